@@ -1,0 +1,84 @@
+"""clipmlu: export, compile, classify and measure CLIP models, on Cambricon MLU cards and on any CPU.
+
+    import clipmlu
+
+    classifier = clipmlu.load("b32-cpu").classifier(["cat", "dog"])
+    classifier.predict("cat.jpg")
+
+Every public name is loaded when it is first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clipmlu.bundle import CompiledBundle, ExportedBundle, open_bundle
+    from clipmlu.classify.classifier import ZeroShotClassifier
+    from clipmlu.classify.encoder import Encoder, load
+    from clipmlu.classify.results import Prediction, Predictions
+    from clipmlu.compile.compiler import CompileOptions, compile_bundle
+    from clipmlu.data.datasets import open_dataset
+    from clipmlu.errors import ClipmluError
+    from clipmlu.export.exporter import ExportOptions, export_model
+    from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
+    from clipmlu.specs import Precision
+
+_HOMES = {
+    "AccuracyReport": "clipmlu.measure.accuracy",
+    "ClipmluError": "clipmlu.errors",
+    "CompileOptions": "clipmlu.compile.compiler",
+    "CompiledBundle": "clipmlu.bundle",
+    "Encoder": "clipmlu.classify.encoder",
+    "EvalOptions": "clipmlu.measure.accuracy",
+    "ExportOptions": "clipmlu.export.exporter",
+    "ExportedBundle": "clipmlu.bundle",
+    "Precision": "clipmlu.specs",
+    "Prediction": "clipmlu.classify.results",
+    "Predictions": "clipmlu.classify.results",
+    "ZeroShotClassifier": "clipmlu.classify.classifier",
+    "compile_bundle": "clipmlu.compile.compiler",
+    "evaluate": "clipmlu.measure.accuracy",
+    "export_model": "clipmlu.export.exporter",
+    "load": "clipmlu.classify.encoder",
+    "open_bundle": "clipmlu.bundle",
+    "open_dataset": "clipmlu.data.datasets",
+}
+
+__all__ = [
+    "AccuracyReport",
+    "ClipmluError",
+    "CompileOptions",
+    "CompiledBundle",
+    "Encoder",
+    "EvalOptions",
+    "ExportOptions",
+    "ExportedBundle",
+    "Precision",
+    "Prediction",
+    "Predictions",
+    "ZeroShotClassifier",
+    "__version__",
+    "compile_bundle",
+    "evaluate",
+    "export_model",
+    "load",
+    "open_bundle",
+    "open_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'clipmlu' has no attribute '{name}'")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

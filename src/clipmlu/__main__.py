@@ -1,0 +1,9 @@
+"""``python -m clipmlu`` is the ``clipmlu`` command."""
+
+from __future__ import annotations
+
+import sys
+
+from clipmlu.cli import main
+
+sys.exit(main())

@@ -1,0 +1,128 @@
+"""ONNX Runtime on the CPU: the embedded default, and the reference that other targets are compared with."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipmlu.backends.base import Array, Availability, Feeds, GraphOptions, Session, SessionOptions
+from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
+from clipmlu.specs import Precision, TensorSpec, TowerName
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+_IMAGE_AXES = frozenset({"batch", "image_batch"})
+_ERRORS_ONLY = 3  # onnxruntime's log severity: 0 verbose .. 4 fatal
+
+
+class OnnxRuntimeBackend:
+    """Runs the canonical graphs as they are; see ``Backend``."""
+
+    name = "onnxruntime"
+    precisions = (Precision.FORCE_FLOAT32,)
+    packages = ("onnxruntime",)
+
+    def probe(self) -> Availability:
+        """Look for the package without importing it."""
+        if util.find_spec("onnxruntime") is None:
+            return Availability(False, None, "the package 'onnxruntime' is not installed; pip install onnxruntime")
+        return Availability(True, metadata.version("onnxruntime"))
+
+    def compile_tower(self, source: ExportedBundle, tower: TowerName, options: GraphOptions, directory: Path) -> Tower:
+        """Copy the graph; with a static shape, write the batch size into it."""
+        spec = source.tower(tower)
+        for name in source.manifest.files:
+            if name.startswith(f"{spec.file}."):  # external data beside the graph
+                shutil.copyfile(source.path / name, directory / name)
+        if options.dynamic_shape:
+            shutil.copyfile(source.path / spec.file, directory / spec.file)
+            return spec
+        _write_static(source.path / spec.file, directory / spec.file, options.batch_size)
+        return Tower(
+            file=spec.file,
+            inputs=tuple(_with_batch(tensor, options.batch_size) for tensor in spec.inputs),
+            outputs=tuple(_with_batch(tensor, options.batch_size) for tensor in spec.outputs),
+        )
+
+    def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
+        """Load one graph; see ``Backend.open``."""
+        availability = self.probe()
+        if not availability.ok:
+            raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on onnxruntime: {availability.reason}.")
+        return OnnxRuntimeSession(
+            bundle.tower(tower), bundle.tower_path(tower), f"Bundle '{bundle.path}' ({tower} tower)", options
+        )
+
+
+class OnnxRuntimeSession(Session):
+    """A session whose batches run one after the other on a thread of its own."""
+
+    def __init__(self, tower: Tower, path: Path, label: str, options: SessionOptions) -> None:
+        super().__init__(tower, label)
+        self._session = _load(path, options)
+        self._output_names = list(self.outputs)
+        # One worker keeps the order of the batches; the runtime itself spreads one batch over the cores.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clipmlu-onnxruntime")
+
+    def submit(self, feeds: Feeds) -> Future[dict[str, Array]]:
+        """Queue one batch; see ``Session.submit``."""
+        self.check_feeds(feeds)
+        return self._worker.submit(self._run, dict(feeds))
+
+    def close(self) -> None:
+        """Wait for the batches in flight and stop the thread."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        try:
+            results = self._session.run(self._output_names, feeds)
+        except Exception as error:
+            # onnxruntime's exceptions share no base class of their own.
+            raise SessionError(f"{self._label}: onnxruntime failed: {_first_line(error)}") from error
+        return {name: np.asarray(result) for name, result in zip(self._output_names, results, strict=True)}
+
+
+def _load(path: Path, options: SessionOptions) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.log_severity_level = _ERRORS_ONLY
+    try:
+        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BundleCorruptError(f"onnxruntime cannot load '{path}': {_first_line(error)}") from error
+
+
+def _write_static(source: Path, destination: Path, batch_size: int) -> None:
+    """Replace the image batch axis by a number in every declared shape; weights stay where they are."""
+    import onnx
+
+    model = onnx.load(str(source), load_external_data=False)
+    graph = model.graph
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        _fix_axes(value, batch_size)
+    onnx.save(model, str(destination))
+
+
+def _fix_axes(value: onnx.ValueInfoProto, batch_size: int) -> None:
+    for axis in value.type.tensor_type.shape.dim:
+        if axis.dim_param in _IMAGE_AXES:
+            axis.dim_value = batch_size
+
+
+def _with_batch(tensor: TensorSpec, batch_size: int) -> TensorSpec:
+    shape = tuple(batch_size if size in _IMAGE_AXES else size for size in tensor.shape)
+    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,558 @@
+"""Artifact directories: what an export and a compilation leave behind, how it is verified and how it is published.
+
+A bundle is a directory with ``manifest.json`` beside the files that the manifest lists by digest. It is built in a
+temporary sibling directory and renamed into place when it is complete, so that a path either holds a whole bundle or
+what it held before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import msgspec
+
+from clipmlu import __version__
+from clipmlu.errors import (
+    BundleCorruptError,
+    BundleError,
+    BundleExistsError,
+    BundleNotFoundError,
+    BundleVersionError,
+    OutputError,
+)
+from clipmlu.specs import (
+    Layout,
+    ModelId,
+    NaturalInt,
+    PositiveInt,
+    Precision,
+    PreprocessSpec,
+    Spec,
+    TensorSpec,
+    TokenizerSpec,
+    TowerName,
+)
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+_CHUNK_BYTES = 1 << 20
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class FileRecord(Spec):
+    """Digest and size of one file: SHA-256 in lower-case hex, and bytes."""
+
+    sha256: str
+    size: NaturalInt
+
+
+class Tower(Spec):
+    """One graph of a bundle.
+
+    Attributes:
+        file: the graph's ONNX or runtime file, relative to the bundle.
+        inputs: in the graph's order.
+        outputs: in the graph's order.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class ParityRecord(Spec):
+    """One measured agreement between a graph and its reference.
+
+    Attributes:
+        tower: which graph.
+        output: which output of it.
+        batch_size: rows in the batch that was compared.
+        max_abs_diff: largest absolute difference of any element.
+        min_cosine: smallest cosine similarity of any row, or None for outputs that are no embeddings.
+        allowed_abs_diff: the bound on ``max_abs_diff``.
+    """
+
+    tower: TowerName
+    output: str
+    batch_size: PositiveInt
+    max_abs_diff: float
+    min_cosine: float | None
+    allowed_abs_diff: float
+
+
+class Export(Spec):
+    """How the canonical graphs came to be.
+
+    Attributes:
+        opset: ONNX opset of the graphs, read back from the files.
+        exporter: which exporter wrote them, such as ``"torch.onnx dynamo"``.
+        weights_digest: SHA-256 over all weights in a fixed order.
+        source_files: digests of the local files that the model was read from, by file name; empty for downloads.
+        parity: what was measured against torch before the bundle was published.
+    """
+
+    opset: PositiveInt
+    exporter: str
+    weights_digest: str
+    source_files: dict[str, FileRecord]
+    parity: tuple[ParityRecord, ...]
+
+
+class Compilation(Spec):
+    """What was decided when an exported bundle was compiled.
+
+    Attributes:
+        target: the target as named on the command line, such as ``"cpu"``.
+        backend: the runtime that executes the files, such as ``"onnxruntime"``.
+        precision: arithmetic of the graphs.
+        dynamic_shape: True when any batch of 1..``max_batch`` rows is taken; False when every batch has
+            ``batch_size`` rows (partial ones are padded and trimmed).
+        batch_size: rows of a batch: the fixed size when static, the preferred size when dynamic.
+        max_batch: the largest batch a dynamic bundle takes.
+        emulated: True when anything in the bundle was made by the emulated vendor SDK.
+        source_digest: digest of the exported bundle's manifest.
+        parity: what was measured against the exported graphs before the bundle was published.
+    """
+
+    target: str
+    backend: str
+    precision: Precision
+    dynamic_shape: bool
+    batch_size: PositiveInt
+    max_batch: PositiveInt
+    emulated: bool
+    source_digest: str
+    parity: tuple[ParityRecord, ...]
+
+
+class Manifest(Spec):
+    """The content of ``manifest.json``.
+
+    Attributes:
+        schema_version: version of this layout; a newer one is refused.
+        kind: ``exported`` for canonical graphs, ``compiled`` for graphs bound to a target.
+        model: which model.
+        layout: ``towers`` for one graph per tower, ``joint`` for the fused two-input graph.
+        towers: by tower name; ``{"image", "text"}`` or ``{"joint"}``.
+        preprocess: how images become input tensors.
+        tokenizer: how texts become token ids.
+        embedding_dim: elements of an embedding.
+        logit_scale: the multiplier of cosine similarities (the exponential of what open_clip stores).
+        logit_bias: what is added to the scaled similarities (SigLIP), or None.
+        activation: ``quick_gelu`` or the activation of the blocks otherwise, as built.
+        text_id: identifies the text tower, its tokenizer and weights; the same in a bundle and all compiled from it.
+        export: how the canonical graphs were made.
+        compilation: how they were compiled, or None for an exported bundle.
+        files: digest and size of every file but the manifest, by relative POSIX path.
+        tool_versions: versions of clipmlu and of the libraries that wrote the bundle.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["exported", "compiled"]
+    model: ModelId
+    layout: Layout
+    towers: dict[TowerName, Tower]
+    preprocess: PreprocessSpec
+    tokenizer: TokenizerSpec
+    embedding_dim: PositiveInt
+    logit_scale: float
+    logit_bias: float | None
+    activation: str
+    text_id: str
+    export: Export
+    compilation: Compilation | None = None
+    files: dict[str, FileRecord]
+    tool_versions: dict[str, str]
+
+
+class Bundle:
+    """A verified bundle on disk; made by ``open_bundle``.
+
+    Attributes:
+        path: the directory.
+        manifest: its manifest.
+        digest: SHA-256 of the manifest file, which holds the digests of all other files.
+    """
+
+    kind: Literal["exported", "compiled"]
+
+    def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.digest = digest
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}('{self.path}', model='{self.manifest.model}', {self._facts()})"
+
+    def _facts(self) -> str:
+        return f"layout='{self.manifest.layout}'"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Path of the tokenizer file."""
+        return self.path / TOKENIZER_NAME
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all listed files."""
+        return sum(record.size for record in self.manifest.files.values())
+
+    def tower(self, name: TowerName) -> Tower:
+        """The tower of that name.
+
+        Raises:
+            BundleError: the bundle has another layout.
+        """
+        tower = self.manifest.towers.get(name)
+        if tower is None:
+            raise BundleError(
+                f"Bundle '{self.path}' has the layout '{self.manifest.layout}' and no separate {name} tower. "
+                "Export the model again without '--layout joint'."
+            )
+        return tower
+
+    def tower_path(self, name: TowerName) -> Path:
+        """Path of the tower's graph file."""
+        return self.path / self.tower(name).file
+
+
+class ExportedBundle(Bundle):
+    """Canonical ONNX graphs, tokenizer and manifest of one model."""
+
+    kind = "exported"
+
+
+class CompiledBundle(Bundle):
+    """Graphs compiled for one target."""
+
+    kind = "compiled"
+
+    @property
+    def compilation(self) -> Compilation:
+        """The manifest's compilation record."""
+        compilation = self.manifest.compilation
+        assert compilation is not None, "open_bundle checked it"
+        return compilation
+
+    def _facts(self) -> str:
+        facts = self.compilation
+        batch = f"1..{facts.max_batch}" if facts.dynamic_shape else str(facts.batch_size)
+        mark = ", emulated" if facts.emulated else ""
+        return f"target='{facts.target}', precision='{facts.precision.value}', batch={batch}{mark}"
+
+
+def open_bundle(
+    path: str | os.PathLike[str], *, verify: bool = True, without: Collection[TowerName] = ()
+) -> ExportedBundle | CompiledBundle:
+    """Open a bundle and check that it is what its manifest says.
+
+    Args:
+        path: the bundle's directory.
+        verify: recompute every file's digest; sizes and paths are always checked.
+        without: towers that will not be used, whose files are neither needed nor checked.
+
+    Raises:
+        BundleNotFoundError: there is no such directory, or no manifest in it.
+        BundleVersionError: the manifest was written by a newer clipmlu.
+        BundleCorruptError: the manifest cannot be parsed, a path leaves the bundle, a file is missing or altered.
+    """
+    directory = Path(path)
+    manifest, digest = _read_manifest(directory)
+    _check_consistency(directory, manifest)
+    _check_files(directory, manifest, verify=verify, without=without)
+    if manifest.kind == "exported":
+        return ExportedBundle(directory, manifest, digest)
+    return CompiledBundle(directory, manifest, digest)
+
+
+def open_exported(path: str | os.PathLike[str], *, verify: bool = True) -> ExportedBundle:
+    """``open_bundle`` for callers that need canonical graphs.
+
+    Raises:
+        BundleError: the bundle is a compiled one.
+    """
+    bundle = open_bundle(path, verify=verify)
+    if not isinstance(bundle, ExportedBundle):
+        raise BundleError(f"Bundle '{path}' is compiled already; give the exported bundle that it was compiled from.")
+    return bundle
+
+
+def open_compiled(
+    path: str | os.PathLike[str], *, verify: bool = True, without: Collection[TowerName] = ()
+) -> CompiledBundle:
+    """``open_bundle`` for callers that run the graphs.
+
+    Raises:
+        BundleError: the bundle is an exported one.
+    """
+    bundle = open_bundle(path, verify=verify, without=without)
+    if not isinstance(bundle, CompiledBundle):
+        raise BundleError(
+            f"Bundle '{path}' is an exported bundle, which is not bound to a runtime yet. "
+            f"Compile it first: clipmlu compile {path} --target cpu -o {path}-cpu"
+        )
+    return bundle
+
+
+def file_record(path: Path) -> FileRecord:
+    """Digest and size of a file."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileRecord(sha256=digest.hexdigest(), size=size)
+
+
+def text_id_of(files: dict[str, FileRecord], tower_files: list[str], tokenizer: TokenizerSpec) -> str:
+    """Identify a text tower by the digests of its graph files, its tokenizer file and its tokenizer spec.
+
+    Args:
+        files: records of the exported bundle's files.
+        tower_files: the graph file of the text (or joint) tower and its external data, if any.
+        tokenizer: the tokenizer spec.
+
+    Returns:
+        SHA-256 in hex.
+    """
+    digest = hashlib.sha256()
+    for name in [*sorted(tower_files), TOKENIZER_NAME]:
+        digest.update(f"{name}={files[name].sha256}\n".encode())
+    digest.update(msgspec.json.encode(tokenizer, order="sorted"))
+    return digest.hexdigest()
+
+
+class Staging:
+    """A bundle under construction.
+
+    Attributes:
+        path: the temporary directory to write files into.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest | None = None
+
+    def records(self) -> dict[str, FileRecord]:
+        """Digest and size of every file written so far, by relative POSIX path."""
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+        return {path.relative_to(self.path).as_posix(): file_record(path) for path in paths}
+
+    def finish(self, manifest: Manifest) -> None:
+        """Write the manifest; the bundle is published when the ``stage_bundle`` block ends."""
+        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        (self.path / MANIFEST_NAME).write_bytes(encoded + b"\n")
+        self.manifest = manifest
+
+
+@contextlib.contextmanager
+def stage_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Staging]:
+    """Build a bundle in a temporary sibling of ``output`` and rename it into place when the block ends.
+
+    On any exception, an interrupt included, the temporary directory is removed and ``output`` is as it was.
+
+    Args:
+        output: where the bundle shall be.
+        overwrite: replace a bundle that is there already. Anything that is not a bundle is never replaced.
+
+    Raises:
+        BundleExistsError: ``output`` is taken.
+        OutputError: the directory cannot be written, for instance because the disk is full.
+    """
+    target = Path(output)
+    check_output_free(target, overwrite=overwrite)
+    temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with output_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+        staging = Staging(temporary)
+        with disk_full_errors(target):
+            yield staging
+        assert staging.manifest is not None, "finish() was not called"
+        with output_errors(target):
+            _replace_directory(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_free(target: Path, *, overwrite: bool) -> None:
+    """Refuse an output path that is taken, before anything slow begins.
+
+    Raises:
+        BundleExistsError: something is there that may not be replaced.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if not (target / MANIFEST_NAME).is_file():
+        raise BundleExistsError(f"Output '{target}' exists and is not a bundle; it is left alone. Choose another path.")
+    if not overwrite:
+        raise BundleExistsError(f"Bundle '{target}' exists. Choose another path, or replace it with --overwrite.")
+
+
+@contextlib.contextmanager
+def output_errors(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the operating system's refusals to write into one clear ``OutputError`` that names ``target``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise OutputError(_disk_full_message(target)) from error
+        raise OutputError(f"Cannot write '{target}': {error.strerror}. Choose a path that can be written.") from error
+
+
+@contextlib.contextmanager
+def disk_full_errors(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn a full disk into one clear ``OutputError`` around code that may fail for many other reasons."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise OutputError(_disk_full_message(target)) from error
+        raise
+
+
+def _disk_full_message(target: str | os.PathLike[str]) -> str:
+    return f"No space left on the disk of '{target}'; nothing was written. Free some and run again."
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all: into a temporary sibling, then renamed into place.
+
+    Raises:
+        OutputError: the path cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with output_errors(target):
+        if target.is_dir():
+            raise OutputError(f"Cannot write '{target}': it is a directory. Give the path of a file.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def current_tool_versions(*packages: str) -> dict[str, str]:
+    """Versions of clipmlu and of the named installed packages, for a manifest or a report."""
+    from importlib import metadata
+
+    return {"clipmlu": __version__, **{package: metadata.version(package) for package in packages}}
+
+
+def _read_manifest(directory: Path) -> tuple[Manifest, str]:
+    path = directory / MANIFEST_NAME
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleNotFoundError(_not_found_message(directory)) from None
+    except OSError as error:
+        raise BundleError(f"Cannot read '{path}': {error.strerror}.") from error
+    try:
+        version = msgspec.json.decode(content, type=_VersionOnly).schema_version
+        if version > SCHEMA_VERSION:
+            raise BundleVersionError(
+                f"Bundle '{directory}' has manifest schema {version}; this clipmlu {__version__} reads up to "
+                f"{SCHEMA_VERSION}. Upgrade clipmlu, or export the model again."
+            )
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleCorruptError(f"Manifest '{path}' is not valid: {error}. Make the bundle again.") from error
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+class _VersionOnly(msgspec.Struct):
+    schema_version: int
+
+
+def _not_found_message(directory: Path) -> str:
+    if not directory.exists():
+        return f"No bundle at '{directory}': the directory does not exist. Make one with: clipmlu export MODEL -o {directory}"
+    return f"No bundle at '{directory}': it has no {MANIFEST_NAME}. Give the directory that clipmlu export or compile wrote."
+
+
+def _check_consistency(directory: Path, manifest: Manifest) -> None:
+    expected = {"joint"} if manifest.layout == "joint" else {"image", "text"}
+    if set(manifest.towers) != expected:
+        raise BundleCorruptError(
+            f"Manifest of '{directory}' lists the towers {sorted(manifest.towers)}; layout '{manifest.layout}' has {sorted(expected)}."
+        )
+    if (manifest.compilation is None) != (manifest.kind == "exported"):
+        raise BundleCorruptError(
+            f"Manifest of '{directory}' says '{manifest.kind}', but its compilation record says otherwise."
+        )
+    for name in [TOKENIZER_NAME, *(tower.file for tower in manifest.towers.values())]:
+        if name not in manifest.files:
+            raise BundleCorruptError(f"Manifest of '{directory}' names '{name}' without listing its digest.")
+
+
+def _check_files(directory: Path, manifest: Manifest, *, verify: bool, without: Collection[TowerName]) -> None:
+    unused = tuple(tower.file for name, tower in manifest.towers.items() if name in without)
+    for name, expected in manifest.files.items():
+        path = _resolve_inside(directory, name)
+        if name.startswith(unused):  # the graph and its external data
+            continue
+        try:
+            size = path.stat().st_size
+            actual = file_record(path) if verify and size == expected.size else None
+        except OSError as error:
+            raise BundleCorruptError(
+                f"File '{name}' of bundle '{directory}' cannot be read: {error.strerror}. Make the bundle again."
+            ) from error
+        if size != expected.size:
+            raise BundleCorruptError(
+                f"File '{name}' of bundle '{directory}' has {size} bytes; the manifest says {expected.size}. Make the bundle again."
+            )
+        if actual is not None and actual.sha256 != expected.sha256:
+            raise BundleCorruptError(
+                f"File '{name}' of bundle '{directory}' does not match its digest in the manifest: it was altered or damaged. "
+                "Make the bundle again."
+            )
+
+
+def _resolve_inside(directory: Path, name: str) -> Path:
+    """A listed file's path; anything that could lead out of the bundle, links included, is refused."""
+    relative = PurePosixPath(name)
+    lexically_inside = (
+        name != ""
+        and not relative.is_absolute()
+        and ".." not in relative.parts
+        and "\\" not in name
+        and "\0" not in name
+    )
+    if lexically_inside:
+        path = directory / relative
+        if path.resolve().is_relative_to(directory.resolve()):
+            return path
+    raise BundleCorruptError(
+        f"Manifest of '{directory}' lists the path '{name}', which leaves the bundle. Do not use this bundle."
+    )
+
+
+def _replace_directory(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target``; an old ``target`` comes back if that fails."""
+    if not target.exists():
+        source.rename(target)
+        return
+    retired = source.with_suffix(".old")
+    target.rename(retired)
+    try:
+        source.rename(target)
+    except BaseException:
+        retired.rename(target)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)

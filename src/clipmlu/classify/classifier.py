@@ -1,0 +1,278 @@
+"""Zero-shot classification: class embeddings made once from prompts, and images compared with them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from clipmlu import _environment
+from clipmlu.bundle import current_tool_versions, write_file
+from clipmlu.classify.bulk import embed_items, items_from_images
+from clipmlu.classify.results import Prediction, Predictions
+from clipmlu.data.prompts import check_class_names, fill_template, resolve_templates
+from clipmlu.errors import InputError, OptionError, OutputError
+from clipmlu.specs import ModelId, Spec
+
+if TYPE_CHECKING:
+    from clipmlu.classify.encoder import Encoder, FloatArray
+    from clipmlu.data.images import ImageSource
+
+CLASSIFIER_SCHEMA = 1
+DEFAULT_TOP_K = 5
+_PROMPTS_AT_ONCE = 1024
+_log = logging.getLogger(__name__)
+
+
+class ClassifierHeader(Spec):
+    """What a classifier file says of itself.
+
+    Attributes:
+        schema_version: version of the file's layout.
+        text_id: the text tower that made the embeddings; see ``Manifest.text_id``.
+        model: the model, for people.
+        class_names: one per row of the embeddings.
+        templates: what the prompts were made from.
+        logit_scale: multiplier of the similarities.
+        logit_bias: added to the scaled similarities, or None.
+        emulated: True when the emulated vendor SDK made the embeddings.
+        embeddings_sha256: digest of the embeddings' bytes.
+        tool_versions: versions of what wrote the file.
+    """
+
+    schema_version: int = CLASSIFIER_SCHEMA
+    text_id: str
+    model: ModelId
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    logit_scale: float
+    logit_bias: float | None
+    emulated: bool
+    embeddings_sha256: str
+    tool_versions: dict[str, str]
+
+
+class ZeroShotClassifier:
+    """Class embeddings and the image tower that they are compared with.
+
+    Attributes:
+        class_names: one per class.
+        templates: what the prompts were made from.
+        class_embeddings: float32, shape (C, D), unit L2 norm per row.
+    """
+
+    def __init__(self, encoder: Encoder, header: ClassifierHeader, class_embeddings: FloatArray) -> None:
+        self._encoder = encoder
+        self._header = header
+        self.class_names = header.class_names
+        self.templates = header.templates
+        self.class_embeddings = class_embeddings
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"'{name}'" for name in self.class_names[:4])
+        more = f", ... {len(self.class_names)} classes" if len(self.class_names) > 4 else ""
+        return f"ZeroShotClassifier([{shown}{more}], {len(self.templates)} template(s), model='{self._header.model}')"
+
+    @property
+    def encoder(self) -> Encoder:
+        """What embeds the images."""
+        return self._encoder
+
+    def predict(
+        self, images: ImageSource | Iterable[ImageSource], *, top_k: int = DEFAULT_TOP_K, batch_size: int | None = None
+    ) -> Prediction | Predictions:
+        """Classify one image or many.
+
+        Args:
+            images: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file, or an iterable of these
+                (an array of shape (N, H, W, 3) too).
+            top_k: classes per image, at most as many as there are.
+            batch_size: images per batch; None for the bundle's own.
+
+        Returns:
+            A Prediction for one image, Predictions in the same order for many.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        items, single = items_from_images(images)
+        predictions = Predictions()
+        for outcome in embed_items(self._encoder, items, batch_size=batch_size):
+            predictions.append(
+                self.prediction_from_embedding(outcome.require_embedding(), outcome.item.id, top_k=top_k)
+            )
+        return predictions[0] if single else predictions
+
+    def prediction_from_embedding(
+        self, embedding: FloatArray, source: str, *, top_k: int = DEFAULT_TOP_K
+    ) -> Prediction:
+        """Rank the classes for one image embedding, float32, shape (D,), unit L2 norm."""
+        if top_k < 1:
+            raise OptionError(f"top k is {top_k}; expected 1 or more")
+        logits = self.logits(embedding[None])
+        best = rank_classes(logits, top_k)[0]
+        scores = self.scores(logits)[0]
+        return Prediction(
+            source,
+            tuple(self.class_names[index] for index in best),
+            tuple(int(index) for index in best),
+            tuple(float(scores[index]) for index in best),
+        )
+
+    def logits(self, image_embeddings: FloatArray) -> FloatArray:
+        """Scaled similarities plus bias: float32, shape (N, C), for embeddings of shape (N, D)."""
+        logits: FloatArray = image_embeddings @ self.class_embeddings.T * np.float32(self._header.logit_scale)
+        if self._header.logit_bias is not None:
+            logits = logits + np.float32(self._header.logit_bias)
+        return logits
+
+    def scores(self, logits: FloatArray) -> FloatArray:
+        """Probabilities, shape (N, C): softmax over the classes, or the sigmoid of each for a model with a logit bias."""
+        if self._header.logit_bias is not None:
+            # The two-sided form never takes the exponential of a large positive number.
+            small = np.exp(-np.abs(logits))
+            return np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        total: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return total
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a classifier file, from which ``Encoder.load_classifier`` works without the text tower.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        write_file(path, _encode_file(self._header, self.class_embeddings))
+
+
+def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
+    """Indices of the ``k`` largest logits per row, best first; of equal ones the lower index comes first."""
+    return np.argsort(-logits, axis=1, kind="stable")[:, :k]
+
+
+def build_classifier(
+    encoder: Encoder, class_names: Iterable[str], templates: str | Path | Sequence[str], *, cache: bool
+) -> ZeroShotClassifier:
+    """Class embeddings from prompts, or from the cache; see ``Encoder.classifier``."""
+    names = check_class_names(class_names)
+    resolved = resolve_templates(templates)
+    path = _cache_path(encoder, names, resolved)
+    if cache and path.is_file():
+        try:
+            return load_classifier(encoder, path)
+        except InputError as error:
+            _log.warning("Cached class embeddings are made again: %s", error)
+    embeddings = embed_classes(encoder, names, resolved)
+    classifier = ZeroShotClassifier(encoder, _header(encoder, names, resolved, embeddings), embeddings)
+    if cache:
+        try:
+            classifier.save(path)
+        except OutputError as error:
+            _log.warning("Class embeddings are not cached: %s", error)
+    return classifier
+
+
+def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> FloatArray:
+    """One embedding per class: the mean over the templates of the prompts' unit-norm embeddings, normalised again.
+
+    Source: A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section
+    3.1.4 (ensembling over the embedding space).
+
+    Returns:
+        float32, shape (C, D), unit L2 norm per row.
+    """
+    classes_at_once = max(1, _PROMPTS_AT_ONCE // len(templates))
+    rows = []
+    for start in range(0, len(class_names), classes_at_once):
+        names = class_names[start : start + classes_at_once]
+        prompts = [fill_template(template, name) for name in names for template in templates]
+        embeddings = encoder.embed_texts(prompts).reshape(len(names), len(templates), -1)
+        rows.append(embeddings.mean(axis=1))
+    means = np.concatenate(rows)
+    unit: FloatArray = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return unit
+
+
+def load_classifier(encoder: Encoder, path: Path) -> ZeroShotClassifier:
+    """Read a classifier file; see ``Encoder.load_classifier``."""
+    header, embeddings = _decode_file(path)
+    if header.text_id != encoder.bundle.manifest.text_id:
+        raise InputError(
+            f"Classifier file '{path}' was made with the text tower of '{header.model}'; bundle '{encoder.bundle.path}' holds "
+            f"'{encoder.bundle.manifest.model}' with a different text tower. Make the classifier again from this bundle."
+        )
+    if embeddings.shape != (len(header.class_names), encoder.embedding_dim):
+        raise InputError(f"Classifier file '{path}' is damaged: its embeddings have the shape {embeddings.shape}.")
+    return ZeroShotClassifier(encoder, header, embeddings)
+
+
+def _header(
+    encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...], embeddings: FloatArray
+) -> ClassifierHeader:
+    manifest = encoder.bundle.manifest
+    return ClassifierHeader(
+        text_id=manifest.text_id,
+        model=manifest.model,
+        class_names=names,
+        templates=templates,
+        logit_scale=manifest.logit_scale,
+        logit_bias=manifest.logit_bias,
+        emulated=encoder.bundle.compilation.emulated,
+        embeddings_sha256=hashlib.sha256(embeddings.tobytes()).hexdigest(),
+        tool_versions=current_tool_versions(),
+    )
+
+
+def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...]) -> Path:
+    """The name says everything that decides the embeddings: the graph that runs, its runtime, names and templates."""
+    manifest = encoder.bundle.manifest
+    tower = manifest.towers.get("text")
+    graph = manifest.files[tower.file].sha256 if tower is not None else ""
+    facts = [
+        manifest.text_id,
+        graph,
+        encoder.bundle.compilation.backend,
+        *manifest.tool_versions.items(),
+        names,
+        templates,
+    ]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return _environment.cache_dir() / "classifiers" / f"{key}.npz"
+
+
+def _encode_file(header: ClassifierHeader, embeddings: FloatArray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, header=np.frombuffer(msgspec.json.encode(header), np.uint8), class_embeddings=embeddings)
+    return buffer.getvalue()
+
+
+def _decode_file(path: Path) -> tuple[ClassifierHeader, FloatArray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = msgspec.json.decode(archive["header"].tobytes(), type=ClassifierHeader)
+            embeddings = np.ascontiguousarray(archive["class_embeddings"])
+    except FileNotFoundError:
+        raise InputError(f"Classifier file '{path}' does not exist.") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        msgspec.DecodeError,
+    ) as error:
+        raise InputError(f"'{path}' is not a classifier file as ZeroShotClassifier.save writes it: {error}") from error
+    if embeddings.dtype != np.float32 or hashlib.sha256(embeddings.tobytes()).hexdigest() != header.embeddings_sha256:
+        raise InputError(f"Classifier file '{path}' is damaged: its embeddings do not match their digest.")
+    return header, embeddings

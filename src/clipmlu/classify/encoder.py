@@ -1,0 +1,273 @@
+"""A compiled bundle, ready to embed: images and texts in, unit-norm embeddings out."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
+from clipmlu.backends.base import Array
+from clipmlu.bundle import CompiledBundle, open_compiled
+from clipmlu.errors import OptionError, ShapeError
+from clipmlu.specs import TowerName
+
+if TYPE_CHECKING:
+    from clipmlu.classify.classifier import ZeroShotClassifier
+    from clipmlu.data.images import ImageSource
+    from clipmlu.data.preprocess import Preprocessor
+    from clipmlu.data.tokenizer import Tokenizer
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class PendingEmbeddings(Protocol):
+    """Embeddings that are being computed."""
+
+    def result(self) -> FloatArray:
+        """Wait for them: float32, shape (N, D), unit L2 norm per row, owned by the caller."""
+
+
+def load(path: str | os.PathLike[str], *, threads: int = 0, verify: bool = True, image_only: bool = False) -> Encoder:
+    """Open a compiled bundle for use.
+
+    Args:
+        path: directory of a compiled bundle.
+        threads: CPU threads for one batch; 0 leaves it to the runtime.
+        verify: recompute the digests of the bundle's files.
+        image_only: do without the text tower, whose files may then be absent; for use with a classifier file.
+
+    Raises:
+        BundleError: there is no such bundle, it is not compiled, or it is not what its manifest says.
+        BackendUnavailableError: its runtime cannot be used here; raised when the first tower is needed.
+    """
+    bundle = open_compiled(path, verify=verify, without=("text",) if image_only else ())
+    return Encoder(bundle, SessionOptions(threads=threads))
+
+
+class Encoder:
+    """The two towers of a compiled bundle, each opened when it is first needed.
+
+    Attributes:
+        bundle: the bundle.
+    """
+
+    def __init__(self, bundle: CompiledBundle, options: SessionOptions | None = None) -> None:
+        self.bundle = bundle
+        self._options = options or SessionOptions()
+        self._sessions: dict[TowerName, Session] = {}
+
+    def __repr__(self) -> str:
+        return f"Encoder({self.bundle!r})"
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the runtime's resources."""
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Elements of an embedding."""
+        return self.bundle.manifest.embedding_dim
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size that was chosen when compiling."""
+        return self.bundle.compilation.batch_size
+
+    @functools.cached_property
+    def preprocessor(self) -> Preprocessor:
+        """Turns images into input tensors as the model was trained."""
+        from clipmlu.data.preprocess import Preprocessor
+
+        return Preprocessor(self.bundle.manifest.preprocess)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Turns texts into token ids as the model was trained."""
+        from clipmlu.data.tokenizer import Tokenizer
+
+        return Tokenizer.load(self.bundle.tokenizer_path, self.bundle.manifest.tokenizer)
+
+    def check_batch_size(self, batch_size: int | None) -> int:
+        """The batch size to use: the bundle's own for None, else ``batch_size`` if the bundle takes it.
+
+        Raises:
+            OptionError: it is less than 1.
+            ShapeError: the bundle was compiled for other batches.
+        """
+        if batch_size is None:
+            return self.batch_size
+        if batch_size < 1:
+            raise OptionError(f"batch size is {batch_size}; expected 1 or more")
+        self._check_rows(batch_size, exact=True)
+        return batch_size
+
+    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
+        """Embed preprocessed images with the image tower.
+
+        Args:
+            pixel_values: float32, shape (N, 3, H, W), normalised as the manifest says; N may be 0.
+
+        Returns:
+            float32 embeddings, shape (N, D), each row of unit L2 norm.
+
+        Raises:
+            ShapeError: dtype or shape differ from what the bundle takes.
+        """
+        return self._encode("image", pixel_values)
+
+    def encode_tokens(self, input_ids: npt.NDArray[np.int64]) -> FloatArray:
+        """Embed tokenised texts with the text tower.
+
+        Args:
+            input_ids: int64, shape (N, context length); N may be 0.
+
+        Returns:
+            float32 embeddings, shape (N, D), each row of unit L2 norm.
+
+        Raises:
+            ShapeError: dtype or shape differ from what the bundle takes.
+        """
+        return self._encode("text", input_ids)
+
+    def submit_images(self, pixel_values: FloatArray) -> PendingEmbeddings:
+        """Start one batch on the image tower and return at once; batches finish in the order of submission.
+
+        Args:
+            pixel_values: float32, shape (N, 3, H, W); 1 <= N <= the largest batch of the bundle.
+
+        Raises:
+            ShapeError: dtype or shape differ from what the bundle takes.
+        """
+        return self._submit("image", pixel_values)
+
+    def embed_images(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int | None = None) -> FloatArray:
+        """Embed images.
+
+        Args:
+            images: one image or many: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file.
+            batch_size: images per batch; None for the bundle's own.
+
+        Returns:
+            float32 embeddings of unit L2 norm: shape (D,) for one image, (N, D) for many.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        from clipmlu.classify.bulk import embed_items, items_from_images
+
+        items, single = items_from_images(images)
+        outcomes = embed_items(self, items, batch_size=batch_size)
+        rows = [outcome.require_embedding() for outcome in outcomes]
+        embeddings = np.stack(rows) if rows else np.zeros((0, self.embedding_dim), np.float32)
+        return embeddings[0] if single else embeddings
+
+    def embed_texts(self, texts: str | Sequence[str]) -> FloatArray:
+        """Embed texts.
+
+        Returns:
+            float32 embeddings of unit L2 norm: shape (D,) for one text, (N, D) for many.
+        """
+        if isinstance(texts, str):
+            return self._encode_text_list([texts])[0]
+        return self._encode_text_list(list(texts))
+
+    def classifier(
+        self, class_names: Iterable[str], templates: str | Path | Sequence[str] = "simple", *, cache: bool = True
+    ) -> ZeroShotClassifier:
+        """Make a zero-shot classifier.
+
+        Args:
+            class_names: one name per class.
+            templates: one template, the name of a set, a file or a sequence; see ``prompts.resolve_templates``.
+            cache: keep the class embeddings in the cache directory and take them from there the next time.
+
+        Raises:
+            InputError: no class names, or one twice.
+            OptionError: a template without ``{}``.
+        """
+        from clipmlu.classify.classifier import build_classifier
+
+        return build_classifier(self, class_names, templates, cache=cache)
+
+    def load_classifier(self, path: str | os.PathLike[str]) -> ZeroShotClassifier:
+        """Open a classifier file for this bundle's image tower; see ``ZeroShotClassifier.save``.
+
+        Raises:
+            InputError: the file is not a classifier file, is damaged, or belongs to another text tower.
+        """
+        from clipmlu.classify.classifier import load_classifier
+
+        return load_classifier(self, Path(path))
+
+    def _encode_text_list(self, texts: list[str]) -> FloatArray:
+        return self.encode_tokens(self.tokenizer(texts)) if texts else np.zeros((0, self.embedding_dim), np.float32)
+
+    def _session(self, tower: TowerName) -> Session:
+        if tower not in self._sessions:
+            backend = get_backend(self.bundle.compilation.backend)
+            self._sessions[tower] = backend.open(self.bundle, tower, self._options)
+        return self._sessions[tower]
+
+    def _encode(self, tower: TowerName, rows: Array) -> FloatArray:
+        result = np.empty((len(rows), self.embedding_dim), np.float32)
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            result[start : start + len(batch)] = self._submit(tower, batch).result()
+        return result
+
+    def _submit(self, tower: TowerName, rows: Array) -> PendingEmbeddings:
+        session = self._session(tower)
+        self._check_rows(len(rows), exact=False)
+        (input_name,) = session.inputs
+        (output_name,) = session.outputs
+        padded = rows if self.bundle.compilation.dynamic_shape else _pad_rows(rows, self.batch_size)
+        pending = session.submit({input_name: padded})
+        return _Trimmed(pending, lambda outputs: outputs[output_name][: len(rows)])
+
+    def _check_rows(self, rows: int, *, exact: bool) -> None:
+        facts = self.bundle.compilation
+        if facts.dynamic_shape:
+            if not 1 <= rows <= facts.max_batch:
+                raise ShapeError(
+                    f"Batch of {rows} is outside 1..{facts.max_batch}, for which bundle '{self.bundle.path}' was compiled. "
+                    "Compile with a larger --max-batch, or use smaller batches."
+                )
+        elif rows > facts.batch_size or rows < 1 or (exact and rows != facts.batch_size):
+            raise ShapeError(
+                f"Batch of {rows} does not fit bundle '{self.bundle.path}', which was compiled with the static batch size "
+                f"{facts.batch_size}. Leave the batch size out, or compile with --dynamic-shape."
+            )
+
+
+class _Trimmed:
+    """A pending batch whose padding rows are cut off when it is done."""
+
+    def __init__(self, pending: PendingBatch, trim: Callable[[dict[str, Array]], Array]) -> None:
+        self._pending = pending
+        self._trim = trim
+
+    def result(self) -> FloatArray:
+        return np.asarray(self._trim(self._pending.result()), dtype=np.float32)
+
+
+def _pad_rows(rows: Array, count: int) -> Array:
+    """Repeat the last row up to ``count``: padding is then always valid input."""
+    if len(rows) == count:
+        return rows
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])

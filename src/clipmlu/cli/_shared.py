@@ -1,0 +1,123 @@
+"""What several commands share: options, output and progress."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+"""A path that the library checks itself, with its own messages."""
+
+
+def bundle_argument(command: Decorated) -> Decorated:
+    """The BUNDLE argument."""
+    return click.argument("bundle", type=PATH)(command)
+
+
+def json_option(command: Decorated) -> Decorated:
+    """``--json``: the result as JSON on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def threads_option(command: Decorated) -> Decorated:
+    """``--threads N``."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="CPU threads per batch; 0: the runtime decides.",
+    )(command)
+
+
+def batch_size_option(command: Decorated) -> Decorated:
+    """``--batch-size N`` of commands that run a bundle."""
+    return click.option(
+        "--batch-size", type=click.IntRange(min=1), default=None, help="Images per batch. [default: as compiled]"
+    )(command)
+
+
+def templates_option(command: Decorated) -> Decorated:
+    """``--templates``."""
+    return click.option(
+        "--templates",
+        default="simple",
+        show_default=True,
+        metavar="TEMPLATE|SET|FILE",
+        help="One template with {}, a set (simple, openai-imagenet, cifar), or a file with one per line.",
+    )(command)
+
+
+def overwrite_option(command: Decorated) -> Decorated:
+    """``--overwrite``."""
+    return click.option("--overwrite", is_flag=True, help="Replace a bundle that is at the output path.")(command)
+
+
+def offline_option(command: Decorated) -> Decorated:
+    """``--offline``."""
+    return click.option("--offline", is_flag=True, help="Download nothing; use what is on this machine.")(command)
+
+
+def shape_options(command: Decorated) -> Decorated:
+    """``--batch-size``, ``--max-batch`` and the shape of commands that compile."""
+    for option in (
+        click.option(
+            "--max-batch",
+            type=click.IntRange(min=1),
+            default=None,
+            help="Largest batch of a dynamic shape. [default: 64]",
+        ),
+        click.option(
+            "--dynamic-shape/--static-shape",
+            default=True,
+            show_default=True,
+            help="Take any batch up to --max-batch, or exactly --batch-size (partial ones are padded).",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def echo_json(encoded: bytes) -> None:
+    """Print JSON on stdout."""
+    click.echo(encoded.decode().rstrip("\n"))
+
+
+def note(message: str) -> None:
+    """Say something that is not the result, on stderr."""
+    click.echo(message, err=True)
+
+
+def console() -> Console:
+    """Where tables are drawn: stdout, as wide as the terminal, or wide enough for any table where there is none."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr where that is a terminal; yields what to call with each number of finished items."""
+    if not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,51 @@
+"""``clipmlu models`` and ``clipmlu datasets``."""
+
+from __future__ import annotations
+
+import click
+
+from clipmlu.cli._shared import console, echo_json, json_option
+
+
+@click.command("models")
+@click.argument("pattern", default="")
+@json_option
+def models_command(pattern: str, as_json: bool) -> None:
+    """List the models that can be exported, and the tags of their weights; PATTERN selects by part of the name."""
+    from clipmlu.export.catalog import list_models
+
+    models = {name: tags for name, tags in list_models().items() if pattern.casefold() in name.casefold()}
+    if as_json:
+        import msgspec
+
+        echo_json(msgspec.json.format(msgspec.json.encode(models), indent=2))
+        return
+    for name, tags in models.items():
+        click.echo(f"{name:44} {', '.join(tags)}".rstrip())
+    click.echo(
+        "Also: hf-hub:org/name, local-dir:PATH. No --pretrained tag is needed for demo, hf-hub: and local-dir:.",
+        err=True,
+    )
+
+
+@click.command("datasets")
+@json_option
+def datasets_command(as_json: bool) -> None:
+    """List the datasets that 'clipmlu eval' reads, and where they are on this machine."""
+    from clipmlu.data.datasets import DATASETS, locate_dataset
+
+    rows = [(info, locate_dataset(info.name)) for info in DATASETS.values()]
+    if as_json:
+        import dataclasses
+
+        import msgspec
+
+        listed = [{**dataclasses.asdict(info), "location": location} for info, location in rows]
+        echo_json(msgspec.json.format(msgspec.json.encode(listed), indent=2))
+        return
+    from rich.table import Table
+
+    table = Table("name", "splits", "classes", "location", "what")
+    for info, location in rows:
+        table.add_row(info.name, ", ".join(info.splits), info.classes, location, info.description)
+    console().print(table)

@@ -1,0 +1,145 @@
+"""``clipmlu eval``, and how accuracy is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipmlu.cli._shared import (
+    PATH,
+    batch_size_option,
+    bundle_argument,
+    console,
+    echo_json,
+    json_option,
+    note,
+    offline_option,
+    progress_bar,
+    templates_option,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from clipmlu.measure.accuracy import AccuracyReport, Interval
+
+_CLASSES_SHOWN = 10
+
+
+@click.command("eval")
+@bundle_argument
+@click.option("--dataset", required=True, metavar="NAME", help="cifar100, cifar10, imagefolder:PATH or demo.")
+@click.option("--split", default="test", show_default=True, help="Which part of the dataset.")
+@click.option(
+    "--data-dir", type=PATH, help="Folder that holds the dataset. [default: CIFAR100_DATASETS_PATH, then the cache]"
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Evaluate this many images, the first ones. [default: all]",
+)
+@click.option("--shuffle", is_flag=True, help="Draw the --samples at random instead.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of --shuffle and of the demo dataset.",
+)
+@templates_option
+@batch_size_option
+@threads_option
+@click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
+@click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
+@click.option("--per-class", is_flag=True, help="Show every class, not only the hardest ones.")
+@offline_option
+@json_option
+def eval_command(
+    bundle: Path,
+    dataset: str,
+    split: str,
+    data_dir: Path | None,
+    samples: int | None,
+    shuffle: bool,
+    seed: int,
+    templates: str,
+    batch_size: int | None,
+    threads: int,
+    output: Path | None,
+    sample_files: Path | None,
+    per_class: bool,
+    offline: bool,
+    as_json: bool,
+) -> int:
+    """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
+    from clipmlu.bundle import write_file
+    from clipmlu.classify.encoder import load
+    from clipmlu.data.datasets import open_dataset
+    from clipmlu.measure import accuracy
+
+    options = accuracy.EvalOptions(
+        samples=samples, shuffle=shuffle, seed=seed, batch_size=batch_size, templates=templates
+    )
+    results: list[accuracy.ImageResult] = []
+    with load(bundle, threads=threads) as encoder:
+        source = open_dataset(dataset, split, data_dir=data_dir, download=not offline, size=samples, seed=seed)
+        with progress_bar("evaluating", samples or len(source)) as advance:
+            report = accuracy.evaluate(
+                encoder, source, options, on_result=results.append if sample_files else None, on_progress=advance
+            )
+    if output is not None:
+        write_file(output, accuracy.encode_report(report))
+    if sample_files is not None:
+        accuracy.write_sample_files(sample_files, results, source.original_names, report)
+    if as_json:
+        echo_json(accuracy.encode_report(report))
+    else:
+        show_accuracy(report, per_class=per_class)
+        for line in accuracy.accuracy_lines(report) if sample_files is not None else ():
+            click.echo(line)
+    for skipped in report.skipped:
+        note(f"skipped: {skipped.reason}")
+    return 1 if report.skipped else 0
+
+
+def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
+    """Print an accuracy report on stdout."""
+    from rich.table import Table
+
+    mark = " (emulated)" if report.emulated else ""
+    top5 = "none (fewer than six classes)" if report.top5 is None else _with_interval(report.top5, report.top5_interval)
+    summary = Table(show_header=False, box=None)
+    rows = {
+        "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
+        "dataset": f"{report.dataset}, {report.split}, {report.classes} classes",
+        "images": f"{report.images}" + (f" ({len(report.skipped)} skipped)" if report.skipped else ""),
+        "top-1": _with_interval(report.top1, report.top1_interval),
+        "top-5": top5,
+        "mean per class": f"{report.mean_per_class:.4f}",
+        "calibration error": f"{report.expected_calibration_error:.4f}",
+        "speed": f"{report.images_per_second:.1f} images/s{mark}",
+    }
+    for name, value in rows.items():
+        summary.add_row(f"[bold]{name}[/bold]", value)
+    console().print(summary)
+    counted = [row for row in report.per_class if row.top1 is not None]
+    hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))
+    shown = counted if per_class else hardest[:_CLASSES_SHOWN]
+    classes = Table(
+        "class", "images", "top-1", title="classes" if per_class else "hardest classes", title_justify="left"
+    )
+    for row in shown:
+        classes.add_row(row.class_name, str(row.images), f"{row.top1:.4f}")
+    console().print(classes)
+    if report.confusions:
+        confusions = Table("class", "taken for", "images", title="confusions", title_justify="left")
+        for confusion in report.confusions[:_CLASSES_SHOWN]:
+            confusions.add_row(confusion.class_name, confusion.predicted, str(confusion.images))
+        console().print(confusions)
+
+
+def _with_interval(value: float, interval: Interval | None) -> str:
+    assert interval is not None
+    return f"{value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"

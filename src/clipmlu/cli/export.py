@@ -1,0 +1,65 @@
+"""``clipmlu export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from clipmlu.cli._shared import PATH, json_option, note, offline_option, overwrite_option
+
+
+@click.command("export")
+@click.argument("model")
+@click.option("-o", "--output", type=PATH, required=True, help="Directory of the exported bundle.")
+@click.option(
+    "--pretrained", metavar="TAG|FILE", help="Weights: an open_clip tag such as 'openai', or a checkpoint file."
+)
+@click.option("--random-weights", is_flag=True, help="Untrained weights, for speed work.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of --random-weights.")
+@click.option(
+    "--layout",
+    type=click.Choice(["towers", "joint"]),
+    default="towers",
+    show_default=True,
+    help="Two graphs, or the fused two-input graph of the vendor's sample.",
+)
+@click.option("--tokenizer", type=PATH, help="A tokenizer.json, or a directory with one, instead of the model's own.")
+@click.option("--cache-dir", type=PATH, help="Where downloads are kept. [default: Hugging Face's cache, see HF_HOME]")
+@offline_option
+@overwrite_option
+@json_option
+def export_command(
+    model: str,
+    output: Path,
+    pretrained: str | None,
+    random_weights: bool,
+    seed: int,
+    layout: str,
+    tokenizer: Path | None,
+    cache_dir: Path | None,
+    offline: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Export MODEL to ONNX and check it against torch.
+
+    MODEL is an open_clip name (ViT-B-32, with --pretrained, or ViT-B-32::openai in one string), hf-hub:org/name,
+    local-dir:PATH, or demo. See 'clipmlu models'.
+    """
+    from clipmlu.cli.info import show_bundle
+    from clipmlu.export.exporter import ExportOptions, export_model
+
+    options = ExportOptions(
+        pretrained=pretrained,
+        random_weights=random_weights,
+        seed=seed,
+        layout="joint" if layout == "joint" else "towers",
+        tokenizer=tokenizer,
+        cache_dir=cache_dir,
+        offline=offline,
+        overwrite=overwrite,
+    )
+    bundle = export_model(model, output, options)
+    show_bundle(bundle, as_json=as_json)
+    note(f"Next: clipmlu compile {output} --target cpu -o {output}-cpu")

@@ -1,0 +1,41 @@
+"""``clipmlu info``, and how bundles are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipmlu.cli._shared import bundle_argument, console, echo_json, json_option
+
+if TYPE_CHECKING:
+    from clipmlu.bundle import Bundle
+
+
+@click.command("info")
+@bundle_argument
+@json_option
+def info_command(bundle: Path, as_json: bool) -> None:
+    """Show what is in a BUNDLE, after verifying its digests."""
+    from clipmlu.bundle import open_bundle
+
+    show_bundle(open_bundle(bundle), as_json=as_json)
+
+
+def show_bundle(bundle: Bundle, *, as_json: bool) -> None:
+    """Print a bundle's facts on stdout."""
+    from clipmlu.diagnostics import bundle_facts
+
+    if as_json:
+        import msgspec
+
+        encoded = msgspec.json.encode({"path": str(bundle.path), "digest": bundle.digest, "manifest": bundle.manifest})
+        echo_json(msgspec.json.format(encoded, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in bundle_facts(bundle):
+        table.add_row(f"[bold]{name}[/bold]", value)
+    console().print(table)

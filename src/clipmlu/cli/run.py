@@ -1,0 +1,126 @@
+"""``clipmlu run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipmlu.cli._shared import (
+    PATH,
+    console,
+    echo_json,
+    json_option,
+    note,
+    offline_option,
+    progress_bar,
+    shape_options,
+    templates_option,
+    threads_option,
+)
+from clipmlu.specs import Precision
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from clipmlu.pipeline import Step
+
+
+@click.command("run")
+@click.argument("model")
+@click.option(
+    "--dataset",
+    default=None,
+    metavar="NAME",
+    help="As for 'clipmlu eval'. [default: demo for the demo model, else cifar100]",
+)
+@click.option(
+    "-o", "--output", type=PATH, default=Path("clipmlu-run"), show_default=True, help="Folder of bundles and reports."
+)
+@click.option("--pretrained", metavar="TAG|FILE", help="As for 'clipmlu export'.")
+@click.option("--random-weights", is_flag=True, help="As for 'clipmlu export'.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, drawing and demo images."
+)
+@click.option("--target", default="auto", show_default=True, help="As for 'clipmlu compile'.")
+@click.option(
+    "--precision",
+    type=click.Choice([each.value for each in Precision]),
+    default=Precision.FORCE_FLOAT32.value,
+    show_default=True,
+)
+@shape_options
+@click.option("--split", default="test", show_default=True)
+@click.option("--data-dir", type=PATH, help="As for 'clipmlu eval'.")
+@click.option("--samples", type=click.IntRange(min=1), default=None, help="Images to evaluate. [default: all]")
+@click.option("--shuffle", is_flag=True, help="Draw the --samples at random.")
+@templates_option
+@threads_option
+@offline_option
+@json_option
+def run_command(
+    model: str,
+    dataset: str | None,
+    output: Path,
+    pretrained: str | None,
+    random_weights: bool,
+    seed: int,
+    target: str,
+    precision: str,
+    batch_size: int,
+    dynamic_shape: bool,
+    max_batch: int | None,
+    split: str,
+    data_dir: Path | None,
+    samples: int | None,
+    shuffle: bool,
+    templates: str,
+    threads: int,
+    offline: bool,
+    as_json: bool,
+) -> int:
+    """Export, compile and evaluate MODEL in one go, reusing bundles whose content still matches."""
+    from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.export.exporter import ExportOptions
+    from clipmlu.measure.accuracy import EvalOptions
+    from clipmlu.pipeline import RunOptions, encode_run, run_chain
+
+    options = RunOptions(
+        export=ExportOptions(
+            pretrained=pretrained, random_weights=random_weights, seed=seed, offline=offline, overwrite=True
+        ),
+        compile=CompileOptions(
+            target=target,
+            precision=Precision(precision),
+            batch_size=batch_size,
+            dynamic_shape=dynamic_shape,
+            max_batch=max_batch,
+            overwrite=True,
+        ),
+        evaluate=EvalOptions(samples=samples, shuffle=shuffle, seed=seed, templates=templates),
+        dataset=dataset or ("demo" if model == "demo" else "cifar100"),
+        split=split,
+        data_dir=data_dir,
+        download=not offline,
+        threads=threads,
+    )
+    with progress_bar("evaluating", samples) as advance:
+        report = run_chain(model, output, options, on_note=note, on_progress=advance)
+    if as_json:
+        echo_json(encode_run(report))
+    else:
+        from clipmlu.cli.evaluate import show_accuracy
+
+        show_accuracy(report.accuracy, per_class=False)
+        console().print(_steps_table(report.steps))
+    return 1 if report.accuracy.skipped else 0
+
+
+def _steps_table(steps: tuple[Step, ...]) -> Table:
+    from rich.table import Table
+
+    table = Table("step", "result", "seconds", "where")
+    for step in steps:
+        table.add_row(step.name, step.result, f"{step.elapsed_s:.1f}", step.path)
+    return table

@@ -1,0 +1,1 @@
+"""What goes in: images, texts, prompts and datasets."""

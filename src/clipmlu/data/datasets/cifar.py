@@ -1,0 +1,277 @@
+"""CIFAR-10 and CIFAR-100, python version: found on disk or downloaded from their official address.
+
+Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html. The digests are those of the published files, as torchvision lists them too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import pickle
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clipmlu import _environment
+from clipmlu.bundle import output_errors
+from clipmlu.errors import InputError, OptionError
+
+_SIDE = 32
+_TIMEOUT_S = 20.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CifarSource:
+    """Where one CIFAR comes from and what its files are called.
+
+    Attributes:
+        name: the dataset's name here.
+        folder: the folder inside the archive.
+        url: the official address of the archive.
+        archive_md5: MD5 of the archive.
+        splits: split -> file names.
+        meta_file: the file with the class names.
+        md5: file name -> MD5.
+        names_key: key of the class names in the meta file.
+        labels_key: key of the labels in a batch file.
+    """
+
+    name: str
+    folder: str
+    url: str
+    archive_md5: str
+    splits: dict[str, tuple[str, ...]]
+    meta_file: str
+    md5: dict[str, str]
+    names_key: str
+    labels_key: str
+
+
+CIFAR100 = CifarSource(
+    name="cifar100",
+    folder="cifar-100-python",
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
+    splits={"train": ("train",), "test": ("test",)},
+    meta_file="meta",
+    md5={
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
+    names_key="fine_label_names",
+    labels_key="fine_labels",
+)
+
+CIFAR10 = CifarSource(
+    name="cifar10",
+    folder="cifar-10-batches-py",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    archive_md5="c58f30108f718f92721af3b95e74349a",
+    splits={"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)},
+    meta_file="batches.meta",
+    md5={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    },
+    names_key="label_names",
+    labels_key="labels",
+)
+
+
+class CifarDataset:
+    """One split of a CIFAR; see ``Dataset``.
+
+    Args:
+        source: which CIFAR.
+        split: ``train`` or ``test``.
+        data_dir: a folder that holds the dataset's folder (or is it); None looks into CIFAR100_DATASETS_PATH (for
+            CIFAR-100) and the cache.
+        download: fetch the archive into the cache when it is nowhere.
+
+    Raises:
+        OptionError: there is no such split.
+        InputError: the files are nowhere, altered, or cannot be downloaded.
+    """
+
+    def __init__(
+        self, source: CifarSource, split: str = "test", *, data_dir: Path | None = None, download: bool = True
+    ) -> None:
+        if split not in source.splits:
+            raise OptionError(f"Dataset '{source.name}' has no split '{split}'; it has {', '.join(source.splits)}.")
+        folder = find_folder(source, data_dir)
+        if folder is None:
+            folder = _obtain(source, data_dir, download=download)
+        self.name = source.name
+        self.split = split
+        meta = _read_batch(source, folder / source.meta_file)
+        self.original_names: tuple[str, ...] = tuple(meta[source.names_key])
+        self.class_names = tuple(name.replace("_", " ") for name in self.original_names)
+        batches = [_read_batch(source, folder / name) for name in source.splits[split]]
+        self._pixels: npt.NDArray[np.uint8] = np.concatenate([batch["data"] for batch in batches])
+        self._labels: list[int] = [label for batch in batches for label in batch[source.labels_key]]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def label(self, index: int) -> int:
+        """The fine label, 0..99 (CIFAR-100) or 0..9 (CIFAR-10)."""
+        return self._labels[index]
+
+    def image(self, index: int) -> Image.Image:
+        """The image, RGB, 32 x 32 pixels."""
+        planes = self._pixels[index].reshape(3, _SIDE, _SIDE)
+        return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+
+    def key(self, index: int) -> str:
+        """Such as ``"cifar100/test/000017"``."""
+        return f"{self.name}/{self.split}/{index:06d}"
+
+
+def find_folder(source: CifarSource, data_dir: Path | None) -> Path | None:
+    """The folder with the dataset's files, or None where it is in none of the places that are searched."""
+    roots = [data_dir] if data_dir is not None else list(_default_roots(source))
+    for root in roots:
+        for folder in (root / source.folder, root):
+            if (folder / source.meta_file).is_file():
+                return folder
+    return None
+
+
+def _default_roots(source: CifarSource) -> Iterator[Path]:
+    if source is CIFAR100 and (configured := _environment.cifar100_dir()) is not None:
+        yield configured
+    yield _cache_root()
+
+
+def _cache_root() -> Path:
+    return _environment.cache_dir() / "datasets"
+
+
+def _obtain(source: CifarSource, data_dir: Path | None, *, download: bool) -> Path:
+    if data_dir is not None:
+        raise InputError(
+            f"No {source.name} in '{data_dir}': expected the folder '{source.folder}' with '{source.meta_file}' in it."
+        )
+    if not download:
+        raise InputError(
+            f"{source.name} is not on this machine, and downloading is switched off. {_manual_hint(source)}"
+        )
+    archive = _download(source)
+    _unpack(source, archive)
+    archive.unlink()
+    return _cache_root() / source.folder
+
+
+def _manual_hint(source: CifarSource) -> str:
+    variable = f" (or set {_environment.CIFAR100_VARIABLE})" if source is CIFAR100 else ""
+    return f"Unpack {source.url} somewhere and pass that folder with --data-dir{variable}."
+
+
+def _download(source: CifarSource) -> Path:
+    """Fetch the archive into the cache; a partial or altered file never gets the final name."""
+    root = _cache_root()
+    partial = root / f".{source.folder}.tar.gz.part"
+    digest = hashlib.md5(usedforsecurity=False)  # the published digest is an MD5
+    with output_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            with urllib.request.urlopen(source.url, timeout=_TIMEOUT_S) as response, partial.open("wb") as stream:  # noqa: S310 - a constant https address
+                while chunk := response.read(1 << 20):
+                    digest.update(chunk)
+                    stream.write(chunk)
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            partial.unlink(missing_ok=True)
+            reason = getattr(error, "reason", error)
+            raise InputError(f"Cannot download {source.url}: {reason}. {_manual_hint(source)}") from error
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    if digest.hexdigest() != source.archive_md5:
+        partial.unlink()
+        raise InputError(
+            f"{source.url} has MD5 {digest.hexdigest()}, expected {source.archive_md5}. {_manual_hint(source)}"
+        )
+    return partial
+
+
+def _unpack(source: CifarSource, archive: Path) -> None:
+    """Write the known members only, each under its known name, so that no path inside the archive matters."""
+    folder = _cache_root() / source.folder
+    with output_errors(folder), tarfile.open(archive, "r:gz") as tar:
+        folder.mkdir(exist_ok=True)
+        for name in (*source.md5.keys() - {source.meta_file}, source.meta_file):  # the meta file marks completeness
+            member = tar.extractfile(f"{source.folder}/{name}")
+            if member is None:
+                raise InputError(f"Archive '{source.url}' has no file '{source.folder}/{name}'.")
+            partial = folder / f".{name}.part"
+            partial.write_bytes(member.read())
+            partial.replace(folder / name)
+
+
+def _read_batch(source: CifarSource, path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"Cannot read '{path}' of {source.name}: {error.strerror}.") from error
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != source.md5[path.name]:
+        raise InputError(
+            f"File '{path}' has MD5 {digest}; the published {source.name} has {source.md5[path.name]}. Get it again."
+        )
+    batch: dict[str, Any] = load_restricted(content)
+    return batch
+
+
+def load_restricted(content: bytes) -> Any:
+    """Unpickle a CIFAR file: plain containers, numbers, strings and NumPy arrays; any other type is refused.
+
+    Raises:
+        InputError: the pickle asks for anything else, or is no pickle.
+    """
+    try:
+        return _RestrictedUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"The pickle cannot be read safely: {error}.") from error
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Knows the three names that NumPy arrays pickled by Python 2 need, and nothing else."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Resolve a global of the pickle, or refuse it."""
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for '{module}.{name}', which is not allowed")
+        if name == "_reconstruct":
+            return _reconstruct_array
+        return getattr(np, name)
+
+
+def _reconstruct_array(subtype: type, shape: tuple[int, ...], dtype: bytes | str) -> npt.NDArray[Any]:
+    """What ``numpy.core.multiarray._reconstruct`` does for a plain array; its state is set afterwards."""
+    if subtype is not np.ndarray:
+        raise pickle.UnpicklingError("it asks for an array subclass, which is not allowed")
+    return np.ndarray.__new__(np.ndarray, shape, dtype.decode() if isinstance(dtype, bytes) else dtype)

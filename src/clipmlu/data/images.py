@@ -1,0 +1,179 @@
+"""One decoded Pillow image out of whatever a caller has: a path, bytes, a Pillow image or a NumPy array."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clipmlu.errors import InputError
+
+# Pillow refuses images above twice Image.MAX_IMAGE_PIXELS (a quarter of a gigabyte of RGB); this is that limit.
+DEFAULT_MAX_PIXELS = 178_956_970
+
+# Raster formats with a signature. Left out are those that start another program (EPS), have no signature so that any
+# text may pass for them (TGA), or only exist as icons and textures.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
+)
+
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
+
+_EXPECTED = f"Expected an image file ({', '.join(FORMATS)})."
+_EXPECTED_ARRAY = (
+    "Expected uint8, 0..255, of shape (H, W, 3) for RGB, (H, W, 4) for RGBA, (H, W) or (H, W, 1) for grey."
+)
+_PREFIX_BYTES = 16  # what Pillow's plugins are promised for recognising their format
+
+
+def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """Decode one image completely.
+
+    An EXIF orientation is not applied, because open_clip's own transform does not apply it either. Of an animation
+    the first frame is taken. The mode stays as stored (``P``, ``CMYK``, ``I;16``...): ``Preprocessor`` resizes in that
+    mode, as open_clip does.
+
+    Args:
+        source: a path, the bytes of an image file, a Pillow image (returned itself, loaded), or a uint8 array of shape
+            (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) grey, whose pixels are copied.
+        max_pixels: largest width x height that is decoded; checked on the header, before any pixel is.
+
+    Returns:
+        The loaded image, which no longer needs its file.
+
+    Raises:
+        InputError: the source cannot be read as an image, has no pixels or too many, or is of another type.
+        ValueError: ``max_pixels`` is below 1.
+    """
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels must be at least 1, not {max_pixels}.")
+    if isinstance(source, Image.Image):
+        return _load_pixels(source, f"the Pillow image (mode {source.mode})", max_pixels)
+    if isinstance(source, np.ndarray):
+        return _image_from_array(source, max_pixels)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(source), f"the {_byte_count(source)} bytes given", max_pixels)
+    if isinstance(source, (str, os.PathLike)):
+        return _image_from_path(Path(source), max_pixels)
+    raise InputError(
+        f"Cannot take an image from a value of type '{type(source).__name__}'. "
+        "Expected a path, bytes, a Pillow image or a uint8 NumPy array."
+    )
+
+
+def _image_from_path(path: Path, max_pixels: int) -> Image.Image:
+    where = f"image '{path}'"
+    try:
+        kind = path.stat().st_mode
+        # A pipe would block and cannot be rewound; a directory fails differently on each operating system.
+        if stat.S_ISDIR(kind):
+            raise InputError(f"Cannot read {where}: it is a directory. {_EXPECTED}")
+        if not stat.S_ISREG(kind):
+            raise InputError(f"Cannot read {where}: it is not a regular file. {_EXPECTED}")
+        stream = path.open("rb")
+    except FileNotFoundError as error:
+        raise InputError(f"Cannot read {where}: there is no such file. {_EXPECTED}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
+    with stream:
+        return _decode(stream, where, max_pixels)
+
+
+def _decode(stream: IO[bytes], where: str, max_pixels: int) -> Image.Image:
+    prefix = stream.read(_PREFIX_BYTES)
+    if not prefix:
+        raise InputError(f"Cannot read {where}: it is empty. {_EXPECTED}")
+    try:
+        image, notes = _identify(stream, prefix)
+    except Exception as error:  # a damaged header raises nearly anything in Pillow's parsers
+        raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
+    if image is None:
+        raise InputError(f"Cannot read {where}: {notes or 'its content is no image that is known here'}. {_EXPECTED}")
+    return _load_pixels(image, where, max_pixels)
+
+
+def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str]:
+    """Read the header with the first plugin that accepts the file.
+
+    This is what ``Image.open(stream, formats=FORMATS)`` does, without its size check: that one warns through Python's
+    process-wide filters and takes its limit from a module global, neither of which a thread can set for itself.
+
+    Returns:
+        The unloaded image, or None; and what plugins without their codec said.
+    """
+    if any(name not in Image.OPEN for name in FORMATS):
+        Image.init()
+    notes = []
+    for name in FORMATS:
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        if factory is None:  # AVIF came with Pillow 11.3
+            continue
+        verdict = not accepts or accepts(prefix)
+        if isinstance(verdict, str):
+            notes.append(verdict)
+        elif verdict:
+            stream.seek(0)
+            try:
+                return factory(stream, ""), ""
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how plugins say "not mine"
+                notes.append(f"it starts like {name}, but its header is damaged ({_reason(error)})")
+    return None, "; ".join(notes)
+
+
+def _load_pixels(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
+    _check_size(image.size, where, max_pixels)
+    try:
+        image.load()
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+        raise InputError(f"Cannot decode {where}: {_reason(error)}. Expected a complete, undamaged image.") from error
+    _check_size(image.size, where, max_pixels)  # the size of the first frame may differ from the header's
+    return image
+
+
+def _check_size(size: tuple[int, int], where: str, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"Cannot use {where}: it is {width}x{height} and has no pixels.")
+    if width * height > max_pixels:
+        raise InputError(
+            f"Cannot use {where}: {width}x{height} is {width * height:,} pixels, more than the limit of {max_pixels:,}. "
+            "Pass a larger max_pixels if the file is trusted."
+        )
+
+
+def _image_from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
+    where = f"the array of {array.dtype} with shape {array.shape}"
+    if array.dtype.kind == "f":
+        raise InputError(
+            f"Cannot use {where}: the range of floating-point pixels is not known. {_EXPECTED_ARRAY} "
+            "For values in 0..1 pass (array * 255).round().astype('uint8')."
+        )
+    if array.dtype != np.uint8:
+        raise InputError(f"Cannot use {where}. {_EXPECTED_ARRAY}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise InputError(f"Cannot use {where}. {_EXPECTED_ARRAY}")
+    _check_size((array.shape[1], array.shape[0]), where, max_pixels)
+    # Image.fromarray may share the caller's memory, and a later write would then change our image.
+    return Image.fromarray(array).copy()
+
+
+def _byte_count(source: bytes | bytearray | memoryview) -> int:
+    return source.nbytes if isinstance(source, memoryview) else len(source)
+
+
+def _reason(error: BaseException) -> str:
+    """One line, without the full stop that the message adds."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__

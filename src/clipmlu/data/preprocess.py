@@ -1,0 +1,264 @@
+"""Images to input tensors with Pillow and NumPy, equal to the last bit to open_clip's evaluation transform.
+
+The reference is ``open_clip.transform.image_transform(is_train=False)`` of open_clip 3.3 on torchvision's PIL functions:
+resize in the image's own mode, crop or pad the centre, convert to RGB, scale to 0..1, normalise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
+from clipmlu.errors import InputError
+from clipmlu.specs import PreprocessSpec
+
+# A sliver of 1x100000 pixels becomes 224x22400000 before the crop; above this the resized image is refused.
+MAX_RESIZED_PIXELS = DEFAULT_MAX_PIXELS
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+# open_clip.constants.OPENAI_DATASET_MEAN and OPENAI_DATASET_STD: what open_clip takes where a model says nothing.
+_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_OPEN_CLIP_KEYS = frozenset({"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
+
+
+class Preprocessor:
+    """Turns Pillow images into normalised input tensors as one ``PreprocessSpec`` says.
+
+    Instances hold no state beside the spec, so threads may share one.
+
+    Args:
+        spec: size, resize mode, filter, mean and standard deviation.
+
+    Raises:
+        ValueError: a standard deviation is zero in float32.
+    """
+
+    def __init__(self, spec: PreprocessSpec) -> None:
+        self.spec = spec
+        self._mean = np.asarray(spec.mean, dtype=np.float32)
+        self._std = np.asarray(spec.std, dtype=np.float32)
+        if not self._std.all():
+            raise ValueError(f"The standard deviation must not be zero, but std is {spec.std}.")
+        # ToTensor and Normalize in the same order of float32 operations, once for each of the 256 pixel values.
+        levels = np.arange(256, dtype=np.float32) / np.float32(255)
+        self._levels = (levels[None, :] - self._mean[:, None]) / self._std[:, None]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one input tensor: (3, height, width)."""
+        return (3, self.spec.height, self.spec.width)
+
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        """Preprocess one image.
+
+        Args:
+            image: any mode, any size of at least one pixel; not changed.
+
+        Returns:
+            float32, shape (3, height, width), normalised; owned by the caller.
+
+        Raises:
+            InputError: Pillow cannot resize, pad or convert the image (open_clip fails on it as well), or its aspect
+                ratio asks for a resized image of more than ``MAX_RESIZED_PIXELS``.
+            TypeError: ``image`` is no Pillow image.
+        """
+        out = np.empty(self.shape, dtype=np.float32)
+        self._normalise(self.pixels(image), out)
+        return out
+
+    def batch(
+        self, images: Sequence[Image.Image], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Preprocess several images into one array.
+
+        Args:
+            images: N images, N may be 0.
+            out: float32, shape (N, 3, height, width), written in place and returned; None allocates it.
+
+        Returns:
+            float32, shape (N, 3, height, width), normalised.
+
+        Raises:
+            InputError: as for one image; the message says which by its index. ``out`` is then partly written.
+            ValueError: ``out`` has another shape or dtype.
+        """
+        shape = (len(images), *self.shape)
+        if out is None:
+            out = np.empty(shape, dtype=np.float32)
+        elif out.shape != shape or out.dtype != np.float32:
+            raise ValueError(f"out must be float32 of shape {shape}, not {out.dtype} of shape {out.shape}.")
+        for index, image in enumerate(images):
+            try:
+                self._normalise(self.pixels(image), out[index])
+            except InputError as error:
+                raise InputError(f"Image {index} of the batch: {error}") from error
+        return out
+
+    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """Resize, crop and convert one image, without normalising it.
+
+        Args:
+            image: as for calling the preprocessor.
+
+        Returns:
+            uint8, shape (height, width, 3), RGB in 0..255, read-only: it may be Pillow's own buffer.
+
+        Raises:
+            InputError: as for calling the preprocessor.
+            TypeError: ``image`` is no Pillow image.
+        """
+        if not isinstance(image, Image.Image):
+            raise TypeError(
+                f"Expected a Pillow image, not '{type(image).__name__}'. clipmlu.data.images.load_image makes one."
+            )
+        try:
+            return np.asarray(_to_rgb(self._fit(image)))
+        except InputError:
+            raise
+        except Exception as error:  # Pillow says ValueError, OSError, TypeError or KeyError for what a mode cannot do
+            raise InputError(
+                f"Cannot preprocess an image of mode {image.mode} and size {image.width}x{image.height}: {error}. "
+                "Convert it to RGB first."
+            ) from error
+
+    def _normalise(self, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
+        for channel in range(3):
+            # Every uint8 is a valid index; mode "clip" only keeps NumPy from buffering `out` for the error case.
+            np.take(self._levels[channel], pixels[:, :, channel], out=out[channel], mode="clip")
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        spec = self.spec
+        size = _resized_size(image.size, spec)
+        if size != image.size:
+            image = image.resize(size, _filter(spec))
+        if spec.resize_mode == "squash":
+            return image
+        fill = spec.fill_color if spec.resize_mode == "longest" else 0
+        return _crop_centre(_pad_centre(image, spec, fill), spec)
+
+
+def spec_from_open_clip(config: Mapping[str, Any]) -> PreprocessSpec:
+    """Read open_clip's description of a model's preprocessing.
+
+    Args:
+        config: ``model.visual.preprocess_cfg`` (open_clip's ``PreprocessCfg`` as a dict): size as an int or (height,
+            width), mode, mean, std, interpolation, resize_mode, fill_color. Absent or None entries take open_clip's
+            defaults; interpolation ``random`` means bicubic, as open_clip evaluates it.
+
+    Returns:
+        The same as a spec.
+
+    Raises:
+        ValueError: an entry that open_clip's evaluation transform does not take, or that is unknown.
+    """
+    unknown = sorted(set(config) - _OPEN_CLIP_KEYS)
+    if unknown:
+        raise ValueError(f"Unknown preprocessing entries {unknown}; expected {sorted(_OPEN_CLIP_KEYS)}.")
+    given = {key: value for key, value in config.items() if value is not None}
+    if given.get("mode", "RGB") != "RGB":
+        raise ValueError(f"Preprocessing mode '{given['mode']}' is not supported; expected 'RGB'.")
+    height, width = _pair(given.get("size", 224))
+    interpolation = given.get("interpolation") or "bicubic"
+    fields = {
+        "height": height,
+        "width": width,
+        "mean": _triple(given.get("mean") or _OPENAI_MEAN),
+        "std": _triple(given.get("std") or _OPENAI_STD),
+        "resize_mode": given.get("resize_mode") or "shortest",
+        "interpolation": "bicubic" if interpolation == "random" else interpolation,
+        "fill_color": given.get("fill_color", 0),
+    }
+    try:
+        return msgspec.convert(fields, PreprocessSpec)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"Preprocessing that is not supported: {error}. Given: {dict(config)}.") from error
+
+
+def _pair(size: object) -> tuple[object, object]:
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        if len(size) != 2:
+            raise ValueError(f"The preprocessing size must be an int or (height, width), not {size!r}.")
+        return size[0], size[1]
+    return size, size
+
+
+def _triple(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
+
+
+def _filter(spec: PreprocessSpec) -> Image.Resampling:
+    # image_transform passes no filter to ResizeKeepRatio in mode "shortest", so a non-square target is always bicubic.
+    if spec.resize_mode == "shortest" and spec.height != spec.width:
+        return Image.Resampling.BICUBIC
+    return _FILTERS[spec.interpolation]
+
+
+def _resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    """Size (width, height) before cropping and padding, with the reference's two ways of rounding."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"Cannot preprocess an image of size {width}x{height}: it has no pixels.")
+    if spec.resize_mode == "squash":
+        resized = (spec.width, spec.height)
+    elif spec.resize_mode == "shortest" and spec.height == spec.width:
+        # torchvision.transforms.functional._compute_resized_output_size: the longer side is truncated.
+        longer = int(spec.height * max(size) / min(size))
+        resized = (spec.width, longer) if width <= height else (longer, spec.height)
+    else:
+        # open_clip.transform.ResizeKeepRatio.get_params: both sides are rounded, half to even.
+        choose = max if spec.resize_mode == "longest" else min
+        ratio = choose(height / spec.height, width / spec.width)
+        resized = (round(width / ratio), round(height / ratio))
+    if 0 in resized:
+        raise InputError(
+            f"Cannot preprocess an image of size {width}x{height}: fitted into {spec.width}x{spec.height} it is less "
+            "than a pixel thin. Crop it first."
+        )
+    if resized[0] * resized[1] > MAX_RESIZED_PIXELS:
+        raise InputError(
+            f"Cannot preprocess an image of size {width}x{height}: scaled to {resized[0]}x{resized[1]} it has more than "
+            f"{MAX_RESIZED_PIXELS:,} pixels. Crop it to a less extreme aspect ratio first."
+        )
+    return resized
+
+
+def _pad_centre(image: Image.Image, spec: PreprocessSpec, fill: int) -> Image.Image:
+    """Pad to at least the target; the odd pixel goes right and below (torchvision ``center_crop``)."""
+    missing_width = max(spec.width - image.width, 0)
+    missing_height = max(spec.height - image.height, 0)
+    if not missing_width and not missing_height:
+        return image
+    border = (missing_width // 2, missing_height // 2, (missing_width + 1) // 2, (missing_height + 1) // 2)
+    bands = len(image.getbands())
+    padded = ImageOps.expand(image, border, fill if bands == 1 else (fill,) * bands)
+    if image.mode == "P":  # as torchvision's _functional_pil.pad: the fill is an index into the unchanged palette
+        palette = image.getpalette()
+        assert palette is not None, "a palette image has a palette"
+        padded.putpalette(palette)
+    return padded
+
+
+def _crop_centre(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    if image.size == (spec.width, spec.height):
+        return image
+    top = round((image.height - spec.height) / 2.0)  # half to even, as torchvision's center_crop
+    left = round((image.width - spec.width) / 2.0)
+    return image.crop((left, top, left + spec.width, top + spec.height))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if isinstance(image.info.get("transparency"), bytes):
+        # Pillow warns that the alpha of each palette entry is lost, which is what the reference does too.
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")

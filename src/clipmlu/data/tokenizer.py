@@ -1,0 +1,322 @@
+"""Texts to token ids without torch, equal to open_clip's ``SimpleTokenizer`` and ``HFTokenizer``.
+
+CLIP's own tokenizer is split with the ``regex`` module, as the reference is, and only the merging of each piece is left
+to the ``tokenizers`` library: the two libraries carry different Unicode tables, and pieces must not depend on which is
+newer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import string
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import numpy as np
+import numpy.typing as npt
+import regex
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from clipmlu.errors import BundleCorruptError, InputError
+from clipmlu.specs import TokenizerSpec
+
+# Names that open_clip gives the two special tokens; OpenAI's are <|startoftext|> and <|endoftext|>.
+START_OF_TEXT = "<start_of_text>"
+END_OF_TEXT = "<end_of_text>"
+
+# CLIP's split, from https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py with open_clip's special tokens.
+_CLIP_SPLIT = rf"{START_OF_TEXT}|{END_OF_TEXT}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
+_CLIP_PATTERN = regex.compile(_CLIP_SPLIT, regex.IGNORECASE)
+_WORD_END = "</w>"
+
+# 49,152 entries, less 256 bytes, and less two places that CLIP's authors reserved for the special tokens.
+_CLIP_MERGES = 49152 - 256 - 2
+
+_CACHED_PIECES = 1 << 16
+_BATCH = 1024  # an encoding holds its tokens and offsets as well as its ids: some kilobytes for each text
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Tokenizer:
+    """Turns texts into rows of token ids as one ``TokenizerSpec`` says; make one with ``Tokenizer.load``.
+
+    Attributes:
+        spec: cleaning, context length, padding and the special cases.
+    """
+
+    def __init__(self, spec: TokenizerSpec, encode: Callable[[list[str]], Iterable[list[int]]]) -> None:
+        self.spec = spec
+        self._encode = encode
+        self._clean = CLEANERS[spec.clean]
+
+    @classmethod
+    def load(cls, path: str | Path, spec: TokenizerSpec) -> Tokenizer:
+        """Read a ``tokenizer.json``.
+
+        For kind ``huggingface`` the sides of padding and truncation are those of the file's own ``padding`` and
+        ``truncation`` sections, and right where it has none; all other settings of the two come from the spec.
+
+        Args:
+            path: the file; for kind ``clip_bpe`` as ``write_clip_tokenizer`` writes it.
+            spec: what the file does not say.
+
+        Raises:
+            BundleCorruptError: the file is missing, cannot be parsed, or lacks what the spec's kind needs.
+            ValueError: the spec contradicts itself, or its context is too short for the special tokens.
+        """
+        _check_spec(spec)
+        try:
+            inner = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for everything
+            raise BundleCorruptError(
+                f"Cannot read the tokenizer '{path}': {error}. Expected a tokenizer.json."
+            ) from error
+        if spec.kind == "clip_bpe":
+            return cls(spec, _ClipRows(inner, spec, path))
+        return cls(spec, _ClipsRows(inner, spec) if spec.class_token_id is not None else _PaddedRows(inner, spec))
+
+    def __call__(self, texts: str | Sequence[str]) -> npt.NDArray[np.int64]:
+        """Tokenize one text or several.
+
+        Args:
+            texts: any strings, empty ones included; N of them, N may be 0. One string is a batch of one.
+
+        Returns:
+            int64, shape (N, context_length), padded with ``pad_id``; a text that is too long is cut so that its
+            closing token stays. Owned by the caller.
+
+        Raises:
+            InputError: the tokenizer cannot represent a text.
+            TypeError: an element is no string.
+        """
+        batch = [texts] if isinstance(texts, str) else list(texts)
+        for text in batch:
+            if not isinstance(text, str):
+                raise TypeError(f"Expected a text or a sequence of texts, but one is of type '{type(text).__name__}'.")
+        ids = np.full((len(batch), self.spec.context_length), self.spec.pad_id, dtype=np.int64)
+        for start in range(0, len(batch), _BATCH):
+            for offset, row in enumerate(self._encode([self._clean(text) for text in batch[start : start + _BATCH]])):
+                ids[start + offset, : len(row)] = row
+        return ids
+
+
+def clean_lower(text: str) -> str:
+    """Repair the text, put one space for each run of white space, and lower its case (open_clip ``lower``)."""
+    return clean_whitespace(text).lower()
+
+
+def clean_whitespace(text: str) -> str:
+    """Repair the text and put one space for each run of white space (open_clip ``whitespace``)."""
+    return " ".join(_repair(text).split())
+
+
+def clean_canonicalize(text: str) -> str:
+    """Repair the text, drop ASCII punctuation, lower its case and close up white space (open_clip ``canonicalize``).
+
+    The rule is big_vision's, with which SigLIP was trained; an underscore becomes a space.
+    """
+    return " ".join(_repair(text).replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
+
+
+CLEANERS: dict[str, Callable[[str], str]] = {
+    "lower": clean_lower,
+    "whitespace": clean_whitespace,
+    "canonicalize": clean_canonicalize,
+}
+
+
+def write_clip_tokenizer(bpe_vocab_gz: Path, destination: Path) -> None:
+    """Write CLIP's tokenizer as a self-sufficient ``tokenizer.json``.
+
+    The file also works by itself in the ``tokenizers`` and ``transformers`` libraries, which then normalise as their
+    CLIP tokenizer does (NFC, white space, lower case, without ftfy); ids and special tokens are open_clip's.
+
+    Args:
+        bpe_vocab_gz: open_clip's ``bpe_simple_vocab_16e6.txt.gz``.
+        destination: file to write, overwritten.
+
+    Raises:
+        InputError: the vocabulary cannot be read or has too few merges.
+    """
+    merges = _read_merges(bpe_vocab_gz)
+    symbols = _byte_symbols()
+    tokens = [*symbols, *(symbol + _WORD_END for symbol in symbols), *("".join(pair) for pair in merges)]
+    vocab = {token: index for index, token in enumerate([*tokens, START_OF_TEXT, END_OF_TEXT])}
+    bpe = models.BPE(
+        vocab=vocab,
+        merges=merges,
+        continuing_subword_prefix="",
+        end_of_word_suffix=_WORD_END,
+        unk_token=END_OF_TEXT,
+        fuse_unk=False,
+    )
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    split = pre_tokenizers.Split(tokenizers.Regex(_CLIP_SPLIT), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    end, start = (END_OF_TEXT, vocab[END_OF_TEXT]), (START_OF_TEXT, vocab[START_OF_TEXT])
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(_WORD_END, " ")])
+    tokenizer.add_special_tokens([_special(START_OF_TEXT), _special(END_OF_TEXT)])
+    tokenizer.save(str(destination), pretty=False)
+
+
+def write_stand_in_tokenizer(destination: Path, vocab_size: int) -> None:
+    """Write a plain byte-level ``tokenizer.json`` for a model with random weights, whose own cannot be had.
+
+    Each UTF-8 byte is a token (ids 2 to 257) between ``<sot>`` (1) and ``<eot>`` (258); ``<pad>`` is 0. The closing
+    token has the highest id because open_clip's text towers may look for the maximum of a row.
+
+    Args:
+        destination: file to write, overwritten.
+        vocab_size: entries of the model's token embedding; every id is below it.
+
+    Raises:
+        ValueError: ``vocab_size`` is below 259.
+    """
+    tokens = ["<pad>", "<sot>", *_byte_symbols(), "<eot>"]
+    if vocab_size < len(tokens):
+        raise ValueError(f"A stand-in tokenizer needs {len(tokens)} ids; the vocabulary has {vocab_size}.")
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<sot> $A <eot>", special_tokens=[("<sot>", vocab["<sot>"]), ("<eot>", vocab["<eot>"])]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([_special("<pad>"), _special("<sot>"), _special("<eot>")])
+    tokenizer.save(str(destination), pretty=False)
+
+
+class _ClipRows:
+    """Rows of open_clip's ``SimpleTokenizer``."""
+
+    def __init__(self, inner: Any, spec: TokenizerSpec, path: str | Path) -> None:
+        self._length = spec.context_length
+        specials = {token: inner.token_to_id(token) for token in (START_OF_TEXT, END_OF_TEXT)}
+        if None in specials.values() or not isinstance(inner.model, models.BPE):
+            raise BundleCorruptError(
+                f"The tokenizer '{path}' is not CLIP's: expected a BPE model with '{START_OF_TEXT}' and '{END_OF_TEXT}'."
+            )
+        self._start, self._end = specials[START_OF_TEXT], specials[END_OF_TEXT]
+        # Only these spellings are special in the reference; the pattern also finds others, which are merged as words.
+        self._specials = {token: (token_id,) for token, token_id in specials.items()}
+        self._pieces: dict[str, tuple[int, ...]] = dict(self._specials)
+        # A tokenizer of its own around the model: without added tokens, which would be searched for inside pieces,
+        # and without the file's normaliser and split.
+        self._bpe = tokenizers.Tokenizer(inner.model)
+        self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def __call__(self, texts: list[str]) -> Iterable[list[int]]:
+        for text in texts:
+            row = [self._start]
+            for piece in _CLIP_PATTERN.findall(text):
+                row.extend(self._pieces.get(piece) or self._merge(piece))
+            row.append(self._end)
+            if len(row) > self._length:
+                del row[self._length :]
+                row[-1] = self._end
+            yield row
+
+    def _merge(self, piece: str) -> tuple[int, ...]:
+        if len(self._pieces) >= _CACHED_PIECES:
+            self._pieces = dict(self._specials)
+        ids = tuple(self._bpe.encode(piece, add_special_tokens=False).ids)
+        self._pieces[piece] = ids
+        return ids
+
+
+class _PaddedRows:
+    """Rows of open_clip's ``HFTokenizer`` in its standard mode."""
+
+    def __init__(self, inner: Any, spec: TokenizerSpec) -> None:
+        special_count = inner.num_special_tokens_to_add(False)
+        if special_count > spec.context_length:
+            raise ValueError(f"A context of {spec.context_length} is too short for {special_count} special tokens.")
+        truncation, padding = inner.truncation or {}, inner.padding or {}
+        inner.enable_truncation(spec.context_length, direction=truncation.get("direction", "right"))
+        inner.enable_padding(
+            length=spec.context_length, pad_id=spec.pad_id, direction=padding.get("direction", "right")
+        )
+        self._inner = inner
+        self._zero_id = spec.zero_id
+
+    def __call__(self, texts: list[str]) -> Iterable[list[int]]:
+        rows = _encode_batch(self._inner, texts, add_special_tokens=True)
+        if self._zero_id is None:
+            return rows
+        return [[0 if token_id == self._zero_id else token_id for token_id in row] for row in rows]
+
+
+class _ClipsRows:
+    """Rows of open_clip's ``HFTokenizer`` in mode ``clips``: bos, text, eos, padding, and the class token last."""
+
+    def __init__(self, inner: Any, spec: TokenizerSpec) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        self._inner = inner
+        self._spec = spec
+
+    def __call__(self, texts: list[str]) -> Iterable[list[int]]:
+        spec = self._spec
+        assert spec.bos_id is not None, "checked by _check_spec"
+        assert spec.eos_id is not None, "checked by _check_spec"
+        assert spec.class_token_id is not None, "what this class is chosen by"
+        last = spec.context_length - 1
+        for ids in _encode_batch(self._inner, texts, add_special_tokens=False):
+            row = [spec.bos_id, *ids[: last - 2], spec.eos_id][:last]
+            yield [*row, *[spec.pad_id] * (last - len(row)), spec.class_token_id]
+
+
+def _encode_batch(inner: Any, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+    try:
+        return [encoding.ids for encoding in inner.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+    except Exception as error:  # the library raises plain Exception, e.g. for a word model without an unknown token
+        raise InputError(f"The tokenizer cannot encode one of {len(texts)} texts: {error}.") from error
+
+
+def _check_spec(spec: TokenizerSpec) -> None:
+    if spec.class_token_id is not None and (spec.bos_id is None or spec.eos_id is None):
+        raise ValueError("A tokenizer with a class token at the end ('clips' mode) needs bos_id and eos_id too.")
+    if spec.kind == "clip_bpe" and (spec.class_token_id is not None or spec.zero_id is not None):
+        raise ValueError("class_token_id and zero_id belong to kind 'huggingface'; CLIP's own tokenizer has neither.")
+
+
+def _repair(text: str) -> str:
+    """Undo mojibake and HTML entities (open_clip ``basic_clean``); lone surrogates become U+FFFD in ftfy."""
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text.strip()  # ftfy and html change nothing here, and cost 30 times as much
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read CLIP's vocabulary '{path}': {error}.") from error
+    pairs = [tuple(line.split()) for line in lines[1 : _CLIP_MERGES + 1]]  # the first line is a version
+    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+    if len(merges) != _CLIP_MERGES:
+        raise InputError(f"'{path}' has {len(merges):,} merges; CLIP's vocabulary has {_CLIP_MERGES:,}.")
+    return merges
+
+
+def _byte_symbols() -> list[str]:
+    """The 256 characters of GPT-2's byte-level alphabet, in the order of CLIP's vocabulary.
+
+    Printable Latin-1 characters stand for themselves; the other 68 bytes take the characters from U+0100.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(code) for code in [*printable, *range(0x100, 0x100 + 256 - len(printable))]]
+
+
+def _special(token: str) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(token, normalized=False, special=True)

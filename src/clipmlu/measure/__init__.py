@@ -1,0 +1,1 @@
+"""Stage 4: how accurate, and later how fast, a compiled bundle is."""

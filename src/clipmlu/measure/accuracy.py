@@ -1,0 +1,432 @@
+"""Zero-shot accuracy of a compiled bundle on a labelled dataset: every image counted, none twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu.bundle import current_tool_versions, write_file
+from clipmlu.classify.bulk import ImageItem, Outcome, embed_items
+from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
+from clipmlu.classify.encoder import Encoder
+from clipmlu.data.datasets import Dataset
+from clipmlu.errors import InputError, OptionError
+from clipmlu.specs import ModelId, Precision, Spec
+
+CALIBRATION_BINS = 15
+CONFUSIONS_SHOWN = 20
+_TOP_K = 5
+_Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+_ROWS_AT_ONCE = 256
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Interval(Spec):
+    """A confidence interval of a fraction."""
+
+    low: float
+    high: float
+
+
+class ClassAccuracy(Spec):
+    """One row of the per-class table.
+
+    Attributes:
+        class_name: the class.
+        images: images of that class among those evaluated.
+        correct: of these, how many were classified rightly.
+        top1: ``correct / images``, or None without images.
+    """
+
+    class_name: str
+    images: int
+    correct: int
+    top1: float | None
+
+
+class Confusion(Spec):
+    """How often images of one class were taken for another."""
+
+    class_name: str
+    predicted: str
+    images: int
+
+
+class SkippedImage(Spec):
+    """An image that could not be read, and why."""
+
+    id: str
+    reason: str
+
+
+class AccuracyReport(Spec):
+    """What ``clipmlu eval`` measured.
+
+    Attributes:
+        model: the model.
+        target: the compiled bundle's target.
+        precision: its arithmetic.
+        emulated: True when the emulated vendor SDK had a part in it.
+        bundle_digest: digest of the compiled bundle's manifest.
+        dataset: the dataset's name.
+        split: the split.
+        templates: what the prompts were made from.
+        batch_size: images per batch.
+        classes: number of classes.
+        images: images evaluated, the last partial batch included.
+        skipped: images that could not be read; they are not in ``images``.
+        top1: fraction of images whose best class is right, 0..1.
+        top1_interval: its 95 % confidence interval (Wilson).
+        top5: fraction of images with the right class among the best five, or None with fewer than six classes.
+        top5_interval: its 95 % confidence interval, or None.
+        mean_per_class: mean of the per-class accuracies over the classes that have images.
+        expected_calibration_error: mean gap of confidence and accuracy over 15 bins, weighted by images, 0..1.
+        per_class: one row per class, in the dataset's order.
+        confusions: the most frequent wrong pairs, most frequent first.
+        elapsed_s: wall time of the evaluation in seconds, class embeddings and opening not counted.
+        images_per_second: ``images / elapsed_s``.
+        tool_versions: versions of clipmlu and of the runtime.
+    """
+
+    model: ModelId
+    target: str
+    precision: Precision
+    emulated: bool
+    bundle_digest: str
+    dataset: str
+    split: str
+    templates: tuple[str, ...]
+    batch_size: int
+    classes: int
+    images: int
+    skipped: tuple[SkippedImage, ...]
+    top1: float
+    top1_interval: Interval
+    top5: float | None
+    top5_interval: Interval | None
+    mean_per_class: float
+    expected_calibration_error: float
+    per_class: tuple[ClassAccuracy, ...]
+    confusions: tuple[Confusion, ...]
+    elapsed_s: float
+    images_per_second: float
+    tool_versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """How to evaluate; validated on construction.
+
+    Attributes:
+        samples: images to evaluate; None for all.
+        shuffle: draw them at random; otherwise the first ones are taken.
+        seed: seed of the drawing.
+        batch_size: images per batch; None for the bundle's own.
+        templates: see ``prompts.resolve_templates``.
+        cache: keep class embeddings in the cache directory.
+    """
+
+    samples: int | None = None
+    shuffle: bool = False
+    seed: int = 0
+    batch_size: int | None = None
+    templates: str | Path | Sequence[str] = "simple"
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise OptionError(f"samples is {self.samples}; expected 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+    """What one image was taken for: position in the dataset, its label, and the best five classes, best first."""
+
+    index: int
+    label: int
+    ranked: tuple[int, ...]
+
+
+class Tally:
+    """Counts that add up: of one run, or of many parts of one.
+
+    Attributes:
+        confusion: int64, shape (C, C): images by label (row) and prediction (column).
+        top5_correct: images whose label is among the best five.
+        bin_images: int64, shape (15,): images by confidence.
+        bin_correct: int64, shape (15,): right ones among them.
+        bin_confidence: float64, shape (15,): sum of their confidences.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.confusion: IntArray = np.zeros((classes, classes), np.int64)
+        self.top5_correct = 0
+        self.bin_images: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
+        self.bin_correct: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
+        self.bin_confidence: npt.NDArray[np.float64] = np.zeros(CALIBRATION_BINS, np.float64)
+
+    def add(self, labels: IntArray, ranked: npt.NDArray[np.intp], confidence: npt.NDArray[np.float32]) -> None:
+        """Count images.
+
+        Args:
+            labels: shape (N,), the right classes.
+            ranked: shape (N, K), the best classes, best first.
+            confidence: shape (N,), probability of the best class, 0..1.
+        """
+        predicted = ranked[:, 0]
+        np.add.at(self.confusion, (labels, predicted), 1)
+        self.top5_correct += int((ranked[:, :_TOP_K] == labels[:, None]).any(axis=1).sum())
+        bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+        np.add.at(self.bin_images, bins, 1)
+        np.add.at(self.bin_correct, bins, (predicted == labels).astype(np.int64))
+        np.add.at(self.bin_confidence, bins, confidence.astype(np.float64))
+
+    def merge(self, other: Tally) -> None:
+        """Add the counts of another part."""
+        self.confusion += other.confusion
+        self.top5_correct += other.top5_correct
+        self.bin_images += other.bin_images
+        self.bin_correct += other.bin_correct
+        self.bin_confidence += other.bin_confidence
+
+    @property
+    def images(self) -> int:
+        """Images counted."""
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        """Images whose best class is right."""
+        return int(self.confusion.trace())
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean over the bins of |accuracy - confidence|, weighted by images.
+
+        Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
+        """
+        gaps = np.abs(self.bin_correct - self.bin_confidence)
+        return float(gaps.sum() / max(self.images, 1))
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """95 % score interval of a binomial fraction.
+
+    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    fraction = successes / trials
+    spread = _Z_95**2 / trials
+    centre = (fraction + spread / 2) / (1 + spread)
+    half = _Z_95 * math.sqrt(fraction * (1 - fraction) / trials + spread / (4 * trials)) / (1 + spread)
+    return Interval(low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+
+def evaluate(
+    encoder: Encoder,
+    dataset: Dataset,
+    options: EvalOptions | None = None,
+    *,
+    on_result: Callable[[ImageResult], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> AccuracyReport:
+    """Measure zero-shot accuracy.
+
+    Args:
+        encoder: the model.
+        dataset: labelled images.
+        options: how; the defaults of ``EvalOptions`` if None.
+        on_result: called for every image evaluated, in the order of evaluation.
+        on_progress: called with the number of images done since the last call.
+
+    Raises:
+        OptionError: more samples than the dataset has.
+        ShapeError: the bundle does not take such batches.
+        InputError: not one image could be read.
+    """
+    options = options or EvalOptions()
+    batch_size = encoder.check_batch_size(options.batch_size)
+    indices = _choose(dataset, options)
+    classifier = encoder.classifier(dataset.class_names, options.templates, cache=options.cache)
+    tally = Tally(len(dataset.class_names))
+    skipped: list[SkippedImage] = []
+    start = time.perf_counter()
+    outcomes = embed_items(encoder, _items(dataset, indices), batch_size=batch_size)
+    for group in _grouped(zip(indices, outcomes, strict=True)):
+        good = [(index, outcome.embedding) for index, outcome in group if outcome.embedding is not None]
+        skipped += [
+            SkippedImage(id=outcome.item.id, reason=str(outcome.error))
+            for _, outcome in group
+            if outcome.error is not None
+        ]
+        if good:
+            results = _count(tally, classifier, dataset, good)
+            for result in results if on_result else ():
+                assert on_result is not None
+                on_result(result)
+        if on_progress:
+            on_progress(len(group))
+    elapsed = time.perf_counter() - start
+    if tally.images == 0:
+        raise InputError(
+            f"Not one of the {len(indices)} images of '{dataset.name}' could be read. First: {skipped[0].reason}"
+        )
+    return _report(encoder, classifier, dataset, tally, tuple(skipped), batch_size, elapsed)
+
+
+def write_sample_files(
+    directory: Path, results: Sequence[ImageResult], class_names: Sequence[str], report: AccuracyReport
+) -> None:
+    """Write results as the vendor's CLIP sample writes them: four text files, and the two accuracy lines in a fifth.
+
+    Format (Cambricon magicmind_cloud, clip_pytorch/infer_python/infer.py and cv/utils/compute_top1_and_top5.py):
+    ``[i]: class`` lines for labels, best class and best five classes; ``top5 result:`` and five ``rank [name]`` lines.
+
+    Args:
+        directory: where to; made if absent.
+        results: one per image, in order.
+        class_names: names as the dataset spells them.
+        report: where the accuracies come from.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    labels = [f"[{number}]: {result.label}" for number, result in enumerate(results)]
+    best = [f"[{number}]: {result.ranked[0]}" for number, result in enumerate(results)]
+    five = [f"[{number}]: {index}" for number, result in enumerate(results) for index in result.ranked]
+    named = [
+        line
+        for result in results
+        for line in ("top5 result:", *(f"{rank} [{class_names[index]}]" for rank, index in enumerate(result.ranked)))
+    ]
+    files = {
+        "infer_result.txt": named,
+        "eval_labels.txt": labels,
+        "eval_result_1.txt": best,
+        "eval_result_5.txt": five,
+        "eval_result.txt": accuracy_lines(report),
+    }
+    for name, lines in files.items():
+        write_file(directory / name, ("\n".join(lines) + "\n").encode())
+
+
+def accuracy_lines(report: AccuracyReport) -> list[str]:
+    """The lines that the vendor's sample prints its accuracies in."""
+    lines = [f"top1 accuracy: {report.top1:f}"]
+    return lines if report.top5 is None else [*lines, f"top5 accuracy: {report.top5:f}"]
+
+
+def encode_report(report: AccuracyReport) -> bytes:
+    """The report as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def _choose(dataset: Dataset, options: EvalOptions) -> list[int]:
+    available = len(dataset)
+    count = available if options.samples is None else options.samples
+    if count > available:
+        raise OptionError(
+            f"samples is {count}, but '{dataset.name}' has {available} images in its split '{dataset.split}'"
+        )
+    if not options.shuffle:
+        return list(range(count))
+    order = np.random.default_rng(options.seed).permutation(available)
+    return [int(index) for index in order[:count]]
+
+
+def _items(dataset: Dataset, indices: Sequence[int]) -> Iterator[ImageItem]:
+    def item(index: int) -> ImageItem:
+        return ImageItem(dataset.key(index), lambda: dataset.image(index))
+
+    return (item(index) for index in indices)
+
+
+def _grouped(outcomes: Iterator[tuple[int, Outcome]]) -> Iterator[list[tuple[int, Outcome]]]:
+    group: list[tuple[int, Outcome]] = []
+    for entry in outcomes:
+        group.append(entry)
+        if len(group) == _ROWS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _count(
+    tally: Tally, classifier: ZeroShotClassifier, dataset: Dataset, good: Sequence[tuple[int, npt.NDArray[np.float32]]]
+) -> list[ImageResult]:
+    labels = np.array([dataset.label(index) for index, _ in good], np.int64)
+    logits = classifier.logits(np.stack([embedding for _, embedding in good]))
+    ranked = rank_classes(logits, _TOP_K)
+    confidence = classifier.scores(logits).max(axis=1)
+    tally.add(labels, ranked, confidence)
+    rows = zip(good, labels, ranked, strict=True)
+    return [ImageResult(index, int(label), tuple(int(each) for each in best)) for (index, _), label, best in rows]
+
+
+def _report(
+    encoder: Encoder,
+    classifier: ZeroShotClassifier,
+    dataset: Dataset,
+    tally: Tally,
+    skipped: tuple[SkippedImage, ...],
+    batch_size: int,
+    elapsed_s: float,
+) -> AccuracyReport:
+    facts = encoder.bundle.compilation
+    images, names = tally.images, dataset.class_names
+    per_class = _per_class(tally, names)
+    has_top5 = len(names) > _TOP_K
+    return AccuracyReport(
+        model=encoder.bundle.manifest.model,
+        target=facts.target,
+        precision=facts.precision,
+        emulated=facts.emulated,
+        bundle_digest=encoder.bundle.digest,
+        dataset=dataset.name,
+        split=dataset.split,
+        templates=classifier.templates,
+        batch_size=batch_size,
+        classes=len(names),
+        images=images,
+        skipped=skipped,
+        top1=tally.correct / images,
+        top1_interval=wilson_interval(tally.correct, images),
+        top5=tally.top5_correct / images if has_top5 else None,
+        top5_interval=wilson_interval(tally.top5_correct, images) if has_top5 else None,
+        mean_per_class=float(np.mean([row.top1 for row in per_class if row.top1 is not None])),
+        expected_calibration_error=tally.expected_calibration_error,
+        per_class=per_class,
+        confusions=_confusions(tally, names),
+        elapsed_s=elapsed_s,
+        images_per_second=images / elapsed_s,
+        tool_versions=current_tool_versions(facts.backend),
+    )
+
+
+def _per_class(tally: Tally, names: Sequence[str]) -> tuple[ClassAccuracy, ...]:
+    counts = tally.confusion.sum(axis=1)
+    rows = zip(names, counts.tolist(), tally.confusion.diagonal().tolist(), strict=True)
+    return tuple(
+        ClassAccuracy(class_name=name, images=images, correct=correct, top1=correct / images if images else None)
+        for name, images, correct in rows
+    )
+
+
+def _confusions(tally: Tally, names: Sequence[str]) -> tuple[Confusion, ...]:
+    wrong = tally.confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS_SHOWN]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return tuple(
+        Confusion(class_name=names[label], predicted=names[guess], images=int(wrong[label, guess]))
+        for label, guess in pairs
+        if wrong[label, guess] > 0
+    )

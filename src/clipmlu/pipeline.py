@@ -1,0 +1,226 @@
+"""The whole chain behind ``clipmlu run``: export, compile, evaluate, each reused where its result is still valid."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from clipmlu import __version__
+from clipmlu.backends import SessionOptions, backend_for_target
+from clipmlu.bundle import (
+    CompiledBundle,
+    ExportedBundle,
+    check_output_free,
+    open_compiled,
+    open_exported,
+    write_file,
+)
+from clipmlu.classify.encoder import Encoder
+from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.data.datasets import open_dataset
+from clipmlu.errors import BundleError, BundleNotFoundError
+from clipmlu.export.exporter import ExportOptions, export_model, identify_source
+from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
+from clipmlu.specs import Spec
+
+REPORT_NAME = "report.json"
+
+
+class Step(Spec):
+    """One step of a run.
+
+    Attributes:
+        name: ``export``, ``compile`` or ``eval``.
+        result: ``made``, ``reused``, or what was measured.
+        elapsed_s: wall time in seconds.
+        path: where the result is.
+    """
+
+    name: str
+    result: str
+    elapsed_s: float
+    path: str
+
+
+class RunReport(Spec):
+    """What ``clipmlu run`` did and measured."""
+
+    steps: tuple[Step, ...]
+    accuracy: AccuracyReport
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run the chain.
+
+    Attributes:
+        export: options of the export.
+        compile: options of the compilation.
+        evaluate: options of the evaluation.
+        dataset: the dataset's name.
+        split: which part of it.
+        data_dir: where its files are; see ``open_dataset``.
+        download: fetch what is not on this machine.
+        threads: CPU threads per batch; 0 leaves it to the runtime.
+    """
+
+    export: ExportOptions
+    compile: CompileOptions
+    evaluate: EvalOptions
+    dataset: str
+    split: str = "test"
+    data_dir: Path | None = None
+    download: bool = True
+    threads: int = 0
+
+
+def run_chain(
+    model: str,
+    output: Path,
+    options: RunOptions,
+    *,
+    on_note: Callable[[str], None] = lambda _message: None,
+    on_progress: Callable[[int], None] = lambda _count: None,
+) -> RunReport:
+    """Export, compile and evaluate a model.
+
+    A bundle in ``output`` is reused when its files match their digests, it was made from the same source (the files of
+    a local model, the name, tag and seed of any other) with the same options, and for a compiled bundle, from the very
+    exported bundle.
+
+    Args:
+        model: as for ``export_model``.
+        output: folder for the bundles and ``report.json``.
+        options: how.
+        on_note: called with a line for people at each step.
+        on_progress: called with numbers of evaluated images.
+
+    Raises:
+        ClipmluError: as the steps raise it.
+    """
+    # What can be known to be wrong is found before the slow steps begin.
+    target, _ = backend_for_target(options.compile.target)
+    dataset = open_dataset(
+        options.dataset,
+        options.split,
+        data_dir=options.data_dir,
+        download=options.download,
+        size=options.evaluate.samples,
+        seed=options.evaluate.seed,
+    )
+    folder = output / _slug(model, options.export)
+    exported, export_step = _export(model, folder / "exported", options.export, on_note)
+    compiled, compile_step = _compile(
+        exported, folder / _compiled_name(target, options.compile), target, options.compile, on_note
+    )
+    start = time.perf_counter()
+    with Encoder(compiled, SessionOptions(threads=options.threads)) as encoder:
+        accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress)
+    mark = " (emulated)" if accuracy.emulated else ""
+    eval_step = Step(
+        name="eval",
+        result=f"top-1 {accuracy.top1:.4f} on {accuracy.images} images{mark}",
+        elapsed_s=time.perf_counter() - start,
+        path=str(folder / REPORT_NAME),
+    )
+    report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
+    write_file(folder / REPORT_NAME, encode_run(report))
+    return report
+
+
+def encode_run(report: RunReport) -> bytes:
+    """The report as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def _export(
+    model: str, path: Path, options: ExportOptions, on_note: Callable[[str], None]
+) -> tuple[ExportedBundle, Step]:
+    start = time.perf_counter()
+    reusable = _reusable_export(model, path, options, on_note)
+    if reusable is None:
+        on_note(f"exporting {model} to {path}")
+        result, bundle = "made", export_model(model, path, options)
+    else:
+        on_note(f"reusing {path}: its content matches")
+        result, bundle = "reused", reusable
+    return bundle, Step(name="export", result=result, elapsed_s=time.perf_counter() - start, path=str(path))
+
+
+def _reusable_export(
+    model: str, path: Path, options: ExportOptions, on_note: Callable[[str], None]
+) -> ExportedBundle | None:
+    identity, source_files = identify_source(model, options)
+    try:
+        bundle = open_exported(path)
+    except BundleNotFoundError:
+        check_output_free(path, overwrite=True)
+        return None
+    except BundleError as error:
+        on_note(f"not reusing {path}: {error}")
+        return None
+    manifest = bundle.manifest
+    same = (
+        manifest.model == identity
+        and manifest.export.source_files == source_files
+        and manifest.layout == options.layout
+        and manifest.tool_versions["clipmlu"] == __version__
+    )
+    if not same:
+        on_note(f"not reusing {path}: it was made from another source, or by another version")
+    return bundle if same else None
+
+
+def _compile(
+    exported: ExportedBundle, path: Path, target: str, options: CompileOptions, on_note: Callable[[str], None]
+) -> tuple[CompiledBundle, Step]:
+    start = time.perf_counter()
+    reusable = _reusable_compilation(exported, path, target, options, on_note)
+    if reusable is None:
+        on_note(f"compiling {exported.path} to {path}")
+        result, bundle = "made", compile_bundle(exported, path, options)
+    else:
+        on_note(f"reusing {path}: its content matches")
+        result, bundle = "reused", reusable
+    return bundle, Step(name="compile", result=result, elapsed_s=time.perf_counter() - start, path=str(path))
+
+
+def _reusable_compilation(
+    exported: ExportedBundle, path: Path, target: str, options: CompileOptions, on_note: Callable[[str], None]
+) -> CompiledBundle | None:
+    try:
+        bundle = open_compiled(path)
+    except BundleNotFoundError:
+        return None
+    except BundleError as error:
+        on_note(f"not reusing {path}: {error}")
+        return None
+    facts = bundle.compilation
+    same = (
+        facts.source_digest == exported.digest
+        and facts.target == target
+        and facts.precision == options.precision
+        and facts.dynamic_shape == options.dynamic_shape
+        and facts.batch_size == options.batch_size
+        and facts.max_batch == options.largest_batch
+        and bundle.manifest.tool_versions["clipmlu"] == __version__
+    )
+    if not same:
+        on_note(f"not reusing {path}: it was compiled from another export, or with other options")
+    return bundle if same else None
+
+
+def _slug(model: str, options: ExportOptions) -> str:
+    """A folder name for a model: its name and weights, with what no file name should have replaced."""
+    parts = [model, options.pretrained or "", f"random-{options.seed}" if options.random_weights else ""]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
+
+
+def _compiled_name(target: str, options: CompileOptions) -> str:
+    shape = f"1-{options.largest_batch}" if options.dynamic_shape else str(options.batch_size)
+    return f"{target}-{options.precision.value}-{shape}"

@@ -1,0 +1,115 @@
+"""Small frozen values that several stages share; most of them are stored in a bundle's manifest."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Literal
+
+import msgspec
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
+Triple = tuple[float, float, float]
+
+TowerName = Literal["image", "text", "joint"]
+Layout = Literal["towers", "joint"]
+ResizeMode = Literal["shortest", "longest", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+TextCleaning = Literal["lower", "whitespace", "canonicalize"]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the stored values: immutable, keyword-only, unknown keys refused."""
+
+
+class Precision(str, enum.Enum):
+    """The arithmetic of a compiled bundle, named as the vendor's SDK names its modes."""
+
+    FORCE_FLOAT32 = "force_float32"
+    FORCE_FLOAT16 = "force_float16"
+    QINT8_MIXED_FLOAT16 = "qint8_mixed_float16"
+    QINT8_MIXED_FLOAT32 = "qint8_mixed_float32"
+    QINT16_MIXED_FLOAT16 = "qint16_mixed_float16"
+    QINT16_MIXED_FLOAT32 = "qint16_mixed_float32"
+
+
+class TensorSpec(Spec):
+    """One input or output of a graph.
+
+    Attributes:
+        name: the tensor's name in the graph.
+        dtype: NumPy's name of the element type, such as ``"float32"`` or ``"int64"``.
+        shape: one entry for each axis: a fixed size, or a name such as ``"batch"`` for an axis that may vary.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[PositiveInt | str, ...]
+
+
+class PreprocessSpec(Spec):
+    """How an image becomes an input tensor, with the meanings that open_clip's ``PreprocessCfg`` gives the fields.
+
+    Attributes:
+        height: rows of the input tensor in pixels.
+        width: columns of the input tensor in pixels.
+        mean: red, green, blue; subtracted after scaling pixels to 0..1.
+        std: red, green, blue; what the difference is divided by.
+        resize_mode: ``shortest`` fits the shorter side and crops the centre, ``longest`` fits the longer side and
+            pads, ``squash`` ignores the aspect ratio.
+        interpolation: Pillow's filter of that name.
+        fill_color: grey level, 0..255, of the padding in mode ``longest``.
+    """
+
+    height: PositiveInt
+    width: PositiveInt
+    mean: Triple
+    std: Triple
+    resize_mode: ResizeMode = "shortest"
+    interpolation: Interpolation = "bicubic"
+    fill_color: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+
+
+class TokenizerSpec(Spec):
+    """How a text becomes token ids, on top of what ``tokenizer.json`` says itself.
+
+    Attributes:
+        kind: ``clip_bpe`` for CLIP's own byte-pair tokenizer, ``huggingface`` for any other fast tokenizer.
+        clean: the text cleaning of open_clip that runs first.
+        context_length: ids per text; shorter texts are padded, longer ones truncated.
+        pad_id: the id that fills the rest.
+        zero_id: an id that is replaced by 0 after tokenising (open_clip's ``strip_sep_token``), or None.
+        class_token_id: an id that is put at the end of every row (open_clip's ``clips`` mode), or None.
+        bos_id: first id of every row in ``clips`` mode, else None.
+        eos_id: id after the text in ``clips`` mode, else None.
+        stand_in: True when the model's own tokenizer could not be had and random weights made it irrelevant.
+    """
+
+    kind: Literal["clip_bpe", "huggingface"]
+    clean: TextCleaning
+    context_length: PositiveInt
+    pad_id: NaturalInt = 0
+    zero_id: NaturalInt | None = None
+    class_token_id: NaturalInt | None = None
+    bos_id: NaturalInt | None = None
+    eos_id: NaturalInt | None = None
+    stand_in: bool = False
+
+
+class ModelId(Spec):
+    """Which model a bundle holds.
+
+    Attributes:
+        name: as given to ``clipmlu export``: an open_clip name, ``hf-hub:org/name``, ``local-dir:PATH`` or ``demo``.
+        pretrained: open_clip's tag of the weights, or None where the name already decides them.
+        random_seed: the seed of untrained weights, or None for a trained model.
+    """
+
+    name: str
+    pretrained: str | None = None
+    random_seed: int | None = None
+
+    def __str__(self) -> str:
+        if self.random_seed is not None:
+            return f"{self.name} (random weights, seed {self.random_seed})"
+        return f"{self.name}::{self.pretrained}" if self.pretrained else self.name

@@ -1,0 +1,254 @@
+"""Images from every kind of source, and one clear line for everything that is none."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, load_image
+from clipmlu.errors import InputError
+
+RNG = np.random.default_rng(0)
+PHOTO = RNG.integers(0, 256, (23, 31, 3), dtype=np.uint8)
+
+
+def encode(image: Image.Image, name: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, name, **options)
+    return stream.getvalue()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG whose header promises a size that its (nearly empty) data does not have."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def reference(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_each_format_decodes_as_pillow_does_from_bytes_and_from_a_path(name: str, tmp_path: Path) -> None:
+    Image.init()
+    if name not in Image.SAVE or (name == "AVIF" and not features.check("avif")):
+        pytest.skip(f"this Pillow cannot write {name}")
+    content = encode(Image.fromarray(PHOTO), name)
+    path = tmp_path / "image.bin"  # the content decides, not the suffix
+    path.write_bytes(content)
+    expected = reference(content)
+    for source in (content, bytearray(content), memoryview(content), path, str(path)):
+        np.testing.assert_array_equal(np.asarray(load_image(source)), expected)
+
+
+def test_loaded_image_does_not_need_its_file_any_more(tmp_path: Path) -> None:
+    for name, suffix in (("PNG", "png"), ("TIFF", "tif"), ("GIF", "gif"), ("WEBP", "webp")):
+        path = tmp_path / f"image.{suffix}"
+        frames = [Image.fromarray(np.roll(PHOTO, shift, axis=0)) for shift in range(3)]
+        path.write_bytes(encode(frames[0], name, save_all=True, append_images=frames[1:]))
+        image = load_image(path)
+        path.unlink()
+        assert image.resize((5, 5)).convert("RGB").size == (5, 5)
+
+
+def test_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    for name in ("GIF", "PNG", "TIFF"):
+        content = encode(frames[0], name, save_all=True, append_images=frames[1:])
+        assert load_image(content).convert("RGB").getpixel((3, 3)) == (255, 0, 0), name
+
+
+def test_cmyk_jpeg_keeps_its_mode() -> None:
+    content = encode(Image.fromarray(PHOTO).convert("CMYK"), "JPEG")
+    assert load_image(content).mode == "CMYK"
+
+
+def test_sixteen_bit_png_keeps_its_depth() -> None:
+    values = np.arange(0, 60000, 100, dtype="<u2").reshape(20, 30)
+    content = encode(Image.frombytes("I;16", (30, 20), values.tobytes()), "PNG")
+    np.testing.assert_array_equal(np.asarray(load_image(content)).astype(np.int64), values)
+
+
+def test_exif_orientation_is_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to show
+    content = encode(Image.fromarray(PHOTO), "JPEG", exif=exif)
+    assert load_image(content).size == (31, 23)
+
+
+def test_pillow_image_is_returned_itself_and_loaded() -> None:
+    with Image.open(io.BytesIO(encode(Image.fromarray(PHOTO), "PNG"))) as lazy:
+        assert load_image(lazy) is lazy
+    np.testing.assert_array_equal(np.asarray(lazy), PHOTO)
+
+
+@pytest.mark.parametrize(
+    ("array", "mode"),
+    [
+        (PHOTO, "RGB"),
+        (RNG.integers(0, 256, (5, 4, 4), dtype=np.uint8), "RGBA"),
+        (PHOTO[:, :, 0], "L"),
+        (PHOTO[:, :, :1], "L"),
+        (PHOTO[::-1, ::2], "RGB"),
+        (np.asfortranarray(PHOTO), "RGB"),
+    ],
+)
+def test_uint8_array_becomes_the_image_that_it_shows(array: np.ndarray, mode: str) -> None:
+    image = load_image(array)
+    assert image.mode == mode
+    np.testing.assert_array_equal(np.asarray(image), array[:, :, 0] if array.shape[2:] == (1,) else array)
+
+
+def test_later_writes_to_the_array_do_not_reach_the_image() -> None:
+    array = PHOTO.copy()
+    image = load_image(array)
+    array[:] = 0
+    np.testing.assert_array_equal(np.asarray(image), PHOTO)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (PHOTO.astype(np.float32) / 255, "range of floating-point pixels is not known"),
+        (PHOTO.astype(np.int64), "Expected uint8"),
+        (PHOTO > 5, "Expected uint8"),
+        (PHOTO.transpose(2, 0, 1), r"shape \(3, 23, 31\).*Expected uint8"),
+        (PHOTO[:, :, :2], "Expected uint8"),
+        (PHOTO[None], "Expected uint8"),
+        (np.zeros(5, np.uint8), "Expected uint8"),
+        (np.zeros((), np.uint8), "Expected uint8"),
+        (np.zeros((0, 5, 3), np.uint8), "5x0 and has no pixels"),
+        (np.zeros((5, 0), np.uint8), "0x5 and has no pixels"),
+    ],
+)
+def test_other_arrays_are_refused_with_what_was_expected(array: np.ndarray, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_image(array)
+
+
+@pytest.mark.parametrize("source", [None, 3, io.BytesIO(b"x"), [PHOTO], object()])
+def test_other_types_are_refused_by_name(source: object) -> None:
+    with pytest.raises(InputError, match=f"of type '{type(source).__name__}'.*Expected a path, bytes"):
+        load_image(source)  # type: ignore[arg-type]
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(InputError, match="Cannot read image 'nowhere.jpg': there is no such file"):
+        load_image("nowhere.jpg")
+
+
+def test_path_with_a_null_character_is_refused() -> None:
+    with pytest.raises(InputError, match="Cannot read image"):
+        load_image("a\0b.png")
+
+
+def test_directory_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it is a directory"):
+        load_image(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_named_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        load_image(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read every file")
+def test_unreadable_file_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "secret.png"
+    path.write_bytes(encode(Image.fromarray(PHOTO), "PNG"))
+    path.chmod(0)
+    with pytest.raises(InputError, match="Permission denied"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (b"<html>not an image</html>", "no image that is known here"),
+        (b"\x89PNG\r\n\x1a\n", "Expected an image file"),
+        (b"\x89PNG\r\n\x1a\n" + b"\xff" * 100, "Expected an image file"),
+        (b"GIF89a", "Expected an image file"),
+        (b"P6\n-3 x\n", "Expected an image file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image that is known here"),
+        (png_claiming(0, 7), "Expected an image file|has no pixels"),
+    ],
+)
+def test_content_that_is_no_image_is_one_clear_line(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.png"
+    path.write_bytes(content)
+    for source, where in ((path, "file.png"), (content, f"the {len(content)} bytes given")):
+        with pytest.raises(InputError, match=words) as caught:
+            load_image(source)
+        assert where in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_truncated_or_damaged_files_never_raise_anything_else(name: str) -> None:
+    content = encode(Image.fromarray(PHOTO), name)
+    for length in range(1, len(content), 37):
+        damaged = bytearray(content)
+        damaged[length : length + 3] = b"\xff\x00\x7f"
+        for broken in (content[:length], bytes(damaged)):
+            try:
+                load_image(broken)
+            except InputError as error:
+                assert "\n" not in str(error)
+
+
+def test_truncated_photograph_is_refused() -> None:
+    content = encode(Image.fromarray(PHOTO).resize((300, 300)), "JPEG")
+    with pytest.raises(InputError, match=r"Cannot decode the \d+ bytes given: .*truncated"):
+        load_image(content[: len(content) // 2])
+
+
+def test_pixel_limit_is_checked_on_the_header_before_decoding() -> None:
+    content = png_claiming(20000, 20000)  # decoding it would fail: there is no such data
+    with pytest.raises(
+        InputError, match=f"20000x20000 is 400,000,000 pixels, .*{DEFAULT_MAX_PIXELS:,}.*larger max_pixels"
+    ):
+        load_image(content)
+    with pytest.raises(InputError, match="Cannot decode"):
+        load_image(png_claiming(20, 20))
+
+
+def test_pixel_limit_can_be_lowered_and_raised() -> None:
+    with pytest.raises(InputError, match="713 pixels, more than the limit of 712"):
+        load_image(PHOTO, max_pixels=712)
+    with pytest.raises(InputError, match="more than the limit of 712"):
+        load_image(Image.fromarray(PHOTO), max_pixels=712)
+    assert load_image(PHOTO, max_pixels=713).size == (31, 23)
+    with pytest.raises(ValueError, match="max_pixels must be at least 1, not 0"):
+        load_image(PHOTO, max_pixels=0)
+
+
+def test_raised_limit_beats_pillows_own_and_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 713 pixels would be refused by Image.open
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_image(encode(Image.fromarray(PHOTO), "PNG")).size == (31, 23)
+
+
+def test_suffixes_are_lower_case_and_known_to_pillow() -> None:
+    Image.init()
+    known = Image.registered_extensions()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tiff"} <= IMAGE_SUFFIXES
+    for suffix in IMAGE_SUFFIXES - {".avif"}:
+        assert known.get(suffix) in Image.OPEN, suffix

@@ -1,0 +1,479 @@
+"""Tokenizing against open_clip's SimpleTokenizer and HFTokenizer."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+from clipmlu.data.tokenizer import (
+    CLEANERS,
+    END_OF_TEXT,
+    START_OF_TEXT,
+    Tokenizer,
+    clean_canonicalize,
+    clean_lower,
+    clean_whitespace,
+    write_clip_tokenizer,
+    write_stand_in_tokenizer,
+)
+from clipmlu.errors import BundleCorruptError, InputError
+from clipmlu.specs import TokenizerSpec
+
+SPECIAL = [
+    START_OF_TEXT,
+    END_OF_TEXT,
+    "<START_OF_TEXT>",
+    "<End_Of_Text>",
+    "<ſtart_of_text>",
+    "<end_of_teXt>",
+    "<end_of_",
+]
+SPECIAL += [
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "!<end_of_text>!",
+    "<end_of_text><end_of_text>",
+    "</w>",
+    "Ġ",
+    "Ġthe</w>",
+]
+ENTITIES = [
+    "&amp;",
+    "&amp;amp;",
+    "&lt;b&gt;",
+    "&eacute;",
+    "&#39;",
+    "&#x1F600;",
+    "&#xD800;",
+    "&nbsp;",
+    "&quot",
+    "&",
+    "&;",
+]
+ENTITIES += ["&amp;lt;", "&#0;", "&#150;", "&notit;", "&LT;", "&AMP;#39;", "&#99999999;", "&zwj;", "&NewLine;"]
+CONTRACTIONS = [
+    "it's",
+    "IT'S",
+    "it'ſ",
+    "we'Re",
+    "I'LL",
+    "you'vE",
+    "i'M",
+    "he'D",
+    "don'T",
+    "rock'n'roll",
+    "it’s",
+    "'ſ",
+    "''s",
+]
+MOJIBAKE = [
+    "Ã©tÃ©",
+    "â€œquotedâ€\x9d",
+    "schÃ¶n",
+    "Ð¿Ñ€Ð¸",
+    "ðŸ˜€",
+    "L&AMP;AMP;ATILDE;&AMP;AMP;SUP3;PEZ",
+    "ＦＵＬＬ",
+    "ﬁne",
+    "\x85",
+    "ä½ å¥½",
+]
+EMOJI = ["😀", "👩‍👩‍👧‍👦", "👍🏽", "🇪🇸", "🏳️‍🌈", "❤️", "1️⃣", "🧑🏿‍🚀", "\u200d", "\ufe0f"]
+WORDS = [
+    "a photo of a",
+    "dog",
+    "Zürich",
+    "naïve",
+    "ΣΊΣΥΦΟΣ",
+    "İstanbul",
+    "ß",
+    "ǅ",
+    "Привет",
+    "مرحبا",
+    "हिन्दी",
+    "日本語",
+    "한국어",
+    "ไทย",
+]
+WORDS += [
+    "e\u0301",
+    "a\u0323\u0307",
+    "\u0301",
+    "x" * 40,
+    "antidisestablishmentarianism",
+    "_",
+    "__a__",
+    "C++",
+    "#tag",
+    "a.b,c;d",
+    "١٢٣",
+]
+WORDS += [
+    "²³",
+    "½",
+    "Ⅷ",
+    "๓",
+    "𝟘𝟙",
+    "〇",
+    "12345",
+    "3.14",
+    "$5",
+    "\U0001e943",
+    "Ω",
+    "K",
+    "ſ",
+    "\ufffd",
+    "…",
+    "—",
+    "\u00ad",
+]
+SPACES = [
+    " ",
+    "  ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\u00a0",
+    "\u2003",
+    "\u3000",
+    "\u2028",
+    "\x1c",
+    "\x1f",
+    "\x0b",
+    "\u200b",
+    "\ufeff",
+    "",
+]
+SURROGATES = ["\ud800", "\udfff", "\ud83d\ude00", "\ude00\ud83d"]
+CONTROLS = ["\x00", "\x1b[31m", "\x07", "\x7f", "\x80", "\x9f", "\ufff9", "\U000e0041", "\ufdd0", "\U0010ffff"]
+GROUPS = [SPECIAL, ENTITIES, CONTRACTIONS, MOJIBAKE, EMOJI, WORDS, WORDS, SPACES, SURROGATES, CONTROLS]
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'.,-!?<>_&;#"
+# What a plane's first code points hold: the Basic Multilingual Plane, its scripts, symbols, ideographs, private use.
+PLANES = [(0x80, 0x2FF), (0x300, 0x36F), (0x370, 0x1FFF), (0x2000, 0x2FFF), (0x3000, 0x9FFF), (0xA000, 0xFFFF)]
+PLANES += [(0x10000, 0x1FFFF), (0x1F300, 0x1FAFF), (0x20000, 0x323AF), (0xE0000, 0xE01EF), (0xF0000, 0x10FFFF)]
+
+
+def random_text(rng: random.Random) -> str:
+    """Zero to eight parts: odd pieces of the lists above, words, digits of any script, code points of any plane."""
+    parts = []
+    for _ in range(rng.randrange(9)):
+        kind = rng.random()
+        if kind < 0.45:
+            parts.append(rng.choice(rng.choice(GROUPS)))
+        elif kind < 0.75:
+            parts.append("".join(rng.choices(LETTERS, k=rng.randrange(1, 12))))
+        elif kind < 0.98:
+            low, high = rng.choice(PLANES)
+            parts.append("".join(chr(rng.randint(low, high)) for _ in range(rng.randrange(1, 4))))
+        else:
+            parts.append("".join(rng.choices(LETTERS + " ", k=rng.randrange(100, 600))))  # longer than any context
+        parts.append(rng.choice(SPACES))
+    return "".join(parts)
+
+
+def random_texts(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return [random_text(rng) for _ in range(count)]
+
+
+def clip_spec(**fields: Any) -> TokenizerSpec:
+    return TokenizerSpec(**{"kind": "clip_bpe", "clean": "lower", "context_length": 77, **fields})
+
+
+def hf_spec(**fields: Any) -> TokenizerSpec:
+    return TokenizerSpec(**{"kind": "huggingface", "clean": "whitespace", "context_length": 24, **fields})
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    """The module ``open_clip.tokenizer``."""
+    pytest.importorskip("open_clip", reason="needs the export extra", exc_type=ImportError)
+    import open_clip.tokenizer
+
+    return open_clip.tokenizer
+
+
+@pytest.fixture(scope="session")
+def clip_file(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "tokenizer.json"
+    write_clip_tokenizer(Path(reference.default_bpe()), path)
+    return path
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    write_stand_in_tokenizer(tmp_path / "tokenizer.json", 259)
+    return tmp_path / "tokenizer.json"
+
+
+def assert_same_rows(texts: list[str], ours: np.ndarray, expected: np.ndarray) -> None:
+    assert ours.shape == expected.shape
+    different = np.flatnonzero((ours != expected).any(axis=1))
+    shown = [(ascii(texts[index]), ours[index].tolist(), expected[index].tolist()) for index in different[:3]]
+    assert not shown, f"{len(different)} of {len(texts)} rows differ, such as {shown}"
+
+
+# CLIP's own tokenizer
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_hundred_thousand_odd_texts_get_open_clips_ids(reference: Any, clip_file: Path) -> None:
+    texts = random_texts(100_000, seed=0)
+    expected = reference.SimpleTokenizer()(texts).numpy()
+    assert_same_rows(texts, Tokenizer.load(clip_file, clip_spec())(texts), expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+@pytest.mark.parametrize("context_length", [1, 2, 3, 16, 77])
+def test_every_cleaning_and_context_length_equals_open_clip(
+    clean: str, context_length: int, reference: Any, clip_file: Path
+) -> None:
+    texts = random_texts(800, seed=context_length)
+    texts += [text for group in GROUPS for text in group]
+    texts += ["", " ", "\n\t", "dog " * 200, "x" * 5000]
+    expected = reference.SimpleTokenizer(clean=clean)(texts, context_length=context_length).numpy()
+    ours = Tokenizer.load(clip_file, clip_spec(clean=clean, context_length=context_length))
+    assert_same_rows(texts, ours(texts), expected)
+
+
+@pytest.mark.torch
+def test_every_letter_and_digit_equals_open_clip(reference: Any, clip_file: Path) -> None:
+    """One text for each block of 32 assigned code points, so that no Unicode table of another library shows."""
+    texts = []
+    for start in range(0, 0x32400, 32):
+        block = [chr(code) for code in range(start, start + 32) if not 0xD800 <= code < 0xE000]
+        if any(unicodedata.category(character)[0] in "LNM" for character in block) and start % 128 == 0:
+            texts.append("a".join(block))
+    expected = reference.SimpleTokenizer(context_length=160)(texts).numpy()
+    assert_same_rows(texts, Tokenizer.load(clip_file, clip_spec(context_length=160))(texts), expected)
+
+
+@pytest.mark.torch
+def test_cleaning_functions_equal_open_clip(reference: Any) -> None:
+    for text in random_texts(1500, seed=5):
+        for name, clean in CLEANERS.items():
+            assert clean(text) == reference.get_clean_fn(name)(text), (name, ascii(text))
+
+
+@pytest.mark.torch
+def test_printable_ascii_needs_no_repair(reference: Any) -> None:
+    rng = random.Random(1)
+    printable = [chr(code) for code in range(32, 127) if chr(code) != "&"]
+    for _ in range(2000):
+        text = "".join(rng.choices(printable, k=rng.randrange(30)))
+        assert clean_whitespace(text) == reference.get_clean_fn("whitespace")(text)
+
+
+@pytest.mark.torch
+def test_ids_are_open_clips_for_the_whole_vocabulary(reference: Any, clip_file: Path) -> None:
+    theirs = reference.SimpleTokenizer()
+    ours = tokenizers.Tokenizer.from_file(str(clip_file))
+    assert ours.get_vocab() == theirs.encoder
+
+
+@pytest.mark.torch
+def test_special_tokens_in_a_text_become_their_ids(clip_file: Path) -> None:
+    tokenize = Tokenizer.load(clip_file, clip_spec(context_length=6))
+    assert tokenize("a <end_of_text> <START_OF_TEXT>")[0].tolist() == [49406, 320, 49407, 49406, 49407, 0]
+
+
+@pytest.mark.torch
+def test_tokenizer_file_works_by_itself_in_other_programs(reference: Any, clip_file: Path) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(clip_file))
+    simple = reference.SimpleTokenizer()
+    for text in ("A photo of a dog.", "it's  12 Cafés, isn't it?", "日本語 и русский", f"x {END_OF_TEXT} y", ""):
+        expected = [simple.sot_token_id, *simple.encode(text), simple.eot_token_id]
+        assert tokenizer.encode(text).ids == expected, text
+    assert tokenizer.decode(tokenizer.encode("A photo of a café.").ids) == "a photo of a café . "
+
+
+@pytest.mark.torch
+def test_cache_that_is_full_starts_again(clip_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = random_texts(300, seed=8)
+    expected = Tokenizer.load(clip_file, clip_spec())(texts)
+    monkeypatch.setattr("clipmlu.data.tokenizer._CACHED_PIECES", 10)
+    np.testing.assert_array_equal(Tokenizer.load(clip_file, clip_spec())(texts), expected)
+
+
+@pytest.mark.torch
+def test_pad_id_fills_the_rest(clip_file: Path) -> None:
+    assert Tokenizer.load(clip_file, clip_spec(context_length=5, pad_id=9))("dog").tolist() == [
+        [49406, 1929, 49407, 9, 9]
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08 not gzip", b"plain text"])
+def test_vocabulary_that_is_no_gzip_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bpe.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"bpe\.gz"):
+        write_clip_tokenizer(tmp_path / "bpe.gz", tmp_path / "tokenizer.json")
+
+
+def test_other_tokenizers_are_not_taken_for_clips(stand_in: Path) -> None:
+    with pytest.raises(BundleCorruptError, match="is not CLIP's: expected a BPE model with '<start_of_text>'"):
+        Tokenizer.load(stand_in, clip_spec())
+
+
+# Any other fast tokenizer
+
+
+def train_text(count: int = 400) -> list[str]:
+    return [clean_lower(text) for text in random_texts(count, seed=3)] + [
+        "a photo of a dog",
+        "a bad photo of the cat",
+    ] * 20
+
+
+def write_t5_like(folder: Path, padding_side: str = "right") -> None:
+    """A SentencePiece unigram tokenizer as T5's and SigLIP's: metaspace, closing ``</s>``, padding with ``<pad>``."""
+    from transformers import PreTrainedTokenizerFast
+
+    inner = tokenizers.Tokenizer(models.Unigram())
+    inner.normalizer = normalizers.NFKC()
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=900, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    inner.train_from_iterator(train_text(), trainer)
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side=padding_side
+    ).save_pretrained(folder)
+
+
+def write_bert_like(folder: Path) -> None:
+    """A WordPiece tokenizer as BERT's: ``[CLS] text [SEP]``; it names bos and eos too, for mode ``clips``."""
+    from transformers import PreTrainedTokenizerFast
+
+    inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer()
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    specials = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=800, special_tokens=specials, show_progress=False)
+    inner.train_from_iterator(train_text(), trainer)
+    inner.post_processor = processors.BertProcessing(("[SEP]", 5), ("[CLS]", 4))
+    names = ("pad_token", "bos_token", "eos_token", "unk_token", "cls_token", "sep_token")
+    named = dict(zip(names, specials, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=inner, **named).save_pretrained(folder)
+
+
+HF_CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], dict[str, Any]]] = {
+    "t5": (write_t5_like, {}, {}),
+    "siglip": (write_t5_like, {"clean": "canonicalize"}, {"clean": "canonicalize"}),
+    "bert": (write_bert_like, {"strip_sep_token": True}, {"zero_id": 5}),
+    "bert with separator": (write_bert_like, {"clean": "lower"}, {"clean": "lower"}),
+    "clips": (write_bert_like, {"tokenizer_mode": "clips"}, {"bos_id": 1, "eos_id": 2, "class_token_id": 4}),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("case", HF_CASES)
+def test_huggingface_kind_equals_open_clip(case: str, reference: Any, tmp_path: Path) -> None:
+    write, options, fields = HF_CASES[case]
+    write(tmp_path)
+    texts = ["", " ", "a photo of a dog", "a photo of a " * 60, "[SEP] </s> <pad> [CLS]", *random_texts(1500, seed=4)]
+    for context_length in (3, 4, 24, 64):
+        theirs = reference.HFTokenizer(str(tmp_path), context_length=context_length, **options)
+        spec = hf_spec(context_length=context_length, pad_id=theirs.tokenizer.pad_token_id, **fields)
+        assert_same_rows(texts, Tokenizer.load(tmp_path / "tokenizer.json", spec)(texts), theirs(texts).numpy())
+
+
+@pytest.mark.torch
+def test_sides_of_padding_and_truncation_come_from_the_file(reference: Any, tmp_path: Path) -> None:
+    write_t5_like(tmp_path, padding_side="left")
+    theirs = reference.HFTokenizer(str(tmp_path), context_length=8)
+    theirs.tokenizer.truncation_side = "left"
+    texts = ["dog", "a photo of a dog and of a cat that is longer"]
+    expected = theirs(texts).numpy()
+    theirs.tokenizer.backend_tokenizer.save(str(tmp_path / "after.json"))  # holds the sides once it has been used
+    assert expected[0][0] == 0
+    assert_same_rows(texts, Tokenizer.load(tmp_path / "after.json", hf_spec(context_length=8))(texts), expected)
+
+
+def test_stand_in_ids_are_bytes_between_its_special_tokens(stand_in: Path) -> None:
+    tokenize = Tokenizer.load(stand_in, hf_spec(context_length=8))
+    ids = tokenize(["é!", "", "x" * 50])
+    assert ids.dtype == np.int64
+    assert ids[:, 0].tolist() == [1, 1, 1]
+    assert ids[0].tolist()[4:] == [258, 0, 0, 0]
+    assert ids[1].tolist() == [1, 258, 0, 0, 0, 0, 0, 0]
+    assert ids[2, -1] == 258
+
+
+def test_stand_in_never_leaves_its_vocabulary(stand_in: Path) -> None:
+    ids = Tokenizer.load(stand_in, hf_spec(context_length=200))(random_texts(2000, seed=6))
+    assert ids.min() == 0
+    assert ids.max() == 258
+
+
+def test_stand_in_needs_room_for_every_byte(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs 259 ids; the vocabulary has 258"):
+        write_stand_in_tokenizer(tmp_path / "tokenizer.json", 258)
+
+
+# Arguments
+
+
+def test_one_text_is_a_batch_of_one_and_no_text_a_batch_of_none(stand_in: Path) -> None:
+    tokenize = Tokenizer.load(stand_in, hf_spec())
+    np.testing.assert_array_equal(tokenize("dog"), tokenize(["dog"]))
+    assert tokenize([]).shape == (0, 24)
+    assert tokenize(("a", "b")).shape == (2, 24)
+
+
+def test_rows_do_not_depend_on_the_batch(stand_in: Path) -> None:
+    tokenize = Tokenizer.load(stand_in, hf_spec())
+    texts = random_texts(2100, seed=2)
+    together = tokenize(texts)
+    for index in (0, 1023, 1024, 2099):
+        np.testing.assert_array_equal(together[index], tokenize(texts[index])[0])
+
+
+@pytest.mark.parametrize("texts", [[b"dog"], [None], ["a", 3], b"dog", [["a"]]])
+def test_what_is_no_text_is_a_type_error(texts: Any, stand_in: Path) -> None:
+    with pytest.raises(TypeError, match="Expected a text or a sequence of texts"):
+        Tokenizer.load(stand_in, hf_spec())(texts)
+
+
+def test_lone_surrogates_become_replacement_characters() -> None:
+    assert clean_whitespace("a\ud800 \udfffb") == "a\ufffd \ufffdb"
+    assert clean_canonicalize("\ud83d\ude00") == "😀"
+
+
+def test_text_that_the_file_cannot_represent_is_an_input_error(tmp_path: Path) -> None:
+    word_level = tokenizers.Tokenizer(models.WordLevel({"dog": 0}, unk_token="[UNK]"))
+    word_level.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="cannot encode one of 1 texts"):
+        Tokenizer.load(tmp_path / "tokenizer.json", hf_spec())("cat")
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1, 2"])
+def test_unreadable_tokenizer_file_is_named(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BundleCorruptError, match=r"Cannot read the tokenizer '.*tokenizer\.json'"):
+        Tokenizer.load(path, clip_spec())
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (hf_spec(class_token_id=1), "needs bos_id and eos_id"),
+        (clip_spec(zero_id=1), "belong to kind 'huggingface'"),
+        (hf_spec(context_length=1), "A context of 1 is too short for 2 special tokens"),
+    ],
+)
+def test_spec_that_cannot_work_is_refused(spec: TokenizerSpec, words: str, stand_in: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        Tokenizer.load(stand_in, spec)
