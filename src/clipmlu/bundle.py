@@ -48,14 +48,14 @@ _CHUNK_BYTES = 1 << 20
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class FileRecord(Spec):
+class FileRecord(Spec, frozen=True, kw_only=True):
     """Digest and size of one file: SHA-256 in lower-case hex, and bytes."""
 
     sha256: str
     size: NaturalInt
 
 
-class Tower(Spec):
+class Tower(Spec, frozen=True, kw_only=True):
     """One graph of a bundle.
 
     Attributes:
@@ -69,7 +69,7 @@ class Tower(Spec):
     outputs: tuple[TensorSpec, ...]
 
 
-class ParityRecord(Spec):
+class ParityRecord(Spec, frozen=True, kw_only=True):
     """One measured agreement between a graph and its reference.
 
     Attributes:
@@ -89,7 +89,7 @@ class ParityRecord(Spec):
     allowed_abs_diff: float
 
 
-class Export(Spec):
+class Export(Spec, frozen=True, kw_only=True):
     """How the canonical graphs came to be.
 
     Attributes:
@@ -107,7 +107,7 @@ class Export(Spec):
     parity: tuple[ParityRecord, ...]
 
 
-class Compilation(Spec):
+class Compilation(Spec, frozen=True, kw_only=True):
     """What was decided when an exported bundle was compiled.
 
     Attributes:
@@ -134,7 +134,7 @@ class Compilation(Spec):
     parity: tuple[ParityRecord, ...]
 
 
-class Manifest(Spec):
+class Manifest(Spec, frozen=True, kw_only=True):
     """The content of ``manifest.json``.
 
     Attributes:

@@ -19,7 +19,7 @@ _EXTRAS: dict[str, tuple[str, ...]] = {"export": ("torch", "open_clip", "onnxscr
 """Extra -> the modules it brings."""
 
 
-class Finding(Spec):
+class Finding(Spec, frozen=True, kw_only=True):
     """One line of the doctor's report.
 
     Attributes:

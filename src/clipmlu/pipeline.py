@@ -31,7 +31,7 @@ from clipmlu.specs import Spec
 REPORT_NAME = "report.json"
 
 
-class Step(Spec):
+class Step(Spec, frozen=True, kw_only=True):
     """One step of a run.
 
     Attributes:
@@ -47,7 +47,7 @@ class Step(Spec):
     path: str
 
 
-class RunReport(Spec):
+class RunReport(Spec, frozen=True, kw_only=True):
     """What ``clipmlu run`` did and measured."""
 
     steps: tuple[Step, ...]

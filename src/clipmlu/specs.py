@@ -33,7 +33,7 @@ class Precision(str, enum.Enum):
     QINT16_MIXED_FLOAT32 = "qint16_mixed_float32"
 
 
-class TensorSpec(Spec):
+class TensorSpec(Spec, frozen=True, kw_only=True):
     """One input or output of a graph.
 
     Attributes:
@@ -47,7 +47,7 @@ class TensorSpec(Spec):
     shape: tuple[PositiveInt | str, ...]
 
 
-class PreprocessSpec(Spec):
+class PreprocessSpec(Spec, frozen=True, kw_only=True):
     """How an image becomes an input tensor, with the meanings that open_clip's ``PreprocessCfg`` gives the fields.
 
     Attributes:
@@ -70,7 +70,7 @@ class PreprocessSpec(Spec):
     fill_color: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
 
-class TokenizerSpec(Spec):
+class TokenizerSpec(Spec, frozen=True, kw_only=True):
     """How a text becomes token ids, on top of what ``tokenizer.json`` says itself.
 
     Attributes:
@@ -96,7 +96,7 @@ class TokenizerSpec(Spec):
     stand_in: bool = False
 
 
-class ModelId(Spec):
+class ModelId(Spec, frozen=True, kw_only=True):
     """Which model a bundle holds.
 
     Attributes:

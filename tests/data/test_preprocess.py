@@ -146,11 +146,12 @@ def test_every_mode_and_size_equals_open_clip(
 ) -> None:
     config = {"resize_mode": resize_mode, "interpolation": interpolation, "fill_color": 77, "mean": MEAN, "std": STD}
     compared = set()
+    sizes = SIZES if interpolation == "bicubic" else SIZES[::2]
     for index, target in enumerate(TARGETS):
         transform = open_clip_transform(size=target, **config)
         preprocess = Preprocessor(spec_from_open_clip({"size": target, **config}))
         for mode in MODES:
-            for size in SIZES if target == TARGETS[0] else SIZES[index % 4 :: 4]:
+            for size in sizes if index == 0 else sizes[index % 7 :: 7]:
                 label = (target, mode, size)
                 if assert_equal_or_both_refuse(transform, preprocess, make_image(mode, size), label):
                     compared.add(mode)
@@ -285,7 +286,7 @@ def test_palette_transparency_raises_no_warning() -> None:
 
 
 def test_sliver_that_would_need_gigabytes_is_refused() -> None:
-    with pytest.raises(InputError, match="size 1x100000: scaled to 224x22400000 .* less extreme aspect ratio"):
+    with pytest.raises(InputError, match=r"size 1x100000: scaled to 224x22400000 .* less extreme aspect ratio"):
         Preprocessor(spec((224, 224)))(Image.new("L", (1, 100_000)))
 
 
@@ -295,7 +296,7 @@ def test_sliver_that_vanishes_is_refused() -> None:
 
 
 def test_image_without_pixels_is_refused() -> None:
-    with pytest.raises(InputError, match="Image 1 of the batch: .*size 0x5: it has no pixels"):
+    with pytest.raises(InputError, match=r"Image 1 of the batch: .*size 0x5: it has no pixels"):
         Preprocessor(spec()).batch([Image.new("RGB", (5, 5)), Image.new("RGB", (0, 5))])
 
 

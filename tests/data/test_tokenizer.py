@@ -238,7 +238,7 @@ def test_a_hundred_thousand_odd_texts_get_open_clips_ids(reference: Any, clip_fi
 def test_every_cleaning_and_context_length_equals_open_clip(
     clean: str, context_length: int, reference: Any, clip_file: Path
 ) -> None:
-    texts = random_texts(800, seed=context_length)
+    texts = random_texts(400, seed=context_length)
     texts += [text for group in GROUPS for text in group]
     texts += ["", " ", "\n\t", "dog " * 200, "x" * 5000]
     expected = reference.SimpleTokenizer(clean=clean)(texts, context_length=context_length).numpy()
@@ -248,19 +248,19 @@ def test_every_cleaning_and_context_length_equals_open_clip(
 
 @pytest.mark.torch
 def test_every_letter_and_digit_equals_open_clip(reference: Any, clip_file: Path) -> None:
-    """One text for each block of 32 assigned code points, so that no Unicode table of another library shows."""
+    """One text for each block of 32 code points, so that no Unicode table of another library shows."""
     texts = []
     for start in range(0, 0x32400, 32):
         block = [chr(code) for code in range(start, start + 32) if not 0xD800 <= code < 0xE000]
-        if any(unicodedata.category(character)[0] in "LNM" for character in block) and start % 128 == 0:
+        if any(unicodedata.category(character)[0] in "LNM" for character in block):
             texts.append("a".join(block))
-    expected = reference.SimpleTokenizer(context_length=160)(texts).numpy()
-    assert_same_rows(texts, Tokenizer.load(clip_file, clip_spec(context_length=160))(texts), expected)
+    expected = reference.SimpleTokenizer(context_length=200)(texts).numpy()
+    assert_same_rows(texts, Tokenizer.load(clip_file, clip_spec(context_length=200))(texts), expected)
 
 
 @pytest.mark.torch
 def test_cleaning_functions_equal_open_clip(reference: Any) -> None:
-    for text in random_texts(1500, seed=5):
+    for text in random_texts(800, seed=5):
         for name, clean in CLEANERS.items():
             assert clean(text) == reference.get_clean_fn(name)(text), (name, ascii(text))
 
@@ -381,7 +381,7 @@ HF_CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], dict[str, Any]
 def test_huggingface_kind_equals_open_clip(case: str, reference: Any, tmp_path: Path) -> None:
     write, options, fields = HF_CASES[case]
     write(tmp_path)
-    texts = ["", " ", "a photo of a dog", "a photo of a " * 60, "[SEP] </s> <pad> [CLS]", *random_texts(1500, seed=4)]
+    texts = ["", " ", "a photo of a dog", "a photo of a " * 60, "[SEP] </s> <pad> [CLS]", *random_texts(600, seed=4)]
     for context_length in (3, 4, 24, 64):
         theirs = reference.HFTokenizer(str(tmp_path), context_length=context_length, **options)
         spec = hf_spec(context_length=context_length, pad_id=theirs.tokenizer.pad_token_id, **fields)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list
     if isinstance(images, np.ndarray):
         single = images.ndim <= 3
         sources: list[ImageSource] = [images] if single else list(images)
-    elif isinstance(images, (str, Path, bytes, bytearray, memoryview, Image.Image)):
+    elif isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
         single, sources = True, [images]
     else:
         single, sources = False, list(images)
@@ -66,7 +66,7 @@ def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list
 
 def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
     """An item from anything that ``load_image`` reads; paths are their own id."""
-    name = str(source) if isinstance(source, (str, Path)) else f"image {position}"
+    name = str(source) if isinstance(source, (str, os.PathLike)) else f"image {position}"
     return ImageItem(name, lambda: load_image(source))
 
 

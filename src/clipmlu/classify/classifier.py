@@ -33,7 +33,7 @@ _PROMPTS_AT_ONCE = 1024
 _log = logging.getLogger(__name__)
 
 
-class ClassifierHeader(Spec):
+class ClassifierHeader(Spec, frozen=True, kw_only=True):
     """What a classifier file says of itself.
 
     Attributes:
@@ -257,7 +257,8 @@ def _encode_file(header: ClassifierHeader, embeddings: FloatArray) -> bytes:
 
 def _decode_file(path: Path) -> tuple[ClassifierHeader, FloatArray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # From memory, since numpy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             header = msgspec.json.decode(archive["header"].tobytes(), type=ClassifierHeader)
             embeddings = np.ascontiguousarray(archive["class_embeddings"])
     except FileNotFoundError:

@@ -47,7 +47,8 @@ def load(path: str | os.PathLike[str], *, threads: int = 0, verify: bool = True,
         BundleError: there is no such bundle, it is not compiled, or it is not what its manifest says.
         BackendUnavailableError: its runtime cannot be used here; raised when the first tower is needed.
     """
-    bundle = open_compiled(path, verify=verify, without=("text",) if image_only else ())
+    unused: tuple[TowerName, ...] = ("text",) if image_only else ()
+    bundle = open_compiled(path, verify=verify, without=unused)
     return Encoder(bundle, SessionOptions(threads=threads))
 
 
@@ -263,7 +264,8 @@ class _Trimmed:
         self._trim = trim
 
     def result(self) -> FloatArray:
-        return np.asarray(self._trim(self._pending.result()), dtype=np.float32)
+        trimmed: FloatArray = np.asarray(self._trim(self._pending.result()), dtype=np.float32)
+        return trimmed
 
 
 def _pad_rows(rows: Array, count: int) -> Array:

@@ -136,7 +136,6 @@ def _load_pixels(image: Image.Image, where: str, max_pixels: int) -> Image.Image
         image.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise InputError(f"Cannot decode {where}: {_reason(error)}. Expected a complete, undamaged image.") from error
-    _check_size(image.size, where, max_pixels)  # the size of the first frame may differ from the header's
     return image
 
 

@@ -115,5 +115,5 @@ def _check_templates(templates: Iterable[str], where: str) -> tuple[str, ...]:
 
 @functools.cache
 def _named_templates(name: str) -> tuple[str, ...]:
-    text = resources.files("clipmlu").joinpath("assets", "templates", f"{name}.txt").read_text(encoding="utf-8")
-    return tuple(text.splitlines())
+    file = resources.files("clipmlu") / "assets" / "templates" / f"{name}.txt"
+    return tuple(file.read_text(encoding="utf-8").splitlines())

@@ -29,14 +29,14 @@ _ROWS_AT_ONCE = 256
 IntArray = npt.NDArray[np.int64]
 
 
-class Interval(Spec):
+class Interval(Spec, frozen=True, kw_only=True):
     """A confidence interval of a fraction."""
 
     low: float
     high: float
 
 
-class ClassAccuracy(Spec):
+class ClassAccuracy(Spec, frozen=True, kw_only=True):
     """One row of the per-class table.
 
     Attributes:
@@ -52,7 +52,7 @@ class ClassAccuracy(Spec):
     top1: float | None
 
 
-class Confusion(Spec):
+class Confusion(Spec, frozen=True, kw_only=True):
     """How often images of one class were taken for another."""
 
     class_name: str
@@ -60,14 +60,14 @@ class Confusion(Spec):
     images: int
 
 
-class SkippedImage(Spec):
+class SkippedImage(Spec, frozen=True, kw_only=True):
     """An image that could not be read, and why."""
 
     id: str
     reason: str
 
 
-class AccuracyReport(Spec):
+class AccuracyReport(Spec, frozen=True, kw_only=True):
     """What ``clipmlu eval`` measured.
 
     Attributes:

@@ -274,4 +274,4 @@ def _reconstruct_array(subtype: type, shape: tuple[int, ...], dtype: bytes | str
     """What ``numpy.core.multiarray._reconstruct`` does for a plain array; its state is set afterwards."""
     if subtype is not np.ndarray:
         raise pickle.UnpicklingError("it asks for an array subclass, which is not allowed")
-    return np.ndarray.__new__(np.ndarray, shape, dtype.decode() if isinstance(dtype, bytes) else dtype)
+    return np.ndarray(shape, np.dtype(dtype.decode() if isinstance(dtype, bytes) else dtype))

@@ -1,0 +1,189 @@
+"""Which models and which tags of weights open_clip knows, read from its files without importing it (or torch)."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from clipmlu._imports import require
+from clipmlu.errors import MissingDependencyError, UnknownNameError
+
+DEMO_MODEL = "demo"
+
+_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # what open_clip.factory asks of a configuration
+_QUICK_GELU_SUFFIX = "-quickgelu"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One entry of open_clip's list of pretrained weights.
+
+    Attributes:
+        tag: its name.
+        quick_gelu: True when the weights were trained with QuickGELU.
+    """
+
+    tag: str
+    quick_gelu: bool
+
+
+def list_models() -> dict[str, tuple[str, ...]]:
+    """Every model that has a name, with the tags of its weights; ``demo`` first, the rest in natural order.
+
+    Raises:
+        MissingDependencyError: open_clip is not installed.
+    """
+    pretrained = _pretrained()
+    return {DEMO_MODEL: ()} | {
+        name: tuple(weights.tag for weights in pretrained.get(name, ())) for name in _config_paths()
+    }
+
+
+def check_model_name(name: str) -> str:
+    """The name as open_clip writes it: ``ViT-B/32``, as OpenAI does, is ``ViT-B-32``.
+
+    Raises:
+        UnknownNameError: there is no such model.
+    """
+    cleaned = name.replace("/", "-")
+    known = _config_paths()
+    if cleaned not in known:
+        raise UnknownNameError(
+            "model", name, [DEMO_MODEL, *known], "See 'clipmlu models', or give hf-hub:org/name or local-dir:PATH."
+        )
+    return cleaned
+
+
+def find_weights(name: str, tag: str) -> Weights:
+    """The weights of that tag; case and ``-`` against ``_`` do not matter, as in open_clip.
+
+    Raises:
+        UnknownNameError: the model has no such weights.
+    """
+    known = _pretrained().get(name, ())
+    for weights in known:
+        if weights.tag == tag.lower().replace("-", "_"):
+            return weights
+    hint = f"Model '{name}' has {_listed(weights.tag for weights in known)}; or give the path of a checkpoint file."
+    raise UnknownNameError("pretrained tag", tag, [weights.tag for weights in known], hint)
+
+
+def tags_of(name: str) -> tuple[str, ...]:
+    """Tags of a model's weights; empty where there are none."""
+    return tuple(weights.tag for weights in _pretrained().get(name, ()))
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """A named model's configuration (open_clip's ``model_cfg``); owned by the caller."""
+    config: dict[str, Any] = json.loads(_config_paths()[name].read_text(encoding="utf-8"))
+    return config
+
+
+def open_clip_folder() -> Path:
+    """Where open_clip is installed.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    spec = util.find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDependencyError("open_clip", "export", "Exporting a model")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _listed(tags: Iterable[str]) -> str:
+    names = ", ".join(f"'{tag}'" for tag in tags)
+    return f"the tags {names}" if names else "no pretrained weights"
+
+
+@functools.cache
+def _config_paths() -> dict[str, Path]:
+    """Files of all named configurations, in open_clip's natural order."""
+    paths = [path for path in (open_clip_folder() / "model_configs").glob("*.json") if _is_model(path)]
+    return {path.stem: path for path in sorted(paths, key=lambda path: _natural_key(path.stem))}
+
+
+def _is_model(path: Path) -> bool:
+    return all(key in json.loads(path.read_text(encoding="utf-8")) for key in _MODEL_KEYS)
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
+
+
+@functools.cache
+def _pretrained() -> dict[str, tuple[Weights, ...]]:
+    """Weights of each model.
+
+    The table is a literal in ``open_clip/pretrained.py``. Importing that file costs three seconds (torch), so it is
+    parsed; where a version of open_clip writes it in another way, it is imported after all.
+    """
+    try:
+        tree = ast.parse((open_clip_folder() / "pretrained.py").read_text(encoding="utf-8"))
+        return _with_quick_gelu_names(dict(_parse_table(tree)))
+    except (OSError, SyntaxError, _UnexpectedFormError):
+        return _imported_table()
+
+
+class _UnexpectedFormError(Exception):
+    """The source of open_clip's table is not written in the way that is parsed here."""
+
+
+def _parse_table(tree: ast.Module) -> Iterator[tuple[str, tuple[Weights, ...]]]:
+    assigned = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    table = assigned.get("_PRETRAINED")
+    if not isinstance(table, ast.Dict):
+        raise _UnexpectedFormError
+    for key, value in zip(table.keys, table.values, strict=True):
+        if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
+            raise _UnexpectedFormError
+        yield key.value, _parse_weights(assigned.get(value.id) if isinstance(value, ast.Name) else value)
+
+
+def _parse_weights(node: ast.expr | None) -> tuple[Weights, ...]:
+    """``dict(tag=_pcfg(url=..., quick_gelu=True), ...)``, or the same as a display with string keys."""
+    entries: list[tuple[object, ast.expr]] = []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        entries = [(keyword.arg, keyword.value) for keyword in node.keywords]
+    elif isinstance(node, ast.Dict):
+        entries = [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values, strict=True)]
+    else:
+        raise _UnexpectedFormError
+    return tuple(_parse_entry(tag, value) for tag, value in entries)
+
+
+def _parse_entry(tag: object, node: ast.expr) -> Weights:
+    if not isinstance(tag, str) or not isinstance(node, ast.Call):
+        raise _UnexpectedFormError
+    flags = [keyword.value for keyword in node.keywords if keyword.arg == "quick_gelu"]
+    if any(keyword.arg is None for keyword in node.keywords) or not all(
+        isinstance(each, ast.Constant) for each in flags
+    ):
+        raise _UnexpectedFormError
+    return Weights(tag=tag, quick_gelu=any(bool(getattr(each, "value", False)) for each in flags))
+
+
+def _with_quick_gelu_names(table: dict[str, tuple[Weights, ...]]) -> dict[str, tuple[Weights, ...]]:
+    """Add ``NAME-quickgelu`` for the weights that were trained so, as open_clip does."""
+    quick = {name: tuple(weights for weights in known if weights.quick_gelu) for name, known in table.items()}
+    return table | {f"{name}{_QUICK_GELU_SUFFIX}": known for name, known in quick.items() if known}
+
+
+def _imported_table() -> dict[str, tuple[Weights, ...]]:
+    open_clip = require("open_clip", "export", "Exporting a model")
+    table: dict[str, tuple[Weights, ...]] = {}
+    for name, tag in open_clip.list_pretrained():
+        quick_gelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+        table[name] = (*table.get(name, ()), Weights(tag=tag, quick_gelu=quick_gelu))
+    return table

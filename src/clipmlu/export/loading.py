@@ -1,0 +1,251 @@
+"""A torch model out of a source: configuration, weights, activation; always float32, on the CPU, in evaluation mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clipmlu._imports import require
+from clipmlu.data.preprocess import spec_from_open_clip
+from clipmlu.errors import DownloadError, ExportError
+from clipmlu.export.downloads import CHECKPOINT_NAMES, checkpoint_names, fetch_file
+from clipmlu.export.options import ExportOptions
+from clipmlu.export.source import CONFIG_NAME, Source, model_config, parse_config, text_model_folder
+from clipmlu.specs import PreprocessSpec
+
+PURPOSE = "Exporting a model"
+
+_WEIGHTS_HINT = (
+    "Copy the file into that cache (HF_HOME or --cache-dir) from a machine that has it, "
+    "or give a checkpoint file as --pretrained FILE, or a directory as local-dir:PATH."
+)
+_TEXT_CONFIG_HINT = "It configures the text tower: copy it into that cache (HF_HOME or --cache-dir)."
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+
+_QUICK_GELU = ("QuickGELU", "QuickGELUActivation")  # open_clip's class, and transformers'
+_TANH_GELU = ("NewGELUActivation", "PytorchGELUTanh", "GELUTanh", "FastGELUActivation")
+_DEFAULT_CONTEXT_LENGTH = 77  # open_clip.model.CLIPTextCfg
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in memory, and what the rest of the export asks about it.
+
+    Attributes:
+        module: open_clip's ``CLIP``, ``CustomTextCLIP`` or ``CoCa``; float32, evaluation mode, no gradients.
+        config: open_clip's ``model_cfg``.
+        preprocess: how images become its input.
+        context_length: token ids per text.
+        vocab_size: rows of the token embedding.
+        pad_id: the id that the text tower takes for padding.
+        logit_scale: the multiplier itself.
+        logit_bias: or None.
+        activation: ``quick_gelu``, ``gelu_tanh`` or ``gelu``, as built.
+        weights_digest: SHA-256 over all weights in the order of their names.
+    """
+
+    module: Any
+    config: dict[str, Any]
+    preprocess: PreprocessSpec
+    context_length: int
+    vocab_size: int
+    pad_id: int
+    logit_scale: float
+    logit_bias: float | None
+    activation: str
+    weights_digest: str
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+def load_model(source: Source, options: ExportOptions) -> LoadedModel:
+    """Build the model and load its weights.
+
+    Raises:
+        MissingDependencyError: torch or open_clip is not installed.
+        DownloadError: a file of the model cannot be had.
+        ExportError: the configuration or the weights are not usable.
+    """
+    torch = require("torch", "export", PURPOSE)
+    require("open_clip", "export", PURPOSE)
+    config = _read_config(source, options)
+    checkpoint = None if source.random else _find_weights(source, options)
+    with _build_errors(source), torch.random.fork_rng(devices=[]):
+        # Also for trained weights: what a checkpoint does not hold (there should be nothing) must not vary.
+        torch.manual_seed(options.seed)
+        module = _build(config, _forces_quick_gelu(source))
+    if checkpoint is not None:
+        _load_weights(module, checkpoint)
+    module = module.float().eval().requires_grad_(False)
+    return _describe(module, config, source)
+
+
+def _read_config(source: Source, options: ExportOptions) -> dict[str, Any]:
+    """``open_clip_config.json``'s content, complete: nothing in it refers to the network any more."""
+    config = model_config(source)
+    if config is None:
+        assert source.repo is not None, "a source is a name, a directory or a repository"
+        path = fetch_file(
+            source.repo, [CONFIG_NAME], cache_dir=options.cache_dir, offline=options.offline, hint=_WEIGHTS_HINT
+        )
+        config = parse_config(path)
+    if source.weights is not None:
+        open_clip = require("open_clip", "export", PURPOSE)
+        listed = open_clip.get_pretrained_cfg(source.name, source.weights.tag)
+        config["preprocess_cfg"] = {key: listed[key] for key in _PREPROCESS_KEYS if key in listed}
+    _localise_text_config(config["model_cfg"], source, options)
+    return config
+
+
+def _localise_text_config(model_cfg: dict[str, Any], source: Source, options: ExportOptions) -> None:
+    """Point ``hf_model_name`` at a directory, so that building the text tower needs neither network nor cache."""
+    name = model_cfg["text_cfg"].get("hf_model_name")
+    if not name:
+        return
+    folder = text_model_folder(model_cfg, source.directory)
+    if folder is None:
+        path = fetch_file(
+            name, ["config.json"], cache_dir=options.cache_dir, offline=options.offline, hint=_TEXT_CONFIG_HINT
+        )
+        folder = path.parent
+    model_cfg["text_cfg"]["hf_model_name"] = str(folder.resolve())
+
+
+def _forces_quick_gelu(source: Source) -> bool:
+    """Whether the weights were trained with QuickGELU, whatever the configuration says.
+
+    OpenAI's (and others') are listed under names such as ``ViT-B-32``, whose configuration has plain GELU; open_clip
+    warns and builds the wrong one. The other way round nothing is forced: a tag that says nothing may belong to a
+    configuration that is QuickGELU by itself (``roberta-ViT-B-32``).
+    """
+    return source.weights is not None and source.weights.quick_gelu
+
+
+def _find_weights(source: Source, options: ExportOptions) -> Path:
+    if source.checkpoint is not None:
+        return source.checkpoint
+    repo, names = source.repo, CHECKPOINT_NAMES
+    if repo is None:
+        assert source.weights is not None, "resolve_source asks for weights unless they are random"
+        open_clip = require("open_clip", "export", PURPOSE)
+        listed = open_clip.get_pretrained_cfg(source.name, source.weights.tag)
+        repo, _, filename = listed.get("hf_hub", "").rpartition("/")
+        if not repo:
+            raise DownloadError(f"Weights '{source.identity}' are not on the hub: get {listed.get('url')!r} and give it as --pretrained FILE.")
+        names = checkpoint_names(filename)
+    return fetch_file(repo, names, cache_dir=options.cache_dir, offline=options.offline, hint=_WEIGHTS_HINT)
+
+
+def _build(config: dict[str, Any], force_quick_gelu: bool) -> Any:
+    """Let open_clip build the model from a directory that holds nothing but the configuration.
+
+    That form takes any configuration and touches no network: towers from timm and transformers are told not to load
+    weights of their own.
+    """
+    open_clip = require("open_clip", "export", PURPOSE)
+    with tempfile.TemporaryDirectory(prefix="clipmlu-") as folder:
+        (Path(folder) / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+        return open_clip.create_model(
+            f"local-dir:{folder}",
+            load_weights=False,
+            precision="fp32",
+            device="cpu",
+            force_quick_gelu=force_quick_gelu,
+            pretrained_image=False,
+            pretrained_text=False,
+        )
+
+
+@contextmanager
+def _build_errors(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except (DownloadError, ImportError):
+        raise
+    except Exception as error:  # a configuration can be wrong in as many ways as there are tower types
+        raise ExportError(f"Cannot build '{source.identity}': {_first_line(error)}") from error
+
+
+def _load_weights(module: Any, checkpoint: Path) -> None:
+    open_clip = require("open_clip", "export", PURPOSE)
+    try:
+        # Strict, and without running any code that a pickle may contain.
+        open_clip.load_checkpoint(module, str(checkpoint), strict=True, weights_only=True, device="cpu")
+    except Exception as error:  # OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, KeyError, ...
+        raise ExportError(f"Cannot load the weights '{checkpoint}': {_first_line(error)}") from error
+
+
+def _describe(module: Any, config: dict[str, Any], source: Source) -> LoadedModel:
+    text_cfg = config["model_cfg"]["text_cfg"]
+    try:
+        preprocess = spec_from_open_clip(module.visual.preprocess_cfg)
+    except ValueError as error:
+        raise ExportError(f"Model '{source.identity}': {error}") from error
+    bias = getattr(module, "logit_bias", None)
+    return LoadedModel(
+        module=module,
+        config=config["model_cfg"],
+        preprocess=preprocess,
+        context_length=text_cfg.get("context_length", _DEFAULT_CONTEXT_LENGTH),
+        vocab_size=_vocab_size(module),
+        pad_id=_pad_id(module, text_cfg),
+        logit_scale=float(module.logit_scale.exp().reshape(())),
+        logit_bias=None if bias is None else float(bias.reshape(())),
+        activation=_activation(module),
+        weights_digest=_digest_weights(module),
+    )
+
+
+def _text_module(module: Any) -> Any:
+    """The text tower: a module of its own, or for plain CLIP the model itself."""
+    return getattr(module, "text", module)
+
+
+def _vocab_size(module: Any) -> int:
+    text = _text_module(module)
+    if hasattr(text, "token_embedding"):
+        return int(text.token_embedding.num_embeddings)
+    return int(text.transformer.get_input_embeddings().num_embeddings)
+
+
+def _pad_id(module: Any, text_cfg: dict[str, Any]) -> int:
+    hf_config = getattr(_text_module(module), "config", None)
+    pad_id = text_cfg.get("pad_id", 0) if hf_config is None else getattr(hf_config, "pad_token_id", None)
+    return int(pad_id or 0)
+
+
+def _activation(module: Any) -> str:
+    names = {_activation_of(each) for each in module.modules()}
+    return next((name for name in ("quick_gelu", "gelu_tanh") if name in names), "gelu")
+
+
+def _activation_of(module: Any) -> str | None:
+    kind = type(module).__name__
+    if kind in _QUICK_GELU:
+        return "quick_gelu"
+    if kind in _TANH_GELU or getattr(module, "approximate", None) == "tanh":
+        return "gelu_tanh"
+    return None
+
+
+def _digest_weights(module: Any) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor of the state, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.detach().contiguous().numpy().reshape(-1)).cast("B"))
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,75 @@
+"""Options of ``export_model``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from clipmlu.errors import OptionError
+from clipmlu.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE
+from clipmlu.specs import Layout
+
+OPSETS = (18, 20)
+"""18 is the oldest that torch's exporter writes; from 20 on GELU is one node. LayerNormalization is one in both."""
+
+# Protobuf cannot hold more than 2 GiB in one file; the rest of the graph has to fit as well.
+EXTERNAL_DATA_BYTES = 1_900_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How to export; validated on construction.
+
+    Attributes:
+        pretrained: an open_clip tag of weights, or the path of a checkpoint file, for a model named by open_clip.
+        random_weights: export untrained weights, drawn from ``seed``.
+        seed: seed of ``random_weights``.
+        layout: ``towers`` for one graph per tower, ``joint`` for the fused two-input graph.
+        opset: ONNX opset of the graphs.
+        overwrite: replace a bundle at the output path.
+        offline: use no network, only what is on this machine.
+        cache_dir: where downloads are kept; None leaves it to huggingface_hub (``HF_HOME``).
+        tokenizer: a ``tokenizer.json``, or a directory with one, instead of the model's own tokenizer.
+        max_abs_diff: allowed difference of an embedding's element between torch and the exported graph; of a logit,
+            the same times the logit scale.
+        min_cosine: smallest allowed cosine similarity of two embeddings of the same input.
+        external_data_bytes: a graph with more bytes of weights than this keeps them in a file beside it.
+
+    Raises:
+        OptionError: a value is outside its range, or two exclude one another.
+    """
+
+    pretrained: str | None = None
+    random_weights: bool = False
+    seed: int = 0
+    layout: Layout = "towers"
+    opset: int = 20
+    overwrite: bool = False
+    offline: bool = False
+    cache_dir: Path | None = None
+    tokenizer: Path | None = None
+    max_abs_diff: float = FLOAT32_TOLERANCE
+    min_cosine: float = FLOAT32_MIN_COSINE
+    external_data_bytes: int = EXTERNAL_DATA_BYTES
+
+    def __post_init__(self) -> None:
+        if self.pretrained is not None and self.random_weights:
+            raise OptionError(
+                f"pretrained weights '{self.pretrained}' and random weights exclude one another; leave one of them out"
+            )
+        if self.pretrained is not None and not self.pretrained.strip():
+            raise OptionError("the tag of the pretrained weights is empty; give a tag, a checkpoint file, or none")
+        if not 0 <= self.seed < 2**63:
+            raise OptionError(f"seed is {self.seed}; expected 0 or more, below 2**63")
+        if self.layout not in ("towers", "joint"):
+            raise OptionError(f"layout is '{self.layout}'; expected 'towers' or 'joint'")
+        if self.opset not in OPSETS:
+            raise OptionError(f"opset is {self.opset}; expected one of {', '.join(map(str, OPSETS))}")
+        if not self.max_abs_diff > 0 or not -1 <= self.min_cosine <= 1:
+            raise OptionError(
+                f"parity bounds are {self.max_abs_diff} and {self.min_cosine}; expected a positive difference and a cosine"
+            )
+        if not 0 < self.external_data_bytes <= EXTERNAL_DATA_BYTES:
+            raise OptionError(
+                f"external data begins at {self.external_data_bytes} bytes; expected 1 to {EXTERNAL_DATA_BYTES}"
+            )

@@ -1,0 +1,60 @@
+"""Keeps what torch, open_clip and onnxscript print and log while they work out of our standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+_LOG = logging.getLogger("clipmlu.export")
+
+# Loggers whose warnings are about the exporter's own workings: constants not folded, files without an extension, ...
+_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "timm", "transformers")
+
+# (category, start of the message): each has been seen, none says anything about the model being exported.
+_KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
+    (DeprecationWarning, ""),  # of the libraries below, never of ours: clipmlu's own tests turn them into errors
+    (FutureWarning, ""),
+    (UserWarning, "# The axis name"),  # the name of a dynamic axis is not the one that torch.export gave it
+    (UserWarning, "QuickGELU mismatch"),  # what force_quick_gelu is there for; the manifest says what was built
+)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Send what the libraries print to our log (level DEBUG), and drop warnings that are known to mean nothing here."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings(), _quiet_loggers():
+            for category, start in _KNOWN_WARNINGS:
+                warnings.filterwarnings("ignore", message=start, category=category)
+            yield
+    finally:
+        for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
+            _LOG.debug("%s", line)
+
+
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    root = logging.getLogger()
+    # open_clip calls logging.warning(), which installs a handler on the root logger if there is none.
+    placeholder = logging.NullHandler()
+    levels = {name: logging.getLogger(name).level for name in _CHATTY_LOGGERS}
+    root.addHandler(placeholder)
+    root.addFilter(_not_open_clip)
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        root.removeFilter(_not_open_clip)
+        root.removeHandler(placeholder)
+
+
+def _not_open_clip(record: logging.LogRecord) -> bool:
+    """False for records below ERROR that open_clip logs on the root logger itself."""
+    return record.levelno >= logging.ERROR or "open_clip" not in record.pathname

@@ -1,0 +1,279 @@
+"""Which model is meant: the forms of MODEL, checked before anything slow begins and without importing torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from clipmlu.bundle import TOKENIZER_NAME, FileRecord, file_record
+from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
+from clipmlu.export.catalog import DEMO_MODEL, Weights, check_model_name, find_weights, read_config, tags_of
+from clipmlu.export.options import ExportOptions
+from clipmlu.specs import ModelId
+
+CONFIG_NAME = "open_clip_config.json"
+
+_HUB_PREFIX = "hf-hub:"
+_LOCAL_PREFIX = "local-dir:"
+_TAG_SEPARATOR = "::"
+_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+
+# Names that open_clip prefers (factory._find_checkpoint_in_dir), in its order; then any other file of these kinds.
+_CHECKPOINT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+_CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+
+# Files that a tokenizer of the transformers library may consist of.
+_TOKENIZER_FILES = (
+    TOKENIZER_NAME,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model to export; exactly one of ``name``, ``repo`` and ``directory`` is set.
+
+    Attributes:
+        identity: what the manifest will say.
+        name: name of a configuration that open_clip brings along.
+        repo: ``org/name`` on the Hugging Face hub.
+        directory: a directory in open_clip's own format.
+        weights: the entry of open_clip's list, for ``name`` with a tag.
+        checkpoint: a local file of weights, for ``name`` and ``directory``.
+    """
+
+    identity: ModelId
+    name: str | None = None
+    repo: str | None = None
+    directory: Path | None = None
+    weights: Weights | None = None
+    checkpoint: Path | None = None
+
+    @property
+    def random(self) -> bool:
+        """True when the weights are to be untrained."""
+        return self.identity.random_seed is not None
+
+
+def resolve_source(model: str, options: ExportOptions) -> Source:
+    """Find out what MODEL stands for.
+
+    Args:
+        model: an open_clip name, ``NAME::TAG``, ``hf-hub:org/name``, ``local-dir:PATH`` or ``demo``.
+        options: which weights.
+
+    Raises:
+        UnknownNameError: no such model, or no such tag.
+        OptionError: the weights are not said, or said twice.
+        ExportError: a local model or checkpoint is not there, or lacks what it needs.
+    """
+    seed = options.seed if options.random_weights else None
+    if model == DEMO_MODEL or model.startswith((_HUB_PREFIX, _LOCAL_PREFIX)):
+        _refuse_tag(model, options)
+        identity = ModelId(name=model, random_seed=seed)
+        if model.startswith(_HUB_PREFIX):
+            return Source(identity=identity, repo=_repo_name(model))
+        return _local_source(identity, demo_folder() if model == DEMO_MODEL else _local_folder(model))
+    return _named_source(model, options, seed)
+
+
+def source_files(source: Source, options: ExportOptions) -> dict[str, FileRecord]:
+    """Digests of the local files that decide the export's result; empty for what open_clip and the hub provide."""
+    records = {name: file_record(path) for name, path in _local_files(source)}
+    if options.tokenizer is not None:
+        records[f"tokenizer:{TOKENIZER_NAME}"] = file_record(tokenizer_file(options.tokenizer))
+    return records
+
+
+def read_local_config(folder: Path) -> dict[str, Any]:
+    """The ``open_clip_config.json`` of a directory.
+
+    Raises:
+        ExportError: it is missing, cannot be parsed, or describes no model.
+    """
+    return parse_config(folder / CONFIG_NAME)
+
+
+def parse_config(path: Path) -> dict[str, Any]:
+    """An ``open_clip_config.json``: ``model_cfg``, and ``preprocess_cfg`` where the defaults do not do.
+
+    Raises:
+        ExportError: it is missing, cannot be parsed, or describes no model.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ExportError(f"Cannot read the model's configuration '{path}': {reason}.") from error
+    model = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not all(key in model for key in _MODEL_KEYS):
+        raise ExportError(f"'{path}' describes no model: expected 'model_cfg' with {', '.join(_MODEL_KEYS)}.")
+    return dict(config)
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The ``tokenizer.json`` that a user's path means.
+
+    Raises:
+        InputError: there is none.
+    """
+    file = path / TOKENIZER_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"No tokenizer at '{path}'. Expected a {TOKENIZER_NAME}, or a directory that has one.")
+    return file
+
+
+def demo_folder() -> Path:
+    """Where the demo model lies in the package.
+
+    Raises:
+        ExportError: this installation lacks it.
+    """
+    folder = Path(str(resources.files("clipmlu"))) / "assets" / "demo"
+    if not (folder / CONFIG_NAME).is_file():
+        raise ExportError(f"The demo model is missing from this installation: no '{folder / CONFIG_NAME}'.")
+    return folder
+
+
+def _refuse_tag(model: str, options: ExportOptions) -> None:
+    if options.pretrained is not None:
+        raise OptionError(
+            f"model '{model}' brings its own weights; leave out the pretrained weights '{options.pretrained}'"
+        )
+
+
+def _repo_name(model: str) -> str:
+    repo = model[len(_HUB_PREFIX) :]
+    owner, _, name = repo.partition("/")
+    if not owner or not name or "/" in name:
+        raise OptionError(f"model is '{model}'; expected {_HUB_PREFIX}org/name")
+    return repo
+
+
+def _local_folder(model: str) -> Path:
+    path = model[len(_LOCAL_PREFIX) :]
+    if not path:
+        raise OptionError(f"model is '{model}'; expected {_LOCAL_PREFIX}PATH")
+    return Path(path).expanduser()
+
+
+def _local_source(identity: ModelId, folder: Path) -> Source:
+    if not folder.is_dir():
+        raise ExportError(f"Model '{identity.name}': there is no directory '{folder}'.")
+    read_local_config(folder)
+    if identity.random_seed is not None:
+        return Source(identity=identity, directory=folder)
+    checkpoint = _find_checkpoint(folder)
+    if checkpoint is None:
+        raise ExportError(
+            f"Model '{identity.name}' has no weights: expected '{_CHECKPOINT_NAMES[0]}' (or another "
+            f"{', '.join(_CHECKPOINT_SUFFIXES)} file) in '{folder}'. Put it there, or export untrained weights with --random-weights."
+        )
+    return Source(identity=identity, directory=folder, checkpoint=checkpoint)
+
+
+def _find_checkpoint(folder: Path) -> Path | None:
+    for name in _CHECKPOINT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = [path for suffix in _CHECKPOINT_SUFFIXES for path in sorted(folder.glob(f"*{suffix}")) if path.is_file()]
+    return others[0] if others else None
+
+
+def _named_source(model: str, options: ExportOptions, seed: int | None) -> Source:
+    name, tag = _split_tag(model, options)
+    name = check_model_name(name)
+    if seed is not None:
+        return Source(identity=ModelId(name=name, random_seed=seed), name=name)
+    if tag is None:
+        raise OptionError(_no_weights_message(name))
+    try:
+        weights = find_weights(name, tag)
+    except UnknownNameError:
+        return Source(**_checkpoint_fields(name, tag))
+    return Source(identity=ModelId(name=name, pretrained=weights.tag), name=name, weights=weights)
+
+
+def _split_tag(model: str, options: ExportOptions) -> tuple[str, str | None]:
+    name, separator, tag = model.partition(_TAG_SEPARATOR)
+    if not separator:
+        return name, options.pretrained
+    if not tag:
+        raise OptionError(f"model is '{model}'; expected NAME{_TAG_SEPARATOR}TAG")
+    if options.pretrained is not None or options.random_weights:
+        other = "random weights" if options.random_weights else f"pretrained weights '{options.pretrained}'"
+        raise OptionError(f"model '{model}' names its weights already; leave out the {other}")
+    return name, tag
+
+
+def _no_weights_message(name: str) -> str:
+    tags = tags_of(name)
+    if not tags:
+        return f"model '{name}' has no pretrained weights; give a checkpoint file as --pretrained, or --random-weights"
+    return (
+        f"model '{name}' needs weights: --pretrained with one of {', '.join(tags)}; or a checkpoint file; "
+        "or --random-weights for speed work"
+    )
+
+
+def _checkpoint_fields(name: str, given: str) -> dict[str, Any]:
+    """A tag that is no tag is the path of a checkpoint, if it looks like one."""
+    path = Path(given).expanduser()
+    if path.is_file():
+        return {"identity": ModelId(name=name, pretrained=path.name), "name": name, "checkpoint": path}
+    if path.suffix in (*_CHECKPOINT_SUFFIXES, ".npz") or len(path.parts) > 1:
+        raise ExportError(f"There is no checkpoint file '{given}'. Expected a file of weights for '{name}', or a tag.")
+    find_weights(name, given)  # raises, with the close matches
+    raise AssertionError
+
+
+def _local_files(source: Source) -> Iterator[tuple[str, Path]]:
+    if source.checkpoint is not None:
+        yield source.checkpoint.name, source.checkpoint
+    if source.directory is None:
+        return
+    for name in (CONFIG_NAME, *_TOKENIZER_FILES):
+        if (source.directory / name).is_file():
+            yield name, source.directory / name
+    text_config = text_model_folder(read_local_config(source.directory)["model_cfg"], source.directory)
+    if text_config is not None:
+        yield "text_cfg/config.json", text_config / "config.json"
+
+
+def model_config(source: Source) -> dict[str, Any] | None:
+    """``open_clip_config.json``'s content for a source on this machine; None for a repository on the hub."""
+    if source.name is not None:
+        return {"model_cfg": read_config(source.name)}
+    return None if source.directory is None else read_local_config(source.directory)
+
+
+def text_model_folder(model_cfg: dict[str, Any], folder: Path | None) -> Path | None:
+    """Directory of a Hugging Face text tower's ``config.json``, if ``hf_model_name`` is a path and not a hub name.
+
+    A relative path is looked up in the model's own directory first, so that a model can be moved as a whole.
+    """
+    name = model_cfg["text_cfg"].get("hf_model_name")
+    if not name:
+        return None
+    candidates = [Path(name)] if folder is None else [folder / name, Path(name)]
+    return next((path for path in candidates if (path / "config.json").is_file()), None)

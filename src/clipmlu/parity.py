@@ -1,0 +1,82 @@
+"""How far two computations of the same outputs lie apart: the measure behind every parity gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FLOAT32_TOLERANCE = 1e-5
+"""Allowed absolute difference of an element of a unit-norm embedding, both sides in float32."""
+
+FLOAT32_MIN_COSINE = 0.99999
+"""Smallest allowed cosine similarity of two embeddings of the same input, both sides in float32."""
+
+_CHUNK_ROWS = 4096  # float64 copies of this many rows at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far two arrays of rows lie apart.
+
+    Attributes:
+        max_abs_diff: largest absolute difference of any element; infinite where the shapes differ or an element of
+            either side is not finite, so that no bound is ever met by accident. 0.0 for no rows.
+        min_cosine: smallest cosine similarity of any two rows of the same index; -1.0 where ``max_abs_diff`` is
+            infinite. 1.0 for no rows.
+    """
+
+    max_abs_diff: float
+    min_cosine: float
+
+    def within(self, max_abs_diff: float, min_cosine: float | None = None) -> bool:
+        """Whether both figures keep the bounds; no bound on the cosine if it is None."""
+        return self.max_abs_diff <= max_abs_diff and (min_cosine is None or self.min_cosine >= min_cosine)
+
+
+def measure_difference(reference: npt.NDArray[Any], measured: npt.NDArray[Any]) -> Difference:
+    """Compare two arrays row by row, in float64.
+
+    Args:
+        reference: shape (N, D), any real dtype.
+        measured: the same shape, unless something is wrong.
+
+    Returns:
+        The largest difference and the smallest cosine. Two rows of zeros have the cosine 1, a row of zeros and any
+        other row the cosine 0.
+    """
+    if reference.shape != measured.shape or reference.ndim != 2:
+        return Difference(max_abs_diff=math.inf, min_cosine=-1.0)
+    max_abs_diff, min_cosine = 0.0, 1.0
+    for start in range(0, len(reference), _CHUNK_ROWS):
+        expected = reference[start : start + _CHUNK_ROWS].astype(np.float64)
+        found = measured[start : start + _CHUNK_ROWS].astype(np.float64)
+        if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+            return Difference(max_abs_diff=math.inf, min_cosine=-1.0)
+        max_abs_diff = max(max_abs_diff, float(np.abs(expected - found).max(initial=0.0)))
+        min_cosine = min(min_cosine, float(_cosines(expected, found).min(initial=1.0)))
+    return Difference(max_abs_diff=max_abs_diff, min_cosine=min_cosine)
+
+
+def allowed_logit_difference(tolerance: float, logit_scale: float) -> float:
+    """Allowed absolute difference of a logit, given that of an embedding's element.
+
+    A logit is a cosine similarity times the logit scale (plus a constant), so its error grows with the scale; a scale
+    below 1 does not make the bound tighter.
+
+    Args:
+        tolerance: allowed difference of an embedding's element.
+        logit_scale: the multiplier itself, not its logarithm.
+    """
+    return tolerance * max(logit_scale, 1.0)
+
+
+def _cosines(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products = (first * second).sum(axis=1)
+    both_zero = ~first.any(axis=1) & ~second.any(axis=1)
+    cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return np.where(both_zero, 1.0, np.minimum(cosines, 1.0))

@@ -1,0 +1,360 @@
+"""The commands that run a bundle: results on stdout, notes on stderr, one line per error, documented exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import support
+from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+LABELS = "cat,dog,red circle"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five readable pictures, one broken, one file that is no image, some in a sub-folder."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(3):
+        support.picture(number).save(folder / f"{number}.png")
+    for number in (3, 4):
+        support.picture(number).save(folder / "sub" / f"{number}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff garbage")
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+def assert_one_line(text: str, pattern: str) -> None:
+    assert re.search(pattern, text), text
+    assert text.count("\n") == 1, text
+    assert "Traceback" not in text
+
+
+def test_classify_folder_reports_skips_and_counts_the_broken_image(
+    run: Run, compiled: CompiledBundle, photos: Path
+) -> None:
+    code, out, err = run("classify", compiled.path, photos, "--labels", LABELS, "--format", "jsonl", "--top-k", 2)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert [Path(row["source"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    assert all(len(row["predictions"]) == 2 for row in rows)
+    assert re.search(r"skipped: .*broken\.jpg", err)
+    assert "1 image(s) could not be read." in err
+
+
+def test_formats_agree(run: Run, compiled: CompiledBundle, photos: Path) -> None:
+    arguments = ("classify", compiled.path, photos / "*.png", "--labels", LABELS, "--format")
+    as_json = json.loads(run(*arguments, "json")[1])
+    lines = [json.loads(line) for line in run(*arguments, "jsonl")[1].splitlines()]
+    table = run(*arguments, "table")[1].splitlines()
+    rows = list(csv.DictReader(io.StringIO(run(*arguments, "csv")[1])))
+    assert as_json == {"emulated": False, "results": lines}
+    assert len(lines) == len(rows) == len(table) == 3
+    for line, row, text in zip(lines, rows, table, strict=True):
+        best = line["predictions"][0]
+        assert row["class_name_1"] == best["class_name"]
+        assert float(row["score_1"]) == pytest.approx(best["score"], abs=1e-6)
+        assert text.startswith(best["class_name"])
+        assert text.endswith(line["source"])
+
+
+def test_inputs_from_file_glob_folder_and_stdin_are_the_same(
+    run: Run, compiled: CompiledBundle, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [photos / "sub" / f"{number}.png" for number in (3, 4)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([str(file) for file in files]) + "\n\n"))
+    arguments = ("--labels", LABELS, "--format", "jsonl")
+    outputs = {
+        run("classify", compiled.path, *files, *arguments)[1],
+        run("classify", compiled.path, photos / "sub", *arguments)[1],
+        run("classify", compiled.path, photos / "s*" / "*.png", *arguments)[1],
+        run("classify", compiled.path, photos / "s*", *arguments)[1],
+        run("classify", compiled.path, "-", *arguments)[1],
+    }
+    assert len(outputs) == 1
+    assert len(outputs.pop().splitlines()) == 2
+
+
+def test_missing_image_does_not_stop_the_others(run: Run, compiled: CompiledBundle, photos: Path) -> None:
+    code, out, err = run(
+        "classify", compiled.path, "absent.png", photos / "0.png", "--labels", LABELS, "--format", "jsonl"
+    )
+    assert code == 1
+    assert len(out.splitlines()) == 1
+    assert "absent.png" in err
+
+
+def test_classifier_file_round_trip(run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+    expected = run(
+        "classify", compiled.path, photos / "0.png", "--labels", LABELS, "--save-classifier", tmp_path / "three.clf"
+    )[1]
+    (compiled.path / "text.onnx").unlink()
+    code, out, _ = run("classify", compiled.path, photos / "0.png", "--classifier", tmp_path / "three.clf")
+    assert (code, out) == (0, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "pattern"),
+    [
+        (("x.png", "--labels", "absent.txt"), 1, "Label file 'absent.txt' does not exist"),
+        (("x.png", "--labels", "a,a"), 1, "occur more than once: 'a'"),
+        (("x.png", "--labels", ","), 1, "No class names"),
+        (("x.png", "--labels", "a,b", "--templates", "a photo"), 2, r"Template 'a photo' has no '\{\}'"),
+        (("x.png", "--labels", "a,b", "--templates", "cifer"), 1, "Unknown template set 'cifer'. Close matches: cifar"),
+        (("x.png",), 2, "Give either --labels or --classifier"),
+        (("--labels", "a,b"), 2, "Give at least one INPUT"),
+        (("no*match", "--labels", "a,b"), 1, "Pattern 'no.match' matches no image"),
+        (("x.png", "--classifier", "absent.clf"), 1, "Classifier file 'absent.clf' does not exist"),
+        (("x.png", "--labels", "a,b", "--batch-size", "9"), 1, r"Batch of 9 is outside 1\.\.8"),
+    ],
+)
+def test_classify_mistakes_are_one_clear_line(
+    run: Run, compiled: CompiledBundle, arguments: tuple[str, ...], code: int, pattern: str
+) -> None:
+    result, out, err = run("classify", compiled.path, *arguments)
+    assert (result, out) == (code, "")
+    assert_one_line(err, pattern)
+
+
+def test_embed_writes_array_and_ids(run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+    code, _, err = run("embed", compiled.path, photos, "-o", tmp_path / "out.npy")
+    embeddings = np.load(tmp_path / "out.npy")
+    ids = json.loads((tmp_path / "out.ids.json").read_text())
+    assert code == 1
+    assert "broken.jpg" in err
+    assert [Path(each).name for each in ids] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    expected = support.embed_images(np.stack([support.preprocess(support.picture(number)) for number in range(5)]))
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+
+
+def test_embed_texts(run: Run, compiled: CompiledBundle, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("cat\nred circle\n")
+    assert run("embed", compiled.path, "--texts", tmp_path / "texts.txt", "-o", tmp_path / "texts.npy")[0] == 0
+    assert np.load(tmp_path / "texts.npy").shape == (2, support.DIM)
+    assert json.loads((tmp_path / "texts.ids.json").read_text()) == ["cat", "red circle"]
+
+
+def _dataset(root: Path) -> Path:
+    for label in ("cat", "red_circle"):
+        (root / label).mkdir(parents=True)
+        for number in range(3):
+            support.picture(number + len(label)).save(root / label / f"{number}.png")
+    return root
+
+
+def test_eval_reports_the_same_on_screen_in_json_and_in_the_file(
+    run: Run, compiled: CompiledBundle, tmp_path: Path
+) -> None:
+    dataset = f"imagefolder:{_dataset(tmp_path / 'images')}"
+    code, out, _ = run("eval", compiled.path, "--dataset", dataset, "--json", "--output", tmp_path / "report.json")
+    report = json.loads(out)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert code == 0
+    assert report == saved
+    assert (report["images"], report["classes"], report["top5"]) == (6, 2, None)
+    shown = run("eval", compiled.path, "--dataset", dataset, "--sample-files", tmp_path / "files")[1]
+    assert f"{report['top1']:.4f}" in shown
+    assert f"top1 accuracy: {report['top1']:f}" in shown.splitlines()
+    assert "[red_circle]" in (tmp_path / "files" / "infer_result.txt").read_text()
+
+
+def test_eval_of_a_broken_image_counts_the_rest(run: Run, compiled: CompiledBundle, tmp_path: Path) -> None:
+    root = _dataset(tmp_path / "images")
+    (root / "cat" / "9.png").write_bytes(b"x")
+    code, out, err = run("eval", compiled.path, "--dataset", f"imagefolder:{root}", "--json")
+    assert code == 1
+    assert json.loads(out)["images"] == 6
+    assert re.search(r"skipped: .*9\.png", err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "pattern"),
+    [
+        (("--dataset", "cifar1000"), 1, "Unknown dataset 'cifar1000'. Close matches"),
+        (("--dataset", "imagefolder:absent"), 1, "Image folder 'absent' does not exist"),
+        (("--dataset", "cifar100", "--offline"), 1, "cifar100 is not on this machine"),
+        (("--dataset", "cifar100", "--split", "val"), 2, "has no split 'val'"),
+    ],
+)
+def test_eval_mistakes_are_one_clear_line(
+    run: Run, compiled: CompiledBundle, arguments: tuple[str, ...], code: int, pattern: str
+) -> None:
+    result, out, err = run("eval", compiled.path, *arguments)
+    assert (result, out) == (code, "")
+    assert_one_line(err, pattern)
+
+
+def test_compile_and_info_show_the_same_bundle(run: Run, exported: ExportedBundle, tmp_path: Path) -> None:
+    output = tmp_path / "static"
+    code, out, err = run(
+        "compile", exported.path, "-o", output, "--target", "cpu", "--static-shape", "--batch-size", 5, "--json"
+    )
+    assert code == 0
+    assert "Next: clipmlu classify" in err
+    assert json.loads(out) == json.loads(run("info", output, "--json")[1])
+    shown = run("info", output)[1]
+    assert "exactly 5" in shown
+    assert "force_float32" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "pattern"),
+    [
+        (("--precision", "qint8_mixed_float16"), 1, "does not offer the precision 'qint8_mixed_float16' yet"),
+        (("--target", "gpu"), 1, "Unknown target 'gpu'"),
+        (("--batch-size", "65", "--max-batch", "64"), 2, "batch size 65 is larger than max batch 64"),
+        (("--static-shape", "--max-batch", "64"), 2, "a static shape takes exactly 32"),
+    ],
+)
+def test_compile_mistakes_are_one_clear_line(
+    run: Run, exported: ExportedBundle, tmp_path: Path, arguments: tuple[str, ...], code: int, pattern: str
+) -> None:
+    result, out, err = run("compile", exported.path, "-o", tmp_path / "out", *arguments)
+    assert (result, out) == (code, "")
+    assert_one_line(err, pattern)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--batch-size", "0"), ("--precision", "int8"), ("--no-such-flag",)])
+def test_flags_that_do_not_exist_or_fit_are_usage_errors(
+    run: Run, exported: ExportedBundle, arguments: tuple[str, ...]
+) -> None:
+    code, out, err = run("compile", exported.path, "-o", "out", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: clipmlu compile")
+
+
+@pytest.mark.parametrize("command", [("info",), ("classify",), ("eval", "--dataset", "demo"), ("compile", "-o", "out")])
+def test_missing_bundle_is_one_clear_line(run: Run, command: tuple[str, ...], tmp_path: Path) -> None:
+    extra = ("x.png", "--labels", "a,b") if command[0] == "classify" else ()
+    code, out, err = run(command[0], tmp_path / "absent", *extra, *command[1:])
+    assert (code, out) == (1, "")
+    assert_one_line(err, "No bundle at '.*absent'")
+
+
+def test_unwritable_output_is_one_clear_line(
+    run: Run, exported: ExportedBundle, compiled: CompiledBundle, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    support.picture(0).save(tmp_path / "0.png")
+    for arguments in (
+        ("compile", exported.path, "-o", tmp_path / "file" / "out"),
+        ("embed", compiled.path, tmp_path / "0.png", "-o", tmp_path / "file" / "out.npy"),
+        ("classify", compiled.path, "--labels", LABELS, "--save-classifier", tmp_path / "file" / "x"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert_one_line(err, "Cannot write '.*file")
+
+
+def test_datasets_models_and_doctor_answer_in_json(run: Run) -> None:
+    names = [each["name"] for each in json.loads(run("datasets", "--json")[1])]
+    assert names == ["demo", "cifar100", "cifar10", "imagefolder:PATH"]
+    findings = {each["check"]: each for each in json.loads(run("doctor", "--json")[1])}
+    assert findings["target cpu"]["status"] == "ok"
+    assert "onnxruntime" in findings["target cpu"]["found"]
+    assert "dataset cifar100" in run("doctor")[1]
+    assert "cifar100" in run("datasets")[1]
+
+
+def _environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "CLIPMLU_CACHE_DIR": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
+
+
+HEAVY = (
+    "torch",
+    "open_clip",
+    "ray",
+    "onnxruntime",
+    "onnx",
+    "onnx_ir",
+    "pyarrow",
+    "magicmind",
+    "numpy",
+    "rich",
+    "PIL",
+    "tokenizers",
+)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import clipmlu",
+        "from clipmlu.cli import main; main(['--help'])",
+        "from clipmlu.cli import main; main(['eval', '--help'])",
+    ],
+)
+def test_import_and_help_load_nothing_heavy(statement: str, tmp_path: Path) -> None:
+    code = f"{statement}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment(tmp_path)
+    )
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_inference_needs_neither_torch_nor_open_clip(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'open_clip', 'transformers', 'torchvision'): sys.modules[name] = None\n"
+        "from clipmlu.cli import main\n"
+        f"sys.exit(main(['classify', {str(compiled.path)!r}, {str(photos / '0.png')!r}, '--labels', 'cat,dog']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=_environment(tmp_path)
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_reader_that_goes_away_is_no_traceback(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+    command = (
+        f"{sys.executable} -m clipmlu classify {compiled.path} {photos}/*.png {photos}/*.png --labels cat,dog | true"
+    )
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, env=_environment(tmp_path)
+    )
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
+
+
+def test_interrupt_is_one_line_and_exit_130(compiled: CompiledBundle, tmp_path: Path) -> None:
+    # The list on stdin stays open, so the command waits for more when the signal comes.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipmlu", "embed", str(compiled.path), "-", "-o", str(tmp_path / "out.npy")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(tmp_path),
+    )
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert_one_line(err.lstrip("\n"), "interrupted; nothing half-written")  # click ends the line with ^C on it first
+    assert not (tmp_path / "out.npy").exists()

@@ -1,0 +1,211 @@
+"""Accuracy against the same figures computed by hand in NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+import support
+from clipmlu.bundle import CompiledBundle
+from clipmlu.classify.encoder import Encoder, load
+from clipmlu.errors import InputError, OptionError, ShapeError
+from clipmlu.measure import accuracy
+from clipmlu.measure.accuracy import (
+    AccuracyReport,
+    EvalOptions,
+    ImageResult,
+    Tally,
+    evaluate,
+    wilson_interval,
+    write_sample_files,
+)
+
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
+
+
+@dataclasses.dataclass
+class Pictures:
+    """Noise pictures with drawn labels; those in ``broken`` cannot be read."""
+
+    size: int
+    broken: frozenset[int] = frozenset()
+    class_names: tuple[str, ...] = NAMES
+    name: str = "pictures"
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        self.original_names = tuple(name.upper() for name in self.class_names)
+        self.labels = np.random.default_rng(7).integers(
+            0, len(self.class_names) - 1, self.size
+        )  # the last class stays empty
+
+    def __len__(self) -> int:
+        return self.size
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def image(self, index: int) -> Image.Image:
+        if index in self.broken:
+            raise InputError(f"Image '{index}' is broken")
+        return support.picture(index)
+
+    def key(self, index: int) -> str:
+        return f"pictures/{index}"
+
+
+@pytest.fixture
+def encoder(compiled: CompiledBundle) -> Iterator[Encoder]:
+    with load(compiled.path) as opened:
+        yield opened
+
+
+def _reference_logits(encoder: Encoder, indices: list[int], names: tuple[str, ...] = NAMES) -> support.FloatArray:
+    pixels = np.stack([support.preprocess(support.picture(index)) for index in indices])
+    texts = support.embed_tokens(encoder.tokenizer([f"a photo of a {name}." for name in names]))
+    return support.LOGIT_SCALE * support.embed_images(pixels).astype(np.float64) @ texts.astype(np.float64).T
+
+
+@pytest.mark.parametrize("size", [1, 4, 9, 300])
+def test_report_equals_the_same_figures_by_hand(encoder: Encoder, size: int) -> None:
+    dataset = Pictures(size)
+    results: list[ImageResult] = []
+    report = evaluate(encoder, dataset, on_result=results.append)
+    logits = _reference_logits(encoder, list(range(size)))
+    ranked = np.argsort(-logits, axis=1)
+    labels = dataset.labels
+    right = ranked[:, 0] == labels
+    assert report.images == size
+    assert report.top1 == right.mean()
+    assert report.top5 == np.mean([label in row[:5] for label, row in zip(labels, ranked, strict=True)])
+    per_class = [right[labels == number].mean() for number in range(len(NAMES)) if (labels == number).any()]
+    assert report.mean_per_class == pytest.approx(np.mean(per_class))
+    assert report.per_class[-1].images == 0
+    assert report.per_class[-1].top1 is None
+    assert sum(row.images for row in report.per_class) == size
+    assert [(result.index, result.label) for result in results] == list(enumerate(labels.tolist()))
+    assert [list(result.ranked) for result in results] == ranked[:, :5].tolist()
+    assert report.expected_calibration_error == pytest.approx(_calibration_error(logits, right), abs=1e-6)
+    wrong = [(NAMES[label], NAMES[guess]) for label, guess in zip(labels, ranked[:, 0], strict=True) if label != guess]
+    for confusion in report.confusions:
+        assert confusion.images == wrong.count((confusion.class_name, confusion.predicted))
+    counts = [confusion.images for confusion in report.confusions]
+    assert counts == sorted(counts, reverse=True)
+
+
+def _calibration_error(logits: support.FloatArray, right: np.ndarray) -> float:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    confidence = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
+    total = 0.0
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return total
+
+
+def test_batch_size_changes_nothing_but_the_batches(encoder: Encoder) -> None:
+    reports = [evaluate(encoder, Pictures(21), EvalOptions(batch_size=size)) for size in (1, 5, 8)]
+    assert [report.batch_size for report in reports] == [1, 5, 8]
+    assert len({(report.images, report.top1, report.top5, report.confusions) for report in reports}) == 1
+
+
+def test_samples_are_the_first_or_drawn_with_the_seed(encoder: Encoder) -> None:
+    def indices(options: EvalOptions) -> list[int]:
+        results: list[ImageResult] = []
+        evaluate(encoder, Pictures(50), options, on_result=results.append)
+        return [result.index for result in results]
+
+    assert indices(EvalOptions(samples=7)) == list(range(7))
+    drawn = indices(EvalOptions(samples=7, shuffle=True, seed=1))
+    assert drawn == indices(EvalOptions(samples=7, shuffle=True, seed=1))
+    assert drawn != indices(EvalOptions(samples=7, shuffle=True, seed=2))
+    assert len(set(drawn)) == 7
+
+
+def test_more_samples_than_images_are_refused(encoder: Encoder) -> None:
+    with pytest.raises(OptionError, match="samples is 51, but 'pictures' has 50 images"):
+        evaluate(encoder, Pictures(50), EvalOptions(samples=51))
+    with pytest.raises(OptionError, match="samples is 0"):
+        EvalOptions(samples=0)
+
+
+def test_batch_that_the_bundle_does_not_take_is_refused_before_anything_runs(encoder: Encoder) -> None:
+    with pytest.raises(ShapeError, match=r"Batch of 9 is outside 1\.\.8"):
+        evaluate(encoder, Pictures(9), EvalOptions(batch_size=9))
+
+
+def test_broken_images_are_listed_and_not_counted(encoder: Encoder) -> None:
+    dataset = Pictures(20, broken=frozenset({0, 7, 19}))
+    progress: list[int] = []
+    report = evaluate(encoder, dataset, on_progress=progress.append)
+    good = [index for index in range(20) if index not in dataset.broken]
+    predicted = _reference_logits(encoder, good).argmax(axis=1)
+    assert report.images == 17
+    assert report.top1 == (predicted == dataset.labels[good]).mean()
+    assert [(skipped.id, skipped.reason) for skipped in report.skipped][1] == ("pictures/7", "Image '7' is broken")
+    assert sum(progress) == 20
+
+
+def test_dataset_of_broken_images_is_an_error(encoder: Encoder) -> None:
+    with pytest.raises(
+        InputError, match=r"Not one of the 2 images of 'pictures' could be read. First: Image '0' is broken"
+    ):
+        evaluate(encoder, Pictures(2, broken=frozenset({0, 1})))
+
+
+def test_top5_of_few_classes_does_not_exist(encoder: Encoder) -> None:
+    report = evaluate(encoder, Pictures(9, class_names=NAMES[:5]))
+    assert (report.top5, report.top5_interval) == (None, None)
+    assert b"NaN" not in accuracy.encode_report(report)
+
+
+def test_report_survives_json(encoder: Encoder) -> None:
+    report = evaluate(encoder, Pictures(9))
+    assert msgspec.json.decode(accuracy.encode_report(report), type=AccuracyReport) == report
+
+
+def test_tallies_of_parts_add_up_to_the_whole() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 9, 100)
+    ranked = np.argsort(generator.random((100, 9)), axis=1)
+    confidence = generator.random(100, dtype=np.float32)
+    whole, part, rest = Tally(9), Tally(9), Tally(9)
+    whole.add(labels, ranked, confidence)
+    part.add(labels[:33], ranked[:33], confidence[:33])
+    rest.add(labels[33:], ranked[33:], confidence[33:])
+    part.merge(rest)
+    assert np.array_equal(part.confusion, whole.confusion)
+    assert (part.images, part.correct, part.top5_correct) == (100, whole.correct, whole.top5_correct)
+    assert part.expected_calibration_error == pytest.approx(whole.expected_calibration_error)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (6171, 10_000, 0.6075, 0.6266)],
+)
+def test_wilson_interval_has_its_textbook_values(successes: int, trials: int, low: float, high: float) -> None:
+    interval = wilson_interval(successes, trials)
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+def test_sample_files_are_written_as_the_vendors_sample_writes_them(encoder: Encoder, tmp_path: Path) -> None:
+    dataset = Pictures(3)
+    results: list[ImageResult] = []
+    report = evaluate(encoder, dataset, on_result=results.append)
+    write_sample_files(tmp_path / "out", results, dataset.original_names, report)
+    lines = {path.name: path.read_text().splitlines() for path in (tmp_path / "out").iterdir()}
+    ranked = np.argsort(-_reference_logits(encoder, [0, 1, 2]), axis=1)[:, :5]
+    assert lines["eval_labels.txt"] == [f"[{row}]: {dataset.label(row)}" for row in range(3)]
+    assert lines["eval_result_1.txt"] == [f"[{row}]: {ranked[row, 0]}" for row in range(3)]
+    assert lines["eval_result_5.txt"] == [f"[{row}]: {index}" for row in range(3) for index in ranked[row]]
+    first = ["top5 result:", *(f"{rank} [{NAMES[index].upper()}]" for rank, index in enumerate(ranked[0]))]
+    assert lines["infer_result.txt"][:6] == first
+    assert len(lines["infer_result.txt"]) == 18
+    assert lines["eval_result.txt"] == [f"top1 accuracy: {report.top1:f}", f"top5 accuracy: {report.top5:f}"]

@@ -1,0 +1,79 @@
+"""The packaged models, measured by clipmlu and, independently, with open_clip's own model, transform and tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipmlu.bundle import CompiledBundle
+from clipmlu.classify.encoder import load
+from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.data.datasets import Dataset, open_dataset
+from clipmlu.measure.accuracy import EvalOptions, ImageResult, evaluate
+from conftest import REPOSITORY
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+DEMO = REPOSITORY / "src" / "clipmlu" / "assets" / "demo"
+CIFAR = REPOSITORY / "tests" / "models" / "cifar100"
+
+
+def _compiled(model: str, folder: Path) -> CompiledBundle:
+    pytest.importorskip("open_clip", reason="needs the export extra")
+    from clipmlu.export.exporter import export_model
+
+    return compile_bundle(export_model(model, folder / "exported"), folder / "cpu", CompileOptions(target="cpu"))
+
+
+def _reference_top5(directory: Path, dataset: Dataset, count: int, templates: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    """Best five classes of the first images, with open_clip alone; shape (count, 5)."""
+    import open_clip
+    import torch
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
+    model.eval()
+    with torch.no_grad():
+        rows = []
+        for name in dataset.class_names:
+            embeddings = model.encode_text(tokenizer([template.format(name) for template in templates]), normalize=True)
+            mean = embeddings.mean(dim=0)
+            rows.append(mean / mean.norm())
+        classes = torch.stack(rows)
+        best = []
+        for start in range(0, count, 100):
+            images = torch.stack([transform(dataset.image(index)) for index in range(start, min(start + 100, count))])
+            logits = model.logit_scale.exp() * model.encode_image(images, normalize=True) @ classes.T
+            best.append(logits.topk(5, dim=1).indices)
+    return torch.cat(best).numpy()
+
+
+def _check(
+    directory: Path, compiled: CompiledBundle, dataset: Dataset, count: int, templates: tuple[str, ...]
+) -> float:
+    results: list[ImageResult] = []
+    with load(compiled.path) as encoder:
+        report = evaluate(encoder, dataset, EvalOptions(samples=count, templates=templates), on_result=results.append)
+    reference = _reference_top5(directory, dataset, count, templates)
+    labels = np.array([dataset.label(index) for index in range(count)])
+    assert report.images == count
+    assert [result.ranked[0] for result in results] == reference[:, 0].tolist()
+    assert report.top1 == (reference[:, 0] == labels).mean()
+    assert report.top5 == (reference == labels[:, None]).any(axis=1).mean()
+    return report.top1
+
+
+def test_demo_model_reaches_its_promise_on_pairs_never_seen(tmp_path: Path) -> None:
+    dataset = open_dataset("demo", size=960)
+    assert _check(DEMO, _compiled("demo", tmp_path), dataset, 960, ("a photo of a {}.",)) >= 0.90
+
+
+@pytest.mark.data
+def test_cifar_model_equals_open_clip_image_for_image(tmp_path: Path, data_dir: Path) -> None:
+    dataset = open_dataset("cifar100", data_dir=data_dir)
+    templates = ("a photo of a {}.", "a blurry photo of a {}.")
+    top1 = _check(CIFAR, _compiled(f"local-dir:{CIFAR}", tmp_path), dataset, 1001, templates)
+    assert top1 >= 0.40

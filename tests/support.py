@@ -1,0 +1,183 @@
+"""A tiny model whose towers are written by hand, with the same arithmetic in NumPy as the reference.
+
+Image tower: mean over each of the 2 x 2 quarters of the picture, a linear layer, unit norm.
+Text tower: sum of token embeddings, unit norm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from clipmlu.bundle import (
+    TOKENIZER_NAME,
+    Export,
+    ExportedBundle,
+    Manifest,
+    ParityRecord,
+    Tower,
+    current_tool_versions,
+    open_exported,
+    stage_bundle,
+    text_id_of,
+)
+from clipmlu.data.tokenizer import write_stand_in_tokenizer
+from clipmlu.specs import ModelId, PreprocessSpec, TensorSpec, TokenizerSpec
+
+SIDE = 8
+DIM = 12
+CONTEXT = 32
+VOCAB = 300
+LOGIT_SCALE = 20.0
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def weights(seed: int = 0) -> tuple[FloatArray, FloatArray]:
+    """The image tower's (12, DIM) matrix and the text tower's (VOCAB, DIM) table."""
+    generator = np.random.default_rng(seed)
+    return (
+        generator.standard_normal((12, DIM), dtype=np.float32),
+        generator.standard_normal((VOCAB, DIM), dtype=np.float32),
+    )
+
+
+def embed_images(pixel_values: FloatArray, seed: int = 0) -> FloatArray:
+    """The image tower in NumPy, float64 inside."""
+    half = SIDE // 2
+    quarters = pixel_values.astype(np.float64).reshape(-1, 3, 2, half, 2, half).mean(axis=(3, 5)).reshape(-1, 12)
+    return _unit(quarters @ weights(seed)[0])
+
+
+def embed_tokens(input_ids: npt.NDArray[np.int64], seed: int = 0) -> FloatArray:
+    """The text tower in NumPy, float64 inside."""
+    return _unit(weights(seed)[1].astype(np.float64)[input_ids].sum(axis=1))
+
+
+def preprocess(image: Image.Image) -> FloatArray:
+    """What the tiny model's manifest says, for square RGB pictures of the right size: scale to 0..1, then (x - 0.5) / 0.25."""
+    assert image.size == (SIDE, SIDE)
+    assert image.mode == "RGB"
+    pixels = np.asarray(image, np.float32) / np.float32(255)
+    return ((pixels - np.float32(0.5)) / np.float32(0.25)).transpose(2, 0, 1)
+
+
+def picture(seed: int) -> Image.Image:
+    """A noise picture of the tiny model's size."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+
+
+def write_exported(path: Path, *, seed: int = 0, logit_bias: float | None = None) -> ExportedBundle:
+    """Publish the tiny model as an exported bundle."""
+    with stage_bundle(path) as staging:
+        onnx.save(_image_graph(seed), staging.path / "image.onnx")
+        onnx.save(_text_graph(seed), staging.path / "text.onnx")
+        write_stand_in_tokenizer(staging.path / TOKENIZER_NAME, VOCAB)
+        tokenizer = TokenizerSpec(kind="huggingface", clean="lower", context_length=CONTEXT)
+        files = staging.records()
+        staging.finish(
+            Manifest(
+                kind="exported",
+                model=ModelId(name="tiny", random_seed=seed),
+                layout="towers",
+                towers={
+                    "image": Tower(
+                        file="image.onnx",
+                        inputs=(TensorSpec(name="pixel_values", dtype="float32", shape=("batch", 3, SIDE, SIDE)),),
+                        outputs=(TensorSpec(name="image_embeds", dtype="float32", shape=("batch", DIM)),),
+                    ),
+                    "text": Tower(
+                        file="text.onnx",
+                        inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", CONTEXT)),),
+                        outputs=(TensorSpec(name="text_embeds", dtype="float32", shape=("batch", DIM)),),
+                    ),
+                },
+                preprocess=PreprocessSpec(height=SIDE, width=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+                tokenizer=tokenizer,
+                embedding_dim=DIM,
+                logit_scale=LOGIT_SCALE,
+                logit_bias=logit_bias,
+                activation="none",
+                text_id=text_id_of(files, ["text.onnx"], tokenizer),
+                export=Export(
+                    opset=18,
+                    exporter="by hand",
+                    weights_digest="0" * 64,
+                    source_files={},
+                    parity=(
+                        ParityRecord(
+                            tower="image",
+                            output="image_embeds",
+                            batch_size=1,
+                            max_abs_diff=0.0,
+                            min_cosine=1.0,
+                            allowed_abs_diff=1e-5,
+                        ),
+                    ),
+                ),
+                files=files,
+                tool_versions=current_tool_versions("onnx"),
+            )
+        )
+    return open_exported(path)
+
+
+def edit_manifest(bundle: Path, **changes: object) -> None:
+    """Replace top-level fields of a bundle's manifest, as somebody tampering with it would."""
+    path = bundle / "manifest.json"
+    content = msgspec.json.decode(path.read_bytes())
+    content.update(changes)
+    path.write_bytes(msgspec.json.encode(content))
+
+
+def _unit(rows: npt.NDArray[np.float64]) -> FloatArray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _image_graph(seed: int) -> onnx.ModelProto:
+    half = SIDE // 2
+    nodes = [
+        helper.make_node("AveragePool", ["pixel_values"], ["pooled"], kernel_shape=[half, half], strides=[half, half]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["raw"]),
+        helper.make_node("LpNormalization", ["raw"], ["image_embeds"], axis=1, p=2),
+    ]
+    return _model(
+        nodes,
+        helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE]),
+        helper.make_tensor_value_info("image_embeds", TensorProto.FLOAT, ["batch", DIM]),
+        {"weight": weights(seed)[0]},
+    )
+
+
+def _text_graph(seed: int) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+        helper.make_node("ReduceSum", ["tokens", "axes"], ["raw"], keepdims=0),
+        helper.make_node("LpNormalization", ["raw"], ["text_embeds"], axis=1, p=2),
+    ]
+    return _model(
+        nodes,
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", CONTEXT]),
+        helper.make_tensor_value_info("text_embeds", TensorProto.FLOAT, ["batch", DIM]),
+        {"table": weights(seed)[1], "axes": np.array([1], np.int64)},
+    )
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    given: onnx.ValueInfoProto,
+    result: onnx.ValueInfoProto,
+    constants: dict[str, npt.NDArray[np.generic]],
+) -> onnx.ModelProto:
+    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "tiny", [given], [result], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model

@@ -1,0 +1,82 @@
+"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends, data, bundle > specs > errors."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "src" / "clipmlu"
+LAYERS: dict[str, int] = {
+    "errors": 0,
+    "specs": 1,
+    "_environment": 1,
+    "_imports": 1,
+    "parity": 2,
+    "bundle": 2,
+    "data": 3,
+    "backends": 3,
+    "export": 4,
+    "compile": 4,
+    "classify": 5,
+    "measure": 6,
+    "pipeline": 7,
+    "diagnostics": 7,
+    "cli": 8,
+    "__main__": 9,
+}
+"""Part of the package -> its height; a part imports its own and lower ones. Equal heights are strangers to one another."""
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def _part(dotted: str) -> str:
+    names = dotted.split(".")
+    return names[1] if len(names) > 1 else ""
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "clipmlu" else {module}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_downwards(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in _imports(path):
+        if not module.startswith("clipmlu.") or _part(module) in ("__version__", part):
+            continue
+        assert LAYERS[_part(module)] < LAYERS[part], f"{part} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_torch_and_open_clip_are_imported_in_the_export_stage_only(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] != "export":
+        assert not {module.split(".")[0] for module in _imports(path)} & {
+            "torch",
+            "open_clip",
+            "transformers",
+            "torchvision",
+        }
+
+
+def test_every_public_name_resolves_and_shadows_no_module() -> None:
+    import clipmlu
+
+    modules = {path.stem for path in PACKAGE.iterdir()}
+    for name in clipmlu.__all__:
+        assert getattr(clipmlu, name) is not None
+        assert name not in modules - {"__version__"}
+    assert dir(clipmlu) == sorted(clipmlu.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = clipmlu.nothing

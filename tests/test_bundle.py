@@ -1,0 +1,208 @@
+"""Bundles: verified when opened, published whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import support
+from clipmlu.bundle import (
+    CompiledBundle,
+    ExportedBundle,
+    file_record,
+    open_bundle,
+    open_compiled,
+    open_exported,
+    stage_bundle,
+    write_file,
+)
+from clipmlu.errors import (
+    BundleCorruptError,
+    BundleError,
+    BundleExistsError,
+    BundleNotFoundError,
+    BundleVersionError,
+    OutputError,
+)
+
+
+def test_published_bundle_opens_with_its_manifest(exported: ExportedBundle) -> None:
+    opened = open_bundle(exported.path)
+    assert isinstance(opened, ExportedBundle)
+    assert opened.manifest == exported.manifest
+    assert opened.digest == file_record(exported.path / "manifest.json").sha256
+
+
+def test_same_content_gives_the_same_digest(tmp_path: Path) -> None:
+    assert support.write_exported(tmp_path / "a").digest == support.write_exported(tmp_path / "b").digest
+
+
+def test_missing_directory_says_how_to_make_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFoundError, match=r"No bundle at '.*absent'.*clipmlu export MODEL"):
+        open_bundle(tmp_path / "absent")
+
+
+def test_directory_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFoundError, match=r"it has no manifest\.json"):
+        open_bundle(tmp_path)
+
+
+def test_file_in_place_of_a_bundle_is_no_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("x")
+    with pytest.raises(BundleNotFoundError):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"schema_version": 1}', b'{"schema_version": "x"}', b"\xff\xfe"]
+)
+def test_unreadable_manifest_is_corrupt(exported: ExportedBundle, content: bytes) -> None:
+    (exported.path / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleCorruptError, match=r"Manifest '.*' is not valid"):
+        open_bundle(exported.path)
+
+
+def test_newer_schema_is_refused_before_its_unknown_fields_are_read(exported: ExportedBundle) -> None:
+    support.edit_manifest(exported.path, schema_version=99, field_of_the_future=1)
+    with pytest.raises(BundleVersionError, match=r"manifest schema 99; this clipmlu .* reads up to 1.*Upgrade clipmlu"):
+        open_bundle(exported.path)
+
+
+def test_unknown_field_is_refused(exported: ExportedBundle) -> None:
+    support.edit_manifest(exported.path, surprise=1)
+    with pytest.raises(BundleCorruptError, match="surprise"):
+        open_bundle(exported.path)
+
+
+def test_digest_mismatch_names_the_file(exported: ExportedBundle) -> None:
+    path = exported.path / "image.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(BundleCorruptError, match=r"File 'image\.onnx' .* does not match its digest"):
+        open_bundle(exported.path)
+    assert open_bundle(exported.path, verify=False)
+
+
+def test_truncated_file_is_found_even_without_digests(exported: ExportedBundle) -> None:
+    path = exported.path / "text.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleCorruptError, match=r"File 'text\.onnx' .* bytes; the manifest says"):
+        open_bundle(exported.path, verify=False)
+
+
+def test_missing_file_is_named(exported: ExportedBundle) -> None:
+    (exported.path / "tokenizer.json").unlink()
+    with pytest.raises(BundleCorruptError, match=r"File 'tokenizer\.json' .* cannot be read"):
+        open_bundle(exported.path)
+
+
+def test_unused_tower_may_be_absent(compiled: CompiledBundle) -> None:
+    (compiled.path / "text.onnx").unlink()
+    assert open_compiled(compiled.path, without=("text",))
+    with pytest.raises(BundleCorruptError, match=r"text\.onnx"):
+        open_compiled(compiled.path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", "..\\outside", ""])
+def test_path_that_leaves_the_bundle_is_refused(exported: ExportedBundle, name: str) -> None:
+    files = msgspec.to_builtins(exported.manifest.files)
+    files[name] = {"sha256": "0" * 64, "size": 1}
+    support.edit_manifest(exported.path, files=files)
+    with pytest.raises(BundleCorruptError, match="leaves the bundle"):
+        open_bundle(exported.path)
+
+
+def test_link_that_leads_out_of_the_bundle_is_refused(exported: ExportedBundle, tmp_path: Path) -> None:
+    inside = exported.path / "image.onnx"
+    outside = tmp_path / "outside.onnx"
+    inside.rename(outside)
+    inside.symlink_to(outside)
+    with pytest.raises(BundleCorruptError, match="leaves the bundle"):
+        open_bundle(exported.path)
+
+
+def test_tower_file_without_a_digest_is_refused(exported: ExportedBundle) -> None:
+    files = msgspec.to_builtins(exported.manifest.files)
+    del files["image.onnx"]
+    support.edit_manifest(exported.path, files=files)
+    with pytest.raises(BundleCorruptError, match=r"names 'image\.onnx' without listing its digest"):
+        open_bundle(exported.path)
+
+
+def test_exported_and_compiled_are_told_apart(exported: ExportedBundle, compiled: CompiledBundle) -> None:
+    with pytest.raises(BundleError, match="Compile it first: clipmlu compile"):
+        open_compiled(exported.path)
+    with pytest.raises(BundleError, match="is compiled already"):
+        open_exported(compiled.path)
+
+
+def test_existing_bundle_is_kept_unless_overwriting_is_asked_for(exported: ExportedBundle) -> None:
+    with pytest.raises(BundleExistsError, match="--overwrite"), stage_bundle(exported.path):
+        pass
+    with stage_bundle(exported.path, overwrite=True) as staging:
+        for name in exported.manifest.files:
+            (staging.path / name).write_bytes((exported.path / name).read_bytes())
+        staging.finish(exported.manifest)
+    assert open_bundle(exported.path).digest == exported.digest
+    assert [path.name for path in exported.path.parent.iterdir()] == ["tiny"]
+
+
+def test_directory_that_is_no_bundle_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("x")
+    with (
+        pytest.raises(BundleExistsError, match="is not a bundle; it is left alone"),
+        stage_bundle(tmp_path, overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "precious.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_failed_build_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+    def build() -> None:
+        with stage_bundle(tmp_path / "new") as staging:
+            (staging.path / "half").write_text("x")
+            raise error
+
+    with pytest.raises(type(error)):
+        build()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"No space left on the disk of '.*new'; nothing was written"),
+        stage_bundle(tmp_path / "new"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parent_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="Cannot write"), stage_bundle(tmp_path / "file" / "new"):
+        pass
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_file(path, b"old")
+
+    def fail(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_directory_is_no_place_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="it is a directory"):
+        write_file(tmp_path, b"x")

@@ -1,0 +1,73 @@
+"""The whole chain on the demo model: made once, reused while it matches, made again when it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clipmlu.cli import main
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True)
+def _needs_export_extra() -> None:
+    pytest.importorskip("open_clip", reason="needs the export extra")
+
+
+def _run(
+    capsys: pytest.CaptureFixture[str], output: Path, *arguments: str
+) -> tuple[dict[str, str], dict[str, object], str]:
+    code = main(["run", "demo", "-o", str(output), "--samples", "48", "--json", *arguments])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    report = json.loads(captured.out)
+    return {step["name"]: step["result"] for step in report["steps"]}, report["accuracy"], captured.err
+
+
+def test_second_run_reuses_and_a_changed_one_makes_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps, first, _ = _run(capsys, tmp_path)
+    assert (steps["export"], steps["compile"]) == ("made", "made")
+    assert first["images"] == 48
+    assert json.loads((tmp_path / "demo" / "report.json").read_text())["accuracy"]["top1"] == first["top1"]
+
+    steps, second, err = _run(capsys, tmp_path)
+    assert (steps["export"], steps["compile"]) == ("reused", "reused")
+    assert "its content matches" in err
+    assert second["top1"] == first["top1"]
+    assert second["bundle_digest"] == first["bundle_digest"]
+
+    compiled = tmp_path / "demo" / "cpu-force_float32-1-64"
+    damaged = compiled / "image.onnx"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    steps, third, err = _run(capsys, tmp_path)
+    assert (steps["export"], steps["compile"]) == ("reused", "made")
+    assert "not reusing" in err
+    assert third["bundle_digest"] == first["bundle_digest"]
+
+    steps, fourth, _ = _run(capsys, tmp_path, "--static-shape", "--batch-size", "7")
+    assert (steps["export"], steps["compile"]) == ("reused", "made")
+    assert (fourth["images"], fourth["top1"]) == (48, first["top1"])
+
+    tokenizer = tmp_path / "demo" / "exported" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    steps, _, _ = _run(capsys, tmp_path)
+    assert (steps["export"], steps["compile"]) == (
+        "made",
+        "reused",
+    )  # the export is reproducible, so its digest is the same
+
+
+def test_mistakes_are_found_before_the_export_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["--dataset", "cifar1000"],
+        ["--target", "gpu"],
+        ["--split", "val"],
+        ["--batch-size", "9", "--max-batch", "8"],
+        ["--dataset", "cifar100", "--offline"],
+    ):
+        assert main(["run", "demo", "-o", str(tmp_path / "out"), *arguments]) in (1, 2)
+        assert not (tmp_path / "out").exists()
+    assert "exporting" not in capsys.readouterr().err
