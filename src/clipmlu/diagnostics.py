@@ -7,6 +7,7 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata, util
+from pathlib import Path
 from typing import Literal
 
 from clipmlu import __version__, _environment
@@ -17,6 +18,8 @@ from clipmlu.specs import Spec
 
 _EXTRAS: dict[str, tuple[str, ...]] = {"export": ("torch", "open_clip", "onnxscript", "transformers")}
 """Extra -> the modules it brings."""
+
+_DEVICES = Path("/dev")
 
 
 class Finding(Spec, frozen=True, kw_only=True):
@@ -45,6 +48,7 @@ def examine() -> list[Finding]:
         ),
         Finding(check="cores", status="ok", found=str(_usable_cores())),
         *_backend_findings(),
+        _card_finding(),
         *_extra_findings(),
         _cache_finding(),
         *(
@@ -114,6 +118,15 @@ def _backend_findings() -> Iterator[Finding]:
             yield Finding(check=f"target {targets}", status="ok", found=f"{name} {availability.version}")
         else:
             yield Finding(check=f"target {targets}", status="problem", found="absent", remedy=availability.reason)
+
+
+def _card_finding() -> Finding:
+    """Look for an MLU card by the device files that its driver makes (magicmind_cloud README: /dev/cambricon_dev0)."""
+    devices = sorted(path.name for path in _DEVICES.glob("cambricon_dev*"))
+    if devices:
+        return Finding(check="MLU card", status="ok", found=", ".join(devices), remedy="this version cannot use it yet")
+    remedy = "on a machine with a card: install its driver, and pass the devices to a container with --device"
+    return Finding(check="MLU card", status="optional", found=f"no {_DEVICES}/cambricon_dev*", remedy=remedy)
 
 
 def _extra_findings() -> Iterator[Finding]:

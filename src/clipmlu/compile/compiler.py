@@ -27,7 +27,7 @@ from clipmlu.bundle import (
 )
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import GateError, OptionError, PrecisionError
-from clipmlu.parity import FLOAT32_TOLERANCE, measure_difference
+from clipmlu.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE, measure_difference
 from clipmlu.specs import Precision, TowerName
 
 DEFAULT_BATCH_SIZE = 32
@@ -155,7 +155,7 @@ def _check_agreement(exported: ExportedBundle, compiled: CompiledBundle, backend
             reference = reference_session.run(feeds)
             measured = compiled_session.run(feeds)
         records += [_compare(exported.manifest, tower, name, reference[name], measured[name]) for name in reference]
-    failed = [record for record in records if record.max_abs_diff > record.allowed_abs_diff]
+    failed = [record for record in records if not _agrees(record)]
     if failed:
         worst = max(failed, key=lambda record: record.max_abs_diff)
         raise GateError(
@@ -163,6 +163,11 @@ def _check_agreement(exported: ExportedBundle, compiled: CompiledBundle, backend
             f"allowed are {worst.allowed_abs_diff:.3g}. No bundle was written."
         )
     return tuple(records)
+
+
+def _agrees(record: ParityRecord) -> bool:
+    same_direction = record.min_cosine is None or record.min_cosine >= FLOAT32_MIN_COSINE
+    return record.max_abs_diff <= record.allowed_abs_diff and same_direction
 
 
 def _open_reference(exported: ExportedBundle, tower: TowerName) -> Session:

@@ -11,18 +11,18 @@ from clipmlu.errors import DownloadError
 _TIMEOUT_S = 10.0
 _PURPOSE = "Downloading a model"
 
-_SAFETENSORS_NAME = "open_clip_model.safetensors"
-_PICKLE_NAME = "open_clip_pytorch_model.bin"
-CHECKPOINT_NAMES = (_SAFETENSORS_NAME, _PICKLE_NAME)
-"""What open_clip looks for in a repository, in its order (``pretrained.download_pretrained_from_hf``)."""
+# What open_clip looks for in a repository, in its order (``pretrained.download_pretrained_from_hf``).
+_USUAL_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def checkpoint_names(filename: str) -> tuple[str, ...]:
-    """The names to try for a file of open_clip's list: its safetensors form first; the usual ones if it has no name."""
-    if not filename:
-        return CHECKPOINT_NAMES
-    if filename == _PICKLE_NAME:
-        return CHECKPOINT_NAMES
+    """The names to try for a checkpoint of open_clip's list, best first.
+
+    Args:
+        filename: as listed; empty for a repository with one of the usual names.
+    """
+    if not filename or filename in _USUAL_NAMES:
+        return _USUAL_NAMES
     path = Path(filename)
     return (str(path.with_suffix(".safetensors")), filename) if path.suffix in (".bin", ".pth") else (filename,)
 
@@ -52,10 +52,9 @@ def fetch_file(repo: str, names: Sequence[str], *, cache_dir: Path | None, offli
         if isinstance(cached, str):
             return Path(cached)
     wanted = f"{repo}/{names[0]}"
-    if offline or hub.constants.HF_HUB_OFFLINE:
-        raise DownloadError(
-            f"'{wanted}' is not in the cache '{_cache(hub, cache_dir)}', and the network is off. {hint}"
-        )
+    if offline or constants.HF_HUB_OFFLINE:
+        cache = cache_dir or constants.HF_HUB_CACHE
+        raise DownloadError(f"'{wanted}' is not in the cache '{cache}', and the network is off. {hint}")
     for name in names:
         try:
             # The question is cheap and not repeated; the download itself is, but only after the hub has answered.

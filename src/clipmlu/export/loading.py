@@ -14,7 +14,7 @@ from typing import Any
 from clipmlu._imports import require
 from clipmlu.data.preprocess import spec_from_open_clip
 from clipmlu.errors import DownloadError, ExportError
-from clipmlu.export.downloads import CHECKPOINT_NAMES, checkpoint_names, fetch_file
+from clipmlu.export.downloads import checkpoint_names, fetch_file
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.source import CONFIG_NAME, Source, model_config, parse_config, text_model_folder
 from clipmlu.specs import PreprocessSpec
@@ -133,14 +133,16 @@ def _forces_quick_gelu(source: Source) -> bool:
 def _find_weights(source: Source, options: ExportOptions) -> Path:
     if source.checkpoint is not None:
         return source.checkpoint
-    repo, names = source.repo, CHECKPOINT_NAMES
+    repo, names = source.repo, checkpoint_names("")
     if repo is None:
         assert source.weights is not None, "resolve_source asks for weights unless they are random"
         open_clip = require("open_clip", "export", PURPOSE)
         listed = open_clip.get_pretrained_cfg(source.name, source.weights.tag)
         repo, _, filename = listed.get("hf_hub", "").rpartition("/")
         if not repo:
-            raise DownloadError(f"Weights '{source.identity}' are not on the hub: get {listed.get('url')!r} and give it as --pretrained FILE.")
+            raise DownloadError(
+                f"Weights '{source.identity}' are not on the hub: get {listed.get('url')!r} and give it as --pretrained FILE."
+            )
         names = checkpoint_names(filename)
     return fetch_file(repo, names, cache_dir=options.cache_dir, offline=options.offline, hint=_WEIGHTS_HINT)
 

@@ -1,0 +1,155 @@
+"""The parity gate of an export: torch against ONNX Runtime, on several batch sizes, before anything is published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu._imports import require
+from clipmlu.backends import Session, SessionOptions
+from clipmlu.backends.onnxruntime import OnnxRuntimeSession
+from clipmlu.bundle import ParityRecord, Tower
+from clipmlu.data.tokenizer import Tokenizer
+from clipmlu.errors import ClipmluError, ExportError, ParityError
+from clipmlu.export.loading import PURPOSE, LoadedModel
+from clipmlu.export.options import ExportOptions
+from clipmlu.export.quiet import quiet_libraries
+from clipmlu.export.tokenizers import TokenSampler
+from clipmlu.export.towers import TowerProgram
+from clipmlu.parity import allowed_logit_difference, measure_difference
+from clipmlu.specs import PreprocessSpec
+
+_Array = npt.NDArray[Any]
+
+# 1 and a prime are what a graph with a batch baked in fails on; the joint graph takes as many texts as the next says.
+_BATCH_SIZES = (1, 2, 5, 8)
+_BATCH_SIZES_LARGE = (1, 3)
+_LARGE_PARAMETERS = 300_000_000  # from here on, seconds per image
+
+
+def check_parity(
+    program: TowerProgram, tower: Tower, folder: Path, model: LoadedModel, tokenizer: Tokenizer, options: ExportOptions
+) -> tuple[ParityRecord, ...]:
+    """Compare an exported graph with the torch module that it came from.
+
+    Embeddings: every element within ``max_abs_diff``, every row's cosine at least ``min_cosine``. Logits of the joint
+    graph: every element within ``max_abs_diff`` times the logit scale (or 1, if that is less).
+
+    Args:
+        program: the torch module.
+        tower: the graph, as ``export_graph`` returned it.
+        folder: where the graph's file is.
+        model: what the module is made of.
+        tokenizer: the bundle's own, for rows of token ids such as it will give.
+        options: the bounds.
+
+    Returns:
+        One record for each output and batch size.
+
+    Raises:
+        ParityError: a difference is out of bounds.
+        ExportError: the graph does not run, or torch itself gives values that are not finite.
+    """
+    label = f"The exported {program.tower} graph"
+    records: list[ParityRecord] = []
+    failed: list[ParityRecord] = []
+    with OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions()) as session:
+        for batch_size, feeds in _draw_batches(program, model, tokenizer):
+            expected = _run_torch(program, feeds)
+            found = _run_graph(session, feeds, label, batch_size)
+            for output in program.outputs:
+                record = _compare(program, model, output, batch_size, expected[output], found[output], options)
+                records.append(record)
+                if not _is_within(record, options):
+                    failed.append(record)
+    if failed:
+        raise ParityError(_message(failed[0], len(failed), options), map(msgspec.structs.asdict, failed))
+    return tuple(records)
+
+
+def _draw_batches(
+    program: TowerProgram, model: LoadedModel, tokenizer: Tokenizer
+) -> Iterator[tuple[int, dict[str, _Array]]]:
+    sizes = _BATCH_SIZES_LARGE if model.parameter_count > _LARGE_PARAMETERS else _BATCH_SIZES
+    generator = np.random.default_rng(0)
+    texts = TokenSampler(tokenizer)
+    for index, size in enumerate(sizes):
+        feeds: dict[str, _Array] = {}
+        if "pixel_values" in program.inputs:
+            feeds["pixel_values"] = draw_images(size, model.preprocess, generator)
+        if "input_ids" in program.inputs:
+            rows = sizes[(index + 1) % len(sizes)] if program.tower == "joint" else size
+            feeds["input_ids"] = texts.draw(rows, generator)
+        yield size, feeds
+
+
+def draw_images(count: int, spec: PreprocessSpec, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Normalised pictures, float32, shape (count, 3, height, width): noise, and blurred noise, in turn."""
+    pixels = generator.integers(0, 256, (count, 3, spec.height, spec.width)).astype(np.float32) / np.float32(255)
+    coarse = generator.random((count, 3, 8, 8), dtype=np.float32)
+    rows, columns = np.arange(spec.height) * 8 // spec.height, np.arange(spec.width) * 8 // spec.width
+    pixels[1::2] = coarse[1::2][:, :, rows][:, :, :, columns]
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+def _run_torch(program: TowerProgram, feeds: Mapping[str, _Array]) -> dict[str, _Array]:
+    torch = require("torch", "export", PURPOSE)
+    with quiet_libraries(), torch.no_grad():
+        results = program.module(*(torch.from_numpy(feeds[name]) for name in program.inputs))
+    tensors = results if isinstance(results, tuple) else (results,)
+    arrays = {name: tensor.numpy() for name, tensor in zip(program.outputs, tensors, strict=True)}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ExportError(
+                f"The torch model itself gives values in '{name}' that are not finite. Check its weights."
+            )
+    return arrays
+
+
+def _run_graph(session: Session, feeds: Mapping[str, _Array], label: str, batch_size: int) -> Mapping[str, _Array]:
+    try:
+        return session.run(feeds)
+    except ClipmluError as error:  # typically a size that the exporter took for a constant
+        raise ExportError(f"{label} does not run with a batch of {batch_size}: {error}") from error
+
+
+def _compare(
+    program: TowerProgram,
+    model: LoadedModel,
+    output: str,
+    batch_size: int,
+    expected: _Array,
+    found: _Array,
+    options: ExportOptions,
+) -> ParityRecord:
+    difference = measure_difference(expected, found)
+    joint = program.tower == "joint"
+    tolerance = options.max_abs_diff
+    return ParityRecord(
+        tower=program.tower,
+        output=output,
+        batch_size=batch_size,
+        max_abs_diff=difference.max_abs_diff,
+        min_cosine=None if joint else difference.min_cosine,
+        allowed_abs_diff=allowed_logit_difference(tolerance, model.logit_scale) if joint else tolerance,
+    )
+
+
+def _is_within(record: ParityRecord, options: ExportOptions) -> bool:
+    cosine_is_within = record.min_cosine is None or record.min_cosine >= options.min_cosine
+    return record.max_abs_diff <= record.allowed_abs_diff and cosine_is_within
+
+
+def _message(record: ParityRecord, count: int, options: ExportOptions) -> str:
+    cosine = "" if record.min_cosine is None else f", cosine {record.min_cosine:.6f} (at least {options.min_cosine})"
+    more = f" and {count - 1} more" if count > 1 else ""
+    return (
+        f"The exported {record.tower} graph differs from torch in '{record.output}' at batch size {record.batch_size}: "
+        f"{record.max_abs_diff:.3g} (allowed {record.allowed_abs_diff:.3g}){cosine}{more}. No bundle was written."
+    )

@@ -1,0 +1,144 @@
+"""``export_model``: a model name becomes an exported bundle, checked against torch before it is published."""
+
+from __future__ import annotations
+
+from importlib import util
+from pathlib import Path
+
+from clipmlu.bundle import (
+    TOKENIZER_NAME,
+    Export,
+    ExportedBundle,
+    FileRecord,
+    Manifest,
+    ParityRecord,
+    Staging,
+    Tower,
+    check_output_free,
+    current_tool_versions,
+    open_exported,
+    stage_bundle,
+    text_id_of,
+)
+from clipmlu.data.tokenizer import Tokenizer
+from clipmlu.export.checks import check_parity
+from clipmlu.export.graph import EXPORTER, export_graph, read_opset
+from clipmlu.export.loading import LoadedModel, load_model
+from clipmlu.export.options import ExportOptions
+from clipmlu.export.quiet import quiet_libraries
+from clipmlu.export.source import Source, resolve_source, source_files
+from clipmlu.export.tokenizers import write_tokenizer
+from clipmlu.export.towers import measure_embedding_dim, tower_programs
+from clipmlu.specs import ModelId, TokenizerSpec, TowerName
+
+__all__ = ["ExportOptions", "export_model", "identify_source"]
+
+_TOOLS = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "open_clip_torch", "timm", "tokenizers", "torch")
+
+
+def export_model(model: str, output: Path, options: ExportOptions | None = None) -> ExportedBundle:
+    """Export a model to ONNX.
+
+    Args:
+        model: an open_clip name (``ViT-B-32`` with ``options.pretrained``, or ``ViT-B-32::openai``),
+            ``hf-hub:org/name``, ``local-dir:PATH``, or ``demo``.
+        output: directory of the exported bundle.
+        options: how; the defaults of ``ExportOptions`` if None.
+
+    Returns:
+        The bundle, published and opened.
+
+    Raises:
+        UnknownNameError: no such model or tag of weights.
+        OptionError: the weights are not said, or said twice.
+        MissingDependencyError: torch or open_clip is not installed.
+        DownloadError: a file of the model cannot be had.
+        BundleExistsError: the output is taken.
+        OutputError: the output cannot be written.
+        ParityError: the graphs do not compute what torch computes; nothing is published.
+        ExportError: anything else about the model.
+    """
+    options = options or ExportOptions()
+    source = resolve_source(model, options)
+    check_output_free(output, overwrite=options.overwrite)
+    with quiet_libraries():
+        loaded = load_model(source, options)
+    with stage_bundle(output, overwrite=options.overwrite) as staging:
+        tokenizer = write_tokenizer(source, loaded, staging.path / TOKENIZER_NAME, options)
+        towers, parity, embedding_dim = _export_towers(staging.path, loaded, tokenizer, options)
+        staging.finish(_describe(staging, source, loaded, tokenizer, towers, parity, embedding_dim, options))
+    return open_exported(output, verify=False)
+
+
+def identify_source(model: str, options: ExportOptions) -> tuple[ModelId, dict[str, FileRecord]]:
+    """What an export would say about its origin, without doing it and without importing torch.
+
+    Returns:
+        The manifest's ``model`` and ``export.source_files``: equal ones, together with equal options, mean an equal
+        result.
+
+    Raises:
+        UnknownNameError, OptionError, ExportError: as ``export_model``.
+    """
+    source = resolve_source(model, options)
+    return source.identity, source_files(source, options)
+
+
+def _export_towers(
+    folder: Path, loaded: LoadedModel, tokenizer: TokenizerSpec, options: ExportOptions
+) -> tuple[dict[TowerName, Tower], tuple[ParityRecord, ...], int]:
+    runtime_tokenizer = Tokenizer.load(folder / TOKENIZER_NAME, tokenizer)
+    embedding_dim = measure_embedding_dim(loaded)
+    towers: dict[TowerName, Tower] = {}
+    parity: list[ParityRecord] = []
+    for program in tower_programs(loaded, options.layout, embedding_dim):
+        tower = export_graph(
+            program,
+            folder / f"{program.tower}.onnx",
+            opset=options.opset,
+            external_data_bytes=options.external_data_bytes,
+        )
+        parity += check_parity(program, tower, folder, loaded, runtime_tokenizer, options)
+        towers[program.tower] = tower
+    return towers, tuple(parity), embedding_dim
+
+
+def _describe(
+    staging: Staging,
+    source: Source,
+    loaded: LoadedModel,
+    tokenizer: TokenizerSpec,
+    towers: dict[TowerName, Tower],
+    parity: tuple[ParityRecord, ...],
+    embedding_dim: int,
+    options: ExportOptions,
+) -> Manifest:
+    files = staging.records()
+    text_file = towers["joint" if options.layout == "joint" else "text"].file
+    return Manifest(
+        kind="exported",
+        model=source.identity,
+        layout=options.layout,
+        towers=towers,
+        preprocess=loaded.preprocess,
+        tokenizer=tokenizer,
+        embedding_dim=embedding_dim,
+        logit_scale=loaded.logit_scale,
+        logit_bias=loaded.logit_bias,
+        activation=loaded.activation,
+        text_id=text_id_of(files, [name for name in files if name.startswith(text_file)], tokenizer),
+        export=Export(
+            opset=max(read_opset(staging.path / tower.file) for tower in towers.values()),
+            exporter=EXPORTER,
+            weights_digest=loaded.weights_digest,
+            source_files=source_files(source, options),
+            parity=parity,
+        ),
+        files=files,
+        tool_versions=current_tool_versions(*_installed_tools()),
+    )
+
+
+def _installed_tools() -> list[str]:
+    """Distributions that had a part in the export; timm is needed by some image towers only."""
+    return [name for name in _TOOLS if name != "timm" or util.find_spec("timm") is not None]

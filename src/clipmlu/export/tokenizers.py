@@ -1,0 +1,341 @@
+"""The bundle's ``tokenizer.json`` and its spec, checked against open_clip's own tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from clipmlu._imports import require
+from clipmlu.bundle import TOKENIZER_NAME
+from clipmlu.data.tokenizer import Tokenizer, write_clip_tokenizer, write_stand_in_tokenizer
+from clipmlu.errors import ClipmluError, DownloadError, ExportError
+from clipmlu.export.catalog import open_clip_folder
+from clipmlu.export.downloads import fetch_file
+from clipmlu.export.loading import PURPOSE, LoadedModel
+from clipmlu.export.options import ExportOptions
+from clipmlu.export.quiet import quiet_libraries
+from clipmlu.export.source import Source, tokenizer_file
+from clipmlu.specs import TokenizerSpec
+
+_LOG = logging.getLogger("clipmlu.export")
+
+_BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"  # in open_clip's package
+_CONFIG_FILE = "tokenizer_config.json"
+_CLIPS_MODE = "clips"
+_KNOWN_CLIP_KWARGS = frozenset({"clean", "context_length"})
+
+_Reference = Callable[[list[str]], npt.NDArray[np.int64]]
+
+PROBE_TEXTS = (
+    "",
+    " ",
+    "a",
+    "a photo of a cat",
+    "a photo of a cat.",
+    "A Photo Of A DOG!",
+    "a red circle, and a blue square; (both) small",
+    "itap of my 2 dogs' toys - they're old, aren't they?",
+    "graffiti of the number 1234567890",
+    "rock'n'roll isn't noise pollution",
+    "tabs\tand\nnew lines\r\n and   runs of   spaces ",
+    "hello_world snake_case CamelCase kebab-case",
+    "&lt;b&gt;bold &amp;amp; italic&lt;/b&gt; &nbsp; &eacute;",
+    "caf\u00e9 na\u00efve \u00fcber stra\u00dfe \u0130stanbul",
+    "cafe\u0301 decomposed",
+    "schÃ¶n mojibake â€œquotesâ€",
+    "\u201ccurly\u201d \u2018quotes\u2019 \u2013 dashes \u2014 \u2026",
+    "\u4e00\u5f20\u732b\u7684\u7167\u7247",
+    "\u732b\u306e\u5199\u771f \u30ab\u30bf\u30ab\u30ca \uff76\uff80\uff76\uff85",
+    "\uace0\uc591\uc774 \uc0ac\uc9c4",
+    "\u0444\u043e\u0442\u043e \u043a\u043e\u0442\u0430",
+    "\u0635\u0648\u0631\u0629 \u0642\u0637\u0629",
+    "\u05ea\u05de\u05d5\u05e0\u05d4 \u05e9\u05dc \u05d7\u05ea\u05d5\u05dc",
+    "\u0939\u093f\u0928\u094d\u0926\u0940 \u092c\u093f\u0932\u094d\u0932\u0940",
+    "\u0e20\u0e32\u0e1e\u0e41\u0e21\u0e27",
+    "\U0001f600\U0001f408 emoji \U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
+    "\uff26\uff55\uff4c\uff4c\uff57\uff49\uff44\uff54\uff48 \u2460 \u00bd \u00b2 \ufb01",
+    "zero\u200bwidth soft\u00adhyphen non\u00a0breaking",
+    "https://example.org/a?b=c&d=e#f user@example.org",
+    "3.14 1,000,000 1e-5 50% $9.99 #tag @name ~ ^ | \\ /",
+    "!!! ??? ... --- ___ *** +++ ===",
+    "<start_of_text> injected <end_of_text>",
+    "<|startoftext|> other <|endoftext|>",
+    "[CLS] bert [SEP] [PAD] [MASK] [UNK]",
+    "<s> roberta </s> <pad> <unk> <mask>",
+    "x" * 300,
+    "supercalifragilisticexpialidocious antidisestablishmentarianism",
+    "word " * 100,
+    "\u00e9" * 120,
+    "\U0001f408" * 90,
+    "the quick brown fox jumps over the lazy dog " * 3,
+    "a low resolution, black and white, pixelated photo of the hard to see 1990s airplane in a video game",
+    "a bad photo of the Golden Retriever\u2019s tail",
+    "CIFAR-100: aquarium fish / maple tree / pickup truck",
+    "\x00control\x07characters\x1b",
+    "\ufeffbyte order mark",
+    "O'Brien & Sons' \"caf\u00e9\"",
+    "\u1e9e\u0149\u01f0 case folding \u03a3\u03c3\u03c2",
+    "1st 2nd 3rd 4th",
+    "mixed \u4e2d\u6587 and English\u3002",
+)
+"""Texts on which the bundle's tokenizer must equal open_clip's."""
+
+
+def write_tokenizer(source: Source, model: LoadedModel, destination: Path, options: ExportOptions) -> TokenizerSpec:
+    """Write the model's tokenizer as a ``tokenizer.json``.
+
+    Args:
+        source: which model.
+        model: the model.
+        destination: the file to write.
+        options: a tokenizer of the user's own; cache and network.
+
+    Returns:
+        What the file does not say itself. ``stand_in`` is set where the weights are random and the model's own
+        tokenizer cannot be had, which is also logged.
+
+    Raises:
+        DownloadError: a trained model's tokenizer cannot be had.
+        ExportError: the tokenizer does something that clipmlu cannot do, or does not fit the model.
+    """
+    if options.tokenizer is not None:
+        spec = _copy_own(options.tokenizer, model, destination)
+        return _check_ids(spec, model, destination)
+    try:
+        spec, reference = _write_model_tokenizer(source, model, destination, options)
+        _check_equal(spec, reference, destination)
+        return _check_ids(spec, model, destination)
+    except (DownloadError, _TooFewIdsError) as error:
+        if not source.random:
+            raise
+        _LOG.warning(
+            "%s A stand-in tokenizer is used: its weights are random, so texts mean nothing to the model.", error
+        )
+        return _write_stand_in(model, destination)
+
+
+class _TooFewIdsError(ExportError):
+    """The tokenizer has ids that the model's token embedding lacks."""
+
+
+def _write_model_tokenizer(
+    source: Source, model: LoadedModel, destination: Path, options: ExportOptions
+) -> tuple[TokenizerSpec, _Reference | None]:
+    """Write the tokenizer that open_clip takes for the model; also returns open_clip's, or None if it cannot run."""
+    text_cfg = model.config["text_cfg"]
+    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
+    if text_cfg.get("hf_tokenizer_name"):
+        return _write_hugging_face(source, model, kwargs, destination, options)
+    return _write_clip(model, kwargs, destination)
+
+
+def _write_clip(model: LoadedModel, kwargs: dict[str, Any], destination: Path) -> tuple[TokenizerSpec, _Reference]:
+    unknown = sorted(set(kwargs) - _KNOWN_CLIP_KWARGS)
+    if unknown:
+        raise ExportError(
+            f"The model's tokenizer has the options {unknown}, which clipmlu does not know. Give one as --tokenizer PATH."
+        )
+    folder = open_clip_folder()
+    write_clip_tokenizer(folder / _BPE_FILE, destination)
+    clean = kwargs.get("clean", "lower")
+    spec = TokenizerSpec(kind="clip_bpe", clean=clean, context_length=model.context_length)
+    open_clip = require("open_clip", "export", PURPOSE)
+    reference = open_clip.SimpleTokenizer(context_length=model.context_length, clean=clean)
+    return spec, lambda texts: np.asarray(reference(texts).numpy())
+
+
+def _write_hugging_face(
+    source: Source, model: LoadedModel, kwargs: dict[str, Any], destination: Path, options: ExportOptions
+) -> tuple[TokenizerSpec, _Reference | None]:
+    text_cfg = model.config["text_cfg"]
+    # open_clip looks for the tokenizer of a local model in its directory, whatever the name in the configuration.
+    location = str(source.directory) if source.directory is not None else text_cfg["hf_tokenizer_name"]
+    if source.directory is None:
+        _check_reachable(location, options)
+    try:
+        reference = _load_reference(location, text_cfg, model.context_length, kwargs, options)
+    except ClipmluError:
+        raise
+    except Exception as error:  # whatever transformers raises for a directory that it cannot make sense of
+        if source.directory is None or not (source.directory / TOKENIZER_NAME).is_file():
+            raise DownloadError(
+                f"Cannot load the tokenizer '{location}': {_first_line(error)}. Give one as --tokenizer PATH."
+            ) from error
+        # open_clip itself cannot use this model then, but the file says all that is needed.
+        return _copy_own(source.directory, model, destination), None
+    _save_backend(reference.tokenizer, destination)
+    return _spec_from_reference(reference, model, kwargs), lambda texts: np.asarray(reference(texts).numpy())
+
+
+def _check_reachable(repo: str, options: ExportOptions) -> None:
+    """Fail within seconds, and in one line, where transformers would try several files several times."""
+    if Path(repo).is_dir():
+        return
+    hint = "It is the model's tokenizer: give one as --tokenizer PATH (a tokenizer.json, or a directory with one)."
+    names = [TOKENIZER_NAME, _CONFIG_FILE]
+    fetch_file(repo, names, cache_dir=options.cache_dir, offline=options.offline, hint=hint)
+
+
+def _load_reference(
+    location: str, text_cfg: dict[str, Any], context_length: int, kwargs: dict[str, Any], options: ExportOptions
+) -> Any:
+    """open_clip's tokenizer object, having tokenised once: padding and truncation are then set in its backend."""
+    open_clip = require("open_clip", "export", PURPOSE)
+    require("transformers", "export", "The model's tokenizer")
+    with quiet_libraries():
+        reference = open_clip.HFTokenizer(
+            location,
+            context_length=context_length,
+            cache_dir=None if options.cache_dir is None else str(options.cache_dir),
+            tokenizer_mode=text_cfg.get("tokenizer_mode"),
+            local_files_only=options.offline or Path(location).is_dir(),
+            **kwargs,
+        )
+        reference([PROBE_TEXTS[3]])
+    return reference
+
+
+def _save_backend(tokenizer: Any, destination: Path) -> None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ExportError(
+            f"The model's tokenizer ({type(tokenizer).__name__}) has no fast form. Give one as --tokenizer PATH."
+        )
+    backend.save(str(destination), pretty=False)
+
+
+def _spec_from_reference(reference: Any, model: LoadedModel, kwargs: dict[str, Any]) -> TokenizerSpec:
+    tokenizer = reference.tokenizer
+    clips = reference.tokenizer_mode == _CLIPS_MODE
+    return TokenizerSpec(
+        kind="huggingface",
+        clean=kwargs.get("clean", "whitespace"),
+        context_length=model.context_length,
+        pad_id=tokenizer.pad_token_id or 0,
+        zero_id=tokenizer.sep_token_id if reference.strip_sep_token else None,
+        class_token_id=tokenizer.cls_token_id if clips else None,
+        bos_id=tokenizer.bos_token_id if clips else None,
+        eos_id=tokenizer.eos_token_id if clips else None,
+    )
+
+
+def _copy_own(path: Path, model: LoadedModel, destination: Path) -> TokenizerSpec:
+    """Take a ``tokenizer.json`` as it is; what it does not say comes from the files beside it, then from the model."""
+    file = tokenizer_file(path)
+    shutil.copyfile(file, destination)
+    tokens = _SpecialTokens(file)
+    text_cfg = model.config["text_cfg"]
+    kwargs = text_cfg.get("tokenizer_kwargs") or {}
+    clips = text_cfg.get("tokenizer_mode") == _CLIPS_MODE
+    is_clip = not text_cfg.get("hf_tokenizer_name")
+    return TokenizerSpec(
+        kind="huggingface",
+        clean=kwargs.get("clean", "lower" if is_clip else "whitespace"),
+        context_length=model.context_length,
+        pad_id=model.pad_id if is_clip else tokens.pad_id(model.pad_id),
+        zero_id=tokens.find("sep_token") if kwargs.get("strip_sep_token") else None,
+        class_token_id=tokens.find("cls_token") if clips else None,
+        bos_id=tokens.find("bos_token") if clips else None,
+        eos_id=tokens.find("eos_token") if clips else None,
+    )
+
+
+class _SpecialTokens:
+    """Ids of a tokenizer's special tokens, by the roles that ``tokenizer_config.json`` beside it gives them."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception for everything
+            raise ExportError(f"Cannot read the tokenizer '{file}': {_first_line(error)}.") from error
+        config = file.with_name(_CONFIG_FILE)
+        self._roles: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+
+    def find(self, role: str) -> int | None:
+        token = self._roles.get(role)
+        content = token.get("content") if isinstance(token, dict) else token
+        return None if content is None else self._tokenizer.token_to_id(content)
+
+    def pad_id(self, default: int) -> int:
+        padding = self._tokenizer.padding
+        if padding is not None:
+            return int(padding["pad_id"])
+        found = self.find("pad_token")
+        return default if found is None else found
+
+
+def _write_stand_in(model: LoadedModel, destination: Path) -> TokenizerSpec:
+    try:
+        write_stand_in_tokenizer(destination, model.vocab_size)
+    except ValueError as error:
+        raise ExportError(f"No stand-in tokenizer fits the model: {error} Give one as --tokenizer PATH.") from error
+    return TokenizerSpec(
+        kind="huggingface",
+        clean="whitespace",
+        context_length=model.context_length,
+        pad_id=model.pad_id,
+        stand_in=True,
+    )
+
+
+def _check_equal(spec: TokenizerSpec, reference: _Reference | None, path: Path) -> None:
+    if reference is None:
+        return
+    ours = Tokenizer.load(path, spec)
+    for text, expected in zip(PROBE_TEXTS, reference(list(PROBE_TEXTS)), strict=True):
+        found = ours(text)[0]
+        if not np.array_equal(found, expected):
+            raise ExportError(
+                f"The tokenizer written for the model differs from open_clip's on {text[:40]!r}: "
+                f"{_start(found)} instead of {_start(expected)}."
+            )
+
+
+def _check_ids(spec: TokenizerSpec, model: LoadedModel, path: Path) -> TokenizerSpec:
+    """Refuse a tokenizer with ids beyond the token embedding: the text tower would fail on some texts only."""
+    count = tokenizers.Tokenizer.from_file(str(path)).get_vocab_size()
+    largest = max(int(Tokenizer.load(path, spec)(list(PROBE_TEXTS)).max()), count - 1 if spec.kind == "clip_bpe" else 0)
+    if largest >= model.vocab_size:
+        raise _TooFewIdsError(
+            f"The tokenizer has the id {largest}, but the model's token embedding ends at {model.vocab_size - 1}."
+        )
+    return spec
+
+
+def _start(ids: npt.NDArray[np.int64]) -> str:
+    return " ".join(map(str, ids[:12].tolist())) + (" ..." if len(ids) > 12 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSampler:
+    """Draws rows of token ids as real texts give them: short, padded, full and empty ones.
+
+    Attributes:
+        tokenizer: the bundle's own.
+    """
+
+    tokenizer: Tokenizer
+
+    def draw(self, rows: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Rows of ids, int64, shape (rows, context_length): prompts and random words in turn."""
+        prompts = PROBE_TEXTS[3:]
+        texts = []
+        for row in range(rows):
+            letters = generator.integers(ord("a"), ord("z") + 1, size=int(generator.integers(1, 200)))
+            spaced = "".join(chr(each) if each % 5 else " " for each in letters)
+            texts.append(spaced if row % 2 else prompts[int(generator.integers(len(prompts)))])
+        return self.tokenizer(texts)
