@@ -18,6 +18,7 @@ from clipmlu.bundle import (
     open_exported,
     stage_bundle,
     write_file,
+    write_files,
 )
 from clipmlu.errors import (
     BundleCorruptError,
@@ -201,6 +202,15 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_belong_together_are_written_all_or_none(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OutputError, match=r"Cannot write '.*taken': it is a directory"):
+        write_files({tmp_path / "first": b"1", tmp_path / "taken": b"2"})
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    write_files({tmp_path / "first": b"1", tmp_path / "sub" / "second": b"2"})
+    assert (tmp_path / "sub" / "second").read_bytes() == b"2"
 
 
 def test_directory_is_no_place_for_a_file(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def test_card_is_found_by_its_device_file(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert _findings()["MLU card"].found == "cambricon_dev0"
 
 
-def test_cache_that_cannot_be_written_is_a_problem_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_that_cannot_be_written_is_a_problem_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path / "file" / "cache"))
     finding = _findings()["cache"]

@@ -788,7 +788,9 @@ def train_cifar100(out: Path, data_dir: Path, clock: Clock, seed: int) -> str:
 
 def draw_images(dataset: Any, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All images of a drawn dataset as the model's preprocessing scales them: uint8 (N, 3, S, S), and labels (N,)."""
-    scaled = [np.asarray(dataset.image(index).resize((side, side), Image.Resampling.BICUBIC)) for index in range(len(dataset))]
+    scaled = [
+        np.asarray(dataset.image(index).resize((side, side), Image.Resampling.BICUBIC)) for index in range(len(dataset))
+    ]
     images = torch.from_numpy(np.stack(scaled)).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor([dataset.label(index) for index in range(len(dataset))])
 
@@ -810,7 +812,11 @@ def train_demo(out: Path, clock: Clock, seed: int) -> str:
     # Per class: its position among the seen names, its colour, its shape.
     targets = torch.tensor(
         [
-            [seen_names.index(name) if name in seen_names else -1, colours.index(name.split()[0]), shapes.index(name.split()[1])]
+            [
+                seen_names.index(name) if name in seen_names else -1,
+                colours.index(name.split()[0]),
+                shapes.index(name.split()[1]),
+            ]
             for name in CLASS_NAMES
         ]
     )
@@ -818,7 +824,9 @@ def train_demo(out: Path, clock: Clock, seed: int) -> str:
     save_tokenizer(tokenizer, out)
     tables = [
         PromptTable(tokenizer, seen_names),
-        PromptTable(tokenizer, [f"{colour} {noun}" for colour in colours for noun in ("shape", "figure", "object", "thing")]),
+        PromptTable(
+            tokenizer, [f"{colour} {noun}" for colour in colours for noun in ("shape", "figure", "object", "thing")]
+        ),
         PromptTable(tokenizer, shapes),
     ]
     nouns = 4
@@ -837,22 +845,35 @@ def train_demo(out: Path, clock: Clock, seed: int) -> str:
             pair, colour, shape = targets[labels[batch]].unbind(1)
             colour = nouns * colour + torch.randint(0, nouns, colour.shape, generator=generator)
 
-            def loss_of(model: Any, patch_drop: float, pixels: torch.Tensor = pixels, truths: Any = (pair, colour, shape)) -> torch.Tensor:
+            def loss_of(
+                model: Any, patch_drop: float, pixels: torch.Tensor = pixels, truths: Any = (pair, colour, shape)
+            ) -> torch.Tensor:
                 with torch.autocast("cpu", torch.bfloat16):
                     embeddings = embed_images(model, pixels, patch_drop)
-                parts = [prompt_loss(model, embeddings, table.draw(generator), truth, 0.0) for table, truth in zip(tables, truths, strict=True)]
+                parts = [
+                    prompt_loss(model, embeddings, table.draw(generator), truth, 0.0)
+                    for table, truth in zip(tables, truths, strict=True)
+                ]
                 return parts[0] + 0.5 * (parts[1] + parts[2])
 
             losses.append(trainer.step(loss_of))
             if clock.progress >= 1:
                 break
         score = top1(trainer.averaged, images[:2000], labels[:2000], usual, recipe, quick=True)
-        _log(f"epoch {epoch}: loss {np.mean(losses):.3f}, top-1 on seen pairs {score:.4f}, {clock.progress:.1%} of the time")
+        _log(
+            f"epoch {epoch}: loss {np.mean(losses):.3f}, top-1 on seen pairs {score:.4f}, {clock.progress:.1%} of the time"
+        )
         trainer.save(out)
     saved = _reload(out)
     test_images, test_labels = draw_images(DemoDataset("test", size=2000, seed=seed), recipe.image_size)
     scores = {
-        template: top1(saved, test_images, test_labels, encode_prompts(tokenizer, [template.format(name) for name in CLASS_NAMES]), recipe)
+        template: top1(
+            saved,
+            test_images,
+            test_labels,
+            encode_prompts(tokenizer, [template.format(name) for name in CLASS_NAMES]),
+            recipe,
+        )
         for template in (EVAL_TEMPLATE, "a {}.")
     }
     lines = "\n".join(f'- with "{template}": **{score:.4f}**' for template, score in scores.items())

@@ -14,17 +14,17 @@ WIDTH = 100
 
 def render_reference() -> str:
     """The whole page: the help of the group and of every command."""
-    parts = [
-        "# Command line\n\nWritten by `python tools/write_cli_reference.py`; do not edit.\n",
-        _section(cli, "clipmlu"),
-    ]
-    parts += [_section(command, f"clipmlu {name}") for name, command in sorted(cli.commands.items())]
-    return "\n".join(parts)
+    sizes = {"terminal_width": WIDTH, "max_content_width": WIDTH, "color": False}
+    top = cli.make_context("clipmlu", [], resilient_parsing=True, **sizes)
+    contexts = [top]
+    for name, command in sorted(cli.commands.items()):
+        contexts.append(click.Context(command, info_name=name, parent=top, **sizes))
+    title = "# Command line\n\nWritten by `python tools/write_cli_reference.py`; do not edit.\n"
+    return "\n".join([title, *map(_section, contexts)])
 
 
-def _section(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH, color=False)
-    return f"## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
+def _section(context: click.Context) -> str:
+    return f"## {context.command_path}\n\n```text\n{context.command.get_help(context).rstrip()}\n```\n"
 
 
 if __name__ == "__main__":

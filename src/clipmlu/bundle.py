@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -429,21 +429,30 @@ def _disk_full_message(target: str | os.PathLike[str]) -> str:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all: into a temporary sibling, then renamed into place.
+    """Write a file whole or not at all; see ``write_files``."""
+    write_files({Path(path): content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together, all or none: into temporary siblings first, then renamed into place.
 
     Raises:
-        OutputError: the path cannot be written.
+        OutputError: one of the paths cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with output_errors(target):
-        if target.is_dir():
-            raise OutputError(f"Cannot write '{target}': it is a directory. Give the path of a file.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(target)
-        finally:
+    staged: dict[Path, Path] = {}
+    try:
+        for target, content in contents.items():
+            with output_errors(target):
+                if target.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, "it is a directory")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staged[target] = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+                staged[target].write_bytes(content)
+        for target, temporary in staged.items():
+            with output_errors(target):
+                temporary.replace(target)
+    finally:
+        for temporary in staged.values():
             temporary.unlink(missing_ok=True)
 
 

@@ -30,7 +30,7 @@ def embed_command(
     """
     import numpy as np
 
-    from clipmlu.bundle import write_file
+    from clipmlu.bundle import write_files
     from clipmlu.classify.bulk import embed_items
     from clipmlu.classify.encoder import load
     from clipmlu.cli._inputs import image_items
@@ -58,8 +58,12 @@ def embed_command(
         emulated = encoder.bundle.compilation.emulated
     buffer = io.BytesIO()
     np.save(buffer, embeddings)
-    write_file(output.with_suffix(".ids.json"), json.dumps(ids, ensure_ascii=False).encode())
-    write_file(output.with_suffix(".npy"), buffer.getvalue())
+    write_files(
+        {
+            output.with_suffix(".npy"): buffer.getvalue(),
+            output.with_suffix(".ids.json"): json.dumps(ids, ensure_ascii=False).encode(),
+        }
+    )
     note(
         f"Wrote {len(ids)} embeddings of {embeddings.shape[1]} elements to {output.with_suffix('.npy')}{' (emulated)' if emulated else ''}"
     )

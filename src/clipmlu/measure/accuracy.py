@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.bundle import current_tool_versions, write_file
+from clipmlu.bundle import current_tool_versions, write_files
 from clipmlu.classify.bulk import ImageItem, Outcome, embed_items
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder
@@ -313,8 +313,7 @@ def write_sample_files(
         "eval_result_5.txt": five,
         "eval_result.txt": accuracy_lines(report),
     }
-    for name, lines in files.items():
-        write_file(directory / name, ("\n".join(lines) + "\n").encode())
+    write_files({directory / name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()})
 
 
 def accuracy_lines(report: AccuracyReport) -> list[str]:

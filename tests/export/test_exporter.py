@@ -1,0 +1,339 @@
+"""Exported graphs against torch, computed here without the exporter's own checks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+
+from clipmlu.bundle import ExportedBundle, open_exported
+from clipmlu.data.tokenizer import Tokenizer
+from clipmlu.errors import BundleExistsError, ExportError, ParityError
+from clipmlu.export import graph
+from clipmlu.export.exporter import ExportOptions, export_model, identify_source
+from clipmlu.export.quiet import quiet_libraries
+
+from .conftest import CONFIGS, CONTEXT, EMBED_DIM, write_config
+
+pytestmark = pytest.mark.torch
+
+TEXTS = ["a photo of a cat", "", "a red circle " * 20, "Caf\u00e9 &amp; dog", "x"]
+Tiny = Callable[[str], Path]
+
+
+def reference(folder: Path) -> Any:
+    """The model as open_clip itself loads it."""
+    import open_clip
+
+    with quiet_libraries():
+        return open_clip.create_model(f"local-dir:{folder}").eval()
+
+
+def hf_text_reference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """open_clip looks up a relative ``hf_model_name`` in the working directory only."""
+    monkeypatch.chdir(folder)
+    return reference(folder)
+
+
+def run(bundle: ExportedBundle, tower: str, **feeds: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    session = onnxruntime.InferenceSession(str(bundle.path / f"{tower}.onnx"), providers=["CPUExecutionProvider"])
+    return [np.asarray(each) for each in session.run(None, feeds)]
+
+
+def images(bundle: ExportedBundle, count: int) -> npt.NDArray[np.float32]:
+    spec = bundle.manifest.preprocess
+    return np.random.default_rng(3).standard_normal((count, 3, spec.height, spec.width), dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+def test_embeddings_equal_torch_for_any_batch(
+    kind: str, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    folder = tiny_model(kind)
+    bundle = export_model(f"local-dir:{folder}", tmp_path / "out")
+    model = hf_text_reference(folder, monkeypatch)
+    tokenizer = Tokenizer.load(bundle.tokenizer_path, bundle.manifest.tokenizer)
+    for count in (1, 2, 7, 11):
+        pixels = images(bundle, count)
+        ids = tokenizer([TEXTS[row % len(TEXTS)] for row in range(count)])
+        with torch.no_grad():
+            expected_images = torch.nn.functional.normalize(model.encode_image(torch.from_numpy(pixels)), dim=-1)
+            expected_texts = torch.nn.functional.normalize(model.encode_text(torch.from_numpy(ids)), dim=-1)
+        (image_embeds,) = run(bundle, "image", pixel_values=pixels)
+        (text_embeds,) = run(bundle, "text", input_ids=ids)
+        np.testing.assert_allclose(image_embeds, expected_images.numpy(), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(text_embeds, expected_texts.numpy(), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(image_embeds, axis=1), 1, atol=1e-6)
+        assert text_embeds.dtype == image_embeds.dtype == np.float32
+
+
+def test_manifest_tells_what_was_exported(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = tiny_model("sigmoid")
+    bundle = export_model(f"local-dir:{folder}", tmp_path / "out")
+    manifest = bundle.manifest
+    model = reference(folder)
+    assert manifest.model.name == f"local-dir:{folder}"
+    assert manifest.model.random_seed is None
+    assert manifest.logit_scale == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
+    assert manifest.logit_bias == pytest.approx(float(model.logit_bias), rel=1e-6)
+    assert manifest.embedding_dim == 64
+    assert manifest.preprocess.mean == (0.5, 0.5, 0.5)
+    assert (manifest.preprocess.height, manifest.preprocess.width) == (160, 160)
+    assert manifest.tokenizer.context_length == CONTEXT
+    assert not manifest.tokenizer.stand_in
+    assert manifest.export.opset == 20
+    assert {record.batch_size for record in manifest.export.parity} == {1, 2, 5, 8}
+    assert {record.output for record in manifest.export.parity} == {"image_embeds", "text_embeds"}
+    assert all(record.max_abs_diff <= 1e-5 for record in manifest.export.parity)
+    assert manifest.tower_versions if hasattr(manifest, "tower_versions") else manifest.tool_versions["torch"]
+    assert open_exported(bundle.path).digest == bundle.digest
+
+
+def test_interface_has_the_documented_names_and_one_dynamic_axis(tiny_model: Tiny, tmp_path: Path) -> None:
+    bundle = export_model(f"local-dir:{tiny_model('vit')}", tmp_path / "out")
+    image, text = bundle.tower("image"), bundle.tower("text")
+    assert [(each.name, each.dtype, each.shape) for each in (*image.inputs, *image.outputs)] == [
+        ("pixel_values", "float32", ("batch", 3, 32, 32)),
+        ("image_embeds", "float32", ("batch", EMBED_DIM)),
+    ]
+    assert [(each.name, each.dtype, each.shape) for each in (*text.inputs, *text.outputs)] == [
+        ("input_ids", "int64", ("batch", CONTEXT)),
+        ("text_embeds", "float32", ("batch", EMBED_DIM)),
+    ]
+
+
+def test_joint_graph_gives_scaled_and_shifted_similarities(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = tiny_model("sigmoid")
+    towers = export_model(f"local-dir:{folder}", tmp_path / "towers")
+    joint = export_model(f"local-dir:{folder}", tmp_path / "joint", ExportOptions(layout="joint"))
+    assert set(joint.manifest.towers) == {"joint"}
+    assert joint.tower("joint").outputs[0].shape == ("image_batch", "text_batch")
+    assert joint.tower("joint").outputs[1].shape == ("text_batch", "image_batch")
+    pixels = images(towers, 3)
+    ids = Tokenizer.load(towers.tokenizer_path, towers.manifest.tokenizer)(TEXTS)
+    (image_embeds,), (text_embeds,) = run(towers, "image", pixel_values=pixels), run(towers, "text", input_ids=ids)
+    bias = towers.manifest.logit_bias
+    assert bias is not None
+    expected = towers.manifest.logit_scale * image_embeds.astype(np.float64) @ text_embeds.T + bias
+    per_image, per_text = run(joint, "joint", pixel_values=pixels, input_ids=ids)
+    np.testing.assert_allclose(per_image, expected, rtol=0, atol=2e-4)
+    np.testing.assert_array_equal(per_text, per_image.T)
+    records = joint.manifest.export.parity
+    assert {record.output for record in records} == {"logits_per_image", "logits_per_text"}
+    assert all(record.min_cosine is None for record in records)
+    assert records[0].allowed_abs_diff == pytest.approx(1e-5 * joint.manifest.logit_scale)
+
+
+@pytest.mark.parametrize(("opset", "gelu"), [(18, "Erf"), (20, "Gelu")])
+def test_opset_is_read_back_and_layer_norm_is_one_node(opset: int, gelu: str, tiny_model: Tiny, tmp_path: Path) -> None:
+    bundle = export_model(f"local-dir:{tiny_model('vit')}", tmp_path / "out", ExportOptions(opset=opset))
+    model = onnx.load(str(bundle.tower_path("image")))
+    assert model.opset_import[0].version == opset == bundle.manifest.export.opset
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count("LayerNormalization") == 6  # before, after, and two in each of two blocks
+    assert operators.count(gelu) == 2
+    assert bundle.manifest.activation == "gelu"
+
+
+def test_quick_gelu_is_exported_as_such(tiny_model: Tiny, tmp_path: Path) -> None:
+    bundle = export_model(f"local-dir:{tiny_model('quick-gelu')}", tmp_path / "out")
+    operators = [node.op_type for node in onnx.load(str(bundle.tower_path("image"))).graph.node]
+    assert operators.count("Sigmoid") == 2
+    assert "Erf" not in operators
+    assert "Gelu" not in operators
+    assert bundle.manifest.activation == "quick_gelu"
+    assert bundle.manifest.tokenizer.kind == "clip_bpe"
+
+
+def test_nodes_are_named_after_the_blocks_of_the_model(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = tiny_model("vit")
+    bundle = export_model(f"local-dir:{folder}", tmp_path / "out")
+    modules = dict(reference(folder).named_modules())
+    for tower in ("image", "text"):
+        model = onnx.load(str(bundle.path / f"{tower}.onnx"))
+        names = [node.name for node in model.graph.node]
+        assert len(set(names)) == len(names)
+        for node in model.graph.node:
+            (module,) = [each.value for each in node.metadata_props if each.key == graph.MODULE_KEY]
+            assert module in modules
+            assert node.name.startswith(module)
+    image = onnx.load(str(bundle.path / "image.onnx")).graph
+    named = [node.name for node in image.node if node.name.startswith("visual.transformer.resblocks.1.mlp.c_fc/")]
+    assert named, "the second block's first linear layer"
+    assert "visual.conv1.weight" in {each.name for each in image.initializer}
+
+
+def test_files_hold_no_paths_of_this_machine(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = tiny_model("hf-text")
+    bundle = export_model(f"local-dir:{folder}", tmp_path / "out")
+    for file in ("image.onnx", "text.onnx", "tokenizer.json"):
+        content = (bundle.path / file).read_bytes()
+        for path in (str(folder), str(Path.home()), str(Path(onnx.__file__).parent.parent), "site-packages", ".py"):
+            assert path.encode() not in content, (file, path)
+
+
+def test_exporting_again_gives_the_same_bytes(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = tiny_model("vit")
+    first = export_model(f"local-dir:{folder}", tmp_path / "first")
+    second = export_model(f"local-dir:{folder}", tmp_path / "second")
+    assert first.manifest.files == second.manifest.files
+    assert first.digest == second.digest
+
+
+def test_random_weights_follow_the_seed_and_leave_torchs_alone(tiny_model: Tiny, tmp_path: Path) -> None:
+    import torch
+
+    folder = tiny_model("vit")
+    torch.manual_seed(99)
+    expected = torch.rand(3)
+    torch.manual_seed(99)
+    digests = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        bundle = export_model(
+            f"local-dir:{folder}", tmp_path / name, ExportOptions(random_weights=True, seed=seed)
+        )
+        assert bundle.manifest.model.random_seed == seed
+        digests[name] = bundle.manifest.export.weights_digest
+    assert digests["a"] == digests["b"] != digests["c"]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_large_graphs_keep_their_weights_in_a_file_beside(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = tiny_model("vit")
+    small = export_model(f"local-dir:{folder}", tmp_path / "small")
+    large = export_model(f"local-dir:{folder}", tmp_path / "large", ExportOptions(external_data_bytes=10_000))
+    assert set(large.manifest.files) == {
+        *("image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data", "tokenizer.json")
+    }
+    assert (large.path / "image.onnx").stat().st_size < 200_000 < (large.path / "image.onnx.data").stat().st_size
+    pixels = images(small, 3)
+    np.testing.assert_array_equal(
+        run(large, "image", pixel_values=pixels)[0], run(small, "image", pixel_values=pixels)[0]
+    )
+    assert open_exported(large.path).digest == large.digest
+    assert large.manifest.text_id != small.manifest.text_id
+
+
+def test_wrong_weights_in_the_graph_fail_the_gate_and_nothing_is_published(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = graph._write
+
+    def write_perturbed(graph_model: Any, path: Path, external_data_bytes: int) -> None:
+        write(graph_model, path, external_data_bytes)
+        if path.name == "text.onnx":
+            perturb(path, "ln_final.bias", 1e-3)
+
+    monkeypatch.setattr(graph, "_write", write_perturbed)
+    with pytest.raises(ParityError, match=r"text graph differs from torch in 'text_embeds' at batch size 1: .*e-0.*allowed 1e-05") as caught:
+        export_model(f"local-dir:{tiny_model('vit')}", tmp_path / "out")
+    assert caught.value.exit_code == 3
+    assert caught.value.differences[0]["output"] == "text_embeds"
+    assert caught.value.differences[0]["allowed_abs_diff"] == 1e-5
+    assert list(tmp_path.iterdir()) == []
+
+
+def perturb(path: Path, weight: str, amount: float) -> None:
+    model = onnx.load(str(path))
+    (tensor,) = [each for each in model.graph.initializer if each.name == weight]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0] += amount
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, weight))
+    onnx.save(model, str(path))
+
+
+def test_a_batch_baked_into_the_graph_is_found(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = graph._write
+
+    def write_static(graph_model: Any, path: Path, external_data_bytes: int) -> None:
+        for node in graph_model.graph:
+            if node.name == "visual/Reshape":  # where the patches of a batch become rows
+                graph_model.graph.initializers[node.inputs[1].name].const_value = static_shape()
+        write(graph_model, path, external_data_bytes)
+
+    def static_shape() -> Any:
+        import onnx_ir
+
+        return onnx_ir.tensor(np.array([2, 64, 4], np.int64))
+
+    monkeypatch.setattr(graph, "_write", write_static)
+    with pytest.raises(ExportError, match="does not run with a batch of 1"):
+        export_model(f"local-dir:{tiny_model('vit')}", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_are_an_error(tiny_model: Tiny, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = write_config(tmp_path / "model", CONFIGS["vit"])
+    state = load_file(str(tiny_model("vit") / "open_clip_model.safetensors"))
+    state["visual.proj"][0, 0] = torch.nan
+    save_file(state, str(folder / "open_clip_model.safetensors"))
+    with pytest.raises(ExportError, match="torch model itself gives values in 'image_embeds' that are not finite"):
+        export_model(f"local-dir:{folder}", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_taken_output_is_refused_before_the_model_is_loaded(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_model("vit")
+    monkeypatch.setattr("clipmlu.export.exporter.load_model", lambda *_args: pytest.fail("it was loaded"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    with pytest.raises(BundleExistsError):
+        export_model(f"local-dir:{folder}", tmp_path / "out", ExportOptions(overwrite=True))
+
+
+def test_identity_is_what_the_manifest_says(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = tiny_model("hf-text")
+    bundle = export_model(f"local-dir:{folder}", tmp_path / "out")
+    identity, files = identify_source(f"local-dir:{folder}", ExportOptions())
+    assert bundle.manifest.model == identity
+    assert bundle.manifest.export.source_files == files
+    config = (folder / "open_clip_config.json").read_bytes()
+    assert files["open_clip_config.json"].sha256 == hashlib.sha256(config).hexdigest()
+    assert set(files) == {
+        *("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        "text_cfg/config.json",
+    }
+
+
+def test_export_prints_nothing(tiny_model: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_model("resnet")
+    capfd.readouterr()
+    export_model(f"local-dir:{folder}", tmp_path / "out")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_listed_quick_gelu_weights_are_exported_as_quick_gelu_under_the_plain_name(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ViT-B-32 with OpenAI's weights: the architecture's own configuration has plain GELU."""
+    from clipmlu.export import loading
+
+    folder = tiny_model("quick-gelu")
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    config.pop("quick_gelu")
+    monkeypatch.setattr(loading, "model_config", lambda _source: {"model_cfg": config})
+    monkeypatch.setattr(loading, "fetch_file", lambda *_args, **_kwargs: folder / "open_clip_model.safetensors")
+    bundle = export_model("ViT-B-32::openai", tmp_path / "out")
+    assert bundle.manifest.activation == "quick_gelu"
+    assert str(bundle.manifest.model) == "ViT-B-32::openai"
+    assert bundle.manifest.preprocess.mean == (0.48145466, 0.4578275, 0.40821073)
+    operators = [node.op_type for node in onnx.load(str(bundle.tower_path("text"))).graph.node]
+    assert "Sigmoid" in operators
+    assert "Gelu" not in operators
