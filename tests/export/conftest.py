@@ -9,14 +9,23 @@ from typing import Any
 
 import pytest
 
+from clipmlu.bundle import ExportedBundle
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
+from clipmlu.export.exporter import ExportOptions, export_model
 
 VOCAB = 300
 EMBED_DIM = 24
 CONTEXT = 12
 
 _VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
-_TEXT = {"context_length": CONTEXT, "vocab_size": VOCAB, "width": 32, "heads": 2, "layers": 2, "hf_tokenizer_name": "own"}
+_TEXT = {
+    "context_length": CONTEXT,
+    "vocab_size": VOCAB,
+    "width": 32,
+    "heads": 2,
+    "layers": 1,
+    "hf_tokenizer_name": "own",
+}
 _BPE_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 _SIGMOID_TEXT = {**_TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
 _HF_TEXT = {
@@ -62,9 +71,9 @@ _BERT = {
 
 @pytest.fixture(scope="session")
 def libraries() -> None:
-    """torch and open_clip, imported once without the warnings that their imports give."""
+    """Skips without torch and open_clip."""
     for name in ("torch", "open_clip", "onnxscript"):
-        pytest.importorskip(name, reason=f"needs the export extra ({name})")
+        pytest.importorskip(name, reason=f"needs the export extra ({name})", exc_type=ImportError)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +92,10 @@ def tiny_model(libraries: None, tmp_path_factory: pytest.TempPathFactory) -> Cal
 def write_config(folder: Path, config: dict[str, Any]) -> Path:
     """A model directory without weights."""
     folder.mkdir(parents=True)
-    content = {"model_cfg": {"embed_dim": EMBED_DIM, **config}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    content = {
+        "model_cfg": {"embed_dim": EMBED_DIM, **config},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3},
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     if config["text_cfg"].get("hf_tokenizer_name"):
         write_stand_in_tokenizer(folder / "tokenizer.json", VOCAB)
@@ -101,7 +113,6 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from clipmlu.export.exporter import ExportOptions
     from clipmlu.export.loading import load_model
     from clipmlu.export.quiet import quiet_libraries
     from clipmlu.export.source import resolve_source
@@ -120,3 +131,18 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
     variances = {name: tensor.abs() for name, tensor in state.items() if name.endswith("running_var")}
     save_file({**state, **rest, **variances}, str(folder / "open_clip_model.safetensors"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], ExportedBundle]:
+    """``tiny_bundle(kind)``: that model exported with default options; not to be changed."""
+    exported: dict[str, ExportedBundle] = {}
+
+    def export(kind: str) -> ExportedBundle:
+        if kind not in exported:
+            exported[kind] = export_model(f"local-dir:{tiny_model(kind)}", tmp_path_factory.mktemp(kind) / "bundle")
+        return exported[kind]
+
+    return export

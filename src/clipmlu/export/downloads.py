@@ -70,6 +70,22 @@ def fetch_file(repo: str, names: Sequence[str], *, cache_dir: Path | None, offli
     raise DownloadError(_message(wanted, f"the repository has no {' or '.join(names)}", hint))
 
 
+def is_hub_reachable(repo: str, name: str) -> bool:
+    """Whether the hub answers at all, found out with one question of bounded length.
+
+    For code of other libraries that would look for a newer version of cached files and not give up for a minute.
+    """
+    hub = require("huggingface_hub", "export", _PURPOSE)
+    errors = require("huggingface_hub.errors", "export", _PURPOSE)
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S)
+    except errors.HfHubHTTPError:
+        return True
+    except Exception:  # as in fetch_file
+        return False
+    return True
+
+
 def _message(wanted: str, reason: str, hint: str) -> str:
     return f"Cannot download '{wanted}': {reason}. {hint}"
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from clipmlu._imports import require
 from clipmlu.data.preprocess import spec_from_open_clip
 from clipmlu.errors import DownloadError, ExportError
 from clipmlu.export.downloads import checkpoint_names, fetch_file
+from clipmlu.export.openai import is_openai_file, plain_weights
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.source import CONFIG_NAME, Source, model_config, parse_config, text_model_folder
 from clipmlu.specs import PreprocessSpec
@@ -79,12 +80,14 @@ def load_model(source: Source, options: ExportOptions) -> LoadedModel:
     require("open_clip", "export", PURPOSE)
     config = _read_config(source, options)
     checkpoint = None if source.random else _find_weights(source, options)
+    from_openai = checkpoint is not None and is_openai_file(checkpoint)
     with _build_errors(source), torch.random.fork_rng(devices=[]):
         # Also for trained weights: what a checkpoint does not hold (there should be nothing) must not vary.
         torch.manual_seed(options.seed)
-        module = _build(config, _forces_quick_gelu(source))
+        module = _build(config, from_openai or _is_listed_quick_gelu(source))
     if checkpoint is not None:
-        _load_weights(module, checkpoint)
+        with plain_weights(checkpoint) if from_openai else nullcontext(checkpoint) as weights:
+            _load_weights(module, weights)
     module = module.float().eval().requires_grad_(False)
     return _describe(module, config, source)
 
@@ -120,7 +123,7 @@ def _localise_text_config(model_cfg: dict[str, Any], source: Source, options: Ex
     model_cfg["text_cfg"]["hf_model_name"] = str(folder.resolve())
 
 
-def _forces_quick_gelu(source: Source) -> bool:
+def _is_listed_quick_gelu(source: Source) -> bool:
     """Whether the weights were trained with QuickGELU, whatever the configuration says.
 
     OpenAI's (and others') are listed under names such as ``ViT-B-32``, whose configuration has plain GELU; open_clip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
@@ -16,10 +17,10 @@ import tokenizers
 
 from clipmlu._imports import require
 from clipmlu.bundle import TOKENIZER_NAME
-from clipmlu.data.tokenizer import Tokenizer, write_clip_tokenizer, write_stand_in_tokenizer
-from clipmlu.errors import ClipmluError, DownloadError, ExportError
+from clipmlu.data.tokenizer import START_OF_TEXT, Tokenizer, write_clip_tokenizer, write_stand_in_tokenizer
+from clipmlu.errors import DownloadError, ExportError
 from clipmlu.export.catalog import open_clip_folder
-from clipmlu.export.downloads import fetch_file
+from clipmlu.export.downloads import fetch_file, is_hub_reachable
 from clipmlu.export.loading import PURPOSE, LoadedModel
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.quiet import quiet_libraries
@@ -159,49 +160,48 @@ def _write_hugging_face(
     text_cfg = model.config["text_cfg"]
     # open_clip looks for the tokenizer of a local model in its directory, whatever the name in the configuration.
     location = str(source.directory) if source.directory is not None else text_cfg["hf_tokenizer_name"]
-    if source.directory is None:
-        _check_reachable(location, options)
+    location = _locate(location, options)
+    require("transformers", "export", "The model's tokenizer")
+    make_tokenizer = functools.partial(
+        require("open_clip.tokenizer", "export", PURPOSE).HFTokenizer,
+        location,
+        context_length=model.context_length,
+        cache_dir=None if options.cache_dir is None else str(options.cache_dir),
+        tokenizer_mode=text_cfg.get("tokenizer_mode"),
+        local_files_only=Path(location).is_dir(),
+        **kwargs,
+    )
     try:
-        reference = _load_reference(location, text_cfg, model.context_length, kwargs, options)
-    except ClipmluError:
-        raise
+        with quiet_libraries():
+            reference = make_tokenizer()
+            reference([PROBE_TEXTS[3]])  # sets padding and truncation in its backend, which is what will be saved
     except Exception as error:  # whatever transformers raises for a directory that it cannot make sense of
         if source.directory is None or not (source.directory / TOKENIZER_NAME).is_file():
             raise DownloadError(
                 f"Cannot load the tokenizer '{location}': {_first_line(error)}. Give one as --tokenizer PATH."
             ) from error
         # open_clip itself cannot use this model then, but the file says all that is needed.
+        _LOG.debug("open_clip cannot load the tokenizer in '%s': %s", location, error)
         return _copy_own(source.directory, model, destination), None
     _save_backend(reference.tokenizer, destination)
     return _spec_from_reference(reference, model, kwargs), lambda texts: np.asarray(reference(texts).numpy())
 
 
-def _check_reachable(repo: str, options: ExportOptions) -> None:
-    """Fail within seconds, and in one line, where transformers would try several files several times."""
-    if Path(repo).is_dir():
-        return
+def _locate(name: str, options: ExportOptions) -> str:
+    """A directory on this machine if that is all that can be used, else the hub's name as given.
+
+    transformers without a network would try several files several times, and ask for a ``config.json`` that is not
+    needed; given the cache's own directory, it does neither.
+
+    Raises:
+        DownloadError: the tokenizer is neither on this machine nor to be had.
+    """
+    if Path(name).is_dir():
+        return name
     hint = "It is the model's tokenizer: give one as --tokenizer PATH (a tokenizer.json, or a directory with one)."
     names = [TOKENIZER_NAME, _CONFIG_FILE]
-    fetch_file(repo, names, cache_dir=options.cache_dir, offline=options.offline, hint=hint)
-
-
-def _load_reference(
-    location: str, text_cfg: dict[str, Any], context_length: int, kwargs: dict[str, Any], options: ExportOptions
-) -> Any:
-    """open_clip's tokenizer object, having tokenised once: padding and truncation are then set in its backend."""
-    open_clip = require("open_clip", "export", PURPOSE)
-    require("transformers", "export", "The model's tokenizer")
-    with quiet_libraries():
-        reference = open_clip.HFTokenizer(
-            location,
-            context_length=context_length,
-            cache_dir=None if options.cache_dir is None else str(options.cache_dir),
-            tokenizer_mode=text_cfg.get("tokenizer_mode"),
-            local_files_only=options.offline or Path(location).is_dir(),
-            **kwargs,
-        )
-        reference([PROBE_TEXTS[3]])
-    return reference
+    file = fetch_file(name, names, cache_dir=options.cache_dir, offline=options.offline, hint=hint)
+    return str(file.parent) if options.offline or not is_hub_reachable(name, file.name) else name
 
 
 def _save_backend(tokenizer: Any, destination: Path) -> None:
@@ -238,7 +238,8 @@ def _copy_own(path: Path, model: LoadedModel, destination: Path) -> TokenizerSpe
     clips = text_cfg.get("tokenizer_mode") == _CLIPS_MODE
     is_clip = not text_cfg.get("hf_tokenizer_name")
     return TokenizerSpec(
-        kind="huggingface",
+        # The tokenizer.json of another bundle: its pieces are split as clip_bpe does.
+        kind="clip_bpe" if is_clip and tokens.has(START_OF_TEXT) else "huggingface",
         clean=kwargs.get("clean", "lower" if is_clip else "whitespace"),
         context_length=model.context_length,
         pad_id=model.pad_id if is_clip else tokens.pad_id(model.pad_id),
@@ -259,6 +260,9 @@ class _SpecialTokens:
             raise ExportError(f"Cannot read the tokenizer '{file}': {_first_line(error)}.") from error
         config = file.with_name(_CONFIG_FILE)
         self._roles: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+
+    def has(self, token: str) -> bool:
+        return self._tokenizer.token_to_id(token) is not None
 
     def find(self, role: str) -> int | None:
         token = self._roles.get(role)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-__all__ = ["CLASS_NAMES", "COLOURS", "HELD_OUT", "SHAPES", "DemoDataset", "draw"]
+__all__ = ["CLASS_NAMES", "COLOURS", "HELD_OUT", "SHAPES", "DemoDataset", "draw", "draw_shape"]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 32, 36),
@@ -138,13 +138,33 @@ def draw(class_name: str, seed: int, side: int = 96) -> Image.Image:
         raise ValueError(
             f"No class '{class_name}'; expected a colour ({', '.join(COLOURS)}) and a shape ({', '.join(SHAPES)})."
         )
+    colour, shape = class_name.split()
+    return draw_shape(shape, COLOURS[colour], seed, side)
+
+
+def draw_shape(shape: str, colour: tuple[int, int, int], seed: int, side: int = 96) -> Image.Image:
+    """Draw one shape in any colour; see ``draw``.
+
+    Args:
+        shape: one of ``SHAPES``.
+        colour: red, green and blue, 0..255, from which the shade strays a little.
+        seed: any number from 0.
+        side: width and height in pixels, at least 16.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: there is no such shape, or ``seed`` or ``side`` is too small.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"No shape '{shape}'; expected one of {', '.join(SHAPES)}.")
     if seed < 0 or side < 16:
         raise ValueError(f"Cannot draw with the seed {seed} and the side {side}; expected at least 0 and 16.")
-    colour, shape = class_name.split()
     rng = np.random.default_rng(seed)
     canvas = Image.fromarray(_background(rng, side))
     _scatter_distractors(canvas, rng)
-    shade = tuple(_shaded(channel, drift) for channel, drift in zip(COLOURS[colour], rng.random(3), strict=True))
+    shade = tuple(_shaded(channel, drift) for channel, drift in zip(colour, rng.random(3), strict=True))
     canvas.paste(shade, mask=_mask(shape, rng, side))
     noise = (rng.random((side, side, 3)) - 0.5) * 24 * rng.random()
     return Image.fromarray(np.clip(np.asarray(canvas) + noise, 0, 255).astype(np.uint8))
@@ -163,7 +183,8 @@ def _background(rng: np.random.Generator, side: int) -> npt.NDArray[np.uint8]:
     axis = np.linspace(-0.5, 0.5, side)
     along = 0.5 + (axis[None, :] * math.cos(angle) + axis[:, None] * math.sin(angle)) / math.sqrt(2)
     graded = ends[0] + (ends[1] - ends[0]) * along[..., None]
-    return np.clip(graded, 0, 255).astype(np.uint8)
+    ground: npt.NDArray[np.uint8] = np.clip(graded, 0, 255).astype(np.uint8)
+    return ground
 
 
 def _scatter_distractors(canvas: Image.Image, rng: np.random.Generator) -> None:
@@ -183,10 +204,13 @@ def _scatter_distractors(canvas: Image.Image, rng: np.random.Generator) -> None:
 
 
 def _mask(shape: str, rng: np.random.Generator, side: int) -> Image.Image:
-    """Coverage of the shape, mode L, anti-aliased; its radius is 0.2..0.36 of the side and it lies inside the image."""
-    radius = 0.2 + 0.16 * rng.random()
+    """Coverage of the shape, mode L, anti-aliased.
+
+    Its radius is 0.22..0.38 of the side, it is turned by up to 30 degrees, and it lies inside the image.
+    """
+    radius = 0.22 + 0.16 * rng.random()
     centre = radius + (1 - 2 * radius) * rng.random(2)
-    angle = 2 * math.pi * rng.random()
+    angle = math.pi / 6 * (2 * rng.random() - 1)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     large = side * _SUPERSAMPLING
     mask = Image.new("L", (large, large))
@@ -205,11 +229,13 @@ _Outline = list[tuple[_Points, int]]
 def _around(radii: list[float], *, start: float = -0.25) -> _Points:
     """Corners at equal angles from the top, at the given distances from the centre."""
     angles = 2 * math.pi * (start + np.arange(len(radii)) / len(radii))
-    return np.array(radii)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    corners: _Points = np.array(radii)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return corners
 
 
 def _disc(radius: float, *, shift: float = 0.0) -> _Points:
-    return _around([radius] * 96) + np.array([shift, 0.0])
+    corners: _Points = _around([radius] * 96) + np.array([shift, 0.0])
+    return corners
 
 
 def _cross() -> _Outline:
