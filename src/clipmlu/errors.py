@@ -153,6 +153,12 @@ class ShapeError(SessionError):
     """A batch whose shape or dtype the compiled bundle does not take."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message without its full stop, or the error's type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def _close_matches(name: str, known: tuple[str, ...]) -> list[str]:
     folded: dict[str, str] = {}
     for candidate in known:

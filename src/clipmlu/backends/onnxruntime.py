@@ -12,7 +12,7 @@ import numpy as np
 
 from clipmlu.backends.base import Array, Availability, Feeds, GraphOptions, Session, SessionOptions
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
-from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError, first_line
 from clipmlu.specs import Precision, TensorSpec, TowerName
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class OnnxRuntimeSession(Session):
             results = self._session.run(self._output_names, feeds)
         except Exception as error:
             # onnxruntime's exceptions share no base class of their own.
-            raise SessionError(f"{self._label}: onnxruntime failed: {_first_line(error)}") from error
+            raise SessionError(f"{self._label}: onnxruntime failed: {first_line(error)}") from error
         return {name: np.asarray(result) for name, result in zip(self._output_names, results, strict=True)}
 
 
@@ -99,7 +99,7 @@ def _load(path: Path, options: SessionOptions) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise BundleCorruptError(f"onnxruntime cannot load '{path}': {_first_line(error)}") from error
+        raise BundleCorruptError(f"onnxruntime cannot load '{path}': {first_line(error)}") from error
 
 
 def _write_static(source: Path, destination: Path, batch_size: int) -> None:
@@ -122,7 +122,3 @@ def _fix_axes(value: onnx.ValueInfoProto, batch_size: int) -> None:
 def _with_batch(tensor: TensorSpec, batch_size: int) -> TensorSpec:
     shape = tuple(batch_size if size in _IMAGE_AXES else size for size in tensor.shape)
     return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -27,7 +27,7 @@ from clipmlu.bundle import (
 )
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import GateError, OptionError, PrecisionError
-from clipmlu.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE, measure_difference
+from clipmlu.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
 from clipmlu.specs import Precision, TowerName
 
 DEFAULT_BATCH_SIZE = 32
@@ -193,12 +193,14 @@ def _draw_feeds(bundle: Bundle, tower: TowerName, facts: Compilation) -> dict[st
 
 def _compare(manifest: Manifest, tower: TowerName, output: str, reference: Array, measured: Array) -> ParityRecord:
     difference = measure_difference(reference, measured)
-    scale = manifest.logit_scale if tower == "joint" else 1.0  # logits are similarities times the scale
+    joint = tower == "joint"
     return ParityRecord(
         tower=tower,
         output=output,
         batch_size=len(reference),
         max_abs_diff=difference.max_abs_diff,
-        min_cosine=None if tower == "joint" else difference.min_cosine,
-        allowed_abs_diff=FLOAT32_TOLERANCE * max(scale, 1.0),
+        min_cosine=None if joint else difference.min_cosine,
+        allowed_abs_diff=allowed_logit_difference(FLOAT32_TOLERANCE, manifest.logit_scale)
+        if joint
+        else FLOAT32_TOLERANCE,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from clipmlu._imports import require
 from clipmlu.bundle import Tower
-from clipmlu.errors import ExportError
+from clipmlu.errors import ExportError, first_line
 from clipmlu.export.loading import PURPOSE
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.towers import MODEL_ATTRIBUTE, TowerProgram
@@ -89,10 +89,7 @@ def _run_exporter(program: TowerProgram, opset: int) -> Any:
                 verbose=False,
             )
     except Exception as error:  # the exporter's errors have no common base
-        reason = str(error).strip().splitlines()
-        raise ExportError(
-            f"torch.onnx cannot export the {program.tower} tower: {reason[0] if reason else type(error).__name__}"
-        ) from error
+        raise ExportError(f"torch.onnx cannot export the {program.tower} tower: {first_line(error)}.") from error
     return exported.model
 
 

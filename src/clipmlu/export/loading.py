@@ -13,7 +13,7 @@ from typing import Any
 
 from clipmlu._imports import require
 from clipmlu.data.preprocess import spec_from_open_clip
-from clipmlu.errors import DownloadError, ExportError
+from clipmlu.errors import DownloadError, ExportError, first_line
 from clipmlu.export.downloads import checkpoint_names, fetch_file
 from clipmlu.export.openai import is_openai_file, plain_weights
 from clipmlu.export.options import ExportOptions
@@ -177,7 +177,7 @@ def _build_errors(source: Source) -> Iterator[None]:
     except (DownloadError, ImportError):
         raise
     except Exception as error:  # a configuration can be wrong in as many ways as there are tower types
-        raise ExportError(f"Cannot build '{source.identity}': {_first_line(error)}") from error
+        raise ExportError(f"Cannot build '{source.identity}': {first_line(error)}") from error
 
 
 def _load_weights(module: Any, checkpoint: Path) -> None:
@@ -186,7 +186,7 @@ def _load_weights(module: Any, checkpoint: Path) -> None:
         # Strict, and without running any code that a pickle may contain.
         open_clip.load_checkpoint(module, str(checkpoint), strict=True, weights_only=True, device="cpu")
     except Exception as error:  # OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, KeyError, ...
-        raise ExportError(f"Cannot load the weights '{checkpoint}': {_first_line(error)}") from error
+        raise ExportError(f"Cannot load the weights '{checkpoint}': {first_line(error)}") from error
 
 
 def _describe(module: Any, config: dict[str, Any], source: Source) -> LoadedModel:
@@ -249,8 +249,3 @@ def _digest_weights(module: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.detach().contiguous().numpy().reshape(-1)).cast("B"))
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -18,7 +18,7 @@ import tokenizers
 from clipmlu._imports import require
 from clipmlu.bundle import TOKENIZER_NAME
 from clipmlu.data.tokenizer import START_OF_TEXT, Tokenizer, write_clip_tokenizer, write_stand_in_tokenizer
-from clipmlu.errors import DownloadError, ExportError
+from clipmlu.errors import DownloadError, ExportError, first_line
 from clipmlu.export.catalog import open_clip_folder
 from clipmlu.export.downloads import fetch_file, is_hub_reachable
 from clipmlu.export.loading import PURPOSE, LoadedModel
@@ -178,7 +178,7 @@ def _write_hugging_face(
     except Exception as error:  # whatever transformers raises for a directory that it cannot make sense of
         if source.directory is None or not (source.directory / TOKENIZER_NAME).is_file():
             raise DownloadError(
-                f"Cannot load the tokenizer '{location}': {_first_line(error)}. Give one as --tokenizer PATH."
+                f"Cannot load the tokenizer '{location}': {first_line(error)}. Give one as --tokenizer PATH."
             ) from error
         # open_clip itself cannot use this model then, but the file says all that is needed.
         _LOG.debug("open_clip cannot load the tokenizer in '%s': %s", location, error)
@@ -257,7 +257,7 @@ class _SpecialTokens:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for everything
-            raise ExportError(f"Cannot read the tokenizer '{file}': {_first_line(error)}.") from error
+            raise ExportError(f"Cannot read the tokenizer '{file}': {first_line(error)}.") from error
         config = file.with_name(_CONFIG_FILE)
         self._roles: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
 
@@ -317,11 +317,6 @@ def _check_ids(spec: TokenizerSpec, model: LoadedModel, path: Path) -> Tokenizer
 
 def _start(ids: npt.NDArray[np.int64]) -> str:
     return " ".join(map(str, ids[:12].tolist())) + (" ..." if len(ids) > 12 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @dataclasses.dataclass(frozen=True)
