@@ -5,7 +5,7 @@ are ``open_clip.CLIP`` with a small byte-level BPE tokenizer of their own. The l
 number of epochs, so that a run always anneals within ``--budget-minutes``, however busy the machine is.
 
     PYTHONPATH=src python tools/train_model.py demo
-    PYTHONPATH=src python tools/train_model.py cifar100 --data-dir ../shared/data
+    PYTHONPATH=src python tools/train_model.py cifar100 --data-dir DIR
 
 The best weights so far are saved after every epoch; SIGTERM or Ctrl-C ends a run early but in order.
 """
@@ -17,7 +17,6 @@ import dataclasses
 import json
 import math
 import os
-import pickle
 import shlex
 import signal
 import sys
@@ -34,6 +33,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from clipmlu.data.datasets.cifar import CIFAR100 as SOURCE
+from clipmlu.data.datasets.cifar import CifarDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT_LENGTH = 32
@@ -526,7 +528,8 @@ def embed_images(model: Any, pixels: torch.Tensor, patch_drop: float = 0.0) -> t
         x = x.gather(1, kept[..., None].expand(-1, -1, width))
     first = (tower.class_embedding + tower.positional_embedding[0]).expand(len(x), 1, -1)
     x = _transform(tower.transformer.resblocks, tower.ln_pre(torch.cat([first.to(x.dtype), x], dim=1)))
-    return tower.ln_post(x[:, 0]) @ tower.proj
+    embeddings: torch.Tensor = tower.ln_post(x[:, 0]) @ tower.proj
+    return embeddings
 
 
 def embed_texts(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -534,7 +537,8 @@ def embed_texts(model: Any, ids: torch.Tensor) -> torch.Tensor:
     length = ids.shape[1]
     x = model.token_embedding(ids) + model.positional_embedding[:length]
     x = _transform(model.transformer.resblocks, x, model.attn_mask[:length, :length])
-    return model.ln_final(x)[torch.arange(len(ids)), ids.argmax(1)] @ model.text_projection
+    embeddings: torch.Tensor = model.ln_final(x)[torch.arange(len(ids)), ids.argmax(1)] @ model.text_projection
+    return embeddings
 
 
 def check_towers(model: Any, image_size: int, ids: torch.Tensor) -> None:
@@ -574,23 +578,12 @@ def vary_light(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     return pixels * gain + 0.4 * (torch.rand(len(pixels), 1, 1, 1, generator=generator) - 0.5)
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, numbers, strings and NumPy arrays, and refuses every other type."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"The file asks for '{module}.{name}', which no CIFAR file needs.")
-
-
-def read_cifar(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+def read_cifar(data_dir: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
     """One split of CIFAR-100: uint8 images (N, 3, 32, 32), int64 labels (N,), class names with spaces."""
-    batch = _PlainUnpickler((folder / split).open("rb"), encoding="latin1").load()
-    names = _PlainUnpickler((folder / "meta").open("rb"), encoding="latin1").load()["fine_label_names"]
-    images = torch.from_numpy(np.asarray(batch["data"]).reshape(-1, 3, 32, 32).copy())
-    return images, torch.tensor(batch["fine_labels"]), tuple(name.replace("_", " ") for name in names)
+    dataset = CifarDataset(SOURCE, split, data_dir=data_dir)
+    images = np.stack([np.asarray(dataset.image(index)) for index in range(len(dataset))])
+    labels = torch.tensor([dataset.label(index) for index in range(len(dataset))])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, dataset.class_names
 
 
 def top1(
@@ -599,12 +592,10 @@ def top1(
     """Share of images (uint8) whose nearest prompt is their own class's; in float32, or in bfloat16 if ``quick``."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=quick):
         texts = F.normalize(embed_texts(model, ids), dim=-1)
-        hits = sum(
-            int(
-                ((F.normalize(embed_images(model, normalise(part, recipe)), dim=-1) @ texts.T).argmax(1) == truth).sum()
-            )
-            for part, truth in zip(images.split(500), labels.split(500), strict=True)
-        )
+        hits = 0
+        for start in range(0, len(images), 500):
+            embeddings = F.normalize(embed_images(model, normalise(images[start : start + 500], recipe)), dim=-1)
+            hits += int(((embeddings @ texts.T).argmax(1) == labels[start : start + 500]).sum())
     return hits / len(images)
 
 
@@ -727,8 +718,7 @@ def train_cifar100(out: Path, data_dir: Path, clock: Clock, seed: int) -> str:
     """Train, save the best epoch on 2,000 held-out training images, measure on the test split once."""
     recipe = CIFAR100
     generator = torch.Generator().manual_seed(seed)
-    folder = data_dir / "cifar-100-python" if (data_dir / "cifar-100-python").is_dir() else data_dir
-    images, labels, names = read_cifar(folder, "train")
+    images, labels, names = read_cifar(data_dir, "train")
     order = torch.randperm(len(images), generator=generator)
     check, rest = order[:2000], order[2000:]
     check_images, check_labels = images[check], labels[check]
@@ -775,7 +765,7 @@ def train_cifar100(out: Path, data_dir: Path, clock: Clock, seed: int) -> str:
             _write_readme(
                 out, recipe, clock, seed, f"Not finished: epoch {epoch}, top-1 {score:.4f} on held-out training images."
             )
-    test_images, test_labels, _ = read_cifar(folder, "test")
+    test_images, test_labels, _ = read_cifar(data_dir, "test")
     saved = _reload(out)
     score = top1(saved, test_images, test_labels, usual, recipe)
     return (
@@ -802,7 +792,7 @@ def draw_unnamed_colours(shapes: Sequence[str], count: int, seed: int, side: int
 
     rng = np.random.default_rng([seed, 1])
     named = np.array(list(COLOURS.values()))
-    scaled = []
+    scaled: list[np.ndarray] = []
     while len(scaled) < count:
         colour = rng.integers(0, 256, 3)
         if np.ptp(colour) < 90 or np.linalg.norm(named - colour, axis=1).min() < 70:
@@ -815,10 +805,10 @@ def draw_unnamed_colours(shapes: Sequence[str], count: int, seed: int, side: int
 class DemoTask:
     """What the demo model learns: whole captions of seen pairs, and what each word of them means by itself.
 
-    Whole captions alone teach a small model to read colour and shape as one, and held-out pairs fail. So there are also
-    captions of the colour alone and of the shape alone, shapes in colours that have no name here (captioned by their
-    shape), and a pull of each whole caption towards the sum of its two parts. Held-out pairs occur in no image and in no
-    caption.
+    With whole captions and captions of the single words alone the image tower learns shapes colour by colour: it had
+    held-out pairs right in 0.78 of the cases, every error a wrong shape of the right colour. So there are also shapes in
+    colours that have no name here (captioned by their shape), and a pull of each whole caption towards the sum of its
+    two parts. Held-out pairs occur in no image and in no caption.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -917,7 +907,7 @@ def train_demo(out: Path, clock: Clock, seed: int) -> str:
         f"Top-1 on 2,000 test images of the {len(HELD_OUT)} held-out pairs, each classified among all {len(CLASS_NAMES)} names, seen and"
         f" held out (float32 arithmetic on the float16 weights as saved):\n\n{lines}\n\n"
         f"{epoch} epochs of {len(images):,} training images fitted into the time. Held-out pairs occur in no training image and no training"
-        " caption, so this is zero-shot."
+        " caption, so this is zero-shot. (An earlier recipe, without shapes in unnamed colours, had 0.78 on the same images.)"
     )
 
 
@@ -977,7 +967,7 @@ def _log(message: str) -> None:
 @click.option(
     "--budget-minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Time to train; default 4 (demo) or 66 (cifar100).",
+    help="Time to train; default 5 (demo) or 66 (cifar100).",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
@@ -987,7 +977,7 @@ def main(
     """Train the model NAME and write its directory."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    minutes = budget_minutes if budget_minutes is not None else {"demo": 4.0, "cifar100": 66.0}[name]
+    minutes = budget_minutes if budget_minutes is not None else {"demo": 5.0, "cifar100": 66.0}[name]
     clock = Clock(minutes * 60)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, clock.stop)
