@@ -184,9 +184,10 @@ class Encoder:
         Returns:
             float32 embeddings of unit L2 norm: shape (D,) for one text, (N, D) for many.
         """
-        if isinstance(texts, str):
-            return self._encode_text_list([texts])[0]
-        return self._encode_text_list(list(texts))
+        if not isinstance(texts, str):
+            return self._encode_text_list(list(texts))
+        embedding: FloatArray = self._encode_text_list([texts])[0]
+        return embedding
 
     def classifier(
         self, class_names: Iterable[str], templates: str | Path | Sequence[str] = "simple", *, cache: bool = True
