@@ -50,3 +50,9 @@ def test_cache_that_cannot_be_written_is_a_problem_with_a_remedy(
 def test_absent_runtime_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipmlu.backends.onnxruntime.util.find_spec", lambda _name: None)
     assert _findings()["target cpu"].status == "problem"
+
+
+def test_remedy_is_shown_with_its_brackets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(diagnostics, "_EXTRAS", {"export": ("no_such_module",)})
+    main(["doctor"])
+    assert "'clipmlu[export]'" in capsys.readouterr().out

@@ -63,6 +63,7 @@ def test_labels_come_from_a_list_or_a_file(tmp_path: Path) -> None:
     ("labels", "message"),
     [
         (",", "No class names"),
+        ("", "No class names"),
         ("cat,dog,cat", "more than once: 'cat'"),
         ("absent.txt", "Label file 'absent.txt' does not exist"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -105,7 +105,19 @@ def console() -> Console:
     """Where tables are drawn: stdout, as wide as the terminal, or wide enough for any table where there is none."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    # Class names and paths are shown as they are: no [markup], no :emoji:.
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print (name, value) pairs on stdout, one per line."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    for name, value in facts:
+        table.add_row(name, value)
+    console().print(table)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from clipmlu.cli._shared import (
     json_option,
     note,
     offline_option,
+    print_facts,
     progress_bar,
     templates_option,
     threads_option,
@@ -110,7 +111,6 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
 
     mark = " (emulated)" if report.emulated else ""
     top5 = "none (fewer than six classes)" if report.top5 is None else _with_interval(report.top5, report.top5_interval)
-    summary = Table(show_header=False, box=None)
     rows = {
         "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
         "dataset": f"{report.dataset}, {report.split}, {report.classes} classes",
@@ -121,9 +121,7 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
         "calibration error": f"{report.expected_calibration_error:.4f}",
         "speed": f"{report.images_per_second:.1f} images/s{mark}",
     }
-    for name, value in rows.items():
-        summary.add_row(f"[bold]{name}[/bold]", value)
-    console().print(summary)
+    print_facts(rows.items())
     counted = [row for row in report.per_class if row.top1 is not None]
     hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))
     shown = counted if per_class else hardest[:_CLASSES_SHOWN]

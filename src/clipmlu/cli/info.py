@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import bundle_argument, console, echo_json, json_option
+from clipmlu.cli._shared import bundle_argument, echo_json, json_option, print_facts
 
 if TYPE_CHECKING:
     from clipmlu.bundle import Bundle
@@ -33,9 +33,4 @@ def show_bundle(bundle: Bundle, *, as_json: bool) -> None:
         encoded = msgspec.json.encode({"path": str(bundle.path), "digest": bundle.digest, "manifest": bundle.manifest})
         echo_json(msgspec.json.format(encoded, indent=2))
         return
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name, value in bundle_facts(bundle):
-        table.add_row(f"[bold]{name}[/bold]", value)
-    console().print(table)
+    print_facts(bundle_facts(bundle))

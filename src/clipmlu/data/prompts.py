@@ -54,7 +54,7 @@ def resolve_class_names(labels: str) -> tuple[str, ...]:
         InputError: the file cannot be read, or there is an empty list or a name twice.
     """
     path = Path(labels)
-    if "," not in labels or path.is_file():
+    if labels.strip() and ("," not in labels or path.is_file()):
         if not path.is_file():
             raise InputError(
                 f"Label file '{labels}' does not exist. Give a file with one name per line, or a list: 'cat,dog'."
