@@ -19,6 +19,7 @@ LAYERS: dict[str, int] = {
     "bundle": 2,
     "data": 3,
     "backends": 3,
+    "emulator": 3,
     "export": 4,
     "compile": 4,
     "classify": 5,

@@ -14,6 +14,7 @@ from clipmlu.cli.classify import classify_command
 from clipmlu.cli.compile import compile_command
 from clipmlu.cli.doctor import doctor_command
 from clipmlu.cli.embed import embed_command
+from clipmlu.cli.emulate import emulate_command
 from clipmlu.cli.evaluate import eval_command
 from clipmlu.cli.export import export_command
 from clipmlu.cli.info import info_command
@@ -41,6 +42,7 @@ for _command in (
     embed_command,
     eval_command,
     run_command,
+    emulate_command,
     info_command,
     models_command,
     datasets_command,

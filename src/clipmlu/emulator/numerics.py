@@ -1,0 +1,272 @@
+"""What a precision mode computes: an ONNX graph rewritten so that onnxruntime's float32 kernels give the mode's numbers.
+
+    force_float32         the graph as it is
+    force_float16         every tensor and every weight rounded to binary16 (to nearest even, overflow to infinity), sums
+                          inside an operator in float32; onnxruntime has no binary16 kernels of its own on the CPU
+    qintN_mixed_floatM    convolutions and matrix products take inputs and weights of N bits; the rest as force_floatM
+
+How the vendor rounds and accumulates inside an operator is not public (api 7.11); "conv/matmul-like operators in N-bit
+integers, the rest in floatM" is (CV docs). ``set_precision`` and ``set_output_type`` take single nodes out (api 2.6).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from clipmlu.emulator.config import BuildFacts
+from clipmlu.emulator.network import Network, NodeTypes
+from clipmlu.emulator.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
+from clipmlu.emulator.quantisation import Quantisation, for_weights, from_range
+from clipmlu.emulator.shapes import Shapes
+from clipmlu.emulator.status import Code, StatusError
+from clipmlu.emulator.types import Array, DataType
+
+_FLOAT_TYPES = (DataType.FLOAT16, DataType.FLOAT32)
+_BITS = {DataType.QINT8: 8, DataType.QINT16: 16}
+_NO_TYPES = NodeTypes()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is computed how.
+
+    Attributes:
+        half: what is not quantised runs in binary16.
+        bits: of the quantised operators, or None.
+        per_axis: weights have one scale per output channel.
+        centred: activations are quantised symmetrically.
+        least_noise: weights are clipped where that minimises the noise.
+        ranges: tensor -> (smallest, largest) of quantised activations; the empty name stands for all others.
+        node_types: node -> the types set for it by hand.
+    """
+
+    half: bool = False
+    bits: int | None = None
+    per_axis: bool = False
+    centred: bool = True
+    least_noise: bool = False
+    ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    node_types: dict[str, NodeTypes] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def for_build(cls, network: Network, facts: BuildFacts) -> Plan:
+        """The plan of a build.
+
+        Raises:
+            StatusError: a mode that quantises, and neither a calibration nor ``custom_ranges``.
+        """
+        record = network.calibration
+        if facts.bits is not None and record is None and not facts.custom_ranges:
+            raise StatusError(
+                Code.FAILED_PRECONDITION, f"{facts.mode} needs calibrate() before build_model() (or custom_ranges)"
+            )
+        return cls(
+            half=facts.half,
+            bits=facts.bits,
+            per_axis=facts.per_axis,
+            centred=not facts.asymmetric,
+            least_noise=record is not None and record.least_noise,
+            ranges={**(record.ranges if record else {}), **facts.custom_ranges},
+            node_types=network.node_types,
+        )
+
+
+def quantised_tensors(model: onnx.ModelProto) -> list[str]:
+    """Activations that enter a quantised operator, each once, in the order of the graph."""
+    weights = {weight.name for weight in model.graph.initializer}
+    names: dict[str, None] = {}
+    for node in model.graph.node:
+        for index in QUANTISED.get(node.op_type, ()):
+            if node.input[index] not in weights:
+                names[node.input[index]] = None
+    return list(names)
+
+
+def apply_numerics(
+    model: onnx.ModelProto, shapes: Shapes, plan: Plan
+) -> tuple[onnx.ModelProto, dict[str, dict[str, Any]]]:
+    """Rewrite a graph.
+
+    Args:
+        model: the graph; it is not changed.
+        shapes: shapes and element types of its tensors.
+        plan: what is computed how.
+
+    Returns:
+        The rewritten graph, and tensor name -> how it was quantised.
+
+    Raises:
+        StatusError: a tensor to be quantised has no range.
+    """
+    if not plan.half and plan.bits is None and not plan.node_types:
+        return model, {}
+    return _Rewriter(model, shapes, plan).rewrite()
+
+
+class _Rewriter:
+    def __init__(self, model: onnx.ModelProto, shapes: Shapes, plan: Plan) -> None:
+        self._model = model
+        self._shapes = shapes
+        self._plan = plan
+        self._weights = {weight.name: weight for weight in model.graph.initializer}
+        self._nodes: list[onnx.NodeProto] = []
+        self._made: dict[str, onnx.TensorProto] = {}
+        self._derived: dict[tuple[str, str], str] = {}
+        self._rounded: set[str] = set()
+        self._record: dict[str, dict[str, Any]] = {}
+
+    def rewrite(self) -> tuple[onnx.ModelProto, dict[str, dict[str, Any]]]:
+        for node in self._model.graph.node:
+            self._rewrite_node(node)
+        result = onnx.ModelProto()
+        result.ir_version = self._model.ir_version
+        result.opset_import.extend(self._model.opset_import)
+        graph = result.graph
+        graph.name = self._model.graph.name
+        graph.input.extend(self._model.graph.input)
+        graph.output.extend(self._model.graph.output)
+        graph.node.extend(self._nodes)
+        used = {name for node in self._nodes for name in node.input} | {output.name for output in graph.output}
+        graph.initializer.extend(weight for name, weight in self._weights.items() if name in used)
+        graph.initializer.extend(self._made.values())
+        return result, self._record
+
+    def _rewrite_node(self, source: onnx.NodeProto) -> None:
+        node = onnx.NodeProto()
+        node.CopyFrom(source)
+        types = self._plan.node_types.get(node.name, _NO_TYPES)
+        bits = self._node_bits(node, types)
+        keep = PARAMETER_INPUTS.get(node.op_type, ())
+        for index, name in enumerate(node.input):
+            if name and index not in keep and self._is_float(name):
+                node.input[index] = self._input(node, index, name, types, bits)
+        inputs = [name for name in node.input if name and self._is_float(name)]
+        moves = node.op_type in MOVEMENT and bool(inputs) and self._rounded.issuperset(inputs)
+        self._nodes.append(node)
+        if node.name.startswith("emulated_output_"):
+            return  # the conversions behind an output compute nothing
+        for index, name in enumerate(node.output):
+            if not name or not self._is_float(name):
+                continue
+            wanted = types.outputs.get(index)
+            half = wanted is DataType.FLOAT16 if wanted in _FLOAT_TYPES else self._plan.half
+            if moves and half:
+                self._rounded.add(name)
+            elif half:
+                node.output[index] = f"{name}_emulated_exact"
+                self._round(node.output[index], name)
+
+    def _node_bits(self, node: onnx.NodeProto, types: NodeTypes) -> int | None:
+        """Bits of this node's operands: set by hand for it, else the mode's, for operators that can be quantised."""
+        operands = QUANTISED.get(node.op_type, ())
+        given = [types.inputs[index] for index in operands if index in types.inputs]
+        if not operands or any(dtype in _FLOAT_TYPES for dtype in given):
+            return None
+        return _BITS[given[0]] if given else self._plan.bits
+
+    def _input(self, node: onnx.NodeProto, index: int, name: str, types: NodeTypes, bits: int | None) -> str:
+        weight = self._weights.get(name)
+        if bits is not None and index in QUANTISED[node.op_type]:
+            return self._quantise_weight(node, index, weight, bits) if weight else self._quantise(name, bits)
+        wanted = types.inputs.get(index)
+        half = wanted is DataType.FLOAT16 if wanted in _FLOAT_TYPES else self._plan.half
+        if weight is not None:
+            return self._round_weight(weight) if half else name
+        if wanted is DataType.FLOAT16 and name not in self._rounded:
+            return self._derive(name, "half", lambda new: self._round(name, new))
+        return name
+
+    def _derive(self, name: str, kind: str, make: Any) -> str:
+        """One more form of a tensor, made once."""
+        if (name, kind) not in self._derived:
+            new = f"{name}_emulated_{kind}"
+            self._derived[name, kind] = new
+            make(new)
+        return self._derived[name, kind]
+
+    def _round(self, name: str, new: str) -> None:
+        """``new`` is ``name`` rounded to binary16."""
+        small = f"{new}_emulated_float16"
+        self._nodes.append(
+            helper.make_node("Cast", [name], [small], name=f"{new}_emulated_down", to=TensorProto.FLOAT16)
+        )
+        self._nodes.append(helper.make_node("Cast", [small], [new], name=f"{new}_emulated_up", to=TensorProto.FLOAT))
+        self._rounded.add(new)
+
+    def _round_weight(self, weight: onnx.TensorProto) -> str:
+        def make(new: str) -> None:
+            with np.errstate(over="ignore"):
+                self._add_weight(new, _values(weight).astype(np.float16).astype(np.float32))
+            self._rounded.add(new)
+
+        return self._derive(weight.name, "float16", make)
+
+    def _quantise_weight(self, node: onnx.NodeProto, index: int, weight: onnx.TensorProto, bits: int) -> str:
+        axis = _channel_axis(node, index, list(weight.dims)) if self._plan.per_axis else None
+
+        def make(new: str) -> None:
+            values = _values(weight)
+            how = for_weights(values, bits, axis, least_noise=self._plan.least_noise)
+            self._add_weight(new, how.apply(values))
+            self._record[weight.name] = how.facts()
+
+        return self._derive(weight.name, f"int{bits}_{axis}", make)
+
+    def _quantise(self, name: str, bits: int) -> str:
+        ends = self._plan.ranges.get(name) or self._plan.ranges.get("")
+        if ends is None:
+            raise StatusError(Code.FAILED_PRECONDITION, f"tensor '{name}' is to be quantised and was not calibrated")
+        how = from_range(bits, *ends, centred=self._plan.centred)
+
+        def make(new: str) -> None:
+            self._add_quantisation(name, new, how)
+            self._record[name] = {**how.facts(), "minimum": ends[0], "maximum": ends[1]}
+
+        return self._derive(name, f"int{bits}", make)
+
+    def _add_quantisation(self, name: str, new: str, how: Quantisation) -> None:
+        """QuantizeLinear and back; the contributed operators know 16 bits at any opset."""
+        scale, zero = f"{new}_scale", f"{new}_zero_point"
+        self._add_weight(scale, how.scale.reshape(()))
+        self._add_weight(zero, np.array(how.zero_point, how.dtype))
+        parameters = [scale, zero]
+        whole = f"{new}_integers"
+        for op_type, source, target in (("QuantizeLinear", name, whole), ("DequantizeLinear", whole, new)):
+            node = helper.make_node(
+                op_type, [source, *parameters], [target], name=f"{new}_{op_type}", domain="com.microsoft"
+            )
+            self._nodes.append(node)
+
+    def _add_weight(self, name: str, values: Array) -> None:
+        self._made[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+    def _is_float(self, name: str) -> bool:
+        if name in self._made or name in self._rounded:
+            return True
+        weight = self._weights.get(name)
+        kind = weight.data_type if weight is not None else self._shapes.get(name, (None, 0))[1]
+        return kind == TensorProto.FLOAT
+
+
+def _values(weight: onnx.TensorProto) -> Array:
+    return np.asarray(numpy_helper.to_array(weight), np.float32)
+
+
+def _channel_axis(node: onnx.NodeProto, index: int, dims: list[int]) -> int | None:
+    """The output channel's axis of a weight; per_axis is not applied to depthwise convolutions (python_common README)."""
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    if node.op_type in ("Conv", "ConvTranspose"):
+        if attributes.get("group", 1) > 1 and dims[1] == 1:
+            return None
+        return 0 if node.op_type == "Conv" else 1
+    if len(dims) < 2:
+        return None
+    flipped = attributes.get("transA" if index == 0 else "transB", 0)
+    last = len(dims) - 1
+    across, along = (last, last - 1) if index == 1 else (last - 1, last)
+    return along if flipped else across

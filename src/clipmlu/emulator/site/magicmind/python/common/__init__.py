@@ -1,0 +1,1 @@
+"""Laid out as the vendor's package (api 1)."""
