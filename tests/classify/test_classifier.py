@@ -160,6 +160,21 @@ def test_stream_keeps_order_around_broken_images_and_reads_ahead_only_a_little(e
     stream.close()
 
 
+def test_run_of_broken_images_is_not_held_back(encoder: Encoder) -> None:
+    started = 0
+
+    def items() -> Iterator[ImageItem]:
+        nonlocal started
+        for number in range(10_000):
+            started += 1
+            yield ImageItem(str(number), _fail)  # type: ignore[arg-type]
+
+    stream = embed_items(encoder, items(), batch_size=4)
+    assert next(stream).item.id == "0"
+    assert started < 100
+    stream.close()
+
+
 def _fail() -> None:
     raise InputError("broken")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_WORKERS = 2
 _BATCHES_IN_FLIGHT = 2
+_ENTRIES_PER_PLACE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +151,8 @@ def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[_Batch]:
     batch = _Batch()
     for entry in prepared:
         batch.add(entry)
-        if batch.count == size:
+        # Broken images take no place in a batch; without the second bound, a run of them would be held back for ever.
+        if batch.count == size or len(batch.entries) == _ENTRIES_PER_PLACE * size:
             yield batch
             batch = _Batch()
     if batch.entries:
