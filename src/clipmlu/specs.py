@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
+MODULE_KEY = "clipmlu.module"
+"""Metadata of a graph's node: path of the module that it belongs to, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
+
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
 Triple = tuple[float, float, float]

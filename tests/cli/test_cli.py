@@ -349,6 +349,8 @@ def test_interrupt_is_one_line_and_exit_130(compiled: CompiledBundle, tmp_path: 
         stderr=subprocess.PIPE,
         text=True,
         env=_environment(tmp_path),
+        # A shell starts background jobs with SIGINT ignored, and a test run may be one of them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads are running yet
     )
     assert process.stdin is not None
     assert process.stderr is not None

@@ -24,7 +24,7 @@ from clipmlu.errors import ClipmluError
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings={"max_content_width": 100})
 @click.version_option(__version__, prog_name="clipmlu")
 def cli() -> None:
     """Export, compile, classify and measure CLIP models, on Cambricon MLU cards and on any CPU.

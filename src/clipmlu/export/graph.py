@@ -13,12 +13,9 @@ from clipmlu.errors import ExportError, first_line
 from clipmlu.export.loading import PURPOSE
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.towers import MODEL_ATTRIBUTE, TowerProgram
-from clipmlu.specs import TensorSpec
+from clipmlu.specs import MODULE_KEY, TensorSpec
 
 EXPORTER = "torch.onnx dynamo"
-
-MODULE_KEY = "clipmlu.module"
-"""Metadata of a node: path of the module that it belongs to, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _PREFIX = f"{MODEL_ATTRIBUTE}."
