@@ -51,4 +51,5 @@ def compile_command(
     )
     compiled = compile_bundle(bundle, output, options)
     show_bundle(compiled, as_json=as_json)
-    note(f"Next: clipmlu classify {output} photos/ --labels labels.txt")
+    if compiled.manifest.layout == "towers":
+        note(f"Next: clipmlu classify {output} photos/ --labels labels.txt")
