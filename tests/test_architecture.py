@@ -1,4 +1,4 @@
-"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends, data, bundle > specs > errors."""
+"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends, data > emulator, bundle > specs > errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LAYERS: dict[str, int] = {
     "parity": 2,
     "bundle": 2,
     "data": 3,
+    "emulator": 2,
     "backends": 3,
-    "emulator": 3,
     "export": 4,
     "compile": 4,
     "classify": 5,

@@ -19,6 +19,7 @@ from clipmlu.cli.evaluate import eval_command
 from clipmlu.cli.export import export_command
 from clipmlu.cli.info import info_command
 from clipmlu.cli.run import run_command
+from clipmlu.cli.worker import worker_command
 from clipmlu.errors import ClipmluError
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -43,6 +44,7 @@ for _command in (
     eval_command,
     run_command,
     emulate_command,
+    worker_command,
     info_command,
     models_command,
     datasets_command,

@@ -1,0 +1,28 @@
+"""Writing the driver's copy for the place where the SDK is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipmlu.bundle import output_errors, write_file
+
+FILE_NAME = "clipmlu_worker.py"
+
+
+def write_worker(path: Path) -> Path:
+    """Write the driver to a file, whole or not at all, and make it executable.
+
+    Args:
+        path: the file, or a directory to put ``clipmlu_worker.py`` into; what is there is replaced.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    target = path / FILE_NAME if path.is_dir() else path
+    write_file(target, Path(__file__).with_name("driver.py").read_bytes())
+    with output_errors(target):
+        target.chmod(0o755)
+    return target

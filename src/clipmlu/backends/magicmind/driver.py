@@ -1,0 +1,1876 @@
+#!/usr/bin/env python3
+"""All calls into the vendor's SDK: building and running models, and serving both to another process.
+
+This one file runs where the SDK lives: Python 3.7, its standard library, NumPy and ``magicmind``; nothing else of clipmlu.
+clipmlu imports it where ``magicmind`` imports, starts it in another interpreter, or reaches a copy of it in a container or
+on another host (``clipmlu worker --write PATH`` makes the copy):
+
+    python3.7 clipmlu_worker.py --info                          what is found here, as JSON
+    python3.7 clipmlu_worker.py --serve unix:/shared/mlu.sock   one Unix socket; each connection gets a process of its own
+    python3.7 clipmlu_worker.py --serve tcp:10.0.0.5:9310       the same over TCP; needs a shared secret
+
+The secret comes from the file given with --secret-file or from CLIPMLU_WORKER_SECRET, never from the command line. It is
+proved in both directions (HMAC-SHA256 over fresh nonces) and is not sent. What follows is not encrypted: use TCP on a
+network that you trust, or through a tunnel. Whoever holds the secret reads and writes files as this process does.
+
+What public sources leave open about the SDK ("api 7.n": section 7 of clipmlu's record of them) is not depended on: arrays
+handed over are contiguous, of exactly the declared type, inside the range that the model was built for, and untouched
+until ``sync``; results are copied before anything else is enqueued; every run gets a fresh outputs list; all calls of a
+process come from one thread; a context stays with its own queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import collections
+import contextlib
+import ctypes
+import difflib
+import faulthandler
+import functools
+import hashlib
+import hmac
+import importlib
+import json
+import mmap
+import os
+import platform
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+
+PROTOCOL = 1
+SECRET_VARIABLE = "CLIPMLU_WORKER_SECRET"  # noqa: S105 - the name of the variable
+MIN_SECRET = 16
+MAX_HEADER = 1 << 20
+MAX_GREETING = 1 << 12  # what a stranger may send before it has proved the secret
+MAX_PAYLOAD = 2 << 30
+CHUNK = 16 << 20
+LOG_TAIL = 16 << 10
+GREETING_SECONDS = 10.0
+PRECISIONS = (
+    "force_float32",
+    "force_float16",
+    "qint8_mixed_float16",
+    "qint8_mixed_float32",
+    "qint16_mixed_float16",
+    "qint16_mixed_float32",
+)
+ALGORITHMS = {"linear": "LINEAR_ALGORITHM", "eqnm": "EQNM_ALGORITHM"}
+DATA_TYPES = {
+    "FLOAT16": "float16",
+    "FLOAT32": "float32",
+    "FLOAT64": "float64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "BOOL": "bool",
+}
+"""Members of the SDK's DataType (api 2.3) and the NumPy types that they stand for; nothing else travels on the wire."""
+
+Array = np.ndarray
+Fields = Dict[str, Any]
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+class DriverError(Exception):
+    """A call into the SDK failed, or was not made because it could not have worked.
+
+    Attributes:
+        call: the SDK's function, such as ``"enqueue"``, or the driver's own step, such as ``"check_shape"``.
+        status: what the SDK answered (code and message as it prints them), or what is wrong.
+        arguments: the call's arguments, each as a short text.
+        kind: ``status`` a bad Status; ``device_lost`` and ``out_of_memory`` the same where its text says so; ``none`` a
+            factory answered None; ``exception`` the SDK raised; ``unexpected`` it answered with something else; ``import``
+            it cannot be imported; ``model`` a model file that it does not take; ``device`` there is no such card; ``shape``
+            a batch, and ``spec`` a request, that does not fit; ``calibration`` its data; ``not_finite`` results are NaN or
+            infinite twice in a row; ``bug`` an error of this file.
+    """
+
+    def __init__(self, call: str, status: str, arguments: Sequence[str] = (), kind: str = "status") -> None:
+        super().__init__(f"{call}({', '.join(arguments)}): {status}")
+        self.call = call
+        self.status = status
+        self.arguments = tuple(arguments)
+        self.kind = kind
+
+    def to_json(self) -> Fields:
+        """For the wire."""
+        return {"call": self.call, "status": self.status, "arguments": list(self.arguments), "kind": self.kind}
+
+    @classmethod
+    def from_json(cls, value: Fields) -> DriverError:
+        """The reverse of ``to_json``; anything missing becomes an empty text."""
+        arguments = [str(item) for item in value.get("arguments", ())]
+        return cls(str(value.get("call", "")), str(value.get("status", "")), arguments, str(value.get("kind", "")))
+
+
+class ProtocolError(Exception):
+    """The other side sent what the protocol does not allow; the connection is of no more use."""
+
+
+class GreetingError(Exception):
+    """The other side will not talk to us, and trying again will not change that."""
+
+
+class DeadlineError(Exception):
+    """The other side took too long."""
+
+
+# ---- calling the SDK: every Status, every None and every exception is looked at here, and nowhere else -----------------
+
+
+def invoke(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the SDK; whether it raises or answers with a Status is not known for many mistakes (api 7.8)."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise DriverError(call, f"{type(error).__name__}: {error}", _brief(arguments), "exception") from error
+
+
+def check_status(call: str, answer: Any, arguments: Sequence[Any] = ()) -> None:
+    """Raise unless ``answer`` is a good Status."""
+    if not _is_status(answer):
+        raise DriverError(call, f"answered {answer!r} instead of a Status", _brief(arguments), "unexpected")
+    if not answer.ok():
+        text = str(answer)
+        raise DriverError(call, text, _brief(arguments), _kind_of(text))
+
+
+def checked(call: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Make a call that answers with a Status."""
+    check_status(call, invoke(call, function, *arguments), arguments)
+
+
+def made(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Make a call that answers with an object; None and a Status are failures."""
+    answer = invoke(call, function, *arguments)
+    if answer is None:
+        raise DriverError(call, "answered None; the SDK's log says why", _brief(arguments), "none")
+    if _is_status(answer):
+        text = str(answer)
+        raise DriverError(call, text, _brief(arguments), _kind_of(text))
+    return answer
+
+
+def made_list(call: str, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Make a call that answers with a list, or with a Status when it fails (api 2.12)."""
+    answer = made(call, function, *arguments)
+    if not isinstance(answer, list):
+        raise DriverError(call, f"answered {answer!r} instead of a list", _brief(arguments), "unexpected")
+    return answer
+
+
+def optional(call: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Make a call whose answer is not documented (api 7.17): a bad Status is a failure, anything else is not."""
+    answer = invoke(call, function, *arguments)
+    if _is_status(answer):
+        check_status(call, answer, arguments)
+
+
+def _is_status(answer: Any) -> bool:
+    return callable(getattr(answer, "ok", None)) and callable(getattr(answer, "error_message", None))
+
+
+def _kind_of(text: str) -> str:
+    """What a Status is about. Only its text can be read from Python (api 2.1), and how it prints is not known."""
+    lowered = text.lower()
+    if "unavailable" in lowered or "device lost" in lowered or "device is lost" in lowered:
+        return "device_lost"
+    if "resource_exhausted" in lowered or "out of memory" in lowered or "out of device memory" in lowered:
+        return "out_of_memory"
+    return "status"
+
+
+def _brief(arguments: Sequence[Any]) -> list[str]:
+    return [_brief_one(argument) for argument in arguments]
+
+
+def _brief_one(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, (list, tuple)) and not all(isinstance(item, (int, float, str)) for item in value):
+        return f"[{len(value)} items]"
+    text = str(value) if hasattr(value, "GetDims") else repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+# ---- the SDK's own values ----------------------------------------------------------------------------------------------
+
+
+def load_sdk() -> Any:
+    """``magicmind.python.runtime``, usually called ``mm`` (api 1)."""
+    try:
+        from magicmind.python import runtime
+    except Exception as error:  # a shared library that is missing raises ImportError, a broken one anything
+        raise DriverError(
+            "import magicmind.python.runtime", f"{type(error).__name__}: {error}", kind="import"
+        ) from error
+    return runtime
+
+
+def _parser_module() -> Any:
+    """Where some samples find the parser (MC framework_parser.py); others take it from the runtime."""
+    return importlib.import_module("magicmind.python.runtime.parser")
+
+
+def data_type_of(sdk: Any, name: str) -> Any:
+    """The member of DataType called ``name``, by its own name or NumPy's."""
+    known = {numpy_name: member for member, numpy_name in DATA_TYPES.items()}
+    member = known.get(name, name)
+    if member not in DATA_TYPES or not hasattr(sdk.DataType, member):
+        raise DriverError("DataType", f"there is no type '{name}'; known: {', '.join(DATA_TYPES)}", kind="spec")
+    return getattr(sdk.DataType, member)
+
+
+def dtype_of(sdk: Any, data_type: Any) -> str:
+    """NumPy's name of a DataType; by comparison, because whether members convert to anything is not known (api 7.18)."""
+    for member, name in DATA_TYPES.items():
+        if getattr(sdk.DataType, member, None) == data_type:
+            return name
+    raise DriverError("DataType", f"{data_type} has no NumPy type", kind="unexpected")
+
+
+def describe_ports(sdk: Any, model: Any) -> Fields:
+    """Shapes and types of a model's inputs and outputs, as it reports them; -1 is an axis that may vary."""
+    facts = {}
+    for side in ("input", "output"):
+        dims = made_list(f"get_{side}_dimensions", getattr(model, f"get_{side}_dimensions"))
+        types = made_list(f"get_{side}_data_types", getattr(model, f"get_{side}_data_types"))
+        if len(dims) != len(types):
+            raise DriverError("describe_ports", f"{len(dims)} {side} shapes and {len(types)} types", kind="unexpected")
+        facts[f"{side}s"] = [
+            {"shape": [int(size) for size in shape.GetDims()], "dtype": dtype_of(sdk, kind)}
+            for shape, kind in zip(dims, types)
+        ]
+    return facts
+
+
+class Cards:
+    """The cards of this process; makes the right one active for the calling thread before anything is done on it.
+
+    Whether ``active()`` holds for the thread or the process is not known (api 7.15); C++ code sets it per thread.
+    """
+
+    def __init__(self, sdk: Any) -> None:
+        self._sdk = sdk
+        self._devices: dict[int, Any] = {}
+        self._active: int | None = None
+
+    def count(self) -> int:
+        """Number of cards that this process sees."""
+        with self._sdk.System() as entered:  # the sample uses the object that it made, not what the block gives
+            system = entered if hasattr(entered, "device_count") else self._sdk.System()
+            return int(invoke("device_count", system.device_count))
+
+    def use(self, index: int) -> Any:
+        """The card, active in this thread."""
+        if index not in self._devices:
+            count = self.count()
+            if not 0 <= index < count:
+                raise DriverError("Device", f"there is no card {index}; this process sees {count}", kind="device")
+            device = invoke("Device", self._sdk.Device)
+            device.id = index
+            self._devices[index] = device
+        device = self._devices[index]
+        if self._active != index:
+            self._active = None
+            checked(f"active of card {index}", device.active)
+            self._active = index
+        return device
+
+    def forget(self) -> None:
+        """Let go of the devices."""
+        self._devices.clear()
+        self._active = None
+
+
+# ---- building ----------------------------------------------------------------------------------------------------------
+
+BUILD_KEYS = frozenset(
+    [
+        "onnx",
+        "output",
+        "label",
+        "precision",
+        "granularity",
+        "activation",
+        "archs",
+        "mutable",
+        "inputs",
+        "outputs",
+        "type64to32",
+        "conv_scale_fold",
+        "computation_preference",
+        "toolchain",
+        "nodes",
+        "calibration",
+        "extra",
+    ]
+)
+INPUT_KEYS = frozenset(["shape", "min", "max", "dtype", "mean", "var", "layout"])
+OUTPUT_KEYS = frozenset(["dtype", "layout"])
+CALIBRATION_KEYS = frozenset(["algorithm", "data", "remote", "remote_device", "device"])
+SOURCE_KEYS = frozenset(["arrays", "files", "file", "batch", "repeat"])
+
+
+def build(sdk: Any, cards: Cards, spec: Fields) -> Fields:
+    """Build a model and write its file.
+
+    Args:
+        sdk: ``magicmind.python.runtime``.
+        cards: the cards of this process.
+        spec: what to build:
+
+            onnx, output: paths of the source and of the model file; the latter appears when it is complete.
+            label: a free text; default ``"clipmlu"``.
+            precision: one of ``PRECISIONS``.
+            archs: architecture -> cluster counts, such as ``{"mtp_372": [2, 6, 8]}``; an empty list names none.
+            mutable: shapes may vary at run time, within each input's ``min`` and ``max``.
+            inputs: for each network input in order: ``shape``; ``min`` and ``max`` shapes; ``dtype`` at run time;
+                ``mean`` and ``var`` per channel for uint8 input; ``layout`` as (source, destination).
+            outputs: for each output, if anything is to change: ``dtype`` and ``layout``.
+            granularity, activation: ``per_tensor`` or ``per_axis``; ``symmetric`` or ``asymmetric``; for the qint modes.
+            type64to32, conv_scale_fold: default true; computation_preference: default ``auto``.
+            toolchain: path for edge builds.
+            nodes: exact node name -> a float type for all its float inputs and outputs, or
+                ``{"inputs": {index: type}, "outputs": {index: type}}``.
+            calibration: for the qint modes: ``algorithm`` (``linear``, ``eqnm``), ``data`` (see ``Batches``) for each
+                input, ``remote`` (``ip:port``), ``remote_device``, ``device`` to make active first.
+            extra: any further configuration of the SDK, merged last, so that it wins.
+
+    Returns:
+        ``inputs`` and ``outputs`` as the model reports them, ``bytes``, ``calibration_batches`` and ``warnings``.
+
+    Raises:
+        DriverError: which step failed and why.
+    """
+    return _Build(sdk, cards, spec).run()
+
+
+class _Build:
+    def __init__(self, sdk: Any, cards: Cards, spec: Fields) -> None:
+        _check_spec(spec)
+        self._sdk = sdk
+        self._cards = cards
+        self._spec = spec
+        self._inputs: list[Fields] = list(spec["inputs"])
+        self._quantised = "qint" in spec["precision"]
+        self._batches = 0
+        self._warnings: list[str] = []
+
+    def run(self) -> Fields:
+        """The order of the calls is that of the vendor's CLIP sample (api 6.2)."""
+        sdk, spec = self._sdk, self._spec
+        network = invoke("Network", sdk.Network)
+        self._parse(network)
+        self._set_dimensions(network)
+        self._set_node_types(network)
+        config = self._configure()
+        if self._quantised:
+            self._calibrate(network, config)
+        self._set_io_types(network)
+        builder = invoke("Builder", sdk.Builder)
+        model = made("build_model", builder.build_model, spec.get("label", "clipmlu"), network, config)
+        size = self._serialize(model)
+        facts = describe_ports(sdk, model)
+        facts.update(bytes=size, calibration_batches=self._batches, warnings=self._warnings)
+        return facts
+
+    def _parse(self, network: Any) -> None:
+        path = self._spec["onnx"]
+        if not os.path.isfile(path):
+            raise DriverError("parse", f"there is no file '{path}'", kind="spec")
+        parser_class = getattr(self._sdk, "Parser", None) or _parser_module().Parser
+        parser = invoke("Parser", parser_class, self._sdk.ModelKind.kOnnx)
+        checked("parse", parser.parse, network, path)
+        count = invoke("get_input_count", network.get_input_count)
+        if count != len(self._inputs):
+            raise DriverError(
+                "parse", f"'{path}' has {count} inputs; the request describes {len(self._inputs)}", kind="spec"
+            )
+        outputs = invoke("get_output_count", network.get_output_count)
+        if len(self._spec.get("outputs", ())) > outputs:
+            raise DriverError("parse", f"'{path}' has {outputs} outputs; the request describes more", kind="spec")
+
+    def _set_dimensions(self, network: Any) -> None:
+        for index, item in enumerate(self._inputs):
+            tensor = made("get_input", network.get_input, index)
+            checked("set_dimension", tensor.set_dimension, self._sdk.Dims(list(item["shape"])))
+
+    def _set_node_types(self, network: Any) -> None:
+        wanted = self._spec.get("nodes") or {}
+        if not wanted:
+            return
+        nodes = made_list("get_all_nodes_in_network", network.get_all_nodes_in_network)
+        by_name = {node.get_node_name(): node for node in nodes}
+        for name, types in wanted.items():
+            if name not in by_name:
+                close = difflib.get_close_matches(name, list(by_name), n=3)
+                hint = f"; close: {', '.join(close)}" if close else ""
+                raise DriverError("set_precision", f"the network has no node '{name}'{hint}", kind="spec")
+            self._set_types_of(by_name[name], types)
+
+    def _set_types_of(self, node: Any, types: Any) -> None:
+        if isinstance(types, str):
+            inputs = [i for i in range(node.get_input_count()) if self._is_float(node.get_input, i)]
+            outputs = [i for i in range(node.get_output_count()) if self._is_float(node.get_output, i)]
+            types = {"inputs": dict.fromkeys(inputs, types), "outputs": dict.fromkeys(outputs, types)}
+        for index, name in types.get("inputs", {}).items():
+            checked("set_precision", node.set_precision, int(index), data_type_of(self._sdk, name))
+        for index, name in types.get("outputs", {}).items():
+            checked("set_output_type", node.set_output_type, int(index), data_type_of(self._sdk, name))
+
+    def _is_float(self, get: Callable[[int], Any], index: int) -> bool:
+        data_type = made("get_data_type", made("get_input or get_output of a node", get, index).get_data_type)
+        return dtype_of(self._sdk, data_type).startswith("float")
+
+    def _configure(self) -> Any:
+        config = invoke("BuilderConfig", self._sdk.BuilderConfig)
+        archs = self._spec["archs"]
+        invoke("mlu_archs", setattr, config, "mlu_archs", list(archs))
+        for part in self._settings():
+            # One call for each setting, as the samples do: a bad Status then names the setting that the SDK refuses.
+            checked("parse_from_string", config.parse_from_string, json.dumps(part))
+        return config
+
+    def _settings(self) -> Iterable[Fields]:
+        spec = self._spec
+        yield {"precision_config": {"precision_mode": spec["precision"]}}
+        if self._quantised:
+            yield {"precision_config": {"weight_quant_granularity": spec.get("granularity", "per_tensor")}}
+            yield {"precision_config": {"activation_quant_algo": spec.get("activation", "symmetric")}}
+        archs = spec["archs"]
+        yield {"archs": [{name: list(counts)} if counts else name for name, counts in archs.items()]}
+        yield {"graph_shape_mutable": bool(spec.get("mutable", False))}
+        for key, value in (("dim_range", self._ranges()), ("insert_bn_before_firstnode", self._normalisations())):
+            if value:
+                yield {key: value}
+        for side in ("input", "output"):
+            layouts = self._layouts(self._spec.get(f"{side}s", ()))
+            if layouts:
+                yield {f"convert_{side}_layout": layouts}
+        yield {"computation_preference": spec.get("computation_preference", "auto")}
+        yield {"opt_config": {"type64to32_conversion": bool(spec.get("type64to32", True))}}
+        yield {"opt_config": {"conv_scale_fold": bool(spec.get("conv_scale_fold", True))}}
+        if spec.get("toolchain"):
+            yield {"cross_compile_toolchain_path": spec["toolchain"]}
+        if spec.get("extra"):
+            yield spec["extra"]
+
+    def _ranges(self) -> Fields:
+        if not self._spec.get("mutable", False):
+            return {}
+        named = {str(i): item for i, item in enumerate(self._inputs) if "min" in item}
+        return {index: {"min": list(item["min"]), "max": list(item["max"])} for index, item in named.items()}
+
+    def _normalisations(self) -> Fields:
+        named = {str(i): item for i, item in enumerate(self._inputs) if "mean" in item}
+        return {index: {"mean": list(item["mean"]), "var": list(item["var"])} for index, item in named.items()}
+
+    @staticmethod
+    def _layouts(items: Sequence[Fields]) -> Fields:
+        named = {str(i): item["layout"] for i, item in enumerate(items) if item.get("layout")}
+        return {index: {"src": pair[0], "dst": pair[1]} for index, pair in named.items()}
+
+    def _calibrate(self, network: Any, config: Any) -> None:
+        spec = self._spec["calibration"]
+        sources = read_sources(spec["data"], narrow=bool(self._spec.get("type64to32", True)))
+        if len(sources) != len(self._inputs):
+            status = f"{len(sources)} data sources for {len(self._inputs)} inputs"
+            raise DriverError("calibrate", status, kind="calibration")
+        if spec.get("device") is not None and not spec.get("remote"):
+            self._cards.use(int(spec["device"]))
+        data = make_calibration_data(self._sdk, sources)
+        calibrator = invoke("Calibrator", self._sdk.Calibrator, data)
+        algorithm = getattr(self._sdk.QuantizationAlgorithm, ALGORITHMS[spec.get("algorithm", "linear")])
+        checked("set_quantization_algorithm", calibrator.set_quantization_algorithm, algorithm)
+        if spec.get("remote"):
+            remote = invoke("RemoteConfig", self._sdk.RemoteConfig)
+            remote.address = spec["remote"]
+            if spec.get("remote_device") is not None:
+                remote.device_id = int(spec["remote_device"])  # an attribute in C++ only (S#49026245355)
+            optional("set_remote", calibrator.set_remote, remote)
+        try:
+            checked("calibrate", calibrator.calibrate, network, config)
+        finally:
+            for item in data:
+                item.raise_failure()
+        self._batches = min(item.delivered for item in data)
+        steps = max(len(source) for source in sources)
+        if self._batches < steps:
+            self._warnings.append(f"calibration took {self._batches} of {steps} batches")
+
+    def _set_io_types(self, network: Any) -> None:
+        for side, get in (("inputs", network.get_input), ("outputs", network.get_output)):
+            for index, item in enumerate(self._spec.get(side, ())):
+                if item.get("dtype"):
+                    tensor = made(f"get_{side[:-1]}", get, index)
+                    checked("set_data_type", tensor.set_data_type, data_type_of(self._sdk, item["dtype"]))
+
+    def _serialize(self, model: Any) -> int:
+        output = self._spec["output"]
+        temporary = f"{output}.part-{os.getpid()}"
+        try:
+            checked("serialize_to_file", model.serialize_to_file, temporary)
+            size = os.path.getsize(temporary) if os.path.isfile(temporary) else 0
+            if not size:
+                raise DriverError("serialize_to_file", "answered OK and wrote no file", [repr(temporary)], "unexpected")
+            os.replace(temporary, output)
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+        return size
+
+
+def _check_spec(spec: Fields) -> None:
+    """Refuse what is misspelt or contradictory before the SDK sees it: what it would make of it is not known (api 7.8)."""
+    _check_keys("build", spec, BUILD_KEYS, ("onnx", "output", "precision", "archs", "inputs"))
+    for item in spec["inputs"]:
+        _check_keys("inputs", item, INPUT_KEYS, ("shape",))
+        if any(not isinstance(size, int) or size < 1 for size in item["shape"]):
+            raise DriverError("build", f"shape is {item['shape']}; expected sizes of 1 or more", kind="spec")
+        if ("min" in item) != ("max" in item) or ("mean" in item) != ("var" in item):
+            raise DriverError("build", "min needs max, and mean needs var", kind="spec")
+    for item in spec.get("outputs", ()):
+        _check_keys("outputs", item, OUTPUT_KEYS, ())
+    if spec["precision"] not in PRECISIONS:
+        raise DriverError("build", f"precision is '{spec['precision']}'; known: {', '.join(PRECISIONS)}", kind="spec")
+    if "qint" in spec["precision"]:
+        _check_calibration(spec)
+
+
+def _check_calibration(spec: Fields) -> None:
+    calibration = spec.get("calibration")
+    if not calibration:
+        raise DriverError("build", f"{spec['precision']} needs calibration data", kind="calibration")
+    _check_keys("calibration", calibration, CALIBRATION_KEYS, ("data",))
+    algorithm = calibration.get("algorithm", "linear")
+    if algorithm not in ALGORITHMS:
+        raise DriverError("build", f"algorithm is '{algorithm}'; known: {', '.join(ALGORITHMS)}", kind="spec")
+    if algorithm == "eqnm" and spec.get("activation", "symmetric") != "symmetric":  # MC hoitransformer comment
+        raise DriverError("build", "eqnm works with symmetric activations only", kind="spec")
+
+
+def _check_keys(place: str, value: Fields, known: Iterable[str], needed: Iterable[str]) -> None:
+    unknown, missing = sorted(set(value) - set(known)), sorted(set(needed) - set(value))
+    if unknown or missing:
+        raise DriverError("build", f"{place}: unknown keys {unknown}, missing keys {missing}", kind="spec")
+
+
+# ---- calibration -------------------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """The calibration batches of one input, one at a time.
+
+    Args:
+        source: ``arrays``: a list of arrays, one batch each; or ``files``: ``.npy`` files, one batch each; or ``file`` and
+            ``batch``: one ``.npy`` file that is cut into batches along its first axis, a short rest included. With
+            ``repeat`` the only batch is given again at each step, as a fixed set of texts is.
+        narrow: hand over int64 as int32, as the vendor's CLIP sample does (api 6.3).
+    """
+
+    def __init__(self, source: Fields, narrow: bool) -> None:
+        _check_keys("calibration data", source, SOURCE_KEYS, ())
+        self.repeat = bool(source.get("repeat", False))
+        self._narrow = narrow
+        self._pieces = self._cut(source)
+        if not self._pieces or (self.repeat and len(self._pieces) != 1):
+            status = f"a data source has {len(self._pieces)} batches; expected 1 or more, and exactly 1 to repeat"
+            raise DriverError("calibrate", status, kind="calibration")
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def load(self, index: int) -> Array:
+        """One batch, contiguous; a repeated one for any index."""
+        batch = self._pieces[0 if self.repeat else index]()
+        if batch.dtype == np.int64 and self._narrow:
+            batch = narrowed(batch, "calibrate")
+        return np.ascontiguousarray(batch)
+
+    @staticmethod
+    def _cut(source: Fields) -> list[Callable[[], Array]]:
+        if "arrays" in source:
+            return [functools.partial(_as_given, item) for item in source["arrays"]]
+        if "files" in source:
+            return [functools.partial(_load_npy, path) for path in source["files"]]
+        rows, size = _load_npy(source["file"]), int(source["batch"])
+        starts = range(0, len(rows), size)
+        return [functools.partial(_rows_of, rows, start, start + size) for start in starts]
+
+
+def _as_given(item: Array) -> Array:
+    return np.asarray(item)
+
+
+def _rows_of(rows: Array, start: int, stop: int) -> Array:
+    return rows[start:stop]
+
+
+def _load_npy(path: str) -> Array:
+    try:
+        loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DriverError("calibrate", f"cannot read '{path}': {error}", kind="calibration") from error
+    return loaded
+
+
+def read_sources(items: Sequence[Fields], narrow: bool) -> list[Batches]:
+    """The data of all inputs; those that do not repeat must have the same number of batches (api 7.10)."""
+    sources = [Batches(item, narrow) for item in items]
+    lengths = sorted({len(source) for source in sources if not source.repeat})
+    if len(lengths) > 1:
+        raise DriverError("calibrate", f"the inputs have different numbers of batches: {lengths}", kind="calibration")
+    return sources
+
+
+def make_calibration_data(sdk: Any, sources: Sequence[Batches]) -> list[Any]:
+    """One ``CalibDataInterface`` for each input (api 2.10), all of the same length.
+
+    An exception must not cross the SDK's code: it is kept, the data end, and ``raise_failure`` raises it afterwards.
+    """
+    steps = max(len(source) for source in sources)
+
+    class Data(sdk.CalibDataInterface):  # type: ignore[misc]
+        def __init__(self, source: Batches) -> None:
+            super().__init__()
+            self.delivered = 0
+            self._source = source
+            self._step = 0
+            self._failure: Exception | None = None
+            self._batch = source.load(0)
+
+        def next(self) -> Any:
+            if self._step >= steps:
+                return sdk.Status(sdk.Code.OUT_OF_RANGE, "end of the calibration data")
+            try:
+                self._batch = self._source.load(self._step)
+            except Exception as error:
+                self._failure = error
+                return sdk.Status(sdk.Code.OUT_OF_RANGE, "the calibration data cannot be read")
+            self._step += 1
+            self.delivered = max(self.delivered, self._step)
+            return sdk.Status.OK()
+
+        def reset(self) -> Any:
+            self._step = 0
+            return sdk.Status.OK()
+
+        def get_sample(self) -> Array:
+            return self._batch
+
+        def get_shape(self) -> Any:
+            return sdk.Dims(list(self._batch.shape))
+
+        def get_data_type(self) -> Any:
+            return data_type_of(sdk, self._batch.dtype.name)
+
+        def raise_failure(self) -> None:
+            if self._failure is not None:
+                raise DriverError("calibrate", str(self._failure), kind="calibration") from self._failure
+
+    return [Data(source) for source in sources]
+
+
+def narrowed(values: Array, call: str) -> Array:
+    """int64 as int32; what the SDK does with values that do not fit is not known (api 7.2), so they are refused."""
+    limits = np.iinfo(np.int32)
+    if values.size and (values.min() < limits.min or values.max() > limits.max):
+        raise DriverError(call, f"values {values.min()}..{values.max()} do not fit INT32", kind="shape")
+    return values.astype(np.int32)
+
+
+# ---- running -----------------------------------------------------------------------------------------------------------
+
+
+class _Slot:
+    """One context with its queue and input tensors: room for one batch in flight.
+
+    C++ code has a context, a queue and tensors per thread (S#49760091045); a context that shares a queue, or has work
+    pending on two, is not seen anywhere (api 7.7).
+    """
+
+    def __init__(self, engine: Any, device: Any) -> None:
+        self.context = made("create_i_context", engine.create_i_context)
+        self.queue = made("create_queue", device.create_queue)
+        self.inputs: list[Any] = made_list("create_inputs", self.context.create_inputs)
+        self.outputs: list[Any] = []
+        self.feeds: list[Array] = []
+        self.broken = False
+
+    def enqueue(self, feeds: list[Array], device: Any) -> None:
+        """Start one batch; the feeds are kept, unchanged, until ``collect``."""
+        self.feeds = feeds
+        self.broken = True  # until everything below has worked
+        for tensor, feed in zip(self.inputs, feeds):
+            checked("from_numpy", tensor.from_numpy, feed)
+            optional("to", tensor.to, device)
+        self.outputs = []
+        checked("enqueue", self.context.enqueue, self.inputs, self.outputs, self.queue)
+        self.broken = False
+
+    def collect(self) -> list[Array]:
+        """Wait for the batch; copies, because ``asnumpy`` may show memory that the next run overwrites (api 7.5)."""
+        self.broken = True
+        checked("sync", self.queue.sync)
+        results = [_copy_of(tensor) for tensor in self.outputs]
+        self.outputs = []
+        self.broken = False
+        return results
+
+    def release(self) -> None:
+        """Tensors first, then the context, then the queue (S#49216457251, "strict" order; api 5)."""
+        self.outputs = []
+        self.inputs = []
+        self.feeds = []
+        self.context = None
+        self.queue = None
+
+
+def _copy_of(tensor: Any) -> Array:
+    if isinstance(tensor, list):  # a TENSORLIST (api 2.12), which no CLIP graph has
+        raise DriverError("asnumpy", "an output is a list of tensors", kind="unexpected")
+    values = invoke("asnumpy", tensor.asnumpy)
+    if not isinstance(values, np.ndarray):
+        raise DriverError("asnumpy", f"answered {type(values).__name__} instead of an array", kind="unexpected")
+    return np.array(values, order="C", copy=True)
+
+
+class Runner:
+    """A model on one card, with room for several batches in flight that finish in the order of their start.
+
+    Args:
+        sdk: ``magicmind.python.runtime``.
+        cards: the cards of this process.
+        path: the model file.
+        device: index of the card.
+        depth: batches in flight; fewer when the SDK does not give so many contexts (then ``warnings`` says so).
+        ranges: for each input (smallest, largest) shape that the model was built for; None to go by what it reports.
+        check_finite: run a batch once more when its results are not finite, and fail when they are so again.
+
+    Attributes:
+        ports: see ``describe_ports``.
+    """
+
+    def __init__(
+        self,
+        sdk: Any,
+        cards: Cards,
+        path: str,
+        *,
+        device: int = 0,
+        depth: int = 2,
+        ranges: Sequence[Any] | None = None,
+        check_finite: bool = True,
+    ) -> None:
+        if not os.path.isfile(path):
+            raise DriverError("deserialize_from_file", "there is no such file", [repr(path)], "model")
+        self._cards = cards
+        self._index = device
+        self._check_finite = check_finite
+        self._slots: list[_Slot] = []
+        self._free: collections.deque[_Slot] = collections.deque()
+        self._busy: collections.deque[_Slot] = collections.deque()
+        self.warnings: list[str] = []
+        self._device = cards.use(device)
+        self._model = _load_model(sdk, path)
+        self.ports = describe_ports(sdk, self._model)
+        if ranges is not None and len(ranges) != len(self.ports["inputs"]):
+            raise DriverError("open", f"{len(ranges)} ranges for {len(self.ports['inputs'])} inputs", kind="spec")
+        self._ranges = ranges
+        options = invoke("EngineConfig", sdk.Model.EngineConfig)
+        options.device_type = "MLU"
+        self._engine = made("create_i_engine", self._model.create_i_engine, options)
+        self._make_slots(depth)
+
+    @property
+    def room(self) -> int:
+        """How many more batches can be started now."""
+        return len(self._free)
+
+    def start(self, feeds: Sequence[Array]) -> None:
+        """Start one batch; ``room`` must not be 0.
+
+        Args:
+            feeds: one array per input, of the type that the model reports, or int64 where it takes int32.
+
+        Raises:
+            DriverError: kind ``shape`` when the batch does not fit, before the SDK sees it.
+        """
+        prepared = self._prepare(feeds)
+        slot = self._free[0]
+        self._run(slot, prepared)
+        self._busy.append(self._free.popleft())
+
+    def finish(self) -> list[Array]:
+        """Wait for the oldest batch; its outputs, in the model's order, belong to the caller."""
+        slot = self._busy.popleft()
+        self._free.append(slot)
+        self._cards.use(self._index)
+        results = slot.collect()
+        self._check_count(results)
+        if self._check_finite and not _finite(results):
+            results = self._repeat(slot)
+        slot.feeds = []
+        return results
+
+    def close(self) -> None:
+        """Wait for what is in flight, then release tensors, contexts and queues, the engine and the model."""
+        for slot in self._busy:
+            with contextlib.suppress(DriverError):
+                checked("sync", slot.queue.sync)
+        self._busy.clear()
+        self._free.clear()
+        while self._slots:
+            self._slots.pop().release()
+        self._engine = None
+        self._model = None
+        self._device = None
+
+    def _make_slots(self, depth: int) -> None:
+        for number in range(max(1, depth)):
+            try:
+                self._slots.append(_Slot(self._engine, self._device))
+            except DriverError as error:
+                if not number or error.kind == "device_lost":
+                    raise
+                self.warnings.append(f"batches in flight: {number} instead of {depth}: {error}")
+                break
+        self._free.extend(self._slots)
+
+    def _run(self, slot: _Slot, feeds: list[Array]) -> None:
+        self._cards.use(self._index)
+        if slot.broken:  # what state a failed call leaves a context in is not known
+            slot.release()
+            slot.__init__(self._engine, self._device)  # type: ignore[misc]
+        slot.enqueue(feeds, self._device)
+
+    def _repeat(self, slot: _Slot) -> list[Array]:
+        slot.broken = True
+        self._run(slot, slot.feeds)
+        results = slot.collect()
+        self._check_count(results)
+        if not _finite(results):
+            raise DriverError("enqueue", "the results hold NaN or infinity, twice in a row", kind="not_finite")
+        return results
+
+    def _check_count(self, results: list[Array]) -> None:
+        if len(results) != len(self.ports["outputs"]):
+            status = f"gave {len(results)} outputs; the model has {len(self.ports['outputs'])}"
+            raise DriverError("enqueue", status, kind="unexpected")
+
+    def _prepare(self, feeds: Sequence[Array]) -> list[Array]:
+        ports = self.ports["inputs"]
+        if len(feeds) != len(ports):
+            raise DriverError("check_shape", f"{len(feeds)} arrays for {len(ports)} inputs", kind="shape")
+        prepared = []
+        for index, (feed, port) in enumerate(zip(feeds, ports)):
+            self._check_shape(index, feed, port["shape"])
+            narrow = feed.dtype == np.int64 and port["dtype"] == "int32"
+            fitting = narrowed(feed, "check_shape") if narrow else feed
+            if fitting.dtype != np.dtype(port["dtype"]):
+                status = f"input {index} takes {port['dtype']}; got {feed.dtype}"
+                raise DriverError("check_shape", status, kind="shape")
+            prepared.append(np.ascontiguousarray(fitting))
+        return prepared
+
+    def _check_shape(self, index: int, feed: Array, reported: Sequence[int]) -> None:
+        """What the SDK does with a shape that it was not built for is not known; it may end the process (api 7.1)."""
+        if self._ranges is not None and self._ranges[index] is not None:
+            low, high = self._ranges[index]
+        else:  # -1, or nothing at all, where the model does not say
+            low = [size if size > 0 else 1 for size in reported] or [1] * feed.ndim
+            high = [size if size > 0 else sys.maxsize for size in reported] or [sys.maxsize] * feed.ndim
+        fits = feed.ndim == len(low) and all(a <= size <= b for a, size, b in zip(low, feed.shape, high))
+        if not fits:
+            status = f"input {index} takes {list(low)} to {list(high)}; got {list(feed.shape)}"
+            raise DriverError("check_shape", status, kind="shape")
+
+
+def _load_model(sdk: Any, path: str) -> Any:
+    model = invoke("Model", sdk.Model)
+    try:
+        checked("deserialize_from_file", model.deserialize_from_file, path)
+    except DriverError as error:
+        if error.kind in ("status", "exception"):
+            error.kind = "model"
+        raise
+    return model
+
+
+def _finite(results: Sequence[Array]) -> bool:
+    return all(bool(np.isfinite(values).all()) for values in results if values.dtype.kind == "f")
+
+
+# ---- serving -----------------------------------------------------------------------------------------------------------
+
+
+class Request:
+    """One request: its header and its arrays."""
+
+    def __init__(self, fields: Fields, arrays: Sequence[Array] = ()) -> None:
+        self.fields = fields
+        self.arrays = list(arrays)
+
+
+Reply = Tuple[Fields, List[Array]]
+
+
+class Service:
+    """Answers requests, one after the other: files, builds, sessions and runs. All SDK calls are made here.
+
+    Args:
+        load: gives ``magicmind.python.runtime``; called when it is first needed.
+        scratch: directory for uploaded files; None to make a temporary one when it is needed.
+    """
+
+    def __init__(self, load: Callable[[], Any] = load_sdk, scratch: str | None = None) -> None:
+        self._load = load
+        self._loaded: tuple[Any, Cards] | None = None
+        self._scratch = scratch
+        self._own_scratch: str | None = None
+        self._runners: dict[int, Runner] = {}
+        self._next_session = 1
+
+    def answer(self, request: Request) -> Reply:
+        """Carry out anything but a run."""
+        operation = str(request.fields.get("op"))
+        method = getattr(self, f"_on_{operation}", None)
+        if method is None:
+            raise DriverError("request", f"there is no operation '{operation}'", kind="spec")
+        reply: Reply = method(request)
+        return reply
+
+    def runner(self, request: Request) -> Runner:
+        """The session that a request is for."""
+        session = request.fields.get("session")
+        if session not in self._runners:
+            raise DriverError("request", f"there is no session {session}", kind="spec")
+        return self._runners[session]
+
+    def close(self) -> None:
+        """Close all sessions, then let go of the cards."""
+        while self._runners:
+            self._runners.popitem()[1].close()
+        if self._loaded is not None:
+            self._loaded[1].forget()
+        if self._own_scratch is not None:
+            shutil.rmtree(self._own_scratch, ignore_errors=True)
+
+    def _sdk(self) -> tuple[Any, Cards]:
+        if self._loaded is None:
+            sdk = self._load()
+            self._loaded = (sdk, Cards(sdk))
+        return self._loaded
+
+    def _on_ping(self, _request: Request) -> Reply:
+        return {}, []
+
+    def _on_check_slot(self, request: Request) -> Reply:
+        """Says that requests with arrays in shared memory arrive as they left."""
+        return {"token": bytes(request.arrays[0]).hex()}, []
+
+    def _on_info(self, _request: Request) -> Reply:
+        return describe_host(self._sdk), []
+
+    def _on_build(self, request: Request) -> Reply:
+        spec = dict(request.fields["spec"])
+        for key in ("onnx", "output"):
+            spec[key] = self._path(spec[key])
+        if spec.get("calibration"):
+            spec["calibration"] = dict(spec["calibration"])
+            spec["calibration"]["data"] = [self._source(item, request) for item in spec["calibration"]["data"]]
+        sdk, cards = self._sdk()
+        return build(sdk, cards, spec), []
+
+    def _on_open(self, request: Request) -> Reply:
+        fields = request.fields
+        sdk, cards = self._sdk()
+        runner = Runner(
+            sdk,
+            cards,
+            self._path(fields["model"]),
+            device=int(fields.get("device", 0)),
+            depth=int(fields.get("depth", 2)),
+            ranges=fields.get("ranges"),
+            check_finite=bool(fields.get("check_finite", True)),
+        )
+        session = self._next_session
+        self._next_session += 1
+        self._runners[session] = runner
+        return {"session": session, "warnings": runner.warnings, "depth": runner.room, **runner.ports}, []
+
+    def _on_close(self, request: Request) -> Reply:
+        runner = self.runner(request)
+        del self._runners[request.fields["session"]]
+        runner.close()
+        return {}, []
+
+    def _on_have(self, request: Request) -> Reply:
+        """Whether a file of that size and digest is at that path here too."""
+        path, size = request.fields["path"], request.fields["size"]
+        same = os.path.isfile(path) and os.path.getsize(path) == size
+        return {"have": same and digest_of(path) == request.fields["sha256"]}, []
+
+    def _on_put(self, request: Request) -> Reply:
+        """Write one piece of an uploaded file."""
+        path = self._path(f"upload:{request.fields['name']}")
+        offset = int(request.fields["offset"])
+        with open(path, "r+b" if offset else "wb") as stream:
+            stream.seek(offset)
+            stream.write(request.arrays[0].tobytes())
+        return {}, []
+
+    def _on_get(self, request: Request) -> Reply:
+        """Read one piece of a file."""
+        with open(self._path(request.fields["path"]), "rb") as stream:
+            stream.seek(int(request.fields["offset"]))
+            return {}, [np.frombuffer(stream.read(CHUNK), np.uint8)]
+
+    def _source(self, source: Fields, request: Request) -> Fields:
+        """A data source whose array numbers and uploads are replaced by arrays and paths."""
+        source = dict(source)
+        if "arrays" in source:
+            source["arrays"] = [request.arrays[item] if isinstance(item, int) else item for item in source["arrays"]]
+        if "files" in source:
+            source["files"] = [self._path(item) for item in source["files"]]
+        if "file" in source:
+            source["file"] = self._path(source["file"])
+        return source
+
+    def _path(self, given: str) -> str:
+        if not given.startswith("upload:"):
+            return given
+        name = given[len("upload:") :]
+        if not re.match(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\Z", name):
+            raise DriverError("request", f"'{name}' is no name for an uploaded file", kind="spec")
+        if self._scratch is None:
+            self._scratch = self._own_scratch = tempfile.mkdtemp(prefix="clipmlu-worker-")
+        return os.path.join(self._scratch, name)
+
+
+def serve_requests(channel: Any, service: Service) -> None:
+    """Answer requests in their order until the channel ends (EOFError); runs are started ahead of earlier results.
+
+    Args:
+        channel: ``receive(wait)`` gives the next Request, or None when there is none now and ``wait`` is false;
+            ``send(request, fields, arrays)`` answers one.
+        service: what answers.
+    """
+    waiting: collections.deque[tuple[Request, Runner | None, DriverError | None]] = collections.deque()
+
+    def finish_oldest() -> None:
+        request, runner, error = waiting.popleft()
+        _reply(channel, request, functools.partial(_finish_run, runner, error))
+
+    try:
+        while True:
+            try:
+                request = channel.receive(not waiting)
+            except EOFError:
+                while waiting:
+                    finish_oldest()
+                return
+            if request is None:
+                finish_oldest()
+                continue
+            if request.fields.get("op") != "run":
+                while waiting:
+                    finish_oldest()
+                _reply(channel, request, functools.partial(service.answer, request))
+                continue
+            runner, error = None, None
+            try:
+                runner = service.runner(request)
+                while not runner.room:
+                    finish_oldest()
+                runner.start(request.arrays)
+            except DriverError as failure:
+                error = failure
+            except Exception as failure:
+                error = _as_bug(failure)
+            waiting.append((request, runner, error))
+    except EOFError:
+        pass
+    finally:
+        service.close()
+
+
+def _finish_run(runner: Runner | None, error: DriverError | None) -> Reply:
+    if error is not None:
+        raise error
+    assert runner is not None, "a run without an error was started"
+    return {}, runner.finish()
+
+
+def _reply(channel: Any, request: Request, work: Callable[[], Reply]) -> None:
+    try:
+        fields, arrays = work()
+    except DriverError as error:
+        fields, arrays = {"error": error.to_json()}, []
+    except Exception as error:
+        fields, arrays = {"error": _as_bug(error).to_json()}, []
+    channel.send(request, fields, arrays)
+
+
+def _as_bug(error: Exception) -> DriverError:
+    traceback.print_exc()
+    return DriverError("driver", f"{type(error).__name__}: {error}", kind="bug")
+
+
+def describe_host(sdk: Callable[[], tuple[Any, Cards]]) -> Fields:
+    """What is found here: interpreter, system, SDK and cards; never raises for a missing SDK."""
+    facts: Fields = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "executable": sys.executable,
+        "driver": own_digest(),
+        "sdk": None,
+        "cards": None,
+        "problem": None,
+    }
+    try:
+        runtime, cards = sdk()
+        package = sys.modules.get("magicmind") or runtime
+        facts["sdk"] = {"path": str(getattr(package, "__file__", "")), "version": getattr(package, "__version__", None)}
+        facts["cards"] = cards.count()
+    except DriverError as error:
+        facts["problem"] = str(error)
+    return facts
+
+
+def digest_of(path: str) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for piece in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def own_digest() -> str:
+    """SHA-256 of this file: both sides must have the same."""
+    return digest_of(os.path.abspath(__file__))
+
+
+# ---- the wire ----------------------------------------------------------------------------------------------------------
+#
+# A frame is: b"CMW1", length of the header (4 bytes), length of the payload (8 bytes), both little-endian; the header: a
+# JSON object; the payload: the bytes of the arrays that the header lists, each at a multiple of 64. An array may also lie
+# in shared memory, a "slot": memory without a name, whose descriptor the client passes over a Unix socket.
+
+_MAGIC = b"CMW1"
+_PRELUDE = struct.Struct("<4sIQ")
+_ALIGNMENT = 64
+_PEER_GONE = 0x2000  # POLLRDHUP of Linux, which Python 3.7's select module does not name
+_POLL_ERRORS = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+class Connection:
+    """Frames over a stream socket.
+
+    Args:
+        stream: a connected socket.
+    """
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._passes_descriptors = stream.family == getattr(socket, "AF_UNIX", None)
+        if not self._passes_descriptors:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def passes_descriptors(self) -> bool:
+        """Whether memory can be shared by passing its descriptor."""
+        return self._passes_descriptors
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._stream.fileno()
+
+    def send(
+        self,
+        header: Fields,
+        arrays: Sequence[Array] = (),
+        descriptors: Sequence[int] = (),
+        deadline: float | None = None,
+    ) -> None:
+        """Send one frame.
+
+        Args:
+            header: a JSON object; ``arrays`` are listed in it.
+            arrays: what the payload is made of.
+            descriptors: file descriptors to pass along.
+            deadline: when to give up, on the clock ``time.monotonic``; None for never.
+
+        Raises:
+            DeadlineError: it took too long.
+            EOFError: the other side is gone.
+        """
+        listed, length = layout_of(arrays)
+        text = json.dumps({**header, "arrays": [*header.get("arrays", ()), *listed]}).encode()
+        start = _PRELUDE.pack(_MAGIC, len(text), length) + text
+        try:
+            if descriptors:
+                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                start = start[self._stream.sendmsg([start], ancillary) :]
+            self._send_all(memoryview(start), deadline)
+            position = 0
+            for item, entry in zip(arrays, listed):
+                self._send_all(memoryview(bytes(entry["offset"] - position)), deadline)
+                self._send_all(_bytes_of(item).data, deadline)
+                position = entry["offset"] + item.nbytes
+        except OSError as error:
+            raise EOFError(f"the connection broke: {error}") from error
+
+    def receive(
+        self, deadline: float | None = None, max_header: int = MAX_HEADER, max_payload: int = MAX_PAYLOAD
+    ) -> tuple[Fields, Array, list[int]]:
+        """Receive one frame: header, payload (uint8) and passed descriptors.
+
+        Raises:
+            ProtocolError: it is no frame, or larger than allowed.
+            DeadlineError, EOFError: as ``send``.
+        """
+        start, descriptors = self._receive_start(deadline)
+        try:
+            magic, header_length, payload_length = _PRELUDE.unpack(start)
+            if magic != _MAGIC:
+                raise ProtocolError(f"no frame begins with {start[:8]!r}")
+            if header_length > max_header or payload_length > max_payload:
+                raise ProtocolError(
+                    f"a frame with {header_length} bytes of header and {payload_length} of payload; "
+                    f"allowed are {max_header} and {max_payload}"
+                )
+            text = self._receive_exactly(header_length, deadline).tobytes()
+            header = json.loads(text.decode("utf-8"))
+            if not isinstance(header, dict):
+                raise ProtocolError("a header that is no object")
+            payload = self._receive_exactly(payload_length, deadline)
+        except ValueError as error:
+            _close_all(descriptors)
+            raise ProtocolError(f"a header that is no JSON: {error}") from error
+        except BaseException:
+            _close_all(descriptors)
+            raise
+        return header, payload, descriptors
+
+    def readable(self, seconds: float) -> bool:
+        """Whether something arrives, or the other side goes, within that time."""
+        return bool(self._poll(select.POLLIN, seconds))
+
+    def peer_gone(self, seconds: float) -> bool:
+        """Whether the other side goes within that time, whatever is still to be read."""
+        return any(event & (_PEER_GONE | _POLL_ERRORS) for _, event in self._poll(_PEER_GONE, seconds))
+
+    def abort(self) -> None:
+        """End the connection, also for a thread that is sending or receiving, and for a process that shares it."""
+        with contextlib.suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give up this end."""
+        self._stream.close()
+
+    def _poll(self, events: int, seconds: float) -> list[tuple[int, int]]:
+        poller = select.poll()
+        poller.register(self._stream.fileno(), events)
+        return poller.poll(max(0, seconds) * 1000)
+
+    def _await(self, events: int, deadline: float | None) -> None:
+        if deadline is not None and not self._poll(events, deadline - time.monotonic()):
+            raise DeadlineError("the other side took too long")
+
+    def _send_all(self, view: memoryview, deadline: float | None) -> None:
+        while view.nbytes:
+            if deadline is None:
+                self._stream.sendall(view)
+                return
+            self._await(select.POLLOUT, deadline)
+            with contextlib.suppress(BlockingIOError):
+                view = view[self._stream.send(view, socket.MSG_DONTWAIT) :]
+
+    def _receive_start(self, deadline: float | None) -> tuple[bytes, list[int]]:
+        """The fixed part of a frame, with the descriptors that came along."""
+        self._await(select.POLLIN, deadline)
+        descriptors: list[int] = []
+        try:
+            if self._passes_descriptors:
+                room = socket.CMSG_SPACE(4 * struct.calcsize("i"))
+                flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+                start, ancillary, _flags, _address = self._stream.recvmsg(_PRELUDE.size, room, flags)
+                descriptors = _descriptors_in(ancillary)
+            else:
+                start = self._stream.recv(_PRELUDE.size)
+            if not start:
+                raise EOFError("the other side closed the connection")
+            rest = self._receive_exactly(_PRELUDE.size - len(start), deadline)
+        except OSError as error:
+            _close_all(descriptors)
+            raise EOFError(f"the connection broke: {error}") from error
+        return start + rest.tobytes(), descriptors
+
+    def _receive_exactly(self, count: int, deadline: float | None) -> Array:
+        buffer = np.empty(count, np.uint8)
+        view = buffer.data
+        while view.nbytes:
+            self._await(select.POLLIN, deadline)
+            try:
+                received = self._stream.recv_into(view)
+            except OSError as error:
+                raise EOFError(f"the connection broke: {error}") from error
+            if not received:
+                raise EOFError("the other side closed the connection in the middle of a frame")
+            view = view[received:]
+        return buffer
+
+
+def _descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def _bytes_of(values: Array) -> Array:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def layout_of(arrays: Sequence[Array], start: int = 0) -> tuple[list[Fields], int]:
+    """Where arrays go when they are put one behind the other, and where the last one ends."""
+    listed, end = [], start
+    for item in arrays:
+        if item.dtype.name not in DATA_TYPES.values():
+            raise DriverError("send", f"arrays of {item.dtype} do not travel", kind="spec")
+        offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+        listed.append({"dtype": item.dtype.name, "shape": list(item.shape), "offset": offset})
+        end = offset + item.nbytes
+    return listed, end
+
+
+def arrays_in(header: Fields, payload: Array, slots: dict[int, Array]) -> list[Array]:
+    """The arrays that a header lists, as views of the payload or of a slot.
+
+    Raises:
+        ProtocolError: an entry is not what ``layout_of`` writes, or leaves its buffer.
+    """
+    try:
+        return [_array_in(entry, payload, slots) for entry in header.get("arrays", ())]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"a bad list of arrays: {type(error).__name__}: {error}") from error
+
+
+def _array_in(entry: Fields, payload: Array, slots: dict[int, Array]) -> Array:
+    buffer = payload if entry.get("slot") is None else slots[entry["slot"]]
+    name, shape, offset = entry["dtype"], entry["shape"], entry["offset"]
+    sizes_fit = isinstance(shape, list) and len(shape) <= 8 and all(type(size) is int and size >= 0 for size in shape)
+    if name not in DATA_TYPES.values() or not sizes_fit or type(offset) is not int or offset < 0:
+        raise ProtocolError(f"a bad array: {entry}")
+    dtype, count = np.dtype(name), 1
+    for size in shape:
+        count *= size
+    if offset + count * dtype.itemsize > buffer.nbytes:
+        raise ProtocolError(f"an array that leaves its buffer: {entry}")
+    if not count:
+        return np.empty(shape, dtype)
+    return np.frombuffer(buffer, dtype, count, offset).reshape(shape)
+
+
+def map_slot(descriptor: int, size: int) -> Array:
+    """Shared memory as bytes; it stays mapped as long as the array, or a view of it, lives."""
+    return np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+
+
+class SocketChannel:
+    """Requests from, and replies to, a connection.
+
+    Args:
+        connection: a connection that has been greeted.
+        idle_seconds: end when nothing is asked for so long; 0 for never.
+    """
+
+    def __init__(self, connection: Connection, idle_seconds: float = 0) -> None:
+        self._connection = connection
+        self._idle_seconds = idle_seconds
+        self._slots: dict[int, Array] = {}
+
+    def receive(self, wait: bool) -> Request | None:
+        """The next request; None when there is none now and ``wait`` is false."""
+        while wait or self._connection.readable(0):
+            if wait and self._idle_seconds and not self._connection.readable(self._idle_seconds):
+                raise EOFError("nothing was asked for a while")
+            header, payload, descriptors = self._connection.receive()
+            if not self._is_about_slots(header, descriptors):
+                return Request(header, arrays_in(header, payload, self._slots))
+        return None
+
+    def send(self, request: Request, fields: Fields, arrays: Sequence[Array]) -> None:
+        """Answer; the arrays go into the slot that the request offers when they fit there."""
+        header = {**fields, "id": request.fields.get("id")}
+        place = request.fields.get("reply") or {}
+        slot = self._slots.get(place.get("slot", -1))
+        if slot is not None and arrays:
+            listed, end = layout_of(arrays, start=int(place["offset"]))
+            if end <= slot.nbytes:
+                for entry, values in zip(listed, arrays):
+                    into = slot[entry["offset"] : entry["offset"] + values.nbytes]
+                    into[:] = _bytes_of(values)
+                    entry["slot"] = place["slot"]
+                self._connection.send({**header, "arrays": listed})
+                return
+        self._connection.send(header, arrays)
+
+    def _is_about_slots(self, header: Fields, descriptors: list[int]) -> bool:
+        """Requests without a reply: ``share`` brings memory, ``unshare`` lets it go."""
+        try:
+            if header.get("op") == "share" and len(descriptors) == 1:
+                self._slots[int(header["slot"])] = map_slot(descriptors[0], int(header["size"]))
+            elif header.get("op") == "unshare":
+                self._slots.pop(int(header["slot"]), None)
+            elif descriptors or header.get("op") == "share":
+                raise ProtocolError("descriptors came with a request that takes none")
+            else:
+                return False
+        except (OSError, ValueError, KeyError) as error:
+            # The client finds out when it checks the slot, and goes on without shared memory.
+            print(f"clipmlu worker: cannot map shared memory: {error}", file=sys.stderr)
+        finally:
+            _close_all(descriptors)
+        return True
+
+
+# ---- the greeting ------------------------------------------------------------------------------------------------------
+
+
+def accept_greeting(
+    connection: Connection, secret: bytes | None, on_accept: Callable[[Fields], Fields] = lambda _hello: {}
+) -> None:
+    """The serving side: show who we are, and refuse strangers and other versions.
+
+    Args:
+        connection: a fresh connection.
+        secret: what the client must prove to know; None to ask for nothing.
+        on_accept: takes the client's greeting and gives what else to tell it.
+
+    Raises:
+        GreetingError: the client was refused, and told why.
+        ProtocolError, EOFError, DeadlineError: it is no client of ours.
+    """
+    deadline = time.monotonic() + GREETING_SECONDS
+    nonce = os.urandom(32).hex()
+    digest = own_digest()
+    connection.send(
+        {"clipmlu_worker": PROTOCOL, "digest": digest, "nonce": nonce, "auth": secret is not None}, deadline=deadline
+    )
+    hello, _payload, descriptors = connection.receive(deadline, MAX_GREETING, 0)
+    _close_all(descriptors)
+    answer: Fields = {"ok": True}
+    problem = ""
+    if secret is not None:
+        theirs = str(hello.get("nonce", ""))
+        proof = _proof(secret, "client", nonce, theirs)
+        if len(theirs) < 32 or not hmac.compare_digest(proof, str(hello.get("proof", ""))):
+            problem = "the secret is wrong or missing"
+        else:
+            answer["proof"] = _proof(secret, "server", nonce, theirs)
+    if not problem and hello.get("digest") != digest:
+        problem = (
+            f"this worker is another version of the driver ({digest[:12]}) than the client's "
+            f"({str(hello.get('digest'))[:12]}); copy it again with: clipmlu worker --write PATH"
+        )
+    if problem:
+        connection.send({"ok": False, "error": problem}, deadline=deadline)
+        raise GreetingError(problem)
+    connection.send({**answer, **on_accept(hello)}, deadline=deadline)
+
+
+def send_greeting(
+    connection: Connection,
+    secret: bytes | None,
+    digest: str,
+    *,
+    replaces: str | None = None,
+    needs_secret: bool = False,
+    seconds: float = GREETING_SECONDS,
+) -> Fields:
+    """The client's side; gives what the worker tells about itself.
+
+    Raises:
+        GreetingError: it is another version, does not know the secret, or refuses us.
+        ProtocolError, EOFError, DeadlineError: it is no worker of ours.
+    """
+    deadline = time.monotonic() + seconds
+    theirs, _payload, _none = connection.receive(deadline, MAX_GREETING, 0)
+    if "clipmlu_worker" not in theirs:
+        raise ProtocolError("what answers there is no clipmlu worker")
+    if theirs.get("digest") != digest or theirs["clipmlu_worker"] != PROTOCOL:
+        raise GreetingError(
+            f"the worker is another version of the driver ({str(theirs.get('digest'))[:12]}) than ours ({digest[:12]}); "
+            "copy it again with: clipmlu worker --write PATH"
+        )
+    if needs_secret and not theirs.get("auth"):
+        raise GreetingError("the worker does not ask for a secret, which it must over TCP")
+    if theirs.get("auth") and secret is None:
+        raise GreetingError(f"the worker asks for a secret; set {SECRET_VARIABLE}")
+    nonce = os.urandom(32).hex()
+    hello: Fields = {"digest": digest, "nonce": nonce, "replaces": replaces}
+    proved = secret is not None and theirs.get("auth")
+    if secret is not None and proved:
+        hello["proof"] = _proof(secret, "client", str(theirs["nonce"]), nonce)
+    connection.send(hello, deadline=deadline)
+    answer, _payload, _none = connection.receive(deadline, MAX_HEADER, 0)
+    if not answer.get("ok"):
+        raise GreetingError(f"the worker refuses: {answer.get('error')}")
+    if secret is not None and proved:
+        proof = _proof(secret, "server", str(theirs["nonce"]), nonce)
+        if not hmac.compare_digest(proof, str(answer.get("proof", ""))):
+            raise GreetingError("what answers there does not know the secret")
+    return answer
+
+
+def _proof(secret: bytes, side: str, server_nonce: str, client_nonce: str) -> str:
+    text = f"clipmlu worker {PROTOCOL} {side} {server_nonce} {client_nonce}"
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def read_secret(path: str | None) -> bytes | None:
+    """The shared secret, from a file or from the environment; None when there is neither."""
+    if path:
+        with open(path, "rb") as stream:
+            secret = stream.read().strip()
+    else:
+        secret = os.environ.get(SECRET_VARIABLE, "").strip().encode()
+    if secret and len(secret) < MIN_SECRET:
+        raise GreetingError(f"the secret has {len(secret)} characters; expected {MIN_SECRET} or more")
+    return secret or None
+
+
+def parse_address(text: str) -> tuple[str, Any]:
+    """``unix:PATH`` as ("unix", path), ``tcp:HOST:PORT`` as ("tcp", (host, port)), ``fd:N`` as ("fd", n)."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest:
+        return kind, rest
+    if kind == "fd" and rest.isdigit():
+        return kind, int(rest)
+    host, _, port = rest.rpartition(":")
+    if kind == "tcp" and host and port.isdigit():
+        return kind, (host.strip("[]"), int(port))
+    raise GreetingError(f"'{text}' is no address; expected unix:PATH or tcp:HOST:PORT")
+
+
+# ---- the processes -----------------------------------------------------------------------------------------------------
+
+
+def start_child(
+    command: Sequence[str], descriptor: int, environment: dict[str, str], echo: bool
+) -> tuple[subprocess.Popen[bytes], LogTail]:
+    """Start a process that inherits one descriptor; the last of what it and the vendor's library print is kept.
+
+    The process ends with the thread that calls this (see ``die_with_parent``), so that has to be one that lives on.
+    """
+    reading, writing = os.pipe()
+    try:
+        child = subprocess.Popen(  # noqa: S603 - our own interpreter and this file
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=writing,
+            pass_fds=(descriptor,),
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the client, which then ends its worker
+        )
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    return child, LogTail(os.fdopen(reading, "rb"), echo)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, even if the SDK hangs at that time."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def serve_descriptor(descriptor: int, *, greeted: bool, scratch: str | None, idle_seconds: float) -> None:
+    """Serve one connection that is open already, until it ends."""
+    connection = Connection(socket.socket(fileno=descriptor))
+    try:
+        if not greeted:
+            accept_greeting(connection, None)
+        serve_requests(SocketChannel(connection, idle_seconds), Service(scratch=scratch))
+    except (ProtocolError, GreetingError, DeadlineError) as error:
+        print(f"clipmlu worker: {error}", file=sys.stderr)
+        with contextlib.suppress(EOFError):
+            connection.send({"error": DriverError("request", str(error), kind="spec").to_json(), "id": None})
+    except EOFError:
+        pass
+    finally:
+        connection.abort()
+        connection.close()
+
+
+class Server:
+    """Listens, and gives each connection a process of its own, so that a crash in the SDK ends nothing else.
+
+    Args:
+        address: ``unix:PATH`` or ``tcp:HOST:PORT``.
+        secret: what clients must prove to know; needed for TCP.
+        socket_mode: permissions of a Unix socket.
+        max_clients: connections at a time.
+        idle_seconds: end a connection on which nothing was asked for so long; 0 for never.
+    """
+
+    def __init__(
+        self, address: str, secret: bytes | None, *, socket_mode: int, max_clients: int, idle_seconds: float
+    ) -> None:
+        self._kind, self._where = parse_address(address)
+        if self._kind == "tcp" and secret is None:
+            raise GreetingError(f"TCP needs a shared secret: give --secret-file or set {SECRET_VARIABLE}")
+        self._secret = secret
+        self._mode = socket_mode
+        self._idle_seconds = idle_seconds
+        self._free = threading.BoundedSemaphore(max_clients)
+        self._lock = threading.Lock()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._endings: dict[str, Fields] = {}
+
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C."""
+        signal.signal(signal.SIGTERM, _leave)
+        listener = self._listen()
+        print(f"clipmlu worker: serving on {listener.getsockname()}", file=sys.stderr, flush=True)
+        try:
+            while True:
+                self._free.acquire()
+                stream, _address = listener.accept()
+                threading.Thread(target=self._attend, args=(stream,), daemon=True).start()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            listener.close()
+            if self._kind == "unix":
+                with contextlib.suppress(OSError):
+                    os.unlink(self._where)
+            self._end_children()
+
+    def _listen(self) -> socket.socket:
+        if self._kind == "tcp":
+            host, port = self._where
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+        else:
+            _remove_stale(self._where)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            before = os.umask(0o777 & ~self._mode)
+            try:
+                listener.bind(self._where)
+            finally:
+                os.umask(before)
+        listener.listen(16)
+        return listener
+
+    def _attend(self, stream: socket.socket) -> None:
+        connection = Connection(stream)
+        worker = os.urandom(16).hex()
+        try:
+            accept_greeting(connection, self._secret, lambda hello: self._introduce(worker, hello))
+            self._run_child(connection, worker)
+        except (GreetingError, ProtocolError, DeadlineError, EOFError) as error:
+            print(f"clipmlu worker: refused a client: {error}", file=sys.stderr, flush=True)
+        finally:
+            connection.abort()
+            connection.close()
+            self._free.release()
+
+    def _introduce(self, worker: str, hello: Fields) -> Fields:
+        """Give the connection a name; a client that comes again is told how its last process ended."""
+        former = str(hello.get("replaces"))
+        with self._lock:
+            child = self._children.get(former)
+        if child is not None:
+            child.kill()
+            child.wait()
+            time.sleep(0.1)  # for the last of its log
+        with self._lock:
+            return {"worker": worker, "previous": self._endings.pop(former, None)}
+
+    def _run_child(self, connection: Connection, worker: str) -> None:
+        scratch = tempfile.mkdtemp(prefix="clipmlu-worker-")
+        environment = {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
+        command = [sys.executable, os.path.abspath(__file__), "--serve", f"fd:{connection.fileno()}", "--greeted"]
+        command += ["--scratch", scratch, "--idle-seconds", str(self._idle_seconds)]
+        try:
+            child, tail = start_child(command, connection.fileno(), environment, echo=True)
+            with self._lock:
+                self._children[worker] = child
+            self._watch(connection, child)
+            with self._lock:
+                del self._children[worker]
+                self._endings[worker] = {"exit": describe_exit(child.returncode), "log": tail.text()}
+                while len(self._endings) > 16:
+                    del self._endings[next(iter(self._endings))]
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @staticmethod
+    def _watch(connection: Connection, child: subprocess.Popen[bytes]) -> None:
+        """Wait for the child's end; end it when its client is gone and it does not notice, because the SDK hangs."""
+        while child.poll() is None:
+            if connection.peer_gone(0.2):
+                try:
+                    child.wait(2)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+    def _end_children(self) -> None:
+        with self._lock:
+            children = list(self._children.values())
+        for child in children:
+            child.kill()
+        for child in children:
+            child.wait()
+        time.sleep(0.3 if children else 0)  # for the threads that remove their files
+
+
+class LogTail:
+    """The last lines of a process's error stream, where the vendor's library writes its log.
+
+    Args:
+        stream: a pipe, read on a thread of its own until it ends.
+        echo: also copy it to this process's error stream.
+    """
+
+    def __init__(self, stream: Any, echo: bool = False) -> None:
+        self._stream = stream
+        self._echo = echo
+        self._tail = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def text(self, wait_seconds: float = 1.0) -> str:
+        """The tail; waits a little for the stream to end."""
+        self._thread.join(wait_seconds)
+        return self._tail.decode("utf-8", "replace").strip()
+
+    def _read(self) -> None:
+        with self._stream:
+            for piece in iter(lambda: self._stream.read1(1 << 16), b""):
+                self._tail = (self._tail + piece)[-LOG_TAIL:]
+                if self._echo:
+                    with contextlib.suppress(OSError):
+                        os.write(2, piece)
+
+
+def describe_exit(code: int | None) -> str:
+    """What a return code says."""
+    if code is None:
+        return "still running"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _leave(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _remove_stale(path: str) -> None:
+    if not os.path.exists(path):
+        return
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+    raise GreetingError(f"something is serving on '{path}' already")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see the top of this file."""
+    parser = argparse.ArgumentParser(description="clipmlu worker: runs MagicMind models for another process.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--serve", metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; the host is always named")
+    what.add_argument("--info", action="store_true", help="print what is found here as JSON")
+    parser.add_argument("--secret-file", help=f"file with the shared secret; default: the variable {SECRET_VARIABLE}")
+    parser.add_argument("--socket-mode", default="600", help="permissions of a Unix socket, octal (default: 600)")
+    parser.add_argument("--max-clients", type=int, default=8, help="connections at a time (default: 8)")
+    parser.add_argument(
+        "--idle-seconds", type=float, default=0, help="end connections that are idle so long (0: never)"
+    )
+    parser.add_argument("--scratch", help=argparse.SUPPRESS)
+    parser.add_argument("--greeted", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here or entry == ""]
+    try:
+        return _run(options)
+    except (GreetingError, OSError) as error:
+        print(f"clipmlu worker: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.info:
+        service = Service()
+        print(json.dumps(service.answer(Request({"op": "info"}))[0], indent=2))
+        service.close()
+        return 0
+    kind, where = parse_address(options.serve)
+    if kind == "fd":
+        die_with_parent()
+        faulthandler.enable()
+        serve_descriptor(where, greeted=options.greeted, scratch=options.scratch, idle_seconds=options.idle_seconds)
+        return 0
+    server = Server(
+        options.serve,
+        read_secret(options.secret_file),
+        socket_mode=int(options.socket_mode, 8),
+        max_clients=options.max_clients,
+        idle_seconds=options.idle_seconds,
+    )
+    server.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""One living connection to one worker process: how it is made, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import subprocess
+import threading
+import time
+from typing import Any, NamedTuple
+
+from clipmlu.backends.base import Array
+from clipmlu.backends.magicmind.driver import (
+    Connection,
+    DeadlineError,
+    GreetingError,
+    LogTail,
+    ProtocolError,
+    describe_exit,
+    digest_of,
+    parse_address,
+    read_secret,
+    send_greeting,
+    start_child,
+)
+from clipmlu.backends.magicmind.options import WorkerOptions
+from clipmlu.backends.magicmind.peer import Fields
+from clipmlu.errors import BackendUnavailableError
+
+Frame = tuple[Fields, Array]
+_GRACE_SECONDS = 5.0
+
+
+class LostError(Exception):
+    """The worker died, hangs or sends garbage; another one may do better."""
+
+
+class Event(NamedTuple):
+    """What a link's reader found: a frame, or the end.
+
+    Attributes:
+        link: number of the link.
+        frame: header and payload; None at the end.
+        reason: why it ended.
+    """
+
+    link: int
+    frame: Frame | None
+    reason: str
+
+
+class Ending(NamedTuple):
+    """How a worker ended: what became of the process, and the last of its log."""
+
+    exit: str
+    log: str
+
+
+class Link:
+    """A greeted connection, with a thread that reads it.
+
+    Args:
+        options: which worker.
+        number: distinguishes the links of a client.
+        events: where frames and the end are put.
+        replaces: what the worker called the former link, which it then ends.
+
+    Attributes:
+        number: as given.
+        name: what the worker calls this link.
+        previous: how the process behind the former link ended, when the worker knows.
+
+    Raises:
+        LostError: there is no answer, or a wrong one; trying again may help.
+        BackendUnavailableError: trying again will not help.
+    """
+
+    def __init__(
+        self, options: WorkerOptions, number: int, events: queue.SimpleQueue[Any], replaces: str | None
+    ) -> None:
+        self.number = number
+        self._events = events
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: LogTail | None = None
+        self._connection = self._start(options) if options.address is None else _connect(options)
+        try:
+            answer = self._greet(options, replaces)
+        except BaseException:
+            self._connection.close()
+            raise
+        self.name: str | None = answer.get("worker")
+        self.previous = _ending_from(answer.get("previous"))
+        self._reader = threading.Thread(target=self._read, name="clipmlu-worker-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def passes_descriptors(self) -> bool:
+        """Whether memory can be shared with it."""
+        return self._connection.passes_descriptors
+
+    def send(self, fields: Fields, arrays: list[Array], deadline: float, descriptors: tuple[int, ...] = ()) -> None:
+        """Send one request.
+
+        Raises:
+            LostError: the worker is gone, or does not take it in time.
+        """
+        try:
+            self._connection.send(fields, arrays, descriptors, deadline)
+        except (EOFError, DeadlineError) as error:
+            raise LostError(str(error)) from error
+
+    def stop(self, *, gently: bool) -> Ending:
+        """End the connection, and the process if it was started here.
+
+        Args:
+            gently: let the worker close its sessions first.
+        """
+        self._connection.abort()
+        self._reader.join(_GRACE_SECONDS)
+        self._connection.close()
+        return self._end_process(_GRACE_SECONDS if gently else 0.0)
+
+    def ended_cleanly(self) -> bool:
+        """Whether the process has ended by itself and without an error, as it does when it was idle for long."""
+        if self._process is None:
+            return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(_GRACE_SECONDS) == 0
+        return False
+
+    def _start(self, options: WorkerOptions) -> Connection:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [str(options.python), str(options.driver), "--serve", f"fd:{theirs.fileno()}"]
+            command += ["--idle-seconds", str(options.idle_seconds)]
+            environment = dict(os.environ if options.environment is None else options.environment)
+            environment.setdefault("PYTHONUNBUFFERED", "1")
+            try:
+                self._process, self._log = start_child(command, theirs.fileno(), environment, echo=False)
+            except OSError as error:
+                ours.close()
+                raise BackendUnavailableError(
+                    f"Cannot start the MagicMind worker with '{options.python}': {error.strerror}. "
+                    "Give the interpreter of the vendor's environment."
+                ) from error
+        return Connection(ours)
+
+    def _greet(self, options: WorkerOptions, replaces: str | None) -> Fields:
+        try:
+            secret = None if options.address is None else read_secret(options.secret_file)
+            return send_greeting(
+                self._connection,
+                secret,
+                digest_of(str(options.driver)),
+                replaces=replaces,
+                needs_secret=(options.address or "").startswith("tcp:"),
+                seconds=options.start_seconds,
+            )
+        except GreetingError as error:
+            self._end_process(0)
+            raise BackendUnavailableError(f"MagicMind worker {options}: {error}.") from error
+        except (ProtocolError, DeadlineError, EOFError) as error:
+            ending = self._end_process(_GRACE_SECONDS if isinstance(error, EOFError) else 0)
+            log = f"; it said: {ending.log}" if ending.log else ""
+            raise LostError(f"it does not greet: {error} ({ending.exit}{log})") from error
+
+    def _read(self) -> None:
+        try:
+            while True:
+                header, payload, _descriptors = self._connection.receive()
+                self._events.put(Event(self.number, (header, payload), ""))
+        except ProtocolError as error:
+            self._events.put(Event(self.number, None, f"it sent garbage: {error}"))
+        except (EOFError, OSError, ValueError) as error:
+            self._events.put(Event(self.number, None, str(error)))
+
+    def _end_process(self, patience: float) -> Ending:
+        if self._process is None or self._log is None:
+            return Ending("the connection ended", "")
+        try:
+            # A worker that died of itself is to be reported as such, so it gets a moment to be dead.
+            self._process.wait(patience or 0.2)
+            text = describe_exit(self._process.returncode)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            text = "ended by us"
+        return Ending(text, self._log.text())
+
+
+def _connect(options: WorkerOptions) -> Connection:
+    assert options.address is not None, "the caller looked"
+    try:
+        kind, where = parse_address(options.address)
+    except GreetingError as error:
+        raise BackendUnavailableError(f"MagicMind worker: {error}.") from error
+    deadline = time.monotonic() + options.start_seconds
+    try:
+        if kind == "tcp":
+            stream = socket.create_connection(where, timeout=max(0.1, deadline - time.monotonic()))
+        else:
+            stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            stream.settimeout(max(0.1, deadline - time.monotonic()))
+            try:
+                stream.connect(where)
+            except BaseException:
+                stream.close()
+                raise
+    except OSError as error:
+        raise LostError(f"cannot connect: {error.strerror or error}") from error
+    stream.settimeout(None)
+    return Connection(stream)
+
+
+def _ending_from(value: Any) -> Ending | None:
+    return Ending(str(value.get("exit")), str(value.get("log"))) if isinstance(value, dict) else None

@@ -1,0 +1,29 @@
+"""``clipmlu worker``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from clipmlu.cli._shared import PATH, note
+
+
+@click.command("worker")
+@click.option("--write", "path", type=PATH, required=True, metavar="PATH", help="File to write, or a directory for it.")
+def worker_command(path: Path) -> None:
+    """Write the one file that runs models where the vendor's SDK lives.
+
+    Copy it into the vendor's container or to the host with the card; it needs Python 3.7 or newer, NumPy and magicmind.
+    """
+    from clipmlu.backends.magicmind.copying import write_worker
+
+    written = write_worker(path)
+    click.echo(str(written))
+    note(
+        "Start it where magicmind is:\n"
+        f"  python3.7 {written.name} --info\n"
+        f"  python3.7 {written.name} --serve unix:/shared/mlu.sock      # a container that shares the directory\n"
+        f"  python3.7 {written.name} --serve tcp:HOST:9310 --secret-file FILE   # another host\n"
+        "and tell clipmlu here: CLIPMLU_MLU_WORKER=unix:/shared/mlu.sock, or tcp:HOST:9310 with CLIPMLU_WORKER_SECRET_FILE."
+    )
