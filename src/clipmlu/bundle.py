@@ -29,7 +29,9 @@ from clipmlu.errors import (
     OutputError,
 )
 from clipmlu.specs import (
+    CalibrationRecord,
     Layout,
+    MluBuild,
     ModelId,
     NaturalInt,
     PositiveInt,
@@ -107,6 +109,22 @@ class Export(Spec, frozen=True, kw_only=True):
     parity: tuple[ParityRecord, ...]
 
 
+class Placement(Spec, frozen=True, kw_only=True):
+    """Where a graph runs, and how.
+
+    Attributes:
+        target: the target as named on the command line, such as ``"cpu"``.
+        backend: the runtime that executes the file, such as ``"onnxruntime"``.
+        precision: arithmetic of the graph.
+        emulated: True when the emulated vendor SDK made the file and runs it.
+    """
+
+    target: str
+    backend: str
+    precision: Precision
+    emulated: bool
+
+
 class Compilation(Spec, frozen=True, kw_only=True):
     """What was decided when an exported bundle was compiled.
 
@@ -121,6 +139,9 @@ class Compilation(Spec, frozen=True, kw_only=True):
         emulated: True when anything in the bundle was made by the emulated vendor SDK.
         source_digest: digest of the exported bundle's manifest.
         parity: what was measured against the exported graphs before the bundle was published.
+        text_tower: where the text tower runs if not where the rest does.
+        mlu: how the graphs were built for MLU cards, or None for other targets.
+        calibration: which data the graphs were calibrated with, or None.
     """
 
     target: str
@@ -132,6 +153,16 @@ class Compilation(Spec, frozen=True, kw_only=True):
     emulated: bool
     source_digest: str
     parity: tuple[ParityRecord, ...]
+    text_tower: Placement | None = None
+    mlu: MluBuild | None = None
+    calibration: CalibrationRecord | None = None
+
+    def placement(self, tower: TowerName) -> Placement:
+        """Where a graph runs."""
+        if tower == "text" and self.text_tower is not None:
+            return self.text_tower
+        emulated = self.emulated
+        return Placement(target=self.target, backend=self.backend, precision=self.precision, emulated=emulated)
 
 
 class Manifest(Spec, frozen=True, kw_only=True):

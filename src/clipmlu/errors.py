@@ -6,6 +6,7 @@
       BackendUnavailableError               the runtime of a target is not usable on this machine
       CompileError
         PrecisionError                      a precision that the target does not offer
+        CalibrationError                    calibration data that are missing or do not fit
       BundleError
         BundleNotFoundError                 no bundle at that path
         BundleExistsError                   the output is there already
@@ -20,6 +21,7 @@
       OutputError                           a result cannot be written
       SessionError
         ShapeError                          a batch that the compiled bundle does not take
+        DeviceError                         a call into the vendor's SDK failed; .call, .status and .kind
 
 The command line exits with an error's ``exit_code``: 1, or 2 for a mistake in the options, or 3 for a failed gate.
 """
@@ -81,6 +83,10 @@ class CompileError(ClipmluError):
 
 class PrecisionError(CompileError):
     """The precision asked for is not offered by the target."""
+
+
+class CalibrationError(CompileError):
+    """Calibration data are missing, cannot be read, or do not fit the graph."""
 
 
 class BundleError(ClipmluError):
@@ -151,6 +157,22 @@ class SessionError(ClipmluError):
 
 class ShapeError(SessionError):
     """A batch whose shape or dtype the compiled bundle does not take."""
+
+
+class DeviceError(SessionError):
+    """A call into the vendor's SDK failed.
+
+    Attributes:
+        call: the SDK's function.
+        status: its code and message, as it printed them.
+        kind: what it is about, such as ``"device_lost"`` or ``"out_of_memory"``.
+    """
+
+    def __init__(self, message: str, call: str, status: str, kind: str) -> None:
+        self.call = call
+        self.status = status
+        self.kind = kind
+        super().__init__(message)
 
 
 def first_line(error: BaseException) -> str:

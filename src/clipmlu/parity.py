@@ -9,11 +9,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.specs import Precision
+
 FLOAT32_TOLERANCE = 1e-5
 """Allowed absolute difference of an element of a unit-norm embedding, both sides in float32."""
 
 FLOAT32_MIN_COSINE = 0.99999
 """Smallest allowed cosine similarity of two embeddings of the same input, both sides in float32."""
+
+MIN_COSINE = {
+    Precision.FORCE_FLOAT32: FLOAT32_MIN_COSINE,
+    Precision.FORCE_FLOAT16: 0.999,
+    Precision.QINT16_MIXED_FLOAT32: 0.99,
+    Precision.QINT16_MIXED_FLOAT16: 0.99,
+    Precision.QINT8_MIXED_FLOAT32: 0.9,
+    Precision.QINT8_MIXED_FLOAT16: 0.9,
+}
+"""Smallest allowed cosine similarity of a compiled embedding and its float32 reference: what a graph that works keeps,
+and a broken one (overflow in binary16, a wrong scale) does not. It is no promise of accuracy; measure that."""
 
 _CHUNK_ROWS = 4096  # float64 copies of this many rows at a time
 
@@ -59,6 +72,18 @@ def measure_difference(reference: npt.NDArray[Any], measured: npt.NDArray[Any]) 
         max_abs_diff = max(max_abs_diff, float(np.abs(expected - found).max(initial=0.0)))
         min_cosine = min(min_cosine, float(_cosines(expected, found).min(initial=1.0)))
     return Difference(max_abs_diff=max_abs_diff, min_cosine=min_cosine)
+
+
+def allowed_embedding_difference(precision: Precision, min_cosine: float) -> float:
+    """Allowed absolute difference of an element of a unit-norm embedding.
+
+    Args:
+        precision: arithmetic of the measured side; the reference is float32.
+        min_cosine: smallest allowed cosine similarity; two unit vectors of cosine c lie sqrt(2 - 2c) apart.
+    """
+    if precision is Precision.FORCE_FLOAT32 and min_cosine >= FLOAT32_MIN_COSINE:
+        return FLOAT32_TOLERANCE
+    return math.sqrt(max(0.0, 2.0 - 2.0 * min_cosine))
 
 
 def allowed_logit_difference(tolerance: float, logit_scale: float) -> float:

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 
 from clipmlu import __version__
-from clipmlu.backends import SessionOptions, backend_for_target
 from clipmlu.bundle import (
     CompiledBundle,
     ExportedBundle,
@@ -21,12 +20,13 @@ from clipmlu.bundle import (
     write_file,
 )
 from clipmlu.classify.encoder import Encoder
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
-from clipmlu.data.datasets import open_dataset
+from clipmlu.compile.calibration import CalibrationOptions
+from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
+from clipmlu.data.datasets import DATASETS, open_dataset
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
-from clipmlu.specs import Spec
+from clipmlu.specs import CalibrationRecord, Spec
 
 REPORT_NAME = "report.json"
 
@@ -104,7 +104,7 @@ def run_chain(
         ClipmluError: as the steps raise it.
     """
     # What can be known to be wrong is found before the slow steps begin.
-    target, _ = backend_for_target(options.compile.target)
+    plan = plan_compilation(options.compile)
     dataset = open_dataset(
         options.dataset,
         options.split,
@@ -116,10 +116,11 @@ def run_chain(
     folder = output / _slug(model, options.export)
     exported, export_step = _export(model, folder / "exported", options.export, on_note)
     compiled, compile_step = _compile(
-        exported, folder / _compiled_name(target, options.compile), target, options.compile, on_note
+        exported, folder / _compiled_name(plan, options.compile), plan, options.compile, on_note
     )
     start = time.perf_counter()
-    with Encoder(compiled, SessionOptions(threads=options.threads)) as encoder:
+    session = dataclasses.replace(options.compile.session, threads=options.threads)
+    with Encoder(compiled, session) as encoder:
         accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress)
     mark = " (emulated)" if accuracy.emulated else ""
     eval_step = Step(
@@ -177,10 +178,10 @@ def _reusable_export(
 
 
 def _compile(
-    exported: ExportedBundle, path: Path, target: str, options: CompileOptions, on_note: Callable[[str], None]
+    exported: ExportedBundle, path: Path, plan: CompilationPlan, options: CompileOptions, on_note: Callable[[str], None]
 ) -> tuple[CompiledBundle, Step]:
     start = time.perf_counter()
-    reusable = _reusable_compilation(exported, path, target, options, on_note)
+    reusable = _reusable_compilation(exported, path, plan, options, on_note)
     if reusable is None:
         on_note(f"compiling {exported.path} to {path}")
         result, bundle = "made", compile_bundle(exported, path, options)
@@ -191,7 +192,7 @@ def _compile(
 
 
 def _reusable_compilation(
-    exported: ExportedBundle, path: Path, target: str, options: CompileOptions, on_note: Callable[[str], None]
+    exported: ExportedBundle, path: Path, plan: CompilationPlan, options: CompileOptions, on_note: Callable[[str], None]
 ) -> CompiledBundle | None:
     try:
         bundle = open_compiled(path)
@@ -202,17 +203,21 @@ def _reusable_compilation(
         return None
     facts = bundle.compilation
     same = (
-        facts.source_digest == exported.digest
-        and facts.target == target
-        and facts.precision == options.precision
-        and facts.dynamic_shape == options.dynamic_shape
-        and facts.batch_size == options.batch_size
-        and facts.max_batch == options.largest_batch
+        msgspec.structs.replace(facts, parity=(), calibration=None) == plan.facts(options, exported.digest, None)
+        and _same_calibration(facts.calibration, options.calibration)
         and bundle.manifest.tool_versions["clipmlu"] == __version__
     )
     if not same:
         on_note(f"not reusing {path}: it was compiled from another export, or with other options")
     return bundle if same else None
+
+
+def _same_calibration(record: CalibrationRecord | None, options: CalibrationOptions | None) -> bool:
+    """Whether a bundle was calibrated as asked; a folder's images may have changed since, so it is calibrated anew."""
+    if record is None or options is None:
+        return record is None and options is None
+    wanted = (options.dataset, options.samples, options.seed)
+    return (record.dataset, record.samples, record.seed) == wanted and options.dataset in DATASETS
 
 
 def _slug(model: str, options: ExportOptions) -> str:
@@ -221,6 +226,6 @@ def _slug(model: str, options: ExportOptions) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
 
 
-def _compiled_name(target: str, options: CompileOptions) -> str:
+def _compiled_name(plan: CompilationPlan, options: CompileOptions) -> str:
     shape = f"1-{options.largest_batch}" if options.dynamic_shape else str(options.batch_size)
-    return f"{target}-{options.precision.value}-{shape}"
+    return f"{plan.main.target}-{plan.main.precision.value}-{shape}"

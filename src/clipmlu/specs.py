@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from clipmlu.errors import OptionError
 
 MODULE_KEY = "clipmlu.module"
 """Metadata of a graph's node: path of the module that it belongs to, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
@@ -19,6 +21,13 @@ Layout = Literal["towers", "joint"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 TextCleaning = Literal["lower", "whitespace", "canonicalize"]
+Granularity = Literal["per_tensor", "per_axis"]
+ActivationQuantisation = Literal["symmetric", "asymmetric"]
+CalibrationAlgorithm = Literal["linear", "eqnm"]
+ComputationPreference = Literal["auto", "fast", "high_precision"]
+
+MLU_ARCHS = ("mtp_372", "mtp_592", "tp_322")
+"""MLU370, MLU590 and the edge part: what the vendor's samples accept (docs/magicmind-api.md, section 5)."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +43,11 @@ class Precision(str, enum.Enum):
     QINT8_MIXED_FLOAT32 = "qint8_mixed_float32"
     QINT16_MIXED_FLOAT16 = "qint16_mixed_float16"
     QINT16_MIXED_FLOAT32 = "qint16_mixed_float32"
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of quantised operands, or None in a mode that quantises nothing."""
+        return {"qint8": 8, "qint16": 16}.get(self.value.partition("_")[0])
 
 
 class TensorSpec(Spec, frozen=True, kw_only=True):
@@ -116,3 +130,64 @@ class ModelId(Spec, frozen=True, kw_only=True):
         if self.random_seed is not None:
             return f"{self.name} (random weights, seed {self.random_seed})"
         return f"{self.name}::{self.pretrained}" if self.pretrained else self.name
+
+
+class MluBuild(Spec, frozen=True, kw_only=True):
+    """How a graph is built for MLU cards; the defaults are those of the vendor's CLIP sample.
+
+    Attributes:
+        archs: architecture -> numbers of clusters to optimise for; an empty tuple names none.
+        granularity: of quantised weights: one scale for each tensor, or for each output channel.
+        activation: quantisation of activations.
+        algorithm: how calibration finds ranges: smallest and largest value, or the least quantisation noise.
+        computation_preference: how operators compute.
+        conv_scale_fold: fold what follows a convolution into its weights.
+        node_types: exact node name -> ``"float32"`` or ``"float16"``, whatever the precision mode says.
+        text_rows: texts of the joint layout, a fixed number.
+        build_config: further configuration of the SDK, merged last, so that it wins.
+        toolchain: path of the cross-compiler for the edge part, or None.
+    """
+
+    archs: dict[str, tuple[PositiveInt, ...]] = msgspec.field(default_factory=lambda: {"mtp_372": (2, 6, 8)})
+    granularity: Granularity = "per_tensor"
+    activation: ActivationQuantisation = "symmetric"
+    algorithm: CalibrationAlgorithm = "linear"
+    computation_preference: ComputationPreference = "auto"
+    conv_scale_fold: bool = True
+    node_types: dict[str, Literal["float32", "float16"]] = {}
+    text_rows: PositiveInt = 100
+    build_config: dict[str, Any] = {}
+    toolchain: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the SDK is known not to take.
+
+        Raises:
+            OptionError: what is wrong.
+        """
+        unknown = sorted(set(self.archs) - set(MLU_ARCHS))
+        if unknown or not self.archs:
+            named = ", ".join(unknown) or "none"
+            raise OptionError(f"MLU architecture is '{named}'; expected one or more of {', '.join(MLU_ARCHS)}")
+        if any(count < 1 for counts in self.archs.values() for count in counts):
+            raise OptionError("cluster numbers are 1 or more")
+        if self.algorithm == "eqnm" and self.activation == "asymmetric":
+            raise OptionError("the calibration algorithm eqnm works with symmetric activations only")
+
+
+class CalibrationRecord(Spec, frozen=True, kw_only=True):
+    """Which data a bundle was calibrated with.
+
+    Attributes:
+        dataset: the dataset's name.
+        split: which part of it.
+        samples: number of images.
+        seed: of the choice of images.
+        texts: number of prompts.
+    """
+
+    dataset: str
+    split: str
+    samples: PositiveInt
+    seed: NaturalInt
+    texts: PositiveInt

@@ -1,17 +1,22 @@
-"""What every backend must do, one suite for all of them.
+"""What every backend must do, one suite for all of them: the CPU runtime, the emulated SDK in this process and in a worker,
+and the real SDK where there is one.
 
-A target joins by being listed in ``TARGETS``; the tiny model's towers in NumPy are the reference.
+The tiny model's towers in NumPy are the reference.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import support
-from clipmlu.backends import TARGETS, SessionOptions, backend_for_target, get_backend
+from clipmlu.backends import AUTO_ORDER, BACKENDS, TARGETS, SessionOptions, backend_for_target, get_backend
+from clipmlu.backends.magicmind.backend import emulated_worker
 from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.classify.encoder import Encoder, load
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
@@ -27,19 +32,46 @@ from clipmlu.errors import (
 TOLERANCE = 1e-6
 
 
-@pytest.fixture(params=sorted(TARGETS))
-def target(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    availability = get_backend(TARGETS[name]).probe()
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A target, and where its runtime is."""
+
+    target: str
+    session: Callable[[], SessionOptions] = SessionOptions
+
+    def encoder(self, bundle: CompiledBundle) -> Encoder:
+        return Encoder(bundle, self.session())
+
+    def compile(self, exported: ExportedBundle, path: Path, **options: Any) -> CompiledBundle:
+        return compile_bundle(exported, path, CompileOptions(target=self.target, session=self.session(), **options))
+
+
+PLACES = {
+    "cpu": Place("cpu"),
+    "emulator": Place("emulated-mlu"),
+    "emulator-in-worker": Place("emulated-mlu", lambda: SessionOptions(worker=emulated_worker())),
+    "card": Place("mlu"),
+}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.mlu if name == "card" else ()) for name in PLACES])
+def place(request: pytest.FixtureRequest) -> Place:
+    place = PLACES[request.param]
+    availability = get_backend(TARGETS[place.target]).probe()
     if not availability.ok:
-        pytest.skip(f"target {name} cannot be used here: {availability.reason}")
-    return name
+        pytest.skip(f"target {place.target} cannot be used here: {availability.reason}")
+    return place
 
 
 @pytest.fixture(params=["dynamic", "static"])
-def bundle(request: pytest.FixtureRequest, target: str, exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
-    options = CompileOptions(target=target, batch_size=4, dynamic_shape=request.param == "dynamic")
-    return compile_bundle(exported, tmp_path / "compiled", options)
+def bundle(request: pytest.FixtureRequest, place: Place, exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
+    return place.compile(exported, tmp_path / "compiled", batch_size=4, dynamic_shape=request.param == "dynamic")
+
+
+def test_every_target_is_in_the_suite() -> None:
+    assert {place.target for place in PLACES.values()} == set(TARGETS)
+    assert set(TARGETS.values()) == set(BACKENDS)
+    assert "emulated-mlu" not in AUTO_ORDER
 
 
 def _pixels(rows: int, seed: int = 1) -> support.FloatArray:
@@ -47,9 +79,11 @@ def _pixels(rows: int, seed: int = 1) -> support.FloatArray:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 13])
-def test_image_embeddings_equal_the_reference_for_any_number_of_rows(bundle: CompiledBundle, rows: int) -> None:
+def test_image_embeddings_equal_the_reference_for_any_number_of_rows(
+    place: Place, bundle: CompiledBundle, rows: int
+) -> None:
     pixels = _pixels(rows)
-    with Encoder(bundle) as encoder:
+    with place.encoder(bundle) as encoder:
         embeddings = encoder.encode_images(pixels)
     assert embeddings.dtype == np.float32
     assert embeddings.shape == (rows, support.DIM)
@@ -57,16 +91,16 @@ def test_image_embeddings_equal_the_reference_for_any_number_of_rows(bundle: Com
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])
-def test_text_embeddings_equal_the_reference(bundle: CompiledBundle, rows: int) -> None:
+def test_text_embeddings_equal_the_reference(place: Place, bundle: CompiledBundle, rows: int) -> None:
     ids = np.random.default_rng(2).integers(0, support.VOCAB, (rows, support.CONTEXT))
-    with Encoder(bundle) as encoder:
+    with place.encoder(bundle) as encoder:
         embeddings = encoder.encode_tokens(ids)
     np.testing.assert_allclose(embeddings, support.embed_tokens(ids).reshape(rows, support.DIM), atol=TOLERANCE)
 
 
-def test_batches_in_flight_finish_in_order_and_are_owned_by_the_caller(bundle: CompiledBundle) -> None:
+def test_batches_in_flight_finish_in_order_and_are_owned_by_the_caller(place: Place, bundle: CompiledBundle) -> None:
     batches = [_pixels(4, seed) for seed in range(6)]
-    with Encoder(bundle) as encoder:
+    with place.encoder(bundle) as encoder:
         pending = [encoder.submit_images(batch) for batch in batches]
         results = [each.result() for each in pending]
     for batch, result in zip(batches, results, strict=True):
@@ -76,24 +110,22 @@ def test_batches_in_flight_finish_in_order_and_are_owned_by_the_caller(bundle: C
 
 
 def test_static_bundle_trims_its_padding_and_declares_its_batch(
-    target: str, exported: ExportedBundle, tmp_path: Path
+    place: Place, exported: ExportedBundle, tmp_path: Path
 ) -> None:
-    compiled = compile_bundle(
-        exported, tmp_path / "static", CompileOptions(target=target, batch_size=4, dynamic_shape=False)
-    )
-    with get_backend(compiled.compilation.backend).open(compiled, "image", SessionOptions()) as session:
+    compiled = place.compile(exported, tmp_path / "static", batch_size=4, dynamic_shape=False)
+    with get_backend(compiled.compilation.backend).open(compiled, "image", place.session()) as session:
         assert session.inputs["pixel_values"].shape == (4, 3, support.SIDE, support.SIDE)
         with pytest.raises(
             ShapeError, match=r"takes 'pixel_values' as float32 \(4, 3, 8, 8\); got float32 \(3, 3, 8, 8\)"
         ):
             session.run({"pixel_values": _pixels(3)})
-    with load(compiled.path) as encoder, pytest.raises(ShapeError, match="static batch size 4"):
+    with place.encoder(compiled) as encoder, pytest.raises(ShapeError, match="static batch size 4"):
         encoder.check_batch_size(3)
 
 
-def test_dynamic_bundle_refuses_what_is_out_of_range(target: str, exported: ExportedBundle, tmp_path: Path) -> None:
-    compiled = compile_bundle(exported, tmp_path / "dynamic", CompileOptions(target=target, batch_size=4, max_batch=6))
-    with load(compiled.path) as encoder:
+def test_dynamic_bundle_refuses_what_is_out_of_range(place: Place, exported: ExportedBundle, tmp_path: Path) -> None:
+    compiled = place.compile(exported, tmp_path / "dynamic", batch_size=4, max_batch=6)
+    with place.encoder(compiled) as encoder:
         assert encoder.check_batch_size(6) == 6
         with pytest.raises(ShapeError, match=r"Batch of 7 is outside 1\.\.6.*--max-batch"):
             encoder.check_batch_size(7)
@@ -116,23 +148,38 @@ def test_dynamic_bundle_refuses_what_is_out_of_range(target: str, exported: Expo
     ],
 )
 def test_feeds_that_do_not_fit_are_refused_before_they_run(
-    compiled: CompiledBundle, feeds: dict[str, support.FloatArray]
+    place: Place, exported: ExportedBundle, tmp_path: Path, feeds: dict[str, support.FloatArray]
 ) -> None:
+    compiled = place.compile(exported, tmp_path / "compiled", batch_size=4)
     backend = get_backend(compiled.compilation.backend)
-    with backend.open(compiled, "image", SessionOptions()) as session, pytest.raises(ShapeError, match="takes"):
+    with backend.open(compiled, "image", place.session()) as session, pytest.raises(ShapeError, match="takes"):
         session.run(feeds)
 
 
-def test_token_outside_the_vocabulary_is_a_session_error(bundle: CompiledBundle) -> None:
+def test_token_outside_the_vocabulary_is_a_session_error(place: Place, bundle: CompiledBundle) -> None:
     ids = np.full((1, support.CONTEXT), support.VOCAB + 5, np.int64)
-    with Encoder(bundle) as encoder, pytest.raises(SessionError, match="text tower"):
+    with place.encoder(bundle) as encoder, pytest.raises(SessionError, match="text tower"):
         encoder.encode_tokens(ids)
 
 
-def test_graph_that_the_runtime_cannot_read_is_corrupt(compiled: CompiledBundle) -> None:
-    (compiled.path / "image.onnx").write_bytes(b"not a graph")
-    with Encoder(compiled) as encoder, pytest.raises(BundleCorruptError, match=r"cannot load '.*image\.onnx'"):
+def test_graph_that_the_runtime_cannot_read_is_corrupt(place: Place, exported: ExportedBundle, tmp_path: Path) -> None:
+    compiled = place.compile(exported, tmp_path / "compiled", batch_size=4)
+    compiled.tower_path("image").write_bytes(b"not a graph")
+    with place.encoder(compiled) as encoder, pytest.raises(BundleCorruptError, match=r"cannot load '.*image\.\w+'"):
         encoder.encode_images(_pixels(1))
+
+
+def test_closing_twice_is_closing_once(place: Place, exported: ExportedBundle, tmp_path: Path) -> None:
+    compiled = place.compile(exported, tmp_path / "compiled", batch_size=4)
+    session = get_backend(compiled.compilation.backend).open(compiled, "image", place.session())
+    session.run({"pixel_values": _pixels(2)})
+    session.close()
+    session.close()
+
+
+def test_bundle_says_whether_it_is_emulated(bundle: CompiledBundle, place: Place) -> None:
+    assert bundle.compilation.emulated is (place.target == "emulated-mlu")
+    assert ("emulated" in repr(bundle)) is (place.target == "emulated-mlu")
 
 
 def test_unknown_target_is_answered_with_the_known_ones() -> None:
@@ -152,6 +199,33 @@ def test_absent_runtime_is_reported_and_never_replaced(
         encoder.encode_images(_pixels(1))
 
 
-def test_negative_thread_count_is_refused() -> None:
-    with pytest.raises(OptionError, match="threads is -1"):
-        SessionOptions(threads=-1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"threads": -1}, "threads is -1"), ({"device": -1}, "device is -1"), ({"in_flight": 0}, "in flight are 0")],
+)
+def test_session_options_out_of_range_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        SessionOptions(**options)
+
+
+def test_device_of_a_bundle_for_the_cpu_is_refused(compiled: CompiledBundle) -> None:
+    with Encoder(compiled, SessionOptions(device=1)) as encoder, pytest.raises(OptionError, match="runs on the CPU"):
+        encoder.encode_images(_pixels(1))
+
+
+def test_auto_takes_a_card_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("clipmlu.backends.magicmind.backend._DEVICES", tmp_path)
+    monkeypatch.setattr("clipmlu.backends.magicmind.backend._real_sdk_is_importable", lambda: True)
+    assert backend_for_target("auto")[0] == "cpu"
+    assert backend_for_target("mlu")[0] == "mlu", "asked for by name, to build without a card"
+    (tmp_path / "cambricon_dev0").touch()
+    assert backend_for_target("auto")[0] == "mlu"
+
+
+def test_emulated_sdk_on_the_path_is_not_taken_for_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipmlu.emulator import site_path
+
+    monkeypatch.syspath_prepend(str(site_path()))
+    with pytest.raises(BackendUnavailableError, match="'magicmind' is not importable here"):
+        backend_for_target("mlu")
+    assert backend_for_target("auto")[0] == "cpu"

@@ -21,14 +21,18 @@ __all__ = [
     "get_backend",
 ]
 
-BACKENDS: dict[str, tuple[str, str]] = {"onnxruntime": ("clipmlu.backends.onnxruntime", "OnnxRuntimeBackend")}
+BACKENDS: dict[str, tuple[str, str]] = {
+    "onnxruntime": ("clipmlu.backends.onnxruntime", "OnnxRuntimeBackend"),
+    "magicmind": ("clipmlu.backends.magicmind.backend", "MagicMindBackend"),
+    "magicmind-emulated": ("clipmlu.backends.magicmind.backend", "EmulatedMagicMindBackend"),
+}
 """Backend name -> module and class, imported on first use."""
 
-TARGETS: dict[str, str] = {"cpu": "onnxruntime"}
+TARGETS: dict[str, str] = {"cpu": "onnxruntime", "mlu": "magicmind", "emulated-mlu": "magicmind-emulated"}
 """What ``--target`` accepts, and the backend that serves it."""
 
-AUTO_ORDER: tuple[str, ...] = ("cpu",)
-"""Targets that ``--target auto`` tries, in this order; the first available one is taken."""
+AUTO_ORDER: tuple[str, ...] = ("mlu", "cpu")
+"""Targets that ``--target auto`` tries, in this order; the first one that can run here is taken, never an emulated one."""
 
 
 @functools.cache
@@ -60,7 +64,7 @@ def backend_for_target(target: str) -> tuple[str, Backend]:
     for name in AUTO_ORDER if target == "auto" else (target,):
         backend = get_backend(TARGETS[name])
         availability = backend.probe()
-        if availability.ok:
+        if availability.ok and (availability.has_device or target != "auto"):
             return name, backend
-        reasons.append(f"{name}: {availability.reason}")
+        reasons.append(f"{name}: {availability.reason or 'there is no card'}")
     raise BackendUnavailableError(f"Target '{target}' cannot be used here ({'; '.join(reasons)}).")

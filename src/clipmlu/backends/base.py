@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
+from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import OptionError, ShapeError
-from clipmlu.specs import Precision, TensorSpec, TowerName
+from clipmlu.specs import MluBuild, Precision, TensorSpec, TowerName
+
+if TYPE_CHECKING:
+    from clipmlu.backends.magicmind.options import WorkerOptions
 
 Array = npt.NDArray[np.generic]
 Feeds = Mapping[str, Array]
@@ -27,11 +30,72 @@ class Availability(NamedTuple):
         ok: True when it can.
         version: the runtime's version, or None when it is absent.
         reason: why it cannot be used; empty when it can.
+        has_device: there is something here to run on, not only to compile with; ``auto`` asks for both.
     """
 
     ok: bool
     version: str | None
     reason: str = ""
+    has_device: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceGraph:
+    """One graph to compile.
+
+    Attributes:
+        name: which tower.
+        path: its ONNX file.
+        tower: its inputs and outputs.
+        data_files: weights that the file keeps beside it, in the same directory.
+    """
+
+    name: TowerName
+    path: Path
+    tower: Tower
+    data_files: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationData:
+    """Calibration batches of one graph input.
+
+    Attributes:
+        batches: arrays, or ``.npy`` files, one batch each.
+        repeat: give the only batch again at each step, as a fixed set of texts.
+    """
+
+    batches: Sequence[npt.NDArray[Any] | Path]
+    repeat: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.batches or (self.repeat and len(self.batches) != 1):
+            raise OptionError(f"{len(self.batches)} calibration batches; expected 1 or more, and exactly 1 to repeat")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """What is chosen when a graph is run; none of it is stored in a bundle.
+
+    Attributes:
+        threads: CPU threads for one batch; 0 leaves it to the runtime.
+        device: index of the card, for targets that have several.
+        in_flight: batches on the card at a time.
+        worker: the process that holds the vendor's SDK; None for what the environment names, else this one.
+    """
+
+    threads: int = 0
+    device: int = 0
+    in_flight: int = 2
+    worker: WorkerOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise OptionError(f"threads is {self.threads}; expected 0 (the runtime decides) or more")
+        if self.device < 0:
+            raise OptionError(f"device is {self.device}; expected 0 or more")
+        if self.in_flight < 1:
+            raise OptionError(f"batches in flight are {self.in_flight}; expected 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,27 +105,22 @@ class GraphOptions:
     Attributes:
         precision: arithmetic of the compiled graph.
         dynamic_shape: keep the batch axis free.
-        batch_size: rows of a batch when it is not.
+        batch_size: rows of a batch when it is not; the preferred number when it is.
+        max_batch: the largest batch when it is.
+        mlu: how to build for MLU cards; other backends take no notice.
+        calibration: input name -> data, for the modes that quantise.
+        calibration_server: ``ip:port`` of a card that calibrates for a host without one.
+        session: where to compile: the card and the worker.
     """
 
     precision: Precision
     dynamic_shape: bool
     batch_size: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SessionOptions:
-    """What is chosen when a graph is run; none of it is stored in a bundle.
-
-    Attributes:
-        threads: CPU threads for one batch; 0 leaves it to the runtime.
-    """
-
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise OptionError(f"threads is {self.threads}; expected 0 (the runtime decides) or more")
+    max_batch: int
+    mlu: MluBuild = dataclasses.field(default_factory=MluBuild)
+    calibration: Mapping[str, CalibrationData] = dataclasses.field(default_factory=dict)
+    calibration_server: str | None = None
+    session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
 
 
 class PendingBatch(Protocol):
@@ -137,17 +196,23 @@ class Backend(Protocol):
         name: its name in manifests.
         precisions: what it can compile to.
         packages: the installed packages whose versions matter for its results.
+        profile: name of the lowering profile that its graphs must fit; None for the canonical graphs.
+        emulated: what it makes and runs is the emulated vendor SDK's.
+        has_cards: it builds for MLU cards: ``MluBuild`` and ``SessionOptions.device`` mean something.
     """
 
     name: str
     precisions: tuple[Precision, ...]
     packages: tuple[str, ...]
+    profile: str | None
+    emulated: bool
+    has_cards: bool
 
     def probe(self) -> Availability:
         """Say whether the runtime can be used here; never raises."""
 
-    def compile_tower(self, source: ExportedBundle, tower: TowerName, options: GraphOptions, directory: Path) -> Tower:
-        """Compile one graph of ``source`` into ``directory``.
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> Tower:
+        """Compile one graph into ``directory``.
 
         Returns:
             The compiled graph, its file relative to ``directory``.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmlu.backends.base import Array, Availability, Feeds, GraphOptions, Session, SessionOptions
-from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
-from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError, first_line
+from clipmlu.backends.base import Array, Availability, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
+from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, OptionError, SessionError, first_line
 from clipmlu.specs import Precision, TensorSpec, TowerName
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     precisions = (Precision.FORCE_FLOAT32,)
     packages = ("onnxruntime",)
+    profile = None
+    emulated = False
+    has_cards = False
 
     def probe(self) -> Availability:
         """Look for the package without importing it."""
@@ -36,16 +39,15 @@ class OnnxRuntimeBackend:
             return Availability(False, None, "the package 'onnxruntime' is not installed; pip install onnxruntime")
         return Availability(True, metadata.version("onnxruntime"))
 
-    def compile_tower(self, source: ExportedBundle, tower: TowerName, options: GraphOptions, directory: Path) -> Tower:
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> Tower:
         """Copy the graph; with a static shape, write the batch size into it."""
-        spec = source.tower(tower)
-        for name in source.manifest.files:
-            if name.startswith(f"{spec.file}."):  # external data beside the graph
-                shutil.copyfile(source.path / name, directory / name)
+        spec = graph.tower
+        for path in graph.data_files:
+            shutil.copyfile(path, directory / path.name)
         if options.dynamic_shape:
-            shutil.copyfile(source.path / spec.file, directory / spec.file)
+            shutil.copyfile(graph.path, directory / spec.file)
             return spec
-        _write_static(source.path / spec.file, directory / spec.file, options.batch_size)
+        _write_static(graph.path, directory / spec.file, options.batch_size)
         return Tower(
             file=spec.file,
             inputs=tuple(_with_batch(tensor, options.batch_size) for tensor in spec.inputs),
@@ -57,6 +59,8 @@ class OnnxRuntimeBackend:
         availability = self.probe()
         if not availability.ok:
             raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on onnxruntime: {availability.reason}.")
+        if options.device and bundle.compilation.backend == self.name:
+            raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")
         return OnnxRuntimeSession(
             bundle.tower(tower), bundle.tower_path(tower), f"Bundle '{bundle.path}' ({tower} tower)", options
         )

@@ -240,7 +240,7 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
     facts = [
         manifest.text_id,
         graph,
-        encoder.bundle.compilation.backend,
+        msgspec.to_builtins(encoder.bundle.compilation.placement("text")),
         *manifest.tool_versions.items(),
         names,
         templates,

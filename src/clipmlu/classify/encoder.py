@@ -34,12 +34,20 @@ class PendingEmbeddings(Protocol):
         """Wait for them: float32, shape (N, D), unit L2 norm per row, owned by the caller."""
 
 
-def load(path: str | os.PathLike[str], *, threads: int = 0, verify: bool = True, image_only: bool = False) -> Encoder:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 0,
+    device: int = 0,
+    verify: bool = True,
+    image_only: bool = False,
+) -> Encoder:
     """Open a compiled bundle for use.
 
     Args:
         path: directory of a compiled bundle.
         threads: CPU threads for one batch; 0 leaves it to the runtime.
+        device: index of the MLU card, for bundles that run on one.
         verify: recompute the digests of the bundle's files.
         image_only: do without the text tower, whose files may then be absent; for use with a classifier file.
 
@@ -49,7 +57,7 @@ def load(path: str | os.PathLike[str], *, threads: int = 0, verify: bool = True,
     """
     unused: tuple[TowerName, ...] = ("text",) if image_only else ()
     bundle = open_compiled(path, verify=verify, without=unused)
-    return Encoder(bundle, SessionOptions(threads=threads))
+    return Encoder(bundle, SessionOptions(threads=threads, device=device))
 
 
 class Encoder:
@@ -222,7 +230,7 @@ class Encoder:
 
     def _session(self, tower: TowerName) -> Session:
         if tower not in self._sessions:
-            backend = get_backend(self.bundle.compilation.backend)
+            backend = get_backend(self.bundle.compilation.placement(tower).backend)
             self._sessions[tower] = backend.open(self.bundle, tower, self._options)
         return self._sessions[tower]
 

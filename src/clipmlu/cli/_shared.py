@@ -68,27 +68,16 @@ def offline_option(command: Decorated) -> Decorated:
     return click.option("--offline", is_flag=True, help="Download nothing; use what is on this machine.")(command)
 
 
-def shape_options(command: Decorated) -> Decorated:
-    """``--batch-size``, ``--max-batch`` and the shape of commands that compile."""
-    for option in (
-        click.option(
-            "--max-batch",
-            type=click.IntRange(min=1),
-            default=None,
-            help="Largest batch of a dynamic shape. [default: 64]",
-        ),
-        click.option(
-            "--dynamic-shape/--static-shape",
-            default=True,
-            show_default=True,
-            help="Take any batch up to --max-batch, or exactly --batch-size (partial ones are padded).",
-        ),
-        click.option(
-            "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."
-        ),
-    ):
-        command = option(command)
-    return command
+def device_option(command: Decorated) -> Decorated:
+    """``--device N``."""
+    return click.option(
+        "--device",
+        "--device-id",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Index of the MLU card.",
+    )(command)
 
 
 def echo_json(encoded: bytes) -> None:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import PATH, batch_size_option, bundle_argument, note, templates_option, threads_option
+from clipmlu.cli._shared import (
+    PATH,
+    batch_size_option,
+    bundle_argument,
+    device_option,
+    note,
+    templates_option,
+    threads_option,
+)
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
 )
 @batch_size_option
 @threads_option
+@device_option
 def classify_command(
     bundle: Path,
     inputs: tuple[str, ...],
@@ -46,6 +55,7 @@ def classify_command(
     format_name: str,
     batch_size: int | None,
     threads: int,
+    device: int,
 ) -> int:
     """Classify images with a compiled BUNDLE.
 
@@ -61,7 +71,7 @@ def classify_command(
     if not inputs and save_classifier is None:
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
     broken = 0
-    with load(bundle, threads=threads, image_only=classifier_file is not None) as encoder:
+    with load(bundle, threads=threads, device=device, image_only=classifier_file is not None) as encoder:
         classifier = _classifier(encoder, labels, classifier_file, templates)
         if save_classifier is not None:
             classifier.save(save_classifier)

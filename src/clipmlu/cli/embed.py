@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from clipmlu.cli._shared import PATH, batch_size_option, bundle_argument, note, threads_option
+from clipmlu.cli._shared import PATH, batch_size_option, bundle_argument, device_option, note, threads_option
 from clipmlu.errors import InputError, OptionError
 
 
@@ -21,8 +21,15 @@ from clipmlu.errors import InputError, OptionError
 )
 @batch_size_option
 @threads_option
+@device_option
 def embed_command(
-    bundle: Path, inputs: tuple[str, ...], texts: Path | None, output: Path, batch_size: int | None, threads: int
+    bundle: Path,
+    inputs: tuple[str, ...],
+    texts: Path | None,
+    output: Path,
+    batch_size: int | None,
+    threads: int,
+    device: int,
 ) -> int:
     """Write unit-norm embeddings of images (or texts) as float32 .npy, shape (N, D), and their ids as a JSON list.
 
@@ -39,7 +46,7 @@ def embed_command(
     if bool(inputs) == (texts is not None):
         raise OptionError("Give either INPUT or --texts.")
     broken = 0
-    with load(bundle, threads=threads, image_only=texts is None) as encoder:
+    with load(bundle, threads=threads, device=device, image_only=texts is None) as encoder:
         if texts is not None:
             ids = read_lines(texts, "text file")
             embeddings = encoder.embed_texts(ids)

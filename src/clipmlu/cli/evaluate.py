@@ -12,6 +12,7 @@ from clipmlu.cli._shared import (
     batch_size_option,
     bundle_argument,
     console,
+    device_option,
     echo_json,
     json_option,
     note,
@@ -52,6 +53,7 @@ _CLASSES_SHOWN = 10
 @templates_option
 @batch_size_option
 @threads_option
+@device_option
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
 @click.option("--per-class", is_flag=True, help="Show every class, not only the hardest ones.")
@@ -68,6 +70,7 @@ def eval_command(
     templates: str,
     batch_size: int | None,
     threads: int,
+    device: int,
     output: Path | None,
     sample_files: Path | None,
     per_class: bool,
@@ -84,7 +87,7 @@ def eval_command(
         samples=samples, shuffle=shuffle, seed=seed, batch_size=batch_size, templates=templates
     )
     results: list[accuracy.ImageResult] = []
-    with load(bundle, threads=threads) as encoder:
+    with load(bundle, threads=threads, device=device) as encoder:
         source = open_dataset(dataset, split, data_dir=data_dir, download=not offline, size=samples, seed=seed)
         with progress_bar("evaluating", samples or len(source)) as advance:
             report = accuracy.evaluate(

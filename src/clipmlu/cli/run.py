@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.cli._compiling import CompilingCommand, compile_options
 from clipmlu.cli._shared import (
     PATH,
     console,
@@ -15,19 +17,18 @@ from clipmlu.cli._shared import (
     note,
     offline_option,
     progress_bar,
-    shape_options,
     templates_option,
     threads_option,
 )
-from clipmlu.specs import Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from clipmlu.compile.compiler import CompileOptions
     from clipmlu.pipeline import Step
 
 
-@click.command("run")
+@click.command("run", cls=CompilingCommand)
 @click.argument("model")
 @click.option(
     "--dataset",
@@ -43,14 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, drawing and demo images."
 )
-@click.option("--target", default="auto", show_default=True, help="As for 'clipmlu compile'.")
-@click.option(
-    "--precision",
-    type=click.Choice([each.value for each in Precision]),
-    default=Precision.FORCE_FLOAT32.value,
-    show_default=True,
-)
-@shape_options
+@compile_options
 @click.option("--split", default="test", show_default=True)
 @click.option("--data-dir", type=PATH, help="As for 'clipmlu eval'.")
 @click.option("--samples", type=click.IntRange(min=1), default=None, help="Images to evaluate. [default: all]")
@@ -66,11 +60,7 @@ def run_command(
     pretrained: str | None,
     random_weights: bool,
     seed: int,
-    target: str,
-    precision: str,
-    batch_size: int,
-    dynamic_shape: bool,
-    max_batch: int | None,
+    options: CompileOptions,
     split: str,
     data_dir: Path | None,
     samples: int | None,
@@ -81,23 +71,15 @@ def run_command(
     as_json: bool,
 ) -> int:
     """Export, compile and evaluate MODEL in one go, reusing bundles whose content still matches."""
-    from clipmlu.compile.compiler import CompileOptions
     from clipmlu.export.exporter import ExportOptions
     from clipmlu.measure.accuracy import EvalOptions
     from clipmlu.pipeline import RunOptions, encode_run, run_chain
 
-    options = RunOptions(
+    chain = RunOptions(
         export=ExportOptions(
             pretrained=pretrained, random_weights=random_weights, seed=seed, offline=offline, overwrite=True
         ),
-        compile=CompileOptions(
-            target=target,
-            precision=Precision(precision),
-            batch_size=batch_size,
-            dynamic_shape=dynamic_shape,
-            max_batch=max_batch,
-            overwrite=True,
-        ),
+        compile=dataclasses.replace(options, overwrite=True),
         evaluate=EvalOptions(samples=samples, shuffle=shuffle, seed=seed, templates=templates),
         dataset=dataset or ("demo" if model == "demo" else "cifar100"),
         split=split,
@@ -106,7 +88,7 @@ def run_command(
         threads=threads,
     )
     with progress_bar("evaluating", samples) as advance:
-        report = run_chain(model, output, options, on_note=note, on_progress=advance)
+        report = run_chain(model, output, chain, on_note=note, on_progress=advance)
     if as_json:
         echo_json(encode_run(report))
     else:

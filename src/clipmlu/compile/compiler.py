@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target
-from clipmlu.backends.base import Array, GraphOptions
+from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
+from clipmlu.backends.base import Array, CalibrationData, GraphOptions, SourceGraph
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle import (
     TOKENIZER_NAME,
@@ -20,15 +22,24 @@ from clipmlu.bundle import (
     ExportedBundle,
     Manifest,
     ParityRecord,
+    Placement,
+    Tower,
     current_tool_versions,
     open_compiled,
     open_exported,
     stage_bundle,
 )
+from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import GateError, OptionError, PrecisionError
-from clipmlu.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
-from clipmlu.specs import Precision, TowerName
+from clipmlu.errors import CalibrationError, GateError, OptionError, PrecisionError
+from clipmlu.parity import (
+    FLOAT32_TOLERANCE,
+    MIN_COSINE,
+    allowed_embedding_difference,
+    allowed_logit_difference,
+    measure_difference,
+)
+from clipmlu.specs import CalibrationRecord, MluBuild, Precision, TowerName
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_MAX_BATCH = 64
@@ -40,11 +51,18 @@ class CompileOptions:
     """How to compile; validated on construction.
 
     Attributes:
-        target: ``cpu``, or ``auto`` for the first target that can be used here.
+        target: ``cpu``, ``mlu``, ``emulated-mlu``, or ``auto`` for the first target that can be used here.
         precision: arithmetic of the compiled graphs.
         batch_size: rows of a batch; the fixed size when static, the preferred one when dynamic.
         dynamic_shape: take any batch of 1..``max_batch`` rows; otherwise partial batches are padded and trimmed.
         max_batch: the largest batch when dynamic; None stands for 64, or ``batch_size`` if that is larger.
+        text_target: where the text tower runs; None for ``target``. On the CPU it is compiled in float32.
+        mlu: how to build for MLU cards; None for the defaults. Other targets take none.
+        calibration: data for the modes that quantise.
+        calibration_server: ``ip:port`` of a card that calibrates for a host without one.
+        min_cosine: smallest cosine similarity of a compiled embedding and its float32 reference; None for the
+            precision's own bound, ``parity.MIN_COSINE``.
+        session: where to compile: the card and the worker.
         overwrite: replace a bundle at the output path.
     """
 
@@ -53,6 +71,12 @@ class CompileOptions:
     batch_size: int = DEFAULT_BATCH_SIZE
     dynamic_shape: bool = True
     max_batch: int | None = None
+    text_target: str | None = None
+    mlu: MluBuild | None = None
+    calibration: CalibrationOptions | None = None
+    calibration_server: str | None = None
+    min_cosine: float | None = None
+    session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -68,6 +92,10 @@ class CompileOptions:
             raise OptionError(
                 f"batch size {self.batch_size} is larger than max batch {self.max_batch}; raise --max-batch"
             )
+        if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
+            raise OptionError(f"smallest cosine is {self.min_cosine}; expected -1 to 1")
+        if self.calibration is not None and self.precision.bits is None:
+            raise OptionError(f"precision {self.precision.value} quantises nothing; leave --calib out")
 
     @property
     def largest_batch(self) -> int:
@@ -94,79 +122,208 @@ def compile_bundle(
 
     Raises:
         PrecisionError: the target does not offer the precision.
+        OptionError: options that mean nothing for the target.
+        CompileError: a graph cannot be expressed on the target.
+        CalibrationError: a mode that quantises has no calibration data, or they do not fit.
         BackendUnavailableError: the target's runtime cannot be used here.
         BundleExistsError: the output is taken.
         GateError: the compiled graphs do not agree with the exported ones; nothing is published.
     """
     options = options or CompileOptions()
-    target, backend = backend_for_target(options.target)
-    _check_precision(target, backend, options.precision)
+    plan = plan_compilation(options)
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
+    if plan.text_tower is not None and exported.manifest.layout == "joint":
+        raise OptionError("the joint layout has no separate text tower; leave --text-target out")
     with stage_bundle(output, overwrite=options.overwrite) as staging:
-        graph_options = GraphOptions(
-            precision=options.precision, dynamic_shape=options.dynamic_shape, batch_size=options.batch_size
-        )
-        towers = {
-            name: backend.compile_tower(exported, name, graph_options, staging.path)
-            for name in exported.manifest.towers
-        }
+        calibration = None if options.calibration is None else CalibrationSet(exported, options.calibration)
+        steps = [_Step(exported, name, plan, options, calibration) for name in exported.manifest.towers]
+        towers = {step.name: step.compile(staging.path) for step in steps}
         shutil.copyfile(exported.tokenizer_path, staging.path / TOKENIZER_NAME)
-        facts = Compilation(
-            target=target,
-            backend=backend.name,
-            precision=options.precision,
-            dynamic_shape=options.dynamic_shape,
-            batch_size=options.batch_size,
-            max_batch=options.largest_batch,
-            emulated=False,
-            source_digest=exported.digest,
-            parity=(),
-        )
+        facts = plan.facts(options, exported.digest, None if calibration is None else calibration.record)
+        packages = sorted({package for step in steps for package in step.backend.packages})
         draft = msgspec.structs.replace(
             exported.manifest,
             kind="compiled",
             towers=towers,
             compilation=facts,
             files=staging.records(),
-            tool_versions=exported.manifest.tool_versions | current_tool_versions(*backend.packages),
+            tool_versions=exported.manifest.tool_versions | current_tool_versions(*packages),
         )
-        parity = _check_agreement(exported, CompiledBundle(staging.path, draft, ""), backend)
+        parity = _check_agreement(exported, CompiledBundle(staging.path, draft, ""), steps, options)
         staging.finish(msgspec.structs.replace(draft, compilation=msgspec.structs.replace(facts, parity=parity)))
     return open_compiled(output, verify=False)
 
 
-def _check_precision(target: str, backend: Backend, precision: Precision) -> None:
-    if precision not in backend.precisions:
-        offered = ", ".join(each.value for each in backend.precisions)
-        raise PrecisionError(
-            f"Target '{target}' does not offer the precision '{precision.value}' yet. It offers: {offered}."
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompilationPlan:
+    """Where each tower goes.
+
+    Attributes:
+        main: where everything goes, but for what follows.
+        text_tower: where the text tower goes if not there.
+        mlu: how to build for MLU cards, or None when nothing is.
+    """
+
+    main: Placement
+    text_tower: Placement | None
+    mlu: MluBuild | None
+
+    def placement(self, tower: TowerName) -> Placement:
+        """Where a tower goes."""
+        return self.text_tower if tower == "text" and self.text_tower is not None else self.main
+
+    def facts(self, options: CompileOptions, source_digest: str, calibration: CalibrationRecord | None) -> Compilation:
+        """The manifest's record, before anything is measured."""
+        emulated = self.main.emulated or (self.text_tower is not None and self.text_tower.emulated)
+        return Compilation(
+            target=self.main.target,
+            backend=self.main.backend,
+            precision=self.main.precision,
+            dynamic_shape=options.dynamic_shape,
+            batch_size=options.batch_size,
+            max_batch=options.largest_batch,
+            emulated=emulated,
+            source_digest=source_digest,
+            parity=(),
+            text_tower=self.text_tower,
+            mlu=self.mlu,
+            calibration=calibration,
         )
 
 
-def _check_agreement(exported: ExportedBundle, compiled: CompiledBundle, backend: Backend) -> tuple[ParityRecord, ...]:
-    """Run both on the same drawn batch; a compiled graph that disagrees is never published."""
+def plan_compilation(options: CompileOptions) -> CompilationPlan:
+    """Decide where each tower goes, before anything slow begins.
+
+    Raises:
+        UnknownNameError: there is no such target.
+        BackendUnavailableError: its runtime cannot be used here.
+        PrecisionError: it does not offer the precision.
+        OptionError: options that mean nothing for it.
+        CalibrationError: a mode that quantises has no calibration data.
+    """
+    target, backend = backend_for_target(options.target)
+    if options.precision not in backend.precisions:
+        offered = ", ".join(each.value for each in backend.precisions)
+        raise PrecisionError(
+            f"Target '{target}' does not offer the precision '{options.precision.value}' yet. It offers: {offered}."
+        )
+    if options.precision.bits is not None and options.calibration is None:
+        raise CalibrationError(
+            f"The precision {options.precision.value} needs calibration data: give --calib DATASET, "
+            "or --calib imagefolder:PATH of images that you do not evaluate later."
+        )
+    if not backend.has_cards and options.mlu is not None:
+        raise OptionError(f"target '{target}' has no MLU cards; leave the options for building for cards out")
+    main = Placement(target=target, backend=backend.name, precision=options.precision, emulated=backend.emulated)
+    mlu = (options.mlu or MluBuild()) if backend.has_cards else None
+    return CompilationPlan(main=main, text_tower=_place_text(options, main), mlu=mlu)
+
+
+def _place_text(options: CompileOptions, main: Placement) -> Placement | None:
+    if options.text_target is None or options.text_target == main.target:
+        return None
+    target, backend = backend_for_target(options.text_target)
+    if backend.has_cards:
+        raise OptionError(f"text target is '{target}'; expected cpu, or nothing for the same as the image tower")
+    return Placement(target=target, backend=backend.name, precision=Precision.FORCE_FLOAT32, emulated=backend.emulated)
+
+
+class _Step:
+    """The compilation of one tower."""
+
+    def __init__(
+        self,
+        exported: ExportedBundle,
+        name: TowerName,
+        plan: CompilationPlan,
+        options: CompileOptions,
+        calibration: CalibrationSet | None,
+    ) -> None:
+        self.name = name
+        self.precision = plan.placement(name).precision
+        self.backend: Backend = get_backend(plan.placement(name).backend)
+        self._exported = exported
+        mlu = plan.mlu or MluBuild()
+        self.calibration: dict[str, CalibrationData] = {}
+        if calibration is not None and self.precision.bits is not None:
+            self.calibration = calibration.feeds(name, options.batch_size, mlu.text_rows)
+        self._options = GraphOptions(
+            precision=self.precision,
+            dynamic_shape=options.dynamic_shape,
+            batch_size=options.batch_size,
+            max_batch=options.largest_batch,
+            mlu=mlu,
+            calibration=self.calibration,
+            calibration_server=options.calibration_server,
+            session=options.session,
+        )
+
+    def compile(self, directory: Path) -> Tower:
+        """Bring the graph into the form that the backend takes, and compile it."""
+        tower = self._exported.tower(self.name)
+        path = self._exported.tower_path(self.name)
+        if self.backend.profile is None:
+            listed = self._exported.manifest.files
+            data_files = tuple(self._exported.path / name for name in listed if name.startswith(f"{tower.file}."))
+            graph = SourceGraph(name=self.name, path=path, tower=tower, data_files=data_files)
+            return self.backend.compile_tower(graph, self._options, directory)
+        with tempfile.TemporaryDirectory(prefix="lowered-", dir=directory) as folder:
+            graph = _lower(self.name, path, tower, Path(folder), self.backend.profile, self._static_sizes(tower))
+            return self.backend.compile_tower(graph, self._options, directory)
+
+    def _static_sizes(self, tower: Tower) -> dict[str, int] | None:
+        """Sizes of the axes when no shape may vary; a graph keeps its dynamic axis otherwise."""
+        if self._options.dynamic_shape:
+            return None
+        axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
+        return {
+            axis: self._options.mlu.text_rows if axis == "text_batch" else self._options.batch_size for axis in axes
+        }
+
+
+def _lower(
+    name: TowerName, path: Path, tower: Tower, folder: Path, profile: str, sizes: dict[str, int] | None
+) -> SourceGraph:
+    from clipmlu.compile.lowering import PROFILES, lower_tower
+
+    lowered = folder / tower.file
+    lower_tower(path, lowered, PROFILES[profile], batch=sizes)
+    return SourceGraph(name=name, path=lowered, tower=tower, data_files=tuple(folder.glob(f"{tower.file}.*")))
+
+
+def _check_agreement(
+    exported: ExportedBundle, compiled: CompiledBundle, steps: list[_Step], options: CompileOptions
+) -> tuple[ParityRecord, ...]:
+    """Run both on the same batch; a compiled graph that disagrees is never published."""
     records = []
-    for tower in compiled.manifest.towers:
-        feeds = _draw_feeds(exported, tower, compiled.compilation)
+    for step in steps:
+        feeds = _choose_feeds(exported, compiled, step)
         with (
-            _open_reference(exported, tower) as reference_session,
-            backend.open(compiled, tower, SessionOptions()) as compiled_session,
+            _open_reference(exported, step.name) as reference_session,
+            step.backend.open(compiled, step.name, options.session) as compiled_session,
         ):
             reference = reference_session.run(feeds)
             measured = compiled_session.run(feeds)
-        records += [_compare(exported.manifest, tower, name, reference[name], measured[name]) for name in reference]
-    failed = [record for record in records if not _agrees(record)]
-    if failed:
-        worst = max(failed, key=lambda record: record.max_abs_diff)
-        raise GateError(
-            f"Compiled {worst.tower} tower differs from the exported one by {worst.max_abs_diff:.3g} in '{worst.output}'; "
-            f"allowed are {worst.allowed_abs_diff:.3g}. No bundle was written."
-        )
+        floor = MIN_COSINE[step.precision] if options.min_cosine is None else options.min_cosine
+        records += [
+            _compare(exported.manifest, step, name, reference[name], measured[name], floor) for name in reference
+        ]
+        failed = [record for record in records if not _agrees(record, floor)]
+        if failed:
+            raise GateError(_disagreement(max(failed, key=lambda record: record.max_abs_diff), floor))
     return tuple(records)
 
 
-def _agrees(record: ParityRecord) -> bool:
-    same_direction = record.min_cosine is None or record.min_cosine >= FLOAT32_MIN_COSINE
+def _disagreement(record: ParityRecord, floor: float) -> str:
+    cosine = "" if record.min_cosine is None else f" (smallest cosine {record.min_cosine:.6f}, allowed {floor:g})"
+    return (
+        f"Compiled {record.tower} tower differs from the exported one by {record.max_abs_diff:.3g} in '{record.output}'; "
+        f"allowed are {record.allowed_abs_diff:.3g}{cosine}. No bundle was written."
+    )
+
+
+def _agrees(record: ParityRecord, floor: float) -> bool:
+    same_direction = record.min_cosine is None or record.min_cosine >= floor
     return record.max_abs_diff <= record.allowed_abs_diff and same_direction
 
 
@@ -175,14 +332,23 @@ def _open_reference(exported: ExportedBundle, tower: TowerName) -> Session:
     return OnnxRuntimeSession(exported.tower(tower), exported.tower_path(tower), label, SessionOptions())
 
 
-def _draw_feeds(bundle: Bundle, tower: TowerName, facts: Compilation) -> dict[str, Array]:
+def _choose_feeds(exported: ExportedBundle, compiled: CompiledBundle, step: _Step) -> dict[str, Array]:
+    """The first batch of the calibration data, whose ranges are real ones; else a drawn one."""
+    if step.calibration:
+        return {name: np.asarray(data.batches[0]) for name, data in step.calibration.items()}
+    return _draw_feeds(exported, compiled, step.name)
+
+
+def _draw_feeds(exported: Bundle, compiled: CompiledBundle, tower: TowerName) -> dict[str, Array]:
     """A reproducible batch: unit-variance noise for images, tokenised prompts for texts."""
-    rows = min(3, facts.max_batch) if facts.dynamic_shape else facts.batch_size
-    spec = bundle.manifest.preprocess
+    facts = compiled.compilation
+    free = min(3, facts.max_batch) if facts.dynamic_shape else facts.batch_size
+    spec = exported.manifest.preprocess
     feeds: dict[str, Array] = {}
-    for tensor in bundle.tower(tower).inputs:
+    for tensor in compiled.tower(tower).inputs:
+        rows = tensor.shape[0] if isinstance(tensor.shape[0], int) else free
         if tensor.name == "input_ids":
-            tokenizer = Tokenizer.load(bundle.tokenizer_path, bundle.manifest.tokenizer)
+            tokenizer = Tokenizer.load(exported.tokenizer_path, exported.manifest.tokenizer)
             texts = [_PROBE_TEXTS[row % len(_PROBE_TEXTS)] for row in range(rows)]
             feeds[tensor.name] = tokenizer(texts)
         else:
@@ -191,16 +357,21 @@ def _draw_feeds(bundle: Bundle, tower: TowerName, facts: Compilation) -> dict[st
     return feeds
 
 
-def _compare(manifest: Manifest, tower: TowerName, output: str, reference: Array, measured: Array) -> ParityRecord:
+def _compare(
+    manifest: Manifest, step: _Step, output: str, reference: Array, measured: Array, floor: float
+) -> ParityRecord:
     difference = measure_difference(reference, measured)
-    joint = tower == "joint"
+    joint = step.name == "joint"
+    allowed = allowed_embedding_difference(step.precision, floor)
+    if joint:
+        # In float32 a logit's error is that of one element; else both embeddings may lie as far off as allowed.
+        per_logit = FLOAT32_TOLERANCE if allowed == FLOAT32_TOLERANCE else 2 * allowed
+        allowed = allowed_logit_difference(per_logit, manifest.logit_scale)
     return ParityRecord(
-        tower=tower,
+        tower=step.name,
         output=output,
         batch_size=len(reference),
         max_abs_diff=difference.max_abs_diff,
         min_cosine=None if joint else difference.min_cosine,
-        allowed_abs_diff=allowed_logit_difference(FLOAT32_TOLERANCE, manifest.logit_scale)
-        if joint
-        else FLOAT32_TOLERANCE,
+        allowed_abs_diff=allowed,
     )

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.backends import get_backend
 from clipmlu.bundle import current_tool_versions, write_files
 from clipmlu.classify.bulk import ImageItem, Outcome, embed_items
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
@@ -406,7 +407,7 @@ def _report(
         confusions=_confusions(tally, names),
         elapsed_s=elapsed_s,
         images_per_second=images / elapsed_s,
-        tool_versions=current_tool_versions(facts.backend),
+        tool_versions=current_tool_versions(*get_backend(facts.backend).packages),
     )
 
 

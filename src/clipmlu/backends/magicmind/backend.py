@@ -11,15 +11,13 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from clipmlu.backends.base import Availability, GraphOptions, Session, SessionOptions
-from clipmlu.backends.magicmind.building import Axes, BuildRecord, build_graph, read_record
+from clipmlu.backends.base import Availability, GraphOptions, Session, SessionOptions, SourceGraph
+from clipmlu.backends.magicmind.building import BuildRecord, build_graph, read_record
 from clipmlu.backends.magicmind.driver import DriverError, load_sdk
 from clipmlu.backends.magicmind.local import LocalPeer
 from clipmlu.backends.magicmind.options import (
     PYTHON_VARIABLE,
     WORKER_VARIABLE,
-    MluOptions,
-    RunOptions,
     WorkerOptions,
     worker_from_environment,
 )
@@ -31,6 +29,7 @@ from clipmlu.errors import BackendUnavailableError, BundleCorruptError
 from clipmlu.specs import Precision, TowerName
 
 _ROOT = "magicmind"
+_DEVICES = Path("/dev")
 
 
 class MagicMindBackend:
@@ -39,7 +38,9 @@ class MagicMindBackend:
     name = "magicmind"
     precisions = tuple(Precision)
     packages: tuple[str, ...] = ()  # the SDK has no metadata of a package; its version is in the build record
+    profile: str | None = "magicmind"
     emulated = False
+    has_cards = True
 
     def __init__(self) -> None:
         self._peers = _Peers(self._local_peer)
@@ -49,12 +50,8 @@ class MagicMindBackend:
         worker = worker_from_environment()
         if worker is not None:
             return Availability(True, f"worker {worker}")
-        try:
-            found = util.find_spec(_ROOT) is not None and not _emulated_sdk_is_loaded()
-        except (ImportError, ValueError):
-            found = False
-        if found:
-            return Availability(True, "in this process")
+        if _real_sdk_is_importable():
+            return Availability(True, "in this process", has_device=any(_DEVICES.glob("cambricon_dev*")))
         return Availability(
             False,
             None,
@@ -62,60 +59,43 @@ class MagicMindBackend:
             f"interpreter of the vendor's environment, or {WORKER_VARIABLE} to a worker's address",
         )
 
-    def compile_tower(
-        self,
-        graph: Path,
-        tower: Tower,
-        name: TowerName,
-        options: GraphOptions,
-        directory: Path,
-        *,
-        max_batch: int,
-        mlu: MluOptions | None = None,
-        worker: WorkerOptions | None = None,
-    ) -> Tower:
-        """Build one graph.
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> Tower:
+        """Build one graph; see ``Backend.compile_tower``.
 
         Args:
-            graph: the graph's file, lowered to the target's profile.
-            tower: its inputs and outputs; a dynamic axis by its name.
-            name: which tower.
-            options: precision and shape.
+            graph: the graph, lowered to the target's profile.
+            options: precision, shapes, and how to build.
             directory: where the model file goes, with a record of the build beside it.
-            max_batch: the largest batch when dynamic.
-            mlu: how to build for the card.
-            worker: where the SDK is; None for what the environment names, else this process.
 
         Returns:
             The compiled graph, its file relative to ``directory``.
 
         Raises:
             CompileError: the SDK cannot build it as asked.
+            CalibrationError: the calibration data are missing, or do not fit.
             BackendUnavailableError: there is no SDK.
         """
-        mlu = mlu or MluOptions()
-        axes = Axes(options.batch_size, max_batch, options.dynamic_shape, mlu.axis_ranges)
-        with self._peers.lease(self._endpoint(worker), mlu.device or 0) as peer:
-            return build_graph(peer, graph, tower, name, options, directory, axes, mlu, emulated=self.emulated)
+        session = options.session
+        with self._peers.lease(self._endpoint(session.worker), session.device) as peer:
+            return build_graph(peer, graph, options, directory, emulated=self.emulated)
 
-    def open(
-        self,
-        bundle: CompiledBundle,
-        tower: TowerName,
-        options: SessionOptions,
-        run: RunOptions | None = None,
-    ) -> Session:
+    def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
         """Open a session on one graph; see ``Backend.open``."""
-        run = run or RunOptions()
         label = f"Bundle '{bundle.path}' ({tower} tower)"
         path = bundle.tower_path(tower)
         record = read_record(path)
         self._check_kind(record, path, label)
-        endpoint = self._endpoint(run.worker)
-        request = OpenRequest(model=path, ranges=record.ranges(), device=run.device, depth=run.in_flight)
-        peer = self._peers.acquire(endpoint, run.device)
+        endpoint = self._endpoint(options.worker)
+        request = OpenRequest(
+            model=path,
+            ranges=record.ranges(),
+            device=options.device,
+            depth=options.in_flight,
+            emulated=self.emulated,
+        )
+        peer = self._peers.acquire(endpoint, options.device)
         return MagicMindSession(
-            bundle.tower(tower), label, peer, request, lambda: self._peers.release(endpoint, run.device)
+            bundle.tower(tower), label, peer, request, lambda: self._peers.release(endpoint, options.device)
         )
 
     def _endpoint(self, worker: WorkerOptions | None) -> WorkerOptions | None:
@@ -224,6 +204,17 @@ _LOADING = threading.Lock()
 
 def _is_sdk(module: str) -> bool:
     return module.partition(".")[0] == _ROOT
+
+
+def _real_sdk_is_importable() -> bool:
+    from clipmlu.emulator import site_path
+
+    try:
+        found = util.find_spec(_ROOT)
+    except (ImportError, ValueError):
+        return False
+    origins = [] if found is None else [found.origin, *(found.submodule_search_locations or ())]
+    return found is not None and not any(Path(each).resolve().is_relative_to(site_path()) for each in origins if each)
 
 
 def _emulated_sdk_is_loaded() -> bool:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy.typing as npt
 
-from clipmlu.backends.base import Array, GraphOptions
+from clipmlu.backends.base import Array, CalibrationData, GraphOptions, SourceGraph
 from clipmlu.backends.magicmind.driver import DriverError, own_digest
-from clipmlu.backends.magicmind.options import Batch, CalibrationData, MluOptions
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Peer, fetch_file, send_file
 from clipmlu.bundle import Tower
-from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CompileError, SessionError
-from clipmlu.specs import Spec, TensorSpec, TowerName
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, CompileError, SessionError
+from clipmlu.specs import Spec, TensorSpec
 
+Batch = npt.NDArray[Any] | Path
 MODEL_SUFFIX = ".mm"
 _RECORD_SUFFIX = ".json"
 _BUILD_SECONDS = 7200.0
+_TEXT_AXIS = "text_batch"
 
 
 class Port(Spec, frozen=True, kw_only=True):
@@ -34,7 +35,6 @@ class BuildRecord(Spec, frozen=True, kw_only=True):
 
     Attributes:
         emulated: the emulated SDK built it.
-        archs: architecture -> cluster counts.
         minimum: for each input, the smallest shape.
         maximum: for each input, the largest shape.
         inputs: as reported after the build.
@@ -46,7 +46,6 @@ class BuildRecord(Spec, frozen=True, kw_only=True):
     """
 
     emulated: bool
-    archs: dict[str, tuple[int, ...]]
     minimum: tuple[tuple[int, ...], ...]
     maximum: tuple[tuple[int, ...], ...]
     inputs: tuple[Port, ...]
@@ -61,34 +60,12 @@ class BuildRecord(Spec, frozen=True, kw_only=True):
         return tuple(zip(self.minimum, self.maximum, strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """Sizes of the dynamic axes.
+class Shapes(NamedTuple):
+    """Shapes of one input."""
 
-    Attributes:
-        batch_size: the preferred size.
-        max_batch: the largest.
-        dynamic: whether sizes vary at all.
-        named: axis -> (smallest, preferred, largest) where they differ from these.
-    """
-
-    batch_size: int
-    max_batch: int
-    dynamic: bool
-    named: Mapping[str, tuple[int, int, int]]
-
-    def sizes(self, size: int | str) -> tuple[int, int, int]:
-        """Smallest, preferred and largest size of one axis."""
-        if isinstance(size, int):
-            return size, size, size
-        if size in self.named:
-            return self.named[size]
-        return (1, self.batch_size, self.max_batch) if self.dynamic else (self.batch_size,) * 3
-
-    def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Smallest, preferred and largest shape of an input."""
-        low, preferred, high = zip(*(self.sizes(size) for size in tensor.shape), strict=True)
-        return tuple(low), tuple(preferred), tuple(high)
+    smallest: tuple[int, ...]
+    preferred: tuple[int, ...]
+    largest: tuple[int, ...]
 
 
 def read_record(model: Path) -> BuildRecord:
@@ -104,81 +81,113 @@ def read_record(model: Path) -> BuildRecord:
         raise BundleCorruptError(f"Build record '{path}' cannot be read: {error}. Compile the bundle again.") from error
 
 
-def build_graph(
-    peer: Peer,
-    graph: Path,
-    tower: Tower,
-    name: TowerName,
-    options: GraphOptions,
-    directory: Path,
-    axes: Axes,
-    mlu: MluOptions,
-    *,
-    emulated: bool,
-) -> Tower:
+def build_graph(peer: Peer, graph: SourceGraph, options: GraphOptions, directory: Path, *, emulated: bool) -> Tower:
     """Have the driver build one graph; see ``MagicMindBackend.compile_tower``."""
-    output = directory / f"{name}{MODEL_SUFFIX}"
-    spec = build_request(tower, options, axes, mlu)
+    output = directory / f"{graph.name}{MODEL_SUFFIX}"
+    shapes = [shapes_of(tensor, options) for tensor in graph.tower.inputs]
+    spec = build_request(graph.tower, shapes, options)
 
     def action(exchange: Exchange) -> tuple[Fields, Fields]:
         host, _ = exchange({"op": "info"}, ())
-        facts = _build_here if peer.shares_files else _build_there
-        return facts(exchange, graph, tower, output, spec, mlu), host
+        check_sdk(bool(host.get("emulated")), emulated)
+        build = _build_here if peer.shares_files else _build_there
+        return build(exchange, graph, output, spec, options), host
 
     try:
         facts, host = peer.execute(action, _BUILD_SECONDS)
     except DriverError as error:
-        if error.kind == "import":
+        if error.kind in ("import", "device"):
             raise BackendUnavailableError(f"MagicMind cannot be used: {error.status}.") from error
-        raise CompileError(f"MagicMind cannot build the {name} tower: {error}") from error
+        if error.kind == "calibration":
+            raise CalibrationError(f"MagicMind cannot calibrate the {graph.name} tower: {error.status}.") from error
+        raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}") from error
     except SessionError as error:
-        raise CompileError(f"MagicMind cannot build the {name} tower: {error}") from error
-    record = _record(facts, host, tower, axes, mlu, emulated=emulated)
+        raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}") from error
+    record = _record(facts, host, shapes, emulated=emulated)
     encoded = msgspec.json.format(msgspec.json.encode(record), indent=2)
     output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encoded + b"\n")
     return Tower(
-        file=output.name, inputs=_with_sizes(tower.inputs, axes, mlu), outputs=_with_sizes(tower.outputs, axes)
+        file=output.name,
+        inputs=tuple(_with_sizes(tensor, options) for tensor in graph.tower.inputs),
+        outputs=tuple(_with_sizes(tensor, options) for tensor in graph.tower.outputs),
     )
 
 
-def build_request(tower: Tower, options: GraphOptions, axes: Axes, mlu: MluOptions) -> Fields:
+def shapes_of(tensor: TensorSpec, options: GraphOptions) -> Shapes:
+    """Smallest, preferred and largest shape of an input.
+
+    The texts of the joint layout have one number only: a range with min = max is how the vendor's sample fixes its text
+    input (api 6.2), and only one dimension of a model should vary (api 5, python_common README).
+    """
+    batch = options.batch_size
+    ends = {
+        "smallest": 1 if options.dynamic_shape else batch,
+        "preferred": batch,
+        "largest": options.max_batch if options.dynamic_shape else batch,
+    }
+    return Shapes(**{end: tuple(_size(axis, size, options) for axis in tensor.shape) for end, size in ends.items()})
+
+
+def _size(axis: int | str, batch: int, options: GraphOptions) -> int:
+    if isinstance(axis, int):
+        return axis
+    return options.mlu.text_rows if axis == _TEXT_AXIS else batch
+
+
+def _with_sizes(tensor: TensorSpec, options: GraphOptions) -> TensorSpec:
+    """The spec of the compiled graph's tensor: sizes that do not vary are filled in."""
+    shape = tuple(
+        axis if options.dynamic_shape and axis != _TEXT_AXIS else _size(axis, options.batch_size, options)
+        for axis in tensor.shape
+    )
+    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)
+
+
+def build_request(tower: Tower, shapes: Sequence[Shapes], options: GraphOptions) -> Fields:
     """The driver's build spec, but for paths and data."""
+    mlu = options.mlu
     return {
         "label": "clipmlu",
         "precision": options.precision.value,
         "granularity": mlu.granularity,
         "activation": mlu.activation,
         "archs": {arch: list(counts) for arch, counts in mlu.archs.items()},
-        "mutable": axes.dynamic,
-        "inputs": [_input_request(tensor, axes, mlu) for tensor in tower.inputs],
+        "mutable": options.dynamic_shape,
+        "inputs": [_input_request(each, dynamic=options.dynamic_shape) for each in shapes],
         "type64to32": True,
         "conv_scale_fold": mlu.conv_scale_fold,
         "computation_preference": mlu.computation_preference,
         "toolchain": mlu.toolchain,
         "nodes": dict(mlu.node_types),
-        "extra": dict(mlu.build_config) if mlu.build_config else None,
+        "extra": dict(mlu.build_config) or None,
     }
 
 
-def _input_request(tensor: TensorSpec, axes: Axes, mlu: MluOptions) -> Fields:
-    low, preferred, high = axes.shapes(tensor)
-    request: Fields = {"shape": list(preferred)}
-    if axes.dynamic:
-        request.update(min=list(low), max=list(high))
-    if tensor.dtype.startswith("float") and len(tensor.shape) == 4:
-        if mlu.pixel_normalisation is not None:
-            mean, deviation = mlu.pixel_normalisation
-            # The SDK computes (x - mean) / sqrt(var) (api 3).
-            request.update(mean=[float(each) for each in mean], var=[float(each) ** 2 for each in deviation])
-        if mlu.channels_last:
-            request["layout"] = ["NCHW", "NHWC"]
+def _input_request(shapes: Shapes, *, dynamic: bool) -> Fields:
+    request: Fields = {"shape": list(shapes.preferred)}
+    if dynamic:
+        request.update(min=list(shapes.smallest), max=list(shapes.largest))
     return request
 
 
-def _build_here(exchange: Exchange, graph: Path, tower: Tower, output: Path, spec: Fields, mlu: MluOptions) -> Fields:
+def check_sdk(found_emulated: bool, wanted_emulated: bool) -> None:
+    """Never take the emulated SDK for the real one, or the other way round.
+
+    Raises:
+        BackendUnavailableError: it is the other one.
+    """
+    if found_emulated and not wanted_emulated:
+        raise BackendUnavailableError(
+            "The 'magicmind' found is the emulated one, which is no card. Use --target emulated-mlu, or remove it from the path."
+        )
+    if wanted_emulated and not found_emulated:
+        raise BackendUnavailableError("The worker has another 'magicmind' than the emulated one; use --target mlu.")
+
+
+def _build_here(exchange: Exchange, graph: SourceGraph, output: Path, spec: Fields, options: GraphOptions) -> Fields:
     arrays: list[Array] = []
-    calibration = _calibration_request(tower, mlu, lambda batch: _batch_here(batch, arrays))
-    full = {**spec, "onnx": str(graph.resolve()), "output": str(output.resolve()), "calibration": calibration}
+    calibration = _calibration_request(graph.tower, options, lambda batch: _batch_here(batch, arrays))
+    full = {**spec, "onnx": str(graph.path.resolve()), "output": str(output.resolve()), "calibration": calibration}
     facts, _ = exchange({"op": "build", "spec": full}, arrays)
     return facts
 
@@ -190,9 +199,11 @@ def _batch_here(batch: Batch, arrays: list[Array]) -> int | str:
     return len(arrays) - 1
 
 
-def _build_there(exchange: Exchange, graph: Path, tower: Tower, output: Path, spec: Fields, mlu: MluOptions) -> Fields:
-    if graph.with_name(f"{graph.name}.data").exists():
-        raise CompileError(f"'{graph}' keeps weights in a second file, which cannot be sent to a worker elsewhere.")
+def _build_there(exchange: Exchange, graph: SourceGraph, output: Path, spec: Fields, options: GraphOptions) -> Fields:
+    if graph.data_files:
+        raise CompileError(
+            f"'{graph.path}' keeps weights in a second file, which cannot be sent to a worker elsewhere."
+        )
     arrays: list[Array] = []
 
     def place(batch: Batch) -> int | str:
@@ -201,41 +212,44 @@ def _build_there(exchange: Exchange, graph: Path, tower: Tower, output: Path, sp
         arrays.append(batch)
         return len(arrays) - 1
 
-    calibration = _calibration_request(tower, mlu, place)
+    calibration = _calibration_request(graph.tower, options, place)
     remote = f"upload:built-{output.name}"
-    full = {**spec, "onnx": send_file(exchange, graph), "output": remote, "calibration": calibration}
+    full = {**spec, "onnx": send_file(exchange, graph.path), "output": remote, "calibration": calibration}
     facts, _ = exchange({"op": "build", "spec": full}, arrays)
     fetch_file(exchange, remote, output, int(facts["bytes"]))
     return facts
 
 
-def _calibration_request(tower: Tower, mlu: MluOptions, place: Any) -> Fields | None:
-    if not mlu.calibration:
+def _calibration_request(tower: Tower, options: GraphOptions, place: Callable[[Batch], int | str]) -> Fields | None:
+    if options.precision.bits is None:
         return None
-    missing = [tensor.name for tensor in tower.inputs if tensor.name not in mlu.calibration]
+    missing = [tensor.name for tensor in tower.inputs if tensor.name not in options.calibration]
     if missing:
-        raise CompileError(f"There are no calibration data for the input '{missing[0]}'.")
-    data = [_source_request(mlu.calibration[tensor.name], place) for tensor in tower.inputs]
-    return {"algorithm": mlu.algorithm, "data": data, "remote": mlu.calibration_server, "device": mlu.device}
+        raise CalibrationError(
+            f"The precision {options.precision.value} needs calibration data for '{missing[0]}'; give them with --calib."
+        )
+    data = [_source_request(options.calibration[tensor.name], place) for tensor in tower.inputs]
+    return {
+        "algorithm": options.mlu.algorithm,
+        "data": data,
+        "remote": options.calibration_server,
+        "device": options.session.device,
+    }
 
 
-def _source_request(data: CalibrationData, place: Any) -> Fields:
+def _source_request(data: CalibrationData, place: Callable[[Batch], int | str]) -> Fields:
     paths = [isinstance(batch, Path) for batch in data.batches]
     if any(paths) != all(paths):
-        raise CompileError("The calibration batches of one input are either arrays or files, not both.")
+        raise CalibrationError("The calibration batches of one input are either arrays or files, not both.")
     return {("files" if paths[0] else "arrays"): [place(batch) for batch in data.batches], "repeat": data.repeat}
 
 
-def _record(facts: Fields, host: Fields, tower: Tower, axes: Axes, mlu: MluOptions, *, emulated: bool) -> BuildRecord:
-    shapes = [axes.shapes(tensor) for tensor in tower.inputs]
-    if mlu.channels_last:
-        shapes = [tuple(_channels_last(shape) for shape in each) for each in shapes]  # type: ignore[misc]
+def _record(facts: Fields, host: Fields, shapes: Sequence[Shapes], *, emulated: bool) -> BuildRecord:
     sdk = host.get("sdk") or {}
     return BuildRecord(
         emulated=emulated,
-        archs={arch: tuple(counts) for arch, counts in mlu.archs.items()},
-        minimum=tuple(low for low, _, _ in shapes),
-        maximum=tuple(high for _, _, high in shapes),
+        minimum=tuple(each.smallest for each in shapes),
+        maximum=tuple(each.largest for each in shapes),
         inputs=tuple(Port(shape=tuple(port["shape"]), dtype=port["dtype"]) for port in facts["inputs"]),
         outputs=tuple(Port(shape=tuple(port["shape"]), dtype=port["dtype"]) for port in facts["outputs"]),
         calibration_batches=int(facts["calibration_batches"]),
@@ -247,23 +261,3 @@ def _record(facts: Fields, host: Fields, tower: Tower, axes: Axes, mlu: MluOptio
             "magicmind": str(sdk.get("version") or "unknown"),
         },
     )
-
-
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
-
-
-def _with_sizes(tensors: tuple[TensorSpec, ...], axes: Axes, mlu: MluOptions | None = None) -> tuple[TensorSpec, ...]:
-    """The specs of the compiled graph: static sizes filled in, and what the options change of image inputs."""
-    return tuple(_with_size(tensor, axes, mlu) for tensor in tensors)
-
-
-def _with_size(tensor: TensorSpec, axes: Axes, mlu: MluOptions | None) -> TensorSpec:
-    shape: tuple[int | str, ...] = tensor.shape
-    if not axes.dynamic:
-        shape = tuple(axes.sizes(size)[1] for size in shape)
-    dtype = tensor.dtype
-    if mlu is not None and tensor.dtype.startswith("float") and len(shape) == 4:
-        dtype = "uint8" if mlu.pixel_normalisation is not None else dtype
-        shape = (shape[0], *shape[2:], shape[1]) if mlu.channels_last else shape
-    return TensorSpec(name=tensor.name, dtype=dtype, shape=shape)

@@ -229,6 +229,11 @@ def load_sdk() -> Any:
     return runtime
 
 
+def is_emulated(sdk: Any) -> bool:
+    """Whether this is clipmlu's emulated SDK, which says so of itself."""
+    return bool(getattr(sdk, "EMULATED", False))
+
+
 def _parser_module() -> Any:
     """Where some samples find the parser (MC framework_parser.py); others take it from the runtime."""
     return importlib.import_module("magicmind.python.runtime.parser")
@@ -1020,7 +1025,13 @@ class Service:
         session = self._next_session
         self._next_session += 1
         self._runners[session] = runner
-        return {"session": session, "warnings": runner.warnings, "depth": runner.room, **runner.ports}, []
+        facts: Fields = {
+            "session": session,
+            "warnings": runner.warnings,
+            "depth": runner.room,
+            "emulated": is_emulated(sdk),
+        }
+        return {**facts, **runner.ports}, []
 
     def _on_close(self, request: Request) -> Reply:
         runner = self.runner(request)
@@ -1150,12 +1161,14 @@ def describe_host(sdk: Callable[[], tuple[Any, Cards]]) -> Fields:
         "executable": sys.executable,
         "driver": own_digest(),
         "sdk": None,
+        "emulated": False,
         "cards": None,
         "problem": None,
     }
     try:
         runtime, cards = sdk()
         package = sys.modules.get("magicmind") or runtime
+        facts["emulated"] = is_emulated(runtime)
         facts["sdk"] = {"path": str(getattr(package, "__file__", "")), "version": getattr(package, "__version__", None)}
         facts["cards"] = cards.count()
     except DriverError as error:

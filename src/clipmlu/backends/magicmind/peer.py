@@ -10,28 +10,12 @@ from typing import Any, Protocol, TypeVar
 
 from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.driver import CHUNK, DriverError, digest_of
-from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError, ShapeError
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, DeviceError, ShapeError
 
 Result = TypeVar("Result")
 Fields = dict[str, Any]
 Exchange = Callable[[Fields, Sequence[Array]], tuple[Fields, list[Array]]]
 """Sends one request and waits for its answer; raises DriverError when it is an error."""
-
-
-class DeviceError(SessionError):
-    """A call into the vendor's SDK failed.
-
-    Attributes:
-        call: the SDK's function.
-        status: its code and message, as it printed them.
-        kind: see ``DriverError``.
-    """
-
-    def __init__(self, message: str, error: DriverError) -> None:
-        self.call = error.call
-        self.status = error.status
-        self.kind = error.kind
-        super().__init__(message)
 
 
 def session_error(error: DriverError, label: str) -> Exception:
@@ -42,7 +26,7 @@ def session_error(error: DriverError, label: str) -> Exception:
         return BundleCorruptError(f"MagicMind cannot load {', '.join(error.arguments)} of {label}: {error.status}")
     if error.kind == "shape":
         return ShapeError(f"{label}: {error.status}")
-    return DeviceError(f"{label}: MagicMind failed: {error}", error)
+    return DeviceError(f"{label}: MagicMind failed: {error}", error.call, error.status, error.kind)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,12 +38,14 @@ class OpenRequest:
         ranges: for each input, the smallest and the largest shape.
         device: index of the card.
         depth: batches in flight.
+        emulated: the SDK must be the emulated one, or else the real one.
     """
 
     model: Path
     ranges: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     device: int = 0
     depth: int = 2
+    emulated: bool = True
 
     def fields(self, model: str) -> Fields:
         """For the wire, with the path that the other side knows."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from clipmlu.backends.base import Array, Feeds, Session
+from clipmlu.backends.magicmind.building import check_sdk
 from clipmlu.backends.magicmind.driver import DriverError
 from clipmlu.backends.magicmind.peer import OpenRequest, Peer, session_error
 from clipmlu.bundle import Tower
@@ -35,6 +36,7 @@ class MagicMindSession(Session):
         self._closed = False
         try:
             self._opened = peer.open_session(request)
+            check_sdk(bool(self._opened.facts.get("emulated")), request.emulated)
             self._check_ports(tower)
         except DriverError as error:
             release()

@@ -153,3 +153,6 @@ MAGICMIND = TargetProfile(
     batch_only=frozenset({"Shape", "ConstantOfShape", "Range", "Expand", "Tile"}),
 )
 """Opset 11: the vendor's samples use 10 (CLIP) and 11; newer ones are lowered to 11 by its patches (WeNet)."""
+
+PROFILES: Mapping[str, TargetProfile] = MappingProxyType({"magicmind": MAGICMIND})
+"""Profiles by the name that a backend gives."""

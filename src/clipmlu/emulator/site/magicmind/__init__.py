@@ -7,6 +7,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
+EMULATED = True
+"""No such name is known of the vendor's package: whoever asks for it finds out what this is."""
+
 if importlib.util.find_spec("clipmlu") is None:
     # clipmlu runs from a source tree that this interpreter does not know: it lies four directories up.
     sys.path.append(str(Path(__file__).resolve().parents[4]))

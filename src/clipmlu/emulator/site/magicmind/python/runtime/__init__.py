@@ -29,9 +29,11 @@ from clipmlu.emulator.types import (
     QuantizationAlgorithm,
     TensorLocation,
 )
+from magicmind import EMULATED
 from magicmind.python.runtime import enums, model, parser, remote, resources
 
 __all__ = [
+    "EMULATED",
     "Builder",
     "BuilderConfig",
     "CalibDataInterface",

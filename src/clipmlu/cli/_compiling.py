@@ -1,0 +1,225 @@
+"""The options of the commands that compile, as ``CompileOptions``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from clipmlu.cli._shared import PATH, Decorated, device_option
+from clipmlu.errors import InputError, OptionError
+from clipmlu.specs import (
+    MLU_ARCHS,
+    ActivationQuantisation,
+    CalibrationAlgorithm,
+    ComputationPreference,
+    Granularity,
+    Precision,
+)
+
+if TYPE_CHECKING:
+    from clipmlu.compile.calibration import CalibrationOptions
+    from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.specs import MluBuild
+
+_BOOLEANS = {"true": "--dynamic-shape", "1": "--dynamic-shape", "false": "--static-shape", "0": "--static-shape"}
+
+
+class CompilingCommand(click.Command):
+    """A command that also takes options as the vendor's scripts write them: ``--batch_size 8 --dynamic_shape true``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Turn them into ours first."""
+        rewritten: list[str] = []
+        for argument in args:
+            name, equals, value = argument.partition("=")
+            option = name.replace("_", "-") + equals + value if name.startswith("--") else argument
+            if rewritten[-1:] == ["--dynamic-shape"] and option.lower() in _BOOLEANS:
+                rewritten[-1] = _BOOLEANS[option.lower()]
+            else:
+                rewritten.append(option)
+        return super().parse_args(ctx, rewritten)
+
+
+def _choice(values: Any) -> click.Choice[str]:
+    return click.Choice(list(get_args(values)))
+
+
+_OPTIONS = (
+    click.option(
+        "--target",
+        default="auto",
+        show_default=True,
+        help="cpu, mlu, emulated-mlu, or auto for the first that can be used here (never the emulated one).",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice([precision.value for precision in Precision]),
+        default=Precision.FORCE_FLOAT32.value,
+        show_default=True,
+        help="Arithmetic of the compiled graphs.",
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."),
+    click.option(
+        "--dynamic-shape/--static-shape",
+        default=True,
+        show_default=True,
+        help="Take any batch up to --max-batch, or exactly --batch-size (partial ones are padded).",
+    ),
+    click.option(
+        "--max-batch", type=click.IntRange(min=1), default=None, help="Largest batch of a dynamic shape. [default: 64]"
+    ),
+    click.option("--text-target", metavar="TARGET", help="cpu: run the text tower there, in float32."),
+    click.option(
+        "--min-cosine",
+        type=click.FloatRange(-1, 1),
+        help="Gate: least cosine of a compiled embedding and its float32 reference. [default: by precision]",
+    ),
+    click.option(
+        "--calib", metavar="DATASET", help="Calibrate with the train split of this dataset (qint precisions)."
+    ),
+    click.option(
+        "--calib-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Images to calibrate with."
+    ),
+    click.option(
+        "--calib-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of their choice."
+    ),
+    click.option("--calib-data-dir", type=PATH, help="Folder that holds the calibration dataset."),
+    click.option("--calib-server", metavar="IP:PORT", help="A card elsewhere that calibrates for a host without one."),
+    click.option(
+        "--calib-algo", type=_choice(CalibrationAlgorithm), help="MLU: how ranges are found. [default: linear]"
+    ),
+    click.option(
+        "--granularity", type=_choice(Granularity), help="MLU: scales of quantised weights. [default: per_tensor]"
+    ),
+    click.option(
+        "--activation-quant",
+        type=_choice(ActivationQuantisation),
+        help="MLU: quantisation of activations. [default: symmetric]",
+    ),
+    click.option(
+        "--mlu-arch", type=click.Choice(MLU_ARCHS), multiple=True, help="MLU: architecture. [default: mtp_372]"
+    ),
+    click.option(
+        "--cluster-num", metavar="N[,N...]", multiple=True, help="MLU: clusters to optimise for. [default: 2,6,8]"
+    ),
+    click.option(
+        "--computation-preference",
+        type=_choice(ComputationPreference),
+        help="MLU: how operators compute. [default: auto]",
+    ),
+    click.option(
+        "--conv-scale-fold/--no-conv-scale-fold",
+        default=None,
+        help="MLU: fold scales into convolutions. [default: fold]",
+    ),
+    click.option("--text-rows", type=click.IntRange(min=1), help="MLU, joint layout: number of texts. [default: 100]"),
+    click.option("--toolchain", metavar="DIR", help="MLU: cross-compiler for the edge part tp_322."),
+    click.option("--build-config", type=PATH, metavar="FILE", help="MLU: JSON for the SDK, merged last."),
+    device_option,
+)
+
+
+def compile_options(command: Decorated) -> Decorated:
+    """The options of a command that compiles; it gets ``options``, a ``CompileOptions`` that overwrites nothing."""
+
+    @functools.wraps(command)
+    def wrapped(**parameters: Any) -> Any:
+        given = {name: parameters.pop(name) for name in _NAMES}
+        return command(**parameters, options=_options_from(given))
+
+    decorated: Callable[..., Any] = wrapped
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated  # type: ignore[return-value]
+
+
+def _names() -> tuple[str, ...]:
+    """Parameter names of ``_OPTIONS``, as click makes them."""
+
+    def nothing() -> None:
+        """No command."""
+
+    for option in _OPTIONS:
+        option(nothing)
+    return tuple(str(parameter.name) for parameter in nothing.__click_params__)  # type: ignore[attr-defined]
+
+
+_NAMES = _names()
+
+
+def _options_from(given: dict[str, Any]) -> CompileOptions:
+    from clipmlu.backends import SessionOptions
+    from clipmlu.compile.compiler import CompileOptions
+
+    return CompileOptions(
+        target=given["target"],
+        precision=Precision(given["precision"]),
+        batch_size=given["batch_size"],
+        dynamic_shape=given["dynamic_shape"],
+        max_batch=given["max_batch"],
+        text_target=given["text_target"],
+        mlu=_mlu_build(given),
+        calibration=_calibration(given),
+        calibration_server=given["calib_server"],
+        min_cosine=given["min_cosine"],
+        session=SessionOptions(device=given["device"]),
+    )
+
+
+def _mlu_build(given: dict[str, Any]) -> MluBuild | None:
+    """None when no option about building for cards was given."""
+    from clipmlu.specs import MluBuild
+
+    chosen: dict[str, Any] = {
+        "granularity": given["granularity"],
+        "activation": given["activation_quant"],
+        "algorithm": given["calib_algo"],
+        "computation_preference": given["computation_preference"],
+        "conv_scale_fold": given["conv_scale_fold"],
+        "text_rows": given["text_rows"],
+        "toolchain": given["toolchain"],
+        "build_config": None if given["build_config"] is None else _read_json(given["build_config"]),
+    }
+    if given["mlu_arch"] or given["cluster_num"]:
+        default = MluBuild().archs
+        counts = _counts(given["cluster_num"]) if given["cluster_num"] else next(iter(default.values()))
+        chosen["archs"] = dict.fromkeys(given["mlu_arch"] or default, counts)
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return MluBuild(**chosen) if chosen else None
+
+
+def _counts(texts: tuple[str, ...]) -> tuple[int, ...]:
+    pieces = [piece.strip() for text in texts for piece in text.split(",")]
+    if not all(piece.isdigit() for piece in pieces):
+        raise OptionError(f"cluster number is '{','.join(texts)}'; expected numbers such as 6 or 2,6,8")
+    return tuple(int(piece) for piece in pieces)
+
+
+def _calibration(given: dict[str, Any]) -> CalibrationOptions | None:
+    from clipmlu.compile.calibration import CalibrationOptions
+
+    if given["calib"] is None:
+        return None
+    return CalibrationOptions(
+        dataset=given["calib"],
+        samples=given["calib_samples"],
+        seed=given["calib_seed"],
+        data_dir=given["calib_data_dir"],
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read the build configuration '{path}': {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"The build configuration '{path}' is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"The build configuration '{path}' is no JSON object; expected {{...}}.")
+    return content
