@@ -80,6 +80,12 @@ _OPTIONS = (
         help="Gate: least cosine of a compiled embedding and its float32 reference. [default: by precision]",
     ),
     click.option(
+        "--check/--no-check",
+        default=True,
+        show_default=True,
+        help="Run the compiled graphs before they are published, or build for a card that is not here.",
+    ),
+    click.option(
         "--calib", metavar="DATASET", help="Calibrate with the train split of this dataset (qint precisions)."
     ),
     click.option(
@@ -167,6 +173,7 @@ def _options_from(given: dict[str, Any]) -> CompileOptions:
         calibration=_calibration(given),
         calibration_server=given["calib_server"],
         min_cosine=given["min_cosine"],
+        check=given["check"],
         session=SessionOptions(device=given["device"]),
     )
 

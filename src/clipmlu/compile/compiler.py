@@ -31,7 +31,15 @@ from clipmlu.bundle import (
 )
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import CalibrationError, GateError, OptionError, PrecisionError
+from clipmlu.errors import (
+    BackendUnavailableError,
+    CalibrationError,
+    CompileError,
+    GateError,
+    OptionError,
+    PrecisionError,
+    SessionError,
+)
 from clipmlu.parity import (
     FLOAT32_TOLERANCE,
     MIN_COSINE,
@@ -62,6 +70,7 @@ class CompileOptions:
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         min_cosine: smallest cosine similarity of a compiled embedding and its float32 reference; None for the
             precision's own bound, ``parity.MIN_COSINE``.
+        check: run the compiled graphs before they are published; False to build for a card that is not here.
         session: where to compile: the card and the worker.
         overwrite: replace a bundle at the output path.
     """
@@ -76,6 +85,7 @@ class CompileOptions:
     calibration: CalibrationOptions | None = None
     calibration_server: str | None = None
     min_cosine: float | None = None
+    check: bool = True
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
     overwrite: bool = False
 
@@ -149,7 +159,8 @@ def compile_bundle(
             files=staging.records(),
             tool_versions=exported.manifest.tool_versions | current_tool_versions(*packages),
         )
-        parity = _check_agreement(exported, CompiledBundle(staging.path, draft, ""), steps, options)
+        compiled = CompiledBundle(staging.path, draft, "")
+        parity = _check_agreement(exported, compiled, steps, options) if options.check else ()
         staging.finish(msgspec.structs.replace(draft, compilation=msgspec.structs.replace(facts, parity=parity)))
     return open_compiled(output, verify=False)
 
@@ -298,12 +309,10 @@ def _check_agreement(
     records = []
     for step in steps:
         feeds = _choose_feeds(exported, compiled, step)
-        with (
-            _open_reference(exported, step.name) as reference_session,
-            step.backend.open(compiled, step.name, options.session) as compiled_session,
-        ):
-            reference = reference_session.run(feeds)
-            measured = compiled_session.run(feeds)
+        with _open_reference(exported, step.name) as session:
+            reference = session.run(feeds)
+        with _open_compiled(compiled, step, options) as session:
+            measured = session.run(feeds)
         floor = MIN_COSINE[step.precision] if options.min_cosine is None else options.min_cosine
         records += [
             _compare(exported.manifest, step, name, reference[name], measured[name], floor) for name in reference
@@ -330,6 +339,18 @@ def _agrees(record: ParityRecord, floor: float) -> bool:
 def _open_reference(exported: ExportedBundle, tower: TowerName) -> Session:
     label = f"Bundle '{exported.path}' ({tower} tower)"
     return OnnxRuntimeSession(exported.tower(tower), exported.tower_path(tower), label, SessionOptions())
+
+
+def _open_compiled(compiled: CompiledBundle, step: _Step, options: CompileOptions) -> Session:
+    try:
+        return step.backend.open(compiled, step.name, options.session)
+    except (SessionError, BackendUnavailableError) as error:
+        if not step.backend.has_cards:
+            raise
+        raise CompileError(
+            f"The {step.name} tower was built, but cannot be checked here: {str(error).rstrip('.')}. "
+            "To build for a card that is not here, leave the check out: --no-check"
+        ) from error
 
 
 def _choose_feeds(exported: ExportedBundle, compiled: CompiledBundle, step: _Step) -> dict[str, Array]:

@@ -68,6 +68,8 @@ class Survey:
         }
 
     def _run(self, feeds: list[Array]) -> list[Array]:
+        if not self._names:  # a graph with nothing to quantise
+            return []
         named = {f"emulated_input_{index}": array for index, array in enumerate(feeds)}
         try:
             results: list[Array] = self._session.run(None, named)

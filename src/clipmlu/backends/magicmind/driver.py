@@ -212,6 +212,8 @@ def _brief_one(value: Any) -> str:
     if isinstance(value, (list, tuple)) and not all(isinstance(item, (int, float, str)) for item in value):
         return f"[{len(value)} items]"
     text = str(value) if hasattr(value, "GetDims") else repr(value)
+    if re.match(r"<.* object at 0x[0-9a-f]+>\Z", text):
+        text = type(value).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 

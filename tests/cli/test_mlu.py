@@ -1,0 +1,249 @@
+"""The commands on the emulated card: the vendor's flags, calibration, a text tower on the CPU, and what every output says."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import support
+from clipmlu.backends import SessionOptions
+from clipmlu.backends.magicmind.backend import emulated_worker
+from clipmlu.bundle import Compilation, ExportedBundle, open_compiled
+from clipmlu.classify.encoder import Encoder
+from clipmlu.specs import CalibrationRecord, Precision
+
+Run = Callable[..., tuple[int, str, str]]
+LABELS = "cat,dog,red circle"
+
+
+@pytest.fixture
+def compile_tiny(run: Run, exported: ExportedBundle, tmp_path: Path) -> Callable[..., Path]:
+    """Compiles the tiny model for the emulated card; gives the bundle's path."""
+
+    def compile_one(*arguments: object, name: str = "card") -> Path:
+        output = tmp_path / name
+        code, out, err = run("compile", exported.path, "--target", "emulated-mlu", *arguments, "-o", output)
+        assert code == 0, err
+        assert "emulated-mlu (magicmind-emulated), emulated" in out
+        return output
+
+    return compile_one
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A dataset of three classes with the same five pictures in each."""
+    for label in ("cat", "dog", "owl"):
+        (tmp_path / "folder" / label).mkdir(parents=True)
+        for number in range(5):
+            support.picture(number).save(tmp_path / "folder" / label / f"{number}.png")
+    return tmp_path / "folder"
+
+
+def facts_of(bundle: Path) -> Compilation:
+    return open_compiled(bundle).compilation
+
+
+def test_vendors_flags_are_taken_as_the_old_scripts_wrote_them(
+    compile_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"debug_config": {"fusion_enable": false}}')
+    vendor = ("--precision", "force_float32", "--batch_size", 32, "--dynamic_shape", "true", "--mlu_arch", "mtp_372")
+    facts = facts_of(compile_tiny(*vendor, "--cluster_num", 6, "--build_config", tmp_path / "config.json"))
+    assert (facts.batch_size, facts.dynamic_shape, facts.precision) == (32, True, Precision.FORCE_FLOAT32)
+    assert facts.mlu is not None
+    assert facts.mlu.archs == {"mtp_372": (6,)}
+    assert facts.mlu.build_config == {"debug_config": {"fusion_enable": False}}
+    facts = facts_of(
+        compile_tiny("--batch-size", 8, "--dynamic-shape", "false", "--mlu-arch", "mtp_592", "--no-check", name="b")
+    )
+    assert (facts.batch_size, facts.max_batch, facts.dynamic_shape) == (8, 8, False)
+    assert facts.mlu is not None
+    assert facts.mlu.archs == {"mtp_592": (2, 6, 8)}
+    assert facts.parity == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "is no JSON object"),
+        (None, "Cannot read the build configuration"),
+        ('{"no_such_key": 1}', "MagicMind cannot build the image tower: parse_from_string.*no_such_key"),
+    ],
+)
+def test_bad_build_configuration_is_told_and_writes_nothing(
+    run: Run, exported: ExportedBundle, tmp_path: Path, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    arguments = ("--target", "emulated-mlu", "--build-config", tmp_path / "config.json", "-o", tmp_path / "card")
+    code, _, err = run("compile", exported.path, *arguments)
+    assert code == 1
+    assert re.search(message, err), err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "card").exists()
+
+
+def test_users_configuration_wins(compile_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """``graph_shape_mutable: false`` in the file makes a model of fixed shape, whatever the options say."""
+    (tmp_path / "config.json").write_text('{"precision_config": {"precision_mode": "force_float16"}}')
+    bundle = compile_tiny("--build-config", tmp_path / "config.json", "--min-cosine", 0.99)
+    pixels = np.random.default_rng(0).standard_normal((2, 3, support.SIDE, support.SIDE), dtype=np.float32)
+    with Encoder(open_compiled(bundle)) as encoder:
+        difference = np.abs(encoder.encode_images(pixels) - support.embed_images(pixels)).max()
+    assert 1e-6 < difference < 1e-3, "binary16, not the float32 that was the default"
+
+
+def test_every_output_says_emulated(run: Run, compile_tiny: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
+    bundle = compile_tiny()
+    arguments = ("classify", bundle, photos / "*.png", "--labels", LABELS, "--format")
+    assert run(*arguments, "table")[1].startswith("(emulated)")
+    assert json.loads(run(*arguments, "json")[1])["emulated"] is True
+    assert all(json.loads(line)["emulated"] is True for line in run(*arguments, "jsonl")[1].splitlines())
+    assert {row["emulated"] for row in csv.DictReader(io.StringIO(run(*arguments, "csv")[1]))} == {"true"}
+    assert "(emulated)" in run("embed", bundle, photos / "*.png", "-o", tmp_path / "e.npy")[2]
+    assert "emulated" in run("info", bundle)[1]
+    assert json.loads(run("info", bundle, "--json")[1])["manifest"]["compilation"]["emulated"] is True
+
+
+def test_classes_are_those_of_the_cpu(
+    run: Run, compile_tiny: Callable[..., Path], exported: ExportedBundle, photos: Path, tmp_path: Path
+) -> None:
+    assert run("compile", exported.path, "--target", "cpu", "-o", tmp_path / "cpu")[0] == 0
+    rows = []
+    for bundle in (tmp_path / "cpu", compile_tiny()):
+        out = run("classify", bundle, photos / "*.png", "--labels", LABELS, "--format", "csv")[1]
+        rows.append([(row["class_name_1"], float(row["score_1"])) for row in csv.DictReader(io.StringIO(out))])
+    assert [name for name, _ in rows[0]] == [name for name, _ in rows[1]]
+    np.testing.assert_allclose([score for _, score in rows[0]], [score for _, score in rows[1]], atol=2e-6)
+
+
+def test_eval_counts_every_image_and_says_emulated(run: Run, compile_tiny: Callable[..., Path], folder: Path) -> None:
+    bundle = compile_tiny("--batch-size", 4, "--static-shape")
+    code, out, _ = run("eval", bundle, "--dataset", f"imagefolder:{folder}", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert (report["images"], report["emulated"], report["target"]) == (15, True, "emulated-mlu")
+    text = run("eval", bundle, "--dataset", f"imagefolder:{folder}")[1]
+    assert "images/s (emulated)" in text
+
+
+def test_second_card_is_used_and_an_absent_one_is_told(
+    run: Run, compile_tiny: Callable[..., Path], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = compile_tiny()
+    arguments = ("classify", bundle, photos / "0.png", "--labels", LABELS, "--device")
+    code, _, err = run(*arguments, 1)
+    assert code == 1
+    assert "there is no card 1; this process sees 1" in err
+    assert err.count("\n") == 1
+    monkeypatch.setenv("CLIPMLU_EMULATOR_DEVICES", "2")
+    assert run(*arguments, 1)[0] == 0
+
+
+def test_text_tower_may_run_on_the_cpu(
+    run: Run, compile_tiny: Callable[..., Path], exported: ExportedBundle, tmp_path: Path
+) -> None:
+    bundle = open_compiled(compile_tiny("--text-target", "cpu", "--precision", "force_float16"))
+    facts = bundle.compilation
+    assert (facts.placement("text").target, facts.placement("text").precision) == ("cpu", Precision.FORCE_FLOAT32)
+    assert facts.placement("image").target == "emulated-mlu"
+    assert bundle.manifest.towers["text"].file == "text.onnx"
+    ids = np.random.default_rng(2).integers(0, support.VOCAB, (3, support.CONTEXT))
+    with Encoder(bundle) as encoder:
+        np.testing.assert_allclose(encoder.encode_tokens(ids), support.embed_tokens(ids), atol=1e-6)
+    code, _, err = run(
+        "compile", exported.path, "--target", "cpu", "--text-target", "emulated-mlu", "-o", tmp_path / "x"
+    )
+    assert code == 2
+    assert "text target is 'emulated-mlu'; expected cpu" in err
+
+
+@pytest.mark.parametrize("precision", ["qint8_mixed_float16", "qint16_mixed_float32"])
+@pytest.mark.parametrize("shape", ["--dynamic-shape", "--static-shape"])
+def test_quantised_modes_calibrate_with_a_folder(
+    compile_tiny: Callable[..., Path], folder: Path, precision: str, shape: str
+) -> None:
+    calibration = ("--calib", f"imagefolder:{folder}", "--calib-samples", 10, "--calib-seed", 3)
+    bundle = open_compiled(compile_tiny("--precision", precision, *calibration, "--batch-size", 4, shape))
+    facts = bundle.compilation
+    assert facts.calibration == CalibrationRecord(
+        dataset=f"imagefolder:{folder}", split="train", samples=10, seed=3, texts=3
+    )
+    record = msgspec.json.decode((bundle.path / "image.mm.json").read_bytes())
+    assert record["calibration_batches"] == 3, "ten pictures in batches of four, the last one filled up"
+    pixels = np.stack([support.preprocess(support.picture(number)) for number in range(5)])
+    with Encoder(bundle) as encoder:
+        embeddings = encoder.encode_images(pixels)
+    difference = np.abs(embeddings - support.embed_images(pixels)).max()
+    assert 1e-7 < difference < (0.05 if "qint8" in precision else 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--target", "emulated-mlu", "--precision", "qint8_mixed_float16"), 1, "needs calibration data: give --calib"),
+        (("--target", "emulated-mlu", "--calib", "demo"), 2, "force_float32 quantises nothing; leave --calib out"),
+        (("--target", "cpu", "--mlu-arch", "mtp_372"), 2, "target 'cpu' has no MLU cards"),
+        (("--target", "emulated-mlu", "--cluster-num", "six"), 2, "cluster number is 'six'; expected numbers"),
+        (("--target", "emulated-mlu", "--cluster-num", "0"), 2, "cluster numbers are 1 or more"),
+        (("--target", "emulated-mlu", "--mlu-arch", "mtp_270"), 2, "'mtp_270' is not one of"),
+        (("--target", "emulated-mlu", "--calib-algo", "eqnm", "--activation-quant", "asymmetric"), 2, "symmetric"),
+        (
+            ("--target", "emulated-mlu", "--mlu-arch", "mtp_592"),
+            1,
+            "cannot be checked here: .*create_i_engine.*--no-check",
+        ),
+        (("--target", "mlu"), 1, "'magicmind' is not importable here"),
+        (
+            ("--target", "emulated-mlu", "--min-cosine", "1", "--precision", "force_float16"),
+            3,
+            r"allowed are 0 \(smallest cosine .*, allowed 1\)",
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_told_in_one_line(
+    run: Run, exported: ExportedBundle, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    found, _, err = run("compile", exported.path, *arguments, "-o", tmp_path / "card")
+    assert found == code, err
+    assert re.search(message, err), err
+    assert not (tmp_path / "card").exists()
+
+
+def test_bundle_of_the_emulator_runs_on_no_card(
+    run: Run, compile_tiny: Callable[..., Path], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever passes it off as one built for a card is told, even where a worker is named."""
+    bundle = compile_tiny()
+    compilation = json.loads((bundle / "manifest.json").read_text())["compilation"]
+    support.edit_manifest(
+        bundle, compilation={**compilation, "backend": "magicmind", "target": "mlu", "emulated": False}
+    )
+    monkeypatch.setenv("CLIPMLU_MLU_PYTHON", "python3")
+    code, _, err = run("classify", bundle, photos / "0.png", "--labels", LABELS)
+    assert code == 1
+    assert "was built by the emulated SDK and runs on no card" in err
+
+
+def test_faults_of_the_card_cost_no_image(compile_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Crash, hang, lost device and NaN in one run of many batches, through the encoder: each row is there once."""
+    bundle = open_compiled(compile_tiny("--batch-size", 4))
+    faults = "enqueue:3:crash,enqueue:9:device_lost,enqueue:14:nan,sync:20:hang"
+    worker = emulated_worker(faults=faults, fault_log=str(tmp_path / "fired"))
+    pixels = np.random.default_rng(1).standard_normal((120, 3, support.SIDE, support.SIDE), dtype=np.float32)
+    with Encoder(bundle, SessionOptions(worker=dataclasses.replace(worker, run_seconds=2.0))) as encoder:
+        pending = [encoder.submit_images(pixels[start : start + 4]) for start in range(0, len(pixels), 4)]
+        embeddings = np.concatenate([each.result() for each in pending])
+    np.testing.assert_allclose(embeddings, support.embed_images(pixels), atol=1e-6)
+    assert len((tmp_path / "fired").read_text().splitlines()) == 4
