@@ -19,6 +19,7 @@ from clipmlu.backends import SessionOptions
 from clipmlu.backends.magicmind.backend import emulated_worker
 from clipmlu.bundle import Compilation, ExportedBundle, open_compiled
 from clipmlu.classify.encoder import Encoder
+from clipmlu.cli._compiling import _rewritten
 from clipmlu.specs import CalibrationRecord, Precision
 
 Run = Callable[..., tuple[int, str, str]]
@@ -58,10 +59,10 @@ def test_vendors_flags_are_taken_as_the_old_scripts_wrote_them(
 ) -> None:
     (tmp_path / "config.json").write_text('{"debug_config": {"fusion_enable": false}}')
     vendor = ("--precision", "force_float32", "--batch_size", 32, "--dynamic_shape", "true", "--mlu_arch", "mtp_372")
-    facts = facts_of(compile_tiny(*vendor, "--cluster_num", 6, "--build_config", tmp_path / "config.json"))
+    facts = facts_of(compile_tiny(*vendor, "--cluster_num", 2, 6, "--build_config", tmp_path / "config.json"))
     assert (facts.batch_size, facts.dynamic_shape, facts.precision) == (32, True, Precision.FORCE_FLOAT32)
     assert facts.mlu is not None
-    assert facts.mlu.archs == {"mtp_372": (6,)}
+    assert facts.mlu.archs == {"mtp_372": (2, 6)}
     assert facts.mlu.build_config == {"debug_config": {"fusion_enable": False}}
     facts = facts_of(
         compile_tiny("--batch-size", 8, "--dynamic-shape", "false", "--mlu-arch", "mtp_592", "--no-check", name="b")
@@ -70,6 +71,23 @@ def test_vendors_flags_are_taken_as_the_old_scripts_wrote_them(
     assert facts.mlu is not None
     assert facts.mlu.archs == {"mtp_592": (2, 6, 8)}
     assert facts.parity == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--dynamic_shape true", "--dynamic-shape"),
+        ("--dynamic_shape false b32", "--static-shape b32"),
+        ("--dynamic-shape b32", "--dynamic-shape b32"),
+        ("--conv_scale_fold false", "--no-conv-scale-fold"),
+        ("--cluster_num 2 6 8 b32", "--cluster-num 2 --cluster-num 6 --cluster-num 8 b32"),
+        ("--mlu_arch mtp_372 mtp_592 -o x", "--mlu-arch mtp_372 --mlu-arch mtp_592 -o x"),
+        ("--batch_size=8 under_score --calib-seed 3 4", "--batch-size=8 under_score --calib-seed 3 4"),
+        ("-o --overwrite", "-o --overwrite"),
+    ],
+)
+def test_vendors_way_of_writing_becomes_ours(given: str, meant: str) -> None:
+    assert " ".join(_rewritten(given.split())) == meant
 
 
 @pytest.mark.parametrize(

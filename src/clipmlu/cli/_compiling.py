@@ -26,23 +26,43 @@ if TYPE_CHECKING:
     from clipmlu.compile.compiler import CompileOptions
     from clipmlu.specs import MluBuild
 
-_BOOLEANS = {"true": "--dynamic-shape", "1": "--dynamic-shape", "false": "--static-shape", "0": "--static-shape"}
+_SWITCHES = {
+    "--dynamic-shape": {"true": "--dynamic-shape", "false": "--static-shape"},
+    "--conv-scale-fold": {"true": "--conv-scale-fold", "false": "--no-conv-scale-fold"},
+}
+"""Options without a value here that have one in the vendor's scripts."""
+_LISTS: dict[str, Callable[[str], bool]] = {"--cluster-num": str.isdigit, "--mlu-arch": MLU_ARCHS.__contains__}
+"""Options that take several values in the vendor's scripts, and what such a value is."""
 
 
 class CompilingCommand(click.Command):
-    """A command that also takes options as the vendor's scripts write them: ``--batch_size 8 --dynamic_shape true``."""
+    """A command that also takes options as the vendor's scripts write them (magicmind_cloud, python_common/build_param.py).
+
+    ``--batch_size 8 --dynamic_shape true --cluster_num 2 6 8`` means ``--batch-size 8 --dynamic-shape --cluster-num 2
+    --cluster-num 6 --cluster-num 8``.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Turn them into ours first."""
-        rewritten: list[str] = []
-        for argument in args:
+        return super().parse_args(ctx, _rewritten(args))
+
+
+def _rewritten(args: list[str]) -> list[str]:
+    result: list[str] = []
+    values_of = ""  # the option whose values we are among
+    for argument in args:
+        if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            option = name.replace("_", "-") + equals + value if name.startswith("--") else argument
-            if rewritten[-1:] == ["--dynamic-shape"] and option.lower() in _BOOLEANS:
-                rewritten[-1] = _BOOLEANS[option.lower()]
-            else:
-                rewritten.append(option)
-        return super().parse_args(ctx, rewritten)
+            values_of = name.replace("_", "-")
+            result.append(values_of + equals + value)
+        elif values_of in _SWITCHES and result[-1] == values_of and argument.lower() in ("true", "false"):
+            result[-1] = _SWITCHES[values_of][argument.lower()]
+        elif values_of in _LISTS and result[-1] != values_of and _LISTS[values_of](argument):
+            result += [values_of, argument]
+        else:
+            values_of = values_of if result and result[-1] == values_of else ""
+            result.append(argument)
+    return result
 
 
 def _choice(values: Any) -> click.Choice[str]:
@@ -95,15 +115,27 @@ _OPTIONS = (
         "--calib-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of their choice."
     ),
     click.option("--calib-data-dir", type=PATH, help="Folder that holds the calibration dataset."),
-    click.option("--calib-server", metavar="IP:PORT", help="A card elsewhere that calibrates for a host without one."),
     click.option(
-        "--calib-algo", type=_choice(CalibrationAlgorithm), help="MLU: how ranges are found. [default: linear]"
+        "--calib-server",
+        "--rpc-server",
+        metavar="IP:PORT",
+        help="A card elsewhere that calibrates for a host without one.",
     ),
     click.option(
-        "--granularity", type=_choice(Granularity), help="MLU: scales of quantised weights. [default: per_tensor]"
+        "--calib-algo",
+        "--calibration-algo",
+        type=_choice(CalibrationAlgorithm),
+        help="MLU: how ranges are found. [default: linear]",
+    ),
+    click.option(
+        "--granularity",
+        "--weight-quant-granularity",
+        type=_choice(Granularity),
+        help="MLU: scales of quantised weights. [default: per_tensor]",
     ),
     click.option(
         "--activation-quant",
+        "--activation-quant-algo",
         type=_choice(ActivationQuantisation),
         help="MLU: quantisation of activations. [default: symmetric]",
     ),
@@ -124,7 +156,9 @@ _OPTIONS = (
         help="MLU: fold scales into convolutions. [default: fold]",
     ),
     click.option("--text-rows", type=click.IntRange(min=1), help="MLU, joint layout: number of texts. [default: 100]"),
-    click.option("--toolchain", metavar="DIR", help="MLU: cross-compiler for the edge part tp_322."),
+    click.option(
+        "--toolchain", "--toolchain-path", metavar="DIR", help="MLU: cross-compiler for the edge part tp_322."
+    ),
     click.option("--build-config", type=PATH, metavar="FILE", help="MLU: JSON for the SDK, merged last."),
     device_option,
 )

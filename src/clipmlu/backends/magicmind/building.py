@@ -97,7 +97,7 @@ def build_graph(peer: Peer, graph: SourceGraph, options: GraphOptions, directory
         facts, host = peer.execute(action, _BUILD_SECONDS)
     except DriverError as error:
         if error.kind in ("import", "device"):
-            raise BackendUnavailableError(f"MagicMind cannot be used: {error.status}.") from error
+            raise BackendUnavailableError(f"MagicMind cannot be used: {error.status}. See: clipmlu doctor") from error
         if error.kind == "calibration":
             raise CalibrationError(f"MagicMind cannot calibrate the {graph.name} tower: {error.status}.") from error
         raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}") from error
