@@ -40,13 +40,28 @@ def test_readme_commands_and_python_run_as_they_stand(tmp_path: Path) -> None:
 
 
 def test_readme_commands_that_need_a_download_have_valid_options() -> None:
-    commands = [line for block in _blocks("console") for line in block.splitlines()]
+    lines = [line for block in _blocks("console") for line in block.splitlines()]
+    commands = [line for line in lines if not line.startswith("export ")]
     top = cli.make_context("clipmlu", [], resilient_parsing=True)
-    assert len(commands) == 4
+    assert len(commands) == 8
     for line in commands:
         program, name, *arguments = shlex.split(line)
         assert program == "clipmlu"
         cli.commands[name].make_context(name, arguments, parent=top)
+
+
+def test_options_in_the_migration_table_exist() -> None:
+    """Right column: ours; every option named there belongs to the command in the head of its table."""
+    text = (REPOSITORY / "docs" / "migration.md").read_text(encoding="utf-8")
+    checked = 0
+    for command, table in re.findall(r"\| clipmlu (\w+)[^|\n]*\|\n\|[-|]+\|\n((?:\|.*\n)+)", text):
+        known = {name for option in cli.commands[command].params for name in (*option.opts, *option.secondary_opts)}
+        for row in table.splitlines():
+            ours = row.strip("|").rpartition(" | ")[2]
+            for option in re.findall(r"--[a-z0-9-]+", ours):
+                assert option in known, f"{command} has no {option}"
+                checked += 1
+    assert checked > 30
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -1202,7 +1202,7 @@ _MAGIC = b"CMW1"
 _PRELUDE = struct.Struct("<4sIQ")
 _ALIGNMENT = 64
 _PEER_GONE = 0x2000  # POLLRDHUP of Linux, which Python 3.7's select module does not name
-_POLL_ERRORS = select.POLLERR | select.POLLHUP | select.POLLNVAL
+_POLL_ERRORS = sum(getattr(select, name, 0) for name in ("POLLERR", "POLLHUP", "POLLNVAL"))  # not on Windows
 
 
 class Connection:

@@ -54,8 +54,8 @@ class LocalPeer:
         return result
 
     def close_session(self, opened: Opened) -> None:
-        """Close a session."""
-        self._exchange({"op": "close", "session": opened.number}, ())
+        """Close a session, when what is in flight is done; returns at once."""
+        self._channel.ask({"op": "close", "session": opened.number}, ())
 
     def close(self) -> None:
         """Finish what is in flight and end the thread."""

@@ -92,7 +92,7 @@ class Peer(Protocol):
         """Start one batch; the arrays must not change until its result is there."""
 
     def close_session(self, opened: Opened) -> None:
-        """Close a session."""
+        """Close a session, when what is in flight is done; returns at once."""
 
     def close(self) -> None:
         """End it all; what is in flight fails."""

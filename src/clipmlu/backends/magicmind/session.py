@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -59,12 +60,9 @@ class MagicMindSession(Session):
         if self._closed:
             return
         self._closed = True
-        try:
+        with contextlib.suppress(SessionError):  # the peer is closed already, and with it all sessions
             self._peer.close_session(self._opened)
-        except (DriverError, SessionError, BackendUnavailableError):
-            pass  # whoever closes has the results; a worker that is gone has released everything
-        finally:
-            self._release()
+        self._release()
 
     def name_results(self, arrays: list[Array]) -> dict[str, Array]:
         """Outputs by name, in the type that the bundle declares."""

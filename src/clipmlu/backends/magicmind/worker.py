@@ -52,6 +52,7 @@ class _Job:
         self.seconds = seconds
         self.id = 0
         self.slot: Slot | None = None
+        self.restarted_for: set[str] = set()
 
 
 class WorkerClient:
@@ -123,14 +124,14 @@ class WorkerClient:
         return cast("Future[list[Array]]", job.future)
 
     def close_session(self, opened: Opened) -> None:
-        """Close a session."""
+        """Close a session, when what is in flight is done; returns at once."""
 
         def action(exchange: Exchange) -> None:
             if opened in self._sessions:
                 self._sessions.remove(opened)
                 exchange({"op": "close", "session": opened.number}, ())
 
-        self.execute(action, self.options.open_seconds)
+        self._enqueue(_Job(action=action, seconds=self.options.open_seconds))
 
     def close(self) -> None:
         """End the worker; what is in flight fails."""
@@ -246,7 +247,9 @@ class WorkerClient:
         header, payload = frame
         job = self._in_flight[0]
         results, error = self._read_answer(job, header, payload)
-        if error is not None and error.kind in _WORTH_A_RESTART:
+        if error is not None and error.kind in _WORTH_A_RESTART and error.kind not in job.restarted_for:
+            if error.kind == "not_finite":  # once: a graph that overflows does so in every process
+                job.restarted_for.add(error.kind)
             raise LostError(str(error))
         self._in_flight.popleft()
         self._waiting_since = time.monotonic()
