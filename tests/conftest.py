@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import support
+import tiny_models
 from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.export.exporter import ExportOptions, export_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -41,3 +45,41 @@ def exported(tmp_path: Path) -> ExportedBundle:
 def compiled(tmp_path: Path, exported: ExportedBundle) -> CompiledBundle:
     """The tiny model, compiled for the CPU with any batch of 1..8 rows."""
     return compile_bundle(exported, tmp_path / "tiny-cpu", CompileOptions(target="cpu", batch_size=4, max_batch=8))
+
+
+@pytest.fixture(scope="session")
+def libraries() -> None:
+    """Skips without torch and open_clip."""
+    for name in ("torch", "open_clip", "onnxscript"):
+        pytest.importorskip(name, reason=f"needs the export extra ({name})", exc_type=ImportError)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(libraries: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``tiny_model(kind)``: the directory of a model with weights, one of ``tiny_models.CONFIGS``."""
+    built: dict[str, Path] = {}
+
+    def build(kind: str) -> Path:
+        if kind not in built:
+            folder = tmp_path_factory.mktemp(kind) / "model"
+            built[kind] = tiny_models.write_model(folder, tiny_models.CONFIGS[kind])
+        return built[kind]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., ExportedBundle]:
+    """``tiny_bundle(kind, opset=20, layout="towers")``: that model exported, once; not to be changed."""
+    exported: dict[tuple[str, int, str], ExportedBundle] = {}
+
+    def export(kind: str, opset: int = 20, layout: Any = "towers") -> ExportedBundle:
+        if (kind, opset, layout) not in exported:
+            folder = tmp_path_factory.mktemp(kind) / "bundle"
+            options = ExportOptions(opset=opset, layout=layout)
+            exported[kind, opset, layout] = export_model(f"local-dir:{tiny_model(kind)}", folder, options)
+        return exported[kind, opset, layout]
+
+    return export

@@ -22,8 +22,7 @@ from clipmlu.export.exporter import ExportOptions, export_model, identify_source
 from clipmlu.export.loading import load_model
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import demo_folder, resolve_source
-
-from .conftest import CONFIGS, CONTEXT, EMBED_DIM, write_config
+from tiny_models import CONFIGS, CONTEXT, EMBED_DIM, write_config
 
 pytestmark = pytest.mark.torch
 
@@ -81,8 +80,8 @@ def test_embeddings_equal_torch_for_any_batch(
 
 
 def test_manifest_tells_what_was_exported(tiny_model: Tiny, tiny_bundle: Exported) -> None:
-    folder = tiny_model("sigmoid")
-    bundle = tiny_bundle("sigmoid")
+    folder = tiny_model("siglip")
+    bundle = tiny_bundle("siglip")
     manifest = bundle.manifest
     model = reference(folder)
     assert manifest.model.name == f"local-dir:{folder}"
@@ -118,8 +117,8 @@ def test_interface_has_the_documented_names_and_one_dynamic_axis(tiny_bundle: Ex
 def test_joint_graph_gives_scaled_and_shifted_similarities(
     tiny_model: Tiny, tiny_bundle: Exported, tmp_path: Path
 ) -> None:
-    folder = tiny_model("sigmoid")
-    towers = tiny_bundle("sigmoid")
+    folder = tiny_model("siglip")
+    towers = tiny_bundle("siglip")
     joint = export_model(f"local-dir:{folder}", tmp_path / "joint", ExportOptions(layout="joint"))
     assert set(joint.manifest.towers) == {"joint"}
     assert joint.tower("joint").outputs[0].shape == ("image_batch", "text_batch")

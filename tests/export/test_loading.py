@@ -17,8 +17,7 @@ from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.export.loading import LoadedModel, load_model
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import resolve_source
-
-from .conftest import CONFIGS, write_config
+from tiny_models import CONFIGS, write_config
 
 pytestmark = pytest.mark.torch
 

@@ -12,8 +12,7 @@ import pytest
 from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
 from clipmlu.export.source import resolve_source
-
-from .conftest import CONFIGS, write_config
+from tiny_models import CONFIGS, write_config
 
 pytest.importorskip("open_clip", reason="needs the export extra (open_clip)", exc_type=ImportError)
 pytestmark = pytest.mark.torch

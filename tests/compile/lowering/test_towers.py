@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import onnxruntime
 import pytest
 
 from clipmlu.bundle import ExportedBundle
+from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.compile.lowering import check_int32_range, lower_tower, remaining_shape_nodes
-from clipmlu.data.tokenizer import write_stand_in_tokenizer
 from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.parity import (
     FLOAT32_MIN_COSINE,
@@ -24,67 +23,10 @@ from clipmlu.parity import (
     allowed_logit_difference,
     measure_difference,
 )
-from clipmlu.specs import MODULE_KEY
+from clipmlu.specs import MODULE_KEY, MluBuild
+from tiny_models import CONFIGS, VOCAB
 
 pytestmark = pytest.mark.torch
-
-VOCAB = 300
-CONTEXT = 12
-
-_VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
-_TEXT = {
-    "context_length": CONTEXT,
-    "vocab_size": VOCAB,
-    "width": 32,
-    "heads": 2,
-    "layers": 2,
-    "hf_tokenizer_name": "own",
-}
-_SIGLIP_TEXT = {
-    **_TEXT,
-    "no_causal_mask": True,
-    "proj_bias": True,
-    "pool_type": "last",
-    "norm_kwargs": {"eps": 1e-6},
-    "act_kwargs": {"approximate": "tanh"},
-}
-_HF_TEXT = {
-    "hf_model_name": "text-tower",
-    "hf_tokenizer_name": "own",
-    "context_length": CONTEXT,
-    "hf_proj_type": "mlp",
-    "hf_pooler_type": "mean_pooler",
-}
-_RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64, "patch_size": None}
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "vit": {"vision_cfg": _VIT, "text_cfg": _TEXT},
-    "quick-gelu": {"quick_gelu": True, "vision_cfg": _VIT, "text_cfg": _TEXT},
-    "siglip": {
-        "custom_text": True,
-        "init_logit_bias": -10.0,
-        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
-        "text_cfg": _SIGLIP_TEXT,
-        "embed_dim": 64,
-    },
-    "resnet": {"vision_cfg": _RESNET, "text_cfg": _TEXT},
-    "convnext": {
-        "vision_cfg": {"image_size": 160, "timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear"},
-        "text_cfg": _TEXT,
-    },
-    "hf-text": {"vision_cfg": _VIT, "text_cfg": _HF_TEXT},
-}
-
-_BERT = {
-    "model_type": "bert",
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 64,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 
 FULL_MODELS = [
     ("ViT-B-32-quickgelu", "towers"),
@@ -95,42 +37,6 @@ FULL_MODELS = [
     ("ViT-B-16-SigLIP", "towers"),
     ("ViT-B-32", "joint"),
 ]
-
-
-@pytest.fixture(scope="module")
-def export_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, str], ExportedBundle]:
-    """``export_tiny(kind, opset, layout)``: a tiny model of ``CONFIGS`` with random weights, exported once."""
-    for name in ("torch", "open_clip", "onnxscript"):
-        pytest.importorskip(name, reason=f"needs the export extra ({name})", exc_type=ImportError)
-    done: dict[tuple[str, int, str], ExportedBundle] = {}
-
-    def export(kind: str, opset: int, layout: Any) -> ExportedBundle:
-        if (kind, opset, layout) not in done:
-            folder = tmp_path_factory.mktemp(kind)
-            options = ExportOptions(random_weights=True, opset=opset, layout=layout)
-            done[kind, opset, layout] = export_model(
-                f"local-dir:{_write_config(folder, kind)}", folder / "bundle", options
-            )
-        return done[kind, opset, layout]
-
-    return export
-
-
-def _write_config(folder: Path, kind: str) -> Path:
-    model = folder / "model"
-    model.mkdir()
-    content = {
-        "model_cfg": {"embed_dim": 24, **CONFIGS[kind]},
-        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3},
-    }
-    (model / "open_clip_config.json").write_text(json.dumps(content))
-    write_stand_in_tokenizer(model / "tokenizer.json", VOCAB)
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "sep_token": "<eot>"}
-    (model / "tokenizer_config.json").write_text(json.dumps(special))
-    if kind == "hf-text":
-        (model / "text-tower").mkdir()
-        (model / "text-tower" / "config.json").write_text(json.dumps(_BERT))
-    return model
 
 
 def _session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceSession:
@@ -206,9 +112,9 @@ def _check_lowered(model: ir.Model, source: Path, *, static: bool) -> None:
     + [(kind, 18, "towers") for kind in ("vit", "siglip", "hf-text")],
 )
 def test_tiny_architectures(
-    export_tiny: Callable[[str, int, str], ExportedBundle], tmp_path: Path, kind: str, opset: int, layout: str
+    tiny_bundle: Callable[..., ExportedBundle], tmp_path: Path, kind: str, opset: int, layout: str
 ) -> None:
-    bundle = export_tiny(kind, opset, layout)
+    bundle = tiny_bundle(kind, opset, layout)
     for name, tower in bundle.manifest.towers.items():
         source, lowered = bundle.path / tower.file, tmp_path / tower.file
         for batch, sizes in _batches(name):
@@ -220,10 +126,26 @@ def test_tiny_architectures(
             _check_parity(source, lowered, bundle, sizes, VOCAB)
 
 
-def test_a_tower_is_written_the_same_twice(
-    export_tiny: Callable[[str, int, str], ExportedBundle], tmp_path: Path
+@pytest.mark.parametrize("layout", ["towers", "joint"])
+@pytest.mark.parametrize("kind", list(CONFIGS))
+@pytest.mark.parametrize("shape", ["dynamic", "static"])
+def test_tiny_architectures_build_and_run_on_the_emulated_card(
+    tiny_bundle: Callable[..., ExportedBundle], tmp_path: Path, kind: str, layout: str, shape: str
 ) -> None:
-    source = export_tiny("vit", 20, "towers").path / "text.onnx"
+    """The strict emulator takes what public samples use; compiling compares with the canonical graph, 1e-5 and 0.99999."""
+    options = CompileOptions(
+        target="emulated-mlu", batch_size=3, dynamic_shape=shape == "dynamic", mlu=MluBuild(text_rows=4)
+    )
+    compiled = compile_bundle(tiny_bundle(kind, 20, layout), tmp_path / "card", options)
+    records = compiled.compilation.parity
+    assert len(records) == 2, "two towers, or two outputs of the joint graph"
+    assert all(record.max_abs_diff <= record.allowed_abs_diff for record in records)
+    if layout == "towers":
+        assert max(record.max_abs_diff for record in records) < 2e-6
+
+
+def test_a_tower_is_written_the_same_twice(tiny_bundle: Callable[..., ExportedBundle], tmp_path: Path) -> None:
+    source = tiny_bundle("vit").path / "text.onnx"
     for name in ("a.onnx", "b.onnx"):
         lower_tower(source, tmp_path / name)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

@@ -1,17 +1,13 @@
-"""Tiny models in open_clip's directory format, with random weights, built once for all tests of the export."""
+"""Tiny models in open_clip's directory format, one of each architecture of the export list, with random weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from clipmlu.bundle import ExportedBundle
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
-from clipmlu.export.exporter import ExportOptions, export_model
+from clipmlu.export.exporter import ExportOptions
 
 VOCAB = 300
 EMBED_DIM = 24
@@ -23,11 +19,18 @@ _TEXT = {
     "vocab_size": VOCAB,
     "width": 32,
     "heads": 2,
-    "layers": 1,
+    "layers": 2,
     "hf_tokenizer_name": "own",
 }
 _BPE_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-_SIGMOID_TEXT = {**_TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+_SIGLIP_TEXT = {
+    **_TEXT,
+    "no_causal_mask": True,
+    "proj_bias": True,
+    "pool_type": "last",
+    "norm_kwargs": {"eps": 1e-6},
+    "act_kwargs": {"approximate": "tanh"},
+}
 _HF_TEXT = {
     "hf_model_name": "text-tower",
     "hf_tokenizer_name": "own",
@@ -39,11 +42,11 @@ _HF_TEXT = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {"vision_cfg": _VIT, "text_cfg": _TEXT},
     "quick-gelu": {"quick_gelu": True, "vision_cfg": _VIT, "text_cfg": _BPE_TEXT},
-    "sigmoid": {
+    "siglip": {
         "custom_text": True,
         "init_logit_bias": -10.0,
         "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
-        "text_cfg": _SIGMOID_TEXT,
+        "text_cfg": _SIGLIP_TEXT,
         "embed_dim": 64,
     },
     "resnet": {
@@ -67,26 +70,6 @@ _BERT = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
-
-
-@pytest.fixture(scope="session")
-def libraries() -> None:
-    """Skips without torch and open_clip."""
-    for name in ("torch", "open_clip", "onnxscript"):
-        pytest.importorskip(name, reason=f"needs the export extra ({name})", exc_type=ImportError)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(libraries: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``tiny_model(kind)``: the directory of a model with weights, one of ``CONFIGS``."""
-    built: dict[str, Path] = {}
-
-    def build(kind: str) -> Path:
-        if kind not in built:
-            built[kind] = write_model(tmp_path_factory.mktemp(kind) / "model", CONFIGS[kind])
-        return built[kind]
-
-    return build
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> Path:
@@ -131,18 +114,3 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
     variances = {name: tensor.abs() for name, tensor in state.items() if name.endswith("running_var")}
     save_file({**state, **rest, **variances}, str(folder / "open_clip_model.safetensors"))
     return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(
-    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], ExportedBundle]:
-    """``tiny_bundle(kind)``: that model exported with default options; not to be changed."""
-    exported: dict[str, ExportedBundle] = {}
-
-    def export(kind: str) -> ExportedBundle:
-        if kind not in exported:
-            exported[kind] = export_model(f"local-dir:{tiny_model(kind)}", tmp_path_factory.mktemp(kind) / "bundle")
-        return exported[kind]
-
-    return export
