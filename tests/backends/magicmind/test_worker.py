@@ -287,3 +287,19 @@ def test_nothing_is_left_when_the_main_process_is_killed(model: Path, tmp_path: 
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists()
     assert set(os.listdir("/dev/shm")) == before
+
+
+def test_interrupted_client_does_not_wait_for_a_worker_that_hangs(client_for: ClientFor, model: Path) -> None:
+    """Closing asks a worker with nothing to do to end by itself, for up to five seconds; one that hangs is ended."""
+    client = client_for(emulator={"faults": "sync:1:hang"})
+    opened = client.open_session(open_request(model))
+    future = client.submit(opened, [rows(1, 0)])
+    time.sleep(0.3)
+    assert client._link is not None
+    process = client._link._process
+    assert process is not None
+    client.close_session(opened)
+    client.close()
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(SessionError, match="closed"):
+        future.result()

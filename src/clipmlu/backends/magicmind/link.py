@@ -30,7 +30,7 @@ from clipmlu.backends.magicmind.peer import Fields
 from clipmlu.errors import BackendUnavailableError
 
 Frame = tuple[Fields, Array]
-_GRACE_SECONDS = 5.0
+GRACE_SECONDS = 5.0
 
 
 class LostError(Exception):
@@ -111,23 +111,23 @@ class Link:
         except (EOFError, DeadlineError) as error:
             raise LostError(str(error)) from error
 
-    def stop(self, *, gently: bool) -> Ending:
+    def stop(self, patience: float) -> Ending:
         """End the connection, and the process if it was started here.
 
         Args:
-            gently: let the worker close its sessions first.
+            patience: seconds that the worker has to close its sessions and end by itself.
         """
         self._connection.abort()
-        self._reader.join(_GRACE_SECONDS)
+        self._reader.join(GRACE_SECONDS)
         self._connection.close()
-        return self._end_process(_GRACE_SECONDS if gently else 0.0)
+        return self._end_process(patience)
 
     def ended_cleanly(self) -> bool:
         """Whether the process has ended by itself and without an error, as it does when it was idle for long."""
         if self._process is None:
             return True
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(_GRACE_SECONDS) == 0
+            return self._process.wait(GRACE_SECONDS) == 0
         return False
 
     def _start(self, options: WorkerOptions) -> Connection:
@@ -162,7 +162,7 @@ class Link:
             self._end_process(0)
             raise BackendUnavailableError(f"MagicMind worker {options}: {error}.") from error
         except (ProtocolError, DeadlineError, EOFError) as error:
-            ending = self._end_process(_GRACE_SECONDS if isinstance(error, EOFError) else 0)
+            ending = self._end_process(GRACE_SECONDS if isinstance(error, EOFError) else 0)
             log = f"; it said: {ending.log}" if ending.log else ""
             raise LostError(f"it does not greet: {error} ({ending.exit}{log})") from error
 

@@ -27,7 +27,6 @@ class WorkerOptions:
         driver: the file to start; the package's own unless a test says otherwise.
         run_seconds: longest wait for one batch, the first of a session included.
         open_seconds: longest wait for a session.
-        build_seconds: longest wait for a build.
         start_seconds: longest wait for a worker to answer at all.
         max_failures: crashes, hangs and garbage in a row after which the batches in flight are given up.
         idle_seconds: a worker started here ends when nothing is asked for so long, and is started again when needed.
@@ -41,7 +40,6 @@ class WorkerOptions:
     driver: Path = _DRIVER
     run_seconds: float = 120.0
     open_seconds: float = 600.0
-    build_seconds: float = 7200.0
     start_seconds: float = 30.0
     max_failures: int = 3
     idle_seconds: float = 900.0

@@ -23,7 +23,7 @@ import numpy as np
 
 from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.driver import DriverError, ProtocolError, arrays_in
-from clipmlu.backends.magicmind.link import Ending, Event, Frame, Link, LostError
+from clipmlu.backends.magicmind.link import GRACE_SECONDS, Ending, Event, Frame, Link, LostError
 from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Opened, OpenRequest, Result, send_file
 from clipmlu.backends.magicmind.slots import Slot, can_share
@@ -31,6 +31,7 @@ from clipmlu.errors import BackendUnavailableError, ClipmluError, SessionError
 
 _AHEAD = 1  # batches that wait in the worker while as many as the card takes are on it
 _ROOM_FOR_RESULTS = 1 << 20
+_HASTY_SECONDS = 0.5
 _WORTH_A_RESTART = ("device_lost", "not_finite")
 
 
@@ -199,7 +200,7 @@ class WorkerClient:
         assert link is not None, "the caller looked"
         if self._in_flight or not link.ended_cleanly():
             raise LostError(reason)
-        self._drop_link(gently=True)  # it was idle for long; the next request starts another
+        self._drop_link(GRACE_SECONDS)  # it was idle for long; the next request starts another
 
     def _window(self, opened: Opened) -> int:
         return int(opened.facts.get("depth", 1)) + _AHEAD
@@ -367,10 +368,10 @@ class WorkerClient:
         path = str(model) if self.shares_files else send_file(exchange, model)
         opened.take(exchange(opened.request.fields(path), ())[0])
 
-    def _drop_link(self, *, gently: bool) -> Ending:
+    def _drop_link(self, patience: float) -> Ending:
         link, self._link = self._link, None
         self._frames.clear()
-        return link.stop(gently=gently) if link is not None else Ending("", "")
+        return link.stop(patience) if link is not None else Ending("", "")
 
     def _note_previous(self, ending: Ending | None) -> None:
         """A worker elsewhere tells how the former one ended only when we come again."""
@@ -381,7 +382,7 @@ class WorkerClient:
     # ---- failures
 
     def _recover(self, reason: str) -> None:
-        ending = self._drop_link(gently=False)
+        ending = self._drop_link(0.0)
         self._failures.append(f"{reason} ({ending.exit})" if ending.exit else reason)
         self._log = ending.log or self._log
         self._backlog.extendleft(reversed(self._in_flight))
@@ -404,7 +405,7 @@ class WorkerClient:
         return BackendUnavailableError(message) if never_there else SessionError(message)
 
     def _fail_all(self, error: Exception) -> None:
-        self._drop_link(gently=False)
+        self._drop_link(0.0)
         self._failures.clear()
         jobs = [*self._in_flight, *self._backlog]
         self._in_flight.clear()
@@ -419,7 +420,8 @@ class WorkerClient:
                 event = self._events.get_nowait()
                 if isinstance(event, _Job):
                     self._backlog.append(event)
-        self._drop_link(gently=True)
+        # Whoever closes with batches in flight was interrupted, perhaps because the worker hangs.
+        self._drop_link(_HASTY_SECONDS if self._in_flight else GRACE_SECONDS)
         self._fail_all(SessionError("The session was closed."))
         while self._slots:
             self._slots.pop().close()
