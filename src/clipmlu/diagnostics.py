@@ -14,7 +14,7 @@ from clipmlu import __version__, _environment
 from clipmlu.backends import BACKENDS, TARGETS, get_backend
 from clipmlu.bundle import Bundle, CompiledBundle, ParityRecord
 from clipmlu.data.datasets import DATASETS, locate_dataset
-from clipmlu.specs import Spec
+from clipmlu.specs import MluBuild, Spec
 
 _EXTRAS: dict[str, tuple[str, ...]] = {"export": ("torch", "open_clip", "onnxscript", "transformers")}
 """Extra -> the modules it brings."""
@@ -95,7 +95,21 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
         if facts.dynamic_shape
         else f"exactly {facts.batch_size}",
     )
-    yield "agreement", _parity_text(facts.parity)
+    if facts.text_tower is not None:
+        yield "text tower", f"{facts.text_tower.target} ({facts.text_tower.backend}), {facts.text_tower.precision.value}"
+    if facts.mlu is not None:
+        yield "built for", _archs_text(facts.mlu)
+    if facts.calibration is not None:
+        data = facts.calibration
+        yield "calibration", f"{data.samples} images of {data.dataset}, {data.split}, seed {data.seed}; {data.texts} texts"
+    yield "agreement", _parity_text(facts.parity) if facts.parity else "not checked"
+
+
+def _archs_text(mlu: MluBuild) -> str:
+    archs = ", ".join(
+        f"{arch} ({', '.join(map(str, counts))} clusters)" if counts else arch for arch, counts in mlu.archs.items()
+    )
+    return f"{archs}; {mlu.granularity} weights, {mlu.activation} activations, {mlu.algorithm} calibration"
 
 
 def _parity_text(records: tuple[ParityRecord, ...]) -> str:

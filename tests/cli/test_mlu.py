@@ -176,6 +176,7 @@ def test_text_tower_may_run_on_the_cpu(
     facts = bundle.compilation
     assert (facts.placement("text").target, facts.placement("text").precision) == ("cpu", Precision.FORCE_FLOAT32)
     assert facts.placement("image").target == "emulated-mlu"
+    assert re.search(r"text tower\s+cpu \(onnxruntime\), force_float32", run("info", bundle.path)[1])
     assert bundle.manifest.towers["text"].file == "text.onnx"
     ids = np.random.default_rng(2).integers(0, support.VOCAB, (3, support.CONTEXT))
     with Encoder(bundle) as encoder:
@@ -190,7 +191,7 @@ def test_text_tower_may_run_on_the_cpu(
 @pytest.mark.parametrize("precision", ["qint8_mixed_float16", "qint16_mixed_float32"])
 @pytest.mark.parametrize("shape", ["--dynamic-shape", "--static-shape"])
 def test_quantised_modes_calibrate_with_a_folder(
-    compile_tiny: Callable[..., Path], folder: Path, precision: str, shape: str
+    run: Run, compile_tiny: Callable[..., Path], folder: Path, precision: str, shape: str
 ) -> None:
     calibration = ("--calib", f"imagefolder:{folder}", "--calib-samples", 10, "--calib-seed", 3)
     bundle = open_compiled(compile_tiny("--precision", precision, *calibration, "--batch-size", 4, shape))
@@ -198,6 +199,9 @@ def test_quantised_modes_calibrate_with_a_folder(
     assert facts.calibration == CalibrationRecord(
         dataset=f"imagefolder:{folder}", split="train", samples=10, seed=3, texts=3
     )
+    shown = run("info", bundle.path)[1]
+    assert re.search(r"calibration\s+10 images of imagefolder", shown)
+    assert "mtp_372 (2, 6, 8 clusters); per_tensor weights, symmetric activations, linear calibration" in shown
     record = msgspec.json.decode((bundle.path / "image.mm.json").read_bytes())
     assert record["calibration_batches"] == 3, "ten pictures in batches of four, the last one filled up"
     pixels = np.stack([support.preprocess(support.picture(number)) for number in range(5)])
