@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
+import re
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata, util
@@ -12,14 +16,24 @@ from typing import Literal
 
 from clipmlu import __version__, _environment
 from clipmlu.backends import BACKENDS, TARGETS, get_backend
+from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE, WorkerOptions, worker_from_environment
 from clipmlu.bundle import Bundle, CompiledBundle, ParityRecord
 from clipmlu.data.datasets import DATASETS, locate_dataset
+from clipmlu.errors import ClipmluError
 from clipmlu.specs import MluBuild, Spec
 
 _EXTRAS: dict[str, tuple[str, ...]] = {"export": ("torch", "open_clip", "onnxscript", "transformers")}
 """Extra -> the modules it brings."""
 
 _DEVICES = Path("/dev")
+_DRIVER_FACTS = Path("/proc/driver/cambricon")
+_MODULES = Path("/sys/module")
+_MONITOR = Path("/usr/bin/cnmon")
+_NEUWARE = Path("/usr/local/neuware")
+_OLDEST_DRIVER = (4, 20, 6)
+"""What the vendor's model zoo asks for (docs/magicmind-api.md, section 5)."""
+_MONITOR_SECONDS = 5.0
+_WORKER_SECONDS = 20.0
 
 
 class Finding(Spec, frozen=True, kw_only=True):
@@ -48,7 +62,7 @@ def examine() -> list[Finding]:
         ),
         Finding(check="cores", status="ok", found=str(_usable_cores())),
         *_backend_findings(),
-        _card_finding(),
+        *_mlu_findings(),
         *_extra_findings(),
         _cache_finding(),
         *(
@@ -96,12 +110,18 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
         else f"exactly {facts.batch_size}",
     )
     if facts.text_tower is not None:
-        yield "text tower", f"{facts.text_tower.target} ({facts.text_tower.backend}), {facts.text_tower.precision.value}"
+        yield (
+            "text tower",
+            f"{facts.text_tower.target} ({facts.text_tower.backend}), {facts.text_tower.precision.value}",
+        )
     if facts.mlu is not None:
         yield "built for", _archs_text(facts.mlu)
     if facts.calibration is not None:
         data = facts.calibration
-        yield "calibration", f"{data.samples} images of {data.dataset}, {data.split}, seed {data.seed}; {data.texts} texts"
+        yield (
+            "calibration",
+            f"{data.samples} images of {data.dataset}, {data.split}, seed {data.seed}; {data.texts} texts",
+        )
     yield "agreement", _parity_text(facts.parity) if facts.parity else "not checked"
 
 
@@ -126,21 +146,167 @@ def _usable_cores() -> int:
 
 def _backend_findings() -> Iterator[Finding]:
     for name in BACKENDS:
-        availability = get_backend(name).probe()
-        targets = ", ".join(target for target, backend in TARGETS.items() if backend == name)
+        backend = get_backend(name)
+        availability = backend.probe()
+        check = f"target {', '.join(target for target, each in TARGETS.items() if each == name)}"
         if availability.ok:
-            yield Finding(check=f"target {targets}", status="ok", found=f"{name} {availability.version}")
+            found = f"{availability.version}: not a card" if backend.emulated else f"{name} {availability.version}"
+            yield Finding(check=check, status="ok", found=found)
         else:
-            yield Finding(check=f"target {targets}", status="problem", found="absent", remedy=availability.reason)
+            status: Literal["optional", "problem"] = "optional" if backend.has_cards else "problem"
+            yield Finding(check=check, status=status, found="absent", remedy=availability.reason)
 
 
-def _card_finding() -> Finding:
-    """Look for an MLU card by the device files that its driver makes (magicmind_cloud README: /dev/cambricon_dev0)."""
-    devices = sorted(path.name for path in _DEVICES.glob("cambricon_dev*"))
-    if devices:
-        return Finding(check="MLU card", status="ok", found=", ".join(devices), remedy="this version cannot use it yet")
-    remedy = "on a machine with a card: install its driver, and pass the devices to a container with --device"
-    return Finding(check="MLU card", status="optional", found=f"no {_DEVICES}/cambricon_dev*", remedy=remedy)
+# ---- MLU: the facts behind these checks are in docs/magicmind-api.md, section 5 ------------------------------------------
+
+
+def _mlu_findings() -> Iterator[Finding]:
+    worker = worker_from_environment()
+    importable = _sdk_is_importable()
+    yield _card_finding(has_sdk=importable or worker is not None)
+    yield _driver_finding()
+    yield _monitor_finding()
+    yield _neuware_finding()
+    if importable:
+        yield Finding(check="MagicMind SDK", status="ok", found="importable in this process")
+    else:
+        yield Finding(check="MagicMind SDK", status="optional", found="not importable in this process")
+    yield _worker_finding(worker)
+
+
+def _sdk_is_importable() -> bool:
+    """Whether the vendor's package can be imported here; the emulated one does not count."""
+    from clipmlu.backends.magicmind.backend import _real_sdk_is_importable
+
+    return _real_sdk_is_importable()
+
+
+def _card_finding(has_sdk: bool) -> Finding:
+    """Look for MLU cards by the files that the driver makes: ``/dev/cambricon_dev0``, ``/dev/cambricon_ctl``."""
+    check = "MLU card"
+    devices = sorted(_DEVICES.glob("cambricon_dev*"))
+    if not devices:
+        remedy = "on a machine with a card: install its driver, and pass the devices to a container with --device"
+        return Finding(check=check, status="optional", found=f"no {_DEVICES}/cambricon_dev*", remedy=remedy)
+    found = ", ".join(path.name for path in devices)
+    closed = [path.name for path in devices if not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        remedy = f"let this user read and write {', '.join(closed)}"
+        return Finding(check=check, status="problem", found=f"{found}; no access", remedy=remedy)
+    if not has_sdk:
+        remedy = f"there is no SDK for it: set {PYTHON_VARIABLE} to the interpreter that has 'magicmind', or {WORKER_VARIABLE}"
+        return Finding(check=check, status="problem", found=found, remedy=remedy)
+    if not (_DEVICES / "cambricon_ctl").exists():
+        remedy = f"the vendor's containers get {_DEVICES}/cambricon_ctl too: --device /dev/cambricon_ctl"
+        return Finding(check=check, status="optional", found=f"{found}; no cambricon_ctl", remedy=remedy)
+    return Finding(check=check, status="ok", found=found)
+
+
+def _driver_finding() -> Finding:
+    """The kernel driver's version, from wherever the kernel shows one."""
+    check = "MLU driver"
+    if not _DRIVER_FACTS.exists() and not any(_MODULES.glob("cambricon*")):
+        return Finding(check=check, status="optional", found=f"no {_DRIVER_FACTS}")
+    version = _driver_version()
+    if version is None:
+        return Finding(check=check, status="ok", found="loaded; says nothing of its version")
+    if tuple(int(part) for part in version.split(".")) < _OLDEST_DRIVER:
+        oldest = ".".join(map(str, _OLDEST_DRIVER))
+        remedy = f"the vendor's model zoo asks for {oldest} or newer: update the driver of the host"
+        return Finding(check=check, status="problem", found=version, remedy=remedy)
+    return Finding(check=check, status="ok", found=version)
+
+
+def _driver_version() -> str | None:
+    """``/sys/module/*/version`` is the kernel's own place; what is under /proc is not documented, so it is searched."""
+    for path in sorted(_MODULES.glob("cambricon*/version")):
+        if match := re.search(r"\d+\.\d+\.\d+", _head_of(path)):
+            return match[0]
+    for path in sorted(_DRIVER_FACTS.rglob("*"))[:200]:
+        if match := re.search(r"driver[^\n\d]{0,40}(\d+\.\d+\.\d+)", _head_of(path), re.IGNORECASE):
+            return match[1]
+    return None
+
+
+def _head_of(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(1 << 16).decode("utf-8", "replace")
+    except OSError:  # a folder, or a file that this user may not read: there is nothing to learn from it
+        return ""
+
+
+def _monitor_finding() -> Finding:
+    """Ask the vendor's ``cnmon`` for its version, if it is there."""
+    program = shutil.which("cnmon") or str(_MONITOR)
+    if not os.access(program, os.X_OK):
+        return Finding(check="cnmon", status="optional", found="absent")
+    said = "no answer"
+    for command in ("version", "info"):  # ``info`` is the one that public scripts call
+        try:
+            done = subprocess.run(  # noqa: S603
+                [program, command],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_MONITOR_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            said = f"no answer within {_MONITOR_SECONDS:g} s"
+            break
+        except OSError as error:
+            said = str(error.strerror)
+            break
+        said = " ".join((done.stdout or done.stderr).split())[:120] or f"exit code {done.returncode}"
+        if done.returncode == 0:
+            return Finding(check="cnmon", status="ok", found=said)
+    remedy = f"run '{program} info' to see what is wrong with the card or its driver"
+    return Finding(check="cnmon", status="problem", found=said, remedy=remedy)
+
+
+def _neuware_finding() -> Finding:
+    """The SDK's home: NEUWARE_HOME, or where public scripts have it; ``bin/mm_run`` in it measures speed."""
+    named = os.environ.get("NEUWARE_HOME")
+    home = Path(named) if named else _NEUWARE
+    if not home.is_dir():
+        if named:
+            remedy = "unset it, or set it to the folder of the vendor's tools"
+            return Finding(check="NEUWARE_HOME", status="problem", found=f"'{named}' is no folder", remedy=remedy)
+        return Finding(check="NEUWARE_HOME", status="optional", found=f"not set, and no {_NEUWARE}")
+    found = str(home) if named else f"not set; {home} is there"
+    if not (home / "bin" / "mm_run").is_file():
+        remedy = "'clipmlu bench --tool mm_run' needs it"
+        return Finding(check="NEUWARE_HOME", status="optional", found=f"{found}; no bin/mm_run", remedy=remedy)
+    remedy = "" if named else f"export NEUWARE_HOME={home}"
+    return Finding(check="NEUWARE_HOME", status="ok", found=f"{found}, with bin/mm_run", remedy=remedy)
+
+
+def _worker_finding(worker: WorkerOptions | None) -> Finding:
+    """Ask the worker that the environment names what it has."""
+    check = "MLU worker"
+    if worker is None:
+        return Finding(check=check, status="optional", found=f"none named by {PYTHON_VARIABLE} or {WORKER_VARIABLE}")
+    from clipmlu.backends.magicmind.driver import DriverError
+    from clipmlu.backends.magicmind.worker import WorkerClient
+
+    variable = PYTHON_VARIABLE if worker.address is None else WORKER_VARIABLE
+    client = WorkerClient(dataclasses.replace(worker, start_seconds=_WORKER_SECONDS, max_failures=1))
+    try:
+        facts = client.execute(lambda exchange: exchange({"op": "info"}, ()), _WORKER_SECONDS)[0]
+    except (ClipmluError, DriverError) as error:
+        remedy = f"correct {variable}, or unset it"
+        return Finding(check=check, status="problem", found=" ".join(str(error).split()), remedy=remedy)
+    finally:
+        client.close()
+    found = f"{worker}: Python {facts.get('python')}, NumPy {facts.get('numpy')}"
+    if facts.get("problem"):
+        remedy = f"{variable} must lead to where 'magicmind' imports: {facts['problem']}"
+        return Finding(check=check, status="problem", found=f"{found}, no SDK", remedy=remedy)
+    sdk = facts.get("sdk") or {}
+    kind = "emulated SDK" if facts.get("emulated") else f"SDK {sdk.get('version') or 'of unknown version'}"
+    remedy = "" if facts.get("cards") else "it can build models and not run them: there is no card"
+    return Finding(check=check, status="ok", found=f"{found}, {kind}, cards: {facts.get('cards')}", remedy=remedy)
 
 
 def _extra_findings() -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from clipmlu import __version__
+from clipmlu.cli.bench import bench_command
 from clipmlu.cli.catalog import datasets_command, models_command
 from clipmlu.cli.classify import classify_command
 from clipmlu.cli.compile import compile_command
@@ -43,6 +44,7 @@ for _command in (
     embed_command,
     eval_command,
     run_command,
+    bench_command,
     emulate_command,
     worker_command,
     info_command,

@@ -2,15 +2,67 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from clipmlu.cli._shared import console, echo_json, json_option
+from clipmlu.cli._shared import PATH, console, echo_json, json_option, note
+
+if TYPE_CHECKING:
+    from clipmlu.backends.magicmind.probing import ProbeReport
+    from clipmlu.diagnostics import Finding
+
+_PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--only", "timeout": "--timeout"}
 
 
 @click.command("doctor")
+@click.option(
+    "--probe-sdk", is_flag=True, help="Find out what the MagicMind SDK does where public sources leave it open."
+)
+@click.option("--emulated", is_flag=True, help="With --probe-sdk: ask the emulated SDK.")
+@click.option(
+    "--output",
+    type=PATH,
+    default=Path("magicmind-probe"),
+    show_default=True,
+    metavar="DIR",
+    help="With --probe-sdk: folder for the report, as JSON and Markdown.",
+)
+@click.option("--only", multiple=True, metavar="NAME", help="With --probe-sdk: run this probe; may be repeated.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --probe-sdk: longest wait for one case.",
+)
+@click.option(
+    "--write-probe", type=PATH, metavar="DIR", help="Write the probes for a place where clipmlu is not installed."
+)
 @json_option
-def doctor_command(as_json: bool) -> int:
-    """Check what works on this machine; every finding comes with its remedy."""
+@click.pass_context
+def doctor_command(
+    context: click.Context,
+    probe_sdk: bool,
+    emulated: bool,
+    output: Path,
+    only: tuple[str, ...],
+    timeout: float,
+    write_probe: Path | None,
+    as_json: bool,
+) -> int:
+    """Check what works on this machine; every finding comes with its remedy.
+
+    With --probe-sdk: ask the vendor's SDK about all that is not publicly known of it, on tiny graphs, each question in a
+    process of its own. The report names neither this host nor its user; nothing is sent anywhere.
+    """
+    _check_options(context, probe_sdk, write_probe)
+    if write_probe is not None:
+        return _write_probe(write_probe)
+    if probe_sdk:
+        return _probe_sdk(output, emulated=emulated, only=only, timeout=timeout, as_json=as_json)
     from clipmlu.diagnostics import examine
 
     findings = examine()
@@ -19,15 +71,75 @@ def doctor_command(as_json: bool) -> int:
 
         echo_json(msgspec.json.format(msgspec.json.encode(findings), indent=2))
     else:
-        from rich.table import Table
-
-        table = Table("", "check", "found", "remedy", box=None)
-        for finding in findings:
-            table.add_row(
-                {"ok": "ok", "optional": "-", "problem": "!!"}[finding.status],
-                finding.check,
-                finding.found,
-                finding.remedy,
-            )
-        console().print(table)
+        _print_findings(findings)
     return 1 if any(finding.status == "problem" for finding in findings) else 0
+
+
+def _check_options(context: click.Context, probe_sdk: bool, write_probe: Path | None) -> None:
+    if probe_sdk and write_probe is not None:
+        raise click.UsageError("--probe-sdk and --write-probe exclude one another.")
+    given = [
+        option
+        for name, option in _PROBE_OPTIONS.items()
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    ]
+    if given and not probe_sdk:
+        raise click.UsageError(f"{given[0]} needs --probe-sdk.")
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    from rich.table import Table
+
+    table = Table("", "check", "found", "remedy", box=None)
+    for finding in findings:
+        table.add_row(
+            {"ok": "ok", "optional": "-", "problem": "!!"}[finding.status],
+            finding.check,
+            finding.found,
+            finding.remedy,
+        )
+    console().print(table)
+
+
+def _probe_sdk(output: Path, *, emulated: bool, only: tuple[str, ...], timeout: float, as_json: bool) -> int:
+    from clipmlu.backends.magicmind import probing
+
+    if emulated:
+        from clipmlu.emulator import NOTICE
+
+        note(NOTICE)
+        report = probing.probe_emulated_sdk(output, timeout_seconds=timeout, only=only)
+    else:
+        report = probing.probe_sdk(output, timeout_seconds=timeout, only=only)
+    if as_json:
+        import msgspec
+
+        echo_json(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    else:
+        _print_report(report)
+    note(f"Written: {output / probing.MARKDOWN_NAME} and {output / probing.JSON_NAME}.")
+    if not report.emulated:
+        note("Please send both to the project: they answer what nobody outside knows.")
+    return 0
+
+
+def _print_report(report: ProbeReport) -> None:
+    from rich.table import Table
+
+    table = Table("issue", "probe", "outcome", "answer", box=None, title=report.title, title_justify="left")
+    for record in report.records:
+        table.add_row(record.issue, record.name, record.outcome, record.answer)
+    console().print(table)
+
+
+def _write_probe(directory: Path) -> int:
+    from clipmlu.backends.magicmind.probing import write_probe
+
+    program = write_probe(directory)
+    click.echo(str(program))
+    note(
+        f"Copy '{directory}' to where magicmind is, and run there:\n"
+        f"  python3.7 {program.name} --list\n"
+        f"  python3.7 {program.name} --output ."
+    )
+    return 0
