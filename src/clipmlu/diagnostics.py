@@ -176,9 +176,9 @@ def _mlu_findings() -> Iterator[Finding]:
 
 def _sdk_is_importable() -> bool:
     """Whether the vendor's package can be imported here; the emulated one does not count."""
-    from clipmlu.backends.magicmind.backend import _real_sdk_is_importable
+    from clipmlu.backends.magicmind.backend import real_sdk_is_importable
 
-    return _real_sdk_is_importable()
+    return real_sdk_is_importable()
 
 
 def _card_finding(has_sdk: bool) -> Finding:

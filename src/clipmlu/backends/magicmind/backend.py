@@ -50,7 +50,7 @@ class MagicMindBackend:
         worker = worker_from_environment()
         if worker is not None:
             return Availability(True, f"worker {worker}")
-        if _real_sdk_is_importable():
+        if real_sdk_is_importable():
             return Availability(True, "in this process", has_device=any(_DEVICES.glob("cambricon_dev*")))
         return Availability(
             False,
@@ -206,7 +206,7 @@ def _is_sdk(module: str) -> bool:
     return module.partition(".")[0] == _ROOT
 
 
-def _real_sdk_is_importable() -> bool:
+def real_sdk_is_importable() -> bool:
     from clipmlu.emulator import site_path
 
     try:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.backends.magicmind.backend import _real_sdk_is_importable, emulated_worker
+from clipmlu.backends.magicmind.backend import real_sdk_is_importable, emulated_worker
 from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE
 from clipmlu.bundle import write_files
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
@@ -230,7 +230,7 @@ def _find_interpreter() -> str:
     named = os.environ.get(PYTHON_VARIABLE)
     if named:
         return named
-    if _real_sdk_is_importable():
+    if real_sdk_is_importable():
         return sys.executable
     raise BackendUnavailableError(
         f"There is no MagicMind SDK to probe here: set {PYTHON_VARIABLE} to the interpreter that has it"
