@@ -207,6 +207,7 @@ def _is_sdk(module: str) -> bool:
 
 
 def real_sdk_is_importable() -> bool:
+    """Whether ``import magicmind`` would find a package here that is not the emulated one; imports nothing."""
     from clipmlu.emulator import site_path
 
     try:

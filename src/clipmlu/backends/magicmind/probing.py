@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.backends.magicmind.backend import real_sdk_is_importable, emulated_worker
+from clipmlu.backends.magicmind.backend import emulated_worker, real_sdk_is_importable
 from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE
 from clipmlu.bundle import write_files
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
