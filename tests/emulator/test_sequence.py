@@ -250,6 +250,29 @@ def test_nodes_and_tensors_can_be_looked_up(mm: ModuleType, graph: Path) -> None
     assert network.get_output_count() == 3
 
 
+def test_inputs_tell_their_shape_while_the_graph_does_not_fit(mm: ModuleType, tmp_path: Path) -> None:
+    """model_process.py reads and sets one input after the other; a graph with a fixed batch inside fails at its build."""
+    nodes = [helper.make_node("Add", ["x", "row"], ["y"], name="Add_0")]
+    graph = save_graph(
+        tmp_path / "fixed.onnx",
+        nodes,
+        [("x", FLOAT, [3, 2])],
+        [("y", FLOAT, [3, 2])],
+        {"row": np.ones((3, 2), np.float32)},
+    )
+    network = parse(mm, graph)
+    tensor = network.get_input(0)
+    assert tensor.set_dimension(mm.Dims([5, 2])).ok()
+    dims = tensor.get_dimension().GetDims()
+    assert dims == [5, 2]
+    assert tensor.get_data_type() is mm.DataType.FLOAT32
+    assert network.get_output(0).get_dimension().GetDims() == []
+    assert mm.Builder().build_model("m", network, configure(mm, {})) is None
+    assert tensor.set_dimension(mm.Dims([3, 2])).ok()
+    assert network.get_output(0).get_dimension().GetDims() == [3, 2]
+    assert mm.Builder().build_model("m", network, configure(mm, {})) is not None
+
+
 def test_building_graphs_by_hand_is_refused_clearly(mm: ModuleType) -> None:
     with pytest.raises(NotImplementedError, match="add_i_conv_node: the emulated MagicMind SDK runs parsed ONNX"):
         mm.Network().add_i_conv_node(None)

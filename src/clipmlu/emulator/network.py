@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 from clipmlu.emulator.operators import node_type
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     import onnx
 
     from clipmlu.emulator.calibrator import CalibrationRecord
+
+
+_log = logging.getLogger("clipmlu.emulator")
 
 
 @dataclasses.dataclass
@@ -117,12 +121,23 @@ class Network:
         raise AttributeError(f"'Network' object has no attribute '{name}'")
 
     def shape_and_type(self, name: str) -> tuple[Shape | None, int]:
-        """Inferred shape (-1 for unknown axes, None for an unknown rank) and ONNX element type (0 when unknown)."""
-        if self._shapes is None:
-            from clipmlu.emulator.shapes import infer_shapes
+        """Shape (-1 for unknown axes, None for an unknown rank) and ONNX element type (0 when unknown).
 
+        An input has what was declared or set. The others follow from the inputs; while these contradict one another or
+        the graph, as between two calls of ``set_dimension``, nothing is known of them: the build is what fails.
+        """
+        from clipmlu.emulator.shapes import get_shape, infer_shapes
+
+        for value in self.graph.input:
+            if value.name == name:
+                return get_shape(value), value.type.tensor_type.elem_type
+        if self._shapes is None:
             assert self.graph_model is not None, "a tensor belongs to a parsed network"
-            self._shapes = infer_shapes(self.graph_model)
+            try:
+                self._shapes = infer_shapes(self.graph_model)
+            except StatusError as error:
+                _log.warning("emulated MagicMind: %s", error.status)
+                self._shapes = {}
         return self._shapes.get(name, (None, 0))
 
     def forget_shapes(self) -> None:
