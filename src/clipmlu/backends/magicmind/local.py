@@ -13,6 +13,7 @@ from clipmlu.backends.magicmind.driver import DriverError, Request, Service, loa
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Opened, OpenRequest, Result
 from clipmlu.errors import SessionError
 
+_PATIENCE_SECONDS = 5.0
 Answer = Future[tuple[Fields, list[Array]]]
 
 
@@ -58,9 +59,9 @@ class LocalPeer:
         self._channel.ask({"op": "close", "session": opened.number}, ())
 
     def close(self) -> None:
-        """Finish what is in flight and end the thread."""
+        """Finish what is in flight and end the thread; one that is deep inside the SDK is left to end with the process."""
         self._channel.end()
-        self._thread.join()
+        self._thread.join(_PATIENCE_SECONDS)
 
     def _exchange(self, fields: Fields, arrays: Sequence[Array]) -> tuple[Fields, list[Array]]:
         return self._channel.ask(fields, arrays).result()
