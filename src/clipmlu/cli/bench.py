@@ -84,7 +84,7 @@ def bench_command(
 
 def _devices(text: str) -> tuple[int, ...]:
     pieces = [piece.strip() for piece in text.split(",")]
-    if not all(piece.isdigit() for piece in pieces):
+    if not all(piece.isdecimal() for piece in pieces):
         raise OptionError(f"devices are '{text}'; expected indices such as 0 or 0,1")
     return tuple(int(piece) for piece in pieces)
 
@@ -98,7 +98,8 @@ def _show(report: MmRunReport) -> None:
         "model": f"{report.model}, {report.tower} graph, {report.precision.value}, batch {report.batch_size}",
         "throughput": f"{rate:.1f} {unit} ({report.iterations_per_second:.2f} batches/s)",
         "tool": f"{report.tool}, {report.summaries[0].format} format",
-        "tool's own qps": ", ".join(f"{summary.tool_qps:g}" for summary in report.summaries) + " (counts other things)",
+        "tool's own qps": ", ".join(f"{summary.tool_qps:g}" for summary in report.summaries)
+        + " (as printed: rows of its largest input)",
     }
     print_facts(facts.items())
     for summary in report.summaries:
