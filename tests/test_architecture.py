@@ -1,4 +1,4 @@
-"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends, data > emulator, bundle > specs > errors."""
+"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs > errors."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ LAYERS: dict[str, int] = {
     "_imports": 1,
     "parity": 2,
     "bundle": 2,
+    "quantisation": 2,
     "data": 3,
-    "emulator": 2,
-    "backends": 3,
-    "export": 4,
-    "compile": 4,
-    "classify": 5,
-    "measure": 6,
-    "pipeline": 7,
-    "diagnostics": 7,
-    "cli": 8,
-    "__main__": 9,
+    "emulator": 3,
+    "backends": 4,
+    "export": 5,
+    "compile": 5,
+    "classify": 6,
+    "measure": 7,
+    "pipeline": 8,
+    "diagnostics": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 """Part of the package -> its height; a part imports its own and lower ones. Equal heights are strangers to one another."""
 

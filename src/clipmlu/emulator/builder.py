@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-from clipmlu.emulator.config import BuilderConfig
+from clipmlu.emulator.config import BuilderConfig, BuildFacts
 from clipmlu.emulator.faults import hit
 from clipmlu.emulator.model import Model, ModelInfo
 from clipmlu.emulator.network import Network
-from clipmlu.emulator.status import StatusError
+from clipmlu.emulator.status import Code, StatusError
+from clipmlu.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from clipmlu.quantisation.rewrite import Plan
 
 _log = logging.getLogger("clipmlu.emulator")
 
@@ -38,14 +43,17 @@ class Builder:
 
 def _build(name: str, network: Network, config: BuilderConfig) -> Model:
     from clipmlu.emulator.assembly import assemble
-    from clipmlu.emulator.numerics import Plan, apply_numerics
+    from clipmlu.quantisation.rewrite import apply_numerics
 
     hit("build_model")
     facts = config.facts()
     config.check_archs()
     assembly = assemble(network, facts)
-    plan = Plan.for_build(network, facts)
-    graph, quantisation = apply_numerics(assembly.model, assembly.shapes, plan)
+    element_types = {name: kind for name, (_shape, kind) in assembly.shapes.items()}
+    try:
+        graph, quantisation = apply_numerics(assembly.model, element_types, _plan(network, facts))
+    except CalibrationError as error:
+        raise StatusError(Code.FAILED_PRECONDITION, str(error)) from error
     info = ModelInfo(
         label=name,
         mode=facts.mode,
@@ -56,3 +64,33 @@ def _build(name: str, network: Network, config: BuilderConfig) -> Model:
     )
     del assembly  # a second copy of all weights
     return Model(info, graph.SerializeToString())
+
+
+def _plan(network: Network, facts: BuildFacts) -> Plan:
+    """What is computed how.
+
+    Raises:
+        StatusError: a mode that quantises, and neither a calibration nor ``custom_ranges``.
+    """
+    from clipmlu.quantisation.rewrite import NodeTypes, Plan
+
+    record = network.calibration
+    if facts.bits is not None and record is None and not facts.custom_ranges:
+        raise StatusError(
+            Code.FAILED_PRECONDITION, f"{facts.mode} needs calibrate() before build_model() (or custom_ranges)"
+        )
+    return Plan(
+        half=facts.half,
+        bits=facts.bits,
+        per_axis=facts.per_axis,
+        centred=not facts.asymmetric,
+        least_noise=record is not None and record.least_noise,
+        ranges={**(record.ranges if record else {}), **facts.custom_ranges},
+        node_types={
+            name: NodeTypes(
+                inputs={index: dtype.name.lower() for index, dtype in types.inputs.items()},
+                outputs={index: dtype.name.lower() for index, dtype in types.outputs.items()},
+            )
+            for name, types in network.node_types.items()
+        },
+    )

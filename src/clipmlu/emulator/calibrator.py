@@ -16,6 +16,7 @@ from clipmlu.emulator.network import Network
 from clipmlu.emulator.settings import current, switches
 from clipmlu.emulator.status import Code, Status, StatusError, returns_status
 from clipmlu.emulator.types import Array, DataType, Dims, QuantizationAlgorithm, get_numpy_dtype_by_datatype
+from clipmlu.errors import CalibrationError
 
 _log = logging.getLogger("clipmlu.emulator")
 
@@ -116,7 +117,10 @@ class Calibrator:
         self._check(network, facts, least_noise)
         if facts.bits is None:
             return
-        network.calibration = _Collector(network, facts, self._data, least_noise).collect()
+        try:
+            network.calibration = _Collector(network, facts, self._data, least_noise).collect()
+        except CalibrationError as error:
+            raise StatusError(Code.INTERNAL, f"calibrate: {error}") from error
 
     def _check(self, network: Network, facts: BuildFacts, least_noise: bool) -> None:
         strict = switches()
@@ -138,7 +142,7 @@ class _Collector:
 
     def __init__(self, network: Network, facts: BuildFacts, data: list[CalibDataInterface], least_noise: bool) -> None:
         from clipmlu.emulator.assembly import assemble_for_calibration
-        from clipmlu.emulator.numerics import quantised_tensors
+        from clipmlu.quantisation.rewrite import quantised_tensors
 
         self._assembly = assemble_for_calibration(network, facts)
         self._names = quantised_tensors(self._assembly.model)
@@ -152,10 +156,10 @@ class _Collector:
         Raises:
             StatusError: the data objects failed, or fit neither one another nor the network.
         """
-        from clipmlu.emulator.quantisation import BINS, least_noise_bound
-        from clipmlu.emulator.survey import Survey
+        from clipmlu.quantisation.parameters import BINS, least_noise_bound
+        from clipmlu.quantisation.survey import Survey
 
-        survey = Survey(self._assembly.model, self._names)
+        survey = Survey(self._assembly.model, self._names, threads=current().threads)
         batches = 0
         for feeds in self._batches():
             survey.measure(feeds)

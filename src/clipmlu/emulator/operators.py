@@ -1,4 +1,4 @@
-"""Which ONNX graphs the emulated parser takes, and which operators run in integers.
+"""Which ONNX graphs the emulated parser takes.
 
 Public evidence stops at opsets 10 (CLIP sample) and 11 (all other visible values; the WeNet patch lowers 13 and 14 to
 11): api 5 and 7.12. The operator list is what the networks of the vendor's public zoo consist of at those opsets; that an
@@ -18,19 +18,6 @@ _OPERATORS = """
     Sigmoid Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Upsample Where
 """
 OPERATORS = frozenset(_OPERATORS.split())
-
-QUANTISED = {"Conv": (0, 1), "ConvTranspose": (0, 1), "MatMul": (0, 1), "Gemm": (0, 1)}
-"""Operators that take N-bit inputs in the ``qintN`` modes ("conv/matmul-like operators", CV docs) -> which inputs."""
-
-_MOVEMENT = """
-    Concat DepthToSpace Dropout Expand Flatten Gather GatherElements GatherND Identity Max MaxPool Min Neg Abs Pad Relu
-    Reshape ReduceMax ReduceMin Slice Split Squeeze Tile Transpose TopK Unsqueeze Where GlobalMaxPool
-"""
-MOVEMENT = frozenset(_MOVEMENT.split())
-"""Operators whose results are among their inputs (up to the sign, or zero), so that rounding them again changes nothing."""
-
-PARAMETER_INPUTS = {"Resize": (1, 2, 3), "Upsample": (1,), "Clip": (), "Dropout": (1, 2)}
-"""Floating-point inputs that are parameters of the operator, not data, and keep their precision."""
 
 
 def node_type(op_type: str) -> str:

@@ -6,28 +6,36 @@
     qintN_mixed_floatM    convolutions and matrix products take inputs and weights of N bits; the rest as force_floatM
 
 How the vendor rounds and accumulates inside an operator is not public (api 7.11); "conv/matmul-like operators in N-bit
-integers, the rest in floatM" is (CV docs). ``set_precision`` and ``set_output_type`` take single nodes out (api 2.6).
+integers, the rest in floatM" is (CV docs). Single nodes may be given types of their own (api 2.6). "api" is
+docs/magicmind-api.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from clipmlu.emulator.config import BuildFacts
-from clipmlu.emulator.network import Network, NodeTypes
-from clipmlu.emulator.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
-from clipmlu.emulator.quantisation import Quantisation, for_weights, from_range
-from clipmlu.emulator.shapes import Shapes
-from clipmlu.emulator.status import Code, StatusError
-from clipmlu.emulator.types import Array, DataType
+from clipmlu.errors import CalibrationError
+from clipmlu.quantisation.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
+from clipmlu.quantisation.parameters import Array, Quantisation, for_weights, from_range
 
-_FLOAT_TYPES = (DataType.FLOAT16, DataType.FLOAT32)
-_BITS = {DataType.QINT8: 8, DataType.QINT16: 16}
+_FLOAT_TYPES = ("float16", "float32")
+_BITS = {"qint8": 8, "qint16": 16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NodeTypes:
+    """Types of one node's inputs and outputs by index: ``float16``, ``float32``, ``qint8`` or ``qint16``."""
+
+    inputs: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    outputs: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
 _NO_TYPES = NodeTypes()
 
 
@@ -53,28 +61,6 @@ class Plan:
     ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     node_types: dict[str, NodeTypes] = dataclasses.field(default_factory=dict)
 
-    @classmethod
-    def for_build(cls, network: Network, facts: BuildFacts) -> Plan:
-        """The plan of a build.
-
-        Raises:
-            StatusError: a mode that quantises, and neither a calibration nor ``custom_ranges``.
-        """
-        record = network.calibration
-        if facts.bits is not None and record is None and not facts.custom_ranges:
-            raise StatusError(
-                Code.FAILED_PRECONDITION, f"{facts.mode} needs calibrate() before build_model() (or custom_ranges)"
-            )
-        return cls(
-            half=facts.half,
-            bits=facts.bits,
-            per_axis=facts.per_axis,
-            centred=not facts.asymmetric,
-            least_noise=record is not None and record.least_noise,
-            ranges={**(record.ranges if record else {}), **facts.custom_ranges},
-            node_types=network.node_types,
-        )
-
 
 def quantised_tensors(model: onnx.ModelProto) -> list[str]:
     """Activations that enter a quantised operator, each once, in the order of the graph."""
@@ -88,30 +74,30 @@ def quantised_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def apply_numerics(
-    model: onnx.ModelProto, shapes: Shapes, plan: Plan
+    model: onnx.ModelProto, element_types: Mapping[str, int], plan: Plan
 ) -> tuple[onnx.ModelProto, dict[str, dict[str, Any]]]:
     """Rewrite a graph.
 
     Args:
         model: the graph; it is not changed.
-        shapes: shapes and element types of its tensors.
+        element_types: tensor -> ONNX element type, of all its tensors but the weights.
         plan: what is computed how.
 
     Returns:
         The rewritten graph, and tensor name -> how it was quantised.
 
     Raises:
-        StatusError: a tensor to be quantised has no range.
+        CalibrationError: a tensor to be quantised has no range.
     """
     if not plan.half and plan.bits is None and not plan.node_types:
         return model, {}
-    return _Rewriter(model, shapes, plan).rewrite()
+    return _Rewriter(model, element_types, plan).rewrite()
 
 
 class _Rewriter:
-    def __init__(self, model: onnx.ModelProto, shapes: Shapes, plan: Plan) -> None:
+    def __init__(self, model: onnx.ModelProto, element_types: Mapping[str, int], plan: Plan) -> None:
         self._model = model
-        self._shapes = shapes
+        self._element_types = element_types
         self._plan = plan
         self._weights = {weight.name: weight for weight in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
@@ -154,7 +140,7 @@ class _Rewriter:
             if not name or not self._is_float(name):
                 continue
             wanted = types.outputs.get(index)
-            half = wanted is DataType.FLOAT16 if wanted in _FLOAT_TYPES else self._plan.half
+            half = wanted == "float16" if wanted in _FLOAT_TYPES else self._plan.half
             if moves and half:
                 self._rounded.add(name)
             elif half:
@@ -174,10 +160,10 @@ class _Rewriter:
         if bits is not None and index in QUANTISED[node.op_type]:
             return self._quantise_weight(node, index, weight, bits) if weight else self._quantise(name, bits)
         wanted = types.inputs.get(index)
-        half = wanted is DataType.FLOAT16 if wanted in _FLOAT_TYPES else self._plan.half
+        half = wanted == "float16" if wanted in _FLOAT_TYPES else self._plan.half
         if weight is not None:
             return self._round_weight(weight) if half else name
-        if wanted is DataType.FLOAT16 and name not in self._rounded:
+        if wanted == "float16" and name not in self._rounded:
             return self._derive(name, "half", lambda new: self._round(name, new))
         return name
 
@@ -220,7 +206,7 @@ class _Rewriter:
     def _quantise(self, name: str, bits: int) -> str:
         ends = self._plan.ranges.get(name) or self._plan.ranges.get("")
         if ends is None:
-            raise StatusError(Code.FAILED_PRECONDITION, f"tensor '{name}' is to be quantised and was not calibrated")
+            raise CalibrationError(f"tensor '{name}' is to be quantised and was not calibrated")
         how = from_range(bits, *ends, centred=self._plan.centred)
 
         def make(new: str) -> None:
@@ -249,7 +235,7 @@ class _Rewriter:
         if name in self._made or name in self._rounded:
             return True
         weight = self._weights.get(name)
-        kind = weight.data_type if weight is not None else self._shapes.get(name, (None, 0))[1]
+        kind = weight.data_type if weight is not None else self._element_types.get(name, 0)
         return kind == TensorProto.FLOAT
 
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from clipmlu.emulator.status import Code, StatusError
-from clipmlu.emulator.types import Array
+from clipmlu.errors import CalibrationError, first_line
+from clipmlu.quantisation.parameters import Array
 
 _SAMPLES = 20_000
 """Elements of one tensor and one batch that go into its histogram, about."""
@@ -20,12 +20,14 @@ class Survey:
     """Runs a graph and watches some of its tensors, in float32.
 
     Args:
-        model: the graph, with inputs ``emulated_input_0`` and so on.
+        model: the graph.
         names: the tensors to watch.
+        threads: CPU threads; 0 leaves it to the runtime.
     """
 
-    def __init__(self, model: onnx.ModelProto, names: list[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, names: list[str], *, threads: int = 0) -> None:
         self._model = model
+        self._threads = threads
         self._names = names
         self._low = np.full(len(names), np.inf)
         self._high = np.full(len(names), -np.inf)
@@ -70,17 +72,15 @@ class Survey:
     def _run(self, feeds: list[Array]) -> list[Array]:
         if not self._names:  # a graph with nothing to quantise
             return []
-        named = {f"emulated_input_{index}": array for index, array in enumerate(feeds)}
+        named = {value.name: array for value, array in zip(self._model.graph.input, feeds, strict=True)}
         try:
             results: list[Array] = self._session.run(None, named)
         except Exception as error:  # such as a sample whose shape the graph does not take
-            raise StatusError(Code.INTERNAL, f"calibrate: a batch failed: {' '.join(str(error).split())}") from error
+            raise CalibrationError(f"a batch failed: {first_line(error)}") from error
         return results
 
     def _open(self, added: list[tuple[onnx.NodeProto, int]]) -> Any:
         import onnxruntime
-
-        from clipmlu.emulator.settings import current
 
         watching = onnx.ModelProto()
         watching.CopyFrom(self._model)
@@ -98,13 +98,12 @@ class Survey:
                 graph.initializer.append(numpy_helper.from_array(array, f"emulated_survey_{index}_{name}"))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = current().threads
+        options.intra_op_num_threads = self._threads
         graph = watching.SerializeToString()
         try:
             return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own errors are many
-            message = f"calibrate: the graph cannot be loaded: {' '.join(str(error).split())}"
-            raise StatusError(Code.INTERNAL, message) from error
+            raise CalibrationError(f"the graph cannot be loaded: {first_line(error)}") from error
 
     def _range_nodes(self) -> list[tuple[onnx.NodeProto, int]]:
         added = []

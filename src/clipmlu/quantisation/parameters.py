@@ -1,7 +1,7 @@
 """Quantisation parameters: from ranges to scales, and the search for the range of least noise.
 
-The vendor's algorithms are not public beyond their names and one line each (api 2.4, 2.10, 7.10): LINEAR takes the range of
-the data, EQNM the one that minimises quantisation noise. What is here is the textbook reading of those words.
+The vendor's algorithms are not public beyond their names and one line each (docs/magicmind-api.md 2.4, 2.10, 7.10): LINEAR takes
+the range of the data, EQNM the one that minimises quantisation noise. What is here is the textbook reading of those words.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.emulator.types import Array
-
+Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 BINS = 2048
 """Bins of the histogram of magnitudes that the search reads."""
