@@ -37,6 +37,7 @@ from clipmlu.specs import (
     PositiveInt,
     Precision,
     PreprocessSpec,
+    QuantisationOptions,
     Spec,
     TensorSpec,
     TokenizerSpec,
@@ -141,6 +142,7 @@ class Compilation(Spec, frozen=True, kw_only=True):
         parity: what was measured against the exported graphs before the bundle was published.
         text_tower: where the text tower runs if not where the rest does.
         mlu: how the graphs were built for MLU cards, or None for other targets.
+        quantisation: how the mode quantises, or None for one that does not.
         calibration: which data the graphs were calibrated with, or None.
     """
 
@@ -155,6 +157,7 @@ class Compilation(Spec, frozen=True, kw_only=True):
     parity: tuple[ParityRecord, ...]
     text_tower: Placement | None = None
     mlu: MluBuild | None = None
+    quantisation: QuantisationOptions | None = None
     calibration: CalibrationRecord | None = None
 
     def placement(self, tower: TowerName) -> Placement:

@@ -116,6 +116,12 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
         )
     if facts.mlu is not None:
         yield "built for", _archs_text(facts.mlu)
+    if facts.quantisation is not None:
+        how = facts.quantisation
+        yield (
+            "quantisation",
+            f"{how.granularity} weights, {how.activation} activations, {how.algorithm} calibration",
+        )
     if facts.calibration is not None:
         data = facts.calibration
         yield (
@@ -126,10 +132,9 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
 
 
 def _archs_text(mlu: MluBuild) -> str:
-    archs = ", ".join(
+    return ", ".join(
         f"{arch} ({', '.join(map(str, counts))} clusters)" if counts else arch for arch, counts in mlu.archs.items()
     )
-    return f"{archs}; {mlu.granularity} weights, {mlu.activation} activations, {mlu.algorithm} calibration"
 
 
 def _parity_text(records: tuple[ParityRecord, ...]) -> str:

@@ -137,9 +137,6 @@ class MluBuild(Spec, frozen=True, kw_only=True):
 
     Attributes:
         archs: architecture -> numbers of clusters to optimise for; an empty tuple names none.
-        granularity: of quantised weights: one scale for each tensor, or for each output channel.
-        activation: quantisation of activations.
-        algorithm: how calibration finds ranges: smallest and largest value, or the least quantisation noise.
         computation_preference: how operators compute.
         conv_scale_fold: fold what follows a convolution into its weights.
         node_types: exact node name -> ``"float32"`` or ``"float16"``, whatever the precision mode says.
@@ -149,9 +146,6 @@ class MluBuild(Spec, frozen=True, kw_only=True):
     """
 
     archs: dict[str, tuple[PositiveInt, ...]] = msgspec.field(default_factory=lambda: {"mtp_372": (2, 6, 8)})
-    granularity: Granularity = "per_tensor"
-    activation: ActivationQuantisation = "symmetric"
-    algorithm: CalibrationAlgorithm = "linear"
     computation_preference: ComputationPreference = "auto"
     conv_scale_fold: bool = True
     node_types: dict[str, Literal["float32", "float16"]] = {}
@@ -171,6 +165,27 @@ class MluBuild(Spec, frozen=True, kw_only=True):
             raise OptionError(f"MLU architecture is '{named}'; expected one or more of {', '.join(MLU_ARCHS)}")
         if any(count < 1 for counts in self.archs.values() for count in counts):
             raise OptionError("cluster numbers are 1 or more")
+
+
+class QuantisationOptions(Spec, frozen=True, kw_only=True):
+    """How a mode that quantises does it; the defaults are those of the vendor's CLIP sample.
+
+    Attributes:
+        granularity: one scale for each weight tensor, or for each of its output channels.
+        activation: whether ranges of activations are centred on zero.
+        algorithm: how calibration finds ranges: smallest and largest value, or the least quantisation noise.
+    """
+
+    granularity: Granularity = "per_tensor"
+    activation: ActivationQuantisation = "symmetric"
+    algorithm: CalibrationAlgorithm = "linear"
+
+    def __post_init__(self) -> None:
+        """Refuse what the SDK is known not to take.
+
+        Raises:
+            OptionError: what is wrong.
+        """
         if self.algorithm == "eqnm" and self.activation == "asymmetric":
             raise OptionError("the calibration algorithm eqnm works with symmetric activations only")
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import OptionError, ShapeError
-from clipmlu.specs import MluBuild, Precision, TensorSpec, TowerName
+from clipmlu.specs import MluBuild, Precision, QuantisationOptions, TensorSpec, TowerName
 
 if TYPE_CHECKING:
     from clipmlu.backends.magicmind.options import WorkerOptions
@@ -108,6 +108,7 @@ class GraphOptions:
         batch_size: rows of a batch when it is not; the preferred number when it is.
         max_batch: the largest batch when it is.
         mlu: how to build for MLU cards; other backends take no notice.
+        quantisation: how the modes that quantise do it.
         calibration: input name -> data, for the modes that quantise.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         session: where to compile: the card and the worker.
@@ -118,6 +119,7 @@ class GraphOptions:
     batch_size: int
     max_batch: int
     mlu: MluBuild = dataclasses.field(default_factory=MluBuild)
+    quantisation: QuantisationOptions = dataclasses.field(default_factory=QuantisationOptions)
     calibration: Mapping[str, CalibrationData] = dataclasses.field(default_factory=dict)
     calibration_server: str | None = None
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
@@ -196,7 +198,6 @@ class Backend(Protocol):
         name: its name in manifests.
         precisions: what it can compile to.
         packages: the installed packages whose versions matter for its results.
-        profile: name of the lowering profile that its graphs must fit; None for the canonical graphs.
         emulated: what it makes and runs is the emulated vendor SDK's.
         has_cards: it builds for MLU cards: ``MluBuild`` and ``SessionOptions.device`` mean something.
     """
@@ -204,9 +205,11 @@ class Backend(Protocol):
     name: str
     precisions: tuple[Precision, ...]
     packages: tuple[str, ...]
-    profile: str | None
     emulated: bool
     has_cards: bool
+
+    def profile(self, precision: Precision) -> str | None:
+        """Name of the lowering profile that its graphs must fit; None for the canonical graphs."""
 
     def probe(self) -> Availability:
         """Say whether the runtime can be used here; never raises."""

@@ -24,7 +24,7 @@ from clipmlu.specs import (
 if TYPE_CHECKING:
     from clipmlu.compile.calibration import CalibrationOptions
     from clipmlu.compile.compiler import CompileOptions
-    from clipmlu.specs import MluBuild
+    from clipmlu.specs import MluBuild, QuantisationOptions
 
 _SWITCHES = {
     "--dynamic-shape": {"true": "--dynamic-shape", "false": "--static-shape"},
@@ -125,19 +125,19 @@ _OPTIONS = (
         "--calib-algo",
         "--calibration-algo",
         type=_choice(CalibrationAlgorithm),
-        help="MLU: how ranges are found. [default: linear]",
+        help="How calibration finds ranges. [default: linear]",
     ),
     click.option(
         "--granularity",
         "--weight-quant-granularity",
         type=_choice(Granularity),
-        help="MLU: scales of quantised weights. [default: per_tensor]",
+        help="Scales of quantised weights. [default: per_tensor]",
     ),
     click.option(
         "--activation-quant",
         "--activation-quant-algo",
         type=_choice(ActivationQuantisation),
-        help="MLU: quantisation of activations. [default: symmetric]",
+        help="Quantisation of activations. [default: symmetric]",
     ),
     click.option(
         "--mlu-arch", type=click.Choice(MLU_ARCHS), multiple=True, help="MLU: architecture. [default: mtp_372]"
@@ -204,6 +204,7 @@ def _options_from(given: dict[str, Any]) -> CompileOptions:
         max_batch=given["max_batch"],
         text_target=given["text_target"],
         mlu=_mlu_build(given),
+        quantisation=_quantisation(given),
         calibration=_calibration(given),
         calibration_server=given["calib_server"],
         min_cosine=given["min_cosine"],
@@ -217,9 +218,6 @@ def _mlu_build(given: dict[str, Any]) -> MluBuild | None:
     from clipmlu.specs import MluBuild
 
     chosen: dict[str, Any] = {
-        "granularity": given["granularity"],
-        "activation": given["activation_quant"],
-        "algorithm": given["calib_algo"],
         "computation_preference": given["computation_preference"],
         "conv_scale_fold": given["conv_scale_fold"],
         "text_rows": given["text_rows"],
@@ -232,6 +230,19 @@ def _mlu_build(given: dict[str, Any]) -> MluBuild | None:
         chosen["archs"] = dict.fromkeys(given["mlu_arch"] or default, counts)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return MluBuild(**chosen) if chosen else None
+
+
+def _quantisation(given: dict[str, Any]) -> QuantisationOptions | None:
+    """None when no option about quantisation was given."""
+    from clipmlu.specs import QuantisationOptions
+
+    chosen = {
+        "granularity": given["granularity"],
+        "activation": given["activation_quant"],
+        "algorithm": given["calib_algo"],
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return QuantisationOptions(**chosen) if chosen else None
 
 
 def _counts(texts: tuple[str, ...]) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ from clipmlu.parity import (
     allowed_logit_difference,
     measure_difference,
 )
-from clipmlu.specs import CalibrationRecord, MluBuild, Precision, TowerName
+from clipmlu.specs import CalibrationRecord, MluBuild, Precision, QuantisationOptions, TowerName
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_MAX_BATCH = 64
@@ -66,6 +66,7 @@ class CompileOptions:
         max_batch: the largest batch when dynamic; None stands for 64, or ``batch_size`` if that is larger.
         text_target: where the text tower runs; None for ``target``. On the CPU it is compiled in float32.
         mlu: how to build for MLU cards; None for the defaults. Other targets take none.
+        quantisation: how the modes that quantise do it; None for the defaults. Other modes take none.
         calibration: data for the modes that quantise.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         min_cosine: smallest cosine similarity of a compiled embedding and its float32 reference; None for the
@@ -82,6 +83,7 @@ class CompileOptions:
     max_batch: int | None = None
     text_target: str | None = None
     mlu: MluBuild | None = None
+    quantisation: QuantisationOptions | None = None
     calibration: CalibrationOptions | None = None
     calibration_server: str | None = None
     min_cosine: float | None = None
@@ -106,6 +108,10 @@ class CompileOptions:
             raise OptionError(f"smallest cosine is {self.min_cosine}; expected -1 to 1")
         if self.calibration is not None and self.precision.bits is None:
             raise OptionError(f"precision {self.precision.value} quantises nothing; leave --calib out")
+        if self.quantisation is not None and self.precision.bits is None:
+            raise OptionError(
+                f"precision {self.precision.value} quantises nothing; leave granularity, algorithm and activations out"
+            )
 
     @property
     def largest_batch(self) -> int:
@@ -173,11 +179,13 @@ class CompilationPlan:
         main: where everything goes, but for what follows.
         text_tower: where the text tower goes if not there.
         mlu: how to build for MLU cards, or None when nothing is.
+        quantisation: how the mode quantises, or None for one that does not.
     """
 
     main: Placement
     text_tower: Placement | None
     mlu: MluBuild | None
+    quantisation: QuantisationOptions | None
 
     def placement(self, tower: TowerName) -> Placement:
         """Where a tower goes."""
@@ -198,6 +206,7 @@ class CompilationPlan:
             parity=(),
             text_tower=self.text_tower,
             mlu=self.mlu,
+            quantisation=self.quantisation,
             calibration=calibration,
         )
 
@@ -227,7 +236,8 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
         raise OptionError(f"target '{target}' has no MLU cards; leave the options for building for cards out")
     main = Placement(target=target, backend=backend.name, precision=options.precision, emulated=backend.emulated)
     mlu = (options.mlu or MluBuild()) if backend.has_cards else None
-    return CompilationPlan(main=main, text_tower=_place_text(options, main), mlu=mlu)
+    quantisation = (options.quantisation or QuantisationOptions()) if options.precision.bits is not None else None
+    return CompilationPlan(main=main, text_tower=_place_text(options, main), mlu=mlu, quantisation=quantisation)
 
 
 def _place_text(options: CompileOptions, main: Placement) -> Placement | None:
@@ -264,6 +274,7 @@ class _Step:
             batch_size=options.batch_size,
             max_batch=options.largest_batch,
             mlu=mlu,
+            quantisation=plan.quantisation or QuantisationOptions(),
             calibration=self.calibration,
             calibration_server=options.calibration_server,
             session=options.session,
@@ -273,13 +284,14 @@ class _Step:
         """Bring the graph into the form that the backend takes, and compile it."""
         tower = self._exported.tower(self.name)
         path = self._exported.tower_path(self.name)
-        if self.backend.profile is None:
+        profile = self.backend.profile(self.precision)
+        if profile is None:
             listed = self._exported.manifest.files
             data_files = tuple(self._exported.path / name for name in listed if name.startswith(f"{tower.file}."))
             graph = SourceGraph(name=self.name, path=path, tower=tower, data_files=data_files)
             return self.backend.compile_tower(graph, self._options, directory)
         with tempfile.TemporaryDirectory(prefix="lowered-", dir=directory) as folder:
-            graph = _lower(self.name, path, tower, Path(folder), self.backend.profile, self._static_sizes(tower))
+            graph = _lower(self.name, path, tower, Path(folder), profile, self._static_sizes(tower))
             return self.backend.compile_tower(graph, self._options, directory)
 
     def _static_sizes(self, tower: Tower) -> dict[str, int] | None:

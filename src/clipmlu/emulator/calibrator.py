@@ -156,30 +156,17 @@ class _Collector:
         Raises:
             StatusError: the data objects failed, or fit neither one another nor the network.
         """
-        from clipmlu.quantisation.parameters import BINS, least_noise_bound
-        from clipmlu.quantisation.survey import Survey
+        from clipmlu.quantisation.calibrate import collect_ranges
 
-        survey = Survey(self._assembly.model, self._names, threads=current().threads)
-        batches = 0
-        for feeds in self._batches():
-            survey.measure(feeds)
-            batches += 1
-        if not batches:
-            raise StatusError(Code.INVALID_ARGUMENT, "calibrate: the data objects hand over no batch at all")
-        ranges = survey.ranges()
-        bad = [name for name, ends in ranges.items() if not np.isfinite(ends).all()]
-        if bad:
-            raise StatusError(Code.INTERNAL, f"calibrate: tensor '{bad[0]}' holds NaN or infinity")
-        if self._least_noise:
-            assert self._facts.bits is not None, "calibrate checked it"
-            survey.prepare_histograms(BINS)
-            for feeds in self._batches():
-                survey.count(feeds)
-            bounds = {
-                name: least_noise_bound(counts, bound, self._facts.bits)
-                for name, (counts, bound) in survey.histograms().items()
-            }
-            ranges = {name: (-bound, bound) for name, bound in bounds.items()}
+        assert self._facts.bits is not None, "calibrate checked it"
+        ranges, batches = collect_ranges(
+            self._assembly.model,
+            self._names,
+            self._batches,
+            bits=self._facts.bits,
+            least_noise=self._least_noise,
+            threads=current().threads,
+        )
         return CalibrationRecord(ranges=ranges, least_noise=self._least_noise, batches=batches)
 
     def _batches(self) -> Iterator[list[Array]]:

@@ -46,19 +46,23 @@ class Quantisation:
         scale = self.scale.tolist() if self.axis is not None else float(self.scale)
         return {"bits": self.bits, "scale": scale, "zero_point": self.zero_point, "axis": self.axis}
 
+    def levels(self, array: Array) -> Array:
+        """The integers, of type ``dtype``."""
+        limits = np.iinfo(self.dtype)
+        scaled = np.rint(np.asarray(array, np.float32) / self._scale_for(array))
+        return np.asarray(np.clip(scaled + self.zero_point, limits.min, limits.max), self.dtype)
+
     def apply(self, array: Array) -> Floats:
         """Quantise and come back: what the integer arithmetic sees of ``array``."""
-        scale: npt.NDArray[Any] = self.scale
-        if self.axis is not None:
-            shape = [1] * array.ndim
-            shape[self.axis] = -1
-            scale = scale.reshape(shape)
-        limits = np.iinfo(self.dtype)
-        levels = (
-            np.clip(np.rint(np.asarray(array, np.float32) / scale) + self.zero_point, limits.min, limits.max)
-            - self.zero_point
-        )
-        return np.asarray(levels * scale, np.float32)
+        levels = self.levels(array).astype(np.float32) - np.float32(self.zero_point)
+        return np.asarray(levels * self._scale_for(array), np.float32)
+
+    def _scale_for(self, array: Array) -> Array:
+        if self.axis is None:
+            return self.scale
+        shape = [1] * array.ndim
+        shape[self.axis] = -1
+        return self.scale.reshape(shape)
 
 
 def symmetric(bits: int, bound: Any, axis: int | None = None) -> Quantisation:

@@ -51,6 +51,8 @@ class Plan:
         least_noise: weights are clipped where that minimises the noise.
         ranges: tensor -> (smallest, largest) of quantised activations; the empty name stands for all others.
         node_types: node -> the types set for it by hand.
+        integer_weights: keep quantised weights as integers behind a DequantizeLinear, so that a runtime can take its
+            integer kernels; else as the real numbers that these stand for.
     """
 
     half: bool = False
@@ -60,6 +62,7 @@ class Plan:
     least_noise: bool = False
     ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     node_types: dict[str, NodeTypes] = dataclasses.field(default_factory=dict)
+    integer_weights: bool = False
 
 
 def quantised_tensors(model: onnx.ModelProto) -> list[str]:
@@ -104,9 +107,13 @@ class _Rewriter:
         self._made: dict[str, onnx.TensorProto] = {}
         self._derived: dict[tuple[str, str], str] = {}
         self._rounded: set[str] = set()
+        self._inputs: dict[str, str] = {}  # input of the graph -> its rounded form
+        self._sources: dict[str, str] = {}  # and back
         self._record: dict[str, dict[str, Any]] = {}
 
     def rewrite(self) -> tuple[onnx.ModelProto, dict[str, dict[str, Any]]]:
+        if self._plan.half:
+            self._round_inputs()
         for node in self._model.graph.node:
             self._rewrite_node(node)
         result = onnx.ModelProto()
@@ -122,6 +129,15 @@ class _Rewriter:
         graph.initializer.extend(self._made.values())
         return result, self._record
 
+    def _round_inputs(self) -> None:
+        """A graph in binary16 takes its input in it."""
+        for value in self._model.graph.input:
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+                new = f"{value.name}_emulated_input"
+                self._round(value.name, new)
+                self._inputs[value.name] = new
+                self._sources[new] = value.name
+
     def _rewrite_node(self, source: onnx.NodeProto) -> None:
         node = onnx.NodeProto()
         node.CopyFrom(source)
@@ -130,7 +146,8 @@ class _Rewriter:
         keep = PARAMETER_INPUTS.get(node.op_type, ())
         for index, name in enumerate(node.input):
             if name and index not in keep and self._is_float(name):
-                node.input[index] = self._input(node, index, name, types, bits)
+                taken = name if types.inputs.get(index) == "float32" else self._inputs.get(name, name)
+                node.input[index] = self._input(node, index, taken, types, bits)
         inputs = [name for name in node.input if name and self._is_float(name)]
         moves = node.op_type in MOVEMENT and bool(inputs) and self._rounded.issuperset(inputs)
         self._nodes.append(node)
@@ -198,20 +215,41 @@ class _Rewriter:
         def make(new: str) -> None:
             values = _values(weight)
             how = for_weights(values, bits, axis, least_noise=self._plan.least_noise)
-            self._add_weight(new, how.apply(values))
+            if self._plan.integer_weights:
+                self._add_integer_weight(new, values, how)
+            else:
+                self._add_weight(new, how.apply(values))
             self._record[weight.name] = how.facts()
 
         return self._derive(weight.name, f"int{bits}_{axis}", make)
 
+    def _add_integer_weight(self, new: str, values: Array, how: Quantisation) -> None:
+        whole, parameters = f"{new}_integers", [f"{new}_scale", f"{new}_zero_point"]
+        self._add_weight(whole, how.levels(values))
+        self._add_weight(parameters[0], how.scale)
+        self._add_weight(parameters[1], np.zeros(how.scale.shape, how.dtype))
+        axis: dict[str, Any] = {} if how.axis is None else {"axis": how.axis}
+        node = helper.make_node(
+            "DequantizeLinear",
+            [whole, *parameters],
+            [new],
+            name=f"{new}_DequantizeLinear",
+            domain="com.microsoft",
+            **axis,
+        )
+        self._nodes.append(node)
+        self._element_types = {**self._element_types, new: TensorProto.FLOAT}
+
     def _quantise(self, name: str, bits: int) -> str:
-        ends = self._plan.ranges.get(name) or self._plan.ranges.get("")
+        tensor = self._sources.get(name, name)
+        ends = self._plan.ranges.get(tensor) or self._plan.ranges.get("")
         if ends is None:
-            raise CalibrationError(f"tensor '{name}' is to be quantised and was not calibrated")
+            raise CalibrationError(f"tensor '{tensor}' is to be quantised and was not calibrated")
         how = from_range(bits, *ends, centred=self._plan.centred)
 
         def make(new: str) -> None:
             self._add_quantisation(name, new, how)
-            self._record[name] = {**how.facts(), "minimum": ends[0], "maximum": ends[1]}
+            self._record[tensor] = {**how.facts(), "minimum": ends[0], "maximum": ends[1]}
 
         return self._derive(name, f"int{bits}", make)
 

@@ -18,7 +18,7 @@ from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.emulator import faults
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, DeviceError, OptionError
-from clipmlu.specs import MluBuild, Precision, TensorSpec
+from clipmlu.specs import MluBuild, Precision, QuantisationOptions, TensorSpec
 
 IMAGES = TensorSpec(name="pixel_values", dtype="float32", shape=("image_batch", 3, 8, 8))
 TEXTS = TensorSpec(name="input_ids", dtype="int64", shape=("text_batch", 32))
@@ -40,15 +40,14 @@ def test_dynamic_shapes_run_from_one_to_the_largest_batch_and_texts_are_fixed() 
 def test_request_holds_what_was_asked_for() -> None:
     mlu = MluBuild(
         archs={"mtp_592": (4,)},
-        granularity="per_axis",
-        activation="asymmetric",
         computation_preference="fast",
         conv_scale_fold=False,
         node_types={"a/MatMul": "float32"},
         build_config={"compute_determinism": True},
         toolchain="/gcc",
     )
-    options = graph_options(mlu=mlu)
+    how = QuantisationOptions(granularity="per_axis", activation="asymmetric")
+    options = graph_options(mlu=mlu, quantisation=how)
     request = build_request(
         Tower(file="x", inputs=(IMAGES, TEXTS), outputs=()),
         [shapes_of(each, options) for each in (IMAGES, TEXTS)],
@@ -80,12 +79,16 @@ def test_request_holds_what_was_asked_for() -> None:
         ({"archs": {}}, "MLU architecture is 'none'"),
         ({"archs": {"mtp_270": ()}}, "MLU architecture is 'mtp_270'; expected one or more of mtp_372"),
         ({"archs": {"mtp_372": (0,)}}, "cluster numbers are 1 or more"),
-        ({"algorithm": "eqnm", "activation": "asymmetric"}, "eqnm works with symmetric activations only"),
     ],
 )
 def test_builds_that_the_sdk_cannot_do_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         MluBuild(**changes)  # type: ignore[arg-type]
+
+
+def test_least_noise_and_asymmetric_activations_exclude_one_another() -> None:
+    with pytest.raises(OptionError, match="eqnm works with symmetric activations only"):
+        QuantisationOptions(algorithm="eqnm", activation="asymmetric")
 
 
 def test_each_sdk_is_refused_in_the_place_of_the_other() -> None:

@@ -38,12 +38,15 @@ class MagicMindBackend:
     name = "magicmind"
     precisions = tuple(Precision)
     packages: tuple[str, ...] = ()  # the SDK has no metadata of a package; its version is in the build record
-    profile: str | None = "magicmind"
     emulated = False
     has_cards = True
 
     def __init__(self) -> None:
         self._peers = _Peers(self._local_peer)
+
+    def profile(self, precision: Precision) -> str | None:
+        """All graphs are lowered."""
+        return "magicmind"
 
     def probe(self) -> Availability:
         """Say where the SDK is, without importing it or starting a worker."""

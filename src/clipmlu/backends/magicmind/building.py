@@ -149,8 +149,8 @@ def build_request(tower: Tower, shapes: Sequence[Shapes], options: GraphOptions)
     return {
         "label": "clipmlu",
         "precision": options.precision.value,
-        "granularity": mlu.granularity,
-        "activation": mlu.activation,
+        "granularity": options.quantisation.granularity,
+        "activation": options.quantisation.activation,
         "archs": {arch: list(counts) for arch, counts in mlu.archs.items()},
         "mutable": options.dynamic_shape,
         "inputs": [_input_request(each, dynamic=options.dynamic_shape) for each in shapes],
@@ -230,7 +230,7 @@ def _calibration_request(tower: Tower, options: GraphOptions, place: Callable[[B
         )
     data = [_source_request(options.calibration[tensor.name], place) for tensor in tower.inputs]
     return {
-        "algorithm": options.mlu.algorithm,
+        "algorithm": options.quantisation.algorithm,
         "data": data,
         "remote": options.calibration_server,
         "device": options.session.device,
