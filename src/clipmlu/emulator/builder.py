@@ -13,6 +13,7 @@ from clipmlu.emulator.status import Code, StatusError
 from clipmlu.errors import CalibrationError
 
 if TYPE_CHECKING:
+    from clipmlu.emulator.assembly import Assembly
     from clipmlu.quantisation.rewrite import Plan
 
 _log = logging.getLogger("clipmlu.emulator")
@@ -51,7 +52,7 @@ def _build(name: str, network: Network, config: BuilderConfig) -> Model:
     assembly = assemble(network, facts)
     element_types = {name: kind for name, (_shape, kind) in assembly.shapes.items()}
     try:
-        graph, quantisation = apply_numerics(assembly.model, element_types, _plan(network, facts))
+        graph, quantisation = apply_numerics(assembly.model, element_types, _plan(network, facts, assembly))
     except CalibrationError as error:
         raise StatusError(Code.FAILED_PRECONDITION, str(error)) from error
     info = ModelInfo(
@@ -66,12 +67,13 @@ def _build(name: str, network: Network, config: BuilderConfig) -> Model:
     return Model(info, graph.SerializeToString())
 
 
-def _plan(network: Network, facts: BuildFacts) -> Plan:
+def _plan(network: Network, facts: BuildFacts, assembly: Assembly) -> Plan:
     """What is computed how.
 
     Raises:
         StatusError: a mode that quantises, and neither a calibration nor ``custom_ranges``.
     """
+    from clipmlu.emulator.assembly import PREFIX
     from clipmlu.quantisation.rewrite import NodeTypes, Plan
 
     record = network.calibration
@@ -93,4 +95,7 @@ def _plan(network: Network, facts: BuildFacts) -> Plan:
             )
             for name, types in network.node_types.items()
         },
+        exact_nodes=frozenset(
+            node.name for node in assembly.model.graph.node if node.name.startswith(f"{PREFIX}output_")
+        ),
     )

@@ -51,6 +51,8 @@ class Plan:
         least_noise: weights are clipped where that minimises the noise.
         ranges: tensor -> (smallest, largest) of quantised activations; the empty name stands for all others.
         node_types: node -> the types set for it by hand.
+        exact_nodes: names of nodes that compute nothing and whose results are left as they are, such as the conversion of
+            an output.
         integer_weights: keep quantised weights as integers behind a DequantizeLinear, so that a runtime can take its
             integer kernels; else as the real numbers that these stand for.
     """
@@ -62,6 +64,7 @@ class Plan:
     least_noise: bool = False
     ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     node_types: dict[str, NodeTypes] = dataclasses.field(default_factory=dict)
+    exact_nodes: frozenset[str] = frozenset()
     integer_weights: bool = False
 
 
@@ -133,7 +136,7 @@ class _Rewriter:
         """A graph in binary16 takes its input in it."""
         for value in self._model.graph.input:
             if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-                new = f"{value.name}_emulated_input"
+                new = f"{value.name}_mode_input"
                 self._round(value.name, new)
                 self._inputs[value.name] = new
                 self._sources[new] = value.name
@@ -151,8 +154,8 @@ class _Rewriter:
         inputs = [name for name in node.input if name and self._is_float(name)]
         moves = node.op_type in MOVEMENT and bool(inputs) and self._rounded.issuperset(inputs)
         self._nodes.append(node)
-        if node.name.startswith("emulated_output_"):
-            return  # the conversions behind an output compute nothing
+        if node.name in self._plan.exact_nodes:
+            return
         for index, name in enumerate(node.output):
             if not name or not self._is_float(name):
                 continue
@@ -161,7 +164,7 @@ class _Rewriter:
             if moves and half:
                 self._rounded.add(name)
             elif half:
-                node.output[index] = f"{name}_emulated_exact"
+                node.output[index] = f"{name}_mode_exact"
                 self._round(node.output[index], name)
 
     def _node_bits(self, node: onnx.NodeProto, types: NodeTypes) -> int | None:
@@ -187,18 +190,16 @@ class _Rewriter:
     def _derive(self, name: str, kind: str, make: Any) -> str:
         """One more form of a tensor, made once."""
         if (name, kind) not in self._derived:
-            new = f"{name}_emulated_{kind}"
+            new = f"{name}_mode_{kind}"
             self._derived[name, kind] = new
             make(new)
         return self._derived[name, kind]
 
     def _round(self, name: str, new: str) -> None:
         """``new`` is ``name`` rounded to binary16."""
-        small = f"{new}_emulated_float16"
-        self._nodes.append(
-            helper.make_node("Cast", [name], [small], name=f"{new}_emulated_down", to=TensorProto.FLOAT16)
-        )
-        self._nodes.append(helper.make_node("Cast", [small], [new], name=f"{new}_emulated_up", to=TensorProto.FLOAT))
+        small = f"{new}_mode_float16"
+        self._nodes.append(helper.make_node("Cast", [name], [small], name=f"{new}_mode_down", to=TensorProto.FLOAT16))
+        self._nodes.append(helper.make_node("Cast", [small], [new], name=f"{new}_mode_up", to=TensorProto.FLOAT))
         self._rounded.add(new)
 
     def _round_weight(self, weight: onnx.TensorProto) -> str:

@@ -86,7 +86,7 @@ class Survey:
         watching.CopyFrom(self._model)
         graph = watching.graph
         graph.ClearField("output")
-        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "emulated_survey_flat"))
+        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "survey_flat"))
         for node, kind in added:
             graph.node.append(node)
             if kind:
@@ -95,7 +95,7 @@ class Survey:
             step = _odd_step(int(size))
             for name, value in (("start", 0), ("end", np.iinfo(np.int64).max), ("axis", 0), ("step", step)):
                 array = np.array([value], np.int64)
-                graph.initializer.append(numpy_helper.from_array(array, f"emulated_survey_{index}_{name}"))
+                graph.initializer.append(numpy_helper.from_array(array, f"survey_{index}_{name}"))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # What is fused depends on the shapes that are known, and rounds differently in the last digit: ranges are to be
@@ -113,16 +113,16 @@ class Survey:
         for op_type, kind in (("ReduceMin", 1), ("ReduceMax", 1), ("Size", 7)):
             attributes: dict[str, Any] = {"keepdims": 0} if kind == 1 else {}
             for index, name in enumerate(self._names):
-                output = f"emulated_survey_{op_type}_{index}"
+                output = f"survey_{op_type}_{index}"
                 added.append((helper.make_node(op_type, [name], [output], **attributes), kind))
         return added
 
     def _sample_nodes(self) -> list[tuple[onnx.NodeProto, int]]:
         added: list[tuple[onnx.NodeProto, int]] = []
         for index, name in enumerate(self._names):
-            flat, part = f"emulated_survey_{index}_values", f"emulated_survey_{index}_sample"
-            cut = [f"emulated_survey_{index}_{end}" for end in ("start", "end", "axis", "step")]
-            added.append((helper.make_node("Reshape", [name, "emulated_survey_flat"], [flat]), 0))
+            flat, part = f"survey_{index}_values", f"survey_{index}_sample"
+            cut = [f"survey_{index}_{end}" for end in ("start", "end", "axis", "step")]
+            added.append((helper.make_node("Reshape", [name, "survey_flat"], [flat]), 0))
             added.append((helper.make_node("Slice", [flat, *cut], [part]), 1))
         return added
 
