@@ -47,6 +47,7 @@ from clipmlu.specs import (
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
+CALIBRATION_NAME = "calibration.json"
 _CHUNK_BYTES = 1 << 20
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -276,6 +277,20 @@ class CompiledBundle(Bundle):
         compilation = self.manifest.compilation
         assert compilation is not None, "open_bundle checked it"
         return compilation
+
+    def calibration_digests(self) -> frozenset[str]:
+        """Content digests of the images that the bundle was calibrated with; none when it was not.
+
+        Raises:
+            BundleCorruptError: their file is not what was written.
+        """
+        if self.compilation.calibration is None:
+            return frozenset()
+        path = self.path / CALIBRATION_NAME
+        try:
+            return frozenset(msgspec.json.decode(path.read_bytes(), type=list[str]))
+        except (OSError, msgspec.DecodeError) as error:
+            raise BundleCorruptError(f"'{path}' cannot be read: {error}. Compile the bundle again.") from error
 
     def _facts(self) -> str:
         facts = self.compilation

@@ -16,6 +16,7 @@
         DownloadError                       a file of the model cannot be reached
         ParityError                         the exported graph differs from torch; .differences
       GateError                             a measured figure lies outside what was allowed
+        OverlapError                        images are evaluated that the bundle was calibrated with
       InputError                            an image, a label file, a dataset that cannot be read
       OptionError (ValueError)              an option or argument outside its range, or two that exclude one another
       OutputError                           a result cannot be written
@@ -135,6 +136,10 @@ class GateError(ClipmluError):
     """A check on the result failed: what was produced runs, but not as well as was required."""
 
     exit_code = 3
+
+
+class OverlapError(GateError):
+    """Images are evaluated that the bundle was calibrated with: the figure would be too good."""
 
 
 class InputError(ClipmluError):

@@ -212,6 +212,31 @@ def test_quantised_modes_calibrate_with_a_folder(
     assert 1e-7 < difference < (0.05 if "qint8" in precision else 1e-3)
 
 
+@pytest.mark.parametrize("target", ["cpu", "emulated-mlu"])
+def test_images_that_were_calibrated_with_are_not_evaluated(
+    run: Run, exported: ExportedBundle, folder: Path, tmp_path: Path, target: str
+) -> None:
+    """By content: the same pixels in another file, of another format, are the same image."""
+    precision = ("--precision", "qint16_mixed_float32", "--calib", f"imagefolder:{folder}")
+    code, _, err = run("compile", exported.path, "--target", target, *precision, "-o", tmp_path / "out")
+    assert code == 0, err
+    for number, name in ((50, "new.png"), (2, "copy.bmp")):
+        (tmp_path / name[:-4] / "cat").mkdir(parents=True)
+        support.picture(number).save(tmp_path / name[:-4] / "cat" / name)
+    evaluate = ("eval", tmp_path / "out", "--templates", "a {}", "--dataset")
+    assert run(*evaluate, f"imagefolder:{tmp_path / 'new'}")[0] == 0
+    code, out, err = run(*evaluate, f"imagefolder:{tmp_path / 'copy'}")
+    assert (code, out) == (3, "")
+    assert re.search(r"Image '.*copy\.bmp' is one that bundle .* was calibrated with\. .*--allow-overlap", err)
+    assert err.count("\n") == 1
+    code, out, _ = run(*evaluate, f"imagefolder:{tmp_path / 'copy'}", "--allow-overlap", "--json")
+    assert code == 0
+    assert json.loads(out)["calibration_overlap"] == 1
+    assert "were calibrated with" in run(*evaluate, f"imagefolder:{tmp_path / 'copy'}", "--allow-overlap")[1]
+    (tmp_path / "out" / "calibration.json").unlink()
+    assert "calibration.json" in run(*evaluate, f"imagefolder:{tmp_path / 'new'}")[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

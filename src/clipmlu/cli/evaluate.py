@@ -54,6 +54,7 @@ _CLASSES_SHOWN = 10
 @batch_size_option
 @threads_option
 @device_option
+@click.option("--allow-overlap", is_flag=True, help="Evaluate images that the bundle was calibrated with, too.")
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
 @click.option("--per-class", is_flag=True, help="Show every class, not only the hardest ones.")
@@ -71,6 +72,7 @@ def eval_command(
     batch_size: int | None,
     threads: int,
     device: int,
+    allow_overlap: bool,
     output: Path | None,
     sample_files: Path | None,
     per_class: bool,
@@ -84,7 +86,12 @@ def eval_command(
     from clipmlu.measure import accuracy
 
     options = accuracy.EvalOptions(
-        samples=samples, shuffle=shuffle, seed=seed, batch_size=batch_size, templates=templates
+        samples=samples,
+        shuffle=shuffle,
+        seed=seed,
+        batch_size=batch_size,
+        templates=templates,
+        allow_overlap=allow_overlap,
     )
     results: list[accuracy.ImageResult] = []
     with load(bundle, threads=threads, device=device) as encoder:
@@ -124,6 +131,8 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
         "calibration error": f"{report.expected_calibration_error:.4f}",
         "speed": f"{report.images_per_second:.1f} images/s{mark}",
     }
+    if report.calibration_overlap:
+        rows["overlap"] = f"{report.calibration_overlap} of these images were calibrated with: the figures are too good"
     print_facts(rows.items())
     counted = [row for row in report.per_class if row.top1 is not None]
     hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from clipmlu.backends.base import CalibrationData
 from clipmlu.bundle import Bundle
 from clipmlu.data.datasets import Dataset, open_dataset
+from clipmlu.data.images import content_digest
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
@@ -56,6 +57,7 @@ class CalibrationSet:
 
     Attributes:
         record: what is kept in the manifest.
+        digests: content digests of the images, sorted; see ``content_digest``.
 
     Raises:
         OptionError, UnknownNameError, InputError: as ``open_dataset``.
@@ -68,6 +70,8 @@ class CalibrationSet:
             raise CalibrationError(f"Calibration dataset '{options.dataset}' has no images.")
         count = min(options.samples, len(self._dataset))
         self._chosen = np.random.default_rng(options.seed).permutation(len(self._dataset))[:count]
+        self._images: list[Array] = []
+        self.digests = self._load_images()
         self._prompts = [fill_template(resolve_templates("simple")[0], name) for name in self._dataset.class_names]
         self.record = CalibrationRecord(
             dataset=options.dataset,
@@ -98,9 +102,18 @@ class CalibrationSet:
             "input_ids": CalibrationData(batches=[ids], repeat=True),
         }
 
-    def _image_batches(self, batch_size: int) -> list[Array]:
+    def _load_images(self) -> list[str]:
+        """Preprocess the images, once for all towers; returns their digests."""
         preprocess = Preprocessor(self._bundle.manifest.preprocess)
-        return _cut(np.stack([preprocess(self._dataset.image(int(index))) for index in self._chosen]), batch_size)
+        digests = []
+        for index in self._chosen:
+            image = self._dataset.image(int(index))
+            digests.append(content_digest(image))
+            self._images.append(preprocess(image))
+        return sorted(digests)
+
+    def _image_batches(self, batch_size: int) -> list[Array]:
+        return _cut(np.stack(self._images), batch_size)
 
     def _tokens(self) -> Array:
         return Tokenizer.load(self._bundle.tokenizer_path, self._bundle.manifest.tokenizer)(self._prompts)

@@ -15,6 +15,7 @@ from clipmlu.backends import Backend, Session, SessionOptions, backend_for_targe
 from clipmlu.backends.base import Array, CalibrationData, GraphOptions, SourceGraph
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle import (
+    CALIBRATION_NAME,
     TOKENIZER_NAME,
     Bundle,
     Compilation,
@@ -155,6 +156,8 @@ def compile_bundle(
         steps = [_Step(exported, name, plan, options, calibration) for name in exported.manifest.towers]
         towers = {step.name: step.compile(staging.path) for step in steps}
         shutil.copyfile(exported.tokenizer_path, staging.path / TOKENIZER_NAME)
+        if calibration is not None:
+            (staging.path / CALIBRATION_NAME).write_bytes(msgspec.json.encode(calibration.digests))
         facts = plan.facts(options, exported.digest, None if calibration is None else calibration.record)
         packages = sorted({package for step in steps for package in step.backend.packages})
         draft = msgspec.structs.replace(

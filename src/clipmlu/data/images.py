@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -69,6 +70,14 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         f"Cannot take an image from a value of type '{type(source).__name__}'. "
         "Expected a path, bytes, a Pillow image or a uint8 NumPy array."
     )
+
+
+def content_digest(image: Image.Image) -> str:
+    """SHA-256 in hex of an image's size and RGB pixels: the same picture in another file has the same one."""
+    pixels = image.convert("RGB")
+    digest = hashlib.sha256(f"{pixels.width}x{pixels.height}\n".encode())
+    digest.update(pixels.tobytes())
+    return digest.hexdigest()
 
 
 def _image_from_path(path: Path, max_pixels: int) -> Image.Image:

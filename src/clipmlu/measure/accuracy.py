@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from clipmlu.backends import get_backend
 from clipmlu.bundle import current_tool_versions, write_files
@@ -18,7 +19,8 @@ from clipmlu.classify.bulk import ImageItem, Outcome, embed_items
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.data.datasets import Dataset
-from clipmlu.errors import InputError, OptionError
+from clipmlu.data.images import content_digest
+from clipmlu.errors import InputError, OptionError, OverlapError
 from clipmlu.specs import ModelId, Precision, Spec
 
 CALIBRATION_BINS = 15
@@ -95,6 +97,7 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
         elapsed_s: wall time of the evaluation in seconds, class embeddings and opening not counted.
         images_per_second: ``images / elapsed_s``.
         tool_versions: versions of clipmlu and of the runtime.
+        calibration_overlap: images that the bundle was calibrated with, when that was allowed; else None.
     """
 
     model: ModelId
@@ -120,6 +123,7 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
     elapsed_s: float
     images_per_second: float
     tool_versions: dict[str, str]
+    calibration_overlap: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,7 @@ class EvalOptions:
         batch_size: images per batch; None for the bundle's own.
         templates: see ``prompts.resolve_templates``.
         cache: keep class embeddings in the cache directory.
+        allow_overlap: evaluate images that the bundle was calibrated with; the report counts them.
     """
 
     samples: int | None = None
@@ -141,6 +146,7 @@ class EvalOptions:
     batch_size: int | None = None
     templates: str | Path | Sequence[str] = "simple"
     cache: bool = True
+    allow_overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -251,6 +257,7 @@ def evaluate(
         OptionError: more samples than the dataset has.
         ShapeError: the bundle does not take such batches.
         InputError: not one image could be read.
+        OverlapError: an image is one that the bundle was calibrated with, and ``allow_overlap`` is off.
     """
     options = options or EvalOptions()
     batch_size = encoder.check_batch_size(options.batch_size)
@@ -259,7 +266,8 @@ def evaluate(
     tally = Tally(len(dataset.class_names))
     skipped: list[SkippedImage] = []
     start = time.perf_counter()
-    outcomes = embed_items(encoder, _items(dataset, indices), batch_size=batch_size)
+    overlap = _Overlap(encoder, allowed=options.allow_overlap)
+    outcomes = embed_items(encoder, _items(dataset, indices, overlap), batch_size=batch_size)
     for group in _grouped(zip(indices, outcomes, strict=True)):
         good = [(index, outcome.embedding) for index, outcome in group if outcome.embedding is not None]
         skipped += [
@@ -279,7 +287,8 @@ def evaluate(
         raise InputError(
             f"Not one of the {len(indices)} images of '{dataset.name}' could be read. First: {skipped[0].reason}"
         )
-    return _report(encoder, classifier, dataset, tally, tuple(skipped), batch_size, elapsed)
+    report = _report(encoder, classifier, dataset, tally, tuple(skipped), batch_size, elapsed)
+    return msgspec.structs.replace(report, calibration_overlap=len(overlap.found) if options.allow_overlap else None)
 
 
 def write_sample_files(
@@ -341,9 +350,34 @@ def _choose(dataset: Dataset, options: EvalOptions) -> list[int]:
     return [int(index) for index in order[:count]]
 
 
-def _items(dataset: Dataset, indices: Sequence[int]) -> Iterator[ImageItem]:
+class _Overlap:
+    """Looks for images that the bundle was calibrated with; used from several threads.
+
+    Attributes:
+        found: ids of such images.
+    """
+
+    def __init__(self, encoder: Encoder, *, allowed: bool) -> None:
+        self._bundle = encoder.bundle
+        self._known = encoder.bundle.calibration_digests()
+        self._allowed = allowed
+        self.found: list[str] = []
+
+    def check(self, image: Image.Image, name: str) -> Image.Image:
+        if self._known and content_digest(image) in self._known:
+            if not self._allowed:
+                raise OverlapError(
+                    f"Image '{name}' is one that bundle '{self._bundle.path}' was calibrated with. "
+                    "Evaluate others, or add --allow-overlap, which marks the report."
+                )
+            self.found.append(name)
+        return image
+
+
+def _items(dataset: Dataset, indices: Sequence[int], overlap: _Overlap) -> Iterator[ImageItem]:
     def item(index: int) -> ImageItem:
-        return ImageItem(dataset.key(index), lambda: dataset.image(index))
+        key = dataset.key(index)
+        return ImageItem(key, lambda: overlap.check(dataset.image(index), key))
 
     return (item(index) for index in indices)
 
