@@ -221,6 +221,107 @@ def test_layouts_are_converted_and_ranges_keep_the_networks_own(mm: ModuleType, 
     np.testing.assert_array_equal(Runner(mm, model)(x)[0], np.maximum(x, 0))
 
 
+def test_pixels_collected_as_float64_are_taken_as_uint8(mm: ModuleType, mode: str, tmp_path: Path) -> None:
+    """MC swintransformer, resnet50_pytorch and mobilenetv3 infer.py: a float64 buffer for a model built with means and vars.
+
+    The network is built as MC swintransformer's: means and vars, and the pixels as NHWC.
+    """
+    node = helper.make_node("Relu", ["x"], ["y"], name="Relu_0")
+    path = save_graph(tmp_path / "c.onnx", [node], [("x", FLOAT, [1, 3, 2, 2])], [("y", FLOAT, [1, 3, 2, 2])], {})
+    mean, variance = [123.675, 116.28, 103.53], [3409.976, 3262.694, 3291.89]
+    config = configure(
+        mm,
+        {"insert_bn_before_firstnode": {"0": {"mean": mean, "var": variance}}},
+        {"convert_input_layout": {"0": {"src": "NCHW", "dst": "NHWC"}}},
+        {"graph_shape_mutable": True},
+        {"dim_range": {"0": {"min": [1, 3, 2, 2], "max": [64, 3, 2, 2]}}},
+    )
+    model = build(mm, parse(mm, path), config)
+    assert model.get_input_data_types() == [mm.DataType.UINT8]
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 2, 2, 3), dtype=np.uint8)
+    buffer = np.empty([4, 2, 2, 3])
+    for row, image in enumerate(pixels):
+        buffer[row] = image
+    runner = Runner(mm, model)
+    result = runner(buffer)[0].copy()
+    normal = ((pixels - np.array(mean)) / np.sqrt(variance)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(result, np.maximum(normal, 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(runner(pixels)[0], result)
+
+
+@pytest.mark.parametrize(("declared", "handed"), [([2, 3], [2, 1, 3]), ([1, 3], [3])])
+def test_a_calibration_sample_has_the_declared_shape(
+    mm: ModuleType, mode: str, tmp_path: Path, declared: list[int], handed: list[int]
+) -> None:
+    """MC swintransformer hands over an axis more than it declares, MC paddledetection one less."""
+    samples = [np.random.default_rng(seed).standard_normal(declared).astype(np.float32) for seed in range(3)]
+
+    class CalibData(mm.CalibDataInterface):  # type: ignore[misc, name-defined]
+        index, current, shape = 0, np.empty(0), handed
+
+        def next(self) -> Any:
+            if self.index == len(samples):
+                return mm.Status(mm.Code.OUT_OF_RANGE, "Data end reached")
+            self.current = samples[self.index].reshape(self.shape)
+            self.index += 1
+            return mm.Status.OK()
+
+        def reset(self) -> Any:
+            self.index = 0
+            return mm.Status.OK()
+
+        def get_shape(self) -> Any:
+            return mm.Dims(declared)
+
+        def get_data_type(self) -> Any:
+            return mm.DataType.FLOAT32
+
+        def get_sample(self) -> Any:
+            return self.current
+
+    class Plain(CalibData):
+        shape = declared
+
+    class Short(CalibData):
+        def get_shape(self) -> Any:
+            return mm.Dims([7, 3])
+
+    def run(data: Any) -> tuple[Any, Any]:
+        network = parse(mm, linear(tmp_path / "m.onnx", np.eye(3), batch=declared[0]))
+        config = configure(mm, {"precision_config": {"precision_mode": "qint8_mixed_float32"}})
+        status = mm.Calibrator([data]).calibrate(network, config)
+        return status, Runner(mm, build(mm, network, config))(samples[0])[0] if status.ok() else None
+
+    (status, result), (_, plain) = run(CalibData()), run(Plain())
+    assert status.ok(), status
+    np.testing.assert_array_equal(result, plain)
+    assert "get_shape says [7, 3], the sample has" in str(run(Short())[0])
+
+
+def test_sizes_padded_to_whole_windows_are_computed(mm: ModuleType, mode: str, tmp_path: Path) -> None:
+    """MC swintransformer exports torchvision 0.14's swin_t at opset 11: each block pads by ``(w - size % w) % w``."""
+    node = helper.make_node
+    nodes = [
+        node("Shape", ["x"], ["shape"], name="Shape_0"),
+        node("Gather", ["shape", "one"], ["size"], name="Gather_1", axis=0),
+        node("Mod", ["size", "window"], ["over"], name="Mod_2", fmod=0),
+        node("Sub", ["window", "over"], ["lack"], name="Sub_3"),
+        node("Mod", ["lack", "window"], ["more"], name="Mod_4", fmod=0),
+        node("Concat", ["before", "more"], ["pads"], name="Concat_5", axis=0),
+        node("Pad", ["x", "pads"], ["y"], name="Pad_6", mode="constant"),
+    ]
+    weights = {"one": np.array([1]), "window": np.array([7]), "before": np.array([0, 0, 0])}
+    path = save_graph(tmp_path / "p.onnx", nodes, [("x", FLOAT, ["n", 5])], [("y", FLOAT, ["n", 7])], weights)
+    config = configure(
+        mm,
+        {"opt_config": {"type64to32_conversion": True}, "graph_shape_mutable": True},
+        {"dim_range": {"0": {"min": [1, 5], "max": [64, 5]}}},
+    )
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    model = build(mm, parse(mm, path), config)
+    np.testing.assert_array_equal(Runner(mm, model)(x)[0], np.pad(x, ((0, 0), (0, 2))))
+
+
 def test_set_data_type_changes_inputs_and_outputs_at_run_time(mm: ModuleType, mode: str, tmp_path: Path) -> None:
     network = parse(mm, linear(tmp_path / "m.onnx", np.eye(3)))
     assert network.get_input(0).set_data_type(mm.DataType.FLOAT16).ok()

@@ -313,6 +313,14 @@ def test_calibration_data_that_contradict_themselves_are_refused(mm: ModuleType,
     assert "symmetric" in str(calibrate(mm, network, asymmetric, [X], algorithm="EQNM_ALGORITHM"))
 
 
+def test_pixels_beyond_uint8_are_refused(mm: ModuleType, tmp_path: Path) -> None:
+    part = {"insert_bn_before_firstnode": {"0": {"mean": [0.0] * 3, "var": [1.0] * 3}}}
+    tensor = _runner(mm, tmp_path, part).inputs[0]
+    assert tensor.from_numpy(X.astype(np.float64) * 255).ok()
+    assert "beyond UINT8" in str(tensor.from_numpy(X.astype(np.float64) * 256))
+    assert "float32 for UINT8" in str(tensor.from_numpy(X))
+
+
 def test_a_batch_that_the_graph_does_not_take_answers_with_a_status(mm: ModuleType, mode: str, tmp_path: Path) -> None:
     network, config = parse(mm, linear(tmp_path / "m.onnx", W)), configure(mm, precision("qint8_mixed_float32"))
     assert "a batch failed" in str(calibrate(mm, network, config, [np.ones((2, 7), np.float32)]))

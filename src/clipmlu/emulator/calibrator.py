@@ -186,12 +186,13 @@ class _Collector:
         port = self._assembly.inputs[index]
         if not isinstance(sample, np.ndarray):
             raise StatusError(Code.INVALID_ARGUMENT, f"calibrate: get_sample returned {type(sample).__name__}")
-        if list(sample.shape) != shape.GetDims():
+        if sample.size != shape.GetElementCount():
             raise StatusError(
                 Code.INVALID_ARGUMENT, f"calibrate: get_shape says {shape}, the sample has {list(sample.shape)}"
             )
-        # xDeepFM declares INT32 and hands over int64: what is declared holds.
-        values: npt.NDArray[Any] = sample.astype(get_numpy_dtype_by_datatype(dtype))
+        # What is declared holds. xDeepFM declares INT32 and hands over int64. swintransformer (whose qint8 accuracy is
+        # published) declares [B,3,224,224] and hands over [B,1,3,224,224]; paddledetection declares [1,2], hands over [2].
+        values: npt.NDArray[Any] = sample.astype(get_numpy_dtype_by_datatype(dtype)).reshape(shape.GetDims())
         layout = self._facts.input_layouts.get(index)
         if layout is not None and not _fits(values.shape, port.dims):
             values = values.transpose([layout[1].index(axis) for axis in layout[0]])

@@ -37,10 +37,10 @@ class Switches:
     Attributes:
         check_shapes: 7.1: ``enqueue`` refuses a shape outside ``dim_range`` or other than a static model's.
         check_rank: 7.2: ``from_numpy`` refuses an array of another rank.
-        narrow_casts: 7.2: ``from_numpy`` takes the tensor's own type, float64 for FLOAT32 and int64 for INT32 (the pairs
-            known from public scripts) and nothing else. fsanet hands over an ``.npz`` file's images as they are, whose
-            type the script does not show.
-        refuse_overflow: 7.2: ``from_numpy`` refuses int64 values beyond INT32 instead of wrapping them.
+        narrow_casts: 7.2: ``from_numpy`` takes the tensor's own type, float64 for FLOAT32 and UINT8, and int64 for INT32
+            (the pairs known from public scripts) and nothing else. fsanet hands over an ``.npz`` file's images as they are,
+            whose type the script does not show.
+        refuse_overflow: 7.2: ``from_numpy`` refuses values beyond INT32 or UINT8 instead of wrapping them.
         inputs_stay_lent: 7.2, 7.6: the array given to ``from_numpy`` and the tensor itself belong to the card until
             ``queue.sync()``; what is overwritten earlier spoils the results.
         refuse_64bit: api 3: 64-bit inputs or outputs without ``type64to32_conversion`` fail the build.

@@ -16,8 +16,10 @@ from clipmlu.emulator.types import Array, DataType, Dims, Shape, TensorLocation,
 if TYPE_CHECKING:
     from clipmlu.emulator.jobs import Job
 
-_SEEN_CASTS = {("float64", DataType.FLOAT32), ("int64", DataType.INT32)}
-"""Array type -> tensor type pairs in public scripts (MC clip infer.py; MC transformers, TR bert, MC-old WeNet)."""
+_SEEN_CASTS = {("float64", DataType.FLOAT32), ("int64", DataType.INT32), ("float64", DataType.UINT8)}
+"""Array type -> tensor type pairs in public scripts (MC clip infer.py; MC transformers, TR bert, MC-old WeNet; MC
+swintransformer, resnet50_pytorch and mobilenetv3 infer.py, whose models take UINT8 pixels because they are built with means
+and vars, while the scripts collect the pixels in an ``np.empty`` of float64)."""
 
 
 def poison(shape: Shape, dtype: np.dtype[Any]) -> Array:
@@ -71,7 +73,8 @@ class Tensor:
     def from_numpy(self, array: Any, /) -> None:
         """Take the contents, and with them the shape, of an array; it belongs to the card until the next ``sync``.
 
-        float64 for FLOAT32, int64 for INT32 and strided arrays are taken as in public scripts; other casts are open (7.2).
+        float64 for FLOAT32 and UINT8, int64 for INT32 and strided arrays are taken as in public scripts; other casts are
+        open (7.2).
         """
         if not isinstance(array, np.ndarray):
             raise TypeError(f"from_numpy(): expected numpy.ndarray, got {type(array).__name__}")
