@@ -30,6 +30,7 @@ from clipmlu.errors import (
 )
 from clipmlu.specs import (
     CalibrationRecord,
+    GraphQuantisation,
     Layout,
     MluBuild,
     ModelId,
@@ -145,6 +146,9 @@ class Compilation(Spec, frozen=True, kw_only=True):
         mlu: how the graphs were built for MLU cards, or None for other targets.
         quantisation: how the mode quantises, or None for one that does not.
         calibration: which data the graphs were calibrated with, or None.
+        quantised: tower -> how its tensors were quantised; empty in a mode that quantises nothing.
+        agreement: share of the checked images whose best class is the same as in float32, or None where that was not
+            measured; see ``compile.checks``.
     """
 
     target: str
@@ -160,6 +164,8 @@ class Compilation(Spec, frozen=True, kw_only=True):
     mlu: MluBuild | None = None
     quantisation: QuantisationOptions | None = None
     calibration: CalibrationRecord | None = None
+    quantised: dict[TowerName, GraphQuantisation] = msgspec.field(default_factory=dict)
+    agreement: float | None = None
 
     def placement(self, tower: TowerName) -> Placement:
         """Where a graph runs."""
@@ -418,25 +424,42 @@ def stage_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> 
         BundleExistsError: ``output`` is taken.
         OutputError: the directory cannot be written, for instance because the disk is full.
     """
-    target = Path(output)
-    check_output_free(target, overwrite=overwrite)
+    with stage_directory(Path(output), "bundle", MANIFEST_NAME, overwrite=overwrite) as temporary:
+        staging = Staging(temporary)
+        yield staging
+        assert staging.manifest is not None, "finish() was not called"
+
+
+@contextlib.contextmanager
+def stage_directory(target: Path, kind: str, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a temporary sibling of ``target`` and rename it into place when the block ends; see ``stage_bundle``.
+
+    Args:
+        target: where the directory shall be.
+        kind: what it is, for messages.
+        marker: the file by which one of that kind is known; anything without it is never replaced.
+        overwrite: replace one of that kind that is there already.
+
+    Raises:
+        BundleExistsError: ``target`` is taken.
+        OutputError: the directory cannot be written, for instance because the disk is full.
+    """
+    check_output_free(target, overwrite=overwrite, kind=kind, marker=marker)
     temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         with output_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
-        staging = Staging(temporary)
         with disk_full_errors(target):
-            yield staging
-        assert staging.manifest is not None, "finish() was not called"
+            yield temporary
         with output_errors(target):
             _replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_output_free(target: Path, *, overwrite: bool) -> None:
-    """Refuse an output path that is taken, before anything slow begins.
+def check_output_free(target: Path, *, overwrite: bool, kind: str = "bundle", marker: str = MANIFEST_NAME) -> None:
+    """Refuse an output path that is taken, before anything slow begins; see ``stage_directory``.
 
     Raises:
         BundleExistsError: something is there that may not be replaced.
@@ -445,10 +468,12 @@ def check_output_free(target: Path, *, overwrite: bool) -> None:
         return
     if target.is_dir() and not any(target.iterdir()):
         return
-    if not (target / MANIFEST_NAME).is_file():
-        raise BundleExistsError(f"Output '{target}' exists and is not a bundle; it is left alone. Choose another path.")
+    if not (target / marker).is_file():
+        raise BundleExistsError(f"Output '{target}' exists and is not a {kind}; it is left alone. Choose another path.")
     if not overwrite:
-        raise BundleExistsError(f"Bundle '{target}' exists. Choose another path, or replace it with --overwrite.")
+        raise BundleExistsError(
+            f"{kind.capitalize()} '{target}' exists. Choose another path, or replace it with --overwrite."
+        )
 
 
 @contextlib.contextmanager

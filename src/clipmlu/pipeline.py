@@ -20,7 +20,7 @@ from clipmlu.bundle import (
     write_file,
 )
 from clipmlu.classify.encoder import Encoder
-from clipmlu.compile.calibration import CalibrationOptions
+from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
 from clipmlu.data.datasets import DATASETS, open_dataset
 from clipmlu.errors import BundleError, BundleNotFoundError
@@ -203,7 +203,8 @@ def _reusable_compilation(
         return None
     facts = bundle.compilation
     same = (
-        msgspec.structs.replace(facts, parity=(), calibration=None) == plan.facts(options, exported.digest, None)
+        msgspec.structs.replace(facts, parity=(), agreement=None, calibration=None, quantised={})
+        == plan.facts(options, exported.digest, None)
         and _same_calibration(facts.calibration, options.calibration)
         and bundle.manifest.tool_versions["clipmlu"] == __version__
     )
@@ -212,10 +213,12 @@ def _reusable_compilation(
     return bundle if same else None
 
 
-def _same_calibration(record: CalibrationRecord | None, options: CalibrationOptions | None) -> bool:
+def _same_calibration(record: CalibrationRecord | None, options: CalibrationOptions | CalibrationSet | None) -> bool:
     """Whether a bundle was calibrated as asked; a folder's images may have changed since, so it is calibrated anew."""
     if record is None or options is None:
         return record is None and options is None
+    if isinstance(options, CalibrationSet):
+        return record.digest == options.record.digest
     wanted = (options.dataset, options.samples, options.seed)
     return (record.dataset, record.samples, record.seed) == wanted and options.dataset in DATASETS
 

@@ -23,8 +23,12 @@ Interpolation = Literal["bicubic", "bilinear"]
 TextCleaning = Literal["lower", "whitespace", "canonicalize"]
 Granularity = Literal["per_tensor", "per_axis"]
 ActivationQuantisation = Literal["symmetric", "asymmetric"]
-CalibrationAlgorithm = Literal["linear", "eqnm"]
+CalibrationAlgorithm = Literal["linear", "eqnm", "percentile", "entropy"]
+NodeType = Literal["float32", "float16"]
 ComputationPreference = Literal["auto", "fast", "high_precision"]
+
+SMOOTHED_ROLES = ("qkv", "attention_output", "mlp_in", "pooling", "projection")
+"""Roles whose inputs may be smoothed: those behind a LayerNorm, and the output projection behind the values."""
 
 MLU_ARCHS = ("mtp_372", "mtp_592", "tp_322")
 """MLU370, MLU590 and the edge part: what the vendor's samples accept (docs/magicmind-api.md, section 5)."""
@@ -48,6 +52,11 @@ class Precision(str, enum.Enum):
     def bits(self) -> int | None:
         """Bits of quantised operands, or None in a mode that quantises nothing."""
         return {"qint8": 8, "qint16": 16}.get(self.value.partition("_")[0])
+
+    @property
+    def float_type(self) -> NodeType:
+        """Type of what is not quantised."""
+        return "float16" if self.value.endswith("float16") else "float32"
 
 
 class TensorSpec(Spec, frozen=True, kw_only=True):
@@ -148,7 +157,7 @@ class MluBuild(Spec, frozen=True, kw_only=True):
     archs: dict[str, tuple[PositiveInt, ...]] = msgspec.field(default_factory=lambda: {"mtp_372": (2, 6, 8)})
     computation_preference: ComputationPreference = "auto"
     conv_scale_fold: bool = True
-    node_types: dict[str, Literal["float32", "float16"]] = {}
+    node_types: dict[str, NodeType] = {}
     text_rows: PositiveInt = 100
     build_config: dict[str, Any] = {}
     toolchain: str | None = None
@@ -173,21 +182,79 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
     Attributes:
         granularity: one scale for each weight tensor, or for each of its output channels.
         activation: whether ranges of activations are centred on zero.
-        algorithm: how calibration finds ranges: smallest and largest value, or the least quantisation noise.
+        algorithm: how calibration finds the ranges of activations: ``linear`` takes the smallest and the largest value,
+            ``eqnm`` the least quantisation noise, ``percentile`` a share of the values, ``entropy`` the least loss of
+            information. The SDK knows the first two; the others clip in the graph itself, on every target.
+        percentile: of the values that ``percentile`` keeps, above 0 and up to 100.
+        smooth_alpha: role -> how much of the outliers of its inputs moves into its weights, 0..1; roles that are not named
+            are not smoothed. See ``quantisation.smoothing``.
+        keep_float: operators that stay in the mode's float type, each ``ROLE`` or ``ROLE:BLOCKS``; see
+            ``quantisation.roles``.
     """
 
     granularity: Granularity = "per_tensor"
     activation: ActivationQuantisation = "symmetric"
     algorithm: CalibrationAlgorithm = "linear"
+    percentile: float = 99.99
+    smooth_alpha: dict[str, float] = {}
+    keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what the SDK is known not to take.
+        """Refuse what no target takes.
 
         Raises:
             OptionError: what is wrong.
         """
-        if self.algorithm == "eqnm" and self.activation == "asymmetric":
-            raise OptionError("the calibration algorithm eqnm works with symmetric activations only")
+        if self.algorithm in ("eqnm", "entropy") and self.activation == "asymmetric":
+            raise OptionError(f"the calibration algorithm {self.algorithm} works with symmetric activations only")
+        if not 0 < self.percentile <= 100:
+            raise OptionError(f"calibration percentile is {self.percentile:g}; expected more than 0 and up to 100")
+        unknown = sorted(set(self.smooth_alpha) - set(SMOOTHED_ROLES))
+        if unknown:
+            raise OptionError(f"role to smooth is '{unknown[0]}'; expected one of {', '.join(SMOOTHED_ROLES)}")
+        wrong = [alpha for alpha in self.smooth_alpha.values() if not 0 <= alpha <= 1]
+        if wrong:
+            raise OptionError(f"smoothing strength is {wrong[0]:g}; expected 0 (off) to 1")
+
+
+class TensorQuantisation(Spec, frozen=True, kw_only=True):
+    """How one tensor became integers: ``round(x / scale) + zero_point``, cut to the signed range of ``bits`` bits.
+
+    Attributes:
+        bits: 8 or 16.
+        scale: one number, or one for each channel along ``axis``.
+        zero_point: 0 when symmetric.
+        axis: of the scales, or None for one scale.
+        minimum: smallest value of an activation's calibrated range, or of a weight.
+        maximum: the largest.
+    """
+
+    bits: PositiveInt
+    scale: tuple[float, ...]
+    zero_point: int
+    axis: NaturalInt | None
+    minimum: float
+    maximum: float
+
+
+class GraphQuantisation(Spec, frozen=True, kw_only=True):
+    """How one graph was quantised.
+
+    Attributes:
+        tensors: tensor of the lowered graph -> how; empty where the SDK does not tell.
+        smoothing: tensor -> what its channels were divided by, along the last axis.
+        clipped: tensor -> smallest and largest value that it was clipped to in the graph.
+        float_nodes: operators that could be quantised and were kept in the float type.
+        macs: multiply-accumulate operations of all convolutions and matrix products, for one row.
+        quantised_macs: those with integer operands among them.
+    """
+
+    tensors: dict[str, TensorQuantisation] = {}
+    smoothing: dict[str, tuple[float, ...]] = {}
+    clipped: dict[str, tuple[float, float]] = {}
+    float_nodes: tuple[str, ...] = ()
+    macs: NaturalInt
+    quantised_macs: NaturalInt
 
 
 class CalibrationRecord(Spec, frozen=True, kw_only=True):
@@ -199,6 +266,7 @@ class CalibrationRecord(Spec, frozen=True, kw_only=True):
         samples: number of images.
         seed: of the choice of images.
         texts: number of prompts.
+        digest: SHA-256 over the images and the prompts; the same data give the same digest.
     """
 
     dataset: str
@@ -206,3 +274,4 @@ class CalibrationRecord(Spec, frozen=True, kw_only=True):
     samples: PositiveInt
     seed: NaturalInt
     texts: PositiveInt
+    digest: str = ""

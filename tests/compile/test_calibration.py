@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import support
 from clipmlu.bundle import ExportedBundle
-from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
+from clipmlu.compile.calibration import (
+    CalibrationOptions,
+    draw_prompts,
+    load_calibration,
+    obtain_calibration,
+)
 from clipmlu.data.datasets import open_dataset
+from clipmlu.data.images import content_digest
+from clipmlu.data.prompts import resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import InputError, OptionError
+from clipmlu.errors import CalibrationError, InputError, OptionError
 
 
 @pytest.fixture
@@ -33,8 +42,8 @@ def options(folder: Path, **changes: int) -> CalibrationOptions:
 def test_images_are_those_of_the_train_split_each_once_then_from_the_front(
     exported: ExportedBundle, folder: Path
 ) -> None:
-    data = CalibrationSet(exported, options(folder, samples=100))
-    (source,) = data.feeds("image", 4, 100).values()
+    data = obtain_calibration(exported, options(folder, samples=100))
+    (source,) = data.feeds(exported, "image", 4, 100).values()
     rows = np.concatenate([np.asarray(batch) for batch in source.batches])
     assert [len(batch) for batch in source.batches] == [4, 4]  # type: ignore[arg-type]
     expected = [support.preprocess(support.picture(number)) for number in range(7)]
@@ -42,39 +51,101 @@ def test_images_are_those_of_the_train_split_each_once_then_from_the_front(
     assert sorted(found[:7]) == list(range(7))
     assert found[7] == found[0], "filled up from the front"
     assert data.record.samples == 7
-    assert data.record.texts == 2
+    assert data.record.texts == len(data.prompts)
 
 
 def test_seed_decides_the_choice(exported: ExportedBundle, folder: Path) -> None:
     def first(seed: int) -> list[object]:
-        (source,) = CalibrationSet(exported, options(folder, samples=3, seed=seed)).feeds("image", 3, 1).values()
+        data = obtain_calibration(exported, options(folder, samples=3, seed=seed))
+        (source,) = data.feeds(exported, "image", 3, 1).values()
         return [np.asarray(batch).tobytes() for batch in source.batches]
 
     assert first(1) == first(1)
     assert first(1) != first(2)
 
 
-def test_texts_are_the_prompts_of_the_classes(exported: ExportedBundle, folder: Path) -> None:
-    data = CalibrationSet(exported, options(folder))
+def test_every_beginning_of_the_draw_holds_all_classes_alike(exported: ExportedBundle, folder: Path) -> None:
+    data = obtain_calibration(exported, options(folder, samples=6))
+    cats = [support.preprocess(support.picture(number)) for number in range(3)]
+    (source,) = data.feeds(exported, "image", 2, 1).values()
+    for batch in source.batches:
+        found = [any(np.array_equal(row, cat) for cat in cats) for row in np.asarray(batch)]
+        assert sorted(found) == [False, True]
+
+
+def test_texts_are_prompts_that_no_usual_evaluation_uses(exported: ExportedBundle, folder: Path) -> None:
+    data = obtain_calibration(exported, options(folder))
+    evaluated = {
+        template.replace("{}", name)
+        for template in (*resolve_templates("simple"), *resolve_templates("cifar"))
+        for name in ("cat", "red circle")
+    }
+    assert len(set(data.prompts)) == len(data.prompts) > 100
+    assert not evaluated & set(data.prompts)
+    assert all(("cat" in prompt) != ("red circle" in prompt) for prompt in data.prompts)
     tokenizer = Tokenizer.load(exported.tokenizer_path, exported.manifest.tokenizer)
-    prompts = tokenizer(["a photo of a cat.", "a photo of a red circle."])
-    (source,) = data.feeds("text", 2, 100).values()
-    np.testing.assert_array_equal(np.asarray(source.batches[0]), prompts)
-    joint = data.feeds("joint", 4, 3)
+    (source,) = data.feeds(exported, "text", 2, 100).values()
+    np.testing.assert_array_equal(np.asarray(source.batches[0]), tokenizer(list(data.prompts[:2])))
+    joint = data.feeds(exported, "joint", 4, 3)
     assert joint["input_ids"].repeat
-    np.testing.assert_array_equal(np.asarray(joint["input_ids"].batches[0]), prompts[[0, 1, 0]])
+    np.testing.assert_array_equal(np.asarray(joint["input_ids"].batches[0]), tokenizer(list(data.prompts[:3])))
     assert len(joint["pixel_values"].batches) == 2
+
+
+def test_a_folder_without_classes_is_calibrated_with_nouns(exported: ExportedBundle, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        support.picture(number).save(tmp_path / "plain" / f"{number}.png")
+    data = obtain_calibration(exported, CalibrationOptions(dataset=str(tmp_path / "plain")))
+    assert data.record.samples == 3
+    assert any("bicycle" in prompt for prompt in data.prompts)
+    assert draw_prompts((), 0) == list(data.prompts)
+
+
+def test_a_saved_set_gives_the_same_data_and_the_same_digest(
+    exported: ExportedBundle, folder: Path, tmp_path: Path
+) -> None:
+    drawn = obtain_calibration(exported, options(folder, samples=5))
+    drawn.save(tmp_path / "set")
+    opened = obtain_calibration(exported, CalibrationOptions(dataset=str(tmp_path / "set")))
+    assert opened.record == drawn.record
+    assert len(opened.record.digest) == 64
+    for tower in ("image", "text"):
+        (here,) = drawn.feeds(exported, tower, 2, 1).values()  # type: ignore[arg-type]
+        (there,) = opened.feeds(exported, tower, 2, 1).values()  # type: ignore[arg-type]
+        for one, other in zip(here.batches, there.batches, strict=True):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    other = obtain_calibration(exported, options(folder, samples=5, seed=1))
+    assert other.record.digest != drawn.record.digest
+
+
+def test_a_saved_set_is_verified(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
+    obtain_calibration(exported, options(folder, samples=5)).save(tmp_path / "set")
+    pixels = tmp_path / "set" / "pixels.npy"
+    content = pixels.read_bytes()
+    pixels.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"damaged: 'pixels\.npy' does not match its digest"):
+        load_calibration(tmp_path / "set")
+    pixels.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        load_calibration(tmp_path / "set")
+
+
+def test_a_saved_set_of_another_size_is_refused(exported: ExportedBundle, folder: Path) -> None:
+    drawn = obtain_calibration(exported, options(folder, samples=2))
+    larger = dataclasses.replace(drawn, preprocess=msgspec.structs.replace(drawn.preprocess, height=16))
+    with pytest.raises(CalibrationError, match=r"height 16; bundle '.*' has 8"):
+        larger.check_fits(exported)
 
 
 def test_cifar_calibrates_with_its_train_split(exported: ExportedBundle, data_dir: Path) -> None:
     """The vendor's sample calibrates with the images that it evaluates; none of them may be in here."""
     given = CalibrationOptions(dataset="cifar100", samples=64, data_dir=data_dir / "cifar-100-python", download=False)
-    data = CalibrationSet(exported, given)
-    assert (data.record.split, data.record.samples, data.record.texts) == ("train", 64, 100)
+    data = obtain_calibration(exported, given)
+    assert (data.record.split, data.record.samples) == ("train", 64)
     test = open_dataset("cifar100", "test", data_dir=data_dir / "cifar-100-python", download=False)
-    held_out = {test.image(index).tobytes() for index in range(len(test))}
-    train = data._dataset
-    assert not [index for index in data._chosen if train.image(int(index)).tobytes() in held_out]
+    held_out = {content_digest(test.image(index)) for index in range(len(test))}
+    assert not held_out & set(data.images)
 
 
 def test_what_cannot_be_is_refused(exported: ExportedBundle, tmp_path: Path) -> None:
@@ -83,4 +154,4 @@ def test_what_cannot_be_is_refused(exported: ExportedBundle, tmp_path: Path) -> 
     with pytest.raises(OptionError, match="calibration seed is -1"):
         CalibrationOptions(dataset="demo", seed=-1)
     with pytest.raises(InputError):
-        CalibrationSet(exported, CalibrationOptions(dataset=f"imagefolder:{tmp_path / 'absent'}"))
+        obtain_calibration(exported, CalibrationOptions(dataset=f"imagefolder:{tmp_path / 'absent'}"))

@@ -9,9 +9,9 @@ import pytest
 from onnx import numpy_helper
 
 import support
-from clipmlu.backends.base import GraphOptions, SourceGraph
+from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
-from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower, open_bundle
+from clipmlu.bundle import CompiledBundle, ExportedBundle, open_bundle
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import BundleExistsError, GateError, OptionError, PrecisionError
 from clipmlu.specs import Precision
@@ -80,9 +80,9 @@ def test_graph_that_disagrees_is_never_published(
 ) -> None:
     original = OnnxRuntimeBackend.compile_tower
 
-    def spoil(self: OnnxRuntimeBackend, graph: SourceGraph, options: GraphOptions, directory: Path) -> Tower:
+    def spoil(self: OnnxRuntimeBackend, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         compiled = original(self, graph, options, directory)
-        path = directory / compiled.file
+        path = directory / compiled.tower.file
         model = onnx.load(path)
         weight = model.graph.initializer[0]
         values = numpy_helper.to_array(weight).copy()

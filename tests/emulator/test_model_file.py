@@ -101,4 +101,4 @@ def test_the_header_lists_every_quantised_tensor(mm: ModuleType, tmp_path: Path)
     assert calibrate(mm, network, config, [np.ones((2, 3), np.float32) * 127]).ok()
     facts = build(mm, network, config)._info.quantisation
     assert set(facts) == {"x", "w"}
-    assert (facts["x"]["scale"], facts["x"]["bits"], facts["x"]["maximum"]) == (1.0, 8, 127.0)
+    assert (facts["x"].scale, facts["x"].bits, facts["x"].maximum) == ((1.0,), 8, 127.0)

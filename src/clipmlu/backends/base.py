@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -13,8 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.bundle import CompiledBundle, Tower
-from clipmlu.errors import OptionError, ShapeError
-from clipmlu.specs import MluBuild, Precision, QuantisationOptions, TensorSpec, TowerName
+from clipmlu.errors import CalibrationError, OptionError, ShapeError
+from clipmlu.specs import (
+    MluBuild,
+    NodeType,
+    Precision,
+    QuantisationOptions,
+    TensorQuantisation,
+    TensorSpec,
+    TowerName,
+)
 
 if TYPE_CHECKING:
     from clipmlu.backends.magicmind.options import WorkerOptions
@@ -108,7 +116,8 @@ class GraphOptions:
         batch_size: rows of a batch when it is not; the preferred number when it is.
         max_batch: the largest batch when it is.
         mlu: how to build for MLU cards; other backends take no notice.
-        quantisation: how the modes that quantise do it.
+        quantisation: how the modes that quantise do it; the algorithm is one that the SDK knows.
+        node_types: exact node name -> ``"float32"`` or ``"float16"``, whatever the precision mode says.
         calibration: input name -> data, for the modes that quantise.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         session: where to compile: the card and the worker.
@@ -120,9 +129,23 @@ class GraphOptions:
     max_batch: int
     mlu: MluBuild = dataclasses.field(default_factory=MluBuild)
     quantisation: QuantisationOptions = dataclasses.field(default_factory=QuantisationOptions)
+    node_types: Mapping[str, NodeType] = dataclasses.field(default_factory=dict)
     calibration: Mapping[str, CalibrationData] = dataclasses.field(default_factory=dict)
     calibration_server: str | None = None
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledGraph:
+    """What a backend made of a graph.
+
+    Attributes:
+        tower: its file, relative to the directory given, its inputs and outputs.
+        quantised: tensor -> how it became integers; empty where nothing did, or where the SDK does not tell.
+    """
+
+    tower: Tower
+    quantised: Mapping[str, TensorQuantisation] = dataclasses.field(default_factory=dict)
 
 
 class PendingBatch(Protocol):
@@ -214,11 +237,8 @@ class Backend(Protocol):
     def probe(self) -> Availability:
         """Say whether the runtime can be used here; never raises."""
 
-    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> Tower:
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Compile one graph into ``directory``.
-
-        Returns:
-            The compiled graph, its file relative to ``directory``.
 
         Raises:
             CompileError: the graph cannot be compiled as asked.
@@ -231,6 +251,21 @@ class Backend(Protocol):
             BackendUnavailableError: the runtime cannot be used here.
             BundleCorruptError: the runtime cannot read the graph.
         """
+
+
+def calibration_batches(tower: Tower, calibration: Mapping[str, CalibrationData]) -> Iterator[list[Array]]:
+    """All calibration batches of a graph, one array for each input, once through.
+
+    Raises:
+        CalibrationError: an input has no data.
+    """
+    missing = [tensor.name for tensor in tower.inputs if tensor.name not in calibration]
+    if missing:
+        raise CalibrationError(f"There are no calibration data for '{missing[0]}'; give them with --calib.")
+    sources = [calibration[tensor.name] for tensor in tower.inputs]
+    for step in range(max(len(source.batches) for source in sources)):
+        picked = [source.batches[0 if source.repeat else step] for source in sources]
+        yield [np.load(batch, allow_pickle=False) if isinstance(batch, Path) else batch for batch in picked]
 
 
 def _shape_text(shape: tuple[int | str, ...]) -> str:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
-from clipmlu.backends.base import Array, Availability, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
+from clipmlu.backends.base import (
+    Array,
+    Availability,
+    CompiledGraph,
+    Feeds,
+    GraphOptions,
+    Session,
+    SessionOptions,
+    SourceGraph,
+    calibration_batches,
+)
 from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import (
     BackendUnavailableError,
     BundleCorruptError,
-    CalibrationError,
     OptionError,
     SessionError,
     first_line,
@@ -33,9 +40,6 @@ if TYPE_CHECKING:
 _IMAGE_AXES = frozenset({"batch", "image_batch"})
 _FUSED_PRECISIONS = (Precision.FORCE_FLOAT32, Precision.QINT8_MIXED_FLOAT32)
 _CONTRIBUTED = "com.microsoft"
-_QUANTISATION_SUFFIX = ".quantisation.json"
-_SMALL_BYTES = 1024
-_EXTERNAL_BYTES = 1_900_000_000  # protobuf cannot hold more than 2 GiB in one file
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 0 verbose .. 4 fatal
 
 
@@ -58,7 +62,7 @@ class OnnxRuntimeBackend:
             return Availability(False, None, "the package 'onnxruntime' is not installed; pip install onnxruntime")
         return Availability(True, metadata.version("onnxruntime"))
 
-    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> Tower:
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Copy the graph; with a static shape, write the batch size into it; rewrite it for any mode but force_float32."""
         spec = graph.tower
         if options.precision is not Precision.FORCE_FLOAT32:
@@ -67,13 +71,14 @@ class OnnxRuntimeBackend:
             shutil.copyfile(path, directory / path.name)
         if options.dynamic_shape:
             shutil.copyfile(graph.path, directory / spec.file)
-            return spec
+            return CompiledGraph(tower=spec)
         _write_static(graph.path, directory / spec.file, options.batch_size)
-        return Tower(
+        tower = Tower(
             file=spec.file,
             inputs=tuple(_with_batch(tensor, options.batch_size) for tensor in spec.inputs),
             outputs=tuple(_with_batch(tensor, options.batch_size) for tensor in spec.outputs),
         )
+        return CompiledGraph(tower=tower)
 
     def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
         """Load one graph; see ``Backend.open``."""
@@ -122,83 +127,45 @@ class OnnxRuntimeSession(Session):
         return {name: np.asarray(result) for name, result in zip(self._output_names, results, strict=True)}
 
 
-def _write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> Tower:
-    """Calibrate if the mode quantises, rewrite the graph, and note how each tensor was quantised in a file beside it."""
+def _write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+    """Calibrate if the mode quantises, and rewrite the graph."""
     import onnx
 
-    from clipmlu.quantisation.calibrate import collect_ranges
-    from clipmlu.quantisation.rewrite import Plan, apply_numerics, quantised_tensors
+    from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
+    from clipmlu.quantisation.index import infer_element_types, save_model
+    from clipmlu.quantisation.rewrite import Plan, apply_numerics, quantised_tensors, uniform_types
 
     model = onnx.load(str(graph.path))
     bits = options.precision.bits
     how = options.quantisation
+    node_types = {node.name: node for node in model.graph.node if node.name in options.node_types}
     ranges: Ranges = {}
     if bits is not None:
-        names, batches = quantised_tensors(model), _calibration_batches(graph, options)
-        ranges, _ = collect_ranges(model, names, batches, bits=bits, least_noise=how.algorithm == "eqnm")
+        wanted = RangeOptions(bits=bits, algorithm=how.algorithm)
+        names = quantised_tensors(model, without=frozenset(node_types))
+        ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
     plan = Plan(
-        half=options.precision.value.endswith("float16"),
+        half=options.precision.float_type == "float16",
         bits=bits,
         per_axis=how.granularity == "per_axis",
         centred=how.activation == "symmetric",
         least_noise=how.algorithm == "eqnm",
         ranges=ranges,
+        node_types={name: uniform_types(node, options.node_types[name]) for name, node in node_types.items()},
         # 16-bit integers have no kernels of their own; half needs rounding between the operators that would be fused.
-        integer_weights=options.precision is Precision.QINT8_MIXED_FLOAT32,
+        integer_kernels=options.precision is Precision.QINT8_MIXED_FLOAT32,
     )
-    rewritten, record = apply_numerics(model, _element_types(model), plan)
+    rewritten, record = apply_numerics(model, infer_element_types(model), plan)
     if not any(entry.domain == _CONTRIBUTED for entry in rewritten.opset_import):
         rewritten.opset_import.append(onnx.helper.make_opsetid(_CONTRIBUTED, 1))
-    _save(rewritten, directory / graph.tower.file)
-    if record:
-        content = msgspec.json.format(msgspec.json.encode(record), indent=1)
-        (directory / f"{graph.name}{_QUANTISATION_SUFFIX}").write_bytes(content + b"\n")
+    save_model(rewritten, directory / graph.tower.file)
     fixed = None if options.dynamic_shape else options.batch_size
-    return Tower(
+    tower = Tower(
         file=graph.tower.file,
         inputs=tuple(_with_batch(tensor, fixed) for tensor in graph.tower.inputs),
         outputs=tuple(_with_batch(tensor, fixed) for tensor in graph.tower.outputs),
     )
-
-
-def _calibration_batches(graph: SourceGraph, options: GraphOptions) -> Callable[[], Iterator[list[Array]]]:
-    sources = [options.calibration.get(tensor.name) for tensor in graph.tower.inputs]
-    if None in sources:
-        raise CalibrationError(
-            f"The precision {options.precision.value} needs calibration data; give them with --calib."
-        )
-    steps = max(len(source.batches) for source in sources if source is not None)
-
-    def batches() -> Iterator[list[Array]]:
-        for step in range(steps):
-            picked = [source.batches[0 if source.repeat else step] for source in sources if source is not None]
-            yield [np.load(batch, allow_pickle=False) if isinstance(batch, Path) else batch for batch in picked]
-
-    return batches
-
-
-def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor; weights keep their shapes only, for the inference has a limit of 2 GiB."""
-    import onnx
-
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    for weight in bare.graph.initializer:
-        if len(weight.raw_data) > _SMALL_BYTES:
-            weight.ClearField("raw_data")
-    inferred = onnx.shape_inference.infer_shapes(bare).graph
-    values = [*inferred.value_info, *inferred.input, *inferred.output]
-    return {value.name: value.type.tensor_type.elem_type for value in values}
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    import onnx
-
-    large = sum(len(weight.raw_data) for weight in model.graph.initializer) > _EXTERNAL_BYTES
-    if large:
-        onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
-    else:
-        onnx.save(model, str(path))
+    return CompiledGraph(tower=tower, quantised=record)
 
 
 def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxruntime.InferenceSession:
@@ -211,8 +178,12 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
         # Each node's result is rounded or quantised as the mode says; fusing across nodes would skip that.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    # It would turn a product and its bias into Gemm, which has no integer kernel with a float32 result.
+    disabled = ["MatMulAddFusion"] if precision is Precision.QINT8_MIXED_FLOAT32 else []
     try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
     except Exception as error:
         raise BundleCorruptError(f"onnxruntime cannot load '{path}': {first_line(error)}") from error
 

@@ -14,6 +14,7 @@ from clipmlu.cli._shared import PATH, Decorated, device_option
 from clipmlu.errors import InputError, OptionError
 from clipmlu.specs import (
     MLU_ARCHS,
+    SMOOTHED_ROLES,
     ActivationQuantisation,
     CalibrationAlgorithm,
     ComputationPreference,
@@ -100,13 +101,20 @@ _OPTIONS = (
         help="Gate: least cosine of a compiled embedding and its float32 reference. [default: by precision]",
     ),
     click.option(
+        "--min-agreement",
+        type=click.FloatRange(0, 1),
+        help="Gate: least share of images with the same best class as in float32. [default: by precision]",
+    ),
+    click.option(
         "--check/--no-check",
         default=True,
         show_default=True,
         help="Run the compiled graphs before they are published, or build for a card that is not here.",
     ),
     click.option(
-        "--calib", metavar="DATASET", help="Calibrate with the train split of this dataset (qint precisions)."
+        "--calib",
+        metavar="DATASET|FOLDER|SET",
+        help="Calibrate (qint precisions) with the train split of a dataset, a folder of images, or a set of 'clipmlu calibrate'.",
     ),
     click.option(
         "--calib-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Images to calibrate with."
@@ -126,6 +134,23 @@ _OPTIONS = (
         "--calibration-algo",
         type=_choice(CalibrationAlgorithm),
         help="How calibration finds ranges. [default: linear]",
+    ),
+    click.option(
+        "--calib-percentile",
+        type=click.FloatRange(0, 100, min_open=True),
+        help="Values kept by --calib-algo percentile. [default: 99.99]",
+    ),
+    click.option(
+        "--smooth-alpha",
+        metavar="ALPHA|ROLE=ALPHA",
+        multiple=True,
+        help="Move outliers of activations into weights, 0 (off) to 1, for all roles or one. [default: 0]",
+    ),
+    click.option(
+        "--keep-float",
+        metavar="ROLE[:BLOCKS]",
+        multiple=True,
+        help="Operators that are not quantised, such as mlp_out or qkv:0-2,11.",
     ),
     click.option(
         "--granularity",
@@ -208,6 +233,7 @@ def _options_from(given: dict[str, Any]) -> CompileOptions:
         calibration=_calibration(given),
         calibration_server=given["calib_server"],
         min_cosine=given["min_cosine"],
+        min_agreement=given["min_agreement"],
         check=given["check"],
         session=SessionOptions(device=given["device"]),
     )
@@ -240,9 +266,25 @@ def _quantisation(given: dict[str, Any]) -> QuantisationOptions | None:
         "granularity": given["granularity"],
         "activation": given["activation_quant"],
         "algorithm": given["calib_algo"],
+        "percentile": given["calib_percentile"],
+        "smooth_alpha": _smoothing(given["smooth_alpha"]) or None,
+        "keep_float": given["keep_float"] or None,
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return QuantisationOptions(**chosen) if chosen else None
+
+
+def _smoothing(texts: tuple[str, ...]) -> dict[str, float]:
+    """Role -> strength; one without a role is for all of them, and later ones win."""
+    chosen: dict[str, float] = {}
+    for text in texts:
+        role, equals, strength = text.rpartition("=")
+        try:
+            value = float(strength)
+        except ValueError:
+            raise OptionError(f"smoothing strength is '{text}'; expected such as 0.5 or mlp_in=0.5") from None
+        chosen.update(dict.fromkeys([role.replace("-", "_")] if equals else SMOOTHED_ROLES, value))
+    return {role: value for role, value in chosen.items() if value}
 
 
 def _counts(texts: tuple[str, ...]) -> tuple[int, ...]:

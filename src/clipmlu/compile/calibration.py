@@ -1,25 +1,94 @@
-"""Calibration data: images of a train split through the model's preprocessing, and prompts of its classes."""
+"""Calibration data: images of a train split as the model sees them, and prompts; drawn, kept on disk and used again."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from clipmlu.backends.base import CalibrationData
-from clipmlu.bundle import Bundle
-from clipmlu.data.datasets import Dataset, open_dataset
+from clipmlu.bundle import Bundle, FileRecord, file_record, stage_directory
+from clipmlu.data.datasets import Dataset, open_dataset, open_folder, spread_over_classes
 from clipmlu.data.images import content_digest
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import CalibrationError, OptionError
-from clipmlu.specs import CalibrationRecord, TowerName
+from clipmlu.errors import CalibrationError, InputError, OptionError
+from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
 
 DEFAULT_SAMPLES = 1000
+SCHEMA_VERSION = 1
+HEADER_NAME = "calibration-set.json"
+_PIXELS_NAME = "pixels.npy"
+_TEXTS = 256
+_EVALUATED_SETS = ("simple", "cifar")
+_NAMES_WITHOUT_CLASSES = [
+    "airplane",
+    "apple",
+    "bicycle",
+    "bird",
+    "boat",
+    "book",
+    "bottle",
+    "bridge",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "church",
+    "clock",
+    "cloud",
+    "cow",
+    "cup",
+    "dog",
+    "door",
+    "elephant",
+    "fish",
+    "flower",
+    "fruit",
+    "guitar",
+    "hand",
+    "hat",
+    "horse",
+    "house",
+    "insect",
+    "lamp",
+    "leaf",
+    "lion",
+    "man",
+    "motorcycle",
+    "mountain",
+    "mushroom",
+    "person",
+    "phone",
+    "piano",
+    "plate",
+    "river",
+    "road",
+    "rose",
+    "sea",
+    "shoe",
+    "sign",
+    "spoon",
+    "street",
+    "table",
+    "tiger",
+    "train",
+    "tree",
+    "truck",
+    "umbrella",
+    "window",
+    "woman",
+]
+"""Everyday nouns, for the prompts of images that have no class names."""
+
 Array = npt.NDArray[Any]
 
 
@@ -28,8 +97,9 @@ class CalibrationOptions:
     """Which data to calibrate with; validated on construction.
 
     Attributes:
-        dataset: ``cifar100``, ``cifar10``, ``demo``, or ``imagefolder:PATH`` of images that are not evaluated later.
-        samples: number of images, drawn at random from the train split.
+        dataset: ``cifar100``, ``cifar10``, ``demo``, ``imagefolder:PATH`` or the path of a folder of images that are not
+            evaluated later, or the path of a calibration set that was saved; that one brings its own samples and seed.
+        samples: number of images, drawn from the train split and spread over its classes.
         seed: of the draw.
         data_dir: where the dataset's files are; see ``open_dataset``.
         download: fetch what is not on this machine.
@@ -48,93 +118,249 @@ class CalibrationOptions:
             raise OptionError(f"calibration seed is {self.seed}; expected 0 or more")
 
 
-class CalibrationSet:
-    """Images and prompts to calibrate a bundle with.
-
-    Args:
-        bundle: the exported bundle: its preprocessing and tokenizer.
-        options: which data.
+class CalibrationHeader(Spec, frozen=True, kw_only=True):
+    """What a saved calibration set says of itself, beside the file of its pixels.
 
     Attributes:
-        record: what is kept in the manifest.
-        digests: content digests of the images, sorted; see ``content_digest``.
-
-    Raises:
-        OptionError, UnknownNameError, InputError: as ``open_dataset``.
+        schema_version: version of the layout.
+        record: where the data come from, and their digest.
+        preprocess: how the images were fitted; another mean or standard deviation does not matter.
+        prompts: what the text tower is calibrated with.
+        images: content digests of the images, in order; see ``content_digest``.
+        pixels: the file of the pixels, uint8, shape (N, height, width, 3).
     """
 
-    def __init__(self, bundle: Bundle, options: CalibrationOptions) -> None:
-        self._bundle = bundle
-        self._dataset = _open(options)
-        if not len(self._dataset):
-            raise CalibrationError(f"Calibration dataset '{options.dataset}' has no images.")
-        count = min(options.samples, len(self._dataset))
-        self._chosen = np.random.default_rng(options.seed).permutation(len(self._dataset))[:count]
-        self._images: list[Array] = []
-        self.digests = self._load_images()
-        self._prompts = [fill_template(resolve_templates("simple")[0], name) for name in self._dataset.class_names]
-        self.record = CalibrationRecord(
-            dataset=options.dataset,
-            split=self._dataset.split,
-            samples=count,
-            seed=options.seed,
-            texts=len(self._prompts),
-        )
+    schema_version: NaturalInt = SCHEMA_VERSION
+    record: CalibrationRecord
+    preprocess: PreprocessSpec
+    prompts: tuple[str, ...]
+    images: tuple[str, ...]
+    pixels: FileRecord
 
-    def feeds(self, tower: TowerName, batch_size: int, text_rows: int) -> dict[str, CalibrationData]:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationSet:
+    """Images and prompts to calibrate bundles with.
+
+    Attributes:
+        preprocess: how the images were fitted.
+        pixels: uint8, shape (N, height, width, 3), not normalised; may be mapped from a file.
+        images: content digests of the images, in order.
+        prompts: for the text tower.
+        record: what is kept in manifests.
+    """
+
+    preprocess: PreprocessSpec
+    pixels: npt.NDArray[np.uint8]
+    images: tuple[str, ...]
+    prompts: tuple[str, ...]
+    record: CalibrationRecord
+
+    def save(self, output: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the set to a directory, whole or not at all.
+
+        Raises:
+            BundleExistsError: the path is taken.
+            OutputError: it cannot be written.
+        """
+        with stage_directory(Path(output), "calibration set", HEADER_NAME, overwrite=overwrite) as folder:
+            np.save(folder / _PIXELS_NAME, self.pixels)
+            header = CalibrationHeader(
+                record=self.record,
+                preprocess=self.preprocess,
+                prompts=self.prompts,
+                images=self.images,
+                pixels=file_record(folder / _PIXELS_NAME),
+            )
+            (folder / HEADER_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n")
+
+    def check_fits(self, bundle: Bundle) -> None:
+        """Refuse a bundle whose images are fitted otherwise.
+
+        Raises:
+            CalibrationError: says how.
+        """
+        for field in ("height", "width", "resize_mode", "interpolation", "fill_color"):
+            ours, theirs = getattr(self.preprocess, field), getattr(bundle.manifest.preprocess, field)
+            if ours != theirs:
+                raise CalibrationError(
+                    f"The calibration set was made for images with {field} {ours}; bundle '{bundle.path}' has {theirs}. "
+                    f"Make one for it: clipmlu calibrate {bundle.path} --calib DATASET -o DIR"
+                )
+
+    def feeds(self, bundle: Bundle, tower: TowerName, batch_size: int, text_rows: int) -> dict[str, CalibrationData]:
         """Calibration data of one tower, by input name.
 
         All batches are full, as the vendor's sample gives them: the last one is filled up from the front. In the joint
         layout the same prompts go with every batch of images.
 
         Args:
-            tower: which one.
+            bundle: whose normalisation and tokenizer are used.
+            tower: which tower of it.
             batch_size: rows of a batch.
             text_rows: texts of the joint layout.
         """
+        images = CalibrationData(
+            batches=_PixelBatches(self.pixels, Preprocessor(bundle.manifest.preprocess), batch_size)
+        )
         if tower == "image":
-            return {"pixel_values": CalibrationData(batches=self._image_batches(batch_size))}
+            return {"pixel_values": images}
+        ids = Tokenizer.load(bundle.tokenizer_path, bundle.manifest.tokenizer)(list(self.prompts))
         if tower == "text":
-            return {"input_ids": CalibrationData(batches=_cut(self._tokens(), batch_size))}
-        ids = _first_rows(self._tokens(), text_rows)
-        return {
-            "pixel_values": CalibrationData(batches=self._image_batches(batch_size)),
-            "input_ids": CalibrationData(batches=[ids], repeat=True),
-        }
-
-    def _load_images(self) -> list[str]:
-        """Preprocess the images, once for all towers; returns their digests."""
-        preprocess = Preprocessor(self._bundle.manifest.preprocess)
-        digests = []
-        for index in self._chosen:
-            image = self._dataset.image(int(index))
-            digests.append(content_digest(image))
-            self._images.append(preprocess(image))
-        return sorted(digests)
-
-    def _image_batches(self, batch_size: int) -> list[Array]:
-        return _cut(np.stack(self._images), batch_size)
-
-    def _tokens(self) -> Array:
-        return Tokenizer.load(self._bundle.tokenizer_path, self._bundle.manifest.tokenizer)(self._prompts)
+            return {"input_ids": CalibrationData(batches=cut_batches(ids, batch_size))}
+        texts = CalibrationData(batches=[_first_rows(ids, text_rows)], repeat=True)
+        return {"pixel_values": images, "input_ids": texts}
 
 
-def _open(options: CalibrationOptions) -> Dataset:
-    """The train split; of a folder, its sub-folder ``train`` if there is one."""
-    return open_dataset(
-        options.dataset,
-        "train",
-        data_dir=options.data_dir,
-        download=options.download,
-        size=options.samples,
-        seed=options.seed,
+def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
+    """Draw a calibration set, or open one that was saved.
+
+    Args:
+        bundle: whose preprocessing fits the images.
+        options: which data.
+
+    Raises:
+        OptionError, UnknownNameError, InputError: as ``open_dataset``.
+        CalibrationError: there are no images, or a saved set does not fit the bundle.
+    """
+    if (Path(options.dataset) / HEADER_NAME).is_file():
+        found = load_calibration(options.dataset)
+        found.check_fits(bundle)
+        return found
+    return _draw(bundle, options)
+
+
+def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
+    """Open a saved calibration set and verify it.
+
+    Raises:
+        InputError: it is damaged, or of a newer version.
+    """
+    folder = Path(path)
+    try:
+        header = msgspec.json.decode((folder / HEADER_NAME).read_bytes(), type=CalibrationHeader)
+        if header.schema_version > SCHEMA_VERSION:
+            raise InputError(
+                f"Calibration set '{path}' has schema {header.schema_version}; this clipmlu reads up to {SCHEMA_VERSION}."
+            )
+        pixels = folder / _PIXELS_NAME
+        if file_record(pixels) != header.pixels:
+            raise InputError(f"Calibration set '{path}' is damaged: '{_PIXELS_NAME}' does not match its digest.")
+        array = np.load(pixels, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise InputError(f"Calibration set '{path}' cannot be read: {error}. Make it again.") from error
+    expected = (len(header.images), header.preprocess.height, header.preprocess.width, 3)
+    if array.shape != expected or array.dtype != np.uint8:
+        raise InputError(f"Calibration set '{path}' is damaged: its pixels have the shape {array.shape}.")
+    return CalibrationSet(
+        preprocess=header.preprocess,
+        pixels=array,
+        images=header.images,
+        prompts=header.prompts,
+        record=header.record,
     )
 
 
-def _cut(rows: Array, batch_size: int) -> list[Array]:
+def open_train_split(options: CalibrationOptions) -> Dataset:
+    """Where the images of the options come from: the train split; of a folder, its sub-folder ``train`` if there is one.
+
+    Raises:
+        OptionError: the dataset has no train split.
+        UnknownNameError, InputError: as ``open_dataset``.
+    """
+    name = options.dataset.removeprefix("folder:")
+    if Path(name).is_dir():
+        return open_folder(Path(name), "train")
+    return open_dataset(
+        name, "train", data_dir=options.data_dir, download=options.download, size=options.samples, seed=options.seed
+    )
+
+
+def cut_batches(rows: Array, batch_size: int) -> list[Array]:
+    """Full batches of the rows, the last one filled up from the front."""
     count = -(-len(rows) // batch_size) * batch_size
     filled = _first_rows(rows, count)
     return [filled[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def _draw(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
+    dataset = open_train_split(options)
+    if not len(dataset):
+        raise CalibrationError(f"Calibration dataset '{options.dataset}' has no images.")
+    spec = bundle.manifest.preprocess
+    preprocess = Preprocessor(spec)
+    chosen = spread_over_classes(dataset, options.seed)[: options.samples]
+    pixels = np.empty((len(chosen), spec.height, spec.width, 3), np.uint8)
+    images = []
+    for row, index in enumerate(chosen):
+        image = dataset.image(int(index))
+        images.append(content_digest(image))
+        pixels[row] = preprocess.pixels(image)
+    prompts = draw_prompts(dataset.class_names, options.seed)
+    record = CalibrationRecord(
+        dataset=options.dataset,
+        split=dataset.split,
+        samples=len(chosen),
+        seed=options.seed,
+        texts=len(prompts),
+        digest=_digest(images, prompts, spec),
+    )
+    return CalibrationSet(preprocess=spec, pixels=pixels, images=tuple(images), prompts=tuple(prompts), record=record)
+
+
+def draw_prompts(class_names: Sequence[str], seed: int) -> list[str]:
+    """Prompts of all classes, none of which the usual evaluations use: their templates are left out.
+
+    Args:
+        class_names: of the dataset; everyday nouns stand in where there are none.
+        seed: of the templates' choice.
+
+    Returns:
+        At least one prompt per class and about 256 in all, each once.
+    """
+    names = list(class_names) or _NAMES_WITHOUT_CLASSES
+    evaluated = {template for name in _EVALUATED_SETS for template in resolve_templates(name)}
+    templates = [template for template in resolve_templates("openai-imagenet") if template not in evaluated]
+    generator = np.random.default_rng(seed)
+    rounds = min(-(-_TEXTS // len(names)), len(templates))
+    chosen = [generator.permutation(len(templates))[:rounds] for _ in names]
+    return [
+        fill_template(templates[int(picks[turn])], name)
+        for turn in range(rounds)
+        for name, picks in zip(names, chosen, strict=True)
+    ]
+
+
+def _digest(images: Sequence[str], prompts: Sequence[str], spec: PreprocessSpec) -> str:
+    content = msgspec.json.encode([list(images), list(prompts), spec], order="sorted")
+    return hashlib.sha256(content).hexdigest()
+
+
+class _PixelBatches(Sequence[Array]):
+    """Full batches of normalised images, made when they are asked for: a thousand images need no gigabyte."""
+
+    def __init__(self, pixels: npt.NDArray[np.uint8], preprocess: Preprocessor, batch_size: int) -> None:
+        self._pixels = pixels
+        self._preprocess = preprocess
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return (len(self._pixels) + self._batch_size - 1) // self._batch_size
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Array]: ...
+
+    def __getitem__(self, index: int | slice) -> Array | list[Array]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = index * self._batch_size
+        rows = np.arange(first, first + self._batch_size) % len(self._pixels)
+        return np.stack([self._preprocess.normalise(self._pixels[row]) for row in rows])
 
 
 def _first_rows(rows: Array, count: int) -> Array:

@@ -6,23 +6,19 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
-from clipmlu.backends.base import Array, CalibrationData, GraphOptions, SourceGraph
-from clipmlu.backends.onnxruntime import OnnxRuntimeSession
+from clipmlu.backends.base import CalibrationData, GraphOptions, SourceGraph
 from clipmlu.bundle import (
     CALIBRATION_NAME,
     TOKENIZER_NAME,
-    Bundle,
     Compilation,
     CompiledBundle,
     ExportedBundle,
-    Manifest,
-    ParityRecord,
     Placement,
     Tower,
     current_tool_versions,
@@ -30,29 +26,22 @@ from clipmlu.bundle import (
     open_exported,
     stage_bundle,
 )
-from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
-from clipmlu.data.tokenizer import Tokenizer
+from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
+from clipmlu.compile.checks import Thresholds, check_agreement
+from clipmlu.compile.preparing import prepare_graph
 from clipmlu.errors import (
     BackendUnavailableError,
     CalibrationError,
     CompileError,
-    GateError,
     OptionError,
     PrecisionError,
     SessionError,
 )
-from clipmlu.parity import (
-    FLOAT32_TOLERANCE,
-    MIN_COSINE,
-    allowed_embedding_difference,
-    allowed_logit_difference,
-    measure_difference,
-)
-from clipmlu.specs import CalibrationRecord, MluBuild, Precision, QuantisationOptions, TowerName
+from clipmlu.quantisation.roles import Operator, check_selections, parse_selection
+from clipmlu.specs import CalibrationRecord, GraphQuantisation, MluBuild, Precision, QuantisationOptions, TowerName
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_MAX_BATCH = 64
-_PROBE_TEXTS = ("a photo of a cat.", "a red circle", "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +57,13 @@ class CompileOptions:
         text_target: where the text tower runs; None for ``target``. On the CPU it is compiled in float32.
         mlu: how to build for MLU cards; None for the defaults. Other targets take none.
         quantisation: how the modes that quantise do it; None for the defaults. Other modes take none.
-        calibration: data for the modes that quantise.
+        calibration: data for the modes that quantise: which, or the set itself.
+        seen_images: content digests of images that had a say in the other options, and are not to be evaluated either.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         min_cosine: smallest cosine similarity of a compiled embedding and its float32 reference; None for the
             precision's own bound, ``parity.MIN_COSINE``.
+        min_agreement: smallest share of images whose best class is the same as in float32; None for the precision's own,
+            ``parity.MIN_AGREEMENT``.
         check: run the compiled graphs before they are published; False to build for a card that is not here.
         session: where to compile: the card and the worker.
         overwrite: replace a bundle at the output path.
@@ -85,9 +77,11 @@ class CompileOptions:
     text_target: str | None = None
     mlu: MluBuild | None = None
     quantisation: QuantisationOptions | None = None
-    calibration: CalibrationOptions | None = None
+    calibration: CalibrationOptions | CalibrationSet | None = None
+    seen_images: tuple[str, ...] = ()
     calibration_server: str | None = None
     min_cosine: float | None = None
+    min_agreement: float | None = None
     check: bool = True
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
     overwrite: bool = False
@@ -107,6 +101,8 @@ class CompileOptions:
             )
         if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
             raise OptionError(f"smallest cosine is {self.min_cosine}; expected -1 to 1")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise OptionError(f"smallest agreement is {self.min_agreement}; expected 0 to 1")
         if self.calibration is not None and self.precision.bits is None:
             raise OptionError(f"precision {self.precision.value} quantises nothing; leave --calib out")
         if self.quantisation is not None and self.precision.bits is None:
@@ -152,25 +148,39 @@ def compile_bundle(
     if plan.text_tower is not None and exported.manifest.layout == "joint":
         raise OptionError("the joint layout has no separate text tower; leave --text-target out")
     with stage_bundle(output, overwrite=options.overwrite) as staging:
-        calibration = None if options.calibration is None else CalibrationSet(exported, options.calibration)
+        calibration = _obtain(exported, options)
         steps = [_Step(exported, name, plan, options, calibration) for name in exported.manifest.towers]
-        towers = {step.name: step.compile(staging.path) for step in steps}
+        made = {step.name: step.compile(staging.path) for step in steps}
+        _check_kept_float(plan, [step.operators for step in steps if step.precision.bits is not None])
         shutil.copyfile(exported.tokenizer_path, staging.path / TOKENIZER_NAME)
         if calibration is not None:
-            (staging.path / CALIBRATION_NAME).write_bytes(msgspec.json.encode(calibration.digests))
+            digests = sorted({*calibration.images, *options.seen_images})
+            (staging.path / CALIBRATION_NAME).write_bytes(msgspec.json.encode(digests))
         facts = plan.facts(options, exported.digest, None if calibration is None else calibration.record)
+        quantised = {name: record for name, (_tower, record) in made.items() if record is not None}
+        facts = msgspec.structs.replace(facts, quantised=quantised)
         packages = sorted({package for step in steps for package in step.backend.packages})
         draft = msgspec.structs.replace(
             exported.manifest,
             kind="compiled",
-            towers=towers,
+            towers={name: tower for name, (tower, _record) in made.items()},
             compilation=facts,
             files=staging.records(),
             tool_versions=exported.manifest.tool_versions | current_tool_versions(*packages),
         )
         compiled = CompiledBundle(staging.path, draft, "")
-        parity = _check_agreement(exported, compiled, steps, options) if options.check else ()
-        staging.finish(msgspec.structs.replace(draft, compilation=msgspec.structs.replace(facts, parity=parity)))
+        if options.check:
+            by_name = {step.name: step for step in steps}
+            checked = check_agreement(
+                exported,
+                compiled,
+                lambda name: _open_compiled(compiled, by_name[name], options),
+                {step.name: step.precision for step in steps},
+                calibration,
+                Thresholds(min_cosine=options.min_cosine, min_agreement=options.min_agreement),
+            )
+            facts = msgspec.structs.replace(facts, parity=checked.parity, agreement=checked.agreement)
+        staging.finish(msgspec.structs.replace(draft, compilation=facts))
     return open_compiled(output, verify=False)
 
 
@@ -268,9 +278,10 @@ class _Step:
         self.backend: Backend = get_backend(plan.placement(name).backend)
         self._exported = exported
         mlu = plan.mlu or MluBuild()
-        self.calibration: dict[str, CalibrationData] = {}
+        self.operators: tuple[Operator, ...] = ()
+        feeds: dict[str, CalibrationData] = {}
         if calibration is not None and self.precision.bits is not None:
-            self.calibration = calibration.feeds(name, options.batch_size, mlu.text_rows)
+            feeds = calibration.feeds(exported, name, options.batch_size, mlu.text_rows)
         self._options = GraphOptions(
             precision=self.precision,
             dynamic_shape=options.dynamic_shape,
@@ -278,12 +289,12 @@ class _Step:
             max_batch=options.largest_batch,
             mlu=mlu,
             quantisation=plan.quantisation or QuantisationOptions(),
-            calibration=self.calibration,
+            calibration=feeds,
             calibration_server=options.calibration_server,
             session=options.session,
         )
 
-    def compile(self, directory: Path) -> Tower:
+    def compile(self, directory: Path) -> tuple[Tower, GraphQuantisation | None]:
         """Bring the graph into the form that the backend takes, and compile it."""
         tower = self._exported.tower(self.name)
         path = self._exported.tower_path(self.name)
@@ -292,10 +303,15 @@ class _Step:
             listed = self._exported.manifest.files
             data_files = tuple(self._exported.path / name for name in listed if name.startswith(f"{tower.file}."))
             graph = SourceGraph(name=self.name, path=path, tower=tower, data_files=data_files)
-            return self.backend.compile_tower(graph, self._options, directory)
+            return self.backend.compile_tower(graph, self._options, directory).tower, None
         with tempfile.TemporaryDirectory(prefix="lowered-", dir=directory) as folder:
             graph = _lower(self.name, path, tower, Path(folder), profile, self._static_sizes(tower))
-            return self.backend.compile_tower(graph, self._options, directory)
+            if self.precision.bits is None or not self._options.calibration:
+                return self.backend.compile_tower(graph, self._options, directory).tower, None
+            prepared = prepare_graph(graph, self._options, self._exported.manifest.logit_scale)
+            self.operators = prepared.operators
+            compiled = self.backend.compile_tower(prepared.graph, prepared.options, directory)
+            return compiled.tower, msgspec.structs.replace(prepared.record, tensors=dict(compiled.quantised))
 
     def _static_sizes(self, tower: Tower) -> dict[str, int] | None:
         """Sizes of the axes when no shape may vary; a graph keeps its dynamic axis otherwise."""
@@ -305,6 +321,22 @@ class _Step:
         return {
             axis: self._options.mlu.text_rows if axis == "text_batch" else self._options.batch_size for axis in axes
         }
+
+
+def _obtain(exported: ExportedBundle, options: CompileOptions) -> CalibrationSet | None:
+    if options.calibration is None:
+        return None
+    if isinstance(options.calibration, CalibrationSet):
+        options.calibration.check_fits(exported)
+        return options.calibration
+    return obtain_calibration(exported, options.calibration)
+
+
+def _check_kept_float(plan: CompilationPlan, towers: Sequence[tuple[Operator, ...]]) -> None:
+    """A selection may name what only one tower has, but must name something."""
+    if plan.quantisation is not None and towers:
+        selections = [parse_selection(text) for text in plan.quantisation.keep_float]
+        check_selections([operator for operators in towers for operator in operators], selections)
 
 
 def _lower(
@@ -317,45 +349,6 @@ def _lower(
     return SourceGraph(name=name, path=lowered, tower=tower, data_files=tuple(folder.glob(f"{tower.file}.*")))
 
 
-def _check_agreement(
-    exported: ExportedBundle, compiled: CompiledBundle, steps: list[_Step], options: CompileOptions
-) -> tuple[ParityRecord, ...]:
-    """Run both on the same batch; a compiled graph that disagrees is never published."""
-    records = []
-    for step in steps:
-        feeds = _choose_feeds(exported, compiled, step)
-        with _open_reference(exported, step.name) as session:
-            reference = session.run(feeds)
-        with _open_compiled(compiled, step, options) as session:
-            measured = session.run(feeds)
-        floor = MIN_COSINE[step.precision] if options.min_cosine is None else options.min_cosine
-        records += [
-            _compare(exported.manifest, step, name, reference[name], measured[name], floor) for name in reference
-        ]
-        failed = [record for record in records if not _agrees(record, floor)]
-        if failed:
-            raise GateError(_disagreement(max(failed, key=lambda record: record.max_abs_diff), floor))
-    return tuple(records)
-
-
-def _disagreement(record: ParityRecord, floor: float) -> str:
-    cosine = "" if record.min_cosine is None else f" (smallest cosine {record.min_cosine:.6f}, allowed {floor:g})"
-    return (
-        f"Compiled {record.tower} tower differs from the exported one by {record.max_abs_diff:.3g} in '{record.output}'; "
-        f"allowed are {record.allowed_abs_diff:.3g}{cosine}. No bundle was written."
-    )
-
-
-def _agrees(record: ParityRecord, floor: float) -> bool:
-    same_direction = record.min_cosine is None or record.min_cosine >= floor
-    return record.max_abs_diff <= record.allowed_abs_diff and same_direction
-
-
-def _open_reference(exported: ExportedBundle, tower: TowerName) -> Session:
-    label = f"Bundle '{exported.path}' ({tower} tower)"
-    return OnnxRuntimeSession(exported.tower(tower), exported.tower_path(tower), label, SessionOptions())
-
-
 def _open_compiled(compiled: CompiledBundle, step: _Step, options: CompileOptions) -> Session:
     try:
         return step.backend.open(compiled, step.name, options.session)
@@ -366,48 +359,3 @@ def _open_compiled(compiled: CompiledBundle, step: _Step, options: CompileOption
             f"The {step.name} tower was built, but cannot be checked here: {str(error).rstrip('.')}. "
             "To build for a card that is not here, leave the check out: --no-check"
         ) from error
-
-
-def _choose_feeds(exported: ExportedBundle, compiled: CompiledBundle, step: _Step) -> dict[str, Array]:
-    """The first batch of the calibration data, whose ranges are real ones; else a drawn one."""
-    if step.calibration:
-        return {name: np.asarray(data.batches[0]) for name, data in step.calibration.items()}
-    return _draw_feeds(exported, compiled, step.name)
-
-
-def _draw_feeds(exported: Bundle, compiled: CompiledBundle, tower: TowerName) -> dict[str, Array]:
-    """A reproducible batch: unit-variance noise for images, tokenised prompts for texts."""
-    facts = compiled.compilation
-    free = min(3, facts.max_batch) if facts.dynamic_shape else facts.batch_size
-    spec = exported.manifest.preprocess
-    feeds: dict[str, Array] = {}
-    for tensor in compiled.tower(tower).inputs:
-        rows = tensor.shape[0] if isinstance(tensor.shape[0], int) else free
-        if tensor.name == "input_ids":
-            tokenizer = Tokenizer.load(exported.tokenizer_path, exported.manifest.tokenizer)
-            texts = [_PROBE_TEXTS[row % len(_PROBE_TEXTS)] for row in range(rows)]
-            feeds[tensor.name] = tokenizer(texts)
-        else:
-            generator = np.random.default_rng(0)
-            feeds[tensor.name] = generator.standard_normal((rows, 3, spec.height, spec.width), dtype=np.float32)
-    return feeds
-
-
-def _compare(
-    manifest: Manifest, step: _Step, output: str, reference: Array, measured: Array, floor: float
-) -> ParityRecord:
-    difference = measure_difference(reference, measured)
-    joint = step.name == "joint"
-    allowed = allowed_embedding_difference(step.precision, floor)
-    if joint:
-        # In float32 a logit's error is that of one element; else both embeddings may lie as far off as allowed.
-        per_logit = FLOAT32_TOLERANCE if allowed == FLOAT32_TOLERANCE else 2 * allowed
-        allowed = allowed_logit_difference(per_logit, manifest.logit_scale)
-    return ParityRecord(
-        tower=step.name,
-        output=output,
-        batch_size=len(reference),
-        max_abs_diff=difference.max_abs_diff,
-        min_cosine=None if joint else difference.min_cosine,
-        allowed_abs_diff=allowed,
-    )

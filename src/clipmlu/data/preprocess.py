@@ -70,9 +70,7 @@ class Preprocessor:
                 ratio asks for a resized image of more than ``MAX_RESIZED_PIXELS``.
             TypeError: ``image`` is no Pillow image.
         """
-        out = np.empty(self.shape, dtype=np.float32)
-        self._normalise(self.pixels(image), out)
-        return out
+        return self.normalise(self.pixels(image))
 
     def batch(
         self, images: Sequence[Image.Image], out: npt.NDArray[np.float32] | None = None
@@ -97,7 +95,7 @@ class Preprocessor:
             raise ValueError(f"out must be float32 of shape {shape}, not {out.dtype} of shape {out.shape}.")
         for index, image in enumerate(images):
             try:
-                self._normalise(self.pixels(image), out[index])
+                self.normalise(self.pixels(image), out[index])
             except InputError as error:
                 raise InputError(f"Image {index} of the batch: {error}") from error
         return out
@@ -129,10 +127,21 @@ class Preprocessor:
                 "Convert it to RGB first."
             ) from error
 
-    def _normalise(self, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
+    def normalise(
+        self, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Turn what ``pixels`` gave into an input tensor.
+
+        Args:
+            pixels: uint8, shape (height, width, 3), RGB in 0..255.
+            out: float32, shape (3, height, width), written in place and returned; None allocates it.
+        """
+        if out is None:
+            out = np.empty(self.shape, dtype=np.float32)
         for channel in range(3):
             # Every uint8 is a valid index; mode "clip" only keeps NumPy from buffering `out` for the error case.
             np.take(self._levels[channel], pixels[:, :, channel], out=out[channel], mode="clip")
+        return out
 
     def _fit(self, image: Image.Image) -> Image.Image:
         spec = self.spec

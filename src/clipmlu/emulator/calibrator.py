@@ -156,17 +156,15 @@ class _Collector:
         Raises:
             StatusError: the data objects failed, or fit neither one another nor the network.
         """
-        from clipmlu.quantisation.calibrate import collect_ranges
+        from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
 
         assert self._facts.bits is not None, "calibrate checked it"
-        ranges, batches = collect_ranges(
-            self._assembly.model,
-            self._names,
-            self._batches,
+        how = RangeOptions(
             bits=self._facts.bits,
-            least_noise=self._least_noise,
+            algorithm="eqnm" if self._least_noise else "linear",
             threads=current().threads,
         )
+        ranges, batches = collect_ranges(self._assembly.model, self._names, self._batches, how)
         return CalibrationRecord(ranges=ranges, least_noise=self._least_noise, batches=batches)
 
     def _batches(self) -> Iterator[list[Array]]:

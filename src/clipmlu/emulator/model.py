@@ -6,12 +6,15 @@ import dataclasses
 import logging
 from typing import Any, ClassVar
 
+import msgspec
+
 from clipmlu.emulator.container import read_container, write_container
 from clipmlu.emulator.faults import hit
 from clipmlu.emulator.ports import Port
 from clipmlu.emulator.runtime import Engine, EngineOptions, create_engine
 from clipmlu.emulator.status import Code, StatusError, returns_status
 from clipmlu.emulator.types import DataType, Dims
+from clipmlu.specs import TensorQuantisation
 
 _log = logging.getLogger("clipmlu.emulator")
 
@@ -34,13 +37,14 @@ class ModelInfo:
     archs: dict[str, list[int]]
     inputs: list[Port]
     outputs: list[Port]
-    quantisation: dict[str, dict[str, Any]]
+    quantisation: dict[str, TensorQuantisation]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that says that nothing here is a card's."""
         values = dataclasses.asdict(self)
         for port in (*values["inputs"], *values["outputs"]):
             port["dtype"] = port["dtype"].name
+        values["quantisation"] = msgspec.to_builtins(self.quantisation)
         return {"emulated": True, "maker": "clipmlu emulated MagicMind SDK", **values}
 
     @classmethod
@@ -57,7 +61,7 @@ class ModelInfo:
             archs=values["archs"],
             inputs=[port(item) for item in values["inputs"]],
             outputs=[port(item) for item in values["outputs"]],
-            quantisation=values["quantisation"],
+            quantisation=msgspec.convert(values["quantisation"], dict[str, TensorQuantisation]),
         )
 
 
@@ -77,7 +81,7 @@ class Model:
         header, graph = read_container(path)
         try:
             self._info = ModelInfo.from_json(header)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
             raise StatusError(Code.DATA_LOSS, f"'{path}' has a header that cannot be read") from error
         self._graph = graph
 

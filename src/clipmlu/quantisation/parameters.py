@@ -1,7 +1,9 @@
-"""Quantisation parameters: from ranges to scales, and the search for the range of least noise.
+"""Quantisation parameters: from ranges to scales, and the algorithms that find a range.
 
 The vendor's algorithms are not public beyond their names and one line each (docs/magicmind-api.md 2.4, 2.10, 7.10): LINEAR takes
 the range of the data, EQNM the one that minimises quantisation noise. What is here is the textbook reading of those words.
+``percentile`` and ``entropy`` are our own additions: the range that holds a share of the values, and the one whose quantised
+distribution loses the least information (S. Migacz, "8-bit Inference with TensorRT", GTC 2017).
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.specs import TensorQuantisation
+
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 BINS = 2048
-"""Bins of the histogram of magnitudes that the search reads."""
+"""Bins of a histogram of magnitudes; one of values has as many on either side of zero."""
 
 _CANDIDATES = 96
+_ENTROPY_STEP = 8  # bins from one candidate bound to the next
+_ABSENT = 1e-9  # probability that stands for zero where its logarithm is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +47,17 @@ class Quantisation:
         """Type of the integers."""
         return np.dtype(f"int{self.bits}")
 
-    def facts(self) -> dict[str, Any]:
-        """JSON for the model's header."""
-        scale = self.scale.tolist() if self.axis is not None else float(self.scale)
-        return {"bits": self.bits, "scale": scale, "zero_point": self.zero_point, "axis": self.axis}
+    def record(self, minimum: float, maximum: float) -> TensorQuantisation:
+        """What is kept of it, with the range that it was made for."""
+        scale = tuple(float(each) for each in self.scale.reshape(-1))
+        return TensorQuantisation(
+            bits=self.bits,
+            scale=scale,
+            zero_point=self.zero_point,
+            axis=self.axis,
+            minimum=float(minimum),
+            maximum=float(maximum),
+        )
 
     def levels(self, array: Array) -> Array:
         """The integers, of type ``dtype``."""
@@ -120,3 +133,60 @@ def least_noise_bound(counts: npt.NDArray[np.int64], bound: float, bits: int) ->
     clipped = np.maximum(centres[None, :] - candidates[:, None], 0.0)
     noise = np.where(clipped > 0, clipped**2, (scales**2 / 12)[:, None])
     return float(candidates[int(np.argmin(noise @ counts))])
+
+
+def percentile_range(counts: npt.NDArray[np.int64], bound: float, percentile: float) -> tuple[float, float]:
+    """The range from which as many values stick out on the left as on the right.
+
+    Args:
+        counts: occurrences of values in ``2 * BINS`` equal bins over -bound..bound.
+        bound: the largest magnitude.
+        percentile: of the values that lie within, 0..100.
+
+    Returns:
+        Smallest and largest value of the range: edges of bins.
+    """
+    total = counts.sum()
+    outside = total * (100.0 - percentile) / 200.0
+    edges = np.linspace(-bound, bound, 2 * BINS + 1)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    low = int(np.searchsorted(below, outside, side="right")) - 1
+    high = int(np.searchsorted(below, total - outside, side="left"))
+    return float(edges[max(low, 0)]), float(edges[min(high, 2 * BINS)])
+
+
+def percentile_bound(counts: npt.NDArray[np.int64], bound: float, percentile: float) -> float:
+    """The magnitude below which that percentage of a histogram of magnitudes lies, as the edge of a bin."""
+    inside = np.searchsorted(np.cumsum(counts), counts.sum() * percentile / 100.0, side="left")
+    return float(bound * min(int(inside) + 1, BINS) / BINS)
+
+
+def entropy_bound(counts: npt.NDArray[np.int64], bound: float, bits: int) -> float:
+    """The clipping bound whose quantised distribution diverges least from the true one (Kullback-Leibler).
+
+    Args:
+        counts: occurrences of magnitudes in ``BINS`` equal bins over 0..bound.
+        bound: the largest magnitude.
+        bits: of the integers; with more levels than bins, nothing is clipped.
+    """
+    levels = 2 ** (bits - 1)
+    if bound <= 0 or levels >= BINS:
+        return bound
+    stops = range(levels, BINS + 1, _ENTROPY_STEP)
+    divergences = [_divergence(counts, stop, levels) for stop in stops]
+    return float(bound * stops[int(np.argmin(divergences))] / BINS)
+
+
+def _divergence(counts: npt.NDArray[np.int64], stop: int, levels: int) -> float:
+    """Of the histogram clipped after ``stop`` bins from the same in ``levels`` levels."""
+    kept = counts[:stop].astype(np.float64)
+    clipped = kept.copy()
+    clipped[-1] += counts[stop:].sum()
+    edges = np.arange(levels) * stop // levels
+    sums = np.add.reduceat(kept, edges)
+    filled = np.add.reduceat((kept > 0).astype(np.float64), edges)
+    means = np.divide(sums, filled, out=np.zeros_like(sums), where=filled > 0)
+    coarse = np.where(kept > 0, np.repeat(means, np.diff([*edges, stop])), 0.0)
+    true, seen = clipped / max(clipped.sum(), 1.0), coarse / max(coarse.sum(), 1.0)
+    held = true > 0
+    return float((true[held] * np.log(true[held] / np.maximum(seen[held], _ABSENT))).sum())

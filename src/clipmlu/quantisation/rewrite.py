@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clipmlu.errors import CalibrationError
 from clipmlu.quantisation.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
 from clipmlu.quantisation.parameters import Array, Quantisation, for_weights, from_range
+from clipmlu.specs import TensorQuantisation
 
 _FLOAT_TYPES = ("float16", "float32")
 _BITS = {"qint8": 8, "qint16": 16}
@@ -53,8 +54,10 @@ class Plan:
         node_types: node -> the types set for it by hand.
         exact_nodes: names of nodes that compute nothing and whose results are left as they are, such as the conversion of
             an output.
-        integer_weights: keep quantised weights as integers behind a DequantizeLinear, so that a runtime can take its
-            integer kernels; else as the real numbers that these stand for.
+        integer_kernels: write what a runtime needs to take its integer kernels for matrix products: weights stay integers
+            behind a DequantizeLinear, Gemm becomes MatMul and Add, and 8-bit integers are unsigned, all levels shifted by
+            128. onnxruntime's kernels for signed ones add pairs of products in 16 bits where the CPU has no VNNI, and
+            saturate (its documentation, "Quantize ONNX models", U8S8); unsigned ones are exact everywhere.
     """
 
     half: bool = False
@@ -65,14 +68,28 @@ class Plan:
     ranges: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     node_types: dict[str, NodeTypes] = dataclasses.field(default_factory=dict)
     exact_nodes: frozenset[str] = frozenset()
-    integer_weights: bool = False
+    integer_kernels: bool = False
 
 
-def quantised_tensors(model: onnx.ModelProto) -> list[str]:
-    """Activations that enter a quantised operator, each once, in the order of the graph."""
+def uniform_types(node: onnx.NodeProto, dtype: str) -> NodeTypes:
+    """The same type for all that a node takes and gives."""
+    return NodeTypes(
+        inputs=dict.fromkeys(range(len(node.input)), dtype), outputs=dict.fromkeys(range(len(node.output)), dtype)
+    )
+
+
+def quantised_tensors(model: onnx.ModelProto, without: frozenset[str] = frozenset()) -> list[str]:
+    """Activations that enter a quantised operator, each once, in the order of the graph.
+
+    Args:
+        model: the graph.
+        without: names of operators that are not quantised.
+    """
     weights = {weight.name for weight in model.graph.initializer}
     names: dict[str, None] = {}
     for node in model.graph.node:
+        if node.name in without:
+            continue
         for index in QUANTISED.get(node.op_type, ()):
             if node.input[index] not in weights:
                 names[node.input[index]] = None
@@ -81,7 +98,7 @@ def quantised_tensors(model: onnx.ModelProto) -> list[str]:
 
 def apply_numerics(
     model: onnx.ModelProto, element_types: Mapping[str, int], plan: Plan
-) -> tuple[onnx.ModelProto, dict[str, dict[str, Any]]]:
+) -> tuple[onnx.ModelProto, dict[str, TensorQuantisation]]:
     """Rewrite a graph.
 
     Args:
@@ -112,9 +129,9 @@ class _Rewriter:
         self._rounded: set[str] = set()
         self._inputs: dict[str, str] = {}  # input of the graph -> its rounded form
         self._sources: dict[str, str] = {}  # and back
-        self._record: dict[str, dict[str, Any]] = {}
+        self._record: dict[str, TensorQuantisation] = {}
 
-    def rewrite(self) -> tuple[onnx.ModelProto, dict[str, dict[str, Any]]]:
+    def rewrite(self) -> tuple[onnx.ModelProto, dict[str, TensorQuantisation]]:
         if self._plan.half:
             self._round_inputs()
         for node in self._model.graph.node:
@@ -153,7 +170,7 @@ class _Rewriter:
                 node.input[index] = self._input(node, index, taken, types, bits)
         inputs = [name for name in node.input if name and self._is_float(name)]
         moves = node.op_type in MOVEMENT and bool(inputs) and self._rounded.issuperset(inputs)
-        self._nodes.append(node)
+        self._nodes += _as_product(node) if self._plan.integer_kernels and bits is not None else [node]
         if node.name in self._plan.exact_nodes:
             return
         for index, name in enumerate(node.output):
@@ -216,19 +233,20 @@ class _Rewriter:
         def make(new: str) -> None:
             values = _values(weight)
             how = for_weights(values, bits, axis, least_noise=self._plan.least_noise)
-            if self._plan.integer_weights:
+            if self._plan.integer_kernels:
                 self._add_integer_weight(new, values, how)
             else:
                 self._add_weight(new, how.apply(values))
-            self._record[weight.name] = how.facts()
+            self._record[weight.name] = how.record(values.min(initial=0.0), values.max(initial=0.0))
 
         return self._derive(weight.name, f"int{bits}_{axis}", make)
 
     def _add_integer_weight(self, new: str, values: Array, how: Quantisation) -> None:
         whole, parameters = f"{new}_integers", [f"{new}_scale", f"{new}_zero_point"]
-        self._add_weight(whole, how.levels(values))
+        dtype, shift = self._stored(how)
+        self._add_weight(whole, (how.levels(values).astype(np.int32) + shift).astype(dtype))
         self._add_weight(parameters[0], how.scale)
-        self._add_weight(parameters[1], np.zeros(how.scale.shape, how.dtype))
+        self._add_weight(parameters[1], np.full(how.scale.shape, shift, dtype))
         axis: dict[str, Any] = {} if how.axis is None else {"axis": how.axis}
         node = helper.make_node(
             "DequantizeLinear",
@@ -250,15 +268,16 @@ class _Rewriter:
 
         def make(new: str) -> None:
             self._add_quantisation(name, new, how)
-            self._record[tensor] = {**how.facts(), "minimum": ends[0], "maximum": ends[1]}
+            self._record[tensor] = how.record(*ends)
 
         return self._derive(name, f"int{bits}", make)
 
     def _add_quantisation(self, name: str, new: str, how: Quantisation) -> None:
         """QuantizeLinear and back; the contributed operators know 16 bits at any opset."""
         scale, zero = f"{new}_scale", f"{new}_zero_point"
+        dtype, shift = self._stored(how)
         self._add_weight(scale, how.scale.reshape(()))
-        self._add_weight(zero, np.array(how.zero_point, how.dtype))
+        self._add_weight(zero, np.array(how.zero_point + shift, dtype))
         parameters = [scale, zero]
         whole = f"{new}_integers"
         for op_type, source, target in (("QuantizeLinear", name, whole), ("DequantizeLinear", whole, new)):
@@ -266,6 +285,10 @@ class _Rewriter:
                 op_type, [source, *parameters], [target], name=f"{new}_{op_type}", domain="com.microsoft"
             )
             self._nodes.append(node)
+
+    def _stored(self, how: Quantisation) -> tuple[np.dtype[Any], int]:
+        """Type of the integers in the graph, and what is added to a level to get one."""
+        return (np.dtype(np.uint8), 128) if self._plan.integer_kernels and how.bits == 8 else (how.dtype, 0)
 
     def _add_weight(self, name: str, values: Array) -> None:
         self._made[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
@@ -276,6 +299,25 @@ class _Rewriter:
         weight = self._weights.get(name)
         kind = weight.data_type if weight is not None else self._element_types.get(name, 0)
         return kind == TensorProto.FLOAT
+
+
+def _as_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A linear layer as MatMul and Add, for which there are integer kernels; anything else as it is."""
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    plain = all(attributes.get(name, 1.0) == 1.0 for name in ("alpha", "beta")) and not attributes.get("transA", 0)
+    if node.op_type != "Gemm" or not plain:
+        return [node]
+    nodes = []
+    operands = list(node.input[:2])
+    if attributes.get("transB", 0):
+        flipped = f"{node.input[1]}_mode_flipped"
+        nodes.append(helper.make_node("Transpose", [operands[1]], [flipped], name=flipped, perm=[1, 0]))
+        operands[1] = flipped
+    product = f"{node.output[0]}_mode_product" if len(node.input) > 2 else node.output[0]
+    nodes.append(helper.make_node("MatMul", operands, [product], name=node.name))
+    if len(node.input) > 2:
+        nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}_mode_bias"))
+    return nodes
 
 
 def _values(weight: onnx.TensorProto) -> Array:

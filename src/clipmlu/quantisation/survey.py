@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,98 @@ from clipmlu.quantisation.parameters import Array
 
 _SAMPLES = 20_000
 """Elements of one tensor and one batch that go into its histogram, about."""
+
+
+class WatchingSession:
+    """A graph in float32, with nodes added whose results are what it gives.
+
+    Args:
+        model: the graph; it is not changed.
+        added: nodes to add, and the ONNX element type of their result, or 0 for one that is not asked for.
+        constants: weights of the added nodes.
+        threads: CPU threads; 0 leaves it to the runtime.
+
+    Raises:
+        CalibrationError: the graph cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        added: Sequence[tuple[onnx.NodeProto, int]],
+        constants: Mapping[str, Array],
+        *,
+        threads: int = 0,
+    ) -> None:
+        import onnxruntime
+
+        self._inputs = [value.name for value in model.graph.input]
+        watching = onnx.ModelProto()
+        watching.CopyFrom(model)
+        graph = watching.graph
+        graph.ClearField("output")
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+        for node, kind in added:
+            graph.node.append(node)
+            if kind:
+                graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # What is fused depends on the shapes that are known, and rounds differently in the last digit: ranges are to be
+        # the same wherever the graph came from.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = threads
+        content = watching.SerializeToString()
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's own errors are many
+            raise CalibrationError(f"the graph cannot be loaded: {first_line(error)}") from error
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """Results of the added nodes for one array for each input of the graph.
+
+        Raises:
+            CalibrationError: the graph does not take them.
+        """
+        try:
+            results: list[Array] = self._session.run(None, dict(zip(self._inputs, feeds, strict=True)))
+        except Exception as error:  # such as a sample whose shape the graph does not take
+            raise CalibrationError(f"a batch failed: {first_line(error)}") from error
+        return results
+
+
+def channel_maxima(
+    model: onnx.ModelProto, channels: Mapping[str, int], batches: Iterable[Sequence[Array]]
+) -> dict[str, Array]:
+    """The largest magnitude of each channel of some tensors over all batches.
+
+    Args:
+        model: the graph.
+        channels: tensor -> the size of its last axis.
+        batches: one array for each input of the graph.
+
+    Returns:
+        Tensor -> float32, shape (channels,).
+
+    Raises:
+        CalibrationError: as ``Survey.measure``.
+    """
+    added: list[tuple[onnx.NodeProto, int]] = []
+    constants = {}
+    for index, (name, count) in enumerate(channels.items()):
+        flat, size, most = (f"survey_{index}_{part}" for part in ("flat", "size", "most"))
+        constants[f"survey_{index}_shape"] = np.array([-1, count], np.int64)
+        added.append((helper.make_node("Reshape", [name, f"survey_{index}_shape"], [flat]), 0))
+        added.append((helper.make_node("Abs", [flat], [size]), 0))
+        added.append((helper.make_node("ReduceMax", [size], [most], axes=[0], keepdims=0), 1))
+    if not channels:
+        return {}
+    session = WatchingSession(model, added, constants)
+    found = {name: np.zeros(count, np.float32) for name, count in channels.items()}
+    for feeds in batches:
+        for name, seen in zip(found, session.run(feeds), strict=True):
+            np.maximum(found[name], seen, out=found[name])
+    return found
 
 
 class Survey:
@@ -49,64 +142,35 @@ class Survey:
         }
 
     def prepare_histograms(self, bins: int) -> None:
-        """Go over to counting; all batches are handed over once more."""
-        self._counts = np.zeros((len(self._names), bins), np.int64)
+        """Go over to counting, in ``bins`` bins on either side of zero; all batches are handed over once more."""
+        self._counts = np.zeros((len(self._names), 2 * bins), np.int64)
         self._session = self._open(self._sample_nodes())
 
     def count(self, feeds: list[Array]) -> None:
         """Add one batch to the histograms."""
         bounds = np.maximum(np.abs(self._low), np.abs(self._high))
         for index, values in enumerate(self._run(feeds)):
-            counts, _ = np.histogram(
-                np.abs(values), bins=self._counts.shape[1], range=(0.0, float(bounds[index]) or 1.0)
-            )
+            bound = float(bounds[index]) or 1.0
+            counts, _ = np.histogram(values, bins=self._counts.shape[1], range=(-bound, bound))
             self._counts[index] += counts
 
     def histograms(self) -> dict[str, tuple[npt.NDArray[np.int64], float]]:
-        """Tensor -> counts of magnitudes, and the largest magnitude."""
+        """Tensor -> counts of values from minus the largest magnitude to it, and that magnitude."""
         bounds = np.maximum(np.abs(self._low), np.abs(self._high))
         return {
             name: (counts, float(bound)) for name, counts, bound in zip(self._names, self._counts, bounds, strict=True)
         }
 
     def _run(self, feeds: list[Array]) -> list[Array]:
-        if not self._names:  # a graph with nothing to quantise
-            return []
-        named = {value.name: array for value, array in zip(self._model.graph.input, feeds, strict=True)}
-        try:
-            results: list[Array] = self._session.run(None, named)
-        except Exception as error:  # such as a sample whose shape the graph does not take
-            raise CalibrationError(f"a batch failed: {first_line(error)}") from error
-        return results
+        return self._session.run(feeds) if self._names else []  # a graph with nothing to quantise
 
-    def _open(self, added: list[tuple[onnx.NodeProto, int]]) -> Any:
-        import onnxruntime
-
-        watching = onnx.ModelProto()
-        watching.CopyFrom(self._model)
-        graph = watching.graph
-        graph.ClearField("output")
-        graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "survey_flat"))
-        for node, kind in added:
-            graph.node.append(node)
-            if kind:
-                graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
+    def _open(self, added: list[tuple[onnx.NodeProto, int]]) -> WatchingSession:
+        constants = {"survey_flat": np.array([-1], np.int64)}
         for index, size in enumerate(self._sizes):
             step = _odd_step(int(size))
             for name, value in (("start", 0), ("end", np.iinfo(np.int64).max), ("axis", 0), ("step", step)):
-                array = np.array([value], np.int64)
-                graph.initializer.append(numpy_helper.from_array(array, f"survey_{index}_{name}"))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # What is fused depends on the shapes that are known, and rounds differently in the last digit: ranges are to be
-        # the same wherever the graph came from.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = self._threads
-        graph = watching.SerializeToString()
-        try:
-            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's own errors are many
-            raise CalibrationError(f"the graph cannot be loaded: {first_line(error)}") from error
+                constants[f"survey_{index}_{name}"] = np.array([value], np.int64)
+        return WatchingSession(self._model, added, constants, threads=self._threads)
 
     def _range_nodes(self) -> list[tuple[onnx.NodeProto, int]]:
         added = []

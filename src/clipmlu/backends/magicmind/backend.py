@@ -11,7 +11,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from clipmlu.backends.base import Availability, GraphOptions, Session, SessionOptions, SourceGraph
+from clipmlu.backends.base import Availability, CompiledGraph, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.magicmind.building import BuildRecord, build_graph, read_record
 from clipmlu.backends.magicmind.driver import DriverError, load_sdk
 from clipmlu.backends.magicmind.local import LocalPeer
@@ -24,7 +24,7 @@ from clipmlu.backends.magicmind.options import (
 from clipmlu.backends.magicmind.peer import OpenRequest, Peer
 from clipmlu.backends.magicmind.session import MagicMindSession
 from clipmlu.backends.magicmind.worker import WorkerClient
-from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.bundle import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError
 from clipmlu.specs import Precision, TowerName
 
@@ -62,16 +62,13 @@ class MagicMindBackend:
             f"interpreter of the vendor's environment, or {WORKER_VARIABLE} to a worker's address",
         )
 
-    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> Tower:
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Build one graph; see ``Backend.compile_tower``.
 
         Args:
             graph: the graph, lowered to the target's profile.
             options: precision, shapes, and how to build.
             directory: where the model file goes, with a record of the build beside it.
-
-        Returns:
-            The compiled graph, its file relative to ``directory``.
 
         Raises:
             CompileError: the SDK cannot build it as asked.

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy.typing as npt
 
-from clipmlu.backends.base import Array, CalibrationData, GraphOptions, SourceGraph
+from clipmlu.backends.base import Array, CalibrationData, CompiledGraph, GraphOptions, SourceGraph
 from clipmlu.backends.magicmind.driver import DriverError, own_digest
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Peer, fetch_file, send_file
 from clipmlu.bundle import Tower
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, CompileError, SessionError
-from clipmlu.specs import Spec, TensorSpec
+from clipmlu.specs import Spec, TensorQuantisation, TensorSpec
 
 Batch = npt.NDArray[Any] | Path
 MODEL_SUFFIX = ".mm"
@@ -81,7 +81,9 @@ def read_record(model: Path) -> BuildRecord:
         raise BundleCorruptError(f"Build record '{path}' cannot be read: {error}. Compile the bundle again.") from error
 
 
-def build_graph(peer: Peer, graph: SourceGraph, options: GraphOptions, directory: Path, *, emulated: bool) -> Tower:
+def build_graph(
+    peer: Peer, graph: SourceGraph, options: GraphOptions, directory: Path, *, emulated: bool
+) -> CompiledGraph:
     """Have the driver build one graph; see ``MagicMindBackend.compile_tower``."""
     output = directory / f"{graph.name}{MODEL_SUFFIX}"
     shapes = [shapes_of(tensor, options) for tensor in graph.tower.inputs]
@@ -106,11 +108,20 @@ def build_graph(peer: Peer, graph: SourceGraph, options: GraphOptions, directory
     record = _record(facts, host, shapes, emulated=emulated)
     encoded = msgspec.json.format(msgspec.json.encode(record), indent=2)
     output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encoded + b"\n")
-    return Tower(
+    tower = Tower(
         file=output.name,
         inputs=tuple(_with_sizes(tensor, options) for tensor in graph.tower.inputs),
         outputs=tuple(_with_sizes(tensor, options) for tensor in graph.tower.outputs),
     )
+    return CompiledGraph(tower=tower, quantised=_emulated_quantisation(output) if emulated else {})
+
+
+def _emulated_quantisation(model: Path) -> dict[str, TensorQuantisation]:
+    """What the emulated SDK notes in its model files; nothing public says how to ask the real one."""
+    from clipmlu.emulator.container import read_container
+
+    header, _graph = read_container(model)
+    return msgspec.convert(header["quantisation"], dict[str, TensorQuantisation])
 
 
 def shapes_of(tensor: TensorSpec, options: GraphOptions) -> Shapes:
@@ -158,7 +169,7 @@ def build_request(tower: Tower, shapes: Sequence[Shapes], options: GraphOptions)
         "conv_scale_fold": mlu.conv_scale_fold,
         "computation_preference": mlu.computation_preference,
         "toolchain": mlu.toolchain,
-        "nodes": dict(mlu.node_types),
+        "nodes": {**options.node_types, **mlu.node_types},
         "extra": dict(mlu.build_config) or None,
     }
 

@@ -7,11 +7,10 @@
 from __future__ import annotations
 
 from clipmlu.compile.lowering.check import check_int32_range, check_profile, remaining_shape_nodes
-from clipmlu.compile.lowering.lower import EXTERNAL_DATA_BYTES, lower_graph, lower_tower
+from clipmlu.compile.lowering.lower import lower_graph, lower_tower
 from clipmlu.compile.lowering.profile import MAGICMIND, PROFILES, Evidence, TargetProfile
 
 __all__ = [
-    "EXTERNAL_DATA_BYTES",
     "MAGICMIND",
     "PROFILES",
     "Evidence",

@@ -18,9 +18,7 @@ from clipmlu.compile.lowering.fold import drop_unused_weights, fold_graph
 from clipmlu.compile.lowering.nodes import GraphEditor
 from clipmlu.compile.lowering.profile import MAGICMIND, TargetProfile
 from clipmlu.errors import OptionError
-
-EXTERNAL_DATA_BYTES = 1_900_000_000
-"""A graph with more bytes of weights keeps them beside it: protobuf cannot hold more than 2 GiB in one file."""
+from clipmlu.quantisation.index import EXTERNAL_DATA_BYTES
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference finds them
 _IR_VERSION = 6  # of onnx 1.6 and 1.7, the first releases with opset 11 and 12

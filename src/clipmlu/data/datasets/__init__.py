@@ -5,10 +5,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from clipmlu.data.datasets.base import Dataset
+from clipmlu.data.datasets.base import Dataset, spread_over_classes
 from clipmlu.errors import OptionError, UnknownNameError
 
-__all__ = ["DATASETS", "DEMO_SIZE", "Dataset", "DatasetInfo", "locate_dataset", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "DEMO_SIZE",
+    "Dataset",
+    "DatasetInfo",
+    "locate_dataset",
+    "open_dataset",
+    "open_folder",
+    "spread_over_classes",
+]
 
 DEMO_SIZE = 1000
 _FOLDER_PREFIX = "imagefolder:"
@@ -85,6 +94,23 @@ def open_dataset(
 
     source = CIFAR100 if name == "cifar100" else CIFAR10
     return CifarDataset(source, split, data_dir=data_dir, download=download)
+
+
+def open_folder(path: Path, split: str) -> Dataset:
+    """Open a folder of images, with one sub-folder per class or without any.
+
+    Args:
+        path: the folder.
+        split: a sub-folder of that name is read instead, if there is one.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    from clipmlu.data.datasets.imagefolder import ImageFolder, UnlabelledFolder
+
+    root = path / split if (path / split).is_dir() else path
+    has_classes = root.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in root.iterdir())
+    return ImageFolder(path, split) if has_classes else UnlabelledFolder(root)
 
 
 def locate_dataset(name: str) -> str:

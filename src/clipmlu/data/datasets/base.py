@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 
@@ -37,3 +39,23 @@ class Dataset(Protocol):
 
     def key(self, index: int) -> str:
         """A stable identifier of the image."""
+
+
+def spread_over_classes(dataset: Dataset, seed: int) -> npt.NDArray[np.int64]:
+    """An order of a dataset's images of which every beginning holds all classes alike, as far as there are images.
+
+    Args:
+        dataset: the images.
+        seed: of the order within each class, and of the classes within each round.
+
+    Returns:
+        int64, shape (len(dataset),): each index once.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(dataset))
+    labels = np.array([dataset.label(int(index)) for index in order], np.int64)
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_class], np.arange(labels.max(initial=-1) + 1))
+    rounds = np.empty(len(order), np.int64)
+    rounds[by_class] = np.arange(len(order)) - starts[labels[by_class]]
+    return order[np.argsort(rounds, kind="stable")]

@@ -51,5 +51,40 @@ class ImageFolder:
         return self._items[index][0].relative_to(self._root).as_posix()
 
 
+class UnlabelledFolder:
+    """All images below a folder, without classes: for calibration; see ``Dataset``.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+
+    original_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.name, self.split = f"folder:{root}", "all"
+        if not root.is_dir():
+            raise InputError(f"Image folder '{root}' does not exist. Expected a folder of images.")
+        self._items = _images_below(root)
+        if not self._items:
+            raise InputError(f"Image folder '{root}' has no images.")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def label(self, index: int) -> int:
+        """There are no classes: all images count as one."""
+        return 0
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded image."""
+        return load_image(self._items[index])
+
+    def key(self, index: int) -> str:
+        """The image's path relative to the folder."""
+        return self._items[index].relative_to(self._root).as_posix()
+
+
 def _images_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

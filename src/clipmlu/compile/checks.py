@@ -1,0 +1,201 @@
+"""The gate at the end of every compilation: the compiled graphs against the exported ones, on real or drawn images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from clipmlu.backends import Session, SessionOptions
+from clipmlu.backends.base import Array
+from clipmlu.backends.onnxruntime import OnnxRuntimeSession
+from clipmlu.bundle import CompiledBundle, ExportedBundle, Manifest, ParityRecord
+from clipmlu.compile.calibration import CalibrationSet, cut_batches
+from clipmlu.data.datasets import open_dataset
+from clipmlu.data.preprocess import Preprocessor
+from clipmlu.data.prompts import fill_template
+from clipmlu.data.tokenizer import Tokenizer
+from clipmlu.errors import GateError
+from clipmlu.parity import (
+    FLOAT32_TOLERANCE,
+    MIN_AGREEMENT,
+    MIN_COSINE,
+    allowed_embedding_difference,
+    allowed_logit_difference,
+    measure_difference,
+)
+from clipmlu.specs import Precision, TowerName
+
+_IMAGES = 64
+_TEMPLATE = "a photo of a {}."
+
+OpenSession = Callable[[TowerName], Session]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What is demanded; None for the precision's own, ``parity.MIN_COSINE`` and ``parity.MIN_AGREEMENT``.
+
+    Attributes:
+        min_cosine: smallest cosine similarity of a compiled embedding and its float32 reference.
+        min_agreement: smallest share of images whose best class is the same as in float32.
+    """
+
+    min_cosine: float | None = None
+    min_agreement: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What was measured.
+
+    Attributes:
+        parity: one record per output.
+        agreement: share of images whose best class is the same as in float32; None for the joint layout.
+    """
+
+    parity: tuple[ParityRecord, ...]
+    agreement: float | None
+
+
+def check_agreement(
+    exported: ExportedBundle,
+    compiled: CompiledBundle,
+    open_session: OpenSession,
+    precisions: Mapping[TowerName, Precision],
+    calibration: CalibrationSet | None,
+    thresholds: Thresholds,
+) -> Agreement:
+    """Run both on the same images and texts; a compiled bundle that disagrees must not be published.
+
+    Images and texts are those of the calibration where there is one, else pictures that the demo dataset draws, and the
+    names of its classes. With random weights, the best class is a matter of chance and demands nothing.
+
+    Args:
+        exported: the exported bundle.
+        compiled: what was made of it.
+        open_session: opens a compiled tower.
+        precisions: of the towers.
+        calibration: the calibration data, or None.
+        thresholds: what is demanded.
+
+    Raises:
+        GateError: they do not agree.
+    """
+    rows = _rows(exported, calibration)
+    records: list[ParityRecord] = []
+    embeddings: dict[str, tuple[Array, Array]] = {}
+    for name in exported.manifest.towers:
+        precision = precisions[name]
+        floor = MIN_COSINE[precision] if thresholds.min_cosine is None else thresholds.min_cosine
+        batches = list(_batches(compiled, name, rows))
+        with _open_reference(exported, name) as session:
+            reference = _run(session, batches)
+        with open_session(name) as session:
+            measured = _run(session, batches)
+        found = [
+            _compare(exported.manifest, name, output, reference[output], measured[output], precision, floor)
+            for output in reference
+        ]
+        failed = [record for record in found if not _agrees(record, floor)]
+        if failed:
+            raise GateError(_disagreement(max(failed, key=lambda record: record.max_abs_diff), floor))
+        records += found
+        if name != "joint":
+            embeddings[name] = (next(iter(reference.values())), next(iter(measured.values())))
+    if exported.manifest.layout == "joint":
+        return Agreement(parity=tuple(records), agreement=None)
+    agreement = _same_best_class(embeddings["image"], embeddings["text"])
+    demanded = MIN_AGREEMENT[precisions["image"]] if thresholds.min_agreement is None else thresholds.min_agreement
+    trained = exported.manifest.model.random_seed is None
+    if agreement < demanded and (trained or thresholds.min_agreement is not None):
+        raise GateError(
+            f"The compiled towers choose the same class as the exported ones for {agreement:.3f} of the checked images; "
+            f"demanded are {demanded:g} (--min-agreement). No bundle was written."
+        )
+    return Agreement(parity=tuple(records), agreement=agreement)
+
+
+def _same_best_class(images: tuple[Array, Array], texts: tuple[Array, Array]) -> float:
+    best = [
+        np.argmax(np.asarray(image, np.float32) @ np.asarray(text, np.float32).T, axis=1)
+        for image, text in zip(images, texts, strict=True)
+    ]
+    return float(np.mean(best[0] == best[1]))
+
+
+def _rows(exported: ExportedBundle, calibration: CalibrationSet | None) -> dict[str, Array]:
+    """Image rows and text rows to compare on, by input name."""
+    preprocess = Preprocessor(exported.manifest.preprocess)
+    if calibration is not None:
+        pixels = [preprocess.normalise(image) for image in calibration.pixels[:_IMAGES]]
+        prompts = list(calibration.prompts[:_IMAGES])
+    else:
+        drawn = open_dataset("demo", size=_IMAGES)
+        pixels = [preprocess(drawn.image(index)) for index in range(len(drawn))]
+        prompts = ["", *(fill_template(_TEMPLATE, name) for name in drawn.class_names)]
+    tokenizer = Tokenizer.load(exported.tokenizer_path, exported.manifest.tokenizer)
+    return {"pixel_values": np.stack(pixels), "input_ids": tokenizer(prompts)}
+
+
+def _batches(compiled: CompiledBundle, tower: TowerName, rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """The rows in batches that the compiled tower takes; texts of the joint layout are the same each time."""
+    facts = compiled.compilation
+    inputs = compiled.tower(tower).inputs
+    cut = {}
+    for tensor in inputs:
+        free = min(facts.batch_size, facts.max_batch) if isinstance(tensor.shape[0], str) else tensor.shape[0]
+        cut[tensor.name] = cut_batches(rows[tensor.name], free)
+    steps = len(cut[inputs[0].name])
+    for step in range(steps):
+        yield {name: batches[step if len(batches) == steps else 0] for name, batches in cut.items()}
+
+
+def _run(session: Session, batches: list[dict[str, Array]]) -> dict[str, Array]:
+    results = [session.run(feeds) for feeds in batches]
+    return {name: np.concatenate([result[name] for result in results]) for name in session.outputs}
+
+
+def _open_reference(exported: ExportedBundle, tower: TowerName) -> Session:
+    label = f"Bundle '{exported.path}' ({tower} tower)"
+    return OnnxRuntimeSession(exported.tower(tower), exported.tower_path(tower), label, SessionOptions())
+
+
+def _disagreement(record: ParityRecord, floor: float) -> str:
+    cosine = "" if record.min_cosine is None else f" (smallest cosine {record.min_cosine:.6f}, allowed {floor:g})"
+    return (
+        f"Compiled {record.tower} tower differs from the exported one by {record.max_abs_diff:.3g} in '{record.output}'; "
+        f"allowed are {record.allowed_abs_diff:.3g}{cosine}. No bundle was written."
+    )
+
+
+def _agrees(record: ParityRecord, floor: float) -> bool:
+    same_direction = record.min_cosine is None or record.min_cosine >= floor
+    return record.max_abs_diff <= record.allowed_abs_diff and same_direction
+
+
+def _compare(
+    manifest: Manifest,
+    tower: TowerName,
+    output: str,
+    reference: Array,
+    measured: Array,
+    precision: Precision,
+    floor: float,
+) -> ParityRecord:
+    difference = measure_difference(reference, measured)
+    joint = tower == "joint"
+    allowed = allowed_embedding_difference(precision, floor)
+    if joint:
+        # In float32 a logit's error is that of one element; else both embeddings may lie as far off as allowed.
+        per_logit = FLOAT32_TOLERANCE if allowed == FLOAT32_TOLERANCE else 2 * allowed
+        allowed = allowed_logit_difference(per_logit, manifest.logit_scale)
+    return ParityRecord(
+        tower=tower,
+        output=output,
+        batch_size=len(reference),
+        max_abs_diff=difference.max_abs_diff,
+        min_cosine=None if joint else difference.min_cosine,
+        allowed_abs_diff=allowed,
+    )

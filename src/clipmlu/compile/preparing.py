@@ -1,0 +1,147 @@
+"""What is done to a lowered graph before a target quantises it, so that every target, a card too, gets the benefit of it.
+
+Smoothing moves outliers of activations into weights; clipping gives the ranges that a better algorithm found to a quantiser
+that takes smallest and largest values; and operators that are to stay in float are picked out by their role.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from clipmlu.backends.base import CalibrationData, GraphOptions, SourceGraph, calibration_batches
+from clipmlu.errors import CompileError
+from clipmlu.parity import FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
+from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
+from clipmlu.quantisation.clipping import clip_graph
+from clipmlu.quantisation.index import save_model
+from clipmlu.quantisation.rewrite import quantised_tensors
+from clipmlu.quantisation.roles import Operator, find_operators, parse_selection, select_operators
+from clipmlu.quantisation.smoothing import Site, choose_factors, find_sites, smooth_graph
+from clipmlu.quantisation.survey import WatchingSession, channel_maxima
+from clipmlu.specs import GraphQuantisation, NodeType, QuantisationOptions
+
+_OWN_ALGORITHMS = ("percentile", "entropy")
+"""Algorithms that the SDK does not know, and that are brought to it by clipping."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedGraph:
+    """A graph that is ready for a target's quantiser.
+
+    Attributes:
+        graph: where it is.
+        options: how to compile it.
+        operators: its operators, with their roles.
+        record: what was done, without what the target will do.
+    """
+
+    graph: SourceGraph
+    options: GraphOptions
+    operators: tuple[Operator, ...]
+    record: GraphQuantisation
+
+
+def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float) -> PreparedGraph:
+    """Smooth, clip and choose what stays in float; the graph's file is written anew if it changed.
+
+    Args:
+        graph: a lowered graph, in a folder of our own.
+        options: how it will be compiled: a mode that quantises, with calibration data.
+        logit_scale: of the model, for the joint layout.
+
+    Raises:
+        CalibrationError: the data do not fit.
+        CompileError: smoothing changed the float result, which must not happen.
+    """
+    bits = options.precision.bits
+    assert bits is not None, "a mode that quantises nothing needs no preparation"
+    how = options.quantisation
+    model = onnx.load(str(graph.path))
+    operators = find_operators(model)
+    kept = select_operators(operators, [parse_selection(text) for text in how.keep_float])
+    factors: Mapping[str, Sequence[float]] = {}
+    if any(how.smooth_alpha.values()):
+        sites = find_sites(model, operators)
+        factors = _smoothing_factors(model, sites, graph, options)
+        smoothed = smooth_graph(model, sites, factors)
+        _check_neutral(model, smoothed, graph, options.calibration, logit_scale)
+        model = smoothed
+    clipped: dict[str, tuple[float, float]] = {}
+    if how.algorithm in _OWN_ALGORITHMS:
+        wanted = RangeOptions(
+            bits=bits, algorithm=how.algorithm, percentile=how.percentile, centred=how.activation == "symmetric"
+        )
+        names = quantised_tensors(model, without=frozenset(kept))
+        ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
+        model, clipped = clip_graph(model, ranges, without=frozenset(kept))
+    if factors or clipped:
+        save_model(model, graph.path)
+    float_type: NodeType = options.precision.float_type
+    prepared = dataclasses.replace(
+        options,
+        node_types={**dict.fromkeys(kept, float_type), **options.node_types},
+        quantisation=_for_the_target(how),
+    )
+    total = sum(operator.macs for operator in operators)
+    record = GraphQuantisation(
+        smoothing={name: tuple(float(each) for each in values) for name, values in factors.items()},
+        clipped=clipped,
+        float_nodes=tuple(kept),
+        macs=total,
+        quantised_macs=total - sum(operator.macs for operator in operators if operator.node in set(kept)),
+    )
+    return PreparedGraph(graph=graph, options=prepared, operators=tuple(operators), record=record)
+
+
+def _for_the_target(how: QuantisationOptions) -> QuantisationOptions:
+    """What is left for the target to do."""
+    return QuantisationOptions(
+        granularity=how.granularity,
+        activation=how.activation,
+        algorithm="linear" if how.algorithm in _OWN_ALGORITHMS else how.algorithm,
+    )
+
+
+def _smoothing_factors(
+    model: onnx.ModelProto, sites: Sequence[Site], graph: SourceGraph, options: GraphOptions
+) -> dict[str, tuple[float, ...]]:
+    alpha = options.quantisation.smooth_alpha
+    used = [site for site in sites if alpha.get(site.role)]
+    channels = {site.tensor: site.channels for site in used}
+    maxima = channel_maxima(model, channels, calibration_batches(graph.tower, options.calibration))
+    found = choose_factors(model, used, maxima, alpha)
+    return {name: tuple(float(each) for each in values) for name, values in found.items()}
+
+
+def _check_neutral(
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    graph: SourceGraph,
+    calibration: Mapping[str, CalibrationData],
+    logit_scale: float,
+) -> None:
+    """Compare the float results of both graphs on the first calibration batch."""
+    feeds = next(calibration_batches(graph.tower, calibration))
+    scale = logit_scale if graph.name == "joint" else 1.0
+    allowed = allowed_logit_difference(FLOAT32_TOLERANCE, scale)
+    expected, found = _outputs(before, feeds), _outputs(after, feeds)
+    for name, reference, measured in zip((tensor.name for tensor in graph.tower.outputs), expected, found, strict=True):
+        difference = measure_difference(reference, measured).max_abs_diff
+        if difference > allowed:
+            raise CompileError(
+                f"Smoothing changed '{name}' of the {graph.name} tower by {difference:.3g} in float32; allowed are {allowed:.3g}. "
+                "Compile without --smooth-alpha, or with a smaller one."
+            )
+
+
+def _outputs(model: onnx.ModelProto, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
+    added = [
+        (helper.make_node("Identity", [value.name], [f"neutral_{number}"]), TensorProto.FLOAT)
+        for number, value in enumerate(model.graph.output)
+    ]
+    return WatchingSession(model, added, {}).run(feeds)
