@@ -26,6 +26,7 @@ LAYERS: dict[str, int] = {
     "classify": 6,
     "measure": 7,
     "pipeline": 8,
+    "search": 8,
     "diagnostics": 8,
     "cli": 9,
     "__main__": 10,

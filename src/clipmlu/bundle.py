@@ -458,6 +458,28 @@ def stage_directory(target: Path, kind: str, marker: str, *, overwrite: bool = F
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def publish_copy(
+    bundle: CompiledBundle, output: str | os.PathLike[str], files: Mapping[str, bytes], *, overwrite: bool = False
+) -> CompiledBundle:
+    """Publish a compiled bundle at another path, with further files in it.
+
+    Args:
+        bundle: what to copy.
+        output: where it shall be.
+        files: name -> content.
+        overwrite: replace a bundle that is there already.
+
+    Raises:
+        BundleExistsError, OutputError: as ``stage_bundle``.
+    """
+    with stage_bundle(output, overwrite=overwrite) as staging:
+        shutil.copytree(bundle.path, staging.path, dirs_exist_ok=True)
+        for name, content in files.items():
+            (staging.path / name).write_bytes(content)
+        staging.finish(msgspec.structs.replace(bundle.manifest, files=staging.records()))
+    return open_compiled(output, verify=False)
+
+
 def check_output_free(target: Path, *, overwrite: bool, kind: str = "bundle", marker: str = MANIFEST_NAME) -> None:
     """Refuse an output path that is taken, before anything slow begins; see ``stage_directory``.
 

@@ -12,25 +12,84 @@ from clipmlu.cli._compiling import CompilingCommand, compile_options
 from clipmlu.cli._shared import PATH, bundle_argument, json_option, note, overwrite_option
 
 if TYPE_CHECKING:
+    from clipmlu.bundle import CompiledBundle
     from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.search import SearchOptions
 
 
 @click.command("compile", cls=CompilingCommand)
 @bundle_argument
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the compiled bundle.")
+@click.option(
+    "--max-drop",
+    type=float,
+    help="Search the cheapest way to quantise that loses at most this much top-1, such as 0.01, against float32.",
+)
+@click.option(
+    "--search-samples",
+    type=click.IntRange(min=1),
+    help="Held-out train images to judge with. [default: 1000 to 5000, by --max-drop]",
+)
+@click.option("--search-templates", default="simple", show_default=True, help="Prompts to judge with.")
+@click.option(
+    "--recipe",
+    type=PATH,
+    metavar="FILE|BUNDLE",
+    help="Quantise as a search found, or as another bundle was compiled.",
+)
 @compile_options
 @overwrite_option
 @json_option
-def compile_command(bundle: Path, output: Path, options: CompileOptions, overwrite: bool, as_json: bool) -> None:
+@click.pass_context
+def compile_command(
+    context: click.Context,
+    bundle: Path,
+    output: Path,
+    max_drop: float | None,
+    search_samples: int | None,
+    search_templates: str,
+    recipe: Path | None,
+    options: CompileOptions,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Compile an exported BUNDLE for one target.
 
     Options that say MLU are for the targets mlu and emulated-mlu. Their names are also taken with underscores, and
     --dynamic-shape with true or false, as the vendor's scripts write them.
+
+    With --max-drop, a search climbs from cheap to dear ways to quantise, judged on the target; an interrupted one goes on
+    with the same command. --precision keeps it within one mode.
     """
     from clipmlu.cli.info import show_bundle
     from clipmlu.compile.compiler import compile_bundle
+    from clipmlu.compile.recipe import apply_recipe, read_recipe
+    from clipmlu.errors import OptionError
 
-    compiled = compile_bundle(bundle, output, dataclasses.replace(options, overwrite=overwrite))
+    options = dataclasses.replace(options, overwrite=overwrite)
+    given_precision = context.get_parameter_source("precision") is not click.core.ParameterSource.DEFAULT
+    if recipe is not None:
+        if max_drop is not None or given_precision:
+            raise OptionError("a recipe says how to quantise; leave --max-drop and --precision out")
+        options = apply_recipe(read_recipe(recipe), options)
+    if max_drop is None:
+        compiled = compile_bundle(bundle, output, options)
+    else:
+        from clipmlu.search import SearchOptions
+
+        precision = options.precision if given_precision else None
+        search = SearchOptions(
+            max_drop=max_drop, samples=search_samples, templates=search_templates, precision=precision
+        )
+        compiled = _search(bundle, output, options, search)
     show_bundle(compiled, as_json=as_json)
     if compiled.manifest.layout == "towers":
         note(f"Next: clipmlu classify {output} photos/ --labels labels.txt")
+
+
+def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchOptions) -> CompiledBundle:
+    from clipmlu.bundle import open_exported
+    from clipmlu.search import search_bundle
+
+    compiled, _report = search_bundle(open_exported(bundle), output, options, search, on_note=note)
+    return compiled

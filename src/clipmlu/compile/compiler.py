@@ -58,6 +58,7 @@ class CompileOptions:
         mlu: how to build for MLU cards; None for the defaults. Other targets take none.
         quantisation: how the modes that quantise do it; None for the defaults. Other modes take none.
         calibration: data for the modes that quantise: which, or the set itself.
+        calibration_digest: that the calibration data must have; None for any.
         seen_images: content digests of images that had a say in the other options, and are not to be evaluated either.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         min_cosine: smallest cosine similarity of a compiled embedding and its float32 reference; None for the
@@ -78,6 +79,7 @@ class CompileOptions:
     mlu: MluBuild | None = None
     quantisation: QuantisationOptions | None = None
     calibration: CalibrationOptions | CalibrationSet | None = None
+    calibration_digest: str | None = None
     seen_images: tuple[str, ...] = ()
     calibration_server: str | None = None
     min_cosine: float | None = None
@@ -103,12 +105,6 @@ class CompileOptions:
             raise OptionError(f"smallest cosine is {self.min_cosine}; expected -1 to 1")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise OptionError(f"smallest agreement is {self.min_agreement}; expected 0 to 1")
-        if self.calibration is not None and self.precision.bits is None:
-            raise OptionError(f"precision {self.precision.value} quantises nothing; leave --calib out")
-        if self.quantisation is not None and self.precision.bits is None:
-            raise OptionError(
-                f"precision {self.precision.value} quantises nothing; leave granularity, algorithm and activations out"
-            )
 
     @property
     def largest_batch(self) -> int:
@@ -234,6 +230,8 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
         OptionError: options that mean nothing for it.
         CalibrationError: a mode that quantises has no calibration data.
     """
+    if options.precision.bits is None:
+        _refuse_quantisation(options)
     target, backend = backend_for_target(options.target)
     if options.precision not in backend.precisions:
         offered = ", ".join(each.value for each in backend.precisions)
@@ -251,6 +249,15 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
     mlu = (options.mlu or MluBuild()) if backend.has_cards else None
     quantisation = (options.quantisation or QuantisationOptions()) if options.precision.bits is not None else None
     return CompilationPlan(main=main, text_tower=_place_text(options, main), mlu=mlu, quantisation=quantisation)
+
+
+def _refuse_quantisation(options: CompileOptions) -> None:
+    if options.calibration is not None:
+        raise OptionError(f"precision {options.precision.value} quantises nothing; leave --calib out")
+    if options.quantisation is not None:
+        raise OptionError(
+            f"precision {options.precision.value} quantises nothing; leave the options for how to quantise out"
+        )
 
 
 def _place_text(options: CompileOptions, main: Placement) -> Placement | None:
@@ -324,12 +331,19 @@ class _Step:
 
 
 def _obtain(exported: ExportedBundle, options: CompileOptions) -> CalibrationSet | None:
-    if options.calibration is None:
+    calibration = options.calibration
+    if isinstance(calibration, CalibrationOptions):
+        calibration = obtain_calibration(exported, calibration)
+    if calibration is None:
         return None
-    if isinstance(options.calibration, CalibrationSet):
-        options.calibration.check_fits(exported)
-        return options.calibration
-    return obtain_calibration(exported, options.calibration)
+    calibration.check_fits(exported)
+    wanted, found = options.calibration_digest, calibration.record.digest
+    if wanted and wanted != found:
+        raise CalibrationError(
+            f"The calibration data of '{calibration.record.dataset}' are not those of the recipe (digest {found[:12]}, "
+            f"there {wanted[:12]}). Give the same data, or search again."
+        )
+    return calibration
 
 
 def _check_kept_float(plan: CompilationPlan, towers: Sequence[tuple[Operator, ...]]) -> None:

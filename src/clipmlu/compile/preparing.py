@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from clipmlu.backends.base import CalibrationData, GraphOptions, SourceGraph, calibration_batches
+from clipmlu.bundle import ExportedBundle
+from clipmlu.compile.lowering import lower_graph
 from clipmlu.errors import CompileError
 from clipmlu.parity import FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
 from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
@@ -96,6 +99,17 @@ def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float)
         quantised_macs=total - sum(operator.macs for operator in operators if operator.node in set(kept)),
     )
     return PreparedGraph(graph=graph, options=prepared, operators=tuple(operators), record=record)
+
+
+def role_shares(exported: ExportedBundle) -> dict[str, float]:
+    """Role -> its share of the multiply-accumulate operations of all towers, for one image and one text."""
+    macs: dict[str, int] = {}
+    for name in exported.manifest.towers:
+        model = ir.to_proto(lower_graph(exported.tower_path(name)))
+        for operator in find_operators(model):
+            macs[operator.role] = macs.get(operator.role, 0) + operator.macs
+    total = sum(macs.values())
+    return {role: count / total for role, count in macs.items()}
 
 
 def _for_the_target(how: QuantisationOptions) -> QuantisationOptions:

@@ -1,0 +1,135 @@
+"""What each mode and each step of a ladder costs in accuracy: an exported bundle, a labelled dataset, one table from one run.
+
+    python benchmarks/quantisation_accuracy.py BUNDLE --data-dir DIR [--part modes|ladder] [--samples N]
+
+``modes`` compiles the six modes for the CPU and for the emulated card with the vendor's recipe (per_tensor, linear, symmetric).
+``ladder`` improves on that recipe step by step in the two 8-bit modes: the one with float32 on the CPU's integer kernels, the
+one with float16 on the emulated card. Agreement is the share of images with the same best class as in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipmlu import CompileOptions, EvalOptions, Precision, compile_bundle, evaluate, open_dataset
+from clipmlu.bundle import ExportedBundle, open_exported
+from clipmlu.classify.encoder import Encoder
+from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
+from clipmlu.measure.accuracy import ImageResult
+from clipmlu.specs import SMOOTHED_ROLES, QuantisationOptions
+
+AXIS = QuantisationOptions(granularity="per_axis")
+LADDER = {
+    "vendor recipe": QuantisationOptions(),
+    "per_axis": AXIS,
+    "per_axis, asymmetric": QuantisationOptions(granularity="per_axis", activation="asymmetric"),
+    "per_axis, eqnm": QuantisationOptions(granularity="per_axis", algorithm="eqnm"),
+    "per_axis, percentile": QuantisationOptions(granularity="per_axis", algorithm="percentile"),
+    "per_axis, entropy": QuantisationOptions(granularity="per_axis", algorithm="entropy"),
+    "per_axis, smoothing 0.5": QuantisationOptions(
+        granularity="per_axis", smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, 0.5)
+    ),
+    "per_axis, smoothing 0.5, float mlp_out": QuantisationOptions(
+        granularity="per_axis", smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, 0.5), keep_float=("mlp_out",)
+    ),
+}
+
+
+class Measurement:
+    """Compiles and evaluates one configuration after the other, and prints a row for each."""
+
+    def __init__(self, exported: ExportedBundle, arguments: argparse.Namespace) -> None:
+        self._exported = exported
+        self._dataset = open_dataset(arguments.dataset, "test", data_dir=arguments.data_dir, download=False)
+        self._samples = arguments.samples
+        options = CalibrationOptions(
+            dataset=arguments.dataset, samples=arguments.calib_samples, data_dir=arguments.data_dir, download=False
+        )
+        self._calibration: CalibrationSet = obtain_calibration(exported, options)
+        self._reference: np.ndarray | None = None
+        self._reference_top1 = 0.0
+        self._log = arguments.log
+        print("| what | target | top1 | top5 | drop, points | agreement | quantised work | images/s |", flush=True)
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+
+    def run(self, label: str, target: str, precision: Precision, how: QuantisationOptions | None) -> None:
+        """One row."""
+        quantises = precision.bits is not None
+        options = CompileOptions(
+            target=target,
+            precision=precision,
+            quantisation=how if quantises else None,
+            calibration=self._calibration if quantises else None,
+            min_cosine=-1.0 if quantises else None,
+            min_agreement=0.0 if quantises else None,
+        )
+        results: list[ImageResult] = []
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = compile_bundle(self._exported, Path(folder) / "bundle", options)
+            with Encoder(compiled) as encoder:
+                start = time.perf_counter()
+                report = evaluate(
+                    encoder, self._dataset, EvalOptions(samples=self._samples, cache=False), on_result=results.append
+                )
+                elapsed = time.perf_counter() - start
+            records = compiled.compilation.quantised.values()
+        predicted = np.array([result.ranked[0] for result in results])
+        if self._reference is None:
+            self._reference, self._reference_top1 = predicted, report.top1
+        macs = sum(record.macs for record in records)
+        row: dict[str, Any] = {
+            "what": label,
+            "target": f"{target}{' (emulated)' if report.emulated else ''}",
+            "top1": report.top1,
+            "top5": report.top5,
+            "drop": 100 * (self._reference_top1 - report.top1),
+            "agreement": float(np.mean(predicted == self._reference)),
+            "quantised": sum(record.quantised_macs for record in records) / macs if macs else 0.0,
+            "images_per_second": len(results) / elapsed,
+        }
+        shown = [f"{row[key]:.4f}" for key in ("top1", "top5")] + [f"{row['drop']:+.2f}", f"{row['agreement']:.4f}"]
+        print(
+            f"| {row['what']} | {row['target']} | {' | '.join(shown)} | {row['quantised']:.3f} "
+            f"| {row['images_per_second']:.0f} |",
+            flush=True,
+        )
+        if self._log is not None:
+            with self._log.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="an exported bundle")
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--part", choices=["modes", "ladder", "all"], default="all")
+    parser.add_argument("--samples", type=int, help="test images; all by default")
+    parser.add_argument("--calib-samples", type=int, default=512)
+    parser.add_argument("--log", type=Path, help="also append each row as JSON to this file")
+    arguments = parser.parse_args()
+    measurement = Measurement(open_exported(arguments.bundle), arguments)
+    measurement.run("force_float32", "cpu", Precision.FORCE_FLOAT32, None)
+    if arguments.part in ("modes", "all"):
+        for precision, target in itertools.product(Precision, ("cpu", "emulated-mlu")):
+            if (precision, target) != (Precision.FORCE_FLOAT32, "cpu"):
+                measurement.run(precision.value, target, precision, QuantisationOptions())
+    if arguments.part in ("ladder", "all"):
+        for label, how in LADDER.items():
+            measurement.run(f"int8/float32, {label}", "cpu", Precision.QINT8_MIXED_FLOAT32, how)
+            measurement.run(f"int8/float16, {label}", "emulated-mlu", Precision.QINT8_MIXED_FLOAT16, how)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""``clipmlu calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from clipmlu.cli._shared import PATH, bundle_argument, json_option, note, offline_option, overwrite_option, print_facts
+
+
+@click.command("calibrate")
+@bundle_argument
+@click.option("--calib", required=True, metavar="DATASET|FOLDER", help="Whose train split, or which folder of images.")
+@click.option("--calib-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of images.")
+@click.option(
+    "--calib-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the choice of images."
+)
+@click.option("--calib-data-dir", type=PATH, help="Folder that holds the dataset.")
+@click.option("-o", "--output", type=PATH, required=True, help="Directory of the calibration set.")
+@offline_option
+@overwrite_option
+@json_option
+def calibrate_command(
+    bundle: Path,
+    calib: str,
+    calib_samples: int,
+    calib_seed: int,
+    calib_data_dir: Path | None,
+    output: Path,
+    offline: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Draw calibration data for BUNDLE and keep them, for 'clipmlu compile --calib' on this or another machine.
+
+    The images are kept as the model sees them, the prompts as texts: the set fits all models that take images of the same
+    size. It is verified by digest when it is used.
+    """
+    import msgspec
+
+    from clipmlu.bundle import open_bundle
+    from clipmlu.cli._shared import echo_json
+    from clipmlu.compile.calibration import CalibrationOptions, obtain_calibration
+
+    options = CalibrationOptions(
+        dataset=calib, samples=calib_samples, seed=calib_seed, data_dir=calib_data_dir, download=not offline
+    )
+    drawn = obtain_calibration(open_bundle(bundle), options)
+    drawn.save(output, overwrite=overwrite)
+    record = drawn.record
+    if as_json:
+        echo_json(msgspec.json.format(msgspec.json.encode(record), indent=2))
+    else:
+        print_facts(
+            [
+                ("set", str(output)),
+                ("images", f"{record.samples} of {record.dataset}, {record.split}, seed {record.seed}"),
+                ("texts", str(record.texts)),
+                ("digest", record.digest),
+            ]
+        )
+    note(f"Next: clipmlu compile {bundle} --precision qint8_mixed_float32 --calib {output} -o DIR")

@@ -1,0 +1,105 @@
+"""Recipes: what decides how a graph is quantised, apart from the graph, so that the same can be compiled again."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import msgspec
+
+from clipmlu.bundle import MANIFEST_NAME, CompiledBundle, open_compiled
+from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
+from clipmlu.compile.compiler import CompileOptions
+from clipmlu.errors import InputError, OptionError
+from clipmlu.specs import CalibrationRecord, NaturalInt, Precision, QuantisationOptions, Spec
+
+RECIPE_NAME = "recipe.json"
+SCHEMA_VERSION = 1
+
+
+class Recipe(Spec, frozen=True, kw_only=True):
+    """How a bundle was quantised.
+
+    Attributes:
+        schema_version: version of the layout.
+        precision: the mode.
+        quantisation: how it quantises, or None for a mode that does not.
+        calibration: with which data, or None.
+    """
+
+    schema_version: NaturalInt = SCHEMA_VERSION
+    precision: Precision
+    quantisation: QuantisationOptions | None
+    calibration: CalibrationRecord | None
+
+
+def recipe_of(bundle: CompiledBundle) -> Recipe:
+    """The recipe of a bundle."""
+    facts = bundle.compilation
+    return Recipe(precision=facts.precision, quantisation=facts.quantisation, calibration=facts.calibration)
+
+
+def encode_recipe(recipe: Recipe) -> bytes:
+    """The recipe as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(recipe), indent=2) + b"\n"
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe from its file, or from a compiled bundle.
+
+    Raises:
+        InputError: there is no such file, or it is no recipe.
+        BundleError: the bundle is not what its manifest says.
+    """
+    given = Path(path)
+    if (given / MANIFEST_NAME).is_file():
+        return recipe_of(open_compiled(given, verify=False))
+    try:
+        recipe = msgspec.json.decode(given.read_bytes(), type=Recipe)
+    except OSError as error:
+        raise InputError(
+            f"Cannot read the recipe '{path}': {error.strerror}. Expected a {RECIPE_NAME}, or a compiled bundle."
+        ) from error
+    except msgspec.DecodeError as error:
+        raise InputError(f"'{path}' is not a recipe as 'clipmlu compile --max-drop' writes it: {error}.") from error
+    if recipe.schema_version > SCHEMA_VERSION:
+        raise InputError(
+            f"Recipe '{path}' has schema {recipe.schema_version}; this clipmlu reads up to {SCHEMA_VERSION}."
+        )
+    return recipe
+
+
+def apply_recipe(recipe: Recipe, options: CompileOptions) -> CompileOptions:
+    """Options that compile by a recipe.
+
+    Args:
+        recipe: which.
+        options: everything else; calibration data are those of the recipe unless given.
+
+    Raises:
+        OptionError: the options say otherwise than the recipe.
+    """
+    if options.quantisation is not None:
+        raise OptionError("a recipe says how to quantise; leave the options for that out, or the recipe")
+    calibration = options.calibration
+    if recipe.calibration is None:
+        if calibration is not None:
+            raise OptionError(
+                f"the recipe's precision {recipe.precision.value} needs no calibration; leave --calib out"
+            )
+    elif not isinstance(calibration, CalibrationSet):
+        data_dir = None if calibration is None else calibration.data_dir
+        calibration = CalibrationOptions(
+            dataset=recipe.calibration.dataset if calibration is None else calibration.dataset,
+            samples=recipe.calibration.samples,
+            seed=recipe.calibration.seed,
+            data_dir=data_dir,
+        )
+    return dataclasses.replace(
+        options,
+        precision=recipe.precision,
+        quantisation=recipe.quantisation,
+        calibration=calibration,
+        calibration_digest=None if recipe.calibration is None else recipe.calibration.digest,
+    )
