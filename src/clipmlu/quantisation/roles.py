@@ -282,7 +282,8 @@ class _Graph:
     def _connect(self) -> None:
         origins = {value.name: 1 << number for number, value in enumerate(self._inputs)}  # as streams, of all tensors
         for index, node in enumerate(self.nodes):
-            names = [] if self._says_nothing(node) else [name for name in node.input if name not in self._weights]
+            taken = () if self._says_nothing(node) else node.input
+            names = [name for name in taken if name and name not in self._weights]
             givers = list(dict.fromkeys(self._makers[name] for name in names if name in self._makers))
             origin = _union(origins.get(name, 0) for name in names)
             starts = self.is_weighted(index) or self.is_lookup(index)
@@ -322,6 +323,7 @@ class _TowerRoles:
         self._graph = graph
         self._nodes = nodes
         self._spine, self._places = _find_spine(graph, nodes)
+        self._on_spine = frozenset(self._spine)
         self._stretches = self._residual_stretches()
         self._joins = {self._spine[place + 1] for place in self._stretches}
         self._pooled = len(self._spine)  # place of the first attention pooling
@@ -332,9 +334,8 @@ class _TowerRoles:
     def _residual_stretches(self) -> dict[int, list[int]]:
         """Place of the fork -> operators of the stretch, of those that end with an addition and hold weights."""
         held: dict[int, list[int]] = {}
-        on_spine = set(self._spine)
         for node in self._nodes:
-            if self._graph.is_operator(node) and node not in on_spine:
+            if self._graph.is_operator(node) and node not in self._on_spine:
                 held.setdefault(self._places[node], []).append(node)
         return {
             place: operators
@@ -410,7 +411,7 @@ class _TowerRoles:
     def _find_mlp(self, operators: list[int]) -> dict[int, Role]:
         """The linear layers of a stretch that follow one another directly."""
         layers = {each for each in operators if each not in self.roles and self._graph.is_pointwise(each)}
-        feeders = {layer: self._before(layer, self._spine) & layers for layer in layers}
+        feeders = {layer: self._before(layer, self._on_spine) & layers for layer in layers}
         first = set().union(*feeders.values())
         roles: dict[int, Role] = {layer: "mlp_out" for layer in layers if feeders[layer]}
         return roles | dict.fromkeys(first, "mlp_in")
