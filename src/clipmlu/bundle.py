@@ -112,6 +112,18 @@ class Export(Spec, frozen=True, kw_only=True):
     parity: tuple[ParityRecord, ...]
 
 
+class SeenData(Spec, frozen=True, kw_only=True):
+    """The content of ``calibration.json``: what had a say in how a bundle was quantised, and is not to be evaluated.
+
+    Attributes:
+        images: content digests; see ``data.images.content_digest``.
+        prompts: texts that the text tower was calibrated with.
+    """
+
+    images: tuple[str, ...]
+    prompts: tuple[str, ...]
+
+
 class Placement(Spec, frozen=True, kw_only=True):
     """Where a graph runs, and how.
 
@@ -284,17 +296,17 @@ class CompiledBundle(Bundle):
         assert compilation is not None, "open_bundle checked it"
         return compilation
 
-    def calibration_digests(self) -> frozenset[str]:
-        """Content digests of the images that the bundle was calibrated with; none when it was not.
+    def calibration_data(self) -> SeenData:
+        """What the bundle was calibrated with, and chosen by; nothing when it was not.
 
         Raises:
-            BundleCorruptError: their file is not what was written.
+            BundleCorruptError: the file is not what was written.
         """
         if self.compilation.calibration is None:
-            return frozenset()
+            return SeenData(images=(), prompts=())
         path = self.path / CALIBRATION_NAME
         try:
-            return frozenset(msgspec.json.decode(path.read_bytes(), type=list[str]))
+            return msgspec.json.decode(path.read_bytes(), type=SeenData)
         except (OSError, msgspec.DecodeError) as error:
             raise BundleCorruptError(f"'{path}' cannot be read: {error}. Compile the bundle again.") from error
 

@@ -20,7 +20,7 @@ from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE,
 from clipmlu.bundle import Bundle, CompiledBundle, ParityRecord
 from clipmlu.data.datasets import DATASETS, locate_dataset
 from clipmlu.errors import ClipmluError
-from clipmlu.specs import MluBuild, Spec
+from clipmlu.specs import MluBuild, QuantisationOptions, Spec
 
 _EXTRAS: dict[str, tuple[str, ...]] = {"export": ("torch", "open_clip", "onnxscript", "transformers")}
 """Extra -> the modules it brings."""
@@ -120,15 +120,28 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
         how = facts.quantisation
         yield (
             "quantisation",
-            f"{how.granularity} weights, {how.activation} activations, {how.algorithm} calibration",
+            f"{how.granularity} weights, {how.activation} activations, {_algorithm_text(how)} calibration",
         )
+        if any(how.smooth_alpha.values()):
+            yield "smoothing", ", ".join(f"{role} {alpha:g}" for role, alpha in how.smooth_alpha.items() if alpha)
+        if how.keep_float:
+            yield "kept in float", ", ".join(how.keep_float)
+    for name, record in facts.quantised.items():
+        share = record.quantised_macs / record.macs if record.macs else 0.0
+        tensors = f", {len(record.tensors)} tensors" if record.tensors else ", tensors not told by the SDK"
+        yield f"{name} in integers", f"{100 * share:.1f} % of the multiply-accumulate operations{tensors}"
     if facts.calibration is not None:
         data = facts.calibration
         yield (
             "calibration",
-            f"{data.samples} images of {data.dataset}, {data.split}, seed {data.seed}; {data.texts} texts",
+            f"{data.samples} images of {data.dataset}, {data.split}, seed {data.seed}; {data.texts} texts; digest {data.digest[:12]}",
         )
-    yield "agreement", _parity_text(facts.parity) if facts.parity else "not checked"
+    same = "" if facts.agreement is None else f"; same class as in float32 for {100 * facts.agreement:.1f} %"
+    yield "agreement", _parity_text(facts.parity) + same if facts.parity else "not checked"
+
+
+def _algorithm_text(how: QuantisationOptions) -> str:
+    return f"{how.algorithm} {how.percentile:g}" if how.algorithm == "percentile" else how.algorithm
 
 
 def _archs_text(mlu: MluBuild) -> str:

@@ -59,6 +59,7 @@ number of bits: nothing public says how fast each mode is."""
 ALPHAS = (0.5, 0.75, 0.9)
 """Strengths of smoothing that are tried, after none at all."""
 
+_PER_AXIS = QuantisationOptions(granularity="per_axis")
 _CONFIDENCE = 0.95
 _Z_ONE_SIDED = 1.6448536269514722  # 95 % quantile of the standard normal distribution
 _DISCORDANT = 0.05  # share of images that change sides, for the choice of how many to look at
@@ -468,27 +469,30 @@ class _Climber:
             if mode.bits is None:
                 yield mode, None
             elif position and mode.bits == modes[0].bits:
-                yield mode, self._best().quantisation  # the same integers, another float type around them
+                best = self._best()  # the same integers, another float type around them
+                yield mode, _PER_AXIS if best is None else best.quantisation
             else:
                 yield from ((mode, how) for how in self._ways(mode))
 
     def _ways(self, mode: Precision) -> Iterator[QuantisationOptions]:
         """Ways to quantise in one mode; those that cost the same at run time from plain to elaborate, then the dearer ones."""
         yield QuantisationOptions()
-        axis = QuantisationOptions(granularity="per_axis")
-        yield axis
-        yield msgspec.structs.replace(axis, activation="asymmetric")
+        yield _PER_AXIS
+        yield msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
         for algorithm in ("eqnm", "percentile", "entropy"):
-            yield msgspec.structs.replace(axis, algorithm=algorithm)
-        best = self._best(mode).quantisation or axis
+            yield msgspec.structs.replace(_PER_AXIS, algorithm=algorithm)
+        best = self._best(mode)
+        base = _PER_AXIS if best is None or best.quantisation is None else best.quantisation
         for alpha in ALPHAS:
-            yield msgspec.structs.replace(best, smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, alpha))
-        if mode.bits == 8:
-            yield from self._with_float_roles(mode, self._best(mode).quantisation or axis)
+            yield msgspec.structs.replace(base, smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, alpha))
+        best = self._best(mode)
+        if mode.bits == 8 and best is not None and best.quantisation is not None:
+            yield from self._with_float_roles(mode, best, best.quantisation)
 
-    def _with_float_roles(self, mode: Precision, how: QuantisationOptions) -> Iterator[QuantisationOptions]:
+    def _with_float_roles(
+        self, mode: Precision, plain: Rung, how: QuantisationOptions
+    ) -> Iterator[QuantisationOptions]:
         """More and more roles in float, first those that bring most for the work they are."""
-        plain = self._best(mode)
         gains = []
         for role, share in self._roles(mode):
             probe = self._probe(mode, msgspec.structs.replace(how, keep_float=(role,)))
@@ -506,20 +510,20 @@ class _Climber:
 
         return sorted(role_shares(self._exported).items(), key=lambda entry: entry[1])
 
-    def _best(self, mode: Precision | None = None) -> Rung:
-        """Of what has been tried so far (in a mode), the one that loses least; its embeddings decide between equals."""
-        tried = [
+    def _best(self, mode: Precision | None = None) -> Rung | None:
+        """Of what has been judged so far (in a mode), the one that loses least; its embeddings decide between equals."""
+        judged = [
             rung
             for rung in self._climbed
-            if rung.verdict != "probe"
-            and rung.drop is not None
+            if rung.quantisation is not None
+            and rung.verdict in ("rejected", "hopeless")
             and mode in (None, rung.precision)
-            and rung.quantisation
         ]
         # A rung that was left early has a drop from fewer images: what came through to the end goes before it.
         return min(
-            tried or self._climbed[:1],
+            judged,
             key=lambda rung: (rung.verdict == "hopeless", rung.drop or 0.0, rung.embedding_error or 0.0),
+            default=None,
         )
 
     def _try(self, precision: Precision, how: QuantisationOptions | None) -> CompiledBundle | None:

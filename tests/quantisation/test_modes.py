@@ -16,6 +16,7 @@ from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.errors import OptionError
 from clipmlu.specs import Precision, QuantisationOptions, TensorQuantisation
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,6 +28,18 @@ WAYS = [
     )
     if activation == "symmetric" or algorithm in ("linear", "percentile")
 ]
+
+
+CASES = [
+    (precision, way)
+    for precision, way in itertools.product(QUANTISING, WAYS)
+    # All ways in 8 bits; in 16, which differ in nothing but the number, the plainest and the most elaborate.
+    if precision.bits == 8 or way in (WAYS[0], WAYS[-1])
+]
+
+
+def name_of(way: QuantisationOptions) -> str:
+    return f"{way.granularity}-{way.activation}-{way.algorithm}"
 
 
 @pytest.fixture
@@ -105,8 +118,7 @@ def test_binary16_rounds_inputs_weights_and_results(exported: ExportedBundle, tm
     assert np.abs(found - support.embed_images(pixels)).max() > 1e-5
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.granularity}-{way.activation}-{way.algorithm}")
-@pytest.mark.parametrize("precision", QUANTISING, ids=lambda precision: precision.value)
+@pytest.mark.parametrize(("precision", "way"), CASES, ids=lambda part: getattr(part, "value", None) or name_of(part))
 def test_cpu_and_emulated_card_quantise_alike_bit_for_bit(
     exported: ExportedBundle, folder: Path, tmp_path: Path, precision: Precision, way: QuantisationOptions
 ) -> None:
@@ -152,12 +164,61 @@ def test_real_architectures_agree_bit_for_bit(
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("precision", [Precision.QINT8_MIXED_FLOAT32, Precision.QINT8_MIXED_FLOAT16])
+def test_what_stays_in_float_is_the_same_on_both_targets(
+    tiny_bundle: Callable[..., ExportedBundle], folder: Path, tmp_path: Path, precision: Precision
+) -> None:
+    """Roles go to the emulated card by its per-node types (``set_precision``), to the CPU by the rewriting."""
+    exported = tiny_bundle("vit")
+    side = exported.manifest.preprocess.height
+    pixels = np.random.default_rng(3).standard_normal((3, 3, side, side), dtype=np.float32)
+    how = QuantisationOptions(
+        granularity="per_axis",
+        algorithm="percentile",
+        smooth_alpha={"qkv": 0.5, "attention_output": 0.5},
+        keep_float=("mlp_out", "qkv:1", "patch-embedding"),
+    )
+    found, bundles = [], []
+    for target in ("cpu", "emulated-mlu"):
+        data = f"imagefolder:{folder}"
+        gates = {"min_cosine": 0.5, "min_agreement": 0.0}
+        bundles.append(compile_for(target, exported, tmp_path / target, precision, data, quantisation=how, **gates))
+        with Encoder(bundles[-1]) as encoder:
+            found.append(encoder.encode_images(pixels))
+    here, there = (bundle.compilation.quantised for bundle in bundles)
+    assert here == there
+    image = here["image"]
+    assert len(image.float_nodes) == 4, "two mlp_out, one qkv, the patch embedding"
+    assert len(image.smoothing) == 4
+    assert image.clipped
+    assert 0.3 < image.quantised_macs / image.macs < 0.8
+    assert not [name for name in image.tensors if name.endswith("c_proj/MatMul:input1")]
+    if precision is Precision.QINT8_MIXED_FLOAT32:
+        np.testing.assert_allclose(found[0], found[1], atol=2e-5)
+    else:
+        np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.torch
+def test_a_role_that_no_tower_has_is_refused(
+    tiny_bundle: Callable[..., ExportedBundle], folder: Path, tmp_path: Path
+) -> None:
+    how = QuantisationOptions(keep_float=("pooling",))
+    data = f"imagefolder:{folder}"
+    with pytest.raises(OptionError, match=r"'pooling'.*this model"):
+        compile_for("cpu", tiny_bundle("vit"), tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data, quantisation=how)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.torch
 def test_int8_weights_are_stored_and_computed_as_integers(
     tiny_bundle: Callable[..., ExportedBundle], folder: Path, tmp_path: Path
 ) -> None:
     exported = tiny_bundle("vit")
     data = f"imagefolder:{folder}"
-    bundle = compile_for("cpu", exported, tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data, min_cosine=0.5, min_agreement=0)
+    bundle = compile_for(
+        "cpu", exported, tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data, min_cosine=0.5, min_agreement=0
+    )
     model = onnx.load(bundle.tower_path("image"))
     kinds = {weight.name: weight.data_type for weight in model.graph.initializer}
     dequantised = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in kinds]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clipmlu.measure.accuracy import AccuracyReport, Interval
 
 _CLASSES_SHOWN = 10
+_MAX_DROP = 0.01
 
 
 @click.command("eval")
@@ -55,6 +56,10 @@ _CLASSES_SHOWN = 10
 @threads_option
 @device_option
 @click.option("--allow-overlap", is_flag=True, help="Evaluate images that the bundle was calibrated with, too.")
+@click.option(
+    "--baseline", type=PATH, metavar="REPORT", help="Gate: compare with this report of --output, on the same images."
+)
+@click.option("--max-drop", type=float, help="Allowed loss of top-1 against --baseline, a fraction. [default: 0.01]")
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
 @click.option("--per-class", is_flag=True, help="Show every class, not only the hardest ones.")
@@ -73,6 +78,8 @@ def eval_command(
     threads: int,
     device: int,
     allow_overlap: bool,
+    baseline: Path | None,
+    max_drop: float | None,
     output: Path | None,
     sample_files: Path | None,
     per_class: bool,
@@ -83,8 +90,12 @@ def eval_command(
     from clipmlu.bundle import write_file
     from clipmlu.classify.encoder import load
     from clipmlu.data.datasets import open_dataset
+    from clipmlu.errors import OptionError
     from clipmlu.measure import accuracy
 
+    if max_drop is not None and baseline is None:
+        raise OptionError("--max-drop needs a --baseline to compare with")
+    earlier = None if baseline is None else accuracy.read_report(baseline)
     options = accuracy.EvalOptions(
         samples=samples,
         shuffle=shuffle,
@@ -100,6 +111,8 @@ def eval_command(
             report = accuracy.evaluate(
                 encoder, source, options, on_result=results.append if sample_files else None, on_progress=advance
             )
+    if earlier is not None:
+        report = accuracy.compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)
     if output is not None:
         write_file(output, accuracy.encode_report(report))
     if sample_files is not None:
@@ -112,6 +125,7 @@ def eval_command(
             click.echo(line)
     for skipped in report.skipped:
         note(f"skipped: {skipped.reason}")
+    accuracy.check_baseline(report)
     return 1 if report.skipped else 0
 
 
@@ -133,6 +147,11 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
     }
     if report.calibration_overlap:
         rows["overlap"] = f"{report.calibration_overlap} of these images were calibrated with: the figures are too good"
+    if report.calibration_prompts:
+        rows["prompts"] = f"{report.calibration_prompts} of them are prompts that the text tower was calibrated with"
+    if report.baseline is not None:
+        found = report.baseline
+        rows["baseline"] = f"top-1 {found.top1:.4f}, drop {found.drop:+.4f}, allowed {found.max_drop:g}"
     print_facts(rows.items())
     counted = [row for row in report.per_class if row.top1 is not None]
     hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))

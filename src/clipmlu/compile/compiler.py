@@ -20,6 +20,7 @@ from clipmlu.bundle import (
     CompiledBundle,
     ExportedBundle,
     Placement,
+    SeenData,
     Tower,
     current_tool_versions,
     open_compiled,
@@ -150,8 +151,9 @@ def compile_bundle(
         _check_kept_float(plan, [step.operators for step in steps if step.precision.bits is not None])
         shutil.copyfile(exported.tokenizer_path, staging.path / TOKENIZER_NAME)
         if calibration is not None:
-            digests = sorted({*calibration.images, *options.seen_images})
-            (staging.path / CALIBRATION_NAME).write_bytes(msgspec.json.encode(digests))
+            images = sorted({*calibration.images, *options.seen_images})
+            seen = SeenData(images=tuple(images), prompts=calibration.prompts)
+            (staging.path / CALIBRATION_NAME).write_bytes(msgspec.json.encode(seen))
         facts = plan.facts(options, exported.digest, None if calibration is None else calibration.record)
         quantised = {name: record for name, (_tower, record) in made.items() if record is not None}
         facts = msgspec.structs.replace(facts, quantised=quantised)

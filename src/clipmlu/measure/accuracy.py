@@ -20,7 +20,8 @@ from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
-from clipmlu.errors import InputError, OptionError, OverlapError
+from clipmlu.data.prompts import fill_template
+from clipmlu.errors import GateError, InputError, OptionError, OverlapError
 from clipmlu.specs import ModelId, Precision, Spec
 
 CALIBRATION_BINS = 15
@@ -70,6 +71,22 @@ class SkippedImage(Spec, frozen=True, kw_only=True):
     reason: str
 
 
+class BaselineComparison(Spec, frozen=True, kw_only=True):
+    """How a report compares with an earlier one of the same images.
+
+    Attributes:
+        bundle_digest: the bundle of the earlier report.
+        top1: its top-1.
+        drop: ``top1`` less that of the new report.
+        max_drop: what is allowed.
+    """
+
+    bundle_digest: str
+    top1: float
+    drop: float
+    max_drop: float
+
+
 class AccuracyReport(Spec, frozen=True, kw_only=True):
     """What ``clipmlu eval`` measured.
 
@@ -98,6 +115,8 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
         images_per_second: ``images / elapsed_s``.
         tool_versions: versions of clipmlu and of the runtime.
         calibration_overlap: images that the bundle was calibrated with, when that was allowed; else None.
+        calibration_prompts: prompts of this evaluation that the text tower was calibrated with.
+        baseline: comparison with an earlier report, or None.
     """
 
     model: ModelId
@@ -124,6 +143,8 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
     images_per_second: float
     tool_versions: dict[str, str]
     calibration_overlap: int | None = None
+    calibration_prompts: int = 0
+    baseline: BaselineComparison | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -288,7 +309,68 @@ def evaluate(
             f"Not one of the {len(indices)} images of '{dataset.name}' could be read. First: {skipped[0].reason}"
         )
     report = _report(encoder, classifier, dataset, tally, tuple(skipped), batch_size, elapsed)
-    return msgspec.structs.replace(report, calibration_overlap=len(overlap.found) if options.allow_overlap else None)
+    prompts = {fill_template(template, name) for template in classifier.templates for name in classifier.class_names}
+    return msgspec.structs.replace(
+        report,
+        calibration_overlap=len(overlap.found) if options.allow_overlap else None,
+        calibration_prompts=len(prompts.intersection(encoder.bundle.calibration_data().prompts)),
+    )
+
+
+def read_report(path: Path) -> AccuracyReport:
+    """Read a report as ``encode_report`` wrote it.
+
+    Raises:
+        InputError: there is none, or it is something else.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=AccuracyReport)
+    except OSError as error:
+        raise InputError(f"Cannot read the report '{path}': {error.strerror}.") from error
+    except msgspec.DecodeError as error:
+        raise InputError(f"'{path}' is not a report as 'clipmlu eval --output' writes it: {error}.") from error
+
+
+def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_drop: float) -> AccuracyReport:
+    """The report with its comparison; whether it passes is for ``check_baseline`` to say.
+
+    Raises:
+        OptionError: the two are not about the same images, classes and prompts, or ``max_drop`` is not in 0..1.
+    """
+    if not 0 <= max_drop <= 1:
+        raise OptionError(f"max drop is {max_drop:g}; expected a fraction, 0 to 1")
+    for field in ("dataset", "split", "images", "classes", "templates"):
+        ours, theirs = getattr(report, field), getattr(baseline, field)
+        if ours != theirs:
+            raise OptionError(
+                f"the baseline has {field} {_shown(theirs)}, this evaluation {_shown(ours)}; they cannot be compared"
+            )
+    comparison = BaselineComparison(
+        bundle_digest=baseline.bundle_digest,
+        top1=baseline.top1,
+        drop=baseline.top1 - report.top1,
+        max_drop=max_drop,
+    )
+    return msgspec.structs.replace(report, baseline=comparison)
+
+
+def check_baseline(report: AccuracyReport) -> None:
+    """Refuse a report that lost too much.
+
+    Raises:
+        GateError: by how much.
+    """
+    found = report.baseline
+    # Counted in images: fractions that are equal on paper may differ in their last digit.
+    if found is not None and round(found.drop * report.images) > found.max_drop * report.images + 1e-9:
+        raise GateError(
+            f"Top-1 {report.top1:.4f} is {found.drop:.4f} below the baseline's {found.top1:.4f}; allowed are "
+            f"{found.max_drop:g} (--max-drop)."
+        )
+
+
+def _shown(value: object) -> str:
+    return f"{len(value)} templates" if isinstance(value, tuple) and len(value) > 3 else f"'{value}'"
 
 
 def write_sample_files(
@@ -359,7 +441,7 @@ class _Overlap:
 
     def __init__(self, encoder: Encoder, *, allowed: bool) -> None:
         self._bundle = encoder.bundle
-        self._known = encoder.bundle.calibration_digests()
+        self._known = frozenset(encoder.bundle.calibration_data().images)
         self._allowed = allowed
         self.found: list[str] = []
 

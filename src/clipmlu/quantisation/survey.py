@@ -130,10 +130,11 @@ class Survey:
 
     def measure(self, feeds: list[Array]) -> None:
         """Widen the ranges by one batch."""
-        results = np.array([float(np.asarray(value)) for value in self._run(feeds)]).reshape(3, -1)
-        # Not np.fmin: a NaN must stay visible.
-        self._low, self._high = np.minimum(self._low, results[0]), np.maximum(self._high, results[1])
-        self._sizes = np.maximum(self._sizes, results[2].astype(np.int64))
+        results = np.array([float(np.asarray(value)) for value in self._run(feeds)]).reshape(4, -1)
+        low, high, size, zero = results
+        # ``zero`` is NaN where the tensor holds NaN or infinity; np.minimum and np.maximum keep it so.
+        self._low, self._high = np.minimum(self._low, low + zero), np.maximum(self._high, high + zero)
+        self._sizes = np.maximum(self._sizes, size.astype(np.int64))
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Tensor -> smallest and largest value seen."""
@@ -165,7 +166,10 @@ class Survey:
         return self._session.run(feeds) if self._names else []  # a graph with nothing to quantise
 
     def _open(self, added: list[tuple[onnx.NodeProto, int]]) -> WatchingSession:
-        constants = {"survey_flat": np.array([-1], np.int64)}
+        constants: dict[str, Array] = {
+            "survey_flat": np.array([-1], np.int64),
+            "survey_zero": np.zeros((), np.float32),
+        }
         for index, size in enumerate(self._sizes):
             step = _odd_step(int(size))
             for name, value in (("start", 0), ("end", np.iinfo(np.int64).max), ("axis", 0), ("step", step)):
@@ -179,6 +183,11 @@ class Survey:
             for index, name in enumerate(self._names):
                 output = f"survey_{op_type}_{index}"
                 added.append((helper.make_node(op_type, [name], [output], **attributes), kind))
+        # onnxruntime's ReduceMin and ReduceMax may pass over a NaN; a sum of zero times each element does not.
+        for index, name in enumerate(self._names):
+            zeros = f"survey_zeros_{index}"
+            added.append((helper.make_node("Mul", [name, "survey_zero"], [zeros]), 0))
+            added.append((helper.make_node("ReduceSum", [zeros], [f"survey_finite_{index}"], keepdims=0), 1))
         return added
 
     def _sample_nodes(self) -> list[tuple[onnx.NodeProto, int]]:
