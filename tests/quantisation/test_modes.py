@@ -223,7 +223,7 @@ def test_int8_weights_are_stored_and_computed_as_integers(
     kinds = {weight.name: weight.data_type for weight in model.graph.initializer}
     dequantised = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in kinds]
     assert len(dequantised) >= 8
-    assert {kinds[node.input[0]] for node in dequantised} == {onnx.TensorProto.UINT8}
+    assert {kinds[node.input[0]] for node in dequantised} == {onnx.TensorProto.INT8}
 
     import onnxruntime
 

@@ -55,9 +55,7 @@ class Plan:
         exact_nodes: names of nodes that compute nothing and whose results are left as they are, such as the conversion of
             an output.
         integer_kernels: write what a runtime needs to take its integer kernels for matrix products: weights stay integers
-            behind a DequantizeLinear, Gemm becomes MatMul and Add, and 8-bit integers are unsigned, all levels shifted by
-            128. onnxruntime's kernels for signed ones add pairs of products in 16 bits where the CPU has no VNNI, and
-            saturate (its documentation, "Quantize ONNX models", U8S8); unsigned ones are exact everywhere.
+            behind a DequantizeLinear, and Gemm becomes MatMul and Add.
     """
 
     half: bool = False
@@ -243,10 +241,9 @@ class _Rewriter:
 
     def _add_integer_weight(self, new: str, values: Array, how: Quantisation) -> None:
         whole, parameters = f"{new}_integers", [f"{new}_scale", f"{new}_zero_point"]
-        dtype, shift = self._stored(how)
-        self._add_weight(whole, (how.levels(values).astype(np.int32) + shift).astype(dtype))
+        self._add_weight(whole, how.levels(values))
         self._add_weight(parameters[0], how.scale)
-        self._add_weight(parameters[1], np.full(how.scale.shape, shift, dtype))
+        self._add_weight(parameters[1], np.zeros(how.scale.shape, how.dtype))
         axis: dict[str, Any] = {} if how.axis is None else {"axis": how.axis}
         node = helper.make_node(
             "DequantizeLinear",
@@ -275,9 +272,8 @@ class _Rewriter:
     def _add_quantisation(self, name: str, new: str, how: Quantisation) -> None:
         """QuantizeLinear and back; the contributed operators know 16 bits at any opset."""
         scale, zero = f"{new}_scale", f"{new}_zero_point"
-        dtype, shift = self._stored(how)
         self._add_weight(scale, how.scale.reshape(()))
-        self._add_weight(zero, np.array(how.zero_point + shift, dtype))
+        self._add_weight(zero, np.array(how.zero_point, how.dtype))
         parameters = [scale, zero]
         whole = f"{new}_integers"
         for op_type, source, target in (("QuantizeLinear", name, whole), ("DequantizeLinear", whole, new)):
@@ -285,10 +281,6 @@ class _Rewriter:
                 op_type, [source, *parameters], [target], name=f"{new}_{op_type}", domain="com.microsoft"
             )
             self._nodes.append(node)
-
-    def _stored(self, how: Quantisation) -> tuple[np.dtype[Any], int]:
-        """Type of the integers in the graph, and what is added to a level to get one."""
-        return (np.dtype(np.uint8), 128) if self._plan.integer_kernels and how.bits == 8 else (how.dtype, 0)
 
     def _add_weight(self, name: str, values: Array) -> None:
         self._made[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
