@@ -29,7 +29,7 @@ def _findings() -> dict[str, Finding]:
 
 def test_absent_card_and_extra_are_no_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(diagnostics, "_DEVICES", tmp_path)
-    monkeypatch.setattr(diagnostics, "_EXTRAS", {"export": ("no_such_module",)})
+    monkeypatch.setattr(diagnostics, "_EXTRAS", {"export": ("clipmlu export", ("no_such_module",))})
     found = _findings()
     assert found["MLU card"].status == "optional"
     assert found["extra export"] == Finding(
@@ -194,6 +194,6 @@ def test_absent_runtime_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_remedy_is_shown_with_its_brackets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(diagnostics, "_EXTRAS", {"export": ("no_such_module",)})
+    monkeypatch.setattr(diagnostics, "_EXTRAS", {"export": ("clipmlu export", ("no_such_module",))})
     main(["doctor"])
     assert "'clipmlu[export]'" in capsys.readouterr().out

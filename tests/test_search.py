@@ -19,7 +19,7 @@ from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.compile.recipe import apply_recipe, read_recipe
 from clipmlu.data.images import content_digest, load_image
-from clipmlu.errors import CalibrationError, GateError, InputError, OptionError
+from clipmlu.errors import CalibrationError, CompileError, GateError, InputError, OptionError
 from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.search import Rung, SearchOptions, SearchReport, drop_interval, search_bundle
 from clipmlu.specs import Precision, QuantisationOptions
@@ -155,6 +155,23 @@ def test_an_interrupted_search_goes_on_where_it_was(
     ]
     figures = [[{**rung, "elapsed_s": 0} for rung in state["rungs"]] for state in states]
     assert figures[0] == figures[1]
+
+
+def test_a_way_that_the_target_refuses_is_a_rung_like_any_other(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = search_module.compile_bundle
+
+    def refuse(source: Any, output: Any, options: CompileOptions) -> CompiledBundle:
+        if options.quantisation == QuantisationOptions():
+            raise CompileError("MagicMind cannot build the image tower: no")
+        return original(source, output, options)
+
+    monkeypatch.setattr(search_module, "compile_bundle", refuse)
+    bundle, report, _ = climb(exported, folder, tmp_path / "out")
+    assert [rung.verdict for rung in report.rungs] == ["broken", "accepted"]
+    assert report.rungs[0].reason == "MagicMind cannot build the image tower: no"
+    assert bundle.compilation.quantisation == QuantisationOptions(granularity="per_axis")
 
 
 def test_another_demand_starts_anew(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from clipmlu.errors import ClipmluError
     from clipmlu.export.exporter import ExportOptions, export_model
     from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
+    from clipmlu.measure.compare import CompareOptions, compare_bundles
+    from clipmlu.search import SearchOptions, search_bundle
     from clipmlu.specs import Precision
 
 _HOMES = {
     "AccuracyReport": "clipmlu.measure.accuracy",
     "ClipmluError": "clipmlu.errors",
+    "CompareOptions": "clipmlu.measure.compare",
     "CompileOptions": "clipmlu.compile.compiler",
     "CompiledBundle": "clipmlu.bundle",
     "Encoder": "clipmlu.classify.encoder",
@@ -39,18 +42,22 @@ _HOMES = {
     "Precision": "clipmlu.specs",
     "Prediction": "clipmlu.classify.results",
     "Predictions": "clipmlu.classify.results",
+    "SearchOptions": "clipmlu.search",
     "ZeroShotClassifier": "clipmlu.classify.classifier",
+    "compare_bundles": "clipmlu.measure.compare",
     "compile_bundle": "clipmlu.compile.compiler",
     "evaluate": "clipmlu.measure.accuracy",
     "export_model": "clipmlu.export.exporter",
     "load": "clipmlu.classify.encoder",
     "open_bundle": "clipmlu.bundle",
     "open_dataset": "clipmlu.data.datasets",
+    "search_bundle": "clipmlu.search",
 }
 
 __all__ = [
     "AccuracyReport",
     "ClipmluError",
+    "CompareOptions",
     "CompileOptions",
     "CompiledBundle",
     "Encoder",
@@ -60,14 +67,17 @@ __all__ = [
     "Precision",
     "Prediction",
     "Predictions",
+    "SearchOptions",
     "ZeroShotClassifier",
     "__version__",
+    "compare_bundles",
     "compile_bundle",
     "evaluate",
     "export_model",
     "load",
     "open_bundle",
     "open_dataset",
+    "search_bundle",
 ]
 
 

@@ -159,8 +159,8 @@ class Compilation(Spec, frozen=True, kw_only=True):
         quantisation: how the mode quantises, or None for one that does not.
         calibration: which data the graphs were calibrated with, or None.
         quantised: tower -> how its tensors were quantised; empty in a mode that quantises nothing.
-        agreement: share of the checked images whose best class is the same as in float32, or None where that was not
-            measured; see ``compile.checks``.
+        agreement: share of the checked images whose best class is the same as in float32 or as good there, or None where
+            that was not measured; see ``compile.checks``.
     """
 
     target: str

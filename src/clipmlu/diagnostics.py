@@ -22,8 +22,11 @@ from clipmlu.data.datasets import DATASETS, locate_dataset
 from clipmlu.errors import ClipmluError
 from clipmlu.specs import MluBuild, QuantisationOptions, Spec
 
-_EXTRAS: dict[str, tuple[str, ...]] = {"export": ("torch", "open_clip", "onnxscript", "transformers")}
-"""Extra -> the modules it brings."""
+_EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "export": ("clipmlu export", ("torch", "open_clip", "onnxscript", "transformers")),
+    "report": ("clipmlu compare --heatmap", ("matplotlib",)),
+}
+"""Extra -> what needs it, and the modules it brings."""
 
 _DEVICES = Path("/dev")
 _DRIVER_FACTS = Path("/proc/driver/cambricon")
@@ -328,10 +331,10 @@ def _worker_finding(worker: WorkerOptions | None) -> Finding:
 
 
 def _extra_findings() -> Iterator[Finding]:
-    for extra, modules in _EXTRAS.items():
+    for extra, (user, modules) in _EXTRAS.items():
         absent = [module for module in modules if util.find_spec(module) is None]
         if absent:
-            remedy = f"needed by 'clipmlu {extra}': pip install 'clipmlu[{extra}]'"
+            remedy = f"needed by '{user}': pip install 'clipmlu[{extra}]'"
             yield Finding(
                 check=f"extra {extra}", status="optional", found=f"absent: {', '.join(absent)}", remedy=remedy
             )

@@ -38,7 +38,7 @@ from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compil
 from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import content_digest
-from clipmlu.errors import GateError, InputError, OptionError
+from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
 
 SEARCH_NAME = "search.json"
@@ -110,8 +110,8 @@ class Rung(Spec, frozen=True, kw_only=True):
     Attributes:
         precision: the mode.
         quantisation: how it quantises, or None for a mode that does not.
-        verdict: ``accepted``; ``rejected``; ``hopeless`` after a part of the images; ``broken`` when a gate of the
-            compilation failed; ``probe`` for a look at what one role costs.
+        verdict: ``accepted``; ``rejected``; ``hopeless`` after a part of the images; ``broken`` when it did not
+            compile or a gate failed; ``probe`` for a look at what one role costs.
         images: images judged.
         top1: fraction of them that are right, or None when broken.
         drop: float32's fraction on the same images less ``top1``, or None.
@@ -205,7 +205,12 @@ def search_bundle(
     jury = _Jury(exported, calibration, options, search)
     state = _State(output.with_name(output.name + _STATE_SUFFIX), exported, plan.main.target, jury, search, on_note)
     base = dataclasses.replace(
-        options, calibration=calibration, seen_images=jury.digests, quantisation=None, overwrite=True
+        options,
+        target=plan.main.target,
+        calibration=calibration,
+        seen_images=jury.digests,
+        quantisation=None,
+        overwrite=True,
     )
     climber = _Climber(exported, base, jury, state, search, on_note, emulated=plan.main.emulated)
     found = climber.climb(ladder)
@@ -565,7 +570,7 @@ class _Climber:
             bundle = compile_bundle(self._exported, path, options)
             limit = None if probe else self._search.max_drop
             figures = self._jury.judge(bundle, options.session, images, limit)
-        except GateError as error:
+        except (GateError, CompileError) as error:  # what one way cannot do, another may
             return self._broken(precision, how, error, time.perf_counter() - start), None
         verdict: Verdict = "probe"
         if not probe:
@@ -588,7 +593,7 @@ class _Climber:
         return rung, bundle
 
     def _broken(
-        self, precision: Precision, how: QuantisationOptions | None, error: GateError, elapsed_s: float
+        self, precision: Precision, how: QuantisationOptions | None, error: ClipmluError, elapsed_s: float
     ) -> Rung:
         return Rung(
             precision=precision,

@@ -200,7 +200,7 @@ def test_compile_and_info_show_the_same_bundle(run: Run, exported: ExportedBundl
     ("arguments", "code", "pattern"),
     [
         (("--precision", "qint8_mixed_float16"), 1, "qint8_mixed_float16 needs calibration data: give --calib"),
-        (("--granularity", "per_axis"), 2, "force_float32 quantises nothing; leave granularity"),
+        (("--granularity", "per_axis"), 2, "force_float32 quantises nothing; leave the options"),
         (("--target", "gpu"), 1, "Unknown target 'gpu'"),
         (("--batch-size", "65", "--max-batch", "64"), 2, "batch size 65 is larger than max batch 64"),
         (("--static-shape", "--max-batch", "64"), 2, "a static shape takes exactly 32"),

@@ -20,7 +20,7 @@ from clipmlu.backends.magicmind.backend import emulated_worker
 from clipmlu.bundle import Compilation, ExportedBundle, open_compiled
 from clipmlu.classify.encoder import Encoder
 from clipmlu.cli._compiling import _rewritten
-from clipmlu.specs import CalibrationRecord, Precision
+from clipmlu.specs import Precision
 
 Run = Callable[..., tuple[int, str, str]]
 LABELS = "cat,dog,red circle"

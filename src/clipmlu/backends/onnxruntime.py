@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 _IMAGE_AXES = frozenset({"batch", "image_batch"})
 _FUSED_PRECISIONS = (Precision.FORCE_FLOAT32, Precision.QINT8_MIXED_FLOAT32)
-_CONTRIBUTED = "com.microsoft"
 _log = logging.getLogger(__name__)
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 0 verbose .. 4 fatal
 
@@ -135,32 +134,17 @@ def _write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> C
     import onnx
 
     from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
-    from clipmlu.quantisation.index import infer_element_types, save_model
-    from clipmlu.quantisation.rewrite import Plan, apply_numerics, quantised_tensors, uniform_types
+    from clipmlu.quantisation.index import save_model
+    from clipmlu.quantisation.rewrite import quantised_tensors, rewrite_for_runtime
 
     model = onnx.load(str(graph.path))
-    bits = options.precision.bits
-    how = options.quantisation
-    node_types = {node.name: node for node in model.graph.node if node.name in options.node_types}
+    bits, how = options.precision.bits, options.quantisation
     ranges: Ranges = {}
     if bits is not None:
+        names = quantised_tensors(model, without=frozenset(options.node_types))
         wanted = RangeOptions(bits=bits, algorithm=how.algorithm)
-        names = quantised_tensors(model, without=frozenset(node_types))
         ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
-    plan = Plan(
-        half=options.precision.float_type == "float16",
-        bits=bits,
-        per_axis=how.granularity == "per_axis",
-        centred=how.activation == "symmetric",
-        least_noise=how.algorithm == "eqnm",
-        ranges=ranges,
-        node_types={name: uniform_types(node, options.node_types[name]) for name, node in node_types.items()},
-        # 16-bit integers have no kernels of their own; half needs rounding between the operators that would be fused.
-        integer_kernels=options.precision is Precision.QINT8_MIXED_FLOAT32,
-    )
-    rewritten, record = apply_numerics(model, infer_element_types(model), plan)
-    if not any(entry.domain == _CONTRIBUTED for entry in rewritten.opset_import):
-        rewritten.opset_import.append(onnx.helper.make_opsetid(_CONTRIBUTED, 1))
+    rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
     save_model(rewritten, directory / graph.tower.file)
     fixed = None if options.dynamic_shape else options.batch_size
     tower = Tower(
@@ -204,7 +188,8 @@ def _unsigned_graph(path: Path) -> bytes | str:
             "'%s' is too large to be adapted to this CPU, whose int8 kernels saturate: measure its accuracy", path
         )
         return str(path)
-    return with_unsigned_integers(onnx.load(str(path))).SerializeToString()
+    content: bytes = with_unsigned_integers(onnx.load(str(path))).SerializeToString()
+    return content
 
 
 @functools.cache

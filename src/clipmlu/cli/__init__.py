@@ -10,8 +10,10 @@ import click
 
 from clipmlu import __version__
 from clipmlu.cli.bench import bench_command
+from clipmlu.cli.calibrate import calibrate_command
 from clipmlu.cli.catalog import datasets_command, models_command
 from clipmlu.cli.classify import classify_command
+from clipmlu.cli.compare import compare_command
 from clipmlu.cli.compile import compile_command
 from clipmlu.cli.doctor import doctor_command
 from clipmlu.cli.embed import embed_command
@@ -39,10 +41,12 @@ def cli() -> None:
 
 for _command in (
     export_command,
+    calibrate_command,
     compile_command,
     classify_command,
     embed_command,
     eval_command,
+    compare_command,
     run_command,
     bench_command,
     emulate_command,

@@ -91,5 +91,9 @@ def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchO
     from clipmlu.bundle import open_exported
     from clipmlu.search import search_bundle
 
-    compiled, _report = search_bundle(open_exported(bundle), output, options, search, on_note=note)
+    try:
+        compiled, _report = search_bundle(open_exported(bundle), output, options, search, on_note=note)
+    except KeyboardInterrupt:
+        note(f"What was measured is kept in {output}.search; the same command goes on from there.")
+        raise
     return compiled

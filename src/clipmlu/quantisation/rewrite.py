@@ -21,10 +21,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.errors import CalibrationError
+from clipmlu.quantisation.index import infer_element_types
 from clipmlu.quantisation.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
 from clipmlu.quantisation.parameters import Array, Quantisation, for_weights, from_range
-from clipmlu.specs import TensorQuantisation
+from clipmlu.specs import Precision, QuantisationOptions, TensorQuantisation
 
+_CONTRIBUTED = "com.microsoft"  # onnxruntime's own operators, which know 16 bits at any opset
 _FLOAT_TYPES = ("float16", "float32")
 _BITS = {"qint8": 8, "qint16": 16}
 
@@ -113,6 +115,49 @@ def apply_numerics(
     if not plan.half and plan.bits is None and not plan.node_types:
         return model, {}
     return _Rewriter(model, element_types, plan).rewrite()
+
+
+def rewrite_for_runtime(
+    model: onnx.ModelProto,
+    precision: Precision,
+    how: QuantisationOptions,
+    ranges: Mapping[str, tuple[float, float]],
+    node_types: Mapping[str, str],
+) -> tuple[onnx.ModelProto, dict[str, TensorQuantisation]]:
+    """Rewrite a lowered graph as onnxruntime runs it on the CPU in a mode.
+
+    Args:
+        model: the graph; it is not changed.
+        precision: the mode.
+        how: how it quantises, if it does.
+        ranges: tensor -> (smallest, largest) of quantised activations.
+        node_types: node -> ``float16`` or ``float32`` for all that it takes and gives, whatever the mode says.
+
+    Returns:
+        The rewritten graph, and tensor name -> how it was quantised.
+
+    Raises:
+        CalibrationError: a tensor to be quantised has no range.
+    """
+    plan = Plan(
+        half=precision.float_type == "float16",
+        bits=precision.bits,
+        per_axis=how.granularity == "per_axis",
+        centred=how.activation == "symmetric",
+        least_noise=how.algorithm == "eqnm",
+        ranges=dict(ranges),
+        node_types={
+            node.name: uniform_types(node, node_types[node.name])
+            for node in model.graph.node
+            if node.name in node_types
+        },
+        # 16-bit integers have no kernels of their own; half needs rounding between the operators that would be fused.
+        integer_kernels=precision is Precision.QINT8_MIXED_FLOAT32,
+    )
+    rewritten, record = apply_numerics(model, infer_element_types(model), plan)
+    if not any(entry.domain == _CONTRIBUTED for entry in rewritten.opset_import):
+        rewritten.opset_import.append(helper.make_opsetid(_CONTRIBUTED, 1))
+    return rewritten, record
 
 
 class _Rewriter:
@@ -250,7 +295,7 @@ class _Rewriter:
             [whole, *parameters],
             [new],
             name=f"{new}_DequantizeLinear",
-            domain="com.microsoft",
+            domain=_CONTRIBUTED,
             **axis,
         )
         self._nodes.append(node)
@@ -278,7 +323,7 @@ class _Rewriter:
         whole = f"{new}_integers"
         for op_type, source, target in (("QuantizeLinear", name, whole), ("DequantizeLinear", whole, new)):
             node = helper.make_node(
-                op_type, [source, *parameters], [target], name=f"{new}_{op_type}", domain="com.microsoft"
+                op_type, [source, *parameters], [target], name=f"{new}_{op_type}", domain=_CONTRIBUTED
             )
             self._nodes.append(node)
 

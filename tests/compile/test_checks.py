@@ -1,0 +1,93 @@
+"""The gate at the end of a compilation: which classes are chosen, and what is demanded of that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.compile import checks
+from clipmlu.compile.checks import Thresholds, check_agreement
+from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.errors import GateError
+from clipmlu.specs import Precision
+
+IMAGES = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], np.float32)
+TEXTS = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+
+
+def test_a_flip_is_counted_and_a_tie_is_not() -> None:
+    flipped = IMAGES.copy()
+    flipped[2] = (0.8, 0.6)
+    assert checks._same_best_class((IMAGES, flipped), (TEXTS, TEXTS)) == pytest.approx(2 / 3)
+    tied = np.array([[0.70711, 0.7071]], np.float32), np.array([[0.7071, 0.70711]], np.float32)
+    assert checks._same_best_class(tied, (TEXTS, TEXTS)) == 1.0
+    alike = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    assert checks._same_best_class((IMAGES, IMAGES), (alike, alike[::-1])) == 1.0
+
+
+def test_agreement_is_in_the_manifest_and_on_images_of_real_statistics(compiled: CompiledBundle) -> None:
+    assert compiled.compilation.agreement == 1.0
+    image, text = compiled.compilation.parity
+    assert (image.batch_size, text.batch_size) == (64, 68), "64 drawn pictures; 64 names and '' in batches of four"
+
+
+def test_a_trained_model_that_chooses_other_classes_is_refused(
+    exported: ExportedBundle, compiled: CompiledBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights demand nothing unless a threshold is given."""
+    monkeypatch.setattr(checks, "_same_best_class", lambda _images, _texts: 0.5)
+    trained = ExportedBundle(
+        exported.path,
+        msgspec.structs.replace(
+            exported.manifest, model=msgspec.structs.replace(exported.manifest.model, random_seed=None)
+        ),
+        exported.digest,
+    )
+    precisions = {"image": Precision.FORCE_FLOAT32, "text": Precision.FORCE_FLOAT32}
+
+    def check(bundle: ExportedBundle, floor: float | None = None) -> float | None:
+        from clipmlu.backends import SessionOptions, get_backend
+
+        backend = get_backend("onnxruntime")
+        return check_agreement(
+            bundle,
+            compiled,
+            lambda name: backend.open(compiled, name, SessionOptions()),
+            precisions,  # type: ignore[arg-type]
+            None,
+            Thresholds(min_agreement=floor),
+        ).agreement
+
+    with pytest.raises(GateError, match=r"same class as the exported ones for 0\.500 .*demanded are 0\.98"):
+        check(trained)
+    assert check(trained, 0.4) == 0.5
+    assert check(exported) == 0.5
+    with pytest.raises(GateError, match=r"demanded are 0\.6"):
+        check(exported, 0.6)
+
+
+def test_nan_is_refused_whatever_the_thresholds(exported: ExportedBundle, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    from clipmlu.bundle import file_record, open_exported
+
+    path = exported.path / "image.onnx"
+    model = onnx.load(path)
+    weight = model.graph.initializer[0]
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    files = {**exported.manifest.files, "image.onnx": file_record(path)}
+    (exported.path / "manifest.json").write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(exported.manifest, files=files))
+    )
+    options = CompileOptions(target="cpu", min_cosine=-1.0, min_agreement=0.0)
+    with pytest.raises(GateError, match="differs from the exported one by inf"):
+        compile_bundle(open_exported(exported.path), tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
