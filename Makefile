@@ -9,7 +9,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/clipmlu run demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -210,6 +210,8 @@ def test_contradictions_are_refused(exported: ExportedBundle, folder: Path, tmp_
         SearchOptions(max_drop=0.1, precision=Precision.FORCE_FLOAT16)
     with pytest.raises(OptionError, match="the search chooses how to quantise"):
         climb(exported, folder, tmp_path / "out", quantisation=QuantisationOptions(granularity="per_axis"))
+    with pytest.raises(OptionError, match="a search runs what it compiles"):
+        climb(exported, folder, tmp_path / "out", check=False)
     with pytest.raises(CalibrationError, match="needs calibration data"):
         climb(exported, folder, tmp_path / "out", calibration=None)
     plain = tmp_path / "plain"

@@ -194,6 +194,8 @@ def search_bundle(
         raise OptionError("a search needs separate towers; export the model without --layout joint")
     if options.quantisation is not None:
         raise OptionError("the search chooses how to quantise; leave the options for that out, or --max-drop")
+    if not options.check:
+        raise OptionError("a search runs what it compiles; leave --no-check out")
     check_output_free(output, overwrite=options.overwrite)
     modes = (search.precision,) if search.precision is not None else None
     plan = plan_compilation(dataclasses.replace(options, precision=(modes or (Precision.QINT8_MIXED_FLOAT16,))[0]))

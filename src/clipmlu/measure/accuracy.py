@@ -282,7 +282,7 @@ def evaluate(
     """
     options = options or EvalOptions()
     batch_size = encoder.check_batch_size(options.batch_size)
-    indices = _choose(dataset, options)
+    indices = choose_images(dataset, options.samples, shuffle=options.shuffle, seed=options.seed)
     classifier = encoder.classifier(dataset.class_names, options.templates, cache=options.cache)
     tally = Tally(len(dataset.class_names))
     skipped: list[SkippedImage] = []
@@ -419,16 +419,27 @@ def encode_report(report: AccuracyReport) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
-def _choose(dataset: Dataset, options: EvalOptions) -> list[int]:
+def choose_images(dataset: Dataset, samples: int | None, *, shuffle: bool, seed: int) -> list[int]:
+    """Which images are looked at: the first ones, or some drawn at random.
+
+    Args:
+        dataset: the images.
+        samples: how many; None for all.
+        shuffle: draw them.
+        seed: of the drawing.
+
+    Raises:
+        OptionError: there are not so many.
+    """
     available = len(dataset)
-    count = available if options.samples is None else options.samples
+    count = available if samples is None else samples
     if count > available:
         raise OptionError(
             f"samples is {count}, but '{dataset.name}' has {available} images in its split '{dataset.split}'"
         )
-    if not options.shuffle:
+    if not shuffle:
         return list(range(count))
-    order = np.random.default_rng(options.seed).permutation(available)
+    order = np.random.default_rng(seed).permutation(available)
     return [int(index) for index in order[:count]]
 
 

@@ -21,7 +21,7 @@ from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import OptionError
 from clipmlu.measure.ablation import Ablation, AblationData, Embeddings, ablate_roles, check_ablation, check_source
-from clipmlu.measure.accuracy import SkippedImage
+from clipmlu.measure.accuracy import SkippedImage, choose_images
 from clipmlu.measure.nodes import NodeComparison, TowerComparison, compare_tower, hidden_tower
 from clipmlu.measure.predictions import (
     Embedded,
@@ -242,7 +242,8 @@ class _Comparison:
         self._options = options
         self._note = on_note
         self._templates = resolve_templates(options.templates)
-        self._indices = _choose(dataset, options)
+        samples = min(DEFAULT_SAMPLES, len(dataset)) if options.samples is None else options.samples
+        self._indices = choose_images(dataset, samples, shuffle=options.shuffle, seed=options.seed)
         self._prompts = [fill_template(template, name) for template in self._templates for name in dataset.class_names]
         seen = [side.runs.calibration_data() for side in (a, b)]
         self._seen_images = frozenset().union(*(data.images for data in seen))
@@ -371,16 +372,3 @@ def cut_rows(rows: Iterable[Array], count: int, *, fixed: bool) -> Iterator[Arra
         front = first or batch
         missing = count - len(batch) if fixed else 0
         yield np.stack([*batch, *(front[number % len(front)] for number in range(missing))])
-
-
-def _choose(dataset: Dataset, options: CompareOptions) -> list[int]:
-    available = len(dataset)
-    count = min(DEFAULT_SAMPLES, available) if options.samples is None else options.samples
-    if count > available:
-        raise OptionError(
-            f"samples is {count}, but '{dataset.name}' has {available} images in its split '{dataset.split}'"
-        )
-    if not options.shuffle:
-        return list(range(count))
-    order = np.random.default_rng(options.seed).permutation(available)
-    return [int(index) for index in order[:count]]
