@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, util
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
 _IMAGE_AXES = frozenset({"batch", "image_batch"})
 _FUSED_PRECISIONS = (Precision.FORCE_FLOAT32, Precision.QINT8_MIXED_FLOAT32)
-_log = logging.getLogger(__name__)
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 0 verbose .. 4 fatal
 
 
@@ -165,46 +162,17 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
         # Each node's result is rounded or quantised as the mode says; fusing across nodes would skip that.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    integers = precision is Precision.QINT8_MIXED_FLOAT32
+    # Where the CPU has no VNNI, its kernels for signed weights add pairs of products in 16 bits and saturate; with this the
+    # runtime turns to those for unsigned ones there, which are exact, and only there.
+    settings.add_session_config_entry("session.x64quantprecision", "1")
     # It would turn a product and its bias into Gemm, which has no integer kernel with a float32 result.
-    disabled = ["MatMulAddFusion"] if integers else []
+    disabled = ["MatMulAddFusion"] if precision is Precision.QINT8_MIXED_FLOAT32 else []
     try:
-        graph = _unsigned_graph(path) if integers and not _signed_integers_are_exact() else str(path)
         return onnxruntime.InferenceSession(
-            graph, settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            str(path), settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:
         raise BundleCorruptError(f"onnxruntime cannot load '{path}': {first_line(error)}") from error
-
-
-def _unsigned_graph(path: Path) -> bytes | str:
-    """The same graph for kernels that are exact with unsigned integers only."""
-    import onnx
-
-    from clipmlu.quantisation.unsigned import with_unsigned_integers
-
-    if path.with_name(f"{path.name}.data").exists():
-        _log.warning(
-            "'%s' is too large to be adapted to this CPU, whose int8 kernels saturate: measure its accuracy", path
-        )
-        return str(path)
-    content: bytes = with_unsigned_integers(onnx.load(str(path))).SerializeToString()
-    return content
-
-
-@functools.cache
-def _signed_integers_are_exact() -> bool:
-    """Ask the runtime itself what its kernels do on this CPU."""
-    import onnxruntime
-
-    from clipmlu.quantisation.unsigned import saturation_probe
-
-    model, feeds, expected = saturation_probe()
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = _ERRORS_ONLY
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    (result,) = session.run(None, feeds)
-    return bool((result == expected).all())
 
 
 def _write_static(source: Path, destination: Path, batch_size: int) -> None:

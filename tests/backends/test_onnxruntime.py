@@ -1,0 +1,57 @@
+"""What the session options of the CPU runtime are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from clipmlu.backends import SessionOptions
+from clipmlu.backends.onnxruntime import OnnxRuntimeSession
+from clipmlu.bundle import Tower
+from clipmlu.specs import Precision, TensorSpec
+
+DEPTH, WIDTH = 64, 32
+
+
+@pytest.mark.parametrize("weights", ["stored", "computed"])
+def test_the_largest_integer_products_are_exact(tmp_path: Path, weights: str) -> None:
+    """64 products of 127 and 127: pairs of them do not fit into 16 bits. A CPU without VNNI gives 8,160 here by default."""
+    node = helper.make_node
+    levels = np.full((DEPTH, WIDTH), 127, np.int8)
+    constants = {"one": np.float32(1), "zero": np.int8(0)}
+    nodes = [
+        node("QuantizeLinear", ["x", "one", "zero"], ["x_levels"]),
+        node("DequantizeLinear", ["x_levels", "one", "zero"], ["x_again"]),
+    ]
+    if weights == "stored":
+        constants["w_levels"] = levels  # type: ignore[assignment]
+    else:
+        nodes += [
+            node("Transpose", ["x"], ["flipped"]),
+            node("QuantizeLinear", ["flipped", "one", "zero"], ["w_levels"]),
+        ]
+    nodes += [
+        node("DequantizeLinear", ["w_levels", "one", "zero"], ["w"]),
+        node("MatMul", ["x_again", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "largest",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [WIDTH, DEPTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [WIDTH, WIDTH])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    path = tmp_path / "largest.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path)
+    tower = Tower(
+        file=path.name,
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(WIDTH, DEPTH)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(WIDTH, WIDTH)),),
+    )
+    with OnnxRuntimeSession(tower, path, "test", SessionOptions(), Precision.QINT8_MIXED_FLOAT32) as session:
+        result = session.run({"x": np.full((WIDTH, DEPTH), 127, np.float32)})["y"]
+    np.testing.assert_array_equal(result, np.full((WIDTH, WIDTH), DEPTH * 127 * 127, np.float32))
