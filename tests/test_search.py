@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,23 +109,39 @@ def test_images_that_judge_are_not_those_that_calibrate(
     assert not set(options.seen_images) & set(options.calibration.images)  # type: ignore[union-attr]
 
 
+Compile = Callable[[Any, Any, CompileOptions], CompiledBundle]
+
+
+@pytest.fixture
+def ruined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compile:
+    """A target that makes nonsense of every graph but float32's: the weights of another model."""
+    other = support.write_exported(tmp_path / "other", seed=3)
+    original = search_module.compile_bundle
+
+    def ruin(source: Any, output: Any, options: CompileOptions) -> CompiledBundle:
+        return original(source if Path(output).name == "reference" else other, output, options)
+
+    monkeypatch.setattr(search_module, "compile_bundle", ruin)
+    return ruin
+
+
 def test_nothing_holds_is_a_failed_gate_that_keeps_what_it_measured(
-    exported: ExportedBundle, folder: Path, tmp_path: Path
+    exported: ExportedBundle, folder: Path, tmp_path: Path, ruined: Compile
 ) -> None:
+    within = {"precision": Precision.QINT8_MIXED_FLOAT32}
     with pytest.raises(
-        GateError, match=r"No way to quantise stays within a drop of 0\.0001.*the best was qint8"
+        GateError, match=r"No way to quantise stays within a drop of 0\.1.*the best was qint8"
     ) as caught:
-        climb(exported, folder, tmp_path / "out", 0.0001, search={"precision": Precision.QINT8_MIXED_FLOAT32})
+        climb(exported, folder, tmp_path / "out", 0.1, search=within)
     assert caught.value.exit_code == 3
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.search" / "state.json").is_file()
 
 
 def test_an_interrupted_search_goes_on_where_it_was(
-    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: ExportedBundle, folder: Path, tmp_path: Path, ruined: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With 60 images nothing can be within 0.0001, so that the whole ladder is climbed up to float32."""
-    original = search_module.compile_bundle
+    original = ruined
     made: list[tuple[Precision, QuantisationOptions | None]] = []
     stop_at = 5
 
@@ -138,18 +155,18 @@ def test_an_interrupted_search_goes_on_where_it_was(
     monkeypatch.setattr(search_module, "compile_bundle", count)
     within = {"precision": Precision.QINT8_MIXED_FLOAT32}
     with pytest.raises(KeyboardInterrupt):
-        climb(exported, folder, tmp_path / "out", 0.0001, search=within)
+        climb(exported, folder, tmp_path / "out", 0.1, search=within)
     assert not (tmp_path / "out").exists()
     first, stop_at = list(made), 1000
     made.clear()
     with pytest.raises(GateError):
-        climb(exported, folder, tmp_path / "out", 0.0001, search=within)
+        climb(exported, folder, tmp_path / "out", 0.1, search=within)
     assert len(first) == 5
     assert made
     assert not [each for each in made if each in first], "nothing is done twice"
-    monkeypatch.undo()
+    monkeypatch.setattr(search_module, "compile_bundle", ruined)
     with pytest.raises(GateError):
-        climb(exported, folder, tmp_path / "whole", 0.0001, search=within)
+        climb(exported, folder, tmp_path / "whole", 0.1, search=within)
     states = [
         msgspec.json.decode((tmp_path / f"{name}.search" / "state.json").read_bytes()) for name in ("out", "whole")
     ]
@@ -174,10 +191,13 @@ def test_a_way_that_the_target_refuses_is_a_rung_like_any_other(
     assert bundle.compilation.quantisation == QuantisationOptions(granularity="per_axis")
 
 
-def test_another_demand_starts_anew(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
+def test_another_demand_starts_anew(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, ruined: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     within = {"precision": Precision.QINT8_MIXED_FLOAT32}
     with pytest.raises(GateError):
-        climb(exported, folder, tmp_path / "out", 0.0001, search=within)
+        climb(exported, folder, tmp_path / "out", 0.1, search=within)
+    monkeypatch.setattr(search_module, "compile_bundle", compile_bundle)
     _, _, notes = climb(exported, folder, tmp_path / "out", 0.3, search=within)
     assert not any("going on" in note for note in notes)
 
@@ -210,6 +230,8 @@ def test_contradictions_are_refused(exported: ExportedBundle, folder: Path, tmp_
         SearchOptions(max_drop=0.1, precision=Precision.FORCE_FLOAT16)
     with pytest.raises(OptionError, match="the search chooses how to quantise"):
         climb(exported, folder, tmp_path / "out", quantisation=QuantisationOptions(granularity="per_axis"))
+    with pytest.raises(OptionError, match=r"60 images cannot show that a drop is within 0\.01.* at least 163 can"):
+        climb(exported, folder, tmp_path / "out", 0.01)
     with pytest.raises(OptionError, match="a search runs what it compiles"):
         climb(exported, folder, tmp_path / "out", check=False)
     with pytest.raises(CalibrationError, match="needs calibration data"):

@@ -205,6 +205,12 @@ def search_bundle(
     if isinstance(calibration, CalibrationOptions):
         calibration = obtain_calibration(exported, calibration)
     jury = _Jury(exported, calibration, options, search)
+    fewest = math.ceil(_Z_ONE_SIDED / search.max_drop) - 2
+    if len(jury) < fewest:
+        raise OptionError(
+            f"{len(jury)} images cannot show that a drop is within {search.max_drop:g}, even if none of them is lost; "
+            f"at least {fewest} can (--search-samples), or allow more (--max-drop)"
+        )
     state = _State(output.with_name(output.name + _STATE_SUFFIX), exported, plan.main.target, jury, search, on_note)
     base = dataclasses.replace(
         options,
@@ -507,7 +513,7 @@ class _Climber:
                 continue
             gains.append(((plain.embedding_error - probe.embedding_error) / max(share, 1e-9), role))
         kept: tuple[str, ...] = ()
-        for _gain, role in sorted(gains, reverse=True):
+        for _gain, role in sorted(gains, reverse=True)[:-1]:  # with the last one, nothing would be left to quantise
             kept = (*kept, role)
             yield msgspec.structs.replace(how, keep_float=kept)
 
