@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import CalibrationError, InputError, OptionError
+from clipmlu.errors import CalibrationError, InputError, OptionError, OutputError
 
 
 @pytest.fixture
@@ -129,6 +130,20 @@ def test_a_saved_set_is_verified(exported: ExportedBundle, folder: Path, tmp_pat
     pixels.unlink()
     with pytest.raises(InputError, match="cannot be read"):
         load_calibration(tmp_path / "set")
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = obtain_calibration(exported, options(folder, samples=5))
+
+    def write(_self: object, _content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("clipmlu.compile.calibration._Writer.write", write)
+    with pytest.raises(OutputError, match=r"No space left on the disk of .*set"):
+        drawn.save(tmp_path / "set")
+    assert not [path for path in tmp_path.iterdir() if "set" in path.name]
 
 
 def test_a_saved_set_of_another_size_is_refused(exported: ExportedBundle, folder: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
 import msgspec
 import numpy as np
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from clipmlu.backends.base import CalibrationData
 from clipmlu.bundle import Bundle, FileRecord, file_record, stage_directory
-from clipmlu.data.datasets import Dataset, open_dataset, open_folder, spread_over_classes
+from clipmlu.data.datasets import DATASETS, Dataset, open_dataset, open_folder, spread_over_classes
 from clipmlu.data.images import content_digest
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import CalibrationError, InputError, OptionError
+from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
 
 DEFAULT_SAMPLES = 1000
@@ -164,7 +164,8 @@ class CalibrationSet:
             OutputError: it cannot be written.
         """
         with stage_directory(Path(output), "calibration set", HEADER_NAME, overwrite=overwrite) as folder:
-            np.save(folder / _PIXELS_NAME, self.pixels)
+            with (folder / _PIXELS_NAME).open("wb") as stream:
+                np.lib.format.write_array(_Writer(stream), self.pixels, allow_pickle=False)
             header = CalibrationHeader(
                 record=self.record,
                 preprocess=self.preprocess,
@@ -271,6 +272,10 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
     name = options.dataset.removeprefix("folder:")
     if Path(name).is_dir():
         return open_folder(Path(name), "train")
+    if name not in DATASETS and ":" not in name:
+        raise UnknownNameError(
+            "dataset", name, DATASETS, "Or give a folder of images, or a set of 'clipmlu calibrate'."
+        )
     return open_dataset(
         name, "train", data_dir=options.data_dir, download=options.download, size=options.samples, seed=options.seed
     )
@@ -334,6 +339,16 @@ def draw_prompts(class_names: Sequence[str], seed: int) -> list[str]:
 def _digest(images: Sequence[str], prompts: Sequence[str], spec: PreprocessSpec) -> str:
     content = msgspec.json.encode([list(images), list(prompts), spec], order="sorted")
     return hashlib.sha256(content).hexdigest()
+
+
+class _Writer:
+    """A stream that NumPy does not take for a file: to those it writes by itself, and hides that the disk is full."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, content: bytes) -> int:
+        return self._stream.write(content)
 
 
 class _PixelBatches(Sequence[Array]):
