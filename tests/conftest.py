@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 import support
 import tiny_models
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.export.exporter import ExportOptions, export_model
 
@@ -55,31 +57,45 @@ def libraries() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(libraries: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``tiny_model(kind)``: the directory of a model with weights, one of ``tiny_models.CONFIGS``."""
-    built: dict[str, Path] = {}
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One worker at a time makes what ``folder`` holds."""
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_model(libraries: None, shared_folder: Path) -> Callable[[str], Path]:
+    """``tiny_model(kind)``: the directory of a model with weights, one of ``tiny_models.CONFIGS``; not to be changed."""
 
     def build(kind: str) -> Path:
-        if kind not in built:
-            folder = tmp_path_factory.mktemp(kind) / "model"
-            built[kind] = tiny_models.write_model(folder, tiny_models.CONFIGS[kind])
-        return built[kind]
+        folder = shared_folder / f"tiny-model-{kind}"
+        with _alone(folder):
+            if not folder.exists():
+                made = tiny_models.write_model(folder.with_name(f"{folder.name}.part"), tiny_models.CONFIGS[kind])
+                made.rename(folder)
+        return folder
 
     return build
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(
-    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., ExportedBundle]:
+def tiny_bundle(tiny_model: Callable[[str], Path], shared_folder: Path) -> Callable[..., ExportedBundle]:
     """``tiny_bundle(kind, opset=20, layout="towers")``: that model exported, once; not to be changed."""
-    exported: dict[tuple[str, int, str], ExportedBundle] = {}
 
     def export(kind: str, opset: int = 20, layout: Any = "towers") -> ExportedBundle:
-        if (kind, opset, layout) not in exported:
-            folder = tmp_path_factory.mktemp(kind) / "bundle"
-            options = ExportOptions(opset=opset, layout=layout)
-            exported[kind, opset, layout] = export_model(f"local-dir:{tiny_model(kind)}", folder, options)
-        return exported[kind, opset, layout]
+        folder = shared_folder / f"tiny-bundle-{kind}-{opset}-{layout}"
+        model = tiny_model(kind)
+        with _alone(folder):
+            if not folder.exists():
+                export_model(f"local-dir:{model}", folder, ExportOptions(opset=opset, layout=layout))
+        return open_exported(folder)
 
     return export

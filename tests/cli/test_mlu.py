@@ -201,7 +201,7 @@ def test_quantised_modes_calibrate_with_a_folder(
     assert (found.dataset, found.split) == (f"imagefolder:{folder}", "train")
     assert (found.samples, found.seed) == (10, 3)
     shown = run("info", bundle.path)[1]
-    assert re.search(r"calibration\s+10 images of imagefolder", shown)
+    assert re.search(r"calibration\s+10 images of\s+imagefolder", shown)
     assert "mtp_372 (2, 6, 8 clusters)" in shown
     assert "per_tensor weights, symmetric activations, linear calibration" in shown
     record = msgspec.json.decode((bundle.path / "image.mm.json").read_bytes())
