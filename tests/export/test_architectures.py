@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
     ("name", "activation", "embedding_dim", "context_length"),
     [
         ("ViT-B-32-quickgelu", "quick_gelu", 512, 77),
-        ("RN50", "gelu", 1024, 77),
         # The same architectures as above, or as the tiny models that the other tests export, and minutes longer.
+        pytest.param("RN50", "gelu", 1024, 77, marks=pytest.mark.full_size),
         pytest.param("ViT-B-16", "gelu", 512, 77, marks=pytest.mark.full_size),
         pytest.param("ViT-L-14", "gelu", 768, 77, marks=pytest.mark.full_size),
         pytest.param("convnext_base", "gelu", 512, 77, marks=pytest.mark.full_size),
@@ -44,6 +44,7 @@ def test_both_towers_pass_the_gate(
     assert operators.count("LayerNormalization") >= 25
 
 
+@pytest.mark.full_size
 def test_joint_graph_of_a_full_model_passes_the_gate(tmp_path: Path) -> None:
     bundle = export_model(
         "ViT-B-32", tmp_path / "out", ExportOptions(random_weights=True, layout="joint", offline=True)
