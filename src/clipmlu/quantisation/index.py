@@ -44,17 +44,29 @@ class GraphIndex:
         return len(self.consumers[weight]) > 1
 
 
-def infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Type and shape of every tensor but the weights, as far as ONNX can tell.
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with the shapes of its large weights and without their values, which are never copied.
 
-    Large weights keep their shapes only, for the inference has a limit of 2 GiB.
+    For shape inference only, which has a limit of 2 GiB.
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    for weight in bare.graph.initializer:
-        if len(weight.raw_data) > _SMALL_BYTES:
-            weight.ClearField("raw_data")
-    inferred = onnx.shape_inference.infer_shapes(bare).graph
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph, source = bare.graph, model.graph
+    graph.name = source.name
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.value_info.extend(source.value_info)
+    for weight in source.initializer:
+        if len(weight.raw_data) <= _SMALL_BYTES:
+            graph.initializer.append(weight)
+        else:
+            graph.initializer.add(name=weight.name, dims=weight.dims, data_type=weight.data_type)
+    return bare
+
+
+def infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Type and shape of every tensor but the weights, as far as ONNX can tell."""
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     return {value.name: value for value in (*inferred.value_info, *inferred.input, *inferred.output)}
 
 

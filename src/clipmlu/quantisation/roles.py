@@ -55,7 +55,6 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 _SELECTION_HINT = "expected ROLE or ROLE:BLOCKS, such as mlp_out or mlp_out:0-2,11"
 _BLOCK_RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
-_SMALL_BYTES = 1024  # weights of more bytes say nothing about shapes
 _JOINS = ("Add", "Sum")
 _START = -1  # in front of a tower's first node
 
@@ -473,23 +472,15 @@ def _meet(one: int, other: int, above: dict[int, int], depths: dict[int, int]) -
 
 
 def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors whose sizes can be told, for a batch of 1 where it is dynamic.
-
-    Weights keep their shapes only: protobuf cannot hold more than 2 GiB in one message.
-    """
+    """Shapes of all tensors whose sizes can be told, for a batch of 1 where it is dynamic."""
     import onnx
 
-    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    bare.graph.name = model.graph.name
-    bare.graph.node.extend(model.graph.node)
-    bare.graph.input.extend(model.graph.input)
-    for weight in model.graph.initializer:
-        if len(weight.raw_data) <= _SMALL_BYTES:
-            bare.graph.initializer.append(weight)
-        else:
-            bare.graph.initializer.add(name=weight.name, dims=weight.dims, data_type=weight.data_type)
-    for value in model.graph.output:
-        bare.graph.output.add(name=value.name).type.tensor_type.elem_type = value.type.tensor_type.elem_type
+    from clipmlu.quantisation.index import without_weights
+
+    bare = without_weights(model)
+    bare.graph.ClearField("value_info")
+    for value in bare.graph.output:  # what is declared for another batch would contradict
+        value.type.tensor_type.ClearField("shape")
     for value in bare.graph.input:
         for axis in value.type.tensor_type.shape.dim:
             axis.dim_value = axis.dim_value or 1
