@@ -23,6 +23,7 @@ from clipmlu.specs import (
     TensorSpec,
     TowerName,
 )
+from clipmlu.stages import StageClock
 
 if TYPE_CHECKING:
     from clipmlu.backends.magicmind.options import WorkerOptions
@@ -161,9 +162,11 @@ class Session(abc.ABC):
     Attributes:
         inputs: name -> spec, in the graph's order.
         outputs: name -> spec, in the graph's order.
+        clock: what copying in, computing and copying out took; a runtime that copies nothing only computes.
     """
 
     def __init__(self, tower: Tower, label: str) -> None:
+        self.clock = StageClock()
         self.inputs: dict[str, TensorSpec] = {spec.name: spec for spec in tower.inputs}
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in tower.outputs}
         self._label = label

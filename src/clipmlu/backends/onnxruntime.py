@@ -30,6 +30,7 @@ from clipmlu.errors import (
     first_line,
 )
 from clipmlu.specs import Precision, TensorSpec, TowerName
+from clipmlu.stages import now
 
 if TYPE_CHECKING:
     import onnx
@@ -118,11 +119,13 @@ class OnnxRuntimeSession(Session):
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        start = now()
         try:
             results = self._session.run(self._output_names, feeds)
         except Exception as error:
             # onnxruntime's exceptions share no base class of their own.
             raise SessionError(f"{self._label}: onnxruntime failed: {first_line(error)}") from error
+        self.clock.add({"compute": now() - start}, len(next(iter(feeds.values()))))
         return {name: np.asarray(result) for name, result in zip(self._output_names, results, strict=True)}
 
 

@@ -98,6 +98,11 @@ class Encoder:
         """The batch size that was chosen when compiling."""
         return self.bundle.compilation.batch_size
 
+    @property
+    def pixel_dtype(self) -> np.dtype[np.generic]:
+        """What the image tower takes: float32, normalised, or uint8, which it normalises itself."""
+        return np.dtype(self.bundle.tower("image").inputs[0].dtype)
+
     @functools.cached_property
     def preprocessor(self) -> Preprocessor:
         """Turns images into input tensors as the model was trained."""

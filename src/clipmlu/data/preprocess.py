@@ -21,6 +21,7 @@ from clipmlu.specs import PreprocessSpec
 # A sliver of 1x100000 pixels becomes 224x22400000 before the crop; above this the resized image is refused.
 MAX_RESIZED_PIXELS = DEFAULT_MAX_PIXELS
 
+_FULL_SCALE = np.float32(255)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 # open_clip.constants.OPENAI_DATASET_MEAN and OPENAI_DATASET_STD: what open_clip takes where a model says nothing.
@@ -47,9 +48,6 @@ class Preprocessor:
         self._std = np.asarray(spec.std, dtype=np.float32)
         if not self._std.all():
             raise ValueError(f"The standard deviation must not be zero, but std is {spec.std}.")
-        # ToTensor and Normalize in the same order of float32 operations, once for each of the 256 pixel values.
-        levels = np.arange(256, dtype=np.float32) / np.float32(255)
-        self._levels = (levels[None, :] - self._mean[:, None]) / self._std[:, None]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -138,10 +136,32 @@ class Preprocessor:
         """
         if out is None:
             out = np.empty(self.shape, dtype=np.float32)
-        for channel in range(3):
-            # Every uint8 is a valid index; mode "clip" only keeps NumPy from buffering `out` for the error case.
-            np.take(self._levels[channel], pixels[:, :, channel], out=out[channel], mode="clip")
+        # ToTensor and Normalize in the reference's order of float32 operations, each correctly rounded (IEEE 754); these
+        # release the interpreter's lock, which a table of the 256 values does not.
+        for channel, (mean, std) in enumerate(zip(self._mean, self._std, strict=True)):
+            plane = out[channel]
+            np.copyto(plane, pixels[:, :, channel])
+            np.divide(plane, _FULL_SCALE, out=plane)
+            np.subtract(plane, mean, out=plane)
+            np.divide(plane, std, out=plane)
         return out
+
+    def write(self, image: Image.Image, out: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> None:
+        """Preprocess one image into its place in a batch.
+
+        Args:
+            image: as for calling the preprocessor.
+            out: shape (3, height, width): float32 for a graph that takes normalised pixels, uint8 for one that
+                normalises them itself.
+
+        Raises:
+            InputError: as for calling the preprocessor.
+        """
+        pixels = self.pixels(image)
+        if out.dtype == np.uint8:
+            np.copyto(out, pixels.transpose(2, 0, 1))
+        else:
+            self.normalise(pixels, out.view(np.float32))
 
     def _fit(self, image: Image.Image) -> Image.Image:
         spec = self.spec
