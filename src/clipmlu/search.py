@@ -30,7 +30,7 @@ from clipmlu.bundle import (
     publish_copy,
     write_file,
 )
-from clipmlu.classify.bulk import ImageItem, embed_items
+from clipmlu.classify.bulk import embed_items, item_from_dataset
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration, open_train_split
@@ -323,12 +323,9 @@ class _Jury:
 
     def _look(self, encoder: Encoder, start: int, stop: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         classifier = encoder.classifier(self.dataset.class_names, self._search.templates, cache=False)
-        items = [self._item(index) for index in self.indices[start:stop]]
+        items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
         embeddings = np.stack([outcome.require_embedding() for outcome in embed_items(encoder, items)])
         return embeddings, rank_classes(classifier.logits(embeddings), 1)[:, 0].astype(np.int64)
-
-    def _item(self, index: int) -> ImageItem:
-        return ImageItem(self.dataset.key(index), lambda: self.dataset.image(index))
 
     def _changes(self, predicted: npt.NDArray[np.int64]) -> tuple[int, int]:
         """Images that were right and are not now, and the other way round."""

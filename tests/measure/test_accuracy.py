@@ -56,6 +56,9 @@ class Pictures:
             raise InputError(f"Image '{index}' is broken")
         return support.picture(index)
 
+    def source(self, index: int) -> Image.Image:
+        return self.image(index)
+
     def key(self, index: int) -> str:
         return f"pictures/{index}"
 

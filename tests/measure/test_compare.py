@@ -61,6 +61,9 @@ class Pictures:
             raise InputError(f"Image '{index}' is broken")
         return support.picture(self.first + index).resize((self.side, self.side))
 
+    def source(self, index: int) -> Image.Image:
+        return self.image(index)
+
     def key(self, index: int) -> str:
         return f"pictures/{index}"
 

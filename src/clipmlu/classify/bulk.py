@@ -1,35 +1,53 @@
-"""Many images through the image tower: decoding and preprocessing in a pool, batches in flight, results in order."""
+"""Many images through the image tower: reading, decoding and preprocessing in a pool, batches in flight, results in order.
+
+Each batch has a place in memory from the first image read to the last row computed, and places are used again: however many
+images there are, no more than a few batches are held. Workers write preprocessed images straight into their rows.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from clipmlu.data.images import ImageSource, load_image
-from clipmlu.errors import InputError
+from clipmlu.data.images import ImageSource, read_source
+from clipmlu.errors import InputError, OptionError
+from clipmlu.stages import Stage, StageClock, now
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from clipmlu.classify.encoder import Encoder, FloatArray, PendingEmbeddings
+    from clipmlu.data.datasets import Dataset
+    from clipmlu.data.preprocess import Preprocessor
 
-DEFAULT_WORKERS = 2
-_BATCHES_IN_FLIGHT = 2
-_ENTRIES_PER_PLACE = 4
+Rows = npt.NDArray[Any]
+"""Preprocessed images, shape (N, 3, H, W), of the dtype that the bundle takes: float32 or uint8."""
+
+_IMAGES_PER_TASK = 8  # handing a task to a thread costs some 20 us; a small image is prepared in 200 us
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageItem:
-    """One image to embed: what it is called, and how to get at it."""
+    """One image to embed.
+
+    Attributes:
+        id: what it is called.
+        load: gives the image, or what it is decoded from.
+        check: called with the decoded image; what it raises ends the run, unless it is an ``InputError``.
+    """
 
     id: str
-    load: Callable[[], Image.Image]
+    load: Callable[[], ImageSource]
+    check: Callable[[Image.Image], object] | None = None
 
 
 class Outcome(NamedTuple):
@@ -51,6 +69,42 @@ class Outcome(NamedTuple):
         return self.embedding
 
 
+class EmbeddedBatch(NamedTuple):
+    """What became of some items that follow one another.
+
+    Attributes:
+        items: all of them.
+        embeddings: float32, shape (N, D), unit L2 norm per row: of those that could be read, in order.
+        errors: position in ``items`` -> why that one could not.
+    """
+
+    items: Sequence[ImageItem]
+    embeddings: FloatArray
+    errors: dict[int, InputError]
+
+    def embedded(self) -> list[ImageItem]:
+        """The items that have a row in ``embeddings``."""
+        return [item for position, item in enumerate(self.items) if position not in self.errors]
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """One by one."""
+        rows = iter(self.embeddings)
+        for position, item in enumerate(self.items):
+            error = self.errors.get(position)
+            yield Outcome(item, None if error else next(rows), error)
+
+
+def default_workers() -> int:
+    """Threads that decode and preprocess, if nobody says otherwise: the CPUs that this process may use.
+
+    Pillow, zlib and NumPy release the interpreter's lock for nearly all of that work, so that processes bring nothing that
+    their memory and start-up would be worth.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:
     """Items from one image or many, and whether it was one."""
     from PIL import Image
@@ -68,111 +122,188 @@ def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list
 def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
     """An item from anything that ``load_image`` reads; paths are their own id."""
     name = str(source) if isinstance(source, (str, os.PathLike)) else f"image {position}"
-    return ImageItem(name, lambda: load_image(source))
+    return ImageItem(name, lambda: source)
+
+
+def item_from_dataset(
+    dataset: Dataset, index: int, check: Callable[[str, Image.Image], object] | None = None
+) -> ImageItem:
+    """An item from a dataset; ``check`` is called with its id and the decoded image."""
+    key = dataset.key(index)
+    checked = None if check is None else lambda image: check(key, image)
+    return ImageItem(key, lambda: dataset.source(index), checked)
 
 
 def embed_items(
-    encoder: Encoder, items: Iterable[ImageItem], *, batch_size: int | None = None, workers: int = DEFAULT_WORKERS
+    encoder: Encoder,
+    items: Iterable[ImageItem],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    clock: StageClock | None = None,
 ) -> Iterator[Outcome]:
+    """Embed images one by one, lazily and in order; see ``embed_batches``."""
+    for batch in embed_batches(encoder, items, batch_size=batch_size, workers=workers, clock=clock):
+        yield from batch.outcomes()
+
+
+def embed_batches(
+    encoder: Encoder,
+    items: Iterable[ImageItem],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    clock: StageClock | None = None,
+) -> Iterator[EmbeddedBatch]:
     """Embed images, lazily and in order.
 
-    At most a few batches are held in memory, however many items there are. An image that cannot be read yields an
-    outcome with its error and takes no place in a batch.
+    At most a few batches are held in memory, however many items there are, and no item is taken before there is room for
+    it. An image that cannot be read leaves its batch one row shorter.
 
     Args:
         encoder: what embeds them.
         items: the images.
         batch_size: images per batch; None for the bundle's own.
-        workers: threads that decode and preprocess.
+        workers: threads that read, decode and preprocess; None for ``default_workers``.
+        clock: where to count the time of the stages before the device.
 
     Raises:
         ShapeError: the bundle does not take such batches.
+        OptionError: there are no workers.
     """
     size = encoder.check_batch_size(batch_size)
-    preprocess = encoder.preprocessor
+    threads = default_workers() if workers is None else workers
+    if threads < 1:
+        raise OptionError(f"workers are {threads}; expected 1 or more")
+    depth = encoder.batches_in_flight
+    # While the device has its batches, every worker has a task and one to follow.
+    ahead = 1 + -(-2 * threads * _task_images(size, threads) // size)
+    places = _Places(encoder, size, ahead + depth)
+    source = iter(items)
+    with _Workers(encoder.preprocessor, threads, clock) as pool:
+        preparing: deque[_Batch] = deque()
+        running: deque[_Batch] = deque()
+        exhausted = False
+        while True:
+            while not exhausted and len(preparing) < ahead:
+                taken = list(islice(source, size))
+                exhausted = len(taken) < size
+                if taken:
+                    preparing.append(_Batch(taken, places.take(), pool))
+            if preparing and len(running) < depth:
+                batch = preparing.popleft()
+                batch.submit(encoder)
+                running.append(batch)
+            elif running:
+                batch = running.popleft()
+                result = batch.finish(encoder.embedding_dim)
+                places.give_back(batch.rows)
+                yield result
+            else:
+                return
 
-    def prepare(item: ImageItem) -> FloatArray | InputError:
+
+def _task_images(size: int, workers: int) -> int:
+    return max(1, min(_IMAGES_PER_TASK, size // (2 * workers)))
+
+
+class _Places:
+    """Memory for batches, used again and again; at most ``count`` are ever made."""
+
+    def __init__(self, encoder: Encoder, size: int, count: int) -> None:
+        self._shape = (size, *encoder.preprocessor.shape)
+        self._dtype = encoder.pixel_dtype
+        self._left = count
+        self._free: list[Rows] = []
+
+    def take(self) -> Rows:
+        if self._free:
+            return self._free.pop()
+        assert self._left > 0, "there are more batches under way than places"
+        self._left -= 1
+        return np.empty(self._shape, self._dtype)
+
+    def give_back(self, place: Rows) -> None:
+        self._free.append(place)
+
+
+class _Workers:
+    """Threads that prepare images; leaving the block stops them after the image that each has in hand."""
+
+    def __init__(self, preprocess: Preprocessor, count: int, clock: StageClock | None) -> None:
+        self._preprocess = preprocess
+        self._clock = clock
+        self._count = count
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix="clipmlu-preprocess")
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def start(self, items: Sequence[ImageItem], rows: Rows) -> list[Future[list[InputError | None]]]:
+        """Prepare the items into the rows, in tasks of a few."""
+        step = _task_images(len(rows), self._count)
+        return [
+            self._pool.submit(self._prepare, items[start : start + step], rows[start : start + step])
+            for start in range(0, len(items), step)
+        ]
+
+    def _prepare(self, items: Sequence[ImageItem], rows: Rows) -> list[InputError | None]:
+        errors: list[InputError | None] = []
+        spent: dict[Stage, float] = {"read": 0.0, "decode": 0.0, "preprocess": 0.0}
+        for item, row in zip(items, rows, strict=False):
+            if self._stopped.is_set():
+                break
+            errors.append(self._prepare_one(item, row, spent))
+        if self._clock is not None:
+            self._clock.add(spent, len(errors))
+        return errors
+
+    def _prepare_one(self, item: ImageItem, row: Rows, spent: dict[Stage, float]) -> InputError | None:
+        start = now()
         try:
-            return preprocess(item.load())
+            source = read_source(item.load())
+            read = now()
+            image = self._preprocess.decode(source, name=item.id)
+            if item.check is not None:
+                item.check(image)
+            decoded = now()
+            self._preprocess.write(image, row)
         except InputError as error:
             return error
-
-    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="clipmlu-preprocess")
-    in_flight: deque[_Batch] = deque()
-    try:
-        for batch in _batches(_map_in_order(pool, prepare, items, window=2 * size + workers), size):
-            batch.start(encoder)
-            in_flight.append(batch)
-            if len(in_flight) > _BATCHES_IN_FLIGHT:
-                yield from in_flight.popleft().finish()
-        while in_flight:
-            yield from in_flight.popleft().finish()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-Prepared = tuple[ImageItem, "FloatArray | InputError"]
+        done = now()
+        spent["read"] += read - start
+        spent["decode"] += decoded - read
+        spent["preprocess"] += done - decoded
+        return None
 
 
 class _Batch:
-    """Prepared images of one batch, broken ones among them."""
+    """Items on their way: being prepared, then on the device."""
 
-    def __init__(self) -> None:
-        self.entries: list[Prepared] = []
-        self.count = 0
+    def __init__(self, items: Sequence[ImageItem], rows: Rows, workers: _Workers) -> None:
+        self.rows = rows
+        self._items = items
+        self._tasks = workers.start(items, rows)
+        self._errors: dict[int, InputError] = {}
         self._pending: PendingEmbeddings | None = None
 
-    def add(self, entry: Prepared) -> None:
-        self.entries.append(entry)
-        self.count += not isinstance(entry[1], InputError)
+    def submit(self, encoder: Encoder) -> None:
+        """Wait until the images are prepared, and send those that could be read."""
+        found = [error for task in self._tasks for error in task.result()]
+        self._errors = {position: error for position, error in enumerate(found) if error is not None}
+        count = len(self._items) - len(self._errors)
+        if self._errors:
+            good = [position for position in range(len(self._items)) if position not in self._errors]
+            self.rows[:count] = self.rows[good]
+        if count:
+            self._pending = encoder.submit_images(self.rows[:count])
 
-    def start(self, encoder: Encoder) -> None:
-        pixels = [prepared for _, prepared in self.entries if not isinstance(prepared, InputError)]
-        if pixels:
-            self._pending = encoder.submit_images(np.stack(pixels))
-        # The pixels are on their way; what is left here is small.
-        self.entries = [
-            (item, prepared if isinstance(prepared, InputError) else _SENT) for item, prepared in self.entries
-        ]
-
-    def finish(self) -> Iterator[Outcome]:
-        rows = iter(self._pending.result() if self._pending is not None else ())
-        for item, prepared in self.entries:
-            if isinstance(prepared, InputError):
-                yield Outcome(item, None, prepared)
-            else:
-                yield Outcome(item, next(rows), None)
-
-
-_SENT: FloatArray = np.empty(0, np.float32)
-
-
-def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[_Batch]:
-    batch = _Batch()
-    for entry in prepared:
-        batch.add(entry)
-        # Broken images take no place in a batch; without the second bound, a run of them would be held back for ever.
-        if batch.count == size or len(batch.entries) == _ENTRIES_PER_PLACE * size:
-            yield batch
-            batch = _Batch()
-    if batch.entries:
-        yield batch
-
-
-def _map_in_order(
-    pool: ThreadPoolExecutor,
-    function: Callable[[ImageItem], FloatArray | InputError],
-    items: Iterable[ImageItem],
-    *,
-    window: int,
-) -> Iterator[Prepared]:
-    """Like ``map`` over the pool, with at most ``window`` items started ahead of the one that is yielded."""
-    started: deque[tuple[ImageItem, Future[FloatArray | InputError]]] = deque()
-    for item in items:
-        started.append((item, pool.submit(function, item)))
-        if len(started) >= window:
-            first, future = started.popleft()
-            yield first, future.result()
-    while started:
-        first, future = started.popleft()
-        yield first, future.result()
+    def finish(self, embedding_dim: int) -> EmbeddedBatch:
+        """Wait for the device."""
+        none = np.zeros((0, embedding_dim), np.float32)
+        return EmbeddedBatch(self._items, none if self._pending is None else self._pending.result(), self._errors)

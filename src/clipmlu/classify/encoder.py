@@ -41,6 +41,7 @@ def load(
     device: int = 0,
     verify: bool = True,
     image_only: bool = False,
+    fast_preprocess: bool = False,
 ) -> Encoder:
     """Open a compiled bundle for use.
 
@@ -50,6 +51,8 @@ def load(
         device: index of the MLU card, for bundles that run on one.
         verify: recompute the digests of the bundle's files.
         image_only: do without the text tower, whose files may then be absent; for use with a classifier file.
+        fast_preprocess: decode JPEGs at a reduced scale and shrink large images in two steps; the pixels are then not
+            those of open_clip.
 
     Raises:
         BundleError: there is no such bundle, it is not compiled, or it is not what its manifest says.
@@ -57,7 +60,7 @@ def load(
     """
     unused: tuple[TowerName, ...] = ("text",) if image_only else ()
     bundle = open_compiled(path, verify=verify, without=unused)
-    return Encoder(bundle, SessionOptions(threads=threads, device=device))
+    return Encoder(bundle, SessionOptions(threads=threads, device=device), fast_preprocess=fast_preprocess)
 
 
 class Encoder:
@@ -67,8 +70,11 @@ class Encoder:
         bundle: the bundle.
     """
 
-    def __init__(self, bundle: CompiledBundle, options: SessionOptions | None = None) -> None:
+    def __init__(
+        self, bundle: CompiledBundle, options: SessionOptions | None = None, *, fast_preprocess: bool = False
+    ) -> None:
         self.bundle = bundle
+        self._fast_preprocess = fast_preprocess
         self._options = options or SessionOptions()
         self._sessions: dict[TowerName, Session] = {}
 
@@ -99,6 +105,11 @@ class Encoder:
         return self.bundle.compilation.batch_size
 
     @property
+    def batches_in_flight(self) -> int:
+        """Batches that are given to the runtime at a time."""
+        return self._options.in_flight
+
+    @property
     def pixel_dtype(self) -> np.dtype[np.generic]:
         """What the image tower takes: float32, normalised, or uint8, which it normalises itself."""
         return np.dtype(self.bundle.tower("image").inputs[0].dtype)
@@ -108,7 +119,7 @@ class Encoder:
         """Turns images into input tensors as the model was trained."""
         from clipmlu.data.preprocess import Preprocessor
 
-        return Preprocessor(self.bundle.manifest.preprocess)
+        return Preprocessor(self.bundle.manifest.preprocess, fast=self._fast_preprocess)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

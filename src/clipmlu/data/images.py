@@ -34,10 +34,35 @@ _EXPECTED = f"Expected an image file ({', '.join(FORMATS)})."
 _EXPECTED_ARRAY = (
     "Expected uint8, 0..255, of shape (H, W, 3) for RGB, (H, W, 4) for RGBA, (H, W) or (H, W, 1) for grey."
 )
+_WHOLE_FILE_BYTES = 64 << 20  # larger files are read while they are decoded
 _PREFIX_BYTES = 16  # what Pillow's plugins are promised for recognising their format
 
 
-def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def read_source(source: ImageSource) -> ImageSource:
+    """Read a file into memory; any other source is returned as it is, and so is the path of a file above 64 MiB.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    path = Path(source)
+    with _open_file(path) as stream:
+        try:
+            if os.fstat(stream.fileno()).st_size > _WHOLE_FILE_BYTES:
+                return path
+            return stream.read()
+        except OSError as error:
+            raise InputError(f"Cannot read image '{path}': {_reason(error)}. {_EXPECTED}") from error
+
+
+def load_image(
+    source: ImageSource,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    name: str | None = None,
+    at_least: tuple[int, int] | None = None,
+) -> Image.Image:
     """Decode one image completely.
 
     An EXIF orientation is not applied, because open_clip's own transform does not apply it either. Of an animation
@@ -48,6 +73,9 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         source: a path, the bytes of an image file, a Pillow image (returned itself, loaded), or a uint8 array of shape
             (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) grey, whose pixels are copied.
         max_pixels: largest width x height that is decoded; checked on the header, before any pixel is.
+        name: what messages call the bytes of a file.
+        at_least: (width, height): a JPEG may come scaled down by 2, 4 or 8 as long as it is no smaller than this, which
+            is much faster and gives other pixels; None for the image as it is.
 
     Returns:
         The loaded image, which no longer needs its file.
@@ -63,9 +91,11 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     if isinstance(source, np.ndarray):
         return _image_from_array(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), f"the {_byte_count(source)} bytes given", max_pixels)
+        where = f"the {_byte_count(source)} bytes given" if name is None else f"image '{name}'"
+        return _decode(io.BytesIO(source), where, max_pixels, at_least)
     if isinstance(source, (str, os.PathLike)):
-        return _image_from_path(Path(source), max_pixels)
+        with _open_file(Path(source)) as stream:
+            return _decode(stream, f"image '{source}'", max_pixels, at_least)
     raise InputError(
         f"Cannot take an image from a value of type '{type(source).__name__}'. "
         "Expected a path, bytes, a Pillow image or a uint8 NumPy array."
@@ -80,7 +110,7 @@ def content_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _image_from_path(path: Path, max_pixels: int) -> Image.Image:
+def _open_file(path: Path) -> IO[bytes]:
     where = f"image '{path}'"
     try:
         kind = path.stat().st_mode
@@ -89,16 +119,14 @@ def _image_from_path(path: Path, max_pixels: int) -> Image.Image:
             raise InputError(f"Cannot read {where}: it is a directory. {_EXPECTED}")
         if not stat.S_ISREG(kind):
             raise InputError(f"Cannot read {where}: it is not a regular file. {_EXPECTED}")
-        stream = path.open("rb")
+        return path.open("rb")
     except FileNotFoundError as error:
         raise InputError(f"Cannot read {where}: there is no such file. {_EXPECTED}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
-    with stream:
-        return _decode(stream, where, max_pixels)
 
 
-def _decode(stream: IO[bytes], where: str, max_pixels: int) -> Image.Image:
+def _decode(stream: IO[bytes], where: str, max_pixels: int, at_least: tuple[int, int] | None) -> Image.Image:
     prefix = stream.read(_PREFIX_BYTES)
     if not prefix:
         raise InputError(f"Cannot read {where}: it is empty. {_EXPECTED}")
@@ -108,6 +136,10 @@ def _decode(stream: IO[bytes], where: str, max_pixels: int) -> Image.Image:
         raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
     if image is None:
         raise InputError(f"Cannot read {where}: {notes or 'its content is no image that is known here'}. {_EXPECTED}")
+    if at_least is not None:
+        _check_size(image.size, where, max_pixels)
+        # Only the JPEG plugin knows how; it takes the smallest scale that is at least as large. The mode stays as it is.
+        image.draft(None, at_least)
     return _load_pixels(image, where, max_pixels)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from PIL import Image
 
 from clipmlu.backends import get_backend
 from clipmlu.bundle import current_tool_versions, write_files
-from clipmlu.classify.bulk import ImageItem, Outcome, embed_items
+from clipmlu.classify.bulk import embed_batches, item_from_dataset
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.data.datasets import Dataset
@@ -28,7 +29,6 @@ CALIBRATION_BINS = 15
 CONFUSIONS_SHOWN = 20
 _TOP_K = 5
 _Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-_ROWS_AT_ONCE = 256
 
 IntArray = npt.NDArray[np.int64]
 
@@ -159,6 +159,7 @@ class EvalOptions:
         templates: see ``prompts.resolve_templates``.
         cache: keep class embeddings in the cache directory.
         allow_overlap: evaluate images that the bundle was calibrated with; the report counts them.
+        workers: threads that decode and preprocess; None for all CPUs.
     """
 
     samples: int | None = None
@@ -168,6 +169,7 @@ class EvalOptions:
     templates: str | Path | Sequence[str] = "simple"
     cache: bool = True
     allow_overlap: bool = False
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -264,6 +266,7 @@ def evaluate(
     *,
     on_result: Callable[[ImageResult], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_interrupt: Callable[[Tally, int], None] | None = None,
 ) -> AccuracyReport:
     """Measure zero-shot accuracy.
 
@@ -273,6 +276,7 @@ def evaluate(
         options: how; the defaults of ``EvalOptions`` if None.
         on_result: called for every image evaluated, in the order of evaluation.
         on_progress: called with the number of images done since the last call.
+        on_interrupt: called with what was counted and the number of images wanted, before a Ctrl-C goes on its way.
 
     Raises:
         OptionError: more samples than the dataset has.
@@ -288,21 +292,24 @@ def evaluate(
     skipped: list[SkippedImage] = []
     start = time.perf_counter()
     overlap = _Overlap(encoder, allowed=options.allow_overlap)
-    outcomes = embed_items(encoder, _items(dataset, indices, overlap), batch_size=batch_size)
-    for group in _grouped(zip(indices, outcomes, strict=True)):
-        good = [(index, outcome.embedding) for index, outcome in group if outcome.embedding is not None]
-        skipped += [
-            SkippedImage(id=outcome.item.id, reason=str(outcome.error))
-            for _, outcome in group
-            if outcome.error is not None
-        ]
-        if good:
-            results = _count(tally, classifier, dataset, good)
-            for result in results if on_result else ():
-                assert on_result is not None
-                on_result(result)
-        if on_progress:
-            on_progress(len(group))
+    items = (item_from_dataset(dataset, index, overlap.check) for index in indices)
+    batches = embed_batches(encoder, items, batch_size=batch_size, workers=options.workers)
+    remaining = iter(indices)
+    try:
+        for batch in batches:
+            numbers = list(islice(remaining, len(batch.items)))
+            skipped += [SkippedImage(id=batch.items[at].id, reason=str(error)) for at, error in batch.errors.items()]
+            good = [number for at, number in enumerate(numbers) if at not in batch.errors]
+            results = _count(tally, classifier, dataset, good, batch.embeddings) if good else []
+            if on_result:
+                for result in results:
+                    on_result(result)
+            if on_progress:
+                on_progress(len(numbers))
+    except KeyboardInterrupt:
+        if on_interrupt and tally.images:
+            on_interrupt(tally, len(indices))
+        raise
     elapsed = time.perf_counter() - start
     if tally.images == 0:
         raise InputError(
@@ -456,7 +463,7 @@ class _Overlap:
         self._allowed = allowed
         self.found: list[str] = []
 
-    def check(self, image: Image.Image, name: str) -> Image.Image:
+    def check(self, name: str, image: Image.Image) -> None:
         if self._known and content_digest(image) in self._known:
             if not self._allowed:
                 raise OverlapError(
@@ -464,38 +471,22 @@ class _Overlap:
                     "Evaluate others, or add --allow-overlap, which marks the report."
                 )
             self.found.append(name)
-        return image
-
-
-def _items(dataset: Dataset, indices: Sequence[int], overlap: _Overlap) -> Iterator[ImageItem]:
-    def item(index: int) -> ImageItem:
-        key = dataset.key(index)
-        return ImageItem(key, lambda: overlap.check(dataset.image(index), key))
-
-    return (item(index) for index in indices)
-
-
-def _grouped(outcomes: Iterator[tuple[int, Outcome]]) -> Iterator[list[tuple[int, Outcome]]]:
-    group: list[tuple[int, Outcome]] = []
-    for entry in outcomes:
-        group.append(entry)
-        if len(group) == _ROWS_AT_ONCE:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _count(
-    tally: Tally, classifier: ZeroShotClassifier, dataset: Dataset, good: Sequence[tuple[int, npt.NDArray[np.float32]]]
+    tally: Tally,
+    classifier: ZeroShotClassifier,
+    dataset: Dataset,
+    indices: Sequence[int],
+    embeddings: npt.NDArray[np.float32],
 ) -> list[ImageResult]:
-    labels = np.array([dataset.label(index) for index, _ in good], np.int64)
-    logits = classifier.logits(np.stack([embedding for _, embedding in good]))
+    labels = np.array([dataset.label(index) for index in indices], np.int64)
+    logits = classifier.logits(embeddings)
     ranked = rank_classes(logits, _TOP_K)
     confidence = classifier.scores(logits).max(axis=1)
     tally.add(labels, ranked, confidence)
-    rows = zip(good, labels, ranked, strict=True)
-    return [ImageResult(index, int(label), tuple(int(each) for each in best)) for (index, _), label, best in rows]
+    rows = zip(indices, labels, ranked, strict=True)
+    return [ImageResult(index, int(label), tuple(int(each) for each in best)) for index, label, best in rows]
 
 
 def _report(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipmlu.classify.bulk import ImageItem, embed_items
+from clipmlu.classify.bulk import embed_items, item_from_dataset
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder, FloatArray
 from clipmlu.data.datasets import Dataset
@@ -130,8 +130,7 @@ def embed_dataset(
     """
     found: list[str] = []
 
-    def load(index: int, key: str) -> Image.Image:
-        image = dataset.image(index)
+    def check(key: str, image: Image.Image) -> None:
         if seen and content_digest(image) in seen:
             if not allow_overlap:
                 raise OverlapError(
@@ -139,16 +138,12 @@ def embed_dataset(
                     "Compare on others, or add --allow-overlap, which marks the report."
                 )
             found.append(key)
-        return image
-
-    def item(index: int) -> ImageItem:
-        key = dataset.key(index)
-        return ImageItem(key, lambda: load(index, key))
 
     good: list[int] = []
     rows: list[FloatArray] = []
     skipped: list[SkippedImage] = []
-    outcomes = embed_items(encoder, map(item, indices), batch_size=batch_size)
+    items = (item_from_dataset(dataset, index, check) for index in indices)
+    outcomes = embed_items(encoder, items, batch_size=batch_size)
     for index, outcome in zip(indices, outcomes, strict=True):
         if outcome.embedding is None:
             skipped.append(SkippedImage(id=outcome.item.id, reason=str(outcome.error)))

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipmlu.data.images import ImageSource
+
 
 class Dataset(Protocol):
     """Labelled images with random access.
@@ -36,6 +38,9 @@ class Dataset(Protocol):
         Raises:
             InputError: it cannot be read.
         """
+
+    def source(self, index: int) -> ImageSource:
+        """What the image is decoded from: a file, or the image itself where there is none of its own."""
 
     def key(self, index: int) -> str:
         """A stable identifier of the image."""

@@ -137,6 +137,10 @@ class CifarDataset:
         planes = self._pixels[index].reshape(3, _SIDE, _SIDE)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
+    def source(self, index: int) -> Image.Image:
+        """The image itself."""
+        return self.image(index)
+
     def key(self, index: int) -> str:
         """Such as ``"cifar100/test/000017"``."""
         return f"{self.name}/{self.split}/{index:06d}"

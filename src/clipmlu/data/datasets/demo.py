@@ -103,6 +103,10 @@ class DemoDataset:
         name = self.class_names[self.label(index)]
         return draw(name, ((self._seed * len(_SPLITS) + _SPLITS.index(self.split)) << _INDEX_BITS) + index)
 
+    def source(self, index: int) -> Image.Image:
+        """The image itself."""
+        return self.image(index)
+
     def key(self, index: int) -> str:
         """Split, seed and index, such as ``"demo/test/0/000017"``.
 

@@ -46,6 +46,10 @@ class ImageFolder:
         """The decoded image."""
         return load_image(self._items[index][0])
 
+    def source(self, index: int) -> Path:
+        """The image's file."""
+        return self._items[index][0]
+
     def key(self, index: int) -> str:
         """The image's path relative to the folder."""
         return self._items[index][0].relative_to(self._root).as_posix()
@@ -80,6 +84,10 @@ class UnlabelledFolder:
     def image(self, index: int) -> Image.Image:
         """The decoded image."""
         return load_image(self._items[index])
+
+    def source(self, index: int) -> Path:
+        """The image's file."""
+        return self._items[index]
 
     def key(self, index: int) -> str:
         """The image's path relative to the folder."""
