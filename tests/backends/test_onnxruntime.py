@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clipmlu.backends import SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle import Tower
+from clipmlu.errors import SessionError
 from clipmlu.specs import Precision, TensorSpec
 
 DEPTH, WIDTH = 64, 32
@@ -55,3 +57,29 @@ def test_the_largest_integer_products_are_exact(tmp_path: Path, weights: str) ->
     with OnnxRuntimeSession(tower, path, "test", SessionOptions(), Precision.QINT8_MIXED_FLOAT32) as session:
         result = session.run({"x": np.full((WIDTH, DEPTH), 127, np.float32)})["y"]
     np.testing.assert_array_equal(result, np.full((WIDTH, WIDTH), DEPTH * 127 * 127, np.float32))
+
+
+def test_closing_ends_the_batch_that_runs_and_drops_those_that_wait(tmp_path: Path) -> None:
+    """A batch of a large model takes seconds on a CPU, and Ctrl-C must not wait for it."""
+    steps, side = 4000, 192
+    weight = numpy_helper.from_array(np.eye(side, dtype=np.float32), "w")
+    nodes = [helper.make_node("MatMul", [f"x{step}", "w"], [f"x{step + 1}"]) for step in range(steps)]
+    shape = [side, side]
+    graph = helper.make_graph(
+        nodes,
+        "slow",
+        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(f"x{steps}", TensorProto.FLOAT, shape)],
+        [weight],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "s.onnx")
+    tensors = [TensorSpec(name=name, dtype="float32", shape=(side, side)) for name in ("x0", f"x{steps}")]
+    tower = Tower(file="s.onnx", inputs=(tensors[0],), outputs=(tensors[1],))
+    session = OnnxRuntimeSession(tower, tmp_path / "s.onnx", "slow", SessionOptions(threads=1))
+    running, waiting = (session.submit({"x0": np.ones(shape, np.float32)}) for _ in range(2))
+    while not running.running():
+        time.sleep(0.001)
+    session.close()
+    with pytest.raises(SessionError, match="terminate"):
+        running.result()
+    assert waiting.cancelled()

@@ -317,9 +317,10 @@ def test_reader_that_goes_away_is_no_traceback(compiled: CompiledBundle, photos:
     assert "BrokenPipe" not in result.stderr
 
 
-def test_interrupt_is_one_line_and_exit_130(compiled: CompiledBundle, tmp_path: Path) -> None:
+def _interrupted(arguments: list[object], listed: str, awaited: str, tmp_path: Path) -> tuple[int, str, str]:
+    """Run a command on a list that does not end, and press Ctrl-C when it has said ``awaited``."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "clipmlu", "embed", str(compiled.path), "-", "-o", str(tmp_path / "out.npy")],
+        [sys.executable, "-m", "clipmlu", *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -330,12 +331,43 @@ def test_interrupt_is_one_line_and_exit_130(compiled: CompiledBundle, tmp_path: 
     )
     assert process.stdin is not None
     assert process.stderr is not None
-    process.stdin.write("absent.png\n" * 100)
+    process.stdin.write(listed)
     process.stdin.flush()
-    assert "absent.png" in process.stderr.readline()  # it is at work, and waits for the rest of the list
+    assert awaited in process.stderr.readline()  # it is at work, and waits for the rest of the list
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    return process.returncode, out, err
+
+
+def test_interrupt_is_one_line_and_exit_130(compiled: CompiledBundle, tmp_path: Path) -> None:
+    arguments = ["embed", compiled.path, "-", "-o", tmp_path / "out.npy"]
+    code, out, err = _interrupted(arguments, "absent.png\n" * 100, "absent.png", tmp_path)
+    assert (code, out) == (130, "")
     lines = [line for line in err.splitlines() if line and not line.startswith("skipped: ")]
     assert lines == ["clipmlu: interrupted; nothing half-written was left behind."]
-    assert not (tmp_path / "out.npy").exists()
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_interrupt_leaves_the_finished_embeddings(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+    listed = f"absent.png\n{photos / '0.png'}\n{photos / '1.png'}\n" * 40
+    arguments = ["embed", compiled.path, "-", "--batch-size", 6, "-o", tmp_path / "out.npy"]
+    code, _, err = _interrupted(arguments, listed, "absent.png", tmp_path)
+    assert code == 130
+    rows = np.load(tmp_path / "out.partial.npy")
+    assert rows.dtype == np.float32
+    assert f"Wrote the {len(rows)} embeddings that were finished to {tmp_path / 'out.partial.npy'}" in err
+    expected = support.embed_images(np.stack([support.preprocess(support.picture(number)) for number in (0, 1)]))
+    np.testing.assert_allclose(rows, np.tile(expected, (len(rows) // 2, 1)), atol=1e-6)
+    ids = json.loads((tmp_path / "out.partial.ids.json").read_text())
+    assert ids == [str(photos / "0.png"), str(photos / "1.png")] * (len(rows) // 2)
+    assert sorted(path.name for path in tmp_path.glob("*out.*")) == ["out.partial.ids.json", "out.partial.npy"]
+
+
+def test_interrupt_leaves_a_whole_document(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+    listed = f"absent.png\n{photos / '0.png'}\n" * 40
+    arguments = ["classify", compiled.path, "-", "--labels", LABELS, "--batch-size", 4, "--format", "json"]
+    code, out, _ = _interrupted(arguments, listed, "absent.png", tmp_path)
+    assert code == 130
+    results = json.loads(out)["results"]
+    assert results
+    assert {row["source"] for row in results} == {str(photos / "0.png")}

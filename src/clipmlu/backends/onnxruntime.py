@@ -106,6 +106,7 @@ class OnnxRuntimeSession(Session):
         super().__init__(tower, label)
         self._session = _load(path, options, precision)
         self._output_names = list(self.outputs)
+        self._run_options = _run_options()
         # One worker keeps the order of the batches; the runtime itself spreads one batch over the cores.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clipmlu-onnxruntime")
 
@@ -115,13 +116,14 @@ class OnnxRuntimeSession(Session):
         return self._worker.submit(self._run, dict(feeds))
 
     def close(self) -> None:
-        """Wait for the batches in flight and stop the thread."""
+        """End the batch that runs at its next operator, drop those that wait, and stop the thread."""
+        self._run_options.terminate = True
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         start = now()
         try:
-            results = self._session.run(self._output_names, feeds)
+            results = self._session.run(self._output_names, feeds, self._run_options)
         except Exception as error:
             # onnxruntime's exceptions share no base class of their own.
             raise SessionError(f"{self._label}: onnxruntime failed: {first_line(error)}") from error
@@ -153,6 +155,14 @@ def _write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> C
         outputs=tuple(_with_batch(tensor, fixed) for tensor in graph.tower.outputs),
     )
     return CompiledGraph(tower=tower, quantised=record)
+
+
+def _run_options() -> onnxruntime.RunOptions:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    return options
 
 
 def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxruntime.InferenceSession:

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,7 +141,7 @@ def embed_items(
     batch_size: int | None = None,
     workers: int | None = None,
     clock: StageClock | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Embed images one by one, lazily and in order; see ``embed_batches``."""
     for batch in embed_batches(encoder, items, batch_size=batch_size, workers=workers, clock=clock):
         yield from batch.outcomes()
@@ -154,8 +154,8 @@ def embed_batches(
     batch_size: int | None = None,
     workers: int | None = None,
     clock: StageClock | None = None,
-) -> Iterator[EmbeddedBatch]:
-    """Embed images, lazily and in order.
+) -> Generator[EmbeddedBatch, None, None]:
+    """Embed images, lazily and in order; closing the generator stops the workers.
 
     At most a few batches are held in memory, however many items there are, and no item is taken before there is room for
     it. An image that cannot be read leaves its batch one row shorter.

@@ -17,7 +17,7 @@ import numpy as np
 
 from clipmlu import _environment
 from clipmlu.bundle import current_tool_versions, write_file
-from clipmlu.classify.bulk import embed_items, items_from_images
+from clipmlu.classify.bulk import embed_batches, items_from_images
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.data.prompts import check_class_names, fill_template, resolve_templates
 from clipmlu.errors import InputError, OptionError, OutputError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 CLASSIFIER_SCHEMA = 1
 DEFAULT_TOP_K = 5
 _PROMPTS_AT_ONCE = 1024
+_CLASSES_SORTED_WHOLE = 512
 _log = logging.getLogger(__name__)
 
 
@@ -106,26 +107,37 @@ class ZeroShotClassifier:
         """
         items, single = items_from_images(images)
         predictions = Predictions()
-        for outcome in embed_items(self._encoder, items, batch_size=batch_size):
-            predictions.append(
-                self.prediction_from_embedding(outcome.require_embedding(), outcome.item.id, top_k=top_k)
-            )
+        for batch in embed_batches(self._encoder, items, batch_size=batch_size):
+            for error in batch.errors.values():
+                raise error
+            sources = [item.id for item in batch.items]
+            predictions += self.predictions_from_embeddings(batch.embeddings, sources, top_k=top_k)
         return predictions[0] if single else predictions
 
     def prediction_from_embedding(
         self, embedding: FloatArray, source: str, *, top_k: int = DEFAULT_TOP_K
     ) -> Prediction:
         """Rank the classes for one image embedding, float32, shape (D,), unit L2 norm."""
+        return self.predictions_from_embeddings(embedding[None], [source], top_k=top_k)[0]
+
+    def predictions_from_embeddings(
+        self, embeddings: FloatArray, sources: Sequence[str], *, top_k: int = DEFAULT_TOP_K
+    ) -> Predictions:
+        """Rank the classes for image embeddings.
+
+        Args:
+            embeddings: float32, shape (N, D), unit L2 norm per row.
+            sources: what the N images are called.
+            top_k: classes per image, at most as many as there are.
+        """
         if top_k < 1:
             raise OptionError(f"top k is {top_k}; expected 1 or more")
-        logits = self.logits(embedding[None])
-        best = rank_classes(logits, top_k)[0]
-        scores = self.scores(logits)[0]
-        return Prediction(
-            source,
-            tuple(self.class_names[index] for index in best),
-            tuple(int(index) for index in best),
-            tuple(float(scores[index]) for index in best),
+        logits = self.logits(embeddings)
+        ranked = rank_classes(logits, top_k)
+        best_scores = np.take_along_axis(self.scores(logits), ranked, axis=1).tolist()
+        return Predictions(
+            Prediction(source, tuple(self.class_names[index] for index in best), tuple(best), tuple(scores))
+            for source, best, scores in zip(sources, ranked.tolist(), best_scores, strict=True)
         )
 
     def logits(self, image_embeddings: FloatArray) -> FloatArray:
@@ -156,7 +168,16 @@ class ZeroShotClassifier:
 
 def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
     """Indices of the ``k`` largest logits per row, best first; of equal ones the lower index comes first."""
-    return np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    classes = logits.shape[1]
+    if k >= classes or classes <= _CLASSES_SORTED_WHOLE:
+        return np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    # Far fewer need sorting: those that are as good as the k-th best.
+    ranked = np.empty((len(logits), k), np.intp)
+    floors = np.partition(logits, classes - k, axis=1)[:, classes - k]
+    for row, (values, floor) in enumerate(zip(logits, floors, strict=True)):
+        candidates = np.flatnonzero(values >= floor)
+        ranked[row] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
+    return ranked
 
 
 def build_classifier(

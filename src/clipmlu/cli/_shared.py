@@ -47,6 +47,25 @@ def batch_size_option(command: Decorated) -> Decorated:
     )(command)
 
 
+def workers_option(command: Decorated) -> Decorated:
+    """``--workers N`` of commands that read images."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=None,
+        help="Threads that read, decode and preprocess images. [default: all CPUs]",
+    )(command)
+
+
+def fast_preprocess_option(command: Decorated) -> Decorated:
+    """``--fast-preprocess``."""
+    return click.option(
+        "--fast-preprocess",
+        is_flag=True,
+        help="Decode JPEGs at a reduced scale and shrink in two steps: faster, and no longer the pixels of open_clip.",
+    )(command)
+
+
 def templates_option(command: Decorated) -> Decorated:
     """``--templates``."""
     return click.option(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import click
@@ -16,13 +18,16 @@ from clipmlu.cli._shared import (
     batch_size_option,
     bundle_argument,
     device_option,
+    fast_preprocess_option,
     note,
     templates_option,
     threads_option,
+    workers_option,
 )
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
+    from clipmlu.classify.bulk import EmbeddedBatch
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.encoder import Encoder
     from clipmlu.classify.results import Prediction
@@ -43,6 +48,8 @@ if TYPE_CHECKING:
 )
 @batch_size_option
 @threads_option
+@workers_option
+@fast_preprocess_option
 @device_option
 def classify_command(
     bundle: Path,
@@ -55,6 +62,8 @@ def classify_command(
     format_name: str,
     batch_size: int | None,
     threads: int,
+    workers: int | None,
+    fast_preprocess: bool,
     device: int,
 ) -> int:
     """Classify images with a compiled BUNDLE.
@@ -62,7 +71,7 @@ def classify_command(
     INPUT is a file, a folder (searched recursively), a glob pattern, or - for a list of paths on stdin, one per line.
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
-    from clipmlu.classify.bulk import embed_items
+    from clipmlu.classify.bulk import embed_batches
     from clipmlu.classify.encoder import load
     from clipmlu.cli._inputs import image_items
 
@@ -71,24 +80,20 @@ def classify_command(
     if not inputs and save_classifier is None:
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
     broken = 0
-    with load(bundle, threads=threads, device=device, image_only=classifier_file is not None) as encoder:
+    image_only = classifier_file is not None
+    with load(
+        bundle, threads=threads, device=device, image_only=image_only, fast_preprocess=fast_preprocess
+    ) as encoder:
         classifier = _classifier(encoder, labels, classifier_file, templates)
         if save_classifier is not None:
             classifier.save(save_classifier)
             note(f"Wrote classifier file {save_classifier}")
 
-        def predictions() -> Iterator[Prediction]:
-            nonlocal broken
-            for outcome in embed_items(encoder, image_items(inputs), batch_size=batch_size):
-                if outcome.embedding is None:
-                    broken += 1
-                    note(f"skipped: {outcome.error}")
-                else:
-                    yield classifier.prediction_from_embedding(outcome.embedding, outcome.item.id, top_k=top_k)
-
         if inputs:
-            for line in _FORMATS[format_name](predictions(), classifier, top_k):
-                click.echo(line)
+            output = _FORMATS[format_name](classifier, top_k)
+            batches = embed_batches(encoder, image_items(inputs), batch_size=batch_size, workers=workers)
+            with contextlib.closing(batches):
+                broken = _write(output, batches, classifier, top_k)
     if broken:
         note(f"{broken} image(s) could not be read.")
     return 1 if broken else 0
@@ -103,54 +108,99 @@ def _classifier(encoder: Encoder, labels: str | None, file: Path | None, templat
     return encoder.classifier(resolve_class_names(labels), templates)
 
 
-def _table(predictions: Iterable[Prediction], classifier: ZeroShotClassifier, top_k: int) -> Iterator[str]:
-    """One aligned line per image, as soon as it is there."""
-    width = min(28, max(len(name) for name in classifier.class_names))
-    if classifier.encoder.bundle.compilation.emulated:
-        yield "(emulated)"
-    for prediction in predictions:
+def _write(output: _Format, batches: Iterable[EmbeddedBatch], classifier: ZeroShotClassifier, top_k: int) -> int:
+    """Print predictions as they come, and count the images that could not be read.
+
+    Whatever ends the run early, a Ctrl-C too, what was printed is a complete document of the finished images.
+    """
+    broken = 0
+    begun = False
+    try:
+        for batch in batches:
+            sources = [item.id for item in batch.embedded()]
+            rows = classifier.predictions_from_embeddings(batch.embeddings, sources, top_k=top_k)
+            click.echo(("" if begun else output.head) + "".join(map(output.row, rows)), nl=False)
+            begun = True
+            broken += len(batch.errors)
+            for error in batch.errors.values():
+                note(f"skipped: {error}")
+    finally:
+        if begun:
+            click.echo(output.tail, nl=False)
+    return broken
+
+
+class _Format:
+    """How predictions are printed: ``head``, one ``row`` for each, ``tail``."""
+
+    head: str = ""
+    tail: str = ""
+
+    def __init__(self, classifier: ZeroShotClassifier, _top_k: int) -> None:
+        self._emulated = classifier.encoder.bundle.compilation.emulated
+
+    def row(self, prediction: Prediction) -> str:
+        """The lines for one image."""
+        raise NotImplementedError
+
+
+class _Table(_Format):
+    """One aligned line per image."""
+
+    def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
+        super().__init__(classifier, top_k)
+        self.head = "(emulated)\n" if self._emulated else ""
+        self._width = min(28, max(len(name) for name in classifier.class_names))
+
+    def row(self, prediction: Prediction) -> str:
         ranked = zip(prediction.class_names, prediction.scores, strict=True)
-        columns = [f"{name:<{width}} {score:6.1%}" for name, score in ranked]
-        yield "  ".join([*columns, prediction.source])
+        columns = [f"{name:<{self._width}} {score:6.1%}" for name, score in ranked]
+        return "  ".join([*columns, prediction.source]) + "\n"
 
 
-def _json(predictions: Iterable[Prediction], classifier: ZeroShotClassifier, top_k: int) -> Iterator[str]:
-    rows = [prediction.to_dict() for prediction in predictions]
-    yield json.dumps(
-        {"emulated": classifier.encoder.bundle.compilation.emulated, "results": rows}, indent=2, ensure_ascii=False
-    )
+class _Json(_Format):
+    """One object for all images, written as they come."""
+
+    tail = "\n  ]\n}\n"
+
+    def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
+        super().__init__(classifier, top_k)
+        self.head = f'{{\n  "emulated": {json.dumps(self._emulated)},\n  "results": ['
+        self._separator = "\n"
+
+    def row(self, prediction: Prediction) -> str:
+        text = self._separator + indent(json.dumps(prediction.to_dict(), indent=2, ensure_ascii=False), "    ")
+        self._separator = ",\n"
+        return text
 
 
-def _jsonl(predictions: Iterable[Prediction], classifier: ZeroShotClassifier, top_k: int) -> Iterator[str]:
-    mark = {"emulated": True} if classifier.encoder.bundle.compilation.emulated else {}
-    for prediction in predictions:
-        yield json.dumps({**prediction.to_dict(), **mark}, ensure_ascii=False)
+class _JsonLines(_Format):
+    """One object per line."""
+
+    def row(self, prediction: Prediction) -> str:
+        mark = {"emulated": True} if self._emulated else {}
+        return json.dumps({**prediction.to_dict(), **mark}, ensure_ascii=False) + "\n"
 
 
-def _csv(predictions: Iterable[Prediction], classifier: ZeroShotClassifier, top_k: int) -> Iterator[str]:
-    ranks = range(1, min(top_k, len(classifier.class_names)) + 1)
-    mark = ["emulated"] if classifier.encoder.bundle.compilation.emulated else []
-    yield _csv_line(["source", *(f"{column}_{rank}" for rank in ranks for column in ("class_name", "score")), *mark])
-    for prediction in predictions:
+class _Csv(_Format):
+    """One line per image, below a header."""
+
+    def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
+        super().__init__(classifier, top_k)
+        ranks = range(1, min(top_k, len(classifier.class_names)) + 1)
+        columns = [f"{column}_{rank}" for rank in ranks for column in ("class_name", "score")]
+        self.head = _csv_line(["source", *columns, *(["emulated"] if self._emulated else [])])
+
+    def row(self, prediction: Prediction) -> str:
         ranked = zip(prediction.class_names, prediction.scores, strict=True)
-        yield _csv_line(
-            [
-                prediction.source,
-                *(cell for name, score in ranked for cell in (name, f"{score:.6f}")),
-                *(["true"] if mark else []),
-            ]
-        )
+        cells = [cell for name, score in ranked for cell in (name, f"{score:.6f}")]
+        return _csv_line([prediction.source, *cells, *(["true"] if self._emulated else [])])
 
 
 def _csv_line(cells: Iterable[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(cells)
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()
 
 
-_FORMATS: dict[str, Callable[[Iterable[Prediction], ZeroShotClassifier, int], Iterator[str]]] = {
-    "table": _table,
-    "json": _json,
-    "jsonl": _jsonl,
-    "csv": _csv,
-}
+_FORMATS: dict[str, type[_Format]] = {"table": _Table, "json": _Json, "jsonl": _JsonLines, "csv": _Csv}

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import json
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import PATH, batch_size_option, bundle_argument, device_option, note, threads_option
+from clipmlu.cli._shared import (
+    PATH,
+    batch_size_option,
+    bundle_argument,
+    device_option,
+    fast_preprocess_option,
+    note,
+    threads_option,
+    workers_option,
+)
 from clipmlu.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from clipmlu.classify.embedding_file import EmbeddingFile
+    from clipmlu.classify.encoder import Encoder
+
+_TEXTS_AT_ONCE = 1024
 
 
 @click.command("embed")
@@ -21,6 +36,8 @@ from clipmlu.errors import InputError, OptionError
 )
 @batch_size_option
 @threads_option
+@workers_option
+@fast_preprocess_option
 @device_option
 def embed_command(
     bundle: Path,
@@ -29,51 +46,66 @@ def embed_command(
     output: Path,
     batch_size: int | None,
     threads: int,
+    workers: int | None,
+    fast_preprocess: bool,
     device: int,
 ) -> int:
     """Write unit-norm embeddings of images (or texts) as float32 .npy, shape (N, D), and their ids as a JSON list.
 
-    INPUT is what 'clipmlu classify' takes.
+    INPUT is what 'clipmlu classify' takes. Interrupted, the finished part is written to OUTPUT.partial.npy.
     """
-    import numpy as np
-
-    from clipmlu.bundle import write_files
-    from clipmlu.classify.bulk import embed_items
+    from clipmlu.classify.embedding_file import EmbeddingFile
     from clipmlu.classify.encoder import load
-    from clipmlu.cli._inputs import image_items
-    from clipmlu.data.prompts import read_lines
 
     if bool(inputs) == (texts is not None):
         raise OptionError("Give either INPUT or --texts.")
-    broken = 0
-    with load(bundle, threads=threads, device=device, image_only=texts is None) as encoder:
-        if texts is not None:
-            ids = read_lines(texts, "text file")
-            embeddings = encoder.embed_texts(ids)
-        else:
-            ids, rows = [], []
-            for outcome in embed_items(encoder, image_items(inputs), batch_size=batch_size):
-                if outcome.embedding is None:
-                    broken += 1
-                    note(f"skipped: {outcome.error}")
-                else:
-                    ids.append(outcome.item.id)
-                    rows.append(outcome.embedding)
-            if not rows:
-                raise InputError(f"Not one of {broken} image(s) could be read; nothing was written.")
-            embeddings = np.stack(rows)
-        emulated = encoder.bundle.compilation.emulated
-    buffer = io.BytesIO()
-    np.save(buffer, embeddings)
-    write_files(
-        {
-            output.with_suffix(".npy"): buffer.getvalue(),
-            output.with_suffix(".ids.json"): json.dumps(ids, ensure_ascii=False).encode(),
-        }
-    )
-    note(
-        f"Wrote {len(ids)} embeddings of {embeddings.shape[1]} elements to {output.with_suffix('.npy')}{' (emulated)' if emulated else ''}"
-    )
+    with (
+        load(
+            bundle, threads=threads, device=device, image_only=texts is None, fast_preprocess=fast_preprocess
+        ) as encoder,
+        EmbeddingFile(output, encoder.embedding_dim) as file,
+    ):
+        mark = " (emulated)" if encoder.bundle.compilation.emulated else ""
+        try:
+            if texts is not None:
+                broken = _embed_texts(encoder, texts, file)
+            else:
+                broken = _embed_images(encoder, inputs, file, batch_size, workers)
+        except KeyboardInterrupt:
+            if file.rows:
+                note(f"Wrote the {file.rows} embeddings that were finished to {file.publish(partial=True)}{mark}")
+            raise
+        if broken and not file.rows:
+            raise InputError(f"Not one of {broken} image(s) could be read; nothing was written.")
+        note(f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {file.publish()}{mark}")
     if broken:
         note(f"{broken} image(s) could not be read.")
     return 1 if broken else 0
+
+
+def _embed_images(
+    encoder: Encoder, inputs: tuple[str, ...], file: EmbeddingFile, batch_size: int | None, workers: int | None
+) -> int:
+    """Returns how many images could not be read."""
+    from clipmlu.classify.bulk import embed_batches
+    from clipmlu.cli._inputs import image_items
+
+    broken = 0
+    batches = embed_batches(encoder, image_items(inputs), batch_size=batch_size, workers=workers)
+    with contextlib.closing(batches):
+        for batch in batches:
+            file.append(batch.embeddings, [item.id for item in batch.embedded()])
+            broken += len(batch.errors)
+            for error in batch.errors.values():
+                note(f"skipped: {error}")
+    return broken
+
+
+def _embed_texts(encoder: Encoder, texts: Path, file: EmbeddingFile) -> int:
+    from clipmlu.data.prompts import read_lines
+
+    lines = read_lines(texts, "text file")
+    for start in range(0, len(lines), _TEXTS_AT_ONCE):
+        part = lines[start : start + _TEXTS_AT_ONCE]
+        file.append(encoder.embed_texts(part), part)
+    return 0

@@ -14,6 +14,7 @@ from clipmlu.cli._shared import (
     console,
     device_option,
     echo_json,
+    fast_preprocess_option,
     json_option,
     note,
     offline_option,
@@ -21,10 +22,12 @@ from clipmlu.cli._shared import (
     progress_bar,
     templates_option,
     threads_option,
+    workers_option,
 )
 
 if TYPE_CHECKING:
-    from clipmlu.measure.accuracy import AccuracyReport, Interval
+    from clipmlu.classify.encoder import Encoder
+    from clipmlu.measure.accuracy import AccuracyReport, Interval, Tally
 
 _CLASSES_SHOWN = 10
 _MAX_DROP = 0.01
@@ -54,6 +57,8 @@ _MAX_DROP = 0.01
 @templates_option
 @batch_size_option
 @threads_option
+@workers_option
+@fast_preprocess_option
 @device_option
 @click.option("--allow-overlap", is_flag=True, help="Evaluate images that the bundle was calibrated with, too.")
 @click.option(
@@ -76,6 +81,8 @@ def eval_command(
     templates: str,
     batch_size: int | None,
     threads: int,
+    workers: int | None,
+    fast_preprocess: bool,
     device: int,
     allow_overlap: bool,
     baseline: Path | None,
@@ -103,13 +110,19 @@ def eval_command(
         batch_size=batch_size,
         templates=templates,
         allow_overlap=allow_overlap,
+        workers=workers,
     )
     results: list[accuracy.ImageResult] = []
-    with load(bundle, threads=threads, device=device) as encoder:
+    with load(bundle, threads=threads, device=device, fast_preprocess=fast_preprocess) as encoder:
         source = open_dataset(dataset, split, data_dir=data_dir, download=not offline, size=samples, seed=seed)
         with progress_bar("evaluating", samples or len(source)) as advance:
             report = accuracy.evaluate(
-                encoder, source, options, on_result=results.append if sample_files else None, on_progress=advance
+                encoder,
+                source,
+                options,
+                on_result=results.append if sample_files else None,
+                on_progress=advance,
+                on_interrupt=lambda tally, wanted: _tell_interrupted(encoder, tally, wanted),
             )
     if earlier is not None:
         report = accuracy.compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)
@@ -129,6 +142,15 @@ def eval_command(
     return 1 if report.skipped else 0
 
 
+def _tell_interrupted(encoder: Encoder, tally: Tally, wanted: int) -> None:
+    from clipmlu.measure.accuracy import wilson_interval
+
+    interval = wilson_interval(tally.correct, tally.images)
+    found = f"{tally.correct / tally.images:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
+    mark = " (emulated)" if encoder.bundle.compilation.emulated else ""
+    note(f"Interrupted after {tally.images} of {wanted} images: top-1 so far {found}{mark}.")
+
+
 def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
     """Print an accuracy report on stdout."""
     from rich.table import Table
@@ -143,6 +165,7 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
         "top-5": top5,
         "mean per class": f"{report.mean_per_class:.4f}",
         "calibration error": f"{report.expected_calibration_error:.4f}",
+        "preprocessing": "fast: not the pixels of open_clip" if report.fast_preprocess else "exact",
         "speed": f"{report.images_per_second:.1f} images/s{mark}",
     }
     if report.calibration_overlap:

@@ -117,6 +117,7 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
         calibration_overlap: images that the bundle was calibrated with, when that was allowed; else None.
         calibration_prompts: prompts of this evaluation that the text tower was calibrated with.
         baseline: comparison with an earlier report, or None.
+        fast_preprocess: the images were decoded and shrunk by shortcuts.
     """
 
     model: ModelId
@@ -145,6 +146,7 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
     calibration_overlap: int | None = None
     calibration_prompts: int = 0
     baseline: BaselineComparison | None = None
+    fast_preprocess: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -526,6 +528,7 @@ def _report(
         elapsed_s=elapsed_s,
         images_per_second=images / elapsed_s,
         tool_versions=current_tool_versions(*get_backend(facts.backend).packages),
+        fast_preprocess=encoder.preprocessor.fast,
     )
 
 
