@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import support
 from clipmlu.bundle import CompiledBundle
@@ -117,6 +119,16 @@ def test_extreme_logits_give_finite_scores(encoder: Encoder) -> None:
 
 def test_equal_logits_rank_the_lower_index_first() -> None:
     assert rank_classes(np.array([[1.0, 2.0, 2.0, 0.0]], np.float32), 3).tolist() == [[1, 2, 0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(classes=st.integers(500, 700), k=st.integers(1, 12), levels=st.integers(1, 30), seed=st.integers(0, 1000))
+def test_many_classes_rank_like_a_full_stable_sort(classes: int, k: int, levels: int, seed: int) -> None:
+    logits = np.random.default_rng(seed).integers(0, levels, (3, classes)).astype(np.float32)
+    assert rank_classes(logits, k).tolist() == [
+        sorted(range(classes), key=lambda index, row=row: (-row[index], index))[:k]  # type: ignore[misc]
+        for row in logits
+    ]
 
 
 def test_embeddings_of_one_and_many(encoder: Encoder) -> None:

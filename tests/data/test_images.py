@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from clipmlu.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, load_image
+from clipmlu.data import images
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, load_image, read_source
 from clipmlu.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -251,3 +252,32 @@ def test_suffixes_are_lower_case_and_known_to_pillow() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tiff"} <= IMAGE_SUFFIXES
     for suffix in IMAGE_SUFFIXES - {".avif"}:
         assert known.get(suffix) in Image.OPEN, suffix
+
+
+def test_file_is_read_whole_unless_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(Image.fromarray(PHOTO), "PNG")
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    assert read_source(str(path)) == content
+    assert read_source(content) is content
+    monkeypatch.setattr(images, "_WHOLE_FILE_BYTES", len(content) - 1)
+    assert read_source(path) == path
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.png': there is no such file"):
+        read_source(tmp_path / "absent.png")
+    with pytest.raises(InputError, match="it is a directory"):
+        read_source(tmp_path)
+
+
+def test_bytes_are_called_by_their_name() -> None:
+    with pytest.raises(InputError, match=r"Cannot read image 'cat\.jpg': its content is no image"):
+        load_image(b"not an image at all", name="cat.jpg")
+
+
+def test_limit_on_pixels_comes_before_a_reduced_scale() -> None:
+    content = encode(Image.new("RGB", (640, 480)), "JPEG")
+    with pytest.raises(InputError, match="640x480 is 307,200 pixels"):
+        load_image(content, max_pixels=100_000, at_least=(64, 64))
+    assert load_image(content, at_least=(64, 64)).size == (160, 120)

@@ -303,3 +303,45 @@ def test_image_without_pixels_is_refused() -> None:
 def test_what_is_no_image_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="Expected a Pillow image, not 'ndarray'"):
         Preprocessor(spec())(np.zeros((5, 5, 3), np.uint8))  # type: ignore[arg-type]
+
+
+def _photo_like(width: int, height: int) -> Image.Image:
+    """Smooth colours with some detail."""
+    noise = np.random.default_rng(5).integers(0, 256, (height // 16, width // 16, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_fast_preprocessing_decodes_less_and_stays_near(tmp_path: Path) -> None:
+    _photo_like(640, 480).save(tmp_path / "photo.jpg", quality=95)
+    exact, fast = Preprocessor(spec()), Preprocessor(spec(), fast=True)
+    # A quarter of each side is the smallest of libjpeg's scales that is at least twice 32 pixels.
+    assert exact.decode(tmp_path / "photo.jpg").size == (640, 480)
+    assert fast.decode(tmp_path / "photo.jpg").size == (160, 120)
+    true, near = (each.pixels(each.decode(tmp_path / "photo.jpg")).astype(np.int16) for each in (exact, fast))
+    assert not np.array_equal(true, near)
+    assert np.abs(true - near).mean() < 2
+
+
+@pytest.mark.parametrize(("size", "suffix"), [((640, 480), "png"), ((60, 60), "jpg")])
+def test_fast_preprocessing_decodes_all_where_there_is_nothing_to_save(
+    size: tuple[int, int], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"photo.{suffix}"
+    _photo_like(*size).save(path)
+    assert Preprocessor(spec(), fast=True).decode(path).size == size
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_image_is_written_into_its_place_of_a_batch(dtype: type) -> None:
+    preprocess = Preprocessor(spec((24, 40)))
+    image = _photo_like(97, 61)
+    batch = np.zeros((3, 3, 24, 40), dtype)
+    preprocess.write(image, batch[1])
+    pixels = preprocess.pixels(image).transpose(2, 0, 1)
+    assert not batch[0].any()
+    assert not batch[2].any()
+    if dtype is np.uint8:
+        np.testing.assert_array_equal(batch[1], pixels)
+    else:
+        expected = (pixels / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+        np.testing.assert_allclose(batch[1], expected, atol=1e-6)
