@@ -15,6 +15,7 @@ LAYERS: dict[str, int] = {
     "specs": 1,
     "_environment": 1,
     "_imports": 1,
+    "_machine": 1,
     "stages": 1,
     "parity": 2,
     "bundle": 2,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clipmlu._machine import limited_cpus
 from clipmlu.backends.base import (
     Array,
     Availability,
@@ -169,7 +170,7 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = options.threads or limited_cpus()
     settings.log_severity_level = _ERRORS_ONLY
     if precision not in _FUSED_PRECISIONS:
         # Each node's result is rounded or quantised as the mode says; fusing across nodes would skip that.

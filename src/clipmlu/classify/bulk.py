@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu._machine import available_cpus
 from clipmlu.data.images import ImageSource, read_source
 from clipmlu.errors import InputError, OptionError
 from clipmlu.stages import Stage, StageClock, now
@@ -94,17 +95,6 @@ class EmbeddedBatch(NamedTuple):
             yield Outcome(item, None if error else next(rows), error)
 
 
-def default_workers() -> int:
-    """Threads that decode and preprocess, if nobody says otherwise: the CPUs that this process may use.
-
-    Pillow, zlib and NumPy release the interpreter's lock for nearly all of that work, so that processes bring nothing that
-    their memory and start-up would be worth.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:
     """Items from one image or many, and whether it was one."""
     from PIL import Image
@@ -164,7 +154,7 @@ def embed_batches(
         encoder: what embeds them.
         items: the images.
         batch_size: images per batch; None for the bundle's own.
-        workers: threads that read, decode and preprocess; None for ``default_workers``.
+        workers: threads that read, decode and preprocess; None for one per CPU that this process may use.
         clock: where to count the time of the stages before the device.
 
     Raises:
@@ -172,7 +162,7 @@ def embed_batches(
         OptionError: there are no workers.
     """
     size = encoder.check_batch_size(batch_size)
-    threads = default_workers() if workers is None else workers
+    threads = available_cpus() if workers is None else workers
     if threads < 1:
         raise OptionError(f"workers are {threads}; expected 1 or more")
     depth = encoder.batches_in_flight

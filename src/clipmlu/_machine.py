@@ -1,0 +1,48 @@
+"""What this process may use of the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: those it is bound to, or fewer where a container's share is smaller.
+
+    A container with two CPUs of sixty-four still sees sixty-four, and a runtime that starts a thread for each is slowed
+    down by its own threads.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = _container_share()
+    return bound if share is None else max(1, min(bound, share))
+
+
+def limited_cpus() -> int:
+    """``available_cpus`` where that is fewer than the machine has, else 0: a runtime may then choose by itself."""
+    available = available_cpus()
+    return available if available < (os.cpu_count() or 1) else 0
+
+
+def _container_share() -> int | None:
+    """CPUs by the quota of the control group, rounded up; None without one.
+
+    Source: the Linux kernel's documentation of cgroups, ``cpu.max`` (version 2) and ``cpu.cfs_quota_us`` (version 1).
+    """
+    quota = _read(_CGROUP / "cpu.max").split()
+    if not quota:
+        quota = [
+            *_read(_CGROUP / "cpu" / "cpu.cfs_quota_us").split(),
+            *_read(_CGROUP / "cpu" / "cpu.cfs_period_us").split(),
+        ]
+    if len(quota) != 2 or not all(each.isdecimal() for each in quota) or int(quota[1]) == 0:  # "max", or -1: no limit
+        return None
+    return -(-int(quota[0]) // int(quota[1]))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):  # another system, or a container that does not show it: no limit is known
+        return ""
