@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -252,9 +253,19 @@ class Encoder:
 
     def _encode(self, tower: TowerName, rows: Array) -> FloatArray:
         result = np.empty((len(rows), self.embedding_dim), np.float32)
+        running: deque[tuple[int, PendingEmbeddings]] = deque()
+
+        def finish_one() -> None:
+            start, pending = running.popleft()
+            embeddings = pending.result()
+            result[start : start + len(embeddings)] = embeddings
+
         for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
-            result[start : start + len(batch)] = self._submit(tower, batch).result()
+            if len(running) == self.batches_in_flight:
+                finish_one()
+            running.append((start, self._submit(tower, rows[start : start + self.batch_size])))
+        while running:
+            finish_one()
         return result
 
     def _submit(self, tower: TowerName, rows: Array) -> PendingEmbeddings:
