@@ -13,6 +13,7 @@ import numpy as np
 
 from clipmlu.data.images import ImageSource, load_image
 from clipmlu.errors import InputError
+from clipmlu.stages import StageClock, now
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,7 +73,12 @@ def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
 
 
 def embed_items(
-    encoder: Encoder, items: Iterable[ImageItem], *, batch_size: int | None = None, workers: int = DEFAULT_WORKERS
+    encoder: Encoder,
+    items: Iterable[ImageItem],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    clock: StageClock | None = None,
 ) -> Iterator[Outcome]:
     """Embed images, lazily and in order.
 
@@ -83,19 +89,27 @@ def embed_items(
         encoder: what embeds them.
         items: the images.
         batch_size: images per batch; None for the bundle's own.
-        workers: threads that decode and preprocess.
+        workers: threads that decode and preprocess; None for ``DEFAULT_WORKERS``.
+        clock: where decoding and preprocessing are counted.
 
     Raises:
         ShapeError: the bundle does not take such batches.
     """
     size = encoder.check_batch_size(batch_size)
+    workers = workers or DEFAULT_WORKERS
     preprocess = encoder.preprocessor
 
     def prepare(item: ImageItem) -> FloatArray | InputError:
         try:
-            return preprocess(item.load())
+            start = now()
+            image = item.load()
+            loaded = now()
+            pixels = preprocess(image)
         except InputError as error:
             return error
+        if clock is not None:
+            clock.add({"decode": loaded - start, "preprocess": now() - loaded}, 1)
+        return pixels
 
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="clipmlu-preprocess")
     in_flight: deque[_Batch] = deque()
