@@ -84,7 +84,9 @@ class Opened:
         """
         times = answer.get("times")
         if isinstance(times, dict):
-            spent = {stage: float(times[stage]) for stage in DEVICE_STAGES if isinstance(times.get(stage), (int, float))}
+            spent = {
+                stage: float(times[stage]) for stage in DEVICE_STAGES if isinstance(times.get(stage), (int, float))
+            }
             self.clock.add(spent, rows)
 
 
