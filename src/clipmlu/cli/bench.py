@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from clipmlu.measure.speed import SpeedReport
 
 _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
-_OURS_ONLY = ("scenarios", "latency_bound_ms", "queries_per_stream", "stages", "images")
+_OURS_ONLY = {
+    "scenarios": "--scenario",
+    "latency_bound_ms": "--latency-bound-ms",
+    "queries_per_stream": "--queries-per-stream",
+    "stages": "--stages/--no-stages",
+    "images": "--images",
+}
+"""Parameter -> option that means nothing for the vendor's tool."""
 _DEFAULTS = {
     None: {"warmup": 500, "duration": 10_000, "iterations": 10, "threads": 0},
     "mm_run": {"warmup": 200, "duration": 3000, "iterations": 100, "threads": 1},
@@ -166,7 +173,7 @@ def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmR
 
     foreign = [name for name in _OURS_ONLY if given[name] not in (None, ())]
     if foreign or given["tower"] == "both":
-        what = "--tower both" if not foreign else f"--{foreign[0].replace('_', '-').replace('scenarios', 'scenario')}"
+        what = _OURS_ONLY[foreign[0]] if foreign else "--tower both"
         raise OptionError(f"{what} is not for --tool mm_run; leave one of them out")
     options = MmRunOptions(tower=given["tower"], batch_size=given["batch_size"], **times)
     return run_mm_run(open_compiled(bundle), options)
@@ -267,12 +274,11 @@ def _show_pipeline(pipeline: PipelineReport, mark: str) -> None:
             "" if together is None else f"{together * 1e3:.3f}",
         )
     console().print(table)
-    facts = {
-        "pipeline": f"{pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}"
-        + (f" ({pipeline.skipped} skipped)" if pipeline.skipped else ""),
-        "verdict": pipeline.verdict.text + mark,
-    }
-    print_facts(facts.items())
+    measured = f"pipeline: {pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}" + (
+        f" ({pipeline.skipped} skipped)" if pipeline.skipped else ""
+    )
+    click.echo(measured)
+    click.echo(f"verdict: {pipeline.verdict.text}{mark}")
 
 
 def _mebibytes(count: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
-from clipmlu.classify.bulk import ImageItem, embed_items, item_from_source
+from clipmlu.classify.bulk import ImageItem, Outcome, embed_items, item_from_source
 from clipmlu.classify.encoder import Encoder, FloatArray
 from clipmlu.errors import InputError
 from clipmlu.measure.graphs import make_samples
@@ -23,7 +23,7 @@ Bound = Literal["host", "device", "post_process", "cores"]
 DRAWN_PHOTOS = 64
 _SHORTEST, _LONGEST = 320, 1200
 _NOISE = 6
-_ALONE_BATCHES = 3
+_ALONE_BATCHES, _WARMING_FILES = 3, 8
 
 _PARTS: dict[Bound, tuple[Stage, ...]] = {
     "host": HOST_STAGES,
@@ -134,7 +134,8 @@ def judge(
         seconds = sum(costs.get(stage, 0.0) for stage in _PARTS[part])
         if seconds > 0:
             limits[part] = places / seconds
-    busy = {stage: seconds * (min(threads, cores) if stage == "compute" else 1) for stage, seconds in costs.items()}
+    used = min(threads, cores) if shares_cores else 1
+    busy = {stage: seconds * (used if stage == "compute" else 1) for stage, seconds in costs.items()}
     if shares_cores:
         limits["cores"] = cores / sum(busy.values())
     bound_by = min(limits, key=lambda part: limits[part])
@@ -263,10 +264,15 @@ class _Done:
 
 def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> dict[Stage, float]:
     """Every file once, by one worker, without a graph."""
-    clock = StageClock()
     idle = cast("Encoder", _IdleDevice(encoder))
-    items = (item_from_source(path) for path in files)
-    outcomes = list(embed_items(idle, items, batch_size=batch_size, workers=1, clock=clock))
+
+    def run(some: Sequence[Path], clock: StageClock) -> list[Outcome]:
+        items = (item_from_source(path) for path in some)
+        return list(embed_items(idle, items, batch_size=batch_size, workers=1, clock=clock))
+
+    run(files[:_WARMING_FILES], StageClock())  # the first images also load the decoders
+    clock = StageClock()
+    outcomes = run(files, clock)
     if not any(outcome.embedding is not None for outcome in outcomes):
         raise InputError(f"Not one of {len(outcomes)} image(s) could be read. First: {outcomes[0].error}")
     return _per_item(clock.totals())

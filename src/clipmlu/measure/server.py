@@ -18,7 +18,8 @@ from clipmlu.specs import Spec
 
 _LEAST_QUERIES = 100  # below it, the 99th percentile is the slowest query of all
 _RATE_TOLERANCE = 0.05
-_MOST_DOUBLINGS = 16
+_MOST_DOUBLINGS, _MOST_HALVINGS = 16, 3  # so much slower, a query that waits for others is rare
+_BOUNDS_PER_RUN = 20
 _CONFIRMATIONS = 5
 
 
@@ -123,7 +124,7 @@ def search_rate(
 ) -> RateSearch:
     """Find the highest rate at which the 99th percentile of the latencies stays within a bound.
 
-    Doubles the rate until the bound is broken (or halves it until it holds), halves the interval between until its ends
+    Doubles the rate until the bound is broken (or halves it until it holds, a few times), halves the interval between until its ends
     are within ``tolerance`` of each other, and confirms the lower one with other arrivals; where that fails, the rate goes
     down by ``tolerance`` and is tried again, a few times.
 
@@ -159,9 +160,14 @@ def search_rate(
     return RateSearch(None, None, tuple(probes))
 
 
-def server_queries(rate: float, limits: Limits) -> int:
-    """How many queries to send at a rate."""
-    return max(limits.queries, _LEAST_QUERIES, math.ceil(rate * limits.seconds))
+def server_queries(rate: float, limits: Limits, bound: float) -> int:
+    """How many queries to send at a rate.
+
+    A rate that is too high by a share ``x`` breaks a bound of ``bound`` seconds only after ``bound / x``: a run lasts long
+    enough to notice 5 %.
+    """
+    seconds = max(limits.seconds, _BOUNDS_PER_RUN * bound)
+    return max(limits.queries, _LEAST_QUERIES, math.ceil(rate * seconds))
 
 
 def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float | None, float]:
@@ -173,7 +179,7 @@ def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float | None
                 return rate, rate * 2
             rate *= 2
         return rate, rate
-    for _ in range(_MOST_DOUBLINGS):
+    for _ in range(_MOST_HALVINGS):
         rate /= 2
         if holds(rate):
             return rate, rate * 2
