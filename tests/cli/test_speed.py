@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.backends import SessionOptions
+from clipmlu.bundle import CompiledBundle, ExportedBundle, file_record
 from clipmlu.classify.encoder import load
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.measure.graphs import make_samples, open_graph
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -99,7 +106,19 @@ def test_emulated_card_is_marked_in_every_line_with_a_figure(
     server = ("--scenario", "server", "--latency-bound-ms", 10, "--scenario", "offline")
     code, out, err = run("bench", card.path, *QUICK, *server, "--images", photos)
     assert code == 0, err
-    kinds = ("images/s", "queries/s", "samples/s", "copy in", "compute", "copy out", "decode", "preprocess")
+    kinds = (
+        "single-stream",
+        "server",
+        "offline",
+        "images/s",
+        "queries/s",
+        "samples/s",
+        "copy in",
+        "compute",
+        "copy out",
+        "decode",
+        "preprocess",
+    )
     shown = [line for line in out.splitlines() if any(kind in line for kind in kinds) and "┃" not in line]
     figures = [line for line in shown if any(character.isdigit() for character in line)]
     assert len(figures) >= 8
@@ -129,10 +148,6 @@ def test_computing_of_batches_in_flight_adds_up_to_no_more_than_the_time_that_pa
     card: CompiledBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPMLU_EMULATOR_LATENCY_MS", "10")
-    import time
-
-    import numpy as np
-
     pixels = np.stack([support.preprocess(support.picture(seed)) for seed in range(4)])
     with load(card.path) as encoder:
         clock = encoder.device_clock("image")
@@ -206,3 +221,58 @@ def test_batches_and_towers_that_the_bundle_has_not(
     code, _, err = run("bench", exported.path, *QUICK)
     assert code == 1
     assert "is an exported bundle" in err
+
+
+@pytest.fixture
+def joint(compiled: CompiledBundle) -> Path:
+    """Both tiny towers in one graph, by hand, in place of the compiled ones; batches of four, and no others."""
+    image, text = (onnx.load(str(compiled.tower_path(tower))).graph for tower in ("image", "text"))
+    for node in text.node:
+        for names in (node.input, node.output):
+            names[:] = ["raw_texts" if name == "raw" else name for name in names]
+    nodes = [
+        *image.node,
+        *text.node,
+        helper.make_node("Transpose", ["text_embeds"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["image_embeds", "turned"], ["logits_per_image"]),
+    ]
+    output = helper.make_tensor_value_info("logits_per_image", TensorProto.FLOAT, ["image_batch", "text_batch"])
+    text.input[0].type.tensor_type.shape.dim[0].dim_param = "text_batch"
+    weights = [*image.initializer, *text.initializer]
+    graph = helper.make_graph(nodes, "joint", [*image.input, *text.input], [output], weights)
+    path = compiled.path / "joint.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    manifest = msgspec.json.decode((compiled.path / "manifest.json").read_bytes())
+    pixels = {**manifest["towers"]["image"]["inputs"][0], "shape": [4, 3, support.SIDE, support.SIDE]}
+    ids = {**manifest["towers"]["text"]["inputs"][0], "shape": ["text_batch", support.CONTEXT]}
+    logits = {"name": "logits_per_image", "dtype": "float32", "shape": [4, "text_batch"]}
+    record = msgspec.to_builtins(file_record(path))
+    support.edit_manifest(
+        compiled.path,
+        layout="joint",
+        towers={"joint": {"file": "joint.onnx", "inputs": [pixels, ids], "outputs": [logits]}},
+        files={**manifest["files"], "joint.onnx": record},
+        compilation={**manifest["compilation"], "dynamic_shape": False, "max_batch": 4},
+    )
+    return compiled.path
+
+
+def test_fused_graph_runs_with_its_texts_and_is_padded(run: Run, joint: Path) -> None:
+    streams = ("--scenario", "multi-stream", "--queries-per-stream", 6, "--scenario", "offline")
+    report = _json(run, joint, *QUICK, *streams)
+    (tower,) = report["towers"]
+    assert (tower["tower"], report["pipeline"]) == ("joint", None)
+    assert [result["padding_per_query"] for result in tower["scenarios"]] == [2, 0]
+    assert all(result["images_per_second"] > 0 for result in tower["scenarios"])
+
+
+def test_batches_of_the_fused_graph_are_images_and_always_the_same_texts(joint: Path) -> None:
+    with load(joint) as encoder:
+        samples = make_samples(encoder, "joint", 4, seed=3)
+        with open_graph(encoder, "joint", SessionOptions(), samples) as graph:
+            logits = graph.submit(1, 2).result()["logits_per_image"]
+        texts = encoder.tokenizer(["a photo of a cat.", "a red circle"])
+    assert logits.shape == (4, 100), "padded to the static four; as many texts as a build for cards has"
+    rows = np.asarray(samples, np.float32)[[1, 2, 2, 2]]
+    expected = support.embed_images(rows) @ support.embed_tokens(texts).T
+    np.testing.assert_allclose(logits[:, :2], expected, atol=1e-5)

@@ -216,7 +216,9 @@ def _show_speed(report: SpeedReport) -> None:
     print_facts(facts.items())
     for speed in report.towers:
         unit = "texts/s" if speed.tower == "text" else "images/s"
-        table = Table(f"{speed.tower} graph", "metric", unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries")
+        headings = ("metric", unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries")
+        table = Table(f"{speed.tower} graph", *headings, collapse_padding=True)
+        table.columns[0].no_wrap = True  # the mark stays beside the figures
         for result in speed.scenarios:
             table.add_row(f"{result.scenario}{mark}", *_scenario_cells(result))
         console().print(table)
@@ -237,7 +239,7 @@ def _scenario_cells(result: ScenarioResult) -> Iterator[str]:
     yield "" if per_second is None else f"{per_second:.1f}"
     each = result.latency
     numbers = [] if each is None else [each.mean_ms, each.p50_ms, each.p90_ms, each.p95_ms, each.p99_ms, each.max_ms]
-    yield from (f"{number:.3f}" for number in numbers)
+    yield from (f"{number:.3f}" if number < 100 else f"{number:.1f}" for number in numbers)
     yield from ("" for _ in range(6 - len(numbers)))
     yield f"{result.queries} x {result.samples_per_query}"
 
