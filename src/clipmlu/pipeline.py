@@ -15,18 +15,17 @@ from clipmlu.bundle import (
     CompiledBundle,
     ExportedBundle,
     check_output_free,
-    open_compiled,
     open_exported,
     write_file,
 )
 from clipmlu.classify.encoder import Encoder
-from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
-from clipmlu.data.datasets import DATASETS, open_dataset
+from clipmlu.compile.reuse import reusable_compilation
+from clipmlu.data.datasets import open_dataset
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
-from clipmlu.specs import CalibrationRecord, Spec
+from clipmlu.specs import Spec
 
 REPORT_NAME = "report.json"
 
@@ -181,7 +180,7 @@ def _compile(
     exported: ExportedBundle, path: Path, plan: CompilationPlan, options: CompileOptions, on_note: Callable[[str], None]
 ) -> tuple[CompiledBundle, Step]:
     start = time.perf_counter()
-    reusable = _reusable_compilation(exported, path, plan, options, on_note)
+    reusable = reusable_compilation(exported, path, plan, options, on_note)
     if reusable is None:
         on_note(f"compiling {exported.path} to {path}")
         result, bundle = "made", compile_bundle(exported, path, options)
@@ -189,38 +188,6 @@ def _compile(
         on_note(f"reusing {path}: its content matches")
         result, bundle = "reused", reusable
     return bundle, Step(name="compile", result=result, elapsed_s=time.perf_counter() - start, path=str(path))
-
-
-def _reusable_compilation(
-    exported: ExportedBundle, path: Path, plan: CompilationPlan, options: CompileOptions, on_note: Callable[[str], None]
-) -> CompiledBundle | None:
-    try:
-        bundle = open_compiled(path)
-    except BundleNotFoundError:
-        return None
-    except BundleError as error:
-        on_note(f"not reusing {path}: {error}")
-        return None
-    facts = bundle.compilation
-    same = (
-        msgspec.structs.replace(facts, parity=(), agreement=None, calibration=None, quantised={})
-        == plan.facts(options, exported.digest, None)
-        and _same_calibration(facts.calibration, options.calibration)
-        and bundle.manifest.tool_versions["clipmlu"] == __version__
-    )
-    if not same:
-        on_note(f"not reusing {path}: it was compiled from another export, or with other options")
-    return bundle if same else None
-
-
-def _same_calibration(record: CalibrationRecord | None, options: CalibrationOptions | CalibrationSet | None) -> bool:
-    """Whether a bundle was calibrated as asked; a folder's images may have changed since, so it is calibrated anew."""
-    if record is None or options is None:
-        return record is None and options is None
-    if isinstance(options, CalibrationSet):
-        return record.digest == options.record.digest
-    wanted = (options.dataset, options.samples, options.seed)
-    return (record.dataset, record.samples, record.seed) == wanted and options.dataset in DATASETS
 
 
 def _slug(model: str, options: ExportOptions) -> str:

@@ -1,4 +1,4 @@
-"""``clipmlu bench``: what goes to the vendor's tool, what is shown of its figures, and how each failure ends."""
+"""``clipmlu bench --tool mm_run``: what goes to the vendor's tool, what is shown of its figures, and how each failure ends."""
 
 from __future__ import annotations
 
@@ -175,7 +175,6 @@ def test_bundles_that_no_card_takes_are_refused_before_the_tool_runs(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing option '--tool'"),
         (["--tool", "trtexec"], "'trtexec' is not 'mm_run'"),
         (["--tool", "mm_run", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["--tool", "mm_run", "--iterations", "0"], "Invalid value for '--iterations'"),
@@ -187,6 +186,27 @@ def test_usage_is_checked_by_the_command_itself(arguments: list[str], message: s
     result = CliRunner().invoke(bench_command, ["bundle", *arguments])
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--scenario", "offline"],
+        ["--latency-bound-ms", "5"],
+        ["--images", "photos"],
+        ["--no-stages"],
+        ["--queries-per-stream", "4"],
+        ["--tower", "both"],
+    ],
+)
+def test_options_of_our_own_measurement_are_not_for_the_tool(
+    run: Run, card: Path, tool: Tool, option: list[str]
+) -> None:
+    note = tool(OLD)
+    code, _, err = run("bench", card, "--tool", "mm_run", *option)
+    assert code == 2
+    assert f"{option[0]}" in err
+    assert not note.exists()
 
 
 @pytest.mark.parametrize("devices", ["x", "0,", "-1", "0,0", "²"])

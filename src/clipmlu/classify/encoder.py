@@ -18,6 +18,7 @@ from clipmlu.backends.base import Array
 from clipmlu.bundle import CompiledBundle, open_compiled
 from clipmlu.errors import OptionError, ShapeError
 from clipmlu.specs import TowerName
+from clipmlu.stages import StageClock
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
@@ -182,6 +183,21 @@ class Encoder:
         """
         return self._submit("image", pixel_values)
 
+    def submit_tokens(self, input_ids: npt.NDArray[np.int64]) -> PendingEmbeddings:
+        """Start one batch on the text tower and return at once; see ``submit_images``.
+
+        Args:
+            input_ids: int64, shape (N, context length); 1 <= N <= the largest batch of the bundle.
+
+        Raises:
+            ShapeError: dtype or shape differ from what the bundle takes.
+        """
+        return self._submit("text", input_ids)
+
+    def device_clock(self, tower: TowerName) -> StageClock:
+        """What copying in, computing and copying out took so far on a tower, which is opened if it was not."""
+        return self._session(tower).clock
+
     def embed_images(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int | None = None) -> FloatArray:
         """Embed images.
 
@@ -273,7 +289,7 @@ class Encoder:
         self._check_rows(len(rows), exact=False)
         (input_name,) = session.inputs
         (output_name,) = session.outputs
-        padded = rows if self.bundle.compilation.dynamic_shape else _pad_rows(rows, self.batch_size)
+        padded = rows if self.bundle.compilation.dynamic_shape else pad_rows(rows, self.batch_size)
         pending = session.submit({input_name: padded})
         return _Trimmed(pending, lambda outputs: outputs[output_name][: len(rows)])
 
@@ -304,7 +320,7 @@ class _Trimmed:
         return trimmed
 
 
-def _pad_rows(rows: Array, count: int) -> Array:
+def pad_rows(rows: Array, count: int) -> Array:
     """Repeat the last row up to ``count``: padding is then always valid input."""
     if len(rows) == count:
         return rows

@@ -22,6 +22,7 @@ from clipmlu.cli.evaluate import eval_command
 from clipmlu.cli.export import export_command
 from clipmlu.cli.info import info_command
 from clipmlu.cli.run import run_command
+from clipmlu.cli.sweep import sweep_command
 from clipmlu.cli.worker import worker_command
 from clipmlu.errors import ClipmluError
 
@@ -49,6 +50,7 @@ for _command in (
     compare_command,
     run_command,
     bench_command,
+    sweep_command,
     emulate_command,
     worker_command,
     info_command,

@@ -191,15 +191,24 @@ _OPTIONS = (
 
 def compile_options(command: Decorated) -> Decorated:
     """The options of a command that compiles; it gets ``options``, a ``CompileOptions`` that overwrites nothing."""
+    return _with_options(command, {})
 
+
+def sweep_options(command: Decorated) -> Decorated:
+    """The same for a command that compiles several times: without precision, batch sizes and shape, which it sets itself."""
+    return _with_options(command, _SET_BY_SWEEP)
+
+
+def _with_options(command: Decorated, left_out: dict[str, Any]) -> Decorated:
     @functools.wraps(command)
     def wrapped(**parameters: Any) -> Any:
-        given = {name: parameters.pop(name) for name in _NAMES}
+        given = {name: left_out[name] if name in left_out else parameters.pop(name) for name in _NAMES}
         return command(**parameters, options=_options_from(given))
 
     decorated: Callable[..., Any] = wrapped
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
+    for name, option in reversed(list(zip(_NAMES, _OPTIONS, strict=True))):
+        if name not in left_out:
+            decorated = option(decorated)
     return decorated  # type: ignore[return-value]
 
 
@@ -215,6 +224,13 @@ def _names() -> tuple[str, ...]:
 
 
 _NAMES = _names()
+_SET_BY_SWEEP: dict[str, Any] = {
+    "precision": Precision.FORCE_FLOAT32.value,
+    "batch_size": 32,
+    "dynamic_shape": True,
+    "max_batch": None,
+}
+"""Options that a sweep does not have, and what stands for them until it sets its own."""
 
 
 def _options_from(given: dict[str, Any]) -> CompileOptions:

@@ -1,9 +1,10 @@
-"""``clipmlu bench``."""
+"""``clipmlu bench``, and how speed is shown."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,72 +15,175 @@ from clipmlu.cli._shared import (
     console,
     echo_json,
     json_option,
+    note,
     print_facts,
 )
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
+    from clipmlu.measure.bottleneck import PipelineReport
+    from clipmlu.measure.loads import ScenarioResult
     from clipmlu.measure.mm_run import MmRunReport
+    from clipmlu.measure.speed import SpeedReport
+
+_SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
+_OURS_ONLY = {
+    "scenarios": "--scenario",
+    "latency_bound_ms": "--latency-bound-ms",
+    "queries_per_stream": "--queries-per-stream",
+    "stages": "--stages/--no-stages",
+    "images": "--images",
+}
+"""Parameter -> option that means nothing for the vendor's tool."""
+_DEFAULTS = {
+    None: {"warmup": 500, "duration": 10_000, "iterations": 10, "threads": 0},
+    "mm_run": {"warmup": 200, "duration": 3000, "iterations": 100, "threads": 1},
+}
+"""Tool -> defaults; None is our own measurement."""
+
+
+def _defaults(name: str) -> str:
+    return f"[default: {_DEFAULTS[None][name]}; mm_run: {_DEFAULTS['mm_run'][name]}]"
 
 
 @click.command("bench")
 @bundle_argument
 @click.option(
-    "--tool", type=click.Choice(["mm_run"]), required=True, help="What measures: the vendor's mm_run, on cards."
+    "--tool", type=click.Choice(["mm_run"]), help="Measure with the vendor's mm_run, on cards. [default: our own]"
 )
 @click.option(
-    "--tower", type=click.Choice(["image", "text", "joint"]), help="Which graph. [default: image, or joint if fused]"
+    "--tower",
+    type=click.Choice(["image", "text", "both", "joint"]),
+    help="Which graph. [default: image, or joint if fused]",
+)
+@click.option(
+    "--scenario",
+    "scenarios",
+    type=click.Choice(_SCENARIOS),
+    multiple=True,
+    help="Load of MLPerf Inference; may be repeated. [default: single-stream and offline]",
 )
 @batch_size_option
 @click.option(
-    "--warmup", type=click.IntRange(min=0), default=200, show_default=True, help="Milliseconds before measuring."
+    "--warmup",
+    type=click.IntRange(min=0),
+    help=f"Milliseconds that run before anything is measured. {_defaults('warmup')}",
 )
 @click.option(
-    "--duration", type=click.IntRange(min=0), default=3000, show_default=True, help="At least so many milliseconds."
+    "--duration",
+    type=click.IntRange(min=0),
+    help=f"Measure at least so many milliseconds, in each scenario and at each rate. {_defaults('duration')}",
 )
 @click.option(
-    "--iterations", type=click.IntRange(min=1), default=100, show_default=True, help="At least so many batches."
+    "--iterations",
+    type=click.IntRange(min=1),
+    help=f"And at least so many queries; batches offline and in mm_run. {_defaults('iterations')}",
 )
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads for each card.")
-@click.option("--devices", default="0", show_default=True, metavar="N[,N...]", help="Indices of the cards.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    help=f"CPU threads per batch, 0: the runtime decides; mm_run: threads for each card. {_defaults('threads')}",
+)
+@click.option(
+    "--devices", "--device", default="0", show_default=True, metavar="N[,N...]", help="Indices of the MLU cards."
+)
+@click.option(
+    "--latency-bound-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Server: what the 99th percentile of the latencies must not exceed.",
+)
+@click.option(
+    "--queries-per-stream", type=click.IntRange(min=1), help="Multi-stream: images of one query. [default: 8]"
+)
+@click.option(
+    "--images", type=PATH, metavar="FOLDER", help="Photos for the stage breakdown. [default: 64 that are drawn]"
+)
+@click.option(
+    "--stages/--no-stages",
+    default=None,
+    help="Image tower: also measure the pipeline from files to embeddings, stage by stage. [default: stages]",
+)
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @json_option
 def bench_command(
-    bundle: Path,
-    tool: str,
-    tower: str | None,
-    batch_size: int | None,
-    warmup: int,
-    duration: int,
-    iterations: int,
-    threads: int,
-    devices: str,
-    output: Path | None,
-    as_json: bool,
+    bundle: Path, tool: str | None, devices: str, output: Path | None, as_json: bool, **given: Any
 ) -> None:
-    """Measure the speed of a compiled BUNDLE on MLU cards with the vendor's tool.
+    """Measure the speed of a compiled BUNDLE.
 
-    Throughput is batches per second times images per batch: with several inputs the tool's own figure may count texts.
+    Without --tool: start-up, memory, the load scenarios of MLPerf Inference (as LoadGen defines them; no MLPerf result), and
+    the pipeline from image files to embeddings with the stage that limits it. A static shape pads smaller batches.
+
+    \b
+    single-stream  one query of one image at a time; 90th percentile of the latency
+    multi-stream   one query of several images at a time; 99th percentile
+    server         queries come at random; highest rate whose 99th percentile is within --latency-bound-ms
+    offline        all images at once, two batches in flight; images per second
+
+    With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per batch:
+    with several inputs the tool's own figure may count texts.
     """
-    from clipmlu.bundle import open_compiled, write_file
-    from clipmlu.measure.mm_run import MmRunOptions, encode_mm_run, run_mm_run
+    from clipmlu.bundle import write_file
 
-    options = MmRunOptions(
-        tower=tower,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        warmup_ms=warmup,
-        duration_ms=duration,
-        iterations=iterations,
-        threads=threads,
-        devices=_devices(devices),
-    )
-    report = run_mm_run(open_compiled(bundle), options)
+    chosen: dict[str, Any] = {
+        name: default if given[name] is None else given[name] for name, default in _DEFAULTS[tool].items()
+    }
+    times = {
+        "warmup_ms": chosen["warmup"],
+        "duration_ms": chosen["duration"],
+        "iterations": chosen["iterations"],
+        "threads": chosen["threads"],
+        "devices": _devices(devices),
+    }
+    report: Any = _measure(bundle, given, times) if tool is None else _run_tool(bundle, given, times)
+    encoded = _encode(report)
     if output is not None:
-        write_file(output, encode_mm_run(report))
+        write_file(output, encoded)
     if as_json:
-        echo_json(encode_mm_run(report))
+        echo_json(encoded)
+    elif tool is None:
+        _show_speed(report)
     else:
-        _show(report)
+        _show_tool(report)
+
+
+def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> SpeedReport:
+    from clipmlu.cli._inputs import walk_images
+    from clipmlu.measure.loads import DEFAULT_SCENARIOS, SpeedOptions
+    from clipmlu.measure.scenarios import QUERIES_PER_STREAM
+    from clipmlu.measure.speed import measure_speed
+
+    if given["images"] is not None and given["stages"] is False:
+        raise OptionError("--images is for the stage breakdown; leave out one of --images and --no-stages")
+    options = SpeedOptions(
+        tower=given["tower"],
+        scenarios=given["scenarios"] or DEFAULT_SCENARIOS,
+        batch_size=given["batch_size"],
+        latency_bound_ms=given["latency_bound_ms"],
+        queries_per_stream=given["queries_per_stream"] or QUERIES_PER_STREAM,
+        stages=given["stages"] is not False,
+        images=None if given["images"] is None else tuple(walk_images(given["images"])),
+        **times,
+    )
+    return measure_speed(bundle, options, on_note=note)
+
+
+def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmRunReport:
+    from clipmlu.bundle import open_compiled
+    from clipmlu.measure.mm_run import MmRunOptions, run_mm_run
+
+    foreign = [name for name in _OURS_ONLY if given[name] not in (None, ())]
+    if foreign or given["tower"] == "both":
+        what = _OURS_ONLY[foreign[0]] if foreign else "--tower both"
+        raise OptionError(f"{what} is not for --tool mm_run; leave one of them out")
+    options = MmRunOptions(tower=given["tower"], batch_size=given["batch_size"], **times)
+    return run_mm_run(open_compiled(bundle), options)
+
+
+def _encode(report: Any) -> bytes:
+    from clipmlu.measure.mm_run import MmRunReport, encode_mm_run
+    from clipmlu.measure.speed import encode_speed
+
+    return encode_mm_run(report) if isinstance(report, MmRunReport) else encode_speed(report)
 
 
 def _devices(text: str) -> tuple[int, ...]:
@@ -89,7 +193,101 @@ def _devices(text: str) -> tuple[int, ...]:
     return tuple(int(piece) for piece in pieces)
 
 
-def _show(report: MmRunReport) -> None:
+def _show_speed(report: SpeedReport) -> None:
+    from rich.table import Table
+
+    mark = " (emulated)" if report.emulated else ""
+    shape = f"batch {report.batch_size}" + ("" if report.dynamic_shape else ", smaller ones are padded")
+    threads = str(report.threads) if report.threads else "as the runtime decides"
+    memory = "not known" if report.peak_memory_bytes is None else _mebibytes(report.peak_memory_bytes)
+    if report.worker_peak_memory_bytes is not None:
+        memory += f", worker {_mebibytes(report.worker_peak_memory_bytes)}"
+    facts = {
+        "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
+        "shape": f"{shape}, {report.in_flight} in flight, threads: {threads}",
+        "machine": f"{report.machine.cpu}, {report.machine.cpus} CPUs",
+        "start-up": f"open {report.open_s:.3f} s, "
+        + ", ".join(
+            f"load {each.tower} {each.load_s:.3f} s, first batch {each.first_batch_s:.3f} s" for each in report.towers
+        )
+        + mark,
+        "peak memory": memory + mark,
+    }
+    print_facts(facts.items())
+    for speed in report.towers:
+        unit = "texts/s" if speed.tower == "text" else "images/s"
+        headings = ("metric", unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries")
+        table = Table(f"{speed.tower} graph", *headings, collapse_padding=True)
+        table.columns[0].no_wrap = True  # the mark stays beside the figures
+        for result in speed.scenarios:
+            table.add_row(f"{result.scenario}{mark}", *_scenario_cells(result))
+        console().print(table)
+        for line in (line for result in speed.scenarios for line in _probe_lines(result)):
+            click.echo(line + mark)
+    if report.pipeline is not None:
+        _show_pipeline(report.pipeline, mark)
+
+
+def _scenario_cells(result: ScenarioResult) -> Iterator[str]:
+    per_second = result.texts_per_second if result.images_per_second is None else result.images_per_second
+    names = {"queries_per_second": "queries/s", "samples_per_second": "samples/s"}
+    if result.metric in names:
+        metric = "no rate is within the bound" if result.value is None else f"{result.value:.1f} {names[result.metric]}"
+    else:
+        metric = f"{result.metric.partition('_')[0]} {result.value:.3f} ms"
+    yield metric
+    yield "" if per_second is None else f"{per_second:.1f}"
+    each = result.latency
+    numbers = [] if each is None else [each.mean_ms, each.p50_ms, each.p90_ms, each.p95_ms, each.p99_ms, each.max_ms]
+    yield from (f"{number:.3f}" if number < 100 else f"{number:.1f}" for number in numbers)
+    yield from ("" for _ in range(6 - len(numbers)))
+    yield f"{result.queries} x {result.samples_per_query}"
+
+
+def _probe_lines(result: ScenarioResult) -> Iterator[str]:
+    for probe in result.probes:
+        verdict = "within" if probe.within_bound else "not within"
+        yield (
+            f"server: {probe.queries_per_second:.1f} queries/s: p99 {probe.p99_ms:.3f} ms, {verdict} "
+            f"{result.latency_bound_ms:g} ms ({probe.queries} queries)"
+        )
+
+
+def _show_pipeline(pipeline: PipelineReport, mark: str) -> None:
+    from rich.table import Table
+
+    kind = "drawn photos" if pipeline.drawn else "files"
+    table = Table(
+        f"stage{mark}",
+        "ms/image alone",
+        "share",
+        "images/s it allows",
+        "ms/image together",
+        title=f"from {pipeline.files} {kind} to embeddings, {pipeline.workers} workers",
+        title_justify="left",
+    )
+    for stage, cost in pipeline.stages.items():
+        together = cost.together_seconds_per_image
+        table.add_row(
+            f"{stage.replace('_', ' ')}{mark}",
+            f"{cost.seconds_per_image * 1e3:.3f}",
+            f"{cost.share:.0%}",
+            f"{cost.images_per_second:.1f}",
+            "" if together is None else f"{together * 1e3:.3f}",
+        )
+    console().print(table)
+    measured = f"pipeline: {pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}" + (
+        f" ({pipeline.skipped} skipped)" if pipeline.skipped else ""
+    )
+    click.echo(measured)
+    click.echo(f"verdict: {pipeline.verdict.text}{mark}")
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"
+
+
+def _show_tool(report: MmRunReport) -> None:
     from rich.table import Table
 
     rate = report.images_per_second if report.images_per_second is not None else report.texts_per_second

@@ -712,6 +712,38 @@ def narrowed(values: Array, call: str) -> Array:
 # ---- running -----------------------------------------------------------------------------------------------------------
 
 
+class BatchTimes:
+    """When one batch passed which point, in seconds of ``time.perf_counter``.
+
+    Args:
+        copied_in: when copying its inputs to the card began.
+        enqueued: when that was done and its work was handed to the queue.
+
+    Attributes:
+        synced: when ``sync`` came back.
+        copied_out: when its results were copied from the card.
+    """
+
+    def __init__(self, copied_in: float = 0.0, enqueued: float = 0.0) -> None:
+        self.copied_in = copied_in
+        self.enqueued = enqueued
+        self.synced = enqueued
+        self.copied_out = enqueued
+
+    def stages(self, card_free: float) -> dict[str, float]:
+        """Seconds of each stage, as this host sees them; the names are those of clipmlu's stages.
+
+        Args:
+            card_free: when the batch before this one was done. Waiting for it is no computing, so that the computing of
+                all batches never adds up to more than the time that passed.
+        """
+        return {
+            "copy_in": self.enqueued - self.copied_in,
+            "compute": self.synced - max(self.enqueued, card_free),
+            "copy_out": self.copied_out - self.synced,
+        }
+
+
 class _Slot:
     """One context with its queue and input tensors: room for one batch in flight.
 
@@ -726,14 +758,17 @@ class _Slot:
         self.outputs: list[Any] = []
         self.feeds: list[Array] = []
         self.broken = False
+        self.times = BatchTimes()
 
     def enqueue(self, feeds: list[Array], device: Any) -> None:
         """Start one batch; the feeds are kept, unchanged, until ``collect``."""
         self.feeds = feeds
         self.broken = True  # until everything below has worked
+        begin = time.perf_counter()
         for tensor, feed in zip(self.inputs, feeds):
             checked("from_numpy", tensor.from_numpy, feed)
             optional("to", tensor.to, device)
+        self.times = BatchTimes(copied_in=begin, enqueued=time.perf_counter())
         self.outputs = []
         checked("enqueue", self.context.enqueue, self.inputs, self.outputs, self.queue)
         self.broken = False
@@ -742,7 +777,9 @@ class _Slot:
         """Wait for the batch; copies, because ``asnumpy`` may show memory that the next run overwrites (api 7.5)."""
         self.broken = True
         checked("sync", self.queue.sync)
+        self.times.synced = time.perf_counter()
         results = [_copy_of(tensor) for tensor in self.outputs]
+        self.times.copied_out = time.perf_counter()
         self.outputs = []
         self.broken = False
         return results
@@ -779,6 +816,7 @@ class Runner:
 
     Attributes:
         ports: see ``describe_ports``.
+        times: seconds by stage of the batch that ``finish`` gave last; see ``BatchTimes.stages``.
     """
 
     def __init__(
@@ -800,6 +838,8 @@ class Runner:
         self._slots: list[_Slot] = []
         self._free: collections.deque[_Slot] = collections.deque()
         self._busy: collections.deque[_Slot] = collections.deque()
+        self._card_free = 0.0
+        self.times: dict[str, float] = {}
         self.warnings: list[str] = []
         self._device = cards.use(device)
         self._model = _load_model(sdk, path)
@@ -840,6 +880,8 @@ class Runner:
         self._check_count(results)
         if self._check_finite and not _finite(results):
             results = self._repeat(slot)
+        self.times = slot.times.stages(self._card_free)
+        self._card_free = slot.times.synced
         slot.feeds = []
         return results
 
@@ -1135,7 +1177,8 @@ def _finish_run(runner: Runner | None, error: DriverError | None) -> Reply:
     if error is not None:
         raise error
     assert runner is not None, "a run without an error was started"
-    return {}, runner.finish()
+    results = runner.finish()
+    return {"times": runner.times}, results
 
 
 def _reply(channel: Any, request: Request, work: Callable[[], Reply]) -> None:

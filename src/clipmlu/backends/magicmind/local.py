@@ -51,7 +51,7 @@ class LocalPeer:
         result: Future[list[Array]] = Future()
         result.set_running_or_notify_cancel()
         answer = self._channel.ask({"op": "run", "session": opened.number}, arrays)
-        answer.add_done_callback(lambda done: _pass_on(done, result))
+        answer.add_done_callback(lambda done: _pass_on(done, result, opened, len(arrays[0])))
         return result
 
     def close_session(self, opened: Opened) -> None:
@@ -114,9 +114,11 @@ class _Channel:
             answer.set_result((fields, list(arrays)))
 
 
-def _pass_on(done: Answer, result: Future[list[Array]]) -> None:
+def _pass_on(done: Answer, result: Future[list[Array]], opened: Opened, rows: int) -> None:
     error = done.exception()
     if error is not None:
         result.set_exception(error)
     else:
-        result.set_result(done.result()[1])
+        fields, arrays = done.result()
+        opened.count(fields, rows)
+        result.set_result(arrays)

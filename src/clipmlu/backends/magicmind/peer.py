@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.driver import CHUNK, DriverError, digest_of
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, DeviceError, ShapeError
+from clipmlu.stages import DEVICE_STAGES, StageClock
 
 Result = TypeVar("Result")
 Fields = dict[str, Any]
@@ -60,17 +61,33 @@ class Opened:
         request: what was asked for.
         number: the driver's name for it; changes when a worker is started again.
         facts: what the driver told: ``inputs``, ``outputs``, ``depth``, ``warnings``.
+        clock: what its batches took on the card, by stage.
     """
 
     def __init__(self, request: OpenRequest) -> None:
         self.request = request
         self.number = 0
         self.facts: Fields = {}
+        self.clock = StageClock()
 
     def take(self, facts: Fields) -> None:
         """Note the driver's answer."""
         self.number = int(facts["session"])
         self.facts = facts
+
+    def count(self, answer: Fields, rows: int) -> None:
+        """Note what a batch took, where the driver tells: one of an earlier version does not.
+
+        Args:
+            answer: the header of its answer.
+            rows: rows of the batch.
+        """
+        times = answer.get("times")
+        if isinstance(times, dict):
+            spent = {
+                stage: float(times[stage]) for stage in DEVICE_STAGES if isinstance(times.get(stage), (int, float))
+            }
+            self.clock.add(spent, rows)
 
 
 class Peer(Protocol):

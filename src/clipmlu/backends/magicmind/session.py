@@ -45,6 +45,7 @@ class MagicMindSession(Session):
         except BaseException:
             release()
             raise
+        self.clock = self._opened.clock
         self.warnings: list[str] = list(self._opened.facts.get("warnings", ()))
 
     def submit(self, feeds: Feeds) -> PendingResult:

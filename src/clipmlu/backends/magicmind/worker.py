@@ -254,6 +254,8 @@ class WorkerClient:
             raise LostError(str(error))
         self._in_flight.popleft()
         self._waiting_since = time.monotonic()
+        if error is None and job.opened is not None:
+            job.opened.count(header, len(job.arrays[0]))
         self._free_slot(job)
         self._failures.clear()
         if error is not None:

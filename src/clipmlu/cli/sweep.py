@@ -1,0 +1,168 @@
+"""``clipmlu sweep``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipmlu.cli._compiling import CompilingCommand, sweep_options
+from clipmlu.cli._shared import (
+    PATH,
+    bundle_argument,
+    console,
+    echo_json,
+    json_option,
+    note,
+    offline_option,
+    overwrite_option,
+    templates_option,
+    threads_option,
+)
+from clipmlu.errors import OptionError
+from clipmlu.specs import Precision
+
+if TYPE_CHECKING:
+    from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.measure.sweep_report import SweepReport
+
+
+@click.command("sweep", cls=CompilingCommand)
+@bundle_argument
+@click.option(
+    "-o", "--output", type=PATH, required=True, metavar="DIR", help="Directory of the bundles, results and report."
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    required=True,
+    metavar="P[,P...]",
+    help="Arithmetic; may be repeated. See 'clipmlu compile'.",
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    multiple=True,
+    default=("1,8,32",),
+    show_default=True,
+    metavar="N[,N...]",
+    help="Images of a batch; may be repeated.",
+)
+@click.option("--dataset", metavar="NAME", help="Measure accuracy on it: cifar100, cifar10, imagefolder:PATH or demo.")
+@click.option("--split", default="test", show_default=True, help="Which part of the dataset.")
+@click.option("--data-dir", type=PATH, help="Folder that holds the dataset.")
+@click.option("--samples", type=click.IntRange(min=1), help="Evaluate so many images, the first ones. [default: all]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the demo dataset.")
+@templates_option
+@threads_option
+@click.option(
+    "--repetitions",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Measure each precision and batch size so often, in turns with the others; medians are shown.",
+)
+@click.option(
+    "--duration",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Milliseconds of one repetition; its latency takes half as long again.",
+)
+@sweep_options
+@overwrite_option
+@offline_option
+@json_option
+def sweep_command(
+    bundle: Path,
+    output: Path,
+    precisions: tuple[str, ...],
+    batch_sizes: tuple[str, ...],
+    dataset: str | None,
+    split: str,
+    data_dir: Path | None,
+    samples: int | None,
+    seed: int,
+    templates: str,
+    threads: int,
+    repetitions: int,
+    duration: int,
+    options: CompileOptions,
+    overwrite: bool,
+    offline: bool,
+    as_json: bool,
+) -> int:
+    """Compile an exported BUNDLE in several precisions; measure accuracy, speed and size of each at several batch sizes.
+
+    The image tower is timed: images per second with two batches in flight, and the latency of one batch alone. Rows that no
+    other one beats in accuracy, images per second and size are marked as the front. The table is also written to DIR as
+    sweep.json and sweep.md.
+
+    The same command goes on where an interrupted one stopped, and measures only what is new or no longer valid.
+
+    A precision that the target does not offer, or that fails a gate, is a row with the reason: the exit code is then 3 for a
+    gate, 1 for anything else.
+    """
+    from clipmlu.data.datasets import open_dataset
+    from clipmlu.measure.accuracy import EvalOptions
+    from clipmlu.measure.sweep import SweepOptions, encode_sweep, run_sweep
+
+    sweep = SweepOptions(
+        compile=dataclasses.replace(options, overwrite=overwrite),
+        precisions=tuple(_precision(text) for text in _pieces(precisions)),
+        batch_sizes=tuple(_batch_size(text) for text in _pieces(batch_sizes)),
+        evaluate=EvalOptions(samples=samples, seed=seed, templates=templates),
+        threads=threads,
+        repetitions=repetitions,
+        duration_ms=duration,
+    )
+    if dataset is None and samples is not None:
+        raise OptionError("--samples is for measuring accuracy; give a --dataset too")
+    source = None
+    if dataset is not None:
+        source = open_dataset(dataset, split, data_dir=data_dir, download=not offline, size=samples, seed=seed)
+    try:
+        report = run_sweep(bundle, output, sweep, source, on_note=note)
+    except KeyboardInterrupt:
+        note(f"What was compiled and measured is kept in {output}; the same command goes on from there.")
+        raise
+    if as_json:
+        echo_json(encode_sweep(report))
+    else:
+        _show(report)
+    return report.exit_code
+
+
+def _pieces(texts: tuple[str, ...]) -> list[str]:
+    return [piece.strip() for text in texts for piece in text.split(",")]
+
+
+def _precision(text: str) -> Precision:
+    known = [precision.value for precision in Precision]
+    if text not in known:
+        raise OptionError(f"precision is '{text}'; expected one of {', '.join(known)}")
+    return Precision(text)
+
+
+def _batch_size(text: str) -> int:
+    if not text.isdecimal():
+        raise OptionError(f"batch size is '{text}'; expected numbers such as 8 or 1,8,32")
+    return int(text)
+
+
+def _show(report: SweepReport) -> None:
+    from rich.table import Table
+
+    from clipmlu.measure.sweep_report import HEADINGS, row_cells, summary_lines
+
+    table = Table(*HEADINGS)
+    for column in table.columns:
+        column.no_wrap = True
+    for row in report.rows:
+        table.add_row(*row_cells(row))
+    console().print(table)
+    for line in summary_lines(report):
+        click.echo(line)

@@ -1,0 +1,102 @@
+"""The machine that figures were measured on, and how much memory it took."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from clipmlu.specs import Spec
+
+_PROC = Path("/proc")
+
+
+class Machine(Spec, frozen=True, kw_only=True):
+    """Where figures come from.
+
+    Attributes:
+        cpu: the processor's name.
+        cpus: logical CPUs that this process may use.
+        memory_bytes: of the whole machine; None where the system does not tell.
+        system: operating system and architecture.
+        python: version of the interpreter.
+    """
+
+    cpu: str
+    cpus: int
+    memory_bytes: int | None
+    system: str
+    python: str
+
+
+def describe_machine() -> Machine:
+    """This machine."""
+    return Machine(
+        cpu=_cpu_name(),
+        cpus=available_cpus(),
+        memory_bytes=_memory_bytes(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+    )
+
+
+def available_cpus() -> int:
+    """Logical CPUs that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def peak_memory_bytes() -> int | None:
+    """Most memory that this process ever had resident; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+
+def children_peak_memory_bytes() -> int | None:
+    """The same for the processes that this one started and that live, added up; None where there are none, or not on Linux.
+
+    ``getrusage`` is no help here: a child's figure starts at the size that its parent had when it was started.
+    """
+    peaks = [peak for child in _children() if (peak := _peak_of(child)) is not None]
+    return sum(peaks) if peaks else None
+
+
+def _children() -> Iterator[int]:
+    for task in _PROC.glob("self/task/*/children"):
+        try:
+            yield from (int(child) for child in task.read_text().split())
+        except OSError:  # a thread that has just ended
+            continue
+
+
+def _peak_of(process: int) -> int | None:
+    try:
+        lines = (_PROC / str(process) / "status").read_text().splitlines()
+    except OSError:  # it has just ended
+        return None
+    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return peaks[0] if peaks else None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in (_PROC / "cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows, or a system without these names
+        return None

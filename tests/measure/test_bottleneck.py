@@ -1,0 +1,160 @@
+"""Which stage limits the pipeline, by numbers made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import support
+from clipmlu.bundle import CompiledBundle
+from clipmlu.classify.encoder import load
+from clipmlu.errors import InputError
+from clipmlu.measure import bottleneck
+from clipmlu.measure.bottleneck import draw_photos, judge, measure_pipeline
+from clipmlu.measure.scenarios import Limits
+from clipmlu.stages import Stage, StageClock
+
+COSTS: dict[Stage, float] = {
+    "read": 0.001,
+    "decode": 0.006,
+    "preprocess": 0.003,
+    "copy_in": 0.0005,
+    "compute": 0.001,
+    "copy_out": 0.0005,
+    "post_process": 0.0001,
+}
+CARD = {"workers": 4, "devices": 1, "cores": 8, "threads": 0, "shares_cores": False}
+
+
+def test_slow_decoding_before_a_fast_card_is_bound_by_the_host() -> None:
+    verdict = judge(COSTS, measured=300.0, **CARD)
+    # 10 ms of an image's decoding on four workers; 2 ms on the card; 0.1 ms behind it.
+    assert verdict.limits == {
+        "host": pytest.approx(400.0),
+        "device": pytest.approx(500.0),
+        "post_process": pytest.approx(10_000.0),
+    }
+    assert (verdict.bound_by, verdict.slowest_stage) == ("host", "decode")
+    assert (verdict.images_per_second, verdict.fraction) == (pytest.approx(400.0), pytest.approx(0.75))
+    assert verdict.text == "bound by reading, decoding and preprocessing, most of it decode; 75% of what that allows"
+
+
+def test_more_workers_move_the_bound_to_the_card_and_a_second_card_back() -> None:
+    one = judge(COSTS, measured=450.0, **{**CARD, "workers": 6})
+    assert (one.bound_by, one.slowest_stage, one.images_per_second) == ("device", "compute", pytest.approx(500.0))
+    two = judge(COSTS, measured=450.0, **{**CARD, "workers": 6, "devices": 2})
+    assert (two.bound_by, two.limits["device"]) == ("host", pytest.approx(1000.0))
+
+
+def test_more_workers_than_cores_are_no_faster() -> None:
+    assert judge(COSTS, measured=1.0, **{**CARD, "workers": 64}).limits["host"] == pytest.approx(800.0)
+
+
+def test_slow_post_processing_is_one_thread() -> None:
+    verdict = judge({**COSTS, "post_process": 0.02}, measured=50.0, **CARD)
+    assert (verdict.bound_by, verdict.images_per_second, verdict.fraction) == (
+        "post_process",
+        pytest.approx(50.0),
+        pytest.approx(1.0),
+    )
+
+
+def test_graph_on_the_same_cpu_shares_its_cores_with_decoding() -> None:
+    costs: dict[Stage, float] = {"decode": 0.006, "preprocess": 0.002, "compute": 0.006}
+    verdict = judge(costs, measured=75.0, workers=2, devices=1, cores=2, threads=2, shares_cores=True)
+    # 8 ms of one core and 6 ms of two: 20 ms of a core for an image, two cores.
+    assert verdict.limits == {
+        "host": pytest.approx(250.0),
+        "device": pytest.approx(1 / 0.006),
+        "cores": pytest.approx(100.0),
+    }
+    assert (verdict.bound_by, verdict.slowest_stage, verdict.fraction) == ("cores", "compute", pytest.approx(0.75))
+    assert "decoding (40%) and computing (60%) share the cores; 75% of what that allows" in verdict.text
+
+
+def test_one_thread_of_many_cores_is_bound_by_computing() -> None:
+    costs: dict[Stage, float] = {"decode": 0.006, "compute": 0.02}
+    verdict = judge(costs, measured=40.0, workers=8, devices=1, cores=8, threads=1, shares_cores=True)
+    assert (verdict.bound_by, verdict.limits["cores"]) == ("device", pytest.approx(8 / 0.026))
+    assert verdict.images_per_second == pytest.approx(50.0)
+    assert "share the cores" in verdict.text
+
+
+def test_stages_are_those_of_the_pipeline_and_of_the_session(
+    compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's stages as a pipeline with known costs counts them; computing as the session does."""
+    workers: list[int] = []
+
+    def known(
+        encoder: Any, items: Any, *, batch_size: int, workers_seen: list[int] = workers, **given: Any
+    ) -> Iterator[Any]:
+        clock: StageClock = given["clock"]
+        workers_seen.append(given["workers"])
+        for outcome in real(encoder, items, batch_size=batch_size):
+            clock.add({"read": 0.001, "decode": 0.004, "preprocess": 0.002, "post_process": 0.0005}, 1)
+            yield outcome
+
+    real = bottleneck.embed_items
+    monkeypatch.setattr(bottleneck, "embed_items", known)
+    support.picture(0).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with load(compiled.path) as encoder:
+        report = measure_pipeline(
+            encoder,
+            [tmp_path / "a.png", tmp_path / "broken.png"],
+            batch_size=4,
+            limits=Limits(20, 0.0),
+            cores=3,
+            threads=3,
+            shares_cores=True,
+            drawn=False,
+        )
+    assert workers == [1, 1, 3], "warm-up, each stage on its own, then all of them"
+    assert (report.images, report.skipped, report.files, report.workers) == (10, 10, 2, 3)
+    assert list(report.stages) == ["read", "decode", "preprocess", "compute", "post_process"]
+    assert report.stages["decode"].seconds_per_image == pytest.approx(0.004)
+    assert report.stages["decode"].images_per_second == pytest.approx(3 / 0.004)
+    assert report.stages["post_process"].images_per_second == pytest.approx(1 / 0.0005)
+    assert report.stages["preprocess"].together_seconds_per_image == pytest.approx(0.002)
+    assert sum(cost.share for cost in report.stages.values()) == pytest.approx(1.0)
+    assert 0 < report.stages["compute"].seconds_per_image < 1
+    assert report.images_per_second == pytest.approx(10 / report.elapsed_s)
+    assert report.verdict.measured_images_per_second == report.images_per_second
+
+
+def test_files_of_which_none_can_be_read_are_an_error(compiled: CompiledBundle, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with load(compiled.path) as encoder, pytest.raises(InputError, match=r"Not one of 1 image\(s\) could be read"):
+        measure_pipeline(
+            encoder,
+            [tmp_path / "broken.png"],
+            batch_size=4,
+            limits=Limits(1, 0.0),
+            cores=1,
+            threads=1,
+            shares_cores=True,
+            drawn=False,
+        )
+
+
+def test_drawn_photos_have_the_sizes_and_the_weight_of_photos(tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    paths = draw_photos(tmp_path, count=4, seed=1)
+    sizes = set()
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.format == "JPEG"
+            sizes.add(image.size)
+            width, height = image.size
+        assert 320 <= width <= 1200
+        assert 320 <= height <= 1200
+        bits = path.stat().st_size * 8 / (width * height)
+        assert 0.5 < bits < 6, "bits a pixel: neither a flat drawing nor pure noise"
+    assert len(sizes) == 4
+    again = draw_photos(tmp_path / "again", count=4, seed=1)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
