@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
-from clipmlu.classify.bulk import ImageItem, Outcome, embed_items, item_from_source
+from clipmlu.classify.bulk import EmbeddedBatch, ImageItem, embed_batches, item_from_source
+from clipmlu.classify.classifier import ClassifierHeader, ZeroShotClassifier
 from clipmlu.classify.encoder import Encoder, FloatArray
 from clipmlu.errors import InputError
 from clipmlu.measure.graphs import make_samples
@@ -23,6 +24,7 @@ Bound = Literal["host", "device", "post_process", "cores"]
 DRAWN_PHOTOS = 64
 _SHORTEST, _LONGEST = 320, 1200
 _NOISE = 6
+_CLASSES = 100  # that images are ranked among
 _ALONE_BATCHES, _WARMING_FILES = 3, 8
 
 _PARTS: dict[Bound, tuple[Stage, ...]] = {
@@ -186,13 +188,16 @@ def measure_pipeline(
         InputError: not one of the files could be read.
     """
     timer = timer or Timer()
+    classifier = _stand_in_classifier(encoder)
     alone = {**_host_costs(encoder, files, batch_size), **_device_costs(encoder, batch_size)}
+    alone |= _post_process_costs(classifier, encoder.embedding_dim, batch_size, timer)
     clock, device_before = StageClock(), encoder.device_clock("image").totals()
     start = timer.now()
     good = broken = 0
     items = _items_until(files, limits, timer)
-    for outcome in embed_items(encoder, items, batch_size=batch_size, workers=cores, clock=clock):
-        good, broken = good + (outcome.embedding is not None), broken + (outcome.embedding is None)
+    for batch in embed_batches(encoder, items, batch_size=batch_size, workers=cores, clock=clock):
+        _rank(classifier, batch.embeddings, clock, timer)
+        good, broken = good + len(batch.embeddings), broken + len(batch.errors)
     elapsed = timer.now() - start
     together = _per_item({**clock.totals(), **_difference(encoder.device_clock("image").totals(), device_before)})
     return PipelineReport(
@@ -266,15 +271,15 @@ def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> dic
     """Every file once, by one worker, without a graph."""
     idle = cast("Encoder", _IdleDevice(encoder))
 
-    def run(some: Sequence[Path], clock: StageClock) -> list[Outcome]:
+    def run(some: Sequence[Path], clock: StageClock) -> list[EmbeddedBatch]:
         items = (item_from_source(path) for path in some)
-        return list(embed_items(idle, items, batch_size=batch_size, workers=1, clock=clock))
+        return list(embed_batches(idle, items, batch_size=batch_size, workers=1, clock=clock))
 
     run(files[:_WARMING_FILES], StageClock())  # the first images also load the decoders
     clock = StageClock()
-    outcomes = run(files, clock)
-    if not any(outcome.embedding is not None for outcome in outcomes):
-        raise InputError(f"Not one of {len(outcomes)} image(s) could be read. First: {outcomes[0].error}")
+    batches = run(files, clock)
+    if not any(len(batch.embeddings) for batch in batches):
+        raise InputError(f"Not one of {len(files)} image(s) could be read. First: {batches[0].errors[0]}")
     return _per_item(clock.totals())
 
 
@@ -287,6 +292,48 @@ def _device_costs(encoder: Encoder, batch_size: int) -> dict[Stage, float]:
     for _ in range(_ALONE_BATCHES):
         encoder.submit_images(samples).result()
     return _per_item(_difference(clock.totals(), before))
+
+
+def _post_process_costs(
+    classifier: ZeroShotClassifier, embedding_dim: int, batch_size: int, timer: Timer
+) -> dict[Stage, float]:
+    embeddings = _unit_rows(batch_size, embedding_dim)
+    clock = StageClock()
+    _rank(classifier, embeddings, StageClock(), timer)
+    for _ in range(_ALONE_BATCHES):
+        _rank(classifier, embeddings, clock, timer)
+    return _per_item(clock.totals())
+
+
+def _rank(classifier: ZeroShotClassifier, embeddings: FloatArray, clock: StageClock, timer: Timer) -> None:
+    """What ``classify`` does with a batch when it comes back."""
+    start = timer.now()
+    classifier.predictions_from_embeddings(embeddings, [""] * len(embeddings))
+    clock.add({"post_process": timer.now() - start}, len(embeddings))
+
+
+def _stand_in_classifier(encoder: Encoder) -> ZeroShotClassifier:
+    """A classifier that needs no text tower: ranking costs the same whatever the classes are."""
+    manifest = encoder.bundle.manifest
+    embeddings = _unit_rows(_CLASSES, encoder.embedding_dim)
+    header = ClassifierHeader(
+        text_id=manifest.text_id,
+        model=manifest.model,
+        class_names=tuple(f"class {number}" for number in range(_CLASSES)),
+        templates=("{}",),
+        logit_scale=manifest.logit_scale,
+        logit_bias=manifest.logit_bias,
+        emulated=encoder.bundle.compilation.emulated,
+        embeddings_sha256="",
+        tool_versions={},
+    )
+    return ZeroShotClassifier(encoder, header, embeddings)
+
+
+def _unit_rows(rows: int, embedding_dim: int) -> FloatArray:
+    drawn = np.random.default_rng(0).standard_normal((rows, embedding_dim), np.float32)
+    unit: FloatArray = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return unit
 
 
 def _items_until(files: Iterable[Path], limits: Limits, timer: Timer) -> Iterator[ImageItem]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from clipmlu._machine import available_cpus
 from clipmlu.specs import Spec
 
 _PROC = Path("/proc")
@@ -40,12 +41,6 @@ def describe_machine() -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
     )
-
-
-def available_cpus() -> int:
-    """Logical CPUs that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def peak_memory_bytes() -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from clipmlu._machine import available_cpus
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle import CompiledBundle, current_tool_versions, open_compiled
 from clipmlu.classify.encoder import Encoder
@@ -20,7 +21,6 @@ from clipmlu.measure.graphs import make_samples, open_graph
 from clipmlu.measure.loads import ScenarioResult, SpeedOptions, measure_scenario
 from clipmlu.measure.machine import (
     Machine,
-    available_cpus,
     children_peak_memory_bytes,
     describe_machine,
     peak_memory_bytes,
