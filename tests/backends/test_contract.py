@@ -48,6 +48,7 @@ class Place:
 
 PLACES = {
     "cpu": Place("cpu"),
+    "openvino": Place("openvino"),
     "emulator": Place("emulated-mlu"),
     "emulator-in-worker": Place("emulated-mlu", lambda: SessionOptions(worker=emulated_worker())),
     "card": Place("mlu"),
