@@ -5,6 +5,7 @@ Nothing is sent anywhere, see ``openvino_runtime``; nothing is cached on disk: O
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
@@ -28,6 +29,10 @@ from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, OptionError, SessionError
 from clipmlu.specs import Precision, TowerName
 from clipmlu.stages import now
+
+_REMEDY = "pip install 'clipmlu[openvino]'"
+_OLDEST = (2025, 3)
+"""Its ONNX reader is the first that takes the graphs in 8 bits; as in pyproject.toml."""
 
 
 class OpenVinoBackend:
@@ -75,9 +80,11 @@ class OpenVinoBackend:
     def probe(self) -> Availability:
         """Look for the package without importing it."""
         if util.find_spec("openvino") is None:
-            reason = "the package 'openvino' is not installed; pip install 'clipmlu[openvino]'"
-            return Availability(False, None, reason)
-        return Availability(True, metadata.version("openvino"))
+            return Availability(False, None, f"the package 'openvino' is not installed; {_REMEDY}")
+        version = metadata.version("openvino")
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST:
+            return Availability(False, version, f"openvino {version} is too old; {_REMEDY}")
+        return Availability(True, version)
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Write the file that the onnxruntime backend writes; bfloat16 is chosen when the canonical graph is loaded."""
@@ -151,10 +158,12 @@ class OpenVinoSession(Session):
             raise SessionError(f"{self._label}: the session was closed before the batch began.")
         start = now()
         try:
-            # Shared inputs are read where they lie, unless they are not contiguous; shared results lie in OpenVINO's memory.
-            found = self._request.infer(feeds, share_inputs=True, share_outputs=True)
+            # Not ``infer``, which takes no notice of ``cancel`` when it has one thread. Shared inputs are read where they lie,
+            # unless they are not contiguous.
+            self._request.start_async(feeds, share_inputs=True)
+            self._request.wait()
             computed = now()
-            results = {name: np.array(found[name]) for name in self.outputs}
+            results = {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
         except Exception as error:
             if self._closing:
                 raise SessionError(f"{self._label}: the session was closed while the batch ran.") from error
@@ -212,10 +221,11 @@ def _table_sizes(graph: Any) -> dict[str, int]:
                 node = taker.get_node()
                 if node.get_type_name() == "Convert":
                     waiting.append(node)
-                elif node.get_type_name() == "Gather" and taker.get_index() == 1:
-                    size = _gathered_size(node)
-                    for name in parameter.output(0).get_names() if size is not None else ():
-                        sizes[name] = min(size, sizes.get(name, size))
+                if node.get_type_name() != "Gather" or taker.get_index() != 1:
+                    continue
+                if (size := _gathered_size(node)) is not None:
+                    name = parameter.output(0).get_any_name()
+                    sizes[name] = min(size, sizes.get(name, size))
     return sizes
 
 

@@ -1,9 +1,9 @@
 """OpenVINO itself: imported without its telemetry, and asked what this CPU can do.
 
 Telemetry. ``import openvino`` imports ``openvino.tools.ovc``, which starts an ``openvino_telemetry.Telemetry`` and sends the
-event ("ov", "import", "general_import") to Google Analytics from a thread of its own, with a client id and a usage count that
-it keeps under ``~/intel``. It does so unless that folder holds a refusal (``opt_in_out --opt_out``, which itself sends an event)
-or the process seems to run in a CI job; no environment variable is meant for it. ``convert_model`` and the command ``ovc`` send
+event ("ov", "import", "general_import") to Google Analytics from a process that it forks, with the operating system, a client id
+and a usage count that it keeps under ``~/intel``. It does so unless that folder holds a refusal (``opt_in_out --opt_out``, which
+itself sends an event) or the process seems to run in a CI job; no environment variable is meant for it. ``convert_model`` and the command ``ovc`` send
 more: options, errors, results. Reading, compiling and running a model send nothing: the C++ side reports through a
 ``TelemetryExtension`` only where one is added, and nothing but ``convert_model`` adds one. (Read in the sources of openvino
 2026.4.1 and openvino_telemetry 2025.2.0.) Where ``openvino_telemetry`` cannot be imported, OpenVINO takes a stub of its own
@@ -80,15 +80,13 @@ def has_bfloat16() -> bool:
 def int8_is_exact() -> bool:
     """Whether OpenVINO's 8-bit matrix products are exact on this CPU, found out by computing the largest ones.
 
-    Without VNNI its kernels add pairs of products in 16 bits, where 127 * 127 + 127 * 127 does not fit, and saturate.
+    Its kernels shift signed rows by 128 to unsigned ones. Without VNNI they add pairs of products in 16 bits and saturate:
+    255 * 127 twice does not fit.
     """
-    for level in (_LARGEST, -_LARGEST):
-        rows = np.full((_WIDTH, _DEPTH), level, np.int8)
-        weights = np.full((_DEPTH, _WIDTH), _LARGEST, np.int8)
-        exact = rows.astype(np.int64) @ weights.astype(np.int64)
-        if not np.array_equal(int8_products(rows, weights), exact):
-            return False
-    return True
+    signs = np.where(np.arange(_WIDTH) % 2, 1, -1)
+    rows = (_LARGEST * np.repeat(signs[:, None], _DEPTH, axis=1)).astype(np.int8)
+    exact = rows.astype(np.int64) @ rows.T.astype(np.int64)
+    return np.array_equal(int8_products(rows, np.ascontiguousarray(rows.T)), exact)
 
 
 def int8_products(rows: npt.NDArray[np.int8], weights: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
