@@ -20,7 +20,7 @@ def _needs_export_extra() -> None:
 def _run(
     capsys: pytest.CaptureFixture[str], output: Path, *arguments: str
 ) -> tuple[dict[str, str], dict[str, object], str]:
-    code = main(["run", "demo", "-o", str(output), "--samples", "48", "--json", *arguments])
+    code = main(["run", "demo", "-o", str(output), "--target", "cpu", "--samples", "48", "--json", *arguments])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     report = json.loads(captured.out)

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Literal
 
 from clipmlu import __version__, _environment
-from clipmlu.backends import BACKENDS, TARGETS, get_backend
+from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
 from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE, WorkerOptions, worker_from_environment
 from clipmlu.bundle import Bundle, CompiledBundle, ParityRecord
 from clipmlu.data.datasets import DATASETS, locate_dataset
-from clipmlu.errors import ClipmluError
-from clipmlu.specs import MluBuild, QuantisationOptions, Spec
+from clipmlu.errors import BackendUnavailableError, ClipmluError
+from clipmlu.specs import VENDOR_PRECISIONS, MluBuild, QuantisationOptions, Spec
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "export": ("clipmlu export", ("torch", "open_clip", "onnxscript", "transformers")),
+    "openvino": ("clipmlu compile --target openvino", ("openvino",)),
     "report": ("clipmlu compare --heatmap", ("matplotlib",)),
 }
 """Extra -> what needs it, and the modules it brings."""
@@ -171,11 +172,26 @@ def _backend_findings() -> Iterator[Finding]:
         availability = backend.probe()
         check = f"target {', '.join(target for target, each in TARGETS.items() if each == name)}"
         if availability.ok:
-            found = f"{availability.version}: not a card" if backend.emulated else f"{name} {availability.version}"
-            yield Finding(check=check, status="ok", found=found)
+            yield _usable_backend(check, backend, availability.version or "")
         else:
-            status: Literal["optional", "problem"] = "optional" if backend.has_cards else "problem"
+            status: Literal["optional", "problem"] = "problem" if name == "onnxruntime" else "optional"
             yield Finding(check=check, status=status, found="absent", remedy=availability.reason)
+
+
+def _usable_backend(check: str, backend: Backend, version: str) -> Finding:
+    """A runtime that is there; one for the CPU says which modes it has if they depend on the machine."""
+    if backend.emulated:
+        return Finding(check=check, status="ok", found=f"{version}: not a card")
+    found = f"{backend.name} {version}"
+    if backend.has_cards:
+        return Finding(check=check, status="ok", found=found)
+    try:
+        modes = backend.precisions
+    except BackendUnavailableError as error:
+        return Finding(check=check, status="problem", found=found, remedy=f"install it again: {error}")
+    if modes != VENDOR_PRECISIONS:
+        found = f"{found}; on this CPU: {', '.join(mode.value for mode in modes)}"
+    return Finding(check=check, status="ok", found=found)
 
 
 # ---- MLU: the facts behind these checks are in docs/magicmind-api.md, section 5 ------------------------------------------

@@ -20,6 +20,7 @@ FLOAT32_MIN_COSINE = 0.99999
 MIN_COSINE = {
     Precision.FORCE_FLOAT32: FLOAT32_MIN_COSINE,
     Precision.FORCE_FLOAT16: 0.999,
+    Precision.FORCE_BFLOAT16: 0.99,
     Precision.QINT16_MIXED_FLOAT32: 0.99,
     Precision.QINT16_MIXED_FLOAT16: 0.99,
     Precision.QINT8_MIXED_FLOAT32: 0.9,
@@ -31,6 +32,7 @@ and a broken one (overflow in binary16, a wrong scale) does not. It is no promis
 MIN_AGREEMENT = {
     Precision.FORCE_FLOAT32: 0.98,
     Precision.FORCE_FLOAT16: 0.9,
+    Precision.FORCE_BFLOAT16: 0.9,
     Precision.QINT16_MIXED_FLOAT32: 0.9,
     Precision.QINT16_MIXED_FLOAT16: 0.85,
     Precision.QINT8_MIXED_FLOAT32: 0.6,

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.backends import SessionOptions
+from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle import (
     CompiledBundle,
     ExportedBundle,
@@ -34,7 +34,7 @@ from clipmlu.classify.bulk import embed_items, item_from_dataset
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration, open_train_split
-from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
+from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
 from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import content_digest
@@ -43,7 +43,7 @@ from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
 
 SEARCH_NAME = "search.json"
 LADDERS: dict[str, tuple[Precision, ...]] = {
-    "cpu": (Precision.QINT8_MIXED_FLOAT32, Precision.FORCE_FLOAT32),
+    "cpu": (Precision.QINT8_MIXED_FLOAT32, Precision.FORCE_BFLOAT16, Precision.FORCE_FLOAT32),
     "mlu": (
         Precision.QINT8_MIXED_FLOAT16,
         Precision.QINT8_MIXED_FLOAT32,
@@ -53,8 +53,8 @@ LADDERS: dict[str, tuple[Precision, ...]] = {
         Precision.FORCE_FLOAT32,
     ),
 }
-"""Modes from cheap to dear. On the CPU the others are computed in float32 and save nothing. The order for cards is by the
-number of bits: nothing public says how fast each mode is."""
+"""Modes from cheap to dear, of which a target climbs those that it offers. On the CPU the others are computed in float32 and
+save nothing. The order for cards is by the number of bits: nothing public says how fast each mode is."""
 
 ALPHAS = (0.5, 0.75, 0.9)
 """Strengths of smoothing that are tried, after none at all."""
@@ -197,9 +197,10 @@ def search_bundle(
     if not options.check:
         raise OptionError("a search runs what it compiles; leave --no-check out")
     check_output_free(output, overwrite=options.overwrite)
-    modes = (search.precision,) if search.precision is not None else None
-    plan = plan_compilation(dataclasses.replace(options, precision=(modes or (Precision.QINT8_MIXED_FLOAT16,))[0]))
-    ladder = modes or LADDERS["cpu" if plan.mlu is None else "mlu"]
+    # A target without 8 bits has nothing to search for, and refuses them here.
+    wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
+    plan = plan_compilation(dataclasses.replace(options, precision=wanted))
+    ladder = _ladder(plan) if search.precision is None else (search.precision,)
     assert options.calibration is not None, "plan_compilation asked for it"
     calibration = options.calibration
     if isinstance(calibration, CalibrationOptions):
@@ -234,6 +235,11 @@ def search_bundle(
     bundle = publish_copy(found, output, files, overwrite=options.overwrite)
     shutil.rmtree(state.folder, ignore_errors=True)
     return bundle, report
+
+
+def _ladder(plan: CompilationPlan) -> tuple[Precision, ...]:
+    offered = get_backend(plan.main.backend).precisions
+    return tuple(mode for mode in LADDERS["cpu" if plan.mlu is None else "mlu"] if mode in offered)
 
 
 def encode_search(report: SearchReport) -> bytes:

@@ -39,7 +39,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Precision(str, enum.Enum):
-    """The arithmetic of a compiled bundle, named as the vendor's SDK names its modes."""
+    """The arithmetic of a compiled bundle, named as the vendor's SDK names its modes, and ``force_bfloat16`` like them."""
 
     FORCE_FLOAT32 = "force_float32"
     FORCE_FLOAT16 = "force_float16"
@@ -47,6 +47,7 @@ class Precision(str, enum.Enum):
     QINT8_MIXED_FLOAT32 = "qint8_mixed_float32"
     QINT16_MIXED_FLOAT16 = "qint16_mixed_float16"
     QINT16_MIXED_FLOAT32 = "qint16_mixed_float32"
+    FORCE_BFLOAT16 = "force_bfloat16"
 
     @property
     def bits(self) -> int | None:
@@ -55,8 +56,12 @@ class Precision(str, enum.Enum):
 
     @property
     def float_type(self) -> NodeType:
-        """Type of what is not quantised."""
-        return "float16" if self.value.endswith("float16") else "float32"
+        """Type of what is not quantised, in the graph; ``force_bfloat16`` is an affair of the runtime, its graph is float32."""
+        return "float16" if self.value.endswith("_float16") else "float32"
+
+
+VENDOR_PRECISIONS: tuple[Precision, ...] = tuple(each for each in Precision if each is not Precision.FORCE_BFLOAT16)
+"""The six modes of the vendor's SDK (docs/magicmind-api.md), which its cards, the emulated SDK and the CPU offer."""
 
 
 class TensorSpec(Spec, frozen=True, kw_only=True):

@@ -266,6 +266,7 @@ HEAVY = (
     "open_clip",
     "ray",
     "onnxruntime",
+    "openvino",
     "onnx",
     "onnx_ir",
     "pyarrow",

@@ -27,7 +27,7 @@ from clipmlu.measure.ablation import Rebuilder
 from clipmlu.measure.compare import CompareOptions, ComparisonReport, compare_bundles, encode_comparison
 from clipmlu.measure.nodes import NodeComparison
 from clipmlu.measure.structure import restore_structure
-from clipmlu.measure.tensors import choose_watched, lowered_model, smoothed_tensors, tensor_graph
+from clipmlu.measure.tensors import choose_watched, hidden_reason, lowered_model, smoothed_tensors, tensor_graph
 from clipmlu.quantisation.roles import find_operators
 from clipmlu.specs import Precision, QuantisationOptions
 
@@ -345,6 +345,22 @@ def cards_are_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     get_backend.cache_clear()
     yield
     get_backend.cache_clear()
+
+
+def test_openvino_runs_the_same_file_which_can_be_looked_into_unless_it_rounds_to_bfloat16(
+    tiny: ExportedBundle, compile_for: Compile
+) -> None:
+    bundle = compile_for(tiny, "qint8_mixed_float32")
+
+    def placed(precision: Precision) -> CompiledBundle:
+        facts = msgspec.structs.replace(bundle.compilation, target="openvino", backend="openvino", precision=precision)
+        return CompiledBundle(bundle.path, msgspec.structs.replace(bundle.manifest, compilation=facts), bundle.digest)
+
+    assert hidden_reason(placed(Precision.QINT8_MIXED_FLOAT32), "image") is None
+    assert hidden_reason(placed(Precision.FORCE_FLOAT32), "image") is None
+    reason = hidden_reason(placed(Precision.FORCE_BFLOAT16), "image")
+    assert reason is not None
+    assert "computed in bfloat16 by 'openvino' alone" in reason
 
 
 @pytest.mark.usefixtures("cards_are_cpus")

@@ -6,7 +6,8 @@ import functools
 import importlib
 
 from clipmlu.backends.base import Availability, Backend, PendingBatch, Session, SessionOptions
-from clipmlu.errors import BackendUnavailableError, UnknownNameError
+from clipmlu.errors import BackendUnavailableError, PrecisionError, UnknownNameError
+from clipmlu.specs import Precision
 
 __all__ = [
     "AUTO_ORDER",
@@ -23,16 +24,23 @@ __all__ = [
 
 BACKENDS: dict[str, tuple[str, str]] = {
     "onnxruntime": ("clipmlu.backends.onnxruntime", "OnnxRuntimeBackend"),
+    "openvino": ("clipmlu.backends.openvino", "OpenVinoBackend"),
     "magicmind": ("clipmlu.backends.magicmind.backend", "MagicMindBackend"),
     "magicmind-emulated": ("clipmlu.backends.magicmind.backend", "EmulatedMagicMindBackend"),
 }
 """Backend name -> module and class, imported on first use."""
 
-TARGETS: dict[str, str] = {"cpu": "onnxruntime", "mlu": "magicmind", "emulated-mlu": "magicmind-emulated"}
+TARGETS: dict[str, str] = {
+    "cpu": "onnxruntime",
+    "openvino": "openvino",
+    "mlu": "magicmind",
+    "emulated-mlu": "magicmind-emulated",
+}
 """What ``--target`` accepts, and the backend that serves it."""
 
-AUTO_ORDER: tuple[str, ...] = ("mlu", "cpu")
-"""Targets that ``--target auto`` tries, in this order; the first one that can run here is taken, never an emulated one."""
+AUTO_ORDER: tuple[str, ...] = ("mlu", "openvino", "cpu")
+"""Targets that ``--target auto`` tries, in this order; the first one that can run here what is wanted is taken, never an
+emulated one."""
 
 
 @functools.cache
@@ -49,22 +57,50 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def backend_for_target(target: str) -> tuple[str, Backend]:
+def backend_for_target(target: str, precision: Precision | None = None) -> tuple[str, Backend]:
     """Resolve a target to its name and backend; ``auto`` takes the first available of ``AUTO_ORDER``.
 
     A target that the user names never falls back to another.
 
+    Args:
+        target: its name, or ``auto``.
+        precision: what ``auto`` demands of a target; whether a named one offers it is for the caller to ask.
+
     Raises:
         UnknownNameError: there is no such target.
         BackendUnavailableError: its runtime cannot be used here.
+        PrecisionError: ``auto`` finds no target that offers the precision.
     """
-    if target != "auto" and target not in TARGETS:
+    if target == "auto":
+        return _first_usable(precision)
+    if target not in TARGETS:
         raise UnknownNameError("target", target, ("auto", *TARGETS))
-    reasons = []
-    for name in AUTO_ORDER if target == "auto" else (target,):
+    backend = get_backend(TARGETS[target])
+    availability = backend.probe()
+    if not availability.ok:
+        raise BackendUnavailableError(f"Target '{target}' cannot be used here ({target}: {availability.reason}).")
+    return target, backend
+
+
+def _first_usable(precision: Precision | None) -> tuple[str, Backend]:
+    reasons: list[str] = []
+    lacks_precision = False
+    for name in AUTO_ORDER:
         backend = get_backend(TARGETS[name])
         availability = backend.probe()
-        if availability.ok and (availability.has_device or target != "auto"):
-            return name, backend
-        reasons.append(f"{name}: {availability.reason or 'there is no card'}")
-    raise BackendUnavailableError(f"Target '{target}' cannot be used here ({'; '.join(reasons)}).")
+        if not (availability.ok and availability.has_device):
+            reasons.append(f"{name}: {availability.reason or 'there is no card'}")
+            continue
+        try:
+            if precision is None or precision in backend.precisions:
+                return name, backend
+        except BackendUnavailableError as error:  # installed, and broken
+            reasons.append(f"{name}: {str(error).rstrip('.')}")
+            continue
+        lacks_precision = True
+        reasons.append(f"{name}: {(backend.why_not(precision) or 'it has no such mode').rstrip('.')}")
+    if lacks_precision and precision is not None:
+        raise PrecisionError(
+            f"No target that can be used here offers the precision '{precision.value}' ({'; '.join(reasons)})."
+        )
+    raise BackendUnavailableError(f"Target 'auto' cannot be used here ({'; '.join(reasons)}).")

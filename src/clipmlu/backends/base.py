@@ -222,17 +222,22 @@ class Backend(Protocol):
 
     Attributes:
         name: its name in manifests.
-        precisions: what it can compile to.
         packages: the installed packages whose versions matter for its results.
         emulated: what it makes and runs is the emulated vendor SDK's.
         has_cards: it builds for MLU cards: ``MluBuild`` and ``SessionOptions.device`` mean something.
     """
 
     name: str
-    precisions: tuple[Precision, ...]
     packages: tuple[str, ...]
     emulated: bool
     has_cards: bool
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What it can compile to here; asking may import the runtime."""
+
+    def why_not(self, precision: Precision) -> str:
+        """Why a precision is not among ``precisions`` on this machine, as a sentence; empty where there is no more to say."""
 
     def profile(self, precision: Precision) -> str | None:
         """Name of the lowering profile that its graphs must fit; None for the canonical graphs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
@@ -20,8 +19,8 @@ from clipmlu.backends.base import (
     Session,
     SessionOptions,
     SourceGraph,
-    calibration_batches,
 )
+from clipmlu.backends.graphs import copy_graph, write_mode
 from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import (
     BackendUnavailableError,
@@ -30,16 +29,12 @@ from clipmlu.errors import (
     SessionError,
     first_line,
 )
-from clipmlu.specs import Precision, TensorSpec, TowerName
+from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
 from clipmlu.stages import now
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime
 
-    from clipmlu.quantisation.calibrate import Ranges
-
-_IMAGE_AXES = frozenset({"batch", "image_batch"})
 _FUSED_PRECISIONS = (Precision.FORCE_FLOAT32, Precision.QINT8_MIXED_FLOAT32)
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 0 verbose .. 4 fatal
 
@@ -48,10 +43,14 @@ class OnnxRuntimeBackend:
     """Runs the canonical graphs as they are; see ``Backend``."""
 
     name = "onnxruntime"
-    precisions = tuple(Precision)
+    precisions = VENDOR_PRECISIONS
     packages = ("onnxruntime",)
     emulated = False
     has_cards = False
+
+    def why_not(self, precision: Precision) -> str:
+        """Nothing: it computes every mode that it offers on any CPU, and has no bfloat16 kernels on one."""
+        return ""
 
     def profile(self, precision: Precision) -> str | None:
         """The other modes start from the graph that a card would get, so that both quantise the same tensors."""
@@ -65,21 +64,8 @@ class OnnxRuntimeBackend:
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Copy the graph; with a static shape, write the batch size into it; rewrite it for any mode but force_float32."""
-        spec = graph.tower
-        if options.precision is not Precision.FORCE_FLOAT32:
-            return _write_mode(graph, options, directory)
-        for path in graph.data_files:
-            shutil.copyfile(path, directory / path.name)
-        if options.dynamic_shape:
-            shutil.copyfile(graph.path, directory / spec.file)
-            return CompiledGraph(tower=spec)
-        _write_static(graph.path, directory / spec.file, options.batch_size)
-        tower = Tower(
-            file=spec.file,
-            inputs=tuple(_with_batch(tensor, options.batch_size) for tensor in spec.inputs),
-            outputs=tuple(_with_batch(tensor, options.batch_size) for tensor in spec.outputs),
-        )
-        return CompiledGraph(tower=tower)
+        write = copy_graph if options.precision is Precision.FORCE_FLOAT32 else write_mode
+        return write(graph, options, directory)
 
     def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
         """Load one graph; see ``Backend.open``."""
@@ -132,32 +118,6 @@ class OnnxRuntimeSession(Session):
         return {name: np.asarray(result) for name, result in zip(self._output_names, results, strict=True)}
 
 
-def _write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
-    """Calibrate if the mode quantises, and rewrite the graph."""
-    import onnx
-
-    from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
-    from clipmlu.quantisation.index import save_model
-    from clipmlu.quantisation.rewrite import quantised_tensors, rewrite_for_runtime
-
-    model = onnx.load(str(graph.path))
-    bits, how = options.precision.bits, options.quantisation
-    ranges: Ranges = {}
-    if bits is not None:
-        names = quantised_tensors(model, without=frozenset(options.node_types))
-        wanted = RangeOptions(bits=bits, algorithm=how.algorithm)
-        ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
-    rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
-    save_model(rewritten, directory / graph.tower.file)
-    fixed = None if options.dynamic_shape else options.batch_size
-    tower = Tower(
-        file=graph.tower.file,
-        inputs=tuple(_with_batch(tensor, fixed) for tensor in graph.tower.inputs),
-        outputs=tuple(_with_batch(tensor, fixed) for tensor in graph.tower.outputs),
-    )
-    return CompiledGraph(tower=tower, quantised=record)
-
-
 def _run_options() -> onnxruntime.RunOptions:
     import onnxruntime
 
@@ -187,25 +147,3 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
         )
     except Exception as error:
         raise BundleCorruptError(f"onnxruntime cannot load '{path}': {first_line(error)}") from error
-
-
-def _write_static(source: Path, destination: Path, batch_size: int) -> None:
-    """Replace the image batch axis by a number in every declared shape; weights stay where they are."""
-    import onnx
-
-    model = onnx.load(str(source), load_external_data=False)
-    graph = model.graph
-    for value in [*graph.input, *graph.output, *graph.value_info]:
-        _fix_axes(value, batch_size)
-    onnx.save(model, str(destination))
-
-
-def _fix_axes(value: onnx.ValueInfoProto, batch_size: int) -> None:
-    for axis in value.type.tensor_type.shape.dim:
-        if axis.dim_param in _IMAGE_AXES:
-            axis.dim_value = batch_size
-
-
-def _with_batch(tensor: TensorSpec, batch_size: int | None) -> TensorSpec:
-    shape = tuple(batch_size if batch_size and size in _IMAGE_AXES else size for size in tensor.shape)
-    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)

@@ -75,14 +75,14 @@ _OPTIONS = (
         "--target",
         default="auto",
         show_default=True,
-        help="cpu, mlu, emulated-mlu, or auto for the first that can be used here (never the emulated one).",
+        help="cpu, openvino, mlu, emulated-mlu, or auto for the first of mlu, openvino, cpu that can be used here and offers the precision.",
     ),
     click.option(
         "--precision",
         type=click.Choice([precision.value for precision in Precision]),
         default=Precision.FORCE_FLOAT32.value,
         show_default=True,
-        help="Arithmetic of the compiled graphs.",
+        help="Arithmetic of the compiled graphs; force_bfloat16 needs --target openvino and a CPU that has it.",
     ),
     click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."),
     click.option(
@@ -94,7 +94,7 @@ _OPTIONS = (
     click.option(
         "--max-batch", type=click.IntRange(min=1), default=None, help="Largest batch of a dynamic shape. [default: 64]"
     ),
-    click.option("--text-target", metavar="TARGET", help="cpu: run the text tower there, in float32."),
+    click.option("--text-target", metavar="TARGET", help="cpu or openvino: run the text tower there, in float32."),
     click.option(
         "--min-cosine",
         type=click.FloatRange(-1, 1),

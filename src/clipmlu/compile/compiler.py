@@ -50,12 +50,13 @@ class CompileOptions:
     """How to compile; validated on construction.
 
     Attributes:
-        target: ``cpu``, ``mlu``, ``emulated-mlu``, or ``auto`` for the first target that can be used here.
+        target: ``cpu``, ``openvino``, ``mlu``, ``emulated-mlu``, or ``auto`` for the first target that can be used here and
+            offers the precision.
         precision: arithmetic of the compiled graphs.
         batch_size: rows of a batch; the fixed size when static, the preferred one when dynamic.
         dynamic_shape: take any batch of 1..``max_batch`` rows; otherwise partial batches are padded and trimmed.
         max_batch: the largest batch when dynamic; None stands for 64, or ``batch_size`` if that is larger.
-        text_target: where the text tower runs; None for ``target``. On the CPU it is compiled in float32.
+        text_target: where the text tower runs; None for ``target``. It is compiled in float32 there.
         mlu: how to build for MLU cards; None for the defaults. Other targets take none.
         quantisation: how the modes that quantise do it; None for the defaults. Other modes take none.
         calibration: data for the modes that quantise: which, or the set itself.
@@ -234,11 +235,12 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
     """
     if options.precision.bits is None:
         _refuse_quantisation(options)
-    target, backend = backend_for_target(options.target)
+    target, backend = backend_for_target(options.target, options.precision)
     if options.precision not in backend.precisions:
         offered = ", ".join(each.value for each in backend.precisions)
         raise PrecisionError(
-            f"Target '{target}' does not offer the precision '{options.precision.value}' yet. It offers: {offered}."
+            f"Target '{target}' does not offer the precision '{options.precision.value}' yet. It offers: {offered}. "
+            f"{backend.why_not(options.precision)}".rstrip()
         )
     if options.precision.bits is not None and options.calibration is None:
         raise CalibrationError(
@@ -265,9 +267,11 @@ def _refuse_quantisation(options: CompileOptions) -> None:
 def _place_text(options: CompileOptions, main: Placement) -> Placement | None:
     if options.text_target is None or options.text_target == main.target:
         return None
-    target, backend = backend_for_target(options.text_target)
+    target, backend = backend_for_target(options.text_target, Precision.FORCE_FLOAT32)
     if backend.has_cards:
-        raise OptionError(f"text target is '{target}'; expected cpu, or nothing for the same as the image tower")
+        raise OptionError(
+            f"text target is '{target}'; expected cpu or openvino, or nothing for the same as the image tower"
+        )
     return Placement(target=target, backend=backend.name, precision=Precision.FORCE_FLOAT32, emulated=backend.emulated)
 
 

@@ -41,7 +41,7 @@ Kind = Literal["operator", "input", "sum", "output"]
 
 _CLIPPED = "/clipped"
 _ROUNDED_INPUT = "_mode_input"
-_CPU, _EMULATED = "onnxruntime", "magicmind-emulated"
+_CPU, _EMULATED = ("onnxruntime", "openvino"), "magicmind-emulated"  # both CPU backends run the same files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,8 +151,14 @@ class TensorWatcher:
 def hidden_reason(bundle: ExportedBundle | CompiledBundle, tower: TowerName) -> str | None:
     """Why the inner tensors of a tower cannot be seen, as a sentence; None when they can."""
     if isinstance(bundle, CompiledBundle):
-        backend = bundle.compilation.placement(tower).backend
-        if backend not in (_CPU, _EMULATED):
+        placement = bundle.compilation.placement(tower)
+        backend = placement.backend
+        if placement.precision is Precision.FORCE_BFLOAT16:
+            return (
+                f"The {tower} tower of '{bundle.path}' is computed in bfloat16 by '{backend}' alone, which shows no inner tensors: "
+                "only its outputs and predictions are compared."
+            )
+        if backend not in (*_CPU, _EMULATED):
             return (
                 f"The {tower} tower of '{bundle.path}' is a model file of '{backend}', whose inner tensors cannot be read: "
                 "only its outputs and predictions are compared."

@@ -26,7 +26,7 @@ from clipmlu.backends.magicmind.session import MagicMindSession
 from clipmlu.backends.magicmind.worker import WorkerClient
 from clipmlu.bundle import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError
-from clipmlu.specs import Precision, TowerName
+from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
 
 _ROOT = "magicmind"
 _DEVICES = Path("/dev")
@@ -36,13 +36,17 @@ class MagicMindBackend:
     """Builds and runs with the vendor's SDK, in this process or in a worker; see ``Backend``."""
 
     name = "magicmind"
-    precisions = tuple(Precision)
+    precisions = VENDOR_PRECISIONS
     packages: tuple[str, ...] = ()  # the SDK has no metadata of a package; its version is in the build record
     emulated = False
     has_cards = True
 
     def __init__(self) -> None:
         self._peers = _Peers(self._local_peer)
+
+    def why_not(self, precision: Precision) -> str:
+        """Nothing: what the SDK offers does not depend on the machine."""
+        return ""
 
     def profile(self, precision: Precision) -> str | None:
         """All graphs are lowered."""

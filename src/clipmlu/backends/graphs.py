@@ -1,0 +1,96 @@
+"""The files that a CPU backend compiles to: ONNX graphs, the same for every runtime."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph, calibration_batches
+from clipmlu.bundle import Tower
+from clipmlu.specs import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+    from clipmlu.quantisation.calibrate import Ranges
+
+_IMAGE_AXES = frozenset({"batch", "image_batch"})
+
+
+def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+    """Copy a graph and its weights; with a static shape, write the batch size into it.
+
+    Args:
+        graph: the canonical graph.
+        options: the shapes.
+        directory: where the files go.
+    """
+    spec = graph.tower
+    for path in graph.data_files:
+        shutil.copyfile(path, directory / path.name)
+    if options.dynamic_shape:
+        shutil.copyfile(graph.path, directory / spec.file)
+        return CompiledGraph(tower=spec)
+    _write_static(graph.path, directory / spec.file, options.batch_size)
+    return CompiledGraph(tower=_tower_with_batch(spec, options.batch_size))
+
+
+def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+    """Rewrite a graph into what a precision mode computes, calibrated by onnxruntime if the mode quantises.
+
+    Args:
+        graph: the lowered graph.
+        options: precision, shapes, how to quantise and the calibration data.
+        directory: where the file goes.
+
+    Raises:
+        CalibrationError: calibration data are missing or do not fit.
+    """
+    import onnx
+
+    from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
+    from clipmlu.quantisation.index import save_model
+    from clipmlu.quantisation.rewrite import quantised_tensors, rewrite_for_runtime
+
+    model = onnx.load(str(graph.path))
+    bits, how = options.precision.bits, options.quantisation
+    ranges: Ranges = {}
+    if bits is not None:
+        names = quantised_tensors(model, without=frozenset(options.node_types))
+        wanted = RangeOptions(bits=bits, algorithm=how.algorithm)
+        ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
+    rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
+    save_model(rewritten, directory / graph.tower.file)
+    tower = _tower_with_batch(graph.tower, None if options.dynamic_shape else options.batch_size)
+    return CompiledGraph(tower=tower, quantised=record)
+
+
+def _write_static(source: Path, destination: Path, batch_size: int) -> None:
+    """Replace the image batch axis by a number in every declared shape; weights stay where they are."""
+    import onnx
+
+    model = onnx.load(str(source), load_external_data=False)
+    graph = model.graph
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        _fix_axes(value, batch_size)
+    onnx.save(model, str(destination))
+
+
+def _fix_axes(value: onnx.ValueInfoProto, batch_size: int) -> None:
+    for axis in value.type.tensor_type.shape.dim:
+        if axis.dim_param in _IMAGE_AXES:
+            axis.dim_value = batch_size
+
+
+def _tower_with_batch(tower: Tower, batch_size: int | None) -> Tower:
+    return Tower(
+        file=tower.file,
+        inputs=tuple(_with_batch(tensor, batch_size) for tensor in tower.inputs),
+        outputs=tuple(_with_batch(tensor, batch_size) for tensor in tower.outputs),
+    )
+
+
+def _with_batch(tensor: TensorSpec, batch_size: int | None) -> TensorSpec:
+    shape = tuple(batch_size if batch_size and size in _IMAGE_AXES else size for size in tensor.shape)
+    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)

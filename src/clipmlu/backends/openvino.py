@@ -1,0 +1,246 @@
+"""OpenVINO on the CPU: the files of the onnxruntime backend, run by another runtime.
+
+Nothing is sent anywhere, see ``openvino_runtime``; nothing is cached on disk: OpenVINO's ``CACHE_DIR`` stays unset.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipmlu._machine import limited_cpus
+from clipmlu.backends import openvino_runtime
+from clipmlu.backends.base import (
+    Array,
+    Availability,
+    CompiledGraph,
+    Feeds,
+    GraphOptions,
+    Session,
+    SessionOptions,
+    SourceGraph,
+)
+from clipmlu.backends.graphs import copy_graph, write_mode
+from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, OptionError, SessionError
+from clipmlu.specs import Precision, TowerName
+from clipmlu.stages import now
+
+_REMEDY = "pip install 'clipmlu[openvino]'"
+_OLDEST = (2025, 3)
+"""Its ONNX reader is the first that takes the graphs in 8 bits; as in pyproject.toml."""
+
+
+class OpenVinoBackend:
+    """Runs the same graphs as onnxruntime, in the precisions that this CPU computes faithfully; see ``Backend``."""
+
+    name = "openvino"
+    packages = ("openvino",)
+    emulated = False
+    has_cards = False
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """float32, and what OpenVINO is found to be able to do on this CPU; imports it.
+
+        Raises:
+            BackendUnavailableError: it cannot be loaded.
+        """
+        try:
+            offered = {
+                Precision.FORCE_FLOAT32: True,
+                Precision.FORCE_BFLOAT16: openvino_runtime.has_bfloat16(),
+                Precision.QINT8_MIXED_FLOAT32: openvino_runtime.int8_is_exact(),
+            }
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BackendUnavailableError(f"OpenVINO cannot be loaded here: {_reason(error)}.") from error
+        return tuple(precision for precision, usable in offered.items() if usable)
+
+    def why_not(self, precision: Precision) -> str:
+        """What this CPU lacks for the precision, or OpenVINO for any CPU."""
+        if precision in self.precisions:
+            return ""
+        if precision is Precision.FORCE_BFLOAT16:
+            return "This CPU has no bfloat16 instructions, and they are not emulated: take --precision force_float32."
+        if precision is Precision.QINT8_MIXED_FLOAT32:
+            return (
+                "OpenVINO's 8-bit products are not exact on this CPU: without VNNI they are added in 16 bits and saturate. "
+                "Take --target cpu, where they are exact."
+            )
+        return "Take --target cpu, which computes the numbers of every mode of the vendor's SDK."
+
+    def profile(self, precision: Precision) -> str | None:
+        """The modes that quantise start from the graph that a card would get, as on the other CPU target."""
+        return None if precision.bits is None else "magicmind"
+
+    def probe(self) -> Availability:
+        """Look for the package without importing it."""
+        if util.find_spec("openvino") is None:
+            return Availability(False, None, f"the package 'openvino' is not installed; {_REMEDY}")
+        version = metadata.version("openvino")
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST:
+            return Availability(False, version, f"openvino {version} is too old; {_REMEDY}")
+        return Availability(True, version)
+
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+        """Write the file that the onnxruntime backend writes; bfloat16 is chosen when the canonical graph is loaded."""
+        write = copy_graph if options.precision.bits is None else write_mode
+        return write(graph, options, directory)
+
+    def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
+        """Load one graph; see ``Backend.open``."""
+        availability = self.probe()
+        if not availability.ok:
+            raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on openvino: {availability.reason}.")
+        if options.device and bundle.compilation.backend == self.name:
+            raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")
+        label = f"Bundle '{bundle.path}' ({tower} tower)"
+        precision = bundle.compilation.placement(tower).precision
+        if reason := self.why_not(precision):
+            raise BackendUnavailableError(
+                f"{label} was compiled for openvino in {precision.value}, which cannot run here. {reason}"
+            )
+        return OpenVinoSession(bundle.tower(tower), bundle.tower_path(tower), label, options, precision)
+
+
+class OpenVinoSession(Session):
+    """A session whose batches run one after the other on a thread of its own."""
+
+    def __init__(
+        self,
+        tower: Tower,
+        path: Path,
+        label: str,
+        options: SessionOptions,
+        precision: Precision = Precision.FORCE_FLOAT32,
+    ) -> None:
+        super().__init__(tower, label)
+        self._closing = False
+        try:
+            graph = openvino_runtime.read_graph(path)
+            self._table_sizes = _table_sizes(graph)
+            self._compiled = openvino_runtime.core().compile_model(graph, "CPU", _settings(options, precision))
+            self._request = self._compiled.create_infer_request()
+        except Exception as error:
+            # OpenVINO's exceptions share no base class of their own.
+            raise BundleCorruptError(f"openvino cannot load '{path}': {_reason(error)}") from error
+        self._check_precision(precision)
+        # One worker keeps the order of the batches; the runtime itself spreads one batch over the cores.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clipmlu-openvino")
+
+    def submit(self, feeds: Feeds) -> Future[dict[str, Array]]:
+        """Queue one batch; see ``Session.submit``.
+
+        Raises:
+            SessionError: an id lies outside the table that it is looked up in.
+        """
+        self.check_feeds(feeds)
+        self._check_ids(feeds)
+        return self._worker.submit(self._run, dict(feeds))
+
+    def close(self) -> None:
+        """Cancel the batches in flight, the one that is computed too, and stop the thread."""
+        self._closing = True
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._request.cancel()
+        self._worker.shutdown(wait=True)
+
+    def read_property(self, name: str) -> Any:
+        """A property of the compiled model, as OpenVINO reads it back."""
+        return self._compiled.get_property(name)
+
+    def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        if self._closing:
+            raise SessionError(f"{self._label}: the session was closed before the batch began.")
+        start = now()
+        try:
+            # Not ``infer``, which takes no notice of ``cancel`` when it has one thread. Shared inputs are read where they lie,
+            # unless they are not contiguous.
+            self._request.start_async(feeds, share_inputs=True)
+            self._request.wait()
+            computed = now()
+            results = {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
+        except Exception as error:
+            if self._closing:
+                raise SessionError(f"{self._label}: the session was closed while the batch ran.") from error
+            raise SessionError(f"{self._label}: openvino failed: {_reason(error)}") from error
+        spent = {"compute": computed - start, "copy_out": now() - computed}
+        self.clock.add(spent, len(next(iter(feeds.values()))))  # type: ignore[arg-type]
+        return results
+
+    def _check_ids(self, feeds: Feeds) -> None:
+        """OpenVINO's Gather answers an id outside its table with zeros; other runtimes refuse it, and so does this."""
+        for name, size in self._table_sizes.items():
+            ids = feeds[name]
+            lowest, highest = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+            if lowest < -size or highest >= size:
+                wrong = lowest if lowest < -size else highest
+                raise SessionError(f"{self._label}: '{name}' holds the id {wrong}; expected {-size} to {size - 1}")
+
+    def _check_precision(self, precision: Precision) -> None:
+        """OpenVINO takes float32 without a word where the CPU has no bfloat16."""
+        taken = str(self.read_property("INFERENCE_PRECISION_HINT").get_type_name())
+        if taken != _float_type(precision):
+            raise BackendUnavailableError(
+                f"{self._label}: OpenVINO was told to compute in {_float_type(precision)} for {precision.value}, and computes in "
+                f"{taken} on this CPU."
+            )
+
+
+def _float_type(precision: Precision) -> str:
+    return "bf16" if precision is Precision.FORCE_BFLOAT16 else "f32"
+
+
+def _settings(options: SessionOptions, precision: Precision) -> dict[str, Any]:
+    """All that the CPU plugin would else choose by the machine."""
+    count = options.threads or limited_cpus()
+    threads = {"INFERENCE_NUM_THREADS": count} if count else {}
+    return {
+        "INFERENCE_PRECISION_HINT": _float_type(precision),
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # Pinned, two processes on one Linux machine share the same first cores (Intel's support article 000058227), and ours
+        # share the cores with the threads that decode images.
+        "ENABLE_CPU_PINNING": False,
+        **threads,
+    }
+
+
+def _table_sizes(graph: Any) -> dict[str, int]:
+    """Integer input -> number of entries of the smallest table in which its values are looked up, as they are or converted."""
+    sizes: dict[str, int] = {}
+    for parameter in graph.get_parameters():
+        if not parameter.get_element_type().is_integral():
+            continue
+        waiting = [parameter]
+        while waiting:
+            for taker in waiting.pop().output(0).get_target_inputs():
+                node = taker.get_node()
+                if node.get_type_name() == "Convert":
+                    waiting.append(node)
+                if node.get_type_name() != "Gather" or taker.get_index() != 1:
+                    continue
+                if (size := _gathered_size(node)) is not None:
+                    name = parameter.output(0).get_any_name()
+                    sizes[name] = min(size, sizes.get(name, size))
+    return sizes
+
+
+def _gathered_size(gather: Any) -> int | None:
+    """Entries along the axis of a Gather's table, or None where that is known at run time only."""
+    axis = gather.input_value(2).get_node()
+    if axis.get_type_name() != "Constant":
+        return None
+    size = gather.input_value(0).get_partial_shape()[int(axis.get_vector()[0])]
+    return size.get_length() if size.is_static else None
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error's message without its full stop: OpenVINO begins with where in its sources it is."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip().rstrip(".") if lines else type(error).__name__
