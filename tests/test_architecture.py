@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "src" / "clipmlu"
 LAYERS: dict[str, int] = {
     "errors": 0,
     "specs": 1,
-    "_environment": 1,
+    "_environment": 0,
     "_imports": 1,
     "_machine": 1,
     "stages": 1,
@@ -73,6 +73,22 @@ def test_torch_and_open_clip_are_imported_in_the_export_stage_only(path: Path) -
             "transformers",
             "torchvision",
         }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_onnxruntime_is_imported_without_its_telemetry(path: Path) -> None:
+    """At run time through ``_imports.import_onnxruntime``; an import for the type checker is none."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in for_types:
+            assert "import onnxruntime" not in ast.unparse(node)
+            assert not ast.unparse(node).startswith("from onnxruntime")
 
 
 def test_every_public_name_resolves_and_shadows_no_module() -> None:

@@ -26,3 +26,8 @@ def cifar100_dir() -> Path | None:
     """The folder named by CIFAR100_DATASETS_PATH, or None where it is not set."""
     value = os.environ.get(CIFAR100_VARIABLE)
     return Path(value).expanduser() if value else None
+
+
+def refuse_onnxruntime_telemetry() -> None:
+    """Set ORT_DISABLE_TELEMETRY for this process and its children, unless it is set already; onnxruntime reads it once."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from clipmlu import _environment
 from clipmlu.errors import MissingDependencyError
 
 
@@ -27,3 +28,13 @@ def require(module: str, extra: str, purpose: str) -> Any:
     except ModuleNotFoundError as error:
         missing = (error.name or module).partition(".")[0]
         raise MissingDependencyError(missing, extra, purpose) from error
+
+
+def import_onnxruntime() -> Any:
+    """The package ``onnxruntime``, imported without its telemetry; every import of it goes through here.
+
+    Since 1.32 the packages for Linux and macOS send events about sessions and models to Microsoft, and keep a device id and a
+    queue of events under ``~/.cache/Microsoft`` (microsoft/onnxruntime, pull request 27379).
+    """
+    _environment.refuse_onnxruntime_telemetry()
+    return importlib.import_module("onnxruntime")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.backends import SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
-from clipmlu.bundle import Tower
+from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import SessionError
 from clipmlu.specs import Precision, TensorSpec
 
@@ -83,3 +86,18 @@ def test_closing_ends_the_batch_that_runs_and_drops_those_that_wait(tmp_path: Pa
     with pytest.raises(SessionError, match="terminate"):
         running.result()
     assert waiting.cancelled()
+
+
+def test_nothing_is_kept_or_sent_about_the_user(compiled: CompiledBundle, tmp_path: Path) -> None:
+    """onnxruntime's telemetry leaves a device id and a queue of events in the home directory, whether it can send or not."""
+    program = f"""
+import numpy as np, clipmlu
+with clipmlu.load({str(compiled.path)!r}) as model:
+    model.encode_images(np.zeros((1, 3, 8, 8), np.float32))
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    assert list(home.rglob("*")) == []

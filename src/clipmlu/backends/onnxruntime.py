@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clipmlu._imports import import_onnxruntime
 from clipmlu._machine import limited_cpus
 from clipmlu.backends.base import (
     Array,
@@ -119,16 +120,14 @@ class OnnxRuntimeSession(Session):
 
 
 def _run_options() -> onnxruntime.RunOptions:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.RunOptions()
     options.log_severity_level = _ERRORS_ONLY
     return options
 
 
 def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads or limited_cpus()
     settings.log_severity_level = _ERRORS_ONLY

@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from clipmlu._imports import import_onnxruntime
 from clipmlu.emulator.devices import active_device, check_device, device_lock
 from clipmlu.emulator.dump import DumpInfo, write_dump
 from clipmlu.emulator.faults import hit, sleep_forever
@@ -63,8 +64,7 @@ class Engine:
     """A loaded model; made by ``Model.create_i_engine``."""
 
     def __init__(self, info: ModelInfo, graph: bytes, device: int) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = current().threads

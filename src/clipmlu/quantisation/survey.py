@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from clipmlu._imports import import_onnxruntime
 from clipmlu.errors import CalibrationError, first_line
 from clipmlu.quantisation.parameters import Array
 
@@ -38,8 +39,7 @@ class WatchingSession:
         *,
         threads: int = 0,
     ) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         self._inputs = [value.name for value in model.graph.input]
         watching = onnx.ModelProto()
         watching.CopyFrom(model)
