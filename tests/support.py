@@ -35,6 +35,8 @@ DIM = 12
 CONTEXT = 32
 VOCAB = 300
 LOGIT_SCALE = 20.0
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -66,6 +68,19 @@ def preprocess(image: Image.Image) -> FloatArray:
     assert image.mode == "RGB"
     pixels = np.asarray(image, np.float32) / np.float32(255)
     return ((pixels - np.float32(0.5)) / np.float32(0.25)).transpose(2, 0, 1)
+
+
+def normalise_as_clip(pixels: npt.NDArray[np.uint8]) -> FloatArray:
+    """uint8 pixels of shape (N, 3, H, W) as torchvision's ToTensor and Normalize make them, in float32."""
+    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+
+
+def with_clips_normalisation(bundle: ExportedBundle) -> ExportedBundle:
+    """The bundle, changed in place, with CLIP's mean and standard deviation, which no float type holds exactly."""
+    spec = PreprocessSpec(height=SIDE, width=SIDE, mean=CLIP_MEAN, std=CLIP_STD)
+    edit_manifest(bundle.path, preprocess=msgspec.to_builtins(spec))
+    return open_exported(bundle.path)
 
 
 def picture(seed: int) -> Image.Image:

@@ -78,6 +78,25 @@ def test_the_first_rung_that_holds_is_published_with_its_ladder(
     assert any("accepted" in note for note in notes)
 
 
+def test_a_search_for_uint8_pixels_takes_no_float_candidate(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an interrupted search for float pixels left is made again."""
+
+    def interrupt(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "publish_copy", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            climb(exported, folder, tmp_path / "out")
+    assert (tmp_path / "out.search").is_dir()
+    bundle, report, _ = climb(exported, folder, tmp_path / "out", uint8_input=True)
+    assert bundle.compilation.uint8_input
+    assert bundle.tower("image").inputs[0].dtype == "uint8"
+    assert [rung.verdict for rung in report.rungs] == ["accepted"]
+
+
 def test_figures_are_those_of_the_published_bundle(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
     bundle, report, _ = climb(exported, folder, tmp_path / "out")
     seen = set(bundle.calibration_data().images)

@@ -161,6 +161,7 @@ class Compilation(Spec, frozen=True, kw_only=True):
         quantised: tower -> how its tensors were quantised; empty in a mode that quantises nothing.
         agreement: share of the checked images whose best class is the same as in float32 or as good there, or None where
             that was not measured; see ``compile.checks``.
+        uint8_input: the graph that takes images takes their pixels as uint8, 0..255, and normalises them itself.
     """
 
     target: str
@@ -178,6 +179,7 @@ class Compilation(Spec, frozen=True, kw_only=True):
     calibration: CalibrationRecord | None = None
     quantised: dict[TowerName, GraphQuantisation] = msgspec.field(default_factory=dict)
     agreement: float | None = None
+    uint8_input: bool = False
 
     def placement(self, tower: TowerName) -> Placement:
         """Where a graph runs."""

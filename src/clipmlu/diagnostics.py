@@ -113,6 +113,10 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
         if facts.dynamic_shape
         else f"exactly {facts.batch_size}",
     )
+    yield (
+        "input",
+        "uint8 pixels, normalised in the graph" if facts.uint8_input else "float32 pixels, normalised before",
+    )
     if facts.text_tower is not None:
         yield (
             "text tower",

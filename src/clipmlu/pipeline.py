@@ -198,4 +198,5 @@ def _slug(model: str, options: ExportOptions) -> str:
 
 def _compiled_name(plan: CompilationPlan, options: CompileOptions) -> str:
     shape = f"1-{options.largest_batch}" if options.dynamic_shape else str(options.batch_size)
-    return f"{plan.main.target}-{plan.main.precision.value}-{shape}"
+    pixels = "-uint8" if options.uint8_input else ""
+    return f"{plan.main.target}-{plan.main.precision.value}-{shape}{pixels}"

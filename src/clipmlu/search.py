@@ -551,7 +551,8 @@ class _Climber:
         if known is not None:
             with contextlib.suppress(Exception):  # whatever is wrong with it: it is made again
                 bundle = open_compiled(path)
-                if (bundle.compilation.precision, bundle.compilation.quantisation) == (precision, how):
+                facts = bundle.compilation
+                if (facts.precision, facts.quantisation, facts.uint8_input) == (precision, how, self._base.uint8_input):
                     self._tell(known)
                     return bundle
             self._state.rungs.remove(known)

@@ -157,6 +157,23 @@ def test_feeds_that_do_not_fit_are_refused_before_they_run(
         session.run(feeds)
 
 
+def test_uint8_pixels_are_normalised_in_the_graph(place: Place, exported: ExportedBundle, tmp_path: Path) -> None:
+    clip = support.with_clips_normalisation(exported)
+    pixels = np.random.default_rng(3).integers(0, 256, (13, 3, support.SIDE, support.SIDE), np.uint8)
+    expected = support.embed_images(support.normalise_as_clip(pixels))
+    for dynamic in (True, False):
+        given = {"batch_size": 4, "dynamic_shape": dynamic, "uint8_input": True, "check": dynamic}
+        compiled = place.compile(clip, tmp_path / f"uint8-{dynamic}", **given)
+        assert compiled.tower("image").inputs[0].dtype == "uint8"
+        with place.encoder(compiled) as encoder:
+            assert encoder.pixel_dtype == np.uint8
+            for rows in (1, 4, 13):
+                found = encoder.encode_images(pixels[:rows])
+                np.testing.assert_allclose(found, expected[:rows], atol=1e-5)
+            with pytest.raises(ShapeError, match=r"takes 'pixel_values' as uint8 \((batch|4), 3, 8, 8\); got float32"):
+                encoder.encode_images(_pixels(1))
+
+
 def test_token_outside_the_vocabulary_is_a_session_error(place: Place, bundle: CompiledBundle) -> None:
     ids = np.full((1, support.CONTEXT), support.VOCAB + 5, np.int64)
     with place.encoder(bundle) as encoder, pytest.raises(SessionError, match="text tower"):

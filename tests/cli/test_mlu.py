@@ -73,6 +73,26 @@ def test_vendors_flags_are_taken_as_the_old_scripts_wrote_them(
     assert facts.parity == ()
 
 
+def test_uint8_pixels_are_asked_for_and_told(
+    compile_tiny: Callable[..., Path], run: Run, exported: ExportedBundle, folder: Path, tmp_path: Path
+) -> None:
+    int8 = ("--precision", "qint8_mixed_float32", "--calib", folder, "--calib-samples", 6, "--batch-size", 3)
+    assert not facts_of(compile_tiny(*int8)).uint8_input
+    again = ("--recipe", tmp_path / "card", "--batch_size", 3, "--uint8_input")
+    assert facts_of(compile_tiny(*again, name="again")).uint8_input
+    for name, told in (
+        ("card", "float32 pixels, normalised before"),
+        ("again", "uint8 pixels, normalised in the graph"),
+    ):
+        _, out, _ = run("info", tmp_path / name)
+        assert re.search(rf"input +{told}", out)
+    (tmp_path / "own.json").write_text('{"insert_bn_before_firstnode": {"0": {"mean": [0], "var": [1]}}}')
+    own = ("--target", "emulated-mlu", "--uint8-input", "--build-config", tmp_path / "own.json")
+    code, _, err = run("compile", exported.path, *own, "-o", tmp_path / "own")
+    assert code == 2
+    assert "the build configuration has 'insert_bn_before_firstnode', which --uint8-input writes" in err
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [

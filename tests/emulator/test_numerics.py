@@ -78,6 +78,25 @@ def test_linear_per_tensor_symmetric(mm: ModuleType, tmp_path: Path, bits: int) 
     assert np.abs(result - X @ W).max() > 0
 
 
+def test_calibration_sees_normalised_floats_whatever_goes_in_front(mm: ModuleType, tmp_path: Path) -> None:
+    """MC swintransformer: means and vars for the build, and a calibrator that normalises by itself and declares FLOAT32."""
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="Conv_0", kernel_shape=[1, 1])
+    w = RNG.standard_normal((2, 3, 1, 1)).astype(np.float32)
+    shape = [4, 3, 2, 2]
+    path = save_graph(tmp_path / "c.onnx", [node], [("x", FLOAT, shape)], [("y", FLOAT, [4, 2, 2, 2])], {"w": w})
+    mean, variance = [123.675, 116.28, 103.53], [3409.976, 3262.694, 3291.89]
+    part = {"insert_bn_before_firstnode": {"0": {"mean": mean, "var": variance}}}
+    network, config = parse(mm, path), configure(mm, precision("qint8_mixed_float32"), part)
+    pixels = RNG.integers(0, 256, shape, dtype=np.uint8)
+    mean_, std = (np.reshape(side, (1, 3, 1, 1)) for side in (mean, np.sqrt(variance)))
+    normal = ((pixels - mean_) / std).astype(np.float32)
+    status = calibrate(mm, network, config, [normal])
+    assert status.ok(), status
+    x, kernel = _fake(normal, np.abs(normal).max(), 8), _fake(w, np.abs(w).max(), 8)[:, :, 0, 0]
+    expected = np.einsum("oc,nchw->nohw", kernel, x)
+    np.testing.assert_allclose(_run(mm, network, config, pixels), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_mixed_float16_rounds_the_result_too(mm: ModuleType, tmp_path: Path) -> None:
     result = _quantised(mm, tmp_path, "qint8_mixed_float16")
     x = _half(X)

@@ -285,6 +285,32 @@ def test_different_models_are_refused_in_one_line(tiny: ExportedBundle, compile_
         compare_bundles(bundle, theirs.path, Pictures())
 
 
+@pytest.mark.parametrize("precision", ["force_float32", "qint8_mixed_float32"])
+@pytest.mark.parametrize("target", ["cpu", "emulated-mlu"])
+def test_bundles_that_take_uint8_pixels_are_compared_and_ablated(
+    tiny: ExportedBundle, compile_for: Compile, target: str, precision: str
+) -> None:
+    """Mean and standard deviation of the tiny model are exact in float32, so the emulated card's normalisation is too."""
+    plain = compile_for(tiny, precision, target)
+    taking = compile_for(tiny, precision, target, uint8_input=True)
+    images = CompareOptions(tower="image", ablate=precision.startswith("qint"))
+    against_plain = compare_bundles(taking, plain, Pictures(), dataclasses.replace(images, source=tiny))
+    assert [node.tensor for node in against_plain.towers["image"].nodes] == ["flat", "raw", "image_embeds"]
+    for node in against_plain.towers["image"].nodes:
+        assert node.max_abs_diff is not None
+        assert node.max_abs_diff < 1e-5
+    theirs = compare_bundles(plain, tiny, Pictures(), images)
+    ours = compare_bundles(taking, tiny, Pictures(), images)
+    for mine, other in zip(ours.towers["image"].nodes, theirs.towers["image"].nodes, strict=True):
+        assert (mine.tensor, mine.max_abs_diff) == (other.tensor, pytest.approx(other.max_abs_diff, abs=1e-5))
+    if images.ablate:
+        assert ours.ablation is not None
+        assert theirs.ablation is not None
+        assert ours.ablation.mean_cosine["image"] == pytest.approx(theirs.ablation.mean_cosine["image"], abs=1e-6)
+        (role,) = ours.ablation.roles
+        assert role.mean_cosine == pytest.approx(1.0, abs=1e-6), "with its only operator in float it is the float model"
+
+
 def test_joint_layout_is_refused(tiny: ExportedBundle) -> None:
     manifest = tiny.manifest
     joint = msgspec.structs.replace(manifest, layout="joint", towers={"joint": manifest.towers["image"]})

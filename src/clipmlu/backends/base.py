@@ -18,6 +18,7 @@ from clipmlu.specs import (
     MluBuild,
     NodeType,
     Precision,
+    PreprocessSpec,
     QuantisationOptions,
     TensorQuantisation,
     TensorSpec,
@@ -119,7 +120,9 @@ class GraphOptions:
         mlu: how to build for MLU cards; other backends take no notice.
         quantisation: how the modes that quantise do it; the algorithm is one that the SDK knows.
         node_types: exact node name -> ``"float32"`` or ``"float16"``, whatever the precision mode says.
-        calibration: input name -> data, for the modes that quantise.
+        calibration: input name -> data, for the modes that quantise; of pixels always normalised floats.
+        pixels: how the compiled graph normalises the uint8 pixels that it takes; None for one that takes normalised
+            float32 pixels, or no pixels.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         session: where to compile: the card and the worker.
     """
@@ -132,6 +135,7 @@ class GraphOptions:
     quantisation: QuantisationOptions = dataclasses.field(default_factory=QuantisationOptions)
     node_types: Mapping[str, NodeType] = dataclasses.field(default_factory=dict)
     calibration: Mapping[str, CalibrationData] = dataclasses.field(default_factory=dict)
+    pixels: PreprocessSpec | None = None
     calibration_server: str | None = None
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph, calibration_batches
+from clipmlu.backends.pixels import take_uint8
 from clipmlu.bundle import Tower
 from clipmlu.specs import TensorSpec
 
@@ -19,11 +20,11 @@ _IMAGE_AXES = frozenset({"batch", "image_batch"})
 
 
 def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
-    """Copy a graph and its weights; with a static shape, write the batch size into it.
+    """Copy a graph and its weights; with a static shape, write the batch size into it; let it take uint8 if wanted.
 
     Args:
         graph: the canonical graph.
-        options: the shapes.
+        options: the shapes and the pixels.
         directory: where the files go.
     """
     spec = graph.tower
@@ -31,9 +32,10 @@ def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
         shutil.copyfile(path, directory / path.name)
     if options.dynamic_shape:
         shutil.copyfile(graph.path, directory / spec.file)
-        return CompiledGraph(tower=spec)
+        return _with_wanted_pixels(CompiledGraph(tower=spec), options, directory)
     _write_static(graph.path, directory / spec.file, options.batch_size)
-    return CompiledGraph(tower=_tower_with_batch(spec, options.batch_size))
+    copied = CompiledGraph(tower=_tower_with_batch(spec, options.batch_size))
+    return _with_wanted_pixels(copied, options, directory)
 
 
 def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
@@ -41,7 +43,7 @@ def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
 
     Args:
         graph: the lowered graph.
-        options: precision, shapes, how to quantise and the calibration data.
+        options: precision, shapes, pixels, how to quantise and the calibration data.
         directory: where the file goes.
 
     Raises:
@@ -63,7 +65,11 @@ def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
     rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
     save_model(rewritten, directory / graph.tower.file)
     tower = _tower_with_batch(graph.tower, None if options.dynamic_shape else options.batch_size)
-    return CompiledGraph(tower=tower, quantised=record)
+    return _with_wanted_pixels(CompiledGraph(tower=tower, quantised=record), options, directory)
+
+
+def _with_wanted_pixels(compiled: CompiledGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+    return compiled if options.pixels is None else take_uint8(compiled, options.pixels, directory)
 
 
 def _write_static(source: Path, destination: Path, batch_size: int) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clipmlu.data.tokenizer import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
+PixelArray = FloatArray | npt.NDArray[np.uint8]
 
 
 class PendingEmbeddings(Protocol):
@@ -144,11 +145,12 @@ class Encoder:
         self._check_rows(batch_size, exact=True)
         return batch_size
 
-    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
+    def encode_images(self, pixel_values: PixelArray) -> FloatArray:
         """Embed preprocessed images with the image tower.
 
         Args:
-            pixel_values: float32, shape (N, 3, H, W), normalised as the manifest says; N may be 0.
+            pixel_values: of ``pixel_dtype``, shape (N, 3, H, W); N may be 0. float32 pixels are normalised as the manifest
+                says, uint8 ones are RGB in 0..255; ``preprocessor.write`` makes both.
 
         Returns:
             float32 embeddings, shape (N, D), each row of unit L2 norm.
@@ -172,11 +174,11 @@ class Encoder:
         """
         return self._encode("text", input_ids)
 
-    def submit_images(self, pixel_values: FloatArray) -> PendingEmbeddings:
+    def submit_images(self, pixel_values: PixelArray) -> PendingEmbeddings:
         """Start one batch on the image tower and return at once; batches finish in the order of submission.
 
         Args:
-            pixel_values: float32, shape (N, 3, H, W); 1 <= N <= the largest batch of the bundle.
+            pixel_values: as for ``encode_images``; 1 <= N <= the largest batch of the bundle.
 
         Raises:
             ShapeError: dtype or shape differ from what the bundle takes.

@@ -94,6 +94,11 @@ _OPTIONS = (
     click.option(
         "--max-batch", type=click.IntRange(min=1), default=None, help="Largest batch of a dynamic shape. [default: 64]"
     ),
+    click.option(
+        "--uint8-input",
+        is_flag=True,
+        help="Take pixels as uint8 and normalise them in the graph: a quarter of the bytes.",
+    ),
     click.option("--text-target", metavar="TARGET", help="cpu or openvino: run the text tower there, in float32."),
     click.option(
         "--min-cosine",
@@ -251,6 +256,7 @@ def _options_from(given: dict[str, Any]) -> CompileOptions:
         min_cosine=given["min_cosine"],
         min_agreement=given["min_agreement"],
         check=given["check"],
+        uint8_input=given["uint8_input"],
         session=SessionOptions(device=given["device"]),
     )
 

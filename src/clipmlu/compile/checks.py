@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.base import Array
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
+from clipmlu.backends.pixels import PIXELS, takes_uint8
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Manifest, ParityRecord
 from clipmlu.compile.calibration import CalibrationSet, cut_batches
 from clipmlu.data.datasets import open_dataset
@@ -85,17 +87,18 @@ def check_agreement(
     Raises:
         GateError: they do not agree.
     """
-    rows = _rows(exported, calibration)
+    pixels, input_ids = _rows(exported, calibration)
+    normalised = Preprocessor(exported.manifest.preprocess).normalise_batch(pixels)
     records: list[ParityRecord] = []
     embeddings: dict[str, tuple[Array, Array]] = {}
     for name in exported.manifest.towers:
         precision = precisions[name]
         floor = MIN_COSINE[precision] if thresholds.min_cosine is None else thresholds.min_cosine
-        batches = list(_batches(compiled, name, rows))
         with _open_reference(exported, name) as session:
-            reference = _run(session, batches)
+            reference = _run(session, _batches(compiled, name, {PIXELS: normalised, "input_ids": input_ids}))
+        taken = pixels if takes_uint8(compiled.tower(name)) else normalised
         with open_session(name) as session:
-            measured = _run(session, batches)
+            measured = _run(session, _batches(compiled, name, {PIXELS: taken, "input_ids": input_ids}))
         found = [
             _compare(exported.manifest, name, output, reference[output], measured[output], precision, floor)
             for output in reference
@@ -129,18 +132,20 @@ def _same_best_class(images: tuple[Array, Array], texts: tuple[Array, Array]) ->
     return float(np.mean(lead <= _TIE))
 
 
-def _rows(exported: ExportedBundle, calibration: CalibrationSet | None) -> dict[str, Array]:
-    """Image rows and text rows to compare on, by input name."""
+def _rows(
+    exported: ExportedBundle, calibration: CalibrationSet | None
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """What to compare on: pixels, uint8, shape (N, 3, height, width), and token ids."""
     preprocess = Preprocessor(exported.manifest.preprocess)
     if calibration is not None:
-        pixels = [preprocess.normalise(image) for image in calibration.pixels[:_IMAGES]]
+        pixels = calibration.pixels[:_IMAGES]
         prompts = list(calibration.prompts[:_IMAGES])
     else:
         drawn = open_dataset("demo", size=_IMAGES)
-        pixels = [preprocess(drawn.image(index)) for index in range(len(drawn))]
+        pixels = np.stack([preprocess.pixels(drawn.image(index)) for index in range(len(drawn))])
         prompts = ["", *(fill_template(_TEMPLATE, name) for name in drawn.class_names)]
     tokenizer = Tokenizer.load(exported.tokenizer_path, exported.manifest.tokenizer)
-    return {"pixel_values": np.stack(pixels), "input_ids": tokenizer(prompts)}
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), tokenizer(prompts)
 
 
 def _batches(compiled: CompiledBundle, tower: TowerName, rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
@@ -156,7 +161,7 @@ def _batches(compiled: CompiledBundle, tower: TowerName, rows: Mapping[str, Arra
         yield {name: batches[step if len(batches) == steps else 0] for name, batches in cut.items()}
 
 
-def _run(session: Session, batches: list[dict[str, Array]]) -> dict[str, Array]:
+def _run(session: Session, batches: Iterator[dict[str, Array]]) -> dict[str, Array]:
     results = [session.run(feeds) for feeds in batches]
     return {name: np.concatenate([result[name] for result in results]) for name in session.outputs}
 

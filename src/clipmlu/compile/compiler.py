@@ -13,6 +13,7 @@ import msgspec
 
 from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
 from clipmlu.backends.base import CalibrationData, GraphOptions, SourceGraph
+from clipmlu.backends.pixels import NORMALISATION_KEY
 from clipmlu.bundle import (
     CALIBRATION_NAME,
     TOKENIZER_NAME,
@@ -68,6 +69,8 @@ class CompileOptions:
         min_agreement: smallest share of images whose best class is the same as in float32; None for the precision's own,
             ``parity.MIN_AGREEMENT``.
         check: run the compiled graphs before they are published; False to build for a card that is not here.
+        uint8_input: let the graph that takes images take their pixels as uint8, a quarter of the bytes, and normalise them
+            itself.
         session: where to compile: the card and the worker.
         overwrite: replace a bundle at the output path.
     """
@@ -87,6 +90,7 @@ class CompileOptions:
     min_cosine: float | None = None
     min_agreement: float | None = None
     check: bool = True
+    uint8_input: bool = False
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
     overwrite: bool = False
 
@@ -220,6 +224,7 @@ class CompilationPlan:
             mlu=self.mlu,
             quantisation=self.quantisation,
             calibration=calibration,
+            uint8_input=options.uint8_input,
         )
 
 
@@ -249,6 +254,8 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
         )
     if not backend.has_cards and options.mlu is not None:
         raise OptionError(f"target '{target}' has no MLU cards; leave the options for building for cards out")
+    if options.mlu is not None:
+        _refuse_normalisation(options.mlu)
     main = Placement(target=target, backend=backend.name, precision=options.precision, emulated=backend.emulated)
     mlu = (options.mlu or MluBuild()) if backend.has_cards else None
     quantisation = (options.quantisation or QuantisationOptions()) if options.precision.bits is not None else None
@@ -261,6 +268,16 @@ def _refuse_quantisation(options: CompileOptions) -> None:
     if options.quantisation is not None:
         raise OptionError(
             f"precision {options.precision.value} quantises nothing; leave the options for how to quantise out"
+        )
+
+
+def _refuse_normalisation(mlu: MluBuild) -> None:
+    """The SDK makes an input uint8 by a key of its configuration; only we know that the manifest has to say so too."""
+    wrapped = mlu.build_config.get("builder_config")
+    if NORMALISATION_KEY in mlu.build_config or (isinstance(wrapped, dict) and NORMALISATION_KEY in wrapped):
+        raise OptionError(
+            f"the build configuration has '{NORMALISATION_KEY}', which --uint8-input writes with the model's own mean and "
+            "standard deviation; leave it out of --build-config, and give --uint8-input for uint8 pixels"
         )
 
 
@@ -303,6 +320,7 @@ class _Step:
             mlu=mlu,
             quantisation=plan.quantisation or QuantisationOptions(),
             calibration=feeds,
+            pixels=exported.manifest.preprocess if options.uint8_input and name != "text" else None,
             calibration_server=options.calibration_server,
             session=options.session,
         )

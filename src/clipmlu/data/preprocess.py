@@ -161,6 +161,13 @@ class Preprocessor:
             np.divide(plane, std, out=plane)
         return out
 
+    def normalise_batch(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Turn uint8 pixels of shape (N, 3, height, width), as ``write`` leaves them, into float32 ones of that shape."""
+        out = np.empty(pixels.shape, np.float32)
+        for planes, place in zip(pixels, out, strict=True):
+            self.normalise(planes.transpose(1, 2, 0), place)
+        return out
+
     def write(self, image: Image.Image, out: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> None:
         """Preprocess one image into its place in a batch.
 

@@ -76,9 +76,11 @@ def assemble(network: Network, facts: BuildFacts) -> Assembly:
 
 
 def assemble_for_calibration(network: Network, facts: BuildFacts) -> Assembly:
-    """The graph that calibration runs: any shapes, and the network's own layouts and types.
+    """The graph that calibration runs: any shapes, and the network's own layouts, types and values.
 
     ``set_data_type`` does not touch the type used during calibration (MC build_param.py); ``type64to32_conversion`` does.
+    Nor does ``insert_bn_before_firstnode``: all samples that use it hand over FLOAT32 data that are normalised already (MC
+    swintransformer, whose accuracy in qint8 is published, mobilenetv2, mobilenetv3, centernet; ME openpose).
     """
     free = Network()
     model = onnx.ModelProto()
@@ -87,25 +89,9 @@ def assemble_for_calibration(network: Network, facts: BuildFacts) -> Assembly:
     free.fill(model)
     bare = dataclasses.replace(facts, mutable=True, dim_range={}, input_layouts={}, output_layouts={}, batch_norm={})
     assembly = assemble(free, bare)
-    if facts.batch_norm:
-        _insert_batch_norm(assembly.model, network, facts)
     own = [get_shape(value) or () for value in network.graph.input]
     inputs = [dataclasses.replace(port, dims=dims) for port, dims in zip(assembly.inputs, own, strict=True)]
     return dataclasses.replace(assembly, inputs=inputs)
-
-
-def _insert_batch_norm(model: onnx.ModelProto, network: Network, facts: BuildFacts) -> None:
-    """Put the normalisation in front, for data as they are before it."""
-    for index, constants in facts.batch_norm.items():
-        end = next(node for node in model.graph.node if node.name == f"{PREFIX}input_{index}_end")
-        position = list(model.graph.node).index(end)
-        for op_type, array in _batch_norm(constants, get_shape(network.graph.input[index]) or (), None):
-            name = f"{PREFIX}input_{index}_{op_type.lower()}"
-            model.graph.initializer.append(numpy_helper.from_array(array, f"{name}_constant"))
-            node = helper.make_node(op_type, [end.input[0], f"{name}_constant"], [name], name=name)
-            model.graph.node.insert(position, node)
-            position += 1
-            model.graph.node[position].input[0] = name
 
 
 def _shapes_at_ends(model: onnx.ModelProto, inputs: list[Port]) -> list[Shapes]:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from clipmlu.backends import SessionOptions
+from clipmlu.backends.pixels import with_float_pixels
 from clipmlu.bundle import TOKENIZER_NAME, CompiledBundle, ExportedBundle, Tower
 from clipmlu.classify.classifier import embed_classes
 from clipmlu.classify.encoder import Encoder, FloatArray
@@ -301,12 +302,17 @@ class Rebuilder:
 
     def write(self, in_float: Sequence[str], folder: Path) -> CompiledBundle:
         """The rebuilt tower in a folder, as a bundle for the CPU that has no other."""
-        spec = self._bundle.tower(self.tower)
+        spec = with_float_pixels(self._bundle.tower(self.tower))
         tower = Tower(file=f"{self.tower}.onnx", inputs=spec.inputs, outputs=spec.outputs)
         save_model(self.rebuild(in_float), folder / tower.file)
         shutil.copyfile(self._bundle.tokenizer_path, folder / TOKENIZER_NAME)
         facts = msgspec.structs.replace(
-            self._bundle.compilation, target="cpu", backend="onnxruntime", emulated=False, text_tower=None
+            self._bundle.compilation,
+            target="cpu",
+            backend="onnxruntime",
+            emulated=False,
+            text_tower=None,
+            uint8_input=False,
         )
         manifest = msgspec.structs.replace(
             self._bundle.manifest, towers={self.tower: tower}, compilation=facts, files={}

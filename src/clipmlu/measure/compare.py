@@ -333,11 +333,11 @@ class _Comparison:
         )
 
     def _rows(self, tower: TowerName, indices: Sequence[int]) -> Iterable[Array]:
-        """What goes into a tower, row by row: the images, or prompts that begin with each class once."""
+        """What goes into a tower, row by row: uint8 pixels, or token ids of prompts that begin with each class once."""
         given = self._a.given
         if tower == "image":
             preprocess = Preprocessor(given.manifest.preprocess)
-            return (preprocess(self._dataset.image(index)) for index in indices)
+            return (preprocess.pixels(self._dataset.image(index)).transpose(2, 0, 1) for index in indices)
         tokenizer = Tokenizer.load(given.tokenizer_path, given.manifest.tokenizer)
         rows: Iterable[Array] = tokenizer(self._prompts[: self._options.samples or DEFAULT_SAMPLES])
         return rows

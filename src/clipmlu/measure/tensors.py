@@ -15,21 +15,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from clipmlu.backends.base import Array
+from clipmlu.backends.pixels import remove_normalisation, takes_uint8, with_float_pixels
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
 from clipmlu.compile.lowering import MAGICMIND, lower_tower
+from clipmlu.data.preprocess import Preprocessor
 from clipmlu.emulator.container import read_container
 from clipmlu.emulator.status import StatusError
 from clipmlu.errors import BundleCorruptError, CalibrationError, SessionError
-from clipmlu.quantisation.index import EXTERNAL_DATA_BYTES, GraphIndex, infer_values
+from clipmlu.quantisation.index import EXTERNAL_DATA_BYTES, GraphIndex, infer_values, save_model
 from clipmlu.quantisation.operators import QUANTISED
 from clipmlu.quantisation.roles import Operator, Role, find_operators
 from clipmlu.quantisation.smoothing import find_sites, smooth_graph
 from clipmlu.quantisation.survey import WatchingSession
-from clipmlu.specs import GraphQuantisation, Precision, TensorQuantisation, TowerName
+from clipmlu.specs import GraphQuantisation, Precision, PreprocessSpec, TensorQuantisation, TowerName
 
 Kind = Literal["operator", "input", "sum", "output"]
 """
@@ -72,14 +75,22 @@ class TensorGraph:
         model: what runs.
         lowered: the float graph that ``model`` is; None where it was rewritten for a mode.
         record: how it was quantised.
+        pixels: how uint8 pixels are normalised before they go into a graph that takes floats; None for token ids.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, *, lowered: onnx.ModelProto | None, tower: Tower, record: GraphQuantisation
+        self,
+        model: onnx.ModelProto,
+        *,
+        lowered: onnx.ModelProto | None,
+        tower: Tower,
+        record: GraphQuantisation,
+        pixels: PreprocessSpec | None = None,
     ) -> None:
         self.model = model
         self.lowered = lowered
         self.record = record
+        self.pixels = pixels
         self._tower = tower
 
     @functools.cached_property
@@ -109,7 +120,7 @@ class TensorGraph:
         sites = find_sites(self.lowered, find_operators(self.lowered))
         model = smooth_graph(self.lowered, sites, factors)
         record = GraphQuantisation(smoothing=factors, macs=0, quantised_macs=0)
-        return TensorGraph(model, lowered=model, tower=self._tower, record=record)
+        return TensorGraph(model, lowered=model, tower=self._tower, record=record, pixels=self.pixels)
 
     def watch(self, names: Sequence[str], threads: int = 0) -> TensorWatcher:
         """Open the graph with the named tensors as its results.
@@ -125,6 +136,7 @@ class TensorWatcher:
 
     def __init__(self, graph: TensorGraph, names: Sequence[str], threads: int) -> None:
         kinds = [value.type.tensor_type.elem_type for value in graph.model.graph.input]
+        self._preprocess = None if graph.pixels is None else Preprocessor(graph.pixels)
         self._dtypes = [helper.tensor_dtype_to_np_dtype(kind) for kind in kinds]
         added = [
             (helper.make_node("Identity", [graph.tensors[name]], [f"watched_{number}"]), TensorProto.FLOAT)
@@ -138,10 +150,15 @@ class TensorWatcher:
     def run(self, rows: Array) -> list[Array]:
         """Values of the tensors for one batch.
 
+        Args:
+            rows: token ids, or pixels: uint8, shape (N, 3, H, W), which are normalised here for a graph that takes floats.
+
         Raises:
             SessionError: the runtime fails.
         """
         (dtype,) = self._dtypes
+        if self._preprocess is not None and rows.dtype == np.uint8 and dtype != np.uint8:
+            rows = self._preprocess.normalise_batch(rows.astype(np.uint8, copy=False))
         try:
             return self._session.run([rows.astype(dtype)])
         except CalibrationError as error:
@@ -186,21 +203,26 @@ def tensor_graph(bundle: ExportedBundle | CompiledBundle, tower: TowerName, rows
         CompileError: its graph cannot be lowered.
     """
     record = GraphQuantisation(macs=0, quantised_macs=0)
-    spec = bundle.tower(tower)
+    given = bundle.tower(tower)
+    spec = with_float_pixels(given)
+    pixels = bundle.manifest.preprocess if tower == "image" else None
     path = bundle.tower_path(tower)
     if isinstance(bundle, CompiledBundle):
         placement = bundle.compilation.placement(tower)
         record = bundle.compilation.quantised.get(tower, record)
         if placement.backend == _EMULATED:
-            return TensorGraph(_read_emulated(path), lowered=None, tower=spec, record=record)
+            return TensorGraph(_read_emulated(path), lowered=None, tower=spec, record=record, pixels=pixels)
         if placement.precision is not Precision.FORCE_FLOAT32:
-            return TensorGraph(onnx.load(str(path)), lowered=None, tower=spec, record=record)
-    lowered = lowered_model(path, spec, rows)
-    return TensorGraph(lowered, lowered=lowered, tower=spec, record=record)
+            model = onnx.load(str(path))
+            if takes_uint8(given):
+                remove_normalisation(model)
+            return TensorGraph(model, lowered=None, tower=spec, record=record, pixels=pixels)
+    lowered = lowered_model(path, given, rows)
+    return TensorGraph(lowered, lowered=lowered, tower=spec, record=record, pixels=pixels)
 
 
 def lowered_model(path: Path, tower: Tower, rows: int | None = None) -> onnx.ModelProto:
-    """A canonical graph, lowered as compiling lowers it.
+    """A canonical graph, lowered as compiling lowers it; without what normalises uint8 pixels in front of it.
 
     Args:
         path: its file.
@@ -213,6 +235,11 @@ def lowered_model(path: Path, tower: Tower, rows: int | None = None) -> onnx.Mod
     axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
     with tempfile.TemporaryDirectory(prefix="clipmlu-lowered-") as folder:
         target = Path(folder) / "lowered.onnx"
+        if takes_uint8(tower):
+            model = onnx.load(str(path))
+            remove_normalisation(model)
+            path = Path(folder) / "float.onnx"
+            save_model(model, path)
         lower_tower(path, target, MAGICMIND, batch=None if rows is None else dict.fromkeys(axes, rows))
         return onnx.load(str(target))
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from clipmlu.backends.base import Array, CalibrationData, CompiledGraph, GraphOptions, SourceGraph
 from clipmlu.backends.magicmind.driver import DriverError, own_digest
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Peer, fetch_file, send_file
+from clipmlu.backends.pixels import PIXELS, mean_and_variance, takes_uint8, with_uint8_pixels
 from clipmlu.bundle import Tower
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, CompileError, SessionError
 from clipmlu.specs import Spec, TensorQuantisation, TensorSpec
@@ -105,15 +106,30 @@ def build_graph(
         raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}") from error
     except SessionError as error:
         raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}") from error
-    record = _record(facts, host, shapes, emulated=emulated)
-    encoded = msgspec.json.format(msgspec.json.encode(record), indent=2)
-    output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encoded + b"\n")
     tower = Tower(
         file=output.name,
         inputs=tuple(_with_sizes(tensor, options) for tensor in graph.tower.inputs),
         outputs=tuple(_with_sizes(tensor, options) for tensor in graph.tower.outputs),
     )
+    if options.pixels is not None:
+        tower = with_uint8_pixels(tower)
+        _check_pixels(tower, facts)
+    record = _record(facts, host, shapes, emulated=emulated)
+    encoded = msgspec.json.format(msgspec.json.encode(record), indent=2)
+    output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encoded + b"\n")
     return CompiledGraph(tower=tower, quantised=_emulated_quantisation(output) if emulated else {})
+
+
+def _check_pixels(tower: Tower, facts: Fields) -> None:
+    """The normalisation makes the input UINT8 by itself (api 3); a model where it did not would be fed wrongly."""
+    assert takes_uint8(tower), "only graphs with pixels are told how to normalise them"
+    index = [tensor.name for tensor in tower.inputs].index(PIXELS)
+    found = facts["inputs"][index]["dtype"]
+    if found != "uint8":
+        raise CompileError(
+            f"MagicMind was asked to normalise uint8 pixels, but the model takes {found} for '{PIXELS}'. "
+            "Compile without --uint8-input."
+        )
 
 
 def _emulated_quantisation(model: Path) -> dict[str, TensorQuantisation]:
@@ -164,7 +180,9 @@ def build_request(tower: Tower, shapes: Sequence[Shapes], options: GraphOptions)
         "activation": options.quantisation.activation,
         "archs": {arch: list(counts) for arch, counts in mlu.archs.items()},
         "mutable": options.dynamic_shape,
-        "inputs": [_input_request(each, dynamic=options.dynamic_shape) for each in shapes],
+        "inputs": [
+            _input_request(tensor.name, each, options) for tensor, each in zip(tower.inputs, shapes, strict=True)
+        ],
         "type64to32": True,
         "conv_scale_fold": mlu.conv_scale_fold,
         "computation_preference": mlu.computation_preference,
@@ -174,10 +192,12 @@ def build_request(tower: Tower, shapes: Sequence[Shapes], options: GraphOptions)
     }
 
 
-def _input_request(shapes: Shapes, *, dynamic: bool) -> Fields:
+def _input_request(name: str, shapes: Shapes, options: GraphOptions) -> Fields:
     request: Fields = {"shape": list(shapes.preferred)}
-    if dynamic:
+    if options.dynamic_shape:
         request.update(min=list(shapes.smallest), max=list(shapes.largest))
+    if options.pixels is not None and name == PIXELS:
+        request["mean"], request["var"] = mean_and_variance(options.pixels)
     return request
 
 
