@@ -18,6 +18,7 @@ import support
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import CompiledGraph
 from clipmlu.backends.magicmind.building import _check_pixels
+from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.pixels import (
     insert_normalisation,
     mean_and_variance,
@@ -135,7 +136,7 @@ def test_names_that_are_taken_are_not_taken_again() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", OnnxRuntimeBackend.precisions)
 def test_every_mode_on_the_cpu_gives_the_same_bits(
     clip: ExportedBundle, calibration: CalibrationOptions, tmp_path: Path, precision: Precision, dynamic: bool
 ) -> None:
