@@ -18,6 +18,7 @@ import support
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import CompiledGraph
 from clipmlu.backends.magicmind.building import _check_pixels
+from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.pixels import (
     insert_normalisation,
     mean_and_variance,
@@ -33,7 +34,7 @@ from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
 from clipmlu.errors import CompileError, OptionError, ShapeError
 from clipmlu.pipeline import _compiled_name
-from clipmlu.specs import VENDOR_PRECISIONS, MluBuild, Precision, PreprocessSpec, TensorSpec
+from clipmlu.specs import MluBuild, Precision, PreprocessSpec, TensorSpec
 
 SPEC = PreprocessSpec(height=16, width=16, mean=support.CLIP_MEAN, std=support.CLIP_STD)
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -135,7 +136,7 @@ def test_names_that_are_taken_are_not_taken_again() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
-@pytest.mark.parametrize("precision", VENDOR_PRECISIONS)
+@pytest.mark.parametrize("precision", OnnxRuntimeBackend.precisions)
 def test_every_mode_on_the_cpu_gives_the_same_bits(
     clip: ExportedBundle, calibration: CalibrationOptions, tmp_path: Path, precision: Precision, dynamic: bool
 ) -> None:
