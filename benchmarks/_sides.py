@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from _runtimes import open_onnxruntime, open_openvino
 from _side import Action, Settings, scratch
 from PIL import Image
 
@@ -196,17 +197,7 @@ def optimum_image_graph(settings: Settings) -> dict[str, Action]:
 
 def openvino_bare(settings: Settings) -> dict[str, Action]:
     """OpenVINO on the exported image tower without us: batches from a thread pool, text embeddings made once."""
-    import openvino
-
-    core = openvino.Core()
-    precisions = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if settings.option == "bf16" and "BF16" not in precisions:
-        raise RuntimeError(f"OpenVINO has no bfloat16 on this CPU, only {', '.join(precisions)}")
-    compiled = core.compile_model(
-        core.read_model(Path(settings.bundle) / "image.onnx"),
-        "CPU",
-        {"INFERENCE_NUM_THREADS": settings.threads, "INFERENCE_PRECISION_HINT": settings.option},
-    )
+    compiled = open_openvino(Path(settings.bundle) / "image.onnx", settings.threads, settings.option)
 
     def encode(pixels: Array) -> Array:
         embeddings: Array = compiled(pixels)[0]
@@ -217,10 +208,7 @@ def openvino_bare(settings: Settings) -> dict[str, Action]:
 
 def onnxruntime_bare(settings: Settings) -> dict[str, Action]:
     """ONNX Runtime on the exported image tower without us, in the same loop."""
-    import onnxruntime
-
-    graph = Path(settings.bundle) / "image.onnx"
-    session = onnxruntime.InferenceSession(str(graph), _ort_settings(settings.threads))
+    session = open_onnxruntime(Path(settings.bundle) / "image.onnx", settings.threads)
 
     def encode(pixels: Array) -> Array:
         embeddings: Array = session.run(["image_embeds"], {"pixel_values": pixels})[0]
@@ -231,9 +219,7 @@ def onnxruntime_bare(settings: Settings) -> dict[str, Action]:
 
 def joint_graph(settings: Settings) -> dict[str, Action]:
     """The fused two-input layout: the image batch and all prompts through one graph, every time."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(Path(settings.bundle) / "joint.onnx"), _ort_settings(settings.threads))
+    session = open_onnxruntime(Path(settings.bundle) / "joint.onnx", settings.threads)
     images, texts = (entry.name for entry in session.get_inputs())
     tokens = np.load(scratch(settings, "tokens.npy"))
 
@@ -271,7 +257,7 @@ def _prepared_batches(settings: Settings) -> Iterator[Array]:
 
 def _prepare(path: str) -> Array:
     """Resize the shorter side, crop the centre, normalise."""
-    image = Image.open(path)
+    image: Image.Image = Image.open(path)
     scale = _SIDE / min(image.size)
     width, height = (max(_SIDE, int(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -298,13 +284,12 @@ def _hugging_face_model(settings: Settings) -> Path:
     if not (folder / "preprocessor_config.json").is_file():
         torch.manual_seed(SEED)
         CLIPModel(CLIPConfig()).save_pretrained(folder)
+        special = {"bos_token": "<start_of_text>", "eos_token": "<end_of_text>", "pad_token": "<end_of_text>"}
         # The library's names of the special tokens differ; their ids, which the model goes by, are the same.
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(Path(settings.bundle) / "tokenizer.json"),
             model_max_length=77,
-            bos_token="<start_of_text>",
-            eos_token="<end_of_text>",
-            pad_token="<end_of_text>",
+            **special,
         )
         tokenizer.save_pretrained(folder)
         CLIPImageProcessor().save_pretrained(folder)

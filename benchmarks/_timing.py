@@ -102,7 +102,7 @@ def compare(times: Mapping[str, Sequence[float]], first: str | None = None) -> l
 
 def row_from_ratios(name: str, seconds_per_item: Sequence[float], ratios: Sequence[float]) -> Row:
     """Medians and quartiles."""
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else [*ratios] * 3
     return Row(name, statistics.median(seconds_per_item), middle, low, high)
 
 
