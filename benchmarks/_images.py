@@ -72,7 +72,8 @@ def _noise(generator: np.random.Generator) -> Pixels:
         cells = generator.standard_normal((2**octave, 2**octave)).astype(np.float32)
         smooth = Image.fromarray(cells).resize((_TEXTURE_SIDE, _TEXTURE_SIDE), Image.Resampling.BICUBIC)
         total += np.asarray(smooth) / np.float32(2 ** (octave * _ROUGHNESS))
-    return (total - total.mean()) / total.std()
+    unit: Pixels = (total - total.mean()) / total.std()
+    return unit
 
 
 def _draw_shapes(picture: Image.Image, generator: np.random.Generator) -> None:

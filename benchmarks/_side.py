@@ -62,6 +62,7 @@ class SideProcess:
         items: images of one run.
         setup_seconds: what it took to load, compile and warm up.
         answer: what the first, untimed run returned: the best class of each image, or None.
+        facts: what else the side says of itself, such as the seconds that it compiled for.
     """
 
     def __init__(self, name: str, settings: Settings, python: str = sys.executable) -> None:
@@ -90,6 +91,7 @@ class SideProcess:
             raise
         self.setup_seconds: float = ready["seconds"]
         self.answer: Any = ready["value"]
+        self.facts: dict[str, float] = ready["facts"]
 
     def run(self, action: str = "run") -> Sample:
         """One turn."""
@@ -140,7 +142,8 @@ def main() -> None:
         module, _, function = settings.side.partition(":")
         actions: dict[str, Action] = getattr(import_module(module), function)(settings)
         value = actions["run"]()  # the warm-up
-        _reply(channel, {"seconds": time.perf_counter() - start, "value": value})
+        facts = actions["facts"]() if "facts" in actions else {}
+        _reply(channel, {"seconds": time.perf_counter() - start, "value": value, "facts": facts})
     except Exception as error:  # whatever keeps a side from running is its answer
         text = " ".join(str(error).split())[:300]
         _reply(channel, {"error": f"{type(error).__name__}: {text}"})

@@ -193,7 +193,15 @@ def _report(
     first = next(iter(running.values()), None)
     print(f"### {threads} thread(s) on {threads} core(s)\n")
     print_table(
-        ["side", "images/s", "times as fast as the first (quartiles)", "same best", "set up, s", "images"],
+        [
+            "side",
+            "images/s",
+            "times as fast as the first (quartiles)",
+            "same best",
+            "set up, s",
+            "of it compiling",
+            "images",
+        ],
         [
             (
                 row.name,
@@ -201,6 +209,7 @@ def _report(
                 row.spread,
                 _same_best(first, running[row.name]),
                 f"{running[row.name].setup_seconds:.1f}",
+                _compile_text(running[row.name]),
                 running[row.name].items,
             )
             for row in rows
@@ -229,10 +238,15 @@ def _report(
         "threads": threads,
         "sides": [{**row._asdict(), "images_per_second": row.rate, "times": times[row.name]} for row in rows],
         "set_up_seconds": {name: side.setup_seconds for name, side in running.items()},
+        "facts": {name: side.facts for name, side in running.items()},
         "bounds": bounds,
         "stages": stages,
         "left_out": left_out,
     }
+
+
+def _compile_text(side: SideProcess) -> str:
+    return f"{side.facts['compile_seconds']:.1f}" if "compile_seconds" in side.facts else ""
 
 
 def _same_best(first: SideProcess | None, side: SideProcess) -> str:

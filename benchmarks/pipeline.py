@@ -132,7 +132,7 @@ def main() -> None:
             "slower",
             "whole / slower stage (quartiles)",
         ],
-        [(row["device"], *(f"{row[stage]:.1f}" for stage in STAGES), row["slower"], row["ratio_text"]) for row in rows],
+        [(row["name"], *(f"{row[stage]:.1f}" for stage in STAGES), row["slower"], row["ratio_text"]) for row in rows],
     )
     write_json(options.json, {"benchmark": "pipeline", "small": options.small, "rows": rows})
 

@@ -10,6 +10,7 @@ ceiling of a dtype is the fastest way that this machine multiplies matrices of t
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -116,8 +117,8 @@ def _measure_batch(sides: list[_TowerSide], eager: Callable[[Any], object], batc
     runs: dict[str, Callable[[], Sample]] = {}
     for side in sides:
         feed = side.draw(batch_size)
-        runs[f"bare {side.name}"] = timed(lambda side=side, feed=feed: side.run_bare(feed), batch_size)
-        runs[side.name] = timed(lambda side=side, feed=feed: side.run(feed), batch_size)
+        runs[f"bare {side.name}"] = timed(functools.partial(side.run_bare, feed), batch_size)
+        runs[side.name] = timed(functools.partial(side.run, feed), batch_size)
     tower = sides[0].tower
     feed = np.asarray(sides[0].draw(batch_size), np.float32 if tower == "image" else np.int64)
     runs["torch eager"] = timed(lambda: eager(feed), batch_size)
