@@ -38,6 +38,7 @@ from _timing import compare, cores, print_machine, print_table, rotated, write_j
 
 from clipmlu.bundle import CompiledBundle
 from clipmlu.classify.encoder import Encoder
+from clipmlu.specs import Precision
 
 LABELS = tuple(
     f"{colour} {thing}"
@@ -76,7 +77,8 @@ def main() -> None:
     bundles = obtain_compiled(options, left_out)
     if not bundles:
         sys.exit(f"There is no bundle to measure: {left_out}")
-    _write_texts(bundles[0], options.work)
+    exact = [bundle for bundle in bundles if bundle.compilation.precision is Precision.FORCE_FLOAT32]
+    _write_texts([*exact, *bundles][0], options.work)
     files = [str(path) for path in obtain_images(options.images or options.work / "images", options.image_count)]
     sides = [side for side in _sides(bundles, options) if _wanted(side.name, options.only)]
     print_machine()
