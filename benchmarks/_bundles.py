@@ -1,0 +1,102 @@
+"""Bundles that the scripts measure: those given on the command line, or made once in the working directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from clipmlu import CompileOptions, ExportOptions, Precision, compile_bundle, export_model
+from clipmlu.backends import TARGETS, get_backend
+from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled, open_exported
+from clipmlu.compile.calibration import CalibrationOptions
+from clipmlu.errors import ClipmluError
+from clipmlu.specs import Layout, QuantisationOptions
+
+MODEL = "ViT-B-32"
+DEFAULT_WORK = Path(tempfile.gettempdir()) / "clipmlu-benchmarks"
+
+
+def add_bundle_options(parser: argparse.ArgumentParser) -> None:
+    """What says where bundles come from."""
+    parser.add_argument(
+        "--work", type=Path, default=DEFAULT_WORK, help="where things are made and kept for the next run"
+    )
+    parser.add_argument("--exported", type=Path, help=f"exported {MODEL} with random weights; made if left out")
+    parser.add_argument(
+        "--compiled", type=Path, nargs="*", default=[], help="bundles compiled from it, besides --target"
+    )
+    parser.add_argument("--target", nargs="*", default=None, help="targets to compile for; all real CPU targets here")
+    parser.add_argument("--calib", help="calibrate an int8 bundle per target with this folder, dataset or set")
+
+
+def obtain_exported(options: argparse.Namespace, layout: Layout = "towers") -> ExportedBundle:
+    """The exported bundle, given or made."""
+    if layout == "towers" and options.exported is not None:
+        return open_exported(options.exported, verify=False)
+    path: Path = options.work / f"{MODEL}-{layout}"
+    if not path.exists():
+        export_model(MODEL, path, ExportOptions(random_weights=True, layout=layout))
+    return open_exported(path, verify=False)
+
+
+def obtain_compiled(options: argparse.Namespace, left_out: dict[str, str]) -> list[CompiledBundle]:
+    """Bundles given, then those for each target and precision that this machine offers; ``left_out`` gets the rest."""
+    bundles = [open_compiled(path, verify=False) for path in options.compiled]
+    exported = obtain_exported(options)
+    for target in options.target if options.target is not None else cpu_targets():
+        backend = get_backend(TARGETS[target])
+        availability = backend.probe()
+        if not availability.ok:
+            left_out[f"clipmlu {target}"] = availability.reason
+            continue
+        for precision in backend.precisions:
+            if _is_fast(precision):
+                try:
+                    bundles.append(_compile(exported, target, precision, options))
+                except ClipmluError as error:
+                    left_out[f"clipmlu {target} {precision.value}"] = str(error)
+    return bundles
+
+
+def cpu_targets() -> list[str]:
+    """Targets that run on the CPU and are not emulated."""
+    backends = {target: get_backend(name) for target, name in TARGETS.items()}
+    return [target for target, backend in backends.items() if not backend.has_cards and not backend.emulated]
+
+
+def describe_bundle(bundle: CompiledBundle) -> str:
+    """Its name in tables."""
+    facts = bundle.compilation
+    mark = " (emulated)" if facts.emulated else ""
+    pixels = bundle.tower("image").inputs[0].dtype
+    return f"clipmlu {facts.target} {facts.precision.value}{' uint8' if pixels == 'uint8' else ''}{mark}"
+
+
+def _is_fast(precision: Precision) -> bool:
+    """The modes that a CPU computes natively; the others imitate a card's."""
+    names = (Precision.FORCE_FLOAT32, Precision.QINT8_MIXED_FLOAT32)
+    return precision in names or "bfloat16" in precision.value
+
+
+def _compile(
+    exported: ExportedBundle, target: str, precision: Precision, options: argparse.Namespace
+) -> CompiledBundle:
+    source = json.loads((exported.path / "manifest.json").read_text())["export"]["weights_digest"][:8]
+    path: Path = options.work / f"{MODEL}-{source}-{target}-{precision.value}"
+    if path.exists():
+        return open_compiled(path, verify=False)
+    quantises = precision.bits is not None
+    if quantises and options.calib is None:
+        raise ClipmluError("needs calibration images: give --calib, or a compiled bundle as --compiled")
+    how = CompileOptions(
+        target=target,
+        precision=precision,
+        quantisation=QuantisationOptions(granularity="per_axis") if quantises else None,
+        calibration=CalibrationOptions(dataset=options.calib, samples=128, download=False) if quantises else None,
+        # Random weights tell all images nearly the same: agreement says nothing about them.
+        min_cosine=-1.0,
+        min_agreement=0.0,
+    )
+    return compile_bundle(exported, path, how)

@@ -1,0 +1,162 @@
+"""Sides that take turns, and what comes of it: medians, paired ratios to the first side, a Markdown table, a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PACKAGES = (
+    "clipmlu",
+    "numpy",
+    "pillow",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "open_clip_torch",
+    "transformers",
+    "optimum",
+)
+
+
+class Sample(NamedTuple):
+    """One turn of one side: so many items in so many seconds."""
+
+    items: int
+    seconds: float
+
+
+class Row(NamedTuple):
+    """One side over all rounds.
+
+    Attributes:
+        name: the side.
+        seconds_per_item: median.
+        ratio: how many times as fast as the first side: median of the rounds' own ratios.
+        low: their lower quartile.
+        high: their upper quartile.
+    """
+
+    name: str
+    seconds_per_item: float
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        """Items per second."""
+        return 1 / self.seconds_per_item
+
+    @property
+    def spread(self) -> str:
+        """The ratio with its quartiles."""
+        return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def timed(action: Callable[[], object], items: int) -> Callable[[], Sample]:
+    """A side that is timed from outside."""
+
+    def run() -> Sample:
+        start = time.perf_counter()
+        action()
+        return Sample(items, time.perf_counter() - start)
+
+    return run
+
+
+def take_turns(sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Run all sides in each round, another one first each time, so that a busy machine hits all alike.
+
+    Returns:
+        Side -> seconds per item of each round.
+    """
+    names = list(sides)
+    for name in names * warm_up:
+        sides[name]()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in rotated(names, number):
+            sample = sides[name]()
+            times[name].append(sample.seconds / sample.items)
+    return times
+
+
+def rotated(names: Sequence[str], number: int) -> list[str]:
+    """The names in the order of that round."""
+    first = number % len(names) if names else 0
+    return [*names[first:], *names[:first]]
+
+
+def compare(times: Mapping[str, Sequence[float]], first: str | None = None) -> list[Row]:
+    """One row for each side; ratios are to ``first``, or else to the first side, round by round."""
+    base = times[first if first is not None else next(iter(times))]
+    return [row_from_ratios(name, own, [a / b for a, b in zip(base, own, strict=True)]) for name, own in times.items()]
+
+
+def row_from_ratios(name: str, seconds_per_item: Sequence[float], ratios: Sequence[float]) -> Row:
+    """Medians and quartiles."""
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else [*ratios] * 3
+    return Row(name, statistics.median(seconds_per_item), middle, low, high)
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A Markdown table on stdout."""
+    print(f"| {' | '.join(heads)} |")
+    print(f"|{'---|' * len(heads)}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def describe_machine() -> dict[str, Any]:
+    """What figures depend on: the processor and the versions of what ran."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    versions = {name: version for name in PACKAGES if (version := installed_version(name))}
+    return {
+        "cpu": names[0].partition(":")[2].strip() if names else platform.processor(),
+        "flags": sorted(cpu_flags() & {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "load": os.getloadavg(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """A package's version, or None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_flags() -> set[str]:
+    """The processor's features as the kernel names them."""
+    lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")]
+    return set(lines[0].split()) if lines else set()
+
+
+def print_machine() -> None:
+    """One line above the tables."""
+    facts = describe_machine()
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    print(
+        f"{facts['cpu']}, {facts['cores']} cores, {' '.join(facts['flags'])}; load {facts['load'][0]:.1f}; {versions}\n"
+    )
+
+
+def write_json(path: Path | None, results: Mapping[str, Any]) -> None:
+    """Write results and the machine's facts, if a file is wanted."""
+    if path is not None:
+        path.write_text(json.dumps({"machine": describe_machine(), **results}, indent=2) + "\n")

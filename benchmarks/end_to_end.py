@@ -1,0 +1,276 @@
+"""Images per second from JPEG files to the five best of 100 labels, ViT-B/32: clipmlu against what else there is.
+
+    python benchmarks/end_to_end.py [--compiled BUNDLE...] [--threads N...] [--count N] [--rounds N] [--only TEXT...] [--json FILE]
+
+Each side runs in a process of its own, on as many cores as it has threads, and takes its turn in each round; a ratio is the
+median of the rounds' own ratios, with quartiles, to the first side. Sides that get the labels once run over ``--count`` images a
+round; those that encode the labels again with every call (the pipelines and the fused graph) over ``--slow-count``. Weights
+are random. clipmlu's, open_clip's and the bare runtimes' are the same ones: "same best" is the share of images with the same best
+class as on the first side. The Hugging Face models are drawn on their own, with the same architecture and tokenizer.
+
+The bound is what decoding and computing leave of the cores when both are kept busy all the time:
+
+    cores / (core-seconds to decode and preprocess an image + core-seconds of the image tower for an image)
+
+with decoding timed on one thread (or, for the second column, with as many threads as cores) and the tower alone on all cores, in
+the same rounds.
+
+Optimum 2.1 with optimum-onnx 0.1 (its current releases) asks for transformers below 5, so it needs a Python of its own:
+``python -m venv V && V/bin/pip install 'optimum[onnxruntime]' torch pillow``, then ``--optimum-python V/bin/python``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from _bundles import add_bundle_options, describe_bundle, obtain_compiled, obtain_exported
+from _images import obtain_images
+from _side import Settings, SideError, SideProcess
+from _sides import TEMPLATE
+from _timing import compare, cores, print_machine, print_table, rotated, write_json
+
+from clipmlu.bundle import CompiledBundle
+from clipmlu.classify.encoder import Encoder
+from clipmlu.specs import Precision
+
+LABELS = tuple(
+    f"{colour} {thing}"
+    for colour in ("red", "green", "blue", "yellow", "black", "white", "brown", "grey", "pink", "orange")
+    for thing in ("bicycle", "bird", "boat", "car", "cat", "dog", "flower", "horse", "house", "train")
+)
+STAGES = ("decode, one thread", "decode, all cores", "tower")
+
+
+class Side(NamedTuple):
+    """How to start one side.
+
+    Attributes:
+        name: for the table.
+        entry: the function of ``_sides``.
+        bundle: directory of the bundle that it reads.
+        slow: encodes the labels at each call.
+        batch_size: images per batch; None for what is asked for.
+        option: see ``Settings``.
+        foreign: runs under ``--optimum-python``.
+    """
+
+    name: str
+    entry: str
+    bundle: Path
+    slow: bool = False
+    batch_size: int | None = None
+    option: str = ""
+    foreign: bool = False
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _parse()
+    left_out: dict[str, str] = {}
+    bundles = obtain_compiled(options, left_out)
+    if not bundles:
+        sys.exit(f"There is no bundle to measure: {left_out}")
+    exact = [bundle for bundle in bundles if bundle.compilation.precision is Precision.FORCE_FLOAT32]
+    _write_texts([*exact, *bundles][0], options.work)
+    files = [str(path) for path in obtain_images(options.images or options.work / "images", options.image_count)]
+    sides = [side for side in _sides(bundles, options) if _wanted(side.name, options.only)]
+    print_machine()
+    results = [_measure(sides, files, threads, options, dict(left_out)) for threads in options.threads]
+    write_json(options.json, {"benchmark": "end_to_end", "results": results})
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_bundle_options(parser)
+    parser.add_argument("--images", type=Path, help="folder of the JPEGs; made and kept there")
+    parser.add_argument("--image-count", type=int, default=2000, help="JPEGs in the folder")
+    parser.add_argument("--count", type=int, default=256, help="images of a run")
+    parser.add_argument(
+        "--slow-count", type=int, default=4, help="images of a run that encodes the labels at each call"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[cores()])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--optimum-python", default=sys.executable, help="a Python that has Optimum")
+    parser.add_argument("--only", nargs="*", default=[], help="run the sides whose names hold one of these")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def _wanted(name: str, only: list[str]) -> bool:
+    return not only or any(text in name for text in only)
+
+
+def _sides(bundles: list[CompiledBundle], options: argparse.Namespace) -> Iterator[Side]:
+    exported = obtain_exported(options).path
+    yield from (Side(describe_bundle(bundle), "clipmlu_side", bundle.path) for bundle in bundles)
+    yield Side("onnxruntime bare, thread pool", "onnxruntime_bare", exported)
+    yield Side("OpenVINO bare float32, thread pool", "openvino_bare", exported, option="f32")
+    yield Side("OpenVINO bare bfloat16, thread pool", "openvino_bare", exported, option="bf16")
+    yield Side("open_clip eager, one by one", "open_clip_single", exported)
+    yield Side("open_clip eager, DataLoader", "open_clip_loader", exported)
+    yield Side("open_clip torch.compile, one by one", "open_clip_single", exported, option="compiled")
+    yield Side("open_clip torch.compile, DataLoader", "open_clip_loader", exported, option="compiled")
+    yield Side("Optimum, image graph, thread pool", "optimum_image_graph", exported, foreign=True)
+    yield Side("Optimum, zero-shot pipeline", "optimum_pipeline", exported, slow=True, foreign=True)
+    yield Side("transformers, zero-shot pipeline", "transformers_pipeline", exported, slow=True)
+    for batch_size in (1, options.batch_size):
+        name = f"fused graph, onnxruntime, batch {batch_size}"
+        if _wanted(name, options.only):
+            joint = obtain_exported(options, "joint").path
+            yield Side(name, "joint_graph", joint, slow=True, batch_size=batch_size)
+
+
+def _write_texts(bundle: CompiledBundle, work: Path) -> None:
+    """Tokens and class embeddings, for the sides that have no text tower of their own."""
+    (work / "sides").mkdir(parents=True, exist_ok=True)
+    with Encoder(bundle) as encoder:
+        embeddings = encoder.classifier(LABELS, [TEMPLATE], cache=False).class_embeddings
+        tokens = encoder.tokenizer([TEMPLATE.format(label) for label in LABELS])
+    np.save(work / "sides" / "class-embeddings.npy", embeddings)
+    np.save(work / "sides" / "tokens.npy", tokens)
+
+
+def _measure(
+    sides: list[Side], files: list[str], threads: int, options: argparse.Namespace, left_out: dict[str, str]
+) -> dict[str, Any]:
+    """All sides with that many threads."""
+    with ExitStack() as stack:
+        running: dict[str, SideProcess] = {}
+        for side in sides:
+            try:
+                running[side.name] = _start(side, files, threads, options)
+            except SideError as error:
+                left_out[side.name] = str(error)
+                continue
+            stack.callback(running[side.name].close)
+        staged = [side.name for side in sides if side.entry == "clipmlu_side" and side.name in running]
+        times: dict[str, list[float]] = {name: [] for name in running}
+        stages: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in staged}
+        for number in range(options.rounds):
+            for name in rotated(list(running), number):
+                times[name].append(_per_image(running[name], "run"))
+                for stage, taken in stages.get(name, {}).items():
+                    taken.append(_per_image(running[name], stage))
+        return _report(running, times, stages, threads, left_out)
+
+
+def _start(side: Side, files: list[str], threads: int, options: argparse.Namespace) -> SideProcess:
+    batch_size = side.batch_size or options.batch_size
+    count = max(options.slow_count, side.batch_size or 1) if side.slow else options.count
+    settings = Settings(
+        side=f"_sides:{side.entry}",
+        files=tuple(files[:count]),
+        labels=LABELS,
+        threads=threads,
+        batch_size=batch_size,
+        bundle=str(side.bundle),
+        work=str(options.work / "sides"),
+        option=side.option,
+    )
+    print(f"Starting: {side.name}", file=sys.stderr, flush=True)
+    return SideProcess(side.name, settings, options.optimum_python if side.foreign else sys.executable)
+
+
+def _per_image(side: SideProcess, action: str) -> float:
+    sample = side.run(action)
+    return sample.seconds / sample.items
+
+
+def _report(
+    running: dict[str, SideProcess],
+    times: dict[str, list[float]],
+    stages: dict[str, dict[str, list[float]]],
+    threads: int,
+    left_out: dict[str, str],
+) -> dict[str, Any]:
+    rows = compare(times) if times else []
+    first = next(iter(running.values()), None)
+    print(f"### {threads} thread(s) on {threads} core(s)\n")
+    print_table(
+        [
+            "side",
+            "images/s",
+            "times as fast as the first (quartiles)",
+            "same best",
+            "set up, s",
+            "of it compiling",
+            "images",
+        ],
+        [
+            (
+                row.name,
+                f"{row.rate:.2f}",
+                row.spread,
+                _same_best(first, running[row.name]),
+                f"{running[row.name].setup_seconds:.1f}",
+                _compile_text(running[row.name]),
+                running[row.name].items,
+            )
+            for row in rows
+        ],
+    )
+    bounds = {name: _bounds(times[name], taken, threads) for name, taken in stages.items()}
+    if bounds:
+        print()
+        print_table(
+            [
+                "side",
+                "decode, core-ms",
+                "decode on all cores, core-ms",
+                "tower, core-ms",
+                "bound, images/s",
+                "share of it",
+                "bound, decoding on all cores",
+                "share of it",
+            ],
+            [(name, *(f"{value:.3f}" for value in bound.values())) for name, bound in bounds.items()],
+        )
+    for name, reason in left_out.items():
+        print(f"\nLeft out: {name}: {reason}")
+    print()
+    return {
+        "threads": threads,
+        "sides": [{**row._asdict(), "images_per_second": row.rate, "times": times[row.name]} for row in rows],
+        "set_up_seconds": {name: side.setup_seconds for name, side in running.items()},
+        "facts": {name: side.facts for name, side in running.items()},
+        "bounds": bounds,
+        "stages": stages,
+        "left_out": left_out,
+    }
+
+
+def _compile_text(side: SideProcess) -> str:
+    return f"{side.facts['compile_seconds']:.1f}" if "compile_seconds" in side.facts else ""
+
+
+def _same_best(first: SideProcess | None, side: SideProcess) -> str:
+    """Share of the images whose best class is the first side's; the Hugging Face models have weights of their own."""
+    if first is None or "pipeline" in side.name:
+        return ""
+    pairs = list(zip(first.answer, side.answer, strict=False))
+    return f"{sum(a == b for a, b in pairs) / len(pairs):.3f}"
+
+
+def _bounds(times: list[float], taken: dict[str, list[float]], threads: int) -> dict[str, float]:
+    """Milliseconds, and what they allow; the share is the median of the rounds' own."""
+    one = taken["decode, one thread"]
+    every, tower = ([threads * seconds for seconds in taken[stage]] for stage in ("decode, all cores", "tower"))
+    parts = {"one": one, "every": every, "tower": tower}
+    result = {name: 1000 * statistics.median(values) for name, values in parts.items()}
+    for name, decode in (("one", one), ("every", every)):
+        limits = [threads / (d + t) for d, t in zip(decode, tower, strict=True)]
+        result[f"bound_{name}"] = statistics.median(limits)
+        result[f"share_{name}"] = statistics.median(1 / (s * limit) for s, limit in zip(times, limits, strict=True))
+    return result
+
+
+if __name__ == "__main__":
+    main()

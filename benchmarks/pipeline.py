@@ -1,0 +1,267 @@
+"""The whole pipeline against its slowest stage: preprocessing alone, the device alone, and both together.
+
+    python benchmarks/pipeline.py [--bundle BUNDLE...] [--latency-ms MS...] [--workers N] [--threads N] [--rounds N] [--json FILE]
+
+In each round every device takes its turn with the same images three times: they are decoded and preprocessed in a pool with as many
+workers as the pipeline has, and thrown away; the same number of batches is submitted to the device, two in flight; and
+``embed_items`` does it all. "whole / slower stage" is the whole's rate over that of the slower of the two: the median of the
+rounds' own. 1 is a pipeline that costs nothing on top of its slowest stage.
+
+Devices, besides the bundles given:
+
+    sleeping   a stand-in for a card that does nothing for MS a batch, and leaves the cores to the host
+    emulated   the emulated SDK with MS added to each batch, in this process; its own computing, small as the graph is, and the
+               copies of the pixels take the host's cores besides
+
+Both run a tiny model, made here. No figure is one of a card. On a bundle for the CPU both stages want the same cores, so that the
+whole cannot come near its slowest stage; the bound for that case is in ``end_to_end.py``. With ``--small`` the images are
+32 x 32 arrays for a model that takes that size: they cost little to prepare, so that a slow device is the slower stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from _bundles import DEFAULT_WORK
+from _images import obtain_images
+from _timing import cores, print_machine, print_table, rotated, row_from_ratios, write_json
+
+from clipmlu import CompileOptions, ExportOptions, compile_bundle, export_model
+from clipmlu.backends import Session, SessionOptions
+from clipmlu.backends.base import Array, Feeds
+from clipmlu.bundle import CompiledBundle, Tower, open_compiled, open_exported
+from clipmlu.classify.bulk import ImageItem, embed_items
+from clipmlu.classify.encoder import Encoder
+from clipmlu.data.images import ImageSource, load_image
+from clipmlu.data.tokenizer import write_stand_in_tokenizer
+from clipmlu.emulator import NOTICE
+from clipmlu.specs import TowerName
+from clipmlu.stages import now
+
+LATENCY_VARIABLE = "CLIPMLU_EMULATOR_LATENCY_MS"
+IN_FLIGHT = 2
+STAGES = ("host", "device", "whole")
+TINY_TEXT = {
+    "context_length": 8,
+    "vocab_size": 300,
+    "width": 16,
+    "heads": 1,
+    "layers": 1,
+    "hf_tokenizer_name": "own",
+}
+
+
+class Device(NamedTuple):
+    """One device to measure: its name, what runs on it, and the environment that it wants."""
+
+    name: str
+    encoder: Encoder
+    environment: dict[str, str]
+
+
+class SleepingSession(Session):
+    """A card that takes the same time for every batch, and answers zeros."""
+
+    def __init__(self, tower: Tower, seconds: float) -> None:
+        super().__init__(tower, "The sleeping device")
+        self._seconds = seconds
+        self._worker = ThreadPoolExecutor(max_workers=1)
+
+    def submit(self, feeds: Feeds) -> Future[dict[str, Array]]:
+        """Queue one batch."""
+        self.check_feeds(feeds)
+        return self._worker.submit(self._run, len(next(iter(feeds.values()))))
+
+    def close(self) -> None:
+        """Stop its thread."""
+        self._worker.shutdown()
+
+    def _run(self, rows: int) -> dict[str, Array]:
+        start = now()
+        time.sleep(self._seconds)
+        self.clock.add({"compute": now() - start}, rows)
+        return {name: np.zeros((rows, int(spec.shape[1])), np.float32) for name, spec in self.outputs.items()}
+
+
+class SleepingEncoder(Encoder):
+    """An encoder on such a card."""
+
+    def __init__(self, bundle: CompiledBundle, seconds: float) -> None:
+        super().__init__(bundle)
+        self._sleeping = SleepingSession(bundle.tower("image"), seconds)
+
+    def close(self) -> None:
+        """Release the stand-in."""
+        self._sleeping.close()
+
+    def _session(self, tower: TowerName) -> Session:
+        return self._sleeping
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _parse()
+    sources = _sources(options)
+    with ExitStack() as stack:
+        devices = _devices(options)
+        for device in devices:
+            stack.callback(device.encoder.close)
+        times = _measure(devices, sources, options)
+    print_machine()
+    if any(device.encoder.bundle.compilation.emulated for device in devices):
+        print(f"{NOTICE}\n")
+    rows = [_row(name, taken) for name, taken in times.items()]
+    print_table(
+        [
+            "device",
+            "host, images/s",
+            "device, images/s",
+            "whole, images/s",
+            "slower",
+            "whole / slower stage (quartiles)",
+        ],
+        [(row["name"], *(f"{row[stage]:.1f}" for stage in STAGES), row["slower"], row["ratio_text"]) for row in rows],
+    )
+    write_json(options.json, {"benchmark": "pipeline", "small": options.small, "rows": rows})
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="where things are made and kept")
+    parser.add_argument("--bundle", type=Path, nargs="*", default=[], help="compiled bundles to measure too")
+    parser.add_argument("--latency-ms", type=float, nargs="*", default=[0.5, 2.0, 10.0])
+    parser.add_argument("--images", type=Path, help="folder of the JPEGs; made and kept there")
+    parser.add_argument("--image-count", type=int, default=2000, help="JPEGs in the folder")
+    parser.add_argument("--count", type=int, default=512, help="images of a run")
+    parser.add_argument("--small", action="store_true", help="32 x 32 arrays instead of JPEGs")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def _sources(options: argparse.Namespace) -> list[ImageSource]:
+    if options.small:
+        generator = np.random.default_rng(0)
+        return [generator.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(options.count)]
+    paths = obtain_images(options.images or options.work / "images", options.image_count)
+    return [paths[number % len(paths)] for number in range(options.count)]
+
+
+def _devices(options: argparse.Namespace) -> list[Device]:
+    session = SessionOptions(threads=options.threads, in_flight=IN_FLIGHT)
+    devices = [
+        Device(f"{path.name} ({bundle.compilation.target})", Encoder(bundle, session), {})
+        for path in options.bundle
+        for bundle in [open_compiled(path, verify=False)]
+    ]
+    stand_in, emulated = (
+        _tiny_bundle(options.work, 32 if options.small else 224, target) for target in ("cpu", "emulated-mlu")
+    )
+    for latency_ms in options.latency_ms:
+        devices.append(Device(f"sleeping, {latency_ms:g} ms", SleepingEncoder(stand_in, latency_ms / 1000), {}))
+    for latency_ms in options.latency_ms:
+        environment = {LATENCY_VARIABLE: str(latency_ms), "CLIPMLU_EMULATOR_THREADS": "1"}
+        devices.append(Device(f"emulated, {latency_ms:g} ms", Encoder(emulated, session), environment))
+    return devices
+
+
+def _tiny_bundle(work: Path, side: int, target: str) -> CompiledBundle:
+    """A model whose computing is next to nothing beside the pixels that it takes."""
+    folder, exported, compiled = (work / f"tiny-{side}-{name}" for name in ("source", "exported", target))
+    if not exported.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        vision = {"image_size": side, "layers": 1, "width": 16, "head_width": 16, "patch_size": side // 2}
+        model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": TINY_TEXT}
+        content = {"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+        (folder / "open_clip_config.json").write_text(json.dumps(content))
+        write_stand_in_tokenizer(folder / "tokenizer.json", 300)
+        export_model(f"local-dir:{folder}", exported, ExportOptions(random_weights=True))
+    if not compiled.exists():
+        compile_bundle(open_exported(exported), compiled, CompileOptions(target=target))
+    return open_compiled(compiled, verify=False)
+
+
+def _measure(
+    devices: list[Device], sources: list[ImageSource], options: argparse.Namespace
+) -> dict[str, dict[str, list[float]]]:
+    """Device -> stage -> seconds per image of each round; the first round is the warm-up."""
+    times: dict[str, dict[str, list[float]]] = {device.name: {stage: [] for stage in STAGES} for device in devices}
+    by_name = {device.name: device for device in devices}
+    for number in range(1 + options.rounds):
+        for name in rotated(list(by_name), number):
+            device = by_name[name]
+            os.environ.update(device.environment)
+            actions: dict[str, Callable[[], None]] = {
+                "host": functools.partial(_prepare, device.encoder, sources, options.workers),
+                "device": functools.partial(_submit, device.encoder, len(sources), options.batch_size),
+                "whole": functools.partial(_embed, device.encoder, sources, options),
+            }
+            for stage in rotated(STAGES, number):
+                start = time.perf_counter()
+                actions[stage]()
+                if number:
+                    times[name][stage].append((time.perf_counter() - start) / len(sources))
+    return times
+
+
+def _prepare(encoder: Encoder, sources: list[ImageSource], workers: int) -> None:
+    """Decode and preprocess, each image into the same place of its thread's own."""
+    preprocessor, dtype = encoder.preprocessor, encoder.pixel_dtype
+
+    def prepare(part: list[ImageSource]) -> None:
+        place = np.empty(preprocessor.shape, dtype)
+        for source in part:
+            preprocessor.write(load_image(source), place)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(prepare, [sources[first::workers] for first in range(workers)]))
+
+
+def _submit(encoder: Encoder, count: int, batch_size: int) -> None:
+    pixels = np.zeros((batch_size, *encoder.preprocessor.shape), encoder.pixel_dtype)
+    pending: deque[Any] = deque()
+    for start in range(0, count, batch_size):
+        pending.append(encoder.submit_images(pixels[: count - start]))
+        if len(pending) > IN_FLIGHT:
+            pending.popleft().result()
+    for batch in pending:
+        batch.result()
+
+
+def _embed(encoder: Encoder, sources: list[ImageSource], options: argparse.Namespace) -> None:
+    items = (ImageItem(str(number), functools.partial(load_image, source)) for number, source in enumerate(sources))
+    for outcome in embed_items(encoder, items, batch_size=options.batch_size, workers=options.workers):
+        outcome.require_embedding()
+
+
+def _row(name: str, taken: dict[str, list[float]]) -> dict[str, Any]:
+    middle = {stage: statistics.median(taken[stage]) for stage in STAGES}
+    slowest = map(max, taken["host"], taken["device"])
+    row = row_from_ratios(name, taken["whole"], [a / b for a, b in zip(slowest, taken["whole"], strict=True)])
+    return {
+        "name": name,
+        **{stage: 1 / middle[stage] for stage in STAGES},
+        "slower": "host" if middle["host"] > middle["device"] else "device",
+        "ratio": row.ratio,
+        "ratio_text": row.spread,
+        "times": taken,
+    }
+
+
+if __name__ == "__main__":
+    main()
