@@ -92,12 +92,15 @@ class SessionOptions:
         device: index of the card, for targets that have several.
         in_flight: batches on the card at a time.
         worker: the process that holds the vendor's SDK; None for what the environment names, else this one.
+        busy_wait: a CPU runtime's threads may spin while they wait for one another: the lowest latency while they have
+            the cores for themselves. Off, they leave the cores to threads that decode images, say.
     """
 
     threads: int = 0
     device: int = 0
     in_flight: int = 2
     worker: WorkerOptions | None = None
+    busy_wait: bool = True
 
     def __post_init__(self) -> None:
         if self.threads < 0:

@@ -131,6 +131,8 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads or limited_cpus()
     settings.log_severity_level = _ERRORS_ONLY
+    if not options.busy_wait:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if precision not in _FUSED_PRECISIONS:
         # Each node's result is rounded or quantised as the mode says; fusing across nodes would skip that.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

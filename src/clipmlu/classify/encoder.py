@@ -45,6 +45,7 @@ def load(
     verify: bool = True,
     image_only: bool = False,
     fast_preprocess: bool = False,
+    busy_wait: bool = True,
 ) -> Encoder:
     """Open a compiled bundle for use.
 
@@ -56,6 +57,8 @@ def load(
         image_only: do without the text tower, whose files may then be absent; for use with a classifier file.
         fast_preprocess: decode JPEGs at a reduced scale and shrink large images in two steps; the pixels are then not
             those of open_clip.
+        busy_wait: threads of a CPU runtime may spin while they wait for one another: the lowest latency for one image at
+            a time. Off, many images come through sooner where decoding and computing share the CPU.
 
     Raises:
         BundleError: there is no such bundle, it is not compiled, or it is not what its manifest says.
@@ -63,7 +66,8 @@ def load(
     """
     unused: tuple[TowerName, ...] = ("text",) if image_only else ()
     bundle = open_compiled(path, verify=verify, without=unused)
-    return Encoder(bundle, SessionOptions(threads=threads, device=device), fast_preprocess=fast_preprocess)
+    options = SessionOptions(threads=threads, device=device, busy_wait=busy_wait)
+    return Encoder(bundle, options, fast_preprocess=fast_preprocess)
 
 
 class Encoder:

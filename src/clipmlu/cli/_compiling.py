@@ -257,7 +257,7 @@ def _options_from(given: dict[str, Any]) -> CompileOptions:
         min_agreement=given["min_agreement"],
         check=given["check"],
         uint8_input=given["uint8_input"],
-        session=SessionOptions(device=given["device"]),
+        session=SessionOptions(device=given["device"], busy_wait=False),
     )
 
 

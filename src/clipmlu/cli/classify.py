@@ -82,7 +82,12 @@ def classify_command(
     broken = 0
     image_only = classifier_file is not None
     with load(
-        bundle, threads=threads, device=device, image_only=image_only, fast_preprocess=fast_preprocess
+        bundle,
+        threads=threads,
+        device=device,
+        image_only=image_only,
+        fast_preprocess=fast_preprocess,
+        busy_wait=False,
     ) as encoder:
         classifier = _classifier(encoder, labels, classifier_file, templates)
         if save_classifier is not None:

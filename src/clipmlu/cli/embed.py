@@ -61,7 +61,12 @@ def embed_command(
         raise OptionError("Give either INPUT or --texts.")
     with (
         load(
-            bundle, threads=threads, device=device, image_only=texts is None, fast_preprocess=fast_preprocess
+            bundle,
+            threads=threads,
+            device=device,
+            image_only=texts is None,
+            fast_preprocess=fast_preprocess,
+            busy_wait=False,
         ) as encoder,
         EmbeddingFile(output, encoder.embedding_dim) as file,
     ):

@@ -113,7 +113,7 @@ def eval_command(
         workers=workers,
     )
     results: list[accuracy.ImageResult] = []
-    with load(bundle, threads=threads, device=device, fast_preprocess=fast_preprocess) as encoder:
+    with load(bundle, threads=threads, device=device, fast_preprocess=fast_preprocess, busy_wait=False) as encoder:
         source = open_dataset(dataset, split, data_dir=data_dir, download=not offline, size=samples, seed=seed)
         with progress_bar("evaluating", samples or len(source)) as advance:
             report = accuracy.evaluate(

@@ -168,7 +168,8 @@ def _run(session: Session, batches: Iterator[dict[str, Array]]) -> dict[str, Arr
 
 def _open_reference(exported: ExportedBundle, tower: TowerName) -> Session:
     label = f"Bundle '{exported.path}' ({tower} tower)"
-    return OnnxRuntimeSession(exported.tower(tower), exported.tower_path(tower), label, SessionOptions())
+    options = SessionOptions(busy_wait=False)
+    return OnnxRuntimeSession(exported.tower(tower), exported.tower_path(tower), label, options)
 
 
 def _disagreement(record: ParityRecord, floor: float) -> str:

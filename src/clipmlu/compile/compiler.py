@@ -91,7 +91,7 @@ class CompileOptions:
     min_agreement: float | None = None
     check: bool = True
     uint8_input: bool = False
-    session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
+    session: SessionOptions = dataclasses.field(default_factory=lambda: SessionOptions(busy_wait=False))
     overwrite: bool = False
 
     def __post_init__(self) -> None:

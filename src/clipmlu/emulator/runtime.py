@@ -9,6 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipmlu._imports import import_onnxruntime
+from clipmlu._machine import limited_cpus
 from clipmlu.emulator.devices import active_device, check_device, device_lock
 from clipmlu.emulator.dump import DumpInfo, write_dump
 from clipmlu.emulator.faults import hit, sleep_forever
@@ -67,7 +68,9 @@ class Engine:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = current().threads
+        options.intra_op_num_threads = current().threads or limited_cpus()
+        # Several cards, and what feeds them, share these CPUs: threads that spin while they wait would take them away.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if info.mode != "force_float32":
             # Each node's result is rounded or quantised as the mode says; fusing across nodes would skip that.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -58,7 +58,7 @@ def check_parity(
     label = f"The exported {program.tower} graph"
     records: list[ParityRecord] = []
     failed: list[ParityRecord] = []
-    with OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions()) as session:
+    with OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions(busy_wait=False)) as session:
         for batch_size, feeds in _draw_batches(program, model, tokenizer):
             expected = _run_torch(program, feeds)
             found = _run_graph(session, feeds, label, batch_size)

@@ -323,7 +323,7 @@ class Rebuilder:
 def _embed_without(rebuilder: Rebuilder, role: Role, data: AblationData) -> FloatArray:
     with tempfile.TemporaryDirectory(prefix="clipmlu-ablation-") as folder:
         bundle = rebuilder.write(rebuilder.nodes(role), Path(folder))
-        with Encoder(bundle, SessionOptions(threads=data.threads)) as encoder:
+        with Encoder(bundle, SessionOptions(threads=data.threads, busy_wait=False)) as encoder:
             if "image" in bundle.manifest.towers:
                 return embed_dataset(encoder, data.dataset, data.indices, batch_size=data.batch_size).embeddings
             with np.errstate(invalid="ignore", over="ignore"):

@@ -79,7 +79,8 @@ class Side:
     def encoder(self, threads: int = 0, device: int = 0) -> Encoder:
         """Open it for use; a device means something for cards only."""
         has_cards = get_backend(self.runs.compilation.backend).has_cards
-        return Encoder(self.runs, SessionOptions(threads=threads, device=device if has_cards else 0))
+        options = SessionOptions(threads=threads, device=device if has_cards else 0, busy_wait=False)
+        return Encoder(self.runs, options)
 
 
 def open_side(bundle: str | os.PathLike[str] | Bundle) -> Side:

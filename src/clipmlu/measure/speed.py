@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 import time
@@ -125,11 +126,13 @@ def measure_speed(
         encoders = [stack.enter_context(Encoder(bundle, session)) for session in sessions]
         batch_size = encoders[0].check_batch_size(options.batch_size)
         speeds = tuple(_measure_tower(encoders, sessions, tower, batch_size, options, on_note) for tower in towers)
-        pipeline = None
-        if options.stages and "image" in towers:
-            on_note("measuring the pipeline from image files to embeddings")
-            pipeline = _measure_pipeline(encoders[0], batch_size, options)
         worker_memory = children_peak_memory_bytes()
+    pipeline = None
+    if options.stages and "image" in towers:
+        on_note("measuring the pipeline from image files to embeddings")
+        # As the commands open it that read images: without threads that spin on the cores which decode.
+        with Encoder(bundle, dataclasses.replace(sessions[0], busy_wait=False)) as encoder:
+            pipeline = _measure_pipeline(encoder, batch_size, options)
     facts = bundle.compilation
     packages = {package for tower in towers for package in get_backend(facts.placement(tower).backend).packages}
     return SpeedReport(

@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from clipmlu._imports import import_onnxruntime
+from clipmlu._machine import limited_cpus
 from clipmlu.errors import CalibrationError, first_line
 from clipmlu.quantisation.parameters import Array
 
@@ -55,7 +56,8 @@ class WatchingSession:
         # What is fused depends on the shapes that are known, and rounds differently in the last digit: ranges are to be
         # the same wherever the graph came from.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or limited_cpus()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in the emulator
         content = watching.SerializeToString()
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
