@@ -24,6 +24,8 @@ PACKAGES = (
     "optimum",
 )
 
+_PAUSE_S = 0.1
+
 
 class Sample(NamedTuple):
     """One turn of one side: so many items in so many seconds."""
@@ -83,6 +85,8 @@ def take_turns(sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: 
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in rotated(names, number):
+            # onnxruntime's threads still spin for a while after a batch: without a pause they take a core from the next side.
+            time.sleep(_PAUSE_S)
             sample = sides[name]()
             times[name].append(sample.seconds / sample.items)
     return times
