@@ -41,6 +41,18 @@ def _json(run: Run, *arguments: object) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.parametrize("name", ["empty", "absent"])
+def test_folder_without_images_is_refused_before_anything_is_measured(
+    run: Run, compiled: CompiledBundle, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, out, err = run("bench", compiled.path, "--images", tmp_path / name)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"clipmlu: '{tmp_path / name}' is no folder that holds images; expected some to measure the stages with.\n"
+    )
+
+
 def test_every_scenario_of_both_towers(run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
     scenarios = ("single-stream", "multi-stream", "offline")
     chosen = [word for scenario in scenarios for word in ("--scenario", scenario)]

@@ -18,7 +18,7 @@ from clipmlu.cli._shared import (
     note,
     print_facts,
 )
-from clipmlu.errors import OptionError
+from clipmlu.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from clipmlu.measure.bottleneck import PipelineReport
@@ -154,6 +154,11 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> Spee
 
     if given["images"] is not None and given["stages"] is False:
         raise OptionError("--images is for the stage breakdown; leave out one of --images and --no-stages")
+    images = None if given["images"] is None else tuple(walk_images(given["images"]))
+    if images == ():
+        raise InputError(
+            f"'{given['images']}' is no folder that holds images; expected some to measure the stages with."
+        )
     options = SpeedOptions(
         tower=given["tower"],
         scenarios=given["scenarios"] or DEFAULT_SCENARIOS,
@@ -161,7 +166,7 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> Spee
         latency_bound_ms=given["latency_bound_ms"],
         queries_per_stream=given["queries_per_stream"] or QUERIES_PER_STREAM,
         stages=given["stages"] is not False,
-        images=None if given["images"] is None else tuple(walk_images(given["images"])),
+        images=images,
         **times,
     )
     return measure_speed(bundle, options, on_note=note)
