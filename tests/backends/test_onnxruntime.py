@@ -64,7 +64,7 @@ def test_the_largest_integer_products_are_exact(tmp_path: Path, weights: str) ->
 
 def test_closing_ends_the_batch_that_runs_and_drops_those_that_wait(tmp_path: Path) -> None:
     """A batch of a large model takes seconds on a CPU, and Ctrl-C must not wait for it."""
-    steps, side = 4000, 192
+    steps, side = 4000, 320
     weight = numpy_helper.from_array(np.eye(side, dtype=np.float32), "w")
     nodes = [helper.make_node("MatMul", [f"x{step}", "w"], [f"x{step + 1}"]) for step in range(steps)]
     shape = [side, side]

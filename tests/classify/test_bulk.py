@@ -154,7 +154,7 @@ def test_closing_stops_the_workers(encoder: RecordingEncoder) -> None:
     stream = embed_batches(encoder, (ImageItem("x", slow) for _ in range(10_000)), batch_size=8, workers=2)
     next(stream)
     stream.close()
-    time.sleep(0.05)  # the image that each worker has in hand
+    time.sleep(0.3)  # the image that each worker has in hand
     before = started
     time.sleep(0.2)
     assert started == before
