@@ -1,4 +1,4 @@
-"""The files that a CPU backend compiles to: ONNX graphs, the same for every runtime."""
+"""What the CPU backends share: the files that they compile to, ONNX graphs, and what must hold before one is opened."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph, calibration_batches
+from clipmlu.backends.base import (
+    Backend,
+    CompiledGraph,
+    GraphOptions,
+    SessionOptions,
+    SourceGraph,
+    calibration_batches,
+)
 from clipmlu.backends.pixels import take_uint8
-from clipmlu.bundle import Tower
+from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.errors import BackendUnavailableError, OptionError
 from clipmlu.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -17,6 +25,21 @@ if TYPE_CHECKING:
     from clipmlu.quantisation.calibrate import Ranges
 
 _IMAGE_AXES = frozenset({"batch", "image_batch"})
+
+
+def check_openable(backend: Backend, bundle: CompiledBundle, options: SessionOptions) -> None:
+    """Refuse to open a graph where its runtime is absent, or on a card.
+
+    Raises:
+        BackendUnavailableError: the runtime cannot be used here.
+        OptionError: a device was chosen for a bundle that runs on the CPU.
+    """
+    availability = backend.probe()
+    if not availability.ok:
+        raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on {backend.name}: {availability.reason}.")
+    # With --text-target, the device is that of the image tower.
+    if options.device and bundle.compilation.backend == backend.name:
+        raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")
 
 
 def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:

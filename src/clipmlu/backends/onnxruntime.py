@@ -21,12 +21,10 @@ from clipmlu.backends.base import (
     SessionOptions,
     SourceGraph,
 )
-from clipmlu.backends.graphs import copy_graph, write_mode
+from clipmlu.backends.graphs import check_openable, copy_graph, write_mode
 from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import (
-    BackendUnavailableError,
     BundleCorruptError,
-    OptionError,
     SessionError,
     first_line,
 )
@@ -45,7 +43,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     precisions = VENDOR_PRECISIONS
-    packages = ("onnxruntime",)
+    packages: tuple[str, ...] = ("onnxruntime",)
     emulated = False
     has_cards = False
 
@@ -70,11 +68,7 @@ class OnnxRuntimeBackend:
 
     def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
         """Load one graph; see ``Backend.open``."""
-        availability = self.probe()
-        if not availability.ok:
-            raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on onnxruntime: {availability.reason}.")
-        if options.device and bundle.compilation.backend == self.name:
-            raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")
+        check_openable(self, bundle, options)
         label = f"Bundle '{bundle.path}' ({tower} tower)"
         precision = bundle.compilation.placement(tower).precision
         return OnnxRuntimeSession(bundle.tower(tower), bundle.tower_path(tower), label, options, precision)

@@ -25,9 +25,9 @@ from clipmlu.backends.base import (
     SessionOptions,
     SourceGraph,
 )
-from clipmlu.backends.graphs import copy_graph, write_mode
+from clipmlu.backends.graphs import check_openable, copy_graph, write_mode
 from clipmlu.bundle import CompiledBundle, Tower
-from clipmlu.errors import BackendUnavailableError, BundleCorruptError, OptionError, SessionError
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
 from clipmlu.specs import Precision, TowerName
 from clipmlu.stages import now
 
@@ -40,7 +40,7 @@ class OpenVinoBackend:
     """Runs the same graphs as onnxruntime, in the precisions that this CPU computes faithfully; see ``Backend``."""
 
     name = "openvino"
-    packages = ("openvino",)
+    packages: tuple[str, ...] = ("openvino",)
     emulated = False
     has_cards = False
 
@@ -94,11 +94,7 @@ class OpenVinoBackend:
 
     def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
         """Load one graph; see ``Backend.open``."""
-        availability = self.probe()
-        if not availability.ok:
-            raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on openvino: {availability.reason}.")
-        if options.device and bundle.compilation.backend == self.name:
-            raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")
+        check_openable(self, bundle, options)
         label = f"Bundle '{bundle.path}' ({tower} tower)"
         precision = bundle.compilation.placement(tower).precision
         if reason := self.why_not(precision):

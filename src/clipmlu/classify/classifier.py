@@ -114,12 +114,6 @@ class ZeroShotClassifier:
             predictions += self.predictions_from_embeddings(batch.embeddings, sources, top_k=top_k)
         return predictions[0] if single else predictions
 
-    def prediction_from_embedding(
-        self, embedding: FloatArray, source: str, *, top_k: int = DEFAULT_TOP_K
-    ) -> Prediction:
-        """Rank the classes for one image embedding, float32, shape (D,), unit L2 norm."""
-        return self.predictions_from_embeddings(embedding[None], [source], top_k=top_k)[0]
-
     def predictions_from_embeddings(
         self, embeddings: FloatArray, sources: Sequence[str], *, top_k: int = DEFAULT_TOP_K
     ) -> Predictions:
