@@ -241,6 +241,20 @@ def test_an_overwritten_input_tensor_spoils_the_work_in_flight(mm: ModuleType, t
     assert np.isnan(outputs[0].asnumpy()).all()
 
 
+def test_an_input_tensor_changes_its_memory_only_while_work_reads_it(mm: ModuleType, tmp_path: Path) -> None:
+    runner = _runner(mm, tmp_path)
+    tensor = runner.inputs[0]
+    runner.start(X)
+    read = tensor.data_address()
+    assert tensor.from_numpy(X * 2).ok()
+    assert tensor.data_address() != read
+    assert runner.queue.sync().ok()
+    kept = tensor.data_address()
+    assert tensor.from_numpy(X * 3).ok()
+    assert tensor.data_address() == kept
+    np.testing.assert_array_equal(tensor.asnumpy(), X * 3)
+
+
 def test_a_graph_exported_for_one_batch_is_refused_for_another(
     mm: ModuleType, mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

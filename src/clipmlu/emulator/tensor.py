@@ -85,7 +85,11 @@ class Tensor:
         if strict.inputs_stay_lent:
             for job in self._pending:
                 job.spoil("an input tensor was overwritten before sync")
-        self._array = _cast(array, self.dtype)
+        taken = _cast(array, self.dtype)
+        if self._array.shape == array.shape and not self._pending:
+            np.copyto(self._array, taken)  # the same memory batch after batch, as on a card
+        else:
+            self._array = taken.copy() if taken is array else taken
         self._source = array if strict.inputs_stay_lent else None
         self._producer = None
         self._filled = True
@@ -182,9 +186,10 @@ class Tensor:
 
 
 def _cast(array: Array, dtype: DataType) -> Array:
+    """The values in another type; the array itself where it has that type."""
     target = get_numpy_dtype_by_datatype(dtype)
     if array.dtype == target:
-        return np.array(array, dtype=target, order="C")
+        return array
     strict = switches()
     if strict.narrow_casts and (array.dtype.name, dtype) not in _SEEN_CASTS:
         raise StatusError(
@@ -205,4 +210,5 @@ def _same(source: Array, taken: Array) -> bool:
         return False
     with np.errstate(over="ignore", invalid="ignore"):
         now = np.ascontiguousarray(source, taken.dtype)
-    return np.array_equal(now.view(f"V{taken.itemsize}"), taken.view(f"V{taken.itemsize}"))
+    # Integers compare at memory speed and without the interpreter's lock; raw bytes (V4) take ten times as long with it.
+    return np.array_equal(now.view(f"u{taken.itemsize}"), taken.view(f"u{taken.itemsize}"))
