@@ -241,6 +241,31 @@ def test_an_overwritten_input_tensor_spoils_the_work_in_flight(mm: ModuleType, t
     assert np.isnan(outputs[0].asnumpy()).all()
 
 
+@pytest.mark.usefixtures("lenient")
+def test_work_in_flight_computes_what_it_was_given(
+    mm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMLU_EMULATOR_LATENCY_MS", "100")
+    runner = _runner(mm, tmp_path)
+    outputs = runner.start(X)
+    assert runner.inputs[0].from_numpy(X * 2).ok()
+    assert runner.queue.sync().ok()
+    np.testing.assert_allclose(outputs[0].asnumpy(), X @ W, rtol=1e-6)
+
+
+def test_values_read_from_an_input_tensor_are_lent_when_they_are_given_back_to_it(
+    mm: ModuleType, tmp_path: Path
+) -> None:
+    runner = _runner(mm, tmp_path)
+    runner.start(X)
+    assert runner.queue.sync().ok()
+    values = runner.inputs[0].asnumpy()
+    outputs = runner.start(values)
+    values += 1
+    assert runner.queue.sync().ok()
+    assert np.isnan(outputs[0].asnumpy()).all()
+
+
 def test_an_input_tensor_changes_its_memory_only_while_work_reads_it(mm: ModuleType, tmp_path: Path) -> None:
     runner = _runner(mm, tmp_path)
     tensor = runner.inputs[0]

@@ -86,10 +86,10 @@ class Tensor:
             for job in self._pending:
                 job.spoil("an input tensor was overwritten before sync")
         taken = _cast(array, self.dtype)
-        if self._array.shape == array.shape and not self._pending:
-            np.copyto(self._array, taken)  # the same memory batch after batch, as on a card
-        else:
-            self._array = taken.copy() if taken is array else taken
+        # The same memory batch after batch, as on a card, unless work reads it or the caller has a view of it.
+        if self._pending or self._array.shape != taken.shape or np.may_share_memory(self._array, taken):
+            self._array = np.empty(taken.shape, taken.dtype)
+        np.copyto(self._array, taken)
         self._source = array if strict.inputs_stay_lent else None
         self._producer = None
         self._filled = True
