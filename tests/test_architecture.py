@@ -1,4 +1,4 @@
-"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs > errors."""
+"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files > errors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ LAYERS: dict[str, int] = {
     "_imports": 1,
     "_machine": 1,
     "stages": 1,
+    "files": 1,
     "parity": 2,
     "bundle": 2,
     "quantisation": 2,

@@ -17,8 +17,6 @@ from clipmlu.bundle import (
     open_compiled,
     open_exported,
     stage_bundle,
-    write_file,
-    write_files,
 )
 from clipmlu.errors import (
     BundleCorruptError,
@@ -28,6 +26,7 @@ from clipmlu.errors import (
     BundleVersionError,
     OutputError,
 )
+from clipmlu.files import write_file, write_files
 
 
 def test_published_bundle_opens_with_its_manifest(exported: ExportedBundle) -> None:

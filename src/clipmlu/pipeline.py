@@ -11,19 +11,14 @@ from pathlib import Path
 import msgspec
 
 from clipmlu import __version__
-from clipmlu.bundle import (
-    CompiledBundle,
-    ExportedBundle,
-    check_output_free,
-    open_exported,
-    write_file,
-)
+from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
 from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.datasets import open_dataset
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
+from clipmlu.files import write_file
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.specs import Spec
 

@@ -22,14 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.backends import SessionOptions, get_backend
-from clipmlu.bundle import (
-    CompiledBundle,
-    ExportedBundle,
-    check_output_free,
-    open_compiled,
-    publish_copy,
-    write_file,
-)
+from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_compiled, publish_copy
 from clipmlu.classify.bulk import embed_items, item_from_dataset
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder
@@ -39,6 +32,7 @@ from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import content_digest
 from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
+from clipmlu.files import write_file
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
 
 SEARCH_NAME = "search.json"

@@ -16,11 +16,12 @@ import msgspec
 import numpy as np
 
 from clipmlu import _environment
-from clipmlu.bundle import current_tool_versions, write_file
+from clipmlu.bundle import current_tool_versions
 from clipmlu.classify.bulk import embed_batches, items_from_images
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.data.prompts import check_class_names, fill_template, resolve_templates
 from clipmlu.errors import InputError, OptionError, OutputError
+from clipmlu.files import write_file
 from clipmlu.specs import ModelId, Spec
 
 if TYPE_CHECKING:

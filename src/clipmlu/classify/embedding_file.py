@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from clipmlu.bundle import output_errors
+from clipmlu.files import output_errors
 
 if TYPE_CHECKING:
     from clipmlu.classify.encoder import FloatArray

@@ -122,7 +122,7 @@ def bench_command(
     With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per batch:
     with several inputs the tool's own figure may count texts.
     """
-    from clipmlu.bundle import write_file
+    from clipmlu.files import write_file
 
     chosen: dict[str, Any] = {
         name: default if given[name] is None else given[name] for name, default in _DEFAULTS[tool].items()

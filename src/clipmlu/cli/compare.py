@@ -105,8 +105,8 @@ def compare_command(
     float graphs. Nodes run on the CPU in float32 kernels that simulate the mode, embeddings and predictions on the bundles'
     own targets. The inner tensors of a bundle for a real MLU card cannot be read.
     """
-    from clipmlu.bundle import write_files
     from clipmlu.data.datasets import open_dataset
+    from clipmlu.files import write_files
     from clipmlu.measure import compare
     from clipmlu.measure.heatmap import check_drawable
 

@@ -94,10 +94,10 @@ def eval_command(
     as_json: bool,
 ) -> int:
     """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
-    from clipmlu.bundle import write_file
     from clipmlu.classify.encoder import load
     from clipmlu.data.datasets import open_dataset
     from clipmlu.errors import OptionError
+    from clipmlu.files import write_file
     from clipmlu.measure import accuracy
 
     if max_drop is not None and baseline is None:

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.backends.base import CalibrationData
-from clipmlu.bundle import Bundle, FileRecord, file_record, stage_directory
+from clipmlu.bundle import Bundle, FileRecord, file_record
 from clipmlu.data.datasets import DATASETS, Dataset, open_dataset, open_folder, spread_over_classes
 from clipmlu.data.images import content_digest
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError
+from clipmlu.files import stage_directory
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
 
 DEFAULT_SAMPLES = 1000

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.backends import get_backend
-from clipmlu.bundle import current_tool_versions, write_files
+from clipmlu.bundle import current_tool_versions
 from clipmlu.classify.bulk import embed_batches, item_from_dataset
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder
@@ -23,6 +23,7 @@ from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import fill_template
 from clipmlu.errors import GateError, InputError, OptionError, OverlapError
+from clipmlu.files import write_files
 from clipmlu.specs import ModelId, Precision, Spec
 
 CALIBRATION_BINS = 15

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from clipmlu.backends import SessionOptions, backend_for_target, get_backend
-from clipmlu.bundle import CompiledBundle, ExportedBundle, current_tool_versions, open_exported, write_file, write_files
+from clipmlu.bundle import CompiledBundle, ExportedBundle, current_tool_versions, open_exported
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import (
     DEFAULT_BATCH_SIZE,
@@ -28,6 +28,7 @@ from clipmlu.compile.compiler import (
 from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.datasets import DATASETS, Dataset
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
+from clipmlu.files import write_file, write_files
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.measure.graphs import make_samples, open_graph
 from clipmlu.measure.machine import describe_machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipmlu.bundle import output_errors, write_file
+from clipmlu.files import output_errors, write_file
 
 FILE_NAME = "clipmlu_worker.py"
 

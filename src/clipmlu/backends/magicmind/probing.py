@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from clipmlu.backends.magicmind.backend import emulated_worker, real_sdk_is_importable
 from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE
-from clipmlu.bundle import write_files
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
+from clipmlu.files import write_files
 from clipmlu.specs import Spec
 
 Array = npt.NDArray[Any]

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu import _environment
-from clipmlu.bundle import output_errors
 from clipmlu.errors import InputError, OptionError
+from clipmlu.files import output_errors
 
 _SIDE = 32
 _TIMEOUT_S = 20.0
