@@ -1,4 +1,4 @@
-"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files > errors."""
+"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files, reading > errors."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ LAYERS: dict[str, int] = {
     "_machine": 1,
     "stages": 1,
     "files": 1,
+    "reading": 1,
     "parity": 2,
     "bundle": 2,
     "quantisation": 2,
