@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "src" / "clipmlu"
 LAYERS: dict[str, int] = {
     "errors": 0,
+    "file_names": 0,
     "specs": 1,
     "_environment": 0,
     "_imports": 1,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clipmlu.data.datasets import open_dataset
     from clipmlu.errors import ClipmluError
     from clipmlu.export.exporter import ExportOptions, export_model
+    from clipmlu.file_names import path_from_name
     from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
     from clipmlu.measure.compare import CompareOptions, compare_bundles
     from clipmlu.search import SearchOptions, search_bundle
@@ -51,6 +52,7 @@ _HOMES = {
     "load": "clipmlu.classify.encoder",
     "open_bundle": "clipmlu.bundle",
     "open_dataset": "clipmlu.data.datasets",
+    "path_from_name": "clipmlu.file_names",
     "search_bundle": "clipmlu.search",
 }
 
@@ -77,6 +79,7 @@ __all__ = [
     "load",
     "open_bundle",
     "open_dataset",
+    "path_from_name",
     "search_bundle",
 ]
 

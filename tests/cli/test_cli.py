@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import clipmlu
 import support
 from clipmlu.bundle import CompiledBundle, ExportedBundle
 
@@ -83,6 +84,77 @@ def test_missing_image_does_not_stop_the_others(run: Run, compiled: CompiledBund
     assert "absent.png" in err
 
 
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("no*match", r"there is no such file, and as a pattern it matches no image"),
+        ("IMG[1].jpg", r"'IMG\[1\]\.jpg': there is no such file, and as a pattern"),
+        ("empty", r"'empty': it holds no images"),
+        ("x" * 300, "Cannot read image 'x*': File name too long"),
+        ("[x]" * 300, "as a pattern it matches no image"),
+        ("a\0b.png", r"a\\x00b\.png': .*null"),
+        ("/dev/zero", "'/dev/zero': it is not a regular file"),
+        ("pipe.png", "'pipe.png': it is not a regular file"),
+        (os.fsdecode(b"caf\xe9.png"), r"'caf\\xe9\.png': there is no such file"),
+    ],
+)
+@pytest.mark.parametrize("stdin", [False, True])
+def test_one_bad_entry_is_reported_and_the_others_go_on(
+    run: Run,
+    compiled: CompiledBundle,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    entry: str,
+    reason: str,
+    stdin: bool,
+) -> None:
+    monkeypatch.chdir(photos)
+    (photos / "empty").mkdir()
+    os.mkfifo(photos / "pipe.png")
+    if stdin:
+        content = os.fsencode(f"{entry}\n0.png\n\n1.png")
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    inputs = ["-"] if stdin else [entry, "0.png", "1.png"]
+    code, out, err = run("classify", compiled.path, *inputs, "--labels", LABELS, "--format", "jsonl")
+    assert code == 1
+    assert [json.loads(line)["source"] for line in out.splitlines()] == ["0.png", "1.png"]
+    assert re.search(f"^skipped: .*{reason}", err), err
+    assert err.endswith("\n1 image(s) could not be read.\n")
+    code, _, err = run("embed", compiled.path, entry, "0.png", "-o", "out.npy")
+    assert (code, np.load("out.npy").shape) == (1, (1, support.DIM))
+    assert re.search(f"^skipped: .*{reason}", err), err
+
+
+def test_folder_says_what_it_left_out(run: Run, compiled: CompiledBundle, photos: Path) -> None:
+    (photos / "gone.png").symlink_to("nowhere")
+    code, _, err = run("classify", compiled.path, photos, "--labels", LABELS)
+    assert code == 1
+    assert re.search(r"skipped: .*gone\.png': it is a link to 'nowhere'", err)
+    assert "Left out: 1 file(s) of other types (.txt 1).\n2 image(s) could not be read.\n" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX only")
+def test_names_that_are_no_utf8_are_in_all_outputs_and_lead_back(
+    run: Run, compiled: CompiledBundle, tmp_path: Path
+) -> None:
+    raw = [os.fsencode(tmp_path / "odd") + name for name in (b"/a\nb.png", b"/back\\slash.png", b"/caf\xe9.png")]
+    (tmp_path / "odd").mkdir()
+    content = io.BytesIO()
+    support.picture(0).save(content, "PNG")
+    for path in raw:
+        Path(os.fsdecode(path)).write_bytes(content.getvalue())
+    arguments = ("classify", compiled.path, tmp_path / "odd", "--labels", LABELS, "--format")
+    as_json = [row["source"] for row in json.loads(run(*arguments, "json")[1])["results"]]
+    as_lines = [json.loads(line)["source"] for line in run(*arguments, "jsonl")[1].splitlines()]
+    as_csv = [row["source"] for row in csv.DictReader(io.StringIO(run(*arguments, "csv")[1]))]
+    as_table = [line.split("  ")[-1] for line in run(*arguments, "table")[1].splitlines()]
+    assert run("embed", compiled.path, tmp_path / "odd", "-o", tmp_path / "odd.npy")[0] == 0
+    ids = json.loads((tmp_path / "odd.ids.json").read_bytes())
+    assert as_json == as_lines == as_csv == as_table == ids
+    assert [os.fsencode(clipmlu.path_from_name(name)) for name in ids] == raw
+    assert [name.rpartition("/")[2] for name in ids] == [r"a\x0ab.png", r"back\\slash.png", r"caf\xe9.png"]
+
+
 def test_classifier_file_round_trip(run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
     expected = run(
         "classify", compiled.path, photos / "0.png", "--labels", LABELS, "--save-classifier", tmp_path / "three.clf"
@@ -102,7 +174,6 @@ def test_classifier_file_round_trip(run: Run, compiled: CompiledBundle, photos: 
         (("x.png", "--labels", "a,b", "--templates", "cifer"), 1, "Unknown template set 'cifer'. Close matches: cifar"),
         (("x.png",), 2, "Give either --labels or --classifier"),
         (("--labels", "a,b"), 2, "Give at least one INPUT"),
-        (("no*match", "--labels", "a,b"), 1, "Pattern 'no.match' matches no image"),
         (("x.png", "--classifier", "absent.clf"), 1, "Classifier file 'absent.clf' does not exist"),
         (("x.png", "--labels", "a,b", "--batch-size", "9"), 1, r"Batch of 9 is outside 1\.\.8"),
     ],

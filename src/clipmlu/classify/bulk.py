@@ -21,6 +21,7 @@ import numpy.typing as npt
 from clipmlu._machine import available_cpus
 from clipmlu.data.images import ImageSource, read_source
 from clipmlu.errors import InputError, OptionError
+from clipmlu.file_names import name_from_path
 from clipmlu.stages import Stage, StageClock, now
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list
 
 def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
     """An item from anything that ``load_image`` reads; paths are their own id."""
-    name = str(source) if isinstance(source, (str, os.PathLike)) else f"image {position}"
+    name = name_from_path(source) if isinstance(source, (str, os.PathLike)) else f"image {position}"
     return ImageItem(name, lambda: source)
 
 

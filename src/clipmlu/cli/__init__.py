@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from clipmlu import __version__
+from clipmlu.cli._shared import library_notes, note
 from clipmlu.cli.bench import bench_command
 from clipmlu.cli.calibrate import calibrate_command
 from clipmlu.cli.catalog import datasets_command, models_command
@@ -64,13 +65,16 @@ for _command in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; only a bug of ours raises."""
     try:
-        code = cli.main(args=None if arguments is None else list(arguments), prog_name="clipmlu", standalone_mode=False)
+        with library_notes():
+            code = cli.main(
+                args=None if arguments is None else list(arguments), prog_name="clipmlu", standalone_mode=False
+            )
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except ClipmluError as error:
-        click.echo(f"clipmlu: {_one_line(error)}", err=True)
+        note(f"clipmlu: {_one_line(error)}")
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("clipmlu: interrupted; nothing half-written was left behind.", err=True)

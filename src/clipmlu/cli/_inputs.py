@@ -6,66 +6,56 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import TextIO
 
-from clipmlu.classify.bulk import ImageItem, item_from_source
-from clipmlu.data.images import IMAGE_SUFFIXES
+from clipmlu.classify.bulk import ImageItem
+from clipmlu.data.finding import Found, LeftOut, find_images, find_matches
 from clipmlu.errors import InputError
+from clipmlu.file_names import expand_home, name_from_path
 
 STDIN = "-"
 
 
-def image_items(inputs: Iterable[str]) -> Iterator[ImageItem]:
+def image_items(inputs: Iterable[str], left_out: LeftOut) -> Iterator[ImageItem]:
     """Items for all inputs, lazily, folders in sorted order.
 
-    A path that does not exist becomes an item that fails when it is loaded, so that it is reported like any image
-    that cannot be read.
+    Whatever is wrong with an input, such as a path that does not exist or an empty folder, becomes an item that fails when it
+    is loaded, so that it is reported like any image that cannot be read, and the others go on.
 
-    Raises:
-        InputError: a folder holds no image, or a pattern matches nothing.
+    Args:
+        inputs: what the user gave.
+        left_out: counts what is in folders and is no image.
     """
     for text in inputs:
-        yield from (item_from_source(path) for path in _paths(text))
+        for path in _lines(sys.stdin) if text == STDIN else (text,):
+            for found in _found(path, left_out):
+                yield ImageItem(found.name, found.source)
 
 
-def _paths(text: str) -> Iterator[Path]:
-    if text == STDIN:
-        for line in sys.stdin:
-            if line.strip():
-                yield from _paths_of_existing(line.rstrip("\r\n"))
-    else:
-        yield from _paths_of_existing(text)
+def _lines(stream: TextIO) -> Iterator[str]:
+    """Lines that are not blank; bytes that are no UTF-8 stay in them, as in the names of files."""
+    raw = getattr(stream, "buffer", None)
+    for line in stream if raw is None else map(os.fsdecode, raw):
+        if line.strip():
+            yield line.rstrip("\r\n")
 
 
-def _paths_of_existing(text: str) -> Iterator[Path]:
-    path = Path(text)
-    if path.is_dir():
-        yield from _require(walk_images(path), f"Folder '{text}' holds no images.")
-    elif glob.has_magic(text) and not path.exists():
-        matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))
-        yield from _require(
-            (each for match in matches for each in _files_of(match)), f"Pattern '{text}' matches no image."
+def _found(text: str, left_out: LeftOut) -> Iterator[Found]:
+    path = expand_home(text)
+    if os.path.isdir(path):
+        return _require(find_images(path, left_out), path, "it holds no images.")
+    if glob.has_magic(text) and not os.path.lexists(path):
+        return _require(
+            find_matches(str(path), left_out), path, "there is no such file, and as a pattern it matches no image."
         )
-    else:
-        yield path
+    return iter((Found(path),))
 
 
-def _files_of(path: Path) -> Iterator[Path]:
-    return walk_images(path) if path.is_dir() else iter((path,))
-
-
-def walk_images(folder: Path) -> Iterator[Path]:
-    """Image files below a folder, by suffix, in sorted order; links to folders are not followed."""
-    for directory, subfolders, files in os.walk(folder):
-        subfolders.sort()
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield Path(directory, name)
-
-
-def _require(paths: Iterator[Path], message: str) -> Iterator[Path]:
-    first = next(paths, None)
+def _require(found: Iterator[Found], path: Path, message: str) -> Iterator[Found]:
+    """What was found, or an entry that says that nothing was."""
+    first = next(found, None)
     if first is None:
-        raise InputError(message)
-    yield first
-    yield from paths
+        return iter((Found(path, InputError(f"Cannot read '{name_from_path(path)}': {message}")),))
+    return chain((first,), found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,13 +12,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from clipmlu.file_names import expand_home, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from clipmlu.data.finding import LeftOut
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
-"""A path that the library checks itself, with its own messages."""
+
+class _PathType(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return expand_home(os.fsdecode(super().convert(value, param, ctx)))
+
+
+PATH = _PathType(path_type=Path)
+"""A path that the library checks itself, with its own messages; ``~`` is the home folder, in quotes too."""
 
 
 def bundle_argument(command: Decorated) -> Decorated:
@@ -106,7 +118,35 @@ def echo_json(encoded: bytes) -> None:
 
 def note(message: str) -> None:
     """Say something that is not the result, on stderr."""
-    click.echo(message, err=True)
+    click.echo(printable(message), err=True)
+
+
+def note_inputs(broken: int, left_out: LeftOut) -> int:
+    """Say how many inputs could not be read and what was left out, and return the command's exit code."""
+    passed_over = left_out.note()
+    if passed_over is not None:
+        note(passed_over)
+    if broken:
+        note(f"{broken} image(s) could not be read.")
+    return 1 if broken else 0
+
+
+class _Notes(logging.Handler):
+    """Says what the library logs, from ``WARNING`` on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+@contextlib.contextmanager
+def library_notes() -> Iterator[None]:
+    """While the block runs, what the library has to say to people goes to stderr, one line each."""
+    logger, handler = logging.getLogger("clipmlu"), _Notes(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def console() -> Console:

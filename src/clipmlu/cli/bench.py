@@ -19,6 +19,7 @@ from clipmlu.cli._shared import (
     print_facts,
 )
 from clipmlu.errors import InputError, OptionError
+from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.measure.bottleneck import PipelineReport
@@ -107,7 +108,7 @@ def _defaults(name: str) -> str:
 @json_option
 def bench_command(
     bundle: Path, tool: str | None, devices: str, output: Path | None, as_json: bool, **given: Any
-) -> None:
+) -> int:
     """Measure the speed of a compiled BUNDLE.
 
     Without --tool: start-up, memory, the load scenarios of MLPerf Inference (as LoadGen defines them; no MLPerf result), and
@@ -134,7 +135,9 @@ def bench_command(
         "threads": chosen["threads"],
         "devices": _devices(devices),
     }
-    report: Any = _measure(bundle, given, times) if tool is None else _run_tool(bundle, given, times)
+    unreadable: list[str] = []
+    report: Any
+    report = _measure(bundle, given, times, unreadable) if tool is None else _run_tool(bundle, given, times)
     encoded = _encode(report)
     if output is not None:
         write_file(output, encoded)
@@ -144,21 +147,19 @@ def bench_command(
         _show_speed(report)
     else:
         _show_tool(report)
+    for reason in unreadable:
+        note(f"skipped: {reason}")
+    return 1 if unreadable else 0
 
 
-def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> SpeedReport:
-    from clipmlu.cli._inputs import walk_images
+def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreadable: list[str]) -> SpeedReport:
     from clipmlu.measure.loads import DEFAULT_SCENARIOS, SpeedOptions
     from clipmlu.measure.scenarios import QUERIES_PER_STREAM
     from clipmlu.measure.speed import measure_speed
 
     if given["images"] is not None and given["stages"] is False:
         raise OptionError("--images is for the stage breakdown; leave out one of --images and --no-stages")
-    images = None if given["images"] is None else tuple(walk_images(given["images"]))
-    if images == ():
-        raise InputError(
-            f"'{given['images']}' is no folder that holds images; expected some to measure the stages with."
-        )
+    images = None if given["images"] is None else _photos(given["images"], unreadable)
     options = SpeedOptions(
         tower=given["tower"],
         scenarios=given["scenarios"] or DEFAULT_SCENARIOS,
@@ -169,7 +170,28 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> Spee
         images=images,
         **times,
     )
-    return measure_speed(bundle, options, on_note=note)
+    report = measure_speed(bundle, options, on_note=note)
+    if report.pipeline is not None:
+        unreadable += report.pipeline.unreadable
+    return report
+
+
+def _photos(folder: Path, unreadable: list[str]) -> tuple[Path, ...]:
+    """The images of a folder; what cannot be read and might hold some is added to ``unreadable``."""
+    from clipmlu.data.finding import LeftOut, find_images
+
+    left_out = LeftOut()
+    found = list(find_images(folder, left_out))
+    if passed_over := left_out.note():
+        note(passed_over)
+    unreadable += [str(each.error) for each in found if each.error is not None]
+    images = tuple(each.path for each in found if each.error is None)
+    if not images:
+        raise InputError(
+            f"'{name_from_path(folder)}' is no folder that holds images; expected some to measure the stages with. "
+            + " ".join(unreadable)
+        )
+    return images
 
 
 def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmRunReport:

@@ -20,6 +20,7 @@ from clipmlu.cli._shared import (
     device_option,
     fast_preprocess_option,
     note,
+    note_inputs,
     templates_option,
     threads_option,
     workers_option,
@@ -74,12 +75,13 @@ def classify_command(
     from clipmlu.classify.bulk import embed_batches
     from clipmlu.classify.encoder import load
     from clipmlu.cli._inputs import image_items
+    from clipmlu.data.finding import LeftOut
 
     if (labels is None) == (classifier_file is None):
         raise OptionError("Give either --labels or --classifier.")
     if not inputs and save_classifier is None:
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
-    broken = 0
+    broken, left_out = 0, LeftOut()
     image_only = classifier_file is not None
     with load(
         bundle,
@@ -96,12 +98,10 @@ def classify_command(
 
         if inputs:
             output = _FORMATS[format_name](classifier, top_k)
-            batches = embed_batches(encoder, image_items(inputs), batch_size=batch_size, workers=workers)
+            batches = embed_batches(encoder, image_items(inputs, left_out), batch_size=batch_size, workers=workers)
             with contextlib.closing(batches):
                 broken = _write(output, batches, classifier, top_k)
-    if broken:
-        note(f"{broken} image(s) could not be read.")
-    return 1 if broken else 0
+    return note_inputs(broken, left_out)
 
 
 def _classifier(encoder: Encoder, labels: str | None, file: Path | None, templates: str) -> ZeroShotClassifier:

@@ -15,6 +15,7 @@ from clipmlu.cli._shared import (
     device_option,
     fast_preprocess_option,
     note,
+    note_inputs,
     threads_option,
     workers_option,
 )
@@ -23,6 +24,7 @@ from clipmlu.errors import InputError, OptionError
 if TYPE_CHECKING:
     from clipmlu.classify.embedding_file import EmbeddingFile
     from clipmlu.classify.encoder import Encoder
+    from clipmlu.data.finding import LeftOut
 
 _TEXTS_AT_ONCE = 1024
 
@@ -56,7 +58,9 @@ def embed_command(
     """
     from clipmlu.classify.embedding_file import EmbeddingFile
     from clipmlu.classify.encoder import load
+    from clipmlu.data.finding import LeftOut
 
+    left_out = LeftOut()
     if bool(inputs) == (texts is not None):
         raise OptionError("Give either INPUT or --texts.")
     with (
@@ -75,7 +79,7 @@ def embed_command(
             if texts is not None:
                 broken = _embed_texts(encoder, texts, file)
             else:
-                broken = _embed_images(encoder, inputs, file, batch_size, workers)
+                broken = _embed_images(encoder, inputs, left_out, file, batch_size, workers)
         except KeyboardInterrupt:
             if file.rows:
                 note(f"Wrote the {file.rows} embeddings that were finished to {file.publish(partial=True)}{mark}")
@@ -83,20 +87,23 @@ def embed_command(
         if broken and not file.rows:
             raise InputError(f"Not one of {broken} image(s) could be read; nothing was written.")
         note(f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {file.publish()}{mark}")
-    if broken:
-        note(f"{broken} image(s) could not be read.")
-    return 1 if broken else 0
+    return note_inputs(broken, left_out)
 
 
 def _embed_images(
-    encoder: Encoder, inputs: tuple[str, ...], file: EmbeddingFile, batch_size: int | None, workers: int | None
+    encoder: Encoder,
+    inputs: tuple[str, ...],
+    left_out: LeftOut,
+    file: EmbeddingFile,
+    batch_size: int | None,
+    workers: int | None,
 ) -> int:
     """Returns how many images could not be read."""
     from clipmlu.classify.bulk import embed_batches
     from clipmlu.cli._inputs import image_items
 
     broken = 0
-    batches = embed_batches(encoder, image_items(inputs), batch_size=batch_size, workers=workers)
+    batches = embed_batches(encoder, image_items(inputs, left_out), batch_size=batch_size, workers=workers)
     with contextlib.closing(batches):
         for batch in batches:
             file.append(batch.embeddings, [item.id for item in batch.embedded()])

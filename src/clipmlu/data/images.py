@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.errors import InputError
+from clipmlu.file_names import name_from_path
 
 # Pillow refuses images above twice Image.MAX_IMAGE_PIXELS (a quarter of a gigabyte of RGB); this is that limit.
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -28,11 +31,19 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
 )
 
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+"""Read where the package pillow-heif is installed."""
+HEIF_HINT = "HEIC and HEIF are read with pillow-heif: pip install 'clipmlu[heif]'."
+
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
 
 _EXPECTED = f"Expected an image file ({', '.join(FORMATS)})."
 _EXPECTED_ARRAY = (
     "Expected uint8, 0..255, of shape (H, W, 3) for RGB, (H, W, 4) for RGBA, (H, W) or (H, W, 1) for grey."
+)
+# The first box of a HEIF file (ISO/IEC 23008-12, annex B): brands of still images that HEVC coded, and of any codec.
+_HEIF_STARTS = tuple(
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 )
 _WHOLE_FILE_BYTES = 64 << 20  # larger files are read while they are decoded
 _PREFIX_BYTES = 16  # what Pillow's plugins are promised for recognising their format
@@ -53,7 +64,7 @@ def read_source(source: ImageSource) -> ImageSource:
                 return path
             return stream.read()
         except OSError as error:
-            raise InputError(f"Cannot read image '{path}': {_reason(error)}. {_EXPECTED}") from error
+            raise InputError(f"Cannot read image '{name_from_path(path)}': {_reason(error)}. {_EXPECTED}") from error
 
 
 def load_image(
@@ -95,7 +106,7 @@ def load_image(
         return _decode(io.BytesIO(source), where, max_pixels, at_least)
     if isinstance(source, (str, os.PathLike)):
         with _open_file(Path(source)) as stream:
-            return _decode(stream, f"image '{source}'", max_pixels, at_least)
+            return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least)
     raise InputError(
         f"Cannot take an image from a value of type '{type(source).__name__}'. "
         "Expected a path, bytes, a Pillow image or a uint8 NumPy array."
@@ -111,7 +122,7 @@ def content_digest(image: Image.Image) -> str:
 
 
 def _open_file(path: Path) -> IO[bytes]:
-    where = f"image '{path}'"
+    where = f"image '{name_from_path(path)}'"
     try:
         kind = path.stat().st_mode
         # A pipe would block and cannot be rewound; a directory fails differently on each operating system.
@@ -121,9 +132,17 @@ def _open_file(path: Path) -> IO[bytes]:
             raise InputError(f"Cannot read {where}: it is not a regular file. {_EXPECTED}")
         return path.open("rb")
     except FileNotFoundError as error:
-        raise InputError(f"Cannot read {where}: there is no such file. {_EXPECTED}") from error
+        raise InputError(f"Cannot read {where}: {dangling_reason(path)}. {_EXPECTED}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
+
+
+def dangling_reason(path: Path) -> str:
+    """Why there is no file at a path: its link leads nowhere, or there is nothing at all."""
+    try:
+        return f"it is a link to '{name_from_path(os.readlink(path))}', which does not exist"
+    except OSError:
+        return "there is no such file"
 
 
 def _decode(stream: IO[bytes], where: str, max_pixels: int, at_least: tuple[int, int] | None) -> Image.Image:
@@ -168,7 +187,21 @@ def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str
                 return factory(stream, ""), ""
             except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how plugins say "not mine"
                 notes.append(f"it starts like {name}, but its header is damaged ({_reason(error)})")
+    if prefix[4:12] in _HEIF_STARTS:
+        heif_factory = _heif_factory()
+        if heif_factory is None:
+            return None, f"it is HEIC or HEIF. {HEIF_HINT}".rstrip(".")
+        stream.seek(0)
+        return heif_factory(stream, ""), ""
     return None, "; ".join(notes)
+
+
+def _heif_factory() -> Callable[[IO[bytes], str], Image.Image] | None:
+    """Pillow's plugin for HEIF, without registering it for the rest of the program; None where it is not installed."""
+    try:
+        return importlib.import_module("pillow_heif").HeifImageFile  # type: ignore[no-any-return]
+    except ModuleNotFoundError:
+        return None
 
 
 def _load_pixels(image: Image.Image, where: str, max_pixels: int) -> Image.Image:

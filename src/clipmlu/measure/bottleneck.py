@@ -84,7 +84,7 @@ class PipelineReport(Spec, frozen=True, kw_only=True):
 
     Attributes:
         images: images embedded while the clock ran.
-        skipped: images that could not be read.
+        skipped: images that could not be read, each as often as it was tried.
         files: number of different files, which are read again and again, and so come from the system's cache.
         drawn: they were made for this measurement.
         workers: threads that decode.
@@ -92,6 +92,7 @@ class PipelineReport(Spec, frozen=True, kw_only=True):
         images_per_second: ``images / elapsed_s``.
         stages: what each stage costs.
         verdict: what limits it all.
+        unreadable: which files could not be read, and why.
     """
 
     images: int
@@ -103,6 +104,7 @@ class PipelineReport(Spec, frozen=True, kw_only=True):
     images_per_second: float
     stages: dict[Stage, StageCost]
     verdict: Verdict
+    unreadable: tuple[str, ...] = ()
 
 
 def judge(
@@ -189,7 +191,8 @@ def measure_pipeline(
     """
     timer = timer or Timer()
     classifier = _stand_in_classifier(encoder)
-    alone = {**_host_costs(encoder, files, batch_size), **_device_costs(encoder, batch_size)}
+    host, unreadable = _host_costs(encoder, files, batch_size)
+    alone = {**host, **_device_costs(encoder, batch_size)}
     alone |= _post_process_costs(classifier, encoder.embedding_dim, batch_size, timer)
     clock, device_before = StageClock(), encoder.device_clock("image").totals()
     start = timer.now()
@@ -218,6 +221,7 @@ def measure_pipeline(
             threads=threads,
             shares_cores=shares_cores,
         ),
+        unreadable=unreadable,
     )
 
 
@@ -267,8 +271,8 @@ class _Done:
         return self._embeddings
 
 
-def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> dict[Stage, float]:
-    """Every file once, by one worker, without a graph."""
+def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> tuple[dict[Stage, float], tuple[str, ...]]:
+    """Every file once, by one worker, without a graph; and why some could not be read."""
     idle = cast("Encoder", _IdleDevice(encoder))
 
     def run(some: Sequence[Path], clock: StageClock) -> list[EmbeddedBatch]:
@@ -280,7 +284,7 @@ def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> dic
     batches = run(files, clock)
     if not any(len(batch.embeddings) for batch in batches):
         raise InputError(f"Not one of {len(files)} image(s) could be read. First: {batches[0].errors[0]}")
-    return _per_item(clock.totals())
+    return _per_item(clock.totals()), tuple(str(error) for batch in batches for error in batch.errors.values())
 
 
 def _device_costs(encoder: Encoder, batch_size: int) -> dict[Stage, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipmlu.data.datasets.base import Dataset, spread_over_classes
 from clipmlu.errors import OptionError, UnknownNameError
+from clipmlu.file_names import expand_home
 
 __all__ = [
     "DATASETS",
@@ -81,7 +82,7 @@ def open_dataset(
     if name.startswith(_FOLDER_PREFIX):
         from clipmlu.data.datasets.imagefolder import ImageFolder
 
-        return ImageFolder(Path(name.removeprefix(_FOLDER_PREFIX)), split)
+        return ImageFolder(expand_home(name.removeprefix(_FOLDER_PREFIX)), split)
     if name not in DATASETS:
         raise UnknownNameError("dataset", name, DATASETS)
     if split not in DATASETS[name].splits:
@@ -107,9 +108,10 @@ def open_folder(path: Path, split: str) -> Dataset:
         InputError: there is no such folder, or no image in it.
     """
     from clipmlu.data.datasets.imagefolder import ImageFolder, UnlabelledFolder
+    from clipmlu.data.finding import LeftOut, sub_folders
 
     root = path / split if (path / split).is_dir() else path
-    has_classes = root.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in root.iterdir())
+    has_classes = root.is_dir() and any(found.error is None for found in sub_folders(root, LeftOut()))
     return ImageFolder(path, split) if has_classes else UnlabelledFolder(root)
 
 

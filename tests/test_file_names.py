@@ -1,0 +1,58 @@
+"""File names as text: any name survives every output and leads back to its file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipmlu.file_names import expand_home, name_from_path, path_from_name, printable
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX only")
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (b"photos/caf\xc3\xa9 1.jpg", "photos/café 1.jpg"),
+        (b"caf\xe9.jpg", r"caf\xe9.jpg"),
+        (rb"a\xe9.jpg", r"a\\xe9.jpg"),
+        (b"two\nlines\r.jpg", r"two\x0alines\x0d.jpg"),
+        (b"\x1b[31mred", r"\x1b[31mred"),
+        ("a\u2028b".encode(), r"a\xe2\x80\xa8b"),
+    ],
+)
+def test_unsafe_bytes_are_escaped_and_come_back(raw: bytes, name: str) -> None:
+    assert name_from_path(os.fsdecode(raw)) == name
+    assert os.fsencode(path_from_name(name)) == raw
+
+
+@given(raw=st.binary(min_size=1, max_size=40).filter(lambda raw: b"\0" not in raw and b"/" not in raw))
+def test_any_name_is_one_line_of_json_and_comes_back(raw: bytes) -> None:
+    name = name_from_path(os.fsdecode(raw))
+    assert len(name.splitlines()) == 1
+    read = json.loads(json.dumps(name, ensure_ascii=False).encode("utf-8"))
+    assert os.fsencode(path_from_name(read)) == os.fsencode(Path(os.fsdecode(raw)))
+
+
+@pytest.mark.parametrize("name", ["\\", "a\\b", "\\x1", "\\xZZ", "a\\\\\\"])
+def test_a_lone_backslash_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="lone backslash"):
+        path_from_name(name)
+
+
+def test_a_message_becomes_printable_and_keeps_its_backslashes() -> None:
+    assert printable("no 'caf\udce9', 'a\\b'") == r"no 'caf\xe9', 'a\b'"
+
+
+def test_home_folder_is_expanded_unless_the_name_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert expand_home("~/photos") == tmp_path / "home" / "photos"
+    assert expand_home("a/~") == Path("a/~")
+    (tmp_path / "~").mkdir()
+    assert expand_home("~") == Path("~")
