@@ -1,4 +1,4 @@
-"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files, reading > errors."""
+"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files, graph_file, reading > errors."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ LAYERS: dict[str, int] = {
     "stages": 1,
     "files": 1,
     "reading": 1,
+    "graph_file": 0,
     "parity": 2,
     "bundle": 2,
     "quantisation": 2,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -215,3 +217,83 @@ def test_files_that_belong_together_are_written_all_or_none(tmp_path: Path) -> N
 def test_directory_is_no_place_for_a_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="it is a directory"):
         write_file(tmp_path, b"x")
+
+
+def _set(manifest: Any, path: str, value: object) -> None:
+    *steps, last = path.split(".")
+    for step in steps:
+        manifest = manifest[int(step) if step.isdigit() else step]
+    manifest[int(last) if last.isdigit() else last] = value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("embedding_dim", 10**18),
+        ("embedding_dim", 13),
+        ("logit_scale", 0),
+        ("logit_scale", -1),
+        ("logit_scale", 1e300),
+        ("logit_bias", 1e300),
+        ("preprocess.std.1", 0),
+        ("preprocess.std.1", 1e-50),
+        ("preprocess.std.1", -0.5),
+        ("preprocess.mean.0", 1e300),
+        ("preprocess.height", 10**18),
+        ("preprocess.height", 9),
+        ("preprocess.width", 16),
+        ("tokenizer.context_length", 10**18),
+        ("tokenizer.context_length", 31),
+        ("tokenizer.pad_id", 10**18),
+        ("tokenizer.class_token_id", 1),
+        ("towers.image.inputs", []),
+        ("towers.image.outputs", []),
+        ("towers.image.file", "tokenizer.json"),
+        ("towers.image.file", "text.onnx"),
+        ("towers.image.inputs.0.name", "pixels"),
+        ("towers.image.inputs.0.dtype", "float128"),
+        ("towers.image.inputs.0.dtype", "uint8"),
+        ("towers.image.inputs.0.shape", []),
+        ("towers.image.inputs.0.shape", ["batch", 3, 8, 10**18]),
+        ("towers.image.inputs.0.shape", [4, 3, 8, 8]),
+        ("towers.image.outputs.0.shape", ["batch"]),
+        ("towers.text.outputs.0.shape", ["batch", 24]),
+        ("towers.text.inputs.0.dtype", "float32"),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused(exported: ExportedBundle, field: str, value: object) -> None:
+    path = exported.path / "manifest.json"
+    manifest = msgspec.json.decode(path.read_bytes())
+    _set(manifest, field, value)
+    path.write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(BundleCorruptError, match=r"^(Manifest|Graph) .*tiny.*Make the bundle again\.$"):
+        open_bundle(exported.path)
+
+
+@pytest.mark.parametrize("rows", [4, "batch"])
+def test_batch_of_a_compiled_tower_is_that_of_the_record(compiled: CompiledBundle, rows: int | str) -> None:
+    path = compiled.path / "manifest.json"
+    manifest = msgspec.json.decode(path.read_bytes())
+    _set(manifest, "compilation.dynamic_shape", False)
+    _set(manifest, "compilation.batch_size", 5)
+    _set(manifest, "towers.image.inputs.0.shape.0", rows)
+    path.write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(
+        BundleCorruptError, match=f"'pixel_values' with {rows} rows, and was made for static batches of 5"
+    ):
+        open_bundle(compiled.path)
+
+
+def test_deep_nesting_is_one_line(exported: ExportedBundle) -> None:
+    (exported.path / "manifest.json").write_bytes(b'{"schema_version": 1, "tool_versions": ' + b"[" * 100_000)
+    with pytest.raises(BundleCorruptError, match="nested too deeply"):
+        open_bundle(exported.path)
+
+
+@pytest.mark.parametrize("place", ["manifest.json", "tokenizer.json", "text.onnx"])
+def test_pipes_and_devices_are_refused_at_once(exported: ExportedBundle, place: str) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (exported.path / place).unlink()
+        make(exported.path / place)
+        with pytest.raises(BundleError, match=place):
+            open_bundle(exported.path)

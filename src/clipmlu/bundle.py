@@ -22,12 +22,17 @@ from clipmlu.errors import (
     BundleError,
     BundleNotFoundError,
     BundleVersionError,
+    first_line,
 )
 from clipmlu.files import check_directory_free, stage_directory
+from clipmlu.graph_file import scan_graph
+from clipmlu.reading import decode_json, open_regular, read_json, read_small_file
 from clipmlu.specs import (
     CalibrationRecord,
     GraphQuantisation,
     Layout,
+    LogitBias,
+    LogitScale,
     MluBuild,
     ModelId,
     NaturalInt,
@@ -45,7 +50,11 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 CALIBRATION_NAME = "calibration.json"
+GRAPH_SUFFIX = ".onnx"
+_INPUT_TYPES = {"pixel_values": ("float32", "uint8"), "input_ids": ("int64", "int32")}
+_OUTPUT_TYPES = ("float32", "float16")
 _CHUNK_BYTES = 1 << 20
+_MANIFEST_BYTES = 256 << 20  # with a scale for each channel of the largest models, some 50 MB
 
 
 class FileRecord(Spec, frozen=True, kw_only=True):
@@ -214,8 +223,8 @@ class Manifest(Spec, frozen=True, kw_only=True):
     preprocess: PreprocessSpec
     tokenizer: TokenizerSpec
     embedding_dim: PositiveInt
-    logit_scale: float
-    logit_bias: float | None
+    logit_scale: LogitScale
+    logit_bias: LogitBias | None
     activation: str
     text_id: str
     export: Export
@@ -303,9 +312,11 @@ class CompiledBundle(Bundle):
             return SeenData(images=(), prompts=())
         path = self.path / CALIBRATION_NAME
         try:
-            return msgspec.json.decode(path.read_bytes(), type=SeenData)
+            return read_json(path, SeenData)
         except (OSError, msgspec.DecodeError) as error:
-            raise BundleCorruptError(f"'{path}' cannot be read: {error}. Compile the bundle again.") from error
+            raise BundleCorruptError(
+                f"'{path}' cannot be read: {first_line(error)}. Compile the bundle again."
+            ) from error
 
     def _facts(self) -> str:
         facts = self.compilation
@@ -333,6 +344,9 @@ def open_bundle(
     manifest, digest = _read_manifest(directory)
     _check_consistency(directory, manifest)
     _check_files(directory, manifest, verify=verify, without=without)
+    for name, tower in manifest.towers.items():
+        if name not in without and tower.file.endswith(GRAPH_SUFFIX):
+            _check_graph(directory, manifest, tower)
     if manifest.kind == "exported":
         return ExportedBundle(directory, manifest, digest)
     return CompiledBundle(directory, manifest, digest)
@@ -371,7 +385,7 @@ def file_record(path: Path) -> FileRecord:
     """Digest and size of a file."""
     digest = hashlib.sha256()
     size = 0
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
@@ -480,20 +494,20 @@ def current_tool_versions(*packages: str) -> dict[str, str]:
 def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     path = directory / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        content = read_small_file(path, _MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleNotFoundError(_not_found_message(directory)) from None
     except OSError as error:
         raise BundleError(f"Cannot read '{path}': {error.strerror}.") from error
     try:
-        version = msgspec.json.decode(content, type=_VersionOnly).schema_version
+        version = decode_json(content, _VersionOnly).schema_version
         if version > SCHEMA_VERSION:
             raise BundleVersionError(
                 f"Bundle '{directory}' has manifest schema {version}; this clipmlu {__version__} reads up to "
                 f"{SCHEMA_VERSION}. Upgrade clipmlu, or export the model again."
             )
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        manifest = decode_json(content, Manifest)
+    except msgspec.DecodeError as error:
         raise BundleCorruptError(f"Manifest '{path}' is not valid: {error}. Make the bundle again.") from error
     return manifest, hashlib.sha256(content).hexdigest()
 
@@ -521,6 +535,85 @@ def _check_consistency(directory: Path, manifest: Manifest) -> None:
     for name in [TOKENIZER_NAME, *(tower.file for tower in manifest.towers.values())]:
         if name not in manifest.files:
             raise BundleCorruptError(f"Manifest of '{directory}' names '{name}' without listing its digest.")
+    for tower_name, tower in manifest.towers.items():
+        problem = _tower_problem(manifest, tower_name, tower)
+        if problem:
+            raise BundleCorruptError(
+                f"Manifest of '{directory}' is not valid: the {tower_name} tower {problem}. Make the bundle again."
+            )
+
+
+def _tower_problem(manifest: Manifest, name: TowerName, tower: Tower) -> str:
+    """What no tower of the model can have, or an empty text."""
+    if manifest.compilation is None and not tower.file.endswith(GRAPH_SUFFIX):
+        return f"has the file '{tower.file}'; expected a graph, '*{GRAPH_SUFFIX}'"
+    preprocess, dim = manifest.preprocess, manifest.embedding_dim
+    inputs: dict[str, tuple[int, ...]] = {
+        "pixel_values": (3, preprocess.height, preprocess.width),
+        "input_ids": (manifest.tokenizer.context_length,),
+    }
+    unwanted = {"image": "input_ids", "text": "pixel_values", "joint": ""}[name]
+    inputs.pop(unwanted, None)
+    if [tensor.name for tensor in tower.inputs] != list(inputs):
+        return f"takes {[tensor.name for tensor in tower.inputs]}; expected {list(inputs)}"
+    names = [tensor.name for tensor in tower.outputs]
+    if not names or len({*names}) != len(names) or (name != "joint" and len(names) != 1):
+        return f"gives {names}; expected {'one output' if name != 'joint' else 'outputs with names of their own'}"
+    for tensor in (*tower.inputs, *tower.outputs):
+        wanted = inputs.get(tensor.name, () if name == "joint" else (dim,))
+        kinds = _INPUT_TYPES.get(tensor.name, _OUTPUT_TYPES)
+        if tensor.dtype not in kinds or len(tensor.shape) < 2 or (wanted and tensor.shape[1:] != wanted):
+            return f"has '{tensor.name}' as {tensor.dtype} {list(tensor.shape)}; expected {' or '.join(kinds)} {['batch', *wanted]}"
+    return _batch_problem(manifest, tower) if name != "joint" else ""
+
+
+def _batch_problem(manifest: Manifest, tower: Tower) -> str:
+    facts = manifest.compilation
+    static = facts is not None and not facts.dynamic_shape
+    for tensor in (*tower.inputs, *tower.outputs):
+        rows = tensor.shape[0]
+        if isinstance(rows, int) != static or (facts is not None and static and rows != facts.batch_size):
+            said = f"static batches of {facts.batch_size}" if facts is not None and static else "any batch"
+            return f"has '{tensor.name}' with {rows} rows, and was made for {said}"
+    return ""
+
+
+def _check_graph(directory: Path, manifest: Manifest, tower: Tower) -> None:
+    """Refuse a graph that is not what the manifest says, or that would run or read what no tower has to.
+
+    Raises:
+        BundleCorruptError: what it holds.
+    """
+    where = f"Graph '{tower.file}' of bundle '{directory}'"
+    try:
+        with open_regular(directory / tower.file) as stream:
+            graph = scan_graph(stream)
+    except OSError as error:
+        raise BundleCorruptError(f"{where} cannot be read: {error.strerror}. Make the bundle again.") from error
+    except ValueError as error:
+        raise BundleCorruptError(f"{where} cannot be used: {error}. Make the bundle again.") from error
+    for name in sorted(graph.data_files):
+        if name not in manifest.files or not name.startswith(f"{tower.file}."):
+            raise BundleCorruptError(
+                f"{where} takes weights from '{name}', which the manifest does not list as a file of that graph. "
+                "Do not use this bundle."
+            )
+    for ports, tensors in ((graph.inputs, tower.inputs), (graph.outputs, tower.outputs)):
+        found = [(port.name, port.dtype) for port in ports]
+        expected = [(tensor.name, tensor.dtype) for tensor in tensors]
+        if found != expected:
+            raise BundleCorruptError(f"{where} has {found}; the manifest says {expected}. Make the bundle again.")
+        for port, tensor in zip(ports, tensors, strict=True):
+            if port.shape is not None and _sizes(port.shape) != _sizes(tensor.shape):
+                raise BundleCorruptError(
+                    f"{where} has '{port.name}' with the shape {list(port.shape)}; the manifest says {list(tensor.shape)}. "
+                    "Make the bundle again."
+                )
+
+
+def _sizes(shape: tuple[int | str, ...]) -> list[int | None]:
+    """The shape without the names of axes, which lowering may change."""
+    return [size if isinstance(size, int) else None for size in shape]
 
 
 def _check_files(directory: Path, manifest: Manifest, *, verify: bool, without: Collection[TowerName]) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import BinaryIO, TypeVar
 
 import msgspec
+
+from clipmlu.errors import first_line
 
 SMALL_FILE_BYTES = 64 << 20
 """More than any list, report or option file of a person or of ours holds."""
@@ -76,6 +79,18 @@ def decode_json(content: bytes, kind: type[Decoded]) -> Decoded:
         raise msgspec.DecodeError("it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"it is not UTF-8 text at byte {error.start}") from error
+
+
+def read_kept(path: str | os.PathLike[str], kind: type[Decoded], on_note: Callable[[str], None]) -> Decoded | None:
+    """What an earlier run kept in a JSON file; None where there is none, or, with a note, none that can be used."""
+    try:
+        return read_json(path, kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        on_note(f"making '{path}' anew, which is damaged or of another version: {reason}")
+        return None
 
 
 def _check_regular(mode: int) -> None:

@@ -33,6 +33,7 @@ from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import content_digest
 from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
 from clipmlu.files import write_file
+from clipmlu.reading import read_kept
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
 
 SEARCH_NAME = "search.json"
@@ -404,10 +405,7 @@ class _State:
         facts = [exported.digest, target, jury.key, search.max_drop, search.templates]
         self._key = hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
         self.rungs: list[Rung] = []
-        try:
-            content = msgspec.json.decode((folder / _STATE_NAME).read_bytes(), type=_StateContent)
-        except (OSError, msgspec.DecodeError):
-            content = None  # nothing was begun here, or nothing that can be used
+        content = read_kept(folder / _STATE_NAME, _StateContent, on_note)
         if content is not None and content.key == self._key:
             self.rungs = list(content.rungs)
             on_note(f"going on with the search in {folder}: {len(self.rungs)} rungs are known")

@@ -12,8 +12,11 @@ from clipmlu.errors import OptionError
 MODULE_KEY = "clipmlu.module"
 """Metadata of a graph's node: path of the module that it belongs to, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
 
-PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+LogitScale = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+LogitBias = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 Triple = tuple[float, float, float]
 
 TowerName = Literal["image", "text", "joint"]
@@ -29,6 +32,14 @@ ComputationPreference = Literal["auto", "fast", "high_precision"]
 
 SMOOTHED_ROLES = ("qkv", "attention_output", "mlp_in", "pooling", "projection")
 """Roles whose inputs may be smoothed: those behind a LayerNorm, and the output projection behind the values."""
+
+MAX_SIDE = 1 << 13
+"""Pixels: larger inputs than any model has; an array of that size is still made."""
+
+MAX_CONTEXT = 1 << 16
+"""Token ids of a text: more than any text tower takes."""
+
+_LARGEST_SHIFT = 1e6
 
 MLU_ARCHS = ("mtp_372", "mtp_592", "tp_322")
 """MLU370, MLU590 and the edge part: what the vendor's samples accept (docs/magicmind-api.md, section 5)."""
@@ -92,13 +103,28 @@ class PreprocessSpec(Spec, frozen=True, kw_only=True):
         fill_color: grey level, 0..255, of the padding in mode ``longest``.
     """
 
-    height: PositiveInt
-    width: PositiveInt
+    height: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+    width: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
     mean: Triple
     std: Triple
     resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
     fill_color: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a normalisation whose results would be no numbers.
+
+        Raises:
+            OptionError: what is wrong.
+        """
+        if not all(abs(value) <= _LARGEST_SHIFT for value in self.mean):
+            raise OptionError(
+                f"mean is {list(self.mean)}; expected numbers between -{_LARGEST_SHIFT:g} and {_LARGEST_SHIFT:g}"
+            )
+        if not all(1 / _LARGEST_SHIFT <= value <= _LARGEST_SHIFT for value in self.std):
+            raise OptionError(
+                f"standard deviation is {list(self.std)}; expected numbers between {1 / _LARGEST_SHIFT:g} and {_LARGEST_SHIFT:g}"
+            )
 
 
 class TokenizerSpec(Spec, frozen=True, kw_only=True):
@@ -118,13 +144,26 @@ class TokenizerSpec(Spec, frozen=True, kw_only=True):
 
     kind: Literal["clip_bpe", "huggingface"]
     clean: TextCleaning
-    context_length: PositiveInt
-    pad_id: NaturalInt = 0
-    zero_id: NaturalInt | None = None
-    class_token_id: NaturalInt | None = None
-    bos_id: NaturalInt | None = None
-    eos_id: NaturalInt | None = None
+    context_length: Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT)]
+    pad_id: TokenId = 0
+    zero_id: TokenId | None = None
+    class_token_id: TokenId | None = None
+    bos_id: TokenId | None = None
+    eos_id: TokenId | None = None
     stand_in: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            OptionError: what is wrong.
+        """
+        if self.class_token_id is not None and (self.bos_id is None or self.eos_id is None):
+            raise OptionError("a tokenizer with a class token at the end ('clips' mode) needs bos_id and eos_id too")
+        if self.kind == "clip_bpe" and (self.class_token_id is not None or self.zero_id is not None):
+            raise OptionError(
+                "class_token_id and zero_id belong to kind 'huggingface'; CLIP's own tokenizer has neither"
+            )
 
 
 class ModelId(Spec, frozen=True, kw_only=True):

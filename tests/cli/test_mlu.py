@@ -113,8 +113,10 @@ def test_vendors_way_of_writing_becomes_ours(given: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON"),
-        ("[1]", "is no JSON object"),
+        ("{", "Expected a JSON object"),
+        ('{"a": NaN}', "Expected a JSON object"),
+        ('{"a": ' * 100_000, "nested too deeply"),
+        ("[1]", "Expected a JSON object"),
         (None, "Cannot read the build configuration"),
         ('{"no_such_key": 1}', "MagicMind cannot build the image tower: parse_from_string.*no_such_key"),
     ],

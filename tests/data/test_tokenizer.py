@@ -24,7 +24,7 @@ from clipmlu.data.tokenizer import (
     write_clip_tokenizer,
     write_stand_in_tokenizer,
 )
-from clipmlu.errors import BundleCorruptError, InputError
+from clipmlu.errors import BundleCorruptError, InputError, OptionError
 from clipmlu.specs import TokenizerSpec
 
 SPECIAL = [
@@ -468,13 +468,19 @@ def test_unreadable_tokenizer_file_is_named(content: str | None, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("make", "fields", "words"),
     [
-        (hf_spec(class_token_id=1), "needs bos_id and eos_id"),
-        (clip_spec(zero_id=1), "belong to kind 'huggingface'"),
-        (hf_spec(context_length=1), "A context of 1 is too short for 2 special tokens"),
+        (hf_spec, {"class_token_id": 1}, "needs bos_id and eos_id"),
+        (clip_spec, {"zero_id": 1}, "belong to kind 'huggingface'"),
     ],
 )
-def test_spec_that_cannot_work_is_refused(spec: TokenizerSpec, words: str, stand_in: Path) -> None:
-    with pytest.raises(ValueError, match=words):
-        Tokenizer.load(stand_in, spec)
+def test_spec_that_contradicts_itself_is_refused(
+    make: Callable[..., TokenizerSpec], fields: dict[str, int], words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        make(**fields)
+
+
+def test_context_without_room_for_the_special_tokens_is_refused(stand_in: Path) -> None:
+    with pytest.raises(BundleCorruptError, match="adds 2 special tokens to a text; the context has room for 1"):
+        Tokenizer.load(stand_in, hf_spec(context_length=1))

@@ -22,7 +22,7 @@ from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.data.prompts import check_class_names, fill_template, resolve_templates
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.files import write_file
-from clipmlu.specs import ModelId, Spec
+from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
 
 if TYPE_CHECKING:
     from clipmlu.classify.encoder import Encoder, FloatArray
@@ -56,8 +56,8 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
     model: ModelId
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
-    logit_scale: float
-    logit_bias: float | None
+    logit_scale: LogitScale
+    logit_bias: LogitBias | None
     emulated: bool
     embeddings_sha256: str
     tool_versions: dict[str, str]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+import msgspec
 
 from clipmlu.cli._shared import PATH, Decorated, device_option
-from clipmlu.errors import InputError, OptionError
+from clipmlu.errors import InputError, OptionError, first_line
+from clipmlu.reading import read_json
 from clipmlu.specs import (
     MLU_ARCHS,
     SMOOTHED_ROLES,
@@ -270,7 +271,7 @@ def _mlu_build(given: dict[str, Any]) -> MluBuild | None:
         "conv_scale_fold": given["conv_scale_fold"],
         "text_rows": given["text_rows"],
         "toolchain": given["toolchain"],
-        "build_config": None if given["build_config"] is None else _read_json(given["build_config"]),
+        "build_config": None if given["build_config"] is None else _read_build_config(given["build_config"]),
     }
     if given["mlu_arch"] or given["cluster_num"]:
         default = MluBuild().archs
@@ -329,13 +330,12 @@ def _calibration(given: dict[str, Any]) -> CalibrationOptions | None:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_build_config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, dict[str, Any])
     except OSError as error:
         raise InputError(f"Cannot read the build configuration '{path}': {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"The build configuration '{path}' is no JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"The build configuration '{path}' is no JSON object; expected {{...}}.")
-    return content
+    except msgspec.DecodeError as error:
+        raise InputError(
+            f"The build configuration '{path}' cannot be used: {first_line(error)}. Expected a JSON object: {{...}}."
+        ) from error

@@ -22,6 +22,7 @@ from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError
 from clipmlu.files import stage_directory
+from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
 
 DEFAULT_SAMPLES = 1000
@@ -240,7 +241,7 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
     """
     folder = Path(path)
     try:
-        header = msgspec.json.decode((folder / HEADER_NAME).read_bytes(), type=CalibrationHeader)
+        header = read_json(folder / HEADER_NAME, CalibrationHeader)
         if header.schema_version > SCHEMA_VERSION:
             raise InputError(
                 f"Calibration set '{path}' has schema {header.schema_version}; this clipmlu reads up to {SCHEMA_VERSION}."

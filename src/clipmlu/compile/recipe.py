@@ -12,6 +12,7 @@ from clipmlu.bundle import MANIFEST_NAME, CompiledBundle, open_compiled
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.compile.compiler import CompileOptions
 from clipmlu.errors import InputError, OptionError
+from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, Precision, QuantisationOptions, Spec
 
 RECIPE_NAME = "recipe.json"
@@ -56,7 +57,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     if (given / MANIFEST_NAME).is_file():
         return recipe_of(open_compiled(given, verify=False))
     try:
-        recipe = msgspec.json.decode(given.read_bytes(), type=Recipe)
+        recipe = read_json(given, Recipe)
     except OSError as error:
         raise InputError(
             f"Cannot read the recipe '{path}': {error.strerror}. Expected a {RECIPE_NAME}, or a compiled bundle."

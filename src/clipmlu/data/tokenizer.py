@@ -22,7 +22,8 @@ import regex
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from clipmlu.errors import BundleCorruptError, InputError
+from clipmlu.errors import BundleCorruptError, InputError, first_line
+from clipmlu.reading import read_small_file
 from clipmlu.specs import TokenizerSpec
 
 # Names that open_clip gives the two special tokens; OpenAI's are <|startoftext|> and <|endoftext|>.
@@ -67,19 +68,21 @@ class Tokenizer:
             spec: what the file does not say.
 
         Raises:
-            BundleCorruptError: the file is missing, cannot be parsed, or lacks what the spec's kind needs.
-            ValueError: the spec contradicts itself, or its context is too short for the special tokens.
+            BundleCorruptError: the file is missing, cannot be parsed, lacks what the spec's kind needs, or adds more special
+                tokens than the context has room for.
         """
-        _check_spec(spec)
         try:
-            inner = tokenizers.Tokenizer.from_file(str(path))
+            inner = tokenizers.Tokenizer.from_buffer(read_small_file(path))
         except Exception as error:  # the library raises plain Exception for everything
+            reason = error.strerror if isinstance(error, OSError) else first_line(error)
             raise BundleCorruptError(
-                f"Cannot read the tokenizer '{path}': {error}. Expected a tokenizer.json."
+                f"Cannot read the tokenizer '{path}': {reason}. Expected a tokenizer.json."
             ) from error
         if spec.kind == "clip_bpe":
             return cls(spec, _ClipRows(inner, spec, path))
-        return cls(spec, _ClipsRows(inner, spec) if spec.class_token_id is not None else _PaddedRows(inner, spec))
+        if spec.class_token_id is not None:
+            return cls(spec, _ClipsRows(inner, spec))
+        return cls(spec, _PaddedRows(inner, spec, path))
 
     def __call__(self, texts: str | Sequence[str]) -> npt.NDArray[np.int64]:
         """Tokenize one text or several.
@@ -237,10 +240,13 @@ class _ClipRows:
 class _PaddedRows:
     """Rows of open_clip's ``HFTokenizer`` in its standard mode."""
 
-    def __init__(self, inner: Any, spec: TokenizerSpec) -> None:
+    def __init__(self, inner: Any, spec: TokenizerSpec, path: str | Path) -> None:
         special_count = inner.num_special_tokens_to_add(False)
         if special_count > spec.context_length:
-            raise ValueError(f"A context of {spec.context_length} is too short for {special_count} special tokens.")
+            raise BundleCorruptError(
+                f"The tokenizer '{path}' adds {special_count} special tokens to a text; the context has room for "
+                f"{spec.context_length}. Make the bundle again."
+            )
         truncation, padding = inner.truncation or {}, inner.padding or {}
         inner.enable_truncation(spec.context_length, direction=truncation.get("direction", "right"))
         inner.enable_padding(
@@ -267,8 +273,8 @@ class _ClipsRows:
 
     def __call__(self, texts: list[str]) -> Iterable[list[int]]:
         spec = self._spec
-        assert spec.bos_id is not None, "checked by _check_spec"
-        assert spec.eos_id is not None, "checked by _check_spec"
+        assert spec.bos_id is not None, "the spec checked it"
+        assert spec.eos_id is not None, "the spec checked it"
         assert spec.class_token_id is not None, "what this class is chosen by"
         last = spec.context_length - 1
         for ids in _encode_batch(self._inner, texts, add_special_tokens=False):
@@ -281,13 +287,6 @@ def _encode_batch(inner: Any, texts: list[str], *, add_special_tokens: bool) -> 
         return [encoding.ids for encoding in inner.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
     except Exception as error:  # the library raises plain Exception, e.g. for a word model without an unknown token
         raise InputError(f"The tokenizer cannot encode one of {len(texts)} texts: {error}.") from error
-
-
-def _check_spec(spec: TokenizerSpec) -> None:
-    if spec.class_token_id is not None and (spec.bos_id is None or spec.eos_id is None):
-        raise ValueError("A tokenizer with a class token at the end ('clips' mode) needs bos_id and eos_id too.")
-    if spec.kind == "clip_bpe" and (spec.class_token_id is not None or spec.zero_id is not None):
-        raise ValueError("class_token_id and zero_id belong to kind 'huggingface'; CLIP's own tokenizer has neither.")
 
 
 def _repair(text: str) -> str:

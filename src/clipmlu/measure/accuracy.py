@@ -24,6 +24,7 @@ from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import fill_template
 from clipmlu.errors import GateError, InputError, OptionError, OverlapError
 from clipmlu.files import write_files
+from clipmlu.reading import read_json
 from clipmlu.specs import ModelId, Precision, Spec
 
 CALIBRATION_BINS = 15
@@ -334,7 +335,7 @@ def read_report(path: Path) -> AccuracyReport:
         InputError: there is none, or it is something else.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=AccuracyReport)
+        return read_json(path, AccuracyReport)
     except OSError as error:
         raise InputError(f"Cannot read the report '{path}': {error.strerror}.") from error
     except msgspec.DecodeError as error:

@@ -33,8 +33,9 @@ from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.measure.graphs import make_samples, open_graph
 from clipmlu.measure.machine import describe_machine
 from clipmlu.measure.scenarios import Graph, Limits, milliseconds, percentile, run_offline, run_streams
-from clipmlu.measure.sweep_cells import AccuracyKey, Cell, CellKey, KeptAccuracy, Repetition, read_kept
+from clipmlu.measure.sweep_cells import AccuracyKey, Cell, CellKey, KeptAccuracy, Repetition
 from clipmlu.measure.sweep_report import SweepReport, SweepRow, mark_front, render_markdown
+from clipmlu.reading import read_kept
 from clipmlu.specs import Precision, Spec
 
 _IN_FLIGHT = 2
@@ -158,7 +159,7 @@ def run_sweep(
             )
             if dataset is not None:
                 variant.accuracy = _evaluate(variant.bundle, output, variant.name, dataset, options, on_note)
-            variant.cells = _open_cells(variant.bundle, output, variant.name, options)
+            variant.cells = _open_cells(variant.bundle, output, variant.name, options, on_note)
         except (OptionError, BundleExistsError, OutputError):
             raise
         except ClipmluError as error:
@@ -215,7 +216,7 @@ def _evaluate(
         tool_versions=_versions(bundle),
     )
     path = output / "results" / f"{name}.accuracy.json"
-    kept = read_kept(path, KeptAccuracy)
+    kept = read_kept(path, KeptAccuracy, on_note)
     # The images of a folder may have changed since.
     if kept is not None and kept.key == key and dataset.name in DATASETS:
         on_note(f"reusing {path}: same bundle, images and prompts")
@@ -227,7 +228,9 @@ def _evaluate(
     return report
 
 
-def _open_cells(bundle: CompiledBundle, output: Path, name: str, options: SweepOptions) -> dict[Path, Cell]:
+def _open_cells(
+    bundle: CompiledBundle, output: Path, name: str, options: SweepOptions, on_note: Note
+) -> dict[Path, Cell]:
     """The cells of a bundle with the repetitions that are there already."""
     cells = {}
     for batch_size in options.batch_sizes:
@@ -241,7 +244,7 @@ def _open_cells(bundle: CompiledBundle, output: Path, name: str, options: SweepO
             tool_versions=_versions(bundle),
         )
         path = output / "results" / f"{name}-b{batch_size}.json"
-        kept = read_kept(path, Cell)
+        kept = read_kept(path, Cell, on_note)
         known = kept.repetitions[: options.repetitions] if kept is not None and kept.key == key else ()
         cells[path] = Cell(key=key, repetitions=known)
     return cells

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TypeVar
-
-import msgspec
-
 from clipmlu.measure.accuracy import AccuracyReport
 from clipmlu.measure.machine import Machine
 from clipmlu.specs import Spec
-
-Kept = TypeVar("Kept", bound=Spec)
 
 
 class AccuracyKey(Spec, frozen=True, kw_only=True):
@@ -58,11 +51,3 @@ class Cell(Spec, frozen=True, kw_only=True):
 
     key: CellKey
     repetitions: tuple[Repetition, ...] = ()
-
-
-def read_kept(path: Path, kind: type[Kept]) -> Kept | None:
-    """What was kept there; nothing if it is not there, or not what this version writes."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError):
-        return None

@@ -14,7 +14,15 @@ from clipmlu.backends.magicmind.driver import DriverError, own_digest
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Peer, fetch_file, send_file
 from clipmlu.backends.pixels import PIXELS, mean_and_variance, takes_uint8, with_uint8_pixels
 from clipmlu.bundle import Tower
-from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, CompileError, SessionError
+from clipmlu.errors import (
+    BackendUnavailableError,
+    BundleCorruptError,
+    CalibrationError,
+    CompileError,
+    SessionError,
+    first_line,
+)
+from clipmlu.reading import read_json
 from clipmlu.specs import Spec, TensorQuantisation, TensorSpec
 
 Batch = npt.NDArray[Any] | Path
@@ -77,9 +85,11 @@ def read_record(model: Path) -> BuildRecord:
     """
     path = model.with_name(model.name + _RECORD_SUFFIX)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=BuildRecord)
+        return read_json(path, BuildRecord)
     except (OSError, msgspec.DecodeError) as error:
-        raise BundleCorruptError(f"Build record '{path}' cannot be read: {error}. Compile the bundle again.") from error
+        raise BundleCorruptError(
+            f"Build record '{path}' cannot be read: {first_line(error)}. Compile the bundle again."
+        ) from error
 
 
 def build_graph(

@@ -1,0 +1,242 @@
+"""What an ONNX file holds, read off its bytes: no library and no runtime sees a graph before it has been looked through.
+
+Only the fields that matter here are visited, and weights are skipped, so that a large file costs no more than a small one.
+Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), the encoding is that of
+https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+_MOST_FIELDS = 5_000_000
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_EXTERNAL = 1  # of TensorProto.DataLocation
+_ELEMENT_TYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    16: "bfloat16",
+}
+
+
+class Port(NamedTuple):
+    """An input or output of a graph.
+
+    Attributes:
+        name: of the tensor.
+        dtype: NumPy's name of the element type, or ``""`` where it is none that a tower has.
+        shape: a size, or a name for an axis that may vary; None where the file does not say.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+
+
+class GraphFacts(NamedTuple):
+    """What a graph file says of itself.
+
+    Attributes:
+        inputs: without the weights.
+        outputs: in the graph's order.
+        data_files: files beside it that hold weights, as it names them.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    data_files: frozenset[str]
+
+
+class _Field(NamedTuple):
+    number: int
+    value: int  # of a number; 0 otherwise
+    start: int
+    end: int  # of bytes; equal to ``start`` otherwise
+
+
+def scan_graph(stream: BinaryIO) -> GraphFacts:
+    """Look a graph file through.
+
+    Args:
+        stream: the open file.
+
+    Raises:
+        ValueError: it is no ONNX file, or holds what no tower has: control flow, functions, or graphs inside operators.
+    """
+    if not os.fstat(stream.fileno()).st_size:
+        raise ValueError("it is empty")
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _Scanner(content).scan()
+
+
+class _Scanner:
+    """One pass over one file."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+        self._fields_left = _MOST_FIELDS
+        self._inputs: list[Port] = []
+        self._outputs: list[Port] = []
+        self._weights: set[str] = set()
+        self._data_files: set[str] = set()
+
+    def scan(self) -> GraphFacts:
+        """Visit ModelProto: graph 7, training_info 20, functions 25."""
+        graphs = 0
+        for field in self._fields(0, len(self._content)):
+            if field.number == 7:
+                graphs += 1
+                self._graph(field)
+            elif field.number in (20, 25):
+                raise ValueError("it holds functions or a training graph, which no tower has")
+        if graphs != 1:
+            raise ValueError("it is no ONNX file with one graph")
+        inputs = tuple(port for port in self._inputs if port.name not in self._weights)
+        return GraphFacts(inputs, tuple(self._outputs), frozenset(self._data_files))
+
+    def _graph(self, graph: _Field) -> None:
+        """GraphProto: node 1, initializer 5, input 11, output 12, sparse_initializer 15."""
+        for field in self._inside(graph):
+            if field.number == 1:
+                self._node(field)
+            elif field.number == 5:
+                self._weights.add(self._tensor(field))
+            elif field.number == 11:
+                self._inputs.append(self._port(field))
+            elif field.number == 12:
+                self._outputs.append(self._port(field))
+            elif field.number == 15:
+                self._weights.add(self._sparse_tensor(field))
+
+    def _node(self, node: _Field) -> None:
+        """NodeProto: name 3, op_type 4, attribute 5."""
+        operator = name = ""
+        inner = False
+        for field in self._inside(node):
+            if field.number == 3:
+                name = self._text(field)
+            elif field.number == 4:
+                operator = self._text(field)
+            elif field.number == 5:
+                inner |= self._attribute(field)
+        if inner:
+            raise ValueError(f"node '{name}' ({operator}) holds a graph of its own: control flow, which no tower has")
+
+    def _attribute(self, attribute: _Field) -> bool:
+        """AttributeProto: t 5, g 6, tensors 10, graphs 11, sparse_tensor 22, sparse_tensors 23; whether there is a graph."""
+        inner = False
+        for field in self._inside(attribute):
+            if field.number in (5, 10):
+                self._tensor(field)
+            elif field.number in (22, 23):
+                self._sparse_tensor(field)
+            inner |= field.number in (6, 11)
+        return inner
+
+    def _sparse_tensor(self, sparse: _Field) -> str:
+        """SparseTensorProto: values 1, indices 2; the name is that of the values."""
+        name = ""
+        for field in self._inside(sparse):
+            if field.number == 1:
+                name = self._tensor(field)
+            elif field.number == 2:
+                self._tensor(field)
+        return name
+
+    def _tensor(self, tensor: _Field) -> str:
+        """TensorProto: name 8, external_data 13, data_location 14; returns the name."""
+        name = ""
+        external = False
+        locations: list[str] = []
+        for field in self._inside(tensor):
+            if field.number == 8:
+                name = self._text(field)
+            elif field.number == 13:
+                key, value = self._entry(field)
+                locations += [value] * (key == "location")
+                external = True
+            elif field.number == 14:
+                external |= field.value == _EXTERNAL
+        if external and not locations:
+            raise ValueError(f"the weight '{name}' lies in another file, which is not named")
+        self._data_files.update(locations)
+        return name
+
+    def _entry(self, entry: _Field) -> tuple[str, str]:
+        """StringStringEntryProto: key 1, value 2."""
+        texts = {field.number: self._text(field) for field in self._inside(entry)}
+        return texts.get(1, ""), texts.get(2, "")
+
+    def _port(self, port: _Field) -> Port:
+        """ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1; its elem_type 1, shape 2."""
+        name, dtype = "", ""
+        shape: tuple[int | str, ...] | None = None
+        for field in self._inside(port):
+            if field.number == 1:
+                name = self._text(field)
+            elif field.number == 2:
+                for part in (part for kind in self._inside(field) if kind.number == 1 for part in self._inside(kind)):
+                    if part.number == 1:
+                        dtype = _ELEMENT_TYPES.get(part.value, "")
+                    elif part.number == 2:
+                        shape = tuple(self._axis(axis) for axis in self._inside(part) if axis.number == 1)
+        return Port(name, dtype, shape)
+
+    def _axis(self, axis: _Field) -> int | str:
+        """Dimension: dim_value 1, dim_param 2; of a oneof the last one counts."""
+        size: int | str = ""
+        for field in self._inside(axis):
+            if field.number == 1:
+                size = field.value
+            elif field.number == 2:
+                size = self._text(field)
+        return size
+
+    def _text(self, field: _Field) -> str:
+        return self._content[field.start : field.end].decode("utf-8", "backslashreplace")
+
+    def _inside(self, field: _Field) -> Iterator[_Field]:
+        return self._fields(field.start, field.end)
+
+    def _fields(self, position: int, end: int) -> Iterator[_Field]:
+        """The fields of the message between two offsets."""
+        while position < end:
+            self._fields_left -= 1
+            if self._fields_left < 0:
+                raise ValueError(f"it has more than {_MOST_FIELDS:,} fields, which no graph of a tower has")
+            key, position = self._varint(position, end)
+            number, wire = key >> 3, key & 7
+            value = 0
+            start = position
+            if wire == _VARINT:
+                value, start = self._varint(position, end)
+                position = start
+            elif wire == _BYTES:
+                size, start = self._varint(position, end)
+                position = start + size
+            elif wire in (_FIXED32, _FIXED64):
+                start = position = position + (4 if wire == _FIXED32 else 8)
+            if wire not in (_VARINT, _BYTES, _FIXED32, _FIXED64) or number == 0 or position > end:
+                raise ValueError(f"it is no ONNX file, or damaged at byte {start:,}")
+            yield _Field(number, value, start, position)
+
+    def _varint(self, position: int, end: int) -> tuple[int, int]:
+        value = shift = 0
+        while position < end and shift < 70:
+            byte = self._content[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, position
+            shift += 7
+        raise ValueError(f"it is no ONNX file, or damaged at byte {position:,}")
