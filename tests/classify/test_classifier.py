@@ -265,11 +265,59 @@ def test_cache_that_cannot_be_written_costs_only_time(
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [([], "No class names"), (["a", "a"], "more than once"), (["a", " "], "blank")]
+    ("names", "message"), [([], "No class names"), (["a", " "], "blank"), ("cat", "Label file 'cat' does not exist")]
 )
-def test_useless_class_names_are_refused(encoder: Encoder, names: list[str], message: str) -> None:
+def test_useless_class_names_are_refused(encoder: Encoder, names: list[str] | str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         encoder.classifier(names)
+
+
+def test_names_as_text_are_what_the_command_line_takes(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    expected = encoder.classifier(["cat", "dog"])
+    for names in ("cat, dog", str(tmp_path / "labels.txt"), tmp_path / "labels.txt", [" cat", "dog "]):
+        classifier = encoder.classifier(names)
+        assert classifier.class_names == ("cat", "dog")
+        assert np.array_equal(classifier.class_embeddings, expected.class_embeddings)
+
+
+def test_equal_names_keep_their_positions_and_are_encoded_once(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    rows = 0
+    original = Encoder.encode_tokens
+
+    def counted(self: Encoder, ids: np.ndarray) -> support.FloatArray:
+        nonlocal rows
+        rows += len(ids)
+        return original(self, ids)
+
+    monkeypatch.setattr(Encoder, "encode_tokens", counted)
+    names = ("heron", "crane", "maillot", "crane", " maillot")
+    classifier = encoder.classifier(names, "{}")
+    assert rows == 3
+    assert classifier.class_names == ("heron", "crane", "maillot", "crane", "maillot")
+    expected = support.embed_tokens(encoder.tokenizer([name.strip() for name in names]))
+    np.testing.assert_allclose(classifier.class_embeddings, expected, atol=1e-6)
+    assert "2 class name(s) occur more than once, such as 'crane' at the positions 1 and 3" in caplog.text
+    classifier.save(tmp_path / "birds.clf")
+    again = encoder.load_classifier(tmp_path / "birds.clf")
+    assert again.class_names == classifier.class_names
+    assert len(caplog.records) == 1
+    prediction = again.predict(support.picture(0), top_k=5)
+    assert sorted(prediction.indices) == list(range(5))  # type: ignore[union-attr]
+
+
+def test_one_class_is_said_to_be_all_there_is(encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    prediction = encoder.classifier(["only one"]).predict(support.picture(0))
+    assert prediction.scores == (1.0,)  # type: ignore[union-attr]
+    assert "There is one class only, 'only one': every image will be 100 % it." in caplog.text
+
+
+def test_a_text_is_no_list_of_sources(encoder: Encoder) -> None:
+    embeddings = encoder.embed_images([support.picture(seed) for seed in range(3)])
+    with pytest.raises(OptionError, match="sources are 'abc'"):
+        encoder.classifier(NAMES).predictions_from_embeddings(embeddings, "abc")
 
 
 def test_results_are_readable_and_safe_in_html(encoder: Encoder) -> None:

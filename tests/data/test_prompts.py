@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmlu.data.prompts import TEMPLATE_SETS, fill_template, resolve_class_names, resolve_templates
+from clipmlu.data.prompts import TEMPLATE_SETS, fill_template, resolve_templates
 from clipmlu.errors import InputError, OptionError, UnknownNameError
 
 
@@ -53,28 +53,35 @@ def test_every_place_is_filled_and_other_braces_stay() -> None:
     assert fill_template("a {} and a {} in {x}", "cat") == "a cat and a cat in {x}"
 
 
-def test_labels_come_from_a_list_or_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "labels.txt"
-    path.write_text("\ufeffcat\nice cream\n\n", encoding="utf-8")
-    assert resolve_class_names("cat, ice cream,") == resolve_class_names(str(path)) == ("cat", "ice cream")
+def test_a_template_file_may_be_a_list_of_python_or_json(tmp_path: Path) -> None:
+    path = tmp_path / "templates.txt"
+    for content in ('["a {}.", "the {}, here"]', "'a {}.',\n'the {}, here',\n", "['a {}.',\n 'the {}, here']"):
+        path.write_text(content)
+        assert resolve_templates(path) == ("a {}.", "the {}, here")
+    path.write_text('[{"a": "{}"}]')
+    with pytest.raises(InputError, match="is not a list of texts"):
+        resolve_templates(path)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (",", "No class names"),
-        ("", "No class names"),
-        ("cat,dog,cat", "more than once: 'cat'"),
-        ("absent.txt", "Label file 'absent.txt' does not exist"),
-    ],
-)
-def test_useless_labels_are_refused(labels: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        resolve_class_names(labels)
+def test_a_template_file_keeps_what_is_no_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "templates.txt"
+    path.write_text("a\u2028{}\nthe\x85 {}\n", encoding="utf-8")
+    assert resolve_templates(path) == ("a\u2028{}", "the\x85 {}")
 
 
-def test_binary_label_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "labels.txt"
-    path.write_bytes(b"\xff\x00\xfe")
-    with pytest.raises(InputError, match="is not UTF-8 text"):
-        resolve_class_names(str(path))
+@pytest.mark.parametrize("templates", ["a photo of a cat " * 30, "x" * 5000, "a\0b"])
+def test_a_text_too_long_for_a_path_is_no_file(templates: str) -> None:
+    with pytest.raises((OptionError, UnknownNameError)):
+        resolve_templates(templates)
+
+
+@pytest.mark.parametrize("templates", [b"a {}", {"a {}"}, {"a {}": 1}, ["a {}", 3], 7])
+def test_templates_that_are_no_texts_are_refused(templates: object) -> None:
+    with pytest.raises(OptionError, match=r"of type '(bytes|set|dict|int)'; expected a text"):
+        resolve_templates(templates)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/"])
+def test_a_template_file_that_is_none_is_refused_at_once(place: str) -> None:
+    with pytest.raises(InputError, match=f"Cannot read the template file '{place}'"):
+        resolve_templates(place)

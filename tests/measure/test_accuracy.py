@@ -169,6 +169,31 @@ def test_top5_of_few_classes_does_not_exist(encoder: Encoder) -> None:
     assert b"NaN" not in accuracy.encode_report(report)
 
 
+def test_classes_of_one_name_are_told_apart_and_counted_by_position(encoder: Encoder) -> None:
+    names = ("ant", "crane", "cat", "crane", "elk", "fox", "gnu")
+    report = evaluate(encoder, Pictures(200, class_names=names))
+    rows = [row.class_name for row in report.per_class]
+    assert rows == ["ant", "crane (1)", "cat", "crane (3)", "elk", "fox", "gnu"]
+    logits = _reference_logits(encoder, list(range(200)), names)
+    predicted = np.argsort(-logits, axis=1, kind="stable")[:, 0]
+    labels = Pictures(200, class_names=names).labels
+    assert report.top1 == np.mean(predicted == labels)
+    shown = {(each.class_name, each.predicted): each.images for each in report.confusions}
+    assert all(
+        shown[pair] == np.sum((labels == rows.index(pair[0])) & (predicted == rows.index(pair[1]))) for pair in shown
+    )
+    assert ("crane (3)", "crane (1)") in shown
+
+
+def test_a_baseline_of_other_class_names_is_no_baseline(encoder: Encoder) -> None:
+    ids = tuple(f"n0144076{number}" for number in range(7))
+    reports = [evaluate(encoder, Pictures(9, class_names=names)) for names in (NAMES, ids)]
+    with pytest.raises(
+        OptionError, match="the baseline has the class name 'n01440760' where this evaluation has 'ant'"
+    ):
+        accuracy.compare_with_baseline(reports[0], reports[1], 1.0)
+
+
 def test_report_survives_json(encoder: Encoder) -> None:
     report = evaluate(encoder, Pictures(9))
     assert msgspec.json.decode(accuracy.encode_report(report), type=AccuracyReport) == report

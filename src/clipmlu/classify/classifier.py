@@ -9,6 +9,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from clipmlu import _environment
 from clipmlu.bundle import current_tool_versions
 from clipmlu.classify.bulk import embed_batches, items_from_images
 from clipmlu.classify.results import Prediction, Predictions
-from clipmlu.data.prompts import check_class_names, fill_template, resolve_templates
+from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
+from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.files import write_file
 from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
@@ -78,6 +80,7 @@ class ZeroShotClassifier:
         self.class_names = header.class_names
         self.templates = header.templates
         self.class_embeddings = class_embeddings
+        _tell_about(self.class_names, shares=header.logit_bias is None)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"'{name}'" for name in self.class_names[:4])
@@ -127,6 +130,8 @@ class ZeroShotClassifier:
         """
         if top_k < 1:
             raise OptionError(f"top k is {top_k}; expected 1 or more")
+        if isinstance(sources, (str, bytes)):
+            raise OptionError(f"sources are {sources!r}; expected a list with a name for each image")
         logits = self.logits(embeddings)
         ranked = rank_classes(logits, top_k)
         best_scores = np.take_along_axis(self.scores(logits), ranked, axis=1).tolist()
@@ -175,11 +180,28 @@ def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.d
     return ranked
 
 
+@lru_cache(maxsize=64)
+def _tell_about(class_names: tuple[str, ...], *, shares: bool) -> None:
+    """Warn about names that no accuracy can be read from, once for each list of names."""
+    if len(class_names) == 1 and shares:
+        _log.warning("There is one class only, '%s': every image will be 100 %% it.", class_names[0])
+    repeated = repeated_names(class_names)
+    if repeated:
+        name, places = next(iter(repeated.items()))
+        _log.warning(
+            "%d class name(s) occur more than once, such as '%s' at the positions %s: positions are kept, the embedding is shared, "
+            "and of equal classes the first one is predicted.",
+            len(repeated),
+            name,
+            " and ".join(map(str, places)),
+        )
+
+
 def build_classifier(
-    encoder: Encoder, class_names: Iterable[str], templates: str | Path | Sequence[str], *, cache: bool
+    encoder: Encoder, class_names: ClassNames, templates: str | os.PathLike[str] | Sequence[str], *, cache: bool
 ) -> ZeroShotClassifier:
     """Class embeddings from prompts, or from the cache; see ``Encoder.classifier``."""
-    names = check_class_names(class_names)
+    names = resolve_class_names(class_names)
     resolved = resolve_templates(templates)
     path = _cache_path(encoder, names, resolved)
     if cache and path.is_file():
@@ -200,6 +222,8 @@ def build_classifier(
 def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> FloatArray:
     """One embedding per class: the mean over the templates of the prompts' unit-norm embeddings, normalised again.
 
+    A name that occurs more than once is encoded once.
+
     Source: A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section
     3.1.4 (ensembling over the embedding space).
 
@@ -207,15 +231,17 @@ def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Seque
         float32, shape (C, D), unit L2 norm per row.
     """
     classes_at_once = max(1, _PROMPTS_AT_ONCE // len(templates))
+    row_of = {name: row for row, name in enumerate(dict.fromkeys(class_names))}
+    different = list(row_of)
     rows = []
-    for start in range(0, len(class_names), classes_at_once):
-        names = class_names[start : start + classes_at_once]
+    for start in range(0, len(different), classes_at_once):
+        names = different[start : start + classes_at_once]
         prompts = [fill_template(template, name) for name in names for template in templates]
         embeddings = encoder.embed_texts(prompts).reshape(len(names), len(templates), -1)
         rows.append(embeddings.mean(axis=1))
     means = np.concatenate(rows)
     unit: FloatArray = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return unit
+    return unit if len(different) == len(class_names) else unit[[row_of[name] for name in class_names]]
 
 
 def load_classifier(encoder: Encoder, path: Path) -> ZeroShotClassifier:

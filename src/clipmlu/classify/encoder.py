@@ -22,6 +22,7 @@ from clipmlu.stages import StageClock
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
+    from clipmlu.data.class_names import ClassNames
     from clipmlu.data.images import ImageSource
     from clipmlu.data.preprocess import Preprocessor
     from clipmlu.data.tokenizer import Tokenizer
@@ -237,18 +238,23 @@ class Encoder:
         return embedding
 
     def classifier(
-        self, class_names: Iterable[str], templates: str | Path | Sequence[str] = "simple", *, cache: bool = True
+        self,
+        class_names: ClassNames,
+        templates: str | os.PathLike[str] | Sequence[str] = "simple",
+        *,
+        cache: bool = True,
     ) -> ZeroShotClassifier:
         """Make a zero-shot classifier.
 
         Args:
-            class_names: one name per class.
+            class_names: one name per class: a list of names, or what ``--labels`` takes, ``"cat,dog"`` or a file. A name that
+                occurs twice is two classes with one embedding.
             templates: one template, the name of a set, a file or a sequence; see ``prompts.resolve_templates``.
             cache: keep the class embeddings in the cache directory and take them from there the next time.
 
         Raises:
-            InputError: no class names, or one twice.
-            OptionError: a template without ``{}``.
+            InputError: no class names, or a label file that cannot be read or understood.
+            OptionError: names that are no texts, or a template without ``{}``.
         """
         from clipmlu.classify.classifier import build_classifier
 

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from clipmlu.cli._shared import (
     threads_option,
     workers_option,
 )
+from clipmlu.data.class_names import distinct_names
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -105,12 +106,12 @@ def classify_command(
 
 
 def _classifier(encoder: Encoder, labels: str | None, file: Path | None, templates: str) -> ZeroShotClassifier:
-    from clipmlu.data.prompts import resolve_class_names
+    from clipmlu.data.class_names import resolve_class_names
 
     if file is not None:
         return encoder.load_classifier(file)
     assert labels is not None
-    return encoder.classifier(resolve_class_names(labels), templates)
+    return encoder.classifier(resolve_class_names(labels, on_note=note), templates)
 
 
 def _write(output: _Format, batches: Iterable[EmbeddedBatch], classifier: ZeroShotClassifier, top_k: int) -> int:
@@ -143,6 +144,11 @@ class _Format:
 
     def __init__(self, classifier: ZeroShotClassifier, _top_k: int) -> None:
         self._emulated = classifier.encoder.bundle.compilation.emulated
+        self._names = distinct_names(classifier.class_names)
+
+    def ranked(self, prediction: Prediction) -> Iterator[tuple[str, float]]:
+        """Classes and scores, best first; classes of one name have their positions behind it."""
+        return ((self._names[index], score) for index, score in zip(prediction.indices, prediction.scores, strict=True))
 
     def row(self, prediction: Prediction) -> str:
         """The lines for one image."""
@@ -155,11 +161,10 @@ class _Table(_Format):
     def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
         super().__init__(classifier, top_k)
         self.head = "(emulated)\n" if self._emulated else ""
-        self._width = min(28, max(len(name) for name in classifier.class_names))
+        self._width = min(28, max(map(len, self._names)))
 
     def row(self, prediction: Prediction) -> str:
-        ranked = zip(prediction.class_names, prediction.scores, strict=True)
-        columns = [f"{name:<{self._width}} {score:6.1%}" for name, score in ranked]
+        columns = [f"{name:<{self._width}} {score:6.1%}" for name, score in self.ranked(prediction)]
         return "  ".join([*columns, prediction.source]) + "\n"
 
 
@@ -197,8 +202,7 @@ class _Csv(_Format):
         self.head = _csv_line(["source", *columns, *(["emulated"] if self._emulated else [])])
 
     def row(self, prediction: Prediction) -> str:
-        ranked = zip(prediction.class_names, prediction.scores, strict=True)
-        cells = [cell for name, score in ranked for cell in (name, f"{score:.6f}")]
+        cells = [cell for name, score in self.ranked(prediction) for cell in (name, f"{score:.6f}")]
         return _csv_line([prediction.source, *cells, *(["true"] if self._emulated else [])])
 
 

@@ -114,9 +114,9 @@ def _embed_images(
 
 
 def _embed_texts(encoder: Encoder, texts: Path, file: EmbeddingFile) -> int:
-    from clipmlu.data.prompts import read_lines
+    from clipmlu.data.textfile import read_lines
 
-    lines = read_lines(texts, "text file")
+    lines = read_lines(texts, "text file", note)
     for start in range(0, len(lines), _TEXTS_AT_ONCE):
         part = lines[start : start + _TEXTS_AT_ONCE]
         file.append(encoder.embed_texts(part), part)

@@ -325,7 +325,7 @@ def draw_prompts(class_names: Sequence[str], seed: int) -> list[str]:
     Returns:
         At least one prompt per class and about 256 in all, each once.
     """
-    names = list(class_names) or _NAMES_WITHOUT_CLASSES
+    names = list(dict.fromkeys(class_names)) or _NAMES_WITHOUT_CLASSES
     evaluated = {template for name in _EVALUATED_SETS for template in resolve_templates(name)}
     templates = [template for template in resolve_templates("openai-imagenet") if template not in evaluated]
     generator = np.random.default_rng(seed)

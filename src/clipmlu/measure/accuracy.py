@@ -19,6 +19,7 @@ from clipmlu.bundle import current_tool_versions
 from clipmlu.classify.bulk import embed_batches, item_from_dataset
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder
+from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import fill_template
@@ -46,7 +47,7 @@ class ClassAccuracy(Spec, frozen=True, kw_only=True):
     """One row of the per-class table.
 
     Attributes:
-        class_name: the class.
+        class_name: the class; one of several of that name has its position behind it, ``crane (134)``.
         images: images of that class among those evaluated.
         correct: of these, how many were classified rightly.
         top1: ``correct / images``, or None without images.
@@ -356,6 +357,12 @@ def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_
             raise OptionError(
                 f"the baseline has {field} {_shown(theirs)}, this evaluation {_shown(ours)}; they cannot be compared"
             )
+    for now, then in zip(report.per_class, baseline.per_class, strict=True):
+        if now.class_name != then.class_name:
+            raise OptionError(
+                f"the baseline has the class name '{then.class_name}' where this evaluation has '{now.class_name}'; they cannot be "
+                "compared"
+            )
     comparison = BaselineComparison(
         bundle_digest=baseline.bundle_digest,
         top1=baseline.top1,
@@ -503,7 +510,7 @@ def _report(
     elapsed_s: float,
 ) -> AccuracyReport:
     facts = encoder.bundle.compilation
-    images, names = tally.images, dataset.class_names
+    images, names = tally.images, distinct_names(dataset.class_names)
     per_class = _per_class(tally, names)
     has_top5 = len(names) > _TOP_K
     return AccuracyReport(

@@ -14,6 +14,7 @@ from PIL import Image
 from clipmlu.classify.bulk import embed_items, item_from_dataset
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder, FloatArray
+from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.errors import InputError, OverlapError
@@ -222,7 +223,7 @@ def compare_predictions(
     right, reference_right = predicted == labels, reference == labels
     differ = np.flatnonzero(predicted != reference)
     lost, won = int((reference_right & ~right).sum()), int((right & ~reference_right).sum())
-    names = dataset.class_names
+    names = distinct_names(dataset.class_names)
 
     def name(number: int) -> str | None:
         return None if number == _NO_CLASS else names[number]

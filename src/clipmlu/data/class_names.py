@@ -1,0 +1,225 @@
+"""Class names: from what a user gives, for the folders of a dataset, and how they are told apart.
+
+A label is a position, so order and number are kept: a name that occurs twice stays twice, as in the official list of ImageNet.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from clipmlu.data.labels import WORDNET_ID, Labels, labels_from_lines, parse_labels
+from clipmlu.data.textfile import Note, full_lines, read_text
+from clipmlu.errors import InputError, OptionError
+
+ClassNames = str | os.PathLike[str] | Iterable[str]
+"""What is taken for the names of a classifier: a list as text, ``"cat,dog"``; a label file; or the names themselves."""
+
+FolderNames = str | os.PathLike[str] | Sequence[str] | Mapping[str, str]
+"""What is taken for the names of class folders: a file, names in the order of the folders, or folder -> name."""
+
+_SHOWN = 5
+_EXPECTED = "Give a file with one name a line, or a list: 'cat,dog'."
+# A name with a digit and no two letters together: n01440764, 0042, c3. Or a number after a word that says nothing.
+_ID = re.compile(r"(?=.*\d)(?!.*[^\W\d_]{2}).+|(class|label|category|cls|cat|id|target)[-_ ]?\d+", re.IGNORECASE)
+_ID_IN_FRONT = re.compile(r"(n\d{8}|\d+)[-_. ]+\S*[^\W\d_]{2}.*")
+_log = logging.getLogger(__name__)
+
+
+def resolve_class_names(labels: ClassNames, *, on_note: Note = _log.warning) -> tuple[str, ...]:
+    """Class names from a label file, a comma-separated list, or the names themselves.
+
+    Args:
+        labels: see ``ClassNames``. A file holds one name a line; numbered lines, tables, JSON, and lists and dicts of Python
+            are understood too, or refused, see ``labels.parse_labels``.
+        on_note: called with a line about blank lines and names that look like ids.
+
+    Raises:
+        InputError: the file cannot be read or understood, there is no name, or one is blank.
+        OptionError: the names are no texts, or have no order.
+    """
+    if isinstance(labels, os.PathLike):
+        return _from_file(Path(labels), on_note)
+    if not isinstance(labels, str):
+        return check_class_names(labels)
+    path = existing_path(labels)
+    if path is not None or not (set(labels) & set(",\n\r") or labels.lstrip()[:1] in ("[", "{") or not labels.strip()):
+        return _from_file(Path(labels) if path is None else path, on_note)
+    return _positioned(_from_text(labels, on_note), "the list given", on_note)
+
+
+def check_class_names(names: Iterable[str], where: str = "") -> tuple[str, ...]:
+    """Class names as a tuple without surrounding white space; order and number are kept, since a label is an index into it.
+
+    Raises:
+        InputError: there are none, or one is blank.
+        OptionError: they are no texts, or have no order.
+    """
+    if isinstance(names, (str, bytes, bytearray, set, frozenset, Mapping)) or not isinstance(names, Iterable):
+        raise OptionError(f"Class names{where} are of type '{type(names).__name__}'; expected a list of texts.")
+    given = tuple(names)
+    for position, name in enumerate(given):
+        if not isinstance(name, str):
+            raise OptionError(f"Class name {position}{where} is of type '{type(name).__name__}'; expected a text.")
+    checked = tuple(name.strip() for name in given)
+    if not checked:
+        raise InputError(f"No class names{where}; at least one is needed.")
+    if not all(checked):
+        raise InputError(f"Class name {checked.index('')}{where} is blank; every class needs a name.")
+    return checked
+
+
+def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
+    """Names that occur more than once -> their positions, in the order of their first one."""
+    counts = Counter(names)
+    found: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        if counts[name] > 1:
+            found.setdefault(name, []).append(position)
+    return found
+
+
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names for tables: those that occur more than once have their position behind them, ``crane (134)``."""
+    repeated = repeated_names(names)
+    return tuple(f"{name} ({position})" if name in repeated else name for position, name in enumerate(names))
+
+
+def name_folders(given: FolderNames, folders: Sequence[str], *, on_note: Note = _log.warning) -> tuple[str, ...]:
+    """Class names for the class folders of a dataset.
+
+    Args:
+        given: see ``FolderNames``. A file holds one name a line, in the order of the folders, or keys and names: a map as
+            JSON, a table, or ``imagenet_class_index.json``.
+        folders: in the dataset's order.
+        on_note: called with a line about blank lines and ids that have no folder.
+
+    Raises:
+        InputError: the file cannot be read or understood, a folder has no name, a name has no folder, or their numbers differ.
+        OptionError: the names are no texts, or have no order.
+    """
+    where = "the class names given"
+    if isinstance(given, (str, os.PathLike)):
+        path = Path(given)
+        where = f"the file of class names '{path}'"
+        labels = parse_labels(read_text(path, "file of class names"), where, on_note)
+    elif isinstance(given, Mapping):
+        labels = Labels(tuple(given.values()), (tuple(map(str, given)),), "a map")
+    else:
+        labels = Labels(check_class_names(given))
+    return check_class_names(_match(labels, folders, where, on_note), f" in {where}")
+
+
+def look_like_ids(names: Sequence[str]) -> bool:
+    """Whether most names say nothing to a text tower: WordNet ids, numbers, or names behind such."""
+    count = sum(bool(_ID.fullmatch(name) or _ID_IN_FRONT.fullmatch(name)) for name in names)
+    return count * 2 > len(names)
+
+
+def existing_path(text: str) -> Path | None:
+    """The path that a text names, if anything is there; a text may be too long for a path, or hold what none can."""
+    try:
+        os.stat(text)
+    except (OSError, ValueError):
+        return None
+    return Path(text)
+
+
+def _from_file(path: Path, on_note: Note) -> tuple[str, ...]:
+    where = f"the label file '{path}'"
+    if existing_path(str(path)) is None:
+        raise InputError(f"Label file '{_short(str(path))}' does not exist. {_EXPECTED}")
+    return _positioned(parse_labels(read_text(path, "label file"), where, on_note), where, on_note)
+
+
+def _from_text(text: str, on_note: Note) -> Labels:
+    where = "the list given"
+    stripped = text.strip()
+    if stripped[:1] in ("[", "{"):
+        return parse_labels(stripped, where, on_note)
+    if "\n" in text or "\r" in text:
+        return labels_from_lines(full_lines(text, where, on_note), where)
+    return labels_from_lines([name.strip() for name in text.split(",") if name.strip()], where)
+
+
+def _positioned(labels: Labels, where: str, on_note: Note) -> tuple[str, ...]:
+    """The names of a list whose positions are the labels."""
+    if labels.unordered:
+        raise InputError(f"{where[:1].upper()}{where[1:]} is no list of labels: {labels.unordered}. {_EXPECTED}")
+    names = check_class_names(labels.names, f" in {where}")
+    if all(map(WORDNET_ID.fullmatch, names)):
+        raise InputError(
+            f"The names in {where} are WordNet ids, such as '{names[0]}', which say nothing to a text tower. "
+            "Give the words: 'tench', or lines such as 'n01440764 tench'."
+        )
+    if look_like_ids(names):
+        on_note(f"Names in {where} look like ids or numbers, such as '{names[0]}', which say little to a text tower.")
+    return names
+
+
+def _match(labels: Labels, folders: Sequence[str], where: str, on_note: Note) -> tuple[str, ...]:
+    """Names in the order of the folders: by a column of keys that holds all of them, or by position."""
+    wanted = [_key(folder) for folder in folders]
+    best: tuple[str, ...] = ()
+    for column in labels.keys:
+        known = {_key(key) for key in column}
+        if known.issuperset(wanted):
+            return _by_key(labels, column, wanted, where, on_note)
+        if len(known.intersection(wanted)) > len(known.intersection(map(_key, best))):
+            best = column
+    keyed = [column for column in labels.keys if not all(map(str.isdecimal, column))]
+    if best or keyed or labels.unordered:
+        column = best or (keyed or labels.keys)[0]
+        missing = [folder for folder in folders if _key(folder) not in set(map(_key, column))]
+        raise InputError(
+            f"{where[:1].upper()}{where[1:]} has no name for {_listed('folder', missing)}; every class folder needs one."
+        )
+    if len(labels.names) != len(folders):
+        raise InputError(
+            f"{where[:1].upper()}{where[1:]} has {len(labels.names)} names for {len(folders)} class folders. Give one for each, in the "
+            "order of the sorted folders, or a map folder -> name (JSON or tab-separated)."
+        )
+    if all(map(str.isdecimal, folders)) and sorted(folders, key=int) != list(folders):
+        raise InputError(
+            f"The class folders are numbers, whose sorted order is {', '.join(folders[:4])}, ...: a plain list of names may mean "
+            f"another order. Number the lines of {where} ('0: tench'), or give a map folder -> name."
+        )
+    return labels.names
+
+
+def _by_key(labels: Labels, column: Sequence[str], wanted: Sequence[str], where: str, on_note: Note) -> tuple[str, ...]:
+    named = {_key(key): name for key, name in zip(column, labels.names, strict=True)}
+    if len(named) != len(column):
+        twice = next(key for key, count in Counter(map(_key, column)).items() if count > 1)
+        raise InputError(
+            f"{where[:1].upper()}{where[1:]} has the folder '{twice}' more than once. Every folder needs one name."
+        )
+    unknown = [key for key in column if _key(key) not in set(wanted)]
+    if unknown and not all(map(WORDNET_ID.fullmatch, unknown)):
+        raise InputError(
+            f"{where[:1].upper()}{where[1:]} names {_listed('folder', unknown)} that the dataset does not have."
+        )
+    if unknown:
+        on_note(
+            f"{len(unknown)} of the {len(column)} ids of {where} have no folder; the other {len(wanted)} are the classes."
+        )
+    return tuple(named[key] for key in wanted)
+
+
+def _key(text: str) -> str:
+    """A folder's name for comparison: numbers with and without leading zeros are the same."""
+    return str(int(text)) if text.isdecimal() else text
+
+
+def _listed(noun: str, names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{_short(name)}'" for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{noun}{'s' if len(names) > 1 else ''} {shown}{more}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
