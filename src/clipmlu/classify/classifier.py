@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,50 +17,22 @@ import numpy as np
 from clipmlu import _environment
 from clipmlu.bundle import current_tool_versions
 from clipmlu.classify.bulk import embed_batches, items_from_images
+from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.files import write_file
-from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
 
 if TYPE_CHECKING:
     from clipmlu.classify.encoder import Encoder, FloatArray
     from clipmlu.data.images import ImageSource
 
-CLASSIFIER_SCHEMA = 1
 DEFAULT_TOP_K = 5
 _PROMPTS_AT_ONCE = 1024
+_SMALLEST_MEAN = 1e-6  # norm of a mean of unit vectors: what is left below is rounding
 _CLASSES_SORTED_WHOLE = 512
 _log = logging.getLogger(__name__)
-
-
-class ClassifierHeader(Spec, frozen=True, kw_only=True):
-    """What a classifier file says of itself.
-
-    Attributes:
-        schema_version: version of the file's layout.
-        text_id: the text tower that made the embeddings; see ``Manifest.text_id``.
-        model: the model, for people.
-        class_names: one per row of the embeddings.
-        templates: what the prompts were made from.
-        logit_scale: multiplier of the similarities.
-        logit_bias: added to the scaled similarities, or None.
-        emulated: True when the emulated vendor SDK made the embeddings.
-        embeddings_sha256: digest of the embeddings' bytes.
-        tool_versions: versions of what wrote the file.
-    """
-
-    schema_version: int = CLASSIFIER_SCHEMA
-    text_id: str
-    model: ModelId
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    logit_scale: LogitScale
-    logit_bias: LogitBias | None
-    emulated: bool
-    embeddings_sha256: str
-    tool_versions: dict[str, str]
 
 
 class ZeroShotClassifier:
@@ -163,7 +133,7 @@ class ZeroShotClassifier:
         Raises:
             OutputError: the file cannot be written.
         """
-        write_file(path, _encode_file(self._header, self.class_embeddings))
+        write_file(path, encode_classifier(self._header, self.class_embeddings))
 
 
 def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
@@ -240,20 +210,29 @@ def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Seque
         embeddings = encoder.embed_texts(prompts).reshape(len(names), len(templates), -1)
         rows.append(embeddings.mean(axis=1))
     means = np.concatenate(rows)
-    unit: FloatArray = means / np.linalg.norm(means, axis=1, keepdims=True)
+    norms = np.linalg.norm(means, axis=1, keepdims=True)
+    if norms.min() < _SMALLEST_MEAN:
+        name = different[int(norms.argmin())]
+        raise InputError(
+            f"The prompts of class '{name}' have embeddings that cancel out. Give it fewer or other templates."
+        )
+    unit: FloatArray = means / norms
     return unit if len(different) == len(class_names) else unit[[row_of[name] for name in class_names]]
 
 
 def load_classifier(encoder: Encoder, path: Path) -> ZeroShotClassifier:
     """Read a classifier file; see ``Encoder.load_classifier``."""
-    header, embeddings = _decode_file(path)
+    header, embeddings = read_classifier(path)
     if header.text_id != encoder.bundle.manifest.text_id:
         raise InputError(
             f"Classifier file '{path}' was made with the text tower of '{header.model}'; bundle '{encoder.bundle.path}' holds "
             f"'{encoder.bundle.manifest.model}' with a different text tower. Make the classifier again from this bundle."
         )
-    if embeddings.shape != (len(header.class_names), encoder.embedding_dim):
-        raise InputError(f"Classifier file '{path}' is damaged: its embeddings have the shape {embeddings.shape}.")
+    if embeddings.shape[1] != encoder.embedding_dim:
+        raise InputError(
+            f"Classifier file '{path}' is damaged: its embeddings have {embeddings.shape[1]} elements; bundle "
+            f"'{encoder.bundle.path}' has {encoder.embedding_dim}. Make the classifier again from this bundle."
+        )
     return ZeroShotClassifier(encoder, header, embeddings)
 
 
@@ -289,33 +268,3 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
     ]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return _environment.cache_dir() / "classifiers" / f"{key}.npz"
-
-
-def _encode_file(header: ClassifierHeader, embeddings: FloatArray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, header=np.frombuffer(msgspec.json.encode(header), np.uint8), class_embeddings=embeddings)
-    return buffer.getvalue()
-
-
-def _decode_file(path: Path) -> tuple[ClassifierHeader, FloatArray]:
-    try:
-        # From memory, since numpy leaves a damaged file open.
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            header = msgspec.json.decode(archive["header"].tobytes(), type=ClassifierHeader)
-            embeddings = np.ascontiguousarray(archive["class_embeddings"])
-    except FileNotFoundError:
-        raise InputError(f"Classifier file '{path}' does not exist.") from None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-        msgspec.DecodeError,
-    ) as error:
-        raise InputError(f"'{path}' is not a classifier file as ZeroShotClassifier.save writes it: {error}") from error
-    if embeddings.dtype != np.float32 or hashlib.sha256(embeddings.tobytes()).hexdigest() != header.embeddings_sha256:
-        raise InputError(f"Classifier file '{path}' is damaged: its embeddings do not match their digest.")
-    return header, embeddings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.backends.base import Array
 from clipmlu.bundle import CompiledBundle, open_compiled
-from clipmlu.errors import OptionError, ShapeError
+from clipmlu.errors import InputError, OptionError, SessionError, ShapeError
 from clipmlu.specs import TowerName
 from clipmlu.stages import StageClock
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from clipmlu.data.tokenizer import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
+_SMALLEST_NORM, _LARGEST_NORM = (
+    0.25,
+    4.0,
+)  # squares; what rounding leaves of a unit vector in any precision lies far within
 PixelArray = FloatArray | npt.NDArray[np.uint8]
 
 
@@ -162,7 +167,9 @@ class Encoder:
 
         Raises:
             ShapeError: dtype or shape differ from what the bundle takes.
+            InputError: a pixel is NaN or infinite, which a mode that quantises would turn into some number.
         """
+        _check_finite(pixel_values)
         return self._encode("image", pixel_values)
 
     def encode_tokens(self, input_ids: npt.NDArray[np.int64]) -> FloatArray:
@@ -303,7 +310,26 @@ class Encoder:
         (output_name,) = session.outputs
         padded = rows if self.bundle.compilation.dynamic_shape else pad_rows(rows, self.batch_size)
         pending = session.submit({input_name: padded})
-        return _Trimmed(pending, lambda outputs: outputs[output_name][: len(rows)])
+        return _Trimmed(
+            pending, lambda outputs: outputs[output_name][: len(rows)], functools.partial(self._check_result, tower)
+        )
+
+    def _check_result(self, tower: TowerName, embeddings: FloatArray) -> None:
+        """Refuse what a graph gives that are no embeddings: of a damaged model, or of one that overflows in its precision."""
+        where = f"Bundle '{self.bundle.path}' ({tower} tower)"
+        if embeddings.shape[1:] != (self.embedding_dim,):
+            raise SessionError(
+                f"{where} gives an array of shape {embeddings.shape}; expected embeddings of {self.embedding_dim}."
+            )
+        norms = np.einsum("ij,ij->i", embeddings, embeddings)
+        wrong = np.flatnonzero(~((norms > _SMALLEST_NORM) & (norms < _LARGEST_NORM)))  # NaN is neither
+        if wrong.size:
+            row = int(wrong[0])
+            raise SessionError(
+                f"{where} gives no unit vector for {wrong.size} of {len(embeddings)} inputs of a batch, the first one at "
+                f"{row} (norm {math.sqrt(norms[row]):g}). A weight is damaged, or a value is too large for the precision "
+                f"{self.bundle.compilation.placement(tower).precision.value}: compile in another one, or export the model again."
+            )
 
     def _check_rows(self, rows: int, *, exact: bool) -> None:
         facts = self.bundle.compilation
@@ -321,15 +347,32 @@ class Encoder:
 
 
 class _Trimmed:
-    """A pending batch whose padding rows are cut off when it is done."""
+    """A pending batch whose padding rows are cut off when it is done, and that is then checked."""
 
-    def __init__(self, pending: PendingBatch, trim: Callable[[dict[str, Array]], Array]) -> None:
+    def __init__(
+        self,
+        pending: PendingBatch,
+        trim: Callable[[dict[str, Array]], Array],
+        check: Callable[[FloatArray], None],
+    ) -> None:
         self._pending = pending
         self._trim = trim
+        self._check = check
+        self._checked = False
 
     def result(self) -> FloatArray:
         trimmed: FloatArray = np.asarray(self._trim(self._pending.result()), dtype=np.float32)
+        if not self._checked:  # afterwards the array is the caller's, who may have changed it
+            self._check(trimmed)
+            self._checked = True
         return trimmed
+
+
+def _check_finite(pixel_values: PixelArray) -> None:
+    if pixel_values.dtype.kind != "f" or np.isfinite(pixel_values).all():
+        return
+    row = int(np.flatnonzero(~np.isfinite(pixel_values).reshape(len(pixel_values), -1).all(axis=1))[0])
+    raise InputError(f"pixel_values[{row}] holds NaN or infinity; expected pixels, normalised as the manifest says.")
 
 
 def pad_rows(rows: Array, count: int) -> Array:

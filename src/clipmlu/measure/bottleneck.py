@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from clipmlu.classify.bulk import EmbeddedBatch, ImageItem, embed_batches, item_from_source
-from clipmlu.classify.classifier import ClassifierHeader, ZeroShotClassifier
+from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.classifier_file import ClassifierHeader
 from clipmlu.classify.encoder import Encoder, FloatArray
 from clipmlu.errors import InputError
 from clipmlu.measure.graphs import make_samples

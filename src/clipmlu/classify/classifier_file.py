@@ -1,0 +1,154 @@
+"""Classifier files: class embeddings with what they were made from, as a NumPy archive that is read as if by a stranger.
+
+The file is what ``numpy.savez`` writes of two arrays: ``header``, bytes of JSON, and ``class_embeddings``, float32, (C, D).
+Sizes are checked against one another before anything is read, so that a small file never becomes a large array.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+import numpy as np
+
+from clipmlu.errors import InputError, first_line
+from clipmlu.reading import SMALL_FILE_BYTES, decode_json, open_regular
+from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
+
+if TYPE_CHECKING:
+    from clipmlu.classify.encoder import FloatArray
+
+CLASSIFIER_SCHEMA = 1
+_MOST_BYTES = 1 << 30
+_ENCRYPTED = 1  # of a member's flags
+_NORM_SLACK = 1e-3
+
+
+class ClassifierHeader(Spec, frozen=True, kw_only=True):
+    """What a classifier file says of itself.
+
+    Attributes:
+        schema_version: version of the file's layout.
+        text_id: the text tower that made the embeddings; see ``Manifest.text_id``.
+        model: the model, for people.
+        class_names: one per row of the embeddings.
+        templates: what the prompts were made from.
+        logit_scale: multiplier of the similarities.
+        logit_bias: added to the scaled similarities, or None.
+        emulated: True when the emulated vendor SDK made the embeddings.
+        embeddings_sha256: digest of the embeddings' bytes.
+        tool_versions: versions of what wrote the file.
+    """
+
+    schema_version: int = CLASSIFIER_SCHEMA
+    text_id: str
+    model: ModelId
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    logit_scale: LogitScale
+    logit_bias: LogitBias | None
+    emulated: bool
+    embeddings_sha256: str
+    tool_versions: dict[str, str]
+
+
+def encode_classifier(header: ClassifierHeader, embeddings: FloatArray) -> bytes:
+    """The content of a classifier file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, header=np.frombuffer(msgspec.json.encode(header), np.uint8), class_embeddings=embeddings)
+    return buffer.getvalue()
+
+
+def read_classifier(path: Path) -> tuple[ClassifierHeader, FloatArray]:
+    """Read a classifier file: its header, and the embeddings, float32, shape (C, D), unit L2 norm per row.
+
+    Raises:
+        InputError: there is no such file, it is something else, of a newer version, or damaged.
+    """
+    try:
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
+            header = _read_header(archive)
+            embeddings = _read_embeddings(archive, len(header.class_names))
+    except FileNotFoundError:
+        raise InputError(f"Classifier file '{path}' does not exist.") from None
+    except _DamagedError as error:
+        raise InputError(f"Classifier file '{path}' is damaged: {error}. Make it again.") from error
+    except Exception as error:  # zipfile and NumPy raise nearly anything for a damaged archive
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise InputError(
+            f"'{path}' is not a classifier file as ZeroShotClassifier.save writes it: {reason}. Make it again."
+        ) from error
+    if header.schema_version > CLASSIFIER_SCHEMA:
+        raise InputError(
+            f"Classifier file '{path}' has schema {header.schema_version}; this clipmlu reads up to {CLASSIFIER_SCHEMA}."
+        )
+    if hashlib.sha256(embeddings.tobytes()).hexdigest() != header.embeddings_sha256:
+        raise InputError(
+            f"Classifier file '{path}' is damaged: its embeddings do not match their digest. Make it again."
+        )
+    norms = np.linalg.norm(embeddings, axis=1)
+    wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_SLACK))  # also where it is no number
+    if wrong.size:
+        raise InputError(
+            f"Classifier file '{path}' is damaged: the embedding of class '{header.class_names[wrong[0]]}' has the norm "
+            f"{norms[wrong[0]]:g}, not 1. Make it again."
+        )
+    return header, embeddings
+
+
+class _DamagedError(Exception):
+    """What is wrong with a file that begins as a classifier file does."""
+
+
+def _read_header(archive: zipfile.ZipFile) -> ClassifierHeader:
+    with _open_member(archive, "header.npy", SMALL_FILE_BYTES) as member:
+        shape, dtype = _read_array_header(member)
+        content = member.read(SMALL_FILE_BYTES)
+    if dtype != np.uint8 or shape != (len(content),):
+        raise _DamagedError(f"its header is an array of type {dtype} and shape {shape}")
+    header = decode_json(content, ClassifierHeader)
+    if not header.class_names:
+        raise _DamagedError("it has no classes")
+    return header
+
+
+def _read_embeddings(archive: zipfile.ZipFile, classes: int) -> FloatArray:
+    with _open_member(archive, "class_embeddings.npy", _MOST_BYTES) as member:
+        shape, dtype = _read_array_header(member)
+        if dtype != np.float32 or len(shape) != 2 or shape[0] != classes or shape[1] < 1:
+            raise _DamagedError(f"its embeddings have the type {dtype} and the shape {shape}, for {classes} classes")
+        size = shape[0] * shape[1] * 4
+        if size > _MOST_BYTES:
+            raise _DamagedError(f"its embeddings have the shape {shape}, more than a file may hold")
+        content = member.read()
+    if len(content) != size:
+        raise _DamagedError(f"its embeddings have {len(content):,} bytes; their shape {shape} needs {size:,}")
+    return np.frombuffer(content, "<f4").reshape(shape).astype(np.float32)
+
+
+def _open_member(archive: zipfile.ZipFile, name: str, limit: int) -> BinaryIO:
+    """Open a member that is there once, and neither compressed nor encrypted: it is then no larger than the file."""
+    found = [member for member in archive.infolist() if member.filename == name]
+    if len(found) != 1:
+        raise _DamagedError(f"it holds '{name}' {len(found)} times")
+    (member,) = found
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+        raise _DamagedError(f"'{name}' is compressed or encrypted, which such a file never is")
+    if member.file_size > limit or member.file_size != member.compress_size:
+        raise _DamagedError(f"'{name}' says that it has {member.file_size:,} bytes")
+    return archive.open(member)  # type: ignore[return-value]
+
+
+def _read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape and type of an array in C order."""
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise _DamagedError(f"an array in it has the format version {version}")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran and len(shape) > 1:
+        raise _DamagedError("an array in it is in Fortran's order")
+    return shape, dtype
