@@ -18,6 +18,7 @@ LAYERS: dict[str, int] = {
     "_imports": 1,
     "_machine": 1,
     "stages": 1,
+    "lifetime": 1,
     "files": 1,
     "reading": 1,
     "graph_file": 0,

@@ -31,12 +31,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class ClipmluError(Exception):
     """Base of all errors below; ``exit_code`` is what the command line returns for it."""
 
     exit_code: int = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the message and the attributes: what ``__init__`` of a subclass takes is not kept."""
+        return _remade, (type(self), self.args), self.__dict__
 
 
 class UnknownNameError(ClipmluError, LookupError):
@@ -178,6 +183,12 @@ class DeviceError(SessionError):
         self.status = status
         self.kind = kind
         super().__init__(message)
+
+
+def _remade(kind: type[ClipmluError], arguments: tuple[Any, ...]) -> ClipmluError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    return error
 
 
 def first_line(error: BaseException) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from clipmlu.bundle import CompiledBundle, Tower
-from clipmlu.errors import CalibrationError, OptionError, ShapeError
+from clipmlu.errors import CalibrationError, OptionError, SessionError, ShapeError
+from clipmlu.lifetime import Lifetime, keep_when_forked
 from clipmlu.specs import (
     MluBuild,
     NodeType,
@@ -164,7 +166,7 @@ class PendingBatch(Protocol):
 
 
 class Session(abc.ABC):
-    """One graph, ready to run.
+    """One graph, ready to run; threads may share it.
 
     Attributes:
         inputs: name -> spec, in the graph's order.
@@ -177,8 +179,9 @@ class Session(abc.ABC):
         self.inputs: dict[str, TensorSpec] = {spec.name: spec for spec in tower.inputs}
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in tower.outputs}
         self._label = label
+        self._lifetime = Lifetime(label, "Open it again.")
+        keep_when_forked(self)
 
-    @abc.abstractmethod
     def submit(self, feeds: Feeds) -> PendingBatch:
         """Start one batch and return at once; two or more may be in flight, and they finish in order.
 
@@ -187,11 +190,27 @@ class Session(abc.ABC):
 
         Raises:
             ShapeError: an input is missing, or its dtype or shape is not what the graph takes.
+            SessionError: the session was closed, or belongs to a process from which this one was forked.
         """
+        self._lifetime.check()
+        self.check_feeds(feeds)
+        return _Guarded(self._start(feeds), self._lifetime, self._label)
+
+    def close(self) -> None:
+        """Release the runtime's resources, once; batches in flight fail, and the session cannot be used afterwards."""
+        if self._lifetime.end():
+            self._release()
+
+    def on_fork(self) -> None:  # noqa: B027 - only a session that shares something has something to do
+        """Give up, in a forked process, what must not be shared; here nothing."""
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Release the runtime's resources; the session cannot be used afterwards."""
+    def _start(self, feeds: Feeds) -> PendingBatch:
+        """Start one batch, whose feeds were checked."""
+
+    @abc.abstractmethod
+    def _release(self) -> None:
+        """Release the runtime's resources."""
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run one batch; see ``submit``. Returns output name -> array owned by the caller."""
@@ -216,12 +235,34 @@ class Session(abc.ABC):
                 )
 
     def __enter__(self) -> Session:
+        self._lifetime.check()
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self._label}: an open session cannot be copied or pickled. Pickle the model: it is loaded again by its path."
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Guarded:
+    """A batch in flight, for which no forked process waits."""
+
+    def __init__(self, pending: PendingBatch, lifetime: Lifetime, label: str) -> None:
+        self._pending = pending
+        self._lifetime = lifetime
+        self._label = label
+
+    def result(self) -> dict[str, Array]:
+        self._lifetime.check_process()
+        try:
+            return self._pending.result()
+        except CancelledError as error:
+            raise SessionError(f"{self._label}: the session was closed before the batch began.") from error
 
 
 class Backend(Protocol):

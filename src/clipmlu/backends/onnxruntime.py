@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from clipmlu.backends.base import (
     SourceGraph,
 )
 from clipmlu.backends.graphs import check_openable, copy_graph, write_mode
+from clipmlu.backends.ordered import OrderedThread
 from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import (
     BundleCorruptError,
@@ -90,17 +91,15 @@ class OnnxRuntimeSession(Session):
         self._output_names = list(self.outputs)
         self._run_options = _run_options()
         # One worker keeps the order of the batches; the runtime itself spreads one batch over the cores.
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clipmlu-onnxruntime")
+        self._worker = OrderedThread("onnxruntime", label)
 
-    def submit(self, feeds: Feeds) -> Future[dict[str, Array]]:
-        """Queue one batch; see ``Session.submit``."""
-        self.check_feeds(feeds)
-        return self._worker.submit(self._run, dict(feeds))
+    def _start(self, feeds: Feeds) -> Future[dict[str, Array]]:
+        return self._worker.submit(self._run, feeds)
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """End the batch that runs at its next operator, drop those that wait, and stop the thread."""
         self._run_options.terminate = True
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._worker.stop(wait=True)
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         start = now()
@@ -108,6 +107,8 @@ class OnnxRuntimeSession(Session):
             results = self._session.run(self._output_names, feeds, self._run_options)
         except Exception as error:
             # onnxruntime's exceptions share no base class of their own.
+            if self._lifetime.closed:
+                raise SessionError(f"{self._label}: the session was closed while the batch ran.") from error
             raise SessionError(f"{self._label}: onnxruntime failed: {first_line(error)}") from error
         self.clock.add({"compute": now() - start}, len(next(iter(feeds.values()))))
         return {name: np.asarray(result) for name, result in zip(self._output_names, results, strict=True)}

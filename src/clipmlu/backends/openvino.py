@@ -6,7 +6,7 @@ Nothing is sent anywhere, see ``openvino_runtime``; nothing is cached on disk: O
 from __future__ import annotations
 
 import re
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from clipmlu.backends.base import (
     SourceGraph,
 )
 from clipmlu.backends.graphs import check_openable, copy_graph, write_mode
+from clipmlu.backends.ordered import OrderedThread
 from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
 from clipmlu.specs import Precision, TowerName
@@ -116,7 +117,6 @@ class OpenVinoSession(Session):
         precision: Precision = Precision.FORCE_FLOAT32,
     ) -> None:
         super().__init__(tower, label)
-        self._closing = False
         try:
             graph = openvino_runtime.read_graph(path)
             self._table_sizes = _table_sizes(graph)
@@ -127,31 +127,29 @@ class OpenVinoSession(Session):
             raise BundleCorruptError(f"openvino cannot load '{path}': {_reason(error)}") from error
         self._check_precision(precision)
         # One worker keeps the order of the batches; the runtime itself spreads one batch over the cores.
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clipmlu-openvino")
+        self._worker = OrderedThread("openvino", label)
 
-    def submit(self, feeds: Feeds) -> Future[dict[str, Array]]:
-        """Queue one batch; see ``Session.submit``.
+    def _start(self, feeds: Feeds) -> Future[dict[str, Array]]:
+        """Queue one batch.
 
         Raises:
             SessionError: an id lies outside the table that it is looked up in.
         """
-        self.check_feeds(feeds)
         self._check_ids(feeds)
-        return self._worker.submit(self._run, dict(feeds))
+        return self._worker.submit(self._run, feeds)
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Cancel the batches in flight, the one that is computed too, and stop the thread."""
-        self._closing = True
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._worker.stop(wait=False)
         self._request.cancel()
-        self._worker.shutdown(wait=True)
+        self._worker.stop(wait=True)
 
     def read_property(self, name: str) -> Any:
         """A property of the compiled model, as OpenVINO reads it back."""
         return self._compiled.get_property(name)
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        if self._closing:
+        if self._lifetime.closed:
             raise SessionError(f"{self._label}: the session was closed before the batch began.")
         start = now()
         try:
@@ -162,7 +160,7 @@ class OpenVinoSession(Session):
             computed = now()
             results = {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
         except Exception as error:
-            if self._closing:
+            if self._lifetime.closed:
                 raise SessionError(f"{self._label}: the session was closed while the batch ran.") from error
             raise SessionError(f"{self._label}: openvino failed: {_reason(error)}") from error
         spent = {"compute": computed - start, "copy_out": now() - computed}

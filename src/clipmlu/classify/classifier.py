@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier:
-    """Class embeddings and the image tower that they are compared with.
+    """Class embeddings and the image tower that they are compared with, in use as long as the encoder is; see ``Encoder``.
 
     Attributes:
         class_names: one per class.
@@ -56,6 +56,10 @@ class ZeroShotClassifier:
         shown = ", ".join(f"'{name}'" for name in self.class_names[:4])
         more = f", ... {len(self.class_names)} classes" if len(self.class_names) > 4 else ""
         return f"ZeroShotClassifier([{shown}{more}], {len(self.templates)} template(s), model='{self._header.model}')"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._encoder.require_open()
+        return ZeroShotClassifier, (self._encoder, self._header, self.class_embeddings)
 
     @property
     def encoder(self) -> Encoder:
@@ -79,6 +83,7 @@ class ZeroShotClassifier:
         Raises:
             InputError: an image cannot be read.
         """
+        self._encoder.require_open()
         items, single = items_from_images(images)
         predictions = Predictions()
         for batch in embed_batches(self._encoder, items, batch_size=batch_size):
@@ -98,6 +103,7 @@ class ZeroShotClassifier:
             sources: what the N images are called.
             top_k: classes per image, at most as many as there are.
         """
+        self._encoder.require_open()
         if top_k < 1:
             raise OptionError(f"top k is {top_k}; expected 1 or more")
         if isinstance(sources, (str, bytes)):
@@ -112,6 +118,7 @@ class ZeroShotClassifier:
 
     def logits(self, image_embeddings: FloatArray) -> FloatArray:
         """Scaled similarities plus bias: float32, shape (N, C), for embeddings of shape (N, D)."""
+        self._encoder.require_open()
         logits: FloatArray = image_embeddings @ self.class_embeddings.T * np.float32(self._header.logit_scale)
         if self._header.logit_bias is not None:
             logits = logits + np.float32(self._header.logit_bias)
@@ -119,6 +126,7 @@ class ZeroShotClassifier:
 
     def scores(self, logits: FloatArray) -> FloatArray:
         """Probabilities, shape (N, C): softmax over the classes, or the sigmoid of each for a model with a logit bias."""
+        self._encoder.require_open()
         if self._header.logit_bias is not None:
             # The two-sided form never takes the exponential of a large positive number.
             small = np.exp(-np.abs(logits))
@@ -133,6 +141,7 @@ class ZeroShotClassifier:
         Raises:
             OutputError: the file cannot be written.
         """
+        self._encoder.require_open()
         write_file(path, encode_classifier(self._header, self.class_embeddings))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.backends.base import Array
 from clipmlu.bundle import CompiledBundle, open_compiled
-from clipmlu.errors import InputError, OptionError, SessionError, ShapeError
+from clipmlu.errors import BundleCorruptError, InputError, OptionError, SessionError, ShapeError
+from clipmlu.lifetime import Lifetime
 from clipmlu.specs import TowerName
 from clipmlu.stages import StageClock
 
@@ -73,28 +75,51 @@ def load(
     unused: tuple[TowerName, ...] = ("text",) if image_only else ()
     bundle = open_compiled(path, verify=verify, without=unused)
     options = SessionOptions(threads=threads, device=device, busy_wait=busy_wait)
-    return Encoder(bundle, options, fast_preprocess=fast_preprocess)
+    return Encoder(bundle, options, fast_preprocess=fast_preprocess, without=unused)
 
 
 class Encoder:
     """The two towers of a compiled bundle, each opened when it is first needed.
+
+    Threads may share one. A process that is forked may not use it: it loads the bundle itself. It is pickled by the bundle's
+    path, and what is unpickled or copied is another one, loaded from there with the same options.
+
+    Args:
+        bundle: the bundle.
+        options: how it is run.
+        fast_preprocess: as for ``load``.
+        without: towers that will not be used, whose files were not checked.
 
     Attributes:
         bundle: the bundle.
     """
 
     def __init__(
-        self, bundle: CompiledBundle, options: SessionOptions | None = None, *, fast_preprocess: bool = False
+        self,
+        bundle: CompiledBundle,
+        options: SessionOptions | None = None,
+        *,
+        fast_preprocess: bool = False,
+        without: tuple[TowerName, ...] = (),
     ) -> None:
         self.bundle = bundle
         self._fast_preprocess = fast_preprocess
+        self._without = without
         self._options = options or SessionOptions()
         self._sessions: dict[TowerName, Session] = {}
+        self._opening = threading.RLock()
+        self._lifetime = Lifetime(f"Bundle '{bundle.path}'", f"Load it again: clipmlu.load('{bundle.path}').")
 
     def __repr__(self) -> str:
         return f"Encoder({self.bundle!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.require_open()
+        path = os.path.abspath(self.bundle.path)
+        return _load_again, (path, self.bundle.digest, self._options, self._fast_preprocess, self._without)
+
     def __enter__(self) -> Encoder:
+        self.require_open()
         return self
 
     def __exit__(
@@ -103,9 +128,21 @@ class Encoder:
         self.close()
 
     def close(self) -> None:
-        """Release the runtime's resources."""
-        while self._sessions:
-            self._sessions.popitem()[1].close()
+        """Release the runtime's resources; batches in flight fail, and so does what is asked later. Closing twice is fine."""
+        if not self._lifetime.end():
+            return
+        with self._opening:
+            sessions, self._sessions = list(self._sessions.values()), {}
+        for session in sessions:
+            session.close()
+
+    def require_open(self) -> None:
+        """Refuse to go on when nothing can be embedded any more.
+
+        Raises:
+            SessionError: it was closed, or belongs to a process from which this one was forked.
+        """
+        self._lifetime.check()
 
     @property
     def embedding_dim(self) -> int:
@@ -148,6 +185,7 @@ class Encoder:
             OptionError: it is less than 1.
             ShapeError: the bundle was compiled for other batches.
         """
+        self.require_open()
         if batch_size is None:
             return self.batch_size
         if batch_size < 1:
@@ -265,6 +303,7 @@ class Encoder:
         """
         from clipmlu.classify.classifier import build_classifier
 
+        self.require_open()
         return build_classifier(self, class_names, templates, cache=cache)
 
     def load_classifier(self, path: str | os.PathLike[str]) -> ZeroShotClassifier:
@@ -275,18 +314,27 @@ class Encoder:
         """
         from clipmlu.classify.classifier import load_classifier
 
+        self.require_open()
         return load_classifier(self, Path(path))
 
     def _encode_text_list(self, texts: list[str]) -> FloatArray:
+        self.require_open()
         return self.encode_tokens(self.tokenizer(texts)) if texts else np.zeros((0, self.embedding_dim), np.float32)
 
     def _session(self, tower: TowerName) -> Session:
-        if tower not in self._sessions:
-            backend = get_backend(self.bundle.compilation.placement(tower).backend)
-            self._sessions[tower] = backend.open(self.bundle, tower, self._options)
-        return self._sessions[tower]
+        self.require_open()
+        session = self._sessions.get(tower)
+        if session is not None:
+            return session
+        with self._opening:  # once, however many threads ask
+            self.require_open()
+            if tower not in self._sessions:
+                backend = get_backend(self.bundle.compilation.placement(tower).backend)
+                self._sessions[tower] = backend.open(self.bundle, tower, self._options)
+            return self._sessions[tower]
 
     def _encode(self, tower: TowerName, rows: Array) -> FloatArray:
+        self.require_open()
         result = np.empty((len(rows), self.embedding_dim), np.float32)
         running: deque[tuple[int, PendingEmbeddings]] = deque()
 
@@ -373,6 +421,22 @@ def _check_finite(pixel_values: PixelArray) -> None:
         return
     row = int(np.flatnonzero(~np.isfinite(pixel_values).reshape(len(pixel_values), -1).all(axis=1))[0])
     raise InputError(f"pixel_values[{row}] holds NaN or infinity; expected pixels, normalised as the manifest says.")
+
+
+def _load_again(
+    path: str, digest: str, options: SessionOptions, fast_preprocess: bool, without: tuple[TowerName, ...]
+) -> Encoder:
+    """An encoder as it was pickled.
+
+    Raises:
+        BundleError: the bundle is not there, or is not the one that it was.
+    """
+    bundle = open_compiled(path, without=without)
+    if bundle.digest != digest:
+        raise BundleCorruptError(
+            f"Bundle '{path}' is not the one of the pickled model: it was replaced since. Load it and pickle it again."
+        )
+    return Encoder(bundle, options, fast_preprocess=fast_preprocess, without=without)
 
 
 def pad_rows(rows: Array, count: int) -> Array:

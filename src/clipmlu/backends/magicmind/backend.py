@@ -26,6 +26,7 @@ from clipmlu.backends.magicmind.session import MagicMindSession
 from clipmlu.backends.magicmind.worker import WorkerClient
 from clipmlu.bundle import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError
+from clipmlu.lifetime import keep_when_forked
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
 
 _ROOT = "magicmind"
@@ -243,6 +244,12 @@ class _Peers:
         self._make_local = make_local
         self._lock = threading.Lock()
         self._peers: dict[tuple[str, int], tuple[Peer, int]] = {}
+        keep_when_forked(self)
+
+    def on_fork(self) -> None:
+        """Begin anew in a forked process; the first one keeps its peers."""
+        self._lock = threading.Lock()
+        self._peers = {}
 
     def acquire(self, endpoint: WorkerOptions | None, device: int) -> Peer:
         """The peer, made when there is none."""

@@ -122,6 +122,10 @@ class Link:
         self._connection.close()
         return self._end_process(patience)
 
+    def forget(self) -> None:
+        """Give up this process's share of the connection, which goes on in the process from which it was forked."""
+        self._connection.close()
+
     def ended_cleanly(self) -> bool:
         """Whether the process has ended by itself and without an error, as it does when it was idle for long."""
         if self._process is None:

@@ -12,6 +12,7 @@ from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.driver import DriverError, Request, Service, load_sdk, serve_requests
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Opened, OpenRequest, Result
 from clipmlu.errors import SessionError
+from clipmlu.lifetime import keep_when_forked
 
 _PATIENCE_SECONDS = 5.0
 Answer = Future[tuple[Fields, list[Array]]]
@@ -31,6 +32,7 @@ class LocalPeer:
     def __init__(self, load: Callable[[], Any] = load_sdk) -> None:
         self._channel = _Channel()
         service = Service(load)
+        keep_when_forked(self)
         self._thread = threading.Thread(
             target=serve_requests, args=(self._channel, service), name="clipmlu-magicmind", daemon=True
         )
@@ -62,6 +64,9 @@ class LocalPeer:
         """Finish what is in flight and end the thread; one that is deep inside the SDK is left to end with the process."""
         self._channel.end()
         self._thread.join(_PATIENCE_SECONDS)
+
+    def on_fork(self) -> None:
+        """Nothing: the SDK's objects stay with the thread that made them, which is not in the forked process."""
 
     def _exchange(self, fields: Fields, arrays: Sequence[Array]) -> tuple[Fields, list[Array]]:
         return self._channel.ask(fields, arrays).result()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from clipmlu.backends.base import Array, Feeds, Session
 from clipmlu.backends.magicmind.building import check_sdk
 from clipmlu.backends.magicmind.driver import DriverError
-from clipmlu.backends.magicmind.peer import OpenRequest, Peer, session_error
+from clipmlu.backends.magicmind.peer import Opened, OpenRequest, Peer, session_error
 from clipmlu.bundle import Tower
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
 
@@ -33,8 +35,6 @@ class MagicMindSession(Session):
     ) -> None:
         super().__init__(tower, label)
         self._peer = peer
-        self._release = release
-        self._closed = False
         try:
             self._opened = peer.open_session(request)
             check_sdk(bool(self._opened.facts.get("emulated")), request.emulated)
@@ -47,23 +47,21 @@ class MagicMindSession(Session):
             raise
         self.clock = self._opened.clock
         self.warnings: list[str] = list(self._opened.facts.get("warnings", ()))
+        self._let_go = weakref.finalize(self, _let_go_later, peer, self._opened, release)
+        self._let_go.atexit = False  # the worker ends with this process
 
-    def submit(self, feeds: Feeds) -> PendingResult:
-        """Start one batch; see ``Session.submit``. The arrays must not change until its result is there."""
-        self.check_feeds(feeds)
-        if self._closed:
-            raise SessionError(f"{self._label}: the session is closed.")
+    def on_fork(self) -> None:
+        """Leave the card to the first process."""
+        self._let_go.detach()
+
+    def _start(self, feeds: Feeds) -> PendingResult:
         future = self._peer.submit(self._opened, [feeds[name] for name in self.inputs])
         return PendingResult(future, self)
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Release the contexts on the card; the worker ends with the last session on it."""
-        if self._closed:
-            return
-        self._closed = True
-        with contextlib.suppress(SessionError):  # the peer is closed already, and with it all sessions
-            self._peer.close_session(self._opened)
-        self._release()
+        if (parts := self._let_go.detach()) is not None:
+            _let_go(*parts[2])
 
     def name_results(self, arrays: list[Array]) -> dict[str, Array]:
         """Outputs by name, in the type that the bundle declares."""
@@ -84,6 +82,17 @@ class MagicMindSession(Session):
                 f"{self._label}: the model file has {found[0]} inputs and {found[1]} outputs; "
                 f"the manifest says {len(tower.inputs)} and {len(tower.outputs)}. Compile the bundle again."
             )
+
+
+def _let_go(peer: Peer, opened: Opened, release: Callable[[], None]) -> None:
+    with contextlib.suppress(SessionError):  # the peer is closed already, and with it all sessions
+        peer.close_session(opened)
+    release()
+
+
+def _let_go_later(peer: Peer, opened: Opened, release: Callable[[], None]) -> None:
+    """For a session that was dropped without being closed: any thread may collect it, also one that holds a lock."""
+    threading.Thread(target=_let_go, args=(peer, opened, release), name="clipmlu-release", daemon=True).start()
 
 
 class PendingResult:

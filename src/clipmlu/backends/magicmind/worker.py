@@ -28,6 +28,7 @@ from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Opened, OpenRequest, Result, send_file
 from clipmlu.backends.magicmind.slots import Slot, can_share
 from clipmlu.errors import BackendUnavailableError, ClipmluError, SessionError
+from clipmlu.lifetime import keep_when_forked
 
 _AHEAD = 1  # batches that wait in the worker while as many as the card takes are on it
 _ROOM_FOR_RESULTS = 1 << 20
@@ -86,6 +87,7 @@ class WorkerClient:
         self._failures: list[str] = []
         self._log = ""
         self._waiting_since = 0.0
+        keep_when_forked(self)
         self._pump_thread = threading.Thread(target=self._pump, name="clipmlu-worker", daemon=True)
         self._pump_thread.start()
 
@@ -140,6 +142,11 @@ class WorkerClient:
             self._closed.set()
             self._events.put(None)
         self._pump_thread.join()
+
+    def on_fork(self) -> None:
+        """Leave the connection to the first process: the worker is to notice when that one ends."""
+        if self._link is not None:
+            self._link.forget()
 
     def _enqueue(self, job: _Job) -> None:
         with self._entrance:
