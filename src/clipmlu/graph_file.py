@@ -64,25 +64,27 @@ class _Field(NamedTuple):
     end: int  # of bytes; equal to ``start`` otherwise
 
 
-def scan_graph(stream: BinaryIO) -> GraphFacts:
+def scan_graph(source: BinaryIO | bytes) -> GraphFacts:
     """Look a graph file through.
 
     Args:
-        stream: the open file.
+        source: the open file, or its content.
 
     Raises:
         ValueError: it is no ONNX file, or holds what no tower has: control flow, functions, or graphs inside operators.
     """
-    if not os.fstat(stream.fileno()).st_size:
+    if isinstance(source, bytes):
+        return _Scanner(source).scan()
+    if not os.fstat(source.fileno()).st_size:
         raise ValueError("it is empty")
-    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return _Scanner(content).scan()
 
 
 class _Scanner:
     """One pass over one file."""
 
-    def __init__(self, content: mmap.mmap) -> None:
+    def __init__(self, content: mmap.mmap | bytes) -> None:
         self._content = content
         self._fields_left = _MOST_FIELDS
         self._inputs: list[Port] = []

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
+import io
+import os
+import pickle
 from pathlib import Path
 
 import msgspec
@@ -170,3 +174,69 @@ def test_what_cannot_be_is_refused(exported: ExportedBundle, tmp_path: Path) -> 
         CalibrationOptions(dataset="demo", seed=-1)
     with pytest.raises(InputError):
         obtain_calibration(exported, CalibrationOptions(dataset=f"imagefolder:{tmp_path / 'absent'}"))
+
+
+@pytest.fixture
+def saved(exported: ExportedBundle, folder: Path, tmp_path: Path) -> Path:
+    obtain_calibration(exported, options(folder, samples=5)).save(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def _edit_header(folder: Path, **changes: object) -> None:
+    path = folder / "calibration-set.json"
+    path.write_bytes(msgspec.json.encode({**msgspec.json.decode(path.read_bytes()), **changes}))
+
+
+def _replace_pixels(folder: Path, content: bytes) -> None:
+    (folder / "pixels.npy").write_bytes(content)
+    _edit_header(folder, pixels={"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)})
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\3\4",
+        b"\x93NUMPY\1\0\x05\0{[((\n",
+        _npy(np.zeros((5, 8, 8, 3), np.float32)),
+        _npy(np.zeros((4, 8, 8, 3), np.uint8)),
+        _npy(np.zeros((5, 8, 8, 3), np.uint8))[:-1],
+        _npy(np.zeros((5, 8, 8, 3), np.uint8)).replace(b"(5, 8, 8, 3)", b"(5, 8, 10**8, 3)"),
+        pickle.dumps([1]),
+    ],
+)
+def test_pixels_that_cannot_be_right_are_one_line(saved: Path, content: bytes) -> None:
+    _replace_pixels(saved, content)
+    with pytest.raises(InputError, match=r"^Calibration set '.*set' (is damaged|cannot be read): .*Make it again\.$"):
+        load_calibration(saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": []},
+        {"images": ["x"] * 5},
+        {"prompts": []},
+        {"prompts": ["a"]},
+        {"schema_version": -1},
+        {"preprocess": {}},
+    ],
+)
+def test_header_that_does_not_fit_its_data_is_refused(saved: Path, changes: dict[str, object]) -> None:
+    _edit_header(saved, **changes)
+    with pytest.raises(InputError, match=r"Calibration set '.*set' (is damaged|cannot be read)"):
+        load_calibration(saved)
+
+
+@pytest.mark.parametrize("name", ["calibration-set.json", "pixels.npy"])
+def test_pipe_in_a_saved_set_is_refused_at_once(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    with pytest.raises(InputError, match="not a regular file"):
+        load_calibration(saved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import urllib.error
@@ -159,3 +160,55 @@ def test_pickle_that_asks_for_anything_else_is_refused(content: bytes, capsys: p
     with pytest.raises(InputError, match="cannot be read safely"):
         load_restricted(content)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x03" + b"(" * 10_000 + b".",
+        b"\x80\x04\x8e" + b"\xff" * 8,
+        b"\x80\x04" + b"]" * 50 + b"e.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\ntU\x01btR.",
+    ],
+)
+def test_damaged_pickle_is_one_line(content: bytes) -> None:
+    with pytest.raises(InputError, match=r"^The pickle cannot be read safely: [^\n]*$"):
+        load_restricted(content)
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("batches.meta", ["air"], "holds a list"),
+        ("batches.meta", {}, "no list of names 'label_names'"),
+        ("batches.meta", {"label_names": []}, "no list of names"),
+        ("batches.meta", {"label_names": [1, 2]}, "no list of names"),
+        ("test_batch", {"labels": [0, 1]}, "no pixels"),
+        ("test_batch", {"data": PIXELS[:, 1:], "labels": [0, 1]}, "no pixels"),
+        ("test_batch", {"data": PIXELS.astype(np.int64), "labels": [0, 1]}, "no pixels"),
+        ("test_batch", {"data": np.uint8(1).tobytes(), "labels": [0, 1]}, "no pixels"),
+        ("test_batch", {"data": PIXELS}, "no list of labels from 0 to 1"),
+        ("test_batch", {"data": PIXELS, "labels": [0, 2]}, "no list of labels from 0 to 1"),
+        ("test_batch", {"data": PIXELS, "labels": [0, -1]}, "no list of labels"),
+        ("test_batch", {"data": PIXELS, "labels": [0, "1"]}, "no list of labels"),
+        ("test_batch", {"data": PIXELS, "labels": [0]}, "2 images and 1 labels"),
+    ],
+)
+def test_file_with_other_content_is_one_line(
+    small_files: dict[str, bytes], tmp_path: Path, name: str, content: object, words: str
+) -> None:
+    files = {**small_files, name: pickle.dumps(content, protocol=3)}
+    for each, written in files.items():
+        (tmp_path / each).write_bytes(written)
+    with pytest.raises(InputError, match=rf"File '.*{name}' .*{words}.*Get cifar10 again"):
+        cifar.CifarDataset(_small_source(files, b""), data_dir=tmp_path)
+
+
+def test_pipe_in_the_place_of_a_file_is_refused_at_once(small_files: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "batches.meta").write_bytes(small_files["batches.meta"])
+    os.mkfifo(tmp_path / "test_batch")
+    with pytest.raises(InputError, match=r"test_batch.*not a regular file"):
+        cifar.CifarDataset(_small_source(small_files, b""), data_dir=tmp_path)

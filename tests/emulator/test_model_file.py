@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from clipmlu.emulator import MAGIC, is_emulated_model
+from clipmlu.emulator.container import read_container
 from emulator.calls import build, calibrate, configure, linear, parse, precision
 
 W = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -102,3 +108,49 @@ def test_the_header_lists_every_quantised_tensor(mm: ModuleType, tmp_path: Path)
     facts = build(mm, network, config)._info.quantisation
     assert set(facts) == {"x", "w"}
     assert (facts["x"].scale, facts["x"].bits, facts["x"].maximum) == ((1.0,), 8, 127.0)
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], Any], graph: bytes | None = None) -> None:
+    """Another header, or another graph, with the digest that it needs."""
+    header, content = read_container(path)
+    text = json.dumps(change(header)).encode()
+    body = struct.pack("<Q", len(text)) + text + (content if graph is None else graph)
+    path.write_bytes(MAGIC + struct.pack("<I", 1) + hashlib.sha256(body).digest() + body)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: [header],
+        lambda header: {},
+        lambda header: {**header, "inputs": 1},
+        lambda header: {**header, "inputs": [1]},
+        lambda header: {
+            **header,
+            "inputs": [{"name": "x", "dtype": "FLOAT32", "dims": 1, "minimum": None, "maximum": None}],
+        },
+        lambda header: {
+            **header,
+            "outputs": [{"name": "x", "dtype": "QUAD", "dims": [], "minimum": None, "maximum": None}],
+        },
+        lambda header: {**header, "quantisation": {"x": {}}},
+    ],
+)
+def test_header_of_other_shapes_is_a_status(mm: ModuleType, saved: Path, change: Any) -> None:
+    _rewrite(saved, change)
+    assert str(saved) in str(_load(mm, saved))
+    assert not _load(mm, saved).ok()
+
+
+def test_deep_header_is_a_status(mm: ModuleType, saved: Path) -> None:
+    body = struct.pack("<Q", 100_005) + b'{"a":' + b"[" * 100_000
+    saved.write_bytes(MAGIC + struct.pack("<I", 1) + hashlib.sha256(body).digest() + body)
+    assert "nested too deeply" in str(_load(mm, saved))
+
+
+def test_control_flow_in_a_model_file_is_a_status(mm: ModuleType, saved: Path) -> None:
+    inner = helper.make_graph([], "inner", [], [helper.make_tensor_value_info("x", TensorProto.FLOAT, [])])
+    node = helper.make_node("If", ["x"], ["y"], name="branch", then_branch=inner, else_branch=inner)
+    graph = helper.make_model(helper.make_graph([node], "g", [], []))
+    _rewrite(saved, lambda header: header, graph.SerializeToString())
+    assert "node 'branch' (If) holds a graph of its own" in str(_load(mm, saved))

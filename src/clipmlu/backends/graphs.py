@@ -15,9 +15,9 @@ from clipmlu.backends.base import (
     calibration_batches,
 )
 from clipmlu.backends.pixels import take_uint8
-from clipmlu.bundle import CompiledBundle, Tower
-from clipmlu.errors import BackendUnavailableError, OptionError
-from clipmlu.specs import TensorSpec
+from clipmlu.bundle import GRAPH_SUFFIX, CompiledBundle, Tower
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, OptionError
+from clipmlu.specs import TensorSpec, TowerName
 
 if TYPE_CHECKING:
     import onnx
@@ -27,16 +27,23 @@ if TYPE_CHECKING:
 _IMAGE_AXES = frozenset({"batch", "image_batch"})
 
 
-def check_openable(backend: Backend, bundle: CompiledBundle, options: SessionOptions) -> None:
-    """Refuse to open a graph where its runtime is absent, or on a card.
+def check_openable(backend: Backend, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> None:
+    """Refuse to open a graph where its runtime is absent, or on a card, or a file that was not looked through.
 
     Raises:
+        BundleCorruptError: the tower's file is no graph of ONNX.
         BackendUnavailableError: the runtime cannot be used here.
         OptionError: a device was chosen for a bundle that runs on the CPU.
     """
     availability = backend.probe()
     if not availability.ok:
         raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on {backend.name}: {availability.reason}.")
+    # By another name a runtime takes other formats too, and ``open_bundle`` has looked through those of this name only.
+    if not bundle.tower(tower).file.endswith(GRAPH_SUFFIX):
+        raise BundleCorruptError(
+            f"Manifest of '{bundle.path}' has the file '{bundle.tower(tower).file}' for {backend.name}, which takes "
+            f"'*{GRAPH_SUFFIX}'. Make the bundle again."
+        )
     # With --text-target, the device is that of the image tower.
     if options.device and bundle.compilation.backend == backend.name:
         raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")

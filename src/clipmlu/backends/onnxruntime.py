@@ -69,7 +69,7 @@ class OnnxRuntimeBackend:
 
     def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
         """Load one graph; see ``Backend.open``."""
-        check_openable(self, bundle, options)
+        check_openable(self, bundle, tower, options)
         label = f"Bundle '{bundle.path}' ({tower} tower)"
         precision = bundle.compilation.placement(tower).precision
         return OnnxRuntimeSession(bundle.tower(tower), bundle.tower_path(tower), label, options, precision)

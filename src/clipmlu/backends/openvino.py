@@ -95,7 +95,7 @@ class OpenVinoBackend:
 
     def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
         """Load one graph; see ``Backend.open``."""
-        check_openable(self, bundle, options)
+        check_openable(self, bundle, tower, options)
         label = f"Bundle '{bundle.path}' ({tower} tower)"
         precision = bundle.compilation.placement(tower).precision
         if reason := self.why_not(precision):

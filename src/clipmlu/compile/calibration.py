@@ -20,7 +20,7 @@ from clipmlu.data.images import content_digest
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError
+from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError, first_line
 from clipmlu.files import stage_directory
 from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
@@ -248,13 +248,16 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
             )
         pixels = folder / _PIXELS_NAME
         if file_record(pixels) != header.pixels:
-            raise InputError(f"Calibration set '{path}' is damaged: '{_PIXELS_NAME}' does not match its digest.")
-        array = np.load(pixels, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, msgspec.DecodeError) as error:
-        raise InputError(f"Calibration set '{path}' cannot be read: {error}. Make it again.") from error
-    expected = (len(header.images), header.preprocess.height, header.preprocess.width, 3)
-    if array.shape != expected or array.dtype != np.uint8:
-        raise InputError(f"Calibration set '{path}' is damaged: its pixels have the shape {array.shape}.")
+            raise InputError(
+                f"Calibration set '{path}' is damaged: '{_PIXELS_NAME}' does not match its digest. Make it again."
+            )
+        array = _map_pixels(pixels)
+    except (OSError, ValueError) as error:  # msgspec's is a ValueError
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise InputError(f"Calibration set '{path}' cannot be read: {reason}. Make it again.") from error
+    problem = _problem(header, array)
+    if problem:
+        raise InputError(f"Calibration set '{path}' is damaged: {problem}. Make it again.")
     return CalibrationSet(
         preprocess=header.preprocess,
         pixels=array,
@@ -262,6 +265,28 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
         prompts=header.prompts,
         record=header.record,
     )
+
+
+def _map_pixels(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy raises nearly anything for a damaged header
+        raise ValueError(f"'{path.name}' is no array: {first_line(error)}") from error
+    return array
+
+
+def _problem(header: CalibrationHeader, pixels: npt.NDArray[np.uint8]) -> str:
+    """What does not fit together, or an empty text."""
+    spec, record = header.preprocess, header.record
+    expected = (len(header.images), spec.height, spec.width, 3)
+    if not isinstance(pixels, np.ndarray) or pixels.shape != expected or pixels.dtype != np.uint8:
+        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else "an archive"
+        return f"its pixels are {found}; expected uint8 {expected}"
+    if (record.samples, record.texts) != (len(header.images), len(header.prompts)):
+        return f"it has {len(header.images)} images and {len(header.prompts)} prompts, but was made of {record.samples} and {record.texts}"
+    if record.digest and record.digest != _digest(header.images, header.prompts, spec):
+        return "its images and prompts do not match their digest"
+    return ""
 
 
 def open_train_split(options: CalibrationOptions) -> Dataset:

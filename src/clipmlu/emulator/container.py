@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from clipmlu.emulator.status import Code, StatusError
+from clipmlu.graph_file import scan_graph
+from clipmlu.reading import decode_json, open_regular
 
 MAGIC = b"CLIPMLU-EMULATED-MODEL\n"
 VERSION = 1
@@ -61,7 +63,8 @@ def read_container(path: str | Path) -> tuple[dict[str, Any], bytes]:
         StatusError: there is no such file, or it is no emulated model, or of another version, or altered.
     """
     try:
-        content = Path(path).read_bytes()
+        with open_regular(path) as stream:
+            content = stream.read()
     except FileNotFoundError as error:
         raise StatusError(Code.NOT_FOUND, f"there is no model file '{path}'") from error
     except OSError as error:
@@ -80,5 +83,11 @@ def read_container(path: str | Path) -> tuple[dict[str, Any], bytes]:
     if hashlib.sha256(body).digest() != expected:
         raise StatusError(Code.DATA_LOSS, f"'{path}' is damaged: its digest does not match")
     (length,) = _LENGTH.unpack_from(body)
-    header: dict[str, Any] = json.loads(bytes(body[_LENGTH.size : _LENGTH.size + length]))
-    return header, bytes(body[_LENGTH.size + length :])
+    graph = bytes(body[_LENGTH.size + length :])
+    try:
+        header = decode_json(bytes(body[_LENGTH.size : _LENGTH.size + length]), dict[str, Any])
+        if scan_graph(graph).data_files:
+            raise ValueError("its graph has weights in other files")
+    except ValueError as error:  # msgspec's is one
+        raise StatusError(Code.DATA_LOSS, f"'{path}' is damaged: {error}") from error
+    return header, graph

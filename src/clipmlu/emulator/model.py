@@ -81,7 +81,7 @@ class Model:
         header, graph = read_container(path)
         try:
             self._info = ModelInfo.from_json(header)
-        except (KeyError, TypeError, msgspec.ValidationError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise StatusError(Code.DATA_LOSS, f"'{path}' has a header that cannot be read") from error
         self._graph = graph
 

@@ -22,10 +22,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu import _environment
-from clipmlu.errors import InputError, OptionError
+from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.files import output_errors
+from clipmlu.reading import read_small_file
 
 _SIDE = 32
+_MOST_BYTES = 1 << 30  # the largest published file has 155 MB
 _TIMEOUT_S = 20.0
 
 
@@ -118,12 +120,11 @@ class CifarDataset:
             folder = _obtain(source, data_dir, download=download)
         self.name = source.name
         self.split = split
-        meta = _read_batch(source, folder / source.meta_file)
-        self.original_names: tuple[str, ...] = tuple(meta[source.names_key])
+        self.original_names = _read_names(source, folder / source.meta_file)
         self.class_names = tuple(name.replace("_", " ") for name in self.original_names)
-        batches = [_read_batch(source, folder / name) for name in source.splits[split]]
-        self._pixels: npt.NDArray[np.uint8] = np.concatenate([batch["data"] for batch in batches])
-        self._labels: list[int] = [label for batch in batches for label in batch[source.labels_key]]
+        batches = [_read_batch(source, folder / name, len(self.class_names)) for name in source.splits[split]]
+        self._pixels = np.concatenate([pixels for pixels, _labels in batches])
+        self._labels = [label for _pixels, labels in batches for label in labels]
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -227,9 +228,31 @@ def _unpack(source: CifarSource, archive: Path) -> None:
             partial.replace(folder / name)
 
 
-def _read_batch(source: CifarSource, path: Path) -> dict[str, Any]:
+def _read_names(source: CifarSource, path: Path) -> tuple[str, ...]:
+    names = _read_pickle(source, path).get(source.names_key)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"File '{path}' has no list of names '{source.names_key}'. Get {source.name} again.")
+    return tuple(names)
+
+
+def _read_batch(source: CifarSource, path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    """Pixels, uint8, shape (N, 3072), and N labels, 0..``classes`` - 1."""
+    batch = _read_pickle(source, path)
+    pixels, labels = batch.get("data"), batch.get(source.labels_key)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * _SIDE * _SIDE,):
+        raise InputError(f"File '{path}' has no pixels of {_SIDE} x {_SIDE} images as 'data'. Get {source.name} again.")
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
+        raise InputError(
+            f"File '{path}' has no list of labels from 0 to {classes - 1} as '{source.labels_key}'. Get {source.name} again."
+        )
+    if len(labels) != len(pixels):
+        raise InputError(f"File '{path}' has {len(pixels)} images and {len(labels)} labels. Get {source.name} again.")
+    return pixels, labels
+
+
+def _read_pickle(source: CifarSource, path: Path) -> dict[str, Any]:
     try:
-        content = path.read_bytes()
+        content = read_small_file(path, _MOST_BYTES)
     except OSError as error:
         raise InputError(f"Cannot read '{path}' of {source.name}: {error.strerror}.") from error
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -237,8 +260,10 @@ def _read_batch(source: CifarSource, path: Path) -> dict[str, Any]:
         raise InputError(
             f"File '{path}' has MD5 {digest}; the published {source.name} has {source.md5[path.name]}. Get it again."
         )
-    batch: dict[str, Any] = load_restricted(content)
-    return batch
+    found = load_restricted(content)
+    if not isinstance(found, dict):
+        raise InputError(f"File '{path}' holds a {type(found).__name__}, not a table. Get {source.name} again.")
+    return found
 
 
 def load_restricted(content: bytes) -> Any:
@@ -249,8 +274,8 @@ def load_restricted(content: bytes) -> Any:
     """
     try:
         return _RestrictedUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"The pickle cannot be read safely: {error}.") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise InputError(f"The pickle cannot be read safely: {first_line(error)}.") from error
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -278,4 +303,8 @@ def _reconstruct_array(subtype: type, shape: tuple[int, ...], dtype: bytes | str
     """What ``numpy.core.multiarray._reconstruct`` does for a plain array; its state is set afterwards."""
     if subtype is not np.ndarray:
         raise pickle.UnpicklingError("it asks for an array subclass, which is not allowed")
+    if shape != (0,):
+        raise pickle.UnpicklingError(
+            f"it asks for an array of shape {shape} before its state, which no pickle of NumPy does"
+        )
     return np.ndarray(shape, np.dtype(dtype.decode() if isinstance(dtype, bytes) else dtype))
