@@ -15,6 +15,7 @@ from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, op
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
 from clipmlu.compile.reuse import reusable_compilation
+from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import open_dataset
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
@@ -57,7 +58,9 @@ class RunOptions:
         compile: options of the compilation.
         evaluate: options of the evaluation.
         dataset: the dataset's name.
-        split: which part of it.
+        split: which part of it; None for the usual one.
+        class_names: other names for its classes; see ``open_dataset``.
+        folder_names: see ``open_dataset``.
         data_dir: where its files are; see ``open_dataset``.
         download: fetch what is not on this machine.
         threads: CPU threads per batch; 0 leaves it to the runtime.
@@ -67,7 +70,9 @@ class RunOptions:
     compile: CompileOptions
     evaluate: EvalOptions
     dataset: str
-    split: str = "test"
+    split: str | None = None
+    class_names: FolderNames | None = None
+    folder_names: bool = False
     data_dir: Path | None = None
     download: bool = True
     threads: int = 0
@@ -102,6 +107,8 @@ def run_chain(
     dataset = open_dataset(
         options.dataset,
         options.split,
+        class_names=options.class_names,
+        folder_names=options.folder_names,
         data_dir=options.data_dir,
         download=options.download,
         size=options.evaluate.samples,

@@ -359,6 +359,8 @@ def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search:
             seed=calibration.record.seed,
             data_dir=None if given is None else given.data_dir,
             download=given is None or given.download,
+            class_names=None if given is None else given.class_names,
+            folder_names=given is not None and given.folder_names,
         )
     )
 

@@ -61,7 +61,7 @@ def test_comparison_names_the_sides_and_shows_nodes_predictions_and_roles(
     facts = lines_of(out)
     assert facts["A, measured"] == f"{bundle}: cpu qint8_mixed_float16"
     assert facts["B, reference"] == "tiny: float source"
-    assert facts["images"] == "12 of imagefolder:dataset, test"
+    assert facts["images"] == "12 of imagefolder:dataset, all"
     assert facts["image nodes"] == "3 tensors over 12 rows"
     assert facts["first to diverge"] == "none: every cosine is at least 0.99"
     assert facts["agreement"].endswith(" of the best classes")

@@ -207,7 +207,7 @@ def test_class_folder_that_is_a_dangling_link_is_refused(tmp_path: Path) -> None
 def test_folder_without_classes_takes_dangling_links_for_items(tmp_path: Path) -> None:
     fill(tmp_path, "1.png")
     (tmp_path / "gone.png").symlink_to("nowhere")
-    dataset = open_folder(tmp_path, "train")
+    dataset = open_folder(tmp_path)
     assert [dataset.key(index) for index in range(len(dataset))] == ["1.png", "gone.png"]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 import msgspec
 
+from clipmlu.cli._datasets import calibration_names_options
 from clipmlu.cli._shared import PATH, Decorated, device_option
 from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.reading import read_json
@@ -129,6 +130,7 @@ _OPTIONS = (
         "--calib-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of their choice."
     ),
     click.option("--calib-data-dir", type=PATH, help="Folder that holds the calibration dataset."),
+    *calibration_names_options,
     click.option(
         "--calib-server",
         "--rpc-server",
@@ -321,12 +323,18 @@ def _calibration(given: dict[str, Any]) -> CalibrationOptions | None:
     from clipmlu.compile.calibration import CalibrationOptions
 
     if given["calib"] is None:
+        if given["calib_class_names"] is not None or given["calib_folder_names"]:
+            raise OptionError(
+                "--calib-class-names and --calib-folder-names are about the images of --calib; give that too"
+            )
         return None
     return CalibrationOptions(
         dataset=given["calib"],
         samples=given["calib_samples"],
         seed=given["calib_seed"],
         data_dir=given["calib_data_dir"],
+        class_names=given["calib_class_names"],
+        folder_names=given["calib_folder_names"],
     )
 
 

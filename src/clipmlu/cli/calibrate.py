@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from clipmlu.cli._datasets import calibration_names_options
 from clipmlu.cli._shared import PATH, bundle_argument, json_option, note, offline_option, overwrite_option, print_facts
 
 
@@ -17,6 +18,8 @@ from clipmlu.cli._shared import PATH, bundle_argument, json_option, note, offlin
     "--calib-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the choice of images."
 )
 @click.option("--calib-data-dir", type=PATH, help="Folder that holds the dataset.")
+@calibration_names_options[0]
+@calibration_names_options[1]
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the calibration set.")
 @offline_option
 @overwrite_option
@@ -27,6 +30,8 @@ def calibrate_command(
     calib_samples: int,
     calib_seed: int,
     calib_data_dir: Path | None,
+    calib_class_names: Path | None,
+    calib_folder_names: bool,
     output: Path,
     offline: bool,
     overwrite: bool,
@@ -44,7 +49,13 @@ def calibrate_command(
     from clipmlu.compile.calibration import CalibrationOptions, obtain_calibration
 
     options = CalibrationOptions(
-        dataset=calib, samples=calib_samples, seed=calib_seed, data_dir=calib_data_dir, download=not offline
+        dataset=calib,
+        samples=calib_samples,
+        seed=calib_seed,
+        data_dir=calib_data_dir,
+        download=not offline,
+        class_names=calib_class_names,
+        folder_names=calib_folder_names,
     )
     drawn = obtain_calibration(open_bundle(bundle), options)
     drawn.save(output, overwrite=overwrite)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipmlu.cli._datasets import DatasetChoice, dataset_options
 from clipmlu.cli._shared import (
     PATH,
     batch_size_option,
@@ -17,7 +18,6 @@ from clipmlu.cli._shared import (
     echo_json,
     json_option,
     note,
-    offline_option,
     print_facts,
     templates_option,
     threads_option,
@@ -38,9 +38,7 @@ _SAMPLES = 256  # as measure.compare.DEFAULT_SAMPLES, which would load the runti
 @click.command("compare")
 @click.argument("measured", metavar="A", type=PATH)
 @click.argument("reference", metavar="B", type=PATH)
-@click.option("--dataset", default="demo", show_default=True, metavar="NAME", help="As for 'clipmlu eval'.")
-@click.option("--split", default="test", show_default=True, help="Which part of the dataset.")
-@click.option("--data-dir", type=PATH, help="As for 'clipmlu eval'.")
+@dataset_options(default="demo", show_default=True)
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -73,14 +71,11 @@ _SAMPLES = 256  # as measure.compare.DEFAULT_SAMPLES, which would load the runti
 @click.option("--heatmap", type=PATH, metavar="FILE", help="Draw blocks and roles to this .png or .svg file.")
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--allow-overlap", is_flag=True, help="Take images that a bundle was calibrated with, too.")
-@offline_option
 @json_option
 def compare_command(
     measured: Path,
     reference: Path,
-    dataset: str,
-    split: str,
-    data_dir: Path | None,
+    images: DatasetChoice,
     samples: int | None,
     shuffle: bool,
     seed: int,
@@ -96,7 +91,6 @@ def compare_command(
     heatmap: Path | None,
     output: Path | None,
     allow_overlap: bool,
-    offline: bool,
     as_json: bool,
 ) -> int:
     """Measure bundle A against bundle B of the same model, node by node and by their predictions.
@@ -105,7 +99,6 @@ def compare_command(
     float graphs. Nodes run on the CPU in float32 kernels that simulate the mode, embeddings and predictions on the bundles'
     own targets. The inner tensors of a bundle for a real MLU card cannot be read.
     """
-    from clipmlu.data.datasets import open_dataset
     from clipmlu.files import write_files
     from clipmlu.measure import compare
     from clipmlu.measure.heatmap import check_drawable
@@ -126,10 +119,8 @@ def compare_command(
         threads=threads,
         device=device,
     )
-    images = open_dataset(
-        dataset, split, data_dir=data_dir, download=not offline, size=samples or compare.DEFAULT_SAMPLES, seed=seed
-    )
-    report = compare.compare_bundles(measured, reference, images, options, on_note=note)
+    dataset = images.open(size=samples or compare.DEFAULT_SAMPLES, seed=seed)
+    report = compare.compare_bundles(measured, reference, dataset, options, on_note=note)
     encoded = compare.encode_comparison(report)
     files = {} if output is None else {output: encoded}
     if heatmap is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.cli._datasets import DatasetChoice, dataset_options
 from clipmlu.cli._shared import (
     PATH,
     batch_size_option,
@@ -17,7 +18,6 @@ from clipmlu.cli._shared import (
     fast_preprocess_option,
     json_option,
     note,
-    offline_option,
     print_facts,
     progress_bar,
     templates_option,
@@ -35,11 +35,7 @@ _MAX_DROP = 0.01
 
 @click.command("eval")
 @bundle_argument
-@click.option("--dataset", required=True, metavar="NAME", help="cifar100, cifar10, imagefolder:PATH or demo.")
-@click.option("--split", default="test", show_default=True, help="Which part of the dataset.")
-@click.option(
-    "--data-dir", type=PATH, help="Folder that holds the dataset. [default: CIFAR100_DATASETS_PATH, then the cache]"
-)
+@dataset_options(required=True)
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -68,13 +64,10 @@ _MAX_DROP = 0.01
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
 @click.option("--per-class", is_flag=True, help="Show every class, not only the hardest ones.")
-@offline_option
 @json_option
 def eval_command(
     bundle: Path,
-    dataset: str,
-    split: str,
-    data_dir: Path | None,
+    images: DatasetChoice,
     samples: int | None,
     shuffle: bool,
     seed: int,
@@ -90,12 +83,10 @@ def eval_command(
     output: Path | None,
     sample_files: Path | None,
     per_class: bool,
-    offline: bool,
     as_json: bool,
 ) -> int:
     """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
     from clipmlu.classify.encoder import load
-    from clipmlu.data.datasets import open_dataset
     from clipmlu.errors import OptionError
     from clipmlu.files import write_file
     from clipmlu.measure import accuracy
@@ -114,7 +105,7 @@ def eval_command(
     )
     results: list[accuracy.ImageResult] = []
     with load(bundle, threads=threads, device=device, fast_preprocess=fast_preprocess, busy_wait=False) as encoder:
-        source = open_dataset(dataset, split, data_dir=data_dir, download=not offline, size=samples, seed=seed)
+        source = images.open(size=samples, seed=seed)
         with progress_bar("evaluating", samples or len(source)) as advance:
             report = accuracy.evaluate(
                 encoder,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._compiling import CompilingCommand, compile_options
+from clipmlu.cli._datasets import DatasetChoice, dataset_options
 from clipmlu.cli._shared import (
     PATH,
     console,
     echo_json,
     json_option,
     note,
-    offline_option,
     progress_bar,
     templates_option,
     threads_option,
@@ -30,12 +30,7 @@ if TYPE_CHECKING:
 
 @click.command("run", cls=CompilingCommand)
 @click.argument("model")
-@click.option(
-    "--dataset",
-    default=None,
-    metavar="NAME",
-    help="As for 'clipmlu eval'. [default: demo for the demo model, else cifar100]",
-)
+@dataset_options(help="As for 'clipmlu eval'. [default: demo for the demo model, else cifar100]")
 @click.option(
     "-o", "--output", type=PATH, default=Path("clipmlu-run"), show_default=True, help="Folder of bundles and reports."
 )
@@ -45,29 +40,23 @@ if TYPE_CHECKING:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, drawing and demo images."
 )
 @compile_options
-@click.option("--split", default="test", show_default=True)
-@click.option("--data-dir", type=PATH, help="As for 'clipmlu eval'.")
 @click.option("--samples", type=click.IntRange(min=1), default=None, help="Images to evaluate. [default: all]")
 @click.option("--shuffle", is_flag=True, help="Draw the --samples at random.")
 @templates_option
 @threads_option
-@offline_option
 @json_option
 def run_command(
     model: str,
-    dataset: str | None,
+    images: DatasetChoice,
     output: Path,
     pretrained: str | None,
     random_weights: bool,
     seed: int,
     options: CompileOptions,
-    split: str,
-    data_dir: Path | None,
     samples: int | None,
     shuffle: bool,
     templates: str,
     threads: int,
-    offline: bool,
     as_json: bool,
 ) -> int:
     """Export, compile and evaluate MODEL in one go, reusing bundles whose content still matches."""
@@ -77,14 +66,16 @@ def run_command(
 
     chain = RunOptions(
         export=ExportOptions(
-            pretrained=pretrained, random_weights=random_weights, seed=seed, offline=offline, overwrite=True
+            pretrained=pretrained, random_weights=random_weights, seed=seed, offline=images.offline, overwrite=True
         ),
         compile=dataclasses.replace(options, overwrite=True),
         evaluate=EvalOptions(samples=samples, shuffle=shuffle, seed=seed, templates=templates),
-        dataset=dataset or ("demo" if model == "demo" else "cifar100"),
-        split=split,
-        data_dir=data_dir,
-        download=not offline,
+        dataset=images.name or ("demo" if model == "demo" else "cifar100"),
+        split=images.split,
+        class_names=images.class_names,
+        folder_names=images.folder_names,
+        data_dir=images.data_dir,
+        download=not images.offline,
         threads=threads,
     )
     with progress_bar("evaluating", samples) as advance:

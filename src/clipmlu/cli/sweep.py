@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._compiling import CompilingCommand, sweep_options
+from clipmlu.cli._datasets import DatasetChoice, dataset_options
 from clipmlu.cli._shared import (
     PATH,
     bundle_argument,
@@ -16,7 +17,6 @@ from clipmlu.cli._shared import (
     echo_json,
     json_option,
     note,
-    offline_option,
     overwrite_option,
     templates_option,
     threads_option,
@@ -51,9 +51,7 @@ if TYPE_CHECKING:
     metavar="N[,N...]",
     help="Images of a batch; may be repeated.",
 )
-@click.option("--dataset", metavar="NAME", help="Measure accuracy on it: cifar100, cifar10, imagefolder:PATH or demo.")
-@click.option("--split", default="test", show_default=True, help="Which part of the dataset.")
-@click.option("--data-dir", type=PATH, help="Folder that holds the dataset.")
+@dataset_options(help="Measure accuracy on it: cifar100, cifar10, imagefolder:PATH or demo.")
 @click.option("--samples", type=click.IntRange(min=1), help="Evaluate so many images, the first ones. [default: all]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the demo dataset.")
 @templates_option
@@ -74,16 +72,13 @@ if TYPE_CHECKING:
 )
 @sweep_options
 @overwrite_option
-@offline_option
 @json_option
 def sweep_command(
     bundle: Path,
     output: Path,
     precisions: tuple[str, ...],
     batch_sizes: tuple[str, ...],
-    dataset: str | None,
-    split: str,
-    data_dir: Path | None,
+    images: DatasetChoice,
     samples: int | None,
     seed: int,
     templates: str,
@@ -92,7 +87,6 @@ def sweep_command(
     duration: int,
     options: CompileOptions,
     overwrite: bool,
-    offline: bool,
     as_json: bool,
 ) -> int:
     """Compile an exported BUNDLE in several precisions; measure accuracy, speed and size of each at several batch sizes.
@@ -106,7 +100,6 @@ def sweep_command(
     A precision that the target does not offer, or that fails a gate, is a row with the reason: the exit code is then 3 for a
     gate, 1 for anything else.
     """
-    from clipmlu.data.datasets import open_dataset
     from clipmlu.measure.accuracy import EvalOptions
     from clipmlu.measure.sweep import SweepOptions, encode_sweep, run_sweep
 
@@ -119,11 +112,9 @@ def sweep_command(
         repetitions=repetitions,
         duration_ms=duration,
     )
-    if dataset is None and samples is not None:
-        raise OptionError("--samples is for measuring accuracy; give a --dataset too")
-    source = None
-    if dataset is not None:
-        source = open_dataset(dataset, split, data_dir=data_dir, download=not offline, size=samples, seed=seed)
+    if images.name is None and (samples is not None or images.is_described):
+        raise OptionError("options about images are for measuring accuracy; give a --dataset too")
+    source = None if images.name is None else images.open(size=samples, seed=seed)
     try:
         report = run_sweep(bundle, output, sweep, source, on_note=note)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from clipmlu.backends.base import CalibrationData
 from clipmlu.bundle import Bundle, FileRecord, file_record
+from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import DATASETS, Dataset, open_dataset, open_folder, spread_over_classes
 from clipmlu.data.images import content_digest
 from clipmlu.data.preprocess import Preprocessor
@@ -105,6 +106,8 @@ class CalibrationOptions:
         seed: of the draw.
         data_dir: where the dataset's files are; see ``open_dataset``.
         download: fetch what is not on this machine.
+        class_names: other names for the classes; see ``open_dataset``.
+        folder_names: take the names of class folders though they look like ids or splits.
     """
 
     dataset: str
@@ -112,6 +115,8 @@ class CalibrationOptions:
     seed: int = 0
     data_dir: Path | None = None
     download: bool = True
+    class_names: FolderNames | None = None
+    folder_names: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -226,7 +231,7 @@ def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> Calibrati
         OptionError, UnknownNameError, InputError: as ``open_dataset``.
         CalibrationError: there are no images, or a saved set does not fit the bundle.
     """
-    if (Path(options.dataset) / HEADER_NAME).is_file():
+    if os.path.isfile(Path(options.dataset) / HEADER_NAME):
         found = load_calibration(options.dataset)
         found.check_fits(bundle)
         return found
@@ -297,14 +302,21 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
         UnknownNameError, InputError: as ``open_dataset``.
     """
     name = options.dataset.removeprefix("folder:")
-    if Path(name).is_dir():
-        return open_folder(Path(name), "train")
+    if os.path.isdir(name):
+        return open_folder(Path(name), class_names=options.class_names, folder_names=options.folder_names)
     if name not in DATASETS and ":" not in name:
         raise UnknownNameError(
             "dataset", name, DATASETS, "Or give a folder of images, or a set of 'clipmlu calibrate'."
         )
     return open_dataset(
-        name, "train", data_dir=options.data_dir, download=options.download, size=options.samples, seed=options.seed
+        name,
+        default_split="train",
+        class_names=options.class_names,
+        folder_names=options.folder_names,
+        data_dir=options.data_dir,
+        download=options.download,
+        size=options.samples,
+        seed=options.seed,
     )
 
 

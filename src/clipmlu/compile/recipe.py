@@ -90,12 +90,11 @@ def apply_recipe(recipe: Recipe, options: CompileOptions) -> CompileOptions:
                 f"the recipe's precision {recipe.precision.value} needs no calibration; leave --calib out"
             )
     elif not isinstance(calibration, CalibrationSet):
-        data_dir = None if calibration is None else calibration.data_dir
-        calibration = CalibrationOptions(
-            dataset=recipe.calibration.dataset if calibration is None else calibration.dataset,
-            samples=recipe.calibration.samples,
-            seed=recipe.calibration.seed,
-            data_dir=data_dir,
+        recorded = recipe.calibration
+        calibration = dataclasses.replace(
+            CalibrationOptions(dataset=recorded.dataset) if calibration is None else calibration,
+            samples=recorded.samples,
+            seed=recorded.seed,
         )
     return dataclasses.replace(
         options,

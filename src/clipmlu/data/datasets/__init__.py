@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
+from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
 from clipmlu.data.datasets.base import Dataset, spread_over_classes
 from clipmlu.errors import OptionError, UnknownNameError
-from clipmlu.file_names import expand_home
+from clipmlu.file_names import expand_home, name_from_path
 
 __all__ = [
     "DATASETS",
@@ -22,6 +24,7 @@ __all__ = [
 
 DEMO_SIZE = 1000
 _FOLDER_PREFIX = "imagefolder:"
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,11 @@ DATASETS: dict[str, DatasetInfo] = {
 
 def open_dataset(
     name: str,
-    split: str = "test",
+    split: str | None = None,
     *,
+    default_split: str = "test",
+    class_names: FolderNames | None = None,
+    folder_names: bool = False,
     data_dir: Path | None = None,
     download: bool = True,
     size: int | None = None,
@@ -68,7 +74,11 @@ def open_dataset(
 
     Args:
         name: ``cifar100``, ``cifar10``, ``demo`` or ``imagefolder:PATH``.
-        split: which part of it.
+        split: which part of it, which must be there; None for ``default_split``, or for all of a folder without splits.
+        default_split: see above.
+        class_names: other names for the classes: a file, names in the order of the classes, or a map from the dataset's own
+            names (the folders') to others; see ``name_folders``.
+        folder_names: take the names of class folders though they look like ids or splits.
         data_dir: where to look for its files; see ``CifarDataset``.
         download: fetch what is not on this machine.
         size: number of images of a generated dataset; None for its default.
@@ -76,13 +86,30 @@ def open_dataset(
 
     Raises:
         UnknownNameError: there is no such dataset.
-        OptionError: there is no such split.
-        InputError: its files cannot be found, read or downloaded.
+        OptionError: there is no such split, or options that exclude one another.
+        InputError: its files cannot be found, read or downloaded, or the class names do not fit.
     """
+    if class_names is not None and folder_names:
+        raise OptionError("class names and the folders' own exclude one another; leave --folder-names out")
     if name.startswith(_FOLDER_PREFIX):
         from clipmlu.data.datasets.imagefolder import ImageFolder
 
-        return ImageFolder(expand_home(name.removeprefix(_FOLDER_PREFIX)), split)
+        return ImageFolder(
+            expand_home(name.removeprefix(_FOLDER_PREFIX)),
+            split,
+            default_split=default_split,
+            class_names=class_names,
+            folder_names=folder_names,
+        )
+    if folder_names:
+        raise OptionError(f"--folder-names is for imagefolder:PATH; '{name}' has names of its own")
+    dataset = _open_named(name, default_split if split is None else split, data_dir, download, size, seed)
+    if class_names is not None:
+        dataset.class_names = name_folders(class_names, dataset.original_names)
+    return dataset
+
+
+def _open_named(name: str, split: str, data_dir: Path | None, download: bool, size: int | None, seed: int) -> Dataset:
     if name not in DATASETS:
         raise UnknownNameError("dataset", name, DATASETS)
     if split not in DATASETS[name].splits:
@@ -97,22 +124,39 @@ def open_dataset(
     return CifarDataset(source, split, data_dir=data_dir, download=download)
 
 
-def open_folder(path: Path, split: str) -> Dataset:
-    """Open a folder of images, with one sub-folder per class or without any.
+def open_folder(path: Path, *, class_names: FolderNames | None = None, folder_names: bool = False) -> Dataset:
+    """Open a folder of images to calibrate with, with one sub-folder per class or without any.
+
+    Sub-folders that are named by ids, such as dates, are no classes unless ``class_names`` or ``folder_names`` says so.
 
     Args:
-        path: the folder.
-        split: a sub-folder of that name is read instead, if there is one.
+        path: the folder; its sub-folder ``train`` is read instead, if there is one.
+        class_names: see ``open_dataset``.
+        folder_names: see ``open_dataset``.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        OptionError: the folder has other splits only.
+        InputError: there is no such folder, no image in it, or the class names do not fit.
     """
     from clipmlu.data.datasets.imagefolder import ImageFolder, UnlabelledFolder
+    from clipmlu.data.datasets.splits import find_calibration_folder
     from clipmlu.data.finding import LeftOut, sub_folders
 
-    root = path / split if (path / split).is_dir() else path
-    has_classes = root.is_dir() and any(found.error is None for found in sub_folders(root, LeftOut()))
-    return ImageFolder(path, split) if has_classes else UnlabelledFolder(root)
+    root = find_calibration_folder(path)
+    names = [found.path.name for found in sub_folders(root, LeftOut()) if found.error is None]
+    if names and (class_names is not None or folder_names or not look_like_ids(names)):
+        split = None if root == path else root.name
+        return ImageFolder(path, split, default_split="train", class_names=class_names, folder_names=folder_names)
+    if names:
+        _log.warning(
+            "The sub-folders of '%s' are named by ids, such as '%s': they are not taken for classes (--calib-class-names FILE, or "
+            "--calib-folder-names).",
+            name_from_path(root),
+            name_from_path(names[0]),
+        )
+    elif class_names is not None:
+        raise OptionError(f"'{name_from_path(root)}' has no class folders; leave the class names out")
+    return UnlabelledFolder(root)
 
 
 def locate_dataset(name: str) -> str:

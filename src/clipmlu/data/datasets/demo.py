@@ -100,7 +100,7 @@ class DemoDataset:
         Raises:
             IndexError: ``index`` is not in 0..len-1.
         """
-        name = self.class_names[self.label(index)]
+        name = CLASS_NAMES[self.label(index)]
         return draw(name, ((self._seed * len(_SPLITS) + _SPLITS.index(self.split)) << _INDEX_BITS) + index)
 
     def source(self, index: int) -> Image.Image:

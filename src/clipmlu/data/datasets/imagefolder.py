@@ -3,47 +3,65 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
+from clipmlu.data.datasets.splits import find_split
 from clipmlu.data.finding import Found, LeftOut, find_images, sub_folders
 from clipmlu.data.images import load_image
 from clipmlu.errors import InputError
 from clipmlu.file_names import name_from_path
 
+_SHOWN = 5
 _log = logging.getLogger(__name__)
 
 
 class ImageFolder:
     """Labelled images below ``root``; see ``Dataset``.
 
-    Sub-folders in sorted order are the classes, images below them the items, in the order of torchvision's ImageFolder. When
-    ``root`` has a sub-folder named after the split, that is read instead. A folder that cannot be listed and a link that leads
-    nowhere are items that cannot be read. What is left out is logged.
+    Sub-folders in sorted order are the classes, images below them the items, in the order of torchvision's ImageFolder. A
+    folder that cannot be listed and a link that leads nowhere are items that cannot be read. What is left out is logged.
+
+    Args:
+        root: a folder of class folders, or one of splits.
+        split: the sub-folder of ``root`` that is read; None for ``default_split`` where there is one, else for ``root`` itself,
+            whose split is then called ``all``.
+        default_split: see above.
+        class_names: names for the class folders; see ``name_folders``. None takes the folders' own, with spaces for underscores.
+        folder_names: take the folders' own names though they look like ids or splits.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        OptionError: there is no such split, or ``root`` has others.
+        InputError: there is no such folder, a class folder has no image, or the names are ids or do not fit.
     """
 
-    def __init__(self, root: Path, split: str = "test") -> None:
-        self._root = root / split if (root / split).is_dir() else root
+    def __init__(
+        self,
+        root: Path,
+        split: str | None = None,
+        *,
+        default_split: str = "test",
+        class_names: FolderNames | None = None,
+        folder_names: bool = False,
+    ) -> None:
+        self._root, self.split = find_split(root, split, default_split, folder_names=folder_names)
         self.name = f"imagefolder:{name_from_path(root)}"
-        self.split = split
-        if not self._root.is_dir():
-            raise InputError(f"Image folder '{root}' does not exist. Expected a folder with one sub-folder per class.")
         left_out = LeftOut()
         folders = [found.source() for found in sub_folders(self._root, left_out)]
-        self._items = [
-            (found, label) for label, folder in enumerate(folders) for found in _images_below(folder, left_out)
-        ]
+        images = [_images_below(folder, left_out) for folder in folders]
         _log_left_out(left_out)
-        if not self._items:
-            raise InputError(
-                f"Image folder '{self._root}' has no images in sub-folders. Expected one sub-folder per class."
-            )
-        self.original_names: tuple[str, ...] = tuple(name_from_path(folder.name) for folder in folders)
-        self.class_names = tuple(name.replace("_", " ") for name in self.original_names)
+        _check_filled(self._root, folders, images)
+        self._items = [(found, label) for label, below in enumerate(images) for found in below]
+        names = [folder.name for folder in folders]
+        self.original_names: tuple[str, ...] = tuple(map(name_from_path, names))
+        if class_names is not None:
+            self.class_names = name_folders(class_names, names)
+        else:
+            _check_words(self._root, names, folder_names=folder_names)
+            self.class_names = tuple(name.replace("_", " ").strip() for name in self.original_names)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -104,6 +122,32 @@ class UnlabelledFolder:
     def key(self, index: int) -> str:
         """The image's path relative to the folder."""
         return name_from_path(self._items[index].path.relative_to(self._root).as_posix())
+
+
+def _check_filled(root: Path, folders: Sequence[Path], images: Sequence[Sequence[Found]]) -> None:
+    """Refuse class folders without images, as torchvision does: their class would be missing from the accuracy."""
+    if not any(images):
+        raise InputError(
+            f"Image folder '{name_from_path(root)}' has no images in sub-folders. Expected one sub-folder per class."
+        )
+    empty = [f"'{name_from_path(folder.name)}'" for folder, below in zip(folders, images, strict=True) if not below]
+    if empty:
+        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+        raise InputError(
+            f"Image folder '{name_from_path(root)}' has class folders without images: {', '.join(empty[:_SHOWN])}{more}. "
+            "Fill them, or remove them."
+        )
+
+
+def _check_words(root: Path, names: Sequence[str], *, folder_names: bool) -> None:
+    """Refuse names that say nothing to a text tower, unless they are wanted."""
+    if look_like_ids(names) and not folder_names:
+        raise InputError(
+            f"The {len(names)} class folders of '{name_from_path(root)}' are named by ids, such as '{name_from_path(names[0])}', "
+            "which say nothing to a text tower. Give their names: --class-names FILE (--calib-class-names for --calib), with one "
+            "name a line in the order of the folders, a map folder -> name, or imagenet_class_index.json. Or take them as they "
+            "are: --folder-names."
+        )
 
 
 def _images_below(folder: Path, left_out: LeftOut) -> list[Found]:
