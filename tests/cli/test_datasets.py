@@ -107,7 +107,7 @@ def test_calibration_and_search_judge_by_the_names_given(
     assert not [prompt for prompt in prompts if "n0" in prompt]
     assert any("crane" in prompt or "tench" in prompt for prompt in prompts)
     search = ("--target", "cpu", "--max-drop", 0.5, "--search-samples", 30)
-    code, out, err = run("compile", exported.path, "-o", tmp_path / "int8", *data, *names, *search, "--json")
+    code, _, err = run("compile", exported.path, "-o", tmp_path / "int8", *data, *names, *search, "--json")
     assert code == 0, err
     assert "float32: top-1 1.0000 on 30 held-out images" in err
     code, _, err = run("compile", exported.path, "-o", tmp_path / "again", *data, *search)
