@@ -95,7 +95,7 @@ def compare_accuracy(options: argparse.Namespace) -> None:
 
 def embed(encoder: Encoder, items: list[ImageItem]) -> np.ndarray:
     """Embeddings of all items, shape (N, D)."""
-    return np.stack([outcome.require_embedding() for outcome in embed_items(encoder, items)])
+    return np.stack([outcome.require_row() for outcome in embed_items(encoder, items)])
 
 
 def enlarged(image: Image.Image, side: int) -> bytes:

@@ -90,9 +90,9 @@ def _embed(options: argparse.Namespace, count: int) -> dict[str, float]:
     with Encoder(open_compiled(options.bundle, verify=False), SessionOptions(threads=options.threads)) as encoder:
         embed = functools.partial(embed_items, encoder, batch_size=options.batch_size, workers=options.workers)
         for outcome in embed(_items(sources, WARM_UP)):
-            outcome.require_embedding()
+            outcome.require_row()
         start = time.perf_counter()
-        embedded = sum(outcome.embedding is not None for outcome in embed(_items(sources, count)))
+        embedded = sum(outcome.row is not None for outcome in embed(_items(sources, count)))
         seconds = time.perf_counter() - start
     if embedded != count:
         raise SystemExit(f"{embedded} embeddings of {count} images.")

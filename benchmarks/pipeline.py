@@ -246,7 +246,7 @@ def _submit(encoder: Encoder, count: int, batch_size: int) -> None:
 def _embed(encoder: Encoder, sources: list[ImageSource], options: argparse.Namespace) -> None:
     items = (ImageItem(str(number), functools.partial(load_image, source)) for number, source in enumerate(sources))
     for outcome in embed_items(encoder, items, batch_size=options.batch_size, workers=options.workers):
-        outcome.require_embedding()
+        outcome.require_row()
 
 
 def _row(name: str, taken: dict[str, list[float]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Text tower: sum of token embeddings, unit norm.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ from clipmlu.bundle import (
     text_id_of,
 )
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
-from clipmlu.specs import ModelId, PreprocessSpec, TensorSpec, TokenizerSpec
+from clipmlu.specs import Layout, ModelId, PreprocessSpec, TensorSpec, TokenizerSpec, TowerName
 
 SIDE = 8
 DIM = 12
@@ -39,6 +40,33 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 FloatArray = npt.NDArray[np.float32]
+
+_ELEMENTS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+TOWERS: dict[TowerName, Tower] = {
+    "image": Tower(
+        file="image.onnx",
+        inputs=(TensorSpec(name="pixel_values", dtype="float32", shape=("batch", 3, SIDE, SIDE)),),
+        outputs=(TensorSpec(name="image_embeds", dtype="float32", shape=("batch", DIM)),),
+    ),
+    "text": Tower(
+        file="text.onnx",
+        inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", CONTEXT)),),
+        outputs=(TensorSpec(name="text_embeds", dtype="float32", shape=("batch", DIM)),),
+    ),
+}
+JOINT: dict[TowerName, Tower] = {
+    "joint": Tower(
+        file="joint.onnx",
+        inputs=(
+            TensorSpec(name="pixel_values", dtype="float32", shape=("image_batch", 3, SIDE, SIDE)),
+            TensorSpec(name="input_ids", dtype="int64", shape=("text_batch", CONTEXT)),
+        ),
+        outputs=(
+            TensorSpec(name="logits_per_image", dtype="float32", shape=("image_batch", "text_batch")),
+            TensorSpec(name="logits_per_text", dtype="float32", shape=("text_batch", "image_batch")),
+        ),
+    )
+}
 
 
 def weights(seed: int = 0) -> tuple[FloatArray, FloatArray]:
@@ -88,11 +116,25 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
 
 
-def write_exported(path: Path, *, seed: int = 0, logit_bias: float | None = None) -> ExportedBundle:
+def joint_logits(
+    pixel_values: FloatArray, input_ids: npt.NDArray[np.int64], logit_bias: float | None = None
+) -> npt.NDArray[np.float64]:
+    """The fused graph in NumPy: scaled and shifted similarities of every image with every text."""
+    similarities = embed_images(pixel_values).astype(np.float64) @ embed_tokens(input_ids).astype(np.float64).T
+    return LOGIT_SCALE * similarities + (logit_bias or 0.0)
+
+
+def write_exported(
+    path: Path, *, seed: int = 0, logit_bias: float | None = None, layout: Layout = "towers"
+) -> ExportedBundle:
     """Publish the tiny model as an exported bundle."""
+    towers = JOINT if layout == "joint" else TOWERS
     with stage_bundle(path) as staging:
-        onnx.save(_image_graph(seed), staging.path / "image.onnx")
-        onnx.save(_text_graph(seed), staging.path / "text.onnx")
+        if layout == "joint":
+            onnx.save(_joint_graph(seed, logit_bias), staging.path / "joint.onnx")
+        else:
+            onnx.save(_image_graph(seed), staging.path / "image.onnx")
+            onnx.save(_text_graph(seed), staging.path / "text.onnx")
         write_stand_in_tokenizer(staging.path / TOKENIZER_NAME, VOCAB)
         tokenizer = TokenizerSpec(kind="huggingface", clean="lower", context_length=CONTEXT)
         files = staging.records()
@@ -100,26 +142,15 @@ def write_exported(path: Path, *, seed: int = 0, logit_bias: float | None = None
             Manifest(
                 kind="exported",
                 model=ModelId(name="tiny", random_seed=seed),
-                layout="towers",
-                towers={
-                    "image": Tower(
-                        file="image.onnx",
-                        inputs=(TensorSpec(name="pixel_values", dtype="float32", shape=("batch", 3, SIDE, SIDE)),),
-                        outputs=(TensorSpec(name="image_embeds", dtype="float32", shape=("batch", DIM)),),
-                    ),
-                    "text": Tower(
-                        file="text.onnx",
-                        inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", CONTEXT)),),
-                        outputs=(TensorSpec(name="text_embeds", dtype="float32", shape=("batch", DIM)),),
-                    ),
-                },
+                layout=layout,
+                towers=towers,
                 preprocess=PreprocessSpec(height=SIDE, width=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
                 tokenizer=tokenizer,
                 embedding_dim=DIM,
                 logit_scale=LOGIT_SCALE,
                 logit_bias=logit_bias,
                 activation="none",
-                text_id=text_id_of(files, ["text.onnx"], tokenizer),
+                text_id=text_id_of(files, [list(towers.values())[-1].file], tokenizer),
                 export=Export(
                     opset=18,
                     exporter="by hand",
@@ -127,8 +158,8 @@ def write_exported(path: Path, *, seed: int = 0, logit_bias: float | None = None
                     source_files={},
                     parity=(
                         ParityRecord(
-                            tower="image",
-                            output="image_embeds",
+                            tower=next(iter(towers)),
+                            output=next(iter(towers.values())).outputs[0].name,
                             batch_size=1,
                             max_abs_diff=0.0,
                             min_cosine=1.0,
@@ -155,44 +186,63 @@ def _unit(rows: npt.NDArray[np.float64]) -> FloatArray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _image_graph(seed: int) -> onnx.ModelProto:
+def _image_nodes() -> list[onnx.NodeProto]:
     half = SIDE // 2
-    nodes = [
+    return [
         helper.make_node("AveragePool", ["pixel_values"], ["pooled"], kernel_shape=[half, half], strides=[half, half]),
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weight"], ["raw"]),
         helper.make_node("LpNormalization", ["raw"], ["image_embeds"], axis=1, p=2),
     ]
-    return _model(
-        nodes,
-        helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE]),
-        helper.make_tensor_value_info("image_embeds", TensorProto.FLOAT, ["batch", DIM]),
-        {"weight": weights(seed)[0]},
-    )
+
+
+def _text_nodes() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+        helper.make_node("ReduceSum", ["tokens", "axes"], ["raw_texts"], keepdims=0),
+        helper.make_node("LpNormalization", ["raw_texts"], ["text_embeds"], axis=1, p=2),
+    ]
+
+
+def _image_graph(seed: int) -> onnx.ModelProto:
+    return _model(_image_nodes(), TOWERS["image"], {"weight": weights(seed)[0]})
 
 
 def _text_graph(seed: int) -> onnx.ModelProto:
+    constants = {"table": weights(seed)[1], "axes": np.array([1], np.int64)}
+    return _model(_text_nodes(), TOWERS["text"], constants)
+
+
+def _joint_graph(seed: int, logit_bias: float | None) -> onnx.ModelProto:
+    image, text = weights(seed)
+    constants = {
+        "weight": image,
+        "table": text,
+        "axes": np.array([1], np.int64),
+        "scale": np.array(LOGIT_SCALE, np.float32),
+        "bias": np.array(logit_bias or 0.0, np.float32),
+    }
     nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
-        helper.make_node("ReduceSum", ["tokens", "axes"], ["raw"], keepdims=0),
-        helper.make_node("LpNormalization", ["raw"], ["text_embeds"], axis=1, p=2),
+        *_image_nodes(),
+        *_text_nodes(),
+        helper.make_node("Mul", ["image_embeds", "scale"], ["scaled"]),
+        helper.make_node("Transpose", ["text_embeds"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["scaled", "turned"], ["products"]),
+        helper.make_node("Add", ["products", "bias"], ["logits_per_image"]),
+        helper.make_node("Transpose", ["logits_per_image"], ["logits_per_text"], perm=[1, 0]),
     ]
-    return _model(
-        nodes,
-        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", CONTEXT]),
-        helper.make_tensor_value_info("text_embeds", TensorProto.FLOAT, ["batch", DIM]),
-        {"table": weights(seed)[1], "axes": np.array([1], np.int64)},
-    )
+    return _model(nodes, JOINT["joint"], constants)
 
 
 def _model(
-    nodes: list[onnx.NodeProto],
-    given: onnx.ValueInfoProto,
-    result: onnx.ValueInfoProto,
-    constants: dict[str, npt.NDArray[np.generic]],
+    nodes: list[onnx.NodeProto], tower: Tower, constants: Mapping[str, npt.NDArray[np.generic]]
 ) -> onnx.ModelProto:
+    given, results = (
+        [helper.make_tensor_value_info(each.name, _ELEMENTS[each.dtype], list(each.shape)) for each in tensors]
+        for tensors in (tower.inputs, tower.outputs)
+    )
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "tiny", [given], [result], initializers)
+    graph = helper.make_graph(nodes, "tiny", given, results, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     return model

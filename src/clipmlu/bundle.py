@@ -166,6 +166,7 @@ class Compilation(Spec, frozen=True, kw_only=True):
         agreement: share of the checked images whose best class is the same as in float32 or as good there, or None where
             that was not measured; see ``compile.checks``.
         uint8_input: the graph that takes images takes their pixels as uint8, 0..255, and normalises them itself.
+        row_macs: input of the fused graph -> multiply-accumulate operations of one row of it; empty in other layouts.
     """
 
     target: str
@@ -184,6 +185,7 @@ class Compilation(Spec, frozen=True, kw_only=True):
     quantised: dict[TowerName, GraphQuantisation] = msgspec.field(default_factory=dict)
     agreement: float | None = None
     uint8_input: bool = False
+    row_macs: dict[str, NaturalInt] = msgspec.field(default_factory=dict)
 
     def placement(self, tower: TowerName) -> Placement:
         """Where a graph runs."""
@@ -265,6 +267,11 @@ class Bundle:
         """Bytes of all listed files."""
         return sum(record.size for record in self.manifest.files.values())
 
+    @property
+    def image_graph(self) -> TowerName:
+        """The graph that takes images: the image tower, or the fused graph of the joint layout."""
+        return "joint" if self.manifest.layout == "joint" else "image"
+
     def tower(self, name: TowerName) -> Tower:
         """The tower of that name.
 
@@ -273,8 +280,12 @@ class Bundle:
         """
         tower = self.manifest.towers.get(name)
         if tower is None:
+            if name == "joint":
+                raise BundleError(
+                    f"Bundle '{self.path}' has two towers and no fused graph. Export the model again with '--layout joint'."
+                )
             raise BundleError(
-                f"Bundle '{self.path}' has the layout '{self.manifest.layout}' and no separate {name} tower. "
+                f"Bundle '{self.path}' has the layout 'joint' and no separate {name} tower, which embeddings need. "
                 "Export the model again without '--layout joint'."
             )
         return tower

@@ -325,7 +325,7 @@ class _Jury:
     def _look(self, encoder: Encoder, start: int, stop: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         classifier = encoder.classifier(self.dataset.class_names, self._search.templates, cache=False)
         items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
-        embeddings = np.stack([outcome.require_embedding() for outcome in embed_items(encoder, items)])
+        embeddings = np.stack([outcome.require_row() for outcome in embed_items(encoder, items)])
         return embeddings, rank_classes(classifier.logits(embeddings), 1)[:, 0].astype(np.int64)
 
     def _changes(self, predicted: npt.NDArray[np.int64]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import support
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle import CompiledBundle
 from clipmlu.classify.bulk import ImageItem, embed_batches, embed_items, item_from_source
-from clipmlu.classify.encoder import Encoder, PendingEmbeddings, load
+from clipmlu.classify.encoder import Encoder, PendingRows, load
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import InputError, OptionError, OverlapError
 from clipmlu.stages import StageClock
@@ -32,7 +32,7 @@ class RecordingEncoder(Encoder):
         self.addresses: list[int] = []
         self.sizes: list[int] = []
 
-    def submit_images(self, pixel_values: Any) -> PendingEmbeddings:
+    def submit_images(self, pixel_values: Any) -> PendingRows:
         self.addresses.append(pixel_values.ctypes.data)
         self.sizes.append(len(pixel_values))
         return super().submit_images(pixel_values)
@@ -75,7 +75,7 @@ def test_every_image_comes_out_once_and_in_order(
     ]
     if good:
         pixels = np.stack([support.preprocess(support.picture(number)) for number in good])
-        rows = np.stack([outcome.embedding for outcome in outcomes if outcome.embedding is not None])
+        rows = np.stack([outcome.row for outcome in outcomes if outcome.row is not None])
         np.testing.assert_allclose(rows, support.embed_images(pixels), atol=1e-6)
     # Batches are fixed runs of items: which are broken changes their length and nothing else.
     groups = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
@@ -113,7 +113,7 @@ def test_static_bundle_takes_the_last_partial_batch(exported: Any, tmp_path: Pat
         exported, tmp_path / "static", CompileOptions(target="cpu", batch_size=4, dynamic_shape=False)
     )
     with load(compiled.path) as encoder:
-        rows = np.stack([outcome.require_embedding() for outcome in embed_items(encoder, _items(7, ()))])
+        rows = np.stack([outcome.require_row() for outcome in embed_items(encoder, _items(7, ()))])
     pixels = np.stack([support.preprocess(support.picture(number)) for number in range(7)])
     np.testing.assert_allclose(rows, support.embed_images(pixels), atol=1e-6)
 
@@ -185,6 +185,6 @@ def test_stages_are_counted_with_their_time(encoder: RecordingEncoder, tmp_path:
 def test_file_is_named_in_its_error(encoder: RecordingEncoder, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff garbage")
     outcomes = list(embed_items(encoder, [item_from_source(tmp_path / name) for name in ("broken.jpg", "absent.jpg")]))
-    assert [outcome.embedding for outcome in outcomes] == [None, None]
+    assert [outcome.row for outcome in outcomes] == [None, None]
     assert f"image '{tmp_path / 'broken.jpg'}'" in str(outcomes[0].error)
     assert f"image '{tmp_path / 'absent.jpg'}': there is no such file" in str(outcomes[1].error)

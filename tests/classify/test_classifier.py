@@ -168,7 +168,7 @@ def test_stream_keeps_order_around_broken_images_and_reads_ahead_only_a_little(e
     assert [outcome.item.id for outcome in first if outcome.error] == ["2", "7", "12", "17", "22"]
     for number in (0, 1, 3, 21):
         expected = support.embed_images(support.preprocess(support.picture(number))[None])[0]
-        np.testing.assert_allclose(first[number].embedding, expected, atol=1e-6)
+        np.testing.assert_allclose(first[number].row, expected, atol=1e-6)
     stream.close()
 
 
@@ -317,7 +317,7 @@ def test_one_class_is_said_to_be_all_there_is(encoder: Encoder, caplog: pytest.L
 def test_a_text_is_no_list_of_sources(encoder: Encoder) -> None:
     embeddings = encoder.embed_images([support.picture(seed) for seed in range(3)])
     with pytest.raises(OptionError, match="sources are 'abc'"):
-        encoder.classifier(NAMES).predictions_from_embeddings(embeddings, "abc")
+        encoder.classifier(NAMES).predictions_from_rows(embeddings, "abc")
 
 
 def test_results_are_readable_and_safe_in_html(encoder: Encoder) -> None:

@@ -75,9 +75,7 @@ ENCODER_CALLS: dict[str, Callable[[Encoder], Any]] = {
 CLASSIFIER_CALLS: dict[str, Callable[[ZeroShotClassifier], Any]] = {
     "predict": lambda classifier: classifier.predict(support.picture(1)),
     "predict, none": lambda classifier: classifier.predict([]),
-    "predictions_from_embeddings": lambda classifier: classifier.predictions_from_embeddings(
-        classifier.class_embeddings, NAMES
-    ),
+    "predictions_from_rows": lambda classifier: classifier.predictions_from_rows(classifier.class_embeddings, NAMES),
     "logits": lambda classifier: classifier.logits(classifier.class_embeddings),
     "scores": lambda classifier: classifier.scores(np.zeros((1, 3), np.float32)),
     "save": lambda classifier: classifier.save("/nowhere/x.clf"),

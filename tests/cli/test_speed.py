@@ -229,7 +229,7 @@ def test_batches_and_towers_that_the_bundle_has_not(
     assert "Batch of 9 is outside 1..8" in err
     code, _, err = run("bench", compiled.path, *QUICK, "--tower", "joint")
     assert code == 1
-    assert "no separate joint tower" in err
+    assert "no fused graph" in err
     code, _, err = run("bench", exported.path, *QUICK)
     assert code == 1
     assert "is an exported bundle" in err

@@ -413,7 +413,7 @@ def test_bundles_that_are_not_for_a_card_are_refused(
 
 def test_towers_that_the_bundle_has_not_are_refused(card: CompiledBundle, mm_run: Any) -> None:
     environ, log = mm_run()
-    with pytest.raises(BundleError, match="no separate joint tower"):
+    with pytest.raises(BundleError, match="no fused graph"):
         run_mm_run(card, MmRunOptions(tower="joint"), environ=environ)
     with pytest.raises(BundleError, match="layout 'joint' and no separate image tower"):
         run_mm_run(_joint(card), MmRunOptions(tower="image"), environ=environ)

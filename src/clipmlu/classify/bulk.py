@@ -1,4 +1,4 @@
-"""Many images through the image tower: reading, decoding and preprocessing in a pool, batches in flight, results in order.
+"""Many images through a graph: reading, decoding and preprocessing in a pool, batches in flight, results in order.
 
 Each batch has a place in memory from the first image read to the last row computed, and places are used again: however many
 images there are, no more than a few batches are held. Workers write preprocessed images straight into their rows.
@@ -27,7 +27,8 @@ from clipmlu.stages import Stage, StageClock, now
 if TYPE_CHECKING:
     from PIL import Image
 
-    from clipmlu.classify.encoder import Encoder, FloatArray, PendingEmbeddings
+    from clipmlu.classify.encoder import Encoder, FloatArray, PendingRows
+    from clipmlu.classify.scoring import ImageGraph
     from clipmlu.data.datasets import Dataset
     from clipmlu.data.preprocess import Preprocessor
 
@@ -53,44 +54,44 @@ class ImageItem:
 
 
 class Outcome(NamedTuple):
-    """What became of one item: an embedding, or the reason why there is none."""
+    """What became of one item: a row of numbers, such as its embedding, or the reason why there is none."""
 
     item: ImageItem
-    embedding: FloatArray | None
+    row: FloatArray | None
     error: InputError | None
 
-    def require_embedding(self) -> FloatArray:
-        """The embedding, shape (D,).
+    def require_row(self) -> FloatArray:
+        """The row, shape (D,).
 
         Raises:
             InputError: the image could not be read.
         """
-        if self.embedding is None:
+        if self.row is None:
             assert self.error is not None
             raise self.error
-        return self.embedding
+        return self.row
 
 
-class EmbeddedBatch(NamedTuple):
+class RowBatch(NamedTuple):
     """What became of some items that follow one another.
 
     Attributes:
         items: all of them.
-        embeddings: float32, shape (N, D), unit L2 norm per row: of those that could be read, in order.
+        rows: float32, shape (N, D): of those that could be read, in order; see ``scoring``.
         errors: position in ``items`` -> why that one could not.
     """
 
     items: Sequence[ImageItem]
-    embeddings: FloatArray
+    rows: FloatArray
     errors: dict[int, InputError]
 
-    def embedded(self) -> list[ImageItem]:
-        """The items that have a row in ``embeddings``."""
+    def computed(self) -> list[ImageItem]:
+        """The items that have a row in ``rows``."""
         return [item for position, item in enumerate(self.items) if position not in self.errors]
 
     def outcomes(self) -> Iterator[Outcome]:
         """One by one."""
-        rows = iter(self.embeddings)
+        rows = iter(self.rows)
         for position, item in enumerate(self.items):
             error = self.errors.get(position)
             yield Outcome(item, None if error else next(rows), error)
@@ -138,6 +139,14 @@ def embed_items(
         yield from batch.outcomes()
 
 
+def run_items(
+    graph: ImageGraph, items: Iterable[ImageItem], *, batch_size: int | None = None
+) -> Generator[Outcome, None, None]:
+    """Run images one by one, lazily and in order; see ``run_batches``."""
+    for batch in run_batches(graph, items, batch_size=batch_size):
+        yield from batch.outcomes()
+
+
 def embed_batches(
     encoder: Encoder,
     items: Iterable[ImageItem],
@@ -145,14 +154,40 @@ def embed_batches(
     batch_size: int | None = None,
     workers: int | None = None,
     clock: StageClock | None = None,
-) -> Generator[EmbeddedBatch, None, None]:
-    """Embed images, lazily and in order; closing the generator stops the workers.
+) -> Generator[RowBatch, None, None]:
+    """Embed images; see ``run_batches``.
+
+    Args:
+        encoder: what embeds them.
+        items: the images.
+        batch_size: images per batch; None for the bundle's own.
+        workers: see ``run_batches``.
+        clock: see ``run_batches``.
+
+    Raises:
+        BundleError: the bundle has no image tower of its own.
+        ShapeError, OptionError: as ``run_batches``.
+    """
+    from clipmlu.classify.scoring import ImageTower
+
+    yield from run_batches(ImageTower(encoder), items, batch_size=batch_size, workers=workers, clock=clock)
+
+
+def run_batches(
+    graph: ImageGraph,
+    items: Iterable[ImageItem],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    clock: StageClock | None = None,
+) -> Generator[RowBatch, None, None]:
+    """Run images through a graph, lazily and in order; closing the generator stops the workers.
 
     At most a few batches are held in memory, however many items there are, and no item is taken before there is room for
     it. An image that cannot be read leaves its batch one row shorter.
 
     Args:
-        encoder: what embeds them.
+        graph: what gives a row for each of them.
         items: the images.
         batch_size: images per batch; None for the bundle's own.
         workers: threads that read, decode and preprocess; None for one per CPU that this process may use.
@@ -162,6 +197,7 @@ def embed_batches(
         ShapeError: the bundle does not take such batches.
         OptionError: there are no workers.
     """
+    encoder = graph.encoder
     size = encoder.check_batch_size(batch_size)
     threads = available_cpus() if workers is None else workers
     if threads < 1:
@@ -183,11 +219,11 @@ def embed_batches(
                     preparing.append(_Batch(taken, places.take(), pool))
             if preparing and len(running) < depth:
                 batch = preparing.popleft()
-                batch.submit(encoder)
+                batch.submit(graph)
                 running.append(batch)
             elif running:
                 batch = running.popleft()
-                result = batch.finish(encoder.embedding_dim)
+                result = batch.finish(graph.width)
                 places.give_back(batch.rows)
                 yield result
             else:
@@ -281,9 +317,9 @@ class _Batch:
         self._items = items
         self._tasks = workers.start(items, rows)
         self._errors: dict[int, InputError] = {}
-        self._pending: PendingEmbeddings | None = None
+        self._pending: PendingRows | None = None
 
-    def submit(self, encoder: Encoder) -> None:
+    def submit(self, graph: ImageGraph) -> None:
         """Wait until the images are prepared, and send those that could be read."""
         found = [error for task in self._tasks for error in task.result()]
         self._errors = {position: error for position, error in enumerate(found) if error is not None}
@@ -292,9 +328,9 @@ class _Batch:
             good = [position for position in range(len(self._items)) if position not in self._errors]
             self.rows[:count] = self.rows[good]
         if count:
-            self._pending = encoder.submit_images(self.rows[:count])
+            self._pending = graph.submit(self.rows[:count])
 
-    def finish(self, embedding_dim: int) -> EmbeddedBatch:
+    def finish(self, width: int) -> RowBatch:
         """Wait for the device."""
-        none = np.zeros((0, embedding_dim), np.float32)
-        return EmbeddedBatch(self._items, none if self._pending is None else self._pending.result(), self._errors)
+        none = np.zeros((0, width), np.float32)
+        return RowBatch(self._items, none if self._pending is None else self._pending.result(), self._errors)

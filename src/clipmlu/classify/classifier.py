@@ -16,12 +16,13 @@ import numpy as np
 
 from clipmlu import _environment
 from clipmlu.bundle import current_tool_versions
-from clipmlu.classify.bulk import embed_batches, items_from_images
+from clipmlu.classify.bulk import items_from_images, run_batches
 from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
 from clipmlu.classify.results import Prediction, Predictions
+from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
-from clipmlu.errors import InputError, OptionError, OutputError
+from clipmlu.errors import BundleError, InputError, OptionError, OutputError
 from clipmlu.files import write_file
 
 if TYPE_CHECKING:
@@ -36,20 +37,21 @@ _log = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier:
-    """Class embeddings and the image tower that they are compared with, in use as long as the encoder is; see ``Encoder``.
+    """Class names and what scores images against them: the image tower and class embeddings, or the fused graph.
+
+    It is in use as long as the encoder is; see ``Encoder``.
 
     Attributes:
         class_names: one per class.
         templates: what the prompts were made from.
-        class_embeddings: float32, shape (C, D), unit L2 norm per row.
+        scorer: gives the rows of numbers that ``logits`` takes.
     """
 
-    def __init__(self, encoder: Encoder, header: ClassifierHeader, class_embeddings: FloatArray) -> None:
-        self._encoder = encoder
+    def __init__(self, header: ClassifierHeader, scorer: Scorer) -> None:
         self._header = header
         self.class_names = header.class_names
         self.templates = header.templates
-        self.class_embeddings = class_embeddings
+        self.scorer = scorer
         _tell_about(self.class_names, shares=header.logit_bias is None)
 
     def __repr__(self) -> str:
@@ -58,13 +60,22 @@ class ZeroShotClassifier:
         return f"ZeroShotClassifier([{shown}{more}], {len(self.templates)} template(s), model='{self._header.model}')"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._encoder.require_open()
-        return ZeroShotClassifier, (self._encoder, self._header, self.class_embeddings)
+        self.encoder.require_open()
+        return ZeroShotClassifier, (self._header, self.scorer)
 
     @property
     def encoder(self) -> Encoder:
-        """What embeds the images."""
-        return self._encoder
+        """The bundle that the images run on."""
+        return self.scorer.encoder
+
+    @property
+    def class_embeddings(self) -> FloatArray:
+        """float32, shape (C, D), unit L2 norm per row.
+
+        Raises:
+            BundleError: the bundle has the joint layout, whose graph gives none.
+        """
+        return self.scorer.class_embeddings
 
     def predict(
         self, images: ImageSource | Iterable[ImageSource], *, top_k: int = DEFAULT_TOP_K, batch_size: int | None = None
@@ -83,32 +94,32 @@ class ZeroShotClassifier:
         Raises:
             InputError: an image cannot be read.
         """
-        self._encoder.require_open()
+        self.encoder.require_open()
         items, single = items_from_images(images)
         predictions = Predictions()
-        for batch in embed_batches(self._encoder, items, batch_size=batch_size):
+        for batch in run_batches(self.scorer, items, batch_size=batch_size):
             for error in batch.errors.values():
                 raise error
             sources = [item.id for item in batch.items]
-            predictions += self.predictions_from_embeddings(batch.embeddings, sources, top_k=top_k)
+            predictions += self.predictions_from_rows(batch.rows, sources, top_k=top_k)
         return predictions[0] if single else predictions
 
-    def predictions_from_embeddings(
-        self, embeddings: FloatArray, sources: Sequence[str], *, top_k: int = DEFAULT_TOP_K
+    def predictions_from_rows(
+        self, rows: FloatArray, sources: Sequence[str], *, top_k: int = DEFAULT_TOP_K
     ) -> Predictions:
-        """Rank the classes for image embeddings.
+        """Rank the classes for images.
 
         Args:
-            embeddings: float32, shape (N, D), unit L2 norm per row.
+            rows: as for ``logits``.
             sources: what the N images are called.
             top_k: classes per image, at most as many as there are.
         """
-        self._encoder.require_open()
+        self.encoder.require_open()
         if top_k < 1:
             raise OptionError(f"top k is {top_k}; expected 1 or more")
         if isinstance(sources, (str, bytes)):
             raise OptionError(f"sources are {sources!r}; expected a list with a name for each image")
-        logits = self.logits(embeddings)
+        logits = self.logits(rows)
         ranked = rank_classes(logits, top_k)
         best_scores = np.take_along_axis(self.scores(logits), ranked, axis=1).tolist()
         return Predictions(
@@ -116,17 +127,19 @@ class ZeroShotClassifier:
             for source, best, scores in zip(sources, ranked.tolist(), best_scores, strict=True)
         )
 
-    def logits(self, image_embeddings: FloatArray) -> FloatArray:
-        """Scaled similarities plus bias: float32, shape (N, C), for embeddings of shape (N, D)."""
-        self._encoder.require_open()
-        logits: FloatArray = image_embeddings @ self.class_embeddings.T * np.float32(self._header.logit_scale)
-        if self._header.logit_bias is not None:
-            logits = logits + np.float32(self._header.logit_bias)
-        return logits
+    def logits(self, rows: FloatArray) -> FloatArray:
+        """Scaled similarities plus bias: float32, shape (N, C).
+
+        Args:
+            rows: what ``scorer`` gives for N images: embeddings, float32, shape (N, D), unit L2 norm per row; or their
+                logits, of the joint layout.
+        """
+        self.encoder.require_open()
+        return self.scorer.logits(rows)
 
     def scores(self, logits: FloatArray) -> FloatArray:
         """Probabilities, shape (N, C): softmax over the classes, or the sigmoid of each for a model with a logit bias."""
-        self._encoder.require_open()
+        self.encoder.require_open()
         if self._header.logit_bias is not None:
             # The two-sided form never takes the exponential of a large positive number.
             small = np.exp(-np.abs(logits))
@@ -139,9 +152,10 @@ class ZeroShotClassifier:
         """Write a classifier file, from which ``Encoder.load_classifier`` works without the text tower.
 
         Raises:
+            BundleError: the bundle has the joint layout, whose graph takes texts.
             OutputError: the file cannot be written.
         """
-        self._encoder.require_open()
+        self.encoder.require_open()
         write_file(path, encode_classifier(self._header, self.class_embeddings))
 
 
@@ -182,6 +196,8 @@ def build_classifier(
     """Class embeddings from prompts, or from the cache; see ``Encoder.classifier``."""
     names = resolve_class_names(class_names)
     resolved = resolve_templates(templates)
+    if encoder.bundle.manifest.layout == "joint":
+        return ZeroShotClassifier(_header(encoder, names, resolved), JointScorer(encoder, names, resolved))
     path = _cache_path(encoder, names, resolved)
     if cache and path.is_file():
         try:
@@ -189,7 +205,7 @@ def build_classifier(
         except InputError as error:
             _log.warning("Cached class embeddings are made again: %s", error)
     embeddings = embed_classes(encoder, names, resolved)
-    classifier = ZeroShotClassifier(encoder, _header(encoder, names, resolved, embeddings), embeddings)
+    classifier = _tower_classifier(encoder, _header(encoder, names, resolved, embeddings), embeddings)
     if cache:
         try:
             classifier.save(path)
@@ -231,6 +247,11 @@ def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Seque
 
 def load_classifier(encoder: Encoder, path: Path) -> ZeroShotClassifier:
     """Read a classifier file; see ``Encoder.load_classifier``."""
+    if encoder.bundle.manifest.layout == "joint":
+        raise BundleError(
+            f"Bundle '{encoder.bundle.path}' has the layout 'joint', whose graph takes texts, not the class embeddings of a "
+            f"classifier file. Give class names, or {PREFER_TOWERS}."
+        )
     header, embeddings = read_classifier(path)
     if header.text_id != encoder.bundle.manifest.text_id:
         raise InputError(
@@ -242,11 +263,15 @@ def load_classifier(encoder: Encoder, path: Path) -> ZeroShotClassifier:
             f"Classifier file '{path}' is damaged: its embeddings have {embeddings.shape[1]} elements; bundle "
             f"'{encoder.bundle.path}' has {encoder.embedding_dim}. Make the classifier again from this bundle."
         )
-    return ZeroShotClassifier(encoder, header, embeddings)
+    return _tower_classifier(encoder, header, embeddings)
+
+
+def _tower_classifier(encoder: Encoder, header: ClassifierHeader, embeddings: FloatArray) -> ZeroShotClassifier:
+    return ZeroShotClassifier(header, TowerScorer(encoder, embeddings, header.logit_scale, header.logit_bias))
 
 
 def _header(
-    encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...], embeddings: FloatArray
+    encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...], embeddings: FloatArray | None = None
 ) -> ClassifierHeader:
     manifest = encoder.bundle.manifest
     return ClassifierHeader(
@@ -257,7 +282,7 @@ def _header(
         logit_scale=manifest.logit_scale,
         logit_bias=manifest.logit_bias,
         emulated=encoder.bundle.compilation.emulated,
-        embeddings_sha256=hashlib.sha256(embeddings.tobytes()).hexdigest(),
+        embeddings_sha256="" if embeddings is None else hashlib.sha256(embeddings.tobytes()).hexdigest(),
         tool_versions=current_tool_versions(),
     )
 

@@ -40,7 +40,7 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
         logit_scale: multiplier of the similarities.
         logit_bias: added to the scaled similarities, or None.
         emulated: True when the emulated vendor SDK made the embeddings.
-        embeddings_sha256: digest of the embeddings' bytes.
+        embeddings_sha256: digest of the embeddings' bytes; empty for a classifier of a fused graph, which cannot be saved.
         tool_versions: versions of what wrote the file.
     """
 

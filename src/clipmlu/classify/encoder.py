@@ -38,11 +38,11 @@ _SMALLEST_NORM, _LARGEST_NORM = (
 PixelArray = FloatArray | npt.NDArray[np.uint8]
 
 
-class PendingEmbeddings(Protocol):
-    """Embeddings that are being computed."""
+class PendingRows(Protocol):
+    """Rows of numbers that are being computed: embeddings, or logits."""
 
     def result(self) -> FloatArray:
-        """Wait for them: float32, shape (N, D), unit L2 norm per row, owned by the caller."""
+        """Wait for them: float32, shape (N, D), owned by the caller; embeddings have unit L2 norm per row."""
 
 
 def load(
@@ -79,7 +79,7 @@ def load(
 
 
 class Encoder:
-    """The two towers of a compiled bundle, each opened when it is first needed.
+    """The graphs of a compiled bundle, two towers or the fused one, each opened when it is first needed.
 
     Threads may share one. A process that is forked may not use it: it loads the bundle itself. It is pickled by the bundle's
     path, and what is unpickled or copied is another one, loaded from there with the same options.
@@ -161,8 +161,18 @@ class Encoder:
 
     @property
     def pixel_dtype(self) -> np.dtype[np.generic]:
-        """What the image tower takes: float32, normalised, or uint8, which it normalises itself."""
-        return np.dtype(self.bundle.tower("image").inputs[0].dtype)
+        """What the graph that takes images wants: float32, normalised, or uint8, which it normalises itself."""
+        return np.dtype(self.bundle.tower(self.bundle.image_graph).inputs[0].dtype)
+
+    @property
+    def joint_text_rows(self) -> int | None:
+        """Texts of every batch of the fused graph; None where any number is taken.
+
+        Raises:
+            BundleError: the bundle has two towers.
+        """
+        size = self.bundle.tower("joint").inputs[1].shape[0]
+        return size if isinstance(size, int) else None
 
     @functools.cached_property
     def preprocessor(self) -> Preprocessor:
@@ -224,7 +234,7 @@ class Encoder:
         """
         return self._encode("text", input_ids)
 
-    def submit_images(self, pixel_values: PixelArray) -> PendingEmbeddings:
+    def submit_images(self, pixel_values: PixelArray) -> PendingRows:
         """Start one batch on the image tower and return at once; batches finish in the order of submission.
 
         Args:
@@ -233,9 +243,9 @@ class Encoder:
         Raises:
             ShapeError: dtype or shape differ from what the bundle takes.
         """
-        return self._submit("image", pixel_values)
+        return self._submit("image", (pixel_values,))
 
-    def submit_tokens(self, input_ids: npt.NDArray[np.int64]) -> PendingEmbeddings:
+    def submit_tokens(self, input_ids: npt.NDArray[np.int64]) -> PendingRows:
         """Start one batch on the text tower and return at once; see ``submit_images``.
 
         Args:
@@ -244,7 +254,30 @@ class Encoder:
         Raises:
             ShapeError: dtype or shape differ from what the bundle takes.
         """
-        return self._submit("text", input_ids)
+        return self._submit("text", (input_ids,))
+
+    def submit_pairs(self, pixel_values: PixelArray, input_ids: npt.NDArray[np.int64]) -> PendingRows:
+        """Start one batch on the fused graph, every image with every text, and return at once; see ``submit_images``.
+
+        Args:
+            pixel_values: as for ``submit_images``.
+            input_ids: int64, shape (M, context length), 1 <= M <= ``joint_text_rows``; padded to that and trimmed.
+
+        Returns:
+            The logits when they are done: float32, shape (N, M), scaled and shifted as the model does.
+
+        Raises:
+            BundleError: the bundle has two towers.
+            ShapeError: dtype or shape differ from what the bundle takes.
+        """
+        texts, fixed = len(input_ids), self.joint_text_rows
+        if not 1 <= texts <= (fixed or texts):
+            raise ShapeError(
+                f"There are {texts} texts, but bundle '{self.bundle.path}' takes exactly {fixed or 'one or more'} at a time; "
+                "fewer are padded. Cut them into pieces, or compile with another --text-rows."
+            )
+        padded = input_ids if fixed is None else pad_rows(input_ids, fixed)
+        return self._submit("joint", (pixel_values, padded), texts)
 
     def device_clock(self, tower: TowerName) -> StageClock:
         """What copying in, computing and copying out took so far on a tower, which is opened if it was not."""
@@ -267,7 +300,7 @@ class Encoder:
 
         items, single = items_from_images(images)
         outcomes = embed_items(self, items, batch_size=batch_size)
-        rows = [outcome.require_embedding() for outcome in outcomes]
+        rows = [outcome.require_row() for outcome in outcomes]
         embeddings = np.stack(rows) if rows else np.zeros((0, self.embedding_dim), np.float32)
         return embeddings[0] if single else embeddings
 
@@ -319,6 +352,7 @@ class Encoder:
 
     def _encode_text_list(self, texts: list[str]) -> FloatArray:
         self.require_open()
+        self.bundle.tower("text")
         return self.encode_tokens(self.tokenizer(texts)) if texts else np.zeros((0, self.embedding_dim), np.float32)
 
     def _session(self, tower: TowerName) -> Session:
@@ -335,8 +369,9 @@ class Encoder:
 
     def _encode(self, tower: TowerName, rows: Array) -> FloatArray:
         self.require_open()
+        self.bundle.tower(tower)
         result = np.empty((len(rows), self.embedding_dim), np.float32)
-        running: deque[tuple[int, PendingEmbeddings]] = deque()
+        running: deque[tuple[int, PendingRows]] = deque()
 
         def finish_one() -> None:
             start, pending = running.popleft()
@@ -346,21 +381,21 @@ class Encoder:
         for start in range(0, len(rows), self.batch_size):
             if len(running) == self.batches_in_flight:
                 finish_one()
-            running.append((start, self._submit(tower, rows[start : start + self.batch_size])))
+            running.append((start, self._submit(tower, (rows[start : start + self.batch_size],))))
         while running:
             finish_one()
         return result
 
-    def _submit(self, tower: TowerName, rows: Array) -> PendingEmbeddings:
+    def _submit(self, tower: TowerName, arrays: tuple[Array, ...], columns: int | None = None) -> PendingRows:
+        """Start a batch: the first array is padded if the shape is static, and the first output trimmed to what was given."""
         session = self._session(tower)
-        self._check_rows(len(rows), exact=False)
-        (input_name,) = session.inputs
-        (output_name,) = session.outputs
-        padded = rows if self.bundle.compilation.dynamic_shape else pad_rows(rows, self.batch_size)
-        pending = session.submit({input_name: padded})
-        return _Trimmed(
-            pending, lambda outputs: outputs[output_name][: len(rows)], functools.partial(self._check_result, tower)
-        )
+        rows = len(arrays[0])
+        self._check_rows(rows, exact=False)
+        padded = arrays[0] if self.bundle.compilation.dynamic_shape else pad_rows(arrays[0], self.batch_size)
+        output_name = next(iter(session.outputs))
+        pending = session.submit(dict(zip(session.inputs, (padded, *arrays[1:]), strict=True)))
+        check = self._check_logits if tower == "joint" else functools.partial(self._check_result, tower)
+        return _Trimmed(pending, lambda outputs: outputs[output_name][:rows, :columns], check)
 
     def _check_result(self, tower: TowerName, embeddings: FloatArray) -> None:
         """Refuse what a graph gives that are no embeddings: of a damaged model, or of one that overflows in its precision."""
@@ -375,9 +410,23 @@ class Encoder:
             row = int(wrong[0])
             raise SessionError(
                 f"{where} gives no unit vector for {wrong.size} of {len(embeddings)} inputs of a batch, the first one at "
-                f"{row} (norm {math.sqrt(norms[row]):g}). A weight is damaged, or a value is too large for the precision "
-                f"{self.bundle.compilation.placement(tower).precision.value}: compile in another one, or export the model again."
+                f"{row} (norm {math.sqrt(norms[row]):g}). {self._why_wrong(tower)}"
             )
+
+    def _check_logits(self, logits: FloatArray) -> None:
+        """Refuse what the fused graph gives that is not finite."""
+        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if wrong.size:
+            raise SessionError(
+                f"Bundle '{self.bundle.path}' (fused graph) gives NaN or infinite logits for {wrong.size} of {len(logits)} images "
+                f"of a batch, the first one at {wrong[0]}. {self._why_wrong('joint')}"
+            )
+
+    def _why_wrong(self, tower: TowerName) -> str:
+        return (
+            "A weight is damaged, or a value is too large for the precision "
+            f"{self.bundle.compilation.placement(tower).precision.value}: compile in another one, or export the model again."
+        )
 
     def _check_rows(self, rows: int, *, exact: bool) -> None:
         facts = self.bundle.compilation

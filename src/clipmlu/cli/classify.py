@@ -29,7 +29,7 @@ from clipmlu.data.class_names import distinct_names
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
-    from clipmlu.classify.bulk import EmbeddedBatch
+    from clipmlu.classify.bulk import RowBatch
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.encoder import Encoder
     from clipmlu.classify.results import Prediction
@@ -73,7 +73,7 @@ def classify_command(
     INPUT is a file, a folder (searched recursively), a glob pattern, or - for a list of paths on stdin, one per line.
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
-    from clipmlu.classify.bulk import embed_batches
+    from clipmlu.classify.bulk import run_batches
     from clipmlu.classify.encoder import load
     from clipmlu.cli._inputs import image_items
     from clipmlu.data.finding import LeftOut
@@ -99,7 +99,9 @@ def classify_command(
 
         if inputs:
             output = _FORMATS[format_name](classifier, top_k)
-            batches = embed_batches(encoder, image_items(inputs, left_out), batch_size=batch_size, workers=workers)
+            batches = run_batches(
+                classifier.scorer, image_items(inputs, left_out), batch_size=batch_size, workers=workers
+            )
             with contextlib.closing(batches):
                 broken = _write(output, batches, classifier, top_k)
     return note_inputs(broken, left_out)
@@ -114,7 +116,7 @@ def _classifier(encoder: Encoder, labels: str | None, file: Path | None, templat
     return encoder.classifier(resolve_class_names(labels, on_note=note), templates)
 
 
-def _write(output: _Format, batches: Iterable[EmbeddedBatch], classifier: ZeroShotClassifier, top_k: int) -> int:
+def _write(output: _Format, batches: Iterable[RowBatch], classifier: ZeroShotClassifier, top_k: int) -> int:
     """Print predictions as they come, and count the images that could not be read.
 
     Whatever ends the run early, a Ctrl-C too, what was printed is a complete document of the finished images.
@@ -123,8 +125,8 @@ def _write(output: _Format, batches: Iterable[EmbeddedBatch], classifier: ZeroSh
     begun = False
     try:
         for batch in batches:
-            sources = [item.id for item in batch.embedded()]
-            rows = classifier.predictions_from_embeddings(batch.embeddings, sources, top_k=top_k)
+            sources = [item.id for item in batch.computed()]
+            rows = classifier.predictions_from_rows(batch.rows, sources, top_k=top_k)
             click.echo(("" if begun else output.head) + "".join(map(output.row, rows)), nl=False)
             begun = True
             broken += len(batch.errors)

@@ -106,7 +106,7 @@ def _embed_images(
     batches = embed_batches(encoder, image_items(inputs, left_out), batch_size=batch_size, workers=workers)
     with contextlib.closing(batches):
         for batch in batches:
-            file.append(batch.embeddings, [item.id for item in batch.embedded()])
+            file.append(batch.rows, [item.id for item in batch.computed()])
             broken += len(batch.errors)
             for error in batch.errors.values():
                 note(f"skipped: {error}")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from clipmlu.backends import get_backend
 from clipmlu.bundle import current_tool_versions
-from clipmlu.classify.bulk import embed_batches, item_from_dataset
+from clipmlu.classify.bulk import item_from_dataset, run_batches
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.data.class_names import distinct_names
@@ -298,14 +298,14 @@ def evaluate(
     start = time.perf_counter()
     overlap = _Overlap(encoder, allowed=options.allow_overlap)
     items = (item_from_dataset(dataset, index, overlap.check) for index in indices)
-    batches = embed_batches(encoder, items, batch_size=batch_size, workers=options.workers)
+    batches = run_batches(classifier.scorer, items, batch_size=batch_size, workers=options.workers)
     remaining = iter(indices)
     try:
         for batch in batches:
             numbers = list(islice(remaining, len(batch.items)))
             skipped += [SkippedImage(id=batch.items[at].id, reason=str(error)) for at, error in batch.errors.items()]
             good = [number for at, number in enumerate(numbers) if at not in batch.errors]
-            results = _count(tally, classifier, dataset, good, batch.embeddings) if good else []
+            results = _count(tally, classifier, dataset, good, batch.rows) if good else []
             if on_result:
                 for result in results:
                     on_result(result)
@@ -489,15 +489,15 @@ def _count(
     classifier: ZeroShotClassifier,
     dataset: Dataset,
     indices: Sequence[int],
-    embeddings: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.float32],
 ) -> list[ImageResult]:
     labels = np.array([dataset.label(index) for index in indices], np.int64)
-    logits = classifier.logits(embeddings)
+    logits = classifier.logits(rows)
     ranked = rank_classes(logits, _TOP_K)
     confidence = classifier.scores(logits).max(axis=1)
     tally.add(labels, ranked, confidence)
-    rows = zip(indices, labels, ranked, strict=True)
-    return [ImageResult(index, int(label), tuple(int(each) for each in best)) for index, label, best in rows]
+    results = zip(indices, labels, ranked, strict=True)
+    return [ImageResult(index, int(label), tuple(int(each) for each in best)) for index, label, best in results]
 
 
 def _report(

@@ -10,10 +10,11 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
-from clipmlu.classify.bulk import EmbeddedBatch, ImageItem, embed_batches, item_from_source
+from clipmlu.classify.bulk import ImageItem, RowBatch, embed_batches, item_from_source
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.classifier_file import ClassifierHeader
 from clipmlu.classify.encoder import Encoder, FloatArray
+from clipmlu.classify.scoring import TowerScorer
 from clipmlu.errors import InputError
 from clipmlu.measure.graphs import make_samples
 from clipmlu.measure.scenarios import Limits, Timer
@@ -200,8 +201,8 @@ def measure_pipeline(
     good = broken = 0
     items = _items_until(files, limits, timer)
     for batch in embed_batches(encoder, items, batch_size=batch_size, workers=cores, clock=clock):
-        _rank(classifier, batch.embeddings, clock, timer)
-        good, broken = good + len(batch.embeddings), broken + len(batch.errors)
+        _rank(classifier, batch.rows, clock, timer)
+        good, broken = good + len(batch.rows), broken + len(batch.errors)
     elapsed = timer.now() - start
     together = _per_item({**clock.totals(), **_difference(encoder.device_clock("image").totals(), device_before)})
     return PipelineReport(
@@ -276,14 +277,14 @@ def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> tup
     """Every file once, by one worker, without a graph; and why some could not be read."""
     idle = cast("Encoder", _IdleDevice(encoder))
 
-    def run(some: Sequence[Path], clock: StageClock) -> list[EmbeddedBatch]:
+    def run(some: Sequence[Path], clock: StageClock) -> list[RowBatch]:
         items = (item_from_source(path) for path in some)
         return list(embed_batches(idle, items, batch_size=batch_size, workers=1, clock=clock))
 
     run(files[:_WARMING_FILES], StageClock())  # the first images also load the decoders
     clock = StageClock()
     batches = run(files, clock)
-    if not any(len(batch.embeddings) for batch in batches):
+    if not any(len(batch.rows) for batch in batches):
         raise InputError(f"Not one of {len(files)} image(s) could be read. First: {batches[0].errors[0]}")
     return _per_item(clock.totals()), tuple(str(error) for batch in batches for error in batch.errors.values())
 
@@ -313,7 +314,7 @@ def _post_process_costs(
 def _rank(classifier: ZeroShotClassifier, embeddings: FloatArray, clock: StageClock, timer: Timer) -> None:
     """What ``classify`` does with a batch when it comes back."""
     start = timer.now()
-    classifier.predictions_from_embeddings(embeddings, [""] * len(embeddings))
+    classifier.predictions_from_rows(embeddings, [""] * len(embeddings))
     clock.add({"post_process": timer.now() - start}, len(embeddings))
 
 
@@ -332,7 +333,7 @@ def _stand_in_classifier(encoder: Encoder) -> ZeroShotClassifier:
         embeddings_sha256="",
         tool_versions={},
     )
-    return ZeroShotClassifier(encoder, header, embeddings)
+    return ZeroShotClassifier(header, TowerScorer(encoder, embeddings, header.logit_scale, header.logit_bias))
 
 
 def _unit_rows(rows: int, embedding_dim: int) -> FloatArray:

@@ -11,7 +11,7 @@ import numpy as np
 from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.backends.base import Array
 from clipmlu.bundle import CompiledBundle
-from clipmlu.classify.encoder import Encoder, PendingEmbeddings, pad_rows
+from clipmlu.classify.encoder import Encoder, PendingRows, pad_rows
 from clipmlu.specs import MluBuild, TensorSpec, TowerName
 
 _TEXTS = ("a photo of a cat.", "a red circle", "a drawing of two large dogs in front of an old house", "x")
@@ -25,7 +25,7 @@ class TowerGraph:
         self._is_text = tower == "text"
         self._samples: Any = samples
 
-    def submit(self, first: int, rows: int) -> PendingEmbeddings:
+    def submit(self, first: int, rows: int) -> PendingRows:
         """Start one batch; a static shape is padded by the encoder."""
         batch = self._samples[_window(first, rows, len(self._samples))]
         return self._encoder.submit_tokens(batch) if self._is_text else self._encoder.submit_images(batch)

@@ -214,7 +214,7 @@ def run_mm_run(
     """
     options = options or MmRunOptions()
     environ = os.environ if environ is None else environ
-    tower = options.tower or ("joint" if bundle.manifest.layout == "joint" else "image")
+    tower = options.tower or bundle.image_graph
     placement = bundle.compilation.placement(tower)
     if placement.emulated or placement.target != "mlu":
         kind = "emulated; its files are no MagicMind models" if placement.emulated else f"for {placement.target}"

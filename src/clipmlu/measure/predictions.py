@@ -146,11 +146,11 @@ def embed_dataset(
     items = (item_from_dataset(dataset, index, check) for index in indices)
     outcomes = embed_items(encoder, items, batch_size=batch_size)
     for index, outcome in zip(indices, outcomes, strict=True):
-        if outcome.embedding is None:
+        if outcome.row is None:
             skipped.append(SkippedImage(id=outcome.item.id, reason=str(outcome.error)))
         else:
             good.append(index)
-            rows.append(outcome.embedding)
+            rows.append(outcome.row)
         on_progress(1)
     if not rows:
         raise InputError(

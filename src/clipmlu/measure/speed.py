@@ -165,7 +165,7 @@ def _towers(bundle: CompiledBundle, options: SpeedOptions) -> tuple[TowerName, .
     if options.tower == "both":
         towers: tuple[TowerName, ...] = ("image", "text")
     else:
-        towers = (options.tower or ("joint" if bundle.manifest.layout == "joint" else "image"),)
+        towers = (options.tower or bundle.image_graph,)
     for tower in towers:
         bundle.tower(tower)
     return towers

@@ -1,0 +1,218 @@
+"""From preprocessed images to logits over classes: the image tower and class embeddings, or the fused graph and its texts.
+
+A graph gives one *row* for each image: its embedding, or its logits. What reads, prepares and sends images does not care
+which (``bulk.run_batches``); a scorer turns the rows into logits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from clipmlu.data.prompts import fill_template
+from clipmlu.errors import BundleError, OptionError
+from clipmlu.specs import MluBuild
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from clipmlu.classify.encoder import Encoder, FloatArray, PendingRows, PixelArray
+
+PREFER_TOWERS = "export the model again without '--layout joint'"
+
+
+class ImageGraph(Protocol):
+    """What gives a row of numbers for each image."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The bundle that it belongs to."""
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+
+    def submit(self, pixel_values: PixelArray) -> PendingRows:
+        """Start one batch and return at once; see ``Encoder.submit_images``."""
+
+
+class Scorer(ImageGraph, Protocol):
+    """An image graph whose rows become logits over classes."""
+
+    @property
+    def class_embeddings(self) -> FloatArray:
+        """float32, shape (C, D), unit L2 norm per row.
+
+        Raises:
+            BundleError: the graph gives none.
+        """
+
+    def logits(self, rows: FloatArray) -> FloatArray:
+        """float32, shape (N, C), for rows of shape (N, width)."""
+
+    def describe_cost(self, batch_size: int) -> str | None:
+        """What is computed again for every batch of so many images, and what would save it; None where nothing is."""
+
+
+class ImageTower:
+    """The image tower: its rows are embeddings.
+
+    Raises:
+        BundleError: the bundle has none.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        encoder.bundle.tower("image")
+        self.encoder = encoder
+        self.width = encoder.embedding_dim
+
+    def submit(self, pixel_values: PixelArray) -> PendingRows:
+        """Start one batch; see ``ImageGraph``."""
+        return self.encoder.submit_images(pixel_values)
+
+
+class TowerScorer(ImageTower):
+    """Compares image embeddings with class embeddings.
+
+    Args:
+        encoder: of the image tower.
+        class_embeddings: float32, shape (C, D), unit L2 norm per row.
+        logit_scale: multiplier of the similarities.
+        logit_bias: added to the scaled similarities, or None.
+    """
+
+    def __init__(
+        self, encoder: Encoder, class_embeddings: FloatArray, logit_scale: float, logit_bias: float | None
+    ) -> None:
+        super().__init__(encoder)
+        self.class_embeddings = class_embeddings
+        self._scale = np.float32(logit_scale)
+        self._bias = None if logit_bias is None else np.float32(logit_bias)
+
+    def logits(self, rows: FloatArray) -> FloatArray:
+        """Scaled similarities plus bias."""
+        logits: FloatArray = rows @ self.class_embeddings.T * self._scale
+        return logits if self._bias is None else logits + self._bias
+
+    def describe_cost(self, batch_size: int) -> str | None:
+        """Nothing: texts are embedded once."""
+        return None
+
+
+class JointScorer:
+    """Runs the fused graph, which takes images and texts: its rows are the logits of all classes.
+
+    The texts are cut into pieces of as many as the graph was compiled for, the last one padded; where it takes any number,
+    into pieces of ``MluBuild.text_rows`` at most. Every piece runs with every batch of images. Equal prompts are run once.
+
+    Args:
+        encoder: of the fused graph.
+        class_names: one per class.
+        templates: exactly one.
+
+    Raises:
+        OptionError: there are several templates.
+    """
+
+    def __init__(self, encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> None:
+        prompts = _one_prompt_each(encoder, class_names, templates)
+        self.encoder = encoder
+        self.width = len(prompts)
+        different = list(dict.fromkeys(prompts))
+        places = {prompt: place for place, prompt in enumerate(different)}
+        self._columns = np.array([places[prompt] for prompt in prompts])
+        tokens = encoder.tokenizer(different)
+        size = text_rows(encoder)
+        self._pieces = [tokens[start : start + size] for start in range(0, len(tokens), size)]
+
+    @property
+    def class_embeddings(self) -> FloatArray:
+        """The fused graph keeps them to itself.
+
+        Raises:
+            BundleError: always.
+        """
+        raise BundleError(
+            f"Bundle '{self.encoder.bundle.path}' has the layout 'joint', whose graph gives logits and no class embeddings. "
+            f"To have them, {PREFER_TOWERS}."
+        )
+
+    def submit(self, pixel_values: PixelArray) -> PendingRows:
+        """Start one batch; see ``ImageGraph``."""
+        return _Pieces(self.encoder, pixel_values, self._pieces, self._columns)
+
+    def logits(self, rows: FloatArray) -> FloatArray:
+        """The rows themselves."""
+        return rows
+
+    def describe_cost(self, batch_size: int) -> str | None:
+        """How much of the arithmetic is text, and what two towers would take of it."""
+        facts = self.encoder.bundle.compilation
+        images = batch_size if facts.dynamic_shape else facts.batch_size
+        fixed = self.encoder.joint_text_rows
+        texts = sum(len(piece) if fixed is None else fixed for piece in self._pieces)
+        runs = len(self._pieces)
+        again = f"all {texts} texts" + (f", in {runs} runs of the graph," if runs > 1 else "")
+        text = f"joint layout: {again} are computed again with every batch of {images} images"
+        macs = facts.row_macs
+        if len(macs) == 2:
+            per_image, per_text = (macs[tensor.name] for tensor in self.encoder.bundle.tower("joint").inputs)
+            once = images * per_image
+            total = runs * once + texts * per_text
+            text += (
+                f", {texts * per_text / total:.1%} of the arithmetic; two towers would take {once / total:.1%} of it"
+            )
+        return f"{text} ({PREFER_TOWERS})"
+
+
+def _one_prompt_each(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """The prompts of the classes; several for one class would need the mean of embeddings that the graph does not give."""
+    if len(templates) != 1:
+        raise OptionError(
+            f"{len(templates)} templates need the mean of their text embeddings, but bundle '{encoder.bundle.path}' has the "
+            f"layout 'joint', whose graph gives logits only; give one template, or {PREFER_TOWERS}"
+        )
+    return [fill_template(templates[0], name) for name in class_names]
+
+
+def text_rows(encoder: Encoder) -> int:
+    """Texts that the fused graph takes at a time: as built, or as many as a build for cards would where any number fits."""
+    fixed = encoder.joint_text_rows
+    return fixed if fixed is not None else (encoder.bundle.compilation.mlu or MluBuild()).text_rows
+
+
+class _Pieces:
+    """A batch of images on its way through the fused graph, piece after piece of the texts.
+
+    The pixels must not change until the result is there.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        pixel_values: PixelArray,
+        pieces: Sequence[npt.NDArray[np.int64]],
+        columns: npt.NDArray[np.intp],
+    ) -> None:
+        self._encoder = encoder
+        self._pixels = pixel_values
+        self._columns = columns
+        self._waiting = deque(pieces)
+        self._running: deque[PendingRows] = deque()
+        self._start_one()  # the others when their turn comes: each has a copy of the pixels in the runtime
+
+    def result(self) -> FloatArray:
+        """Wait for all pieces: float32, shape (N, C)."""
+        found: list[FloatArray] = []
+        while self._running:
+            while self._waiting and len(self._running) < self._encoder.batches_in_flight:
+                self._start_one()
+            found.append(self._running.popleft().result())
+        logits: FloatArray = np.concatenate(found, axis=1)[:, self._columns]
+        return logits
+
+    def _start_one(self) -> None:
+        self._running.append(self._encoder.submit_pairs(self._pixels, self._waiting.popleft()))

@@ -1,0 +1,132 @@
+"""Classifying with the fused graph, against the tiny model's arithmetic in NumPy and against its two towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import support
+from clipmlu.bundle import CompiledBundle
+from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.encoder import load
+from clipmlu.classify.scoring import JointScorer
+from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.errors import BundleError, OptionError, ShapeError
+from clipmlu.specs import MluBuild
+
+NAMES = [f"thing {number}" for number in range(7)]
+TEMPLATE = "a photo of a {}."
+
+Fused = Callable[..., CompiledBundle]
+
+
+@pytest.fixture
+def fused(tmp_path: Path) -> Fused:
+    """``fused(bias=None, **options)``: the tiny model with the joint layout, compiled."""
+
+    def compile_it(bias: float | None = None, **options: Any) -> CompiledBundle:
+        source = support.write_exported(tmp_path / f"joint{bias}", logit_bias=bias, layout="joint")
+        return compile_bundle(source, tmp_path / "compiled", CompileOptions(**options))
+
+    return compile_it
+
+
+def _expected(classifier: ZeroShotClassifier, images: int, bias: float | None = None) -> np.ndarray[Any, Any]:
+    pixels = np.stack([support.preprocess(support.picture(number)) for number in range(images)])
+    prompts = [TEMPLATE.format(name) for name in classifier.class_names]
+    return support.joint_logits(pixels, classifier.encoder.tokenizer(prompts), bias)
+
+
+SHAPES = {
+    "any number": {"target": "cpu", "batch_size": 3, "max_batch": 3},
+    "static": {"target": "cpu", "batch_size": 3, "dynamic_shape": False},
+    "pixels": {"target": "cpu", "batch_size": 3, "max_batch": 3, "uint8_input": True},
+    "pieces": {"target": "emulated-mlu", "batch_size": 3, "max_batch": 3, "mlu": MluBuild(text_rows=3)},
+    "padded": {"target": "emulated-mlu", "batch_size": 3, "dynamic_shape": False, "mlu": MluBuild(text_rows=9)},
+}
+
+
+@pytest.mark.parametrize("bias", [None, -8.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scores_are_those_of_all_classes_together_however_the_texts_are_cut(
+    fused: Fused, shape: str, bias: float | None
+) -> None:
+    bundle = fused(bias, **SHAPES[shape])
+    with load(bundle.path) as encoder:
+        classifier = encoder.classifier(NAMES, TEMPLATE)
+        predictions = classifier.predict([support.picture(number) for number in range(7)], top_k=4)
+    logits = _expected(classifier, 7, bias)
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) if bias is None else 1 / (1 + np.exp(-logits))
+    for prediction, row in zip(predictions, scores, strict=True):
+        best = np.argsort(-row)[:4]
+        assert prediction.indices == tuple(best)
+        np.testing.assert_allclose(prediction.scores, row[best], rtol=1e-4)
+        assert prediction.class_names == tuple(NAMES[index] for index in best)
+
+
+def test_more_classes_than_a_piece_where_any_number_of_texts_is_taken(fused: Fused) -> None:
+    names = [f"thing {number}" for number in range(230)]  # pieces of 100, 100 and 30
+    with load(fused(target="cpu").path) as encoder:
+        classifier = encoder.classifier(names, TEMPLATE)
+        prediction = classifier.predict(support.picture(0), top_k=230)
+    logits = _expected(classifier, 1)[0]
+    found = np.empty(230)
+    found[list(prediction.indices)] = np.log(prediction.scores)  # type: ignore[union-attr]
+    np.testing.assert_allclose(found - found[0], logits - logits[0], atol=1e-4)
+
+
+def test_equal_prompts_are_run_once_and_the_first_of_equal_classes_comes_first(fused: Fused) -> None:
+    with load(fused(target="cpu").path) as encoder:
+        scorer = encoder.classifier(NAMES, TEMPLATE).scorer
+        pixels = support.preprocess(support.picture(0))[None]
+        alone = scorer.submit(pixels).result()
+        twice = JointScorer(encoder, [*NAMES, *NAMES], [TEMPLATE]).submit(pixels).result()
+    np.testing.assert_array_equal(twice, np.concatenate([alone, alone], axis=1))
+
+
+def test_several_templates_are_refused_with_the_next_step(fused: Fused) -> None:
+    with (
+        load(fused(target="cpu").path) as encoder,
+        pytest.raises(OptionError, match=r"2 templates .* mean .* one template"),
+    ):
+        encoder.classifier(NAMES, [TEMPLATE, "a drawing of a {}."])
+
+
+def test_embeddings_and_classifier_files_are_refused_with_the_next_step(fused: Fused, tmp_path: Path) -> None:
+    advice = "without '--layout joint'"
+    with load(fused(target="cpu").path) as encoder:
+        classifier = encoder.classifier(NAMES)
+        calls: list[Callable[[], object]] = [
+            lambda: encoder.embed_images([support.picture(0)]),
+            lambda: encoder.embed_images([]),
+            lambda: encoder.embed_texts("a cat"),
+            lambda: encoder.embed_texts([]),
+            lambda: encoder.encode_images(np.zeros((0, 3, support.SIDE, support.SIDE), np.float32)),
+            lambda: encoder.load_classifier(tmp_path / "absent.clf"),
+            lambda: classifier.save(tmp_path / "x.clf"),
+            lambda: classifier.class_embeddings,
+        ]
+        for call in calls:
+            with pytest.raises(BundleError, match=advice):
+                call()
+    assert not (tmp_path / "x.clf").exists()
+
+
+def test_two_towers_take_no_pairs(compiled: CompiledBundle) -> None:
+    with load(compiled.path) as encoder, pytest.raises(BundleError, match="no fused graph"):
+        encoder.submit_pairs(np.zeros((1, 3, 8, 8), np.float32), np.zeros((1, support.CONTEXT), np.int64))
+
+
+def test_batches_and_texts_that_do_not_fit_are_refused(fused: Fused) -> None:
+    bundle = fused(target="emulated-mlu", batch_size=2, max_batch=2, mlu=MluBuild(text_rows=3))
+    pixels = np.zeros((3, 3, support.SIDE, support.SIDE), np.float32)
+    ids = np.zeros((4, support.CONTEXT), np.int64)
+    with load(bundle.path) as encoder:
+        with pytest.raises(ShapeError, match=r"Batch of 3 is outside 1\.\.2"):
+            encoder.submit_pairs(pixels, ids[:3])
+        with pytest.raises(ShapeError, match=r"4 texts.* exactly 3"):
+            encoder.submit_pairs(pixels[:2], ids)
