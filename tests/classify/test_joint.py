@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,15 @@ def test_embeddings_and_classifier_files_are_refused_with_the_next_step(fused: F
             with pytest.raises(BundleError, match=advice):
                 call()
     assert not (tmp_path / "x.clf").exists()
+
+
+def test_classifier_is_pickled_by_the_bundles_path(fused: Fused) -> None:
+    with load(fused(target="cpu").path) as encoder:
+        classifier = encoder.classifier(NAMES)
+        again = pickle.loads(pickle.dumps(classifier))
+        picture = support.picture(3)
+        with again.encoder:
+            assert again.predict(picture) == classifier.predict(picture)
 
 
 def test_two_towers_take_no_pairs(compiled: CompiledBundle) -> None:

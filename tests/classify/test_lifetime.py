@@ -61,6 +61,7 @@ ENCODER_CALLS: dict[str, Callable[[Encoder], Any]] = {
     "encode_tokens": lambda model: model.encode_tokens(np.zeros((1, support.CONTEXT), np.int64)),
     "submit_images": lambda model: model.submit_images(pixels(1)),
     "submit_tokens": lambda model: model.submit_tokens(np.zeros((1, support.CONTEXT), np.int64)),
+    "submit_pairs": lambda model: model.submit_pairs(pixels(1), np.zeros((1, support.CONTEXT), np.int64)),
     "device_clock": lambda model: model.device_clock("image"),
     "embed_images": lambda model: model.embed_images([support.picture(1)]),
     "embed_images, none": lambda model: model.embed_images([]),

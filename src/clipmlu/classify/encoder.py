@@ -270,6 +270,7 @@ class Encoder:
             BundleError: the bundle has two towers.
             ShapeError: dtype or shape differ from what the bundle takes.
         """
+        self.require_open()
         texts, fixed = len(input_ids), self.joint_text_rows
         if not 1 <= texts <= (fixed or texts):
             raise ShapeError(
