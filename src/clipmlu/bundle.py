@@ -107,6 +107,7 @@ class Export(Spec, frozen=True, kw_only=True):
         weights_digest: SHA-256 over all weights in a fixed order.
         source_files: digests of the local files that the model was read from, by file name; empty for downloads.
         parity: what was measured against torch before the bundle was published.
+        notes: what was taken for granted about the weights, left out or changed, a line each.
     """
 
     opset: PositiveInt
@@ -114,6 +115,7 @@ class Export(Spec, frozen=True, kw_only=True):
     weights_digest: str
     source_files: dict[str, FileRecord]
     parity: tuple[ParityRecord, ...]
+    notes: tuple[str, ...] = ()
 
 
 class SeenData(Spec, frozen=True, kw_only=True):

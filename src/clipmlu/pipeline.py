@@ -147,10 +147,12 @@ def _export(
     reusable = _reusable_export(model, path, options, on_note)
     if reusable is None:
         on_note(f"exporting {model} to {path}")
-        result, bundle = "made", export_model(model, path, options)
+        result, bundle = "made", export_model(model, path, options, on_note=on_note)
     else:
         on_note(f"reusing {path}: its content matches")
         result, bundle = "reused", reusable
+        for line in bundle.manifest.export.notes:
+            on_note(line)
     return bundle, Step(name="export", result=result, elapsed_s=time.perf_counter() - start, path=str(path))
 
 

@@ -60,6 +60,6 @@ def export_command(
         offline=offline,
         overwrite=overwrite,
     )
-    bundle = export_model(model, output, options)
+    bundle = export_model(model, output, options, on_note=note)
     show_bundle(bundle, as_json=as_json)
     note(f"Next: clipmlu compile {output} --target cpu -o {output}-cpu")

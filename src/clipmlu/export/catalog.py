@@ -75,6 +75,22 @@ def find_weights(name: str, tag: str) -> Weights:
     raise UnknownNameError("pretrained tag", tag, [weights.tag for weights in known], hint)
 
 
+def model_names() -> tuple[str, ...]:
+    """Names of all configurations that open_clip brings along, in natural order."""
+    return tuple(_config_paths())
+
+
+def quick_gelu_name(name: str) -> str | None:
+    """The same architecture with QuickGELU, if ``name`` is one without it and has such a twin."""
+    twin = f"{name}{_QUICK_GELU_SUFFIX}"
+    return twin if twin in _config_paths() and not read_config(name).get("quick_gelu") else None
+
+
+def quick_gelu_tags(name: str) -> tuple[str, ...]:
+    """Tags of a model's weights that were trained with QuickGELU."""
+    return tuple(weights.tag for weights in _pretrained().get(name, ()) if weights.quick_gelu)
+
+
 def tags_of(name: str) -> tuple[str, ...]:
     """Tags of a model's weights; empty where there are none."""
     return tuple(weights.tag for weights in _pretrained().get(name, ()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 
@@ -33,10 +36,17 @@ from clipmlu.specs import ModelId, TokenizerSpec, TowerName
 
 __all__ = ["ExportOptions", "export_model", "identify_source"]
 
+_LOG = logging.getLogger("clipmlu.export")
 _TOOLS = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "open_clip_torch", "timm", "tokenizers", "torch")
 
 
-def export_model(model: str, output: Path, options: ExportOptions | None = None) -> ExportedBundle:
+def export_model(
+    model: str,
+    output: str | os.PathLike[str],
+    options: ExportOptions | None = None,
+    *,
+    on_note: Callable[[str], None] = _LOG.warning,
+) -> ExportedBundle:
     """Export a model to ONNX.
 
     Args:
@@ -44,6 +54,7 @@ def export_model(model: str, output: Path, options: ExportOptions | None = None)
             ``hf-hub:org/name``, ``local-dir:PATH``, or ``demo``.
         output: directory of the exported bundle.
         options: how; the defaults of ``ExportOptions`` if None.
+        on_note: called with a line for people where something was taken for granted; a warning of the log if not given.
 
     Returns:
         The bundle, published and opened.
@@ -59,10 +70,13 @@ def export_model(model: str, output: Path, options: ExportOptions | None = None)
         ExportError: anything else about the model.
     """
     options = options or ExportOptions()
+    output = Path(output)
     source = resolve_source(model, options)
     check_output_free(output, overwrite=options.overwrite)
     with quiet_libraries():
         loaded = load_model(source, options)
+    for line in loaded.notes:
+        on_note(line)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
         tokenizer = write_tokenizer(source, loaded, staging.path / TOKENIZER_NAME, options)
         towers, parity, embedding_dim = _export_towers(staging.path, loaded, tokenizer, options)
@@ -133,6 +147,7 @@ def _describe(
             weights_digest=loaded.weights_digest,
             source_files=source_files(source, options),
             parity=parity,
+            notes=loaded.notes,
         ),
         files=files,
         tool_versions=current_tool_versions(*_installed_tools()),

@@ -6,18 +6,24 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from clipmlu._imports import require
 from clipmlu.data.preprocess import spec_from_open_clip
 from clipmlu.errors import DownloadError, ExportError, first_line
+from clipmlu.export.catalog import tags_of
+from clipmlu.export.checkpoint import Checkpoint, read_checkpoint
+from clipmlu.export.configuration import check_text_config, parse_config
 from clipmlu.export.downloads import checkpoint_names, fetch_file
-from clipmlu.export.openai import is_openai_file, plain_weights
+from clipmlu.export.filetypes import Format, identify_weights, own_words, unusable_weights
+from clipmlu.export.fitting import has_logit_bias, load_weights
+from clipmlu.export.openai import is_openai_file, read_openai_file
 from clipmlu.export.options import ExportOptions
-from clipmlu.export.source import CONFIG_NAME, Source, model_config, parse_config, text_model_folder
+from clipmlu.export.source import Source, model_config, text_model_folder
+from clipmlu.export.training import CONFIG_NAME, PREPROCESS_KEYS, Training, learn_training, note_activation
 from clipmlu.specs import PreprocessSpec
 
 PURPOSE = "Exporting a model"
@@ -27,7 +33,6 @@ _WEIGHTS_HINT = (
     "or give a checkpoint file as --pretrained FILE, or a directory as local-dir:PATH."
 )
 _TEXT_CONFIG_HINT = "It configures the text tower: copy it into that cache (HF_HOME or --cache-dir)."
-_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 _QUICK_GELU = ("QuickGELU", "QuickGELUActivation")  # open_clip's class, and transformers'
 _TANH_GELU = ("NewGELUActivation", "PytorchGELUTanh", "GELUTanh", "FastGELUActivation")
@@ -49,6 +54,7 @@ class LoadedModel:
         logit_bias: or None.
         activation: ``quick_gelu``, ``gelu_tanh`` or ``gelu``, as built.
         weights_digest: SHA-256 over all weights in the order of their names.
+        notes: what was taken for granted, left out or changed, a line each.
     """
 
     module: Any
@@ -61,6 +67,7 @@ class LoadedModel:
     logit_bias: float | None
     activation: str
     weights_digest: str
+    notes: tuple[str, ...] = ()
 
     @property
     def parameter_count(self) -> int:
@@ -76,20 +83,30 @@ def load_model(source: Source, options: ExportOptions) -> LoadedModel:
         DownloadError: a file of the model cannot be had.
         ExportError: the configuration or the weights are not usable.
     """
+    form = None if source.checkpoint is None else identify_weights(source.checkpoint)  # before torch takes its seconds
     torch = require("torch", "export", PURPOSE)
     require("open_clip", "export", PURPOSE)
     config = _read_config(source, options)
-    checkpoint = None if source.random else _find_weights(source, options)
-    from_openai = checkpoint is not None and is_openai_file(checkpoint)
+    path = None if source.random else _find_weights(source, options)
+    form = None if path is None else form or identify_weights(path)
+    checkpoint = None if path is None or form is None or form == "big_vision" else _read_weights(path, form)
+    quick_gelu = form == "script" or _is_listed_quick_gelu(source)
+    notes: list[str] = []
+    if source.name is not None and source.checkpoint is not None and form != "script":
+        training, notes = _assume_training(source.name, source.checkpoint, checkpoint, config)
+        quick_gelu = bool(training.quick_gelu)
+    if checkpoint is not None and has_logit_bias(checkpoint):
+        config["model_cfg"].setdefault("init_logit_bias", 0.0)
     with _build_errors(source), torch.random.fork_rng(devices=[]):
         # Also for trained weights: what a checkpoint does not hold (there should be nothing) must not vary.
         torch.manual_seed(options.seed)
-        module = _build(config, from_openai or _is_listed_quick_gelu(source))
+        module = _build(config, quick_gelu)
     if checkpoint is not None:
-        with plain_weights(checkpoint) if from_openai else nullcontext(checkpoint) as weights:
-            _load_weights(module, weights)
+        notes += load_weights(module, checkpoint, source.name or str(source.identity))
+    elif path is not None:
+        _load_big_vision(module, path)
     module = module.float().eval().requires_grad_(False)
-    return _describe(module, config, source)
+    return _describe(module, config, source, notes)
 
 
 def _read_config(source: Source, options: ExportOptions) -> dict[str, Any]:
@@ -101,12 +118,59 @@ def _read_config(source: Source, options: ExportOptions) -> dict[str, Any]:
             source.repo, [CONFIG_NAME], cache_dir=options.cache_dir, offline=options.offline, hint=_WEIGHTS_HINT
         )
         config = parse_config(path)
-    if source.weights is not None:
-        open_clip = require("open_clip", "export", PURPOSE)
-        listed = open_clip.get_pretrained_cfg(source.name, source.weights.tag)
-        config["preprocess_cfg"] = {key: listed[key] for key in _PREPROCESS_KEYS if key in listed}
+    if source.name is not None and source.weights is not None:
+        config["preprocess_cfg"] = _listed_preprocess(source.name, source.weights.tag)
     _localise_text_config(config["model_cfg"], source, options)
     return config
+
+
+def _listed_preprocess(name: str, tag: str) -> dict[str, Any]:
+    listed = require("open_clip", "export", PURPOSE).get_pretrained_cfg(name, tag)
+    return {key: listed[key] for key in PREPROCESS_KEYS if key in listed}
+
+
+def _read_weights(path: Path, form: Format) -> Checkpoint:
+    if form != "script":
+        return read_checkpoint(path, form)
+    if is_openai_file(path):
+        return read_openai_file(path)
+    raise unusable_weights(
+        path,
+        "it is a TorchScript archive and none of those that OpenAI published (they are known by their digests): a program, "
+        "and loading it could run any code. If you trust it, save its weights alone: "
+        "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt').",
+    )
+
+
+def _assume_training(
+    name: str, path: Path, checkpoint: Checkpoint | None, config: dict[str, Any]
+) -> tuple[Training, list[str]]:
+    """What a bare file of weights does not say about itself: taken from beside it, or from the weights listed for the name.
+
+    ``preprocess_cfg`` is added to ``config``.
+    """
+    facts, tensors = ({}, {}) if checkpoint is None else (checkpoint.facts, checkpoint.tensors)
+    training = learn_training(path, config["model_cfg"], facts, tensors)
+    listed = {
+        json.dumps(each, sort_keys=True): each for each in (_listed_preprocess(name, tag) for tag in tags_of(name))
+    }
+    prepared, source = training.preprocess, training.preprocess_source
+    if not prepared and len(listed) == 1:
+        prepared, source = next(iter(listed.values())), f"'{name}' with the weights listed for it"
+    config["preprocess_cfg"] = dict(prepared)
+    note = note_activation(name, path, training)
+    return training, [*([] if note is None else [note]), _note_preprocess(path, prepared, source, len(listed))]
+
+
+def _note_preprocess(path: Path, prepared: Mapping[str, Any], source: str, variants: int) -> str:
+    mean = ", ".join(f"{value:.4g}" for value in prepared.get("mean", ()) if isinstance(value, float))
+    if prepared:
+        return f"'{path}' gets images prepared as {source} says: mean {mean}, {prepared.get('resize_mode', 'shortest')} edge"
+    doubt = f" (the weights listed for the name differ in it, in {variants} ways)" if variants > 1 else ""
+    return (
+        f"'{path}' does not say how its images were prepared: the mean and standard deviation of OpenAI's are taken{doubt}. "
+        f"If that is wrong, put an {CONFIG_NAME} with 'preprocess_cfg' beside it"
+    )
 
 
 def _localise_text_config(model_cfg: dict[str, Any], source: Source, options: ExportOptions) -> None:
@@ -120,6 +184,7 @@ def _localise_text_config(model_cfg: dict[str, Any], source: Source, options: Ex
             name, ["config.json"], cache_dir=options.cache_dir, offline=options.offline, hint=_TEXT_CONFIG_HINT
         )
         folder = path.parent
+    check_text_config(folder / "config.json")
     model_cfg["text_cfg"]["hf_model_name"] = str(folder.resolve())
 
 
@@ -180,16 +245,17 @@ def _build_errors(source: Source) -> Iterator[None]:
         raise ExportError(f"Cannot build '{source.identity}': {first_line(error)}") from error
 
 
-def _load_weights(module: Any, checkpoint: Path) -> None:
-    open_clip = require("open_clip", "export", PURPOSE)
+def _load_big_vision(module: Any, path: Path) -> None:
+    convert = require("open_clip.convert", "export", PURPOSE)
     try:
-        # Strict, and without running any code that a pickle may contain.
-        open_clip.load_checkpoint(module, str(checkpoint), strict=True, weights_only=True, device="cpu")
-    except Exception as error:  # OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, KeyError, ...
-        raise ExportError(f"Cannot load the weights '{checkpoint}': {first_line(error)}") from error
+        convert.load_big_vision_weights(module, str(path))
+    except Exception as error:  # KeyError, RuntimeError, BadZipFile, ...: it goes through the file without any checks
+        raise unusable_weights(
+            path, f"it does not fit as an .npz of Google's big_vision, for SigLIP models: {own_words(error)}."
+        ) from error
 
 
-def _describe(module: Any, config: dict[str, Any], source: Source) -> LoadedModel:
+def _describe(module: Any, config: dict[str, Any], source: Source, notes: list[str]) -> LoadedModel:
     text_cfg = config["model_cfg"]["text_cfg"]
     try:
         preprocess = spec_from_open_clip(module.visual.preprocess_cfg)
@@ -207,6 +273,7 @@ def _describe(module: Any, config: dict[str, Any], source: Source) -> LoadedMode
         logit_bias=None if bias is None else float(bias.reshape(())),
         activation=_activation(module),
         weights_digest=_digest_weights(module),
+        notes=tuple(notes),
     )
 
 

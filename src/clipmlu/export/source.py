@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -12,15 +11,15 @@ from typing import Any
 from clipmlu.bundle import TOKENIZER_NAME, FileRecord, file_record
 from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
 from clipmlu.export.catalog import DEMO_MODEL, Weights, check_model_name, find_weights, read_config, tags_of
+from clipmlu.export.configuration import parse_config
+from clipmlu.export.filetypes import describe_directory, identify_weights
 from clipmlu.export.options import ExportOptions
+from clipmlu.export.training import CONFIG_NAME, files_beside
 from clipmlu.specs import ModelId
-
-CONFIG_NAME = "open_clip_config.json"
 
 _HUB_PREFIX = "hf-hub:"
 _LOCAL_PREFIX = "local-dir:"
 _TAG_SEPARATOR = "::"
-_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 
 # Names that open_clip prefers (factory._find_checkpoint_in_dir), in its order; then any other file of these kinds.
 _CHECKPOINT_NAMES = (
@@ -114,23 +113,6 @@ def read_local_config(folder: Path) -> dict[str, Any]:
     return parse_config(folder / CONFIG_NAME)
 
 
-def parse_config(path: Path) -> dict[str, Any]:
-    """An ``open_clip_config.json``: ``model_cfg``, and ``preprocess_cfg`` where the defaults do not do.
-
-    Raises:
-        ExportError: it is missing, cannot be parsed, or describes no model.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ExportError(f"Cannot read the model's configuration '{path}': {reason}.") from error
-    model = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(model, dict) or not all(key in model for key in _MODEL_KEYS):
-        raise ExportError(f"'{path}' describes no model: expected 'model_cfg' with {', '.join(_MODEL_KEYS)}.")
-    return dict(config)
-
-
 def tokenizer_file(path: Path) -> Path:
     """The ``tokenizer.json`` that a user's path means.
 
@@ -178,8 +160,7 @@ def _local_folder(model: str) -> Path:
 
 
 def _local_source(identity: ModelId, folder: Path) -> Source:
-    if not folder.is_dir():
-        raise ExportError(f"Model '{identity.name}': there is no directory '{folder}'.")
+    _check_local_folder(identity, folder)
     read_local_config(folder)
     if identity.random_seed is not None:
         return Source(identity=identity, directory=folder)
@@ -190,6 +171,17 @@ def _local_source(identity: ModelId, folder: Path) -> Source:
             f"{', '.join(_CHECKPOINT_SUFFIXES)} file) in '{folder}'. Put it there, or export untrained weights with --random-weights."
         )
     return Source(identity=identity, directory=folder, checkpoint=checkpoint)
+
+
+def _check_local_folder(identity: ModelId, folder: Path) -> None:
+    if folder.is_file():
+        raise ExportError(
+            f"Model '{identity.name}': '{folder}' is a file. Give its directory, or the file as: NAME --pretrained FILE."
+        )
+    if not folder.is_dir():
+        raise ExportError(f"Model '{identity.name}': there is no directory '{folder}'.")
+    if (folder / "config.json").exists() and not (folder / CONFIG_NAME).exists():
+        raise ExportError(f"Model '{identity.name}' has no {CONFIG_NAME}: {describe_directory(folder)}")
 
 
 def _find_checkpoint(folder: Path) -> Path | None:
@@ -241,6 +233,8 @@ def _checkpoint_fields(name: str, given: str) -> dict[str, Any]:
     path = Path(given).expanduser()
     if path.is_file():
         return {"identity": ModelId(name=name, pretrained=path.name), "name": name, "checkpoint": path}
+    if path.exists():
+        identify_weights(path)  # raises: a directory, a pipe, ...
     if path.suffix in (*_CHECKPOINT_SUFFIXES, ".npz") or len(path.parts) > 1:
         raise ExportError(f"There is no checkpoint file '{given}'. Expected a file of weights for '{name}', or a tag.")
     find_weights(name, given)  # raises, with the close matches
@@ -251,6 +245,8 @@ def _local_files(source: Source) -> Iterator[tuple[str, Path]]:
     if source.checkpoint is not None:
         yield source.checkpoint.name, source.checkpoint
     if source.directory is None:
+        beside = files_beside(source.checkpoint) if source.checkpoint is not None else ()
+        yield from ((f"beside:{path.name}", path) for path in beside)
         return
     for name in (CONFIG_NAME, *_TOKENIZER_FILES):
         if (source.directory / name).is_file():

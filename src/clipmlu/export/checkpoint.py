@@ -1,0 +1,130 @@
+"""Weights out of a file, by name, however they are nested, without running any code that the file may hold."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipmlu._imports import require
+from clipmlu.errors import ExportError
+from clipmlu.export.filetypes import Format, own_words, unusable_weights
+
+_PURPOSE = "Exporting a model"
+_MOST_NESTING = 8
+_AGAIN = "Download or copy it again."
+
+# Values of these lie beside weights (arguments of a training, metrics); making them runs nothing.
+_PLAIN_TYPES = (
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    np.dtype,
+    *map(type, map(np.dtype, "?bhilqefd")),
+)
+_SCALAR_NAMES = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+
+_FOREIGN_OBJECT = re.compile(r"(?:GLOBAL|class|function|Unsupported global:)\s+`?([A-Za-z_][\w]*(?:\.[\w]+)+)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The content of a file of weights, flattened: ``{"state_dict": {"a": t}}`` has the tensor ``state_dict.a``.
+
+    Attributes:
+        path: the file.
+        tensors: every tensor, by the path to it.
+        nests: for each tensor, how much of its name is the path of the dictionary that holds it.
+        facts: every number, truth value and string beside them, in the same way.
+    """
+
+    path: Path
+    tensors: Mapping[str, Any]
+    nests: Mapping[str, str]
+    facts: Mapping[str, str | float | bool]
+
+
+def read_checkpoint(path: Path, form: Format) -> Checkpoint:
+    """Read all weights of a file.
+
+    Args:
+        path: the file.
+        form: ``safetensors`` or ``torch``, as ``identify_weights`` found.
+
+    Raises:
+        ExportError: it is damaged, holds objects that only running code can make, or no weights.
+    """
+    facts: dict[str, str | float | bool] = {}
+    if form == "safetensors":
+        content, metadata = _read_safetensors(path)
+        facts.update({f"metadata.{name}": value for name, value in metadata.items()})
+    else:
+        content = _read_torch(path)
+    tensors: dict[str, Any] = {}
+    nests: dict[str, str] = {}
+    torch = require("torch", "export", _PURPOSE)
+    for nest, key, value in _walk(content, "", set(), 0):
+        if isinstance(value, torch.Tensor):
+            tensors[nest + key], nests[nest + key] = value, nest
+        elif isinstance(value, (bool, int, float, str)):
+            facts[nest + key] = value
+    if not tensors:
+        found = f"it holds {', '.join(map(repr, list(content)[:4]))}" if isinstance(content, dict) and content else ""
+        raise unusable_weights(
+            path, f"it has no weights by name{': ' if found else ''}{found}. Save model.state_dict()."
+        )
+    return Checkpoint(path=path, tensors=tensors, nests=nests, facts=facts)
+
+
+def _walk(value: Any, nest: str, above: set[int], depth: int) -> Iterator[tuple[str, str, Any]]:
+    """(path of the dictionary, key, value) of everything that is no dictionary."""
+    if depth > _MOST_NESTING or id(value) in above:
+        return
+    entries = vars(value) if isinstance(value, argparse.Namespace) else value
+    if not isinstance(entries, Mapping):
+        return
+    for key, item in entries.items():
+        if isinstance(item, (Mapping, argparse.Namespace)):
+            yield from _walk(item, f"{nest}{key}.", above | {id(value)}, depth + 1)
+        else:
+            yield nest, str(key), item
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    safetensors = require("safetensors", "export", _PURPOSE)
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as archive:
+            return {name: archive.get_tensor(name) for name in archive.keys()}, dict(archive.metadata() or {})  # noqa: SIM118 - no mapping
+    except Exception as error:  # SafetensorError, and whatever torch has for types that it lacks
+        raise unusable_weights(path, f"it is a damaged safetensors file: {own_words(error)}. {_AGAIN}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    torch = require("torch", "export", _PURPOSE)
+    scalar = np.float64(0).__reduce__()[0]
+    plain = [*_PLAIN_TYPES, *((scalar, name) for name in _SCALAR_NAMES)]
+    try:
+        with torch.serialization.safe_globals(plain):
+            return torch.load(str(path), map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ...: a damaged file can raise anything
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: Exception) -> ExportError:
+    objects = _FOREIGN_OBJECT.findall(str(error)) if "nsupported" in str(error) else []
+    if not objects:
+        return unusable_weights(path, f"it is damaged or not complete: {own_words(error)}. {_AGAIN}")
+    return unusable_weights(
+        path,
+        f"beside or instead of weights it holds the Python object '{objects[0]}', and making that could run any code. "
+        "If you trust the file, open it with the program that wrote it, and save the weights alone there: "
+        "torch.save(model.state_dict(), FILE).",
+    )

@@ -1,0 +1,150 @@
+"""``open_clip_config.json``: read, and checked before a model is built, since that can take for ever or all memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from clipmlu.errors import ExportError, first_line
+from clipmlu.reading import read_json
+
+_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+_MOST_BYTES = 16 << 20
+_FLOAT_BYTES = 4
+
+# Largest values of open_clip's keys and, below, of those that transformers' configurations have; far beyond any model.
+_LIMITS = {
+    "embed_dim": 1 << 16,
+    "image_size": 1 << 13,
+    "layers": 1 << 10,
+    "width": 1 << 16,
+    "head_width": 1 << 16,
+    "patch_size": 1 << 13,
+    "heads": 1 << 12,
+    "mlp_ratio": 1 << 6,
+    "context_length": 1 << 16,
+    "vocab_size": 1 << 24,
+    "attn_pooler_queries": 1 << 16,
+    "attn_pooler_heads": 1 << 12,
+}
+_TEXT_LIMITS = {
+    **dict.fromkeys(("hidden_size", "d_model", "dim", "intermediate_size", "d_ff", "embedding_size"), 1 << 18),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layers", "encoder_layers"), 1 << 10),
+    **dict.fromkeys(("num_attention_heads", "num_heads"), 1 << 12),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "type_vocab_size"), 1 << 24),
+}
+_NAMES = ("timm_model_name", "hf_model_name", "hf_tokenizer_name", "hf_proj_type", "hf_pooler_type", "tokenizer_mode")
+_TABLES = ("tokenizer_kwargs", "act_kwargs", "norm_kwargs")
+_NO_CODE = frozenset(
+    {"trust_remote_code", "code_revision", "subfolder", "revision", "use_auth_token", "token", "proxies"}
+)
+
+
+def parse_config(path: Path) -> dict[str, Any]:
+    """An ``open_clip_config.json``: ``model_cfg``, and ``preprocess_cfg`` where the defaults do not do.
+
+    Raises:
+        ExportError: it is missing, cannot be parsed, or describes no model of a size that can be.
+    """
+    config = _read(path)
+    model = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not all(key in model for key in _MODEL_KEYS):
+        raise ExportError(f"'{path}' describes no model: expected 'model_cfg' with {', '.join(_MODEL_KEYS)}.")
+    if not isinstance(config.get("preprocess_cfg", {}), dict):
+        raise ExportError(f"'{path}' has a 'preprocess_cfg' that is no object.")
+    _check_numbers(path, "model_cfg", {"embed_dim": model["embed_dim"]})
+    for part in ("vision_cfg", "text_cfg"):
+        if not isinstance(model[part], dict):
+            raise ExportError(f"'{path}' has a '{part}' that is no object of sizes.")
+        _check_numbers(path, part, model[part])
+        _check_names(path, part, model[part])
+    _check_memory(path, _float_count(model))
+    return dict(config)
+
+
+def check_text_config(path: Path) -> None:
+    """Check the ``config.json`` of a text tower that transformers builds.
+
+    Raises:
+        ExportError: as ``parse_config``; or it wants code of its own.
+    """
+    config = _read(path)
+    if not isinstance(config, dict):
+        raise ExportError(f"'{path}' describes no text tower: expected an object.")
+    if "auto_map" in config:
+        raise ExportError(f"'{path}' wants Python code of its own ('auto_map'), which is never run.")
+    for key, most in _TEXT_LIMITS.items():
+        _check_number(path, "it", key, config.get(key), most)
+    width = max((config.get(key) or 0 for key in ("hidden_size", "d_model", "dim")), default=0)
+    layers = max((config.get(key) or 0 for key in ("num_hidden_layers", "num_layers", "n_layers")), default=0)
+    rows = sum(config.get(key) or 0 for key in ("vocab_size", "max_position_embeddings"))
+    _check_memory(path, rows * width + layers * 4 * width**2)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path, Any, _MOST_BYTES)
+    except (OSError, msgspec.DecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise ExportError(f"Cannot read the model's configuration '{path}': {reason}.") from error
+
+
+def _check_numbers(path: Path, part: str, values: Mapping[str, Any]) -> None:
+    for key, most in _LIMITS.items():
+        value = values.get(key)
+        several = key in ("layers", "image_size") and isinstance(value, list) and len(value) <= 4
+        for each in value if several and isinstance(value, list) else [value]:
+            _check_number(path, f"'{part}'", key, each, most)
+
+
+def _check_number(path: Path, part: str, key: str, value: object, most: int) -> None:
+    if value is None:
+        return
+    kinds = (int, float) if key == "mlp_ratio" else (int,)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= most:
+        shown = repr(value)[:60]
+        raise ExportError(f"'{path}': {part} has {key} {shown}; expected a whole number from 1 to {most}.")
+
+
+def _check_names(path: Path, part: str, values: Mapping[str, Any]) -> None:
+    for key in _NAMES:
+        if not isinstance(values.get(key, ""), (str, type(None))):
+            raise ExportError(f"'{path}': '{part}' has {key} {values[key]!r}; expected a name.")
+    if ":" in (values.get("timm_model_name") or ""):
+        raise ExportError(
+            f"'{path}': timm_model_name is '{values['timm_model_name']}'; expected the name of a model in timm."
+        )
+    for key in _TABLES:
+        if not isinstance(values.get(key) or {}, dict):
+            raise ExportError(f"'{path}': '{part}' has {key} {values[key]!r}; expected an object.")
+    unwanted = _NO_CODE & set(values.get("tokenizer_kwargs") or {})
+    if unwanted:
+        raise ExportError(
+            f"'{path}': tokenizer_kwargs has '{min(unwanted)}', which a model's configuration may not decide."
+        )
+
+
+def _float_count(model: Mapping[str, Any]) -> int:
+    """Numbers that the towers of open_clip's own kinds hold, from below."""
+    count = 0
+    for part, rows in (("vision_cfg", ()), ("text_cfg", ("vocab_size", "context_length"))):
+        values = model[part]
+        width, layers = values.get("width") or 64, values.get("layers") or 1
+        depth = layers if isinstance(layers, int) else 0
+        count += depth * 4 * width**2 + sum(values.get(key) or 0 for key in rows) * width
+    return count
+
+
+def _check_memory(path: Path, floats: int) -> None:
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return
+    if floats * _FLOAT_BYTES > memory:
+        raise ExportError(
+            f"'{path}' describes a model of {floats * _FLOAT_BYTES / 1e9:,.0f} GB or more; this machine has {memory / 1e9:,.0f} GB."
+        )
