@@ -6,10 +6,13 @@ for each byte, and a backslash as ``\\``. All other names are written as they ar
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections.abc import Container
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
 _ESCAPED_BYTES = os.name == "posix"
 # A backslash; control characters of ASCII and of Unicode; line and paragraph separators; bytes that are no UTF-8, which
 # Python keeps as lone surrogates (PEP 383).
@@ -61,6 +64,23 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
     """A path whose ``~`` is the home folder, as a shell has it; one that exists as it is written stays."""
     text = os.fspath(path)
     return Path(os.path.expanduser(text) if text.startswith("~") and not os.path.lexists(text) else text)
+
+
+def prefer_known_name(text: str, known: Container[str], kind: str) -> bool:
+    """Whether a text that may be a name or a path is a name: a known name wins, and ``./NAME`` is always the path.
+
+    Logs a warning where something in the working directory is called so too.
+
+    Args:
+        text: what the user gave.
+        known: the names, none of which has a separator of paths in it.
+        kind: what they name, for the message.
+    """
+    if text not in known:
+        return False
+    if os.path.lexists(text):
+        _log.warning("'%s' is taken as the %s, not as what is called so here; write './%s' for that.", text, kind, text)
+    return True
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -17,6 +17,7 @@ from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bu
 from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import open_dataset
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
 from clipmlu.files import write_file
@@ -64,6 +65,7 @@ class RunOptions:
         data_dir: where its files are; see ``open_dataset``.
         download: fetch what is not on this machine.
         threads: CPU threads per batch; 0 leaves it to the runtime.
+        max_pixels: largest width x height of an image that is decoded.
     """
 
     export: ExportOptions
@@ -76,6 +78,7 @@ class RunOptions:
     data_dir: Path | None = None
     download: bool = True
     threads: int = 0
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 def run_chain(
@@ -113,6 +116,7 @@ def run_chain(
         download=options.download,
         size=options.evaluate.samples,
         seed=options.evaluate.seed,
+        max_pixels=options.max_pixels,
     )
     folder = output / _slug(model, options.export)
     exported, export_step = _export(model, folder / "exported", options.export, on_note)

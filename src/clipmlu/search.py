@@ -26,11 +26,17 @@ from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, op
 from clipmlu.classify.bulk import embed_items, item_from_dataset
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder
-from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration, open_train_split
+from clipmlu.compile.calibration import (
+    CalibrationOptions,
+    CalibrationSet,
+    obtain_calibration,
+    open_train_split,
+    readable_images,
+)
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
 from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
 from clipmlu.data.datasets import Dataset, spread_over_classes
-from clipmlu.data.images import content_digest
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
 from clipmlu.files import write_file
 from clipmlu.reading import read_kept
@@ -361,6 +367,7 @@ def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search:
             download=given is None or given.download,
             class_names=None if given is None else given.class_names,
             folder_names=given is not None and given.folder_names,
+            max_pixels=DEFAULT_MAX_PIXELS if given is None else given.max_pixels,
         )
     )
 
@@ -370,11 +377,12 @@ def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tu
     taken = set(calibration.images)
     indices, digests = [], []
     # Another order than the calibration's, whose beginning is taken.
-    for index in spread_over_classes(dataset, calibration.record.seed + 1):
-        digest = content_digest(dataset.image(int(index)))
+    order = spread_over_classes(dataset, calibration.record.seed + 1)
+    for index, image in readable_images(dataset, order):
+        digest = content_digest(image)
         if digest not in taken:
             taken.add(digest)
-            indices.append(int(index))
+            indices.append(index)
             digests.append(digest)
         if len(indices) == samples:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from clipmlu.backends import SessionOptions
 from clipmlu.bundle import CompiledBundle
 from clipmlu.classify.bulk import ImageItem, embed_batches, embed_items, item_from_source
 from clipmlu.classify.encoder import Encoder, PendingRows, load
+from clipmlu.classify.results import Prediction
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import InputError, OptionError, OverlapError
 from clipmlu.stages import StageClock
@@ -188,3 +190,31 @@ def test_file_is_named_in_its_error(encoder: RecordingEncoder, tmp_path: Path) -
     assert [outcome.row for outcome in outcomes] == [None, None]
     assert f"image '{tmp_path / 'broken.jpg'}'" in str(outcomes[0].error)
     assert f"image '{tmp_path / 'absent.jpg'}': there is no such file" in str(outcomes[1].error)
+
+
+def test_images_that_are_cut_off_to_eight_bits_are_counted_once_each(
+    encoder: RecordingEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    deep = Image.fromarray(np.full((support.SIDE, support.SIDE), 60_000, np.uint16))
+    items = [ImageItem(name, lambda: deep) for name in ("a.tif", "b.tif", "a.tif")]
+    items.append(ImageItem("c.png", lambda: support.picture(0)))
+    list(embed_items(encoder, items))
+    (message,) = caplog.messages
+    assert message.startswith("2 image(s) hold grey values outside 0..255")
+    assert "as open_clip does" in message
+
+
+def test_open_files_are_images_and_not_lines(encoder: RecordingEncoder, tmp_path: Path) -> None:
+    support.picture(0).save(tmp_path / "0.png")
+    expected = support.embed_images(support.preprocess(support.picture(0))[None])[0]
+    content = io.BytesIO((tmp_path / "0.png").read_bytes())
+    classifier = encoder.classifier(["cat", "dog"], cache=False)
+    with (tmp_path / "0.png").open("rb") as file:
+        np.testing.assert_allclose(encoder.embed_images(content), expected, atol=1e-6)
+        np.testing.assert_allclose(encoder.embed_images(file), expected, atol=1e-6)
+        many = encoder.embed_images([content, file, content, tmp_path / "0.png"])
+        np.testing.assert_allclose(many, np.stack([expected] * 4), atol=1e-6)
+        prediction = classifier.predict(file)
+    assert isinstance(prediction, Prediction)
+    assert prediction.source == str(tmp_path / "0.png")
+    assert isinstance(classifier.predict(content), Prediction)

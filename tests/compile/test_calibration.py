@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 
 import support
 from clipmlu.bundle import ExportedBundle
@@ -240,3 +241,61 @@ def test_pipe_in_a_saved_set_is_refused_at_once(saved: Path, name: str) -> None:
     os.mkfifo(saved / name)
     with pytest.raises(InputError, match="not a regular file"):
         load_calibration(saved)
+
+
+def test_broken_images_are_reported_and_others_taken(
+    exported: ExportedBundle, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = obtain_calibration(exported, options(folder, samples=5))
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff garbage")
+    (folder / "train" / "cat" / "gone.png").symlink_to("nowhere")
+    drawn = obtain_calibration(exported, options(folder, samples=5))
+    assert drawn.record.samples == len(drawn.images) == len(drawn.pixels) == 5
+    everything = obtain_calibration(exported, options(folder, samples=100))
+    assert set(whole.images) < set(everything.images)
+    assert everything.record.samples == 7
+    said = [message for message in caplog.messages if message.startswith("skipped: ")]
+    assert any("broken.jpg" in message for message in said)
+    assert any("gone.png" in message and "nowhere" in message for message in said)
+    for path in (folder / "train").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(CalibrationError, match=r"Not one of the 1 images of 'folder:.*' could be read"):
+        obtain_calibration(exported, CalibrationOptions(dataset=str(folder / "train" / "cat")))
+
+
+def test_sixteen_bit_images_are_counted(
+    exported: ExportedBundle, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(np.full((9, 9), 60_000, np.uint16)).save(folder / "train" / "cat" / "deep.png")
+    obtain_calibration(exported, options(folder, samples=100))
+    assert any(message.startswith("1 image(s) hold grey values outside 0..255") for message in caplog.messages)
+
+
+@pytest.mark.parametrize("kind", ["folder", "set"])
+def test_a_datasets_name_wins_over_what_is_called_so_here(
+    exported: ExportedBundle, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    own = obtain_calibration(exported, CalibrationOptions(dataset=str(folder), samples=3))
+    if kind == "set":
+        own.save(folder.parent / "demo")
+    else:
+        folder.rename(folder.parent / "demo")
+    monkeypatch.chdir(folder.parent)
+    drawn = obtain_calibration(exported, CalibrationOptions(dataset="demo", samples=3))
+    assert drawn.images != own.images
+    assert drawn.record.split == "train"
+    assert set(caplog.messages) == {
+        "'demo' is taken as the dataset, not as what is called so here; write './demo' for that."
+    }
+    assert obtain_calibration(exported, CalibrationOptions(dataset="./demo", samples=3)).images == own.images
+
+
+def test_home_folder_is_expanded(exported: ExportedBundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert obtain_calibration(exported, CalibrationOptions(dataset="~/folder", samples=3)).record.samples == 3
+
+
+def test_pixel_limit_is_the_options(exported: ExportedBundle, folder: Path) -> None:
+    with pytest.raises(CalibrationError, match="Not one of the 7 images"):
+        obtain_calibration(exported, options(folder, samples=3, max_pixels=support.SIDE**2 - 1))
+    assert obtain_calibration(exported, options(folder, samples=3, max_pixels=support.SIDE**2)).record.samples == 3

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
 from clipmlu.data import images
-from clipmlu.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, load_image, read_source
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, content_digest, is_clipped, load_image, read_source
 from clipmlu.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -142,7 +144,7 @@ def test_other_arrays_are_refused_with_what_was_expected(array: np.ndarray, word
         load_image(array)
 
 
-@pytest.mark.parametrize("source", [None, 3, io.BytesIO(b"x"), [PHOTO], object()])
+@pytest.mark.parametrize("source", [None, 3, [PHOTO], object()])
 def test_other_types_are_refused_by_name(source: object) -> None:
     with pytest.raises(InputError, match=f"of type '{type(source).__name__}'.*Expected a path, bytes"):
         load_image(source)  # type: ignore[arg-type]
@@ -221,9 +223,7 @@ def test_truncated_photograph_is_refused() -> None:
 
 def test_pixel_limit_is_checked_on_the_header_before_decoding() -> None:
     content = png_claiming(20000, 20000)  # decoding it would fail: there is no such data
-    with pytest.raises(
-        InputError, match=f"20000x20000 is 400,000,000 pixels, .*{DEFAULT_MAX_PIXELS:,}.*larger max_pixels"
-    ):
+    with pytest.raises(InputError, match=f"20000x20000 is 400,000,000 pixels, .*{DEFAULT_MAX_PIXELS:,}.*--max-pixels"):
         load_image(content)
     with pytest.raises(InputError, match="Cannot decode"):
         load_image(png_claiming(20, 20))
@@ -281,3 +281,74 @@ def test_limit_on_pixels_comes_before_a_reduced_scale() -> None:
     with pytest.raises(InputError, match="640x480 is 307,200 pixels"):
         load_image(content, max_pixels=100_000, at_least=(64, 64))
     assert load_image(content, at_least=(64, 64)).size == (160, 120)
+
+
+@pytest.mark.parametrize("rewound", [True, False])
+def test_open_files_are_read_from_their_beginning(tmp_path: Path, rewound: bool) -> None:
+    content = encode(Image.fromarray(PHOTO), "PNG")
+    (tmp_path / "photo.png").write_bytes(content)
+    with (tmp_path / "photo.png").open("rb") as file:
+        for stream in (io.BytesIO(content), file):
+            if not rewound:
+                stream.seek(0, io.SEEK_END)
+            np.testing.assert_array_equal(np.asarray(load_image(stream)), PHOTO)
+            assert read_source(stream) == content
+
+
+def test_open_files_that_give_no_image_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("photo.png\n")
+    with (
+        path.open() as text,
+        pytest.raises(InputError, match=r"list\.txt': it was opened as text\. Open it with mode 'rb'"),
+    ):
+        load_image(text)  # type: ignore[arg-type]
+    with path.open("rb") as file, pytest.raises(InputError, match=r"list\.txt': its content is no image"):
+        load_image(file)
+    with pytest.raises(InputError, match="closed file"):
+        load_image(file)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA", "CMYK", "1", "I;16"])
+def test_digest_is_that_of_the_whole_image_however_it_is_cut(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(PHOTO).convert("L" if mode == "I;16" else mode).convert(mode)
+    expected = hashlib.sha256(b"31x23\n" + image.convert("RGB").tobytes()).hexdigest()
+    assert content_digest(image) == expected
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 100)
+    assert content_digest(image) == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "mode", "clipped"),
+    [
+        (np.array([[0, 65535]], np.uint16), "I;16", True),
+        (np.array([[0, 255]], np.uint16), "I;16", False),
+        (np.array([[0, 65535]], np.int32), "I", True),
+        (np.array([[-1, 5]], np.int32), "I", True),
+        (np.array([[0.0, 1.0]], np.float32), "F", True),
+        (np.array([[0.0, 255.0]], np.float32), "F", False),
+        (np.array([[0, 255]], np.uint8), "L", False),
+    ],
+)
+def test_grey_values_that_do_not_fit_eight_bits_are_known(array: Any, mode: str, clipped: bool) -> None:
+    image = Image.fromarray(array)
+    assert image.mode == mode
+    assert is_clipped(image) == clipped
+
+
+def test_big_endian_grey_values_are_known_too() -> None:
+    for top, clipped in ((0x0100, True), (0x00FF, False)):
+        image = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 0, top))
+        assert is_clipped(image) == clipped
+
+
+@pytest.mark.parametrize("compression", ["tiff_deflate", "tiff_lzw", "jpeg"])
+def test_damaged_tiff_prints_nothing(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff would write to the process's stderr by itself."""
+    stream = io.BytesIO()
+    Image.fromarray(PHOTO).resize((90, 90)).save(stream, "TIFF", compression=compression)
+    content = bytearray(stream.getvalue())
+    content[len(content) // 3 : len(content) // 3 + 200] = b"\x55" * 200
+    with contextlib.suppress(InputError):
+        load_image(bytes(content))
+    assert capfd.readouterr() == ("", "")

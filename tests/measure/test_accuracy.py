@@ -14,6 +14,7 @@ from PIL import Image
 import support
 from clipmlu.bundle import CompiledBundle
 from clipmlu.classify.encoder import Encoder, load
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError, ShapeError
 from clipmlu.measure import accuracy
 from clipmlu.measure.accuracy import (
@@ -36,6 +37,7 @@ class Pictures:
     size: int
     broken: frozenset[int] = frozenset()
     class_names: tuple[str, ...] = NAMES
+    max_pixels: int = DEFAULT_MAX_PIXELS
     name: str = "pictures"
     split: str = "test"
 

@@ -21,6 +21,7 @@ from clipmlu.bundle import CompiledBundle, ExportedBundle, file_record, open_exp
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import BundleError, InputError, OptionError, OverlapError
 from clipmlu.measure import tensors
 from clipmlu.measure.ablation import Rebuilder
@@ -47,6 +48,7 @@ class Pictures:
     broken: frozenset[int] = frozenset()
     class_names: tuple[str, ...] = NAMES
     original_names: tuple[str, ...] = NAMES
+    max_pixels: int = DEFAULT_MAX_PIXELS
     name: str = "pictures"
     split: str = "test"
 

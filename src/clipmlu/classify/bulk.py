@@ -7,6 +7,7 @@ images there are, no more than a few batches are held. Workers write preprocesse
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
 from collections import deque
@@ -19,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu._machine import available_cpus
-from clipmlu.data.images import ImageSource, read_source
+from clipmlu.classify.pixel_budget import PixelBudget, Turn
+from clipmlu.data.images import ImageSource, clipped_note, is_clipped, is_stream, name_of_stream, read_source
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.stages import Stage, StageClock, now
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[Any]
 """Preprocessed images, shape (N, 3, H, W), of the dtype that the bundle takes: float32 or uint8."""
 
+_log = logging.getLogger(__name__)
 _IMAGES_PER_TASK = 8  # handing a task to a thread costs some 20 us; a small image is prepared in 200 us
 
 
@@ -46,11 +49,13 @@ class ImageItem:
         id: what it is called.
         load: gives the image, or what it is decoded from.
         check: called with the decoded image; what it raises ends the run, unless it is an ``InputError``.
+        max_pixels: largest width x height that is decoded; None for what the encoder allows.
     """
 
     id: str
     load: Callable[[], ImageSource]
     check: Callable[[Image.Image], object] | None = None
+    max_pixels: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -104,7 +109,7 @@ def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list
     if isinstance(images, np.ndarray):
         single = images.ndim <= 3
         sources: list[ImageSource] = [images] if single else list(images)
-    elif isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
+    elif isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or is_stream(images):
         single, sources = True, [images]
     else:
         single, sources = False, list(images)
@@ -113,7 +118,11 @@ def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list
 
 def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
     """An item from anything that ``load_image`` reads; paths are their own id."""
-    name = name_from_path(source) if isinstance(source, (str, os.PathLike)) else f"image {position}"
+    name = f"image {position}"
+    if isinstance(source, (str, os.PathLike)):
+        name = name_from_path(source)
+    elif is_stream(source):
+        name = name_of_stream(source) or name
     return ImageItem(name, lambda: source)
 
 
@@ -123,7 +132,7 @@ def item_from_dataset(
     """An item from a dataset; ``check`` is called with its id and the decoded image."""
     key = dataset.key(index)
     checked = None if check is None else lambda image: check(key, image)
-    return ImageItem(key, lambda: dataset.source(index), checked)
+    return ImageItem(key, lambda: dataset.source(index), checked, dataset.max_pixels)
 
 
 def embed_items(
@@ -184,7 +193,8 @@ def run_batches(
     """Run images through a graph, lazily and in order; closing the generator stops the workers.
 
     At most a few batches are held in memory, however many items there are, and no item is taken before there is room for
-    it. An image that cannot be read leaves its batch one row shorter.
+    it. An image that cannot be read leaves its batch one row shorter. Large images are decoded a few at a time: see
+    ``PixelBudget``. How many were cut off to 8 bits is logged at the end.
 
     Args:
         graph: what gives a row for each of them.
@@ -262,6 +272,8 @@ class _Workers:
         self._clock = clock
         self._count = count
         self._stopped = threading.Event()
+        self._budget = PixelBudget(count)
+        self._clipped: set[str] = set()
         self._pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix="clipmlu-preprocess")
 
     def __enter__(self) -> _Workers:
@@ -269,7 +281,10 @@ class _Workers:
 
     def __exit__(self, *_error: object) -> None:
         self._stopped.set()
+        self._budget.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._clipped:
+            _log.warning("%s", clipped_note(self._clipped))
 
     def start(self, items: Sequence[ImageItem], rows: Rows) -> list[Future[list[InputError | None]]]:
         """Prepare the items into the rows, in tasks of a few."""
@@ -282,20 +297,26 @@ class _Workers:
     def _prepare(self, items: Sequence[ImageItem], rows: Rows) -> list[InputError | None]:
         errors: list[InputError | None] = []
         spent: dict[Stage, float] = {"read": 0.0, "decode": 0.0, "preprocess": 0.0}
+        turn = Turn(self._budget)
         for item, row in zip(items, rows, strict=False):
             if self._stopped.is_set():
                 break
-            errors.append(self._prepare_one(item, row, spent))
+            try:
+                errors.append(self._prepare_one(item, row, spent, turn))
+            finally:
+                turn.end()
         if self._clock is not None:
             self._clock.add(spent, len(errors))
         return errors
 
-    def _prepare_one(self, item: ImageItem, row: Rows, spent: dict[Stage, float]) -> InputError | None:
+    def _prepare_one(self, item: ImageItem, row: Rows, spent: dict[Stage, float], turn: Turn) -> InputError | None:
         start = now()
         try:
             source = read_source(item.load())
             read = now()
-            image = self._preprocess.decode(source, name=item.id)
+            image = self._preprocess.decode(source, name=item.id, max_pixels=item.max_pixels, reserve=turn.reserve)
+            if is_clipped(image):
+                self._clipped.add(item.id)
             if item.check is not None:
                 item.check(image)
             decoded = now()

@@ -83,7 +83,7 @@ class ZeroShotClassifier:
         """Classify one image or many.
 
         Args:
-            images: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file, or an iterable of these
+            images: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file, open binary file, or an iterable of these
                 (an array of shape (N, H, W, 3) too).
             top_k: classes per image, at most as many as there are.
             batch_size: images per batch; None for the bundle's own.

@@ -54,6 +54,7 @@ def load(
     image_only: bool = False,
     fast_preprocess: bool = False,
     busy_wait: bool = True,
+    max_pixels: int | None = None,
 ) -> Encoder:
     """Open a compiled bundle for use.
 
@@ -67,15 +68,17 @@ def load(
             those of open_clip.
         busy_wait: threads of a CPU runtime may spin while they wait for one another: the lowest latency for one image at
             a time. Off, many images come through sooner where decoding and computing share the CPU.
+        max_pixels: largest width x height of an image that is decoded; None for 178,956,970.
 
     Raises:
+        OptionError: ``max_pixels`` is below 1.
         BundleError: there is no such bundle, it is not compiled, or it is not what its manifest says.
         BackendUnavailableError: its runtime cannot be used here; raised when the first tower is needed.
     """
     unused: tuple[TowerName, ...] = ("text",) if image_only else ()
     bundle = open_compiled(path, verify=verify, without=unused)
     options = SessionOptions(threads=threads, device=device, busy_wait=busy_wait)
-    return Encoder(bundle, options, fast_preprocess=fast_preprocess, without=unused)
+    return Encoder(bundle, options, fast_preprocess=fast_preprocess, without=unused, max_pixels=max_pixels)
 
 
 class Encoder:
@@ -101,7 +104,11 @@ class Encoder:
         *,
         fast_preprocess: bool = False,
         without: tuple[TowerName, ...] = (),
+        max_pixels: int | None = None,
     ) -> None:
+        if max_pixels is not None and max_pixels < 1:
+            raise OptionError(f"max pixels is {max_pixels}; expected 1 or more")
+        self._max_pixels = max_pixels
         self.bundle = bundle
         self._fast_preprocess = fast_preprocess
         self._without = without
@@ -177,9 +184,11 @@ class Encoder:
     @functools.cached_property
     def preprocessor(self) -> Preprocessor:
         """Turns images into input tensors as the model was trained."""
+        from clipmlu.data.images import DEFAULT_MAX_PIXELS
         from clipmlu.data.preprocess import Preprocessor
 
-        return Preprocessor(self.bundle.manifest.preprocess, fast=self._fast_preprocess)
+        limit = DEFAULT_MAX_PIXELS if self._max_pixels is None else self._max_pixels
+        return Preprocessor(self.bundle.manifest.preprocess, fast=self._fast_preprocess, max_pixels=limit)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -288,7 +297,8 @@ class Encoder:
         """Embed images.
 
         Args:
-            images: one image or many: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file.
+            images: one image or many: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file,
+                open binary file.
             batch_size: images per batch; None for the bundle's own.
 
         Returns:

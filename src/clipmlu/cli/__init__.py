@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from clipmlu import __version__
-from clipmlu.cli._shared import library_notes, note
+from clipmlu.cli._shared import LibraryNotes, note, quiet_pillow
 from clipmlu.cli.bench import bench_command
 from clipmlu.cli.calibrate import calibrate_command
 from clipmlu.cli.catalog import datasets_command, models_command
@@ -65,7 +65,7 @@ for _command in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; only a bug of ours raises."""
     try:
-        with library_notes():
+        with LibraryNotes() as notes, quiet_pillow():
             code = cli.main(
                 args=None if arguments is None else list(arguments), prog_name="clipmlu", standalone_mode=False
             )
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader went away, as in `clipmlu classify ... | head`: leave quietly, whatever is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return code if isinstance(code, int) else 0
+    code = code if isinstance(code, int) else 0
+    return code or int(notes.skipped)
 
 
 def _one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,7 +12,7 @@ import click
 import msgspec
 
 from clipmlu.cli._datasets import calibration_names_options
-from clipmlu.cli._shared import PATH, Decorated, device_option
+from clipmlu.cli._shared import PATH, Decorated, device_option, max_pixels_option
 from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.reading import read_json
 from clipmlu.specs import (
@@ -131,6 +132,7 @@ _OPTIONS = (
     ),
     click.option("--calib-data-dir", type=PATH, help="Folder that holds the calibration dataset."),
     *calibration_names_options,
+    max_pixels_option,
     click.option(
         "--calib-server",
         "--rpc-server",
@@ -208,9 +210,13 @@ def sweep_options(command: Decorated) -> Decorated:
 
 
 def _with_options(command: Decorated, left_out: dict[str, Any]) -> Decorated:
+    reads_images = "max_pixels" in inspect.signature(command).parameters
+
     @functools.wraps(command)
     def wrapped(**parameters: Any) -> Any:
         given = {name: left_out[name] if name in left_out else parameters.pop(name) for name in _NAMES}
+        if reads_images:
+            parameters["max_pixels"] = given["max_pixels"]
         return command(**parameters, options=_options_from(given))
 
     decorated: Callable[..., Any] = wrapped
@@ -335,6 +341,7 @@ def _calibration(given: dict[str, Any]) -> CalibrationOptions | None:
         data_dir=given["calib_data_dir"],
         class_names=given["calib_class_names"],
         folder_names=given["calib_folder_names"],
+        max_pixels=given["max_pixels"],
     )
 
 

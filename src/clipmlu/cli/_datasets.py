@@ -43,7 +43,7 @@ class DatasetChoice:
         """Whether an option says more than the name."""
         return any((self.split, self.data_dir, self.class_names, self.folder_names))
 
-    def open(self, *, size: int | None, seed: int) -> Dataset:
+    def open(self, *, size: int | None, seed: int, max_pixels: int) -> Dataset:
         """The dataset; see ``open_dataset``."""
         from clipmlu.data.datasets import open_dataset
 
@@ -57,6 +57,7 @@ class DatasetChoice:
             download=not self.offline,
             size=size,
             seed=seed,
+            max_pixels=max_pixels,
         )
 
 

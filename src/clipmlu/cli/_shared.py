@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from clipmlu.data.skipping import SKIPPED
 from clipmlu.file_names import expand_home, printable
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ class _PathType(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         return expand_home(os.fsdecode(super().convert(value, param, ctx)))
 
+
+MAX_PIXELS = 178_956_970  # as data.images.DEFAULT_MAX_PIXELS, which would load NumPy
 
 PATH = _PathType(path_type=Path)
 """A path that the library checks itself, with its own messages; ``~`` is the home folder, in quotes too."""
@@ -66,6 +70,17 @@ def workers_option(command: Decorated) -> Decorated:
         type=click.IntRange(min=1),
         default=None,
         help="Threads that read, decode and preprocess images. [default: all CPUs]",
+    )(command)
+
+
+def max_pixels_option(command: Decorated) -> Decorated:
+    """``--max-pixels N`` of commands that read images."""
+    return click.option(
+        "--max-pixels",
+        type=click.IntRange(min=1),
+        default=MAX_PIXELS,
+        show_default=True,
+        help="Largest image, width x height, that is decoded.",
     )(command)
 
 
@@ -131,22 +146,45 @@ def note_inputs(broken: int, left_out: LeftOut) -> int:
     return 1 if broken else 0
 
 
-class _Notes(logging.Handler):
-    """Says what the library logs, from ``WARNING`` on."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
-
-
 @contextlib.contextmanager
-def library_notes() -> Iterator[None]:
-    """While the block runs, what the library has to say to people goes to stderr, one line each."""
-    logger, handler = logging.getLogger("clipmlu"), _Notes(logging.WARNING)
+def quiet_pillow() -> Iterator[None]:
+    """While the block runs, Pillow says nothing on stderr about odd images; what it cannot read is an error anyway."""
+    logger, handler = logging.getLogger("PIL"), logging.NullHandler()
     logger.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
     finally:
         logger.removeHandler(handler)
+
+
+class LibraryNotes(logging.Handler):
+    """While the block runs, what the library logs from ``WARNING`` on goes to stderr, one line each, the same only once.
+
+    Attributes:
+        skipped: some input was left out because it could not be read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.skipped = False
+        self._said: set[str] = set()
+
+    def __enter__(self) -> LibraryNotes:
+        logging.getLogger("clipmlu").addHandler(self)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        logging.getLogger("clipmlu").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        message = " ".join(record.getMessage().split())
+        self.skipped |= getattr(record, SKIPPED, False)
+        if message not in self._said:
+            self._said.add(message)
+            note(message)
 
 
 def console() -> Console:

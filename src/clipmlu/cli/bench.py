@@ -15,6 +15,7 @@ from clipmlu.cli._shared import (
     console,
     echo_json,
     json_option,
+    max_pixels_option,
     note,
     print_facts,
 )
@@ -99,6 +100,7 @@ def _defaults(name: str) -> str:
 @click.option(
     "--images", type=PATH, metavar="FOLDER", help="Photos for the stage breakdown. [default: 64 that are drawn]"
 )
+@max_pixels_option
 @click.option(
     "--stages/--no-stages",
     default=None,
@@ -168,6 +170,7 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreada
         queries_per_stream=given["queries_per_stream"] or QUERIES_PER_STREAM,
         stages=given["stages"] is not False,
         images=images,
+        max_pixels=given["max_pixels"],
         **times,
     )
     report = measure_speed(bundle, options, on_note=note)

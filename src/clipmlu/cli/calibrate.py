@@ -7,7 +7,16 @@ from pathlib import Path
 import click
 
 from clipmlu.cli._datasets import calibration_names_options
-from clipmlu.cli._shared import PATH, bundle_argument, json_option, note, offline_option, overwrite_option, print_facts
+from clipmlu.cli._shared import (
+    PATH,
+    bundle_argument,
+    json_option,
+    max_pixels_option,
+    note,
+    offline_option,
+    overwrite_option,
+    print_facts,
+)
 
 
 @click.command("calibrate")
@@ -20,6 +29,7 @@ from clipmlu.cli._shared import PATH, bundle_argument, json_option, note, offlin
 @click.option("--calib-data-dir", type=PATH, help="Folder that holds the dataset.")
 @calibration_names_options[0]
 @calibration_names_options[1]
+@max_pixels_option
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the calibration set.")
 @offline_option
 @overwrite_option
@@ -32,6 +42,7 @@ def calibrate_command(
     calib_data_dir: Path | None,
     calib_class_names: Path | None,
     calib_folder_names: bool,
+    max_pixels: int,
     output: Path,
     offline: bool,
     overwrite: bool,
@@ -56,6 +67,7 @@ def calibrate_command(
         download=not offline,
         class_names=calib_class_names,
         folder_names=calib_folder_names,
+        max_pixels=max_pixels,
     )
     drawn = obtain_calibration(open_bundle(bundle), options)
     drawn.save(output, overwrite=overwrite)

@@ -19,6 +19,7 @@ from clipmlu.cli._shared import (
     bundle_argument,
     device_option,
     fast_preprocess_option,
+    max_pixels_option,
     note,
     note_inputs,
     templates_option,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @threads_option
 @workers_option
 @fast_preprocess_option
+@max_pixels_option
 @device_option
 def classify_command(
     bundle: Path,
@@ -66,6 +68,7 @@ def classify_command(
     threads: int,
     workers: int | None,
     fast_preprocess: bool,
+    max_pixels: int,
     device: int,
 ) -> int:
     """Classify images with a compiled BUNDLE.
@@ -90,6 +93,7 @@ def classify_command(
         device=device,
         image_only=image_only,
         fast_preprocess=fast_preprocess,
+        max_pixels=max_pixels,
         busy_wait=False,
     ) as encoder:
         classifier = _classifier(encoder, labels, classifier_file, templates)

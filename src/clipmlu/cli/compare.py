@@ -17,6 +17,7 @@ from clipmlu.cli._shared import (
     device_option,
     echo_json,
     json_option,
+    max_pixels_option,
     note,
     print_facts,
     templates_option,
@@ -50,6 +51,7 @@ _SAMPLES = 256  # as measure.compare.DEFAULT_SAMPLES, which would load the runti
 @templates_option
 @batch_size_option
 @threads_option
+@max_pixels_option
 @device_option
 @click.option(
     "--tower",
@@ -82,6 +84,7 @@ def compare_command(
     templates: str,
     batch_size: int | None,
     threads: int,
+    max_pixels: int,
     device: int,
     tower: Any,
     threshold: float,
@@ -119,7 +122,7 @@ def compare_command(
         threads=threads,
         device=device,
     )
-    dataset = images.open(size=samples or compare.DEFAULT_SAMPLES, seed=seed)
+    dataset = images.open(size=samples or compare.DEFAULT_SAMPLES, seed=seed, max_pixels=max_pixels)
     report = compare.compare_bundles(measured, reference, dataset, options, on_note=note)
     encoded = compare.encode_comparison(report)
     files = {} if output is None else {output: encoded}

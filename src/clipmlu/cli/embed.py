@@ -14,6 +14,7 @@ from clipmlu.cli._shared import (
     bundle_argument,
     device_option,
     fast_preprocess_option,
+    max_pixels_option,
     note,
     note_inputs,
     threads_option,
@@ -40,6 +41,7 @@ _TEXTS_AT_ONCE = 1024
 @threads_option
 @workers_option
 @fast_preprocess_option
+@max_pixels_option
 @device_option
 def embed_command(
     bundle: Path,
@@ -50,6 +52,7 @@ def embed_command(
     threads: int,
     workers: int | None,
     fast_preprocess: bool,
+    max_pixels: int,
     device: int,
 ) -> int:
     """Write unit-norm embeddings of images (or texts) as float32 .npy, shape (N, D), and their ids as a JSON list.
@@ -70,6 +73,7 @@ def embed_command(
             device=device,
             image_only=texts is None,
             fast_preprocess=fast_preprocess,
+            max_pixels=max_pixels,
             busy_wait=False,
         ) as encoder,
         EmbeddingFile(output, encoder.embedding_dim) as file,

@@ -17,6 +17,7 @@ from clipmlu.cli._shared import (
     echo_json,
     fast_preprocess_option,
     json_option,
+    max_pixels_option,
     note,
     print_facts,
     progress_bar,
@@ -55,6 +56,7 @@ _MAX_DROP = 0.01
 @threads_option
 @workers_option
 @fast_preprocess_option
+@max_pixels_option
 @device_option
 @click.option("--allow-overlap", is_flag=True, help="Evaluate images that the bundle was calibrated with, too.")
 @click.option(
@@ -76,6 +78,7 @@ def eval_command(
     threads: int,
     workers: int | None,
     fast_preprocess: bool,
+    max_pixels: int,
     device: int,
     allow_overlap: bool,
     baseline: Path | None,
@@ -105,7 +108,7 @@ def eval_command(
     )
     results: list[accuracy.ImageResult] = []
     with load(bundle, threads=threads, device=device, fast_preprocess=fast_preprocess, busy_wait=False) as encoder:
-        source = images.open(size=samples, seed=seed)
+        source = images.open(size=samples, seed=seed, max_pixels=max_pixels)
         with progress_bar("evaluating", samples or len(source)) as advance:
             report = accuracy.evaluate(
                 encoder,

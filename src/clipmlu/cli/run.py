@@ -57,6 +57,7 @@ def run_command(
     shuffle: bool,
     templates: str,
     threads: int,
+    max_pixels: int,
     as_json: bool,
 ) -> int:
     """Export, compile and evaluate MODEL in one go, reusing bundles whose content still matches."""
@@ -77,6 +78,7 @@ def run_command(
         data_dir=images.data_dir,
         download=not images.offline,
         threads=threads,
+        max_pixels=max_pixels,
     )
     with progress_bar("evaluating", samples) as advance:
         report = run_chain(model, output, chain, on_note=note, on_progress=advance)
@@ -87,6 +89,8 @@ def run_command(
 
         show_accuracy(report.accuracy, per_class=False)
         console().print(_steps_table(report.steps))
+    for skipped in report.accuracy.skipped:
+        note(f"skipped: {skipped.reason}")
     return 1 if report.accuracy.skipped else 0
 
 

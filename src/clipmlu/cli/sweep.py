@@ -83,6 +83,7 @@ def sweep_command(
     seed: int,
     templates: str,
     threads: int,
+    max_pixels: int,
     repetitions: int,
     duration: int,
     options: CompileOptions,
@@ -114,7 +115,7 @@ def sweep_command(
     )
     if images.name is None and (samples is not None or images.is_described):
         raise OptionError("options about images are for measuring accuracy; give a --dataset too")
-    source = None if images.name is None else images.open(size=samples, seed=seed)
+    source = None if images.name is None else images.open(size=samples, seed=seed, max_pixels=max_pixels)
     try:
         report = run_sweep(bundle, output, sweep, source, on_note=note)
     except KeyboardInterrupt:
@@ -124,6 +125,8 @@ def sweep_command(
         echo_json(encode_sweep(report))
     else:
         _show(report)
+    for skipped in report.skipped:
+        note(f"skipped: {skipped.reason}")
     return report.exit_code
 
 

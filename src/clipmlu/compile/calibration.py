@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from clipmlu.backends.base import CalibrationData
 from clipmlu.bundle import Bundle, FileRecord, file_record
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import DATASETS, Dataset, open_dataset, open_folder, spread_over_classes
-from clipmlu.data.images import content_digest
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, clipped_note, content_digest, is_clipped
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
+from clipmlu.data.skipping import log_skipped
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError, first_line
+from clipmlu.file_names import expand_home, prefer_known_name
 from clipmlu.files import stage_directory
 from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
@@ -92,6 +96,7 @@ _NAMES_WITHOUT_CLASSES = [
 ]
 """Everyday nouns, for the prompts of images that have no class names."""
 
+_log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 
@@ -108,6 +113,7 @@ class CalibrationOptions:
         download: fetch what is not on this machine.
         class_names: other names for the classes; see ``open_dataset``.
         folder_names: take the names of class folders though they look like ids or splits.
+        max_pixels: largest width x height of an image that is decoded.
     """
 
     dataset: str
@@ -117,8 +123,11 @@ class CalibrationOptions:
     download: bool = True
     class_names: FolderNames | None = None
     folder_names: bool = False
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise OptionError(f"max pixels is {self.max_pixels}; expected 1 or more")
         if self.samples < 1:
             raise OptionError(f"calibration samples are {self.samples}; expected 1 or more")
         if self.seed < 0:
@@ -223,16 +232,19 @@ class CalibrationSet:
 def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
     """Draw a calibration set, or open one that was saved.
 
+    An image that cannot be read is logged, and another is taken for it, as long as there are some.
+
     Args:
         bundle: whose preprocessing fits the images.
         options: which data.
 
     Raises:
         OptionError, UnknownNameError, InputError: as ``open_dataset``.
-        CalibrationError: there are no images, or a saved set does not fit the bundle.
+        CalibrationError: there are no images that can be read, or a saved set does not fit the bundle.
     """
-    if os.path.isfile(Path(options.dataset) / HEADER_NAME):
-        found = load_calibration(options.dataset)
+    folder = _own_folder(options.dataset)
+    if folder is not None and (folder / HEADER_NAME).is_file():
+        found = load_calibration(folder)
         found.check_fits(bundle)
         return found
     return _draw(bundle, options)
@@ -302,8 +314,14 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
         UnknownNameError, InputError: as ``open_dataset``.
     """
     name = options.dataset.removeprefix("folder:")
-    if os.path.isdir(name):
-        return open_folder(Path(name), class_names=options.class_names, folder_names=options.folder_names)
+    folder = _own_folder(name)
+    if folder is not None:
+        return open_folder(
+            folder,
+            class_names=options.class_names,
+            folder_names=options.folder_names,
+            max_pixels=options.max_pixels,
+        )
     if name not in DATASETS and ":" not in name:
         raise UnknownNameError(
             "dataset", name, DATASETS, "Or give a folder of images, or a set of 'clipmlu calibrate'."
@@ -317,7 +335,16 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
         download=options.download,
         size=options.samples,
         seed=options.seed,
+        max_pixels=options.max_pixels,
     )
+
+
+def _own_folder(name: str) -> Path | None:
+    """The folder that is meant, or None where no folder is; the name of a dataset wins over a folder of that name."""
+    if prefer_known_name(name, DATASETS, "dataset"):
+        return None
+    folder = expand_home(name)
+    return folder if os.path.isdir(folder) else None
 
 
 def cut_batches(rows: Array, batch_size: int) -> list[Array]:
@@ -333,23 +360,46 @@ def _draw(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
         raise CalibrationError(f"Calibration dataset '{options.dataset}' has no images.")
     spec = bundle.manifest.preprocess
     preprocess = Preprocessor(spec)
-    chosen = spread_over_classes(dataset, options.seed)[: options.samples]
-    pixels = np.empty((len(chosen), spec.height, spec.width, 3), np.uint8)
-    images = []
-    for row, index in enumerate(chosen):
-        image = dataset.image(int(index))
+    pixels = np.empty((min(options.samples, len(dataset)), spec.height, spec.width, 3), np.uint8)
+    images: list[str] = []
+    clipped = set()
+    for index, image in readable_images(dataset, spread_over_classes(dataset, options.seed)):
+        if len(images) == len(pixels):
+            break
+        try:
+            pixels[len(images)] = preprocess.pixels(image)
+        except InputError as error:
+            log_skipped(f"'{dataset.key(index)}': {error}")
+            continue
         images.append(content_digest(image))
-        pixels[row] = preprocess.pixels(image)
+        if is_clipped(image):
+            clipped.add(dataset.key(index))
+    if not images:
+        raise CalibrationError(f"Not one of the {len(dataset)} images of '{dataset.name}' could be read.")
+    if clipped:
+        _log.warning("%s", clipped_note(clipped))
+    pixels = pixels[: len(images)]
     prompts = draw_prompts(dataset.class_names, options.seed)
     record = CalibrationRecord(
         dataset=options.dataset,
         split=dataset.split,
-        samples=len(chosen),
+        samples=len(images),
         seed=options.seed,
         texts=len(prompts),
         digest=_digest(images, prompts, spec),
     )
     return CalibrationSet(preprocess=spec, pixels=pixels, images=tuple(images), prompts=tuple(prompts), record=record)
+
+
+def readable_images(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
+    """Images of a dataset with their positions, decoded one by one; those that cannot be read are logged and skipped."""
+    for index in map(int, indices):
+        try:
+            image = dataset.image(index)
+        except InputError as error:
+            log_skipped(str(error))
+            continue
+        yield index, image
 
 
 def draw_prompts(class_names: Sequence[str], seed: int) -> list[str]:

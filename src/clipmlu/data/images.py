@@ -1,16 +1,20 @@
-"""One decoded Pillow image out of whatever a caller has: a path, bytes, a Pillow image or a NumPy array."""
+"""One decoded Pillow image out of whatever a caller has: a path, bytes, an open file, a Pillow image or a NumPy array."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import hashlib
 import importlib
 import io
 import os
 import stat
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +39,10 @@ HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 """Read where the package pillow-heif is installed."""
 HEIF_HINT = "HEIC and HEIF are read with pillow-heif: pip install 'clipmlu[heif]'."
 
-ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any]
 
+_DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # grey of more than 8 bits
+_STRIP_PIXELS = 1 << 20
 _EXPECTED = f"Expected an image file ({', '.join(FORMATS)})."
 _EXPECTED_ARRAY = (
     "Expected uint8, 0..255, of shape (H, W, 3) for RGB, (H, W, 4) for RGBA, (H, W) or (H, W, 1) for grey."
@@ -46,7 +52,16 @@ _HEIF_STARTS = tuple(
     b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 )
 _WHOLE_FILE_BYTES = 64 << 20  # larger files are read while they are decoded
+_STREAM_BYTES = 256 << 20  # an open file is read into memory up to here
 _PREFIX_BYTES = 16  # what Pillow's plugins are promised for recognising their format
+
+
+_stream_lock = threading.Lock()  # one open file may stand for several images that different threads read
+
+
+def is_stream(source: object) -> TypeGuard[IO[bytes]]:
+    """Whether a source is an open file, or what behaves like one."""
+    return hasattr(source, "read")
 
 
 def read_source(source: ImageSource) -> ImageSource:
@@ -55,6 +70,8 @@ def read_source(source: ImageSource) -> ImageSource:
     Raises:
         InputError: the file cannot be read.
     """
+    if is_stream(source):
+        return _read_stream(source)
     if not isinstance(source, (str, os.PathLike)):
         return source
     path = Path(source)
@@ -67,12 +84,36 @@ def read_source(source: ImageSource) -> ImageSource:
             raise InputError(f"Cannot read image '{name_from_path(path)}': {_reason(error)}. {_EXPECTED}") from error
 
 
+def _read_stream(stream: IO[bytes]) -> bytes:
+    """All bytes of an open file from its beginning, as Pillow takes them, wherever it stands."""
+    where = f"image '{name_of_stream(stream) or type(stream).__name__}'"
+    try:
+        with _stream_lock:
+            if hasattr(stream, "seekable") and stream.seekable():
+                stream.seek(0)
+            content = stream.read(_STREAM_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
+    if not isinstance(content, bytes):
+        raise InputError(f"Cannot read {where}: it was opened as text. Open it with mode 'rb'.")
+    if len(content) > _STREAM_BYTES:
+        raise InputError(f"Cannot read {where}: it gives more than {_STREAM_BYTES:,} bytes. Give its path instead.")
+    return content
+
+
+def name_of_stream(stream: IO[bytes]) -> str | None:
+    """The path that an open file was opened by, if it knows."""
+    name = getattr(stream, "name", None)
+    return name_from_path(name) if isinstance(name, str) else None
+
+
 def load_image(
     source: ImageSource,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     name: str | None = None,
     at_least: tuple[int, int] | None = None,
+    reserve: Callable[[int], None] | None = None,
 ) -> Image.Image:
     """Decode one image completely.
 
@@ -81,12 +122,13 @@ def load_image(
     mode, as open_clip does.
 
     Args:
-        source: a path, the bytes of an image file, a Pillow image (returned itself, loaded), or a uint8 array of shape
+        source: a path, the bytes of an image file, an open binary file, a Pillow image (returned itself, loaded), or a uint8 array of shape
             (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) grey, whose pixels are copied.
         max_pixels: largest width x height that is decoded; checked on the header, before any pixel is.
         name: what messages call the bytes of a file.
         at_least: (width, height): a JPEG may come scaled down by 2, 4 or 8 as long as it is no smaller than this, which
             is much faster and gives other pixels; None for the image as it is.
+        reserve: called with the number of pixels when that is known and before they are decoded; it may wait.
 
     Returns:
         The loaded image, which no longer needs its file.
@@ -98,27 +140,66 @@ def load_image(
     if max_pixels < 1:
         raise ValueError(f"max_pixels must be at least 1, not {max_pixels}.")
     if isinstance(source, Image.Image):
-        return _load_pixels(source, f"the Pillow image (mode {source.mode})", max_pixels)
+        return _load_pixels(source, f"the Pillow image (mode {source.mode})", max_pixels, reserve)
     if isinstance(source, np.ndarray):
         return _image_from_array(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         where = f"the {_byte_count(source)} bytes given" if name is None else f"image '{name}'"
-        return _decode(io.BytesIO(source), where, max_pixels, at_least)
+        return _decode(io.BytesIO(source), where, max_pixels, at_least, reserve)
+    if is_stream(source):
+        content = _read_stream(source)
+        return load_image(
+            content, max_pixels=max_pixels, name=name or name_of_stream(source), at_least=at_least, reserve=reserve
+        )
     if isinstance(source, (str, os.PathLike)):
         with _open_file(Path(source)) as stream:
-            return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least)
+            return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least, reserve)
     raise InputError(
         f"Cannot take an image from a value of type '{type(source).__name__}'. "
-        "Expected a path, bytes, a Pillow image or a uint8 NumPy array."
+        "Expected a path, bytes, an open binary file, a Pillow image or a uint8 NumPy array."
     )
 
 
 def content_digest(image: Image.Image) -> str:
     """SHA-256 in hex of an image's size and RGB pixels: the same picture in another file has the same one."""
-    pixels = image.convert("RGB")
-    digest = hashlib.sha256(f"{pixels.width}x{pixels.height}\n".encode())
-    digest.update(pixels.tobytes())
+    digest = hashlib.sha256(f"{image.width}x{image.height}\n".encode())
+    for strip in cut_strips(image):
+        digest.update(strip.convert("RGB").tobytes())
     return digest.hexdigest()
+
+
+def cut_strips(image: Image.Image) -> Iterator[Image.Image]:
+    """An image in strips of at most a million pixels, top to bottom, so that nothing of the whole one's size is made of it."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def is_clipped(image: Image.Image) -> bool:
+    """Whether an image holds grey values that the conversion to 8 bits cuts off, as open_clip's transform does.
+
+    16-bit and 32-bit grey images become white where a value is above 255; floating-point ones in 0..1 become black.
+    """
+    if image.mode not in _DEEP_MODES:
+        return False
+    if image.mode in ("I", "F", "I;16"):
+        low, high = cast("tuple[float, float]", image.getextrema())
+    else:  # of the others Pillow does not know
+        pixels = np.asarray(image)
+        low, high = pixels.min(), pixels.max()
+    return bool(low < 0 or high > 255 or (image.mode == "F" and 0 < high <= 1))
+
+
+def clipped_note(names: Collection[str]) -> str:
+    """What to tell about images of which ``is_clipped`` is true, at least one, by their names."""
+    return (
+        f"{len(names)} image(s) hold grey values outside 0..255 (16-bit, 32-bit or floating point), such as "
+        f"'{next(iter(names))}'. They are cut off there, as open_clip does: most of such an image is white or black. "
+        "Scale them to 8 bits first."
+    )
 
 
 def _open_file(path: Path) -> IO[bytes]:
@@ -145,7 +226,13 @@ def dangling_reason(path: Path) -> str:
         return "there is no such file"
 
 
-def _decode(stream: IO[bytes], where: str, max_pixels: int, at_least: tuple[int, int] | None) -> Image.Image:
+def _decode(
+    stream: IO[bytes],
+    where: str,
+    max_pixels: int,
+    at_least: tuple[int, int] | None,
+    reserve: Callable[[int], None] | None,
+) -> Image.Image:
     prefix = stream.read(_PREFIX_BYTES)
     if not prefix:
         raise InputError(f"Cannot read {where}: it is empty. {_EXPECTED}")
@@ -159,7 +246,7 @@ def _decode(stream: IO[bytes], where: str, max_pixels: int, at_least: tuple[int,
         _check_size(image.size, where, max_pixels)
         # Only the JPEG plugin knows how; it takes the smallest scale that is at least as large. The mode stays as it is.
         image.draft(None, at_least)
-    return _load_pixels(image, where, max_pixels)
+    return _load_pixels(image, where, max_pixels, reserve)
 
 
 def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str]:
@@ -179,6 +266,8 @@ def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str
         if factory is None:  # AVIF came with Pillow 11.3
             continue
         verdict = not accepts or accepts(prefix)
+        if name == "TIFF" and verdict is True:
+            _silence_libtiff()
         if isinstance(verdict, str):
             notes.append(verdict)
         elif verdict:
@@ -196,6 +285,19 @@ def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str
     return None, "; ".join(notes)
 
 
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing to stderr, in pieces of lines and from any thread, what Pillow raises as an error too.
+
+    Pillow switches off its warnings only. Its own copy of the library is meant, which nothing else uses.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or a Pillow that hides the library
+        mapped = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines()}
+        for path in mapped:
+            if "libtiff" in os.path.basename(path):
+                ctypes.CDLL(path).TIFFSetErrorHandler(None)
+
+
 def _heif_factory() -> Callable[[IO[bytes], str], Image.Image] | None:
     """Pillow's plugin for HEIF, without registering it for the rest of the program; None where it is not installed."""
     try:
@@ -204,8 +306,10 @@ def _heif_factory() -> Callable[[IO[bytes], str], Image.Image] | None:
         return None
 
 
-def _load_pixels(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
+def _load_pixels(image: Image.Image, where: str, max_pixels: int, reserve: Callable[[int], None] | None) -> Image.Image:
     _check_size(image.size, where, max_pixels)
+    if reserve is not None:
+        reserve(image.width * image.height)
     try:
         image.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
@@ -220,7 +324,7 @@ def _check_size(size: tuple[int, int], where: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(
             f"Cannot use {where}: {width}x{height} is {width * height:,} pixels, more than the limit of {max_pixels:,}. "
-            "Pass a larger max_pixels if the file is trusted."
+            "If the file is trusted, allow more with --max-pixels (max_pixels in Python)."
         )
 
 

@@ -6,7 +6,7 @@ resize in the image's own mode, crop or pad the centre, convert to RGB, scale to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from clipmlu.data.images import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, ImageSource, cut_strips, load_image
 from clipmlu.errors import InputError
 from clipmlu.specs import PreprocessSpec
 
@@ -24,6 +24,8 @@ MAX_RESIZED_PIXELS = DEFAULT_MAX_PIXELS
 _FAST_MARGIN = (
     2  # a shortcut leaves at least so many times the pixels that are wanted in each direction to the true filter
 )
+_PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
+_LARGE_PIXELS = 1 << 24
 _FULL_SCALE = np.float32(255)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -42,14 +44,16 @@ class Preprocessor:
         spec: size, resize mode, filter, mean and standard deviation.
         fast: decode JPEGs at a reduced scale and shrink large images in two steps: other pixels, much sooner. Off, the
             result is the reference's, bit for bit.
+        max_pixels: largest width x height that ``decode`` takes.
 
     Raises:
         ValueError: a standard deviation is zero in float32.
     """
 
-    def __init__(self, spec: PreprocessSpec, *, fast: bool = False) -> None:
+    def __init__(self, spec: PreprocessSpec, *, fast: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self.spec = spec
         self.fast = fast
+        self.max_pixels = max_pixels
         self._mean = np.asarray(spec.mean, dtype=np.float32)
         self._std = np.asarray(spec.std, dtype=np.float32)
         if not self._std.all():
@@ -104,14 +108,28 @@ class Preprocessor:
                 raise InputError(f"Image {index} of the batch: {error}") from error
         return out
 
-    def decode(self, source: ImageSource, *, name: str | None = None) -> Image.Image:
+    def decode(
+        self,
+        source: ImageSource,
+        *,
+        name: str | None = None,
+        max_pixels: int | None = None,
+        reserve: Callable[[int], None] | None = None,
+    ) -> Image.Image:
         """Decode an image for this preprocessor; see ``load_image``.
+
+        Args:
+            source: what it is decoded from.
+            name: what messages call it.
+            max_pixels: largest width x height; None for the preprocessor's own.
+            reserve: called with its pixels before they are decoded.
 
         Raises:
             InputError: it cannot be read as an image.
         """
         at_least = (_FAST_MARGIN * self.spec.width, _FAST_MARGIN * self.spec.height) if self.fast else None
-        return load_image(source, name=name, at_least=at_least)
+        limit = self.max_pixels if max_pixels is None else max_pixels
+        return load_image(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve)
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """Resize, crop and convert one image, without normalising it.
@@ -190,7 +208,7 @@ class Preprocessor:
         size = _resized_size(image.size, spec)
         if size != image.size:
             gap = float(_FAST_MARGIN) if self.fast else None
-            image = image.resize(size, _filter(spec), reducing_gap=gap)
+            image = _resize(image, size, _filter(spec), gap)
         if spec.resize_mode == "squash":
             return image
         fill = spec.fill_color if spec.resize_mode == "longest" else 0
@@ -244,6 +262,27 @@ def _pair(size: object) -> tuple[object, object]:
 
 def _triple(value: object) -> tuple[object, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling, gap: float | None) -> Image.Image:
+    """``Image.resize``, without its copy of the whole image where that is large and has an alpha channel.
+
+    Pillow resizes a copy whose colours are multiplied with alpha, each channel for itself. Here one channel at a time is
+    multiplied and resized, a quarter of the memory.
+    """
+    premultiplied = _PREMULTIPLIED.get(image.mode)
+    if premultiplied is None or image.width * image.height < _LARGE_PIXELS:
+        return image.resize(size, resample, reducing_gap=gap)
+    channels = []
+    for band in range(len(image.getbands())):
+        channel = Image.new("L", image.size)
+        top = 0
+        for strip in cut_strips(image):
+            channel.paste(strip.convert(premultiplied).getchannel(band), (0, top))
+            top += strip.height
+        channels.append(channel.resize(size, resample))
+        del channel  # before the next one is made
+    return Image.merge(premultiplied, channels).convert(image.mode)
 
 
 def _filter(spec: PreprocessSpec) -> Image.Resampling:

@@ -55,6 +55,7 @@ class SpeedOptions:
         queries_per_stream: samples of a multi-stream query.
         stages: also measure the pipeline from image files to embeddings, on the first card.
         images: files for that; None to draw some.
+        max_pixels: largest width x height of such a file that is decoded; None for 178,956,970.
         seed: of drawn inputs and of arrivals.
     """
 
@@ -71,6 +72,7 @@ class SpeedOptions:
     queries_per_stream: int = QUERIES_PER_STREAM
     stages: bool = True
     images: tuple[Path, ...] | None = None
+    max_pixels: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -131,7 +131,9 @@ def measure_speed(
     if options.stages and "image" in towers:
         on_note("measuring the pipeline from image files to embeddings")
         # As the commands open it that read images: without threads that spin on the cores which decode.
-        with Encoder(bundle, dataclasses.replace(sessions[0], busy_wait=False)) as encoder:
+        with Encoder(
+            bundle, dataclasses.replace(sessions[0], busy_wait=False), max_pixels=options.max_pixels
+        ) as encoder:
             pipeline = _measure_pipeline(encoder, batch_size, options)
     facts = bundle.compilation
     packages = {package for tower in towers for package in get_backend(facts.placement(tower).backend).packages}

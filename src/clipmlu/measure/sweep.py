@@ -181,6 +181,7 @@ def run_sweep(
         rows=mark_front(rows),
         machine=describe_machine(),
         tool_versions=current_tool_versions(*backend.packages),
+        skipped=accuracies[0].skipped if accuracies else (),
     )
     write_files({output / "sweep.json": encode_sweep(report), output / "sweep.md": render_markdown(report).encode()})
     return report

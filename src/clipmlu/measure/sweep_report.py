@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from clipmlu.measure.accuracy import Interval
+from clipmlu.measure.accuracy import Interval, SkippedImage
 from clipmlu.measure.machine import Machine
 from clipmlu.specs import ModelId, Precision, Spec
 
@@ -66,6 +66,7 @@ class SweepReport(Spec, frozen=True, kw_only=True):
         rows: in the order of precisions and batch sizes as given.
         machine: where this was.
         tool_versions: versions of clipmlu and of the runtime.
+        skipped: images that could not be read.
     """
 
     model: ModelId
@@ -81,13 +82,14 @@ class SweepReport(Spec, frozen=True, kw_only=True):
     rows: tuple[SweepRow, ...]
     machine: Machine
     tool_versions: dict[str, str]
+    skipped: tuple[SkippedImage, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """What the command line returns: 3 after a failed gate, 1 after any other failure, else 0."""
+        """What the command line returns: 3 after a failed gate, 1 after any other failure or with skipped images, else 0."""
         if any(row.gate_failed for row in self.rows):
             return 3
-        return 1 if any(row.failure is not None for row in self.rows) else 0
+        return 1 if self.skipped or any(row.failure is not None for row in self.rows) else 0
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:

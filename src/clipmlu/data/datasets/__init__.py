@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
 from clipmlu.data.datasets.base import Dataset, spread_over_classes
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import OptionError, UnknownNameError
 from clipmlu.file_names import expand_home, name_from_path
 
@@ -69,6 +70,7 @@ def open_dataset(
     download: bool = True,
     size: int | None = None,
     seed: int = 0,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Dataset:
     """Open a dataset by name.
 
@@ -83,6 +85,7 @@ def open_dataset(
         download: fetch what is not on this machine.
         size: number of images of a generated dataset; None for its default.
         seed: seed of a generated dataset.
+        max_pixels: largest width x height of an image of a folder that is decoded.
 
     Raises:
         UnknownNameError: there is no such dataset.
@@ -100,6 +103,7 @@ def open_dataset(
             default_split=default_split,
             class_names=class_names,
             folder_names=folder_names,
+            max_pixels=max_pixels,
         )
     if folder_names:
         raise OptionError(f"--folder-names is for imagefolder:PATH; '{name}' has names of its own")
@@ -124,7 +128,13 @@ def _open_named(name: str, split: str, data_dir: Path | None, download: bool, si
     return CifarDataset(source, split, data_dir=data_dir, download=download)
 
 
-def open_folder(path: Path, *, class_names: FolderNames | None = None, folder_names: bool = False) -> Dataset:
+def open_folder(
+    path: Path,
+    *,
+    class_names: FolderNames | None = None,
+    folder_names: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Dataset:
     """Open a folder of images to calibrate with, with one sub-folder per class or without any.
 
     Sub-folders that are named by ids, such as dates, are no classes unless ``class_names`` or ``folder_names`` says so.
@@ -133,6 +143,7 @@ def open_folder(path: Path, *, class_names: FolderNames | None = None, folder_na
         path: the folder; its sub-folder ``train`` is read instead, if there is one.
         class_names: see ``open_dataset``.
         folder_names: see ``open_dataset``.
+        max_pixels: largest width x height of an image that is decoded.
 
     Raises:
         OptionError: the folder has other splits only.
@@ -146,7 +157,14 @@ def open_folder(path: Path, *, class_names: FolderNames | None = None, folder_na
     names = [found.path.name for found in sub_folders(root, LeftOut()) if found.error is None]
     if names and (class_names is not None or folder_names or not look_like_ids(names)):
         split = None if root == path else root.name
-        return ImageFolder(path, split, default_split="train", class_names=class_names, folder_names=folder_names)
+        return ImageFolder(
+            path,
+            split,
+            default_split="train",
+            class_names=class_names,
+            folder_names=folder_names,
+            max_pixels=max_pixels,
+        )
     if names:
         _log.warning(
             "The sub-folders of '%s' are named by ids, such as '%s': they are not taken for classes (--calib-class-names FILE, or "
@@ -156,7 +174,7 @@ def open_folder(path: Path, *, class_names: FolderNames | None = None, folder_na
         )
     elif class_names is not None:
         raise OptionError(f"'{name_from_path(root)}' has no class folders; leave the class names out")
-    return UnlabelledFolder(root)
+    return UnlabelledFolder(root, max_pixels)
 
 
 def locate_dataset(name: str) -> str:

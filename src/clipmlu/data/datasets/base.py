@@ -19,12 +19,14 @@ class Dataset(Protocol):
         split: which part of it.
         class_names: what the labels index, as words for prompts.
         original_names: the same, as the dataset itself spells them.
+        max_pixels: largest width x height of an image that is decoded.
     """
 
     name: str
     split: str
     class_names: tuple[str, ...]
     original_names: tuple[str, ...]
+    max_pixels: int
 
     def __len__(self) -> int:
         """Number of images."""

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu import _environment
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.files import output_errors
 from clipmlu.reading import read_small_file
@@ -109,6 +110,8 @@ class CifarDataset:
         OptionError: there is no such split.
         InputError: the files are nowhere, altered, or cannot be downloaded.
     """
+
+    max_pixels = DEFAULT_MAX_PIXELS
 
     def __init__(
         self, source: CifarSource, split: str = "test", *, data_dir: Path | None = None, download: bool = True

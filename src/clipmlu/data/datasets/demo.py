@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
+
 __all__ = ["CLASS_NAMES", "COLOURS", "HELD_OUT", "SHAPES", "DemoDataset", "draw", "draw_shape"]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -66,6 +68,8 @@ class DemoDataset:
     Raises:
         ValueError: there is no such split, ``size`` is below 1, or ``seed`` is below 0.
     """
+
+    max_pixels = DEFAULT_MAX_PIXELS
 
     def __init__(self, split: str = "test", size: int = 1000, seed: int = 0) -> None:
         if split not in _SPLITS:

@@ -11,7 +11,7 @@ from PIL import Image
 from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
 from clipmlu.data.datasets.splits import find_split
 from clipmlu.data.finding import Found, LeftOut, find_images, sub_folders
-from clipmlu.data.images import load_image
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, load_image
 from clipmlu.errors import InputError
 from clipmlu.file_names import name_from_path
 
@@ -32,6 +32,7 @@ class ImageFolder:
         default_split: see above.
         class_names: names for the class folders; see ``name_folders``. None takes the folders' own, with spaces for underscores.
         folder_names: take the folders' own names though they look like ids or splits.
+        max_pixels: largest width x height of an image that is decoded.
 
     Raises:
         OptionError: there is no such split, or ``root`` has others.
@@ -46,7 +47,9 @@ class ImageFolder:
         default_split: str = "test",
         class_names: FolderNames | None = None,
         folder_names: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
+        self.max_pixels = max_pixels
         self._root, self.split = find_split(root, split, default_split, folder_names=folder_names)
         self.name = f"imagefolder:{name_from_path(root)}"
         left_out = LeftOut()
@@ -72,7 +75,7 @@ class ImageFolder:
 
     def image(self, index: int) -> Image.Image:
         """The decoded image."""
-        return load_image(self.source(index))
+        return load_image(self.source(index), max_pixels=self.max_pixels)
 
     def source(self, index: int) -> Path:
         """The image's file."""
@@ -93,7 +96,8 @@ class UnlabelledFolder:
     original_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        self.max_pixels = max_pixels
         self._root = root
         self.name, self.split = f"folder:{name_from_path(root)}", "all"
         if not root.is_dir():
@@ -113,7 +117,7 @@ class UnlabelledFolder:
 
     def image(self, index: int) -> Image.Image:
         """The decoded image."""
-        return load_image(self.source(index))
+        return load_image(self.source(index), max_pixels=self.max_pixels)
 
     def source(self, index: int) -> Path:
         """The image's file."""
