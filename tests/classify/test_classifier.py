@@ -311,7 +311,15 @@ def test_equal_names_keep_their_positions_and_are_encoded_once(
 def test_one_class_is_said_to_be_all_there_is(encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
     prediction = encoder.classifier(["only one"]).predict(support.picture(0))
     assert prediction.scores == (1.0,)  # type: ignore[union-attr]
-    assert "There is one class only, 'only one': every image will be 100 % it." in caplog.text
+    assert "There is one class only: every image will be 100 % 'only one'." in caplog.text
+
+
+def test_texts_without_an_order_are_refused(encoder: Encoder) -> None:
+    for texts in (b"cat", {"cat", "dog"}, {"cat": 1}):
+        with pytest.raises(
+            TypeError, match=r"Expected a text or a sequence of texts, not a value of type '(bytes|set|dict)'"
+        ):
+            encoder.embed_texts(texts)  # type: ignore[arg-type]
 
 
 def test_a_text_is_no_list_of_sources(encoder: Encoder) -> None:

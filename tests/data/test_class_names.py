@@ -53,6 +53,11 @@ def _names(tmp_path: Path, content: str | bytes) -> tuple[str, ...]:
         'index,name\n0,"tench, Tinca tinca"\n1,carpenter\'s kit\n2,crane\n',
         'name,wnid\n"tench, Tinca tinca",n01440764\ncarpenter\'s kit,n02966193\ncrane,n03126707\n',
         "0;tench, Tinca tinca\n1;carpenter's kit\n2;crane\n",
+        "(0) tench, Tinca tinca\n(1) carpenter's kit\n(2) crane\n",
+        "label_0: tench, Tinca tinca\nlabel_1: carpenter's kit\nlabel_2: crane\n",
+        "0 - tench, Tinca tinca\n1 - carpenter's kit\n2 - crane\n",
+        '"tench, Tinca tinca"\ncarpenter\'s kit\ncrane\n',
+        "n01440764 1 tench, Tinca tinca\nn02966193 2 carpenter's kit\nn03126707 3 crane\n",
     ],
 )
 def test_every_known_shape_gives_the_names_alone(tmp_path: Path, content: str) -> None:
@@ -69,6 +74,10 @@ def test_every_known_shape_gives_the_names_alone(tmp_path: Path, content: str) -
         ("Star Wars: A New Hope\nAlien\n", ("Star Wars: A New Hope", "Alien")),
         ("(unknown)\ncat\n", ("(unknown)", "cat")),
         ('"cat"', ("cat",)),
+        ('"12"" nail"\ncat\n', ('12" nail', "cat")),
+        ('{"0": ["n01484850", "great_white_shark"]}', ("great white shark",)),
+        ("snake_case\ncat\n", ("snake_case", "cat")),
+        ("class 1 truck\nclass 2 truck\n", ("class 1 truck", "class 2 truck")),
         ("3D printer\n2D barcode\n", ("3D printer", "2D barcode")),
     ],
 )
@@ -100,6 +109,10 @@ def test_names_that_only_look_like_a_shape_stay_as_they_are(
         ("cat\tchat\ndog\n", "Entry 2 .* has no tab"),
         ("cat,dog,cow\n", "one line with commas in it: 'cat,dog,cow'"),
         ("cat,\ndog\ncow,\n", "Entry 1 .* ends with a comma, others do not"),
+        ("name\ncat\ndog\n", "Entry 1 .* looks like a heading: 'name'"),
+        ("Class Name\ncat\n", "looks like a heading"),
+        ("item {\n  id: 1\n  name: 'cat'\n}\n", "looks like a program or its data: 'item {'"),
+        ("n01440764 2 tench\nn02966193 1 kit\nn03126707 3 crane\n", "numbers are in another order than its lines"),
         ("# animals\ncat\n", "Entry 1 .* looks like a comment"),
         ("path: data\nnc: 2\nnames: [cat, dog]\n", "looks like YAML"),
         ("n01440764\nn01443537\n", "are WordNet ids, such as 'n01440764'"),

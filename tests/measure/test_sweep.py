@@ -23,7 +23,7 @@ from clipmlu.measure.accuracy import EvalOptions, evaluate
 from clipmlu.measure.sweep import SweepOptions, run_sweep
 from clipmlu.measure.sweep_cells import Repetition
 from clipmlu.measure.sweep_report import SweepReport, SweepRow, mark_front, pareto_front, render_markdown
-from clipmlu.specs import Precision
+from clipmlu.specs import Precision, QuantisationOptions
 
 FLOAT32, FLOAT16, INT8 = Precision.FORCE_FLOAT32, Precision.FORCE_FLOAT16, Precision.QINT8_MIXED_FLOAT32
 
@@ -50,6 +50,13 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
 @pytest.fixture
 def notes() -> list[str]:
     return []
+
+
+def test_a_text_is_no_list_of_precisions() -> None:
+    with pytest.raises(OptionError, match="precisions are the text 'force_float32'; expected a tuple"):
+        SweepOptions(compile=CompileOptions(), precisions="force_float32", batch_sizes=(1,))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="keep float is the text 'mlp_out'"):
+        QuantisationOptions(keep_float="mlp_out")  # type: ignore[arg-type]
 
 
 def test_front_by_brute_force() -> None:

@@ -177,7 +177,7 @@ def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.d
 def _tell_about(class_names: tuple[str, ...], *, shares: bool) -> None:
     """Warn about names that no accuracy can be read from, once for each list of names."""
     if len(class_names) == 1 and shares:
-        _log.warning("There is one class only, '%s': every image will be 100 %% it.", class_names[0])
+        _log.warning("There is one class only: every image will be 100 %% '%s'.", class_names[0])
     repeated = repeated_names(class_names)
     if repeated:
         name, places = next(iter(repeated.items()))

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -321,6 +321,8 @@ class Encoder:
         Returns:
             float32 embeddings of unit L2 norm: shape (D,) for one text, (N, D) for many.
         """
+        if isinstance(texts, (bytes, bytearray, set, frozenset, Mapping)):
+            raise TypeError(f"Expected a text or a sequence of texts, not a value of type '{type(texts).__name__}'.")
         if not isinstance(texts, str):
             return self._encode_text_list(list(texts))
         embedding: FloatArray = self._encode_text_list([texts])[0]

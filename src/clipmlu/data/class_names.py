@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clipmlu.data.labels import WORDNET_ID, Labels, labels_from_lines, parse_labels
+from clipmlu.data.label_lines import WORDNET_ID, Labels, capital, labels_from_lines, shortened
+from clipmlu.data.labels import parse_labels
 from clipmlu.data.textfile import Note, full_lines, read_text
 from clipmlu.errors import InputError, OptionError
 
@@ -132,7 +133,7 @@ def existing_path(text: str) -> Path | None:
 def _from_file(path: Path, on_note: Note) -> tuple[str, ...]:
     where = f"the label file '{path}'"
     if existing_path(str(path)) is None:
-        raise InputError(f"Label file '{_short(str(path))}' does not exist. {_EXPECTED}")
+        raise InputError(f"Label file '{shortened(str(path), 300)}' does not exist. {_EXPECTED}")
     return _positioned(parse_labels(read_text(path, "label file"), where, on_note), where, on_note)
 
 
@@ -149,7 +150,7 @@ def _from_text(text: str, on_note: Note) -> Labels:
 def _positioned(labels: Labels, where: str, on_note: Note) -> tuple[str, ...]:
     """The names of a list whose positions are the labels."""
     if labels.unordered:
-        raise InputError(f"{where[:1].upper()}{where[1:]} is no list of labels: {labels.unordered}. {_EXPECTED}")
+        raise InputError(f"{capital(where)} is no list of labels: {labels.unordered}. {_EXPECTED}")
     names = check_class_names(labels.names, f" in {where}")
     if all(map(WORDNET_ID.fullmatch, names)):
         raise InputError(
@@ -176,11 +177,11 @@ def _match(labels: Labels, folders: Sequence[str], where: str, on_note: Note) ->
         column = best or (keyed or labels.keys)[0]
         missing = [folder for folder in folders if _key(folder) not in set(map(_key, column))]
         raise InputError(
-            f"{where[:1].upper()}{where[1:]} has no name for {_listed('folder', missing)}; every class folder needs one."
+            f"{capital(where)} has no name for {_listed('folder', missing)}; every class folder needs one."
         )
     if len(labels.names) != len(folders):
         raise InputError(
-            f"{where[:1].upper()}{where[1:]} has {len(labels.names)} names for {len(folders)} class folders. Give one for each, in the "
+            f"{capital(where)} has {len(labels.names)} names for {len(folders)} class folders. Give one for each, in the "
             "order of the sorted folders, or a map folder -> name (JSON or tab-separated)."
         )
     if all(map(str.isdecimal, folders)) and sorted(folders, key=int) != list(folders):
@@ -195,14 +196,10 @@ def _by_key(labels: Labels, column: Sequence[str], wanted: Sequence[str], where:
     named = {_key(key): name for key, name in zip(column, labels.names, strict=True)}
     if len(named) != len(column):
         twice = next(key for key, count in Counter(map(_key, column)).items() if count > 1)
-        raise InputError(
-            f"{where[:1].upper()}{where[1:]} has the folder '{twice}' more than once. Every folder needs one name."
-        )
+        raise InputError(f"{capital(where)} has the folder '{twice}' more than once. Every folder needs one name.")
     unknown = [key for key in column if _key(key) not in set(wanted)]
     if unknown and not all(map(WORDNET_ID.fullmatch, unknown)):
-        raise InputError(
-            f"{where[:1].upper()}{where[1:]} names {_listed('folder', unknown)} that the dataset does not have."
-        )
+        raise InputError(f"{capital(where)} names {_listed('folder', unknown)} that the dataset does not have.")
     if unknown:
         on_note(
             f"{len(unknown)} of the {len(column)} ids of {where} have no folder; the other {len(wanted)} are the classes."
@@ -216,10 +213,6 @@ def _key(text: str) -> str:
 
 
 def _listed(noun: str, names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{_short(name)}'" for name in names[:_SHOWN])
+    shown = ", ".join(f"'{shortened(name)}'" for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{noun}{'s' if len(names) > 1 else ''} {shown}{more}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
