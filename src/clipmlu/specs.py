@@ -251,8 +251,8 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
         """
         if self.algorithm in ("eqnm", "entropy") and self.activation == "asymmetric":
             raise OptionError(f"the calibration algorithm {self.algorithm} works with symmetric activations only")
-        if isinstance(self.keep_float, str):
-            raise OptionError(f"keep float is the text '{self.keep_float}'; expected a tuple, ('{self.keep_float}',)")
+        if not isinstance(self.keep_float, tuple):
+            raise OptionError(f"keep float is {self.keep_float!r}; expected a tuple of texts")
         if not 0 < self.percentile <= 100:
             raise OptionError(f"calibration percentile is {self.percentile:g}; expected more than 0 and up to 100")
         unknown = sorted(set(self.smooth_alpha) - set(SMOOTHED_ROLES))

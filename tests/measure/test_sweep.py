@@ -53,9 +53,9 @@ def notes() -> list[str]:
 
 
 def test_a_text_is_no_list_of_precisions() -> None:
-    with pytest.raises(OptionError, match="precisions are the text 'force_float32'; expected a tuple"):
+    with pytest.raises(OptionError, match="precisions are 'force_float32'; expected a tuple"):
         SweepOptions(compile=CompileOptions(), precisions="force_float32", batch_sizes=(1,))  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="keep float is the text 'mlp_out'"):
+    with pytest.raises(OptionError, match="keep float is 'mlp_out'; expected a tuple"):
         QuantisationOptions(keep_float="mlp_out")  # type: ignore[arg-type]
 
 

@@ -69,8 +69,8 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         for name, values in (("precisions", self.precisions), ("batch sizes", self.batch_sizes)):
-            if isinstance(values, str):
-                raise OptionError(f"{name} are the text '{values}'; expected a tuple of them")
+            if not isinstance(values, tuple):
+                raise OptionError(f"{name} are {values!r}; expected a tuple of them")
             if not values or len(set(values)) != len(values):
                 raise OptionError(
                     f"{name} are {[str(getattr(v, 'value', v)) for v in values]}; expected different ones"
