@@ -24,7 +24,7 @@ from clipmlu.errors import (
     BundleVersionError,
     first_line,
 )
-from clipmlu.files import check_directory_free, stage_directory
+from clipmlu.files import as_path, check_directory_free, stage_directory
 from clipmlu.graph_file import scan_graph
 from clipmlu.reading import decode_json, open_regular, read_json, read_small_file
 from clipmlu.specs import (
@@ -353,7 +353,7 @@ def open_bundle(
         BundleVersionError: the manifest was written by a newer clipmlu.
         BundleCorruptError: the manifest cannot be parsed, a path leaves the bundle, a file is missing or altered.
     """
-    directory = Path(path)
+    directory = as_path(path, "the bundle")
     manifest, digest = _read_manifest(directory)
     _check_consistency(directory, manifest)
     _check_files(directory, manifest, verify=verify, without=without)
@@ -460,7 +460,7 @@ def stage_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> 
         BundleExistsError: ``output`` is taken.
         OutputError: the directory cannot be written, for instance because the disk is full.
     """
-    with stage_directory(Path(output), "bundle", MANIFEST_NAME, overwrite=overwrite) as temporary:
+    with stage_directory(as_path(output, "the output"), "bundle", MANIFEST_NAME, overwrite=overwrite) as temporary:
         staging = Staging(temporary)
         yield staging
         assert staging.manifest is not None, "finish() was not called"

@@ -13,9 +13,28 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clipmlu.errors import BundleExistsError, OutputError
+from clipmlu.errors import BundleExistsError, OptionError, OutputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def as_path(path: object, what: str) -> Path:
+    """A path that a caller of the library gave.
+
+    Args:
+        path: a string or a path object.
+        what: what it stands for, the subject of the messages.
+
+    Raises:
+        TypeError: it is something else.
+        OptionError: it is empty, which would be the working directory, or holds a null character.
+    """
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is {path!r}; expected a path: a string, or a path object such as pathlib.Path")
+    if not text or "\0" in text:
+        raise OptionError(f"{what} is {text!r}, which is no path")
+    return Path(text)
 
 
 @contextlib.contextmanager
@@ -94,7 +113,7 @@ def _disk_full_message(target: str | os.PathLike[str]) -> str:
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all; see ``write_files``."""
-    write_files({Path(path): content})
+    write_files({as_path(path, "the output"): content})
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:

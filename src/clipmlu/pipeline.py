@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
-from clipmlu.files import write_file
+from clipmlu.files import as_path, write_file
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.specs import Spec
 
@@ -75,7 +76,7 @@ class RunOptions:
     split: str | None = None
     class_names: FolderNames | None = None
     folder_names: bool = False
-    data_dir: Path | None = None
+    data_dir: str | os.PathLike[str] | None = None
     download: bool = True
     threads: int = 0
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -83,7 +84,7 @@ class RunOptions:
 
 def run_chain(
     model: str,
-    output: Path,
+    output: str | os.PathLike[str],
     options: RunOptions,
     *,
     on_note: Callable[[str], None] = lambda _message: None,
@@ -106,6 +107,7 @@ def run_chain(
         ClipmluError: as the steps raise it.
     """
     # What can be known to be wrong is found before the slow steps begin.
+    output = as_path(output, "the output")
     plan = plan_compilation(options.compile)
     dataset = open_dataset(
         options.dataset,

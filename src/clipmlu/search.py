@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.backends import SessionOptions, get_backend
-from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_compiled, publish_copy
+from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_compiled, open_exported, publish_copy
 from clipmlu.classify.bulk import embed_items, item_from_dataset
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder
@@ -38,7 +39,7 @@ from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
-from clipmlu.files import write_file
+from clipmlu.files import as_path, write_file
 from clipmlu.reading import read_kept
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
 
@@ -167,8 +168,8 @@ class SearchReport(Spec, frozen=True, kw_only=True):
 
 
 def search_bundle(
-    exported: ExportedBundle,
-    output: Path,
+    source: str | os.PathLike[str] | ExportedBundle,
+    output: str | os.PathLike[str],
     options: CompileOptions,
     search: SearchOptions,
     *,
@@ -177,7 +178,7 @@ def search_bundle(
     """Find the cheapest rung that holds, and publish it with its recipe and the ladder.
 
     Args:
-        exported: what to compile.
+        source: the exported bundle, or its path.
         output: directory of the compiled bundle.
         options: everything that is not searched; with calibration data, and without a quantisation of its own.
         search: what is demanded.
@@ -191,6 +192,8 @@ def search_bundle(
         InputError: the dataset has no labelled images to judge with.
         ClipmluError: as ``compile_bundle``.
     """
+    output = as_path(output, "the output")
+    exported = source if isinstance(source, ExportedBundle) else open_exported(source)
     if exported.manifest.layout == "joint":
         raise OptionError("a search needs separate towers; export the model without --layout joint")
     if options.quantisation is not None:

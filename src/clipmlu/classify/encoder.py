@@ -8,7 +8,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +18,7 @@ from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.backends.base import Array
 from clipmlu.bundle import CompiledBundle, open_compiled
 from clipmlu.errors import BundleCorruptError, InputError, OptionError, SessionError, ShapeError
+from clipmlu.files import as_path
 from clipmlu.lifetime import Lifetime
 from clipmlu.specs import TowerName
 from clipmlu.stages import StageClock
@@ -361,7 +361,7 @@ class Encoder:
         from clipmlu.classify.classifier import load_classifier
 
         self.require_open()
-        return load_classifier(self, Path(path))
+        return load_classifier(self, as_path(path, "the classifier file"))
 
     def _encode_text_list(self, texts: list[str]) -> FloatArray:
         self.require_open()

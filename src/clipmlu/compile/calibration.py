@@ -26,7 +26,7 @@ from clipmlu.data.skipping import log_skipped
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError, first_line
 from clipmlu.file_names import expand_home, prefer_known_name
-from clipmlu.files import stage_directory
+from clipmlu.files import as_path, stage_directory
 from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
 
@@ -119,7 +119,7 @@ class CalibrationOptions:
     dataset: str
     samples: int = DEFAULT_SAMPLES
     seed: int = 0
-    data_dir: Path | None = None
+    data_dir: str | os.PathLike[str] | None = None
     download: bool = True
     class_names: FolderNames | None = None
     folder_names: bool = False
@@ -179,7 +179,9 @@ class CalibrationSet:
             BundleExistsError: the path is taken.
             OutputError: it cannot be written.
         """
-        with stage_directory(Path(output), "calibration set", HEADER_NAME, overwrite=overwrite) as folder:
+        with stage_directory(
+            as_path(output, "the output"), "calibration set", HEADER_NAME, overwrite=overwrite
+        ) as folder:
             with (folder / _PIXELS_NAME).open("wb") as stream:
                 np.lib.format.write_array(_Writer(stream), self.pixels, allow_pickle=False)
             header = CalibrationHeader(
@@ -256,7 +258,7 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
     Raises:
         InputError: it is damaged, or of a newer version.
     """
-    folder = Path(path)
+    folder = as_path(path, "the calibration set")
     try:
         header = read_json(folder / HEADER_NAME, CalibrationHeader)
         if header.schema_version > SCHEMA_VERSION:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import msgspec
 
@@ -12,6 +11,7 @@ from clipmlu.bundle import MANIFEST_NAME, CompiledBundle, open_compiled
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.compile.compiler import CompileOptions
 from clipmlu.errors import InputError, OptionError
+from clipmlu.files import as_path
 from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, Precision, QuantisationOptions, Spec
 
@@ -53,7 +53,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         InputError: there is no such file, or it is no recipe.
         BundleError: the bundle is not what its manifest says.
     """
-    given = Path(path)
+    given = as_path(path, "the recipe")
     if (given / MANIFEST_NAME).is_file():
         return recipe_of(open_compiled(given, verify=False))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def checkpoint_names(filename: str) -> tuple[str, ...]:
     return (str(path.with_suffix(".safetensors")), filename) if path.suffix in (".bin", ".pth") else (filename,)
 
 
-def fetch_file(repo: str, names: Sequence[str], *, cache_dir: Path | None, offline: bool, hint: str) -> Path:
+def fetch_file(
+    repo: str, names: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, offline: bool, hint: str
+) -> Path:
     """Get the first of several files that a repository has.
 
     A file in the cache is used as it is, without asking the hub whether there is a newer one: what was exported

@@ -32,6 +32,7 @@ from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import Source, resolve_source, source_files
 from clipmlu.export.tokenizers import write_tokenizer
 from clipmlu.export.towers import measure_embedding_dim, tower_programs
+from clipmlu.files import as_path
 from clipmlu.specs import ModelId, TokenizerSpec, TowerName
 
 __all__ = ["ExportOptions", "export_model", "identify_source"]
@@ -70,7 +71,7 @@ def export_model(
         ExportError: anything else about the model.
     """
     options = options or ExportOptions()
-    output = Path(output)
+    output = as_path(output, "the output")
     source = resolve_source(model, options)
     check_output_free(output, overwrite=options.overwrite)
     with quiet_libraries():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import os
 
 from clipmlu.errors import OptionError
+from clipmlu.files import as_path
 from clipmlu.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE
 from clipmlu.specs import Layout
 
@@ -46,13 +47,16 @@ class ExportOptions:
     opset: int = 20
     overwrite: bool = False
     offline: bool = False
-    cache_dir: Path | None = None
-    tokenizer: Path | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    tokenizer: str | os.PathLike[str] | None = None
     max_abs_diff: float = FLOAT32_TOLERANCE
     min_cosine: float = FLOAT32_MIN_COSINE
     external_data_bytes: int = EXTERNAL_DATA_BYTES
 
     def __post_init__(self) -> None:
+        for name, path in (("the cache directory", self.cache_dir), ("the tokenizer", self.tokenizer)):
+            if path is not None:
+                as_path(path, name)
         if self.pretrained is not None and self.random_weights:
             raise OptionError(
                 f"pretrained weights '{self.pretrained}' and random weights exclude one another; leave one of them out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from clipmlu.export.configuration import parse_config
 from clipmlu.export.filetypes import describe_directory, identify_weights
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.training import CONFIG_NAME, files_beside
+from clipmlu.files import as_path
 from clipmlu.specs import ModelId
 
 _HUB_PREFIX = "hf-hub:"
@@ -86,6 +88,8 @@ def resolve_source(model: str, options: ExportOptions) -> Source:
         OptionError: the weights are not said, or said twice.
         ExportError: a local model or checkpoint is not there, or lacks what it needs.
     """
+    if not isinstance(model, str):
+        raise TypeError(f"the model is {model!r}; expected a name, or local-dir:PATH")
     seed = options.seed if options.random_weights else None
     if model == DEMO_MODEL or model.startswith((_HUB_PREFIX, _LOCAL_PREFIX)):
         _refuse_tag(model, options)
@@ -113,12 +117,13 @@ def read_local_config(folder: Path) -> dict[str, Any]:
     return parse_config(folder / CONFIG_NAME)
 
 
-def tokenizer_file(path: Path) -> Path:
+def tokenizer_file(given: str | os.PathLike[str]) -> Path:
     """The ``tokenizer.json`` that a user's path means.
 
     Raises:
         InputError: there is none.
     """
+    path = as_path(given, "the tokenizer")
     file = path / TOKENIZER_NAME if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"No tokenizer at '{path}'. Expected a {TOKENIZER_NAME}, or a directory that has one.")

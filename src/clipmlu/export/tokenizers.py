@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -228,7 +229,7 @@ def _spec_from_reference(reference: Any, model: LoadedModel, kwargs: dict[str, A
     )
 
 
-def _copy_own(path: Path, model: LoadedModel, destination: Path) -> TokenizerSpec:
+def _copy_own(path: str | os.PathLike[str], model: LoadedModel, destination: Path) -> TokenizerSpec:
     """Take a ``tokenizer.json`` as it is; what it does not say comes from the files beside it, then from the model."""
     file = tokenizer_file(path)
     shutil.copyfile(file, destination)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import fill_template
 from clipmlu.errors import GateError, InputError, OptionError, OverlapError
-from clipmlu.files import write_files
+from clipmlu.files import as_path, write_files
 from clipmlu.reading import read_json
 from clipmlu.specs import ModelId, Precision, Spec
 
@@ -171,7 +171,7 @@ class EvalOptions:
     shuffle: bool = False
     seed: int = 0
     batch_size: int | None = None
-    templates: str | Path | Sequence[str] = "simple"
+    templates: str | os.PathLike[str] | Sequence[str] = "simple"
     cache: bool = True
     allow_overlap: bool = False
     workers: int | None = None
@@ -329,14 +329,14 @@ def evaluate(
     )
 
 
-def read_report(path: Path) -> AccuracyReport:
+def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
     """Read a report as ``encode_report`` wrote it.
 
     Raises:
         InputError: there is none, or it is something else.
     """
     try:
-        return read_json(path, AccuracyReport)
+        return read_json(as_path(path, "the report"), AccuracyReport)
     except OSError as error:
         raise InputError(f"Cannot read the report '{path}': {error.strerror}.") from error
     except msgspec.DecodeError as error:
@@ -392,7 +392,10 @@ def _shown(value: object) -> str:
 
 
 def write_sample_files(
-    directory: Path, results: Sequence[ImageResult], class_names: Sequence[str], report: AccuracyReport
+    directory: str | os.PathLike[str],
+    results: Sequence[ImageResult],
+    class_names: Sequence[str],
+    report: AccuracyReport,
 ) -> None:
     """Write results as the vendor's CLIP sample writes them: four text files, and the two accuracy lines in a fifth.
 
@@ -423,7 +426,8 @@ def write_sample_files(
         "eval_result_5.txt": five,
         "eval_result.txt": accuracy_lines(report),
     }
-    write_files({directory / name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()})
+    folder = as_path(directory, "the output")
+    write_files({folder / name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()})
 
 
 def accuracy_lines(report: AccuracyReport) -> list[str]:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -20,6 +19,7 @@ from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import OptionError
+from clipmlu.files import as_path
 from clipmlu.measure.ablation import Ablation, AblationData, Embeddings, ablate_roles, check_ablation, check_source
 from clipmlu.measure.accuracy import SkippedImage, choose_images
 from clipmlu.measure.nodes import NodeComparison, TowerComparison, compare_tower, hidden_tower
@@ -119,7 +119,7 @@ class CompareOptions:
     shuffle: bool = False
     seed: int = 0
     batch_size: int | None = None
-    templates: str | Path | Sequence[str] = "simple"
+    templates: str | os.PathLike[str] | Sequence[str] = "simple"
     tower: TowerChoice = "both"
     threshold: float = DEFAULT_THRESHOLD
     ablate: bool = False
@@ -189,7 +189,7 @@ def encode_comparison(report: ComparisonReport) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
-def draw_comparison(report: ComparisonReport, path: Path) -> bytes:
+def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> bytes:
     """The report's heat map, as the content of a file of that name; see ``heatmap``.
 
     Raises:
@@ -198,6 +198,7 @@ def draw_comparison(report: ComparisonReport, path: Path) -> bytes:
     """
     from clipmlu.measure.heatmap import check_drawable, draw_heatmap
 
+    path = as_path(path, "the picture")
     check_drawable(path)
     title = f"{report.model}\n{describe_side(report.measured)} against {describe_side(report.reference)}"
     return draw_heatmap(report.towers, title, path.suffix.lower().removeprefix("."))

@@ -28,7 +28,7 @@ from clipmlu.compile.compiler import (
 from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.datasets import DATASETS, Dataset
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
-from clipmlu.files import write_file, write_files
+from clipmlu.files import as_path, write_file, write_files
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.measure.graphs import make_samples, open_graph
 from clipmlu.measure.machine import describe_machine
@@ -127,7 +127,7 @@ class _Variant:
 
 def run_sweep(
     source: str | os.PathLike[str],
-    output: Path,
+    output: str | os.PathLike[str],
     options: SweepOptions,
     dataset: Dataset | None = None,
     *,
@@ -150,6 +150,7 @@ def run_sweep(
         BundleExistsError: a bundle in ``output`` would have to be replaced, and overwriting was not asked for.
         OptionError: options that mean nothing for the target.
     """
+    output = as_path(output, "the output")
     exported = open_exported(source)
     exported.tower("image")
     target, backend = backend_for_target(options.compile.target)

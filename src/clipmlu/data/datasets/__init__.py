@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 
 from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
@@ -11,6 +12,7 @@ from clipmlu.data.datasets.base import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import OptionError, UnknownNameError
 from clipmlu.file_names import expand_home, name_from_path
+from clipmlu.files import as_path
 
 __all__ = [
     "DATASETS",
@@ -66,7 +68,7 @@ def open_dataset(
     default_split: str = "test",
     class_names: FolderNames | None = None,
     folder_names: bool = False,
-    data_dir: Path | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
     size: int | None = None,
     seed: int = 0,
@@ -92,6 +94,9 @@ def open_dataset(
         OptionError: there is no such split, or options that exclude one another.
         InputError: its files cannot be found, read or downloaded, or the class names do not fit.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the dataset is {name!r}; expected a name, such as 'cifar100' or 'imagefolder:PATH'")
+    folder = None if data_dir is None else as_path(data_dir, "the dataset's folder")
     if class_names is not None and folder_names:
         raise OptionError("class names and the folders' own exclude one another; leave --folder-names out")
     if name.startswith(_FOLDER_PREFIX):
@@ -107,7 +112,7 @@ def open_dataset(
         )
     if folder_names:
         raise OptionError(f"--folder-names is for imagefolder:PATH; '{name}' has names of its own")
-    dataset = _open_named(name, default_split if split is None else split, data_dir, download, size, seed)
+    dataset = _open_named(name, default_split if split is None else split, folder, download, size, seed)
     if class_names is not None:
         dataset.class_names = name_folders(class_names, dataset.original_names)
     return dataset
