@@ -1,4 +1,4 @@
-"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files, graph_file, reading > errors."""
+"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files, graph_file, reading > errors, workspace."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ PACKAGE = REPOSITORY / "src" / "clipmlu"
 LAYERS: dict[str, int] = {
     "errors": 0,
     "file_names": 0,
+    "workspace": 0,
     "specs": 1,
     "_environment": 0,
     "_imports": 1,

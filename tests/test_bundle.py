@@ -28,7 +28,6 @@ from clipmlu.errors import (
     BundleVersionError,
     OutputError,
 )
-from clipmlu.files import write_file, write_files
 
 
 def test_published_bundle_opens_with_its_manifest(exported: ExportedBundle) -> None:
@@ -189,34 +188,6 @@ def test_parent_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="Cannot write"), stage_bundle(tmp_path / "file" / "new"):
         pass
-
-
-def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.json"
-    write_file(path, b"old")
-
-    def fail(self: Path, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OutputError, match="No space left"):
-        write_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_files_that_belong_together_are_written_all_or_none(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(OutputError, match=r"Cannot write '.*taken': it is a directory"):
-        write_files({tmp_path / "first": b"1", tmp_path / "taken": b"2"})
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
-    write_files({tmp_path / "first": b"1", tmp_path / "sub" / "second": b"2"})
-    assert (tmp_path / "sub" / "second").read_bytes() == b"2"
-
-
-def test_directory_is_no_place_for_a_file(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="it is a directory"):
-        write_file(tmp_path, b"x")
 
 
 def _set(manifest: Any, path: str, value: object) -> None:

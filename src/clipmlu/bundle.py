@@ -45,6 +45,7 @@ from clipmlu.specs import (
     TokenizerSpec,
     TowerName,
 )
+from clipmlu.workspace import sweep
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -481,7 +482,9 @@ def publish_copy(
         BundleExistsError, OutputError: as ``stage_bundle``.
     """
     with stage_bundle(output, overwrite=overwrite) as staging:
-        shutil.copytree(bundle.path, staging.path, dirs_exist_ok=True)
+        for name in bundle.manifest.files:
+            (staging.path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path / name, staging.path / name)
         for name, content in files.items():
             (staging.path / name).write_bytes(content)
         staging.finish(msgspec.structs.replace(bundle.manifest, files=staging.records()))
@@ -506,6 +509,8 @@ def current_tool_versions(*packages: str) -> dict[str, str]:
 
 def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     path = directory / MANIFEST_NAME
+    if not directory.exists():
+        sweep(directory.parent)  # a kill while it was replaced may have left it aside
     try:
         content = read_small_file(path, _MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):

@@ -9,7 +9,7 @@
         CalibrationError                    calibration data that are missing or do not fit
       BundleError
         BundleNotFoundError                 no bundle at that path
-        BundleExistsError                   the output is there already
+        BundleExistsError (OutputExistsError) the output is there already
         BundleCorruptError                  a file is missing, altered or unreadable
         BundleVersionError                  the manifest was written by a newer clipmlu
       ExportError
@@ -20,6 +20,7 @@
       InputError                            an image, a label file, a dataset that cannot be read
       OptionError (ValueError)              an option or argument outside its range, or two that exclude one another
       OutputError                           a result cannot be written
+        OutputExistsError                   something is there, and overwriting was not asked for
       SessionError
         ShapeError                          a batch that the compiled bundle does not take
         DeviceError                         a call into the vendor's SDK failed; .call, .status and .kind
@@ -95,6 +96,14 @@ class CalibrationError(CompileError):
     """Calibration data are missing, cannot be read, or do not fit the graph."""
 
 
+class OutputError(ClipmluError):
+    """A result cannot be written where it was asked for."""
+
+
+class OutputExistsError(OutputError):
+    """An output path is taken and overwriting was not asked for."""
+
+
 class BundleError(ClipmluError):
     """Something about a bundle directory is not as it must be."""
 
@@ -103,8 +112,8 @@ class BundleNotFoundError(BundleError):
     """There is no bundle at the path."""
 
 
-class BundleExistsError(BundleError):
-    """The output path is taken and overwriting was not asked for."""
+class BundleExistsError(BundleError, OutputExistsError):
+    """The path of a bundle, or of a calibration set, is taken and overwriting was not asked for."""
 
 
 class BundleCorruptError(BundleError):
@@ -155,10 +164,6 @@ class OptionError(ClipmluError, ValueError):
     """A value outside its range, or options that exclude one another; nothing was started."""
 
     exit_code = 2
-
-
-class OutputError(ClipmluError):
-    """A result cannot be written where it was asked for."""
 
 
 class SessionError(ClipmluError):

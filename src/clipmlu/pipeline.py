@@ -137,7 +137,7 @@ def run_chain(
         path=str(folder / REPORT_NAME),
     )
     report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
-    write_file(folder / REPORT_NAME, encode_run(report))
+    write_file(folder / REPORT_NAME, encode_run(report), overwrite=True)
     return report
 
 

@@ -434,7 +434,9 @@ class _State:
         """Keep a rung, at once."""
         self.rungs.append(rung)
         content = _StateContent(key=self._key, rungs=tuple(self.rungs))
-        write_file(self.folder / _STATE_NAME, msgspec.json.format(msgspec.json.encode(content), indent=1))
+        write_file(
+            self.folder / _STATE_NAME, msgspec.json.format(msgspec.json.encode(content), indent=1), overwrite=True
+        )
 
 
 class _Climber:

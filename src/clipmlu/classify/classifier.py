@@ -148,15 +148,20 @@ class ZeroShotClassifier:
         total: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
         return total
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a classifier file, from which ``Encoder.load_classifier`` works without the text tower.
+
+        Args:
+            path: the file, under the very name that is given.
+            overwrite: replace a file that is there.
 
         Raises:
             BundleError: the bundle has the joint layout, whose graph takes texts.
+            OutputExistsError: there is one, and ``overwrite`` is off.
             OutputError: the file cannot be written.
         """
         self.encoder.require_open()
-        write_file(path, encode_classifier(self._header, self.class_embeddings))
+        write_file(path, encode_classifier(self._header, self.class_embeddings), overwrite=overwrite)
 
 
 def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
@@ -208,7 +213,7 @@ def build_classifier(
     classifier = _tower_classifier(encoder, _header(encoder, names, resolved, embeddings), embeddings)
     if cache:
         try:
-            classifier.save(path)
+            classifier.save(path, overwrite=True)
         except OutputError as error:
             _log.warning("Class embeddings are not cached: %s", error)
     return classifier

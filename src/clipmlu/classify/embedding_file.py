@@ -4,51 +4,75 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmlu.files import output_errors
+from clipmlu.errors import OptionError
+from clipmlu.files import StagedFiles, check_files_free, output_errors
 
 if TYPE_CHECKING:
     from clipmlu.classify.encoder import FloatArray
 
+SUFFIX = ".npy"
 _HEADER_BYTES = 128  # of the .npy format for two axes of any length, which np.lib.format pads to
 
 
-class EmbeddingFile:
-    """Writes ``PATH.npy`` (float32, shape (N, D)) and ``PATH.ids.json`` (a list of N strings) without holding them.
+def check_embedding_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path that ``EmbeddingFile`` would not write to, before anything slow begins.
 
-    Both are temporary siblings until ``publish``; leaving the block removes what is left of them.
+    Raises:
+        OptionError: it has another suffix than ``.npy``.
+        OutputExistsError: there are embeddings or ids already, and overwriting was not asked for.
+        OutputError: nothing can be written there.
+    """
+    if path.suffix != SUFFIX:
+        raise OptionError(f"output is '{path}'; expected a name that ends in {SUFFIX}, the one format of embeddings")
+    check_files_free(_targets(path), overwrite=overwrite)
+
+
+def _targets(path: Path) -> list[Path]:
+    """The file of the rows and that of their ids."""
+    return [path, path.with_suffix(".ids.json")]
+
+
+class EmbeddingFile:
+    """Writes ``NAME.npy`` (float32, shape (N, D)) and ``NAME.ids.json`` (a list of N strings) without holding them.
+
+    Nothing is to be seen of them until ``publish``; leaving the block removes what is left of them. The ids are the last to
+    appear, and the first to go when both are replaced: where there are ids, they are those of the rows beside them.
 
     Args:
-        path: where to; its suffix is replaced.
+        path: ``NAME.npy``.
         embedding_dim: D.
+        overwrite: replace what is there.
 
     Attributes:
         rows: written so far.
 
     Raises:
-        OutputError: the files cannot be written.
+        OptionError, OutputExistsError, OutputError: as ``check_embedding_output``.
     """
 
-    def __init__(self, path: Path, embedding_dim: int) -> None:
+    def __init__(self, path: Path, embedding_dim: int, *, overwrite: bool = False) -> None:
+        check_embedding_output(path, overwrite=overwrite)
         self._path = path
         self._dim = embedding_dim
         self.rows = 0
-        mark = f"{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._staged = {kind: path.with_name(f".{path.name}.{kind}.{mark}") for kind in ("npy", "ids.json")}
-            self._array: IO[bytes] = self._staged["npy"].open("wb")
-            self._ids: IO[bytes] = self._staged["ids.json"].open("wb")
-            self._array.write(bytes(_HEADER_BYTES))
-            self._ids.write(b"[")
+        self._staged = StagedFiles(_targets(path), overwrite=overwrite)
+        try:
+            with output_errors(path):
+                # Unbuffered: when the disk is full, what is in a file is what was written to it.
+                self._array, self._ids = (io.FileIO(staged, "w") for staged in self._staged.paths)
+                _write_all(self._array, bytes(_HEADER_BYTES))
+                _write_all(self._ids, b"[")
+        except BaseException:
+            self._staged.discard()
+            raise
+        self._ends = (_HEADER_BYTES, 1)
 
     def __enter__(self) -> EmbeddingFile:
         return self
@@ -56,16 +80,12 @@ class EmbeddingFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for stream in (self._array, self._ids):
-            try:
-                stream.close()
-            except OSError:  # a full disk, which the write that filled it has told already; the file goes
-                continue
-        for temporary in self._staged.values():
-            temporary.unlink(missing_ok=True)
+        self._array.close()
+        self._ids.close()
+        self._staged.discard()
 
     def append(self, embeddings: FloatArray, ids: Sequence[str]) -> None:
-        """Write rows.
+        """Write rows, all or none.
 
         Args:
             embeddings: float32, shape (N, D).
@@ -74,38 +94,49 @@ class EmbeddingFile:
         Raises:
             OutputError: the disk is full, or the like.
         """
+        lines = [f"\n{json.dumps(name, ensure_ascii=False)}".encode() for name in ids]
         with output_errors(self._path):
-            self._array.write(np.ascontiguousarray(embeddings, "<f4").tobytes())
-            for name in ids:
-                separator = "," if self.rows else ""
-                self._ids.write(f"{separator}\n{json.dumps(name, ensure_ascii=False)}".encode())
-                self.rows += 1
+            self._seek_to_end()
+            _write_all(self._array, np.ascontiguousarray(embeddings, "<f4").tobytes())
+            _write_all(self._ids, (b"," if self.rows and ids else b"") + b",".join(lines))
+            self._ends = (self._array.tell(), self._ids.tell())
+            self.rows += len(ids)
 
     def publish(self, *, partial: bool = False) -> Path:
-        """Rename both files into place, and return the path of the first.
+        """Give both files their names, and return the first.
 
         Args:
-            partial: under a name that says so, ``PATH.partial.npy``, so that nothing whole is replaced.
+            partial: under a name that says so, ``NAME.partial.npy``, so that nothing whole is replaced; what an earlier
+                interrupted run left under it is.
 
         Raises:
+            OutputExistsError: a file of that name was made meanwhile.
             OutputError: a file cannot be written.
         """
-        stem = self._path.with_suffix(".partial" if partial else "")
-        targets = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in self._staged}
+        path = self._path.with_suffix(f".partial{SUFFIX}") if partial else self._path
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dim)}
         )
         assert len(header.getvalue()) == _HEADER_BYTES
-        with output_errors(self._path):
-            for target in targets.values():
-                if target.is_dir():
-                    raise IsADirectoryError(21, f"'{target}' is a directory")
-            self._ids.write(b"\n]\n")
+        with output_errors(path):
+            self._seek_to_end()
+            _write_all(self._ids, b"\n]\n")
             self._array.seek(0)
-            self._array.write(header.getvalue())
+            _write_all(self._array, header.getvalue())
             self._array.close()
             self._ids.close()
-            for kind, target in targets.items():
-                self._staged[kind].replace(target)
-        return targets["npy"]
+        self._staged.publish(_targets(path), overwrite=True if partial else None)
+        return path
+
+    def _seek_to_end(self) -> None:
+        """Cut off what an append that failed has written."""
+        for stream, end in zip((self._array, self._ids), self._ends, strict=True):
+            stream.seek(end)
+            stream.truncate()
+
+
+def _write_all(stream: io.FileIO, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[stream.write(rest) :]

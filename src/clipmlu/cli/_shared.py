@@ -106,7 +106,7 @@ def templates_option(command: Decorated) -> Decorated:
 
 def overwrite_option(command: Decorated) -> Decorated:
     """``--overwrite``."""
-    return click.option("--overwrite", is_flag=True, help="Replace a bundle that is at the output path.")(command)
+    return click.option("--overwrite", is_flag=True, help="Replace what is at the output path.")(command)
 
 
 def offline_option(command: Decorated) -> Decorated:

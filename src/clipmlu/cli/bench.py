@@ -17,6 +17,7 @@ from clipmlu.cli._shared import (
     json_option,
     max_pixels_option,
     note,
+    overwrite_option,
     print_facts,
 )
 from clipmlu.errors import InputError, OptionError
@@ -107,9 +108,10 @@ def _defaults(name: str) -> str:
     help="Image tower: also measure the pipeline from files to embeddings, stage by stage. [default: stages]",
 )
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
+@overwrite_option
 @json_option
 def bench_command(
-    bundle: Path, tool: str | None, devices: str, output: Path | None, as_json: bool, **given: Any
+    bundle: Path, tool: str | None, devices: str, output: Path | None, overwrite: bool, as_json: bool, **given: Any
 ) -> int:
     """Measure the speed of a compiled BUNDLE.
 
@@ -125,8 +127,9 @@ def bench_command(
     With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per batch:
     with several inputs the tool's own figure may count texts.
     """
-    from clipmlu.files import write_file
+    from clipmlu.files import check_files_free, write_file
 
+    check_files_free([output], overwrite=overwrite)
     chosen: dict[str, Any] = {
         name: default if given[name] is None else given[name] for name, default in _DEFAULTS[tool].items()
     }
@@ -141,14 +144,14 @@ def bench_command(
     report: Any
     report = _measure(bundle, given, times, unreadable) if tool is None else _run_tool(bundle, given, times)
     encoded = _encode(report)
-    if output is not None:
-        write_file(output, encoded)
     if as_json:
         echo_json(encoded)
     elif tool is None:
         _show_speed(report)
     else:
         _show_tool(report)
+    if output is not None:  # shown first: a disk that is full then takes nothing away
+        write_file(output, encoded, overwrite=overwrite)
     for reason in unreadable:
         note(f"skipped: {reason}")
     return 1 if unreadable else 0

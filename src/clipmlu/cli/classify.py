@@ -22,6 +22,7 @@ from clipmlu.cli._shared import (
     max_pixels_option,
     note,
     note_inputs,
+    overwrite_option,
     templates_option,
     threads_option,
     workers_option,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option("--classifier", "classifier_file", type=PATH, help="A classifier file instead of --labels.")
 @click.option("--save-classifier", type=PATH, help="Write a classifier file, for use without the text tower.")
+@overwrite_option
 @templates_option
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
 @click.option(
@@ -61,6 +63,7 @@ def classify_command(
     labels: str | None,
     classifier_file: Path | None,
     save_classifier: Path | None,
+    overwrite: bool,
     templates: str,
     top_k: int,
     format_name: str,
@@ -80,11 +83,13 @@ def classify_command(
     from clipmlu.classify.encoder import load
     from clipmlu.cli._inputs import image_items
     from clipmlu.data.finding import LeftOut
+    from clipmlu.files import check_files_free
 
     if (labels is None) == (classifier_file is None):
         raise OptionError("Give either --labels or --classifier.")
     if not inputs and save_classifier is None:
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
+    check_files_free([save_classifier], overwrite=overwrite)
     broken, left_out = 0, LeftOut()
     image_only = classifier_file is not None
     with load(
@@ -98,7 +103,7 @@ def classify_command(
     ) as encoder:
         classifier = _classifier(encoder, labels, classifier_file, templates)
         if save_classifier is not None:
-            classifier.save(save_classifier)
+            classifier.save(save_classifier, overwrite=overwrite)
             note(f"Wrote classifier file {save_classifier}")
 
         if inputs:

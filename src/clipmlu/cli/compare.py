@@ -19,6 +19,7 @@ from clipmlu.cli._shared import (
     json_option,
     max_pixels_option,
     note,
+    overwrite_option,
     print_facts,
     templates_option,
     threads_option,
@@ -72,6 +73,7 @@ _SAMPLES = 256  # as measure.compare.DEFAULT_SAMPLES, which would load the runti
 @click.option("--all", "show_all", is_flag=True, help="Show every node in the graph's order, not only the worst ones.")
 @click.option("--heatmap", type=PATH, metavar="FILE", help="Draw blocks and roles to this .png or .svg file.")
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
+@overwrite_option
 @click.option("--allow-overlap", is_flag=True, help="Take images that a bundle was calibrated with, too.")
 @json_option
 def compare_command(
@@ -93,6 +95,7 @@ def compare_command(
     show_all: bool,
     heatmap: Path | None,
     output: Path | None,
+    overwrite: bool,
     allow_overlap: bool,
     as_json: bool,
 ) -> int:
@@ -102,12 +105,13 @@ def compare_command(
     float graphs. Nodes run on the CPU in float32 kernels that simulate the mode, embeddings and predictions on the bundles'
     own targets. The inner tensors of a bundle for a real MLU card cannot be read.
     """
-    from clipmlu.files import write_files
+    from clipmlu.files import check_files_free, write_files
     from clipmlu.measure import compare
     from clipmlu.measure.heatmap import check_drawable
 
     if heatmap is not None:
         check_drawable(heatmap)
+    check_files_free([output, heatmap], overwrite=overwrite)
     options = compare.CompareOptions(
         samples=samples,
         shuffle=shuffle,
@@ -125,14 +129,15 @@ def compare_command(
     dataset = images.open(size=samples or compare.DEFAULT_SAMPLES, seed=seed, max_pixels=max_pixels)
     report = compare.compare_bundles(measured, reference, dataset, options, on_note=note)
     encoded = compare.encode_comparison(report)
-    files = {} if output is None else {output: encoded}
-    if heatmap is not None:
-        files[heatmap] = compare.draw_comparison(report, heatmap)
-    write_files(files)
     if as_json:
         echo_json(encoded)
     else:
         show_comparison(report, show_all=show_all)
+    # Shown first: a disk that is full then takes nothing away.
+    files = {} if output is None else {output: encoded}
+    if heatmap is not None:
+        files[heatmap] = compare.draw_comparison(report, heatmap)
+    write_files(files, overwrite=overwrite)
     for skipped in report.skipped:
         note(f"skipped: {skipped.reason}")
     return 1 if report.skipped else 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import PATH, console, echo_json, json_option, note
+from clipmlu.cli._shared import PATH, console, echo_json, json_option, note, overwrite_option
 
 if TYPE_CHECKING:
     from clipmlu.backends.magicmind.probing import ProbeReport
@@ -41,6 +41,7 @@ _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--onl
 @click.option(
     "--write-probe", type=PATH, metavar="DIR", help="Write the probes for a place where clipmlu is not installed."
 )
+@overwrite_option
 @json_option
 @click.pass_context
 def doctor_command(
@@ -51,6 +52,7 @@ def doctor_command(
     only: tuple[str, ...],
     timeout: float,
     write_probe: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> int:
     """Check what works on this machine; every finding comes with its remedy.
@@ -60,9 +62,9 @@ def doctor_command(
     """
     _check_options(context, probe_sdk, write_probe)
     if write_probe is not None:
-        return _write_probe(write_probe)
+        return _write_probe(write_probe, overwrite=overwrite)
     if probe_sdk:
-        return _probe_sdk(output, emulated=emulated, only=only, timeout=timeout, as_json=as_json)
+        return _probe_sdk(output, emulated=emulated, only=only, timeout=timeout, overwrite=overwrite, as_json=as_json)
     from clipmlu.diagnostics import examine
 
     findings = examine()
@@ -78,6 +80,8 @@ def doctor_command(
 def _check_options(context: click.Context, probe_sdk: bool, write_probe: Path | None) -> None:
     if probe_sdk and write_probe is not None:
         raise click.UsageError("--probe-sdk and --write-probe exclude one another.")
+    if context.params["overwrite"] and not probe_sdk and write_probe is None:
+        raise click.UsageError("--overwrite needs --probe-sdk or --write-probe.")
     given = [
         option
         for name, option in _PROBE_OPTIONS.items()
@@ -101,16 +105,18 @@ def _print_findings(findings: list[Finding]) -> None:
     console().print(table)
 
 
-def _probe_sdk(output: Path, *, emulated: bool, only: tuple[str, ...], timeout: float, as_json: bool) -> int:
+def _probe_sdk(
+    output: Path, *, emulated: bool, only: tuple[str, ...], timeout: float, overwrite: bool, as_json: bool
+) -> int:
     from clipmlu.backends.magicmind import probing
 
     if emulated:
         from clipmlu.emulator import NOTICE
 
         note(NOTICE)
-        report = probing.probe_emulated_sdk(output, timeout_seconds=timeout, only=only)
+        report = probing.probe_emulated_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     else:
-        report = probing.probe_sdk(output, timeout_seconds=timeout, only=only)
+        report = probing.probe_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     if as_json:
         import msgspec
 
@@ -132,10 +138,10 @@ def _print_report(report: ProbeReport) -> None:
     console().print(table)
 
 
-def _write_probe(directory: Path) -> int:
+def _write_probe(directory: Path, *, overwrite: bool) -> int:
     from clipmlu.backends.magicmind.probing import write_probe
 
-    program = write_probe(directory)
+    program = write_probe(directory, overwrite=overwrite)
     click.echo(str(program))
     note(
         f"Copy '{directory}' to where magicmind is, and run there:\n"

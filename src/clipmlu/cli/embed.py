@@ -17,6 +17,7 @@ from clipmlu.cli._shared import (
     max_pixels_option,
     note,
     note_inputs,
+    overwrite_option,
     threads_option,
     workers_option,
 )
@@ -37,6 +38,7 @@ _TEXTS_AT_ONCE = 1024
 @click.option(
     "-o", "--output", type=PATH, required=True, help="The .npy file; the ids go to the same name with .ids.json."
 )
+@overwrite_option
 @batch_size_option
 @threads_option
 @workers_option
@@ -48,6 +50,7 @@ def embed_command(
     inputs: tuple[str, ...],
     texts: Path | None,
     output: Path,
+    overwrite: bool,
     batch_size: int | None,
     threads: int,
     workers: int | None,
@@ -59,13 +62,14 @@ def embed_command(
 
     INPUT is what 'clipmlu classify' takes. Interrupted, the finished part is written to OUTPUT.partial.npy.
     """
-    from clipmlu.classify.embedding_file import EmbeddingFile
+    from clipmlu.classify.embedding_file import EmbeddingFile, check_embedding_output
     from clipmlu.classify.encoder import load
     from clipmlu.data.finding import LeftOut
 
     left_out = LeftOut()
     if bool(inputs) == (texts is not None):
         raise OptionError("Give either INPUT or --texts.")
+    check_embedding_output(output, overwrite=overwrite)
     with (
         load(
             bundle,
@@ -76,7 +80,7 @@ def embed_command(
             max_pixels=max_pixels,
             busy_wait=False,
         ) as encoder,
-        EmbeddingFile(output, encoder.embedding_dim) as file,
+        EmbeddingFile(output, encoder.embedding_dim, overwrite=overwrite) as file,
     ):
         mark = " (emulated)" if encoder.bundle.compilation.emulated else ""
         try:

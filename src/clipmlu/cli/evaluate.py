@@ -19,6 +19,7 @@ from clipmlu.cli._shared import (
     json_option,
     max_pixels_option,
     note,
+    overwrite_option,
     print_facts,
     progress_bar,
     templates_option,
@@ -65,6 +66,7 @@ _MAX_DROP = 0.01
 @click.option("--max-drop", type=float, help="Allowed loss of top-1 against --baseline, a fraction. [default: 0.01]")
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
+@overwrite_option
 @click.option("--per-class", is_flag=True, help="Show every class, not only the hardest ones.")
 @json_option
 def eval_command(
@@ -85,17 +87,20 @@ def eval_command(
     max_drop: float | None,
     output: Path | None,
     sample_files: Path | None,
+    overwrite: bool,
     per_class: bool,
     as_json: bool,
 ) -> int:
     """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
     from clipmlu.classify.encoder import load
     from clipmlu.errors import OptionError
-    from clipmlu.files import write_file
+    from clipmlu.files import check_files_free, write_file
     from clipmlu.measure import accuracy
 
     if max_drop is not None and baseline is None:
         raise OptionError("--max-drop needs a --baseline to compare with")
+    wanted = [output, *(accuracy.sample_paths(sample_files) if sample_files is not None else ())]
+    check_files_free(wanted, overwrite=overwrite)
     earlier = None if baseline is None else accuracy.read_report(baseline)
     options = accuracy.EvalOptions(
         samples=samples,
@@ -120,16 +125,17 @@ def eval_command(
             )
     if earlier is not None:
         report = accuracy.compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)
-    if output is not None:
-        write_file(output, accuracy.encode_report(report))
-    if sample_files is not None:
-        accuracy.write_sample_files(sample_files, results, source.original_names, report)
     if as_json:
         echo_json(accuracy.encode_report(report))
     else:
         show_accuracy(report, per_class=per_class)
         for line in accuracy.accuracy_lines(report) if sample_files is not None else ():
             click.echo(line)
+    # Shown first: a disk that is full then takes nothing away.
+    if output is not None:
+        write_file(output, accuracy.encode_report(report), overwrite=overwrite)
+    if sample_files is not None:
+        accuracy.write_sample_files(sample_files, results, source.original_names, report, overwrite=overwrite)
     for skipped in report.skipped:
         note(f"skipped: {skipped.reason}")
     accuracy.check_baseline(report)

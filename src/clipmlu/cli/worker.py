@@ -6,19 +6,20 @@ from pathlib import Path
 
 import click
 
-from clipmlu.cli._shared import PATH, note
+from clipmlu.cli._shared import PATH, note, overwrite_option
 
 
 @click.command("worker")
 @click.option("--write", "path", type=PATH, required=True, metavar="PATH", help="File to write, or a directory for it.")
-def worker_command(path: Path) -> None:
+@overwrite_option
+def worker_command(path: Path, overwrite: bool) -> None:
     """Write the one file that runs models where the vendor's SDK lives.
 
     Copy it into the vendor's container or to the host with the card; it needs Python 3.7 or newer, NumPy and magicmind.
     """
     from clipmlu.backends.magicmind.copying import write_worker
 
-    written = write_worker(path)
+    written = write_worker(path, overwrite=overwrite)
     click.echo(str(written))
     note(
         "Start it where magicmind is:\n"

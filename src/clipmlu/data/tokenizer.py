@@ -169,7 +169,7 @@ def write_clip_tokenizer(bpe_vocab_gz: Path, destination: Path) -> None:
     tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(_WORD_END, " ")])
     tokenizer.add_special_tokens([_special(START_OF_TEXT), _special(END_OF_TEXT)])
-    tokenizer.save(str(destination), pretty=False)
+    destination.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
 
 
 def write_stand_in_tokenizer(destination: Path, vocab_size: int) -> None:
@@ -196,7 +196,7 @@ def write_stand_in_tokenizer(destination: Path, vocab_size: int) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([_special("<pad>"), _special("<sot>"), _special("<eot>")])
-    tokenizer.save(str(destination), pretty=False)
+    destination.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
 
 
 class _ClipRows:

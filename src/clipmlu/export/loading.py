@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from clipmlu.export.openai import is_openai_file, read_openai_file
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.source import Source, model_config, text_model_folder
 from clipmlu.export.training import CONFIG_NAME, PREPROCESS_KEYS, Training, learn_training, note_activation
+from clipmlu.files import scratch_directory
 from clipmlu.specs import PreprocessSpec
 
 PURPOSE = "Exporting a model"
@@ -222,8 +222,8 @@ def _build(config: dict[str, Any], force_quick_gelu: bool) -> Any:
     weights of their own.
     """
     open_clip = require("open_clip", "export", PURPOSE)
-    with tempfile.TemporaryDirectory(prefix="clipmlu-") as folder:
-        (Path(folder) / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    with scratch_directory() as folder:
+        (folder / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
         return open_clip.create_model(
             f"local-dir:{folder}",
             load_weights=False,

@@ -211,7 +211,7 @@ def _save_backend(tokenizer: Any, destination: Path) -> None:
         raise ExportError(
             f"The model's tokenizer ({type(tokenizer).__name__}) has no fast form. Give one as --tokenizer PATH."
         )
-    backend.save(str(destination), pretty=False)
+    destination.write_text(backend.to_str(pretty=False), encoding="utf-8")
 
 
 def _spec_from_reference(reference: Any, model: LoadedModel, kwargs: dict[str, Any]) -> TokenizerSpec:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from clipmlu.classify.classifier import embed_classes
 from clipmlu.classify.encoder import Encoder, FloatArray
 from clipmlu.data.datasets import Dataset
 from clipmlu.errors import BundleError, OptionError
+from clipmlu.files import scratch_directory
 from clipmlu.measure.predictions import compare_embeddings, embed_dataset, predict_classes
 from clipmlu.measure.significance import mcnemar_p_value
 from clipmlu.measure.tensors import lowered_model
@@ -321,8 +321,8 @@ class Rebuilder:
 
 
 def _embed_without(rebuilder: Rebuilder, role: Role, data: AblationData) -> FloatArray:
-    with tempfile.TemporaryDirectory(prefix="clipmlu-ablation-") as folder:
-        bundle = rebuilder.write(rebuilder.nodes(role), Path(folder))
+    with scratch_directory() as folder:
+        bundle = rebuilder.write(rebuilder.nodes(role), folder)
         with Encoder(bundle, SessionOptions(threads=data.threads, busy_wait=False)) as encoder:
             if "image" in bundle.manifest.towers:
                 return embed_dataset(encoder, data.dataset, data.indices, batch_size=data.batch_size).embeddings

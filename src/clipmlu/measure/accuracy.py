@@ -31,6 +31,7 @@ from clipmlu.specs import ModelId, Precision, Spec
 CALIBRATION_BINS = 15
 CONFUSIONS_SHOWN = 20
 _TOP_K = 5
+_SAMPLE_FILES = ("infer_result.txt", "eval_labels.txt", "eval_result_1.txt", "eval_result_5.txt", "eval_result.txt")
 _Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 IntArray = npt.NDArray[np.int64]
@@ -391,11 +392,19 @@ def _shown(value: object) -> str:
     return f"{len(value)} templates" if isinstance(value, tuple) and len(value) > 3 else f"'{value}'"
 
 
+def sample_paths(directory: str | os.PathLike[str]) -> list[Path]:
+    """The files that ``write_sample_files`` writes."""
+    folder = as_path(directory, "the output")
+    return [folder / name for name in _SAMPLE_FILES]
+
+
 def write_sample_files(
     directory: str | os.PathLike[str],
     results: Sequence[ImageResult],
     class_names: Sequence[str],
     report: AccuracyReport,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write results as the vendor's CLIP sample writes them: four text files, and the two accuracy lines in a fifth.
 
@@ -407,8 +416,10 @@ def write_sample_files(
         results: one per image, in order.
         class_names: names as the dataset spells them.
         report: where the accuracies come from.
+        overwrite: replace files of these names.
 
     Raises:
+        OutputExistsError: one is there, and ``overwrite`` is off.
         OutputError: a file cannot be written.
     """
     labels = [f"[{number}]: {result.label}" for number, result in enumerate(results)]
@@ -419,15 +430,11 @@ def write_sample_files(
         for result in results
         for line in ("top5 result:", *(f"{rank} [{class_names[index]}]" for rank, index in enumerate(result.ranked)))
     ]
+    contents = (named, labels, best, five, accuracy_lines(report))
     files = {
-        "infer_result.txt": named,
-        "eval_labels.txt": labels,
-        "eval_result_1.txt": best,
-        "eval_result_5.txt": five,
-        "eval_result.txt": accuracy_lines(report),
+        path: ("\n".join(lines) + "\n").encode() for path, lines in zip(sample_paths(directory), contents, strict=True)
     }
-    folder = as_path(directory, "the output")
-    write_files({folder / name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()})
+    write_files(files, overwrite=overwrite)
 
 
 def accuracy_lines(report: AccuracyReport) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle import CompiledBundle, current_tool_versions, open_compiled
 from clipmlu.classify.encoder import Encoder
 from clipmlu.errors import InputError
+from clipmlu.files import scratch_directory
 from clipmlu.measure.bottleneck import PipelineReport, draw_photos, measure_pipeline
 from clipmlu.measure.graphs import make_samples, open_graph
 from clipmlu.measure.loads import ScenarioResult, SpeedOptions, measure_scenario
@@ -231,5 +231,5 @@ def _image_files(options: SpeedOptions) -> Iterator[Sequence[Path]]:
             raise InputError("There are no images to measure with; give a folder that holds some.")
         yield options.images
         return
-    with tempfile.TemporaryDirectory(prefix="clipmlu-photos-") as folder:
-        yield draw_photos(Path(folder), seed=options.seed)
+    with scratch_directory() as folder:
+        yield draw_photos(folder, seed=options.seed)

@@ -186,7 +186,8 @@ def run_sweep(
         tool_versions=current_tool_versions(*backend.packages),
         skipped=accuracies[0].skipped if accuracies else (),
     )
-    write_files({output / "sweep.json": encode_sweep(report), output / "sweep.md": render_markdown(report).encode()})
+    files = {output / "sweep.json": encode_sweep(report), output / "sweep.md": render_markdown(report).encode()}
+    write_files(files, overwrite=True)
     return report
 
 
@@ -228,7 +229,7 @@ def _evaluate(
     on_note(f"evaluating {bundle.path}")
     with Encoder(bundle, options.session) as encoder:
         report = evaluate(encoder, dataset, how)
-    write_file(path, encode_sweep(KeptAccuracy(key=key, report=report)))
+    write_file(path, encode_sweep(KeptAccuracy(key=key, report=report)), overwrite=True)
     return report
 
 
@@ -283,7 +284,7 @@ def _repeat(variant: _Variant, missing: list[Path], options: SweepOptions) -> No
                 cell = variant.cells[path]
                 repetition = _time(graph, cell.key.batch_size, options.duration_ms / 1e3)
                 cell = msgspec.structs.replace(cell, repetitions=(*cell.repetitions, repetition))
-                write_file(path, encode_sweep(cell))
+                write_file(path, encode_sweep(cell), overwrite=True)
                 variant.cells[path] = cell
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,6 +26,7 @@ from clipmlu.data.preprocess import Preprocessor
 from clipmlu.emulator.container import read_container
 from clipmlu.emulator.status import StatusError
 from clipmlu.errors import BundleCorruptError, CalibrationError, SessionError
+from clipmlu.files import scratch_directory
 from clipmlu.quantisation.index import EXTERNAL_DATA_BYTES, GraphIndex, infer_values, save_model
 from clipmlu.quantisation.operators import QUANTISED
 from clipmlu.quantisation.roles import Operator, Role, find_operators
@@ -233,12 +233,12 @@ def lowered_model(path: Path, tower: Tower, rows: int | None = None) -> onnx.Mod
         CompileError: it cannot be lowered.
     """
     axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
-    with tempfile.TemporaryDirectory(prefix="clipmlu-lowered-") as folder:
-        target = Path(folder) / "lowered.onnx"
+    with scratch_directory() as folder:
+        target = folder / "lowered.onnx"
         if takes_uint8(tower):
             model = onnx.load(str(path))
             remove_normalisation(model)
-            path = Path(folder) / "float.onnx"
+            path = folder / "float.onnx"
             save_model(model, path)
         lower_tower(path, target, MAGICMIND, batch=None if rows is None else dict.fromkeys(axes, rows))
         return onnx.load(str(target))

@@ -9,20 +9,22 @@ from clipmlu.files import output_errors, write_file
 FILE_NAME = "clipmlu_worker.py"
 
 
-def write_worker(path: Path) -> Path:
+def write_worker(path: Path, *, overwrite: bool = False) -> Path:
     """Write the driver to a file, whole or not at all, and make it executable.
 
     Args:
-        path: the file, or a directory to put ``clipmlu_worker.py`` into; what is there is replaced.
+        path: the file, or a directory to put ``clipmlu_worker.py`` into.
+        overwrite: replace a file that is there.
 
     Returns:
         The file.
 
     Raises:
+        OutputExistsError: there is one, and ``overwrite`` is off.
         OutputError: it cannot be written.
     """
     target = path / FILE_NAME if path.is_dir() else path
-    write_file(target, Path(__file__).with_name("driver.py").read_bytes())
+    write_file(target, Path(__file__).with_name("driver.py").read_bytes(), overwrite=overwrite)
     with output_errors(target):
         target.chmod(0o755)
     return target

@@ -10,7 +10,6 @@ import io
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from clipmlu.backends.magicmind.backend import emulated_worker, real_sdk_is_importable
 from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
-from clipmlu.files import write_files
+from clipmlu.files import check_files_free, scratch_directory, write_files
 from clipmlu.specs import Spec
 
 Array = npt.NDArray[Any]
@@ -31,6 +30,7 @@ PROBES_FILE = Path(__file__).with_name("probes.py")
 GRAPHS_FOLDER = "graphs"
 JSON_NAME = "magicmind-probe.json"
 MARKDOWN_NAME = "magicmind-probe.md"
+_REPORT_NAMES = (JSON_NAME, MARKDOWN_NAME)
 _INDEX_NAME = "graphs.json"
 
 
@@ -147,6 +147,7 @@ def probe_sdk(
     timeout_seconds: float = 120.0,
     only: Sequence[str] = (),
     jobs: int = 1,
+    overwrite: bool = False,
 ) -> ProbeReport:
     """Ask the SDK that is found here; takes minutes on a card.
 
@@ -157,6 +158,7 @@ def probe_sdk(
         timeout_seconds: longest wait for one case.
         only: names of the probes to run; all when empty.
         jobs: probes at a time.
+        overwrite: replace files of these names.
 
     Returns:
         The report, as it was written.
@@ -164,34 +166,42 @@ def probe_sdk(
     Raises:
         BackendUnavailableError: there is no SDK to ask.
         UnknownNameError: there is no such probe.
+        OutputExistsError: there is a report already, and ``overwrite`` is off.
         OutputError: the files cannot be written.
     """
+    check_files_free([output / name for name in _REPORT_NAMES], overwrite=overwrite)
     for name in only:
         if name not in probe_names():
             raise UnknownNameError("probe", name, probe_names())
     interpreter = python or _find_interpreter()
-    with tempfile.TemporaryDirectory(prefix="clipmlu-probe-") as folder:
-        graphs = Path(folder) / GRAPHS_FOLDER
-        write_files({graphs / name: content for name, content in make_graphs().items()})
-        command = [interpreter, str(PROBES_FILE), "--called", "--graphs", str(graphs), "--output", folder]
+    with scratch_directory() as folder:
+        graphs = folder / GRAPHS_FOLDER
+        write_files({graphs / name: content for name, content in make_graphs().items()}, overwrite=False)
+        command = [interpreter, str(PROBES_FILE), "--called", "--graphs", str(graphs), "--output", str(folder)]
         command += ["--timeout", str(timeout_seconds), "--jobs", str(jobs)]
         if only:
             command += ["--only", *only]
         try:
             code = _run(command, environment)
         except KeyboardInterrupt:
-            if _has_records(Path(folder) / JSON_NAME):
-                _copy_report(Path(folder), output)
+            if _has_records(folder / JSON_NAME):
+                _copy_report(folder, output, overwrite=overwrite)
             raise
         except OSError as error:
             raise BackendUnavailableError(f"Cannot run '{interpreter}': {error.strerror}.") from error
-        report = _read_report(Path(folder) / JSON_NAME, interpreter, code)
-        _copy_report(Path(folder), output)
+        report = _read_report(folder / JSON_NAME, interpreter, code)
+        _copy_report(folder, output, overwrite=overwrite)
     return report
 
 
 def probe_emulated_sdk(
-    output: Path, *, timeout_seconds: float = 120.0, only: Sequence[str] = (), jobs: int = 2, **settings: Any
+    output: Path,
+    *,
+    timeout_seconds: float = 120.0,
+    only: Sequence[str] = (),
+    jobs: int = 2,
+    overwrite: bool = False,
+    **settings: Any,
 ) -> ProbeReport:
     """Ask the emulated SDK; see ``probe_sdk``.
 
@@ -200,29 +210,38 @@ def probe_emulated_sdk(
         timeout_seconds: longest wait for one case.
         only: names of the probes to run; all when empty.
         jobs: probes at a time.
+        overwrite: replace files of these names.
         settings: of the emulator, such as ``mode="lenient"``; see ``emulated_environment``.
     """
     environment = emulated_worker(**settings).environment
     return probe_sdk(
-        output, python=sys.executable, environment=environment, timeout_seconds=timeout_seconds, only=only, jobs=jobs
+        output,
+        python=sys.executable,
+        environment=environment,
+        timeout_seconds=timeout_seconds,
+        only=only,
+        jobs=jobs,
+        overwrite=overwrite,
     )
 
 
-def write_probe(directory: Path) -> Path:
+def write_probe(directory: Path, *, overwrite: bool = False) -> Path:
     """Write ``probes.py`` and its graphs into a folder, to be copied to where the SDK is and clipmlu is not.
 
     Args:
-        directory: the folder; made when it is not there, and files of these names in it are replaced.
+        directory: the folder; made when it is not there.
+        overwrite: replace files of these names.
 
     Returns:
         The program's path.
 
     Raises:
+        OutputExistsError: one is there, and ``overwrite`` is off.
         OutputError: it cannot be written.
     """
     program = directory / PROBES_FILE.name
     contents = {directory / GRAPHS_FOLDER / name: content for name, content in make_graphs().items()}
-    write_files({**contents, program: PROBES_FILE.read_bytes()})
+    write_files({**contents, program: PROBES_FILE.read_bytes()}, overwrite=overwrite)
     return program
 
 
@@ -260,8 +279,8 @@ def _has_records(path: Path) -> bool:
         return False
 
 
-def _copy_report(folder: Path, output: Path) -> None:
-    write_files({output / name: (folder / name).read_bytes() for name in (JSON_NAME, MARKDOWN_NAME)})
+def _copy_report(folder: Path, output: Path, *, overwrite: bool) -> None:
+    write_files({output / name: (folder / name).read_bytes() for name in _REPORT_NAMES}, overwrite=overwrite)
 
 
 def _read_report(path: Path, interpreter: str, code: int) -> ProbeReport:
