@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipmlu.data.prompts import resolve_templates
+from clipmlu.errors import UnknownNameError
+from clipmlu.export.options import ExportOptions
+from clipmlu.export.source import resolve_source
 from clipmlu.file_names import expand_home, name_from_path, path_from_name, printable
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX only")
@@ -56,3 +62,41 @@ def test_home_folder_is_expanded_unless_the_name_exists(tmp_path: Path, monkeypa
     assert expand_home("a/~") == Path("a/~")
     (tmp_path / "~").mkdir()
     assert expand_home("~") == Path("~")
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda: resolve_templates("cifar"), "template set"),
+        (lambda: resolve_source("ViT-B-32", ExportOptions(pretrained="openai")), "tag"),
+    ],
+)
+def test_a_known_name_wins_over_a_file_and_says_so(
+    call: Callable[[], Any],
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("open_clip", reason="needs the export extra")
+    expected = call()
+    assert caplog.messages == []
+    monkeypatch.chdir(tmp_path)
+    for name in ("cifar", "openai"):
+        (tmp_path / name).write_text("a picture of a {}\n")
+    assert call() == expected
+    (message,) = caplog.messages
+    assert f"is taken as the {kind}, not as what is called so here; write './" in message
+
+
+def test_a_path_says_that_the_file_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "cifar").write_text("a picture of a {}\n")
+    assert resolve_templates("./cifar") == resolve_templates("~/cifar") == ("a picture of a {}",)
+
+
+def test_a_tag_too_long_for_a_path_is_an_unknown_tag() -> None:
+    pytest.importorskip("open_clip", reason="needs the export extra")
+    with pytest.raises(UnknownNameError):
+        resolve_source("ViT-B-32", ExportOptions(pretrained="x" * 300))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError
@@ -62,6 +65,23 @@ class PixelBudget:
             self._changed.notify_all()
 
 
+def _return_memory() -> None:
+    """Give what was freed back to the system: glibc keeps it for the thread that freed it, while others allocate anew."""
+    trim = _find_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _find_trim() -> Callable[[int], int] | None:
+    """Glibc's ``malloc_trim``; other libraries have none."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows
+        return None
+    return trim
+
+
 class Turn:
     """What one thread holds of a budget: nothing, or the pixels of the image in hand."""
 
@@ -77,5 +97,7 @@ class Turn:
     def end(self) -> None:
         """The image is no longer in memory."""
         if self._held:
+            if self._held > _PHOTO_PIXELS:
+                _return_memory()
             self._budget.give_back(self._held)
             self._held = 0

@@ -16,6 +16,7 @@ from clipmlu.data.label_lines import WORDNET_ID, Labels, capital, labels_from_li
 from clipmlu.data.labels import parse_labels
 from clipmlu.data.textfile import Note, full_lines, read_text
 from clipmlu.errors import InputError, OptionError
+from clipmlu.file_names import expand_home
 
 ClassNames = str | os.PathLike[str] | Iterable[str]
 """What is taken for the names of a classifier: a list as text, ``"cat,dog"``; a label file; or the names themselves."""
@@ -123,11 +124,8 @@ def look_like_ids(names: Sequence[str]) -> bool:
 
 def existing_path(text: str) -> Path | None:
     """The path that a text names, if anything is there; a text may be too long for a path, or hold what none can."""
-    try:
-        os.stat(text)
-    except (OSError, ValueError):
-        return None
-    return Path(text)
+    path = expand_home(text)
+    return path if text and os.path.exists(path) else None
 
 
 def _from_file(path: Path, on_note: Note) -> tuple[str, ...]:

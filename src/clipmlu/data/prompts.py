@@ -12,6 +12,7 @@ from clipmlu.data.class_names import existing_path
 from clipmlu.data.labels import parse_entries
 from clipmlu.data.textfile import Note, read_text, split_lines
 from clipmlu.errors import OptionError, UnknownNameError
+from clipmlu.file_names import prefer_known_name
 
 PLACEHOLDER = "{}"
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def resolve_templates(
         return _check_templates(templates, "")
     if PLACEHOLDER in templates:
         return (templates,)
-    if templates in TEMPLATE_SETS:
+    if prefer_known_name(templates, TEMPLATE_SETS, "template set"):
         return _named_templates(templates)
     path = existing_path(templates)
     if path is not None:

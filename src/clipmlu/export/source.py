@@ -16,6 +16,7 @@ from clipmlu.export.configuration import parse_config
 from clipmlu.export.filetypes import describe_directory, identify_weights
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.training import CONFIG_NAME, files_beside
+from clipmlu.file_names import expand_home, prefer_known_name
 from clipmlu.files import as_path
 from clipmlu.specs import ModelId
 
@@ -208,6 +209,7 @@ def _named_source(model: str, options: ExportOptions, seed: int | None) -> Sourc
         weights = find_weights(name, tag)
     except UnknownNameError:
         return Source(**_checkpoint_fields(name, tag))
+    prefer_known_name(tag, (tag,), "tag")
     return Source(identity=ModelId(name=name, pretrained=weights.tag), name=name, weights=weights)
 
 
@@ -235,10 +237,10 @@ def _no_weights_message(name: str) -> str:
 
 def _checkpoint_fields(name: str, given: str) -> dict[str, Any]:
     """A tag that is no tag is the path of a checkpoint, if it looks like one."""
-    path = Path(given).expanduser()
-    if path.is_file():
+    path = expand_home(given)
+    if os.path.isfile(path):
         return {"identity": ModelId(name=name, pretrained=path.name), "name": name, "checkpoint": path}
-    if path.exists():
+    if os.path.exists(path):
         identify_weights(path)  # raises: a directory, a pipe, ...
     if path.suffix in (*_CHECKPOINT_SUFFIXES, ".npz") or len(path.parts) > 1:
         raise ExportError(f"There is no checkpoint file '{given}'. Expected a file of weights for '{name}', or a tag.")
