@@ -14,11 +14,13 @@ import msgspec
 from clipmlu import __version__
 from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported
 from clipmlu.classify.encoder import Encoder
-from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
+from clipmlu.classify.scoring import check_joint_templates
+from clipmlu.compile.compiler import CompilationPlan, CompileOptions, check_layout, compile_bundle, plan_compilation
 from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
+from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
 from clipmlu.files import as_path, write_file
@@ -109,6 +111,9 @@ def run_chain(
     # What can be known to be wrong is found before the slow steps begin.
     output = as_path(output, "the output")
     plan = plan_compilation(options.compile)
+    check_layout(plan, options.export.layout)
+    if options.export.layout == "joint":
+        check_joint_templates(resolve_templates(options.evaluate.templates), f"'{model}'")
     dataset = open_dataset(
         options.dataset,
         options.split,
@@ -128,7 +133,7 @@ def run_chain(
     start = time.perf_counter()
     session = dataclasses.replace(options.compile.session, threads=options.threads)
     with Encoder(compiled, session) as encoder:
-        accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress)
+        accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress, on_note=on_note)
     mark = " (emulated)" if accuracy.emulated else ""
     eval_step = Step(
         name="eval",
@@ -201,8 +206,9 @@ def _compile(
 
 
 def _slug(model: str, options: ExportOptions) -> str:
-    """A folder name for a model: its name and weights, with what no file name should have replaced."""
-    parts = [model, options.pretrained or "", f"random-{options.seed}" if options.random_weights else ""]
+    """A folder name for a model: its name, weights and layout, with what no file name should have replaced."""
+    random = f"random-{options.seed}" if options.random_weights else ""
+    parts = [model, options.pretrained or "", random, "joint" if options.layout == "joint" else ""]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
 
 

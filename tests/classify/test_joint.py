@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import support
-from clipmlu.bundle import CompiledBundle
+from clipmlu.backends import SessionOptions
+from clipmlu.backends.onnxruntime import OnnxRuntimeSession
+from clipmlu.bundle import CompiledBundle, open_exported
 from clipmlu.classify.classifier import ZeroShotClassifier
-from clipmlu.classify.encoder import load
+from clipmlu.classify.encoder import Encoder, load
 from clipmlu.classify.scoring import JointScorer
+from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
-from clipmlu.errors import BundleError, OptionError, ShapeError
-from clipmlu.specs import MluBuild
+from clipmlu.errors import BundleError, GateError, OptionError, ShapeError
+from clipmlu.specs import MluBuild, Precision
 
 NAMES = [f"thing {number}" for number in range(7)]
 TEMPLATE = "a photo of a {}."
@@ -30,7 +34,8 @@ def fused(tmp_path: Path) -> Fused:
     """``fused(bias=None, **options)``: the tiny model with the joint layout, compiled."""
 
     def compile_it(bias: float | None = None, **options: Any) -> CompiledBundle:
-        source = support.write_exported(tmp_path / f"joint{bias}", logit_bias=bias, layout="joint")
+        path = tmp_path / "joint"
+        source = open_exported(path) if path.exists() else support.write_exported(path, logit_bias=bias, layout="joint")
         return compile_bundle(source, tmp_path / "compiled", CompileOptions(**options))
 
     return compile_it
@@ -140,3 +145,76 @@ def test_batches_and_texts_that_do_not_fit_are_refused(fused: Fused) -> None:
             encoder.submit_pairs(pixels, ids[:3])
         with pytest.raises(ShapeError, match=r"4 texts.* exactly 3"):
             encoder.submit_pairs(pixels[:2], ids)
+
+
+def test_static_texts_are_as_many_as_a_build_for_cards_has_in_every_mode(fused: Fused) -> None:
+    for precision in (Precision.FORCE_FLOAT32, Precision.FORCE_FLOAT16):
+        bundle = fused(target="cpu", batch_size=2, dynamic_shape=False, precision=precision, overwrite=True)
+        assert [tensor.shape[0] for tensor in bundle.tower("joint").inputs] == [2, 100]
+        assert bundle.tower("joint").outputs[0].shape == (2, 100)
+
+
+@pytest.mark.parametrize("floor", [None, 0.9])
+def test_a_compiled_graph_that_chooses_other_classes_is_refused(tmp_path: Path, floor: float | None) -> None:
+    """The tolerance of the logits alone would let it pass; a trained model's own threshold and a given one do not."""
+    source = support.write_exported(tmp_path / "joint", layout="joint")
+    if floor is None:
+        support.edit_manifest(source.path, model={"name": "tiny"})
+    other = compile_bundle(source.path, tmp_path / "good", CompileOptions(target="cpu"))
+    assert other.compilation.agreement == 1.0
+    turned = support.write_exported(tmp_path / "turned", seed=1, layout="joint")
+    session = OnnxRuntimeSession(
+        turned.tower("joint"), turned.tower_path("joint"), "turned", SessionOptions(busy_wait=False)
+    )
+    with pytest.raises(GateError, match=r"same class .* for 0\.\d+ of the checked images; demanded are"):
+        check_agreement(
+            open_exported(source.path),
+            other,
+            lambda _name: session,
+            {"joint": Precision.QINT8_MIXED_FLOAT16},
+            None,
+            Thresholds(min_cosine=-1.0, min_agreement=floor),
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "share", "rest"),
+    [
+        # 144 multiply-accumulates for an image, none for a text: the tiny text tower only looks up and adds.
+        ("any number", "all 7 texts are", "3 images, 0.0% of the arithmetic; two towers would take 100.0% of it"),
+        (
+            "static",
+            "all 100 texts (93 of them padding) are",
+            "3 images, 0.0% of the arithmetic; two towers would take 100.0%",
+        ),
+        (
+            "pieces",
+            "all 9 texts (2 of them padding), in 3 runs of the graph, are",
+            "3 images, 0.0% of the arithmetic; two towers would take 33.3%",
+        ),
+    ],
+)
+def test_cost_is_counted_of_what_really_runs(fused: Fused, shape: str, share: str, rest: str) -> None:
+    with load(fused(**SHAPES[shape]).path) as encoder:
+        assert encoder.bundle.compilation.row_macs == {"pixel_values": 144, "input_ids": 0}
+        found = encoder.classifier(NAMES).scorer.describe_cost(3)
+    assert found is not None
+    assert share in found
+    assert rest in found
+    assert "without '--layout joint'" in found
+
+
+def test_cost_of_texts_and_images_adds_up(fused: Fused) -> None:
+    bundle = fused(target="cpu")
+    facts = msgspec.structs.replace(bundle.compilation, row_macs={"pixel_values": 300, "input_ids": 50})
+    manifest = msgspec.structs.replace(bundle.manifest, compilation=facts)
+    with Encoder(CompiledBundle(bundle.path, manifest, bundle.digest)) as encoder:
+        found = encoder.classifier([f"thing {number}" for number in range(130)]).scorer.describe_cost(8)
+    # Two runs with 8 images each, 100 and 30 texts: 4800 + 6500; two towers take 2400.
+    assert found is not None
+    assert "57.5% of the arithmetic; two towers would take 21.2% of it" in found
+
+
+def test_two_towers_cost_nothing_that_could_be_saved(compiled: CompiledBundle) -> None:
+    with load(compiled.path) as encoder:
+        assert encoder.classifier(NAMES).scorer.describe_cost(8) is None

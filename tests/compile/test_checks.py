@@ -22,11 +22,11 @@ TEXTS = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
 def test_a_flip_is_counted_and_a_tie_is_not() -> None:
     flipped = IMAGES.copy()
     flipped[2] = (0.8, 0.6)
-    assert checks._same_best_class((IMAGES, flipped), (TEXTS, TEXTS)) == pytest.approx(2 / 3)
+    assert checks._same_best_class(IMAGES @ TEXTS.T, flipped @ TEXTS.T) == pytest.approx(2 / 3)
     tied = np.array([[0.70711, 0.7071]], np.float32), np.array([[0.7071, 0.70711]], np.float32)
-    assert checks._same_best_class(tied, (TEXTS, TEXTS)) == 1.0
+    assert checks._same_best_class(*(rows @ TEXTS.T for rows in tied)) == 1.0
     alike = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
-    assert checks._same_best_class((IMAGES, IMAGES), (alike, alike[::-1])) == 1.0
+    assert checks._same_best_class(IMAGES @ alike.T, IMAGES @ alike[::-1].T) == 1.0
 
 
 def test_agreement_is_in_the_manifest_and_on_images_of_real_statistics(compiled: CompiledBundle) -> None:

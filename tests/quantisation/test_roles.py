@@ -25,6 +25,7 @@ from clipmlu.quantisation.roles import (
     Selection,
     check_selections,
     find_operators,
+    macs_by_input,
     parse_selection,
     select_operators,
 )
@@ -181,6 +182,8 @@ def test_a_joint_graph_numbers_each_tower_and_its_logits_are_other(lowered: Lowe
     apart = [find_operators(lowered(kind, tower)) for tower in ("image", "text")]
     (logits,) = [operator for operator in operators if operator.role == "other"]
     assert logits.macs == (64 if kind == "siglip" else 24)
+    sums = [sum(operator.macs for operator in tower) for tower in apart]
+    assert macs_by_input(model) == dict(zip(("pixel_values", "input_ids"), sums, strict=True)), "without the logits"
     assert Counter((o.role, o.block, o.macs) for o in operators if o is not logits) == Counter(
         (o.role, o.block, o.macs) for tower in apart for o in tower
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,9 @@ from clipmlu.errors import BackendUnavailableError, BundleCorruptError, OptionEr
 from clipmlu.specs import TensorSpec, TowerName
 
 if TYPE_CHECKING:
-    import onnx
-
     from clipmlu.quantisation.calibrate import Ranges
 
-_IMAGE_AXES = frozenset({"batch", "image_batch"})
+_TEXT_AXIS = "text_batch"
 
 
 def check_openable(backend: Backend, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> None:
@@ -50,7 +49,7 @@ def check_openable(backend: Backend, bundle: CompiledBundle, tower: TowerName, o
 
 
 def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
-    """Copy a graph and its weights; with a static shape, write the batch size into it; let it take uint8 if wanted.
+    """Copy a graph and its weights; with a static shape, write the sizes into it; let it take uint8 if wanted.
 
     Args:
         graph: the canonical graph.
@@ -63,9 +62,9 @@ def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
     if options.dynamic_shape:
         shutil.copyfile(graph.path, directory / spec.file)
         return _with_wanted_pixels(CompiledGraph(tower=spec), options, directory)
-    _write_static(graph.path, directory / spec.file, options.batch_size)
-    copied = CompiledGraph(tower=_tower_with_batch(spec, options.batch_size))
-    return _with_wanted_pixels(copied, options, directory)
+    sizes = _static_sizes(spec, options)
+    _write_static(graph.path, directory / spec.file, sizes)
+    return _with_wanted_pixels(CompiledGraph(tower=_tower_with_sizes(spec, sizes)), options, directory)
 
 
 def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
@@ -94,7 +93,7 @@ def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
         ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
     rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
     save_model(rewritten, directory / graph.tower.file)
-    tower = _tower_with_batch(graph.tower, None if options.dynamic_shape else options.batch_size)
+    tower = _tower_with_sizes(graph.tower, {} if options.dynamic_shape else _static_sizes(graph.tower, options))
     return _with_wanted_pixels(CompiledGraph(tower=tower, quantised=record), options, directory)
 
 
@@ -102,31 +101,33 @@ def _with_wanted_pixels(compiled: CompiledGraph, options: GraphOptions, director
     return compiled if options.pixels is None else take_uint8(compiled, options.pixels, directory)
 
 
-def _write_static(source: Path, destination: Path, batch_size: int) -> None:
-    """Replace the image batch axis by a number in every declared shape; weights stay where they are."""
+def _static_sizes(tower: Tower, options: GraphOptions) -> dict[str, int]:
+    """Axis -> its size, of all axes that may vary; the texts of the fused graph are as many as a build for cards has."""
+    axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
+    return {axis: options.mlu.text_rows if axis == _TEXT_AXIS else options.batch_size for axis in axes}
+
+
+def _write_static(source: Path, destination: Path, sizes: Mapping[str, int]) -> None:
+    """Replace the axes that may vary by numbers in every declared shape; weights stay where they are."""
     import onnx
 
     model = onnx.load(str(source), load_external_data=False)
     graph = model.graph
     for value in [*graph.input, *graph.output, *graph.value_info]:
-        _fix_axes(value, batch_size)
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in sizes:
+                axis.dim_value = sizes[axis.dim_param]
     onnx.save(model, str(destination))
 
 
-def _fix_axes(value: onnx.ValueInfoProto, batch_size: int) -> None:
-    for axis in value.type.tensor_type.shape.dim:
-        if axis.dim_param in _IMAGE_AXES:
-            axis.dim_value = batch_size
-
-
-def _tower_with_batch(tower: Tower, batch_size: int | None) -> Tower:
+def _tower_with_sizes(tower: Tower, sizes: Mapping[str, int]) -> Tower:
     return Tower(
         file=tower.file,
-        inputs=tuple(_with_batch(tensor, batch_size) for tensor in tower.inputs),
-        outputs=tuple(_with_batch(tensor, batch_size) for tensor in tower.outputs),
+        inputs=tuple(_with_sizes(tensor, sizes) for tensor in tower.inputs),
+        outputs=tuple(_with_sizes(tensor, sizes) for tensor in tower.outputs),
     )
 
 
-def _with_batch(tensor: TensorSpec, batch_size: int | None) -> TensorSpec:
-    shape = tuple(batch_size if batch_size and size in _IMAGE_AXES else size for size in tensor.shape)
+def _with_sizes(tensor: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
+    shape = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape)
     return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)

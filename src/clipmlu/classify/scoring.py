@@ -118,7 +118,8 @@ class JointScorer:
     """
 
     def __init__(self, encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> None:
-        prompts = _one_prompt_each(encoder, class_names, templates)
+        check_joint_templates(templates, f"bundle '{encoder.bundle.path}'")
+        prompts = [fill_template(templates[0], name) for name in class_names]
         self.encoder = encoder
         self.width = len(prompts)
         different = list(dict.fromkeys(prompts))
@@ -155,7 +156,9 @@ class JointScorer:
         fixed = self.encoder.joint_text_rows
         texts = sum(len(piece) if fixed is None else fixed for piece in self._pieces)
         runs = len(self._pieces)
-        again = f"all {texts} texts" + (f", in {runs} runs of the graph," if runs > 1 else "")
+        padding = texts - sum(map(len, self._pieces))
+        again = f"all {texts} texts" + (f" ({padding} of them padding)" if padding else "")
+        again += f", in {runs} runs of the graph," if runs > 1 else ""
         text = f"joint layout: {again} are computed again with every batch of {images} images"
         macs = facts.row_macs
         if len(macs) == 2:
@@ -168,14 +171,21 @@ class JointScorer:
         return f"{text} ({PREFER_TOWERS})"
 
 
-def _one_prompt_each(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """The prompts of the classes; several for one class would need the mean of embeddings that the graph does not give."""
+def check_joint_templates(templates: Sequence[str], what: str) -> None:
+    """Refuse several prompts for one class, whose mean needs embeddings that a fused graph does not give.
+
+    Args:
+        templates: resolved ones.
+        what: what has the joint layout, for the message.
+
+    Raises:
+        OptionError: there are several.
+    """
     if len(templates) != 1:
         raise OptionError(
-            f"{len(templates)} templates need the mean of their text embeddings, but bundle '{encoder.bundle.path}' has the "
-            f"layout 'joint', whose graph gives logits only; give one template, or {PREFER_TOWERS}"
+            f"{len(templates)} templates need the mean of their text embeddings, but {what} has the layout 'joint', "
+            f"whose graph gives logits only; give one template, or {PREFER_TOWERS}"
         )
-    return [fill_template(templates[0], name) for name in class_names]
 
 
 def text_rows(encoder: Encoder) -> int:

@@ -104,6 +104,17 @@ def templates_option(command: Decorated) -> Decorated:
     )(command)
 
 
+def layout_option(command: Decorated) -> Decorated:
+    """``--layout``."""
+    return click.option(
+        "--layout",
+        type=click.Choice(["towers", "joint"]),
+        default="towers",
+        show_default=True,
+        help="Two graphs, or the fused two-input graph of the vendor's sample.",
+    )(command)
+
+
 def overwrite_option(command: Decorated) -> Decorated:
     """``--overwrite``."""
     return click.option("--overwrite", is_flag=True, help="Replace what is at the output path.")(command)

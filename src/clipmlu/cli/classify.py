@@ -107,6 +107,8 @@ def classify_command(
             note(f"Wrote classifier file {save_classifier}")
 
         if inputs:
+            if cost := classifier.scorer.describe_cost(encoder.check_batch_size(batch_size)):
+                note(cost)
             output = _FORMATS[format_name](classifier, top_k)
             batches = run_batches(
                 classifier.scorer, image_items(inputs, left_out), batch_size=batch_size, workers=workers

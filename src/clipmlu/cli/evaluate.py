@@ -122,6 +122,7 @@ def eval_command(
                 on_result=results.append if sample_files else None,
                 on_progress=advance,
                 on_interrupt=lambda tally, wanted: _tell_interrupted(encoder, tally, wanted),
+                on_note=note,
             )
     if earlier is not None:
         report = accuracy.compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)

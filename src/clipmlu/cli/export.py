@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import PATH, json_option, note, offline_option, overwrite_option
+from clipmlu.cli._shared import PATH, json_option, layout_option, note, offline_option, overwrite_option
+
+if TYPE_CHECKING:
+    from clipmlu.specs import Layout
 
 
 @click.command("export")
@@ -17,13 +21,7 @@ from clipmlu.cli._shared import PATH, json_option, note, offline_option, overwri
 )
 @click.option("--random-weights", is_flag=True, help="Untrained weights, for speed work.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of --random-weights.")
-@click.option(
-    "--layout",
-    type=click.Choice(["towers", "joint"]),
-    default="towers",
-    show_default=True,
-    help="Two graphs, or the fused two-input graph of the vendor's sample.",
-)
+@layout_option
 @click.option("--tokenizer", type=PATH, help="A tokenizer.json, or a directory with one, instead of the model's own.")
 @click.option("--cache-dir", type=PATH, help="Where downloads are kept. [default: Hugging Face's cache, see HF_HOME]")
 @offline_option
@@ -35,7 +33,7 @@ def export_command(
     pretrained: str | None,
     random_weights: bool,
     seed: int,
-    layout: str,
+    layout: Layout,
     tokenizer: Path | None,
     cache_dir: Path | None,
     offline: bool,
@@ -54,7 +52,7 @@ def export_command(
         pretrained=pretrained,
         random_weights=random_weights,
         seed=seed,
-        layout="joint" if layout == "joint" else "towers",
+        layout=layout,
         tokenizer=tokenizer,
         cache_dir=cache_dir,
         offline=offline,

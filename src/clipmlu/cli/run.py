@@ -15,6 +15,7 @@ from clipmlu.cli._shared import (
     console,
     echo_json,
     json_option,
+    layout_option,
     note,
     progress_bar,
     templates_option,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from clipmlu.compile.compiler import CompileOptions
     from clipmlu.pipeline import Step
+    from clipmlu.specs import Layout
 
 
 @click.command("run", cls=CompilingCommand)
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--pretrained", metavar="TAG|FILE", help="As for 'clipmlu export'.")
 @click.option("--random-weights", is_flag=True, help="As for 'clipmlu export'.")
+@layout_option
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, drawing and demo images."
 )
@@ -51,6 +54,7 @@ def run_command(
     output: Path,
     pretrained: str | None,
     random_weights: bool,
+    layout: Layout,
     seed: int,
     options: CompileOptions,
     samples: int | None,
@@ -67,7 +71,12 @@ def run_command(
 
     chain = RunOptions(
         export=ExportOptions(
-            pretrained=pretrained, random_weights=random_weights, seed=seed, offline=images.offline, overwrite=True
+            pretrained=pretrained,
+            random_weights=random_weights,
+            seed=seed,
+            layout=layout,
+            offline=images.offline,
+            overwrite=True,
         ),
         compile=dataclasses.replace(options, overwrite=True),
         evaluate=EvalOptions(samples=samples, shuffle=shuffle, seed=seed, templates=templates),

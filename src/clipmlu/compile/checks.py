@@ -56,11 +56,11 @@ class Agreement:
     Attributes:
         parity: one record per output.
         agreement: share of images whose best class is the same as in float32, or as good there: within 0.001 of the
-            cosine similarity. None for the joint layout.
+            cosine similarity; of the joint layout, by its logits for the texts of one batch.
     """
 
     parity: tuple[ParityRecord, ...]
-    agreement: float | None
+    agreement: float
 
 
 def check_agreement(
@@ -90,7 +90,7 @@ def check_agreement(
     pixels, input_ids = _rows(exported, calibration)
     normalised = Preprocessor(exported.manifest.preprocess).normalise_batch(pixels)
     records: list[ParityRecord] = []
-    embeddings: dict[str, tuple[Array, Array]] = {}
+    results: dict[TowerName, tuple[Array, Array]] = {}
     for name in exported.manifest.towers:
         precision = precisions[name]
         floor = MIN_COSINE[precision] if thresholds.min_cosine is None else thresholds.min_cosine
@@ -107,26 +107,38 @@ def check_agreement(
         if failed:
             raise GateError(_disagreement(max(failed, key=lambda record: record.max_abs_diff), floor))
         records += found
-        if name != "joint":
-            embeddings[name] = (next(iter(reference.values())), next(iter(measured.values())))
-    if exported.manifest.layout == "joint":
-        return Agreement(parity=tuple(records), agreement=None)
-    agreement = _same_best_class(embeddings["image"], embeddings["text"])
-    demanded = MIN_AGREEMENT[precisions["image"]] if thresholds.min_agreement is None else thresholds.min_agreement
+        results[name] = (next(iter(reference.values())), next(iter(measured.values())))
+    agreement = _same_best_class(*_similarities(results, exported.manifest.logit_scale))
+    demanded = (
+        MIN_AGREEMENT[precisions[exported.image_graph]]
+        if thresholds.min_agreement is None
+        else thresholds.min_agreement
+    )
     trained = exported.manifest.model.random_seed is None
     if agreement < demanded and (trained or thresholds.min_agreement is not None):
         raise GateError(
-            f"The compiled towers choose the same class as the exported ones for {agreement:.3f} of the checked images; "
+            f"The compiled graphs choose the same class as the exported ones for {agreement:.3f} of the checked images; "
             f"demanded are {demanded:g} (--min-agreement). No bundle was written."
         )
     return Agreement(parity=tuple(records), agreement=agreement)
 
 
-def _same_best_class(images: tuple[Array, Array], texts: tuple[Array, Array]) -> float:
-    expected, found = (
+def _similarities(
+    results: Mapping[TowerName, tuple[Array, Array]], logit_scale: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Cosine similarities of images and texts, shape (N, M), of the exported and of the compiled graphs; a bias in both."""
+    if "joint" in results:
+        reference, measured = results["joint"]
+        return np.asarray(reference, np.float32) / logit_scale, np.asarray(measured, np.float32) / logit_scale
+    images, texts = results["image"], results["text"]
+    reference, measured = (
         np.asarray(image, np.float32) @ np.asarray(text, np.float32).T
         for image, text in zip(images, texts, strict=True)
     )
+    return reference, measured
+
+
+def _same_best_class(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
     rows = np.arange(len(expected))
     lead = expected.max(axis=1) - expected[rows, found.argmax(axis=1)]
     return float(np.mean(lead <= _TIE))

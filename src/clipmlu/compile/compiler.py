@@ -30,7 +30,7 @@ from clipmlu.bundle import (
 )
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
 from clipmlu.compile.checks import Thresholds, check_agreement
-from clipmlu.compile.preparing import prepare_graph
+from clipmlu.compile.preparing import joint_row_macs, prepare_graph
 from clipmlu.errors import (
     BackendUnavailableError,
     CalibrationError,
@@ -40,7 +40,15 @@ from clipmlu.errors import (
     SessionError,
 )
 from clipmlu.quantisation.roles import Operator, check_selections, parse_selection
-from clipmlu.specs import CalibrationRecord, GraphQuantisation, MluBuild, Precision, QuantisationOptions, TowerName
+from clipmlu.specs import (
+    CalibrationRecord,
+    GraphQuantisation,
+    Layout,
+    MluBuild,
+    Precision,
+    QuantisationOptions,
+    TowerName,
+)
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_MAX_BATCH = 64
@@ -147,8 +155,7 @@ def compile_bundle(
     options = options or CompileOptions()
     plan = plan_compilation(options)
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
-    if plan.text_tower is not None and exported.manifest.layout == "joint":
-        raise OptionError("the joint layout has no separate text tower; leave --text-target out")
+    check_layout(plan, exported.manifest.layout)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
         calibration = _obtain(exported, options)
         steps = [_Step(exported, name, plan, options, calibration) for name in exported.manifest.towers]
@@ -161,7 +168,7 @@ def compile_bundle(
             (staging.path / CALIBRATION_NAME).write_bytes(msgspec.json.encode(seen))
         facts = plan.facts(options, exported.digest, None if calibration is None else calibration.record)
         quantised = {name: record for name, (_tower, record) in made.items() if record is not None}
-        facts = msgspec.structs.replace(facts, quantised=quantised)
+        facts = msgspec.structs.replace(facts, quantised=quantised, row_macs=joint_row_macs(exported))
         packages = sorted({package for step in steps for package in step.backend.packages})
         draft = msgspec.structs.replace(
             exported.manifest,
@@ -260,6 +267,16 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
     mlu = (options.mlu or MluBuild()) if backend.has_cards else None
     quantisation = (options.quantisation or QuantisationOptions()) if options.precision.bits is not None else None
     return CompilationPlan(main=main, text_tower=_place_text(options, main), mlu=mlu, quantisation=quantisation)
+
+
+def check_layout(plan: CompilationPlan, layout: Layout) -> None:
+    """Refuse a place of its own for a text tower that a layout does not have.
+
+    Raises:
+        OptionError: the layout is ``joint``.
+    """
+    if plan.text_tower is not None and layout == "joint":
+        raise OptionError("the joint layout has no separate text tower; leave --text-target out")
 
 
 def _refuse_quantisation(options: CompileOptions) -> None:

@@ -23,7 +23,7 @@ from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
 from clipmlu.quantisation.clipping import clip_graph
 from clipmlu.quantisation.index import save_model
 from clipmlu.quantisation.rewrite import quantised_tensors
-from clipmlu.quantisation.roles import Operator, find_operators, parse_selection, select_operators
+from clipmlu.quantisation.roles import Operator, find_operators, macs_by_input, parse_selection, select_operators
 from clipmlu.quantisation.smoothing import Site, choose_factors, find_sites, smooth_graph
 from clipmlu.quantisation.survey import WatchingSession, channel_maxima
 from clipmlu.specs import GraphQuantisation, NodeType, QuantisationOptions
@@ -110,6 +110,13 @@ def role_shares(exported: ExportedBundle) -> dict[str, float]:
             macs[operator.role] = macs.get(operator.role, 0) + operator.macs
     total = sum(macs.values())
     return {role: count / total for role, count in macs.items()}
+
+
+def joint_row_macs(exported: ExportedBundle) -> dict[str, int]:
+    """Input of the fused graph -> multiply-accumulate operations of one row of it; empty for two towers."""
+    if exported.manifest.layout != "joint":
+        return {}
+    return macs_by_input(ir.to_proto(lower_graph(exported.tower_path("joint"))))
 
 
 def _for_the_target(how: QuantisationOptions) -> QuantisationOptions:

@@ -273,6 +273,7 @@ def evaluate(
     on_result: Callable[[ImageResult], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
     on_interrupt: Callable[[Tally, int], None] | None = None,
+    on_note: Callable[[str], None] = lambda _message: None,
 ) -> AccuracyReport:
     """Measure zero-shot accuracy.
 
@@ -283,6 +284,7 @@ def evaluate(
         on_result: called for every image evaluated, in the order of evaluation.
         on_progress: called with the number of images done since the last call.
         on_interrupt: called with what was counted and the number of images wanted, before a Ctrl-C goes on its way.
+        on_note: called with a line for people, such as what a bundle of the joint layout computes in vain.
 
     Raises:
         OptionError: more samples than the dataset has.
@@ -294,6 +296,8 @@ def evaluate(
     batch_size = encoder.check_batch_size(options.batch_size)
     indices = choose_images(dataset, options.samples, shuffle=options.shuffle, seed=options.seed)
     classifier = encoder.classifier(dataset.class_names, options.templates, cache=options.cache)
+    if cost := classifier.scorer.describe_cost(batch_size):
+        on_note(cost)
     tally = Tally(len(dataset.class_names))
     skipped: list[SkippedImage] = []
     start = time.perf_counter()

@@ -2,77 +2,56 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.backends.base import Array
-from clipmlu.bundle import CompiledBundle
-from clipmlu.classify.encoder import Encoder, PendingRows, pad_rows
-from clipmlu.specs import MluBuild, TensorSpec, TowerName
+from clipmlu.classify.encoder import Encoder, PendingRows
+from clipmlu.classify.scoring import text_rows
+from clipmlu.specs import TensorSpec, TowerName
 
 _TEXTS = ("a photo of a cat.", "a red circle", "a drawing of two large dogs in front of an old house", "x")
 
 
 class TowerGraph:
-    """The image or the text tower through an ``Encoder``, as every other command runs it; see ``scenarios.Graph``."""
-
-    def __init__(self, encoder: Encoder, tower: TowerName, samples: Array) -> None:
-        self._encoder = encoder
-        self._is_text = tower == "text"
-        self._samples: Any = samples
-
-    def submit(self, first: int, rows: int) -> PendingRows:
-        """Start one batch; a static shape is padded by the encoder."""
-        batch = self._samples[_window(first, rows, len(self._samples))]
-        return self._encoder.submit_tokens(batch) if self._is_text else self._encoder.submit_images(batch)
-
-
-class JointGraph:
-    """The fused graph: images, and always the same texts; see ``scenarios.Graph``."""
-
-    def __init__(self, session: Session, samples: Array, texts: Array, static_rows: int | None) -> None:
-        self._session = session
-        self._samples = samples
-        self._texts = texts
-        self._static_rows = static_rows
-
-    def submit(self, first: int, rows: int) -> PendingBatch:
-        """Start one batch; a static shape is padded as the encoder does it."""
-        batch = self._samples[_window(first, rows, len(self._samples))]
-        padded = batch if self._static_rows is None else pad_rows(batch, self._static_rows)
-        images, texts = self._session.inputs
-        return self._session.submit({images: padded, texts: self._texts})
-
-
-@contextlib.contextmanager
-def open_graph(
-    encoder: Encoder, tower: TowerName, options: SessionOptions, samples: Array
-) -> Iterator[TowerGraph | JointGraph]:
-    """Open one graph; the encoder's own towers stay open until the encoder is closed.
+    """A graph through an ``Encoder``, as every other command runs it; see ``scenarios.Graph``.
 
     Args:
         encoder: of the card that is wanted.
         tower: which graph.
-        options: of the encoder, for the fused graph, which encoders do not run.
+        samples: see ``make_samples``.
+        texts: token ids, which go into the fused graph with every batch of images.
+    """
+
+    def __init__(self, encoder: Encoder, tower: TowerName, samples: Array, texts: Array | None = None) -> None:
+        self._encoder = encoder
+        self._tower = tower
+        self._samples: Any = samples
+        self._texts: Any = texts
+
+    def submit(self, first: int, rows: int) -> PendingRows:
+        """Start one batch; a static shape is padded by the encoder."""
+        batch = self._samples[_window(first, rows, len(self._samples))]
+        if self._tower == "joint":
+            return self._encoder.submit_pairs(batch, self._texts)
+        return self._encoder.submit_tokens(batch) if self._tower == "text" else self._encoder.submit_images(batch)
+
+
+def open_graph(encoder: Encoder, tower: TowerName, samples: Array) -> TowerGraph:
+    """Open one graph, which stays open until the encoder is closed.
+
+    Args:
+        encoder: of the card that is wanted.
+        tower: which graph.
         samples: see ``make_samples``.
 
     Raises:
         BundleError: the bundle has no such graph.
         BackendUnavailableError: its runtime cannot be used here.
     """
-    bundle = encoder.bundle
-    if tower != "joint":
-        encoder.device_clock(tower)  # opens it
-        yield TowerGraph(encoder, tower, samples)
-        return
-    texts = _tokens(encoder, _text_rows(bundle))
-    facts = bundle.compilation
-    with get_backend(facts.backend).open(bundle, tower, options) as session:
-        yield JointGraph(session, samples, texts, None if facts.dynamic_shape else facts.batch_size)
+    encoder.device_clock(tower)  # opens it
+    return TowerGraph(encoder, tower, samples, _tokens(encoder, text_rows(encoder)) if tower == "joint" else None)
 
 
 def make_samples(encoder: Encoder, tower: TowerName, rows: int, seed: int = 0) -> Array:
@@ -100,12 +79,6 @@ def make_samples(encoder: Encoder, tower: TowerName, rows: int, seed: int = 0) -
 def _tokens(encoder: Encoder, rows: int) -> Array:
     tokens = encoder.tokenizer(list(_TEXTS))
     return np.ascontiguousarray(tokens[np.arange(rows) % len(tokens)])
-
-
-def _text_rows(bundle: CompiledBundle) -> int:
-    """Texts of the fused graph: as built, or as many as a build for cards would take where any number fits."""
-    size = bundle.tower("joint").inputs[1].shape[0]
-    return size if isinstance(size, int) else (bundle.compilation.mlu or MluBuild()).text_rows
 
 
 def _fixed(spec: TensorSpec) -> tuple[int, ...]:

@@ -125,7 +125,7 @@ def measure_speed(
     with contextlib.ExitStack() as stack:
         encoders = [stack.enter_context(Encoder(bundle, session)) for session in sessions]
         batch_size = encoders[0].check_batch_size(options.batch_size)
-        speeds = tuple(_measure_tower(encoders, sessions, tower, batch_size, options, on_note) for tower in towers)
+        speeds = tuple(_measure_tower(encoders, tower, batch_size, options, on_note) for tower in towers)
         worker_memory = children_peak_memory_bytes()
     pipeline = None
     if options.stages and "image" in towers:
@@ -175,7 +175,6 @@ def _towers(bundle: CompiledBundle, options: SpeedOptions) -> tuple[TowerName, .
 
 def _measure_tower(
     encoders: Sequence[Encoder],
-    sessions: Sequence[SessionOptions],
     tower: TowerName,
     batch_size: int,
     options: SpeedOptions,
@@ -183,19 +182,15 @@ def _measure_tower(
 ) -> TowerSpeed:
     placement = encoders[0].bundle.compilation.placement(tower)
     samples = make_samples(encoders[0], tower, batch_size, options.seed)
-    with contextlib.ExitStack() as stack:
-        start = time.perf_counter()
-        graphs: list[Graph] = [
-            stack.enter_context(open_graph(encoder, tower, session, samples))
-            for encoder, session in zip(encoders, sessions, strict=True)
-        ]
-        loaded = time.perf_counter()
-        graphs[0].submit(0, batch_size).result()
-        first_batch_s = time.perf_counter() - loaded
-        results = []
-        for scenario in options.scenarios:
-            on_note(f"measuring the {tower} graph, {scenario}")
-            results.append(measure_scenario(encoders[0].bundle, graphs, tower, scenario, batch_size, options))
+    start = time.perf_counter()
+    graphs: list[Graph] = [open_graph(encoder, tower, samples) for encoder in encoders]
+    loaded = time.perf_counter()
+    graphs[0].submit(0, batch_size).result()
+    first_batch_s = time.perf_counter() - loaded
+    results = []
+    for scenario in options.scenarios:
+        on_note(f"measuring the {tower} graph, {scenario}")
+        results.append(measure_scenario(encoders[0].bundle, graphs, tower, scenario, batch_size, options))
     return TowerSpeed(
         tower=tower,
         target=placement.target,

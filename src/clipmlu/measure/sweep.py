@@ -18,6 +18,7 @@ import msgspec
 from clipmlu.backends import SessionOptions, backend_for_target, get_backend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, current_tool_versions, open_exported
 from clipmlu.classify.encoder import Encoder
+from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_MAX_BATCH,
@@ -27,6 +28,7 @@ from clipmlu.compile.compiler import (
 )
 from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.datasets import DATASETS, Dataset
+from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
 from clipmlu.files import as_path, write_file, write_files
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
@@ -145,14 +147,15 @@ def run_sweep(
         on_note: called with a line for people at each step.
 
     Raises:
-        BundleError: there is no such bundle, or it has no image tower of its own.
+        BundleError: there is no such bundle.
         BackendUnavailableError: the target's runtime cannot be used here.
         BundleExistsError: a bundle in ``output`` would have to be replaced, and overwriting was not asked for.
         OptionError: options that mean nothing for the target.
     """
     output = as_path(output, "the output")
     exported = open_exported(source)
-    exported.tower("image")
+    if exported.manifest.layout == "joint":
+        check_joint_templates(resolve_templates(options.evaluate.templates), f"bundle '{exported.path}'")
     target, backend = backend_for_target(options.compile.target)
     variants = [_Variant(precision, f"{target}-{precision.value}") for precision in options.precisions]
     for variant in variants:
@@ -228,7 +231,7 @@ def _evaluate(
         return kept.report
     on_note(f"evaluating {bundle.path}")
     with Encoder(bundle, options.session) as encoder:
-        report = evaluate(encoder, dataset, how)
+        report = evaluate(encoder, dataset, how, on_note=on_note)
     write_file(path, encode_sweep(KeptAccuracy(key=key, report=report)), overwrite=True)
     return report
 
@@ -278,14 +281,14 @@ def _repeat(variant: _Variant, missing: list[Path], options: SweepOptions) -> No
     """One more repetition of some cells of a bundle, each written when it is done."""
     assert variant.bundle is not None, "it has cells"
     with Encoder(variant.bundle, options.session) as encoder:
-        samples = make_samples(encoder, "image", max(options.batch_sizes))
-        with open_graph(encoder, "image", options.session, samples) as graph:
-            for path in missing:
-                cell = variant.cells[path]
-                repetition = _time(graph, cell.key.batch_size, options.duration_ms / 1e3)
-                cell = msgspec.structs.replace(cell, repetitions=(*cell.repetitions, repetition))
-                write_file(path, encode_sweep(cell), overwrite=True)
-                variant.cells[path] = cell
+        tower = encoder.bundle.image_graph
+        graph = open_graph(encoder, tower, make_samples(encoder, tower, max(options.batch_sizes)))
+        for path in missing:
+            cell = variant.cells[path]
+            repetition = _time(graph, cell.key.batch_size, options.duration_ms / 1e3)
+            cell = msgspec.structs.replace(cell, repetitions=(*cell.repetitions, repetition))
+            write_file(path, encode_sweep(cell), overwrite=True)
+            variant.cells[path] = cell
 
 
 def _time(graph: Graph, batch_size: int, seconds: float) -> Repetition:
@@ -300,7 +303,7 @@ def _time(graph: Graph, batch_size: int, seconds: float) -> Repetition:
 
 def _row(bundle: CompiledBundle, accuracy: AccuracyReport | None, cell: Cell) -> SweepRow:
     rates = [repetition.images_per_second for repetition in cell.repetitions]
-    file = bundle.tower("image").file
+    file = bundle.tower(bundle.image_graph).file
     return SweepRow(
         precision=bundle.compilation.precision,
         batch_size=cell.key.batch_size,

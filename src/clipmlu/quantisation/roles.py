@@ -170,12 +170,31 @@ def find_operators(model: onnx.ModelProto) -> list[Operator]:
     ]
 
 
+def macs_by_input(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates of all operators for one row of each input; of the products of two inputs, none.
+
+    Args:
+        model: a lowered graph, of one tower or of both; it is not changed.
+
+    Raises:
+        CompileError: a shape that the work depends on cannot be told.
+    """
+    graph = _Graph(model)
+    found = {value.name: 0 for value in graph.inputs}
+    for index in graph.operators:
+        takes = graph.inputs_of(index)
+        if len(takes) == 1:
+            found[takes[0].name] += graph.macs(index)
+    return found
+
+
 class _Graph:
     """The nodes of a graph, by number in its order, and what they hand to one another.
 
     Attributes:
         nodes: the nodes.
         operators: those that are quantised.
+        inputs: of the graph.
         givers: node -> the nodes whose results it takes.
         takers: node -> the nodes that take its results.
         streams: node -> the inputs of the graph that its stream comes from, as bits; 0 if its result is no stream.
@@ -186,7 +205,7 @@ class _Graph:
         self.nodes = list(model.graph.node)
         self.operators = [index for index, node in enumerate(self.nodes) if node.op_type in QUANTISED]
         self._weights = {weight.name: weight for weight in model.graph.initializer}
-        self._inputs = [value for value in model.graph.input if value.name not in self._weights]
+        self.inputs = [value for value in model.graph.input if value.name not in self._weights]
         self._shapes = _infer_shapes(model)
         self.givers: list[list[int]] = []
         self.takers: list[list[int]] = [[] for _ in self.nodes]
@@ -279,7 +298,7 @@ class _Graph:
         return tuple(node.input[operand] for operand in QUANTISED[node.op_type])
 
     def _connect(self) -> None:
-        origins = {value.name: 1 << number for number, value in enumerate(self._inputs)}  # as streams, of all tensors
+        origins = {value.name: 1 << number for number, value in enumerate(self.inputs)}  # as streams, of all tensors
         for index, node in enumerate(self.nodes):
             taken = () if self._says_nothing(node) else node.input
             names = [name for name in taken if name and name not in self._weights]
@@ -301,11 +320,14 @@ class _Graph:
         zero = any(math.prod(weight.dims) == 1 and not numpy_helper.to_array(weight).any() for weight in small)
         return zero or node.op_type in ("Shape", "Size")
 
+    def inputs_of(self, index: int) -> list[onnx.ValueInfoProto]:
+        """The inputs that an operator's stream comes from."""
+        stream = self.streams[index] or _union(self.streams[taker] for taker in self.nearest(index, self.takers, ()))
+        return [value for number, value in enumerate(self.inputs) if stream >> number & 1]
+
     def _rows(self, index: int) -> int:
         """The batch that the graph was made for, seen by an operator."""
-        stream = self.streams[index] or _union(self.streams[taker] for taker in self.nearest(index, self.takers, ()))
-        inputs = [value for number, value in enumerate(self._inputs) if stream >> number & 1]
-        return math.prod(self.shape(value.name)[0] for value in inputs)
+        return math.prod(self.shape(value.name)[0] for value in self.inputs_of(index))
 
 
 class _TowerRoles:
