@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
+from pathlib import Path
 
 import msgspec
 import numpy as np
