@@ -41,8 +41,13 @@ def path_from_name(name: str) -> Path:
     Raises:
         ValueError: a backslash in it begins neither ``\\`` nor ``\xNN``.
     """
+    return Path(text_from_name(name))
+
+
+def text_from_name(name: str) -> str:
+    """The text that ``name_from_path`` wrote, such as a dataset that holds a path; see ``path_from_name``."""
     if not _ESCAPED_BYTES:
-        return Path(name)
+        return name
 
     def unescape(match: re.Match[bytes]) -> bytes:
         backslash, byte = match.groups()
@@ -52,7 +57,7 @@ def path_from_name(name: str) -> Path:
             raise ValueError(f"'{name}' is no name as clipmlu writes it: a lone backslash would be '\\\\'.")
         return b"\\"
 
-    return Path(os.fsdecode(_ESCAPE.sub(unescape, os.fsencode(name))))
+    return os.fsdecode(_ESCAPE.sub(unescape, os.fsencode(name)))
 
 
 def printable(message: str) -> str:

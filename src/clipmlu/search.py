@@ -39,6 +39,7 @@ from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
+from clipmlu.file_names import text_from_name
 from clipmlu.files import as_path, write_file
 from clipmlu.reading import read_kept
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
@@ -363,7 +364,7 @@ def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search:
     wanted = 2 * (calibration.record.samples + search.wanted_samples)
     return open_train_split(
         CalibrationOptions(
-            dataset=calibration.record.dataset,
+            dataset=text_from_name(calibration.record.dataset),
             samples=wanted,
             seed=calibration.record.seed,
             data_dir=None if given is None else given.data_dir,

@@ -28,6 +28,7 @@ from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import CalibrationError, InputError, OptionError, OutputError
+from clipmlu.file_names import text_from_name
 
 
 @pytest.fixture
@@ -299,3 +300,16 @@ def test_pixel_limit_is_the_options(exported: ExportedBundle, folder: Path) -> N
     with pytest.raises(CalibrationError, match="Not one of the 7 images"):
         obtain_calibration(exported, options(folder, samples=3, max_pixels=support.SIDE**2 - 1))
     assert obtain_calibration(exported, options(folder, samples=3, max_pixels=support.SIDE**2)).record.samples == 3
+
+
+def test_a_folder_whose_name_is_no_utf8_is_recorded_so_that_it_is_found_again(
+    exported: ExportedBundle, folder: Path
+) -> None:
+    odd = folder.rename(folder.parent / os.fsdecode(b"d\xe9"))
+    drawn = obtain_calibration(exported, CalibrationOptions(dataset=str(odd), samples=3))
+    assert drawn.record.dataset == f"{odd.parent}/d\\xe9"
+    drawn.save(folder.parent / "set")
+    kept = load_calibration(folder.parent / "set").record.dataset
+    assert text_from_name(kept) == str(odd)
+    again = obtain_calibration(exported, CalibrationOptions(dataset=text_from_name(kept), samples=3))
+    assert again.images == drawn.images

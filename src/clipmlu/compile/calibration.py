@@ -25,7 +25,7 @@ from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.skipping import log_skipped
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError, first_line
-from clipmlu.file_names import expand_home, prefer_known_name
+from clipmlu.file_names import expand_home, name_from_path, prefer_known_name
 from clipmlu.files import as_path, stage_directory
 from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
@@ -383,7 +383,7 @@ def _draw(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
     pixels = pixels[: len(images)]
     prompts = draw_prompts(dataset.class_names, options.seed)
     record = CalibrationRecord(
-        dataset=options.dataset,
+        dataset=name_from_path(options.dataset),
         split=dataset.split,
         samples=len(images),
         seed=options.seed,

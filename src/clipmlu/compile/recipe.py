@@ -11,6 +11,7 @@ from clipmlu.bundle import MANIFEST_NAME, CompiledBundle, open_compiled
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.compile.compiler import CompileOptions
 from clipmlu.errors import InputError, OptionError
+from clipmlu.file_names import text_from_name
 from clipmlu.files import as_path
 from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, Precision, QuantisationOptions, Spec
@@ -92,7 +93,7 @@ def apply_recipe(recipe: Recipe, options: CompileOptions) -> CompileOptions:
     elif not isinstance(calibration, CalibrationSet):
         recorded = recipe.calibration
         calibration = dataclasses.replace(
-            CalibrationOptions(dataset=recorded.dataset) if calibration is None else calibration,
+            CalibrationOptions(dataset=text_from_name(recorded.dataset)) if calibration is None else calibration,
             samples=recorded.samples,
             seed=recorded.seed,
         )
