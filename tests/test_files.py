@@ -192,7 +192,9 @@ def test_living_owner_is_left_alone(tmp_path: Path) -> None:
     assert _names(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [{}, {"lock": ""}, {"lock": "", "new-0": "half"}])
+@pytest.mark.parametrize(
+    "content", [{}, {"lock": ""}, {"lock": "", "new-0": "half"}, {"lock": "", "new-0": "whole", "targets.json": ""}]
+)
 def test_dead_owner_is_swept_up_by_whoever_writes_next(tmp_path: Path, content: dict[str, str]) -> None:
     dead = tmp_path / ".clipmlu-0123456789abcdef.tmp"
     dead.mkdir()

@@ -229,7 +229,10 @@ def _settle(folder: Path) -> None:
     """
     try:
         names = json.loads((folder / _TARGETS).read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, ValueError):  # there was none, or nothing had been moved yet when its list was being written
+    except FileNotFoundError:
+        return
+    except ValueError:  # killed while it wrote the list, before it moved anything
+        (folder / _TARGETS).unlink()
         return
     targets = [folder.parent / os.path.basename(name) for name in names]
     fresh = [folder / f"new-{number}" for number in range(len(targets))]
