@@ -24,7 +24,7 @@ from clipmlu.errors import (
     BundleVersionError,
     first_line,
 )
-from clipmlu.files import as_path, check_directory_free, stage_directory
+from clipmlu.files import as_path, check_directory_free, encode_json, stage_directory
 from clipmlu.graph_file import scan_graph
 from clipmlu.reading import decode_json, open_regular, read_json, read_small_file
 from clipmlu.specs import (
@@ -442,8 +442,7 @@ class Staging:
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest; the bundle is published when the ``stage_bundle`` block ends."""
-        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        (self.path / MANIFEST_NAME).write_bytes(encoded + b"\n")
+        (self.path / MANIFEST_NAME).write_bytes(encode_json(manifest))
         self.manifest = manifest
 
 

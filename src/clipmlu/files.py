@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import stat
@@ -15,6 +16,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+
+import msgspec
 
 from clipmlu.errors import BundleExistsError, OptionError, OutputError, OutputExistsError
 from clipmlu.workspace import Workspace, place_directory, place_file, sweep
@@ -324,3 +327,29 @@ def _staging_folder(target: Path) -> Path:
 def _copy_into(path: Path, target: Path) -> None:
     with path.open("rb") as source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink)
+
+
+def encode_json(value: object, indent: int = 2) -> bytes:
+    """A report, record or list as indented JSON, with a line feed at the end.
+
+    Raises:
+        OutputError: it holds NaN or infinity, which JSON does not have and msgspec would write as null.
+    """
+    place = _find_no_number(msgspec.to_builtins(value), "")
+    if place is not None:
+        raise OutputError(
+            f"The result cannot be written as JSON: '{place[0]}' is {place[1]}, which is no number there."
+        )
+    return msgspec.json.format(msgspec.json.encode(value), indent=indent) + b"\n"
+
+
+def _find_no_number(value: object, place: str) -> tuple[str, float] | None:
+    """Where a float is that is not finite, and which; None where there is none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else (place, value)
+    children: Iterable[tuple[str, object]] = ()
+    if isinstance(value, dict):
+        children = ((f"{place}.{key}" if place else str(key), child) for key, child in value.items())
+    elif isinstance(value, (list, tuple)):
+        children = ((f"{place}[{index}]", child) for index, child in enumerate(value))
+    return next((found for name, child in children if (found := _find_no_number(child, name)) is not None), None)

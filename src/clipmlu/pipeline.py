@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from clipmlu import __version__
 from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported
 from clipmlu.classify.encoder import Encoder
@@ -23,7 +21,7 @@ from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
-from clipmlu.files import as_path, write_file
+from clipmlu.files import as_path, encode_json, write_file
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.specs import Spec
 
@@ -148,7 +146,7 @@ def run_chain(
 
 def encode_run(report: RunReport) -> bytes:
     """The report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode_json(report)
 
 
 def _export(

@@ -40,7 +40,7 @@ from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
 from clipmlu.file_names import text_from_name
-from clipmlu.files import as_path, write_file
+from clipmlu.files import as_path, encode_json, write_file
 from clipmlu.reading import read_kept
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
 
@@ -249,7 +249,7 @@ def _ladder(plan: CompilationPlan) -> tuple[Precision, ...]:
 
 def encode_search(report: SearchReport) -> bytes:
     """The ladder as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode_json(report)
 
 
 def drop_interval(lost: int, won: int, images: int, z: float = _Z_ONE_SIDED) -> tuple[float, float]:
@@ -435,9 +435,7 @@ class _State:
         """Keep a rung, at once."""
         self.rungs.append(rung)
         content = _StateContent(key=self._key, rungs=tuple(self.rungs))
-        write_file(
-            self.folder / _STATE_NAME, msgspec.json.format(msgspec.json.encode(content), indent=1), overwrite=True
-        )
+        write_file(self.folder / _STATE_NAME, encode_json(content, indent=1), overwrite=True)
 
 
 class _Climber:

@@ -287,6 +287,28 @@ def test_compile_mistakes_are_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "--dataset", "demo", "--max-drop"),
+        ("bench", "--scenario", "server", "--latency-bound-ms"),
+        ("compile", "-o", "out", "--min-cosine"),
+        ("compile", "-o", "out", "--min-agreement"),
+        ("compile", "-o", "out", "--max-drop"),
+        ("compile", "-o", "out", "--calib", "demo", "--calib-percentile"),
+        ("compile", "-o", "out", "--calib", "demo", "--precision", "qint8_mixed_float32", "--smooth-alpha"),
+        ("compare", "other", "--threshold"),
+    ],
+)
+def test_what_is_no_number_is_a_usage_error(
+    run: Run, exported: ExportedBundle, arguments: tuple[str, ...], value: str
+) -> None:
+    code, out, err = run(arguments[0], exported.path, *arguments[1:-1], f"{arguments[-1]}={value}")
+    assert (code, out) == (2, "")
+    assert value in err
+
+
 @pytest.mark.parametrize("arguments", [("--batch-size", "0"), ("--precision", "int8"), ("--no-such-flag",)])
 def test_flags_that_do_not_exist_or_fit_are_usage_errors(
     run: Run, exported: ExportedBundle, arguments: tuple[str, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,7 +13,7 @@ import click
 import msgspec
 
 from clipmlu.cli._datasets import calibration_names_options
-from clipmlu.cli._shared import PATH, Decorated, device_option, max_pixels_option
+from clipmlu.cli._shared import PATH, Decorated, Number, device_option, max_pixels_option
 from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.reading import read_json
 from clipmlu.specs import (
@@ -105,12 +106,12 @@ _OPTIONS = (
     click.option("--text-target", metavar="TARGET", help="cpu or openvino: run the text tower there, in float32."),
     click.option(
         "--min-cosine",
-        type=click.FloatRange(-1, 1),
+        type=Number(-1, 1),
         help="Gate: least cosine of a compiled embedding and its float32 reference. [default: by precision]",
     ),
     click.option(
         "--min-agreement",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         help="Gate: least share of images with the same best class as in float32. [default: by precision]",
     ),
     click.option(
@@ -147,7 +148,7 @@ _OPTIONS = (
     ),
     click.option(
         "--calib-percentile",
-        type=click.FloatRange(0, 100, min_open=True),
+        type=Number(0, 100, min_open=True),
         help="Values kept by --calib-algo percentile. [default: 99.99]",
     ),
     click.option(
@@ -313,7 +314,9 @@ def _smoothing(texts: tuple[str, ...]) -> dict[str, float]:
         try:
             value = float(strength)
         except ValueError:
-            raise OptionError(f"smoothing strength is '{text}'; expected such as 0.5 or mlp_in=0.5") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise OptionError(f"smoothing strength is '{text}'; expected such as 0.5 or mlp_in=0.5")
         chosen.update(dict.fromkeys([role.replace("-", "_")] if equals else SMOOTHED_ROLES, value))
     return {role: value for role, value in chosen.items() if value}
 

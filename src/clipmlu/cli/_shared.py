@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import warnings
@@ -27,6 +28,17 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 class _PathType(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         return expand_home(os.fsdecode(super().convert(value, param, ctx)))
+
+
+class Number(click.FloatRange):
+    """A number in a range; ``nan`` and ``inf``, which Python takes for numbers and no range keeps out, are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a value, or refuse it."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"'{value}' is not a finite number.", param, ctx)
+        return number
 
 
 MAX_PIXELS = 178_956_970  # as data.images.DEFAULT_MAX_PIXELS, which would load NumPy

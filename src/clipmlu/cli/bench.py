@@ -10,6 +10,7 @@ import click
 
 from clipmlu.cli._shared import (
     PATH,
+    Number,
     batch_size_option,
     bundle_argument,
     console,
@@ -92,7 +93,7 @@ def _defaults(name: str) -> str:
 )
 @click.option(
     "--latency-bound-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Server: what the 99th percentile of the latencies must not exceed.",
 )
 @click.option(

@@ -12,6 +12,7 @@ import click
 from clipmlu.cli._datasets import DatasetChoice, dataset_options
 from clipmlu.cli._shared import (
     PATH,
+    Number,
     batch_size_option,
     console,
     device_option,
@@ -63,7 +64,7 @@ _SAMPLES = 256  # as measure.compare.DEFAULT_SAMPLES, which would load the runti
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(-1, 1),
+    type=Number(-1, 1),
     default=0.99,
     show_default=True,
     help="A node diverges when its cosine is smaller.",

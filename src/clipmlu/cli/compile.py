@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._compiling import CompilingCommand, compile_options
-from clipmlu.cli._shared import PATH, bundle_argument, json_option, note, overwrite_option
+from clipmlu.cli._shared import PATH, Number, bundle_argument, json_option, note, overwrite_option
 
 if TYPE_CHECKING:
     from clipmlu.bundle import CompiledBundle
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the compiled bundle.")
 @click.option(
     "--max-drop",
-    type=float,
+    type=Number(),
     help="Search the cheapest way to quantise that loses at most this much top-1, such as 0.01, against float32.",
 )
 @click.option(

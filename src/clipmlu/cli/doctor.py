@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import PATH, console, echo_json, json_option, note, overwrite_option
+from clipmlu.cli._shared import PATH, Number, console, echo_json, json_option, note, overwrite_option
+from clipmlu.files import encode_json
 
 if TYPE_CHECKING:
     from clipmlu.backends.magicmind.probing import ProbeReport
@@ -32,7 +33,7 @@ _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--onl
 @click.option("--only", multiple=True, metavar="NAME", help="With --probe-sdk: run this probe; may be repeated.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     default=120.0,
     show_default=True,
     metavar="SECONDS",
@@ -69,9 +70,7 @@ def doctor_command(
 
     findings = examine()
     if as_json:
-        import msgspec
-
-        echo_json(msgspec.json.format(msgspec.json.encode(findings), indent=2))
+        echo_json(encode_json(findings))
     else:
         _print_findings(findings)
     return 1 if any(finding.status == "problem" for finding in findings) else 0
@@ -118,9 +117,7 @@ def _probe_sdk(
     else:
         report = probing.probe_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     if as_json:
-        import msgspec
-
-        echo_json(msgspec.json.format(msgspec.json.encode(report), indent=2))
+        echo_json(encode_json(report))
     else:
         _print_report(report)
     note(f"Written: {output / probing.MARKDOWN_NAME} and {output / probing.JSON_NAME}.")

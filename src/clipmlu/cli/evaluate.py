@@ -10,6 +10,7 @@ import click
 from clipmlu.cli._datasets import DatasetChoice, dataset_options
 from clipmlu.cli._shared import (
     PATH,
+    Number,
     batch_size_option,
     bundle_argument,
     console,
@@ -63,7 +64,7 @@ _MAX_DROP = 0.01
 @click.option(
     "--baseline", type=PATH, metavar="REPORT", help="Gate: compare with this report of --output, on the same images."
 )
-@click.option("--max-drop", type=float, help="Allowed loss of top-1 against --baseline, a fraction. [default: 0.01]")
+@click.option("--max-drop", type=Number(), help="Allowed loss of top-1 against --baseline, a fraction. [default: 0.01]")
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
 @overwrite_option

@@ -26,7 +26,7 @@ from clipmlu.data.skipping import log_skipped
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError, first_line
 from clipmlu.file_names import expand_home, name_from_path, prefer_known_name
-from clipmlu.files import as_path, stage_directory
+from clipmlu.files import as_path, encode_json, stage_directory
 from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
 
@@ -191,7 +191,7 @@ class CalibrationSet:
                 images=self.images,
                 pixels=file_record(folder / _PIXELS_NAME),
             )
-            (folder / HEADER_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n")
+            (folder / HEADER_NAME).write_bytes(encode_json(header, indent=1))
 
     def check_fits(self, bundle: Bundle) -> None:
         """Refuse a bundle whose images are fitted otherwise.

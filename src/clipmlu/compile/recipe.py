@@ -12,7 +12,7 @@ from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.compile.compiler import CompileOptions
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import text_from_name
-from clipmlu.files import as_path
+from clipmlu.files import as_path, encode_json
 from clipmlu.reading import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, Precision, QuantisationOptions, Spec
 
@@ -44,7 +44,7 @@ def recipe_of(bundle: CompiledBundle) -> Recipe:
 
 def encode_recipe(recipe: Recipe) -> bytes:
     """The recipe as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(recipe), indent=2) + b"\n"
+    return encode_json(recipe)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:

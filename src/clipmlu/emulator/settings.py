@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from typing import Literal
 
@@ -163,7 +164,7 @@ def _number(given: dict[str, str], name: str, default: float) -> float:
         value = float(text) if text else default
     except ValueError:
         value = -1.0
-    if value < 0:
+    if not 0 <= value < math.inf:
         raise ValueError(f"{PREFIX}{name} is '{text}'; expected a number, 0 or more")
     return value
 

@@ -25,7 +25,7 @@ from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import fill_template
 from clipmlu.errors import GateError, InputError, OptionError, OverlapError
-from clipmlu.files import as_path, write_files
+from clipmlu.files import as_path, encode_json, write_files
 from clipmlu.reading import read_json
 from clipmlu.specs import ModelId, Precision, Spec
 
@@ -450,7 +450,7 @@ def accuracy_lines(report: AccuracyReport) -> list[str]:
 
 def encode_report(report: AccuracyReport) -> bytes:
     """The report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode_json(report)
 
 
 def choose_images(dataset: Dataset, samples: int | None, *, shuffle: bool, seed: int) -> list[int]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
-import msgspec
 import numpy as np
 
 from clipmlu.backends import get_backend
@@ -19,7 +18,7 @@ from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import OptionError
-from clipmlu.files import as_path
+from clipmlu.files import as_path, encode_json
 from clipmlu.measure.ablation import Ablation, AblationData, Embeddings, ablate_roles, check_ablation, check_source
 from clipmlu.measure.accuracy import SkippedImage, choose_images
 from clipmlu.measure.nodes import NodeComparison, TowerComparison, compare_tower, hidden_tower
@@ -186,7 +185,7 @@ def compare_bundles(
 
 def encode_comparison(report: ComparisonReport) -> bytes:
     """The report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode_json(report)
 
 
 def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> bytes:

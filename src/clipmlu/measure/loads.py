@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -90,7 +91,7 @@ class SpeedOptions:
             raise OptionError(f"devices are {list(self.devices)}; expected different indices of 0 or more")
         if ("server" in self.scenarios) != (self.latency_bound_ms is not None):
             raise OptionError("the server scenario and a latency bound go together; give both or none")
-        if self.latency_bound_ms is not None and not self.latency_bound_ms > 0:
+        if self.latency_bound_ms is not None and not 0 < self.latency_bound_ms < math.inf:
             raise OptionError(f"latency bound is {self.latency_bound_ms:g} ms; expected more than 0")
 
     @property

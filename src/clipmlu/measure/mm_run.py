@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
-import msgspec
-
 from clipmlu.bundle import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError
+from clipmlu.files import encode_json
 from clipmlu.specs import ModelId, Precision, Spec, TensorSpec, TowerName
 
 PATH_VARIABLE = "MM_RUN_PATH"
@@ -249,7 +248,7 @@ def run_mm_run(
 
 def encode_mm_run(report: MmRunReport) -> bytes:
     """The report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode_json(report)
 
 
 def build_command(tool: Path, model: Path, shapes: Sequence[Sequence[int]], options: MmRunOptions) -> list[str]:

@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
-
 from clipmlu._machine import available_cpus
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle import CompiledBundle, current_tool_versions, open_compiled
 from clipmlu.classify.encoder import Encoder
 from clipmlu.errors import InputError
-from clipmlu.files import scratch_directory
+from clipmlu.files import encode_json, scratch_directory
 from clipmlu.measure.bottleneck import PipelineReport, draw_photos, measure_pipeline
 from clipmlu.measure.graphs import make_samples, open_graph
 from clipmlu.measure.loads import ScenarioResult, SpeedOptions, measure_scenario
@@ -160,7 +158,7 @@ def measure_speed(
 
 def encode_speed(report: Spec) -> bytes:
     """The report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode_json(report)
 
 
 def _towers(bundle: CompiledBundle, options: SpeedOptions) -> tuple[TowerName, ...]:

@@ -30,7 +30,7 @@ from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.datasets import DATASETS, Dataset
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
-from clipmlu.files import as_path, write_file, write_files
+from clipmlu.files import as_path, encode_json, write_file, write_files
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.measure.graphs import make_samples, open_graph
 from clipmlu.measure.machine import describe_machine
@@ -196,7 +196,7 @@ def run_sweep(
 
 def encode_sweep(report: Spec) -> bytes:
     """The report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode_json(report)
 
 
 def _compile(exported: ExportedBundle, path: Path, options: CompileOptions, on_note: Note) -> CompiledBundle:

@@ -22,6 +22,7 @@ from clipmlu.errors import (
     SessionError,
     first_line,
 )
+from clipmlu.files import encode_json
 from clipmlu.reading import read_json
 from clipmlu.specs import Spec, TensorQuantisation, TensorSpec
 
@@ -125,8 +126,7 @@ def build_graph(
         tower = with_uint8_pixels(tower)
         _check_pixels(tower, facts)
     record = _record(facts, host, shapes, emulated=emulated)
-    encoded = msgspec.json.format(msgspec.json.encode(record), indent=2)
-    output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encoded + b"\n")
+    output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encode_json(record))
     return CompiledGraph(tower=tower, quantised=_emulated_quantisation(output) if emulated else {})
 
 
