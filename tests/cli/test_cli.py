@@ -309,7 +309,9 @@ def test_what_is_no_number_is_a_usage_error(
     assert value in err
 
 
-@pytest.mark.parametrize("arguments", [("--batch-size", "0"), ("--precision", "int8"), ("--no-such-flag",)])
+@pytest.mark.parametrize(
+    "arguments", [("--batch-size", "0"), ("--max-drop", "2"), ("--precision", "int8"), ("--no-such-flag",)]
+)
 def test_flags_that_do_not_exist_or_fit_are_usage_errors(
     run: Run, exported: ExportedBundle, arguments: tuple[str, ...]
 ) -> None:

@@ -103,7 +103,6 @@ def test_search_and_recipe(run: Run, exported: ExportedBundle, folder: Path, tmp
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--max-drop", "2"), 2, "max drop is 2; expected a fraction"),
         (("--max-drop", "0.1"), 1, "needs calibration data: give --calib"),
         (
             ("--max-drop", "0.1", "--calib", "demo", "--granularity", "per_axis"),

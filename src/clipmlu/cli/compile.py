@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the compiled bundle.")
 @click.option(
     "--max-drop",
-    type=Number(),
+    type=Number(0, 1),
     help="Search the cheapest way to quantise that loses at most this much top-1, such as 0.01, against float32.",
 )
 @click.option(

@@ -64,7 +64,9 @@ _MAX_DROP = 0.01
 @click.option(
     "--baseline", type=PATH, metavar="REPORT", help="Gate: compare with this report of --output, on the same images."
 )
-@click.option("--max-drop", type=Number(), help="Allowed loss of top-1 against --baseline, a fraction. [default: 0.01]")
+@click.option(
+    "--max-drop", type=Number(0, 1), help="Allowed loss of top-1 against --baseline, a fraction. [default: 0.01]"
+)
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
 @overwrite_option
