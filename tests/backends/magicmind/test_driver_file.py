@@ -36,6 +36,7 @@ ALLOWED = frozenset(
             "re",
             "select",
         ),
+        *("errno", "fcntl", "stat"),
         *("shutil", "signal", "socket", "struct", "subprocess", "sys", "tempfile", "threading", "time", "traceback"),
         *("typing", "numpy", "magicmind.python"),
     ]

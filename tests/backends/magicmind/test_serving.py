@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     started: list[Served] = []
     folder = tempfile.mkdtemp(prefix="clipmlu-test-")  # a Unix socket's path must be short
 
-    def start(kind: str = "unix", secret: str | None = SECRET, file: Path | None = None, **settings: Any) -> Served:
+    def start(
+        kind: str = "unix",
+        secret: str | None = SECRET,
+        file: Path | None = None,
+        arguments: Sequence[str] = (),
+        folder_of_work: Path = tmp_path,
+        **settings: Any,
+    ) -> Served:
         address = f"unix:{folder}/{len(started)}.sock"
         if kind == "tcp":
             with socket.socket() as probe:
@@ -68,9 +75,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         if secret is not None:
             environment[driver.SECRET_VARIABLE] = secret
         log = tmp_path / f"served{len(started)}.log"
-        command = [sys.executable, str(file or driver.__file__), "--serve", address]
+        command = [sys.executable, str(file or driver.__file__), "--serve", address, *arguments]
         with log.open("w") as stream:
-            process = subprocess.Popen(command, env=environment, stderr=stream, text=True)
+            process = subprocess.Popen(command, env=environment, stderr=stream, text=True, cwd=folder_of_work)
         started.append(Served(address, process, log, scratch))
         deadline = time.monotonic() + 15
         while "serving on" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
@@ -102,6 +109,7 @@ def client(tmp_path: Path) -> Iterator[Callable[..., WorkerClient]]:
     clients = []
     secret_file = tmp_path / "secret"
     secret_file.write_text(SECRET + "\n")
+    secret_file.chmod(0o600)
 
     def make(served: Served, **changes: Any) -> WorkerClient:
         quick = {"run_seconds": 20.0, "open_seconds": 20.0, "start_seconds": 10.0, "secret_file": str(secret_file)}
@@ -166,11 +174,13 @@ def test_log_of_a_worker_elsewhere_is_told(serve: Any, client: Any, model: Path,
 def test_wrong_and_missing_secrets_are_refused(serve: Any, client: Any, model: Path, tmp_path: Path) -> None:
     served = serve("tcp")
     (tmp_path / "wrong").write_text("not the right secret at all")
+    (tmp_path / "wrong").chmod(0o600)
     with pytest.raises(BackendUnavailableError, match="the worker refuses: the secret is wrong or missing"):
         client(served, secret_file=str(tmp_path / "wrong")).open_session(open_request(model))
     with pytest.raises(BackendUnavailableError, match="asks for a secret; set CLIPMLU_WORKER_SECRET"):
         client(served, secret_file=None).open_session(open_request(model))
     (tmp_path / "short").write_text("short")
+    (tmp_path / "short").chmod(0o600)
     with pytest.raises(BackendUnavailableError, match="the secret has 5 characters; expected 16 or more"):
         client(served, secret_file=str(tmp_path / "short")).open_session(open_request(model))
     assert "the secret is wrong or missing" in served.log.read_text()

@@ -11,7 +11,11 @@ on another host (``clipmlu worker --write PATH`` makes the copy):
 
 The secret comes from the file given with --secret-file or from CLIPMLU_WORKER_SECRET, never from the command line. It is
 proved in both directions (HMAC-SHA256 over fresh nonces) and is not sent. What follows is not encrypted: use TCP on a
-network that you trust, or through a tunnel. Whoever holds the secret reads and writes files as this process does.
+network that you trust, or through a tunnel. A client may have files read that lie in the folders given with --root, or in the
+working directory; never the secret, nor a file with a second name, which may lie elsewhere. It writes into a folder of its
+own connection only, which goes with it. A place among --max-clients is taken after the proof. It is given back when the
+client ends, when its host does not answer for a minute and a half (TCP), or when nothing was asked for --idle-seconds; a
+client that was only idle connects again by itself with its next request.
 
 What public sources leave open about the SDK ("api 7.n": section 7 of clipmlu's record of them) is not depended on: arrays
 handed over are contiguous, of exactly the declared type, inside the range that the model was built for, and untouched
@@ -27,6 +31,7 @@ import collections
 import contextlib
 import ctypes
 import difflib
+import errno
 import faulthandler
 import functools
 import hashlib
@@ -41,6 +46,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -59,9 +65,17 @@ MIN_SECRET = 16
 MAX_HEADER = 1 << 20
 MAX_GREETING = 1 << 12  # what a stranger may send before it has proved the secret
 MAX_PAYLOAD = 2 << 30
+MAX_STRANGERS = 256  # connections that have proved nothing yet
+MAX_SLOTS = 64
+MAX_DEPTH = 64
+MAX_SECRET = 1 << 12
 CHUNK = 16 << 20
 LOG_TAIL = 16 << 10
-GREETING_SECONDS = 10.0
+GREETING_SECONDS = 5.0
+PLACE_SECONDS = 5.0  # how long a client waits for a place, which its former connection may still hold
+IDLE_SECONDS = 3600.0
+KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6), ("TCP_USER_TIMEOUT", 90000))
+"""A host that does not answer is given up after a minute and a half; the last value is in milliseconds."""
 PRECISIONS = (
     "force_float32",
     "force_float16",
@@ -314,31 +328,48 @@ class Cards:
 
 # ---- building ----------------------------------------------------------------------------------------------------------
 
-BUILD_KEYS = frozenset(
-    [
-        "onnx",
-        "output",
-        "label",
-        "precision",
-        "granularity",
-        "activation",
-        "archs",
-        "mutable",
-        "inputs",
-        "outputs",
-        "type64to32",
-        "conv_scale_fold",
-        "computation_preference",
-        "toolchain",
-        "nodes",
-        "calibration",
-        "extra",
-    ]
-)
-INPUT_KEYS = frozenset(["shape", "min", "max", "dtype", "mean", "var", "layout"])
-OUTPUT_KEYS = frozenset(["dtype", "layout"])
-CALIBRATION_KEYS = frozenset(["algorithm", "data", "remote", "remote_device", "device"])
-SOURCE_KEYS = frozenset(["arrays", "files", "file", "batch", "repeat"])
+_TEXTS = [str]
+_SIZES = [int]
+_NUMBERS = [(int, float)]
+_ANY_TYPES = (str, {"*": (str, {"*": str})})
+BUILD_FORM: Fields = {
+    "onnx": str,
+    "output": str,
+    "label": str,
+    "precision": str,
+    "granularity": str,
+    "activation": str,
+    "archs": {"*": _SIZES},
+    "mutable": bool,
+    "inputs": [dict],
+    "outputs": [dict],
+    "type64to32": bool,
+    "conv_scale_fold": bool,
+    "computation_preference": str,
+    "toolchain": (str, None),
+    "nodes": ({"*": _ANY_TYPES}, None),
+    "calibration": (dict, None),
+    "extra": (dict, None),
+}
+INPUT_FORM: Fields = {
+    "shape": _SIZES,
+    "min": _SIZES,
+    "max": _SIZES,
+    "dtype": (str, None),
+    "mean": _NUMBERS,
+    "var": _NUMBERS,
+    "layout": (_TEXTS, None),
+}
+OUTPUT_FORM: Fields = {"dtype": (str, None), "layout": (_TEXTS, None)}
+CALIBRATION_FORM: Fields = {
+    "algorithm": str,
+    "data": [dict],
+    "remote": (str, None),
+    "remote_device": (int, None),
+    "device": (int, None),
+}
+SOURCE_FORM: Fields = {"arrays": [(int, np.ndarray)], "files": _TEXTS, "file": str, "batch": int, "repeat": bool}
+"""Key -> what its value must be; see ``_fits``."""
 
 
 def build(sdk: Any, cards: Cards, spec: Fields) -> Fields:
@@ -552,18 +583,21 @@ class _Build:
 
 def _check_spec(spec: Fields) -> None:
     """Refuse what is misspelt or contradictory before the SDK sees it: what it would make of it is not known (api 7.8)."""
-    _check_keys("build", spec, BUILD_KEYS, ("onnx", "output", "precision", "archs", "inputs"))
+    _check_form("build", spec, BUILD_FORM, ("onnx", "output", "precision", "archs", "inputs"))
     for item in spec["inputs"]:
-        _check_keys("inputs", item, INPUT_KEYS, ("shape",))
-        if any(not isinstance(size, int) or size < 1 for size in item["shape"]):
+        _check_form("inputs", item, INPUT_FORM, ("shape",))
+        if any(size < 1 for size in item["shape"]):
             raise DriverError("build", f"shape is {item['shape']}; expected sizes of 1 or more", kind="spec")
         if ("min" in item) != ("max" in item) or ("mean" in item) != ("var" in item):
             raise DriverError("build", "min needs max, and mean needs var", kind="spec")
     for item in spec.get("outputs", ()):
-        _check_keys("outputs", item, OUTPUT_KEYS, ())
+        _check_form("outputs", item, OUTPUT_FORM, ())
+    for item in [*spec["inputs"], *spec.get("outputs", ())]:
+        if len(item.get("layout") or "ab") != 2:
+            raise DriverError("build", f"layout is {item['layout']}; expected source and destination", kind="spec")
     if spec["precision"] not in PRECISIONS:
         raise DriverError("build", f"precision is '{spec['precision']}'; known: {', '.join(PRECISIONS)}", kind="spec")
-    if "qint" in spec["precision"]:
+    if "qint" in spec["precision"] or spec.get("calibration"):
         _check_calibration(spec)
 
 
@@ -571,7 +605,7 @@ def _check_calibration(spec: Fields) -> None:
     calibration = spec.get("calibration")
     if not calibration:
         raise DriverError("build", f"{spec['precision']} needs calibration data", kind="calibration")
-    _check_keys("calibration", calibration, CALIBRATION_KEYS, ("data",))
+    _check_form("calibration", calibration, CALIBRATION_FORM, ("data",))
     algorithm = calibration.get("algorithm", "linear")
     if algorithm not in ALGORITHMS:
         raise DriverError("build", f"algorithm is '{algorithm}'; known: {', '.join(ALGORITHMS)}", kind="spec")
@@ -579,10 +613,32 @@ def _check_calibration(spec: Fields) -> None:
         raise DriverError("build", "eqnm works with symmetric activations only", kind="spec")
 
 
-def _check_keys(place: str, value: Fields, known: Iterable[str], needed: Iterable[str]) -> None:
-    unknown, missing = sorted(set(value) - set(known)), sorted(set(needed) - set(value))
+def _check_form(place: str, value: Fields, form: Fields, needed: Iterable[str]) -> None:
+    unknown, missing = sorted(set(value) - set(form)), sorted(set(needed) - set(value))
     if unknown or missing:
         raise DriverError("build", f"{place}: unknown keys {unknown}, missing keys {missing}", kind="spec")
+    for key, item in value.items():
+        if not _fits(item, form[key]):
+            raise DriverError("build", f"{place}: '{key}' is {_shown(item)}", kind="spec")
+
+
+def _fits(value: Any, form: Any) -> bool:
+    """Whether a value has a form: a type, None, several forms, ``[form of each item]`` or ``{"*": form of each value}``."""
+    if isinstance(form, tuple):
+        return any(_fits(value, each) for each in form)
+    if isinstance(form, list):
+        return isinstance(value, (list, tuple)) and all(_fits(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(_fits(item, form["*"]) for item in value.values())
+    if form is None:
+        return value is None
+    return isinstance(value, form) and (form is bool or not isinstance(value, bool))
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, in one line that is not long."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 # ---- calibration -------------------------------------------------------------------------------------------------------
@@ -599,7 +655,7 @@ class Batches:
     """
 
     def __init__(self, source: Fields, narrow: bool) -> None:
-        _check_keys("calibration data", source, SOURCE_KEYS, ())
+        _check_form("calibration data", source, SOURCE_FORM, ())
         self.repeat = bool(source.get("repeat", False))
         self._narrow = narrow
         self._pieces = self._cut(source)
@@ -619,6 +675,10 @@ class Batches:
 
     @staticmethod
     def _cut(source: Fields) -> list[Callable[[], Array]]:
+        if not {"arrays", "files", "file"} & set(source) or ("file" in source and int(source.get("batch", 0)) < 1):
+            raise DriverError(
+                "calibrate", "a data source needs arrays, files, or a file and a batch", kind="calibration"
+            )
         if "arrays" in source:
             return [functools.partial(_as_given, item) for item in source["arrays"]]
         if "files" in source:
@@ -639,8 +699,10 @@ def _rows_of(rows: Array, start: int, stop: int) -> Array:
 def _load_npy(path: str) -> Array:
     try:
         loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # NumPy's reader raises many kinds for a damaged file
         raise DriverError("calibrate", f"cannot read '{path}': {error}", kind="calibration") from error
+    if not isinstance(loaded, np.ndarray) or not loaded.ndim:
+        raise DriverError("calibrate", f"'{path}' holds no array of rows", kind="calibration")
     return loaded
 
 
@@ -973,6 +1035,220 @@ def _finite(results: Sequence[Array]) -> bool:
     return all(bool(np.isfinite(values).all()) for values in results if values.dtype.kind == "f")
 
 
+# ---- the files of a client ---------------------------------------------------------------------------------------------
+
+_SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
+_UPLOAD = "upload:"
+
+
+class Reach:
+    """Which files a client may name.
+
+    Args:
+        roots: folders whose files may be read; None for a client that started this process, and reads them itself as well.
+        hidden: files that are never read, by whatever name.
+    """
+
+    def __init__(self, roots: Sequence[str] | None = None, hidden: Sequence[str] = ()) -> None:
+        self._roots = None if roots is None else [os.path.realpath(root) for root in roots]
+        self._hidden = list(hidden)
+
+    @property
+    def limited(self) -> bool:
+        """Whether there are files that the client may not read."""
+        return self._roots is not None
+
+    def open(self, given: Any) -> Any:
+        """Open a regular file for reading: the very file that was looked at, whatever its path leads to by then.
+
+        Raises:
+            DriverError: it is outside, hidden, no regular file, or cannot be read.
+        """
+        path = _as_path(given)
+        try:
+            real = os.path.realpath(path)
+            self._check_inside(path, real)
+            stream = _open_regular(real)
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
+        try:
+            self._check_opened(path, real, stream.fileno())
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def readable(self, given: Any) -> str:
+        """The path of a file that may be read, without links, for a library that opens it itself."""
+        self.open(given).close()
+        real: str = os.path.realpath(given)
+        return real
+
+    def folder(self, given: Any) -> str:
+        """The path of a folder that may be used, without links."""
+        path = _as_path(given)
+        real: str = os.path.realpath(path)
+        self._check_inside(path, real)
+        if self.limited and not os.path.isdir(real):
+            raise _unreadable(path, "it is no folder")
+        return real if self.limited else path
+
+    def _check_inside(self, path: str, real: str) -> None:
+        if self._roots is None:
+            return
+        inside = [root for root in self._roots if _lies_in(real, root)]
+        system = [top for top in _SYSTEM_FOLDERS if _lies_in(real, top)]
+        if not inside or any(not _lies_in(root, top) for root in inside for top in system):
+            raise _unreadable(path, "it is outside the folders that this worker was given (--root)")
+
+    def _check_opened(self, path: str, real: str, descriptor: int) -> None:
+        if not self.limited:
+            return
+        if os.path.isdir("/proc/self/fd"):  # where it really is, if a folder was exchanged for a link meanwhile
+            self._check_inside(path, os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        facts = os.fstat(descriptor)
+        for hidden in self._hidden:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(facts, os.stat(hidden)):
+                    raise _unreadable(path, "this worker keeps it to itself")
+        if facts.st_nlink != 1:
+            raise _unreadable(path, "it has more than one name, and another one may lie outside")
+
+
+def _as_path(given: Any) -> str:
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise DriverError("request", f"{_shown(given)} is no path", kind="spec")
+    return given
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _unreadable(path: str, reason: str) -> DriverError:
+    return DriverError("read", f"'{path}' cannot be read: {reason}", kind="spec")
+
+
+def _open_regular(path: str) -> Any:
+    """A file opened for reading, unless it is a link, a pipe or a device; none of these is even opened, for it may wait."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError(0, "it is no regular file")
+    flags = os.O_RDONLY
+    for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    stream = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(0, "it is no regular file")
+    return stream
+
+
+_ONNX_PARTS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+"""Message -> the fields that hold further ones (onnx.proto3)."""
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+
+
+def check_holds_its_weights(path: str) -> None:
+    """Refuse an ONNX file that has the parser read other files: they may lie anywhere, and come back in the model.
+
+    Raises:
+        DriverError: a tensor lies elsewhere, or it is no ONNX file.
+    """
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        waiting = [("model", 0, size)]
+        try:
+            while waiting:
+                kind, start, end = waiting.pop()
+                for number, value, first in _protobuf_fields(data, start, end):
+                    if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)):
+                        raise DriverError("parse", "weights in other files are refused here", [repr(path)], "spec")
+                    if number in _ONNX_PARTS[kind] and first is not None:
+                        waiting.append((_ONNX_PARTS[kind][number], first, first + value))
+        except (IndexError, ValueError) as error:
+            raise DriverError("parse", f"it is no ONNX file: {error}", [repr(path)], "spec") from error
+        finally:
+            if size:
+                data.close()  # type: ignore[union-attr]
+
+
+def _protobuf_fields(data: Any, position: int, end: int) -> Iterable[tuple[int, int, int | None]]:
+    """The fields of a message: number, and value; or length and where it begins, for those that have one."""
+    while position < end:
+        tag, position = _varint(data, position)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            value, position = _varint(data, position)
+            yield number, value, None
+            continue
+        length = {1: 8, 5: 4}.get(wire, 0)
+        if wire == 2:
+            length, position = _varint(data, position)
+        elif not length:
+            raise ValueError(f"a field of the kind {wire}")
+        if position + length > end:
+            raise ValueError("a field that leaves its message")
+        if wire == 2:
+            yield number, length, position
+        position += length
+
+
+def _varint(data: Any, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise ValueError("a number without an end")
+
+
+class Scratch:
+    """A folder of this process for files that do not outlive it; those of processes that were killed are removed before.
+
+    A process holds the lock on a file in its folder as long as it lives.
+    """
+
+    def __init__(self) -> None:
+        import fcntl  # not on Windows, where nothing is served
+
+        self._sweep(fcntl)
+        new = tempfile.mkdtemp(prefix=".clipmlu-worker-")
+        self._lock = open(os.path.join(new, ".lock"), "wb")  # noqa: SIM115 - held until the end
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path = os.path.join(os.path.dirname(new), os.path.basename(new)[1:])
+        os.rename(new, self.path)  # only now can others find it
+
+    def remove(self) -> None:
+        """Remove it and all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+    @staticmethod
+    def _sweep(fcntl: Any) -> None:
+        for name in os.listdir(tempfile.gettempdir()):
+            folder = os.path.join(tempfile.gettempdir(), name)
+            if not name.startswith("clipmlu-worker-"):
+                continue
+            with contextlib.suppress(OSError):
+                if os.lstat(folder).st_uid != os.geteuid():
+                    continue
+                with open(os.path.join(folder, ".lock"), "rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
 # ---- serving -----------------------------------------------------------------------------------------------------------
 
 
@@ -982,6 +1258,38 @@ class Request:
     def __init__(self, fields: Fields, arrays: Sequence[Array] = ()) -> None:
         self.fields = fields
         self.arrays = list(arrays)
+
+    def field(self, name: str, form: Any, default: Any = None) -> Any:
+        """A field that has a form; see ``_fits``.
+
+        Raises:
+            DriverError: it is missing, or is something else.
+        """
+        value = self.fields.get(name, default)
+        if not _fits(value, form):
+            raise DriverError("request", f"'{name}' is {_shown(value)}", kind="spec")
+        return value
+
+    def number(self, name: str, default: Any, low: int, high: int) -> int:
+        """A field that is a whole number within bounds.
+
+        Raises:
+            DriverError: it is something else.
+        """
+        value: int = self.field(name, int, default)
+        if not low <= value <= high:
+            raise DriverError("request", f"'{name}' is {_shown(value)}; expected {low} to {high}", kind="spec")
+        return value
+
+    def array(self, index: Any) -> Array:
+        """One of its arrays.
+
+        Raises:
+            DriverError: there is none of that number.
+        """
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(self.arrays):
+            raise DriverError("request", f"there is no array {_shown(index)} of {len(self.arrays)}", kind="spec")
+        return self.arrays[index]
 
 
 Reply = Tuple[Fields, List[Array]]
@@ -993,30 +1301,34 @@ class Service:
     Args:
         load: gives ``magicmind.python.runtime``; called when it is first needed.
         scratch: directory for uploaded files; None to make a temporary one when it is needed.
+        reach: which other files requests may name.
     """
 
-    def __init__(self, load: Callable[[], Any] = load_sdk, scratch: str | None = None) -> None:
+    def __init__(
+        self, load: Callable[[], Any] = load_sdk, scratch: str | None = None, reach: Reach | None = None
+    ) -> None:
         self._load = load
         self._loaded: tuple[Any, Cards] | None = None
         self._scratch = scratch
-        self._own_scratch: str | None = None
+        self._own_scratch: Scratch | None = None
+        self._reach = reach or Reach()
         self._runners: dict[int, Runner] = {}
         self._next_session = 1
 
     def answer(self, request: Request) -> Reply:
         """Carry out anything but a run."""
-        operation = str(request.fields.get("op"))
-        method = getattr(self, f"_on_{operation}", None)
+        operation = request.fields.get("op")
+        method = getattr(self, f"_on_{operation}", None) if isinstance(operation, str) else None
         if method is None:
-            raise DriverError("request", f"there is no operation '{operation}'", kind="spec")
+            raise DriverError("request", f"there is no operation {_shown(operation)}", kind="spec")
         reply: Reply = method(request)
         return reply
 
     def runner(self, request: Request) -> Runner:
         """The session that a request is for."""
         session = request.fields.get("session")
-        if session not in self._runners:
-            raise DriverError("request", f"there is no session {session}", kind="spec")
+        if not _fits(session, int) or session not in self._runners:
+            raise DriverError("request", f"there is no session {_shown(session)}", kind="spec")
         return self._runners[session]
 
     def close(self) -> None:
@@ -1026,7 +1338,7 @@ class Service:
         if self._loaded is not None:
             self._loaded[1].forget()
         if self._own_scratch is not None:
-            shutil.rmtree(self._own_scratch, ignore_errors=True)
+            self._own_scratch.remove()
 
     def _sdk(self) -> tuple[Any, Cards]:
         if self._loaded is None:
@@ -1039,15 +1351,21 @@ class Service:
 
     def _on_check_slot(self, request: Request) -> Reply:
         """Says that requests with arrays in shared memory arrive as they left."""
-        return {"token": bytes(request.arrays[0]).hex()}, []
+        return {"token": request.array(0).tobytes()[:64].hex()}, []
 
     def _on_info(self, _request: Request) -> Reply:
         return describe_host(self._sdk), []
 
     def _on_build(self, request: Request) -> Reply:
-        spec = dict(request.fields["spec"])
-        for key in ("onnx", "output"):
-            spec[key] = self._path(spec[key])
+        spec = dict(request.field("spec", dict))
+        _check_spec(spec)
+        spec["onnx"] = self._readable(spec["onnx"])
+        spec["output"] = self._writable(spec["output"])
+        if self._reach.limited:
+            check_holds_its_weights(spec["onnx"])
+            self._check_folders_in(spec.get("extra"))
+        if spec.get("toolchain"):
+            spec["toolchain"] = self._reach.folder(spec["toolchain"])
         if spec.get("calibration"):
             spec["calibration"] = dict(spec["calibration"])
             spec["calibration"]["data"] = [self._source(item, request) for item in spec["calibration"]["data"]]
@@ -1055,17 +1373,15 @@ class Service:
         return build(sdk, cards, spec), []
 
     def _on_open(self, request: Request) -> Reply:
-        fields = request.fields
+        model = self._readable(request.field("model", str))
+        ranges = request.field("ranges", ([([_SIZES], None)], None))
+        if any(each is not None and len(each) != 2 for each in ranges or ()):
+            raise DriverError("request", f"'ranges' is {_shown(ranges)}; expected pairs of shapes", kind="spec")
+        device = request.field("device", int, 0)
+        depth = request.number("depth", 2, 1, MAX_DEPTH)
+        check_finite = request.field("check_finite", bool, True)
         sdk, cards = self._sdk()
-        runner = Runner(
-            sdk,
-            cards,
-            self._path(fields["model"]),
-            device=int(fields.get("device", 0)),
-            depth=int(fields.get("depth", 2)),
-            ranges=fields.get("ranges"),
-            check_finite=bool(fields.get("check_finite", True)),
-        )
+        runner = Runner(sdk, cards, model, device=device, depth=depth, ranges=ranges, check_finite=check_finite)
         session = self._next_session
         self._next_session += 1
         self._runners[session] = runner
@@ -1084,45 +1400,88 @@ class Service:
         return {}, []
 
     def _on_have(self, request: Request) -> Reply:
-        """Whether a file of that size and digest is at that path here too."""
-        path, size = request.fields["path"], request.fields["size"]
-        same = os.path.isfile(path) and os.path.getsize(path) == size
-        return {"have": same and digest_of(path) == request.fields["sha256"]}, []
+        """Whether a file of that size and digest is at that path here too, and may be read."""
+        size, digest = request.field("size", int), request.field("sha256", str)
+        try:
+            with self._reach.open(request.fields.get("path")) as stream:
+                same = os.fstat(stream.fileno()).st_size == size and digest_of_stream(stream) == digest
+        except DriverError:
+            same = False
+        return {"have": same}, []
 
     def _on_put(self, request: Request) -> Reply:
         """Write one piece of an uploaded file."""
-        path = self._path(f"upload:{request.fields['name']}")
-        offset = int(request.fields["offset"])
-        with open(path, "r+b" if offset else "wb") as stream:
-            stream.seek(offset)
-            stream.write(request.arrays[0].tobytes())
+        path = self._uploaded(request.field("name", str))
+        piece = request.array(0)
+        offset = request.number("offset", None, 0, sys.maxsize)
+        try:
+            with open(path, "r+b" if offset else "wb") as stream:
+                if stream.seek(0, os.SEEK_END) != offset:
+                    raise DriverError("put", f"'offset' is {offset}; expected the end of the file", kind="spec")
+                stream.write(piece.tobytes())
+        except OSError as error:
+            raise DriverError("put", f"cannot write the file: {error.strerror}", kind="spec") from error
         return {}, []
 
     def _on_get(self, request: Request) -> Reply:
         """Read one piece of a file."""
-        with open(self._path(request.fields["path"]), "rb") as stream:
-            stream.seek(int(request.fields["offset"]))
+        offset = request.number("offset", None, 0, sys.maxsize)
+        path = request.field("path", str)
+        with open(self._upload(path), "rb") if path.startswith(_UPLOAD) else self._reach.open(path) as stream:
+            stream.seek(offset)
             return {}, [np.frombuffer(stream.read(CHUNK), np.uint8)]
 
     def _source(self, source: Fields, request: Request) -> Fields:
         """A data source whose array numbers and uploads are replaced by arrays and paths."""
+        _check_form("calibration data", source, SOURCE_FORM, ())
         source = dict(source)
         if "arrays" in source:
-            source["arrays"] = [request.arrays[item] if isinstance(item, int) else item for item in source["arrays"]]
+            source["arrays"] = [
+                item if isinstance(item, np.ndarray) else request.array(item) for item in source["arrays"]
+            ]
         if "files" in source:
-            source["files"] = [self._path(item) for item in source["files"]]
+            source["files"] = [self._readable(item) for item in source["files"]]
         if "file" in source:
-            source["file"] = self._path(source["file"])
+            source["file"] = self._readable(source["file"])
         return source
 
-    def _path(self, given: str) -> str:
-        if not given.startswith("upload:"):
-            return given
-        name = given[len("upload:") :]
+    def _check_folders_in(self, value: Any, key: str = "") -> None:
+        """Settings of the SDK may name paths: those of a client elsewhere only folders that it may use."""
+        if isinstance(value, dict):
+            for name, item in value.items():
+                self._check_folders_in(item, name)
+        elif isinstance(value, list):
+            for item in value:
+                self._check_folders_in(item, key)
+        elif isinstance(value, str) and ("/" in value or re.search("path|dir|file|folder", key)):
+            self._reach.folder(value)
+
+    def _readable(self, given: str) -> str:
+        """The path of a file to read: an uploaded one, or one that the client may reach."""
+        if given.startswith(_UPLOAD):
+            return self._upload(given)
+        return self._reach.readable(given) if self._reach.limited else _as_path(given)
+
+    def _writable(self, given: str) -> str:
+        """The path of a file to write: a client elsewhere writes beside its uploads, and fetches what it wrote."""
+        if given.startswith(_UPLOAD):
+            return self._uploaded(given[len(_UPLOAD) :])
+        if self._reach.limited:
+            raise DriverError("build", f"'{given}' is no place to write to; expected '{_UPLOAD}NAME'", kind="spec")
+        return _as_path(given)
+
+    def _upload(self, given: str) -> str:
+        path = self._uploaded(given[len(_UPLOAD) :])
+        if not os.path.isfile(path):
+            raise DriverError("request", f"'{given}' was not uploaded", kind="spec")
+        return path
+
+    def _uploaded(self, name: str) -> str:
         if not re.match(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\Z", name):
             raise DriverError("request", f"'{name}' is no name for an uploaded file", kind="spec")
         if self._scratch is None:
-            self._scratch = self._own_scratch = tempfile.mkdtemp(prefix="clipmlu-worker-")
+            self._own_scratch = Scratch()
+            self._scratch = self._own_scratch.path
         return os.path.join(self._scratch, name)
 
 
@@ -1223,10 +1582,15 @@ def describe_host(sdk: Callable[[], tuple[Any, Cards]]) -> Fields:
 
 def digest_of(path: str) -> str:
     """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        for piece in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(piece)
+        return digest_of_stream(stream)
+
+
+def digest_of_stream(stream: Any) -> str:
+    """SHA-256 of what is left of an open file, in hex."""
+    digest = hashlib.sha256()
+    for piece in iter(lambda: stream.read(1 << 20), b""):
+        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -1244,6 +1608,7 @@ def own_digest() -> str:
 _MAGIC = b"CMW1"
 _PRELUDE = struct.Struct("<4sIQ")
 _ALIGNMENT = 64
+_PIECE = 64 << 20
 _PEER_GONE = 0x2000  # POLLRDHUP of Linux, which Python 3.7's select module does not name
 _POLL_ERRORS = sum(getattr(select, name, 0) for name in ("POLLERR", "POLLHUP", "POLLNVAL"))  # not on Windows
 
@@ -1253,13 +1618,15 @@ class Connection:
 
     Args:
         stream: a connected socket.
+        takes_descriptors: take those that come with a frame; else the system drops them.
     """
 
-    def __init__(self, stream: socket.socket) -> None:
+    def __init__(self, stream: socket.socket, *, takes_descriptors: bool = True) -> None:
         self._stream = stream
         self._passes_descriptors = stream.family == getattr(socket, "AF_UNIX", None)
+        self._takes_descriptors = takes_descriptors and self._passes_descriptors
         if not self._passes_descriptors:
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _keep_alive(stream)
 
     @property
     def passes_descriptors(self) -> bool:
@@ -1316,22 +1683,11 @@ class Connection:
         """
         start, descriptors = self._receive_start(deadline)
         try:
-            magic, header_length, payload_length = _PRELUDE.unpack(start)
-            if magic != _MAGIC:
-                raise ProtocolError(f"no frame begins with {start[:8]!r}")
-            if header_length > max_header or payload_length > max_payload:
-                raise ProtocolError(
-                    f"a frame with {header_length} bytes of header and {payload_length} of payload; "
-                    f"allowed are {max_header} and {max_payload}"
-                )
-            text = self._receive_exactly(header_length, deadline).tobytes()
-            header = json.loads(text.decode("utf-8"))
-            if not isinstance(header, dict):
-                raise ProtocolError("a header that is no object")
-            payload = self._receive_exactly(payload_length, deadline)
-        except ValueError as error:
-            _close_all(descriptors)
-            raise ProtocolError(f"a header that is no JSON: {error}") from error
+            header_length, payload_length = _check_start(start, max_header, max_payload)
+            header = _header_from(self._receive_exactly(header_length, deadline).tobytes())
+            if payload_length:
+                _check_payload(header, payload_length)
+            payload = self._receive_payload(payload_length, deadline)
         except BaseException:
             _close_all(descriptors)
             raise
@@ -1377,7 +1733,7 @@ class Connection:
         self._await(select.POLLIN, deadline)
         descriptors: list[int] = []
         try:
-            if self._passes_descriptors:
+            if self._takes_descriptors:
                 room = socket.CMSG_SPACE(4 * struct.calcsize("i"))
                 flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
                 start, ancillary, _flags, _address = self._stream.recvmsg(_PRELUDE.size, room, flags)
@@ -1392,6 +1748,17 @@ class Connection:
             raise EOFError(f"the connection broke: {error}") from error
         return start + rest.tobytes(), descriptors
 
+    def _receive_payload(self, count: int, deadline: float | None) -> Array:
+        """As ``_receive_exactly``; the memory grows with what arrives, however much was announced."""
+        payload = self._receive_exactly(min(count, _PIECE), deadline)
+        try:
+            while payload.nbytes < count:
+                more = self._receive_exactly(min(count - payload.nbytes, payload.nbytes), deadline)
+                payload = np.concatenate([payload, more])
+        except MemoryError as error:
+            raise ProtocolError(f"there is no memory for a payload of {count} bytes") from error
+        return payload
+
     def _receive_exactly(self, count: int, deadline: float | None) -> Array:
         buffer = np.empty(count, np.uint8)
         view = buffer.data
@@ -1405,6 +1772,57 @@ class Connection:
                 raise EOFError("the other side closed the connection in the middle of a frame")
             view = view[received:]
         return buffer
+
+
+def _keep_alive(stream: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the other side is gone already
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE:
+            if hasattr(socket, name):
+                stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _check_start(start: bytes, max_header: int, max_payload: int) -> tuple[int, int]:
+    magic, header_length, payload_length = _PRELUDE.unpack(start)
+    if magic != _MAGIC:
+        raise ProtocolError(f"no frame begins with {start[:8]!r}")
+    if header_length > max_header or payload_length > max_payload:
+        raise ProtocolError(
+            f"a frame with {header_length} bytes of header and {payload_length} of payload; "
+            f"allowed are {max_header} and {max_payload}"
+        )
+    return header_length, payload_length
+
+
+def _header_from(text: bytes) -> Fields:
+    try:
+        header = json.loads(text.decode("utf-8"), parse_int=_whole_number, parse_constant=_no_number)
+    except RecursionError:
+        raise ProtocolError("a header that is nested too deeply") from None
+    except ValueError as error:
+        raise ProtocolError(f"a header that is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ProtocolError("a header that is no object")
+    return header
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 40:  # reading long ones takes Python for ever
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _check_payload(header: Fields, length: int) -> None:
+    """Before memory is taken for it: the payload is exactly the arrays that the header lists."""
+    entries = _entries_in(header)
+    end = max([entry.offset + entry.nbytes for entry in entries if entry.slot is None] or [0])
+    if end != length:
+        raise ProtocolError(f"a payload of {length} bytes for arrays that end at {end}")
 
 
 def _descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
@@ -1443,26 +1861,48 @@ def arrays_in(header: Fields, payload: Array, slots: dict[int, Array]) -> list[A
     Raises:
         ProtocolError: an entry is not what ``layout_of`` writes, or leaves its buffer.
     """
-    try:
-        return [_array_in(entry, payload, slots) for entry in header.get("arrays", ())]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProtocolError(f"a bad list of arrays: {type(error).__name__}: {error}") from error
+    return [_array_in(entry, payload, slots) for entry in _entries_in(header)]
 
 
-def _array_in(entry: Fields, payload: Array, slots: dict[int, Array]) -> Array:
-    buffer = payload if entry.get("slot") is None else slots[entry["slot"]]
+_Entry = collections.namedtuple("_Entry", ["dtype", "shape", "offset", "nbytes", "slot"])
+
+
+def _entries_in(header: Fields) -> list[_Entry]:
+    listed = header.get("arrays", [])
+    if not isinstance(listed, list):
+        raise ProtocolError(f"a bad list of arrays: {_shown(listed)}")
+    return [_entry_from(entry) for entry in listed]
+
+
+def _entry_from(entry: Any) -> _Entry:
+    form = {"dtype": str, "shape": _SIZES, "offset": int, "slot": (int, None)}
+    if not isinstance(entry, dict) or not all(_fits(entry.get(key), each) for key, each in form.items()):
+        raise ProtocolError(f"a bad array: {_shown(entry)}")
     name, shape, offset = entry["dtype"], entry["shape"], entry["offset"]
-    sizes_fit = isinstance(shape, list) and len(shape) <= 8 and all(type(size) is int and size >= 0 for size in shape)
-    if name not in DATA_TYPES.values() or not sizes_fit or type(offset) is not int or offset < 0:
-        raise ProtocolError(f"a bad array: {entry}")
-    dtype, count = np.dtype(name), 1
+    sizes_fit = len(shape) <= 8 and all(0 <= size <= MAX_PAYLOAD for size in shape)
+    if name not in DATA_TYPES.values() or not sizes_fit or not 0 <= offset <= MAX_PAYLOAD:
+        raise ProtocolError(f"a bad array: {_shown(entry)}")
+    nbytes = np.dtype(name).itemsize
     for size in shape:
-        count *= size
-    if offset + count * dtype.itemsize > buffer.nbytes:
-        raise ProtocolError(f"an array that leaves its buffer: {entry}")
-    if not count:
-        return np.empty(shape, dtype)
-    return np.frombuffer(buffer, dtype, count, offset).reshape(shape)
+        nbytes *= size
+    if nbytes > MAX_PAYLOAD:
+        raise ProtocolError(f"an array of {nbytes} bytes: {_shown(entry)}")
+    return _Entry(np.dtype(name), shape, offset, nbytes, entry.get("slot"))
+
+
+def _array_in(entry: _Entry, payload: Array, slots: dict[int, Array]) -> Array:
+    if entry.slot is not None and entry.slot not in slots:
+        raise ProtocolError(f"there is no shared memory {entry.slot}")
+    buffer = payload if entry.slot is None else slots[entry.slot]
+    if entry.offset + entry.nbytes > buffer.nbytes:
+        raise ProtocolError(f"an array that leaves its buffer: {entry.dtype}{entry.shape} at {entry.offset}")
+    try:
+        if not entry.nbytes:
+            return np.empty(entry.shape, entry.dtype)
+        count = entry.nbytes // entry.dtype.itemsize
+        return np.frombuffer(buffer, entry.dtype, count, entry.offset).reshape(entry.shape)
+    except ValueError as error:  # an empty array with sizes that NumPy does not multiply
+        raise ProtocolError(f"a bad array: {entry.dtype}{entry.shape}: {error}") from error
 
 
 def map_slot(descriptor: int, size: int) -> Array:
@@ -1487,9 +1927,11 @@ class SocketChannel:
         """The next request; None when there is none now and ``wait`` is false."""
         while wait or self._connection.readable(0):
             if wait and self._idle_seconds and not self._connection.readable(self._idle_seconds):
+                log_line(f"ended a connection on which nothing was asked for {self._idle_seconds:g} s")
                 raise EOFError("nothing was asked for a while")
-            header, payload, descriptors = self._connection.receive()
+            header, payload, descriptors = self._connection.receive(self._deadline())
             if not self._is_about_slots(header, descriptors):
+                self._check_reply(header)
                 return Request(header, arrays_in(header, payload, self._slots))
         return None
 
@@ -1499,33 +1941,58 @@ class SocketChannel:
         place = request.fields.get("reply") or {}
         slot = self._slots.get(place.get("slot", -1))
         if slot is not None and arrays:
-            listed, end = layout_of(arrays, start=int(place["offset"]))
+            listed, end = layout_of(arrays, start=place["offset"])
             if end <= slot.nbytes:
                 for entry, values in zip(listed, arrays):
                     into = slot[entry["offset"] : entry["offset"] + values.nbytes]
                     into[:] = _bytes_of(values)
                     entry["slot"] = place["slot"]
-                self._connection.send({**header, "arrays": listed})
+                self._connection.send({**header, "arrays": listed}, deadline=self._deadline())
                 return
-        self._connection.send(header, arrays)
+        self._connection.send(header, arrays, deadline=self._deadline())
+
+    def _deadline(self) -> float | None:
+        """A client that stops in the middle of a frame, or does not take its answer, is idle too."""
+        return time.monotonic() + self._idle_seconds if self._idle_seconds else None
+
+    @staticmethod
+    def _check_reply(header: Fields) -> None:
+        place = header.get("reply") or {"slot": 0, "offset": 0}
+        fits = isinstance(place, dict) and all(_fits(place.get(key), int) for key in ("slot", "offset"))
+        if not fits or not 0 <= place["offset"] <= MAX_PAYLOAD:
+            raise ProtocolError(f"a bad place for results: {_shown(place)}")
+        if not _fits(header.get("id"), (int, None)):
+            raise ProtocolError(f"a bad number of a request: {_shown(header.get('id'))}")
 
     def _is_about_slots(self, header: Fields, descriptors: list[int]) -> bool:
         """Requests without a reply: ``share`` brings memory, ``unshare`` lets it go."""
         try:
-            if header.get("op") == "share" and len(descriptors) == 1:
-                self._slots[int(header["slot"])] = map_slot(descriptors[0], int(header["size"]))
-            elif header.get("op") == "unshare":
-                self._slots.pop(int(header["slot"]), None)
-            elif descriptors or header.get("op") == "share":
-                raise ProtocolError("descriptors came with a request that takes none")
-            else:
+            if header.get("op") not in ("share", "unshare"):
+                if descriptors:
+                    raise ProtocolError("descriptors came with a request that takes none")
                 return False
-        except (OSError, ValueError, KeyError) as error:
+            number, size = header.get("slot"), header.get("size", 0)
+            if not isinstance(number, int) or not _fits(size, int):
+                raise ProtocolError(f"bad shared memory: {_shown(number)} of {_shown(size)} bytes")
+            if header["op"] == "unshare":
+                self._slots.pop(number, None)
+            elif len(descriptors) != 1 or not 0 < size <= MAX_PAYLOAD or len(self._slots) >= MAX_SLOTS:
+                raise ProtocolError(f"bad shared memory: {len(descriptors)} descriptors, {size} bytes")
+            else:
+                self._slots[number] = map_slot(descriptors[0], size)
+        except (OSError, ValueError) as error:
             # The client finds out when it checks the slot, and goes on without shared memory.
-            print(f"clipmlu worker: cannot map shared memory: {error}", file=sys.stderr)
+            log_line(f"cannot map shared memory: {error}")
         finally:
             _close_all(descriptors)
         return True
+
+
+def log_line(text: str) -> None:
+    """Tell who serves; one line, whatever a stranger sent."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    with contextlib.suppress(OSError):
+        print(f"clipmlu worker: {printable[:400]}", file=sys.stderr, flush=True)
 
 
 # ---- the greeting ------------------------------------------------------------------------------------------------------
@@ -1539,7 +2006,7 @@ def accept_greeting(
     Args:
         connection: a fresh connection.
         secret: what the client must prove to know; None to ask for nothing.
-        on_accept: takes the client's greeting and gives what else to tell it.
+        on_accept: takes the client's greeting and gives what else to tell it, or raises a GreetingError to refuse it.
 
     Raises:
         GreetingError: the client was refused, and told why.
@@ -1558,7 +2025,7 @@ def accept_greeting(
     if secret is not None:
         theirs = str(hello.get("nonce", ""))
         proof = _proof(secret, "client", nonce, theirs)
-        if len(theirs) < 32 or not hmac.compare_digest(proof, str(hello.get("proof", ""))):
+        if len(theirs) < 32 or not _same(proof, hello.get("proof")):
             problem = "the secret is wrong or missing"
         else:
             answer["proof"] = _proof(secret, "server", nonce, theirs)
@@ -1567,10 +2034,14 @@ def accept_greeting(
             f"this worker is another version of the driver ({digest[:12]}) than the client's "
             f"({str(hello.get('digest'))[:12]}); copy it again with: clipmlu worker --write PATH"
         )
-    if problem:
-        connection.send({"ok": False, "error": problem}, deadline=deadline)
-        raise GreetingError(problem)
-    connection.send({**answer, **on_accept(hello)}, deadline=deadline)
+    try:
+        if problem:
+            raise GreetingError(problem)
+        answer.update(on_accept(hello))
+    except GreetingError as error:
+        connection.send({"ok": False, "error": str(error)}, deadline=deadline + PLACE_SECONDS)
+        raise
+    connection.send(answer, deadline=deadline + PLACE_SECONDS)
 
 
 def send_greeting(
@@ -1590,11 +2061,11 @@ def send_greeting(
     """
     deadline = time.monotonic() + seconds
     theirs, _payload, _none = connection.receive(deadline, MAX_GREETING, 0)
-    if "clipmlu_worker" not in theirs:
+    if "clipmlu_worker" not in theirs or not isinstance(theirs.get("nonce"), str):
         raise ProtocolError("what answers there is no clipmlu worker")
     if theirs.get("digest") != digest or theirs["clipmlu_worker"] != PROTOCOL:
         raise GreetingError(
-            f"the worker is another version of the driver ({str(theirs.get('digest'))[:12]}) than ours ({digest[:12]}); "
+            f"the worker is another version of the driver ({_shown(str(theirs.get('digest'))[:12])}) than ours ('{digest[:12]}'); "
             "copy it again with: clipmlu worker --write PATH"
         )
     if needs_secret and not theirs.get("auth"):
@@ -1609,40 +2080,71 @@ def send_greeting(
     connection.send(hello, deadline=deadline)
     answer, _payload, _none = connection.receive(deadline, MAX_HEADER, 0)
     if not answer.get("ok"):
-        raise GreetingError(f"the worker refuses: {answer.get('error')}")
+        raise GreetingError(f"the worker refuses: {' '.join(str(answer.get('error')).split())[:400]}")
     if secret is not None and proved:
         proof = _proof(secret, "server", str(theirs["nonce"]), nonce)
-        if not hmac.compare_digest(proof, str(answer.get("proof", ""))):
+        if not _same(proof, answer.get("proof")):
             raise GreetingError("what answers there does not know the secret")
     return answer
 
 
 def _proof(secret: bytes, side: str, server_nonce: str, client_nonce: str) -> str:
     text = f"clipmlu worker {PROTOCOL} {side} {server_nonce} {client_nonce}"
-    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(secret, text.encode("utf-8", "backslashreplace"), hashlib.sha256).hexdigest()
+
+
+def _same(proof: str, given: Any) -> bool:
+    return hmac.compare_digest(proof.encode(), str(given).encode("utf-8", "backslashreplace"))
 
 
 def read_secret(path: str | None) -> bytes | None:
-    """The shared secret, from a file or from the environment; None when there is neither."""
+    """The shared secret, from a file or from the environment; None when there is neither.
+
+    Raises:
+        GreetingError: the file cannot be read, everybody may read it, or it holds no secret.
+    """
     if path:
-        with open(path, "rb") as stream:
-            secret = stream.read().strip()
+        where = f"secret file '{path}'"
+        secret = _secret_in(path, where).strip()
+        if not secret:
+            raise GreetingError(f"{where} is empty; expected a secret of {MIN_SECRET} or more characters")
     else:
-        secret = os.environ.get(SECRET_VARIABLE, "").strip().encode()
+        where = f"variable {SECRET_VARIABLE}"
+        secret = os.fsencode(os.environ.get(SECRET_VARIABLE, "")).strip()
     if secret and len(secret) < MIN_SECRET:
-        raise GreetingError(f"the secret has {len(secret)} characters; expected {MIN_SECRET} or more")
+        raise GreetingError(f"the secret has {len(secret)} characters; expected {MIN_SECRET} or more ({where})")
     return secret or None
 
 
-def parse_address(text: str) -> tuple[str, Any]:
-    """``unix:PATH`` as ("unix", path), ``tcp:HOST:PORT`` as ("tcp", (host, port)), ``fd:N`` as ("fd", n)."""
+def _secret_in(path: str, where: str) -> bytes:
+    try:
+        with _open_regular(os.path.realpath(path)) as stream:
+            if os.name == "posix" and os.fstat(stream.fileno()).st_mode & 0o007:
+                raise GreetingError(f"{where} is open to every user of this machine; run: chmod 600 {path}")
+            secret: bytes = stream.read(MAX_SECRET + 1)
+    except (OSError, ValueError) as error:
+        raise GreetingError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(secret) > MAX_SECRET:
+        raise GreetingError(f"{where} is longer than {MAX_SECRET} bytes; expected a secret")
+    return secret
+
+
+def parse_address(text: str, *, least_port: int = 1) -> tuple[str, Any]:
+    """``unix:PATH`` as ("unix", path), ``tcp:HOST:PORT`` as ("tcp", (host, port)), ``fd:N`` as ("fd", n).
+
+    Args:
+        text: the address.
+        least_port: 0 where any free port may be taken.
+    """
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest:
         return kind, rest
-    if kind == "fd" and rest.isdigit():
+    if kind == "fd" and re.match(r"[0-9]{1,9}\Z", rest):
         return kind, int(rest)
     host, _, port = rest.rpartition(":")
-    if kind == "tcp" and host and port.isdigit():
+    if kind == "tcp" and host.strip("[]") and re.match(r"[0-9]{1,9}\Z", port):
+        if not least_port <= int(port) <= 65535:
+            raise GreetingError(f"'{text}' has the port {port}; expected {least_port} to 65535")
         return kind, (host.strip("[]"), int(port))
     raise GreetingError(f"'{text}' is no address; expected unix:PATH or tcp:HOST:PORT")
 
@@ -1682,22 +2184,60 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
-def serve_descriptor(descriptor: int, *, greeted: bool, scratch: str | None, idle_seconds: float) -> None:
+def serve_descriptor(descriptor: int, *, greeted: bool, scratch: str | None, idle_seconds: float, reach: Reach) -> None:
     """Serve one connection that is open already, until it ends."""
     connection = Connection(socket.socket(fileno=descriptor))
     try:
         if not greeted:
             accept_greeting(connection, None)
-        serve_requests(SocketChannel(connection, idle_seconds), Service(scratch=scratch))
+        serve_requests(SocketChannel(connection, idle_seconds), Service(scratch=scratch, reach=reach))
     except (ProtocolError, GreetingError, DeadlineError) as error:
-        print(f"clipmlu worker: {error}", file=sys.stderr)
-        with contextlib.suppress(EOFError):
-            connection.send({"error": DriverError("request", str(error), kind="spec").to_json(), "id": None})
+        log_line(f"ended a connection: {error}")
+        with contextlib.suppress(EOFError, DeadlineError):
+            told = {"error": DriverError("request", str(error), kind="spec").to_json(), "id": None}
+            connection.send(told, deadline=time.monotonic() + 1)
     except EOFError:
         pass
     finally:
         connection.abort()
         connection.close()
+
+
+class Strangers:
+    """Connections that have proved nothing yet: not more than ``most``, so that a silent one costs next to nothing.
+
+    One too many ends the oldest one of whoever has the most of them, so that a client of another host is not in their way.
+    """
+
+    def __init__(self, most: int = MAX_STRANGERS) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._hosts: dict[Connection, str] = {}  # the oldest first
+
+    def enter(self, connection: Connection, host: str) -> None:
+        """Note a new one."""
+        with self._lock:
+            self._hosts[connection] = host
+            if len(self._hosts) > self._most:
+                self._drop_one()
+
+    def leave(self, connection: Connection) -> bool:
+        """It has proved itself, or has ended; whether it had not been dropped."""
+        with self._lock:
+            return self._hosts.pop(connection, None) is not None
+
+    def make_room(self) -> None:
+        """Drop one, if there is one."""
+        with self._lock:
+            if self._hosts:
+                self._drop_one()
+
+    def _drop_one(self) -> None:
+        counts = collections.Counter(self._hosts.values())
+        most = max(counts.values())
+        dropped = next(each for each, host in self._hosts.items() if counts[host] == most)
+        del self._hosts[dropped]
+        dropped.abort()  # its thread closes it
 
 
 class Server:
@@ -1707,20 +2247,34 @@ class Server:
         address: ``unix:PATH`` or ``tcp:HOST:PORT``.
         secret: what clients must prove to know; needed for TCP.
         socket_mode: permissions of a Unix socket.
-        max_clients: connections at a time.
+        max_clients: clients at a time; strangers do not count.
         idle_seconds: end a connection on which nothing was asked for so long; 0 for never.
+        roots: folders whose files clients may have read.
+        hidden: files that they may not.
     """
 
     def __init__(
-        self, address: str, secret: bytes | None, *, socket_mode: int, max_clients: int, idle_seconds: float
+        self,
+        address: str,
+        secret: bytes | None,
+        *,
+        socket_mode: int,
+        max_clients: int,
+        idle_seconds: float,
+        roots: Sequence[str] = (),
+        hidden: Sequence[str] = (),
     ) -> None:
-        self._kind, self._where = parse_address(address)
+        self._kind, self._where = parse_address(address, least_port=0)
         if self._kind == "tcp" and secret is None:
             raise GreetingError(f"TCP needs a shared secret: give --secret-file or set {SECRET_VARIABLE}")
         self._secret = secret
         self._mode = socket_mode
         self._idle_seconds = idle_seconds
-        self._free = threading.BoundedSemaphore(max_clients)
+        self._roots = list(roots)
+        self._hidden = list(hidden)
+        self._strangers = Strangers()
+        self._max_clients = max_clients
+        self._places = threading.BoundedSemaphore(max_clients)
         self._lock = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._endings: dict[str, Fields] = {}
@@ -1729,12 +2283,11 @@ class Server:
         """Serve until SIGTERM or Ctrl-C."""
         signal.signal(signal.SIGTERM, _leave)
         listener = self._listen()
-        print(f"clipmlu worker: serving on {listener.getsockname()}", file=sys.stderr, flush=True)
+        self._scratch = Scratch()
+        log_line(f"serving on {listener.getsockname()}; files in: {', '.join(self._roots) or 'no folder'}")
         try:
             while True:
-                self._free.acquire()
-                stream, _address = listener.accept()
-                threading.Thread(target=self._attend, args=(stream,), daemon=True).start()
+                self._accept(listener)
         except KeyboardInterrupt:
             pass
         finally:
@@ -1743,11 +2296,35 @@ class Server:
                 with contextlib.suppress(OSError):
                     os.unlink(self._where)
             self._end_children()
+            self._scratch.remove()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            stream, address = listener.accept()
+        except OSError as error:  # it has gone again; or there are no descriptors left
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._strangers.make_room()
+                time.sleep(0.02)
+            return
+        connection = Connection(stream)
+        host = str(address[0]) if self._kind == "tcp" else ""
+        self._strangers.enter(connection, host)
+        try:
+            threading.Thread(target=self._attend, args=(connection, host), daemon=True).start()
+        except RuntimeError as error:  # there is no room for another thread
+            log_line(f"refused a client: {error}")
+            self._strangers.leave(connection)
+            connection.close()
 
     def _listen(self) -> socket.socket:
         if self._kind == "tcp":
             host, port = self._where
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            try:
+                family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            except (OSError, UnicodeError) as error:
+                raise GreetingError(
+                    f"there is no host '{host}': {getattr(error, 'strerror', None) or error}"
+                ) from error
             listener = socket.socket(family, socket.SOCK_STREAM)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
@@ -1759,21 +2336,33 @@ class Server:
                 listener.bind(self._where)
             finally:
                 os.umask(before)
-        listener.listen(16)
+        listener.listen(MAX_STRANGERS)
         return listener
 
-    def _attend(self, stream: socket.socket) -> None:
-        connection = Connection(stream)
+    def _attend(self, connection: Connection, host: str) -> None:
         worker = os.urandom(16).hex()
+        placed: list[bool] = []
+
+        def admit(hello: Fields) -> Fields:
+            if not self._strangers.leave(connection):
+                raise GreetingError("too many connections at once")
+            facts = self._introduce(worker, hello)
+            if not self._places.acquire(timeout=PLACE_SECONDS):
+                raise GreetingError(f"all {self._max_clients} places are taken (--max-clients)")
+            placed.append(True)
+            return facts
+
         try:
-            accept_greeting(connection, self._secret, lambda hello: self._introduce(worker, hello))
+            accept_greeting(connection, self._secret, admit)
             self._run_child(connection, worker)
         except (GreetingError, ProtocolError, DeadlineError, EOFError) as error:
-            print(f"clipmlu worker: refused a client: {error}", file=sys.stderr, flush=True)
+            log_line(f"refused a client{' of ' if host else ''}{host}: {error}")
         finally:
+            self._strangers.leave(connection)
             connection.abort()
             connection.close()
-            self._free.release()
+            if placed:
+                self._places.release()
 
     def _introduce(self, worker: str, hello: Fields) -> Fields:
         """Give the connection a name; a client that comes again is told how its last process ended."""
@@ -1788,10 +2377,12 @@ class Server:
             return {"worker": worker, "previous": self._endings.pop(former, None)}
 
     def _run_child(self, connection: Connection, worker: str) -> None:
-        scratch = tempfile.mkdtemp(prefix="clipmlu-worker-")
+        scratch = os.path.join(self._scratch.path, worker)
+        os.mkdir(scratch, 0o700)
         environment = {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
         command = [sys.executable, os.path.abspath(__file__), "--serve", f"fd:{connection.fileno()}", "--greeted"]
         command += ["--scratch", scratch, "--idle-seconds", str(self._idle_seconds)]
+        command += [f"--root={root}" for root in self._roots] + [f"--hidden={path}" for path in self._hidden]
         try:
             child, tail = start_child(command, connection.fileno(), environment, echo=True)
             with self._lock:
@@ -1872,39 +2463,65 @@ def _leave(_number: int, _frame: Any) -> None:
 
 
 def _remove_stale(path: str) -> None:
-    if not os.path.exists(path):
+    """Remove the socket of a worker that was killed; nothing else is removed, whatever its name."""
+    if not os.path.lexists(path):
         return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise GreetingError(f"'{path}' exists and is no socket; give another path")
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        probe.settimeout(1)
         try:
             probe.connect(path)
-        except OSError:
+        except ConnectionRefusedError:
             os.unlink(path)
             return
+        except OSError as error:
+            raise GreetingError(f"cannot tell whether '{path}' is served: {error}") from error
     raise GreetingError(f"something is serving on '{path}' already")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the top of this file."""
-    parser = argparse.ArgumentParser(description="clipmlu worker: runs MagicMind models for another process.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--serve", metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; the host is always named")
-    what.add_argument("--info", action="store_true", help="print what is found here as JSON")
-    parser.add_argument("--secret-file", help=f"file with the shared secret; default: the variable {SECRET_VARIABLE}")
-    parser.add_argument("--socket-mode", default="600", help="permissions of a Unix socket, octal (default: 600)")
-    parser.add_argument("--max-clients", type=int, default=8, help="connections at a time (default: 8)")
-    parser.add_argument(
-        "--idle-seconds", type=float, default=0, help="end connections that are idle so long (0: never)"
-    )
-    parser.add_argument("--scratch", help=argparse.SUPPRESS)
-    parser.add_argument("--greeted", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here or entry == ""]
     try:
         return _run(options)
     except (GreetingError, OSError) as error:
-        print(f"clipmlu worker: {error}", file=sys.stderr)
+        log_line(str(error))
         return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="clipmlu worker: runs MagicMind models for another process.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--serve", metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; the host is always named")
+    what.add_argument("--info", action="store_true", help="print what is found here as JSON")
+    parser.add_argument(
+        "--secret-file",
+        metavar="FILE",
+        help=f"file with the shared secret, readable by its owner only; default: the variable {SECRET_VARIABLE}",
+    )
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        action="append",
+        help="a folder whose files clients may have read; may be given again (default: the working directory, unless that "
+        "is /); files that they send go elsewhere and need none",
+    )
+    parser.add_argument("--socket-mode", default="600", help="permissions of a Unix socket, octal (default: 600)")
+    parser.add_argument("--max-clients", type=int, default=8, help="clients at a time that are served (default: 8)")
+    parser.add_argument(
+        "--idle-seconds",
+        type=float,
+        default=IDLE_SECONDS,
+        help="give back the place and the card of a client that asks for nothing for so long; it gets both again with its "
+        f"next request (default: {IDLE_SECONDS:g}; 0: never)",
+    )
+    parser.add_argument("--scratch", help=argparse.SUPPRESS)
+    parser.add_argument("--hidden", action="append", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--greeted", action="store_true", help=argparse.SUPPRESS)
+    return parser
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -1913,21 +2530,46 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(service.answer(Request({"op": "info"}))[0], indent=2))
         service.close()
         return 0
-    kind, where = parse_address(options.serve)
+    kind, where = parse_address(options.serve, least_port=0)
     if kind == "fd":
         die_with_parent()
         faulthandler.enable()
-        serve_descriptor(where, greeted=options.greeted, scratch=options.scratch, idle_seconds=options.idle_seconds)
+        reach = Reach(options.root or [], options.hidden) if options.greeted else Reach()
+        serve_descriptor(
+            where, greeted=options.greeted, scratch=options.scratch, idle_seconds=options.idle_seconds, reach=reach
+        )
         return 0
+    _check_options(options)
     server = Server(
         options.serve,
         read_secret(options.secret_file),
         socket_mode=int(options.socket_mode, 8),
         max_clients=options.max_clients,
         idle_seconds=options.idle_seconds,
+        roots=_roots(options.root),
+        hidden=[os.path.abspath(path) for path in (options.secret_file, __file__) if path],
     )
     server.run()
     return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    if options.max_clients < 1:
+        raise GreetingError(f"--max-clients is {options.max_clients}; expected 1 or more")
+    if not 0 <= options.idle_seconds < float("inf"):
+        raise GreetingError(f"--idle-seconds is {options.idle_seconds:g}; expected 0 (never) or more")
+    if not re.match(r"[0-7]{1,4}\Z", options.socket_mode):
+        raise GreetingError(f"--socket-mode is '{options.socket_mode}'; expected an octal number such as 600")
+
+
+def _roots(given: Sequence[str] | None) -> list[str]:
+    """The folders whose files clients may have read."""
+    if given is None:
+        return [here for here in [os.path.realpath(os.getcwd())] if here != "/"]
+    for root in given:
+        if not root or not os.path.isdir(root):
+            raise GreetingError(f"--root '{root}' is no folder")
+    return [os.path.realpath(root) for root in given]
 
 
 if __name__ == "__main__":

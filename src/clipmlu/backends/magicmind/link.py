@@ -90,7 +90,8 @@ class Link:
         except BaseException:
             self._connection.close()
             raise
-        self.name: str | None = answer.get("worker")
+        name = answer.get("worker")
+        self.name: str | None = name if isinstance(name, str) else None
         self.previous = _ending_from(answer.get("previous"))
         self._reader = threading.Thread(target=self._read, name="clipmlu-worker-reader", daemon=True)
         self._reader.start()
@@ -149,7 +150,7 @@ class Link:
                     f"Cannot start the MagicMind worker with '{options.python}': {error.strerror}. "
                     "Give the interpreter of the vendor's environment."
                 ) from error
-        return Connection(ours)
+        return Connection(ours, takes_descriptors=False)
 
     def _greet(self, options: WorkerOptions, replaces: str | None) -> Fields:
         try:
@@ -160,12 +161,16 @@ class Link:
                 digest_of(str(options.driver)),
                 replaces=replaces,
                 needs_secret=(options.address or "").startswith("tcp:"),
-                seconds=options.start_seconds,
+                seconds=options.start_seconds if options.address is None else options.greeting_seconds,
             )
         except GreetingError as error:
             self._end_process(0)
             raise BackendUnavailableError(f"MagicMind worker {options}: {error}.") from error
         except (ProtocolError, DeadlineError, EOFError) as error:
+            if options.address is not None and replaces is None and not isinstance(error, EOFError):
+                raise BackendUnavailableError(
+                    f"MagicMind worker {options}: what answers there is no clipmlu worker: {error}."
+                ) from error
             ending = self._end_process(GRACE_SECONDS if isinstance(error, EOFError) else 0)
             log = f"; it said: {ending.log}" if ending.log else ""
             raise LostError(f"it does not greet: {error} ({ending.exit}{log})") from error
@@ -198,6 +203,8 @@ def _connect(options: WorkerOptions) -> Connection:
     assert options.address is not None, "the caller looked"
     try:
         kind, where = parse_address(options.address)
+        if kind == "fd":
+            raise GreetingError(f"'{options.address}' is no address; expected unix:PATH or tcp:HOST:PORT")
     except GreetingError as error:
         raise BackendUnavailableError(f"MagicMind worker: {error}.") from error
     deadline = time.monotonic() + options.start_seconds
@@ -212,10 +219,10 @@ def _connect(options: WorkerOptions) -> Connection:
             except BaseException:
                 stream.close()
                 raise
-    except OSError as error:
-        raise LostError(f"cannot connect: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        raise LostError(f"cannot connect: {getattr(error, 'strerror', None) or error}") from error
     stream.settimeout(None)
-    return Connection(stream)
+    return Connection(stream, takes_descriptors=False)
 
 
 def _ending_from(value: Any) -> Ending | None:

@@ -27,7 +27,8 @@ class WorkerOptions:
         driver: the file to start; the package's own unless a test says otherwise.
         run_seconds: longest wait for one batch, the first of a session included.
         open_seconds: longest wait for a session.
-        start_seconds: longest wait for a worker to answer at all.
+        start_seconds: longest wait for a connection, and for a worker started here to answer at all.
+        greeting_seconds: the same for one that runs already; it lets a client wait while all its places are taken.
         max_failures: crashes, hangs and garbage in a row after which the batches in flight are given up.
         idle_seconds: a worker started here ends when nothing is asked for so long, and is started again when needed.
         shared_memory: pass arrays through memory where the connection allows it.
@@ -41,6 +42,7 @@ class WorkerOptions:
     run_seconds: float = 120.0
     open_seconds: float = 600.0
     start_seconds: float = 30.0
+    greeting_seconds: float = 15.0
     max_failures: int = 3
     idle_seconds: float = 900.0
     shared_memory: bool = True

@@ -406,7 +406,8 @@ class WorkerClient:
             time.sleep(min(1.0, 0.05 * 2 ** len(self._failures)))
 
     def _give_up(self) -> ClipmluError:
-        attempts = "; ".join(f"{number}. {text}" for number, text in enumerate(self._failures, 1))
+        told = [text if text not in self._failures[:place] else "the same" for place, text in enumerate(self._failures)]
+        attempts = "; ".join(f"{number}. {text}" for number, text in enumerate(told, 1))
         message = f"The MagicMind worker {self.options} failed {len(self._failures)} times in a row: {attempts}."
         if self._log:
             message += f" The end of its log:\n{self._log}"
