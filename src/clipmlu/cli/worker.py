@@ -25,6 +25,7 @@ def worker_command(path: Path, overwrite: bool) -> None:
         "Start it where magicmind is:\n"
         f"  python3.7 {written.name} --info\n"
         f"  python3.7 {written.name} --serve unix:/shared/mlu.sock      # a container that shares the directory\n"
-        f"  python3.7 {written.name} --serve tcp:HOST:9310 --secret-file FILE   # another host\n"
+        f"  python3.7 {written.name} --serve tcp:HOST:9310 --secret-file FILE   # another host; chmod 600 FILE\n"
+        "It reads files for clients below its working directory only, or the folders given with --root;\n"
         "and tell clipmlu here: CLIPMLU_MLU_WORKER=unix:/shared/mlu.sock, or tcp:HOST:9310 with CLIPMLU_WORKER_SECRET_FILE."
     )

@@ -364,7 +364,7 @@ def test_worker_command_writes_one_executable_file(tmp_path: Path) -> None:
         subprocess.run([written, "--info"], check=True, capture_output=True, text=True, timeout=60).stdout
     )
     assert facts["driver"] == driver.own_digest()
-    assert CliRunner().invoke(worker_command, ["--write", str(written)]).exit_code == 0
+    assert CliRunner().invoke(worker_command, ["--write", str(written), "--overwrite"]).exit_code == 0
     refused = CliRunner().invoke(worker_command, ["--write", "/proc/nowhere/x.py"])
     assert isinstance(refused.exception, OutputError)
     assert children() == before
