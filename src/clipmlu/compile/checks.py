@@ -93,7 +93,7 @@ def check_agreement(
     results: dict[TowerName, tuple[Array, Array]] = {}
     for name in exported.manifest.towers:
         precision = precisions[name]
-        floor = MIN_COSINE[precision] if thresholds.min_cosine is None else thresholds.min_cosine
+        floor = _floor(precision, thresholds)
         with _open_reference(exported, name) as session:
             reference = _run(session, _batches(compiled, name, {PIXELS: normalised, "input_ids": input_ids}))
         taken = pixels if takes_uint8(compiled.tower(name)) else normalised
@@ -103,24 +103,54 @@ def check_agreement(
             _compare(exported.manifest, name, output, reference[output], measured[output], precision, floor)
             for output in reference
         ]
-        failed = [record for record in found if not _agrees(record, floor)]
+        failed = [record for record in found if not _agrees(record, record.allowed_abs_diff, floor)]
         if failed:
             raise GateError(_disagreement(max(failed, key=lambda record: record.max_abs_diff), floor))
         records += found
         results[name] = (next(iter(reference.values())), next(iter(measured.values())))
     agreement = _same_best_class(*_similarities(results, exported.manifest.logit_scale))
-    demanded = (
-        MIN_AGREEMENT[precisions[exported.image_graph]]
-        if thresholds.min_agreement is None
-        else thresholds.min_agreement
-    )
-    trained = exported.manifest.model.random_seed is None
-    if agreement < demanded and (trained or thresholds.min_agreement is not None):
+    demanded = _demanded_agreement(exported.manifest, precisions[exported.image_graph], thresholds)
+    if agreement < demanded:
         raise GateError(
             f"The compiled graphs choose the same class as the exported ones for {agreement:.3f} of the checked images; "
             f"demanded are {demanded:g} (--min-agreement). No bundle was written."
         )
     return Agreement(parity=tuple(records), agreement=agreement)
+
+
+def passes_now(compiled: CompiledBundle, precisions: Mapping[TowerName, Precision], thresholds: Thresholds) -> bool:
+    """Whether what was measured when a bundle was compiled is within what is demanded now; False if nothing was."""
+    manifest, facts = compiled.manifest, compiled.compilation
+    if facts.agreement is None or {record.tower for record in facts.parity} != set(manifest.towers):
+        return False
+    for record in facts.parity:
+        precision = precisions[record.tower]
+        floor = _floor(precision, thresholds)
+        if not _agrees(record, _allowed_difference(manifest, record.tower, precision, floor), floor):
+            return False
+    return facts.agreement >= _demanded_agreement(manifest, precisions[compiled.image_graph], thresholds)
+
+
+def _floor(precision: Precision, thresholds: Thresholds) -> float:
+    """The smallest allowed cosine similarity."""
+    return MIN_COSINE[precision] if thresholds.min_cosine is None else thresholds.min_cosine
+
+
+def _demanded_agreement(manifest: Manifest, precision: Precision, thresholds: Thresholds) -> float:
+    """The smallest allowed share of images of the same best class; none of random weights unless asked for."""
+    if thresholds.min_agreement is not None:
+        return thresholds.min_agreement
+    return MIN_AGREEMENT[precision] if manifest.model.random_seed is None else 0.0
+
+
+def _allowed_difference(manifest: Manifest, tower: TowerName, precision: Precision, floor: float) -> float:
+    """The largest allowed difference of an element of a tower's output."""
+    allowed = allowed_embedding_difference(precision, floor)
+    if tower != "joint":
+        return allowed
+    # In float32 a logit's error is that of one element; else both embeddings may lie as far off as allowed.
+    per_logit = FLOAT32_TOLERANCE if allowed == FLOAT32_TOLERANCE else 2 * allowed
+    return allowed_logit_difference(per_logit, manifest.logit_scale)
 
 
 def _similarities(
@@ -192,9 +222,9 @@ def _disagreement(record: ParityRecord, floor: float) -> str:
     )
 
 
-def _agrees(record: ParityRecord, floor: float) -> bool:
+def _agrees(record: ParityRecord, allowed: float, floor: float) -> bool:
     same_direction = record.min_cosine is None or record.min_cosine >= floor
-    return record.max_abs_diff <= record.allowed_abs_diff and same_direction
+    return record.max_abs_diff <= allowed and same_direction
 
 
 def _compare(
@@ -207,17 +237,11 @@ def _compare(
     floor: float,
 ) -> ParityRecord:
     difference = measure_difference(reference, measured)
-    joint = tower == "joint"
-    allowed = allowed_embedding_difference(precision, floor)
-    if joint:
-        # In float32 a logit's error is that of one element; else both embeddings may lie as far off as allowed.
-        per_logit = FLOAT32_TOLERANCE if allowed == FLOAT32_TOLERANCE else 2 * allowed
-        allowed = allowed_logit_difference(per_logit, manifest.logit_scale)
     return ParityRecord(
         tower=tower,
         output=output,
         batch_size=len(reference),
         max_abs_diff=difference.max_abs_diff,
-        min_cosine=None if joint else difference.min_cosine,
-        allowed_abs_diff=allowed,
+        min_cosine=None if tower == "joint" else difference.min_cosine,
+        allowed_abs_diff=_allowed_difference(manifest, tower, precision, floor),
     )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from clipmlu.backends import get_backend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, current_tool_versions, open_compiled
-from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
+from clipmlu.compile.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.compile.checks import Thresholds, passes_now
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions
-from clipmlu.data.datasets import DATASETS
 from clipmlu.errors import BundleError, BundleNotFoundError
-from clipmlu.specs import CalibrationRecord
 
 
 def reusable_compilation(
@@ -35,24 +35,50 @@ def reusable_compilation(
     except BundleError as error:
         on_note(f"not reusing {path}: {error}")
         return None
+    reason = _difference(exported, bundle, plan, options)
+    if reason:
+        on_note(f"not reusing {path}: {reason}")
+    return None if reason else bundle
+
+
+def tool_versions(plan: CompilationPlan, *more: str) -> dict[str, str]:
+    """Versions of clipmlu, and of the packages of the backends that the towers go to and of further ones by name."""
+    placements = [plan.main, *([] if plan.text_tower is None else [plan.text_tower])]
+    backends = {*more, *(placement.backend for placement in placements)}
+    return current_tool_versions(*sorted({package for name in backends for package in get_backend(name).packages}))
+
+
+def _difference(
+    exported: ExportedBundle, bundle: CompiledBundle, plan: CompilationPlan, options: CompileOptions
+) -> str:
+    """Why a bundle is not what compiling now would give, or an empty text."""
     facts = bundle.compilation
-    versions = current_tool_versions(*get_backend(plan.main.backend).packages)
+    measured: dict[str, Any] = {"parity": (), "agreement": None, "calibration": None, "quantised": {}, "row_macs": {}}
     same = (
-        msgspec.structs.replace(facts, parity=(), agreement=None, calibration=None, quantised={})
-        == plan.facts(options, exported.digest, None)
-        and _same_calibration(facts.calibration, options.calibration)
-        and versions.items() <= bundle.manifest.tool_versions.items()
+        msgspec.structs.replace(facts, **measured) == plan.facts(options, exported.digest, None)
+        and tool_versions(plan).items() <= bundle.manifest.tool_versions.items()
+        and _same_calibration(exported, bundle, options)
     )
     if not same:
-        on_note(f"not reusing {path}: it was compiled from another export, with other options or by other versions")
-    return bundle if same else None
+        return "it was compiled from another export, with other options or by other versions"
+    precisions = {name: plan.placement(name).precision for name in exported.manifest.towers}
+    thresholds = Thresholds(min_cosine=options.min_cosine, min_agreement=options.min_agreement)
+    if options.check and not passes_now(bundle, precisions, thresholds):
+        return "it was not checked, or what was measured is not within what is demanded now"
+    return ""
 
 
-def _same_calibration(record: CalibrationRecord | None, options: CalibrationOptions | CalibrationSet | None) -> bool:
-    """Whether a bundle was calibrated as asked; a folder's images may have changed since, so it is calibrated anew."""
-    if record is None or options is None:
-        return record is None and options is None
-    if isinstance(options, CalibrationSet):
-        return record.digest == options.record.digest
-    wanted = (options.dataset, options.samples, options.seed)
-    return (record.dataset, record.samples, record.seed) == wanted and options.dataset in DATASETS
+def _same_calibration(exported: ExportedBundle, bundle: CompiledBundle, options: CompileOptions) -> bool:
+    """Whether a bundle was calibrated as asked, by the data themselves: a folder, or names of classes, may have changed."""
+    record, calibration = bundle.compilation.calibration, options.calibration
+    if record is None or calibration is None:
+        return record is None and calibration is None
+    if isinstance(calibration, CalibrationOptions):
+        calibration = obtain_calibration(exported, calibration)
+    digest = calibration.record.digest
+    seen = {*calibration.images, *options.seen_images}
+    return (
+        record == calibration.record
+        and options.calibration_digest in (None, "", digest)
+        and seen == set(bundle.calibration_data().images)
+    )
