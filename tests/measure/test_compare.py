@@ -313,11 +313,50 @@ def test_bundles_that_take_uint8_pixels_are_compared_and_ablated(
         assert role.mean_cosine == pytest.approx(1.0, abs=1e-6), "with its only operator in float it is the float model"
 
 
-def test_joint_layout_is_refused(tiny: ExportedBundle) -> None:
-    manifest = tiny.manifest
-    joint = msgspec.structs.replace(manifest, layout="joint", towers={"joint": manifest.towers["image"]})
-    with pytest.raises(BundleError, match="has the layout 'joint' and no separate image tower"):
-        compare_bundles(ExportedBundle(tiny.path, joint, tiny.digest), tiny, Pictures())
+def _joint(tmp_path: Path) -> ExportedBundle:
+    return support.write_exported(tmp_path / "joint", layout="joint")
+
+
+@pytest.mark.parametrize("target", ["cpu", "emulated-mlu"])
+def test_joint_layout_is_compared_with_its_source_and_with_the_towers(
+    tiny: ExportedBundle, tmp_path: Path, target: str
+) -> None:
+    joint = _joint(tmp_path)
+    compiled = compile_bundle(joint, tmp_path / "joint-compiled", CompileOptions(target=target))
+    notes: list[str] = []
+    for reference in (joint, tiny):
+        report = compare_bundles(compiled, reference, Pictures(), on_note=notes.append)
+        assert report.embeddings == {}
+        assert report.logits is not None
+        assert report.logits.rows == report.images == report.predictions.images
+        assert report.logits.max_abs_diff is not None
+        assert report.logits.max_abs_diff < 1e-4
+        assert report.predictions.agreement == 1.0
+        assert report.towers["joint"].hidden is not None
+    assert any("two towers would take" in note for note in notes)
+
+
+def test_joint_layout_shows_where_logits_part(tmp_path: Path) -> None:
+    joint = _joint(tmp_path)
+    half = compile_bundle(joint, tmp_path / "half", CompileOptions(target="cpu", precision=Precision.FORCE_FLOAT16))
+    report = compare_bundles(half, joint, Pictures())
+    assert report.logits is not None
+    assert report.logits.max_abs_diff is not None
+    assert 1e-4 < report.logits.max_abs_diff < 0.1, "half precision of logits around 20"
+
+
+def test_layouts_of_other_weights_are_refused(tiny: ExportedBundle, tmp_path: Path) -> None:
+    joint = _joint(tmp_path)
+    export = msgspec.json.decode((joint.path / "manifest.json").read_bytes())["export"]
+    support.edit_manifest(joint.path, export={**export, "weights_digest": "1" * 64})
+    with pytest.raises(BundleError, match="different weights"):
+        compare_bundles(joint.path, tiny, Pictures())
+
+
+def test_ablation_of_the_joint_layout_is_refused(tmp_path: Path) -> None:
+    joint = _joint(tmp_path)
+    with pytest.raises(OptionError, match=r"ablation needs two towers.* without '--layout joint'"):
+        compare_bundles(joint, joint, Pictures(), CompareOptions(ablate=True))
 
 
 def test_images_that_a_bundle_was_calibrated_with_are_refused_or_counted(tiny: ExportedBundle, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class Encoder:
         options: how it is run.
         fast_preprocess: as for ``load``.
         without: towers that will not be used, whose files were not checked.
+        check_results: refuse results with NaN or of a wrong norm; off for what measures how bad they are.
 
     Attributes:
         bundle: the bundle.
@@ -105,10 +106,12 @@ class Encoder:
         fast_preprocess: bool = False,
         without: tuple[TowerName, ...] = (),
         max_pixels: int | None = None,
+        check_results: bool = True,
     ) -> None:
         if max_pixels is not None and max_pixels < 1:
             raise OptionError(f"max pixels is {max_pixels}; expected 1 or more")
         self._max_pixels = max_pixels
+        self._check_results = check_results
         self.bundle = bundle
         self._fast_preprocess = fast_preprocess
         self._without = without
@@ -417,6 +420,8 @@ class Encoder:
             raise SessionError(
                 f"{where} gives an array of shape {embeddings.shape}; expected embeddings of {self.embedding_dim}."
             )
+        if not self._check_results:
+            return
         norms = np.einsum("ij,ij->i", embeddings, embeddings)
         wrong = np.flatnonzero(~((norms > _SMALLEST_NORM) & (norms < _LARGEST_NORM)))  # NaN is neither
         if wrong.size:
@@ -429,7 +434,7 @@ class Encoder:
     def _check_logits(self, logits: FloatArray) -> None:
         """Refuse what the fused graph gives that is not finite."""
         wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-        if wrong.size:
+        if wrong.size and self._check_results:
             raise SessionError(
                 f"Bundle '{self.bundle.path}' (fused graph) gives NaN or infinite logits for {wrong.size} of {len(logits)} images "
                 f"of a batch, the first one at {wrong[0]}. {self._why_wrong('joint')}"

@@ -175,6 +175,8 @@ def _facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
             yield "first to diverge", _describe_divergence(tower, report.threshold)
     for name, embeddings in report.embeddings.items():
         yield ("image embeddings" if name == "image" else "class embeddings"), _describe_embeddings(embeddings)
+    if report.logits is not None:
+        yield "logits", f"{_describe_embeddings(report.logits)}{_largest_difference(report.logits)}"
     predictions = report.predictions
     yield "agreement", f"{predictions.agreement:.4f} of the best classes"
     yield "top-1", f"A {predictions.top1:.4f}, B {predictions.reference_top1:.4f}"
@@ -216,6 +218,10 @@ def _describe_embeddings(embeddings: EmbeddingComparison) -> str:
         return f"{embeddings.non_finite} of {embeddings.rows} hold NaN or infinity"
     ratio = "" if embeddings.snr_db is None else f", {embeddings.snr_db:.1f} dB"
     return f"cosine {embeddings.mean_cosine:.6f} in the mean, {embeddings.min_cosine:.6f} at least{ratio}"
+
+
+def _largest_difference(logits: EmbeddingComparison) -> str:
+    return "" if logits.max_abs_diff is None else f", {logits.max_abs_diff:.3g} apart at most"
 
 
 def _show_nodes(name: TowerName, tower: TowerComparison, *, show_all: bool) -> None:

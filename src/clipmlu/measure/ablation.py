@@ -20,6 +20,7 @@ from clipmlu.backends.pixels import with_float_pixels
 from clipmlu.bundle import TOKENIZER_NAME, CompiledBundle, ExportedBundle, Tower
 from clipmlu.classify.classifier import embed_classes
 from clipmlu.classify.encoder import Encoder, FloatArray
+from clipmlu.classify.scoring import ImageTower
 from clipmlu.data.datasets import Dataset
 from clipmlu.errors import BundleError, OptionError
 from clipmlu.files import scratch_directory
@@ -323,8 +324,10 @@ class Rebuilder:
 def _embed_without(rebuilder: Rebuilder, role: Role, data: AblationData) -> FloatArray:
     with scratch_directory() as folder:
         bundle = rebuilder.write(rebuilder.nodes(role), folder)
-        with Encoder(bundle, SessionOptions(threads=data.threads, busy_wait=False)) as encoder:
+        options = SessionOptions(threads=data.threads, busy_wait=False)
+        with Encoder(bundle, options, check_results=False) as encoder:
             if "image" in bundle.manifest.towers:
-                return embed_dataset(encoder, data.dataset, data.indices, batch_size=data.batch_size).embeddings
+                graph = ImageTower(encoder)
+                return embed_dataset(graph, data.dataset, data.indices, batch_size=data.batch_size).rows
             with np.errstate(invalid="ignore", over="ignore"):
                 return embed_classes(encoder, data.dataset.class_names, data.templates)

@@ -13,6 +13,8 @@ import numpy as np
 from clipmlu.backends import get_backend
 from clipmlu.backends.base import Array
 from clipmlu.bundle import Bundle, CompiledBundle, ExportedBundle, current_tool_versions, open_exported
+from clipmlu.classify.encoder import FloatArray
+from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
@@ -25,10 +27,11 @@ from clipmlu.measure.nodes import NodeComparison, TowerComparison, compare_tower
 from clipmlu.measure.predictions import (
     Embedded,
     EmbeddingComparison,
+    IntArray,
     PredictionComparison,
+    best_classes,
     compare_embeddings,
     compare_predictions,
-    embed_class_names,
     embed_dataset,
     predict_classes,
 )
@@ -38,6 +41,10 @@ from clipmlu.specs import ModelId, Spec, TowerName
 
 DEFAULT_SAMPLES = 256
 DEFAULT_THRESHOLD = 0.99
+_JOINT_IS_HIDDEN = (
+    "Nodes are compared of two bundles with two towers each, and one of these has the joint layout: "
+    "only logits and predictions are compared."
+)
 
 TowerChoice = Literal["image", "text", "both"]
 BundleLike = str | os.PathLike[str] | Bundle
@@ -60,8 +67,10 @@ class ComparisonReport(Spec, frozen=True, kw_only=True):
         calibration_prompts: prompts that a side's text tower was calibrated with.
         threshold: the smallest cosine of a node that does not diverge.
         towers: tower -> its nodes. Their values come from float32 kernels on the CPU, see ``measure.tensors``.
-        embeddings: tower -> its embeddings, of images and of classes, as the bundles' own runtimes compute them.
+        embeddings: tower -> its embeddings, of images and of classes, as the bundles' own runtimes compute them; empty where
+            a side has the joint layout, which gives none.
         predictions: zero-shot predictions, of the same runtimes.
+        logits: the logits of every image over the classes, where there are no embeddings; else None.
         ablation: which role costs how much, or None when that was not asked for.
         elapsed_s: wall time in seconds.
         tool_versions: versions of clipmlu and of the runtimes.
@@ -82,6 +91,7 @@ class ComparisonReport(Spec, frozen=True, kw_only=True):
     towers: dict[TowerName, TowerComparison]
     embeddings: dict[TowerName, EmbeddingComparison]
     predictions: PredictionComparison
+    logits: EmbeddingComparison | None = None
     ablation: Ablation | None
     elapsed_s: float
     tool_versions: dict[str, str]
@@ -157,7 +167,8 @@ def compare_bundles(
     differ rightly in the smoothed tensors; these are left out and counted.
 
     Nodes run on the CPU in float32 kernels that simulate the mode, whatever the bundles run on; embeddings and predictions
-    are those of the bundles' own runtimes. Bundles for real cards have predictions only.
+    are those of the bundles' own runtimes. Bundles for real cards have predictions only. Where a side has the joint layout,
+    logits are compared in place of embeddings, and no nodes.
 
     Args:
         measured: A, a bundle or its path.
@@ -167,7 +178,7 @@ def compare_bundles(
         on_note: called with a line for people at each step.
 
     Raises:
-        BundleError: one of them is no bundle with two towers, or they are not of one model.
+        BundleError: one of them is no bundle, or they are not of one model.
         OptionError: an option that does not fit the bundles or the dataset.
         ShapeError: a bundle does not take such batches.
         InputError: not one image could be read.
@@ -219,9 +230,37 @@ def _find_source(a: Side, b: Side, options: CompareOptions) -> ExportedBundle | 
             check_source(a.given, source)
     elif isinstance(b.given, ExportedBundle):
         source = b.given
+    if options.ablate and _is_joint(a, b):
+        raise OptionError(f"ablation needs two towers, whose embeddings it compares; {PREFER_TOWERS}")
     if options.ablate:
         check_ablation(a.given, source, options.towers)
     return source
+
+
+def _is_joint(*sides: Side) -> bool:
+    return any(side.given.manifest.layout == "joint" for side in sides)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What one side makes of the images.
+
+    Attributes:
+        embedded: its rows, with the images that they are of.
+        logits: of the rows, shape (N, C).
+        embeddings: of images and classes; None for the joint layout.
+    """
+
+    embedded: Embedded
+    logits: FloatArray
+    embeddings: Embeddings | None
+
+    @property
+    def predicted(self) -> IntArray:
+        """The best class of each image."""
+        if self.embeddings is None:
+            return best_classes(self.logits)
+        return predict_classes(self.embeddings.image, self.embeddings.text)
 
 
 class _Comparison:
@@ -250,17 +289,22 @@ class _Comparison:
         self._seen_prompts = frozenset().union(*(data.prompts for data in seen))
 
     def run(self, start: float) -> ComparisonReport:
-        measured, own = self._embed(self._a, "A")
-        reference, theirs = self._embed(self._b, "B")
-        assert measured.indices == reference.indices, "both read the same files"
-        predictions = compare_predictions(
-            self._dataset,
-            measured.indices,
-            predict_classes(own.image, own.text),
-            predict_classes(theirs.image, theirs.text),
-        )
-        towers = {tower: self._compare_tower(tower, measured.indices) for tower in self._options.towers}
-        ablation = self._ablate(measured.indices, own, theirs) if self._options.ablate else None
+        a, b = self._embed(self._a, "A"), self._embed(self._b, "B")
+        measured, own, theirs = a.embedded, a.embeddings, b.embeddings
+        assert measured.indices == b.embedded.indices, "both read the same files"
+        predictions = compare_predictions(self._dataset, measured.indices, a.predicted, b.predicted)
+        ablation, logits = None, None
+        embeddings: dict[TowerName, EmbeddingComparison] = {}
+        if own is None or theirs is None:
+            towers: dict[TowerName, TowerComparison] = {"joint": hidden_tower(_JOINT_IS_HIDDEN)}
+            logits = compare_embeddings(a.logits, b.logits)
+        else:
+            towers = {tower: self._compare_tower(tower, measured.indices) for tower in self._options.towers}
+            ablation = self._ablate(measured.indices, own, theirs) if self._options.ablate else None
+            embeddings = {
+                "image": compare_embeddings(own.image, theirs.image),
+                "text": compare_embeddings(own.text, theirs.text),
+            }
         sides = (self._a, self._b)
         runtimes = {package for side in sides for package in get_backend(side.runs.compilation.backend).packages}
         return ComparisonReport(
@@ -277,30 +321,34 @@ class _Comparison:
             calibration_prompts=len(self._seen_prompts.intersection(self._prompts)),
             threshold=self._options.threshold,
             towers=towers,
-            embeddings={
-                "image": compare_embeddings(own.image, theirs.image),
-                "text": compare_embeddings(own.text, theirs.text),
-            },
+            embeddings=embeddings,
             predictions=predictions,
+            logits=logits,
             ablation=ablation,
             elapsed_s=time.perf_counter() - start,
             tool_versions=current_tool_versions(*sorted({*runtimes, "onnxruntime"})),
         )
 
-    def _embed(self, side: Side, name: str) -> tuple[Embedded, Embeddings]:
+    def _embed(self, side: Side, name: str) -> _Result:
         self._note(f"embedding {len(self._indices)} images with {name}, '{side.given.path}'")
         options = self._options
-        with side.encoder(options.threads, options.device) as encoder:
+        with side.encoder(options.threads, options.device) as encoder, np.errstate(invalid="ignore", over="ignore"):
+            classifier = encoder.classifier(self._dataset.class_names, self._templates, cache=options.cache)
+            if cost := classifier.scorer.describe_cost(encoder.check_batch_size(options.batch_size)):
+                self._note(cost)
             embedded = embed_dataset(
-                encoder,
+                classifier.scorer,
                 self._dataset,
                 self._indices,
                 batch_size=options.batch_size,
                 seen=self._seen_images,
                 allow_overlap=options.allow_overlap,
             )
-            text = embed_class_names(encoder, self._dataset, self._templates, cache=options.cache)
-        return embedded, Embeddings(image=embedded.embeddings, text=text)
+            logits = classifier.logits(embedded.rows)
+            if _is_joint(side):
+                return _Result(embedded=embedded, logits=logits, embeddings=None)
+            embeddings = Embeddings(image=embedded.rows, text=classifier.class_embeddings)
+        return _Result(embedded=embedded, logits=logits, embeddings=embeddings)
 
     def _compare_tower(self, tower: TowerName, indices: Sequence[int]) -> TowerComparison:
         sides = (self._a, self._b)
@@ -346,7 +394,8 @@ class _Comparison:
         assert self._source is not None, "_find_source checked it"
         assert isinstance(self._a.given, CompiledBundle), "_find_source checked it"
         is_source = self._b.given.digest == self._source.digest
-        floats = theirs if is_source else self._embed(open_side(self._source), "the source")[1]
+        floats = theirs if is_source else self._embed(open_side(self._source), "the source").embeddings
+        assert floats is not None, "_find_source refused the joint layout"
         data = AblationData(
             dataset=self._dataset,
             indices=indices,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipmlu.classify.bulk import embed_items, item_from_dataset
+from clipmlu.classify.bulk import item_from_dataset, run_items
 from clipmlu.classify.classifier import rank_classes
-from clipmlu.classify.encoder import Encoder, FloatArray
+from clipmlu.classify.encoder import FloatArray
+from clipmlu.classify.scoring import ImageGraph
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
@@ -32,12 +32,12 @@ class EmbeddingComparison(Spec, frozen=True, kw_only=True):
     """How the embeddings of two sides differ, as their own runtimes compute them.
 
     Attributes:
-        rows: embeddings compared: of images, or of classes.
+        rows: embeddings compared: of images, or of classes; or the logits of so many images.
         mean_cosine: mean cosine similarity of two embeddings of the same; None where one is not finite.
         min_cosine: the smallest one, or None.
         snr_db: energy of the reference over energy of the difference in dB; None where there is no difference, or one
             embedding is not finite.
-        max_abs_diff: the largest difference of an element, of unit-norm embeddings; None where one is not finite.
+        max_abs_diff: the largest difference of an element, of unit-norm embeddings or of logits; None where one is not finite.
         non_finite: measured embeddings with NaN or infinity in them.
     """
 
@@ -92,19 +92,19 @@ class Embedded:
 
     Attributes:
         indices: positions in the dataset, of those that could be read.
-        embeddings: float32, shape (N, D).
+        rows: what the graph gives for them, float32, shape (N, D): embeddings, or logits of the joint layout.
         skipped: images that could not be read.
         overlap: images that the overlap check knew.
     """
 
     indices: tuple[int, ...]
-    embeddings: FloatArray
+    rows: FloatArray
     skipped: tuple[SkippedImage, ...]
     overlap: int
 
 
 def embed_dataset(
-    encoder: Encoder,
+    graph: ImageGraph,
     dataset: Dataset,
     indices: Sequence[int],
     *,
@@ -113,10 +113,10 @@ def embed_dataset(
     allow_overlap: bool = False,
     on_progress: Callable[[int], None] = lambda _count: None,
 ) -> Embedded:
-    """Embed images of a dataset.
+    """Run images of a dataset through a graph.
 
     Args:
-        encoder: what embeds them.
+        graph: the image tower, or what a classifier scores with.
         dataset: the images.
         indices: which of them.
         batch_size: images per batch; None for the bundle's own.
@@ -144,7 +144,7 @@ def embed_dataset(
     rows: list[FloatArray] = []
     skipped: list[SkippedImage] = []
     items = (item_from_dataset(dataset, index, check) for index in indices)
-    outcomes = embed_items(encoder, items, batch_size=batch_size)
+    outcomes = run_items(graph, items, batch_size=batch_size)
     for index, outcome in zip(indices, outcomes, strict=True):
         if outcome.row is None:
             skipped.append(SkippedImage(id=outcome.item.id, reason=str(outcome.error)))
@@ -156,21 +156,18 @@ def embed_dataset(
         raise InputError(
             f"Not one of the {len(indices)} images of '{dataset.name}' could be read. First: {skipped[0].reason}"
         )
-    return Embedded(indices=tuple(good), embeddings=np.stack(rows), skipped=tuple(skipped), overlap=len(found))
-
-
-def embed_class_names(
-    encoder: Encoder, dataset: Dataset, templates: str | Path | Sequence[str], *, cache: bool
-) -> FloatArray:
-    """The zero-shot class embeddings, float32, shape (C, D); NaN where the text tower overflows."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return encoder.classifier(dataset.class_names, templates, cache=cache).class_embeddings
+    return Embedded(indices=tuple(good), rows=np.stack(rows), skipped=tuple(skipped), overlap=len(found))
 
 
 def predict_classes(embeddings: FloatArray, class_embeddings: FloatArray) -> IntArray:
     """The best class of each image, int64, shape (N,); -1 where no class can be told, for want of finite numbers."""
     with np.errstate(invalid="ignore", over="ignore"):
         similarities = embeddings @ class_embeddings.T
+    return best_classes(similarities)
+
+
+def best_classes(similarities: FloatArray) -> IntArray:
+    """As ``predict_classes``, for similarities or logits, shape (N, C)."""
     best = rank_classes(similarities, 1)[:, 0].astype(np.int64)
     return np.where(np.isfinite(similarities).all(axis=1), best, _NO_CLASS)
 

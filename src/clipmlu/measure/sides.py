@@ -8,7 +8,7 @@ import os
 import msgspec
 
 from clipmlu.backends import SessionOptions, get_backend
-from clipmlu.bundle import Bundle, Compilation, CompiledBundle, ExportedBundle, open_bundle
+from clipmlu.bundle import TOKENIZER_NAME, Bundle, Compilation, CompiledBundle, ExportedBundle, Manifest, open_bundle
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE
 from clipmlu.errors import BundleError
@@ -80,19 +80,17 @@ class Side:
         """Open it for use; a device means something for cards only."""
         has_cards = get_backend(self.runs.compilation.backend).has_cards
         options = SessionOptions(threads=threads, device=device if has_cards else 0, busy_wait=False)
-        return Encoder(self.runs, options)
+        return Encoder(self.runs, options, check_results=False)
 
 
 def open_side(bundle: str | os.PathLike[str] | Bundle) -> Side:
     """Open a bundle of either kind.
 
     Raises:
-        BundleError: there is no such bundle, it is not what its manifest says, or it has the joint layout.
+        BundleError: there is no such bundle, or it is not what its manifest says.
     """
     given = open_bundle(bundle) if isinstance(bundle, (str, os.PathLike)) else bundle
     assert isinstance(given, (ExportedBundle, CompiledBundle)), "there are no others"
-    for tower in ("image", "text"):
-        given.tower(tower)
     return Side(given=given, runs=given if isinstance(given, CompiledBundle) else float_bundle(given))
 
 
@@ -124,7 +122,8 @@ def check_same_model(measured: Side, reference: Side) -> None:
         return
     named = [f"'{side.given.path}'" for side in sides]
     exported = [isinstance(side.given, ExportedBundle) for side in sides]
-    if exported[0] != exported[1]:
+    layouts = {side.given.manifest.layout for side in sides}
+    if exported[0] != exported[1] and len(layouts) == 1:
         compiled, source = named if exported[1] else named[::-1]
         raise BundleError(
             f"Bundle {compiled} was not compiled from {source}, but from another export, so their tensors do not correspond. "
@@ -136,8 +135,14 @@ def check_same_model(measured: Side, reference: Side) -> None:
         raise BundleError(
             f"Bundles {named[0]} and {named[1]} hold different models, '{models[0]}' and '{models[1]}'; give two bundles of one."
         )
-    weights = [(manifest.export.weights_digest, manifest.text_id) for manifest in manifests]
+    weights = [_weights(manifest, same_graphs=len(layouts) == 1) for manifest in manifests]
     if weights[0] != weights[1]:
         raise BundleError(
             f"Bundles {named[0]} and {named[1]} hold '{models[0]}' with different weights; give two bundles of one export."
         )
+
+
+def _weights(manifest: Manifest, *, same_graphs: bool) -> tuple[object, ...]:
+    """What two bundles of one model have in common; their texts' graph too, unless their layouts differ."""
+    texts = (manifest.text_id,) if same_graphs else (manifest.tokenizer, manifest.files[TOKENIZER_NAME].sha256)
+    return (manifest.export.weights_digest, manifest.logit_scale, manifest.logit_bias, *texts)
