@@ -233,6 +233,19 @@ def test_a_recipe_compiles_the_same_without_a_search(exported: ExportedBundle, f
         assert again.compilation.quantised == bundle.compilation.quantised
 
 
+def test_the_fused_graph_is_searched_by_its_logits(folder: Path, tmp_path: Path) -> None:
+    joint = support.write_exported(tmp_path / "joint", layout="joint")
+    bundle, report, _notes = climb(joint, folder, tmp_path / "out")
+    assert bundle.manifest.layout == "joint"
+    assert report.reference_top1 == 1.0, "the folder holds what two towers in float32 say"
+    rung = report.rungs[-1]
+    assert rung.verdict == "accepted"
+    assert rung.embedding_error is not None
+    assert 0 < rung.embedding_error < 0.05
+    with pytest.raises(OptionError, match="templates need the mean"):
+        climb(joint, folder, tmp_path / "two", search={"templates": "cifar"})
+
+
 def test_a_recipe_is_refused_with_other_data(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
     bundle, _, _ = climb(exported, folder, tmp_path / "out")
     options = apply_recipe(read_recipe(bundle.path), CompileOptions(target="cpu", batch_size=8))

@@ -24,9 +24,10 @@ import numpy.typing as npt
 
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_compiled, open_exported, publish_copy
-from clipmlu.classify.bulk import embed_items, item_from_dataset
+from clipmlu.classify.bulk import item_from_dataset, run_items
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder
+from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.calibration import (
     CalibrationOptions,
     CalibrationSet,
@@ -38,6 +39,7 @@ from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bu
 from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
+from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
 from clipmlu.file_names import text_from_name
 from clipmlu.files import as_path, encode_json, write_file
@@ -120,7 +122,8 @@ class Rung(Spec, frozen=True, kw_only=True):
         drop: float32's fraction on the same images less ``top1``, or None.
         drop_bound: upper end of its one-sided 95 % confidence interval, or None.
         agreement: share of the images that get the same class as in float32, or None.
-        embedding_error: 1 less the mean cosine similarity to float32's image embeddings, or None.
+        embedding_error: 1 less the mean cosine similarity to float32's image embeddings, or, of the joint layout, to its
+            logits less their mean; or None.
         quantised_share: of the multiply-accumulate operations of both towers.
         reason: why it is broken; else empty.
         elapsed_s: wall time in seconds.
@@ -196,7 +199,7 @@ def search_bundle(
     output = as_path(output, "the output")
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
     if exported.manifest.layout == "joint":
-        raise OptionError("a search needs separate towers; export the model without --layout joint")
+        check_joint_templates(resolve_templates(search.templates), f"bundle '{exported.path}'")
     if options.quantisation is not None:
         raise OptionError("the search chooses how to quantise; leave the options for that out, or --max-drop")
     if not options.check:
@@ -335,8 +338,12 @@ class _Jury:
     def _look(self, encoder: Encoder, start: int, stop: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         classifier = encoder.classifier(self.dataset.class_names, self._search.templates, cache=False)
         items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
-        embeddings = np.stack([outcome.require_row() for outcome in embed_items(encoder, items)])
-        return embeddings, rank_classes(classifier.logits(embeddings), 1)[:, 0].astype(np.int64)
+        rows = np.stack([outcome.require_row() for outcome in run_items(classifier.scorer, items)])
+        predicted = rank_classes(classifier.logits(rows), 1)[:, 0].astype(np.int64)
+        if self._exported.manifest.layout == "joint":  # as directions, too; what all logits have in common says nothing
+            rows = rows - rows.mean(axis=1, keepdims=True)
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return rows, predicted
 
     def _changes(self, predicted: npt.NDArray[np.int64]) -> tuple[int, int]:
         """Images that were right and are not now, and the other way round."""
