@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "lifetime": 1,
     "files": 1,
     "reading": 1,
+    "keys": 0,
     "graph_file": 0,
     "parity": 2,
     "bundle": 2,

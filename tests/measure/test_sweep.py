@@ -147,6 +147,31 @@ def test_second_run_does_only_what_is_new(
     assert len(timed) == 12, "another duration is another measurement"
 
 
+@pytest.mark.parametrize(
+    "changed", ["template file", "class names", "batch size", "overlap", "threads", "images", "none"]
+)
+def test_an_accuracy_is_kept_for_all_that_decides_it(
+    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]], notes: list[str], changed: str
+) -> None:
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a {}\n")
+    evaluate_ = EvalOptions(samples=12, templates=templates)
+    first = open_dataset("demo", size=12)
+    run_sweep(exported.path, tmp_path / "out", options(FLOAT32, evaluate=evaluate_), first)
+    dataset = open_dataset("demo", size=12, seed=1 if changed == "images" else 0)
+    changes: dict[str, Any] = {"threads": 1} if changed == "threads" else {}
+    if changed == "template file":
+        templates.write_text("the {}\n")
+    if changed == "class names":
+        dataset.class_names = tuple(f"{name}s" for name in dataset.class_names)
+    if changed in ("batch size", "overlap"):
+        field, value = ("batch_size", 3) if changed == "batch size" else ("allow_overlap", True)
+        evaluate_ = dataclasses.replace(evaluate_, **{field: value})
+    wanted = options(FLOAT32, evaluate=evaluate_, **changes)
+    run_sweep(exported.path, tmp_path / "out", wanted, dataset, on_note=notes.append)
+    assert any(note.startswith("evaluating") for note in notes) is (changed != "none")
+
+
 def test_interrupted_sweep_goes_on(exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers: Iterator[int] = itertools.count(1)
 

@@ -28,10 +28,12 @@ from clipmlu.compile.compiler import (
 )
 from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.datasets import DATASETS, Dataset
+from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
 from clipmlu.files import as_path, encode_json, write_file, write_files
-from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
+from clipmlu.keys import options_digest, value_digest
+from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, choose_images, evaluate
 from clipmlu.measure.graphs import make_samples, open_graph
 from clipmlu.measure.machine import describe_machine
 from clipmlu.measure.scenarios import Graph, Limits, milliseconds, percentile, run_offline, run_streams
@@ -217,10 +219,12 @@ def _evaluate(
         bundle_digest=bundle.digest,
         dataset=dataset.name,
         split=dataset.split,
-        samples=how.samples,
-        seed=how.seed,
-        shuffle=how.shuffle,
-        templates=str(how.templates),
+        images=_images_digest(dataset, how),
+        class_names=tuple(dataset.class_names),
+        templates=resolve_templates(how.templates),
+        max_pixels=dataset.max_pixels,
+        evaluate=options_digest(how, without=("templates", "cache", "workers")),
+        session=options_digest(options.session, without=("in_flight", "busy_wait")),
         tool_versions=_versions(bundle),
     )
     path = output / "results" / f"{name}.accuracy.json"
@@ -236,6 +240,14 @@ def _evaluate(
     return report
 
 
+def _images_digest(dataset: Dataset, how: EvalOptions) -> str:
+    """Of the images that are evaluated and of their labels; empty for a folder, which is evaluated anew each time."""
+    if dataset.name not in DATASETS:
+        return ""
+    indices = choose_images(dataset, how.samples, shuffle=how.shuffle, seed=how.seed)
+    return value_digest([(content_digest(dataset.image(index)), int(dataset.label(index))) for index in indices])
+
+
 def _open_cells(
     bundle: CompiledBundle, output: Path, name: str, options: SweepOptions, on_note: Note
 ) -> dict[Path, Cell]:
@@ -245,8 +257,7 @@ def _open_cells(
         key = CellKey(
             bundle_digest=bundle.digest,
             batch_size=batch_size,
-            threads=options.threads,
-            device=options.session.device,
+            session=options_digest(options.session),
             duration_ms=options.duration_ms,
             machine=describe_machine(),
             tool_versions=_versions(bundle),
@@ -324,4 +335,6 @@ def _row(bundle: CompiledBundle, accuracy: AccuracyReport | None, cell: Cell) ->
 
 
 def _versions(bundle: CompiledBundle) -> dict[str, str]:
-    return current_tool_versions(*get_backend(bundle.compilation.backend).packages)
+    placements = [bundle.compilation.placement(tower) for tower in bundle.manifest.towers]
+    packages = {package for placement in placements for package in get_backend(placement.backend).packages}
+    return current_tool_versions(*sorted(packages))
