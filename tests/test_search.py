@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 import support
 from clipmlu import search as search_module
+from clipmlu.backends import SessionOptions
+from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions
@@ -78,11 +81,56 @@ def test_the_first_rung_that_holds_is_published_with_its_ladder(
     assert any("accepted" in note for note in notes)
 
 
-def test_a_search_for_uint8_pixels_takes_no_float_candidate(
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"uint8_input": True},
+        {"batch_size": 4},
+        {"dynamic_shape": False},
+        {"max_batch": 16},
+        {"min_cosine": 0.5},
+        {"min_agreement": 0.01},
+        {"session": SessionOptions(threads=1, busy_wait=False)},
+        {"search": {"templates": ("the {}",)}},
+        "class names",
+        "versions",
+    ],
+    ids=str,
+)
+def test_a_search_takes_nothing_over_from_one_with_other_options(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: Any
+) -> None:
+    """What an interrupted search left, a verdict and a bundle, is taken by the same search only."""
+
+    def interrupt(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    def again(output: str, **changes: Any) -> tuple[CompiledBundle, list[str]]:
+        bundle, _report, notes = climb(exported, folder, tmp_path / output, 0.9, samples=20, **changes)
+        return bundle, notes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "publish_copy", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            again("out")
+    shutil.copytree(tmp_path / "out.search", tmp_path / "same.search")
+    assert any("going on" in note for note in again("same")[1])
+    changes = changed if isinstance(changed, dict) else {}
+    if changed == "class names":
+        names = {name: f"{name}s" for name in NAMES}
+        dataset = f"imagefolder:{folder}"
+        changes = {"calibration": CalibrationOptions(dataset=dataset, samples=8, class_names=names)}
+    if changed == "versions":
+        monkeypatch.setattr(OnnxRuntimeBackend, "packages", ("onnxruntime", "msgspec"))
+    bundle, notes = again("out", **changes)
+    assert not any("going on" in note for note in notes)
+    assert bundle.compilation.uint8_input is ("uint8_input" in changes)
+    assert bundle.compilation.batch_size == changes.get("batch_size", 8)
+
+
+def test_an_accepted_bundle_that_was_replaced_is_made_again(
     exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an interrupted search for float pixels left is made again."""
-
     def interrupt(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
@@ -90,11 +138,14 @@ def test_a_search_for_uint8_pixels_takes_no_float_candidate(
         patch.setattr(search_module, "publish_copy", interrupt)
         with pytest.raises(KeyboardInterrupt):
             climb(exported, folder, tmp_path / "out")
-    assert (tmp_path / "out.search").is_dir()
-    bundle, report, _ = climb(exported, folder, tmp_path / "out", uint8_input=True)
-    assert bundle.compilation.uint8_input
-    assert bundle.tower("image").inputs[0].dtype == "uint8"
-    assert [rung.verdict for rung in report.rungs] == ["accepted"]
+    other = support.write_exported(tmp_path / "other", seed=3)
+    candidate = tmp_path / "out.search" / "candidate"
+    calibration = CalibrationOptions(dataset=f"imagefolder:{folder}", samples=8)
+    options = options_for(folder, precision=Precision.QINT8_MIXED_FLOAT32, calibration=calibration, overwrite=True)
+    compile_bundle(other, candidate, options)
+    bundle, _report, notes = climb(exported, folder, tmp_path / "out")
+    assert any("going on" in note for note in notes)
+    assert bundle.compilation.source_digest == exported.digest
 
 
 def test_figures_are_those_of_the_published_bundle(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.backends import SessionOptions, get_backend
-from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_compiled, open_exported, publish_copy
+from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported, publish_copy
 from clipmlu.classify.bulk import item_from_dataset, run_items
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import Encoder
@@ -37,12 +37,14 @@ from clipmlu.compile.calibration import (
 )
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
 from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
+from clipmlu.compile.reuse import reusable_compilation, tool_versions
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
 from clipmlu.file_names import text_from_name
 from clipmlu.files import as_path, encode_json, write_file
+from clipmlu.keys import options_digest, value_digest
 from clipmlu.reading import read_kept
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
 
@@ -220,7 +222,6 @@ def search_bundle(
             f"{len(jury)} images cannot show that a drop is within {search.max_drop:g}, even if none of them is lost; "
             f"at least {fewest} can (--search-samples), or allow more (--max-drop)"
         )
-    state = _State(output.with_name(output.name + _STATE_SUFFIX), exported, plan.main.target, jury, search, on_note)
     base = dataclasses.replace(
         options,
         target=plan.main.target,
@@ -229,6 +230,8 @@ def search_bundle(
         quantisation=None,
         overwrite=True,
     )
+    key = _search_key(exported, plan, base, jury, search)
+    state = _State(output.with_name(output.name + _STATE_SUFFIX), key, on_note)
     climber = _Climber(exported, base, jury, state, search, on_note, emulated=plan.main.emulated)
     found = climber.climb(ladder)
     report = climber.report()
@@ -400,6 +403,26 @@ def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tu
     return indices, tuple(digests)
 
 
+def _search_key(
+    exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions, jury: _Jury, search: SearchOptions
+) -> str:
+    """Digest of all that decides what a rung measures, but for the rung itself: only then is an earlier verdict taken."""
+    # Of the data there are digests; the others differ from rung to rung, or decide nothing.
+    apart = ("calibration", "seen_images", "precision", "quantisation", "session", "overwrite")
+    facts = [
+        exported.digest,
+        options_digest(base, without=apart),
+        options_digest(base.session, without=("in_flight", "busy_wait")),
+        jury.key,
+        jury.labels.tolist(),
+        jury.dataset.class_names,
+        resolve_templates(search.templates),
+        search.max_drop,
+        tool_versions(plan, "onnxruntime"),
+    ]
+    return value_digest(facts)
+
+
 class _StateContent(Spec, frozen=True, kw_only=True):
     key: str
     rungs: tuple[Rung, ...] = ()
@@ -413,18 +436,9 @@ class _State:
         rungs: what has been tried.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        exported: ExportedBundle,
-        target: str,
-        jury: _Jury,
-        search: SearchOptions,
-        on_note: Callable[[str], None],
-    ) -> None:
+    def __init__(self, folder: Path, key: str, on_note: Callable[[str], None]) -> None:
         self.folder = folder
-        facts = [exported.digest, target, jury.key, search.max_drop, search.templates]
-        self._key = hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
+        self._key = key
         self.rungs: list[Rung] = []
         content = read_kept(folder / _STATE_NAME, _StateContent, on_note)
         if content is not None and content.key == self._key:
@@ -562,12 +576,11 @@ class _Climber:
             self._tell(known)
             return None
         if known is not None:
-            with contextlib.suppress(Exception):  # whatever is wrong with it: it is made again
-                bundle = open_compiled(path)
-                facts = bundle.compilation
-                if (facts.precision, facts.quantisation, facts.uint8_input) == (precision, how, self._base.uint8_input):
-                    self._tell(known)
-                    return bundle
+            options = self._options(precision, how)
+            bundle = reusable_compilation(self._exported, path, plan_compilation(options), options, self._note)
+            if bundle is not None:
+                self._tell(known)
+                return bundle
             self._state.rungs.remove(known)
         rung, bundle_or_none = self._measure(precision, how, path, probe=False)
         self._state.add(rung)
@@ -583,13 +596,16 @@ class _Climber:
         self._tell(rung)
         return rung
 
+    def _options(self, precision: Precision, how: QuantisationOptions | None) -> CompileOptions:
+        calibration = self._base.calibration if precision.bits is not None else None
+        return dataclasses.replace(self._base, precision=precision, quantisation=how, calibration=calibration)
+
     def _measure(
         self, precision: Precision, how: QuantisationOptions | None, path: Path, *, probe: bool
     ) -> tuple[Rung, CompiledBundle | None]:
         self._hear()
         start = time.perf_counter()
-        calibration = self._base.calibration if precision.bits is not None else None
-        options = dataclasses.replace(self._base, precision=precision, quantisation=how, calibration=calibration)
+        options = self._options(precision, how)
         images = max(1, len(self._jury) // _EARLY_SHARE) if probe else len(self._jury)
         try:
             bundle = compile_bundle(self._exported, path, options)
