@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from clipmlu import __version__
 from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported
 from clipmlu.classify.encoder import Encoder
 from clipmlu.classify.scoring import check_joint_templates
@@ -20,7 +19,7 @@ from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleError, BundleNotFoundError
-from clipmlu.export.exporter import ExportOptions, export_model, identify_source
+from clipmlu.export.exporter import ExportOptions, export_model, is_current
 from clipmlu.files import as_path, encode_json, write_file
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.specs import Spec
@@ -93,7 +92,7 @@ def run_chain(
     """Export, compile and evaluate a model.
 
     A bundle in ``output`` is reused when its files match their digests, it was made from the same source (the files of
-    a local model, the name, tag and seed of any other) with the same options, and for a compiled bundle, from the very
+    a local model, the name, tag and seed of any other) with the same options and versions, and for a compiled bundle, from the very
     exported bundle.
 
     Args:
@@ -168,7 +167,6 @@ def _export(
 def _reusable_export(
     model: str, path: Path, options: ExportOptions, on_note: Callable[[str], None]
 ) -> ExportedBundle | None:
-    identity, source_files = identify_source(model, options)
     try:
         bundle = open_exported(path)
     except BundleNotFoundError:
@@ -177,15 +175,9 @@ def _reusable_export(
     except BundleError as error:
         on_note(f"not reusing {path}: {error}")
         return None
-    manifest = bundle.manifest
-    same = (
-        manifest.model == identity
-        and manifest.export.source_files == source_files
-        and manifest.layout == options.layout
-        and manifest.tool_versions["clipmlu"] == __version__
-    )
+    same = is_current(bundle, model, options)
     if not same:
-        on_note(f"not reusing {path}: it was made from another source, or by another version")
+        on_note(f"not reusing {path}: it was made from another source, with other options or by other versions")
     return bundle if same else None
 
 

@@ -22,7 +22,7 @@ from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.tokenizers import TokenSampler
 from clipmlu.export.towers import TowerProgram
 from clipmlu.parity import allowed_logit_difference, measure_difference
-from clipmlu.specs import PreprocessSpec
+from clipmlu.specs import PreprocessSpec, TowerName
 
 _Array = npt.NDArray[Any]
 
@@ -65,7 +65,7 @@ def check_parity(
             for output in program.outputs:
                 record = _compare(program, model, output, batch_size, expected[output], found[output], options)
                 records.append(record)
-                if not _is_within(record, options):
+                if not is_within(record, model.logit_scale, options):
                     failed.append(record)
     if failed:
         raise ParityError(_message(failed[0], len(failed), options), map(msgspec.structs.asdict, failed))
@@ -129,21 +129,26 @@ def _compare(
     options: ExportOptions,
 ) -> ParityRecord:
     difference = measure_difference(expected, found)
-    joint = program.tower == "joint"
-    tolerance = options.max_abs_diff
     return ParityRecord(
         tower=program.tower,
         output=output,
         batch_size=batch_size,
         max_abs_diff=difference.max_abs_diff,
-        min_cosine=None if joint else difference.min_cosine,
-        allowed_abs_diff=allowed_logit_difference(tolerance, model.logit_scale) if joint else tolerance,
+        min_cosine=None if program.tower == "joint" else difference.min_cosine,
+        allowed_abs_diff=_allowed(program.tower, model.logit_scale, options),
     )
 
 
-def _is_within(record: ParityRecord, options: ExportOptions) -> bool:
+def is_within(record: ParityRecord, logit_scale: float, options: ExportOptions) -> bool:
+    """Whether what was measured keeps the bounds of the options, whatever bounds it was measured for."""
     cosine_is_within = record.min_cosine is None or record.min_cosine >= options.min_cosine
-    return record.max_abs_diff <= record.allowed_abs_diff and cosine_is_within
+    return record.max_abs_diff <= _allowed(record.tower, logit_scale, options) and cosine_is_within
+
+
+def _allowed(tower: TowerName, logit_scale: float, options: ExportOptions) -> float:
+    """The largest allowed difference of an element of a tower's output."""
+    tolerance = options.max_abs_diff
+    return allowed_logit_difference(tolerance, logit_scale) if tower == "joint" else tolerance
 
 
 def _message(record: ParityRecord, count: int, options: ExportOptions) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
-from importlib import util
+from importlib import metadata
 from pathlib import Path
 
 from clipmlu.bundle import (
@@ -24,7 +25,7 @@ from clipmlu.bundle import (
     text_id_of,
 )
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.export.checks import check_parity
+from clipmlu.export.checks import check_parity, is_within
 from clipmlu.export.graph import EXPORTER, export_graph, read_opset
 from clipmlu.export.loading import LoadedModel, load_model
 from clipmlu.export.options import ExportOptions
@@ -35,7 +36,7 @@ from clipmlu.export.towers import measure_embedding_dim, tower_programs
 from clipmlu.files import as_path
 from clipmlu.specs import ModelId, TokenizerSpec, TowerName
 
-__all__ = ["ExportOptions", "export_model", "identify_source"]
+__all__ = ["ExportOptions", "export_model", "identify_source", "is_current"]
 
 _LOG = logging.getLogger("clipmlu.export")
 _TOOLS = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "open_clip_torch", "timm", "tokenizers", "torch")
@@ -99,6 +100,33 @@ def identify_source(model: str, options: ExportOptions) -> tuple[ModelId, dict[s
     return source.identity, source_files(source, options)
 
 
+def is_current(bundle: ExportedBundle, model: str, options: ExportOptions) -> bool:
+    """Whether a bundle is what exporting now would give, found out without doing it and without importing torch.
+
+    The model, the digests of its local files, layout, opset and place of the weights are compared, what was measured with
+    the bounds, and the versions of clipmlu and of the exporting tools, as far as these are installed.
+
+    Raises:
+        UnknownNameError, OptionError, ExportError: as ``export_model``.
+    """
+    manifest, export = bundle.manifest, bundle.manifest.export
+    return (
+        (manifest.model, export.source_files) == identify_source(model, options)
+        and (manifest.layout, export.opset) == (options.layout, options.opset)
+        and all(_weights_lie_as_asked(manifest, tower, options) for tower in manifest.towers.values())
+        and all(is_within(record, manifest.logit_scale, options) for record in export.parity)
+        and current_tool_versions(*_installed_tools()).items() <= manifest.tool_versions.items()
+    )
+
+
+def _weights_lie_as_asked(manifest: Manifest, tower: Tower, options: ExportOptions) -> bool:
+    """Whether a graph's weights are beside it, or within it, as their size demands; when in doubt they are not."""
+    beside = sum(record.size for name, record in manifest.files.items() if name.startswith(f"{tower.file}."))
+    if beside:
+        return beside > options.external_data_bytes
+    return manifest.files[tower.file].size <= options.external_data_bytes
+
+
 def _export_towers(
     folder: Path, loaded: LoadedModel, tokenizer: TokenizerSpec, options: ExportOptions
 ) -> tuple[dict[TowerName, Tower], tuple[ParityRecord, ...], int]:
@@ -156,5 +184,10 @@ def _describe(
 
 
 def _installed_tools() -> list[str]:
-    """Distributions that had a part in the export; timm is needed by some image towers only."""
-    return [name for name in _TOOLS if name != "timm" or util.find_spec("timm") is not None]
+    """Distributions that had a part in the export, as far as they are installed; some image towers only need timm."""
+    installed = []
+    for name in _TOOLS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            installed.append(name)
+    return installed
