@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import unicodedata
 from collections.abc import Callable
@@ -484,3 +485,54 @@ def test_spec_that_contradicts_itself_is_refused(
 def test_context_without_room_for_the_special_tokens_is_refused(stand_in: Path) -> None:
     with pytest.raises(BundleCorruptError, match="adds 2 special tokens to a text; the context has room for 1"):
         Tokenizer.load(stand_in, hf_spec(context_length=1))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"class_token_id": 1, "bos_id": 1, "eos_id": 258}])
+def test_template_with_a_token_that_it_does_not_define_is_refused(
+    nested: bool, fields: dict[str, int], stand_in: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(stand_in.read_text())
+    del content["post_processor"]["special_tokens"]["<sot>"]
+    if nested:
+        content["post_processor"] = {"type": "Sequence", "processors": [content["post_processor"]]}
+    path = tmp_path / "damaged.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleCorruptError) as caught:
+        Tokenizer.load(path, hf_spec(**fields))
+    assert "damaged.json' puts '<sot>' around a text, which it does not define" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr().err == ""
+
+
+class PanicException(BaseException):
+    """What pyo3 raises where Rust code panics; its own class cannot be imported."""
+
+
+class _PanickingTokenizer:
+    """A tokenizer of the library that can be read, and panics at the first text."""
+
+    truncation = padding = post_processor = None
+
+    @staticmethod
+    def from_buffer(_: bytes) -> _PanickingTokenizer:
+        return _PanickingTokenizer()
+
+    def num_special_tokens_to_add(self, _: bool) -> int:
+        return 0
+
+    def enable_truncation(self, *_: object, **__: object) -> None:
+        pass
+
+    enable_padding = enable_truncation
+
+    def encode_batch_fast(self, *_: object, **__: object) -> None:
+        raise PanicException("no entry found for key")
+
+
+def test_panic_of_the_library_is_an_error_of_the_file(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "Tokenizer", _PanickingTokenizer)
+    with pytest.raises(
+        BundleCorruptError, match=r"tokenizer.json' is damaged: .*\(no entry found for key\)\. Make the"
+    ):
+        Tokenizer.load(stand_in, hf_spec())

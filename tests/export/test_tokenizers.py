@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,33 @@ def test_broken_own_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ExportError, match=r"Cannot read the tokenizer '.*tokenizer.json'"):
         writing.write_tokenizer(source(), fake_model(), tmp_path / "t.json", ExportOptions(tokenizer=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "truncated"),
+        (b"[1]", "Expected `object`, got `array`"),
+        (b"\xff", "malformed"),
+        (b'{"a":' * 5000, "nested too deeply"),
+        (None, "it is a pipe or a device"),
+    ],
+)
+def test_damaged_names_of_special_tokens_are_an_error(content: bytes | None, words: str, tmp_path: Path) -> None:
+    folder = write_bert(tmp_path / "bert")
+    config = folder / "tokenizer_config.json"
+    config.unlink()
+    if content is None:
+        os.mkfifo(config)
+    else:
+        config.write_bytes(content)
+    with pytest.raises(ExportError, match=rf"Cannot read '.*tokenizer_config\.json'.*{words}"):
+        writing.write_tokenizer(source(), fake_model(), tmp_path / "t.json", ExportOptions(tokenizer=folder))
+
+
+def test_special_token_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path / "bert")
+    (folder / "tokenizer_config.json").write_text('{"pad_token": {"content": 7}}')
+    model = fake_model(hf_tokenizer_name="org/bert")
+    with pytest.raises(ExportError, match="gives 'pad_token' as 7; expected a token's text"):
+        writing.write_tokenizer(source(), model, tmp_path / "t.json", ExportOptions(tokenizer=folder))

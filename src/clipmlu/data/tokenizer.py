@@ -7,11 +7,12 @@ newer.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import html
 import string
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from clipmlu.errors import BundleCorruptError, InputError, first_line
-from clipmlu.reading import read_small_file
+from clipmlu.reading import decode_json, read_small_file
 from clipmlu.specs import TokenizerSpec
 
 # Names that open_clip gives the two special tokens; OpenAI's are <|startoftext|> and <|endoftext|>.
@@ -68,8 +69,8 @@ class Tokenizer:
             spec: what the file does not say.
 
         Raises:
-            BundleCorruptError: the file is missing, cannot be parsed, lacks what the spec's kind needs, or adds more special
-                tokens than the context has room for.
+            BundleCorruptError: the file is missing, cannot be parsed, lacks what the spec's kind needs, contradicts itself,
+                or adds more special tokens than the context has room for.
         """
         try:
             inner = tokenizers.Tokenizer.from_buffer(read_small_file(path))
@@ -78,11 +79,13 @@ class Tokenizer:
             raise BundleCorruptError(
                 f"Cannot read the tokenizer '{path}': {reason}. Expected a tokenizer.json."
             ) from error
+        _check_template(inner, path)
         if spec.kind == "clip_bpe":
             return cls(spec, _ClipRows(inner, spec, path))
-        if spec.class_token_id is not None:
-            return cls(spec, _ClipsRows(inner, spec))
-        return cls(spec, _PaddedRows(inner, spec, path))
+        rows = _PaddedRows(inner, spec, path) if spec.class_token_id is None else _ClipsRows(inner, spec, path)
+        with contextlib.suppress(InputError):  # of a text that it does not know; that is said when one is asked for
+            list(rows([""]))
+        return cls(spec, rows)
 
     def __call__(self, texts: str | Sequence[str]) -> npt.NDArray[np.int64]:
         """Tokenize one text or several.
@@ -96,6 +99,7 @@ class Tokenizer:
 
         Raises:
             InputError: the tokenizer cannot represent a text.
+            BundleCorruptError: its file contradicts itself in a way that only this text shows.
             TypeError: an element is no string.
         """
         batch = [texts] if isinstance(texts, str) else list(texts)
@@ -209,6 +213,7 @@ class _ClipRows:
             raise BundleCorruptError(
                 f"The tokenizer '{path}' is not CLIP's: expected a BPE model with '{START_OF_TEXT}' and '{END_OF_TEXT}'."
             )
+        self._path = path
         self._start, self._end = specials[START_OF_TEXT], specials[END_OF_TEXT]
         # Only these spellings are special in the reference; the pattern also finds others, which are merged as words.
         self._specials = {token: (token_id,) for token, token_id in specials.items()}
@@ -232,7 +237,8 @@ class _ClipRows:
     def _merge(self, piece: str) -> tuple[int, ...]:
         if len(self._pieces) >= _CACHED_PIECES:
             self._pieces = dict(self._specials)
-        ids = tuple(self._bpe.encode(piece, add_special_tokens=False).ids)
+        with _one_line_errors(self._path, 1):
+            ids = tuple(self._bpe.encode(piece, add_special_tokens=False).ids)
         self._pieces[piece] = ids
         return ids
 
@@ -253,10 +259,11 @@ class _PaddedRows:
             length=spec.context_length, pad_id=spec.pad_id, direction=padding.get("direction", "right")
         )
         self._inner = inner
+        self._path = path
         self._zero_id = spec.zero_id
 
     def __call__(self, texts: list[str]) -> Iterable[list[int]]:
-        rows = _encode_batch(self._inner, texts, add_special_tokens=True)
+        rows = _encode_batch(self._inner, self._path, texts, add_special_tokens=True)
         if self._zero_id is None:
             return rows
         return [[0 if token_id == self._zero_id else token_id for token_id in row] for row in rows]
@@ -265,10 +272,11 @@ class _PaddedRows:
 class _ClipsRows:
     """Rows of open_clip's ``HFTokenizer`` in mode ``clips``: bos, text, eos, padding, and the class token last."""
 
-    def __init__(self, inner: Any, spec: TokenizerSpec) -> None:
+    def __init__(self, inner: Any, spec: TokenizerSpec, path: str | Path) -> None:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self._path = path
         self._spec = spec
 
     def __call__(self, texts: list[str]) -> Iterable[list[int]]:
@@ -277,16 +285,46 @@ class _ClipsRows:
         assert spec.eos_id is not None, "the spec checked it"
         assert spec.class_token_id is not None, "what this class is chosen by"
         last = spec.context_length - 1
-        for ids in _encode_batch(self._inner, texts, add_special_tokens=False):
+        for ids in _encode_batch(self._inner, self._path, texts, add_special_tokens=False):
             row = [spec.bos_id, *ids[: last - 2], spec.eos_id][:last]
             yield [*row, *[spec.pad_id] * (last - len(row)), spec.class_token_id]
 
 
-def _encode_batch(inner: Any, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
-    try:
+def _check_template(inner: Any, path: str | Path) -> None:
+    """Refuse a template with special tokens that it does not define: the library would panic, and write so to stderr."""
+    state = inner.post_processor.__getstate__() if inner.post_processor is not None else b"{}"
+    pending: list[dict[str, Any]] = [decode_json(state, dict[str, Any])]
+    while pending:
+        processor = pending.pop()
+        pending += processor.get("processors", [])
+        pieces = [*processor.get("single", []), *processor.get("pair", [])]
+        used = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        for token in sorted(used - set(processor.get("special_tokens", {}))):
+            raise BundleCorruptError(
+                f"The template of the tokenizer '{path}' puts '{token}' around a text, which it does not define. "
+                "Make the bundle again."
+            )
+
+
+def _encode_batch(inner: Any, path: str | Path, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+    with _one_line_errors(path, len(texts)):
         return [encoding.ids for encoding in inner.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str | Path, count: int) -> Iterator[None]:
+    """Turn what the library raises while it encodes ``count`` texts into InputError or BundleCorruptError."""
+    try:
+        yield
     except Exception as error:  # the library raises plain Exception, e.g. for a word model without an unknown token
-        raise InputError(f"The tokenizer cannot encode one of {len(texts)} texts: {error}.") from error
+        raise InputError(f"The tokenizer cannot encode one of {count} texts: {first_line(error)}.") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3's, of Rust code that found its own data impossible
+            raise
+        raise BundleCorruptError(
+            f"The tokenizer '{path}' is damaged: the tokenizers library fails with it ({first_line(error)}). "
+            "Make the bundle again."
+        ) from error
 
 
 def _repair(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import tokenizers
@@ -26,6 +26,7 @@ from clipmlu.export.loading import PURPOSE, LoadedModel
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import Source, tokenizer_file
+from clipmlu.reading import read_json, read_small_file
 from clipmlu.specs import TokenizerSpec
 
 _LOG = logging.getLogger("clipmlu.export")
@@ -256,11 +257,19 @@ class _SpecialTokens:
 
     def __init__(self, file: Path) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(read_small_file(file))
         except Exception as error:  # the library raises plain Exception for everything
-            raise ExportError(f"Cannot read the tokenizer '{file}': {first_line(error)}.") from error
-        config = file.with_name(_CONFIG_FILE)
-        self._roles: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+            raise ExportError(f"Cannot read the tokenizer '{file}': {_reason(error)}.") from error
+        self._config = file.with_name(_CONFIG_FILE)
+        try:
+            self._roles = read_json(self._config, dict[str, Any])
+        except FileNotFoundError:
+            self._roles = {}
+        except (OSError, msgspec.DecodeError) as error:
+            raise ExportError(
+                f"Cannot read '{self._config}', which names the tokenizer's special tokens: {_reason(error)}. "
+                "Get the file again, or move it away if the tokenizer needs no names."
+            ) from error
 
     def has(self, token: str) -> bool:
         return self._tokenizer.token_to_id(token) is not None
@@ -268,6 +277,8 @@ class _SpecialTokens:
     def find(self, role: str) -> int | None:
         token = self._roles.get(role)
         content = token.get("content") if isinstance(token, dict) else token
+        if content is not None and not isinstance(content, str):
+            raise ExportError(f"'{self._config}' gives '{role}' as {content!r}; expected a token's text.")
         return None if content is None else self._tokenizer.token_to_id(content)
 
     def pad_id(self, default: int) -> int:
@@ -276,6 +287,10 @@ class _SpecialTokens:
             return int(padding["pad_id"])
         found = self.find("pad_token")
         return default if found is None else found
+
+
+def _reason(error: Exception) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else first_line(error)
 
 
 def _write_stand_in(model: LoadedModel, destination: Path) -> TokenizerSpec:
