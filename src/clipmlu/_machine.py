@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from clipmlu.errors import OptionError
+
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
 def available_cpus() -> int:
@@ -23,6 +26,40 @@ def limited_cpus() -> int:
     """``available_cpus`` where that is fewer than the machine has, else 0: a runtime may then choose by itself."""
     available = available_cpus()
     return available if available < (os.cpu_count() or 1) else 0
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that this process may still take: what the system has, or less where a container's limit is nearer.
+
+    Source: the Linux kernel's documentation of ``/proc/meminfo`` (``MemAvailable``) and of cgroups (``memory.max``,
+    ``memory.current``).
+
+    Returns:
+        None where the system does not say.
+    """
+    found = [int(line.split()[1]) * 1024 for line in _read(_MEMINFO).splitlines() if line.startswith("MemAvailable:")]
+    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
+    if limit.isdecimal() and used.isdecimal():  # "max": no limit
+        found.append(max(0, int(limit) - int(used)))
+    return min(found, default=None)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuse work that cannot fit in memory, before the system ends the process for it.
+
+    Args:
+        needed: bytes.
+        what: what needs them, as the subject of the message in the plural, such as ``"batches of 100 images"``.
+
+    Raises:
+        OptionError: more than is available here.
+    """
+    available = available_memory()
+    if available is not None and needed > available:
+        raise OptionError(
+            f"{what} need {needed / 1e9:.1f} GB of memory for their inputs alone, and {available / 1e9:.1f} GB are available "
+            "here; choose a smaller --batch-size"
+        )
 
 
 def _container_share() -> int | None:

@@ -12,7 +12,10 @@ from clipmlu.errors import OptionError
 MODULE_KEY = "clipmlu.module"
 """Metadata of a graph's node: path of the module that it belongs to, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
 
-PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+LARGEST_SIZE = 2**31 - 1
+"""Of any axis of a tensor."""
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 LogitScale = Annotated[float, msgspec.Meta(gt=0, le=1e6)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -414,8 +415,10 @@ def test_reader_that_goes_away_is_no_traceback(compiled: CompiledBundle, photos:
     assert "BrokenPipe" not in result.stderr
 
 
-def _interrupted(arguments: list[object], listed: str, awaited: str, tmp_path: Path) -> tuple[int, str, str]:
-    """Run a command on a list that does not end, and press Ctrl-C when it has said ``awaited``."""
+def _interrupted(
+    arguments: list[object], listed: str, awaited: str, tmp_path: Path, number: int = signal.SIGINT
+) -> tuple[int, str, str]:
+    """Run a command on a list that does not end, and send it a signal when it has said ``awaited``."""
     process = subprocess.Popen(
         [sys.executable, "-m", "clipmlu", *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -424,47 +427,155 @@ def _interrupted(arguments: list[object], listed: str, awaited: str, tmp_path: P
         text=True,
         env=_environment(tmp_path),
         # A shell starts background jobs with SIGINT ignored, and a test run may be one of them.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads are running yet
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - no threads are running yet
     )
     assert process.stdin is not None
     assert process.stderr is not None
     process.stdin.write(listed)
     process.stdin.flush()
     assert awaited in process.stderr.readline()  # it is at work, and waits for the rest of the list
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
 
-def test_interrupt_is_one_line_and_exit_130(compiled: CompiledBundle, tmp_path: Path) -> None:
+ENDINGS = pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+
+
+@ENDINGS
+def test_signal_is_one_line_and_its_exit_code(
+    number: int, expected: int, compiled: CompiledBundle, tmp_path: Path
+) -> None:
     arguments = ["embed", compiled.path, "-", "-o", tmp_path / "out.npy"]
-    code, out, err = _interrupted(arguments, "absent.png\n" * 100, "absent.png", tmp_path)
-    assert (code, out) == (130, "")
+    code, out, err = _interrupted(arguments, "absent.png\n" * 100, "absent.png", tmp_path, number)
+    assert (code, out) == (expected, "")
     lines = [line for line in err.splitlines() if line and not line.startswith("skipped: ")]
     assert lines == ["clipmlu: interrupted; nothing half-written was left behind."]
-    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name or path.suffix == ".tmp"]
 
 
-def test_interrupt_leaves_the_finished_embeddings(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+@ENDINGS
+def test_signal_leaves_the_finished_embeddings(
+    number: int, expected: int, compiled: CompiledBundle, photos: Path, tmp_path: Path
+) -> None:
     listed = f"absent.png\n{photos / '0.png'}\n{photos / '1.png'}\n" * 40
     arguments = ["embed", compiled.path, "-", "--batch-size", 6, "-o", tmp_path / "out.npy"]
-    code, _, err = _interrupted(arguments, listed, "absent.png", tmp_path)
-    assert code == 130
+    code, _, err = _interrupted(arguments, listed, "absent.png", tmp_path, number)
+    assert code == expected
     rows = np.load(tmp_path / "out.partial.npy")
     assert rows.dtype == np.float32
     assert f"Wrote the {len(rows)} embeddings that were finished to {tmp_path / 'out.partial.npy'}" in err
-    expected = support.embed_images(np.stack([support.preprocess(support.picture(number)) for number in (0, 1)]))
-    np.testing.assert_allclose(rows, np.tile(expected, (len(rows) // 2, 1)), atol=1e-6)
+    reference = support.embed_images(np.stack([support.preprocess(support.picture(number)) for number in (0, 1)]))
+    np.testing.assert_allclose(rows, np.tile(reference, (len(rows) // 2, 1)), atol=1e-6)
     ids = json.loads((tmp_path / "out.partial.ids.json").read_text())
     assert ids == [str(photos / "0.png"), str(photos / "1.png")] * (len(rows) // 2)
     assert sorted(path.name for path in tmp_path.glob("*out.*")) == ["out.partial.ids.json", "out.partial.npy"]
 
 
-def test_interrupt_leaves_a_whole_document(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+@ENDINGS
+def test_signal_leaves_a_whole_document(
+    number: int, expected: int, compiled: CompiledBundle, photos: Path, tmp_path: Path
+) -> None:
     listed = f"absent.png\n{photos / '0.png'}\n" * 40
     arguments = ["classify", compiled.path, "-", "--labels", LABELS, "--batch-size", 4, "--format", "json"]
-    code, out, _ = _interrupted(arguments, listed, "absent.png", tmp_path)
-    assert code == 130
+    code, out, _ = _interrupted(arguments, listed, "absent.png", tmp_path, number)
+    assert code == expected
     results = json.loads(out)["results"]
     assert results
     assert {row["source"] for row in results} == {str(photos / "0.png")}
+
+
+def test_ignored_signal_stays_ignored(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
+    """As under ``nohup``."""
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from clipmlu.cli import main, _signals\n"
+        "with _signals.TerminationSignals() as found:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "assert found.received is None\n"
+        f"sys.exit(main(['classify', {str(compiled.path)!r}, {str(photos / '0.png')!r}, '--labels', 'cat,dog']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=_environment(tmp_path)
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "expected"),
+    [
+        ("> /dev/full", "clipmlu: Cannot write to standard output: No space left on device"),
+        (">&-", "clipmlu: Standard output is closed"),
+    ],
+)
+@pytest.mark.parametrize("arguments", ["classify {bundle} {photo} --labels cat,dog", "info {bundle} --json", "--help"])
+def test_output_that_cannot_be_written_is_one_line(
+    redirection: str, expected: str, arguments: str, compiled: CompiledBundle, photos: Path, tmp_path: Path
+) -> None:
+    filled = arguments.format(bundle=compiled.path, photo=photos / "0.png")
+    result = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m clipmlu {filled} {redirection}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(tmp_path),
+    )
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(expected)
+    assert result.returncode == 1
+
+
+def test_error_in_the_middle_leaves_the_finished_embeddings(
+    run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list on stdin that breaks off with an error, after some batches."""
+
+    class Broken(io.TextIOBase):
+        left = 40
+
+        def readline(self, _size: int = -1) -> str:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.EIO, "Input/output error")
+            return f"{photos / '0.png'}\n"
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.readline, "")
+
+    monkeypatch.setattr(sys, "stdin", Broken())
+    with pytest.raises(OSError, match="Input/output error"):
+        run("embed", compiled.path, "-", "--batch-size", 4, "-o", tmp_path / "out.npy")
+    assert len(np.load(tmp_path / "out.partial.npy")) >= 4
+    assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("command", ["classify", "embed", "eval", "bench", "compile"])
+def test_batches_that_do_not_fit_in_memory_are_refused(
+    command: str, run: Run, exported: ExportedBundle, photos: Path, tmp_path: Path
+) -> None:
+    large = 2**31 - 1
+    if command != "compile":
+        assert run("compile", exported.path, "--target", "cpu", "--max-batch", large, "-o", tmp_path / "large")[0] == 0
+    arguments = {
+        "classify": [photos, "--labels", "cat,dog"],
+        "embed": [photos, "-o", tmp_path / "e.npy"],
+        "eval": ["--dataset", "demo", "--samples", 4],
+        "bench": ["--duration", 1, "--no-stages"],
+        "compile": ["--target", "cpu", "-o", tmp_path / "out"],
+    }[command]
+    path = exported.path if command == "compile" else tmp_path / "large"
+    code, _, err = run(command, path, *arguments, "--batch-size", large)
+    assert code == 2
+    assert "GB of memory for their inputs alone" in err.splitlines()[-1]
+    assert "choose a smaller --batch-size" in err.splitlines()[-1]
+
+
+def test_batches_beyond_any_axis_are_refused_before_anything_is_written(
+    run: Run, exported: ExportedBundle, tmp_path: Path
+) -> None:
+    code, _, err = run("compile", exported.path, "--target", "cpu", "--max-batch", 2**31, "-o", tmp_path / "out")
+    assert code == 2
+    assert_one_line(err, "max batch 2147483648; expected 2147483647 at most")
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,29 @@ def test_emulate_runs_a_program_on_the_emulator(tmp_path: Path) -> None:
 def test_emulate_returns_the_programs_own_exit_code() -> None:
     assert _emulate("--", sys.executable, "-c", "raise SystemExit(7)")[0] == 7
     assert _emulate(sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")[0] == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_emulate_passes_signals_on_and_waits(number: int) -> None:
+    program = (
+        "import signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *_: (print('told', flush=True), sys.exit(5)))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipmlu", "emulate", "--", sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - no threads are running yet
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("told\n", 5)
 
 
 def test_emulate_says_when_there_is_no_such_program() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import threading
 from collections import deque
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu._machine import available_cpus
+from clipmlu._machine import available_cpus, check_memory
 from clipmlu.classify.pixel_budget import PixelBudget, Turn
 from clipmlu.data.images import ImageSource, clipped_note, is_clipped, is_stream, name_of_stream, read_source
 from clipmlu.errors import InputError, OptionError
@@ -205,7 +206,7 @@ def run_batches(
 
     Raises:
         ShapeError: the bundle does not take such batches.
-        OptionError: there are no workers.
+        OptionError: there are no workers, or the batches do not fit in memory.
     """
     encoder = graph.encoder
     size = encoder.check_batch_size(batch_size)
@@ -216,6 +217,7 @@ def run_batches(
     # While the device has its batches, every worker has a task and one to follow.
     ahead = 1 + -(-2 * threads * _task_images(size, threads) // size)
     places = _Places(encoder, size, ahead + depth)
+    check_memory(places.nbytes, f"{ahead + depth} batches of {size} images")
     source = iter(items)
     with _Workers(encoder.preprocessor, threads, clock) as pool:
         preparing: deque[_Batch] = deque()
@@ -245,13 +247,18 @@ def _task_images(size: int, workers: int) -> int:
 
 
 class _Places:
-    """Memory for batches, used again and again; at most ``count`` are ever made."""
+    """Memory for batches, used again and again; at most ``count`` are ever made.
+
+    Attributes:
+        nbytes: of all of them.
+    """
 
     def __init__(self, encoder: Encoder, size: int, count: int) -> None:
         self._shape = (size, *encoder.preprocessor.shape)
         self._dtype = encoder.pixel_dtype
         self._left = count
         self._free: list[Rows] = []
+        self.nbytes = count * math.prod(self._shape) * self._dtype.itemsize
 
     def take(self) -> Rows:
         if self._free:

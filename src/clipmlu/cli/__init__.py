@@ -10,6 +10,7 @@ import click
 
 from clipmlu import __version__
 from clipmlu.cli._shared import LibraryNotes, note, quiet_pillow
+from clipmlu.cli._signals import TerminationSignals
 from clipmlu.cli.bench import bench_command
 from clipmlu.cli.calibrate import calibrate_command
 from clipmlu.cli.catalog import datasets_command, models_command
@@ -28,6 +29,7 @@ from clipmlu.cli.worker import worker_command
 from clipmlu.errors import ClipmluError
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+_SIGNALLED = 128  # and for one ended by another signal, this plus its number
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -37,7 +39,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done; 1 an error, or some inputs could not be read; 2 wrong usage;
-    3 a gate failed (parity, agreement, accuracy); 130 interrupted.
+    3 a gate failed (parity, agreement, accuracy); 130 interrupted, 143 told to end (SIGTERM).
     """
 
 
@@ -64,6 +66,23 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; only a bug of ours raises."""
+    if sys.stdout is None:  # started with `>&-`: the first file that is opened would take its place
+        note("clipmlu: Standard output is closed, and results are written there. Redirect it, to /dev/null if need be.")
+        return 1
+    with TerminationSignals() as signals:
+        try:
+            return _run(arguments)
+        except (KeyboardInterrupt, click.Abort):
+            pass
+        except Exception:
+            if signals.received is None:  # otherwise a library made something else of the interruption
+                raise
+    note("clipmlu: interrupted; nothing half-written was left behind.")
+    return _INTERRUPTED if signals.received is None else _SIGNALLED + signals.received
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the command line; errors become messages and exit codes, and an interruption goes on its way."""
     try:
         with LibraryNotes() as notes, quiet_pillow():
             code = cli.main(
@@ -76,15 +95,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClipmluError as error:
         note(f"clipmlu: {_one_line(error)}")
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("clipmlu: interrupted; nothing half-written was left behind.", err=True)
-        return _INTERRUPTED
+    except MemoryError as error:
+        note(f"clipmlu: Out of memory: {_one_line(error) or 'none is left'}. Use smaller batches or fewer workers.")
+        return 1
     except BrokenPipeError:
         # The reader went away, as in `clipmlu classify ... | head`: leave quietly, whatever is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return 1
+    except OSError as error:
+        if error.filename is not None or not _output_fails():
+            raise
+        _drop_output()
+        note(f"clipmlu: Cannot write to standard output: {error.strerror}. What was not written is lost; run again.")
         return 1
     code = code if isinstance(code, int) else 0
     return code or int(notes.skipped)
+
+
+def _output_fails() -> bool:
+    """Whether standard output takes no more, found out by an empty line: an error that names no file may be from there."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    """Let what is still to be written to standard output go nowhere, so that the interpreter can end in peace."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:

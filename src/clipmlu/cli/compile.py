@@ -10,6 +10,7 @@ import click
 
 from clipmlu.cli._compiling import CompilingCommand, compile_options
 from clipmlu.cli._shared import PATH, Number, bundle_argument, json_option, note, overwrite_option
+from clipmlu.errors import GateError
 
 if TYPE_CHECKING:
     from clipmlu.bundle import CompiledBundle
@@ -93,7 +94,10 @@ def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchO
 
     try:
         compiled, _report = search_bundle(open_exported(bundle), output, options, search, on_note=note)
-    except KeyboardInterrupt:
-        note(f"What was measured is kept in {output}.search; the same command goes on from there.")
+    except GateError:  # says itself where it is kept
+        raise
+    except BaseException:
+        if Path(f"{output}.search").is_dir():
+            note(f"What was measured is kept in {output}.search; the same command goes on from there.")
         raise
     return compiled

@@ -21,7 +21,7 @@ from clipmlu.cli._shared import (
     threads_option,
     workers_option,
 )
-from clipmlu.errors import InputError, OptionError
+from clipmlu.errors import InputError, OptionError, OutputError
 
 if TYPE_CHECKING:
     from clipmlu.classify.embedding_file import EmbeddingFile
@@ -60,7 +60,7 @@ def embed_command(
 ) -> int:
     """Write unit-norm embeddings of images (or texts) as float32 .npy, shape (N, D), and their ids as a JSON list.
 
-    INPUT is what 'clipmlu classify' takes. Interrupted, the finished part is written to OUTPUT.partial.npy.
+    INPUT is what 'clipmlu classify' takes. Where the run ends early, the finished part is written to OUTPUT.partial.npy.
     """
     from clipmlu.classify.embedding_file import EmbeddingFile, check_embedding_output
     from clipmlu.classify.encoder import load
@@ -88,14 +88,25 @@ def embed_command(
                 broken = _embed_texts(encoder, texts, file)
             else:
                 broken = _embed_images(encoder, inputs, left_out, file, batch_size, workers)
-        except KeyboardInterrupt:
-            if file.rows:
-                note(f"Wrote the {file.rows} embeddings that were finished to {file.publish(partial=True)}{mark}")
+        except BaseException:
+            _keep_finished(file, mark)
             raise
         if broken and not file.rows:
             raise InputError(f"Not one of {broken} image(s) could be read; nothing was written.")
         note(f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {file.publish()}{mark}")
     return note_inputs(broken, left_out)
+
+
+def _keep_finished(file: EmbeddingFile, mark: str) -> None:
+    """Publish the rows of a run that ends early; that they cannot be written hides no reason why it ends."""
+    if not file.rows:
+        return
+    try:
+        path = file.publish(partial=True)
+    except OutputError as error:
+        note(f"The {file.rows} embeddings that were finished are lost: {error}")
+    else:
+        note(f"Wrote the {file.rows} embeddings that were finished to {path}{mark}")
 
 
 def _embed_images(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 
 import click
+
+from clipmlu.cli._signals import Terminated
 
 
 @click.command(
@@ -24,8 +28,22 @@ def emulate_command(command: tuple[str, ...]) -> int:
 
     click.echo(NOTICE, err=True)
     try:
-        code = subprocess.run(command, env=emulated_environment(os.environ), check=False).returncode  # noqa: S603
+        process = subprocess.Popen(command, env=emulated_environment(os.environ))  # noqa: S603
     except OSError as error:
         click.echo(f"clipmlu: cannot run '{command[0]}': {error.strerror}", err=True)
         return 127 if isinstance(error, FileNotFoundError) else 126
+    code = _wait(process)
     return code if code >= 0 else 128 - code
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The return code of a program, to which the signals that would end this one are passed on."""
+    while True:
+        try:
+            return process.wait()
+        except Terminated as signalled:
+            process.send_signal(signalled.number)
+        except KeyboardInterrupt:
+            # A terminal sends Ctrl-C to both; where it came to this process alone, the program does not know of it.
+            if not sys.stdin.isatty():
+                process.send_signal(signal.SIGINT)

@@ -152,7 +152,7 @@ def _tell_interrupted(encoder: Encoder, tally: Tally, wanted: int) -> None:
     interval = wilson_interval(tally.correct, tally.images)
     found = f"{tally.correct / tally.images:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
     mark = " (emulated)" if encoder.bundle.compilation.emulated else ""
-    note(f"Interrupted after {tally.images} of {wanted} images: top-1 so far {found}{mark}.")
+    note(f"Stopped after {tally.images} of {wanted} images: top-1 so far {found}{mark}.")
 
 
 def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:

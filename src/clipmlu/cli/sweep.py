@@ -118,8 +118,9 @@ def sweep_command(
     source = None if images.name is None else images.open(size=samples, seed=seed, max_pixels=max_pixels)
     try:
         report = run_sweep(bundle, output, sweep, source, on_note=note)
-    except KeyboardInterrupt:
-        note(f"What was compiled and measured is kept in {output}; the same command goes on from there.")
+    except BaseException:
+        if output.is_dir():
+            note(f"What was compiled and measured is kept in {output}; the same command goes on from there.")
         raise
     if as_json:
         echo_json(encode_sweep(report))

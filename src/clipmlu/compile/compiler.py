@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from clipmlu._machine import check_memory
 from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
 from clipmlu.backends.base import CalibrationData, GraphOptions, SourceGraph
 from clipmlu.backends.pixels import NORMALISATION_KEY
@@ -41,6 +43,7 @@ from clipmlu.errors import (
 )
 from clipmlu.quantisation.roles import Operator, check_selections, parse_selection
 from clipmlu.specs import (
+    LARGEST_SIZE,
     CalibrationRecord,
     GraphQuantisation,
     Layout,
@@ -105,6 +108,10 @@ class CompileOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise OptionError(f"batch size is {self.batch_size}; expected 1 or more")
+        if max(self.batch_size, self.max_batch or 0) > LARGEST_SIZE:
+            raise OptionError(
+                f"batch size is {self.batch_size} and max batch {self.max_batch}; expected {LARGEST_SIZE} at most"
+            )
         if self.max_batch is not None and self.max_batch < 1:
             raise OptionError(f"max batch is {self.max_batch}; expected 1 or more")
         if self.max_batch is not None and not self.dynamic_shape and self.max_batch != self.batch_size:
@@ -156,6 +163,10 @@ def compile_bundle(
     plan = plan_compilation(options)
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
     check_layout(plan, exported.manifest.layout)
+    if options.check or options.calibration is not None:
+        image = exported.manifest.preprocess
+        needed = options.batch_size * 3 * image.height * image.width * np.dtype(np.float32).itemsize
+        check_memory(needed, f"batches of {options.batch_size} images")
     with stage_bundle(output, overwrite=options.overwrite) as staging:
         calibration = _obtain(exported, options)
         steps = [_Step(exported, name, plan, options, calibration) for name in exported.manifest.towers]

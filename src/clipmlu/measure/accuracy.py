@@ -284,7 +284,8 @@ def evaluate(
         options: how; the defaults of ``EvalOptions`` if None.
         on_result: called for every image evaluated, in the order of evaluation.
         on_progress: called with the number of images done since the last call.
-        on_interrupt: called with what was counted and the number of images wanted, before a Ctrl-C goes on its way.
+        on_interrupt: called with what was counted and the number of images wanted, before what ends
+            the run early, a Ctrl-C or an error, goes on its way.
         on_note: called with a line for people, such as what a bundle of the joint layout computes in vain.
 
     Raises:
@@ -317,7 +318,9 @@ def evaluate(
                     on_result(result)
             if on_progress:
                 on_progress(len(numbers))
-    except KeyboardInterrupt:
+    except OverlapError:  # what was counted is no accuracy
+        raise
+    except BaseException:
         if on_interrupt and tally.images:
             on_interrupt(tally, len(indices))
         raise

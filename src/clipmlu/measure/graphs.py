@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from clipmlu._machine import check_memory
 from clipmlu.backends.base import Array
 from clipmlu.classify.encoder import Encoder, PendingRows
 from clipmlu.classify.scoring import text_rows
@@ -70,6 +72,7 @@ def make_samples(encoder: Encoder, tower: TowerName, rows: int, seed: int = 0) -
         return _tokens(encoder, rows)
     spec = encoder.bundle.tower(tower).inputs[0]
     shape = (rows, *_fixed(spec)[1:])
+    check_memory(math.prod(shape) * np.dtype(spec.dtype).itemsize, f"{rows} images")
     generator = np.random.default_rng(seed)
     if np.dtype(spec.dtype) == np.uint8:
         return generator.integers(0, 256, shape, np.uint8)
