@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -254,6 +257,41 @@ def test_class_embeddings_are_cached_and_a_damaged_cache_is_replaced(
     cached.write_bytes(b"damaged")
     assert np.array_equal(encoder.classifier(NAMES).class_embeddings, first.class_embeddings)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("changed", ["nothing", "weights beside", "logit scale", "runtime", "threads"])
+def test_cached_class_embeddings_are_of_the_very_graph_and_runtime(
+    compiled: CompiledBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: str
+) -> None:
+    monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path / "cache"))
+    beside = compiled.path / "text.onnx.data"
+
+    def lay_beside(content: bytes) -> None:
+        beside.write_bytes(content)
+        record = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        files = msgspec.to_builtins(compiled.manifest.files)
+        support.edit_manifest(compiled.path, files={**files, beside.name: record})
+
+    lay_beside(b"some")
+    with load(compiled.path) as encoder:
+        encoder.classifier(NAMES)
+    if changed == "weights beside":
+        lay_beside(b"more")
+    if changed == "logit scale":
+        support.edit_manifest(compiled.path, logit_scale=7.0)
+    if changed == "runtime":
+        original = metadata.version
+        monkeypatch.setattr(metadata, "version", lambda name: "1.0" if name == "onnxruntime" else original(name))
+    calls: list[object] = []
+    original_encode = Encoder.encode_tokens
+    monkeypatch.setattr(Encoder, "encode_tokens", lambda self, ids: calls.append(ids) or original_encode(self, ids))
+    with load(compiled.path, threads=1 if changed == "threads" else 0) as encoder:
+        classifier = encoder.classifier(NAMES)
+        rows = encoder.embed_images([support.picture(0)])
+        expected = encoder.bundle.manifest.logit_scale * rows @ classifier.class_embeddings.T
+    assert bool(calls) is (changed != "nothing")
+    with load(compiled.path) as encoder:
+        np.testing.assert_allclose(encoder.classifier(NAMES).logits(rows), expected, rtol=1e-5)
 
 
 def test_cache_that_cannot_be_written_costs_only_time(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -11,11 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from clipmlu import _environment
-from clipmlu.bundle import current_tool_versions
+from clipmlu.backends import get_backend
+from clipmlu.bundle import TOKENIZER_NAME, current_tool_versions
 from clipmlu.classify.bulk import items_from_images, run_batches
 from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
 from clipmlu.classify.results import Prediction, Predictions
@@ -24,6 +23,7 @@ from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_n
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.errors import BundleError, InputError, OptionError, OutputError
 from clipmlu.files import write_file
+from clipmlu.keys import options_digest, value_digest
 
 if TYPE_CHECKING:
     from clipmlu.classify.encoder import Encoder, FloatArray
@@ -293,17 +293,30 @@ def _header(
 
 
 def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...]) -> Path:
-    """The name says everything that decides the embeddings: the graph that runs, its runtime, names and templates."""
-    manifest = encoder.bundle.manifest
+    """The name says everything that decides what is kept: the graph that runs, its runtime here, names and templates."""
+    manifest, facts = encoder.bundle.manifest, encoder.bundle.compilation
+    placement = facts.placement("text")
     tower = manifest.towers.get("text")
-    graph = manifest.files[tower.file].sha256 if tower is not None else ""
-    facts = [
+    graph = "" if tower is None else tower.file
+    decides = [
         manifest.text_id,
-        graph,
-        msgspec.to_builtins(encoder.bundle.compilation.placement("text")),
-        *manifest.tool_versions.items(),
+        # Weights may lie in files beside the graph.
+        {
+            name: file.sha256
+            for name, file in manifest.files.items()
+            if name in (graph, TOKENIZER_NAME) or name.startswith(f"{graph}.")
+        },
+        placement,
+        facts.batch_size,
+        facts.max_batch,
+        manifest.tool_versions,
+        current_tool_versions(*get_backend(placement.backend).packages),
+        options_digest(encoder.options, without=("in_flight", "busy_wait")),
+        # These are kept in the file.
+        manifest.model,
+        manifest.logit_scale,
+        manifest.logit_bias,
         names,
         templates,
     ]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return _environment.cache_dir() / "classifiers" / f"{key}.npz"
+    return _environment.cache_dir() / "classifiers" / f"{value_digest(decides)}.npz"

@@ -165,6 +165,11 @@ class Encoder:
         return self.bundle.compilation.batch_size
 
     @property
+    def options(self) -> SessionOptions:
+        """How the sessions are opened."""
+        return self._options
+
+    @property
     def batches_in_flight(self) -> int:
         """Batches that are given to the runtime at a time."""
         return self._options.in_flight
