@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import clipmlu
 import support
@@ -27,7 +28,7 @@ from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
-from clipmlu.errors import BundleCorruptError, BundleNotFoundError, SessionError
+from clipmlu.errors import BundleCorruptError, BundleNotFoundError, InputError, SessionError
 
 TARGETS = ("cpu", "openvino", "emulated-mlu", "emulated-mlu in a worker")
 NAMES = ("red circle", "blue star", "cat")
@@ -419,3 +420,10 @@ def test_session_that_is_dropped_gives_its_place_on_the_card_back(
     while backend._peers._peers != before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert backend._peers._peers == before
+
+
+def test_pickled_model_keeps_its_limit_of_pixels(compiled: CompiledBundle) -> None:
+    with clipmlu.load(compiled.path, max_pixels=100) as model, pickle.loads(pickle.dumps(model)) as again:
+        with pytest.raises(InputError, match="more than the limit of 100"):
+            again.embed_images(Image.new("RGB", (11, 10)))
+        assert again.embed_images(Image.new("RGB", (10, 10), "white")).shape == (again.embedding_dim,)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import os
 import pickle
+import re
 import tarfile
 import urllib.error
 from pathlib import Path
@@ -133,6 +135,37 @@ def test_download_is_checked_unpacked_and_kept(
     assert dataset.class_names == ("air plane", "cat")
     found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert found == [f"datasets/{CIFAR10.folder}/batches.meta", f"datasets/{CIFAR10.folder}/test_batch"]
+
+
+def test_cache_that_cannot_be_written_costs_the_cache_only(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    small_files: dict[str, bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path / "file"))
+    archive = _archive({f"{CIFAR10.folder}/{name}": content for name, content in small_files.items()})
+    monkeypatch.setattr(cifar.urllib.request, "urlopen", lambda *_arguments, **_options: io.BytesIO(archive))
+    dataset = cifar.CifarDataset(_small_source(small_files, archive))
+    assert [dataset.label(0), dataset.label(1)] == [1, 0]
+    (record,) = caplog.records
+    assert re.search(r"cifar10 is not kept in the cache: .*file", record.getMessage())
+
+
+def test_connection_that_breaks_off_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_files: dict[str, bytes]
+) -> None:
+    monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path))
+
+    class Cut(io.BytesIO):
+        def read(self, _size: int | None = -1) -> bytes:
+            raise http.client.IncompleteRead(b"abc", 7)
+
+    monkeypatch.setattr(cifar.urllib.request, "urlopen", lambda *_arguments, **_options: Cut())
+    with pytest.raises(InputError, match=r"^Cannot download https://[^\n]*: IncompleteRead[^\n]*Unpack"):
+        cifar.CifarDataset(_small_source(small_files, b""))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_archive_with_a_wrong_digest_is_thrown_away(

@@ -125,8 +125,14 @@ class Encoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.require_open()
-        path = os.path.abspath(self.bundle.path)
-        return _load_again, (path, self.bundle.digest, self._options, self._fast_preprocess, self._without)
+        how = {
+            "options": self._options,
+            "fast_preprocess": self._fast_preprocess,
+            "without": self._without,
+            "max_pixels": self._max_pixels,
+            "check_results": self._check_results,
+        }
+        return _load_again, (os.path.abspath(self.bundle.path), self.bundle.digest, how)
 
     def __enter__(self) -> Encoder:
         self.require_open()
@@ -495,20 +501,18 @@ def _check_finite(pixel_values: PixelArray) -> None:
     raise InputError(f"pixel_values[{row}] holds NaN or infinity; expected pixels, normalised as the manifest says.")
 
 
-def _load_again(
-    path: str, digest: str, options: SessionOptions, fast_preprocess: bool, without: tuple[TowerName, ...]
-) -> Encoder:
+def _load_again(path: str, digest: str, how: dict[str, Any]) -> Encoder:
     """An encoder as it was pickled.
 
     Raises:
         BundleError: the bundle is not there, or is not the one that it was.
     """
-    bundle = open_compiled(path, without=without)
+    bundle = open_compiled(path, without=how["without"])
     if bundle.digest != digest:
         raise BundleCorruptError(
             f"Bundle '{path}' is not the one of the pickled model: it was replaced since. Load it and pickle it again."
         )
-    return Encoder(bundle, options, fast_preprocess=fast_preprocess, without=without)
+    return Encoder(bundle, **how)
 
 
 def pad_rows(rows: Array, count: int) -> Array:

@@ -6,10 +6,14 @@ https://www.cs.toronto.edu/~kriz/cifar.html. The digests are those of the publis
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import http.client
 import io
+import logging
 import pickle
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -23,13 +27,14 @@ from PIL import Image
 
 from clipmlu import _environment
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
-from clipmlu.errors import InputError, OptionError, first_line
-from clipmlu.files import output_errors
+from clipmlu.errors import InputError, OptionError, OutputError, first_line
+from clipmlu.files import scratch_directory, stage_directory
 from clipmlu.reading import read_small_file
 
 _SIDE = 32
 _MOST_BYTES = 1 << 30  # the largest published file has 155 MB
 _TIMEOUT_S = 20.0
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,14 +123,12 @@ class CifarDataset:
     ) -> None:
         if split not in source.splits:
             raise OptionError(f"Dataset '{source.name}' has no split '{split}'; it has {', '.join(source.splits)}.")
-        folder = find_folder(source, data_dir)
-        if folder is None:
-            folder = _obtain(source, data_dir, download=download)
         self.name = source.name
         self.split = split
-        self.original_names = _read_names(source, folder / source.meta_file)
-        self.class_names = tuple(name.replace("_", " ") for name in self.original_names)
-        batches = [_read_batch(source, folder / name, len(self.class_names)) for name in source.splits[split]]
+        with _obtain(source, data_dir, download=download) as folder:
+            self.original_names = _read_names(source, folder / source.meta_file)
+            self.class_names = tuple(name.replace("_", " ") for name in self.original_names)
+            batches = [_read_batch(source, folder / name, len(self.class_names)) for name in source.splits[split]]
         self._pixels = np.concatenate([pixels for pixels, _labels in batches])
         self._labels = [label for _pixels, labels in batches for label in labels]
 
@@ -170,7 +173,13 @@ def _cache_root() -> Path:
     return _environment.cache_dir() / "datasets"
 
 
-def _obtain(source: CifarSource, data_dir: Path | None, *, download: bool) -> Path:
+@contextlib.contextmanager
+def _obtain(source: CifarSource, data_dir: Path | None, *, download: bool) -> Iterator[Path]:
+    """The folder with the files: found, or downloaded into the cache; for this time only where that cannot be written."""
+    found = find_folder(source, data_dir)
+    if found is not None:
+        yield found
+        return
     if data_dir is not None:
         raise InputError(
             f"No {source.name} in '{data_dir}': expected the folder '{source.folder}' with '{source.meta_file}' in it."
@@ -179,10 +188,16 @@ def _obtain(source: CifarSource, data_dir: Path | None, *, download: bool) -> Pa
         raise InputError(
             f"{source.name} is not on this machine, and downloading is switched off. {_manual_hint(source)}"
         )
-    archive = _download(source)
-    _unpack(source, archive)
-    archive.unlink()
-    return _cache_root() / source.folder
+    folder = _cache_root() / source.folder
+    with scratch_directory() as scratch:
+        _unpack(source, _download(source, scratch / "archive.tar.gz"), scratch)
+        try:
+            with stage_directory(folder, "dataset", source.meta_file, overwrite=True) as staged:
+                for name in source.md5:
+                    shutil.copyfile(scratch / name, staged / name)
+        except OutputError as error:
+            _log.warning("%s is not kept in the cache: %s", source.name, error)
+        yield scratch
 
 
 def _manual_hint(source: CifarSource) -> str:
@@ -190,45 +205,36 @@ def _manual_hint(source: CifarSource) -> str:
     return f"Unpack {source.url} somewhere and pass that folder with --data-dir{variable}."
 
 
-def _download(source: CifarSource) -> Path:
-    """Fetch the archive into the cache; a partial or altered file never gets the final name."""
-    root = _cache_root()
-    partial = root / f".{source.folder}.tar.gz.part"
+def _download(source: CifarSource, archive: Path) -> Path:
+    """Fetch the archive.
+
+    Raises:
+        InputError: it cannot be reached, or is another one than was published.
+    """
     digest = hashlib.md5(usedforsecurity=False)  # the published digest is an MD5
-    with output_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-        try:
-            with urllib.request.urlopen(source.url, timeout=_TIMEOUT_S) as response, partial.open("wb") as stream:  # noqa: S310 - a constant https address
-                while chunk := response.read(1 << 20):
-                    digest.update(chunk)
-                    stream.write(chunk)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            partial.unlink(missing_ok=True)
-            reason = getattr(error, "reason", error)
-            raise InputError(f"Cannot download {source.url}: {reason}. {_manual_hint(source)}") from error
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    try:
+        with urllib.request.urlopen(source.url, timeout=_TIMEOUT_S) as response, archive.open("wb") as stream:  # noqa: S310 - a constant https address
+            while chunk := response.read(1 << 20):
+                digest.update(chunk)
+                stream.write(chunk)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or first_line(error)
+        raise InputError(f"Cannot download {source.url}: {reason}. {_manual_hint(source)}") from error
     if digest.hexdigest() != source.archive_md5:
-        partial.unlink()
         raise InputError(
             f"{source.url} has MD5 {digest.hexdigest()}, expected {source.archive_md5}. {_manual_hint(source)}"
         )
-    return partial
+    return archive
 
 
-def _unpack(source: CifarSource, archive: Path) -> None:
+def _unpack(source: CifarSource, archive: Path, folder: Path) -> None:
     """Write the known members only, each under its known name, so that no path inside the archive matters."""
-    folder = _cache_root() / source.folder
-    with output_errors(folder), tarfile.open(archive, "r:gz") as tar:
-        folder.mkdir(exist_ok=True)
-        for name in (*source.md5.keys() - {source.meta_file}, source.meta_file):  # the meta file marks completeness
+    with tarfile.open(archive, "r:gz") as tar:
+        for name in source.md5:
             member = tar.extractfile(f"{source.folder}/{name}")
             if member is None:
                 raise InputError(f"Archive '{source.url}' has no file '{source.folder}/{name}'.")
-            partial = folder / f".{name}.part"
-            partial.write_bytes(member.read())
-            partial.replace(folder / name)
+            (folder / name).write_bytes(member.read())
 
 
 def _read_names(source: CifarSource, path: Path) -> tuple[str, ...]:
