@@ -66,7 +66,7 @@ TAKERS: dict[str, Callable[[Any], object]] = {
     "read_report": read_report,
     "read_recipe": read_recipe,
     "load_calibration": load_calibration,
-    "write_file": lambda path: write_file(path, b""),
+    "write_file": lambda path: write_file(path, b"", overwrite=False),
 }
 
 

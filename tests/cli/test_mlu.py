@@ -220,7 +220,7 @@ def test_quantised_modes_calibrate_with_a_folder(
     facts = bundle.compilation
     found = facts.calibration
     assert found is not None
-    assert (found.dataset, found.split) == (f"imagefolder:{folder}", "train")
+    assert (found.dataset, found.split) == (f"imagefolder:{folder}", "all")
     assert (found.samples, found.seed) == (10, 3)
     shown = run("info", bundle.path)[1]
     assert re.search(r"calibration\s+10 images of\s+imagefolder", shown)

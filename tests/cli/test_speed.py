@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +31,15 @@ def card(exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
     return compile_bundle(exported, tmp_path / "card", options)
 
 
+def _skipped(err: str) -> list[str]:
+    """The names of the images that the command says it could not read."""
+    return [Path(path).name for path in re.findall(r"^skipped: Cannot read image '(.*?)'", err, re.MULTILINE)]
+
+
 def _json(run: Run, *arguments: object) -> dict[str, Any]:
     code, out, err = run("bench", *arguments, "--json")
-    assert code == 0, err
+    assert code == int("--images" in arguments), err
+    assert _skipped(err) == (["broken.jpg"] if "--images" in arguments else []), "the only file that cannot be read"
     report: dict[str, Any] = json.loads(out)
     return report
 
@@ -42,10 +49,11 @@ def test_folder_without_images_is_refused_before_anything_is_measured(
     run: Run, compiled: CompiledBundle, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "empty").mkdir()
+    reason = {"empty": "", "absent": f" Cannot list the folder '{tmp_path / name}': No such file or directory."}[name]
     code, out, err = run("bench", compiled.path, "--images", tmp_path / name)
     assert (code, out) == (1, "")
     assert err == (
-        f"clipmlu: '{tmp_path / name}' is no folder that holds images; expected some to measure the stages with.\n"
+        f"clipmlu: '{tmp_path / name}' is no folder that holds images; expected some to measure the stages with.{reason}\n"
     )
 
 
@@ -95,7 +103,7 @@ def test_every_scenario_of_both_towers(run: Run, compiled: CompiledBundle, photo
 
 def test_shown_on_the_terminal(run: Run, compiled: CompiledBundle, photos: Path) -> None:
     code, out, err = run("bench", compiled.path, *QUICK, "--images", photos)
-    assert code == 0, err
+    assert (code, _skipped(err)) == (1, ["broken.jpg"]), err
     lines = [line.replace("│", " ").split() for line in out.splitlines()]
     rows = {line[0]: line for line in lines if line and line[0] in ("single-stream", "offline")}
     assert rows["single-stream"][1] == "p90"
@@ -113,7 +121,7 @@ def test_emulated_card_is_marked_in_every_line_with_a_figure(
 ) -> None:
     server = ("--scenario", "server", "--latency-bound-ms", 10, "--scenario", "offline")
     code, out, err = run("bench", card.path, *QUICK, *server, "--images", photos)
-    assert code == 0, err
+    assert (code, _skipped(err)) == (1, ["broken.jpg"]), err
     kinds = (
         "single-stream",
         "server",
