@@ -107,12 +107,12 @@ def test_report_is_the_same_in_the_file_and_on_stdout(run: Run, card: Path, tool
     assert "Throughput (qps):             320" in report["output_tail"]
 
 
-def test_fused_graph_counts_images_not_texts(run: Run, card: Path, tool: Tool) -> None:
-    towers = json.loads((card / "manifest.json").read_text())["towers"]
-    images = {**towers["image"]["inputs"][0], "shape": ["image_batch", 3, 8, 8]}
-    texts = {**towers["text"]["inputs"][0], "shape": [100, 32]}
-    joint = {"file": "image.onnx", "inputs": [images, texts], "outputs": towers["image"]["outputs"]}
-    support.edit_manifest(card, layout="joint", towers={"joint": joint})
+def test_fused_graph_counts_images_not_texts(run: Run, tool: Tool, tmp_path: Path) -> None:
+    card = tmp_path / "joint-card"
+    source = support.write_exported(tmp_path / "joint", layout="joint")
+    compile_bundle(source, card, CompileOptions(target="cpu", batch_size=4, dynamic_shape=False))
+    compilation = json.loads((card / "manifest.json").read_text())["compilation"]
+    support.edit_manifest(card, compilation={**compilation, "target": "mlu", "backend": "magicmind"})
     note = tool(NEW)
     code, out, err = run("bench", card, "--tool", "mm_run")
     assert code == 0, err

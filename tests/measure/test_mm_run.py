@@ -243,21 +243,18 @@ def test_text_tower_counts_texts(card: CompiledBundle, mm_run: Any) -> None:
     assert (options["input_dims"], options["warmup"], options["duration"]) == (["4,32"], ["10"], ["20"])
 
 
-def _joint(card: CompiledBundle) -> CompiledBundle:
-    """Makes it the fused graph: any number of images, and 100 texts."""
-    towers = json.loads((card.path / "manifest.json").read_text())["towers"]
-    images = {**towers["image"]["inputs"][0], "shape": ["image_batch", 3, 8, 8]}
-    texts = {**towers["text"]["inputs"][0], "shape": [100, 32]}
-    joint = {"file": "image.onnx", "inputs": [images, texts], "outputs": towers["image"]["outputs"]}
-    support.edit_manifest(card.path, layout="joint", towers={"joint": joint})
-    return open_compiled(card.path, verify=False)
+def _joint(folder: Path) -> CompiledBundle:
+    """The fused graph for a card: batches of four images, and 100 texts."""
+    source = support.write_exported(folder / "fused", layout="joint")
+    options = CompileOptions(target="cpu", batch_size=4, dynamic_shape=False)
+    return _for_a_card(compile_bundle(source, folder / "joint-card", options))
 
 
 @pytest.mark.parametrize(("new", "overstated"), [(True, 100 / 4), (False, 1)])
 def test_two_inputs_are_given_their_shapes_and_texts_are_not_taken_for_images(
-    card: CompiledBundle, mm_run: Any, new: bool, overstated: float
+    tmp_path: Path, mm_run: Any, new: bool, overstated: float
 ) -> None:
-    bundle = _joint(card)
+    bundle = _joint(tmp_path)
     environ, log = mm_run(new=new, inputs=2)
     report = run_mm_run(bundle, MmRunOptions(iterations=50), environ=environ)
     assert json.loads(log.read_text())["input_dims"] == ["4,3,8,8", "100,32"]
@@ -411,12 +408,12 @@ def test_bundles_that_are_not_for_a_card_are_refused(
         run_mm_run(emulated)
 
 
-def test_towers_that_the_bundle_has_not_are_refused(card: CompiledBundle, mm_run: Any) -> None:
+def test_towers_that_the_bundle_has_not_are_refused(card: CompiledBundle, mm_run: Any, tmp_path: Path) -> None:
     environ, log = mm_run()
     with pytest.raises(BundleError, match="no fused graph"):
         run_mm_run(card, MmRunOptions(tower="joint"), environ=environ)
     with pytest.raises(BundleError, match="layout 'joint' and no separate image tower"):
-        run_mm_run(_joint(card), MmRunOptions(tower="image"), environ=environ)
+        run_mm_run(_joint(tmp_path), MmRunOptions(tower="image"), environ=environ)
     assert not log.exists(), "it was not run"
 
 
@@ -429,11 +426,14 @@ def test_text_tower_that_stays_on_the_cpu_is_refused(card: CompiledBundle, mm_ru
     assert run_mm_run(split, MmRunOptions(iterations=50), environ=environ).images_per_second == pytest.approx(80 * 4)
 
 
-def test_batches_that_the_bundle_does_not_take_are_refused(card: CompiledBundle, mm_run: Any) -> None:
+def test_batches_that_the_bundle_does_not_take_are_refused(
+    card: CompiledBundle, exported: ExportedBundle, mm_run: Any, tmp_path: Path
+) -> None:
     environ, _ = mm_run()
     with pytest.raises(ShapeError, match=r"takes batches of 1\.\.8; got 9"):
         run_mm_run(card, MmRunOptions(batch_size=9), environ=environ)
-    static = _for_a_card(card, dynamic_shape=False, max_batch=4)
+    options = CompileOptions(target="cpu", batch_size=4, dynamic_shape=False)
+    static = _for_a_card(compile_bundle(exported, tmp_path / "static", options))
     with pytest.raises(ShapeError, match="takes batches of 4; got 3"):
         run_mm_run(static, MmRunOptions(batch_size=3), environ=environ)
 
