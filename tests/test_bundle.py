@@ -268,3 +268,8 @@ def test_pipes_and_devices_are_refused_at_once(exported: ExportedBundle, place: 
         make(exported.path / place)
         with pytest.raises(BundleError, match=place):
             open_bundle(exported.path)
+
+
+def test_path_that_is_too_long_for_the_system_is_one_line() -> None:
+    with pytest.raises(BundleError, match="File name too long"):
+        open_bundle("x" * 5000)

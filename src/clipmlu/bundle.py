@@ -508,9 +508,9 @@ def current_tool_versions(*packages: str) -> dict[str, str]:
 
 def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     path = directory / MANIFEST_NAME
-    if not directory.exists():
-        sweep(directory.parent)  # a kill while it was replaced may have left it aside
     try:
+        if not directory.exists():
+            sweep(directory.parent)  # a kill while it was replaced may have left it aside
         content = read_small_file(path, _MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleNotFoundError(_not_found_message(directory)) from None

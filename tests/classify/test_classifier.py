@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder, load
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
-from clipmlu.errors import InputError, OptionError
+from clipmlu.errors import InputError, OptionError, ShapeError
 
 NAMES = ("cat", "dog", "red circle", "ice cream", "<b>", "x")
 TEMPLATES = ("a photo of a {}.", "{}", "the {}")
@@ -375,3 +375,21 @@ def test_results_are_readable_and_safe_in_html(encoder: Encoder) -> None:
     assert "<b>" not in html
     assert predictions[0].to_dict()["predictions"][0]["class_name"] == predictions[0].class_name
     assert predictions[0].score == max(predictions[0].scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: np.where(np.arange(3)[:, None] == 1, np.nan, rows), "Row 1 of the embeddings holds NaN"),
+        (lambda rows: rows[:, :3], "of shape \\(3, 3\\); expected"),
+        (lambda rows: rows[0], "expected float32 of shape"),
+        (lambda rows: rows.tolist(), "are list of shape"),
+    ],
+)
+def test_rows_that_give_no_logits_are_refused(
+    encoder: Encoder, change: Callable[[support.FloatArray], support.FloatArray], message: str
+) -> None:
+    classifier = encoder.classifier(NAMES)
+    rows = encoder.embed_images([support.picture(seed) for seed in range(3)])
+    with pytest.raises((InputError, ShapeError), match=message):
+        classifier.predictions_from_rows(change(rows), ["a", "b", "c"])

@@ -285,3 +285,9 @@ def test_numbered_folders_are_named_by_their_numbers(tmp_path: Path) -> None:
 def test_names_that_do_not_fit_the_folders_are_refused(given: list[str] | dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         name_folders(given, IDS)
+
+
+@pytest.mark.parametrize("names", ["dog,caf\udce9", ["dog", "caf\ud83d"]])
+def test_name_with_bytes_that_are_no_utf8_is_refused(names: str | list[str]) -> None:
+    with pytest.raises(InputError, match=r"Class name 1.* 'caf.*' holds bytes or half characters that are no UTF-8"):
+        resolve_class_names(names)

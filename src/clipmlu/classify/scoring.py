@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from clipmlu.data.prompts import fill_template
-from clipmlu.errors import BundleError, OptionError
+from clipmlu.errors import BundleError, InputError, OptionError, ShapeError
 from clipmlu.specs import MluBuild
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class TowerScorer(ImageTower):
 
     def logits(self, rows: FloatArray) -> FloatArray:
         """Scaled similarities plus bias."""
+        _check_rows(rows, self.class_embeddings.shape[1], "embeddings")
         logits: FloatArray = rows @ self.class_embeddings.T * self._scale
         return logits if self._bias is None else logits + self._bias
 
@@ -147,6 +148,7 @@ class JointScorer:
 
     def logits(self, rows: FloatArray) -> FloatArray:
         """The rows themselves."""
+        _check_rows(rows, self.width, "logits")
         return rows
 
     def describe_cost(self, batch_size: int) -> str | None:
@@ -169,6 +171,22 @@ class JointScorer:
                 f", {texts * per_text / total:.1%} of the arithmetic; two towers would take {once / total:.1%} of it"
             )
         return f"{text} ({PREFER_TOWERS})"
+
+
+def _check_rows(rows: FloatArray, width: int, what: str) -> None:
+    """Refuse rows that would give wrong or no numbers.
+
+    Raises:
+        ShapeError: they are no float array of shape (N, ``width``).
+        InputError: one is NaN or infinite.
+    """
+    shape, dtype = np.shape(rows), getattr(rows, "dtype", None)
+    if len(shape) != 2 or shape[1] != width or dtype is None or dtype.kind != "f":
+        kind = type(rows).__name__ if dtype is None else dtype
+        raise ShapeError(f"Rows of {what} are {kind} of shape {shape}; expected float32 of shape (N, {width}).")
+    if not np.isfinite(rows).all():
+        row = int(np.argmin(np.isfinite(rows).all(axis=1)))
+        raise InputError(f"Row {row} of the {what} holds NaN or infinity; expected finite numbers.")
 
 
 def check_joint_templates(templates: Sequence[str], what: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clipmlu.data.label_lines import WORDNET_ID, Labels, capital, labels_from_lines, shortened
 from clipmlu.data.labels import parse_labels
-from clipmlu.data.textfile import Note, full_lines, read_text
+from clipmlu.data.textfile import Note, check_unicode, full_lines, read_text
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import expand_home
 
@@ -72,6 +72,8 @@ def check_class_names(names: Iterable[str], where: str = "") -> tuple[str, ...]:
         raise InputError(f"No class names{where}; at least one is needed.")
     if not all(checked):
         raise InputError(f"Class name {checked.index('')}{where} is blank; every class needs a name.")
+    for position, name in enumerate(checked):
+        check_unicode(name, f"Class name {position}{where}")
     return checked
 
 

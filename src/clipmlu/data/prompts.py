@@ -10,7 +10,7 @@ from importlib import resources
 
 from clipmlu.data.class_names import existing_path
 from clipmlu.data.labels import parse_entries
-from clipmlu.data.textfile import Note, read_text, split_lines
+from clipmlu.data.textfile import Note, check_unicode, read_text, split_lines
 from clipmlu.errors import OptionError, UnknownNameError
 from clipmlu.file_names import prefer_known_name
 
@@ -48,7 +48,7 @@ def resolve_templates(
     if not isinstance(templates, str):
         return _check_templates(templates, "")
     if PLACEHOLDER in templates:
-        return (templates,)
+        return _check_templates([templates], "")
     if prefer_known_name(templates, TEMPLATE_SETS, "template set"):
         return _named_templates(templates)
     path = existing_path(templates)
@@ -75,7 +75,8 @@ def _check_templates(templates: Iterable[str], where: str) -> tuple[str, ...]:
             raise OptionError(f"Template {position}{where} is of type '{type(template).__name__}'; expected a text.")
     if not checked:
         raise OptionError(f"No templates{where}; at least one is needed.")
-    for template in checked:
+    for position, template in enumerate(checked):
+        check_unicode(template, f"Template {position}{where}")
         if PLACEHOLDER not in template:
             raise OptionError(
                 f"Template '{template}'{where} has no '{{}}' for the class name, as 'a photo of a {{}}.' has."

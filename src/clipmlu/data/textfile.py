@@ -93,6 +93,20 @@ def decode_text(content: bytes, where: str) -> str:
         ) from error
 
 
+def check_unicode(text: str, what: str) -> None:
+    """Refuse a text that cannot be written as UTF-8, as a command line in another encoding gives one.
+
+    Raises:
+        InputError: it holds lone surrogates.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} '{text}' holds bytes or half characters that are no UTF-8, at {error.start}. Write it in UTF-8."
+        ) from None
+
+
 def split_lines(text: str) -> list[str]:
     r"""Lines without their ends, which are ``\n``, ``\r\n`` and ``\r`` only; the last one needs none."""
     lines = _LINE_END.split(text)
