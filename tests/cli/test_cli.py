@@ -126,6 +126,21 @@ def test_one_bad_entry_is_reported_and_the_others_go_on(
     assert re.search(f"^skipped: .*{reason}", err), err
 
 
+@pytest.mark.parametrize(
+    ("stdin", "reason"),
+    [(None, "standard input is closed"), (b"", "names no path"), (b"\n \n", "names no path")],
+)
+def test_list_on_stdin_without_a_path_is_reported(
+    run: Run, compiled: CompiledBundle, photos: Path, monkeypatch: pytest.MonkeyPatch, stdin: bytes | None, reason: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
+    code, out, err = run(
+        "classify", compiled.path, "-", photos / "0.png", "--labels", LABELS, "--format", "jsonl"
+    )
+    assert (code, len(out.splitlines())) == (1, 1)
+    assert re.search(f"^skipped: Cannot read '-': .*{reason}\\.\n1 image", err), err
+
+
 def test_folder_says_what_it_left_out(run: Run, compiled: CompiledBundle, photos: Path) -> None:
     (photos / "gone.png").symlink_to("nowhere")
     code, _, err = run("classify", compiled.path, photos, "--labels", LABELS)

@@ -29,9 +29,16 @@ def image_items(inputs: Iterable[str], left_out: LeftOut) -> Iterator[ImageItem]
         left_out: counts what is in folders and is no image.
     """
     for text in inputs:
-        for path in _lines(sys.stdin) if text == STDIN else (text,):
-            for found in _found(path, left_out):
-                yield ImageItem(found.name, found.source)
+        for found in _listed(left_out) if text == STDIN else _found(text, left_out):
+            yield ImageItem(found.name, found.source)
+
+
+def _listed(left_out: LeftOut) -> Iterator[Found]:
+    """What the list on stdin names; a list without a path, or a stdin that is closed, is an entry that says so."""
+    lines = iter(()) if sys.stdin is None else _lines(sys.stdin)
+    found = chain.from_iterable(_found(line, left_out) for line in lines)
+    message = "standard input is closed." if sys.stdin is None else "the list on standard input names no path."
+    return _require(found, Path(STDIN), message)
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
