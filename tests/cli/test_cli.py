@@ -134,11 +134,28 @@ def test_list_on_stdin_without_a_path_is_reported(
     run: Run, compiled: CompiledBundle, photos: Path, monkeypatch: pytest.MonkeyPatch, stdin: bytes | None, reason: str
 ) -> None:
     monkeypatch.setattr("sys.stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
-    code, out, err = run(
-        "classify", compiled.path, "-", photos / "0.png", "--labels", LABELS, "--format", "jsonl"
-    )
+    code, out, err = run("classify", compiled.path, "-", photos / "0.png", "--labels", LABELS, "--format", "jsonl")
     assert (code, len(out.splitlines())) == (1, 1)
     assert re.search(f"^skipped: Cannot read '-': .*{reason}\\.\n1 image", err), err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("classify", "{long}", "0.png", "--labels", "a,b"),
+        ("eval", "{bundle}", "--dataset", "cifar100", "--offline", "--data-dir", "{long}"),
+        ("export", "demo", "--tokenizer", "{long}", "-o", "out"),
+        ("run", "demo", "-o", "{long}"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_path_that_cannot_be_looked_at_is_one_line(
+    run: Run, compiled: CompiledBundle, photos: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(photos)
+    code, out, err = run(*(text.format(long="y" * 300, bundle=compiled.path) for text in arguments))
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"clipmlu: Cannot [^\n]*'y{300}[^\n]*File name too long[^\n]*\n", err), err
 
 
 def test_folder_says_what_it_left_out(run: Run, compiled: CompiledBundle, photos: Path) -> None:

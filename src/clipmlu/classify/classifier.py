@@ -204,7 +204,7 @@ def build_classifier(
     if encoder.bundle.manifest.layout == "joint":
         return ZeroShotClassifier(_header(encoder, names, resolved), JointScorer(encoder, names, resolved))
     path = _cache_path(encoder, names, resolved)
-    if cache and path.is_file():
+    if cache and os.path.isfile(path):
         try:
             return load_classifier(encoder, path)
         except InputError as error:

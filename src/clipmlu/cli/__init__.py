@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from clipmlu.cli.run import run_command
 from clipmlu.cli.sweep import sweep_command
 from clipmlu.cli.worker import worker_command
 from clipmlu.errors import ClipmluError
+from clipmlu.file_names import name_from_path
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 _SIGNALLED = 128  # and for one ended by another signal, this plus its number
@@ -62,6 +64,9 @@ for _command in (
     doctor_command,
 ):
     cli.add_command(_command)
+
+#: What the system says of a path that somebody gave: a folder on the way that is closed to us, or a name that is too long.
+_OF_THE_PATH = (errno.EACCES, errno.ENAMETOOLONG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +108,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         _drop_output()
         return 1
     except OSError as error:
+        if error.errno in _OF_THE_PATH and error.filename is not None:
+            note(f"clipmlu: Cannot look at '{name_from_path(error.filename)}': {error.strerror}. Give another path.")
+            return 1
         if error.filename is not None or not _output_fails():
             raise
         _drop_output()
