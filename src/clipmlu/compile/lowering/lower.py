@@ -8,13 +8,13 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from clipmlu.compile.lowering.analysis import analyse_graph, annotate_shapes, dynamic_axes
 from clipmlu.compile.lowering.check import check_operators, check_profile
 from clipmlu.compile.lowering.convert import convert_node, forget_defaults
 from clipmlu.compile.lowering.decompose import decompose_node
 from clipmlu.compile.lowering.fold import drop_unused_weights, fold_graph
+from clipmlu.compile.lowering.loading import load_graph
 from clipmlu.compile.lowering.nodes import GraphEditor
 from clipmlu.compile.lowering.profile import MAGICMIND, TargetProfile
 from clipmlu.errors import OptionError
@@ -43,9 +43,10 @@ def lower_graph(
 
     Raises:
         OptionError: ``batch`` names an axis that the graph does not have, or a size below 1.
-        CompileError: something cannot be expressed in the profile; names the node, its block and its operator.
+        CompileError: something cannot be expressed in the profile; names the node, its block and its operator. Or the
+            graph cannot be read, or contradicts itself; names the file.
     """
-    model = _load(source)
+    model = load_graph(source)
     batch = dict(batch or {})
     _check_batch(model.graph, batch)
     _fold(model, batch)
@@ -102,20 +103,6 @@ def _without_inner_shapes(model: ir.Model) -> ir.Model:
             if not value.is_graph_output():
                 value.shape = value.type = None
     return copy
-
-
-def _load(source: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:
-    if isinstance(source, ir.Model):
-        model = source.clone()
-    elif isinstance(source, onnx.ModelProto):
-        model = ir.from_proto(source)
-    else:
-        model = ir.load(source)
-    if model.functions:
-        model = InlinePass()(model).model
-    for number, node in enumerate(model.graph):
-        node.name = node.name or f"{node.op_type}_{number}"
-    return model
 
 
 def _check_batch(graph: ir.Graph, batch: Mapping[str, int]) -> None:
