@@ -173,6 +173,7 @@ def _reusable_export(
         check_output_free(path, overwrite=True)
         return None
     except BundleError as error:
+        check_output_free(path, overwrite=True)
         on_note(f"not reusing {path}: {error}")
         return None
     same = is_current(bundle, model, options)
