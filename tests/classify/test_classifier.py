@@ -380,7 +380,7 @@ def test_results_are_readable_and_safe_in_html(encoder: Encoder) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: np.where(np.arange(3)[:, None] == 1, np.nan, rows), "Row 1 of the embeddings holds NaN"),
+        (lambda rows: np.where(np.arange(3)[:, None] == 1, np.nan, rows), "Row 1 holds NaN"),
         (lambda rows: rows[:, :3], "of shape \\(3, 3\\); expected"),
         (lambda rows: rows[0], "expected float32 of shape"),
         (lambda rows: rows.tolist(), "are list of shape"),

@@ -133,9 +133,17 @@ class ZeroShotClassifier:
         Args:
             rows: what ``scorer`` gives for N images: embeddings, float32, shape (N, D), unit L2 norm per row; or their
                 logits, of the joint layout.
+
+        Raises:
+            ShapeError: the rows have another shape or dtype.
+            InputError: a row holds NaN or infinity.
         """
         self.encoder.require_open()
-        return self.scorer.logits(rows)
+        logits = self.scorer.logits(rows)
+        if not np.isfinite(rows).all():
+            row = int(np.argmin(np.isfinite(rows).all(axis=1)))
+            raise InputError(f"Row {row} holds NaN or infinity; expected finite numbers.")
+        return logits
 
     def scores(self, logits: FloatArray) -> FloatArray:
         """Probabilities, shape (N, C): softmax over the classes, or the sigmoid of each for a model with a logit bias."""

@@ -344,7 +344,7 @@ class _Comparison:
                 seen=self._seen_images,
                 allow_overlap=options.allow_overlap,
             )
-            logits = classifier.logits(embedded.rows)
+            logits = classifier.scorer.logits(embedded.rows)  # NaN is reported here, not refused
             if _is_joint(side):
                 return _Result(embedded=embedded, logits=logits, embeddings=None)
             embeddings = Embeddings(image=embedded.rows, text=classifier.class_embeddings)
