@@ -22,7 +22,7 @@ from clipmlu.errors import (
     BundleError,
     BundleNotFoundError,
     BundleVersionError,
-    first_line,
+    reason_of,
 )
 from clipmlu.files import as_path, check_directory_free, encode_json, stage_directory
 from clipmlu.graph_file import scan_graph
@@ -329,7 +329,7 @@ class CompiledBundle(Bundle):
             return read_json(path, SeenData)
         except (OSError, msgspec.DecodeError) as error:
             raise BundleCorruptError(
-                f"'{path}' cannot be read: {first_line(error)}. Compile the bundle again."
+                f"'{path}' cannot be read: {reason_of(error)}. Compile the bundle again."
             ) from error
 
     def _facts(self) -> str:

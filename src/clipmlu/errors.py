@@ -202,6 +202,21 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something could not be read, for a message: the system's words without number and path, else ``first_line``."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+
+
+def check_at_least(name: str, value: int | None, least: int = 1) -> None:
+    """Refuse a number of an option that is too small; None is none.
+
+    Raises:
+        OptionError: it is less than ``least``.
+    """
+    if value is not None and value < least:
+        raise OptionError(f"{name} is {value}; expected {least} or more")
+
+
 def _close_matches(name: str, known: tuple[str, ...]) -> list[str]:
     folded: dict[str, str] = {}
     for candidate in known:

@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from clipmlu.errors import first_line
+from clipmlu.errors import reason_of
 
 SMALL_FILE_BYTES = 64 << 20
 """More than any list, report or option file of a person or of ours holds."""
@@ -88,8 +88,7 @@ def read_kept(path: str | os.PathLike[str], kind: type[Decoded], on_note: Callab
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        on_note(f"making '{path}' anew, which is damaged or of another version: {reason}")
+        on_note(f"making '{path}' anew, which is damaged or of another version: {reason_of(error)}")
         return None
 
 

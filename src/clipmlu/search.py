@@ -41,7 +41,7 @@ from clipmlu.compile.reuse import reusable_compilation, tool_versions
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
+from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError, check_at_least
 from clipmlu.file_names import text_from_name
 from clipmlu.files import as_path, encode_json, write_file
 from clipmlu.keys import options_digest, value_digest
@@ -98,8 +98,7 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if not 0 < self.max_drop < 1:
             raise OptionError(f"max drop is {self.max_drop:g}; expected a fraction above 0 and below 1, such as 0.01")
-        if self.samples is not None and self.samples < 1:
-            raise OptionError(f"search samples are {self.samples}; expected 1 or more")
+        check_at_least("search samples", self.samples)
         if self.precision is not None and self.precision.bits is None:
             raise OptionError(f"precision {self.precision.value} quantises nothing; there is nothing to search for")
 

@@ -219,7 +219,7 @@ def test_absent_runtime_is_reported_and_never_replaced(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"threads": -1}, "threads is -1"), ({"device": -1}, "device is -1"), ({"in_flight": 0}, "in flight are 0")],
+    [({"threads": -1}, "threads is -1"), ({"device": -1}, "device is -1"), ({"in_flight": 0}, "in flight is 0")],
 )
 def test_session_options_out_of_range_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(OptionError, match=message):

@@ -121,7 +121,7 @@ def test_static_bundle_takes_the_last_partial_batch(exported: Any, tmp_path: Pat
 
 
 def test_no_worker_is_refused(encoder: RecordingEncoder) -> None:
-    with pytest.raises(OptionError, match="workers are 0; expected 1 or more"):
+    with pytest.raises(OptionError, match="workers is 0; expected 1 or more"):
         next(embed_items(encoder, _items(1), workers=0))
 
 

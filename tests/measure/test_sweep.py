@@ -248,7 +248,7 @@ def test_quantising_without_data_is_a_row_and_no_gate(
         ({"batch_sizes": (4, 4)}, "batch sizes are"),
         ({"batch_sizes": (0,)}, "batch size is 0"),
         ({"repetitions": 0}, "repetitions is 0"),
-        ({"duration_ms": -1}, "duration is -1 ms"),
+        ({"duration_ms": -1}, "duration is -1; expected 0 or more"),
     ],
 )
 def test_options_are_checked(changes: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.bundle import CompiledBundle, Tower
-from clipmlu.errors import CalibrationError, OptionError, SessionError, ShapeError
+from clipmlu.errors import CalibrationError, OptionError, SessionError, ShapeError, check_at_least
 from clipmlu.lifetime import Lifetime, keep_when_forked
 from clipmlu.specs import (
     MluBuild,
@@ -107,10 +107,8 @@ class SessionOptions:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise OptionError(f"threads is {self.threads}; expected 0 (the runtime decides) or more")
-        if self.device < 0:
-            raise OptionError(f"device is {self.device}; expected 0 or more")
-        if self.in_flight < 1:
-            raise OptionError(f"batches in flight are {self.in_flight}; expected 1 or more")
+        check_at_least("device", self.device, 0)
+        check_at_least("batches in flight", self.in_flight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from clipmlu._machine import available_cpus, check_memory
 from clipmlu.classify.pixel_budget import PixelBudget, Turn
 from clipmlu.data.images import ImageSource, clipped_note, is_clipped, is_stream, name_of_stream, read_source
-from clipmlu.errors import InputError, OptionError
+from clipmlu.errors import InputError, check_at_least
 from clipmlu.file_names import name_from_path
 from clipmlu.stages import Stage, StageClock, now
 
@@ -211,8 +211,7 @@ def run_batches(
     encoder = graph.encoder
     size = encoder.check_batch_size(batch_size)
     threads = available_cpus() if workers is None else workers
-    if threads < 1:
-        raise OptionError(f"workers are {threads}; expected 1 or more")
+    check_at_least("workers", threads)
     depth = encoder.batches_in_flight
     # While the device has its batches, every worker has a task and one to follow.
     ahead = 1 + -(-2 * threads * _task_images(size, threads) // size)

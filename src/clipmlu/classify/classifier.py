@@ -21,7 +21,7 @@ from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
-from clipmlu.errors import BundleError, InputError, OptionError, OutputError
+from clipmlu.errors import BundleError, InputError, OptionError, OutputError, check_at_least
 from clipmlu.files import write_file
 from clipmlu.keys import options_digest, value_digest
 
@@ -115,8 +115,7 @@ class ZeroShotClassifier:
             top_k: classes per image, at most as many as there are.
         """
         self.encoder.require_open()
-        if top_k < 1:
-            raise OptionError(f"top k is {top_k}; expected 1 or more")
+        check_at_least("top k", top_k)
         if isinstance(sources, (str, bytes)):
             raise OptionError(f"sources are {sources!r}; expected a list with a name for each image")
         logits = self.logits(rows)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 import numpy as np
 
-from clipmlu.errors import InputError, first_line
+from clipmlu.errors import InputError, reason_of
 from clipmlu.reading import SMALL_FILE_BYTES, decode_json, open_regular
 from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
 
@@ -78,9 +78,8 @@ def read_classifier(path: Path) -> tuple[ClassifierHeader, FloatArray]:
     except _DamagedError as error:
         raise InputError(f"Classifier file '{path}' is damaged: {error}. Make it again.") from error
     except Exception as error:  # zipfile and NumPy raise nearly anything for a damaged archive
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise InputError(
-            f"'{path}' is not a classifier file as ZeroShotClassifier.save writes it: {reason}. Make it again."
+            f"'{path}' is not a classifier file as ZeroShotClassifier.save writes it: {reason_of(error)}. Make it again."
         ) from error
     if header.schema_version > CLASSIFIER_SCHEMA:
         raise InputError(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.backends.base import Array
 from clipmlu.bundle import CompiledBundle, open_compiled
-from clipmlu.errors import BundleCorruptError, InputError, OptionError, SessionError, ShapeError
+from clipmlu.errors import BundleCorruptError, InputError, SessionError, ShapeError, check_at_least
 from clipmlu.files import as_path
 from clipmlu.lifetime import Lifetime
 from clipmlu.specs import TowerName
@@ -108,8 +108,7 @@ class Encoder:
         max_pixels: int | None = None,
         check_results: bool = True,
     ) -> None:
-        if max_pixels is not None and max_pixels < 1:
-            raise OptionError(f"max pixels is {max_pixels}; expected 1 or more")
+        check_at_least("max pixels", max_pixels)
         self._max_pixels = max_pixels
         self._check_results = check_results
         self.bundle = bundle
@@ -221,8 +220,7 @@ class Encoder:
         self.require_open()
         if batch_size is None:
             return self.batch_size
-        if batch_size < 1:
-            raise OptionError(f"batch size is {batch_size}; expected 1 or more")
+        check_at_least("batch size", batch_size)
         self._check_rows(batch_size, exact=True)
         return batch_size
 

@@ -82,6 +82,27 @@ calibration_names_options = _names_options("calib-", " of --calib")
 """``--calib-class-names FILE`` and ``--calib-folder-names``."""
 
 
+def sampling_options(samples_help: str) -> Callable[[Decorated], Decorated]:
+    """``--samples N``, ``--shuffle`` and ``--seed N`` of the commands that look at a part of a dataset."""
+
+    def decorate(command: Decorated) -> Decorated:
+        for option in (
+            click.option(
+                "--seed",
+                type=click.IntRange(min=0),
+                default=0,
+                show_default=True,
+                help="Seed of --shuffle and of the demo dataset.",
+            ),
+            click.option("--shuffle", is_flag=True, help="Draw the --samples at random instead."),
+            click.option("--samples", type=click.IntRange(min=1), help=samples_help),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def dataset_options(**attributes: Any) -> Callable[[Decorated], Decorated]:
     """The options that say which images; the command gets ``images``, a ``DatasetChoice``.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._datasets import DatasetChoice, dataset_options
+from clipmlu.cli._datasets import DatasetChoice, dataset_options, sampling_options
 from clipmlu.cli._shared import (
     PATH,
     Number,
@@ -42,14 +42,7 @@ _SAMPLES = 256  # as measure.compare.DEFAULT_SAMPLES, which would load the runti
 @click.argument("measured", metavar="A", type=PATH)
 @click.argument("reference", metavar="B", type=PATH)
 @dataset_options(default="demo", show_default=True)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=None,
-    help=f"Compare on this many images, the first ones. [default: {_SAMPLES}, or all of fewer]",
-)
-@click.option("--shuffle", is_flag=True, help="Draw the --samples at random instead.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="As for 'clipmlu eval'.")
+@sampling_options(f"Compare on this many images, the first ones. [default: {_SAMPLES}, or all of fewer]")
 @templates_option
 @batch_size_option
 @threads_option

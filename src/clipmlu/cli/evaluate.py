@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._datasets import DatasetChoice, dataset_options
+from clipmlu.cli._datasets import DatasetChoice, dataset_options, sampling_options
 from clipmlu.cli._shared import (
     PATH,
     Number,
@@ -39,20 +39,7 @@ _MAX_DROP = 0.01
 @click.command("eval")
 @bundle_argument
 @dataset_options(required=True)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=None,
-    help="Evaluate this many images, the first ones. [default: all]",
-)
-@click.option("--shuffle", is_flag=True, help="Draw the --samples at random instead.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of --shuffle and of the demo dataset.",
-)
+@sampling_options("Evaluate this many images, the first ones. [default: all]")
 @templates_option
 @batch_size_option
 @threads_option

@@ -24,7 +24,14 @@ from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.skipping import log_skipped
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import CalibrationError, InputError, OptionError, UnknownNameError, first_line
+from clipmlu.errors import (
+    CalibrationError,
+    InputError,
+    UnknownNameError,
+    check_at_least,
+    first_line,
+    reason_of,
+)
 from clipmlu.file_names import expand_home, name_from_path, prefer_known_name
 from clipmlu.files import as_path, encode_json, stage_directory
 from clipmlu.reading import read_json
@@ -126,12 +133,9 @@ class CalibrationOptions:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.max_pixels < 1:
-            raise OptionError(f"max pixels is {self.max_pixels}; expected 1 or more")
-        if self.samples < 1:
-            raise OptionError(f"calibration samples are {self.samples}; expected 1 or more")
-        if self.seed < 0:
-            raise OptionError(f"calibration seed is {self.seed}; expected 0 or more")
+        check_at_least("max pixels", self.max_pixels)
+        check_at_least("calibration samples", self.samples)
+        check_at_least("calibration seed", self.seed, 0)
 
 
 class CalibrationHeader(Spec, frozen=True, kw_only=True):
@@ -272,8 +276,7 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
             )
         array = _map_pixels(pixels)
     except (OSError, ValueError) as error:  # msgspec's is a ValueError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise InputError(f"Calibration set '{path}' cannot be read: {reason}. Make it again.") from error
+        raise InputError(f"Calibration set '{path}' cannot be read: {reason_of(error)}. Make it again.") from error
     problem = _problem(header, array)
     if problem:
         raise InputError(f"Calibration set '{path}' is damaged: {problem}. Make it again.")

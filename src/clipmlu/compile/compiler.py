@@ -40,6 +40,7 @@ from clipmlu.errors import (
     OptionError,
     PrecisionError,
     SessionError,
+    check_at_least,
 )
 from clipmlu.quantisation.roles import Operator, check_selections, parse_selection
 from clipmlu.specs import (
@@ -106,14 +107,12 @@ class CompileOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise OptionError(f"batch size is {self.batch_size}; expected 1 or more")
+        check_at_least("batch size", self.batch_size)
+        check_at_least("max batch", self.max_batch)
         if max(self.batch_size, self.max_batch or 0) > LARGEST_SIZE:
             raise OptionError(
                 f"batch size is {self.batch_size} and max batch {self.max_batch}; expected {LARGEST_SIZE} at most"
             )
-        if self.max_batch is not None and self.max_batch < 1:
-            raise OptionError(f"max batch is {self.max_batch}; expected 1 or more")
         if self.max_batch is not None and not self.dynamic_shape and self.max_batch != self.batch_size:
             raise OptionError(
                 f"max batch is {self.max_batch}, but a static shape takes exactly {self.batch_size}; leave one of them out"

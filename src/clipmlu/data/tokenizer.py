@@ -23,7 +23,7 @@ import regex
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from clipmlu.errors import BundleCorruptError, InputError, first_line
+from clipmlu.errors import BundleCorruptError, InputError, first_line, reason_of
 from clipmlu.reading import decode_json, read_small_file
 from clipmlu.specs import TokenizerSpec
 
@@ -75,9 +75,8 @@ class Tokenizer:
         try:
             inner = tokenizers.Tokenizer.from_buffer(read_small_file(path))
         except Exception as error:  # the library raises plain Exception for everything
-            reason = error.strerror if isinstance(error, OSError) else first_line(error)
             raise BundleCorruptError(
-                f"Cannot read the tokenizer '{path}': {reason}. Expected a tokenizer.json."
+                f"Cannot read the tokenizer '{path}': {reason_of(error)}. Expected a tokenizer.json."
             ) from error
         _check_template(inner, path)
         if spec.kind == "clip_bpe":

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from clipmlu.errors import ExportError, first_line
+from clipmlu.errors import ExportError, reason_of
 from clipmlu.reading import read_json
 
 _MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
@@ -89,8 +89,7 @@ def _read(path: Path) -> Any:
     try:
         return read_json(path, Any, _MOST_BYTES)
     except (OSError, msgspec.DecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise ExportError(f"Cannot read the model's configuration '{path}': {reason}.") from error
+        raise ExportError(f"Cannot read the model's configuration '{path}': {reason_of(error)}.") from error
 
 
 def _check_numbers(path: Path, part: str, values: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ import tokenizers
 from clipmlu._imports import require
 from clipmlu.bundle import TOKENIZER_NAME
 from clipmlu.data.tokenizer import START_OF_TEXT, Tokenizer, write_clip_tokenizer, write_stand_in_tokenizer
-from clipmlu.errors import DownloadError, ExportError, first_line
+from clipmlu.errors import DownloadError, ExportError, first_line, reason_of
 from clipmlu.export.catalog import open_clip_folder
 from clipmlu.export.downloads import fetch_file, is_hub_reachable
 from clipmlu.export.loading import PURPOSE, LoadedModel
@@ -259,7 +259,7 @@ class _SpecialTokens:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(read_small_file(file))
         except Exception as error:  # the library raises plain Exception for everything
-            raise ExportError(f"Cannot read the tokenizer '{file}': {_reason(error)}.") from error
+            raise ExportError(f"Cannot read the tokenizer '{file}': {reason_of(error)}.") from error
         self._config = file.with_name(_CONFIG_FILE)
         try:
             self._roles = read_json(self._config, dict[str, Any])
@@ -267,7 +267,7 @@ class _SpecialTokens:
             self._roles = {}
         except (OSError, msgspec.DecodeError) as error:
             raise ExportError(
-                f"Cannot read '{self._config}', which names the tokenizer's special tokens: {_reason(error)}. "
+                f"Cannot read '{self._config}', which names the tokenizer's special tokens: {reason_of(error)}. "
                 "Get the file again, or move it away if the tokenizer needs no names."
             ) from error
 
@@ -287,10 +287,6 @@ class _SpecialTokens:
             return int(padding["pad_id"])
         found = self.find("pad_token")
         return default if found is None else found
-
-
-def _reason(error: Exception) -> str:
-    return str(error.strerror) if isinstance(error, OSError) else first_line(error)
 
 
 def _write_stand_in(model: LoadedModel, destination: Path) -> TokenizerSpec:

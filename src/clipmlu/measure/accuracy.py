@@ -24,7 +24,7 @@ from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import fill_template
-from clipmlu.errors import GateError, InputError, OptionError, OverlapError
+from clipmlu.errors import GateError, InputError, OptionError, OverlapError, check_at_least
 from clipmlu.files import as_path, encode_json, write_files
 from clipmlu.reading import read_json
 from clipmlu.specs import ModelId, Precision, Spec
@@ -179,8 +179,7 @@ class EvalOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.samples is not None and self.samples < 1:
-            raise OptionError(f"samples is {self.samples}; expected 1 or more")
+        check_at_least("samples", self.samples)
 
 
 @dataclasses.dataclass(frozen=True)

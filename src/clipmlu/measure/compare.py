@@ -19,7 +19,7 @@ from clipmlu.data.datasets import Dataset
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import OptionError
+from clipmlu.errors import OptionError, check_at_least
 from clipmlu.files import as_path, encode_json
 from clipmlu.measure.ablation import Ablation, AblationData, Embeddings, ablate_roles, check_ablation, check_source
 from clipmlu.measure.accuracy import SkippedImage, choose_images
@@ -139,8 +139,7 @@ class CompareOptions:
     device: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples is not None and self.samples < 1:
-            raise OptionError(f"samples is {self.samples}; expected 1 or more")
+        check_at_least("samples", self.samples)
         if not -1 <= self.threshold <= 1:
             raise OptionError(f"threshold is {self.threshold:g}; expected a cosine, -1 to 1")
         if self.tower not in ("image", "text", "both"):

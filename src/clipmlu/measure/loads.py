@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from clipmlu.bundle import CompiledBundle
-from clipmlu.errors import OptionError
+from clipmlu.errors import OptionError, check_at_least
 from clipmlu.measure.scenarios import (
     QUERIES_PER_STREAM,
     Graph,
@@ -85,8 +85,7 @@ class SpeedOptions:
             ("threads", self.threads, 0),
             ("queries per stream", self.queries_per_stream, 1),
         ):
-            if value is not None and value < least:
-                raise OptionError(f"{name} is {value}; expected {least} or more")
+            check_at_least(name, value, least)
         if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
             raise OptionError(f"devices are {list(self.devices)}; expected different indices of 0 or more")
         if ("server" in self.scenarios) != (self.latency_bound_ms is not None):

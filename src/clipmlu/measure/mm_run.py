@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from clipmlu.bundle import CompiledBundle
-from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError
+from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError, check_at_least
 from clipmlu.files import encode_json
 from clipmlu.specs import ModelId, Precision, Spec, TensorSpec, TowerName
 
@@ -85,8 +85,7 @@ class MmRunOptions:
             ("iterations", self.iterations, 1),
             ("threads", self.threads, 1),
         ):
-            if value is not None and value < least:
-                raise OptionError(f"{name} is {value}; expected {least} or more")
+            check_at_least(name, value, least)
         if self.timeout_s <= 0:
             raise OptionError(f"timeout is {self.timeout_s:g} s; expected more than 0")
         if not self.devices or any(device < 0 for device in self.devices):

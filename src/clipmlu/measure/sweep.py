@@ -30,7 +30,7 @@ from clipmlu.compile.reuse import reusable_compilation
 from clipmlu.data.datasets import DATASETS, Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
+from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError, check_at_least
 from clipmlu.files import as_path, encode_json, write_file, write_files
 from clipmlu.keys import options_digest, value_digest
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, choose_images, evaluate
@@ -80,10 +80,8 @@ class SweepOptions:
                     f"{name} are {[str(getattr(v, 'value', v)) for v in values]}; expected different ones"
                 )
         for name, value in (("batch size", min(self.batch_sizes)), ("repetitions", self.repetitions)):
-            if value < 1:
-                raise OptionError(f"{name} is {value}; expected 1 or more")
-        if self.duration_ms < 0:
-            raise OptionError(f"duration is {self.duration_ms} ms; expected 0 or more")
+            check_at_least(name, value)
+        check_at_least("duration", self.duration_ms, 0)
         quantising = any(precision.bits is not None for precision in self.precisions)
         if not quantising and (self.compile.calibration is not None or self.compile.quantisation is not None):
             raise OptionError("none of the precisions quantises; leave the options for how to quantise out")

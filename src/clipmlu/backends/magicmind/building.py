@@ -20,7 +20,7 @@ from clipmlu.errors import (
     CalibrationError,
     CompileError,
     SessionError,
-    first_line,
+    reason_of,
 )
 from clipmlu.files import encode_json
 from clipmlu.reading import read_json
@@ -89,7 +89,7 @@ def read_record(model: Path) -> BuildRecord:
         return read_json(path, BuildRecord)
     except (OSError, msgspec.DecodeError) as error:
         raise BundleCorruptError(
-            f"Build record '{path}' cannot be read: {first_line(error)}. Compile the bundle again."
+            f"Build record '{path}' cannot be read: {reason_of(error)}. Compile the bundle again."
         ) from error
 
 

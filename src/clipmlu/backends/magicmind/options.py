@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from clipmlu.errors import OptionError
+from clipmlu.errors import OptionError, check_at_least
 
 PYTHON_VARIABLE = "CLIPMLU_MLU_PYTHON"
 WORKER_VARIABLE = "CLIPMLU_MLU_WORKER"
@@ -50,8 +50,7 @@ class WorkerOptions:
     def __post_init__(self) -> None:
         if (self.python is None) == (self.address is None):
             raise OptionError("a worker is either an interpreter to start or an address to connect to")
-        if self.max_failures < 1:
-            raise OptionError(f"max failures is {self.max_failures}; expected 1 or more")
+        check_at_least("max failures", self.max_failures)
 
     def __str__(self) -> str:
         return f"'{self.python}'" if self.address is None else f"'{self.address}'"

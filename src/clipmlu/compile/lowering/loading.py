@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx import helper
 from onnx_ir.passes.common import InlinePass
 
-from clipmlu.errors import CompileError, first_line
+from clipmlu.errors import CompileError, reason_of
 
 _LARGE_BYTES = 1024  # weights above that decide no shape
 _LONGEST_REASON = 400
@@ -54,8 +54,9 @@ def _read(path: str | os.PathLike[str]) -> onnx.ModelProto:
     try:
         return onnx.load(os.fspath(path), load_external_data=False)
     except Exception as error:  # protobuf has several of its own
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise CompileError(f"Cannot read the graph '{os.fspath(path)}': {reason}. Export the model again.") from error
+        raise CompileError(
+            f"Cannot read the graph '{os.fspath(path)}': {reason_of(error)}. Export the model again."
+        ) from error
 
 
 def _checked(proto: onnx.ModelProto, what: str, folder: Path | None) -> ir.Model:

@@ -17,7 +17,7 @@ from clipmlu.compile.lowering.fold import drop_unused_weights, fold_graph
 from clipmlu.compile.lowering.loading import load_graph
 from clipmlu.compile.lowering.nodes import GraphEditor
 from clipmlu.compile.lowering.profile import MAGICMIND, TargetProfile
-from clipmlu.errors import OptionError
+from clipmlu.errors import OptionError, check_at_least
 from clipmlu.quantisation.index import EXTERNAL_DATA_BYTES
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference finds them
@@ -111,8 +111,7 @@ def _check_batch(graph: ir.Graph, batch: Mapping[str, int]) -> None:
         if axis not in known:
             names = ", ".join(f"'{each}'" for each in known) or "none"
             raise OptionError(f"the graph has no dynamic axis '{axis}'; it has: {names}")
-        if size < 1:
-            raise OptionError(f"the size of '{axis}' is {size}; expected 1 or more")
+        check_at_least(f"the size of '{axis}'", size)
 
 
 def _fold(model: ir.Model, batch: Mapping[str, int]) -> None:
