@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/clipmlu run demo
 
 test: $(VENV)/test.stamp
+	@echo "make test: all tests but the slow and the full_size ones, which 'make test-all' and 'pytest -m full_size' run"
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: $(VENV)/test.stamp
+	@echo "make test-all: all tests, the slow ones too, but those marked full_size"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not full_size'
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ The tiny model's towers in NumPy are the reference.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 import support
 from clipmlu.backends import AUTO_ORDER, BACKENDS, TARGETS, SessionOptions, backend_for_target, get_backend
 from clipmlu.backends.magicmind.backend import emulated_worker
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
 from clipmlu.classify.encoder import Encoder, load
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import (
@@ -55,7 +57,9 @@ PLACES = {
 }
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.mlu if name == "card" else ()) for name in PLACES])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.mlu if name == "card" else ()) for name in PLACES]
+)
 def place(request: pytest.FixtureRequest) -> Place:
     place = PLACES[request.param]
     availability = get_backend(TARGETS[place.target]).probe()
@@ -64,9 +68,33 @@ def place(request: pytest.FixtureRequest) -> Place:
     return place
 
 
+@pytest.fixture(scope="module")
+def compiled_for(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CompiledBundle]:
+    """``compiled_for("dynamic" or "static")``: the tiny model with batches of 4 or 1..6; made once, not to be changed."""
+    folder = tmp_path_factory.mktemp("contract")
+    exported = support.write_exported(folder / "exported")
+
+    @functools.cache
+    def build(shape: str) -> CompiledBundle:
+        given = {"max_batch": 6} if shape == "dynamic" else {"dynamic_shape": False}
+        return place.compile(exported, folder / shape, batch_size=4, **given)
+
+    return build
+
+
 @pytest.fixture(params=["dynamic", "static"])
-def bundle(request: pytest.FixtureRequest, place: Place, exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
-    return place.compile(exported, tmp_path / "compiled", batch_size=4, dynamic_shape=request.param == "dynamic")
+def bundle(request: pytest.FixtureRequest, compiled_for: Callable[[str], CompiledBundle]) -> CompiledBundle:
+    return compiled_for(request.param)
+
+
+@pytest.fixture
+def dynamic(compiled_for: Callable[[str], CompiledBundle]) -> CompiledBundle:
+    return compiled_for("dynamic")
+
+
+@pytest.fixture
+def static(compiled_for: Callable[[str], CompiledBundle]) -> CompiledBundle:
+    return compiled_for("static")
 
 
 def test_every_target_is_in_the_suite() -> None:
@@ -79,24 +107,26 @@ def _pixels(rows: int, seed: int = 1) -> support.FloatArray:
     return np.random.default_rng(seed).standard_normal((rows, 3, support.SIDE, support.SIDE), dtype=np.float32)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 13])
-def test_image_embeddings_equal_the_reference_for_any_number_of_rows(
-    place: Place, bundle: CompiledBundle, rows: int
-) -> None:
-    pixels = _pixels(rows)
+def test_embeddings_equal_the_reference_for_any_number_of_rows(place: Place, bundle: CompiledBundle) -> None:
     with place.encoder(bundle) as encoder:
-        embeddings = encoder.encode_images(pixels)
-    assert embeddings.dtype == np.float32
-    assert embeddings.shape == (rows, support.DIM)
-    np.testing.assert_allclose(embeddings, support.embed_images(pixels), atol=TOLERANCE)
+        for rows in (0, 1, 3, 4, 5, 13):
+            pixels = _pixels(rows)
+            embeddings = encoder.encode_images(pixels)
+            assert embeddings.dtype == np.float32
+            assert embeddings.shape == (rows, support.DIM)
+            np.testing.assert_allclose(embeddings, support.embed_images(pixels), atol=TOLERANCE)
+        for rows in (0, 1, 5):
+            ids = np.random.default_rng(2).integers(0, support.VOCAB, (rows, support.CONTEXT))
+            embeddings = encoder.encode_tokens(ids)
+            assert embeddings.shape == (rows, support.DIM)
+            np.testing.assert_allclose(embeddings, support.embed_tokens(ids).reshape(rows, support.DIM), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 5])
-def test_text_embeddings_equal_the_reference(place: Place, bundle: CompiledBundle, rows: int) -> None:
-    ids = np.random.default_rng(2).integers(0, support.VOCAB, (rows, support.CONTEXT))
-    with place.encoder(bundle) as encoder:
-        embeddings = encoder.encode_tokens(ids)
-    np.testing.assert_allclose(embeddings, support.embed_tokens(ids).reshape(rows, support.DIM), atol=TOLERANCE)
+@pytest.mark.parametrize("shape", ["dynamic", "static"])
+def test_no_rows_need_no_session(place: Place, compiled_for: Callable[[str], CompiledBundle], shape: str) -> None:
+    with place.encoder(compiled_for(shape)) as encoder:
+        assert encoder.encode_images(_pixels(0)).shape == (0, support.DIM)
+        assert encoder.encode_tokens(np.zeros((0, support.CONTEXT), np.int64)).shape == (0, support.DIM)
 
 
 def test_batches_in_flight_finish_in_order_and_are_owned_by_the_caller(place: Place, bundle: CompiledBundle) -> None:
@@ -110,23 +140,19 @@ def test_batches_in_flight_finish_in_order_and_are_owned_by_the_caller(place: Pl
     np.testing.assert_allclose(pending[0].result(), results[0])
 
 
-def test_static_bundle_trims_its_padding_and_declares_its_batch(
-    place: Place, exported: ExportedBundle, tmp_path: Path
-) -> None:
-    compiled = place.compile(exported, tmp_path / "static", batch_size=4, dynamic_shape=False)
-    with get_backend(compiled.compilation.backend).open(compiled, "image", place.session()) as session:
+def test_static_bundle_declares_its_batch(place: Place, static: CompiledBundle) -> None:
+    with get_backend(static.compilation.backend).open(static, "image", place.session()) as session:
         assert session.inputs["pixel_values"].shape == (4, 3, support.SIDE, support.SIDE)
         with pytest.raises(
             ShapeError, match=r"takes 'pixel_values' as float32 \(4, 3, 8, 8\); got float32 \(3, 3, 8, 8\)"
         ):
             session.run({"pixel_values": _pixels(3)})
-    with place.encoder(compiled) as encoder, pytest.raises(ShapeError, match="static batch size 4"):
+    with place.encoder(static) as encoder, pytest.raises(ShapeError, match="static batch size 4"):
         encoder.check_batch_size(3)
 
 
-def test_dynamic_bundle_refuses_what_is_out_of_range(place: Place, exported: ExportedBundle, tmp_path: Path) -> None:
-    compiled = place.compile(exported, tmp_path / "dynamic", batch_size=4, max_batch=6)
-    with place.encoder(compiled) as encoder:
+def test_dynamic_bundle_refuses_what_is_out_of_range(place: Place, dynamic: CompiledBundle) -> None:
+    with place.encoder(dynamic) as encoder:
         assert encoder.check_batch_size(6) == 6
         with pytest.raises(ShapeError, match=r"Batch of 7 is outside 1\.\.6.*--max-batch"):
             encoder.check_batch_size(7)
@@ -138,23 +164,17 @@ def test_dynamic_bundle_refuses_what_is_out_of_range(place: Place, exported: Exp
             encoder.check_batch_size(0)
 
 
-@pytest.mark.parametrize(
-    "feeds",
-    [
-        {"pixel_values": np.zeros((1, 3, 8, 8), np.float64)},
-        {"pixel_values": np.zeros((1, 3, 8, 9), np.float32)},
-        {"pixel_values": np.zeros((3, 8, 8), np.float32)},
-        {"wrong": np.zeros((1, 3, 8, 8), np.float32)},
-        {},
-    ],
-)
-def test_feeds_that_do_not_fit_are_refused_before_they_run(
-    place: Place, exported: ExportedBundle, tmp_path: Path, feeds: dict[str, support.FloatArray]
-) -> None:
-    compiled = place.compile(exported, tmp_path / "compiled", batch_size=4)
-    backend = get_backend(compiled.compilation.backend)
-    with backend.open(compiled, "image", place.session()) as session, pytest.raises(ShapeError, match="takes"):
-        session.run(feeds)
+def test_feeds_that_do_not_fit_are_refused_before_they_run(place: Place, dynamic: CompiledBundle) -> None:
+    with get_backend(dynamic.compilation.backend).open(dynamic, "image", place.session()) as session:
+        for feeds in (
+            {"pixel_values": np.zeros((1, 3, 8, 8), np.float64)},
+            {"pixel_values": np.zeros((1, 3, 8, 9), np.float32)},
+            {"pixel_values": np.zeros((3, 8, 8), np.float32)},
+            {"wrong": np.zeros((1, 3, 8, 8), np.float32)},
+            {},
+        ):
+            with pytest.raises(ShapeError, match="takes"):
+                session.run(feeds)
 
 
 def test_uint8_pixels_are_normalised_in_the_graph(place: Place, exported: ExportedBundle, tmp_path: Path) -> None:
@@ -180,16 +200,15 @@ def test_token_outside_the_vocabulary_is_a_session_error(place: Place, bundle: C
         encoder.encode_tokens(ids)
 
 
-def test_graph_that_the_runtime_cannot_read_is_corrupt(place: Place, exported: ExportedBundle, tmp_path: Path) -> None:
-    compiled = place.compile(exported, tmp_path / "compiled", batch_size=4)
+def test_graph_that_the_runtime_cannot_read_is_corrupt(place: Place, dynamic: CompiledBundle, tmp_path: Path) -> None:
+    compiled = open_compiled(shutil.copytree(dynamic.path, tmp_path / "compiled"))
     compiled.tower_path("image").write_bytes(b"not a graph")
     with place.encoder(compiled) as encoder, pytest.raises(BundleCorruptError, match=r"cannot load '.*image\.\w+'"):
         encoder.encode_images(_pixels(1))
 
 
-def test_closing_twice_is_closing_once(place: Place, exported: ExportedBundle, tmp_path: Path) -> None:
-    compiled = place.compile(exported, tmp_path / "compiled", batch_size=4)
-    session = get_backend(compiled.compilation.backend).open(compiled, "image", place.session())
+def test_closing_twice_is_closing_once(place: Place, dynamic: CompiledBundle) -> None:
+    session = get_backend(dynamic.compilation.backend).open(dynamic, "image", place.session())
     session.run({"pixel_values": _pixels(2)})
     session.close()
     session.close()

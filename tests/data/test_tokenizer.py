@@ -226,8 +226,10 @@ def assert_same_rows(texts: list[str], ours: np.ndarray, expected: np.ndarray) -
 
 
 @pytest.mark.torch
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.full_size)])
+@pytest.mark.parametrize(
+    "count",
+    [2000, pytest.param(20_000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.full_size)],
+)
 def test_many_thousand_odd_texts_get_open_clips_ids(reference: Any, clip_file: Path, count: int) -> None:
     texts = random_texts(count, seed=0)
     expected = reference.SimpleTokenizer()(texts).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +41,23 @@ from clipmlu.errors import BackendUnavailableError, UnknownNameError
 SOURCE = Path(probes.__file__).read_text(encoding="utf-8")
 QUIET = {"switches": "", "faults": "", "devices": 1}
 TIMEOUT = 16.0
+FEW = ("casts", "asnumpy", "output-list", "operators", "status")
+"""Probes that both emulators are asked in every run of the tests; the others are asked in the slow ones."""
+
+Ask = Callable[[str, bool], ProbeReport]
 
 
 @pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory) -> ProbeReport:
-    """All probes on the strict emulator."""
-    return probe_emulated_sdk(tmp_path_factory.mktemp("strict"), timeout_seconds=TIMEOUT, mode="strict", **QUIET)
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
+    """``ask(mode, all)``: the report on the strict or lenient emulator, of all probes or of ``FEW``; asked once."""
 
+    @functools.cache
+    def answers(mode: str, everything: bool) -> ProbeReport:
+        folder = tmp_path_factory.mktemp(mode)
+        only = () if everything else FEW
+        return probe_emulated_sdk(folder, timeout_seconds=TIMEOUT, only=only, mode=mode, **QUIET)
 
-@pytest.fixture(scope="module")
-def lenient(tmp_path_factory: pytest.TempPathFactory) -> ProbeReport:
-    """All probes on the lenient emulator."""
-    return probe_emulated_sdk(tmp_path_factory.mktemp("lenient"), timeout_seconds=TIMEOUT, mode="lenient", **QUIET)
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -156,28 +163,36 @@ OPEN_QUESTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "case", "harsh", "mild"), OPEN_QUESTIONS, ids=lambda value: str(value)[:30])
-def test_answer_is_that_of_the_emulators_switch(
-    strict: ProbeReport, lenient: ProbeReport, name: str, case: str, harsh: str, mild: str
-) -> None:
-    assert re.search(harsh, found(strict, name, case))
-    assert re.search(mild, found(lenient, name, case))
+@pytest.mark.parametrize(
+    ("name", "case", "harsh", "mild"),
+    [pytest.param(*each, marks=() if each[0] in FEW else pytest.mark.slow) for each in OPEN_QUESTIONS],
+    ids=lambda value: str(value)[:30],
+)
+def test_answer_is_that_of_the_emulators_switch(ask: Ask, name: str, case: str, harsh: str, mild: str) -> None:
+    everything = name not in FEW
+    assert re.search(harsh, found(ask("strict", everything), name, case))
+    assert re.search(mild, found(ask("lenient", everything), name, case))
 
 
-def test_every_question_of_section_7_is_in_the_report(strict: ProbeReport) -> None:
-    assert {record.issue for record in strict.records} == {f"7.{number}" for number in range(1, 22)}
-    left_out = {record.name for record in strict.records if record.outcome == "not tried"}
+def test_every_question_of_section_7_has_a_probe() -> None:
+    issues = {probe.issue for probe in probes.PROBES.values()} | {issue for _, issue, _, _ in probes.LEFT_OUT}
+    assert issues == {f"7.{number}" for number in range(1, 22)}
+
+
+@pytest.mark.slow
+def test_every_probe_is_answered_or_left_out_for_a_reason(ask: Ask) -> None:
+    records = ask("strict", True).records
+    assert {record.issue for record in records} == {f"7.{number}" for number in range(1, 22)}
+    left_out = {record.name for record in records if record.outcome == "not tried"}
     assert left_out == {"two-cards", "throughput", "memory", "torch-mlu"}
-    assert all(record.answer for record in strict.records)
-    assert {record.outcome for record in strict.records} == {"answered", "not tried"}
+    assert all(record.answer for record in records)
+    assert {record.outcome for record in records} == {"answered", "not tried"}
 
 
-def test_operators_are_those_of_the_lowering_and_all_compute_rightly_but_one(
-    strict: ProbeReport, lenient: ProbeReport
-) -> None:
+def test_operators_are_those_of_the_lowering_and_all_compute_rightly_but_one(ask: Ask) -> None:
     assert set(OPERATOR_RECIPES) == set(MAGICMIND.operators)
-    assert wrong_operators(strict) == {"IsNaN"}  # closed_operators
-    assert wrong_operators(lenient) == set()
+    assert wrong_operators(ask("strict", False)) == {"IsNaN"}  # closed_operators
+    assert wrong_operators(ask("lenient", False)) == set()
 
 
 def wrong_operators(report: ProbeReport) -> set[str]:
@@ -185,7 +200,8 @@ def wrong_operators(report: ProbeReport) -> set[str]:
     return {name for name, case in record.details.items() if case.found != "right"}
 
 
-def test_report_says_that_it_is_emulated_and_names_no_host(strict: ProbeReport, tmp_path: Path) -> None:
+def test_report_says_that_it_is_emulated_and_names_no_host(ask: Ask) -> None:
+    strict = ask("strict", False)
     assert strict.emulated
     assert strict.title.startswith("Emulated")
     assert strict.arch == "mtp_372"

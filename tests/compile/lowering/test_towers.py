@@ -28,6 +28,11 @@ from tiny_models import CONFIGS, VOCAB
 
 pytestmark = pytest.mark.torch
 
+SHARED = {
+    *((kind, 20, "towers") for kind in CONFIGS),
+    *(("vit", 18, "towers"), ("vit", 20, "joint"), ("siglip", 20, "joint")),
+}
+"""(kind, opset, layout) that other tests need exported too; each of the rest costs one more export."""
 FULL_MODELS = [
     ("ViT-B-32-quickgelu", "towers"),
     ("ViT-B-16", "towers"),
@@ -108,8 +113,13 @@ def _check_lowered(model: ir.Model, source: Path, *, static: bool) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "opset", "layout"),
-    [(kind, 20, layout) for kind in CONFIGS for layout in ("towers", "joint")]
-    + [(kind, 18, "towers") for kind in ("vit", "siglip", "hf-text")],
+    [
+        pytest.param(*case, marks=() if case in SHARED else pytest.mark.slow)
+        for case in (
+            *((kind, 20, layout) for kind in CONFIGS for layout in ("towers", "joint")),
+            *((kind, 18, "towers") for kind in ("vit", "siglip", "hf-text")),
+        )
+    ],
 )
 def test_tiny_architectures(
     tiny_bundle: Callable[..., ExportedBundle], tmp_path: Path, kind: str, opset: int, layout: str
@@ -126,9 +136,15 @@ def test_tiny_architectures(
             _check_parity(source, lowered, bundle, sizes, VOCAB)
 
 
-@pytest.mark.parametrize("layout", ["towers", "joint"])
-@pytest.mark.parametrize("kind", list(CONFIGS))
-@pytest.mark.parametrize("shape", ["dynamic", "static"])
+@pytest.mark.parametrize(
+    ("kind", "layout", "shape"),
+    [
+        pytest.param(kind, layout, shape, marks=() if (kind, 20, layout) in SHARED else pytest.mark.slow)
+        for kind in CONFIGS
+        for layout in ("towers", "joint")
+        for shape in ("dynamic", "static")
+    ],
+)
 def test_tiny_architectures_build_and_run_on_the_emulated_card(
     tiny_bundle: Callable[..., ExportedBundle], tmp_path: Path, kind: str, layout: str, shape: str
 ) -> None:
