@@ -32,7 +32,9 @@ from clipmlu.backends.magicmind.local import LocalPeer
 from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import OpenRequest, Peer
 from clipmlu.backends.magicmind.worker import WorkerClient
+from clipmlu.bundle import Tower
 from clipmlu.emulator import NOTICE
+from clipmlu.specs import TensorSpec
 
 BATCH, SIDE, DIM = 32, 224, 512
 WARM_UP = 5
@@ -114,7 +116,12 @@ def main() -> None:
         peers["worker, TCP on this host"] = WorkerClient(served)
         for peer in peers.values():
             stack.callback(peer.close)
-        request = OpenRequest(model=model, ranges=(((BATCH, 3, SIDE, SIDE),) * 2,))
+        ends = [
+            TensorSpec(name="x", dtype="float32", shape=(BATCH, 3, SIDE, SIDE)),
+            TensorSpec(name="y", dtype="float32", shape=(BATCH, DIM)),
+        ]
+        tower = Tower(file=model.name, inputs=(ends[0],), outputs=(ends[1],))
+        request = OpenRequest(model=model, tower=tower, ranges=(((BATCH, 3, SIDE, SIDE),) * 2,))
         runs = {name: _runner(peer, request) for name, peer in peers.items()}
         batch = np.random.default_rng(1).standard_normal((BATCH, 3, SIDE, SIDE), dtype=np.float32)
         one = _measure(runs, options.rounds, lambda run: run(batch, 1))

@@ -328,26 +328,27 @@ def _worker_finding(worker: WorkerOptions | None) -> Finding:
     check = "MLU worker"
     if worker is None:
         return Finding(check=check, status="optional", found=f"none named by {PYTHON_VARIABLE} or {WORKER_VARIABLE}")
+    from clipmlu.backends.magicmind.answers import HostFacts
     from clipmlu.backends.magicmind.driver import DriverError
     from clipmlu.backends.magicmind.worker import WorkerClient
 
     variable = PYTHON_VARIABLE if worker.address is None else WORKER_VARIABLE
     client = WorkerClient(dataclasses.replace(worker, start_seconds=_WORKER_SECONDS, max_failures=1))
     try:
-        facts = client.execute(lambda exchange: exchange({"op": "info"}, ()), _WORKER_SECONDS)[0]
+        facts = client.execute(lambda exchange: exchange({"op": "info"}, ()).read(HostFacts), _WORKER_SECONDS)
     except (ClipmluError, DriverError) as error:
         remedy = f"correct {variable}, or unset it"
         return Finding(check=check, status="problem", found=" ".join(str(error).split()), remedy=remedy)
     finally:
         client.close()
-    found = f"{worker}: Python {facts.get('python')}, NumPy {facts.get('numpy')}"
-    if facts.get("problem"):
-        remedy = f"{variable} must lead to where 'magicmind' imports: {facts['problem']}"
+    found = f"{worker}: Python {facts.python}, NumPy {facts.numpy}"
+    if facts.problem:
+        remedy = f"{variable} must lead to where 'magicmind' imports: {facts.problem}"
         return Finding(check=check, status="problem", found=f"{found}, no SDK", remedy=remedy)
-    sdk = facts.get("sdk") or {}
-    kind = "emulated SDK" if facts.get("emulated") else f"SDK {sdk.get('version') or 'of unknown version'}"
-    remedy = "" if facts.get("cards") else "it can build models and not run them: there is no card"
-    return Finding(check=check, status="ok", found=f"{found}, {kind}, cards: {facts.get('cards')}", remedy=remedy)
+    version = facts.sdk.version if facts.sdk is not None else None
+    kind = "emulated SDK" if facts.emulated else f"SDK {version or 'of unknown version'}"
+    remedy = "" if facts.cards else "it can build models and not run them: there is no card"
+    return Finding(check=check, status="ok", found=f"{found}, {kind}, cards: {facts.cards}", remedy=remedy)
 
 
 def _extra_findings() -> Iterator[Finding]:

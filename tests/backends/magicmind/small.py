@@ -14,6 +14,8 @@ from onnx import helper, numpy_helper
 from clipmlu.backends.magicmind.backend import emulated_worker
 from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import OpenRequest
+from clipmlu.bundle import Tower
+from clipmlu.specs import TensorSpec
 
 FloatArray = npt.NDArray[np.float32]
 WIDTH, OUT = 8, 5
@@ -50,7 +52,13 @@ def worker_options(**changes: Any) -> WorkerOptions:
 
 
 def open_request(model: Path, **changes: Any) -> OpenRequest:
-    return OpenRequest(**{"model": model, "ranges": RANGES, **changes})
+    return OpenRequest(**{"model": model, "tower": tower(WIDTH, OUT), "ranges": RANGES, **changes})
+
+
+def tower(width: int, out: int) -> Tower:
+    """Inputs and outputs of a graph that takes rows of ``width`` numbers and gives rows of ``out``."""
+    ends = [TensorSpec(name=name, dtype="float32", shape=("batch", size)) for name, size in (("x", width), ("y", out))]
+    return Tower(file="graph.mm", inputs=(ends[0],), outputs=(ends[1],))
 
 
 def children() -> set[int]:

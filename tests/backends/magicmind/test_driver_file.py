@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.magicmind.small import tower
 from clipmlu.backends.magicmind import driver
 from clipmlu.backends.magicmind.copying import write_worker
 from clipmlu.backends.magicmind.options import WorkerOptions
@@ -210,7 +211,9 @@ def test_real_python_37_serves_this_interpreter(python37: str, tmp_path: Path) -
     (tmp_path / "model").write_bytes(b"model")
     client = WorkerClient(WorkerOptions(python=python37, environment=environment, max_failures=2))
     try:
-        opened = client.open_session(OpenRequest(model=tmp_path / "model", ranges=(((1, 4), (9, 4)),)))
+        opened = client.open_session(
+            OpenRequest(model=tmp_path / "model", tower=tower(4, 4), ranges=(((1, 4), (9, 4)),))
+        )
         batches = [np.full((2, 4), value, np.float32) for value in range(10)]
         pending = [client.submit(opened, [batch]) for batch in batches]
         for batch, future in zip(batches, pending, strict=True):

@@ -13,7 +13,7 @@ from backends.magicmind.small import open_request, reference, rows
 from clipmlu.backends.magicmind.backend import load_emulated_sdk
 from clipmlu.backends.magicmind.driver import BatchTimes, Runner
 from clipmlu.backends.magicmind.local import LocalPeer
-from clipmlu.backends.magicmind.peer import Opened, Peer
+from clipmlu.backends.magicmind.peer import Peer
 from clipmlu.backends.magicmind.worker import WorkerClient
 
 STAGES = ["copy_in", "compute", "copy_out"]
@@ -75,12 +75,3 @@ def test_times_come_from_this_process(model: Path, monkeypatch: pytest.MonkeyPat
 
 def test_times_come_from_a_worker(client_for: Callable[..., WorkerClient], model: Path) -> None:
     check_clock(client_for(emulator={"latency_ms": LATENCY_S * 1e3}), model)
-
-
-@pytest.mark.parametrize("answer", [{}, {"times": None}, {"times": [1, 2]}, {"times": {"compute": "fast"}}])
-def test_worker_that_tells_no_times_is_not_counted(answer: dict[str, object], tmp_path: Path) -> None:
-    opened = Opened(open_request(tmp_path))
-    opened.count(answer, 4)
-    assert opened.clock.totals() == {}
-    opened.count({"times": {"compute": 0.5, "napping": 9.0}}, 4)
-    assert opened.clock.totals() == {"compute": (0.5, 4)}

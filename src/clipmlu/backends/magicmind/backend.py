@@ -93,6 +93,7 @@ class MagicMindBackend:
         endpoint = self._endpoint(options.worker)
         request = OpenRequest(
             model=path,
+            tower=bundle.tower(tower),
             ranges=record.ranges(),
             device=options.device,
             depth=options.in_flight,

@@ -10,7 +10,8 @@ import msgspec
 import numpy.typing as npt
 
 from clipmlu.backends.base import Array, CalibrationData, CompiledGraph, GraphOptions, SourceGraph
-from clipmlu.backends.magicmind.driver import DriverError, own_digest
+from clipmlu.backends.magicmind.answers import BuiltFacts, HostFacts, Port, ports_from
+from clipmlu.backends.magicmind.driver import DriverError, ProtocolError, own_digest
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Peer, fetch_file, send_file
 from clipmlu.backends.pixels import PIXELS, mean_and_variance, takes_uint8, with_uint8_pixels
 from clipmlu.bundle import Tower
@@ -31,13 +32,6 @@ MODEL_SUFFIX = ".mm"
 _RECORD_SUFFIX = ".json"
 _BUILD_SECONDS = 7200.0
 _TEXT_AXIS = "text_batch"
-
-
-class Port(Spec, frozen=True, kw_only=True):
-    """One input or output as the built model reports it; -1 is a size that may vary."""
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class BuildRecord(Spec, frozen=True, kw_only=True):
@@ -101,9 +95,9 @@ def build_graph(
     shapes = [shapes_of(tensor, options) for tensor in graph.tower.inputs]
     spec = build_request(graph.tower, shapes, options)
 
-    def action(exchange: Exchange) -> tuple[Fields, Fields]:
-        host, _ = exchange({"op": "info"}, ())
-        check_sdk(bool(host.get("emulated")), emulated)
+    def action(exchange: Exchange) -> tuple[BuiltFacts, HostFacts]:
+        host = exchange({"op": "info"}, ()).read(HostFacts)
+        check_sdk(host.emulated, emulated)
         build = _build_here if peer.shares_files else _build_there
         return build(exchange, graph, output, spec, options), host
 
@@ -130,11 +124,11 @@ def build_graph(
     return CompiledGraph(tower=tower, quantised=_emulated_quantisation(output) if emulated else {})
 
 
-def _check_pixels(tower: Tower, facts: Fields) -> None:
+def _check_pixels(tower: Tower, facts: BuiltFacts) -> None:
     """The normalisation makes the input UINT8 by itself (api 3); a model where it did not would be fed wrongly."""
     assert takes_uint8(tower), "only graphs with pixels are told how to normalise them"
     index = [tensor.name for tensor in tower.inputs].index(PIXELS)
-    found = facts["inputs"][index]["dtype"]
+    found = facts.inputs[index].dtype
     if found != "uint8":
         raise CompileError(
             f"MagicMind was asked to normalise uint8 pixels, but the model takes {found} for '{PIXELS}'. "
@@ -225,12 +219,13 @@ def check_sdk(found_emulated: bool, wanted_emulated: bool) -> None:
         raise BackendUnavailableError("The worker has another 'magicmind' than the emulated one; use --target mlu.")
 
 
-def _build_here(exchange: Exchange, graph: SourceGraph, output: Path, spec: Fields, options: GraphOptions) -> Fields:
+def _build_here(
+    exchange: Exchange, graph: SourceGraph, output: Path, spec: Fields, options: GraphOptions
+) -> BuiltFacts:
     arrays: list[Array] = []
     calibration = _calibration_request(graph.tower, options, lambda batch: _batch_here(batch, arrays))
     full = {**spec, "onnx": str(graph.path.resolve()), "output": str(output.resolve()), "calibration": calibration}
-    facts, _ = exchange({"op": "build", "spec": full}, arrays)
-    return facts
+    return _built(exchange, full, arrays, graph)
 
 
 def _batch_here(batch: Batch, arrays: list[Array]) -> int | str:
@@ -240,7 +235,9 @@ def _batch_here(batch: Batch, arrays: list[Array]) -> int | str:
     return len(arrays) - 1
 
 
-def _build_there(exchange: Exchange, graph: SourceGraph, output: Path, spec: Fields, options: GraphOptions) -> Fields:
+def _build_there(
+    exchange: Exchange, graph: SourceGraph, output: Path, spec: Fields, options: GraphOptions
+) -> BuiltFacts:
     if graph.data_files:
         raise CompileError(
             f"'{graph.path}' keeps weights in a second file, which cannot be sent to a worker elsewhere."
@@ -256,8 +253,18 @@ def _build_there(exchange: Exchange, graph: SourceGraph, output: Path, spec: Fie
     calibration = _calibration_request(graph.tower, options, place)
     remote = f"upload:built-{output.name}"
     full = {**spec, "onnx": send_file(exchange, graph.path), "output": remote, "calibration": calibration}
-    facts, _ = exchange({"op": "build", "spec": full}, arrays)
-    fetch_file(exchange, remote, output, int(facts["bytes"]))
+    facts = _built(exchange, full, arrays, graph)
+    fetch_file(exchange, remote, output, facts.bytes)
+    return facts
+
+
+def _built(exchange: Exchange, spec: Fields, arrays: list[Array], graph: SourceGraph) -> BuiltFacts:
+    facts = exchange({"op": "build", "spec": spec}, arrays).read(BuiltFacts)
+    found, wanted = (len(facts.inputs), len(facts.outputs)), (len(graph.tower.inputs), len(graph.tower.outputs))
+    if found != wanted:
+        raise ProtocolError(
+            f"the model has {found[0]} inputs and {found[1]} outputs; the graph has {wanted[0]} and {wanted[1]}"
+        )
     return facts
 
 
@@ -285,20 +292,20 @@ def _source_request(data: CalibrationData, place: Callable[[Batch], int | str]) 
     return {("files" if paths[0] else "arrays"): [place(batch) for batch in data.batches], "repeat": data.repeat}
 
 
-def _record(facts: Fields, host: Fields, shapes: Sequence[Shapes], *, emulated: bool) -> BuildRecord:
-    sdk = host.get("sdk") or {}
+def _record(facts: BuiltFacts, host: HostFacts, shapes: Sequence[Shapes], *, emulated: bool) -> BuildRecord:
+    version = None if host.sdk is None else host.sdk.version
     return BuildRecord(
         emulated=emulated,
         minimum=tuple(each.smallest for each in shapes),
         maximum=tuple(each.largest for each in shapes),
-        inputs=tuple(Port(shape=tuple(port["shape"]), dtype=port["dtype"]) for port in facts["inputs"]),
-        outputs=tuple(Port(shape=tuple(port["shape"]), dtype=port["dtype"]) for port in facts["outputs"]),
-        calibration_batches=int(facts["calibration_batches"]),
-        warnings=tuple(facts["warnings"]),
+        inputs=ports_from(facts.inputs),
+        outputs=ports_from(facts.outputs),
+        calibration_batches=facts.calibration_batches,
+        warnings=tuple(str(each) for each in facts.warnings),
         driver=own_digest(),
         host={
-            "python": str(host.get("python")),
-            "numpy": str(host.get("numpy")),
-            "magicmind": str(sdk.get("version") or "unknown"),
+            "python": str(host.python),
+            "numpy": str(host.numpy),
+            "magicmind": str(version or "unknown"),
         },
     )

@@ -69,6 +69,7 @@ MAX_STRANGERS = 256  # connections that have proved nothing yet
 MAX_SLOTS = 64
 MAX_DEPTH = 64
 MAX_SECRET = 1 << 12
+MAX_NAME = 64  # characters of what a worker calls a connection
 CHUNK = 16 << 20
 LOG_TAIL = 16 << 10
 GREETING_SECONDS = 5.0
@@ -99,6 +100,11 @@ DATA_TYPES = {
     "BOOL": "bool",
 }
 """Members of the SDK's DataType (api 2.3) and the NumPy types that they stand for; nothing else travels on the wire."""
+ERROR_KINDS = (
+    *("status", "device_lost", "out_of_memory", "none", "exception", "unexpected", "import", "model", "device"),
+    *("shape", "spec", "calibration", "not_finite", "bug"),
+)
+"""What a ``DriverError`` is about."""
 
 Array = np.ndarray
 Fields = Dict[str, Any]
@@ -130,13 +136,22 @@ class DriverError(Exception):
 
     def to_json(self) -> Fields:
         """For the wire."""
-        return {"call": self.call, "status": self.status, "arguments": list(self.arguments), "kind": self.kind}
+        status, arguments = self.status[:LOG_TAIL], list(self.arguments)
+        return {"call": self.call, "status": status, "arguments": arguments, "kind": self.kind}
 
     @classmethod
-    def from_json(cls, value: Fields) -> DriverError:
-        """The reverse of ``to_json``; anything missing becomes an empty text."""
-        arguments = [str(item) for item in value.get("arguments", ())]
-        return cls(str(value.get("call", "")), str(value.get("status", "")), arguments, str(value.get("kind", "")))
+    def from_json(cls, value: Any) -> DriverError:
+        """The reverse of ``to_json``; its texts become one line, whoever wrote them.
+
+        Raises:
+            ProtocolError: it is no error.
+        """
+        form = {"call": str, "status": str, "arguments": _TEXTS, "kind": str}
+        fits = isinstance(value, dict) and all(_fits(value.get(key), each) for key, each in form.items())
+        if not fits or value["kind"] not in ERROR_KINDS:
+            raise ProtocolError(f"an error that is none: {_shown(value)}")
+        arguments = [printable(item, 200) for item in value["arguments"][:16]]
+        return cls(printable(value["call"], 200), printable(value["status"], 2000), arguments, value["kind"])
 
 
 class ProtocolError(Exception):
@@ -331,7 +346,6 @@ class Cards:
 _TEXTS = [str]
 _SIZES = [int]
 _NUMBERS = [(int, float)]
-_ANY_TYPES = (str, {"*": (str, {"*": str})})
 BUILD_FORM: Fields = {
     "onnx": str,
     "output": str,
@@ -347,7 +361,7 @@ BUILD_FORM: Fields = {
     "conv_scale_fold": bool,
     "computation_preference": str,
     "toolchain": (str, None),
-    "nodes": ({"*": _ANY_TYPES}, None),
+    "nodes": ({"*": (str, dict)}, None),
     "calibration": (dict, None),
     "extra": (dict, None),
 }
@@ -360,6 +374,7 @@ INPUT_FORM: Fields = {
     "var": _NUMBERS,
     "layout": (_TEXTS, None),
 }
+NODE_FORM: Fields = {"inputs": {"*": str}, "outputs": {"*": str}}
 OUTPUT_FORM: Fields = {"dtype": (str, None), "layout": (_TEXTS, None)}
 CALIBRATION_FORM: Fields = {
     "algorithm": str,
@@ -592,6 +607,8 @@ def _check_spec(spec: Fields) -> None:
             raise DriverError("build", "min needs max, and mean needs var", kind="spec")
     for item in spec.get("outputs", ()):
         _check_form("outputs", item, OUTPUT_FORM, ())
+    for name, types in (spec.get("nodes") or {}).items():
+        _check_node(name, types)
     for item in [*spec["inputs"], *spec.get("outputs", ())]:
         if len(item.get("layout") or "ab") != 2:
             raise DriverError("build", f"layout is {item['layout']}; expected source and destination", kind="spec")
@@ -599,6 +616,14 @@ def _check_spec(spec: Fields) -> None:
         raise DriverError("build", f"precision is '{spec['precision']}'; known: {', '.join(PRECISIONS)}", kind="spec")
     if "qint" in spec["precision"] or spec.get("calibration"):
         _check_calibration(spec)
+
+
+def _check_node(name: str, types: Any) -> None:
+    if isinstance(types, str):
+        return
+    _check_form(f"node '{name}'", types, NODE_FORM, ())
+    if not all(re.match(r"[0-9]{1,4}\Z", index) for side in types.values() for index in side):
+        raise DriverError("build", f"node '{name}': {_shown(types)}; expected numbers as keys", kind="spec")
 
 
 def _check_calibration(spec: Fields) -> None:
@@ -1351,7 +1376,7 @@ class Service:
 
     def _on_check_slot(self, request: Request) -> Reply:
         """Says that requests with arrays in shared memory arrive as they left."""
-        return {"token": request.array(0).tobytes()[:64].hex()}, []
+        return {"token": _bytes_of(request.array(0))[:64].tobytes().hex()}, []
 
     def _on_info(self, _request: Request) -> Reply:
         return describe_host(self._sdk), []
@@ -1573,7 +1598,11 @@ def describe_host(sdk: Callable[[], tuple[Any, Cards]]) -> Fields:
         runtime, cards = sdk()
         package = sys.modules.get("magicmind") or runtime
         facts["emulated"] = is_emulated(runtime)
-        facts["sdk"] = {"path": str(getattr(package, "__file__", "")), "version": getattr(package, "__version__", None)}
+        version = getattr(package, "__version__", None)
+        facts["sdk"] = {
+            "path": str(getattr(package, "__file__", "")),
+            "version": None if version is None else str(version),
+        }
         facts["cards"] = cards.count()
     except DriverError as error:
         facts["problem"] = str(error)
@@ -1607,7 +1636,7 @@ def own_digest() -> str:
 
 _MAGIC = b"CMW1"
 _PRELUDE = struct.Struct("<4sIQ")
-_ALIGNMENT = 64
+ALIGNMENT = 64
 _PIECE = 64 << 20
 _PEER_GONE = 0x2000  # POLLRDHUP of Linux, which Python 3.7's select module does not name
 _POLL_ERRORS = sum(getattr(select, name, 0) for name in ("POLLERR", "POLLHUP", "POLLNVAL"))  # not on Windows
@@ -1661,8 +1690,7 @@ class Connection:
         start = _PRELUDE.pack(_MAGIC, len(text), length) + text
         try:
             if descriptors:
-                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-                start = start[self._stream.sendmsg([start], ancillary) :]
+                start = start[self._send_with(start, descriptors, deadline) :]
             self._send_all(memoryview(start), deadline)
             position = 0
             for item, entry in zip(arrays, listed):
@@ -1693,8 +1721,8 @@ class Connection:
             raise
         return header, payload, descriptors
 
-    def readable(self, seconds: float) -> bool:
-        """Whether something arrives, or the other side goes, within that time."""
+    def readable(self, seconds: float | None) -> bool:
+        """Whether something arrives, or the other side goes, within that time; None to wait for ever."""
         return bool(self._poll(select.POLLIN, seconds))
 
     def peer_gone(self, seconds: float) -> bool:
@@ -1710,14 +1738,22 @@ class Connection:
         """Give up this end."""
         self._stream.close()
 
-    def _poll(self, events: int, seconds: float) -> list[tuple[int, int]]:
+    def _poll(self, events: int, seconds: float | None) -> list[tuple[int, int]]:
         poller = select.poll()
         poller.register(self._stream.fileno(), events)
-        return poller.poll(max(0, seconds) * 1000)
+        return poller.poll(None if seconds is None else max(0, seconds) * 1000)
 
     def _await(self, events: int, deadline: float | None) -> None:
         if deadline is not None and not self._poll(events, deadline - time.monotonic()):
             raise DeadlineError("the other side took too long")
+
+    def _send_with(self, start: bytes, descriptors: Sequence[int], deadline: float | None) -> int:
+        """Send the beginning of a frame with descriptors; how many bytes went with them."""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        while True:
+            self._await(select.POLLOUT, deadline)
+            with contextlib.suppress(BlockingIOError):
+                return self._stream.sendmsg([start], ancillary, 0 if deadline is None else socket.MSG_DONTWAIT)
 
     def _send_all(self, view: memoryview, deadline: float | None) -> None:
         while view.nbytes:
@@ -1746,6 +1782,9 @@ class Connection:
         except OSError as error:
             _close_all(descriptors)
             raise EOFError(f"the connection broke: {error}") from error
+        except BaseException:
+            _close_all(descriptors)
+            raise
         return start + rest.tobytes(), descriptors
 
     def _receive_payload(self, count: int, deadline: float | None) -> Array:
@@ -1797,7 +1836,9 @@ def _check_start(start: bytes, max_header: int, max_payload: int) -> tuple[int, 
 
 def _header_from(text: bytes) -> Fields:
     try:
-        header = json.loads(text.decode("utf-8"), parse_int=_whole_number, parse_constant=_no_number)
+        header = json.loads(
+            text.decode("utf-8"), parse_int=_whole_number, parse_float=_fraction, parse_constant=_no_number
+        )
     except RecursionError:
         raise ProtocolError("a header that is nested too deeply") from None
     except ValueError as error:
@@ -1811,6 +1852,13 @@ def _whole_number(digits: str) -> int:
     if len(digits) > 40:  # reading long ones takes Python for ever
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{_shown(text)} is too large")
+    return value
 
 
 def _no_number(name: str) -> float:
@@ -1849,7 +1897,7 @@ def layout_of(arrays: Sequence[Array], start: int = 0) -> tuple[list[Fields], in
     for item in arrays:
         if item.dtype.name not in DATA_TYPES.values():
             raise DriverError("send", f"arrays of {item.dtype} do not travel", kind="spec")
-        offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+        offset = -(-end // ALIGNMENT) * ALIGNMENT
         listed.append({"dtype": item.dtype.name, "shape": list(item.shape), "offset": offset})
         end = offset + item.nbytes
     return listed, end
@@ -1905,8 +1953,31 @@ def _array_in(entry: _Entry, payload: Array, slots: dict[int, Array]) -> Array:
         raise ProtocolError(f"a bad array: {entry.dtype}{entry.shape}: {error}") from error
 
 
+_ADD_SEALS, _GET_SEALS = 1033, 1034  # F_ADD_SEALS and F_GET_SEALS of linux/fcntl.h, which Python 3.7 does not name
+_SEAL_SEAL, _SEAL_SIZE = 1, 2 | 4  # F_SEAL_SEAL; F_SEAL_SHRINK and F_SEAL_GROW
+
+
+def seal_size(descriptor: int) -> None:
+    """Have the kernel keep the size of shared memory: who touches what the other side has cut off is killed.
+
+    Raises:
+        OSError: this system does not do it, or not for this descriptor.
+    """
+    import fcntl
+
+    fcntl.fcntl(descriptor, _ADD_SEALS, _SEAL_SIZE | _SEAL_SEAL)
+
+
 def map_slot(descriptor: int, size: int) -> Array:
-    """Shared memory as bytes; it stays mapped as long as the array, or a view of it, lives."""
+    """Shared memory as bytes; it stays mapped as long as the array, or a view of it, lives.
+
+    Raises:
+        OSError, ValueError: it is smaller, it is no shared memory, or its size may change.
+    """
+    import fcntl
+
+    if fcntl.fcntl(descriptor, _GET_SEALS) & _SEAL_SIZE != _SEAL_SIZE:
+        raise ValueError("its size may change")
     return np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
 
 
@@ -1990,9 +2061,14 @@ class SocketChannel:
 
 def log_line(text: str) -> None:
     """Tell who serves; one line, whatever a stranger sent."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     with contextlib.suppress(OSError):
-        print(f"clipmlu worker: {printable[:400]}", file=sys.stderr, flush=True)
+        print(f"clipmlu worker: {printable(text, 400)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str, most: int) -> str:
+    """A text of somebody else as one line of at most so many characters."""
+    line = " ".join(text[: 4 * most].split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)[:most]
 
 
 # ---- the greeting ------------------------------------------------------------------------------------------------------
@@ -2080,7 +2156,7 @@ def send_greeting(
     connection.send(hello, deadline=deadline)
     answer, _payload, _none = connection.receive(deadline, MAX_HEADER, 0)
     if not answer.get("ok"):
-        raise GreetingError(f"the worker refuses: {' '.join(str(answer.get('error')).split())[:400]}")
+        raise GreetingError(f"the worker refuses: {printable(str(answer.get('error')), 400)}")
     if secret is not None and proved:
         proof = _proof(secret, "server", str(theirs["nonce"]), nonce)
         if not _same(proof, answer.get("proof")):
@@ -2306,7 +2382,7 @@ class Server:
                 self._strangers.make_room()
                 time.sleep(0.02)
             return
-        connection = Connection(stream)
+        connection = Connection(stream, takes_descriptors=False)
         host = str(address[0]) if self._kind == "tcp" else ""
         self._strangers.enter(connection, host)
         try:
@@ -2355,7 +2431,7 @@ class Server:
         try:
             accept_greeting(connection, self._secret, admit)
             self._run_child(connection, worker)
-        except (GreetingError, ProtocolError, DeadlineError, EOFError) as error:
+        except (GreetingError, ProtocolError, DeadlineError, EOFError, OSError) as error:
             log_line(f"refused a client{' of ' if host else ''}{host}: {error}")
         finally:
             self._strangers.leave(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import queue
@@ -9,18 +10,23 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.driver import (
+    LOG_TAIL,
+    MAX_NAME,
     Connection,
     DeadlineError,
+    DriverError,
     GreetingError,
     LogTail,
     ProtocolError,
     describe_exit,
     digest_of,
     parse_address,
+    printable,
     read_secret,
     send_greeting,
     start_child,
@@ -31,6 +37,7 @@ from clipmlu.errors import BackendUnavailableError
 
 Frame = tuple[Fields, Array]
 GRACE_SECONDS = 5.0
+_LOG_WIDTH = 400
 
 
 class LostError(Exception):
@@ -91,8 +98,9 @@ class Link:
             self._connection.close()
             raise
         name = answer.get("worker")
-        self.name: str | None = name if isinstance(name, str) else None
+        self.name: str | None = name if isinstance(name, str) and len(name) <= MAX_NAME else None
         self.previous = _ending_from(answer.get("previous"))
+        self._awaited: collections.deque[int] = collections.deque()
         self._reader = threading.Thread(target=self._read, name="clipmlu-worker-reader", daemon=True)
         self._reader.start()
 
@@ -101,16 +109,31 @@ class Link:
         """Whether memory can be shared with it."""
         return self._connection.passes_descriptors
 
-    def send(self, fields: Fields, arrays: list[Array], deadline: float, descriptors: tuple[int, ...] = ()) -> None:
-        """Send one request.
+    def ask(self, fields: Fields, arrays: list[Array], deadline: float, most_bytes: int) -> None:
+        """Send one request that is answered.
+
+        Args:
+            fields: the header.
+            arrays: the payload.
+            deadline: when to give up sending.
+            most_bytes: payload of the answer; a larger one ends the connection before memory is taken for it.
 
         Raises:
             LostError: the worker is gone, or does not take it in time.
         """
+        self._awaited.append(most_bytes)
+        self.tell(fields, arrays, deadline)
+
+    def tell(self, fields: Fields, arrays: Sequence[Array], deadline: float, descriptors: tuple[int, ...] = ()) -> None:
+        """Send one request that is not answered; see ``ask``."""
         try:
             self._connection.send(fields, arrays, descriptors, deadline)
         except (EOFError, DeadlineError) as error:
             raise LostError(str(error)) from error
+
+    def abort(self) -> None:
+        """End the connection, also for a thread that is sending."""
+        self._connection.abort()
 
     def stop(self, patience: float) -> Ending:
         """End the connection, and the process if it was started here.
@@ -176,9 +199,16 @@ class Link:
             raise LostError(f"it does not greet: {error} ({ending.exit}{log})") from error
 
     def _read(self) -> None:
+        """Take one answer for each request, and no more than it may hold, however fast the other side sends."""
         try:
-            while True:
-                header, payload, _descriptors = self._connection.receive()
+            while self._connection.readable(None):
+                most = self._awaited.popleft() if self._awaited else None
+                header, payload, _descriptors = self._connection.receive(max_payload=most or 0)
+                if "error" in header and header.get("id") is None:
+                    error = DriverError.from_json(header["error"])
+                    raise EOFError(f"it ended the connection: {error.status}")
+                if most is None:
+                    raise ProtocolError("an answer to nothing that was asked")
                 self._events.put(Event(self.number, (header, payload), ""))
         except ProtocolError as error:
             self._events.put(Event(self.number, None, f"it sent garbage: {error}"))
@@ -226,4 +256,8 @@ def _connect(options: WorkerOptions) -> Connection:
 
 
 def _ending_from(value: Any) -> Ending | None:
-    return Ending(str(value.get("exit")), str(value.get("log"))) if isinstance(value, dict) else None
+    """How the former worker ended, as the one that replaces it tells; None when it does not say."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("exit", "log")):
+        return None
+    lines = [printable(line, _LOG_WIDTH) for line in value["log"][-LOG_TAIL:].splitlines()]
+    return Ending(printable(value["exit"], _LOG_WIDTH), "\n".join(lines))

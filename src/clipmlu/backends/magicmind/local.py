@@ -9,13 +9,13 @@ from concurrent.futures import Future
 from typing import Any
 
 from clipmlu.backends.base import Array
-from clipmlu.backends.magicmind.driver import DriverError, Request, Service, load_sdk, serve_requests
+from clipmlu.backends.magicmind.answers import Answer
+from clipmlu.backends.magicmind.driver import DriverError, ProtocolError, Request, Service, load_sdk, serve_requests
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Opened, OpenRequest, Result
 from clipmlu.errors import SessionError
 from clipmlu.lifetime import keep_when_forked
 
 _PATIENCE_SECONDS = 5.0
-Answer = Future[tuple[Fields, list[Array]]]
 
 
 class LocalPeer:
@@ -45,7 +45,7 @@ class LocalPeer:
     def open_session(self, request: OpenRequest) -> Opened:
         """Open a session."""
         opened = Opened(request)
-        opened.take(self._exchange(request.fields(str(request.model)), ())[0])
+        opened.take(self._exchange(request.fields(str(request.model)), ()))
         return opened
 
     def submit(self, opened: Opened, arrays: Sequence[Array]) -> Future[list[Array]]:
@@ -53,7 +53,7 @@ class LocalPeer:
         result: Future[list[Array]] = Future()
         result.set_running_or_notify_cancel()
         answer = self._channel.ask({"op": "run", "session": opened.number}, arrays)
-        answer.add_done_callback(lambda done: _pass_on(done, result, opened, len(arrays[0])))
+        answer.add_done_callback(lambda done: _pass_on(done, result, opened, arrays))
         return result
 
     def close_session(self, opened: Opened) -> None:
@@ -68,7 +68,7 @@ class LocalPeer:
     def on_fork(self) -> None:
         """Nothing: the SDK's objects stay with the thread that made them, which is not in the forked process."""
 
-    def _exchange(self, fields: Fields, arrays: Sequence[Array]) -> tuple[Fields, list[Array]]:
+    def _exchange(self, fields: Fields, arrays: Sequence[Array]) -> Answer:
         return self._channel.ask(fields, arrays).result()
 
 
@@ -76,14 +76,14 @@ class _Channel:
     """Requests and answers between the callers' threads and the driver's."""
 
     def __init__(self) -> None:
-        self._requests: queue.SimpleQueue[tuple[Request, Answer] | None] = queue.SimpleQueue()
-        self._answers: dict[int, Answer] = {}
+        self._requests: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
+        self._answers: dict[int, Future[Answer]] = {}
         self._lock = threading.Lock()
         self._open = True
 
-    def ask(self, fields: Fields, arrays: Sequence[Array]) -> Answer:
+    def ask(self, fields: Fields, arrays: Sequence[Array]) -> Future[Answer]:
         """Queue a request."""
-        answer: Answer = Future()
+        answer: Future[Answer] = Future()
         answer.set_running_or_notify_cancel()
         with self._lock:
             if not self._open:
@@ -116,14 +116,17 @@ class _Channel:
         if "error" in fields:
             answer.set_exception(DriverError.from_json(fields["error"]))
         else:
-            answer.set_result((fields, list(arrays)))
+            answer.set_result(Answer(str(request.fields["op"]), fields, list(arrays)))
 
 
-def _pass_on(done: Answer, result: Future[list[Array]], opened: Opened, rows: int) -> None:
+def _pass_on(done: Future[Answer], result: Future[list[Array]], opened: Opened, batch: Sequence[Array]) -> None:
     error = done.exception()
     if error is not None:
         result.set_exception(error)
+        return
+    try:
+        results = opened.results(done.result(), batch)
+    except ProtocolError as wrong:
+        result.set_exception(SessionError(f"MagicMind answered a batch wrongly: {wrong}."))
     else:
-        fields, arrays = done.result()
-        opened.count(fields, rows)
-        result.set_result(arrays)
+        result.set_result(results)

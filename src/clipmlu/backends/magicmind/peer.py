@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from clipmlu.backends.base import Array
-from clipmlu.backends.magicmind.driver import CHUNK, DriverError, digest_of
+from clipmlu.backends.magicmind.answers import Answer, HaveFacts, OpenedFacts
+from clipmlu.backends.magicmind.driver import ALIGNMENT, CHUNK, MAX_PAYLOAD, DriverError, ProtocolError, digest_of
+from clipmlu.bundle import Tower
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, DeviceError, ShapeError
 from clipmlu.stages import DEVICE_STAGES, StageClock
 
 Result = TypeVar("Result")
 Fields = dict[str, Any]
-Exchange = Callable[[Fields, Sequence[Array]], tuple[Fields, list[Array]]]
+Exchange = Callable[[Fields, Sequence[Array]], Answer]
 """Sends one request and waits for its answer; raises DriverError when it is an error."""
 
 
@@ -36,6 +41,7 @@ class OpenRequest:
 
     Attributes:
         model: the model file.
+        tower: its inputs and outputs, in its order.
         ranges: for each input, the smallest and the largest shape.
         device: index of the card.
         depth: batches in flight.
@@ -43,6 +49,7 @@ class OpenRequest:
     """
 
     model: Path
+    tower: Tower
     ranges: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     device: int = 0
     depth: int = 2
@@ -53,6 +60,17 @@ class OpenRequest:
         ranges = [[list(low), list(high)] for low, high in self.ranges]
         return {"op": "open", "model": model, "ranges": ranges, "device": self.device, "depth": self.depth}
 
+    def result_shapes(self, batch: Sequence[Array]) -> list[list[int | None]]:
+        """The shape of each output for a batch; None is a size that the inputs do not tell."""
+        sizes: dict[str, int] = {}
+        for spec, array in zip(self.tower.inputs, batch, strict=False):
+            sizes.update(
+                {axis: size for axis, size in zip(spec.shape, array.shape, strict=False) if isinstance(axis, str)}
+            )
+        return [
+            [sizes.get(axis) if isinstance(axis, str) else axis for axis in spec.shape] for spec in self.tower.outputs
+        ]
+
 
 class Opened:
     """An open session.
@@ -60,34 +78,67 @@ class Opened:
     Attributes:
         request: what was asked for.
         number: the driver's name for it; changes when a worker is started again.
-        facts: what the driver told: ``inputs``, ``outputs``, ``depth``, ``warnings``.
+        facts: what the driver told.
         clock: what its batches took on the card, by stage.
     """
 
     def __init__(self, request: OpenRequest) -> None:
         self.request = request
         self.number = 0
-        self.facts: Fields = {}
         self.clock = StageClock()
+        self._facts: OpenedFacts | None = None
 
-    def take(self, facts: Fields) -> None:
-        """Note the driver's answer."""
-        self.number = int(facts["session"])
-        self.facts = facts
+    @property
+    def facts(self) -> OpenedFacts:
+        """What the driver told when it opened the session."""
+        assert self._facts is not None, "it was opened"
+        return self._facts
 
-    def count(self, answer: Fields, rows: int) -> None:
-        """Note what a batch took, where the driver tells: one of an earlier version does not.
+    def take(self, answer: Answer) -> None:
+        """Note the driver's answer, the first one or that of a worker that replaces another.
 
-        Args:
-            answer: the header of its answer.
-            rows: rows of the batch.
+        Raises:
+            ProtocolError: it is not as expected.
         """
-        times = answer.get("times")
-        if isinstance(times, dict):
-            spent = {
-                stage: float(times[stage]) for stage in DEVICE_STAGES if isinstance(times.get(stage), (int, float))
-            }
-            self.clock.add(spent, rows)
+        facts = answer.read(OpenedFacts)
+        if self._facts is not None and (facts.inputs, facts.outputs) != (self._facts.inputs, self._facts.outputs):
+            raise ProtocolError("the model has other inputs or outputs than before")
+        self.number = facts.session
+        self._facts = facts
+
+    def most_bytes(self, batch: Sequence[Array]) -> int:
+        """How much memory the results of a batch may take on the wire."""
+        total = 0
+        for shape, port in zip(self.request.result_shapes(batch), self.facts.outputs, strict=False):
+            sizes = [MAX_PAYLOAD if size is None else size for size in shape]
+            total += math.prod(sizes) * np.dtype(port.dtype).itemsize + ALIGNMENT
+        return min(total, MAX_PAYLOAD)
+
+    def results(self, answer: Answer, batch: Sequence[Array]) -> list[Array]:
+        """The results of a batch; also counts what it took.
+
+        Raises:
+            ProtocolError: they are not of the model's types and of the shapes that belong to the batch.
+        """
+        facts, results = answer.batch()
+        wanted = list(zip([port.dtype for port in self.facts.outputs], self.request.result_shapes(batch), strict=False))
+        if len(results) != len(wanted) or not all(_is_of(*each) for each in zip(results, wanted, strict=True)):
+            found = [(each.dtype.name, list(each.shape)) for each in results]
+            raise ProtocolError(f"the results are {_texts(found)}; expected {_texts(wanted)}")
+        spent = {stage: facts.times[stage] for stage in DEVICE_STAGES if stage in facts.times}
+        self.clock.add(spent, len(batch[0]))
+        return results
+
+
+def _is_of(result: Array, wanted: tuple[str, list[int | None]]) -> bool:
+    dtype, shape = wanted
+    sizes_fit = all(want in (None, size) for want, size in zip(shape, result.shape, strict=False))
+    return result.dtype.name == dtype and result.ndim == len(shape) and sizes_fit
+
+
+def _texts(arrays: Sequence[tuple[str, Sequence[int | None]]]) -> str:
+    each = [f"{dtype} [{', '.join('any' if size is None else str(size) for size in shape)}]" for dtype, shape in arrays]
+    return ", ".join(each[:8]) or "nothing"
 
 
 class Peer(Protocol):
@@ -118,8 +169,8 @@ class Peer(Protocol):
 def send_file(exchange: Exchange, path: Path) -> str:
     """Make a file available to a driver that may not see ours; returns what it is called there."""
     size, digest = path.stat().st_size, digest_of(str(path))
-    answer, _ = exchange({"op": "have", "path": str(path.resolve()), "size": size, "sha256": digest}, ())
-    if answer.get("have"):
+    answer = exchange({"op": "have", "path": str(path.resolve()), "size": size, "sha256": digest}, ())
+    if answer.read(HaveFacts).have:
         return str(path.resolve())
     name = f"{digest[:16]}-{path.name}"
     upload_file(exchange, path, name)
@@ -128,12 +179,10 @@ def send_file(exchange: Exchange, path: Path) -> str:
 
 def upload_file(exchange: Exchange, path: Path, name: str) -> None:
     """Send a file piece by piece; it is ``upload:<name>`` there."""
-    import numpy as np
-
     offset = 0
     with path.open("rb") as stream:
         while (piece := stream.read(CHUNK)) or not offset:
-            exchange({"op": "put", "name": name, "offset": offset}, [np.frombuffer(piece, np.uint8)])
+            exchange({"op": "put", "name": name, "offset": offset}, [np.frombuffer(piece, np.uint8)]).nothing()
             offset += len(piece)
             if not piece:
                 break
@@ -143,16 +192,15 @@ def fetch_file(exchange: Exchange, remote: str, path: Path, size: int) -> None:
     """Get a file piece by piece.
 
     Raises:
-        DriverError: it is not as long as announced.
+        ProtocolError: a piece is not as long as it must be.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as stream:
             while stream.tell() < size:
-                _, (piece,) = exchange({"op": "get", "path": remote, "offset": stream.tell()}, ())
-                if not piece.size:
-                    raise DriverError("get", f"'{remote}' ends at {stream.tell()} of {size} bytes", kind="unexpected")
-                stream.write(piece.tobytes())
+                rest = size - stream.tell()
+                answer = exchange({"op": "get", "path": remote, "offset": stream.tell()}, ())
+                stream.write(answer.piece(min(CHUNK, rest), rest))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import numpy as np
+
 from clipmlu.backends.base import Array, Feeds, Session
 from clipmlu.backends.magicmind.building import check_sdk
 from clipmlu.backends.magicmind.driver import DriverError
@@ -37,7 +39,7 @@ class MagicMindSession(Session):
         self._peer = peer
         try:
             self._opened = peer.open_session(request)
-            check_sdk(bool(self._opened.facts.get("emulated")), request.emulated)
+            check_sdk(self._opened.facts.emulated, request.emulated)
             self._check_ports(tower)
         except DriverError as error:
             release()
@@ -46,7 +48,7 @@ class MagicMindSession(Session):
             release()
             raise
         self.clock = self._opened.clock
-        self.warnings: list[str] = list(self._opened.facts.get("warnings", ()))
+        self.warnings: list[str] = [str(each) for each in self._opened.facts.warnings]
         self._let_go = weakref.finalize(self, _let_go_later, peer, self._opened, release)
         self._let_go.atexit = False  # the worker ends with this process
 
@@ -76,12 +78,19 @@ class MagicMindSession(Session):
 
     def _check_ports(self, tower: Tower) -> None:
         facts = self._opened.facts
-        found = (len(facts["inputs"]), len(facts["outputs"]))
+        found = (len(facts.inputs), len(facts.outputs))
         if found != (len(tower.inputs), len(tower.outputs)):
             raise BundleCorruptError(
                 f"{self._label}: the model file has {found[0]} inputs and {found[1]} outputs; "
                 f"the manifest says {len(tower.inputs)} and {len(tower.outputs)}. Compile the bundle again."
             )
+        ports = zip((*facts.inputs, *facts.outputs), (*tower.inputs, *tower.outputs), strict=True)
+        for port, spec in ports:
+            if np.dtype(port.dtype).kind != np.dtype(spec.dtype).kind:  # floats and integers may be narrower there
+                raise BundleCorruptError(
+                    f"{self._label}: the model file has '{spec.name}' as {port.dtype}; the manifest says {spec.dtype}. "
+                    "Compile the bundle again."
+                )
 
 
 def _let_go(peer: Peer, opened: Opened, release: Callable[[], None]) -> None:

@@ -1,7 +1,12 @@
-"""Shared memory between this process and a worker: anonymous, so that nothing can be left behind."""
+"""Shared memory between this process and one worker: anonymous, so that nothing can be left behind.
+
+Its size is sealed, since a process that touches memory that another has cut off is killed. It is never passed to a second
+worker: the first one may still write into it.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Sequence
@@ -9,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipmlu.backends.base import Array
-from clipmlu.backends.magicmind.driver import arrays_in, layout_of, map_slot
+from clipmlu.backends.magicmind.driver import arrays_in, layout_of, map_slot, seal_size
 from clipmlu.backends.magicmind.peer import Fields
 
 _LEAST_BYTES = 1 << 20
@@ -17,9 +22,16 @@ _PAGE = 1 << 16
 _numbers = itertools.count(1)
 
 
+@functools.cache
 def can_share() -> bool:
-    """Whether this system has memory that is passed by descriptor."""
-    return hasattr(os, "memfd_create")
+    """Whether this system has memory that is passed by descriptor, and whose size the other side cannot change."""
+    if not hasattr(os, "memfd_create"):
+        return False
+    try:
+        Slot(0).close()
+    except OSError:  # a kernel that does not seal
+        return False
+    return True
 
 
 class Slot:
@@ -29,16 +41,19 @@ class Slot:
         number: its name on the wire.
         size: bytes.
         descriptor: what is passed to the worker.
-        known_to: the connection that has it.
     """
 
     def __init__(self, size: int) -> None:
         self.number = next(_numbers)
         self.size = -(-max(size, _LEAST_BYTES) // _PAGE) * _PAGE
-        self.descriptor = os.memfd_create("clipmlu-batch", os.MFD_CLOEXEC)
-        os.ftruncate(self.descriptor, self.size)
-        self.known_to = 0
-        self._memory: Array = map_slot(self.descriptor, self.size)
+        self.descriptor = os.memfd_create("clipmlu-batch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, self.size)
+            seal_size(self.descriptor)
+            self._memory: Array = map_slot(self.descriptor, self.size)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
         self._listed: list[Fields] = []
         self._end = 0
 

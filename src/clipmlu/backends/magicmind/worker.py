@@ -22,7 +22,8 @@ from typing import Any, cast
 import numpy as np
 
 from clipmlu.backends.base import Array
-from clipmlu.backends.magicmind.driver import DriverError, ProtocolError, arrays_in
+from clipmlu.backends.magicmind.answers import Answer, TokenFacts
+from clipmlu.backends.magicmind.driver import CHUNK, DriverError, ProtocolError, arrays_in, printable
 from clipmlu.backends.magicmind.link import GRACE_SECONDS, Ending, Event, Frame, Link, LostError
 from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Opened, OpenRequest, Result, send_file
@@ -33,6 +34,8 @@ from clipmlu.lifetime import keep_when_forked
 _AHEAD = 1  # batches that wait in the worker while as many as the card takes are on it
 _ROOM_FOR_RESULTS = 1 << 20
 _HASTY_SECONDS = 0.5
+_SLOW = ("open", "build")
+"""Operations that take as long as they are given; any other one is answered within the time for a batch."""
 _WORTH_A_RESTART = ("device_lost", "not_finite")
 
 
@@ -132,7 +135,7 @@ class WorkerClient:
         def action(exchange: Exchange) -> None:
             if opened in self._sessions:
                 self._sessions.remove(opened)
-                exchange({"op": "close", "session": opened.number}, ())
+                exchange({"op": "close", "session": opened.number}, ()).nothing()
 
         self._enqueue(_Job(action=action, seconds=self.options.open_seconds))
 
@@ -141,6 +144,9 @@ class WorkerClient:
         with self._entrance:
             self._closed.set()
             self._events.put(None)
+        self._pump_thread.join(_HASTY_SECONDS)
+        if self._pump_thread.is_alive() and self._link is not None:
+            self._link.abort()  # the pump is sending to a worker that does not read
         self._pump_thread.join()
 
     def on_fork(self) -> None:
@@ -165,6 +171,8 @@ class WorkerClient:
                     self._step()
             except LostError as lost:
                 self._recover(str(lost))
+            except ProtocolError as error:
+                self._recover(f"it sent garbage: {error}")
             except ClipmluError as error:
                 self._fail_all(error)
             except Exception as error:  # a bug of ours must not leave callers waiting for ever
@@ -210,7 +218,7 @@ class WorkerClient:
         self._drop_link(GRACE_SECONDS)  # it was idle for long; the next request starts another
 
     def _window(self, opened: Opened) -> int:
-        return int(opened.facts.get("depth", 1)) + _AHEAD
+        return opened.facts.depth + _AHEAD
 
     def _send_run(self, link: Link, job: _Job) -> None:
         assert job.opened is not None, "the caller looked"
@@ -219,86 +227,73 @@ class WorkerClient:
         job.id = next(self._request_ids)
         fields: Fields = {"op": "run", "id": job.id, "session": job.opened.number}
         deadline = time.monotonic() + job.seconds
+        most_bytes = job.opened.most_bytes(job.arrays)
         if not self._shares_memory:
-            link.send(fields, list(job.arrays), deadline)
+            link.ask(fields, list(job.arrays), deadline, most_bytes)
             return
-        if job.slot is None:
-            job.slot = self._slot_for(job)
-            job.slot.fill(job.arrays)
-        if job.slot.known_to != link.number:
-            self._share(link, job.slot, deadline)
-        link.send({**fields, **job.slot.request()}, [], deadline)
+        job.slot = self._slot_for(link, job, deadline)
+        job.slot.fill(job.arrays)
+        link.ask({**fields, **job.slot.request()}, [], deadline, most_bytes)
 
-    def _slot_for(self, job: _Job) -> Slot:
+    def _slot_for(self, link: Link, job: _Job, deadline: float) -> Slot:
         size = sum(array.nbytes + 64 for array in job.arrays) + _ROOM_FOR_RESULTS
         for slot in self._slots:
             if slot.size >= size:
                 self._slots.remove(slot)
                 return slot
         while self._slots:  # all too small: the batches have grown
-            self._forget_slot(self._slots.pop())
-        return Slot(size)
+            slot = self._slots.pop()
+            slot.close()
+            link.tell({"op": "unshare", "slot": slot.number}, [], deadline)
+        return self._shared(link, Slot(size), deadline)
 
-    def _forget_slot(self, slot: Slot) -> None:
-        if self._link is not None and slot.known_to == self._link.number:
-            deadline = time.monotonic() + self.options.start_seconds
-            self._link.send({"op": "unshare", "slot": slot.number}, [], deadline)
-        slot.close()
-
-    def _share(self, link: Link, slot: Slot, deadline: float) -> None:
-        fields = {"op": "share", "slot": slot.number, "size": slot.size}
-        link.send(fields, [], deadline, (slot.descriptor,))
-        slot.known_to = link.number
+    @staticmethod
+    def _shared(link: Link, slot: Slot, deadline: float) -> Slot:
+        """The slot, passed to the worker."""
+        try:
+            link.tell({"op": "share", "slot": slot.number, "size": slot.size}, [], deadline, (slot.descriptor,))
+        except BaseException:
+            slot.close()
+            raise
+        return slot
 
     def _settle(self, frame: Frame) -> None:
         """An answer to the oldest batch in flight."""
         header, payload = frame
         job = self._in_flight[0]
-        results, error = self._read_answer(job, header, payload)
+        results, error = self._read_results(job, header, payload)
         if error is not None and error.kind in _WORTH_A_RESTART and error.kind not in job.restarted_for:
             if error.kind == "not_finite":  # once: a graph that overflows does so in every process
                 job.restarted_for.add(error.kind)
             raise LostError(str(error))
         self._in_flight.popleft()
         self._waiting_since = time.monotonic()
-        if error is None and job.opened is not None:
-            job.opened.count(header, len(job.arrays[0]))
         self._free_slot(job)
+        job.arrays = ()
         self._failures.clear()
         if error is not None:
             job.future.set_exception(error)
         else:
             job.future.set_result(results)
 
-    def _read_answer(self, job: _Job, header: Fields, payload: Array) -> tuple[list[Array], DriverError | None]:
-        if header.get("id") != job.id:
-            raise LostError(f"it sent garbage: an answer to request {header.get('id')} instead of {job.id}")
-        if "error" in header:
-            return [], _driver_error(header)
-        try:
-            if job.slot is not None:
-                results = job.slot.results(header, payload)
-            else:
-                results = [np.array(view) for view in arrays_in(header, payload, {})]
-        except ProtocolError as error:
-            raise LostError(f"it sent garbage: {error}") from error
+    def _read_results(self, job: _Job, header: Fields, payload: Array) -> tuple[list[Array], DriverError | None]:
         assert job.opened is not None, "only batches are settled"
-        expected = [port["dtype"] for port in job.opened.facts["outputs"]]
-        if [result.dtype.name for result in results] != expected:
-            raise LostError(f"it sent garbage: outputs {[str(each.dtype) for each in results]} instead of {expected}")
-        return results, None
+        try:
+            answer = _answer_to("run", job.id, header, payload, job.slot)
+        except DriverError as error:
+            return [], error
+        return job.opened.results(answer, job.arrays), None
 
     def _free_slot(self, job: _Job) -> None:
         if job.slot is not None:
             self._slots.append(job.slot)
             job.slot = None
-        job.arrays = ()
 
     def _perform(self, job: _Job) -> None:
         assert job.action is not None, "the caller looked"
         try:
             result = job.action(lambda fields, arrays: self._exchange(fields, arrays, job.seconds))
-        except LostError:
+        except (LostError, ProtocolError):
             self._backlog.appendleft(job)
             raise
         except DriverError as error:
@@ -312,29 +307,23 @@ class WorkerClient:
             self._failures.clear()
             job.future.set_result(result)
 
-    def _exchange(self, fields: Fields, arrays: Sequence[Array], seconds: float) -> tuple[Fields, list[Array]]:
+    def _exchange(self, fields: Fields, arrays: Sequence[Array], seconds: float) -> Answer:
         """One request and its answer, while nothing else is in flight."""
         link = self._link
         assert link is not None, "actions run on a connection"
-        number = next(self._request_ids)
+        number, operation = next(self._request_ids), str(fields["op"])
+        if operation not in _SLOW:
+            seconds = min(seconds, self.options.run_seconds)
         deadline = time.monotonic() + seconds
-        link.send({**fields, "id": number}, list(arrays), deadline)
+        link.ask({**fields, "id": number}, list(arrays), deadline, CHUNK if operation == "get" else 0)
         while not self._frames:
             if self._closed.is_set():
                 raise SessionError("The session was closed.")
             if not self._take(deadline - time.monotonic()):
-                raise LostError(f"no answer to '{fields.get('op')}' within {seconds:g} s")
+                raise LostError(f"no answer to '{operation}' within {seconds:g} s")
             if self._link is not link:
                 raise LostError("it ended")
-        header, payload = self._frames.popleft()
-        if header.get("id") != number:
-            raise LostError(f"it sent garbage: an answer to request {header.get('id')} instead of {number}")
-        if "error" in header:
-            raise _driver_error(header)
-        try:
-            return header, arrays_in(header, payload, {})
-        except ProtocolError as error:
-            raise LostError(f"it sent garbage: {error}") from error
+        return _answer_to(operation, number, *self._frames.popleft())
 
     # ---- connections
 
@@ -352,19 +341,19 @@ class WorkerClient:
         """Whether what is written into a slot here is read there."""
         if not self.options.shared_memory or not can_share() or not link.passes_descriptors:
             return False
-        slot, token = Slot(0), os.urandom(16)
+        token = os.urandom(16)
+        slot = self._shared(link, Slot(0), time.monotonic() + self.options.start_seconds)
         try:
             slot.fill([np.frombuffer(token, np.uint8)])
-            self._share(link, slot, time.monotonic() + self.options.start_seconds)
             with contextlib.suppress(DriverError):
-                answer, _ = self._exchange({"op": "check_slot", **slot.request()}, (), self.options.start_seconds)
-                return bool(answer.get("token") == token.hex())
+                answer = self._exchange({"op": "check_slot", **slot.request()}, (), self.options.start_seconds)
+                return answer.read(TokenFacts).token == token.hex()
             return False
         finally:
             slot.close()
 
     def _reopen(self, opened: Opened) -> None:
-        def exchange(fields: Fields, arrays: Sequence[Array]) -> tuple[Fields, list[Array]]:
+        def exchange(fields: Fields, arrays: Sequence[Array]) -> Answer:
             return self._exchange(fields, arrays, self.options.open_seconds)
 
         try:
@@ -375,11 +364,15 @@ class WorkerClient:
     def _open(self, exchange: Exchange, opened: Opened) -> None:
         model = opened.request.model
         path = str(model) if self.shares_files else send_file(exchange, model)
-        opened.take(exchange(opened.request.fields(path), ())[0])
+        opened.take(exchange(opened.request.fields(path), ()))
 
     def _drop_link(self, patience: float) -> Ending:
         link, self._link = self._link, None
         self._frames.clear()
+        for job in self._in_flight:
+            self._free_slot(job)
+        while self._slots:
+            self._slots.pop().close()
         return link.stop(patience) if link is not None else Ending("", "")
 
     def _note_previous(self, ending: Ending | None) -> None:
@@ -421,7 +414,7 @@ class WorkerClient:
         self._in_flight.clear()
         self._backlog.clear()
         for job in jobs:
-            self._free_slot(job)
+            job.arrays = ()
             job.future.set_exception(error)
 
     def _shut_down(self) -> None:
@@ -433,12 +426,22 @@ class WorkerClient:
         # Whoever closes with batches in flight was interrupted, perhaps because the worker hangs.
         self._drop_link(_HASTY_SECONDS if self._in_flight else GRACE_SECONDS)
         self._fail_all(SessionError("The session was closed."))
-        while self._slots:
-            self._slots.pop().close()
 
 
-def _driver_error(header: Fields) -> DriverError:
-    error = header["error"]
-    if not isinstance(error, dict):
-        raise LostError("it sent garbage: an error that is no object")
-    return DriverError.from_json(error)
+def _answer_to(operation: str, number: int, header: Fields, payload: Array, slot: Slot | None = None) -> Answer:
+    """The answer in a frame; its arrays are copies, and do not keep the frame.
+
+    Raises:
+        ProtocolError: it answers something else, or is no answer.
+        DriverError: the answer is that it failed.
+    """
+    if header.get("id") != number or isinstance(header["id"], (bool, float)):
+        raise ProtocolError(f"an answer to request {printable(repr(header.get('id')), 20)} instead of {number}")
+    if "error" in header:
+        raise DriverError.from_json(header["error"])
+    arrays = (
+        slot.results(header, payload)
+        if slot is not None
+        else [np.array(each) for each in arrays_in(header, payload, {})]
+    )
+    return Answer(operation, header, arrays)
