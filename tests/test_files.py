@@ -204,6 +204,37 @@ def test_dead_owner_is_swept_up_by_whoever_writes_next(tmp_path: Path, content: 
     assert _names(tmp_path) == ["a"]
 
 
+def test_what_a_kill_moved_aside_is_back_before_its_place_is_taken_for_free(tmp_path: Path) -> None:
+    dead = tmp_path / ".clipmlu-0123456789abcdef.tmp"
+    dead.mkdir()
+    for name, text in {"lock": "", "targets.json": '["a"]', "old-0": "old", "new-0": "new"}.items():
+        (dead / name).write_text(text)
+    with pytest.raises(OutputExistsError):
+        check_file_free(tmp_path / "a", overwrite=False)
+    assert ((tmp_path / "a").read_text(), _names(tmp_path)) == ("new", ["a"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_file_system_without_locks_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    write_file(tmp_path / "a", b"1", overwrite=False)
+    assert _names(tmp_path) == ["a"]
+
+
+def test_lock_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_file(tmp_path / "a", b"1", overwrite=False)
+
+
 def test_what_another_host_makes_is_left_alone_for_a_day(tmp_path: Path) -> None:
     other = tmp_path / ".clipmlu-0123456789abcdef.tmp"
     other.mkdir()

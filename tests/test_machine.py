@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipmlu import _machine
+from clipmlu.errors import OptionError
 
 
 def _quota(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
@@ -39,3 +40,28 @@ def test_quota_of_the_container_counts(
     _quota(tmp_path, monkeypatch, files)
     assert _machine.available_cpus() == expected
     assert _machine.limited_cpus() == (expected if expected < 16 else 0)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"meminfo": "MemTotal: 9 kB\nMemAvailable:       4 kB\n"}, 4096),
+        ({"meminfo": "MemAvailable: 4 kB\n", "memory.max": "max\n", "memory.current": "9000\n"}, 4096),
+        ({"meminfo": "MemAvailable: 4 kB\n", "memory.max": "3000\n", "memory.current": "1000\n"}, 2000),
+        ({"meminfo": "MemAvailable: 4 kB\n", "memory.max": "3000\n", "memory.current": "3500\n"}, 0),
+        ({"meminfo": "MemAvailable: 4 kB\n", "memory.max": "90000\n", "memory.current": "1000\n"}, 4096),
+    ],
+)
+def test_work_beyond_the_memory_of_system_and_container_is_refused(
+    files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _quota(tmp_path, monkeypatch, files)
+    monkeypatch.setattr(_machine, "_MEMINFO", tmp_path / "meminfo")
+    assert _machine.available_memory() == expected
+    if expected is None:
+        _machine.check_memory(1 << 62, "batches")
+    else:
+        _machine.check_memory(expected, "batches")
+        with pytest.raises(OptionError, match=r"batches need .* choose a smaller --batch-size"):
+            _machine.check_memory(expected + 1, "batches")

@@ -107,6 +107,15 @@ def test_header_that_cannot_be_right_is_refused(saved: Path, encoder: Encoder, f
         encoder.load_classifier(saved)
 
 
+def test_embeddings_of_another_file_are_refused(saved: Path, encoder: Encoder) -> None:
+    header, rows = _parts(saved)
+    text = json.dumps(header).encode()
+    with saved.open("wb") as stream:
+        np.savez(stream, header=np.frombuffer(text, np.uint8), class_embeddings=rows[::-1].copy())
+    with pytest.raises(InputError, match=r"three\.clf' is damaged: its embeddings do not match their digest"):
+        encoder.load_classifier(saved)
+
+
 def test_deep_nesting_in_the_header_is_one_line(saved: Path, encoder: Encoder) -> None:
     _write(saved, b'{"tool_versions": ' + b"[" * 100_000, _parts(saved)[1])
     with pytest.raises(InputError, match=r"three\.clf"):

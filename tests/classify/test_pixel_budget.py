@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -43,6 +43,29 @@ def test_threads_together_stay_below_the_budget_and_all_get_their_turn() -> None
         list(pool.map(hold, sizes, timeout=60))
     assert 0 < most[0] <= budget.pixels
     assert budget.take(budget.pixels) == budget.pixels, "everything came back"
+
+
+def test_large_image_waits_until_there_is_room() -> None:
+    budget = PixelBudget(1)
+    first, second = Turn(budget), Turn(budget)
+    first.reserve(budget.pixels - pixel_budget.FREE_PIXELS)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(second.reserve, pixel_budget.FREE_PIXELS + 1)
+        assert wait([waiting], timeout=0.05).not_done
+        first.end()
+        waiting.result(timeout=60)
+
+
+@pytest.mark.parametrize(("pixels", "returned"), [(24_000_000, 0), (24_000_001, 1)])
+def test_memory_of_more_than_a_photo_goes_back_to_the_system(
+    monkeypatch: pytest.MonkeyPatch, pixels: int, returned: int
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(pixel_budget, "_find_trim", lambda: calls.append)
+    turn = Turn(PixelBudget(1))
+    turn.reserve(pixels)
+    turn.end()
+    assert len(calls) == returned
 
 
 def test_small_images_never_wait() -> None:

@@ -26,7 +26,11 @@ INT8 = CompileOptions(
 
 
 def reused(exported: ExportedBundle, path: Path, options: CompileOptions) -> bool:
-    return reusable_compilation(exported, path, plan_compilation(options), options, lambda _note: None) is not None
+    """Whether it is, and that the reason is said where it is not."""
+    notes: list[str] = []
+    same = reusable_compilation(exported, path, plan_compilation(options), options, notes.append) is not None
+    assert [note.partition(":")[0] for note in notes] == ([] if same else [f"not reusing {path}"])
+    return same
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_every_known_shape_gives_the_names_alone(tmp_path: Path, content: str) -
         ("snake_case\ncat\n", ("snake_case", "cat")),
         ("class 1 truck\nclass 2 truck\n", ("class 1 truck", "class 2 truck")),
         ("3D printer\n2D barcode\n", ("3D printer", "2D barcode")),
+        ("n01440764 0 tench\nn02966193 1 kit\nn03126707 crane\n", ("0 tench", "1 kit", "crane")),
     ],
 )
 def test_names_that_only_look_like_a_shape_stay_as_they_are(
@@ -124,6 +125,7 @@ def test_names_that_only_look_like_a_shape_stay_as_they_are(
         ("猫\n狗\n金鱼\n".encode("gb18030"), r"byte 0xb9 in line 2; it is probably GB18030 \(or GBK\)"),
         ("cat\ncafé\n".encode("latin-1"), "byte 0xe9 in line 2; it is probably CP1252"),
         (b"cat\0dog\n\0\0\1x", "holds zero bytes"),
+        (b"cat\n\xff\xfe\xff", "it is probably no text at all, or damaged. Expected a UTF-8 text file"),
         (b"PK\x03\x04 and so on", "is a ZIP archive"),
         (b"<!DOCTYPE html>\n<html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
