@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
-from onnx.shape_inference import InferenceError, infer_node_outputs
+from onnx.shape_inference import infer_node_outputs
 
 from clipmlu.compile.lowering.nodes import Array, attribute, describe
 from clipmlu.errors import CompileError
@@ -31,11 +32,10 @@ _NEVER_EVALUATED = frozenset(
 )
 _LARGEST_DATA = 4096  # elements of a tensor whose value may decide a shape
 _LARGEST_RESULT = 1 << 24  # elements of a result that is computed ahead
+_LARGEST_TENSOR = 1 << 31  # elements, at the small batches of the probes; eight times as many at a fixed batch
 
 # ONNX infers this one through its function body only, and at opset 18 not at all.
 _SHAPE_OF_FIRST_INPUT = frozenset({"GroupNormalization"})
-
-_REFERENCE_FAILURES = (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, KeyError)
 
 Shape = tuple[int, ...]
 
@@ -284,13 +284,27 @@ class _Runner:
             return [np.array(np.prod(probe.shapes[_present(self._node.inputs[0])]), np.int64)]
         if self._node.op_type == "GatherElements":
             return [self._gather_elements(probe)]
+        if self._is_large(probe):
+            return None
         feeds = {str(value.name): probe.known[value] for value in self._node.inputs if value is not None}
         try:
-            results = self._make_evaluator(feeds).run(None, feeds)
-        except _REFERENCE_FAILURES:
+            with np.errstate(all="ignore"):
+                results = self._make_evaluator(feeds).run(None, feeds)
+        except Exception:  # the reference evaluator knows not every operator, and checks nothing
             return None
         arrays = [np.asarray(result) for result in results]
         return None if sum(array.size for array in arrays) > _LARGEST_RESULT else arrays
+
+    def _is_large(self, probe: Probe) -> bool:
+        """Whether the results are larger than what is computed ahead, found out before they are."""
+        if self._node.op_type == "Range":
+            start, limit, step = (float(probe.known[_present(value)].reshape(())) for value in self._node.inputs)
+            return not (step and abs(limit - start) <= _LARGEST_RESULT * abs(step))
+        try:
+            shapes = [_sizes(found) for found in self._inferred(probe).values()]
+        except CompileError:  # its evaluation says whether there is a result
+            return False
+        return sum(math.prod(shape) for shape in shapes if shape is not None) > _LARGEST_RESULT
 
     def _gather_elements(self, probe: Probe) -> Array:
         """In NumPy: the reference evaluator of onnx 1.23 fails where the first axis has one element."""
@@ -304,6 +318,13 @@ class _Runner:
             source, result = _present(self._node.inputs[0]), self._node.outputs[0]
             probe.shapes[result], result.type = probe.shapes[source], source.type
             return
+        inferred = self._inferred(probe)
+        for value in self._node.outputs:
+            if value.name:
+                self._store(probe, value, inferred.get(value.name))
+
+    def _inferred(self, probe: Probe) -> dict[str, onnx.TypeProto]:
+        """What ONNX says of the outputs, by their names."""
         types, data = {}, {}
         for value in self._node.inputs:
             if value is None or value.name is None:
@@ -312,19 +333,18 @@ class _Runner:
             if value in probe.known and probe.known[value].size <= _LARGEST_DATA:
                 data[value.name] = onnx.numpy_helper.from_array(np.asarray(probe.known[value]), value.name)
         try:
-            inferred = infer_node_outputs(self._schema, self._proto, types, data, opset_imports=self._opsets)
-        except InferenceError as error:
-            raise CompileError(f"{describe(self._node)} does not take its inputs: {error}") from error
-        for value in self._node.outputs:
-            if value.name:
-                self._store(probe, value, inferred.get(value.name))
+            return infer_node_outputs(self._schema, self._proto, types, data, opset_imports=self._opsets)
+        except Exception as error:  # InferenceError, and what its native code makes of absurd numbers
+            raise CompileError(f"{describe(self._node)} does not take its inputs: {_one_line(error)}") from error
 
     def _store(self, probe: Probe, value: ir.Value, found: onnx.TypeProto | None) -> None:
-        tensor = found.tensor_type if found is not None else None
-        if tensor is None or not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
+        shape = None if found is None else _sizes(found)
+        if found is None or shape is None:
             raise CompileError(f"{describe(self._node)} has a result, '{value.name}', whose size depends on data.")
-        probe.shapes[value] = tuple(int(dimension.dim_value) for dimension in tensor.shape.dim)
-        value.type = ir.TensorType(ir.DataType(tensor.elem_type))
+        if math.prod(shape) > (_LARGEST_TENSOR if probe.sizes else 8 * _LARGEST_TENSOR):
+            raise CompileError(f"{describe(self._node)} has a result, '{value.name}', of the size {list(shape)}.")
+        probe.shapes[value] = shape
+        value.type = ir.TensorType(ir.DataType(found.tensor_type.elem_type))
 
     def _make_evaluator(self, feeds: Mapping[str, Array]) -> ReferenceEvaluator:
         if self._evaluator is None:
@@ -336,6 +356,18 @@ class _Runner:
             graph = onnx.helper.make_graph([self._proto], "node", inputs, outputs)
             self._evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=self._opsets))
         return self._evaluator
+
+
+def _sizes(found: onnx.TypeProto) -> Shape | None:
+    """The shape of a tensor, or None if it is not known."""
+    tensor = found.tensor_type
+    if not tensor.HasField("shape") or any(not each.HasField("dim_value") for each in tensor.shape.dim):
+        return None
+    return tuple(int(each.dim_value) for each in tensor.shape.dim)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _present(value: ir.Value | None) -> ir.Value:

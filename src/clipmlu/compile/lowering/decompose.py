@@ -82,6 +82,13 @@ def _group_normalization(node: ir.Node, steps: Steps) -> None:
     spatial = [static_size(node, source, axis) for axis in range(2, rank)]
     assert scale is not None
     assert bias is not None
+    if groups < 1 or channels % groups:
+        raise CompileError(f"{describe(node)} has {channels} channels in {groups} groups; expected groups of one size.")
+    if scale.shape != bias.shape or scale.shape not in ((groups,), (channels,)):
+        raise CompileError(
+            f"{describe(node)} has a scale of shape {scale.shape} and a bias of shape {bias.shape}; "
+            f"expected one value for each of {groups} groups or {channels} channels."
+        )
     flat = steps.add("Reshape", source, steps.integers("groups", [-1, groups, channels // groups * math.prod(spatial)]))
     mean = steps.add("ReduceMean", flat, axes=[2], keepdims=1)
     centred = steps.add("Sub", flat, mean)

@@ -1,14 +1,12 @@
 """Reading a graph for lowering: it is checked in full first, so that the passes may trust what they find.
 
 ONNX's checker and its shape inference look at the graph without its weights, which keeps them fast at any size; the sizes of
-the weights are compared here, with what the graph says of their shapes.
+the weights are compared with what the graph says of their shapes in ``wellformed``.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -16,6 +14,12 @@ import onnx_ir as ir
 from onnx import helper
 from onnx_ir.passes.common import InlinePass
 
+from clipmlu.compile.lowering.wellformed import (
+    check_group_norms,
+    check_texts,
+    check_wellformed,
+    is_group_norm,
+)
 from clipmlu.errors import CompileError, reason_of
 
 _LARGE_BYTES = 1024  # weights above that decide no shape
@@ -35,14 +39,19 @@ def load_graph(source: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> i
     if isinstance(source, ir.Model):
         model = source.clone()
     elif isinstance(source, onnx.ModelProto):
-        model = _checked(source, "The graph", None)
+        model = _checked(source, name_graph(source), None)
     else:
-        model = _checked(_read(source), f"The graph '{os.fspath(source)}'", Path(source).parent)
+        model = _checked(_read(source), name_graph(source), Path(source).parent)
     if model.functions:
         model = InlinePass()(model).model
     for number, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{number}"
     return model
+
+
+def name_graph(source: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> str:
+    """What messages call a graph."""
+    return f"The graph '{os.fspath(source)}'" if isinstance(source, (str, os.PathLike)) else "The graph"
 
 
 def damaged(what: str, reason: str) -> CompileError:
@@ -61,13 +70,16 @@ def _read(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
 def _checked(proto: onnx.ModelProto, what: str, folder: Path | None) -> ir.Model:
     try:
-        for tensor in _tensors(proto):
-            _check_weight(tensor, folder)
-        _check_outputs(proto.graph)
-    except (ValueError, TypeError, OSError) as error:  # onnx-ir has the first two for types that do not exist
+        check_wellformed(proto, folder)
+        slim = _without_weights(proto)
+        check_texts(slim)
+    except OSError as error:
         raise damaged(what, _reason(error)) from error
+    except (ValueError, TypeError) as error:  # onnx-ir has both for types that do not exist
+        raise damaged(what, " ".join(str(error).split())) from error
     try:
-        onnx.checker.check_model(_without_weights(proto), full_check=True)
+        check_group_norms(proto)
+        onnx.checker.check_model(slim, full_check=True)
         model = ir.from_proto(proto)
     except Exception as error:  # each check of the two libraries has an exception of its own
         raise damaged(what, _reason(error)) from error
@@ -78,68 +90,19 @@ def _checked(proto: onnx.ModelProto, what: str, folder: Path | None) -> ir.Model
     return model
 
 
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """The weights, and the constants of the nodes."""
-    yield from proto.graph.initializer
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-
-
-def _check_weight(tensor: onnx.TensorProto, folder: Path | None) -> None:
-    """Check that a weight has as many values as its shape says.
-
-    Raises:
-        ValueError, TypeError: it has not, or is of no type that there is.
-        OSError: the file that has the values cannot be asked.
-    """
-    dims = tuple(tensor.dims)
-    if any(size < 0 for size in dims):
-        raise ValueError(f"the weight '{tensor.name}' has the shape {dims}")
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return
-    expected = -(-math.prod(dims) * ir.DataType(tensor.data_type).bitwidth // 8)
-    if not tensor.external_data and not tensor.HasField("raw_data"):
-        ir.serde.deserialize_tensor(tensor).numpy()  # raises ValueError where the counts differ
-        return
-    found = _external_bytes(tensor, folder, expected) if tensor.external_data else len(tensor.raw_data)
-    if found != expected:
-        raise ValueError(f"the weight '{tensor.name}' has {found:,} bytes; its shape {dims} needs {expected:,}")
-
-
-def _check_outputs(graph: onnx.GraphProto) -> None:
-    """Check that something makes each output, which ONNX's checker does not ask.
-
-    Raises:
-        ValueError: nothing does.
-    """
-    made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    made.update(name for node in graph.node for name in node.output)
-    for value in graph.output:
-        if value.name not in made:
-            raise ValueError(f"nothing makes the output '{value.name}'")
-
-
-def _external_bytes(tensor: onnx.TensorProto, folder: Path | None, expected: int) -> int:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    length = int(entries.get("length", expected))
-    if folder is None:
-        return length
-    size: int = (folder / entries.get("location", "")).stat().st_size
-    return min(length, size - int(entries.get("offset", 0)))
-
-
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every large weight is an input, so that a check costs the same for every size of model."""
     copy = onnx.ModelProto(ir_version=proto.ir_version)
     copy.opset_import.extend(proto.opset_import)
     copy.functions.extend(proto.functions)
+    copy.metadata_props.extend(proto.metadata_props)
+    for text in ("producer_name", "producer_version", "domain", "doc_string"):
+        setattr(copy, text, getattr(proto, text))
     copy.graph.name = proto.graph.name
     copy.graph.node.extend(proto.graph.node)
     copy.opset_import.add(domain=_UNCHECKED, version=1)
     for node in copy.graph.node:
-        if node.op_type == "GroupNormalization" and not node.domain:
+        if is_group_norm(node):
             node.domain = (
                 _UNCHECKED  # the checker refuses that of opset 18 as deprecated; it is taken apart all the same
             )

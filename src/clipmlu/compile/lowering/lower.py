@@ -14,10 +14,10 @@ from clipmlu.compile.lowering.check import check_operators, check_profile
 from clipmlu.compile.lowering.convert import convert_node, forget_defaults
 from clipmlu.compile.lowering.decompose import decompose_node
 from clipmlu.compile.lowering.fold import drop_unused_weights, fold_graph
-from clipmlu.compile.lowering.loading import load_graph
+from clipmlu.compile.lowering.loading import load_graph, name_graph
 from clipmlu.compile.lowering.nodes import GraphEditor
 from clipmlu.compile.lowering.profile import MAGICMIND, TargetProfile
-from clipmlu.errors import OptionError, check_at_least
+from clipmlu.errors import CompileError, OptionError, check_at_least
 from clipmlu.quantisation.index import EXTERNAL_DATA_BYTES
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference finds them
@@ -49,6 +49,14 @@ def lower_graph(
     model = load_graph(source)
     batch = dict(batch or {})
     _check_batch(model.graph, batch)
+    try:
+        _lower(model, batch, profile)
+    except CompileError as error:
+        raise type(error)(f"{name_graph(source)} cannot be lowered: {error}") from error
+    return model
+
+
+def _lower(model: ir.Model, batch: Mapping[str, int], profile: TargetProfile) -> None:
     _fold(model, batch)
     _convert(model.graph, model.opset_imports[""], profile.opset)
     model.opset_imports.clear()
@@ -58,7 +66,6 @@ def lower_graph(
     analysis = analyse_graph(model)
     annotate_shapes(model.graph, analysis)
     check_profile(model, profile)
-    return model
 
 
 def lower_tower(
