@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import http.server
 import json
+import socket
+import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from clipmlu.errors import DownloadError
+from clipmlu.export.download_reasons import download_reason
 from clipmlu.export.downloads import checkpoint_names, fetch_file, is_hub_reachable
 from clipmlu.export.exporter import ExportOptions, export_model
 
@@ -65,7 +72,8 @@ def closed_port(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused_connection_is_reported_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(
-        DownloadError, match=r"^Cannot download 'org/name/open_clip_model.safetensors': .*refused.*\. Do this.$"
+        DownloadError,
+        match=r"^Cannot download 'org/name/open_clip_model.safetensors': 'http://127\.0\.0\.1:9' cannot be reached: Connection refused\. .* Do this\.$",
     ):
         fetch(tmp_path)
     assert time.monotonic() - start < 5
@@ -121,3 +129,134 @@ def test_model_in_the_cache_is_exported_without_a_network(tiny_model: Callable[[
     local = export_model(f"local-dir:{folder}", tmp_path / "local")
     assert bundle.manifest.export.weights_digest == local.manifest.export.weights_digest
     assert bundle.manifest.files == local.manifest.files
+
+
+_CONTENT = b"weights of a model"
+_SENT = {"ETag": f'"{hashlib.sha256(_CONTENT).hexdigest()}"', "X-Repo-Commit": "0" * 40}
+
+
+class Hub:
+    """A server on this machine that answers every question with one status, headers and content."""
+
+    def __init__(self) -> None:
+        self.status, self.headers, self.length = 200, dict(_SENT), len(_CONTENT)
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                if not hub.status:
+                    self.close_connection = True
+                    return
+                self.send_response(hub.status)
+                for name, value in hub.headers.items():
+                    self.send_header(name, value.replace("HERE", self.path))
+                self.send_header("Content-Length", str(hub.length))
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                self.do_HEAD()
+                self.wfile.write(_CONTENT)
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    made = Hub()
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.address)
+    template = made.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (404, {"X-Error-Code": "RepoNotFound"}, "has no 'org/name', or shows it after a login only"),
+        (404, {"X-Error-Code": "EntryNotFound"}, "the repository has no open_clip_model.safetensors or open_clip"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, "has no branch 'main'"),
+        (404, {}, "answers 404: there is no such file"),
+        (401, {"X-Error-Code": "GatedRepo"}, "'org/name' is gated"),
+        (403, {"X-Error-Code": "GatedRepo"}, "'org/name' is gated"),
+        (403, {"X-Error-Message": "Access to this resource is disabled."}, "was disabled"),
+        (401, {}, "answers 401: it wants a login"),
+        (403, {"X-Error-Message": "you shall not pass"}, "answers 403: access is refused"),
+        (429, {"Retry-After": "0"}, "answers 429: it had too many requests"),
+        (400, {}, "answers 400"),
+        (503, {}, "answers 503: it fails"),
+        (200, {}, "is no Hugging Face hub"),
+        (302, {"Location": "HERE"}, "leads in a circle"),
+        (0, {}, "was cut"),
+        (200, {**_SENT, "X-Linked-Size": "1000"}, "another size than it announced"),
+        (200, {**_SENT, "ETag": f'"{"a" * 64}"'}, "has the SHA-256 "),
+    ],
+)
+def test_each_failure_of_a_hub_is_our_own_sentence(
+    status: int, headers: dict[str, str], words: str, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.status, hub.headers = status, headers
+    with pytest.raises(DownloadError) as caught:
+        fetch(tmp_path)
+    message = str(caught.value)
+    assert message.startswith("Cannot download 'org/name/open_clip_model.safetensors': ")
+    assert message.endswith(". Do this.")
+    assert words in message
+    assert not [
+        each for each in ("Client Error", "developer.mozilla", "shall not", "Consistency", "\n") if each in message
+    ]
+    assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
+
+
+def test_connection_that_is_cut_while_a_file_comes_is_said_once(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)  # between the attempts of huggingface_hub
+    hub.length = 100_000
+    with pytest.raises(
+        DownloadError, match=r"the connection to 'http://127\.0\.0\.1:\d+' was cut\. Run again\. Do this\.$"
+    ):
+        fetch(tmp_path)
+    assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
+
+
+def test_file_of_another_digest_does_not_stay_in_the_cache(hub: Hub, tmp_path: Path) -> None:
+    right = dict(hub.headers)
+    hub.headers["ETag"] = f'"{"a" * 64}"'
+    with pytest.raises(DownloadError, match="It was deleted; run again"):
+        fetch(tmp_path)
+    hub.headers = right
+    assert fetch(tmp_path).read_bytes() == _CONTENT
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space"), "no space left for it in the cache '/cache'. Make some"),
+        (PermissionError(errno.EACCES, "Permission denied"), "the cache '/cache' cannot be written: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system"), "the cache '/cache' cannot be written: Read-only file system"),
+        (socket.gaierror(-2, "Name or service not known"), "the name of 'https://huggingface.co' is not known"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "cannot be reached: Network is unreachable"),
+        (ssl.SSLCertVerificationError("bad"), "its certificate is not accepted"),
+        (TimeoutError("timed out"), "does not answer in time"),
+        (RuntimeError("their own advice"), "huggingface_hub fails with RuntimeError"),
+    ],
+)
+def test_each_failure_of_the_system_is_our_own_sentence(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://huggingface.co")
+    outer = RuntimeError("foreign words")
+    outer.__cause__ = error
+    reason = download_reason(outer, "org/name", "/cache")
+    assert words in reason
+    assert "foreign" not in reason
+    assert "their own" not in reason

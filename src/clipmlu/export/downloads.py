@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipmlu._imports import require
 from clipmlu.errors import DownloadError
+from clipmlu.export.download_reasons import digest_of, download_reason
 
 _TIMEOUT_S = 10.0
 _PURPOSE = "Downloading a model"
@@ -45,7 +49,7 @@ def fetch_file(
         hint: what to do where the file cannot be had, a sentence.
 
     Raises:
-        DownloadError: none of the files is in the cache, and none can be downloaded.
+        DownloadError: none of the files is in the cache, and none can be downloaded, or it is not the one announced.
     """
     hub = require("huggingface_hub", "export", _PURPOSE)
     errors = require("huggingface_hub.errors", "export", _PURPOSE)
@@ -58,18 +62,19 @@ def fetch_file(
     if offline or constants.HF_HUB_OFFLINE:
         cache = cache_dir or constants.HF_HUB_CACHE
         raise DownloadError(f"'{wanted}' is not in the cache '{cache}', and the network is off. {hint}")
+    cache = str(cache_dir or constants.HF_HUB_CACHE)
     for name in names:
         try:
-            # The question is cheap and not repeated; the download itself is, but only after the hub has answered.
-            hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S)
-            return Path(hub.hf_hub_download(repo, name, cache_dir=cache_dir, etag_timeout=_TIMEOUT_S))
-        except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
-            raise DownloadError(_message(wanted, "the repository does not exist, or needs a login", hint)) from error
-        except errors.EntryNotFoundError as error:
-            if isinstance(error, errors.LocalEntryNotFoundError):  # how a failed connection is reported
-                raise DownloadError(_message(wanted, _reason(error), hint)) from error
+            with _quiet_hub():
+                # The question is cheap and not repeated; the download itself is, but only after the hub has answered.
+                facts = hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S)
+                path = Path(hub.hf_hub_download(repo, name, cache_dir=cache_dir, etag_timeout=_TIMEOUT_S))
         except Exception as error:  # the HTTP library below differs from version to version, and so do its errors
-            raise DownloadError(_message(wanted, _reason(error), hint)) from error
+            if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+                continue
+            raise DownloadError(_message(wanted, download_reason(error, repo, cache), hint)) from error
+        _check_digest(path, digest_of(facts), wanted, hint)
+        return path
     raise DownloadError(_message(wanted, f"the repository has no {' or '.join(names)}", hint))
 
 
@@ -93,7 +98,28 @@ def _message(wanted: str, reason: str, hint: str) -> str:
     return f"Cannot download '{wanted}': {reason}. {hint}"
 
 
-def _reason(error: BaseException) -> str:
-    """One short line out of an error that may be a paragraph."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return (text[:160] + "...") if len(text) > 160 else text or type(error).__name__
+def _check_digest(path: Path, expected: str | None, wanted: str, hint: str) -> None:
+    """Refuse a file that is another one than the hub announced, and take it out of the cache, where it would be found again."""
+    if expected is None:
+        return
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        reason = (
+            f"what came has the SHA-256 {found[:12]}..., announced was {expected[:12]}.... It was deleted; run again"
+        )
+        raise DownloadError(_message(wanted, reason, hint))
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """While the block runs, huggingface_hub logs nothing: what goes wrong is said once, by us."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

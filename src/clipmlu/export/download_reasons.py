@@ -1,0 +1,122 @@
+"""Why a download failed, in our own words: the libraries' differ from version to version, and their advice is not ours."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+from clipmlu._imports import require
+
+_PURPOSE = "Downloading a model"
+_STATUSES = {
+    401: "it wants a login, or does not accept the token. Set HF_TOKEN to a valid one, or unset it",
+    403: "access is refused. The account or token lacks the permission",
+    404: "there is no such file. Check the name",
+    407: "a proxy on the way wants a login. Check HTTPS_PROXY",
+    429: "it had too many requests. Wait a few minutes, or log in for a higher limit",
+}
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_UNWRITABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+_BAD_ADDRESSES = frozenset(
+    {"UnsupportedProtocol", "InvalidURL", "LocalProtocolError", "InvalidSchema", "MissingSchema"}
+)
+_CUT = frozenset({"RemoteProtocolError", "ReadError", "WriteError", "IncompleteRead", "ChunkedEncodingError"})
+
+
+def download_reason(error: BaseException, repo: str, cache: str) -> str:
+    """Why a file of a repository could not be had, and what to do: one or more sentences without the last full stop.
+
+    Args:
+        error: what huggingface_hub raised.
+        repo: ``org/name``.
+        cache: its cache directory.
+    """
+    endpoint = str(require("huggingface_hub.constants", "export", _PURPOSE).ENDPOINT)
+    chain = list(_causes(error))
+    for each in chain:
+        found = _of_the_hub(each, repo, endpoint) or _of_the_system(each, endpoint, cache) or _of_http(each, endpoint)
+        if found is not None:
+            return found
+    if type(error) is OSError:  # the hub's check of the size, which has no class of its own
+        return f"what '{endpoint}' sent has another size than it announced. Run again"
+    return f"huggingface_hub fails with {type(error).__name__} at '{endpoint}'. Is it a Hugging Face hub (HF_ENDPOINT)?"
+
+
+def _of_the_hub(error: BaseException, repo: str, endpoint: str) -> str | None:
+    errors = require("huggingface_hub.errors", "export", _PURPOSE)
+    if isinstance(error, errors.GatedRepoError):
+        return f"'{repo}' is gated. Ask for access at {endpoint}/{repo}, and set HF_TOKEN to your token"
+    if isinstance(error, errors.DisabledRepoError):
+        return f"'{repo}' was disabled at '{endpoint}'"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"'{endpoint}' has no '{repo}', or shows it after a login only. Check the name; for a private one set HF_TOKEN"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"'{repo}' has no branch 'main' at '{endpoint}'"
+    if isinstance(error, errors.FileMetadataError):
+        return f"what answers at '{endpoint}' is no Hugging Face hub: a proxy's page, or a wrong HF_ENDPOINT"
+    if isinstance(error, errors.HFValidationError):
+        return f"'{repo}' is no name of a repository; expected org/name"
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        return _of_the_status(int(error.response.status_code), endpoint)
+    return None
+
+
+def _of_the_status(status: int, endpoint: str) -> str:
+    other = "it fails. Try again later" if status >= 500 else "which is not understood here"
+    return f"'{endpoint}' answers {status}: {_STATUSES.get(status, other)}"
+
+
+def _of_the_system(error: BaseException, endpoint: str, cache: str) -> str | None:
+    if isinstance(error, socket.gaierror):
+        return f"the name of '{endpoint}' is not known. Is there a network? HF_ENDPOINT chooses a mirror"
+    if isinstance(error, ssl.SSLError):
+        return f"the connection to '{endpoint}' is not secure: its certificate is not accepted. SSL_CERT_FILE adds that of a proxy"
+    if isinstance(error, TimeoutError):
+        return f"'{endpoint}' does not answer in time. Try again later"
+    if isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
+        return f"the connection to '{endpoint}' was cut. Run again"
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.errno in _FULL:
+        return (
+            f"there is no space left for it in the cache '{cache}'. Make some, or choose another place with --cache-dir"
+        )
+    if error.errno in _UNWRITABLE:
+        return f"the cache '{cache}' cannot be written: {error.strerror}. Choose another place with --cache-dir"
+    return f"'{endpoint}' cannot be reached: {error.strerror}. Is there a network? HF_ENDPOINT chooses a mirror"
+
+
+def _of_http(error: BaseException, endpoint: str) -> str | None:
+    """By the names of classes: the HTTP library below huggingface_hub is another one from version to version."""
+    names = {each.__name__ for each in type(error).__mro__}
+    if names & _CUT:
+        return f"the connection to '{endpoint}' was cut. Run again"
+    if "TimeoutException" in names or "Timeout" in names:
+        return f"'{endpoint}' does not answer in time. Try again later"
+    if "ProxyError" in names:
+        return "the proxy does not let it through. Check HTTPS_PROXY"
+    if "TooManyRedirects" in names:
+        return f"'{endpoint}' leads in a circle. Check HF_ENDPOINT"
+    if names & _BAD_ADDRESSES:
+        return f"'{endpoint}' is no address of a hub. Check HF_ENDPOINT: expected https://..."
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it, deepest first, since the system's own words say most."""
+    found: list[BaseException] = []
+    while error is not None and len(found) < 20:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return reversed(found)
+
+
+def digest_of(metadata: Any) -> str | None:
+    """SHA-256 that the hub announces for a large file, or None: small ones have another kind of digest."""
+    etag = str(metadata.etag or "")
+    return etag if len(etag) == 64 and set(etag) <= set("0123456789abcdef") else None
