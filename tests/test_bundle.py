@@ -205,6 +205,8 @@ def _set(manifest: Any, path: str, value: object) -> None:
         ("logit_scale", 0),
         ("logit_scale", -1),
         ("logit_scale", 1e300),
+        ("logit_scale", 1001.0),
+        ("logit_scale", 1e-4),
         ("logit_bias", 1e300),
         ("preprocess.std.1", 0),
         ("preprocess.std.1", 1e-50),

@@ -100,3 +100,18 @@ def test_a_tag_too_long_for_a_path_is_an_unknown_tag() -> None:
     pytest.importorskip("open_clip", reason="needs the export extra")
     with pytest.raises(UnknownNameError):
         resolve_source("ViT-B-32", ExportOptions(pretrained="x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("a\x1b[31mb", r"a\x1b[31mb"),
+        ("a\x9bb\x7f", r"a\xc2\x9bb\x7f"),
+        ("a\u2028b", r"a\xe2\x80\xa8b"),
+        ("a\udcffb", r"a\xffb"),
+        ("bell\x07 back\x08", r"bell\x07 back\x08"),
+        ("two\n\tlines, C:\\x, \u732b", "two\n\tlines, C:\\x, \u732b"),
+    ],
+)
+def test_message_steers_no_terminal(message: str, shown: str) -> None:
+    assert printable(message) == shown

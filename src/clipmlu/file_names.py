@@ -17,6 +17,7 @@ _ESCAPED_BYTES = os.name == "posix"
 # A backslash; control characters of ASCII and of Unicode; line and paragraph separators; bytes that are no UTF-8, which
 # Python keeps as lone surrogates (PEP 383).
 _UNSAFE = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
 _ESCAPE = re.compile(rb"\\(?:(\\)|x([0-9a-f]{2})|)")
 
 
@@ -61,8 +62,8 @@ def text_from_name(name: str) -> str:
 
 
 def printable(message: str) -> str:
-    r"""A message with every byte that is no UTF-8 as ``\xNN``; the rest of it stays."""
-    return message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""A message with every byte that is no UTF-8, or steers a terminal, as ``\xNN``; the rest of it stays, its lines too."""
+    return _STEERING.sub(_escape, message)
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:

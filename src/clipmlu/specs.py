@@ -18,8 +18,10 @@ LARGEST_SIZE = 2**31 - 1
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-LogitScale = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-LogitBias = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+LARGEST_LOGIT = 1000.0
+"""Of scale and bias: CLIP's training clips the scale at 100, SigLIP's models have 112 to 118 and biases down to -17."""
+LogitScale = Annotated[float, msgspec.Meta(ge=1 / LARGEST_LOGIT, le=LARGEST_LOGIT)]
+LogitBias = Annotated[float, msgspec.Meta(ge=-LARGEST_LOGIT, le=LARGEST_LOGIT)]
 Triple = tuple[float, float, float]
 
 TowerName = Literal["image", "text", "joint"]

@@ -98,6 +98,10 @@ def test_search_and_recipe(run: Run, exported: ExportedBundle, folder: Path, tmp
     assert code == 0, err
     files = [open_compiled(tmp_path / name).manifest.files["image.onnx"] for name in ("found", "again")]
     assert files[0] == files[1]
+    limited = ("--target", "cpu", "--batch-size", 8, "--recipe", recipe, "--max-pixels", 1, "-o", tmp_path / "small")
+    code, _, err = run("compile", exported.path, *limited)
+    assert code == 1, "the images of the recipe are read with the limit of this command"
+    assert "more than the limit of 1." in err
 
 
 @pytest.mark.parametrize(

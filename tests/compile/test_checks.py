@@ -6,13 +6,16 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+import support
+from clipmlu.bundle import CompiledBundle, ExportedBundle, file_record
 from clipmlu.compile import checks
 from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
-from clipmlu.errors import GateError
+from clipmlu.errors import BundleCorruptError, GateError
 from clipmlu.specs import Precision
 
 IMAGES = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], np.float32)
@@ -70,24 +73,46 @@ def test_a_trained_model_that_chooses_other_classes_is_refused(
         check(exported, 0.6)
 
 
-def test_nan_is_refused_whatever_the_thresholds(exported: ExportedBundle, tmp_path: Path) -> None:
-    import onnx
-    from onnx import numpy_helper
-
-    from clipmlu.bundle import file_record, open_exported
-
-    path = exported.path / "image.onnx"
+def _write_graph(bundle: ExportedBundle, file: str, name: str, value: np.ndarray) -> None:
+    path = bundle.path / file
     model = onnx.load(path)
-    weight = model.graph.initializer[0]
-    values = numpy_helper.to_array(weight).copy()
-    values.flat[0] = np.nan
-    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(value, name))
     onnx.save(model, path)
-    files = {**exported.manifest.files, "image.onnx": file_record(path)}
-    (exported.path / "manifest.json").write_bytes(
-        msgspec.json.encode(msgspec.structs.replace(exported.manifest, files=files))
-    )
+    files = {**bundle.manifest.files, file: file_record(path)}
+    support.edit_manifest(bundle.path, files=msgspec.to_builtins(files))
+
+
+@pytest.mark.parametrize("target", ["cpu", "emulated-mlu"])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("scale", np.nan, "with NaN or infinity"),
+        ("scale", np.inf, "with NaN or infinity"),
+        ("scale", 0.0, "logits from 0 to 0"),
+        ("scale", 1e30, "the logit scale 20"),
+        ("bias", 500.0, "the logit scale 20"),
+        ("bias", np.nan, "with NaN or infinity"),
+    ],
+)
+def test_fused_graph_with_absurd_logits_is_refused(
+    target: str, name: str, value: float, words: str, tmp_path: Path
+) -> None:
+    exported = support.write_exported(tmp_path / "joint", layout="joint")
+    _write_graph(exported, "joint.onnx", name, np.array(value, np.float32))
+    with pytest.raises(BundleCorruptError, match=rf"^Graph 'joint\.onnx' of bundle '.*joint' gives .*{words}"):
+        compile_bundle(exported.path, tmp_path / "out", CompileOptions(target=target))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_tower_that_gives_no_numbers_is_refused_whatever_the_thresholds(value: float, tmp_path: Path) -> None:
+    exported = support.write_exported(tmp_path / "tiny")
+    weight = support.weights()[0]
+    weight[0, 0] = value
+    _write_graph(exported, "image.onnx", "weight", weight)
     options = CompileOptions(target="cpu", min_cosine=-1.0, min_agreement=0.0)
-    with pytest.raises(GateError, match="differs from the exported one by inf"):
-        compile_bundle(open_exported(exported.path), tmp_path / "out", options)
+    with pytest.raises(BundleCorruptError, match=r"^Graph 'image\.onnx' of bundle .* with NaN or infinity"):
+        compile_bundle(exported.path, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()

@@ -352,3 +352,26 @@ def test_damaged_tiff_prints_nothing(compression: str, capfd: pytest.CaptureFixt
     with contextlib.suppress(InputError):
         load_image(bytes(content))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "bytes_per_pixel"),
+    [
+        ("RGB", {"progressive": True, "subsampling": 0}, 4 + 3 * 2),
+        ("RGB", {"progressive": True, "subsampling": 1}, 4 + 2 * 2),
+        ("RGB", {"progressive": True, "subsampling": 2}, 4 + 1.5 * 2),
+        ("L", {"progressive": True}, 4 + 1 * 2),
+        ("CMYK", {"progressive": True}, 4 + 4 * 2),
+        ("RGB", {}, 4),
+    ],
+)
+@pytest.mark.parametrize("at_least", [None, (40, 40)])
+def test_coefficients_of_a_progressive_jpeg_are_counted(
+    mode: str, options: dict[str, int], bytes_per_pixel: float, at_least: tuple[int, int] | None
+) -> None:
+    stream = io.BytesIO()
+    Image.new(mode, (320, 320)).save(stream, "JPEG", **options)
+    asked: list[int] = []
+    image = load_image(stream.getvalue(), at_least=at_least, reserve=asked.append)
+    held = 320 * 320 * (bytes_per_pixel - 4) / 4  # of the whole image, also where its pixels come at a reduced scale
+    assert asked == [image.width * image.height + held]

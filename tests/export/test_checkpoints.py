@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -183,6 +184,16 @@ def test_logit_bias_is_taken_where_the_architecture_has_none(state: State, folde
     loaded = load(folder)
     assert loaded.logit_bias == -9.5
     assert loaded.logit_scale == pytest.approx(float(np.exp(float(state["logit_scale"]))))
+
+
+@pytest.mark.parametrize("logarithm", [100.0, -20.0, float("nan")])
+def test_logit_scale_that_no_model_has_is_refused(logarithm: float, state: State, folder: Path) -> None:
+    import torch
+
+    torch.save({**state, "logit_scale": torch.tensor(logarithm)}, folder / NAME)
+    assert re.search(
+        r"has the logit scale \S+ and the logit bias 0; trained models have a scale of some 100", refusal(folder)
+    )
 
 
 def test_missing_logit_bias_is_said(tiny_model: Tiny, tmp_path: Path) -> None:

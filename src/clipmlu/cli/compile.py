@@ -52,6 +52,7 @@ def compile_command(
     recipe: Path | None,
     options: CompileOptions,
     overwrite: bool,
+    max_pixels: int,
     as_json: bool,
 ) -> None:
     """Compile an exported BUNDLE for one target.
@@ -72,7 +73,7 @@ def compile_command(
     if recipe is not None:
         if max_drop is not None or given_precision:
             raise OptionError("a recipe says how to quantise; leave --max-drop and --precision out")
-        options = apply_recipe(read_recipe(recipe), options)
+        options = apply_recipe(read_recipe(recipe), options, max_pixels=max_pixels)
     if max_drop is None:
         compiled = compile_bundle(bundle, output, options)
     else:

@@ -18,7 +18,7 @@ from clipmlu.data.datasets import open_dataset
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import GateError
+from clipmlu.errors import BundleCorruptError, GateError
 from clipmlu.parity import (
     FLOAT32_TOLERANCE,
     MIN_AGREEMENT,
@@ -86,6 +86,7 @@ def check_agreement(
 
     Raises:
         GateError: they do not agree.
+        BundleCorruptError: the exported graphs give what no model gives.
     """
     pixels, input_ids = _rows(exported, calibration)
     normalised = Preprocessor(exported.manifest.preprocess).normalise_batch(pixels)
@@ -96,6 +97,7 @@ def check_agreement(
         floor = _floor(precision, thresholds)
         with _open_reference(exported, name) as session:
             reference = _run(session, _batches(compiled, name, {PIXELS: normalised, "input_ids": input_ids}))
+        _check_reference(exported, name, reference)
         taken = pixels if takes_uint8(compiled.tower(name)) else normalised
         with open_session(name) as session:
             measured = _run(session, _batches(compiled, name, {PIXELS: taken, "input_ids": input_ids}))
@@ -116,6 +118,28 @@ def check_agreement(
             f"demanded are {demanded:g} (--min-agreement). No bundle was written."
         )
     return Agreement(parity=tuple(records), agreement=agreement)
+
+
+def _check_reference(exported: ExportedBundle, name: TowerName, results: Mapping[str, Array]) -> None:
+    """Refuse an exported graph whose results cannot be right, whatever is compiled from it.
+
+    Raises:
+        BundleCorruptError: results are no numbers, or logits are all the same or beyond what the scale allows.
+    """
+    manifest, where = exported.manifest, f"Graph '{exported.tower(name).file}' of bundle '{exported.path}'"
+    for output, values in results.items():
+        if not np.isfinite(values).all():
+            raise BundleCorruptError(
+                f"{where} gives '{output}' with NaN or infinity for ordinary inputs. Export it again."
+            )
+        if name != "joint" or not output.startswith("logits"):
+            continue
+        logits = np.asarray(values, np.float64) - (manifest.logit_bias or 0.0)
+        if (values.size > 1 and not np.ptp(logits)) or np.abs(logits).max() > manifest.logit_scale * (1 + _TIE):
+            raise BundleCorruptError(
+                f"{where} gives logits from {values.min():g} to {values.max():g}; the logit scale {manifest.logit_scale:g} and "
+                f"bias {manifest.logit_bias or 0:g} of its manifest allow others. Export it again."
+            )
 
 
 def passes_now(compiled: CompiledBundle, precisions: Mapping[TowerName, Precision], thresholds: Thresholds) -> bool:
@@ -209,7 +233,7 @@ def _run(session: Session, batches: Iterator[dict[str, Array]]) -> dict[str, Arr
 
 
 def _open_reference(exported: ExportedBundle, tower: TowerName) -> Session:
-    label = f"Bundle '{exported.path}' ({tower} tower)"
+    label = f"Bundle '{exported.path}' ({exported.tower(tower).file})"
     options = SessionOptions(busy_wait=False)
     return OnnxRuntimeSession(exported.tower(tower), exported.tower_path(tower), label, options)
 

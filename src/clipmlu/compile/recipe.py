@@ -10,6 +10,7 @@ import msgspec
 from clipmlu.bundle import MANIFEST_NAME, CompiledBundle, open_compiled
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.compile.compiler import CompileOptions
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import text_from_name
 from clipmlu.files import as_path, encode_json
@@ -72,12 +73,13 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     return recipe
 
 
-def apply_recipe(recipe: Recipe, options: CompileOptions) -> CompileOptions:
+def apply_recipe(recipe: Recipe, options: CompileOptions, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> CompileOptions:
     """Options that compile by a recipe.
 
     Args:
         recipe: which.
         options: everything else; calibration data are those of the recipe unless given.
+        max_pixels: largest width x height of an image of the recipe's calibration data that is decoded.
 
     Raises:
         OptionError: the options say otherwise than the recipe.
@@ -93,7 +95,9 @@ def apply_recipe(recipe: Recipe, options: CompileOptions) -> CompileOptions:
     elif not isinstance(calibration, CalibrationSet):
         recorded = recipe.calibration
         calibration = dataclasses.replace(
-            CalibrationOptions(dataset=text_from_name(recorded.dataset)) if calibration is None else calibration,
+            CalibrationOptions(dataset=text_from_name(recorded.dataset), max_pixels=max_pixels)
+            if calibration is None
+            else calibration,
             samples=recorded.samples,
             seed=recorded.seed,
         )

@@ -128,7 +128,8 @@ def load_image(
         name: what messages call the bytes of a file.
         at_least: (width, height): a JPEG may come scaled down by 2, 4 or 8 as long as it is no smaller than this, which
             is much faster and gives other pixels; None for the image as it is.
-        reserve: called with the number of pixels when that is known and before they are decoded; it may wait.
+        reserve: called with the number of pixels when that is known and before they are decoded; it may wait. What else the
+            decoder holds, a progressive JPEG's coefficients, is counted as pixels of four bytes.
 
     Returns:
         The loaded image, which no longer needs its file.
@@ -140,7 +141,8 @@ def load_image(
     if max_pixels < 1:
         raise ValueError(f"max_pixels must be at least 1, not {max_pixels}.")
     if isinstance(source, Image.Image):
-        return _load_pixels(source, f"the Pillow image (mode {source.mode})", max_pixels, reserve)
+        where = f"the Pillow image (mode {source.mode})"
+        return _load_pixels(source, where, max_pixels, reserve, _coefficient_pixels(source))
     if isinstance(source, np.ndarray):
         return _image_from_array(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -242,11 +244,12 @@ def _decode(
         raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
     if image is None:
         raise InputError(f"Cannot read {where}: {notes or 'its content is no image that is known here'}. {_EXPECTED}")
+    held = _coefficient_pixels(image)  # of the whole image, at whatever scale it is decoded
     if at_least is not None:
         _check_size(image.size, where, max_pixels)
         # Only the JPEG plugin knows how; it takes the smallest scale that is at least as large. The mode stays as it is.
         image.draft(None, at_least)
-    return _load_pixels(image, where, max_pixels, reserve)
+    return _load_pixels(image, where, max_pixels, reserve, held)
 
 
 def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str]:
@@ -306,10 +309,26 @@ def _heif_factory() -> Callable[[IO[bytes], str], Image.Image] | None:
         return None
 
 
-def _load_pixels(image: Image.Image, where: str, max_pixels: int, reserve: Callable[[int], None] | None) -> Image.Image:
+def _coefficient_pixels(image: Image.Image) -> int:
+    """Memory that libjpeg holds beside the pixels, in pixels of four bytes.
+
+    A progressive JPEG comes in scans over the whole image, so that all coefficients are kept until the last one: 16 bits for
+    each sample of each component (libjpeg.txt, "Progressive JPEG support"). Anything else holds a few rows.
+    """
+    layers = getattr(image, "layer", None)  # (component, horizontal, vertical sampling, table), as the header says
+    if image.format != "JPEG" or not image.info.get("progressive") or not layers:
+        return 0
+    largest = max(layer[1] for layer in layers) * max(layer[2] for layer in layers)
+    samples = image.width * image.height * sum(layer[1] * layer[2] for layer in layers)
+    return int(samples * 2 // (4 * max(1, largest)))
+
+
+def _load_pixels(
+    image: Image.Image, where: str, max_pixels: int, reserve: Callable[[int], None] | None, held: int
+) -> Image.Image:
     _check_size(image.size, where, max_pixels)
     if reserve is not None:
-        reserve(image.width * image.height)
+        reserve(image.width * image.height + held)
     try:
         image.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...

@@ -24,7 +24,7 @@ from clipmlu.export.options import ExportOptions
 from clipmlu.export.source import Source, model_config, text_model_folder
 from clipmlu.export.training import CONFIG_NAME, PREPROCESS_KEYS, Training, learn_training, note_activation
 from clipmlu.files import scratch_directory
-from clipmlu.specs import PreprocessSpec
+from clipmlu.specs import LARGEST_LOGIT, PreprocessSpec
 
 PURPOSE = "Exporting a model"
 
@@ -261,7 +261,14 @@ def _describe(module: Any, config: dict[str, Any], source: Source, notes: list[s
         preprocess = spec_from_open_clip(module.visual.preprocess_cfg)
     except ValueError as error:
         raise ExportError(f"Model '{source.identity}': {error}") from error
-    bias = getattr(module, "logit_bias", None)
+    scale, bias = float(module.logit_scale.exp().reshape(())), getattr(module, "logit_bias", None)
+    shift = None if bias is None else float(bias.reshape(()))
+    if not 1 / LARGEST_LOGIT <= scale <= LARGEST_LOGIT or not abs(shift or 0.0) <= LARGEST_LOGIT:
+        raise ExportError(
+            f"Model '{source.identity}' has the logit scale {scale:g} and the logit bias {shift or 0:g}; trained models have a "
+            f"scale of some 100, and none has more than {LARGEST_LOGIT:g} of either. Its weights are damaged, or hold the scale "
+            "itself where its logarithm belongs: put that there."
+        )
     return LoadedModel(
         module=module,
         config=config["model_cfg"],
@@ -269,8 +276,8 @@ def _describe(module: Any, config: dict[str, Any], source: Source, notes: list[s
         context_length=text_cfg.get("context_length", _DEFAULT_CONTEXT_LENGTH),
         vocab_size=_vocab_size(module),
         pad_id=_pad_id(module, text_cfg),
-        logit_scale=float(module.logit_scale.exp().reshape(())),
-        logit_bias=None if bias is None else float(bias.reshape(())),
+        logit_scale=scale,
+        logit_bias=shift,
         activation=_activation(module),
         weights_digest=_digest_weights(module),
         notes=tuple(notes),
