@@ -153,6 +153,16 @@ def test_existing_bundle_is_kept_unless_overwriting_is_asked_for(exported: Expor
     assert [path.name for path in exported.path.parent.iterdir()] == ["tiny"]
 
 
+def test_reader_after_a_kill_finds_the_bundle_that_was_moved_aside(exported: ExportedBundle) -> None:
+    dead = exported.path.parent / ".clipmlu-0123456789abcdef.tmp"
+    dead.mkdir()
+    (dead / "lock").touch()
+    (dead / "targets.json").write_text('["tiny"]')
+    exported.path.rename(dead / "new-0")
+    assert open_bundle(exported.path).digest == exported.digest
+    assert not dead.exists()
+
+
 def test_directory_that_is_no_bundle_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("x")
     with (

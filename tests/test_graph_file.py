@@ -48,6 +48,19 @@ def test_facts_equal_those_that_onnx_reads(exported: ExportedBundle) -> None:
     assert facts.data_files == frozenset()
 
 
+def test_weights_are_no_inputs_though_old_files_list_them_so(exported: ExportedBundle) -> None:
+    model = onnx.load(exported.path / "image.onnx")
+    weight = model.graph.initializer[0]
+    model.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+    facts = scan_graph(model.SerializeToString())
+    assert [port.name for port in facts.inputs] == ["pixel_values"]
+
+
+def test_graph_may_leave_the_shape_of_its_output_open(exported: ExportedBundle) -> None:
+    _publish(exported, lambda model: model.graph.output[0].type.tensor_type.ClearField("shape"))
+    assert open_bundle(exported.path).tower("image").outputs[0].shape == ("batch", support.DIM)
+
+
 def _body() -> onnx.GraphProto:
     given = [helper.make_tensor_value_info("i", TensorProto.INT64, []), _bool("go")]
     return helper.make_graph([helper.make_node("Identity", ["go"], ["again"])], "body", given, [_bool("again")])

@@ -437,7 +437,7 @@ class Staging:
 
     def records(self) -> dict[str, FileRecord]:
         """Digest and size of every file written so far, by relative POSIX path."""
-        paths = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file())
         return {path.relative_to(self.path).as_posix(): file_record(path) for path in paths}
 
     def finish(self, manifest: Manifest) -> None:

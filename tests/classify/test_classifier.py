@@ -384,6 +384,7 @@ def test_results_are_readable_and_safe_in_html(encoder: Encoder) -> None:
         (lambda rows: rows[:, :3], "of shape \\(3, 3\\); expected"),
         (lambda rows: rows[0], "expected float32 of shape"),
         (lambda rows: rows.tolist(), "are list of shape"),
+        (lambda rows: (rows * 100).astype(np.int64), "are int64 of shape"),
     ],
 )
 def test_rows_that_give_no_logits_are_refused(

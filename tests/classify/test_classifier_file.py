@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import struct
@@ -113,6 +114,28 @@ def test_embeddings_of_another_file_are_refused(saved: Path, encoder: Encoder) -
     with saved.open("wb") as stream:
         np.savez(stream, header=np.frombuffer(text, np.uint8), class_embeddings=rows[::-1].copy())
     with pytest.raises(InputError, match=r"three\.clf' is damaged: its embeddings do not match their digest"):
+        encoder.load_classifier(saved)
+
+
+@pytest.mark.parametrize(
+    ("write", "size", "words"),
+    [
+        (np.lib.format.write_array_header_1_0, 3, r"its header is an array of type uint8 and shape \(3,\)"),
+        (np.lib.format.write_array_header_2_0, None, r"an array in it has the format version \(2, 0\)"),
+    ],
+)
+def test_array_that_is_not_what_it_says_is_refused(
+    saved: Path, encoder: Encoder, write: Callable[..., None], size: int | None, words: str
+) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        rows = archive.read("class_embeddings.npy")
+    text = json.dumps(_parts(saved)[0]).encode()
+    stream = io.BytesIO()
+    write(stream, {"descr": "|u1", "fortran_order": False, "shape": (size or len(text),)})
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr("header.npy", stream.getvalue() + text)
+        archive.writestr("class_embeddings.npy", rows)
+    with pytest.raises(InputError, match=rf"three\.clf' is damaged: {words}"):
         encoder.load_classifier(saved)
 
 

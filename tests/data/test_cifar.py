@@ -209,6 +209,12 @@ def test_damaged_pickle_is_one_line(content: bytes) -> None:
         load_restricted(content)
 
 
+def test_array_that_has_a_size_before_its_state_is_refused() -> None:
+    content = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I3\ntU\x01btR."
+    with pytest.raises(InputError, match=r"an array of shape \(3,\) before its state"):
+        load_restricted(content)
+
+
 PIXELS = np.zeros((2, 3072), np.uint8)
 
 

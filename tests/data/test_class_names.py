@@ -56,6 +56,8 @@ def _names(tmp_path: Path, content: str | bytes) -> tuple[str, ...]:
         "(0) tench, Tinca tinca\n(1) carpenter's kit\n(2) crane\n",
         "label_0: tench, Tinca tinca\nlabel_1: carpenter's kit\nlabel_2: crane\n",
         "0 - tench, Tinca tinca\n1 - carpenter's kit\n2 - crane\n",
+        "tench, Tinca tinca: 0\ncrane: 2\ncarpenter's kit: 1\n",
+        "Nummer;Klasse\n0;tench, Tinca tinca\n1;carpenter's kit\n2;crane\n",
         '"tench, Tinca tinca"\ncarpenter\'s kit\ncrane\n',
         "n01440764 1 tench, Tinca tinca\nn02966193 2 carpenter's kit\nn03126707 3 crane\n",
     ],
@@ -108,6 +110,8 @@ def test_names_that_only_look_like_a_shape_stay_as_they_are(
         ("cat\t500\ndog\t400\n", "the number 0 is missing"),
         ("cat\ta\tx\ndog\tb\ty\n", "3 columns, and which one holds the names is not clear"),
         ("cat\tchat\ndog\n", "Entry 2 .* has no tab"),
+        ("0\t5\tcat\n1\t6\tdog\n", "3 columns, and which one holds the names is not clear"),
+        ('{"cat": true, "dog": false}', "Entry 1 .* is a truth value, not a name"),
         ("cat,dog,cow\n", "one line with commas in it: 'cat,dog,cow'"),
         ("cat,\ndog\ncow,\n", "Entry 1 .* ends with a comma, others do not"),
         ("name\ncat\ndog\n", "Entry 1 .* looks like a heading: 'name'"),
@@ -125,6 +129,7 @@ def test_names_that_only_look_like_a_shape_stay_as_they_are(
         ("猫\n狗\n金鱼\n".encode("gb18030"), r"byte 0xb9 in line 2; it is probably GB18030 \(or GBK\)"),
         ("cat\ncafé\n".encode("latin-1"), "byte 0xe9 in line 2; it is probably CP1252"),
         (b"cat\0dog\n\0\0\1x", "holds zero bytes"),
+        (b"a cat, a dog and many other animals\0", "holds zero bytes"),
         (b"cat\n\xff\xfe\xff", "it is probably no text at all, or damaged. Expected a UTF-8 text file"),
         (b"PK\x03\x04 and so on", "is a ZIP archive"),
         (b"<!DOCTYPE html>\n<html>", "is a web page"),
@@ -176,6 +181,7 @@ def test_lists_as_text_and_in_python(labels: str, names: tuple[str, ...]) -> Non
     ("labels", "error", "message"),
     [
         ("cat", InputError, "Label file 'cat' does not exist"),
+        ("", InputError, "No class names"),
         ("x" * 5000, InputError, "Label file 'xxx.*' does not exist"),
         ("a\0b", InputError, "does not exist"),
         (" ", InputError, "No class names"),
@@ -293,3 +299,9 @@ def test_names_that_do_not_fit_the_folders_are_refused(given: list[str] | dict[s
 def test_name_with_bytes_that_are_no_utf8_is_refused(names: str | list[str]) -> None:
     with pytest.raises(InputError, match=r"Class name 1.* 'caf.*' holds bytes or half characters that are no UTF-8"):
         resolve_class_names(names)
+
+
+def test_file_whose_name_has_a_comma_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cats,dogs").write_text("lion\nwolf\n")
+    assert resolve_class_names("cats,dogs") == ("lion", "wolf")

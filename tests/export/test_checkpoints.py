@@ -254,6 +254,14 @@ MISFITS: dict[str, tuple[Callable[[State], object], str]] = {
         r"'visual.proj' has the shape \(64, 8\) there and \(64, 24\) in 'local-dir:[^']*'\. The checkpoint has "
         r"embeddings of 8, an image tower of width 64 with patches of 16, a text tower of width 32 with 300 tokens",
     ),
+    "no-square": (
+        lambda state: {**state, "visual.positional_embedding": state["visual.positional_embedding"][[0, 1, 1, 1]]},
+        r"'visual.positional_embedding' has the shape \(4, 64\) there and \(5, 64\)",
+    ),
+    "wrapped-beside": (
+        lambda state: {**state, **prefixed({name: tensor + 1 for name, tensor in state.items()}, "module.")},
+        r"it holds 2 models",
+    ),
     "zero-3": (lambda state: {name: tensor[:0] if tensor.ndim else tensor for name, tensor in state.items()}, "ZeRO 3"),
     "int8": (
         lambda state: {**state, "visual.proj": state["visual.proj"].char()},

@@ -97,6 +97,11 @@ def test_checkpoint_that_says_quick_gelu_is_loaded_so(entries: dict[str, object]
     assert line.startswith(f"'{weights}' is loaded with QuickGELU, as 'ViT-B-32-quickgelu' has it")
 
 
+def test_flag_that_was_not_set_says_nothing(weights: Path) -> None:
+    add(weights, args={"force_quick_gelu": False})
+    assert "does not say which activation" in about_activation(load(weights))[0]
+
+
 def write_config_beside(weights: Path, preprocess: Mapping[str, object], **model: object) -> None:
     config = {"model_cfg": {"embed_dim": 24, **SIZES, **model}, "preprocess_cfg": preprocess}
     (weights.parent / "open_clip_config.json").write_text(json.dumps(config))
@@ -120,6 +125,14 @@ def test_configuration_beside_decides_activation_and_preprocessing(weights: Path
     loaded = load(weights)
     assert loaded.preprocess.mean == OPENAI_MEAN
     assert "does not say which activation" in about_activation(loaded)[0]
+
+
+def test_configuration_beside_is_believed_before_parameters_beside(weights: Path) -> None:
+    write_config_beside(weights, {"mean": [0.25] * 3}, quick_gelu=True)
+    lines = ["model: ViT-B-32", "pretrained: ", "resume: None", "image_mean: [0.5, 0.5, 0.5]"]
+    (weights.parent / "params.txt").write_text("\n".join(lines))
+    loaded = load(weights)
+    assert (loaded.activation, loaded.preprocess.mean) == ("quick_gelu", (0.25, 0.25, 0.25))
 
 
 @pytest.mark.parametrize(

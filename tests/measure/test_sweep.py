@@ -145,10 +145,12 @@ def test_second_run_does_only_what_is_new(
     assert [row.batch_size for row in more.rows] == [4, 2]
     run_sweep(exported.path, output, options(FLOAT32, duration_ms=2), dataset)
     assert len(timed) == 12, "another duration is another measurement"
+    run_sweep(exported.path, output, options(FLOAT32, duration_ms=2, threads=1), dataset)
+    assert len(timed) == 16, "so is another number of threads"
 
 
 @pytest.mark.parametrize(
-    "changed", ["template file", "class names", "batch size", "overlap", "threads", "images", "none"]
+    "changed", ["template file", "class names", "batch size", "overlap", "threads", "images", "labels", "none"]
 )
 def test_an_accuracy_is_kept_for_all_that_decides_it(
     exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]], notes: list[str], changed: str
@@ -160,6 +162,9 @@ def test_an_accuracy_is_kept_for_all_that_decides_it(
     run_sweep(exported.path, tmp_path / "out", options(FLOAT32, evaluate=evaluate_), first)
     dataset = open_dataset("demo", size=12, seed=1 if changed == "images" else 0)
     changes: dict[str, Any] = {"threads": 1} if changed == "threads" else {}
+    if changed == "labels":
+        dataset.image = [dataset.image(index) for index in range(12)].__getitem__  # type: ignore[method-assign]
+        dataset.label = lambda _index: 0  # type: ignore[method-assign]
     if changed == "template file":
         templates.write_text("the {}\n")
     if changed == "class names":
@@ -170,6 +175,19 @@ def test_an_accuracy_is_kept_for_all_that_decides_it(
     wanted = options(FLOAT32, evaluate=evaluate_, **changes)
     run_sweep(exported.path, tmp_path / "out", wanted, dataset, on_note=notes.append)
     assert any(note.startswith("evaluating") for note in notes) is (changed != "none")
+
+
+def test_an_accuracy_on_a_folder_is_measured_anew_for_its_images_may_have_changed(
+    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]], notes: list[str]
+) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        support.picture(number).save(tmp_path / "folder" / name / "a.png")
+    for _ in range(2):
+        dataset = open_dataset(f"imagefolder:{tmp_path / 'folder'}")
+        wanted = options(FLOAT32, batch_sizes=(1,), repetitions=1, evaluate=EvalOptions())
+        run_sweep(exported.path, tmp_path / "out", wanted, dataset, on_note=notes.append)
+    assert sum(note.startswith("evaluating") for note in notes) == 2
 
 
 def test_interrupted_sweep_goes_on(exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,6 @@ def _read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.g
     if version != (1, 0):
         raise _DamagedError(f"an array in it has the format version {version}")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran and len(shape) > 1:
+    if fortran:
         raise _DamagedError("an array in it is in Fortran's order")
     return shape, dtype

@@ -188,7 +188,7 @@ def _from_numbers(lines: Sequence[str], where: str) -> Labels:
     """Lines that may begin with a number or an id, or end with a number."""
     numbered = [_NUMBERED.fullmatch(line) for line in lines]
     matches = [match for match in numbered if match is not None]
-    if matches and len(matches) == len(lines):
+    if len(matches) == len(lines):
         numbers = [int(match[1]) for match in matches]
         if _count_up(numbers) or not all(match[2].isspace() for match in matches):
             rest = labels_from_lines(in_order([match[3] for match in matches], numbers, where), where)

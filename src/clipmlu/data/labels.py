@@ -78,7 +78,7 @@ def parse_entries(text: str, where: str, on_note: Note) -> list[str]:
     value = _structure(text.strip(), where) if text.lstrip()[:1] == "[" else None
     if value is None:
         return bare_lines(full_lines(text, where, on_note), where)
-    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
+    if not all(isinstance(entry, str) for entry in value):
         raise InputError(f"{capital(where)} is not a list of texts. Expected one a line, or a JSON list of texts.")
     return [entry.strip() for entry in value]
 
