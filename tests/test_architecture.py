@@ -11,8 +11,9 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "clipmlu"
 LAYERS: dict[str, int] = {
-    "errors": 0,
-    "file_names": 0,
+    "errors": -1,
+    "file_names": -1,
+    "arguments": 0,
     "workspace": 0,
     "specs": 1,
     "_environment": 0,

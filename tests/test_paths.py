@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import clipmlu
+import support
+from clipmlu import _environment
+from clipmlu.arguments import as_path
+from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.compile.calibration import CalibrationOptions, load_calibration, obtain_calibration
 from clipmlu.compile.compiler import CompileOptions
 from clipmlu.compile.recipe import read_recipe
 from clipmlu.data.datasets import open_dataset
-from clipmlu.errors import BundleNotFoundError, InputError, OptionError
-from clipmlu.files import as_path, write_file
-from clipmlu.measure.accuracy import EvalOptions, read_report
+from clipmlu.data.images import load_image
+from clipmlu.errors import BundleNotFoundError, ExportError, InputError, OptionError
+from clipmlu.files import write_file
+from clipmlu.measure.accuracy import EvalOptions, encode_report, read_report
+from clipmlu.measure.loads import SpeedOptions
 from clipmlu.measure.speed import measure_speed
 from clipmlu.measure.sweep import SweepOptions, run_sweep
 from clipmlu.pipeline import RunOptions, run_chain
@@ -78,9 +86,10 @@ def _exported() -> ExportedBundle:
 @pytest.mark.usefixtures("exported")
 def test_what_is_no_path_is_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for wrong, kind in ((3, TypeError), (b"x", TypeError), ("", OptionError), ("a\0b", OptionError)):
+    for wrong in (3, b"x", "", "a\0b"):
         with pytest.raises(
-            kind, match=r"^[^\n]* is (3|b'x'|''|'a\\x00b')(; expected a path|, which is no path)[^\n]*$"
+            OptionError,
+            match=r"^[^\n]* is (3|b'x'|''|'a\\x00b')(; expected a (text or a )?path|, which is no path)[^\n]*$",
         ):
             TAKERS[name](wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
@@ -110,9 +119,9 @@ def test_all_forms_of_a_path_are_taken(
 
 @pytest.mark.parametrize("wrong", [3, Path("demo")])
 def test_names_are_strings(wrong: Any, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="expected a name"):
+    with pytest.raises(OptionError, match="expected a name"):
         clipmlu.export_model(wrong, tmp_path / "out")
-    with pytest.raises(TypeError, match="expected a name"):
+    with pytest.raises(OptionError, match="expected a name"):
         open_dataset(wrong)
 
 
@@ -121,3 +130,84 @@ def test_names_are_strings(wrong: Any, tmp_path: Path) -> None:
 def test_export_takes_a_string(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     bundle = clipmlu.export_model(f"local-dir:{tiny_model('vit')}", str(tmp_path / "out"))
     assert bundle.path == tmp_path / "out"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder, which is not the working directory."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(work)
+    return folder
+
+
+def test_the_home_folder_is_meant_by_a_tilde_in_every_argument(home: Path, exported: ExportedBundle) -> None:
+    shutil.copytree(exported.path, home / "tiny")
+    Image.new("RGB", (support.SIDE, support.SIDE), (9, 200, 3)).save(home / "a.png")
+    (home / "labels.txt").write_text("cat\ndog\n")
+    (home / "templates.txt").write_text("a {}\n")
+    for name in ("x", "y"):
+        (home / "images" / name).mkdir(parents=True)
+        shutil.copy(home / "a.png", home / "images" / name)
+    compiled = clipmlu.compile_bundle("~/tiny", "~/made/cpu", _COMPILE)
+    assert compiled.path == home / "made" / "cpu"
+    with clipmlu.load(Path("~/made/cpu")) as model:
+        assert model.embed_images("~/a.png").shape == (support.DIM,)
+        for names in ("~/labels.txt", Path("~/labels.txt")):
+            for templates in ("~/templates.txt", Path("~/templates.txt")):
+                classifier = model.classifier(names, templates)
+                assert (classifier.class_names, classifier.templates) == (("cat", "dog"), ("a {}",))
+        classifier.save("~/ab.clf")
+        assert model.load_classifier("~/ab.clf").class_names == ("cat", "dog")
+        answers = classifier.predict(["~/a.png", Path("~/a.png")])
+        assert isinstance(answers, clipmlu.Predictions)
+        assert answers[0].scores == answers[1].scores
+        assert answers[0].source == "~/a.png"
+        for class_names in ("~/labels.txt", Path("~/labels.txt")):
+            dataset = open_dataset("imagefolder:~/images", class_names=class_names)
+            assert dataset.class_names == ("cat", "dog")
+        report = clipmlu.evaluate(model, dataset, EvalOptions(templates=Path("~/templates.txt")))
+    assert report.images == 2
+    write_file("~/report.json", encode_report(report), overwrite=False)
+    assert read_report("~/report.json") == report
+    assert load_image("~/a.png").size == (support.SIDE, support.SIDE)
+    speed = measure_speed("~/made/cpu", SpeedOptions(images=("~/a.png",), duration_ms=0, warmup_ms=0, iterations=1))
+    assert speed.pipeline is not None
+    clipmlu.compare_bundles("~/made/cpu", "~/tiny", dataset, clipmlu.CompareOptions(source="~/tiny"))
+    calibration = obtain_calibration(exported, CalibrationOptions(dataset="~/images", samples=2))
+    calibration.save("~/calibration")
+    assert load_calibration("~/calibration").record == calibration.record
+    assert not any(Path.cwd().iterdir())
+
+
+@pytest.mark.usefixtures("home")
+def test_the_home_folder_is_meant_by_a_tilde_in_options_and_variables(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert clipmlu.ExportOptions(cache_dir="~/hub").cache_dir == home / "hub"
+    worker = WorkerOptions(address="unix:~/socket", secret_file="~/secret")
+    assert (worker.address, worker.secret_file) == (f"unix:{home}/socket", f"{home}/secret")
+    assert WorkerOptions(python="~/bin/python3.7").python == f"{home}/bin/python3.7"
+    assert WorkerOptions(python="./python").python == "./python"
+    monkeypatch.setenv("CLIPMLU_CACHE_DIR", "~/cache")
+    assert _environment.cache_dir() == home / "cache"
+    monkeypatch.delenv("CLIPMLU_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")
+    assert _environment.cache_dir() == home / "xdg" / "clipmlu"
+    monkeypatch.setenv("CIFAR100_DATASETS_PATH", "~nobody-of-this-name/data")
+    assert _environment.cifar100_dir() == Path("~nobody-of-this-name/data")
+    with pytest.raises(ExportError, match="~nobody-of-this-name/model"):
+        clipmlu.export_model("local-dir:~nobody-of-this-name/model", "out")
+
+
+def test_a_name_that_begins_with_a_tilde_and_exists_is_itself(home: Path, exported: ExportedBundle) -> None:
+    shutil.copytree(exported.path, "~tiny")
+    shutil.copytree(exported.path, home / "own")
+    assert clipmlu.open_bundle("~tiny").path == Path("~tiny")
+    (Path.cwd() / "~").mkdir()
+    shutil.copytree(exported.path, "~/own")
+    assert clipmlu.open_bundle("~/own").path == Path("~/own")
+    assert clipmlu.path_from_name("~/own") == Path("~/own")

@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 
 from clipmlu import __version__
+from clipmlu.arguments import as_path, check_argument
 from clipmlu.errors import (
     BundleCorruptError,
     BundleError,
@@ -24,7 +25,7 @@ from clipmlu.errors import (
     BundleVersionError,
     reason_of,
 )
-from clipmlu.files import as_path, check_directory_free, encode_json, stage_directory
+from clipmlu.files import check_directory_free, encode_json, stage_directory
 from clipmlu.graph_file import scan_graph
 from clipmlu.reading import decode_json, open_regular, read_json, read_small_file
 from clipmlu.specs import (
@@ -355,6 +356,7 @@ def open_bundle(
         BundleCorruptError: the manifest cannot be parsed, a path leaves the bundle, a file is missing or altered.
     """
     directory = as_path(path, "the bundle")
+    check_argument(verify, bool, "verify")
     manifest, digest = _read_manifest(directory)
     _check_consistency(directory, manifest)
     _check_files(directory, manifest, verify=verify, without=without)

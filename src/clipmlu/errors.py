@@ -207,16 +207,6 @@ def reason_of(error: BaseException) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
-def check_at_least(name: str, value: int | None, least: int = 1) -> None:
-    """Refuse a number of an option that is too small; None is none.
-
-    Raises:
-        OptionError: it is less than ``least``.
-    """
-    if value is not None and value < least:
-        raise OptionError(f"{name} is {value}; expected {least} or more")
-
-
 def _close_matches(name: str, known: tuple[str, ...]) -> list[str]:
     folded: dict[str, str] = {}
     for candidate in known:

@@ -19,7 +19,8 @@ from types import TracebackType
 
 import msgspec
 
-from clipmlu.errors import BundleExistsError, OptionError, OutputError, OutputExistsError
+from clipmlu.arguments import as_path
+from clipmlu.errors import BundleExistsError, OutputError, OutputExistsError
 from clipmlu.workspace import Workspace, place_directory, place_file, sweep
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -64,24 +65,22 @@ class StagedFiles:
         """Remove what was not published."""
         self._workspace.discard()
 
-    def publish(self, targets: Sequence[Path] | None = None, *, overwrite: bool | None = None) -> None:
+    def publish(self, targets: Sequence[Path] | None = None) -> None:
         """Give the files their names, in their order: whoever finds the last one finds all of them, of one making.
 
         Args:
             targets: other names than those given first, in the same folder.
-            overwrite: replace what is there; None for what was said first.
 
         Raises:
             OutputExistsError: a target was taken meanwhile.
             OutputError: a file cannot be put there.
         """
         targets = self._targets if targets is None else targets
-        overwrite = self._overwrite if overwrite is None else overwrite
         with output_errors(targets[0]):
             if any(map(_is_special, targets)):
                 for path, target in zip(self.paths, targets, strict=True):
                     _copy_into(path, target)
-            elif overwrite:
+            elif self._overwrite:
                 self._workspace.replace(targets)
             else:
                 self._place(targets)
@@ -128,25 +127,6 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
             staged.append(group)
         for group in staged:
             group.publish()
-
-
-def as_path(path: object, what: str) -> Path:
-    """A path that a caller of the library gave.
-
-    Args:
-        path: a string or a path object.
-        what: what it stands for, the subject of the messages.
-
-    Raises:
-        TypeError: it is something else.
-        OptionError: it is empty, which would be the working directory, or holds a null character.
-    """
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str):
-        raise TypeError(f"{what} is {path!r}; expected a path: a string, or a path object such as pathlib.Path")
-    if not text or "\0" in text:
-        raise OptionError(f"{what} is {text!r}, which is no path")
-    return Path(text)
 
 
 @contextlib.contextmanager

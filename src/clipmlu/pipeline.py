@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported
 from clipmlu.classify.encoder import Encoder
 from clipmlu.classify.scoring import check_joint_templates
@@ -20,9 +21,9 @@ from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, is_current
-from clipmlu.files import as_path, encode_json, write_file
+from clipmlu.files import encode_json, write_file
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
-from clipmlu.specs import Spec
+from clipmlu.specs import NaturalInt, PositiveInt, Spec
 
 REPORT_NAME = "report.json"
 
@@ -77,8 +78,11 @@ class RunOptions:
     folder_names: bool = False
     data_dir: str | os.PathLike[str] | None = None
     download: bool = True
-    threads: int = 0
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    threads: NaturalInt = 0
+    max_pixels: PositiveInt = DEFAULT_MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def run_chain(
@@ -107,6 +111,7 @@ def run_chain(
     """
     # What can be known to be wrong is found before the slow steps begin.
     output = as_path(output, "the output")
+    check_argument(options, RunOptions, "options")
     plan = plan_compilation(options.compile)
     check_layout(plan, options.export.layout)
     if options.export.layout == "joint":

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported, publish_copy
 from clipmlu.classify.bulk import item_from_dataset, run_items
@@ -41,12 +42,12 @@ from clipmlu.compile.reuse import reusable_compilation, tool_versions
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError, check_at_least
+from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
 from clipmlu.file_names import text_from_name
-from clipmlu.files import as_path, encode_json, write_file
+from clipmlu.files import encode_json, write_file
 from clipmlu.keys import options_digest, value_digest
 from clipmlu.reading import read_kept
-from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
+from clipmlu.specs import SMOOTHED_ROLES, PositiveInt, Precision, QuantisationOptions, Spec
 
 SEARCH_NAME = "search.json"
 LADDERS: dict[str, tuple[Precision, ...]] = {
@@ -91,16 +92,22 @@ class SearchOptions:
     """
 
     max_drop: float
-    samples: int | None = None
-    templates: str = "simple"
+    samples: PositiveInt | None = None
+    templates: str | os.PathLike[str] | Sequence[str] = "simple"
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.max_drop < 1:
             raise OptionError(f"max drop is {self.max_drop:g}; expected a fraction above 0 and below 1, such as 0.01")
-        check_at_least("search samples", self.samples)
         if self.precision is not None and self.precision.bits is None:
             raise OptionError(f"precision {self.precision.value} quantises nothing; there is nothing to search for")
+
+    @property
+    def templates_text(self) -> str:
+        """The templates as they were given, in one text."""
+        given = self.templates
+        return str(given) if isinstance(given, (str, os.PathLike)) else ", ".join(given)
 
     @property
     def wanted_samples(self) -> int:
@@ -198,6 +205,8 @@ def search_bundle(
         ClipmluError: as ``compile_bundle``.
     """
     output = as_path(output, "the output")
+    check_argument(options, CompileOptions, "options")
+    check_argument(search, SearchOptions, "search")
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
     if exported.manifest.layout == "joint":
         check_joint_templates(resolve_templates(search.templates), f"bundle '{exported.path}'")
@@ -501,7 +510,7 @@ class _Climber:
             dataset=self._jury.dataset.name,
             split=self._jury.dataset.split,
             images=len(self._jury),
-            templates=self._search.templates,
+            templates=self._search.templates_text,
             reference_top1=self._hear(),
             rungs=tuple(self._climbed),
         )

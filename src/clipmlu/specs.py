@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from clipmlu.arguments import check_fields
 from clipmlu.errors import OptionError
 
 MODULE_KEY = "clipmlu.module"
@@ -217,12 +218,11 @@ class MluBuild(Spec, frozen=True, kw_only=True):
         Raises:
             OptionError: what is wrong.
         """
+        check_fields(self)
         unknown = sorted(set(self.archs) - set(MLU_ARCHS))
         if unknown or not self.archs:
             named = ", ".join(unknown) or "none"
             raise OptionError(f"MLU architecture is '{named}'; expected one or more of {', '.join(MLU_ARCHS)}")
-        if any(count < 1 for counts in self.archs.values() for count in counts):
-            raise OptionError("cluster numbers are 1 or more")
 
 
 class QuantisationOptions(Spec, frozen=True, kw_only=True):
@@ -254,10 +254,9 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
         Raises:
             OptionError: what is wrong.
         """
+        check_fields(self)
         if self.algorithm in ("eqnm", "entropy") and self.activation == "asymmetric":
             raise OptionError(f"the calibration algorithm {self.algorithm} works with symmetric activations only")
-        if not isinstance(self.keep_float, tuple):
-            raise OptionError(f"keep float is {self.keep_float!r}; expected a tuple of texts")
         if not 0 < self.percentile <= 100:
             raise OptionError(f"calibration percentile is {self.percentile:g}; expected more than 0 and up to 100")
         unknown = sorted(set(self.smooth_alpha) - set(SMOOTHED_ROLES))

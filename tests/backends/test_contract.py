@@ -25,8 +25,8 @@ from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import (
     BackendUnavailableError,
     BundleCorruptError,
+    InputError,
     OptionError,
-    SessionError,
     ShapeError,
     UnknownNameError,
 )
@@ -194,9 +194,9 @@ def test_uint8_pixels_are_normalised_in_the_graph(place: Place, exported: Export
                 encoder.encode_images(_pixels(1))
 
 
-def test_token_outside_the_vocabulary_is_a_session_error(place: Place, bundle: CompiledBundle) -> None:
+def test_token_outside_the_vocabulary_is_refused(place: Place, bundle: CompiledBundle) -> None:
     ids = np.full((1, support.CONTEXT), support.VOCAB + 5, np.int64)
-    with place.encoder(bundle) as encoder, pytest.raises(SessionError, match="text tower"):
+    with place.encoder(bundle) as encoder, pytest.raises(InputError, match="holds the token 305"):
         encoder.encode_tokens(ids)
 
 

@@ -354,15 +354,13 @@ def test_one_class_is_said_to_be_all_there_is(encoder: Encoder, caplog: pytest.L
 
 def test_texts_without_an_order_are_refused(encoder: Encoder) -> None:
     for texts in (b"cat", {"cat", "dog"}, {"cat": 1}):
-        with pytest.raises(
-            TypeError, match=r"Expected a text or a sequence of texts, not a value of type '(bytes|set|dict)'"
-        ):
+        with pytest.raises(OptionError, match=r"^texts are .*; expected a text or a list of texts"):
             encoder.embed_texts(texts)  # type: ignore[arg-type]
 
 
 def test_a_text_is_no_list_of_sources(encoder: Encoder) -> None:
     embeddings = encoder.embed_images([support.picture(seed) for seed in range(3)])
-    with pytest.raises(OptionError, match="sources are 'abc'"):
+    with pytest.raises(OptionError, match="sources is 'abc'"):
         encoder.classifier(NAMES).predictions_from_rows(embeddings, "abc")
 
 

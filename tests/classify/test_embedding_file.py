@@ -51,6 +51,20 @@ def test_partial_result_replaces_nothing_whole(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.partial.ids.json").read_text(encoding="utf-8")) == IDS[:2]
 
 
+def test_partial_result_replaces_no_earlier_one_unasked(tmp_path: Path) -> None:
+    for rows, name in ((3, "out.partial.npy"), (1, "out.partial-2.npy"), (2, "out.partial-3.npy")):
+        with EmbeddingFile(tmp_path / "out.npy", 5) as file:
+            file.append(ROWS[:rows], IDS[:rows])
+            assert file.publish(partial=True) == tmp_path / name
+        np.testing.assert_array_equal(np.load(tmp_path / name), ROWS[:rows])
+    np.testing.assert_array_equal(np.load(tmp_path / "out.partial.npy"), ROWS[:3])
+    with EmbeddingFile(tmp_path / "out.npy", 5, overwrite=True) as file:
+        file.append(ROWS[:1], IDS[:1])
+        assert file.publish(partial=True) == tmp_path / "out.partial.npy"
+    np.testing.assert_array_equal(np.load(tmp_path / "out.partial.npy"), ROWS[:1])
+    assert json.loads((tmp_path / "out.partial.ids.json").read_text(encoding="utf-8")) == IDS[:1]
+
+
 def test_path_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match=r"Cannot write '.*out\.npy'"):

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -609,5 +610,46 @@ def test_batches_beyond_any_axis_are_refused_before_anything_is_written(
 ) -> None:
     code, _, err = run("compile", exported.path, "--target", "cpu", "--max-batch", 2**31, "-o", tmp_path / "out")
     assert code == 2
-    assert_one_line(err, "max batch 2147483648; expected 2147483647 at most")
+    assert_one_line(err, "max batch is 2147483648; expected 1 or more, 2147483647 at most")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n \n\t\n"])
+def test_a_file_without_a_text_is_refused(run: Run, compiled: CompiledBundle, tmp_path: Path, content: str) -> None:
+    (tmp_path / "texts.txt").write_text(content)
+    code, _, err = run("embed", compiled.path, "--texts", tmp_path / "texts.txt", "-o", tmp_path / "e.npy")
+    assert code == 1
+    assert f"clipmlu: The text file '{tmp_path / 'texts.txt'}' holds no text. Expected one text a line." in err
+    assert not (tmp_path / "e.npy").exists()
+
+
+@pytest.mark.parametrize("end", [b"\0", b""])
+def test_a_list_between_zero_bytes_is_read(
+    run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    """As ``find -print0`` writes it; a name may then hold a line break, and may be cut by the end of a chunk."""
+    odd = tmp_path / "two\nlines.png"
+    shutil.copy(photos / "0.png", odd)
+    names = [str(odd), *[str(photos / "1.png")] * 3000, str(photos / "2.png")]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\0".join(names).encode() + end)))
+    code, _, err = run("embed", compiled.path, "-", "-o", tmp_path / "e.npy")
+    assert (code, "skipped" in err) == (0, False)
+    rows, ids = np.load(tmp_path / "e.npy"), json.loads((tmp_path / "e.ids.json").read_text())
+    assert [clipmlu.path_from_name(name) for name in ids] == [Path(name) for name in names]
+    with clipmlu.load(compiled.path) as encoder:
+        expected = encoder.embed_images([photos / "0.png", photos / "1.png", photos / "2.png"])
+    np.testing.assert_allclose(rows[[0, 1, 2000, -1]], expected[[0, 1, 1, 2]], atol=1e-6)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["{photos}"], ["{photos}", "nowhere.png"], ["--top-k", "x", "{photos}"]])
+def test_notes_that_cannot_be_written_change_no_result(
+    compiled: CompiledBundle, photos: Path, arguments: list[str]
+) -> None:
+    given = [each.format(photos=photos) for each in arguments]
+    command = [sys.executable, "-m", "clipmlu", "classify", str(compiled.path), *given, "--labels", "a,b"]
+    said = subprocess.run(command, capture_output=True, check=False)
+    with open("/dev/full", "wb") as full:
+        silent = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert said.stderr or given == [str(photos)]
+    assert (silent.stdout, silent.returncode) == (said.stdout, said.returncode)

@@ -170,9 +170,9 @@ def test_cifar_calibrates_with_its_train_split(exported: ExportedBundle, data_di
 
 
 def test_what_cannot_be_is_refused(exported: ExportedBundle, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="calibration samples is 0"):
+    with pytest.raises(OptionError, match="samples is 0"):
         CalibrationOptions(dataset="demo", samples=0)
-    with pytest.raises(OptionError, match="calibration seed is -1"):
+    with pytest.raises(OptionError, match="seed is -1"):
         CalibrationOptions(dataset="demo", seed=-1)
     with pytest.raises(InputError):
         obtain_calibration(exported, CalibrationOptions(dataset=f"imagefolder:{tmp_path / 'absent'}"))

@@ -18,7 +18,7 @@ from PIL import Image, features
 
 from clipmlu.data import images
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, content_digest, is_clipped, load_image, read_source
-from clipmlu.errors import InputError
+from clipmlu.errors import InputError, OptionError
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (23, 31, 3), dtype=np.uint8)
@@ -235,7 +235,7 @@ def test_pixel_limit_can_be_lowered_and_raised() -> None:
     with pytest.raises(InputError, match="more than the limit of 712"):
         load_image(Image.fromarray(PHOTO), max_pixels=712)
     assert load_image(PHOTO, max_pixels=713).size == (31, 23)
-    with pytest.raises(ValueError, match="max_pixels must be at least 1, not 0"):
+    with pytest.raises(OptionError, match=r"^max pixels is 0; expected 1 or more"):
         load_image(PHOTO, max_pixels=0)
 
 

@@ -304,7 +304,7 @@ def test_image_without_pixels_is_refused() -> None:
 
 
 def test_what_is_no_image_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="Expected a Pillow image, not 'ndarray'"):
+    with pytest.raises(InputError, match="Expected a Pillow image, not 'ndarray'"):
         Preprocessor(spec())(np.zeros((5, 5, 3), np.uint8))  # type: ignore[arg-type]
 
 

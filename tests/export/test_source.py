@@ -24,7 +24,7 @@ pytestmark = pytest.mark.torch
         ({"pretrained": "openai", "random_weights": True}, "'openai' and random weights exclude one another"),
         ({"pretrained": " "}, "tag of the pretrained weights is empty"),
         ({"seed": -1}, "seed is -1; expected 0 or more"),
-        ({"layout": "fused"}, "layout is 'fused'; expected 'towers' or 'joint'"),
+        ({"layout": "fused"}, "layout is 'fused'; expected one of towers, joint"),
         ({"opset": 17}, "opset is 17; expected one of 18, 20"),
         ({"max_abs_diff": 0.0}, "parity bounds are 0.0"),
         ({"external_data_bytes": 3_000_000_000}, "external data begins at 3000000000 bytes"),

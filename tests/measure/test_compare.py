@@ -266,7 +266,7 @@ def test_samples_are_the_first_256_or_all_of_fewer(tiny: ExportedBundle) -> None
     for options, message in (
         ({"samples": 0}, "samples is 0"),
         ({"threshold": 1.5}, "threshold is 1.5; expected a cosine"),
-        ({"tower": "joint"}, "tower is 'joint'; expected image, text or both"),
+        ({"tower": "joint"}, "tower is 'joint'; expected one of image, text, both"),
     ):
         with pytest.raises(OptionError, match=message):
             CompareOptions(**options)  # type: ignore[arg-type]

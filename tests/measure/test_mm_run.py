@@ -445,7 +445,7 @@ def test_batches_that_the_bundle_does_not_take_are_refused(
         ({"iterations": 0}, "iterations is 0"),
         ({"devices": ()}, "expected one or more indices"),
         ({"devices": (1, 1)}, "one is named twice"),
-        ({"devices": (-1,)}, "expected one or more indices of 0 or more"),
+        ({"devices": (-1,)}, r"devices is \(-1,\); expected .* 0 or more"),
         ({"timeout_s": 0.0}, "timeout is 0 s"),
     ],
 )

@@ -53,7 +53,7 @@ def notes() -> list[str]:
 
 
 def test_a_text_is_no_list_of_precisions() -> None:
-    with pytest.raises(OptionError, match="precisions are 'force_float32'; expected a tuple"):
+    with pytest.raises(OptionError, match="precisions is 'force_float32'; expected a tuple"):
         SweepOptions(compile=CompileOptions(), precisions="force_float32", batch_sizes=(1,))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="keep float is 'mlp_out'; expected a tuple"):
         QuantisationOptions(keep_float="mlp_out")  # type: ignore[arg-type]
@@ -264,9 +264,9 @@ def test_quantising_without_data_is_a_row_and_no_gate(
     [
         ({"precisions": ()}, "precisions are"),
         ({"batch_sizes": (4, 4)}, "batch sizes are"),
-        ({"batch_sizes": (0,)}, "batch size is 0"),
+        ({"batch_sizes": (0,)}, r"batch sizes is \(0,\); expected"),
         ({"repetitions": 0}, "repetitions is 0"),
-        ({"duration_ms": -1}, "duration is -1; expected 0 or more"),
+        ({"duration_ms": -1}, "duration ms is -1; expected 0 or more"),
     ],
 )
 def test_options_are_checked(changes: dict[str, Any], message: str) -> None:

@@ -8,17 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.arguments import check_fields
+from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.bundle import CompiledBundle, Tower
-from clipmlu.errors import CalibrationError, OptionError, SessionError, ShapeError, check_at_least
+from clipmlu.errors import CalibrationError, OptionError, SessionError, ShapeError
 from clipmlu.lifetime import Lifetime, keep_when_forked
 from clipmlu.specs import (
     MluBuild,
+    NaturalInt,
     NodeType,
+    PositiveInt,
     Precision,
     PreprocessSpec,
     QuantisationOptions,
@@ -27,9 +31,6 @@ from clipmlu.specs import (
     TowerName,
 )
 from clipmlu.stages import StageClock
-
-if TYPE_CHECKING:
-    from clipmlu.backends.magicmind.options import WorkerOptions
 
 Array = npt.NDArray[np.generic]
 Feeds = Mapping[str, Array]
@@ -98,17 +99,14 @@ class SessionOptions:
             the cores for themselves. Off, they leave the cores to threads that decode images, say.
     """
 
-    threads: int = 0
-    device: int = 0
-    in_flight: int = 2
+    threads: NaturalInt = 0
+    device: NaturalInt = 0
+    in_flight: PositiveInt = 2
     worker: WorkerOptions | None = None
     busy_wait: bool = True
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise OptionError(f"threads is {self.threads}; expected 0 (the runtime decides) or more")
-        check_at_least("device", self.device, 0)
-        check_at_least("batches in flight", self.in_flight)
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,10 +21,20 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu._machine import available_cpus, check_memory
+from clipmlu.arguments import check_argument, shown
 from clipmlu.classify.pixel_budget import PixelBudget, Turn
-from clipmlu.data.images import ImageSource, clipped_note, is_clipped, is_stream, name_of_stream, read_source
-from clipmlu.errors import InputError, check_at_least
-from clipmlu.file_names import name_from_path
+from clipmlu.data.images import (
+    EXPECTED_IMAGE,
+    ImageSource,
+    clipped_note,
+    is_clipped,
+    is_stream,
+    name_of_stream,
+    read_source,
+)
+from clipmlu.errors import InputError
+from clipmlu.file_names import expand_home, name_from_path
+from clipmlu.specs import PositiveInt
 from clipmlu.stages import Stage, StageClock, now
 
 if TYPE_CHECKING:
@@ -104,7 +114,11 @@ class RowBatch(NamedTuple):
 
 
 def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:
-    """Items from one image or many, and whether it was one."""
+    """Items from one image or many, and whether it was one.
+
+    Raises:
+        InputError: it is neither, or a collection without an order, or with names as a dict has.
+    """
     from PIL import Image
 
     if isinstance(images, np.ndarray):
@@ -112,6 +126,8 @@ def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list
         sources: list[ImageSource] = [images] if single else list(images)
     elif isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or is_stream(images):
         single, sources = True, [images]
+    elif isinstance(images, (Mapping, Set)) or not isinstance(images, Iterable):
+        raise InputError(f"images are {shown(images)}; expected an image or a list of them. {EXPECTED_IMAGE}")
     else:
         single, sources = False, list(images)
     return [item_from_source(source, position) for position, source in enumerate(sources)], single
@@ -122,6 +138,7 @@ def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
     name = f"image {position}"
     if isinstance(source, (str, os.PathLike)):
         name = name_from_path(source)
+        source = expand_home(source)
     elif is_stream(source):
         name = name_of_stream(source) or name
     return ImageItem(name, lambda: source)
@@ -206,12 +223,11 @@ def run_batches(
 
     Raises:
         ShapeError: the bundle does not take such batches.
-        OptionError: there are no workers, or the batches do not fit in memory.
+        OptionError: the number of workers is none of 1 or more, or the batches do not fit in memory.
     """
     encoder = graph.encoder
     size = encoder.check_batch_size(batch_size)
-    threads = available_cpus() if workers is None else workers
-    check_at_least("workers", threads)
+    threads: int = check_argument(workers, PositiveInt | None, "workers") or available_cpus()
     depth = encoder.batches_in_flight
     # While the device has its batches, every worker has a task and one to follow.
     ahead = 1 + -(-2 * threads * _task_images(size, threads) // size)

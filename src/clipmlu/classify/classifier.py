@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmlu import _environment
+from clipmlu.arguments import check_argument
 from clipmlu.backends import get_backend
 from clipmlu.bundle import TOKENIZER_NAME, current_tool_versions
 from clipmlu.classify.bulk import items_from_images, run_batches
 from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
 from clipmlu.classify.results import Prediction, Predictions
-from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer
+from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer, check_rows
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
-from clipmlu.errors import BundleError, InputError, OptionError, OutputError, check_at_least
+from clipmlu.errors import BundleError, InputError, OptionError, OutputError
 from clipmlu.files import write_file
 from clipmlu.keys import options_digest, value_digest
+from clipmlu.specs import PositiveInt
 
 if TYPE_CHECKING:
     from clipmlu.classify.encoder import Encoder, FloatArray
@@ -92,9 +94,11 @@ class ZeroShotClassifier:
             A Prediction for one image, Predictions in the same order for many.
 
         Raises:
-            InputError: an image cannot be read.
+            InputError: an image cannot be read, or is no image.
+            OptionError: ``top_k`` or ``batch_size`` is no number of 1 or more.
         """
         self.encoder.require_open()
+        check_argument(top_k, PositiveInt, "top k")
         items, single = items_from_images(images)
         predictions = Predictions()
         for batch in run_batches(self.scorer, items, batch_size=batch_size):
@@ -113,12 +117,17 @@ class ZeroShotClassifier:
             rows: as for ``logits``.
             sources: what the N images are called.
             top_k: classes per image, at most as many as there are.
+
+        Raises:
+            ShapeError, InputError: as for ``logits``.
+            OptionError: ``top_k`` is no number of 1 or more, or ``sources`` no list of N names.
         """
         self.encoder.require_open()
-        check_at_least("top k", top_k)
-        if isinstance(sources, (str, bytes)):
-            raise OptionError(f"sources are {sources!r}; expected a list with a name for each image")
+        check_argument(top_k, PositiveInt, "top k")
+        check_argument(sources, Sequence[str], "sources")
         logits = self.logits(rows)
+        if len(sources) != len(logits):
+            raise OptionError(f"sources are {len(sources)} for {len(logits)} rows; expected one name for each row")
         ranked = rank_classes(logits, top_k)
         best_scores = np.take_along_axis(self.scores(logits), ranked, axis=1).tolist()
         return Predictions(
@@ -139,14 +148,19 @@ class ZeroShotClassifier:
         """
         self.encoder.require_open()
         logits = self.scorer.logits(rows)
-        if not np.isfinite(rows).all():
-            row = int(np.argmin(np.isfinite(rows).all(axis=1)))
-            raise InputError(f"Row {row} holds NaN or infinity; expected finite numbers.")
+        _check_finite(rows)
         return logits
 
     def scores(self, logits: FloatArray) -> FloatArray:
-        """Probabilities, shape (N, C): softmax over the classes, or the sigmoid of each for a model with a logit bias."""
+        """Probabilities, shape (N, C): softmax over the classes, or the sigmoid of each for a model with a logit bias.
+
+        Raises:
+            ShapeError: ``logits`` are no float array of shape (N, C).
+            InputError: they hold NaN or infinity.
+        """
         self.encoder.require_open()
+        check_rows(logits, len(self.class_names), "logits")
+        _check_finite(logits)
         if self._header.logit_bias is not None:
             # The two-sided form never takes the exponential of a large positive number.
             small = np.exp(-np.abs(logits))
@@ -168,7 +182,14 @@ class ZeroShotClassifier:
             OutputError: the file cannot be written.
         """
         self.encoder.require_open()
+        check_argument(overwrite, bool, "overwrite")
         write_file(path, encode_classifier(self._header, self.class_embeddings), overwrite=overwrite)
+
+
+def _check_finite(rows: FloatArray) -> None:
+    if not np.isfinite(rows).all():
+        row = int(np.argmin(np.isfinite(rows).all(axis=1)))
+        raise InputError(f"Row {row} holds NaN or infinity; expected finite numbers.")
 
 
 def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:

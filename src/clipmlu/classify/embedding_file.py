@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +62,7 @@ class EmbeddingFile:
     def __init__(self, path: Path, embedding_dim: int, *, overwrite: bool = False) -> None:
         check_embedding_output(path, overwrite=overwrite)
         self._path = path
+        self._overwrite = overwrite
         self._dim = embedding_dim
         self.rows = 0
         self._staged = StagedFiles(_targets(path), overwrite=overwrite)
@@ -106,14 +109,14 @@ class EmbeddingFile:
         """Give both files their names, and return the first.
 
         Args:
-            partial: under a name that says so, ``NAME.partial.npy``, so that nothing whole is replaced; what an earlier
-                interrupted run left under it is.
+            partial: under a name that says so, ``NAME.partial.npy``, so that nothing whole is replaced, and what an earlier
+                interrupted run left there only with ``overwrite``: else under ``NAME.partial-2.npy``, and so on.
 
         Raises:
             OutputExistsError: a file of that name was made meanwhile.
             OutputError: a file cannot be written.
         """
-        path = self._path.with_suffix(f".partial{SUFFIX}") if partial else self._path
+        path = self._partial_path() if partial else self._path
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dim)}
@@ -126,8 +129,14 @@ class EmbeddingFile:
             _write_all(self._array, header.getvalue())
             self._array.close()
             self._ids.close()
-        self._staged.publish(_targets(path), overwrite=True if partial else None)
+        self._staged.publish(_targets(path))
         return path
+
+    def _partial_path(self) -> Path:
+        """``NAME.partial.npy``, or ``NAME.partial-2.npy`` and so on while an earlier run's is there, unless that may go."""
+        endings = itertools.chain(("",), (f"-{number}" for number in itertools.count(2)))
+        paths = (self._path.with_suffix(f".partial{ending}{SUFFIX}") for ending in endings)
+        return next(path for path in paths if self._overwrite or not any(map(os.path.lexists, _targets(path))))
 
     def _seek_to_end(self) -> None:
         """Cut off what an append that failed has written."""

@@ -7,20 +7,20 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.arguments import as_path, as_texts, check_argument, shown
 from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.backends.base import Array
 from clipmlu.bundle import CompiledBundle, open_compiled
-from clipmlu.errors import BundleCorruptError, InputError, SessionError, ShapeError, check_at_least
-from clipmlu.files import as_path
+from clipmlu.errors import BundleCorruptError, InputError, SessionError, ShapeError
 from clipmlu.lifetime import Lifetime
-from clipmlu.specs import TowerName
+from clipmlu.specs import PositiveInt, TowerName
 from clipmlu.stages import StageClock
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ def load(
         max_pixels: largest width x height of an image that is decoded; None for 178,956,970.
 
     Raises:
-        OptionError: ``max_pixels`` is below 1.
+        OptionError: an argument is of another type or outside its range.
         BundleError: there is no such bundle, it is not compiled, or it is not what its manifest says.
         BackendUnavailableError: its runtime cannot be used here; raised when the first tower is needed.
     """
-    unused: tuple[TowerName, ...] = ("text",) if image_only else ()
-    bundle = open_compiled(path, verify=verify, without=unused)
+    unused: tuple[TowerName, ...] = ("text",) if check_argument(image_only, bool, "image only") else ()
     options = SessionOptions(threads=threads, device=device, busy_wait=busy_wait)
+    bundle = open_compiled(path, verify=verify, without=unused)
     return Encoder(bundle, options, fast_preprocess=fast_preprocess, without=unused, max_pixels=max_pixels)
 
 
@@ -108,13 +108,12 @@ class Encoder:
         max_pixels: int | None = None,
         check_results: bool = True,
     ) -> None:
-        check_at_least("max pixels", max_pixels)
-        self._max_pixels = max_pixels
+        self._max_pixels = check_argument(max_pixels, PositiveInt | None, "max pixels")
         self._check_results = check_results
-        self.bundle = bundle
-        self._fast_preprocess = fast_preprocess
+        self.bundle: CompiledBundle = check_argument(bundle, CompiledBundle, "bundle")
+        self._fast_preprocess = check_argument(fast_preprocess, bool, "fast preprocess")
         self._without = without
-        self._options = options or SessionOptions()
+        self._options = check_argument(options, SessionOptions | None, "options") or SessionOptions()
         self._sessions: dict[TowerName, Session] = {}
         self._opening = threading.RLock()
         self._lifetime = Lifetime(f"Bundle '{bundle.path}'", f"Load it again: clipmlu.load('{bundle.path}').")
@@ -214,15 +213,15 @@ class Encoder:
         """The batch size to use: the bundle's own for None, else ``batch_size`` if the bundle takes it.
 
         Raises:
-            OptionError: it is less than 1.
+            OptionError: it is no number of 1 or more.
             ShapeError: the bundle was compiled for other batches.
         """
         self.require_open()
-        if batch_size is None:
+        rows: int | None = check_argument(batch_size, PositiveInt | None, "batch size")
+        if rows is None:
             return self.batch_size
-        check_at_least("batch size", batch_size)
-        self._check_rows(batch_size, exact=True)
-        return batch_size
+        self._check_rows(rows, exact=True)
+        return rows
 
     def encode_images(self, pixel_values: PixelArray) -> FloatArray:
         """Embed preprocessed images with the image tower.
@@ -238,6 +237,7 @@ class Encoder:
             ShapeError: dtype or shape differ from what the bundle takes.
             InputError: a pixel is NaN or infinite, which a mode that quantises would turn into some number.
         """
+        _check_array(pixel_values, "pixel_values")
         _check_finite(pixel_values)
         return self._encode("image", pixel_values)
 
@@ -252,7 +252,9 @@ class Encoder:
 
         Raises:
             ShapeError: dtype or shape differ from what the bundle takes.
+            InputError: a token is negative or beyond the vocabulary, of which runtimes make what they like.
         """
+        self._check_tokens(input_ids)
         return self._encode("text", input_ids)
 
     def submit_images(self, pixel_values: PixelArray) -> PendingRows:
@@ -264,6 +266,7 @@ class Encoder:
         Raises:
             ShapeError: dtype or shape differ from what the bundle takes.
         """
+        _check_array(pixel_values, "pixel_values")
         return self._submit("image", (pixel_values,))
 
     def submit_tokens(self, input_ids: npt.NDArray[np.int64]) -> PendingRows:
@@ -274,7 +277,9 @@ class Encoder:
 
         Raises:
             ShapeError: dtype or shape differ from what the bundle takes.
+            InputError: as for ``encode_tokens``.
         """
+        self._check_tokens(input_ids)
         return self._submit("text", (input_ids,))
 
     def submit_pairs(self, pixel_values: PixelArray, input_ids: npt.NDArray[np.int64]) -> PendingRows:
@@ -290,8 +295,11 @@ class Encoder:
         Raises:
             BundleError: the bundle has two towers.
             ShapeError: dtype or shape differ from what the bundle takes.
+            InputError: as for ``encode_tokens``.
         """
         self.require_open()
+        _check_array(pixel_values, "pixel_values")
+        self._check_tokens(input_ids)
         texts, fixed = len(input_ids), self.joint_text_rows
         if not 1 <= texts <= (fixed or texts):
             raise ShapeError(
@@ -332,13 +340,12 @@ class Encoder:
 
         Returns:
             float32 embeddings of unit L2 norm: shape (D,) for one text, (N, D) for many.
+
+        Raises:
+            OptionError: it is no text, and no list of texts.
         """
-        if isinstance(texts, (bytes, bytearray, set, frozenset, Mapping)):
-            raise TypeError(f"Expected a text or a sequence of texts, not a value of type '{type(texts).__name__}'.")
-        if not isinstance(texts, str):
-            return self._encode_text_list(list(texts))
-        embedding: FloatArray = self._encode_text_list([texts])[0]
-        return embedding
+        embeddings = self._encode_text_list(as_texts(texts, "texts"))
+        return embeddings[0] if isinstance(texts, str) else embeddings
 
     def classifier(
         self,
@@ -362,6 +369,7 @@ class Encoder:
         from clipmlu.classify.classifier import build_classifier
 
         self.require_open()
+        check_argument(cache, bool, "cache")
         return build_classifier(self, class_names, templates, cache=cache)
 
     def load_classifier(self, path: str | os.PathLike[str]) -> ZeroShotClassifier:
@@ -379,6 +387,26 @@ class Encoder:
         self.require_open()
         self.bundle.tower("text")
         return self.encode_tokens(self.tokenizer(texts)) if texts else np.zeros((0, self.embedding_dim), np.float32)
+
+    def _check_tokens(self, input_ids: object) -> None:
+        """Refuse what the tokenizer cannot have made, before a runtime makes something of it.
+
+        Raises:
+            ShapeError: it is no array of int64.
+            InputError: a token is negative or beyond the vocabulary.
+        """
+        self.require_open()
+        tokens = _check_array(input_ids, "input_ids")
+        if tokens.dtype != np.int64 or not tokens.size:
+            return  # the session says what it takes
+        lowest, highest, largest = int(tokens.min()), int(tokens.max()), self.tokenizer.largest_id
+        if lowest < 0 or highest > largest:
+            wrong = lowest if lowest < 0 else highest
+            row = int(np.argwhere(tokens == wrong)[0][0])
+            raise InputError(
+                f"input_ids[{row}] holds the token {wrong}; expected 0 to {largest}, as the tokenizer of bundle "
+                f"'{self.bundle.path}' gives."
+            )
 
     def _session(self, tower: TowerName) -> Session:
         self.require_open()
@@ -490,6 +518,12 @@ class _Trimmed:
             self._check(trimmed)
             self._checked = True
         return trimmed
+
+
+def _check_array(value: object, what: str) -> Array:
+    if not isinstance(value, np.ndarray) or not value.ndim:
+        raise ShapeError(f"{what} is {shown(value)}; expected a NumPy array with one row for each input.")
+    return value
 
 
 def _check_finite(pixel_values: PixelArray) -> None:

@@ -94,7 +94,7 @@ class TowerScorer(ImageTower):
 
     def logits(self, rows: FloatArray) -> FloatArray:
         """Scaled similarities plus bias."""
-        _check_rows(rows, self.class_embeddings.shape[1], "embeddings")
+        check_rows(rows, self.class_embeddings.shape[1], "embeddings")
         logits: FloatArray = rows @ self.class_embeddings.T * self._scale
         return logits if self._bias is None else logits + self._bias
 
@@ -148,7 +148,7 @@ class JointScorer:
 
     def logits(self, rows: FloatArray) -> FloatArray:
         """The rows themselves."""
-        _check_rows(rows, self.width, "logits")
+        check_rows(rows, self.width, "logits")
         return rows
 
     def describe_cost(self, batch_size: int) -> str | None:
@@ -173,7 +173,7 @@ class JointScorer:
         return f"{text} ({PREFER_TOWERS})"
 
 
-def _check_rows(rows: FloatArray, width: int, what: str) -> None:
+def check_rows(rows: FloatArray, width: int, what: str) -> None:
     """Refuse rows that are no float array of shape (N, ``width``).
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -95,7 +96,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             )
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):  # standard error takes no more: there is nobody to tell
+            error.show()
         return error.exit_code
     except ClipmluError as error:
         note(f"clipmlu: {_one_line(error)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
 
 STDIN = "-"
+_CHUNK_BYTES = 1 << 16
 
 
 def image_items(inputs: Iterable[str], left_out: LeftOut) -> Iterator[ImageItem]:
@@ -42,11 +44,28 @@ def _listed(left_out: LeftOut) -> Iterator[Found]:
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
-    """Lines that are not blank; bytes that are no UTF-8 stay in them, as in the names of files."""
+    """Lines that are not blank, or what stands between zero bytes, as ``find -print0`` writes it.
+
+    Bytes that are no UTF-8 stay in them, as in the names of files.
+    """
     raw = getattr(stream, "buffer", None)
+    if raw is not None and not hasattr(raw, "peek"):
+        raw = io.BufferedReader(raw)
+    start = b"" if raw is None else raw.peek()
+    if start.count(b"\0") > start.count(b"\n"):  # one in a list of lines is a damaged line
+        yield from map(os.fsdecode, filter(None, _between_zeros(raw)))
+        return
     for line in stream if raw is None else map(os.fsdecode, raw):
         if line.strip():
             yield line.rstrip("\r\n")
+
+
+def _between_zeros(raw: io.BufferedReader) -> Iterator[bytes]:
+    rest = b""
+    while chunk := raw.read1(_CHUNK_BYTES):
+        *whole, rest = (rest + chunk).split(b"\0")
+        yield from whole
+    yield rest
 
 
 def _found(text: str, left_out: LeftOut) -> Iterator[Found]:

@@ -155,8 +155,9 @@ def echo_json(encoded: bytes) -> None:
 
 
 def note(message: str) -> None:
-    """Say something that is not the result, on stderr."""
-    click.echo(printable(message), err=True)
+    """Say something that is not the result, on stderr; where that takes no more, nobody is there to be told."""
+    with contextlib.suppress(OSError):
+        click.echo(printable(message), err=True)
 
 
 def note_inputs(broken: int, left_out: LeftOut) -> int:

@@ -136,6 +136,8 @@ def _embed_texts(encoder: Encoder, texts: Path, file: EmbeddingFile) -> int:
     from clipmlu.data.textfile import read_lines
 
     lines = read_lines(texts, "text file", note)
+    if not lines:
+        raise InputError(f"The text file '{texts}' holds no text. Expected one text a line.")
     for start in range(0, len(lines), _TEXTS_AT_ONCE):
         part = lines[start : start + _TEXTS_AT_ONCE]
         file.append(encoder.embed_texts(part), part)

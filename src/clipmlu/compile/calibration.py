@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipmlu.arguments import as_path, check_fields
 from clipmlu.backends.base import CalibrationData
 from clipmlu.bundle import Bundle, FileRecord, file_record
 from clipmlu.data.class_names import FolderNames
@@ -24,18 +25,11 @@ from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.skipping import log_skipped
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import (
-    CalibrationError,
-    InputError,
-    UnknownNameError,
-    check_at_least,
-    first_line,
-    reason_of,
-)
+from clipmlu.errors import CalibrationError, InputError, UnknownNameError, first_line, reason_of
 from clipmlu.file_names import expand_home, name_from_path, prefer_known_name
-from clipmlu.files import as_path, encode_json, stage_directory
+from clipmlu.files import encode_json, stage_directory
 from clipmlu.reading import read_json
-from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
+from clipmlu.specs import CalibrationRecord, NaturalInt, PositiveInt, PreprocessSpec, Spec, TowerName
 
 DEFAULT_SAMPLES = 1000
 SCHEMA_VERSION = 1
@@ -124,18 +118,16 @@ class CalibrationOptions:
     """
 
     dataset: str
-    samples: int = DEFAULT_SAMPLES
-    seed: int = 0
+    samples: PositiveInt = DEFAULT_SAMPLES
+    seed: NaturalInt = 0
     data_dir: str | os.PathLike[str] | None = None
     download: bool = True
     class_names: FolderNames | None = None
     folder_names: bool = False
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_pixels: PositiveInt = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
-        check_at_least("max pixels", self.max_pixels)
-        check_at_least("calibration samples", self.samples)
-        check_at_least("calibration seed", self.seed, 0)
+        check_fields(self)
 
 
 class CalibrationHeader(Spec, frozen=True, kw_only=True):

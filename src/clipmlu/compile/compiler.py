@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from clipmlu._machine import check_memory
+from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
 from clipmlu.backends.base import CalibrationData, GraphOptions, SourceGraph
 from clipmlu.backends.pixels import NORMALISATION_KEY
@@ -40,15 +41,14 @@ from clipmlu.errors import (
     OptionError,
     PrecisionError,
     SessionError,
-    check_at_least,
 )
 from clipmlu.quantisation.roles import Operator, check_selections, parse_selection
 from clipmlu.specs import (
-    LARGEST_SIZE,
     CalibrationRecord,
     GraphQuantisation,
     Layout,
     MluBuild,
+    PositiveInt,
     Precision,
     QuantisationOptions,
     TowerName,
@@ -89,9 +89,9 @@ class CompileOptions:
 
     target: str = "auto"
     precision: Precision = Precision.FORCE_FLOAT32
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: PositiveInt = DEFAULT_BATCH_SIZE
     dynamic_shape: bool = True
-    max_batch: int | None = None
+    max_batch: PositiveInt | None = None
     text_target: str | None = None
     mlu: MluBuild | None = None
     quantisation: QuantisationOptions | None = None
@@ -107,12 +107,7 @@ class CompileOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least("batch size", self.batch_size)
-        check_at_least("max batch", self.max_batch)
-        if max(self.batch_size, self.max_batch or 0) > LARGEST_SIZE:
-            raise OptionError(
-                f"batch size is {self.batch_size} and max batch {self.max_batch}; expected {LARGEST_SIZE} at most"
-            )
+        check_fields(self)
         if self.max_batch is not None and not self.dynamic_shape and self.max_batch != self.batch_size:
             raise OptionError(
                 f"max batch is {self.max_batch}, but a static shape takes exactly {self.batch_size}; leave one of them out"
@@ -158,7 +153,7 @@ def compile_bundle(
         BundleExistsError: the output is taken.
         GateError: the compiled graphs do not agree with the exported ones; nothing is published.
     """
-    options = options or CompileOptions()
+    options = check_argument(options, CompileOptions | None, "options") or CompileOptions()
     plan = plan_compilation(options)
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
     check_layout(plan, exported.manifest.layout)

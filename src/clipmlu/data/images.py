@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipmlu.arguments import check_argument
 from clipmlu.errors import InputError
-from clipmlu.file_names import name_from_path
+from clipmlu.file_names import expand_home, name_from_path
+from clipmlu.specs import PositiveInt
 
 # Pillow refuses images above twice Image.MAX_IMAGE_PIXELS (a quarter of a gigabyte of RGB); this is that limit.
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -40,6 +42,8 @@ HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_HINT = "HEIC and HEIF are read with pillow-heif: pip install 'clipmlu[heif]'."
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any]
+
+EXPECTED_IMAGE = "Expected a path, bytes, an open binary file, a Pillow image or a uint8 NumPy array."
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # grey of more than 8 bits
 _STRIP_PIXELS = 1 << 20
@@ -136,10 +140,9 @@ def load_image(
 
     Raises:
         InputError: the source cannot be read as an image, has no pixels or too many, or is of another type.
-        ValueError: ``max_pixels`` is below 1.
+        OptionError: ``max_pixels`` is no number of 1 or more.
     """
-    if max_pixels < 1:
-        raise ValueError(f"max_pixels must be at least 1, not {max_pixels}.")
+    check_argument(max_pixels, PositiveInt, "max pixels")
     if isinstance(source, Image.Image):
         where = f"the Pillow image (mode {source.mode})"
         return _load_pixels(source, where, max_pixels, reserve, _coefficient_pixels(source))
@@ -154,12 +157,9 @@ def load_image(
             content, max_pixels=max_pixels, name=name or name_of_stream(source), at_least=at_least, reserve=reserve
         )
     if isinstance(source, (str, os.PathLike)):
-        with _open_file(Path(source)) as stream:
+        with _open_file(expand_home(source)) as stream:
             return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least, reserve)
-    raise InputError(
-        f"Cannot take an image from a value of type '{type(source).__name__}'. "
-        "Expected a path, bytes, an open binary file, a Pillow image or a uint8 NumPy array."
-    )
+    raise InputError(f"Cannot take an image from a value of type '{type(source).__name__}'. {EXPECTED_IMAGE}")
 
 
 def content_digest(image: Image.Image) -> str:

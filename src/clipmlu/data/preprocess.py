@@ -76,7 +76,6 @@ class Preprocessor:
         Raises:
             InputError: Pillow cannot resize, pad or convert the image (open_clip fails on it as well), or its aspect
                 ratio asks for a resized image of more than ``MAX_RESIZED_PIXELS``.
-            TypeError: ``image`` is no Pillow image.
         """
         return self.normalise(self.pixels(image))
 
@@ -145,7 +144,7 @@ class Preprocessor:
             TypeError: ``image`` is no Pillow image.
         """
         if not isinstance(image, Image.Image):
-            raise TypeError(
+            raise InputError(
                 f"Expected a Pillow image, not '{type(image).__name__}'. clipmlu.data.images.load_image makes one."
             )
         try:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clipmlu.errors import InputError
+from clipmlu.file_names import expand_home
 from clipmlu.reading import read_small_file
 
 _MOST_BYTES = 16 << 20
@@ -54,7 +55,7 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
             that it seems to have.
     """
     try:
-        content = read_small_file(path, _MOST_BYTES)
+        content = read_small_file(expand_home(path), _MOST_BYTES)
     except FileNotFoundError:
         raise InputError(f"The {what} '{path}' does not exist.") from None
     except OSError as error:

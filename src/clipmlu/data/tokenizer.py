@@ -8,6 +8,7 @@ newer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import html
 import string
@@ -23,6 +24,7 @@ import regex
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from clipmlu.arguments import as_texts
 from clipmlu.errors import BundleCorruptError, InputError, first_line, reason_of
 from clipmlu.reading import decode_json, read_small_file
 from clipmlu.specs import TokenizerSpec
@@ -52,8 +54,9 @@ class Tokenizer:
         spec: cleaning, context length, padding and the special cases.
     """
 
-    def __init__(self, spec: TokenizerSpec, encode: Callable[[list[str]], Iterable[list[int]]]) -> None:
+    def __init__(self, spec: TokenizerSpec, encode: Callable[[list[str]], Iterable[list[int]]], inner: Any) -> None:
         self.spec = spec
+        self._inner = inner
         self._encode = encode
         self._clean = CLEANERS[spec.clean]
 
@@ -80,11 +83,19 @@ class Tokenizer:
             ) from error
         _check_template(inner, path)
         if spec.kind == "clip_bpe":
-            return cls(spec, _ClipRows(inner, spec, path))
+            return cls(spec, _ClipRows(inner, spec, path), inner)
         rows = _PaddedRows(inner, spec, path) if spec.class_token_id is None else _ClipsRows(inner, spec, path)
         with contextlib.suppress(InputError):  # of a text that it does not know; that is said when one is asked for
             list(rows([""]))
-        return cls(spec, rows)
+        return cls(spec, rows, inner)
+
+    @functools.cached_property
+    def largest_id(self) -> int:
+        """Of all tokens, those included that only the spec names."""
+        spec = self.spec
+        named = (spec.pad_id, spec.zero_id, spec.class_token_id, spec.bos_id, spec.eos_id)
+        known: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        return max([*known.values(), *(each for each in named if each is not None)])
 
     def __call__(self, texts: str | Sequence[str]) -> npt.NDArray[np.int64]:
         """Tokenize one text or several.
@@ -99,12 +110,9 @@ class Tokenizer:
         Raises:
             InputError: the tokenizer cannot represent a text.
             BundleCorruptError: its file contradicts itself in a way that only this text shows.
-            TypeError: an element is no string.
+            OptionError: it is no text, or no list of texts.
         """
-        batch = [texts] if isinstance(texts, str) else list(texts)
-        for text in batch:
-            if not isinstance(text, str):
-                raise TypeError(f"Expected a text or a sequence of texts, but one is of type '{type(text).__name__}'.")
+        batch = as_texts(texts, "texts")
         ids = np.full((len(batch), self.spec.context_length), self.spec.pad_id, dtype=np.int64)
         for start in range(0, len(batch), _BATCH):
             for offset, row in enumerate(self._encode([self._clean(text) for text in batch[start : start + _BATCH]])):

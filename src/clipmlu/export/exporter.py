@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from clipmlu.arguments import as_path, check_argument
 from clipmlu.bundle import (
     TOKENIZER_NAME,
     Export,
@@ -33,7 +34,6 @@ from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import Source, resolve_source, source_files
 from clipmlu.export.tokenizers import write_tokenizer
 from clipmlu.export.towers import measure_embedding_dim, tower_programs
-from clipmlu.files import as_path
 from clipmlu.specs import ModelId, TokenizerSpec, TowerName
 
 __all__ = ["ExportOptions", "export_model", "identify_source", "is_current"]
@@ -71,7 +71,7 @@ def export_model(
         ParityError: the graphs do not compute what torch computes; nothing is published.
         ExportError: anything else about the model.
     """
-    options = options or ExportOptions()
+    options = check_argument(options, ExportOptions | None, "options") or ExportOptions()
     output = as_path(output, "the output")
     source = resolve_source(model, options)
     check_output_free(output, overwrite=options.overwrite)

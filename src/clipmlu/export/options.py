@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from clipmlu.arguments import as_path, check_fields
 from clipmlu.errors import OptionError
-from clipmlu.files import as_path
 from clipmlu.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE
 from clipmlu.specs import Layout
 
@@ -54,9 +54,11 @@ class ExportOptions:
     external_data_bytes: int = EXTERNAL_DATA_BYTES
 
     def __post_init__(self) -> None:
-        for name, path in (("the cache directory", self.cache_dir), ("the tokenizer", self.tokenizer)):
-            if path is not None:
-                as_path(path, name)
+        if self.tokenizer is not None:
+            as_path(self.tokenizer, "the tokenizer")
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", as_path(self.cache_dir, "the cache directory"))
+        check_fields(self)
         if self.pretrained is not None and self.random_weights:
             raise OptionError(
                 f"pretrained weights '{self.pretrained}' and random weights exclude one another; leave one of them out"
@@ -65,8 +67,6 @@ class ExportOptions:
             raise OptionError("the tag of the pretrained weights is empty; give a tag, a checkpoint file, or none")
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"seed is {self.seed}; expected 0 or more, below 2**63")
-        if self.layout not in ("towers", "joint"):
-            raise OptionError(f"layout is '{self.layout}'; expected 'towers' or 'joint'")
         if self.opset not in OPSETS:
             raise OptionError(f"opset is {self.opset}; expected one of {', '.join(map(str, OPSETS))}")
         if not self.max_abs_diff > 0 or not -1 <= self.min_cosine <= 1:

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from clipmlu.arguments import as_path
 from clipmlu.bundle import TOKENIZER_NAME, FileRecord, file_record
 from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
 from clipmlu.export.catalog import DEMO_MODEL, Weights, check_model_name, find_weights, read_config, tags_of
@@ -17,7 +18,6 @@ from clipmlu.export.filetypes import describe_directory, identify_weights
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.training import CONFIG_NAME, files_beside
 from clipmlu.file_names import expand_home, prefer_known_name
-from clipmlu.files import as_path
 from clipmlu.specs import ModelId
 
 _HUB_PREFIX = "hf-hub:"
@@ -90,7 +90,7 @@ def resolve_source(model: str, options: ExportOptions) -> Source:
         ExportError: a local model or checkpoint is not there, or lacks what it needs.
     """
     if not isinstance(model, str):
-        raise TypeError(f"the model is {model!r}; expected a name, or local-dir:PATH")
+        raise OptionError(f"the model is {model!r}; expected a name, or local-dir:PATH")
     seed = options.seed if options.random_weights else None
     if model == DEMO_MODEL or model.startswith((_HUB_PREFIX, _LOCAL_PREFIX)):
         _refuse_tag(model, options)
@@ -162,7 +162,7 @@ def _local_folder(model: str) -> Path:
     path = model[len(_LOCAL_PREFIX) :]
     if not path:
         raise OptionError(f"model is '{model}'; expected {_LOCAL_PREFIX}PATH")
-    return Path(path).expanduser()
+    return expand_home(path)
 
 
 def _local_source(identity: ModelId, folder: Path) -> Source:

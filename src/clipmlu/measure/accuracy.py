@@ -15,19 +15,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import get_backend
 from clipmlu.bundle import current_tool_versions
 from clipmlu.classify.bulk import item_from_dataset, run_batches
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.data.class_names import distinct_names
-from clipmlu.data.datasets import Dataset
+from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import fill_template
-from clipmlu.errors import GateError, InputError, OptionError, OverlapError, check_at_least
-from clipmlu.files import as_path, encode_json, write_files
+from clipmlu.errors import GateError, InputError, OptionError, OverlapError
+from clipmlu.files import encode_json, write_files
 from clipmlu.reading import read_json
-from clipmlu.specs import ModelId, Precision, Spec
+from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Precision, Spec
 
 CALIBRATION_BINS = 15
 CONFUSIONS_SHOWN = 20
@@ -169,17 +170,17 @@ class EvalOptions:
         workers: threads that decode and preprocess; None for all CPUs.
     """
 
-    samples: int | None = None
+    samples: PositiveInt | None = None
     shuffle: bool = False
-    seed: int = 0
-    batch_size: int | None = None
+    seed: NaturalInt = 0
+    batch_size: PositiveInt | None = None
     templates: str | os.PathLike[str] | Sequence[str] = "simple"
     cache: bool = True
     allow_overlap: bool = False
-    workers: int | None = None
+    workers: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        check_at_least("samples", self.samples)
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,12 +289,14 @@ def evaluate(
         on_note: called with a line for people, such as what a bundle of the joint layout computes in vain.
 
     Raises:
-        OptionError: more samples than the dataset has.
+        OptionError: more samples than the dataset has, or an argument of another type.
         ShapeError: the bundle does not take such batches.
         InputError: not one image could be read.
         OverlapError: an image is one that the bundle was calibrated with, and ``allow_overlap`` is off.
     """
-    options = options or EvalOptions()
+    options = check_argument(options, EvalOptions | None, "options") or EvalOptions()
+    check_argument(encoder, Encoder, "encoder")
+    check_dataset(dataset)
     batch_size = encoder.check_batch_size(options.batch_size)
     indices = choose_images(dataset, options.samples, shuffle=options.shuffle, seed=options.seed)
     classifier = encoder.classifier(dataset.class_names, options.templates, cache=options.cache)

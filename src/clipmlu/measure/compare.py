@@ -10,17 +10,18 @@ from typing import Literal
 
 import numpy as np
 
+from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import get_backend
 from clipmlu.backends.base import Array
 from clipmlu.bundle import Bundle, CompiledBundle, ExportedBundle, current_tool_versions, open_exported
 from clipmlu.classify.encoder import FloatArray
 from clipmlu.classify.scoring import PREFER_TOWERS
-from clipmlu.data.datasets import Dataset
+from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import OptionError, check_at_least
-from clipmlu.files import as_path, encode_json
+from clipmlu.errors import OptionError
+from clipmlu.files import encode_json
 from clipmlu.measure.ablation import Ablation, AblationData, Embeddings, ablate_roles, check_ablation, check_source
 from clipmlu.measure.accuracy import SkippedImage, choose_images
 from clipmlu.measure.nodes import NodeComparison, TowerComparison, compare_tower, hidden_tower
@@ -37,7 +38,7 @@ from clipmlu.measure.predictions import (
 )
 from clipmlu.measure.sides import Side, SideFacts, check_same_model, open_side
 from clipmlu.measure.tensors import hidden_reason, lowered_model, tensor_graph
-from clipmlu.specs import ModelId, Spec, TowerName
+from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Spec, TowerName
 
 DEFAULT_SAMPLES = 256
 DEFAULT_THRESHOLD = 0.99
@@ -124,10 +125,10 @@ class CompareOptions:
         device: index of the MLU card.
     """
 
-    samples: int | None = None
+    samples: PositiveInt | None = None
     shuffle: bool = False
-    seed: int = 0
-    batch_size: int | None = None
+    seed: NaturalInt = 0
+    batch_size: PositiveInt | None = None
     templates: str | os.PathLike[str] | Sequence[str] = "simple"
     tower: TowerChoice = "both"
     threshold: float = DEFAULT_THRESHOLD
@@ -135,15 +136,13 @@ class CompareOptions:
     source: str | os.PathLike[str] | ExportedBundle | None = None
     allow_overlap: bool = False
     cache: bool = True
-    threads: int = 0
-    device: int = 0
+    threads: NaturalInt = 0
+    device: NaturalInt = 0
 
     def __post_init__(self) -> None:
-        check_at_least("samples", self.samples)
+        check_fields(self)
         if not -1 <= self.threshold <= 1:
             raise OptionError(f"threshold is {self.threshold:g}; expected a cosine, -1 to 1")
-        if self.tower not in ("image", "text", "both"):
-            raise OptionError(f"tower is '{self.tower}'; expected image, text or both")
 
     @property
     def towers(self) -> tuple[TowerName, ...]:
@@ -184,7 +183,8 @@ def compare_bundles(
         OverlapError: an image is one that a bundle was calibrated with, and ``allow_overlap`` is off.
         BackendUnavailableError: a bundle's runtime cannot be used here.
     """
-    options = options or CompareOptions()
+    options = check_argument(options, CompareOptions | None, "options") or CompareOptions()
+    check_dataset(dataset)
     start = time.perf_counter()
     a, b = open_side(measured), open_side(reference)
     check_same_model(a, b)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
+from clipmlu.arguments import check_fields
 from clipmlu.bundle import CompiledBundle
-from clipmlu.errors import OptionError, check_at_least
+from clipmlu.errors import OptionError
 from clipmlu.measure.scenarios import (
     QUERIES_PER_STREAM,
     Graph,
@@ -23,7 +24,7 @@ from clipmlu.measure.scenarios import (
     run_streams,
 )
 from clipmlu.measure.server import ServerProbe, poisson_arrivals, run_server, search_rate, server_queries
-from clipmlu.specs import Spec, TowerName
+from clipmlu.specs import NaturalInt, PositiveInt, Spec, TowerName
 
 DEFAULT_SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "offline")
 
@@ -62,31 +63,23 @@ class SpeedOptions:
 
     tower: Literal["image", "text", "both", "joint"] | None = None
     scenarios: tuple[ScenarioName, ...] = DEFAULT_SCENARIOS
-    batch_size: int | None = None
-    warmup_ms: int = 500
-    duration_ms: int = 10_000
-    iterations: int = 10
-    threads: int = 0
-    devices: tuple[int, ...] = (0,)
-    in_flight: int = 2
+    batch_size: PositiveInt | None = None
+    warmup_ms: NaturalInt = 500
+    duration_ms: NaturalInt = 10_000
+    iterations: PositiveInt = 10
+    threads: NaturalInt = 0
+    devices: tuple[NaturalInt, ...] = (0,)
+    in_flight: PositiveInt = 2
     latency_bound_ms: float | None = None
-    queries_per_stream: int = QUERIES_PER_STREAM
+    queries_per_stream: PositiveInt = QUERIES_PER_STREAM
     stages: bool = True
-    images: tuple[Path, ...] | None = None
-    max_pixels: int | None = None
-    seed: int = 0
+    images: tuple[str | os.PathLike[str], ...] | None = None
+    max_pixels: PositiveInt | None = None
+    seed: NaturalInt = 0
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("batch size", self.batch_size, 1),
-            ("warm-up", self.warmup_ms, 0),
-            ("duration", self.duration_ms, 0),
-            ("iterations", self.iterations, 1),
-            ("threads", self.threads, 0),
-            ("queries per stream", self.queries_per_stream, 1),
-        ):
-            check_at_least(name, value, least)
-        if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
+        check_fields(self)
+        if not self.devices or len(set(self.devices)) != len(self.devices):
             raise OptionError(f"devices are {list(self.devices)}; expected different indices of 0 or more")
         if ("server" in self.scenarios) != (self.latency_bound_ms is not None):
             raise OptionError("the server scenario and a latency bound go together; give both or none")

@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from clipmlu.arguments import check_fields
 from clipmlu.bundle import CompiledBundle
-from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError, check_at_least
+from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError
 from clipmlu.files import encode_json
-from clipmlu.specs import ModelId, Precision, Spec, TensorSpec, TowerName
+from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Precision, Spec, TensorSpec, TowerName
 
 PATH_VARIABLE = "MM_RUN_PATH"
 HOME_VARIABLE = "NEUWARE_HOME"
@@ -69,26 +70,19 @@ class MmRunOptions:
     """
 
     tower: TowerName | None = None
-    batch_size: int | None = None
-    warmup_ms: int = _TOOL_WARMUP_MS
-    duration_ms: int = _TOOL_DURATION_MS
-    iterations: int = 100
-    threads: int = 1
-    devices: tuple[int, ...] = (0,)
+    batch_size: PositiveInt | None = None
+    warmup_ms: NaturalInt = _TOOL_WARMUP_MS
+    duration_ms: NaturalInt = _TOOL_DURATION_MS
+    iterations: PositiveInt = 100
+    threads: PositiveInt = 1
+    devices: tuple[NaturalInt, ...] = (0,)
     timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("batch size", self.batch_size, 1),
-            ("warm-up", self.warmup_ms, 0),
-            ("duration", self.duration_ms, 0),
-            ("iterations", self.iterations, 1),
-            ("threads", self.threads, 1),
-        ):
-            check_at_least(name, value, least)
+        check_fields(self)
         if self.timeout_s <= 0:
             raise OptionError(f"timeout is {self.timeout_s:g} s; expected more than 0")
-        if not self.devices or any(device < 0 for device in self.devices):
+        if not self.devices:
             raise OptionError(f"devices are {list(self.devices)}; expected one or more indices of 0 or more")
         if len(set(self.devices)) != len(self.devices):
             raise OptionError(f"devices are {list(self.devices)}; one is named twice")

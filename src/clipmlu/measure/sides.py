@@ -89,7 +89,7 @@ def open_side(bundle: str | os.PathLike[str] | Bundle) -> Side:
     Raises:
         BundleError: there is no such bundle, or it is not what its manifest says.
     """
-    given = open_bundle(bundle) if isinstance(bundle, (str, os.PathLike)) else bundle
+    given = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     assert isinstance(given, (ExportedBundle, CompiledBundle)), "there are no others"
     return Side(given=given, runs=given if isinstance(given, CompiledBundle) else float_bundle(given))
 

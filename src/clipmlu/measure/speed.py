@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clipmlu._machine import available_cpus
+from clipmlu.arguments import check_argument
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle import CompiledBundle, current_tool_versions, open_compiled
 from clipmlu.classify.encoder import Encoder
 from clipmlu.errors import InputError
+from clipmlu.file_names import expand_home
 from clipmlu.files import encode_json, scratch_directory
 from clipmlu.measure.bottleneck import PipelineReport, draw_photos, measure_pipeline
 from clipmlu.measure.graphs import make_samples, open_graph
@@ -111,7 +113,7 @@ def measure_speed(
         BackendUnavailableError: its runtime cannot be used here.
         InputError: not one of the images could be read.
     """
-    options = options or SpeedOptions()
+    options = check_argument(options, SpeedOptions | None, "options") or SpeedOptions()
     start = time.perf_counter()
     bundle = open_compiled(path)
     open_s = time.perf_counter() - start
@@ -222,7 +224,7 @@ def _image_files(options: SpeedOptions) -> Iterator[Sequence[Path]]:
     if options.images is not None:
         if not options.images:
             raise InputError("There are no images to measure with; give a folder that holds some.")
-        yield options.images
+        yield [expand_home(path) for path in options.images]
         return
     with scratch_directory() as folder:
         yield draw_photos(folder, seed=options.seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import SessionOptions, backend_for_target, get_backend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, current_tool_versions, open_exported
 from clipmlu.classify.encoder import Encoder
@@ -27,11 +28,11 @@ from clipmlu.compile.compiler import (
     plan_compilation,
 )
 from clipmlu.compile.reuse import reusable_compilation
-from clipmlu.data.datasets import DATASETS, Dataset
+from clipmlu.data.datasets import DATASETS, Dataset, check_dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError, check_at_least
-from clipmlu.files import as_path, encode_json, write_file, write_files
+from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
+from clipmlu.files import encode_json, write_file, write_files
 from clipmlu.keys import options_digest, value_digest
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, choose_images, evaluate
 from clipmlu.measure.graphs import make_samples, open_graph
@@ -40,7 +41,7 @@ from clipmlu.measure.scenarios import Graph, Limits, milliseconds, percentile, r
 from clipmlu.measure.sweep_cells import AccuracyKey, Cell, CellKey, KeptAccuracy, Repetition
 from clipmlu.measure.sweep_report import SweepReport, SweepRow, mark_front, render_markdown
 from clipmlu.reading import read_kept
-from clipmlu.specs import Precision, Spec
+from clipmlu.specs import NaturalInt, PositiveInt, Precision, Spec
 
 _IN_FLIGHT = 2
 _FEWEST_BATCHES = 3
@@ -65,23 +66,19 @@ class SweepOptions:
 
     compile: CompileOptions
     precisions: tuple[Precision, ...]
-    batch_sizes: tuple[int, ...]
+    batch_sizes: tuple[PositiveInt, ...]
     evaluate: EvalOptions = dataclasses.field(default_factory=EvalOptions)
-    threads: int = 0
-    repetitions: int = 3
-    duration_ms: int = 1000
+    threads: NaturalInt = 0
+    repetitions: PositiveInt = 3
+    duration_ms: NaturalInt = 1000
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, values in (("precisions", self.precisions), ("batch sizes", self.batch_sizes)):
-            if not isinstance(values, tuple):
-                raise OptionError(f"{name} are {values!r}; expected a tuple of them")
             if not values or len(set(values)) != len(values):
                 raise OptionError(
                     f"{name} are {[str(getattr(v, 'value', v)) for v in values]}; expected different ones"
                 )
-        for name, value in (("batch size", min(self.batch_sizes)), ("repetitions", self.repetitions)):
-            check_at_least(name, value)
-        check_at_least("duration", self.duration_ms, 0)
         quantising = any(precision.bits is not None for precision in self.precisions)
         if not quantising and (self.compile.calibration is not None or self.compile.quantisation is not None):
             raise OptionError("none of the precisions quantises; leave the options for how to quantise out")
@@ -153,6 +150,9 @@ def run_sweep(
         OptionError: options that mean nothing for the target.
     """
     output = as_path(output, "the output")
+    check_argument(options, SweepOptions, "options")
+    if dataset is not None:
+        check_dataset(dataset)
     exported = open_exported(source)
     if exported.manifest.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"bundle '{exported.path}'")

@@ -7,7 +7,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from clipmlu.errors import OptionError, check_at_least
+from clipmlu.arguments import check_fields
+from clipmlu.errors import OptionError
+from clipmlu.file_names import expand_home
+from clipmlu.specs import PositiveInt
 
 PYTHON_VARIABLE = "CLIPMLU_MLU_PYTHON"
 WORKER_VARIABLE = "CLIPMLU_MLU_WORKER"
@@ -43,14 +46,19 @@ class WorkerOptions:
     open_seconds: float = 600.0
     start_seconds: float = 30.0
     greeting_seconds: float = 15.0
-    max_failures: int = 3
+    max_failures: PositiveInt = 3
     idle_seconds: float = 900.0
     shared_memory: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("python", "secret_file", "address"):
+            value = getattr(self, name)
+            start = "unix:" if name == "address" else ""
+            if value is not None and value.startswith(f"{start}~"):
+                object.__setattr__(self, name, f"{start}{expand_home(value.removeprefix(start))}")
         if (self.python is None) == (self.address is None):
             raise OptionError("a worker is either an interpreter to start or an address to connect to")
-        check_at_least("max failures", self.max_failures)
 
     def __str__(self) -> str:
         return f"'{self.python}'" if self.address is None else f"'{self.address}'"

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from clipmlu.arguments import check_argument
 from clipmlu.compile.lowering.analysis import analyse_graph, annotate_shapes, dynamic_axes
 from clipmlu.compile.lowering.check import check_operators, check_profile
 from clipmlu.compile.lowering.convert import convert_node, forget_defaults
@@ -17,8 +18,9 @@ from clipmlu.compile.lowering.fold import drop_unused_weights, fold_graph
 from clipmlu.compile.lowering.loading import load_graph, name_graph
 from clipmlu.compile.lowering.nodes import GraphEditor
 from clipmlu.compile.lowering.profile import MAGICMIND, TargetProfile
-from clipmlu.errors import CompileError, OptionError, check_at_least
+from clipmlu.errors import CompileError, OptionError
 from clipmlu.quantisation.index import EXTERNAL_DATA_BYTES
+from clipmlu.specs import PositiveInt
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference finds them
 _IR_VERSION = 6  # of onnx 1.6 and 1.7, the first releases with opset 11 and 12
@@ -118,7 +120,7 @@ def _check_batch(graph: ir.Graph, batch: Mapping[str, int]) -> None:
         if axis not in known:
             names = ", ".join(f"'{each}'" for each in known) or "none"
             raise OptionError(f"the graph has no dynamic axis '{axis}'; it has: {names}")
-        check_at_least(f"the size of '{axis}'", size)
+        check_argument(size, PositiveInt, f"the size of '{axis}'")
 
 
 def _fold(model: ir.Model, batch: Mapping[str, int]) -> None:

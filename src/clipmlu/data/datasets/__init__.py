@@ -7,18 +7,20 @@ import logging
 import os
 from pathlib import Path
 
+from clipmlu.arguments import as_path, check_argument
 from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
-from clipmlu.data.datasets.base import Dataset, spread_over_classes
+from clipmlu.data.datasets.base import Dataset, check_dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import OptionError, UnknownNameError
 from clipmlu.file_names import expand_home, name_from_path
-from clipmlu.files import as_path
+from clipmlu.specs import NaturalInt, PositiveInt
 
 __all__ = [
     "DATASETS",
     "DEMO_SIZE",
     "Dataset",
     "DatasetInfo",
+    "check_dataset",
     "locate_dataset",
     "open_dataset",
     "open_folder",
@@ -95,7 +97,16 @@ def open_dataset(
         InputError: its files cannot be found, read or downloaded, or the class names do not fit.
     """
     if not isinstance(name, str):
-        raise TypeError(f"the dataset is {name!r}; expected a name, such as 'cifar100' or 'imagefolder:PATH'")
+        raise OptionError(f"the dataset is {name!r}; expected a name, such as 'cifar100' or 'imagefolder:PATH'")
+    for value, kind, what in (
+        (split, str | None, "split"),
+        (size, PositiveInt | None, "size"),
+        (seed, NaturalInt, "seed"),
+        (max_pixels, PositiveInt, "max pixels"),
+        (folder_names, bool, "folder names"),
+        (download, bool, "download"),
+    ):
+        check_argument(value, kind, what)
     folder = None if data_dir is None else as_path(data_dir, "the dataset's folder")
     if class_names is not None and folder_names:
         raise OptionError("class names and the folders' own exclude one another; leave --folder-names out")

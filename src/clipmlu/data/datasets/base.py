@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipmlu.arguments import shown
 from clipmlu.data.images import ImageSource
+from clipmlu.errors import OptionError
 
 
 class Dataset(Protocol):
@@ -46,6 +48,20 @@ class Dataset(Protocol):
 
     def key(self, index: int) -> str:
         """A stable identifier of the image."""
+
+
+def check_dataset(dataset: object) -> None:
+    """Refuse what is no dataset, such as the name of one.
+
+    Raises:
+        OptionError: says how to open it.
+    """
+    members = ("name", "split", "class_names", "original_names", "max_pixels", "label", "image", "source", "key")
+    if not all(hasattr(dataset, member) for member in (*members, "__len__")):
+        name = dataset if isinstance(dataset, str) else "NAME"
+        raise OptionError(
+            f"dataset is {shown(dataset)}; expected an open dataset, such as clipmlu.open_dataset('{name}') gives"
+        )
 
 
 def spread_over_classes(dataset: Dataset, seed: int) -> npt.NDArray[np.int64]:
