@@ -1,4 +1,4 @@
-"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files, graph_file, reading > errors, workspace."""
+"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files, graph_file, reading > arguments, workspace > errors, file_names."""
 
 from __future__ import annotations
 

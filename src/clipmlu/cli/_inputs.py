@@ -52,7 +52,7 @@ def _lines(stream: TextIO) -> Iterator[str]:
     if raw is not None and not hasattr(raw, "peek"):
         raw = io.BufferedReader(raw)
     start = b"" if raw is None else raw.peek()
-    if start.count(b"\0") > start.count(b"\n"):  # one in a list of lines is a damaged line
+    if raw is not None and start.count(b"\0") > start.count(b"\n"):  # one in a list of lines is a damaged line
         yield from map(os.fsdecode, filter(None, _between_zeros(raw)))
         return
     for line in stream if raw is None else map(os.fsdecode, raw):
