@@ -40,6 +40,8 @@ def reused(exported: ExportedBundle, path: Path, options: CompileOptions) -> boo
         ({"check": False}, {}, False),
         ({"check": False}, {"check": False}, True),
         ({}, {"check": False}, True),
+        ({}, {"batch_size": 4}, False),
+        ({}, {"uint8_input": True}, False),
         ({}, {"min_cosine": 1.0}, False),
         ({}, {"min_cosine": -1.0}, True),
         ({}, {"calibration_digest": "0" * 64}, False),

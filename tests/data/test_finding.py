@@ -40,6 +40,13 @@ def found_in(folder: Path, left_out: LeftOut | None = None) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_files_come_in_sorted_order_then_folders_whatever_the_systems_order(tmp_path: Path, order: int) -> None:
+    expected = ["a.png", "c.png", "e.png", "b/a.png", "b/c.png", "d/a.png"]
+    fill(tmp_path, *expected[::order])
+    assert found_in(tmp_path) == expected
+
+
 def as_another_user(folder: Path, call: Callable[[], Any]) -> Any:
     """What a function returns, as JSON has it, in a child that is not the superuser; modules must be loaded already."""
     reader, writer = os.pipe()
