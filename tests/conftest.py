@@ -87,6 +87,16 @@ def tiny_model(libraries: None, shared_folder: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def demo_bundle(libraries: None, shared_folder: Path) -> ExportedBundle:
+    """The demo model exported, once; not to be changed."""
+    folder = shared_folder / "demo-bundle"
+    with _alone(folder):
+        if not folder.exists():
+            export_model("demo", folder, ExportOptions(offline=True))
+    return open_exported(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tiny_model: Callable[[str], Path], shared_folder: Path) -> Callable[..., ExportedBundle]:
     """``tiny_bundle(kind, opset=20, layout="towers")``: that model exported, once; not to be changed."""
 

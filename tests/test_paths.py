@@ -125,13 +125,6 @@ def test_names_are_strings(wrong: Any, tmp_path: Path) -> None:
         open_dataset(wrong)
 
 
-@pytest.mark.torch
-@pytest.mark.usefixtures("libraries")
-def test_export_takes_a_string(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    bundle = clipmlu.export_model(f"local-dir:{tiny_model('vit')}", str(tmp_path / "out"))
-    assert bundle.path == tmp_path / "out"
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home folder, which is not the working directory."""

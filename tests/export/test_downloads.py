@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from clipmlu.bundle import ExportedBundle
 from clipmlu.errors import DownloadError
 from clipmlu.export.download_reasons import download_reason
 from clipmlu.export.downloads import checkpoint_names, fetch_file, is_hub_reachable
@@ -110,7 +111,9 @@ def test_safetensors_are_preferred(listed: str, names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.usefixtures("closed_port")
-def test_model_in_the_cache_is_exported_without_a_network(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_model_in_the_cache_is_exported_without_a_network(
+    tiny_model: Callable[[str], Path], tiny_bundle: Callable[[str], ExportedBundle], tmp_path: Path
+) -> None:
     folder = tiny_model("vit")
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "org/words"
@@ -126,7 +129,7 @@ def test_model_in_the_cache_is_exported_without_a_network(tiny_model: Callable[[
     assert time.monotonic() - start < 60, "retries would take half a minute for each file"
     assert str(bundle.manifest.model) == "hf-hub:org/name"
     assert not bundle.manifest.tokenizer.stand_in
-    local = export_model(f"local-dir:{folder}", tmp_path / "local")
+    local = tiny_bundle("vit")
     assert bundle.manifest.export.weights_digest == local.manifest.export.weights_digest
     assert bundle.manifest.files == local.manifest.files
 

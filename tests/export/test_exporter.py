@@ -21,7 +21,7 @@ from clipmlu.export import graph
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
 from clipmlu.export.loading import load_model
 from clipmlu.export.quiet import quiet_libraries
-from clipmlu.export.source import demo_folder, resolve_source
+from clipmlu.export.source import resolve_source
 from tiny_models import CONFIGS, CONTEXT, EMBED_DIM, write_config
 
 pytestmark = pytest.mark.torch
@@ -115,11 +115,10 @@ def test_interface_has_the_documented_names_and_one_dynamic_axis(tiny_bundle: Ex
 
 
 def test_joint_graph_gives_scaled_and_shifted_similarities(
-    tiny_model: Tiny, tiny_bundle: Exported, tmp_path: Path
+    tiny_bundle: Callable[..., ExportedBundle],
 ) -> None:
-    folder = tiny_model("siglip")
     towers = tiny_bundle("siglip")
-    joint = export_model(f"local-dir:{folder}", tmp_path / "joint", ExportOptions(layout="joint"))
+    joint = tiny_bundle("siglip", layout="joint")
     assert set(joint.manifest.towers) == {"joint"}
     assert joint.tower("joint").outputs[0].shape == ("image_batch", "text_batch")
     assert joint.tower("joint").outputs[1].shape == ("text_batch", "image_batch")
@@ -140,11 +139,9 @@ def test_joint_graph_gives_scaled_and_shifted_similarities(
 
 @pytest.mark.parametrize(("opset", "gelu"), [(18, "Erf"), (20, "Gelu")])
 def test_opset_is_read_back_and_layer_norm_is_one_node(
-    opset: int, gelu: str, tiny_model: Tiny, tiny_bundle: Exported, tmp_path: Path
+    opset: int, gelu: str, tiny_bundle: Callable[..., ExportedBundle]
 ) -> None:
-    bundle = tiny_bundle("vit")
-    if opset != bundle.manifest.export.opset:
-        bundle = export_model(f"local-dir:{tiny_model('vit')}", tmp_path / "out", ExportOptions(opset=opset))
+    bundle = tiny_bundle("vit", opset)
     model = onnx.load(str(bundle.tower_path("image")))
     assert model.opset_import[0].version == opset == bundle.manifest.export.opset
     operators = [node.op_type for node in model.graph.node]
@@ -190,10 +187,15 @@ def test_files_hold_no_paths_of_this_machine(tiny_model: Tiny, tiny_bundle: Expo
             assert path.encode() not in content, (file, path)
 
 
-def test_exporting_again_gives_the_same_bytes(tiny_model: Tiny, tiny_bundle: Exported, tmp_path: Path) -> None:
-    folder = tiny_model("vit")
-    first = tiny_bundle("vit")
-    second = export_model(f"local-dir:{folder}", tmp_path / "second")
+def test_exporting_again_gives_the_same_bytes_and_prints_nothing(
+    tiny_model: Tiny, tiny_bundle: Exported, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_model("resnet")
+    first = tiny_bundle("resnet")
+    capfd.readouterr()
+    second = export_model(f"local-dir:{folder}", str(tmp_path / "second"))  # a path may be a string
+    assert capfd.readouterr() == ("", "")
+    assert second.path == tmp_path / "second"
     assert first.manifest.files == second.manifest.files
     assert first.digest == second.digest
 
@@ -322,13 +324,6 @@ def test_identity_is_what_the_manifest_says(tiny_model: Tiny, tiny_bundle: Expor
     }
 
 
-def test_export_prints_nothing(tiny_model: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = tiny_model("resnet")
-    capfd.readouterr()
-    export_model(f"local-dir:{folder}", tmp_path / "out")
-    assert capfd.readouterr() == ("", "")
-
-
 def test_listed_quick_gelu_weights_are_exported_as_quick_gelu_under_the_plain_name(
     tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,11 +344,6 @@ def test_listed_quick_gelu_weights_are_exported_as_quick_gelu_under_the_plain_na
     assert "Gelu" not in operators
 
 
-def test_demo_model_is_exported_from_the_package(tmp_path: Path) -> None:
-    try:
-        demo_folder()
-    except ExportError as error:
-        pytest.skip(str(error))
-    bundle = export_model("demo", tmp_path / "out", ExportOptions(offline=True))
-    assert str(bundle.manifest.model) == "demo"
-    assert not bundle.manifest.tokenizer.stand_in
+def test_demo_model_is_exported_from_the_package(demo_bundle: ExportedBundle) -> None:
+    assert str(demo_bundle.manifest.model) == "demo"
+    assert not demo_bundle.manifest.tokenizer.stand_in

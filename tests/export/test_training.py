@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from clipmlu.errors import ClipmluError
 from clipmlu.export import loading
 from clipmlu.export.catalog import read_config
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
@@ -193,7 +194,12 @@ def test_notes_reach_python_callers(weights: Path, tmp_path: Path, caplog: pytes
     assert seen[0].endswith("export it as 'ViT-B-32-quickgelu' instead")
     assert bundle.manifest.export.notes == tuple(seen)
     assert not [each for each in caplog.records if each.name == "clipmlu.export" and each.levelname == "WARNING"]
-    with caplog.at_level(logging.WARNING, logger="clipmlu.export"):
-        export_model("ViT-B-32", tmp_path / "again", options)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    broken = ExportOptions(pretrained=str(weights), tokenizer=tmp_path / "tokenizer.json")
+    with (
+        caplog.at_level(logging.WARNING, logger="clipmlu.export"),
+        pytest.raises(ClipmluError, match=r"tokenizer\.json"),
+    ):
+        export_model("ViT-B-32", tmp_path / "again", broken)  # the notes come first
     logged = [record for record in caplog.records if record.name == "clipmlu.export" and record.levelname == "WARNING"]
     assert [record.getMessage() for record in logged] == seen

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipmlu.bundle import CompiledBundle
+from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.classify.encoder import load
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.datasets import Dataset, open_dataset
@@ -21,11 +21,8 @@ DEMO = REPOSITORY / "src" / "clipmlu" / "assets" / "demo"
 CIFAR = REPOSITORY / "tests" / "models" / "cifar100"
 
 
-def _compiled(model: str, folder: Path) -> CompiledBundle:
-    pytest.importorskip("open_clip", reason="needs the export extra")
-    from clipmlu.export.exporter import export_model
-
-    return compile_bundle(export_model(model, folder / "exported"), folder / "cpu", CompileOptions(target="cpu"))
+def _compiled(exported: ExportedBundle, folder: Path) -> CompiledBundle:
+    return compile_bundle(exported, folder / "cpu", CompileOptions(target="cpu"))
 
 
 def _reference_top5(directory: Path, dataset: Dataset, count: int, templates: tuple[str, ...]) -> np.ndarray[Any, Any]:
@@ -67,15 +64,20 @@ def _check(
 
 
 @pytest.mark.parametrize("count", [96, pytest.param(960, marks=pytest.mark.slow)])
-def test_demo_model_reaches_its_promise_on_pairs_never_seen(tmp_path: Path, count: int) -> None:
+def test_demo_model_reaches_its_promise_on_pairs_never_seen(
+    demo_bundle: ExportedBundle, tmp_path: Path, count: int
+) -> None:
     dataset = open_dataset("demo", size=960)
-    assert _check(DEMO, _compiled("demo", tmp_path), dataset, count, ("a photo of a {}.",)) >= 0.90
+    assert _check(DEMO, _compiled(demo_bundle, tmp_path), dataset, count, ("a photo of a {}.",)) >= 0.90
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_cifar_model_equals_open_clip_image_for_image(tmp_path: Path, data_dir: Path) -> None:
+def test_cifar_model_equals_open_clip_image_for_image(libraries: None, tmp_path: Path, data_dir: Path) -> None:
+    from clipmlu.export.exporter import export_model
+
+    exported = export_model(f"local-dir:{CIFAR}", tmp_path / "exported")
     dataset = open_dataset("cifar100", data_dir=data_dir)
     templates = ("a photo of a {}.", "a blurry photo of a {}.")
-    top1 = _check(CIFAR, _compiled(f"local-dir:{CIFAR}", tmp_path), dataset, 1001, templates)
+    top1 = _check(CIFAR, _compiled(exported, tmp_path), dataset, 1001, templates)
     assert top1 >= 0.40

@@ -318,6 +318,7 @@ def test_crash_on_leaving_is_noted_and_spoils_no_answer(tmp_path: Path, graphs: 
     assert [case["raw"] for case in record["details"].values()] == [{}, {}, {"process_end": "killed by SIGABRT"}]
 
 
+@pytest.mark.slow
 def test_hang_inside_the_sdk_is_the_answer(tmp_path: Path) -> None:
     report = probe_emulated_sdk(
         tmp_path, timeout_seconds=2, only=["queueing"], **{**QUIET, "faults": "create_i_context:2:hang"}
@@ -345,10 +346,14 @@ def test_card_is_found_out_even_if_it_is_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("breakage", "arch"),
     [
-        ("BuilderConfig.mlu_archs = property(lambda self: [])", "json:mtp_372"),
+        pytest.param("BuilderConfig.mlu_archs = property(lambda self: [])", "json:mtp_372", marks=pytest.mark.slow),
         ("BuilderConfig.mlu_archs = property(lambda self: [])\nconfig.KEYS.pop('archs')", "default:any"),
-        ("from clipmlu.emulator.devices import System\ndel System.device_count", "mtp_372"),
-        ("from clipmlu.emulator.model import Model\ndel Model.EngineConfig", "mtp_372"),
+        pytest.param(
+            "from clipmlu.emulator.devices import System\ndel System.device_count", "mtp_372", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "from clipmlu.emulator.model import Model\ndel Model.EngineConfig", "mtp_372", marks=pytest.mark.slow
+        ),
         ("from clipmlu.emulator.tensor import Tensor\ndel Tensor.to", "mtp_372"),
     ],
 )

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,13 @@ from clipmlu.errors import BackendUnavailableError, SessionError
 ClientFor = Callable[..., WorkerClient]
 
 
-def run_all(client: WorkerClient, model: Path, count: int, ahead: int = 4) -> list[Any]:
-    """Send ``count`` batches, a few ahead; check each result and the order in which they come."""
+def run_all(
+    client: WorkerClient, model: Path, count: int, ahead: int = 4, after: Callable[[int], None] = lambda _results: None
+) -> list[Any]:
+    """Send ``count`` batches, a few ahead; check each result and the order in which they come.
+
+    ``after`` is called with the number of results so far, while a few batches are on their way.
+    """
     opened = client.open_session(open_request(model))
     done: list[int] = []
     pending = []
@@ -37,6 +41,7 @@ def run_all(client: WorkerClient, model: Path, count: int, ahead: int = 4) -> li
         pending.append(future)
         if len(pending) > ahead:
             results.append(pending.pop(0).result()[0])
+            after(len(results))
     results += [future.result()[0] for future in pending]
     for seed, result in enumerate(results):
         np.testing.assert_allclose(result, reference(rows(1 + seed % 7, seed)), atol=1e-6)
@@ -58,11 +63,11 @@ def test_many_batches(client_for: ClientFor, model: Path, shared_memory: bool) -
     ("fault", "restarts"),
     [
         ("enqueue:5:crash", (2, 20)),
-        ("sync:7:crash", (2, 20)),
+        ("sync:4:crash", (2, 20)),
         ("from_numpy:4:crash", (2, 20)),
         ("create_i_context:2:crash", None),
-        ("enqueue:6:device_lost", (2, 20)),
-        ("sync:9:device_lost", (2, 20)),
+        ("enqueue:5:device_lost", (2, 20)),
+        ("sync:4:device_lost", (2, 20)),
         ("enqueue:4:nan", (0, 0)),
         ("enqueue:8:nan,enqueue:9:nan", (0, 8)),
     ],
@@ -80,7 +85,7 @@ def test_worker_that_dies_is_replaced_and_its_batches_are_sent_again(
         settings["fault_log"] = str(tmp_path / "faults.log")
         restarts = (1, 1)
     client = client_for(emulator=settings, shared_memory=shared_memory)
-    run_all(client, model, 30)
+    run_all(client, model, 12)
     assert restarts[0] <= client.restarts <= restarts[1]
 
 
@@ -95,23 +100,16 @@ def test_worker_that_hangs_is_ended_and_replaced(
 
 
 def test_worker_killed_from_outside_again_and_again(client_for: ClientFor, model: Path) -> None:
-    client = client_for(max_failures=50, emulator={"latency_ms": 5})
-    stop = threading.Event()
+    client = client_for(emulator={"latency_ms": 5})
 
-    def kill() -> None:
-        while not stop.wait(0.9):
-            for pid in children():
-                if str(driver.__file__).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+    def kill(results: int) -> None:
+        if results in (3, 9, 20):
+            assert client._link is not None
+            assert client._link._process is not None
+            os.kill(client._link._process.pid, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        run_all(client, model, 400)
-    finally:
-        stop.set()
-        killer.join()
-    assert client.restarts >= 2
+    run_all(client, model, 30, after=kill)
+    assert client.restarts == 3
 
 
 def altered_driver(tmp_path: Path, old: str, new: str) -> Path:
