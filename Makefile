@@ -10,11 +10,11 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/test.stamp
 	@echo "make test: all tests but the slow and the full_size ones, which 'make test-all' and 'pytest -m full_size' run"
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/test.stamp
 	@echo "make test-all: all tests, the slow ones too, but those marked full_size"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not full_size'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not full_size'
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -17,7 +17,24 @@ from clipmlu.bundle import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.export.exporter import ExportOptions, export_model
 
+LONG_FILES = (
+    "test_towers.py",
+    "test_probes.py",
+    "test_contract.py",
+    "test_worker.py",
+    "test_docs.py",
+    "test_pipeline.py",
+    "test_search.py",
+    "test_reference_models.py",
+)
+"""Begun first, so that processes that share the files of tests end at about the same time."""
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of ``LONG_FILES`` first; all others keep their order."""
+    order = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG_FILES)))
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from clipmlu.search import Rung, SearchOptions, SearchReport, drop_interval, sea
 from clipmlu.specs import Precision, QuantisationOptions
 from conftest import REPOSITORY
 
+DEMO = REPOSITORY / "src" / "clipmlu" / "assets" / "demo"
 NAMES = ("cat", "dog", "red circle", "blue star")
 
 
@@ -357,17 +358,40 @@ def test_the_number_of_images_follows_the_demand() -> None:
     assert [SearchOptions(max_drop=drop).wanted_samples for drop in (0.1, 0.02, 0.001)] == [1000, 1353, 5000]
 
 
-@pytest.mark.torch
-@pytest.mark.slow
-def test_planted_outliers_break_the_vendor_recipe_and_the_search_recovers(libraries: None, tmp_path: Path) -> None:
-    """The demo model with outlier channels in front of every linear layer: the same in float, poison for one scale per tensor."""
+def plant_outliers(model: Path, output: Path) -> int:
     spec = importlib.util.spec_from_file_location("plant_outliers", REPOSITORY / "tools" / "plant_outliers.py")
     assert spec is not None
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    model = REPOSITORY / "src" / "clipmlu" / "assets" / "demo"
-    assert tool.plant_outliers(model, tmp_path / "planted", channels=4, factor=64.0, seed=0) == 12
+    planted: int = tool.plant_outliers(model, output, channels=4, factor=64.0, seed=0)
+    return planted
+
+
+@pytest.mark.torch
+def test_planted_outliers_change_nothing_in_float(libraries: None, tmp_path: Path) -> None:
+    """By open_clip itself; that a search recovers from them in 8 bits is a slow test."""
+    import open_clip
+    import torch
+
+    from clipmlu.export.quiet import quiet_libraries
+
+    assert plant_outliers(DEMO, tmp_path / "planted") == 12
+    found = []
+    for folder in (DEMO, tmp_path / "planted"):
+        with quiet_libraries(), torch.no_grad():
+            model = open_clip.create_model(f"local-dir:{folder}").eval()
+            found.append(
+                model.encode_image(torch.linspace(-2, 2, 2 * 3 * 48 * 48).reshape(2, 3, 48, 48), normalize=True)
+            )
+    np.testing.assert_allclose(found[0].numpy(), found[1].numpy(), atol=1e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_planted_outliers_break_the_vendor_recipe_and_the_search_recovers(libraries: None, tmp_path: Path) -> None:
+    """The demo model with outlier channels in front of every linear layer: the same in float, poison for one scale per tensor."""
+    assert plant_outliers(DEMO, tmp_path / "planted") == 12
     plain = export_model("demo", tmp_path / "plain-export", ExportOptions())
     planted = export_model(f"local-dir:{tmp_path / 'planted'}", tmp_path / "export", ExportOptions())
     pixels = np.random.default_rng(0).standard_normal((4, 3, 48, 48), dtype=np.float32)

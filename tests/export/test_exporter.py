@@ -241,16 +241,16 @@ def test_wrong_weights_in_the_graph_fail_the_gate_and_nothing_is_published(
 
     def write_perturbed(graph_model: Any, path: Path, external_data_bytes: int) -> None:
         write(graph_model, path, external_data_bytes)
-        if path.name == "text.onnx":
-            perturb(path, "ln_final.bias", 1e-3)
+        assert path.name == "image.onnx", "the first graph is the last"
+        perturb(path, "visual.ln_post.bias", 1e-3)
 
     monkeypatch.setattr(graph, "_write", write_perturbed)
     with pytest.raises(
-        ParityError, match=r"text graph differs from torch in 'text_embeds' at batch size 1: .*e-0.*allowed 1e-05"
+        ParityError, match=r"image graph differs from torch in 'image_embeds' at batch size 1: .*e-0.*allowed 1e-05"
     ) as caught:
         export_model(f"local-dir:{tiny_model('vit')}", tmp_path / "out")
     assert caught.value.exit_code == 3
-    assert caught.value.differences[0]["output"] == "text_embeds"
+    assert caught.value.differences[0]["output"] == "image_embeds"
     assert caught.value.differences[0]["allowed_abs_diff"] == 1e-5
     assert list(tmp_path.iterdir()) == []
 
