@@ -152,6 +152,8 @@ def changed(changes: dict[str, Any]) -> Reply:
         ({"outputs": [{"shape": [1]}]}, r"missing required field `dtype` - at `\$.outputs\[0\]`"),
         ({"outputs": [{"shape": [1], "dtype": "object"}]}, r"Invalid enum value 'object' - at `\$.outputs"),
         ({"outputs": [{"shape": [10**30], "dtype": "int8"}]}, r"Expected `int` <= .* - at `\$.outputs"),
+        ({"outputs": [{"shape": [1], "dtype": "a\n\u001b[2J"}]}, r"Invalid enum value 'a\\n\\x1b\[2J'"),
+        ({"outputs": [{"shape": [1], "dtype": "\ud800"}]}, r"answer to 'open' holds a text that is no Unicode"),
         ({"id": ...}, r"an answer to request None instead of 2"),
         ({"id": 7}, r"an answer to request 7 instead of 2"),
         ({"id": "2"}, r"an answer to request '2' instead of 2"),

@@ -15,6 +15,7 @@ MAX_MODEL_BYTES = 1 << 34
 """Of a model file that is fetched: several times the largest graph that can be sent."""
 
 _MAX_LINE = 2000
+_MAX_PROBLEM = 400
 _Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SIZE)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
@@ -171,7 +172,10 @@ class Answer:
         try:
             return msgspec.convert(self._fields, kind, dec_hook=_line_from)
         except msgspec.ValidationError as error:
-            raise ProtocolError(f"its answer to '{self.operation}' is not as expected: {error}") from error
+            problem = printable(str(error), _MAX_PROBLEM)
+            raise ProtocolError(f"its answer to '{self.operation}' is not as expected: {problem}") from error
+        except UnicodeEncodeError as error:
+            raise ProtocolError(f"its answer to '{self.operation}' holds a text that is no Unicode") from error
 
 
 def ports_from(ports: tuple[_WirePort, ...]) -> tuple[Port, ...]:

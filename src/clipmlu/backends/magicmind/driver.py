@@ -2354,14 +2354,15 @@ class Server:
         self._lock = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._endings: dict[str, Fields] = {}
+        self._scratch: Scratch | None = None
 
     def run(self) -> None:
         """Serve until SIGTERM or Ctrl-C."""
         signal.signal(signal.SIGTERM, _leave)
         listener = self._listen()
-        self._scratch = Scratch()
-        log_line(f"serving on {listener.getsockname()}; files in: {', '.join(self._roots) or 'no folder'}")
         try:
+            self._scratch = Scratch()
+            log_line(f"serving on {listener.getsockname()}; files in: {', '.join(self._roots) or 'no folder'}")
             while True:
                 self._accept(listener)
         except KeyboardInterrupt:
@@ -2372,7 +2373,8 @@ class Server:
                 with contextlib.suppress(OSError):
                     os.unlink(self._where)
             self._end_children()
-            self._scratch.remove()
+            if self._scratch is not None:
+                self._scratch.remove()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -2453,6 +2455,7 @@ class Server:
             return {"worker": worker, "previous": self._endings.pop(former, None)}
 
     def _run_child(self, connection: Connection, worker: str) -> None:
+        assert self._scratch is not None, "it is made before the first client is accepted"
         scratch = os.path.join(self._scratch.path, worker)
         os.mkdir(scratch, 0o700)
         environment = {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
