@@ -116,7 +116,8 @@ def test_upload_that_is_interrupted_leaves_no_file(serve: Any, tmp_path: Path, e
     command = [sys.executable, driver.__file__, "--serve", served.address]
     with served.log.open("w") as log:
         served.process = subprocess.Popen(command, env=environment, stderr=log, text=True)
-    wait_for(lambda: not uploaded.exists())
+    wait_for(lambda: "serving on" in served.log.read_text())
+    assert not uploaded.parent.parent.exists()
     assert (other / "notes").exists()
     (other / "notes").unlink()
     other.rmdir()
