@@ -370,6 +370,36 @@ def test_build_that_is_answered_wrongly_is_one_line(
     assert not list(tmp_path.glob("*.mm*"))
 
 
+def test_emulated_model_file_that_is_none_is_one_line(
+    worker: FakeWorker, client: WorkerClient, graph: Path, tmp_path: Path
+) -> None:
+    from backends.magicmind.small import tower
+    from clipmlu.backends.base import GraphOptions, SourceGraph
+    from clipmlu.backends.magicmind.building import build_graph
+    from clipmlu.specs import Precision
+
+    five = [np.zeros(5, np.uint8)]
+    worker.replies["get"] = lambda connection, header, _more: answer(connection, header, {}, five)
+    source = SourceGraph(name="image", path=graph, tower=tower(WIDTH, OUT))
+    options = GraphOptions(precision=Precision.FORCE_FLOAT32, dynamic_shape=True, batch_size=4, max_batch=16)
+    with pytest.raises(ClipmluError, match="was not written by the emulated") as caught:
+        build_graph(client, source, options, tmp_path, emulated=True)
+    line_of(caught, worker.address)
+
+
+def test_build_whose_answer_stops_in_the_middle_is_not_waited_for(worker: FakeWorker) -> None:
+    """A build may take hours, its answer may not."""
+    start = driver._PRELUDE.pack(b"CMW1", 400, 0) + b"{"
+    worker.replies["build"] = lambda connection, _header, _more: connection._stream.sendall(start)
+    client = WorkerClient(WorkerOptions(address=worker.address, max_failures=1, shared_memory=False, run_seconds=0.3))
+    begin = time.monotonic()
+    with pytest.raises(SessionError, match=r"it stopped for 0\.3 s in the middle of an answer") as caught:
+        client.execute(lambda exchange: exchange({"op": "build"}, ()), 60)
+    line_of(caught, worker.address)
+    assert time.monotonic() - begin < 5
+    client.close()
+
+
 def test_doctor_names_a_worker_that_answers_wrongly(worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipmlu.diagnostics import _worker_finding
 

@@ -95,14 +95,15 @@ def build_graph(
     shapes = [shapes_of(tensor, options) for tensor in graph.tower.inputs]
     spec = build_request(graph.tower, shapes, options)
 
-    def action(exchange: Exchange) -> tuple[BuiltFacts, HostFacts]:
+    def action(exchange: Exchange) -> tuple[BuiltFacts, HostFacts, dict[str, TensorQuantisation]]:
         host = exchange({"op": "info"}, ()).read(HostFacts)
         check_sdk(host.emulated, emulated)
         build = _build_here if peer.shares_files else _build_there
-        return build(exchange, graph, output, spec, options), host
+        built = build(exchange, graph, output, spec, options)
+        return built, host, _emulated_quantisation(output) if emulated else {}
 
     try:
-        facts, host = peer.execute(action, _BUILD_SECONDS)
+        facts, host, quantised = peer.execute(action, _BUILD_SECONDS)
     except DriverError as error:
         if error.kind in ("import", "device"):
             raise BackendUnavailableError(f"MagicMind cannot be used: {error.status}. See: clipmlu doctor") from error
@@ -121,7 +122,7 @@ def build_graph(
         _check_pixels(tower, facts)
     record = _record(facts, host, shapes, emulated=emulated)
     output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encode_json(record))
-    return CompiledGraph(tower=tower, quantised=_emulated_quantisation(output) if emulated else {})
+    return CompiledGraph(tower=tower, quantised=quantised)
 
 
 def _check_pixels(tower: Tower, facts: BuiltFacts) -> None:
@@ -139,9 +140,13 @@ def _check_pixels(tower: Tower, facts: BuiltFacts) -> None:
 def _emulated_quantisation(model: Path) -> dict[str, TensorQuantisation]:
     """What the emulated SDK notes in its model files; nothing public says how to ask the real one."""
     from clipmlu.emulator.container import read_container
+    from clipmlu.emulator.status import StatusError
 
-    header, _graph = read_container(model)
-    return msgspec.convert(header["quantisation"], dict[str, TensorQuantisation])
+    try:
+        header, _graph = read_container(model)
+        return msgspec.convert(header.get("quantisation"), dict[str, TensorQuantisation])
+    except (StatusError, msgspec.ValidationError) as error:
+        raise ProtocolError(f"the model file that it built is wrong: {error}") from error
 
 
 def shapes_of(tensor: TensorSpec, options: GraphOptions) -> Shapes:

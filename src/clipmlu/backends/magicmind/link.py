@@ -100,6 +100,7 @@ class Link:
         name = answer.get("worker")
         self.name: str | None = name if isinstance(name, str) and len(name) <= MAX_NAME else None
         self.previous = _ending_from(answer.get("previous"))
+        self._frame_seconds = options.run_seconds
         self._awaited: collections.deque[int] = collections.deque()
         self._reader = threading.Thread(target=self._read, name="clipmlu-worker-reader", daemon=True)
         self._reader.start()
@@ -203,7 +204,9 @@ class Link:
         try:
             while self._connection.readable(None):
                 most = self._awaited.popleft() if self._awaited else None
-                header, payload, _descriptors = self._connection.receive(max_payload=most or 0)
+                header, payload, _descriptors = self._connection.receive(
+                    time.monotonic() + self._frame_seconds, max_payload=most or 0
+                )
                 if "error" in header and header.get("id") is None:
                     error = DriverError.from_json(header["error"])
                     raise EOFError(f"it ended the connection: {error.status}")
@@ -212,6 +215,9 @@ class Link:
                 self._events.put(Event(self.number, (header, payload), ""))
         except ProtocolError as error:
             self._events.put(Event(self.number, None, f"it sent garbage: {error}"))
+        except DeadlineError:
+            reason = f"it stopped for {self._frame_seconds:g} s in the middle of an answer"
+            self._events.put(Event(self.number, None, reason))
         except (EOFError, OSError, ValueError) as error:
             self._events.put(Event(self.number, None, str(error)))
 

@@ -90,6 +90,7 @@ class WorkerClient:
         self._failures: list[str] = []
         self._log = ""
         self._waiting_since = 0.0
+        self._exchanging = False
         keep_when_forked(self)
         self._pump_thread = threading.Thread(target=self._pump, name="clipmlu-worker", daemon=True)
         self._pump_thread.start()
@@ -213,7 +214,7 @@ class WorkerClient:
     def _on_end(self, reason: str) -> None:
         link = self._link
         assert link is not None, "the caller looked"
-        if self._in_flight or not link.ended_cleanly():
+        if self._in_flight or self._exchanging or not link.ended_cleanly():
             raise LostError(reason)
         self._drop_link(GRACE_SECONDS)  # it was idle for long; the next request starts another
 
@@ -316,13 +317,15 @@ class WorkerClient:
             seconds = min(seconds, self.options.run_seconds)
         deadline = time.monotonic() + seconds
         link.ask({**fields, "id": number}, list(arrays), deadline, CHUNK if operation == "get" else 0)
-        while not self._frames:
-            if self._closed.is_set():
-                raise SessionError("The session was closed.")
-            if not self._take(deadline - time.monotonic()):
-                raise LostError(f"no answer to '{operation}' within {seconds:g} s")
-            if self._link is not link:
-                raise LostError("it ended")
+        self._exchanging = True
+        try:
+            while not self._frames:
+                if self._closed.is_set():
+                    raise SessionError("The session was closed.")
+                if not self._take(deadline - time.monotonic()):
+                    raise LostError(f"no answer to '{operation}' within {seconds:g} s")
+        finally:
+            self._exchanging = False
         return _answer_to(operation, number, *self._frames.popleft())
 
     # ---- connections
