@@ -20,6 +20,7 @@ from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE,
 from clipmlu.bundle import Bundle, CompiledBundle, ParityRecord
 from clipmlu.data.datasets import DATASETS, locate_dataset
 from clipmlu.errors import BackendUnavailableError, ClipmluError
+from clipmlu.file_names import name_from_path
 from clipmlu.specs import VENDOR_PRECISIONS, MluBuild, QuantisationOptions, Spec
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -80,7 +81,7 @@ def examine() -> list[Finding]:
 def bundle_facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """What people want to know of a bundle, as (name, value) pairs."""
     manifest = bundle.manifest
-    yield "bundle", f"{bundle.path} ({bundle.kind}, {bundle.size_bytes / 1e6:.1f} MB)"
+    yield "bundle", f"{name_from_path(bundle.path)} ({bundle.kind}, {bundle.size_bytes / 1e6:.1f} MB)"
     yield "model", str(manifest.model)
     yield "layout", manifest.layout
     for name, tower in manifest.towers.items():

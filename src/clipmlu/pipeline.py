@@ -21,6 +21,7 @@ from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, is_current
+from clipmlu.file_names import name_from_path
 from clipmlu.files import encode_json, write_file
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
 from clipmlu.specs import NaturalInt, PositiveInt, Spec
@@ -141,7 +142,7 @@ def run_chain(
         name="eval",
         result=f"top-1 {accuracy.top1:.4f} on {accuracy.images} images{mark}",
         elapsed_s=time.perf_counter() - start,
-        path=str(folder / REPORT_NAME),
+        path=name_from_path(folder / REPORT_NAME),
     )
     report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
     write_file(folder / REPORT_NAME, encode_run(report), overwrite=True)
@@ -159,14 +160,14 @@ def _export(
     start = time.perf_counter()
     reusable = _reusable_export(model, path, options, on_note)
     if reusable is None:
-        on_note(f"exporting {model} to {path}")
+        on_note(f"exporting {name_from_path(model)} to {name_from_path(path)}")
         result, bundle = "made", export_model(model, path, options, on_note=on_note)
     else:
-        on_note(f"reusing {path}: its content matches")
+        on_note(f"reusing {name_from_path(path)}: its content matches")
         result, bundle = "reused", reusable
         for line in bundle.manifest.export.notes:
             on_note(line)
-    return bundle, Step(name="export", result=result, elapsed_s=time.perf_counter() - start, path=str(path))
+    return bundle, Step(name="export", result=result, elapsed_s=time.perf_counter() - start, path=name_from_path(path))
 
 
 def _reusable_export(
@@ -179,11 +180,13 @@ def _reusable_export(
         return None
     except BundleError as error:
         check_output_free(path, overwrite=True)
-        on_note(f"not reusing {path}: {error}")
+        on_note(f"not reusing {name_from_path(path)}: {error}")
         return None
     same = is_current(bundle, model, options)
     if not same:
-        on_note(f"not reusing {path}: it was made from another source, with other options or by other versions")
+        on_note(
+            f"not reusing {name_from_path(path)}: it was made from another source, with other options or by other versions"
+        )
     return bundle if same else None
 
 
@@ -193,12 +196,12 @@ def _compile(
     start = time.perf_counter()
     reusable = reusable_compilation(exported, path, plan, options, on_note)
     if reusable is None:
-        on_note(f"compiling {exported.path} to {path}")
+        on_note(f"compiling {name_from_path(exported.path)} to {name_from_path(path)}")
         result, bundle = "made", compile_bundle(exported, path, options)
     else:
-        on_note(f"reusing {path}: its content matches")
+        on_note(f"reusing {name_from_path(path)}: its content matches")
         result, bundle = "reused", reusable
-    return bundle, Step(name="compile", result=result, elapsed_s=time.perf_counter() - start, path=str(path))
+    return bundle, Step(name="compile", result=result, elapsed_s=time.perf_counter() - start, path=name_from_path(path))
 
 
 def _slug(model: str, options: ExportOptions) -> str:

@@ -17,7 +17,8 @@ from clipmlu.backends.base import (
 )
 from clipmlu.backends.pixels import take_uint8
 from clipmlu.bundle import GRAPH_SUFFIX, CompiledBundle, Tower
-from clipmlu.errors import BackendUnavailableError, BundleCorruptError, OptionError
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, BundleError, OptionError
+from clipmlu.file_names import name_from_path
 from clipmlu.specs import TensorSpec, TowerName
 
 if TYPE_CHECKING:
@@ -46,6 +47,20 @@ def check_openable(backend: Backend, bundle: CompiledBundle, tower: TowerName, o
     # With --text-target, the device is that of the image tower.
     if options.device and bundle.compilation.backend == backend.name:
         raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")
+
+
+def runtime_path(path: Path) -> str:
+    """A graph's path as the runtimes take it.
+
+    Raises:
+        BundleError: it is no UTF-8; they are libraries of C++ whose interface for Python takes text.
+    """
+    text = str(path)
+    if any("\udc80" <= each <= "\udcff" for each in text):  # how Python keeps such bytes (PEP 383)
+        raise BundleError(
+            f"The path '{name_from_path(path)}' is no UTF-8, which the runtimes cannot open. Rename the folder, or move the bundle."
+        )
+    return text
 
 
 def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:

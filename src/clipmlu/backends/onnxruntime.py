@@ -21,7 +21,7 @@ from clipmlu.backends.base import (
     SessionOptions,
     SourceGraph,
 )
-from clipmlu.backends.graphs import check_openable, copy_graph, write_mode
+from clipmlu.backends.graphs import check_openable, copy_graph, runtime_path, write_mode
 from clipmlu.backends.ordered import OrderedThread
 from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.errors import (
@@ -136,10 +136,11 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
     # runtime turns to those for unsigned ones there, which are exact, and only there.
     settings.add_session_config_entry("session.x64quantprecision", "1")
     # It would turn a product and its bias into Gemm, which has no integer kernel with a float32 result.
+    location = runtime_path(path)
     disabled = ["MatMulAddFusion"] if precision is Precision.QINT8_MIXED_FLOAT32 else []
     try:
         return onnxruntime.InferenceSession(
-            str(path), settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            location, settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:
         raise BundleCorruptError(f"onnxruntime cannot load '{path}': {first_line(error)}") from error

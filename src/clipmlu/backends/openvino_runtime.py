@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu._imports import require
+from clipmlu.backends.graphs import runtime_path
 
 _TELEMETRY = "openvino_telemetry"
 _DEPTH, _WIDTH = 256, 64
@@ -63,7 +64,7 @@ def read_graph(path: Path) -> Any:
     """
     frontends = import_openvino().frontend.FrontEndManager()
     frontend = frontends.load_by_framework("onnx")
-    return frontend.convert(frontend.load(str(path)))
+    return frontend.convert(frontend.load(runtime_path(path)))
 
 
 @functools.cache

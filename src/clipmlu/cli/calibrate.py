@@ -17,6 +17,7 @@ from clipmlu.cli._shared import (
     overwrite_option,
     print_facts,
 )
+from clipmlu.file_names import name_from_path
 
 
 @click.command("calibrate")
@@ -77,10 +78,12 @@ def calibrate_command(
     else:
         print_facts(
             [
-                ("set", str(output)),
+                ("set", name_from_path(output)),
                 ("images", f"{record.samples} of {record.dataset}, {record.split}, seed {record.seed}"),
                 ("texts", str(record.texts)),
                 ("digest", record.digest),
             ]
         )
-    note(f"Next: clipmlu compile {bundle} --precision qint8_mixed_float32 --calib {output} -o DIR")
+    note(
+        f"Next: clipmlu compile {name_from_path(bundle)} --precision qint8_mixed_float32 --calib {name_from_path(output)} -o DIR"
+    )

@@ -29,6 +29,7 @@ from clipmlu.cli._shared import (
 )
 from clipmlu.data.class_names import distinct_names
 from clipmlu.errors import OptionError
+from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.classify.bulk import RowBatch
@@ -104,7 +105,7 @@ def classify_command(
         classifier = _classifier(encoder, labels, classifier_file, templates)
         if save_classifier is not None:
             classifier.save(save_classifier, overwrite=overwrite)
-            note(f"Wrote classifier file {save_classifier}")
+            note(f"Wrote classifier file {name_from_path(save_classifier)}")
 
         if inputs:
             if cost := classifier.scorer.describe_cost(encoder.check_batch_size(batch_size)):

@@ -11,6 +11,7 @@ import click
 from clipmlu.cli._compiling import CompilingCommand, compile_options
 from clipmlu.cli._shared import PATH, Number, bundle_argument, json_option, note, overwrite_option
 from clipmlu.errors import GateError
+from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.bundle import CompiledBundle
@@ -86,7 +87,7 @@ def compile_command(
         compiled = _search(bundle, output, options, search)
     show_bundle(compiled, as_json=as_json)
     if compiled.manifest.layout == "towers":
-        note(f"Next: clipmlu classify {output} photos/ --labels labels.txt")
+        note(f"Next: clipmlu classify {name_from_path(output)} photos/ --labels labels.txt")
 
 
 def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchOptions) -> CompiledBundle:
@@ -99,6 +100,6 @@ def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchO
         raise
     except BaseException:
         if Path(f"{output}.search").is_dir():
-            note(f"What was measured is kept in {output}.search; the same command goes on from there.")
+            note(f"What was measured is kept in {name_from_path(output)}.search; the same command goes on from there.")
         raise
     return compiled

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._shared import PATH, Number, console, echo_json, json_option, note, overwrite_option
+from clipmlu.file_names import name_from_path
 from clipmlu.files import encode_json
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _probe_sdk(
         echo_json(encode_json(report))
     else:
         _print_report(report)
-    note(f"Written: {output / probing.MARKDOWN_NAME} and {output / probing.JSON_NAME}.")
+    note(f"Written: {name_from_path(output / probing.MARKDOWN_NAME)} and {name_from_path(output / probing.JSON_NAME)}.")
     if not report.emulated:
         note("Please send both to the project: they answer what nobody outside knows.")
     return 0

@@ -22,6 +22,7 @@ from clipmlu.cli._shared import (
     workers_option,
 )
 from clipmlu.errors import InputError, OptionError, OutputError
+from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.classify.embedding_file import EmbeddingFile
@@ -93,7 +94,9 @@ def embed_command(
             raise
         if broken and not file.rows:
             raise InputError(f"Not one of {broken} image(s) could be read; nothing was written.")
-        note(f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {file.publish()}{mark}")
+        note(
+            f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {name_from_path(file.publish())}{mark}"
+        )
     return note_inputs(broken, left_out)
 
 
@@ -106,7 +109,7 @@ def _keep_finished(file: EmbeddingFile, mark: str) -> None:
     except OutputError as error:
         note(f"The {file.rows} embeddings that were finished are lost: {error}")
     else:
-        note(f"Wrote the {file.rows} embeddings that were finished to {path}{mark}")
+        note(f"Wrote the {file.rows} embeddings that were finished to {name_from_path(path)}{mark}")
 
 
 def _embed_images(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._shared import PATH, json_option, layout_option, note, offline_option, overwrite_option
+from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.specs import Layout
@@ -60,4 +61,4 @@ def export_command(
     )
     bundle = export_model(model, output, options, on_note=note)
     show_bundle(bundle, as_json=as_json)
-    note(f"Next: clipmlu compile {output} --target cpu -o {output}-cpu")
+    note(f"Next: clipmlu compile {name_from_path(output)} --target cpu -o {name_from_path(output)}-cpu")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._shared import bundle_argument, echo_json, json_option, print_facts
+from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.bundle import Bundle
@@ -30,7 +31,9 @@ def show_bundle(bundle: Bundle, *, as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        encoded = msgspec.json.encode({"path": str(bundle.path), "digest": bundle.digest, "manifest": bundle.manifest})
+        encoded = msgspec.json.encode(
+            {"path": name_from_path(bundle.path), "digest": bundle.digest, "manifest": bundle.manifest}
+        )
         echo_json(msgspec.json.format(encoded, indent=2))
         return
     print_facts(bundle_facts(bundle))

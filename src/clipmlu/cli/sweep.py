@@ -22,6 +22,7 @@ from clipmlu.cli._shared import (
     threads_option,
 )
 from clipmlu.errors import OptionError
+from clipmlu.file_names import name_from_path
 from clipmlu.specs import Precision
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ def sweep_command(
         report = run_sweep(bundle, output, sweep, source, on_note=note)
     except BaseException:
         if output.is_dir():
-            note(f"What was compiled and measured is kept in {output}; the same command goes on from there.")
+            note(
+                f"What was compiled and measured is kept in {name_from_path(output)}; the same command goes on from there."
+            )
         raise
     if as_json:
         echo_json(encode_sweep(report))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from clipmlu.cli._shared import PATH, note, overwrite_option
+from clipmlu.file_names import name_from_path
 
 
 @click.command("worker")
@@ -20,7 +21,7 @@ def worker_command(path: Path, overwrite: bool) -> None:
     from clipmlu.backends.magicmind.copying import write_worker
 
     written = write_worker(path, overwrite=overwrite)
-    click.echo(str(written))
+    click.echo(name_from_path(written))
     note(
         "Start it where magicmind is:\n"
         f"  python3.7 {written.name} --info\n"

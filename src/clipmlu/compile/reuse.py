@@ -14,6 +14,7 @@ from clipmlu.compile.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.compile.checks import Thresholds, passes_now
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions
 from clipmlu.errors import BundleError, BundleNotFoundError
+from clipmlu.file_names import name_from_path
 
 
 def reusable_compilation(
@@ -33,11 +34,11 @@ def reusable_compilation(
     except BundleNotFoundError:
         return None
     except BundleError as error:
-        on_note(f"not reusing {path}: {error}")
+        on_note(f"not reusing {name_from_path(path)}: {error}")
         return None
     reason = _difference(exported, bundle, plan, options)
     if reason:
-        on_note(f"not reusing {path}: {reason}")
+        on_note(f"not reusing {name_from_path(path)}: {reason}")
     return None if reason else bundle
 
 

@@ -21,6 +21,7 @@ from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import OptionError
+from clipmlu.file_names import name_from_path
 from clipmlu.files import encode_json
 from clipmlu.measure.ablation import Ablation, AblationData, Embeddings, ablate_roles, check_ablation, check_source
 from clipmlu.measure.accuracy import SkippedImage, choose_images
@@ -329,7 +330,7 @@ class _Comparison:
         )
 
     def _embed(self, side: Side, name: str) -> _Result:
-        self._note(f"embedding {len(self._indices)} images with {name}, '{side.given.path}'")
+        self._note(f"embedding {len(self._indices)} images with {name}, '{name_from_path(side.given.path)}'")
         options = self._options
         with side.encoder(options.threads, options.device) as encoder, np.errstate(invalid="ignore", over="ignore"):
             classifier = encoder.classifier(self._dataset.class_names, self._templates, cache=options.cache)

@@ -12,6 +12,7 @@ from clipmlu.bundle import TOKENIZER_NAME, Bundle, Compilation, CompiledBundle, 
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE
 from clipmlu.errors import BundleError
+from clipmlu.file_names import name_from_path
 from clipmlu.specs import Precision, QuantisationOptions, Spec, TowerName
 
 _ANY_BATCH = 1 << 16  # canonical graphs take batches of any size
@@ -57,7 +58,7 @@ class Side:
         compilation = self.runs.compilation
         exported = isinstance(self.given, ExportedBundle)
         return SideFacts(
-            path=str(self.given.path),
+            path=name_from_path(self.given.path),
             kind=self.given.kind,
             digest=self.given.digest,
             target=None if exported else compilation.target,
@@ -120,7 +121,7 @@ def check_same_model(measured: Side, reference: Side) -> None:
     sides = (measured, reference)
     if measured.source_digest == reference.source_digest:
         return
-    named = [f"'{side.given.path}'" for side in sides]
+    named = [f"'{name_from_path(side.given.path)}'" for side in sides]
     exported = [isinstance(side.given, ExportedBundle) for side in sides]
     layouts = {side.given.manifest.layout for side in sides}
     if exported[0] != exported[1] and len(layouts) == 1:

@@ -32,6 +32,7 @@ from clipmlu.data.datasets import DATASETS, Dataset, check_dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
+from clipmlu.file_names import name_from_path, printable
 from clipmlu.files import encode_json, write_file, write_files
 from clipmlu.keys import options_digest, value_digest
 from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, choose_images, evaluate
@@ -119,7 +120,7 @@ class _Variant:
     def rows(self, *, emulated: bool) -> list[SweepRow]:
         if self.failure is not None or self.bundle is None:
             gate = self.failure is not None and self.failure.exit_code == GateError.exit_code
-            reason = " ".join(str(self.failure).split())
+            reason = " ".join(printable(str(self.failure)).split())
             return [SweepRow(precision=self.precision, emulated=emulated, failure=reason, gate_failed=gate)]
         return [_row(self.bundle, self.accuracy, cell) for cell in self.cells.values()]
 
@@ -203,9 +204,9 @@ def _compile(exported: ExportedBundle, path: Path, options: CompileOptions, on_n
     plan = plan_compilation(options)
     bundle = reusable_compilation(exported, path, plan, options, on_note)
     if bundle is not None:
-        on_note(f"reusing {path}: its content matches")
+        on_note(f"reusing {name_from_path(path)}: its content matches")
         return bundle
-    on_note(f"compiling {exported.path} to {path}")
+    on_note(f"compiling {name_from_path(exported.path)} to {name_from_path(path)}")
     return compile_bundle(exported, path, options)
 
 
@@ -229,9 +230,9 @@ def _evaluate(
     kept = read_kept(path, KeptAccuracy, on_note)
     # The images of a folder may have changed since.
     if kept is not None and kept.key == key and dataset.name in DATASETS:
-        on_note(f"reusing {path}: same bundle, images and prompts")
+        on_note(f"reusing {name_from_path(path)}: same bundle, images and prompts")
         return kept.report
-    on_note(f"evaluating {bundle.path}")
+    on_note(f"evaluating {name_from_path(bundle.path)}")
     with Encoder(bundle, options.session) as encoder:
         report = evaluate(encoder, dataset, how, on_note=on_note)
     write_file(path, encode_sweep(KeptAccuracy(key=key, report=report)), overwrite=True)
