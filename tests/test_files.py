@@ -16,6 +16,7 @@ import pytest
 from clipmlu import workspace
 from clipmlu.errors import BundleExistsError, OutputError, OutputExistsError
 from clipmlu.files import (
+    StagedFiles,
     check_file_free,
     check_files_free,
     scratch_directory,
@@ -377,3 +378,26 @@ def test_scratch_is_gone_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert _names(folder) == []
         (folder / "half").write_text("x")
     assert _names(tmp_path) == []
+
+
+def test_folders_that_were_made_for_files_go_when_nothing_is_written(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), StagedFiles([tmp_path / "a" / "b" / "x"], overwrite=False):
+            raise ZeroDivisionError
+        assert list(tmp_path.iterdir()) == []
+    with StagedFiles([tmp_path / "a" / "b" / "x"], overwrite=False) as staged:
+        staged.paths[0].write_bytes(b"x")
+        staged.publish()
+    assert (tmp_path / "a" / "b" / "x").read_bytes() == b"x"
+
+
+def test_folders_that_were_made_for_a_directory_go_when_it_is_not_finished(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for parent in ("a/b", "mine"):
+        with pytest.raises(ZeroDivisionError), stage_directory(tmp_path / parent / "out", "bundle", "m") as folder:
+            (folder / "m").write_bytes(b"m")
+            raise ZeroDivisionError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+    with stage_directory(tmp_path / "a" / "b" / "out", "bundle", "m") as folder:
+        (folder / "m").write_bytes(b"m")
+    assert (tmp_path / "a" / "b" / "out" / "m").read_bytes() == b"m"

@@ -49,8 +49,10 @@ class StagedFiles:
             check_file_free(target, overwrite=overwrite)
         with output_errors(targets[0]):
             parent = _staging_folder(targets[0])
-            parent.mkdir(parents=True, exist_ok=True)
-            self._workspace = Workspace(parent)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(_folder_for_output(parent))
+                self._workspace = Workspace(parent)
+                self._folders = stack.pop_all()
         self.paths = [self._workspace.new(number) for number in range(len(targets))]
 
     def __enter__(self) -> StagedFiles:
@@ -64,6 +66,7 @@ class StagedFiles:
     def discard(self) -> None:
         """Remove what was not published."""
         self._workspace.discard()
+        self._folders.close()
 
     def publish(self, targets: Sequence[Path] | None = None) -> None:
         """Give the files their names, in their order: whoever finds the last one finds all of them, of one making.
@@ -146,10 +149,10 @@ def stage_directory(target: Path, kind: str, marker: str, *, overwrite: bool = F
         OutputError: the directory cannot be written, for instance because the disk is full.
     """
     check_directory_free(target, kind, marker, overwrite=overwrite)
-    with output_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        workspace = Workspace(target.parent)
-    with workspace:
+    with contextlib.ExitStack() as stack:
+        with output_errors(target):
+            stack.enter_context(_folder_for_output(target.parent))
+            workspace = stack.enter_context(Workspace(target.parent))
         with output_errors(target):
             workspace.new().mkdir()
         with disk_full_errors(target):
@@ -213,6 +216,19 @@ def check_file_free(target: Path, *, overwrite: bool) -> None:
         taken = _exists(target)
     if taken and not overwrite:
         raise OutputExistsError(_taken_message("File", target))
+
+
+@contextlib.contextmanager
+def _folder_for_output(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it that are missing; of these, what is empty when the block ends is removed again."""
+    missing = [each for each in (folder, *folder.parents) if not _exists(each)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for each in missing:  # the innermost first
+            with contextlib.suppress(OSError):  # it holds what was written
+                each.rmdir()
 
 
 @contextlib.contextmanager
