@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -17,12 +18,15 @@ from clipmlu import _environment
 from clipmlu.arguments import as_path
 from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.bundle import CompiledBundle, ExportedBundle
-from clipmlu.compile.calibration import CalibrationOptions, load_calibration, obtain_calibration
+from clipmlu.compile.calibration import CalibrationOptions, load_calibration, obtain_calibration, open_train_split
 from clipmlu.compile.compiler import CompileOptions
 from clipmlu.compile.recipe import read_recipe
+from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import load_image
+from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleNotFoundError, ExportError, InputError, OptionError
+from clipmlu.export.source import tokenizer_file
 from clipmlu.files import write_file
 from clipmlu.measure.accuracy import EvalOptions, encode_report, read_report
 from clipmlu.measure.loads import SpeedOptions
@@ -204,3 +208,34 @@ def test_a_name_that_begins_with_a_tilde_and_exists_is_itself(home: Path, export
     shutil.copytree(exported.path, "~/own")
     assert clipmlu.open_bundle("~/own").path == Path("~/own")
     assert clipmlu.path_from_name("~/own") == Path("~/own")
+
+
+CLOSED: dict[str, Callable[[str], object]] = {
+    "labels": resolve_class_names,
+    "labels, path object": lambda path: resolve_class_names(Path(path)),
+    "templates": resolve_templates,
+    "imagefolder": lambda path: open_dataset(f"imagefolder:{path}"),
+    "calibration": lambda path: open_train_split(CalibrationOptions(dataset=path)),
+    "calibration folder": lambda path: open_train_split(CalibrationOptions(dataset=f"imagefolder:{path}")),
+    "local model": lambda path: clipmlu.export_model(f"local-dir:{path}", "out"),
+    "checkpoint": lambda path: clipmlu.export_model("ViT-B-32", "out", clipmlu.ExportOptions(pretrained=path)),
+    "tokenizer": tokenizer_file,
+}
+
+
+@pytest.mark.parametrize("name", list(CLOSED))
+def test_a_path_below_a_closed_folder_is_not_said_to_be_absent(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system is made to answer as it does below a folder of mode 000, which the superuser does not see."""
+    monkeypatch.chdir(tmp_path)
+    closed, real = f"{tmp_path}/closed", os.stat
+
+    def stat(path: Any, *given: Any, **named: Any) -> os.stat_result:
+        if str(path).startswith(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(InputError, match=rf"^Cannot look at '{closed}/x.*': Permission denied\. "):
+        CLOSED[name](f"{closed}/x")

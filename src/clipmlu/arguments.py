@@ -10,6 +10,7 @@ import functools
 import math
 import numbers
 import os
+import stat
 import types
 import typing
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
@@ -18,8 +19,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
-from clipmlu.errors import OptionError
-from clipmlu.file_names import expand_home
+from clipmlu.errors import InputError, OptionError
+from clipmlu.file_names import expand_home, name_from_path
 
 _SHOWN_CHARACTERS = 200
 _WRONG = object()
@@ -50,6 +51,23 @@ def as_path(path: object, what: str) -> Path:
     if not text or "\0" in text:
         raise OptionError(f"{what} is {text!r}, which is no path")
     return expand_home(text)
+
+
+def is_there(path: str | os.PathLike[str], *, folder: bool = False) -> bool:
+    """Whether anything is at a path that a caller gave, or a folder; a path too long or with a null character has nothing.
+
+    Raises:
+        InputError: a folder on the way is closed to this process, so that it cannot be known.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except PermissionError as error:
+        raise InputError(
+            f"Cannot look at '{name_from_path(path)}': {error.strerror}. Give another path, or ask its owner."
+        ) from error
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISDIR(mode) or not folder
 
 
 def check_argument(value: Any, kind: Any, what: str) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipmlu.arguments import as_path, check_fields
+from clipmlu.arguments import as_path, check_fields, is_there
 from clipmlu.backends.base import CalibrationData
 from clipmlu.bundle import Bundle, FileRecord, file_record
 from clipmlu.data.class_names import FolderNames
@@ -341,7 +341,7 @@ def _own_folder(name: str) -> Path | None:
     if prefer_known_name(name, DATASETS, "dataset"):
         return None
     folder = expand_home(name)
-    return folder if os.path.isdir(folder) else None
+    return folder if is_there(folder, folder=True) else None
 
 
 def cut_batches(rows: Array, batch_size: int) -> list[Array]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from clipmlu.arguments import is_there
 from clipmlu.data.label_lines import WORDNET_ID, Labels, capital, labels_from_lines, shortened
 from clipmlu.data.labels import parse_labels
 from clipmlu.data.textfile import Note, check_unicode, full_lines, read_text
@@ -127,7 +128,7 @@ def look_like_ids(names: Sequence[str]) -> bool:
 def existing_path(text: str) -> Path | None:
     """The path that a text names, if anything is there; a text may be too long for a path, or hold what none can."""
     path = expand_home(text)
-    return path if text and os.path.exists(path) else None
+    return path if text and is_there(path) else None
 
 
 def _from_file(path: Path, on_note: Note) -> tuple[str, ...]:

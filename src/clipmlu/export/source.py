@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from clipmlu.arguments import as_path
+from clipmlu.arguments import as_path, is_there
 from clipmlu.bundle import TOKENIZER_NAME, FileRecord, file_record
 from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
 from clipmlu.export.catalog import DEMO_MODEL, Weights, check_model_name, find_weights, read_config, tags_of
@@ -125,7 +125,7 @@ def tokenizer_file(given: str | os.PathLike[str]) -> Path:
         InputError: there is none.
     """
     path = as_path(given, "the tokenizer")
-    file = path / TOKENIZER_NAME if path.is_dir() else path
+    file = path / TOKENIZER_NAME if is_there(path, folder=True) else path
     if not file.is_file():
         raise InputError(f"No tokenizer at '{path}'. Expected a {TOKENIZER_NAME}, or a directory that has one.")
     return file
@@ -180,11 +180,11 @@ def _local_source(identity: ModelId, folder: Path) -> Source:
 
 
 def _check_local_folder(identity: ModelId, folder: Path) -> None:
-    if folder.is_file():
+    if is_there(folder) and not is_there(folder, folder=True):
         raise ExportError(
             f"Model '{identity.name}': '{folder}' is a file. Give its directory, or the file as: NAME --pretrained FILE."
         )
-    if not folder.is_dir():
+    if not is_there(folder, folder=True):
         raise ExportError(f"Model '{identity.name}': there is no directory '{folder}'.")
     if (folder / "config.json").exists() and not (folder / CONFIG_NAME).exists():
         raise ExportError(f"Model '{identity.name}' has no {CONFIG_NAME}: {describe_directory(folder)}")
@@ -240,7 +240,7 @@ def _checkpoint_fields(name: str, given: str) -> dict[str, Any]:
     path = expand_home(given)
     if os.path.isfile(path):
         return {"identity": ModelId(name=name, pretrained=path.name), "name": name, "checkpoint": path}
-    if os.path.exists(path):
+    if is_there(path):
         identify_weights(path)  # raises: a directory, a pipe, ...
     if path.suffix in (*_CHECKPOINT_SUFFIXES, ".npz") or len(path.parts) > 1:
         raise ExportError(f"There is no checkpoint file '{given}'. Expected a file of weights for '{name}', or a tag.")

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from clipmlu.arguments import is_there
 from clipmlu.data.finding import LeftOut, sub_folders
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
@@ -73,7 +74,7 @@ def find_calibration_folder(root: Path) -> Path:
 
 
 def _folders(folder: Path) -> list[str]:
-    if not os.path.isdir(folder):
+    if not is_there(folder, folder=True):
         raise InputError(
             f"Image folder '{_short(name_from_path(folder))}' does not exist. Expected a folder with one sub-folder per class."
         )
