@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import support
+from clipmlu import graph_file
 from clipmlu.bundle import ExportedBundle, file_record, open_bundle
 from clipmlu.errors import BundleCorruptError
 from clipmlu.graph_file import scan_graph
@@ -59,6 +60,14 @@ def test_weights_are_no_inputs_though_old_files_list_them_so(exported: ExportedB
 def test_graph_may_leave_the_shape_of_its_output_open(exported: ExportedBundle) -> None:
     _publish(exported, lambda model: model.graph.output[0].type.tensor_type.ClearField("shape"))
     assert open_bundle(exported.path).tower("image").outputs[0].shape == ("batch", support.DIM)
+
+
+def test_graph_with_more_fields_than_any_tower_has_is_refused(
+    exported: ExportedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_file, "_MOST_FIELDS", 20)
+    with pytest.raises(ValueError, match="more than 20 fields"):
+        scan_graph((exported.path / "image.onnx").read_bytes())
 
 
 def _body() -> onnx.GraphProto:

@@ -156,6 +156,18 @@ def test_average_beside_the_weights_is_left_out_with_a_note(state: State, folder
         assert "(an average) were left out" in line
 
 
+def test_dictionaries_that_hold_themselves_or_one_another_without_end_are_left(state: State, folder: Path) -> None:
+    import torch
+
+    content: dict[str, object] = {"state_dict": state}
+    content["again"] = content
+    deep: dict[str, object] = {}
+    for _ in range(50):
+        deep = {"deeper": deep, "weight": torch.zeros(1)}
+    torch.save({**content, "deep": deep}, folder / NAME)
+    assert torch.equal(load(folder).module.state_dict()["visual.proj"], state["visual.proj"])
+
+
 def test_two_models_in_one_file_are_not_chosen_from(state: State, folder: Path) -> None:
     import torch
 
