@@ -156,6 +156,16 @@ def test_uploaded_graph_brings_no_file_of_the_worker_back(tmp_path: Path) -> Non
     (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(driver.DriverError, match="weights in other files are refused here"):
         driver.check_holds_its_weights(str(tmp_path / "other.onnx"))
+    service = driver.Service(scratch=str(tmp_path), reach=driver.Reach([str(tmp_path)]))
+    inputs = [{"shape": [1, 4]}]
+    for name, more, reason in (
+        ("other.onnx", {}, "weights in other files are refused here"),
+        ("own.onnx", {"extra": {"debug": [{"dump_dir": "/etc"}]}}, "outside the folders"),
+        ("own.onnx", {"toolchain": "/etc"}, "outside the folders"),
+    ):
+        spec = {"onnx": str(tmp_path / name), "output": "upload:m", "precision": "force_float32", "archs": {}, **more}
+        with pytest.raises(driver.DriverError, match=reason):
+            service.answer(driver.Request({"op": "build", "spec": {**spec, "inputs": inputs}}))
     (tmp_path / "none.onnx").write_bytes(b"\xff" * 50)
     with pytest.raises(driver.DriverError, match="it is no ONNX file"):
         driver.check_holds_its_weights(str(tmp_path / "none.onnx"))
