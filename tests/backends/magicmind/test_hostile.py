@@ -101,6 +101,16 @@ def test_request_that_makes_no_sense_is_answered(fields: dict[str, Any], capfd: 
     assert capfd.readouterr().err == ""
 
 
+def test_offset_that_no_file_has_is_answered() -> None:
+    with pytest.raises(driver.DriverError, match="cannot be read: at 9223372036854775807: Invalid argument"):
+        driver.Service().answer(driver.Request({"op": "get", "path": __file__, "offset": (1 << 63) - 1}))
+
+
+def test_folder_that_is_no_text_is_answered(tmp_path: Path) -> None:
+    with pytest.raises(driver.DriverError, match="is no path"):
+        driver.Reach([str(tmp_path)]).folder("\ud800")
+
+
 @pytest.mark.parametrize(("header", "length"), [({}, 1 << 30), ({"arrays": 7}, 9), ({"arrays": [{"a": 1}]}, 9)])
 def test_payload_that_the_header_does_not_list_takes_no_memory(header: dict[str, Any], length: int) -> None:
     ours, theirs = socket.socketpair()

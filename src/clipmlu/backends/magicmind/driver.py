@@ -1143,6 +1143,10 @@ class Reach:
 def _as_path(given: Any) -> str:
     if not isinstance(given, str) or not given or "\0" in given:
         raise DriverError("request", f"{_shown(given)} is no path", kind="spec")
+    try:
+        os.fsencode(given)
+    except UnicodeEncodeError:
+        raise DriverError("request", f"{_shown(given)} is no path", kind="spec") from None
     return given
 
 
@@ -1453,8 +1457,11 @@ class Service:
         offset = request.number("offset", None, 0, sys.maxsize)
         path = request.field("path", str)
         with open(self._upload(path), "rb") if path.startswith(_UPLOAD) else self._reach.open(path) as stream:
-            stream.seek(offset)
-            return {}, [np.frombuffer(stream.read(CHUNK), np.uint8)]
+            try:
+                stream.seek(offset)
+                return {}, [np.frombuffer(stream.read(CHUNK), np.uint8)]
+            except OSError as error:  # an offset that no file has, or a disk that fails
+                raise _unreadable(path, f"at {offset}: {error.strerror}") from error
 
     def _source(self, source: Fields, request: Request) -> Fields:
         """A data source whose array numbers and uploads are replaced by arrays and paths."""
