@@ -110,6 +110,7 @@ class Export(Spec, frozen=True, kw_only=True):
         source_files: digests of the local files that the model was read from, by file name; empty for downloads.
         parity: what was measured against torch before the bundle was published.
         notes: what was taken for granted about the weights, left out or changed, a line each.
+        hub_files: versions of the files that came from the hub, by ``org/name::file``: a digest, or a commit.
     """
 
     opset: PositiveInt
@@ -118,6 +119,7 @@ class Export(Spec, frozen=True, kw_only=True):
     source_files: dict[str, FileRecord]
     parity: tuple[ParityRecord, ...]
     notes: tuple[str, ...] = ()
+    hub_files: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class SeenData(Spec, frozen=True, kw_only=True):

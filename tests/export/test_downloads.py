@@ -18,8 +18,8 @@ import pytest
 from clipmlu.bundle import ExportedBundle
 from clipmlu.errors import DownloadError
 from clipmlu.export.download_reasons import download_reason
-from clipmlu.export.downloads import checkpoint_names, fetch_file, is_hub_reachable
-from clipmlu.export.exporter import ExportOptions, export_model
+from clipmlu.export.downloads import are_cached, checkpoint_names, fetch_file, is_hub_reachable, record_downloads
+from clipmlu.export.exporter import ExportOptions, export_model, is_current
 
 pytest.importorskip("huggingface_hub", reason="needs the export extra (huggingface_hub)", exc_type=ImportError)
 pytestmark = pytest.mark.torch
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.torch
 CLOSED_PORT = "http://127.0.0.1:9"
 
 
-def put_into_cache(cache: Path, repo: str, name: str, content: bytes) -> Path:
+def put_into_cache(cache: Path, repo: str, name: str, content: bytes, commit: str = "0" * 40) -> Path:
     """As huggingface_hub lays out its cache: refs/main names a snapshot."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True, exist_ok=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    file = folder / "snapshots" / ("0" * 40) / name
+    (folder / "refs" / "main").write_text(commit)
+    file = folder / "snapshots" / commit / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     return file
@@ -132,6 +132,39 @@ def test_model_in_the_cache_is_exported_without_a_network(
     local = tiny_bundle("vit")
     assert bundle.manifest.export.weights_digest == local.manifest.export.weights_digest
     assert bundle.manifest.files == local.manifest.files
+    options = ExportOptions(cache_dir=cache)
+    assert is_current(bundle, "hf-hub:org/name", options)
+    assert is_current(bundle, "hf-hub:org/name", ExportOptions(cache_dir=tmp_path / "empty")), "nothing is known there"
+    # The repository moves on, and the cache with it.
+    for repo, name, content in [
+        ("org/name", "open_clip_model.safetensors", weights),
+        ("org/words", "tokenizer.json", b"{}"),
+    ]:
+        put_into_cache(cache, repo, name, content, commit="1" * 40)
+        assert not is_current(bundle, "hf-hub:org/name", options), name
+        put_into_cache(cache, repo, name, content)
+        assert is_current(bundle, "hf-hub:org/name", options)
+
+
+def test_a_version_of_a_cached_file_is_its_digest(tmp_path: Path) -> None:
+    """As huggingface_hub lays out its cache where links can be made: another commit may hold the same content."""
+
+    def link(commit: str, content: str) -> None:
+        blob = tmp_path / "models--org--name" / "blobs" / hashlib.sha256(content.encode()).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_text(content)
+        file = put_into_cache(tmp_path, "org/name", "open_clip_model.safetensors", b"", commit=commit)
+        file.unlink()
+        file.symlink_to(blob)
+
+    link("0" * 40, "weights")
+    with record_downloads() as record:
+        fetch(tmp_path)
+    assert record == {"org/name::open_clip_model.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    link("1" * 40, "weights")
+    assert are_cached(record, tmp_path)
+    link("2" * 40, "other weights")
+    assert not are_cached(record, tmp_path)
 
 
 _CONTENT = b"weights of a model"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import util
 from pathlib import Path
 
 from clipmlu._imports import require
 from clipmlu.errors import DownloadError
 from clipmlu.export.download_reasons import digest_of, download_reason
 
+_RECORD: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("files of the hub", default=None)
 _TIMEOUT_S = 10.0
 _PURPOSE = "Downloading a model"
 
@@ -32,10 +35,54 @@ def checkpoint_names(filename: str) -> tuple[str, ...]:
     return (str(path.with_suffix(".safetensors")), filename) if path.suffix in (".bin", ".pth") else (filename,)
 
 
+@contextlib.contextmanager
+def record_downloads() -> Iterator[dict[str, str]]:
+    """The files that ``fetch_file`` gives within a block: ``org/name::file`` -> which version of it; see ``are_cached``."""
+    record: dict[str, str] = {}
+    token = _RECORD.set(record)
+    try:
+        yield record
+    finally:
+        _RECORD.reset(token)
+
+
+def are_cached(record: Mapping[str, str], cache_dir: str | os.PathLike[str] | None) -> bool:
+    """Whether none of the files of a record is another version in the cache now; one that is not there says nothing."""
+    if not record or util.find_spec("huggingface_hub") is None:
+        return True
+    hub = require("huggingface_hub", "export", _PURPOSE)
+    for place, version in record.items():
+        repo, _, file = place.partition("::")
+        cached = hub.try_to_load_from_cache(repo, file, cache_dir=cache_dir)
+        if isinstance(cached, str) and _version_of(cached) != version:
+            return False
+    return True
+
+
+def _version_of(cached: str) -> str:
+    """The digest by which the cache names a file's content, or the commit where it keeps no such names."""
+    content = Path(cached).resolve()
+    if content.parent.name == "blobs":
+        return content.name
+    parts = Path(cached).parts
+    return parts[len(parts) - parts[::-1].index("snapshots")]
+
+
 def fetch_file(
     repo: str, names: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, offline: bool, hint: str
 ) -> Path:
-    """Get the first of several files that a repository has.
+    """Get the first of several files that a repository has; see ``_fetch_file``, and ``record_downloads``."""
+    path, name = _fetch_file(repo, names, cache_dir=cache_dir, offline=offline, hint=hint)
+    record = _RECORD.get()
+    if record is not None:
+        record[f"{repo}::{name}"] = _version_of(str(path))
+    return path
+
+
+def _fetch_file(
+    repo: str, names: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, offline: bool, hint: str
+) -> tuple[Path, str]:
+    """The file and its name.
 
     A file in the cache is used as it is, without asking the hub whether there is a newer one: what was exported
     yesterday exports to the same today. The network gets one attempt of bounded length; huggingface_hub's own would
@@ -57,7 +104,7 @@ def fetch_file(
     for name in names:
         cached = hub.try_to_load_from_cache(repo, name, cache_dir=cache_dir)
         if isinstance(cached, str):
-            return Path(cached)
+            return Path(cached), name
     wanted = f"{repo}/{names[0]}"
     if offline or constants.HF_HUB_OFFLINE:
         cache = cache_dir or constants.HF_HUB_CACHE
@@ -74,7 +121,7 @@ def fetch_file(
                 continue
             raise DownloadError(_message(wanted, download_reason(error, repo, cache), hint)) from error
         _check_digest(path, digest_of(facts), wanted, hint)
-        return path
+        return path, name
     raise DownloadError(_message(wanted, f"the repository has no {' or '.join(names)}", hint))
 
 

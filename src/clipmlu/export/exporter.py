@@ -9,6 +9,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.bundle import (
     TOKENIZER_NAME,
@@ -27,6 +29,7 @@ from clipmlu.bundle import (
 )
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.export.checks import check_parity, is_within
+from clipmlu.export.downloads import are_cached, record_downloads
 from clipmlu.export.graph import EXPORTER, export_graph, read_opset
 from clipmlu.export.loading import LoadedModel, load_model
 from clipmlu.export.options import ExportOptions
@@ -75,14 +78,17 @@ def export_model(
     output = as_path(output, "the output")
     source = resolve_source(model, options)
     check_output_free(output, overwrite=options.overwrite)
-    with quiet_libraries():
+    with quiet_libraries(), record_downloads() as downloads:
         loaded = load_model(source, options)
     for line in loaded.notes:
         on_note(line)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
-        tokenizer = write_tokenizer(source, loaded, staging.path / TOKENIZER_NAME, options)
+        with record_downloads() as more:
+            tokenizer = write_tokenizer(source, loaded, staging.path / TOKENIZER_NAME, options)
         towers, parity, embedding_dim = _export_towers(staging.path, loaded, tokenizer, options)
-        staging.finish(_describe(staging, source, loaded, tokenizer, towers, parity, embedding_dim, options))
+        manifest = _describe(staging, source, loaded, tokenizer, towers, parity, embedding_dim, options)
+        export = msgspec.structs.replace(manifest.export, hub_files=downloads | more)
+        staging.finish(msgspec.structs.replace(manifest, export=export))
     return open_exported(output, verify=False)
 
 
@@ -103,7 +109,7 @@ def identify_source(model: str, options: ExportOptions) -> tuple[ModelId, dict[s
 def is_current(bundle: ExportedBundle, model: str, options: ExportOptions) -> bool:
     """Whether a bundle is what exporting now would give, found out without doing it and without importing torch.
 
-    The model, the digests of its local files, layout, opset and place of the weights are compared, what was measured with
+    The model, the digests of its local files, the versions of those from the hub that are in the cache, layout, opset and place of the weights are compared, what was measured with
     the bounds, and the versions of clipmlu and of the exporting tools, as far as these are installed.
 
     Raises:
@@ -112,6 +118,7 @@ def is_current(bundle: ExportedBundle, model: str, options: ExportOptions) -> bo
     manifest, export = bundle.manifest, bundle.manifest.export
     return (
         (manifest.model, export.source_files) == identify_source(model, options)
+        and are_cached(export.hub_files, options.cache_dir)
         and (manifest.layout, export.opset) == (options.layout, options.opset)
         and all(_weights_lie_as_asked(manifest, tower, options) for tower in manifest.towers.values())
         and all(is_within(record, manifest.logit_scale, options) for record in export.parity)
