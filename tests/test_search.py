@@ -23,6 +23,7 @@ from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.compile.recipe import apply_recipe, read_recipe
 from clipmlu.data.images import content_digest, load_image
+from clipmlu.emulator import faults
 from clipmlu.errors import CalibrationError, CompileError, GateError, InputError, OptionError
 from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.search import Rung, SearchOptions, SearchReport, drop_interval, search_bundle
@@ -95,6 +96,7 @@ def test_the_first_rung_that_holds_is_published_with_its_ladder(
         {"search": {"templates": ("the {}",)}},
         "class names",
         "versions",
+        "emulated SDK",
     ],
     ids=str,
 )
@@ -106,7 +108,10 @@ def test_a_search_takes_nothing_over_from_one_with_other_options(
     def interrupt(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
+    common = {"target": "emulated-mlu"} if changed == "emulated SDK" else {}
+
     def again(output: str, **changes: Any) -> tuple[CompiledBundle, list[str]]:
+        changes |= common
         bundle, _report, notes = climb(exported, folder, tmp_path / output, 0.9, samples=20, **changes)
         return bundle, notes
 
@@ -123,6 +128,8 @@ def test_a_search_takes_nothing_over_from_one_with_other_options(
         changes = {"calibration": CalibrationOptions(dataset=dataset, samples=8, class_names=names)}
     if changed == "versions":
         monkeypatch.setattr(OnnxRuntimeBackend, "packages", ("onnxruntime", "msgspec"))
+    if changed == "emulated SDK":
+        monkeypatch.setenv("CLIPMLU_EMULATOR_MODE", "lenient")
     bundle, notes = again("out", **changes)
     assert not any("going on" in note for note in notes)
     assert bundle.compilation.uint8_input is ("uint8_input" in changes)
@@ -260,6 +267,29 @@ def test_a_way_that_the_target_refuses_is_a_rung_like_any_other(
     assert [rung.verdict for rung in report.rungs] == ["broken", "accepted"]
     assert report.rungs[0].reason == "MagicMind cannot build the image tower: no"
     assert bundle.compilation.quantisation == QuantisationOptions(granularity="per_axis")
+
+
+@pytest.mark.parametrize("fault", ["build_model:1:oom", "serialize_to_file:2:status"])
+def test_a_build_that_failed_in_passing_is_tried_again_by_the_next_search(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A card that ran out of memory once says nothing about the way to quantise."""
+
+    def interrupt(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    faults.reset()
+    with monkeypatch.context() as patch:
+        patch.setenv("CLIPMLU_EMULATOR_FAULTS", fault)
+        patch.setattr(search_module, "publish_copy", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            climb(exported, folder, tmp_path / "out", 0.9, samples=20, target="emulated-mlu")
+    state = msgspec.json.decode((tmp_path / "out.search" / "state.json").read_bytes())
+    assert [rung["verdict"] for rung in state["rungs"]] == ["accepted"], "the second way; the first one is not known"
+    _bundle, report, notes = climb(exported, folder, tmp_path / "out", 0.9, samples=20, target="emulated-mlu")
+    assert any("going on" in note for note in notes)
+    assert [rung.verdict for rung in report.rungs] == ["accepted"]
+    assert report.rungs[0].quantisation == QuantisationOptions()
 
 
 def test_another_demand_starts_anew(

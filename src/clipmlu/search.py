@@ -426,7 +426,7 @@ def _search_key(
         jury.dataset.class_names,
         resolve_templates(search.templates),
         search.max_drop,
-        tool_versions(plan, "onnxruntime"),
+        tool_versions(plan, base.session, "onnxruntime"),
     ]
     return value_digest(facts)
 
@@ -590,15 +590,16 @@ class _Climber:
                 self._tell(known)
                 return bundle
             self._state.rungs.remove(known)
-        rung, bundle_or_none = self._measure(precision, how, path, probe=False)
-        self._state.add(rung)
+        rung, bundle_or_none, lasting = self._measure(precision, how, path, probe=False)
+        if lasting:
+            self._state.add(rung)
         self._tell(rung)
         return bundle_or_none if rung.verdict == "accepted" else None
 
     def _probe(self, precision: Precision, how: QuantisationOptions) -> Rung | None:
         rung = self._state.known(precision, how, probe=True)
         if rung is None:
-            rung, _ = self._measure(precision, how, self._state.folder / "probe", probe=True)
+            rung, _bundle, _lasting = self._measure(precision, how, self._state.folder / "probe", probe=True)
             if rung.verdict == "probe":
                 self._state.add(rung)
         self._tell(rung)
@@ -610,7 +611,8 @@ class _Climber:
 
     def _measure(
         self, precision: Precision, how: QuantisationOptions | None, path: Path, *, probe: bool
-    ) -> tuple[Rung, CompiledBundle | None]:
+    ) -> tuple[Rung, CompiledBundle | None, bool]:
+        """A rung, its bundle if it has one, and whether measuring it again would give the same."""
         self._hear()
         start = time.perf_counter()
         options = self._options(precision, how)
@@ -620,7 +622,9 @@ class _Climber:
             limit = None if probe else self._search.max_drop
             figures = self._jury.judge(bundle, options.session, images, limit)
         except (GateError, CompileError) as error:  # what one way cannot do, another may
-            return self._broken(precision, how, error, time.perf_counter() - start), None
+            # Only what was measured lasts: a worker, a card or memory that failed may not fail the next time.
+            lasting = isinstance(error, GateError)
+            return self._broken(precision, how, error, time.perf_counter() - start), None, lasting
         verdict: Verdict = "probe"
         if not probe:
             complete = figures["images"] == images
@@ -639,7 +643,7 @@ class _Climber:
             quantised_share=_quantised_share(bundle),
             elapsed_s=time.perf_counter() - start,
         )
-        return rung, bundle
+        return rung, bundle, True
 
     def _broken(
         self, precision: Precision, how: QuantisationOptions | None, error: ClipmluError, elapsed_s: float
@@ -697,5 +701,5 @@ def _quantised_share(bundle: CompiledBundle) -> float | None:
 def _best_text(report: SearchReport) -> str:
     judged = [rung for rung in report.rungs if rung.drop is not None and rung.verdict != "probe"]
     if not judged:
-        return "nothing could be judged"
+        return f"nothing could be judged, at last because: {report.rungs[-1].reason.rstrip('.')}"
     return f"the best was {describe_rung(min(judged, key=lambda rung: rung.drop or 0.0))}"

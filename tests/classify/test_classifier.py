@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import support
-from clipmlu.bundle import CompiledBundle
+from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.classify.bulk import ImageItem, embed_items
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.encoder import Encoder, load
@@ -292,6 +292,22 @@ def test_cached_class_embeddings_are_of_the_very_graph_and_runtime(
     assert bool(calls) is (changed != "nothing")
     with load(compiled.path) as encoder:
         np.testing.assert_allclose(encoder.classifier(NAMES).logits(rows), expected, rtol=1e-5)
+
+
+def test_cached_class_embeddings_are_of_the_very_sdk(
+    exported: ExportedBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path / "cache"))
+    bundle = compile_bundle(exported, tmp_path / "out", CompileOptions(target="emulated-mlu"))
+
+    def kept() -> int:
+        with load(bundle.path) as encoder:
+            encoder.classifier(NAMES)
+        return len(list((tmp_path / "cache" / "classifiers").iterdir()))
+
+    assert (kept(), kept()) == (1, 1)
+    monkeypatch.setenv("CLIPMLU_EMULATOR_MODE", "lenient")
+    assert kept() == 2
 
 
 def test_cache_that_cannot_be_written_costs_only_time(

@@ -94,6 +94,19 @@ def test_a_text_tower_by_another_version_is_not_reused(
     assert not reused(exported, tmp_path / "out", options)
 
 
+def test_a_bundle_by_another_sdk_is_not_reused(
+    exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = CompileOptions(target="emulated-mlu")
+    bundle = compile_bundle(exported, tmp_path / "out", options)
+    assert set(bundle.manifest.tool_versions) >= {"magicmind", "magicmind driver"}
+    assert reused(exported, tmp_path / "out", options)
+    monkeypatch.setenv("CLIPMLU_EMULATOR_FAULT_LOG", str(tmp_path / "log"))
+    assert reused(exported, tmp_path / "out", options), "it decides nothing"
+    monkeypatch.setenv("CLIPMLU_EMULATOR_SWITCHES", "refuse_overflow=0")
+    assert not reused(exported, tmp_path / "out", options)
+
+
 def test_a_joint_bundle_is_reused(tmp_path: Path) -> None:
     joint = support.write_exported(tmp_path / "joint", layout="joint")
     options = CompileOptions(target="cpu")

@@ -150,16 +150,22 @@ def test_second_run_does_only_what_is_new(
 
 
 @pytest.mark.parametrize(
-    "changed", ["template file", "class names", "batch size", "overlap", "threads", "images", "labels", "none"]
+    "changed", ["template file", "class names", "batch size", "overlap", "threads", "images", "labels", "SDK", "none"]
 )
 def test_an_accuracy_is_kept_for_all_that_decides_it(
-    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]], notes: list[str], changed: str
+    exported: ExportedBundle,
+    tmp_path: Path,
+    timed: list[tuple[int, float]],
+    notes: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: str,
 ) -> None:
     templates = tmp_path / "templates.txt"
     templates.write_text("a {}\n")
     evaluate_ = EvalOptions(samples=12, templates=templates)
     first = open_dataset("demo", size=12)
-    run_sweep(exported.path, tmp_path / "out", options(FLOAT32, evaluate=evaluate_), first)
+    compile_ = CompileOptions(target="emulated-mlu" if changed == "SDK" else "cpu", min_agreement=0.0)
+    run_sweep(exported.path, tmp_path / "out", options(FLOAT32, evaluate=evaluate_, compile=compile_), first)
     dataset = open_dataset("demo", size=12, seed=1 if changed == "images" else 0)
     changes: dict[str, Any] = {"threads": 1} if changed == "threads" else {}
     if changed == "labels":
@@ -172,7 +178,10 @@ def test_an_accuracy_is_kept_for_all_that_decides_it(
     if changed in ("batch size", "overlap"):
         field, value = ("batch_size", 3) if changed == "batch size" else ("allow_overlap", True)
         evaluate_ = dataclasses.replace(evaluate_, **{field: value})
-    wanted = options(FLOAT32, evaluate=evaluate_, **changes)
+    if changed == "SDK":
+        monkeypatch.setenv("CLIPMLU_EMULATOR_MODE", "lenient")
+        compile_ = dataclasses.replace(compile_, overwrite=True)
+    wanted = options(FLOAT32, evaluate=evaluate_, compile=compile_, **changes)
     run_sweep(exported.path, tmp_path / "out", wanted, dataset, on_note=notes.append)
     assert any(note.startswith("evaluating") for note in notes) is (changed != "none")
 

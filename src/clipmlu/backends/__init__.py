@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Iterable
 
 from clipmlu.backends.base import Availability, Backend, PendingBatch, Session, SessionOptions
+from clipmlu.bundle import current_tool_versions
 from clipmlu.errors import BackendUnavailableError, PrecisionError, UnknownNameError
 from clipmlu.specs import Precision
 
@@ -20,6 +22,7 @@ __all__ = [
     "SessionOptions",
     "backend_for_target",
     "get_backend",
+    "runtime_versions",
 ]
 
 BACKENDS: dict[str, tuple[str, str]] = {
@@ -55,6 +58,23 @@ def get_backend(name: str) -> Backend:
     module, attribute = BACKENDS[name]
     backend: Backend = getattr(importlib.import_module(module), attribute)()
     return backend
+
+
+def runtime_versions(names: Iterable[str], options: SessionOptions) -> dict[str, str]:
+    """Versions of clipmlu and of all that some backends compute with now: installed packages, and a vendor's SDK.
+
+    Args:
+        names: of the backends.
+        options: where an SDK is.
+
+    Raises:
+        BackendUnavailableError: there is no SDK to be asked.
+    """
+    backends = [get_backend(name) for name in sorted(set(names))]
+    versions = current_tool_versions(*sorted({package for backend in backends for package in backend.packages}))
+    for backend in backends:
+        versions |= backend.sdk_versions(options)
+    return versions
 
 
 def backend_for_target(target: str, precision: Precision | None = None) -> tuple[str, Backend]:

@@ -148,10 +148,12 @@ class CompiledGraph:
     Attributes:
         tower: its file, relative to the directory given, its inputs and outputs.
         quantised: tensor -> how it became integers; empty where nothing did, or where the SDK does not tell.
+        versions: of what built it, beside ``Backend.packages``; see ``Backend.sdk_versions``.
     """
 
     tower: Tower
     quantised: Mapping[str, TensorQuantisation] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class PendingBatch(Protocol):
@@ -288,6 +290,13 @@ class Backend(Protocol):
 
     def probe(self) -> Availability:
         """Say whether the runtime can be used here; never raises."""
+
+    def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
+        """Versions of what computes and is no installed package of this interpreter, as a build here would record them.
+
+        Raises:
+            BackendUnavailableError: there is nobody to ask.
+        """
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Compile one graph into ``directory``.

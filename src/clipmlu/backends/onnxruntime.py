@@ -56,6 +56,10 @@ class OnnxRuntimeBackend:
         """The other modes start from the graph that a card would get, so that both quantise the same tensors."""
         return None if precision is Precision.FORCE_FLOAT32 else "magicmind"
 
+    def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
+        """None: it is a package."""
+        return {}
+
     def probe(self) -> Availability:
         """Look for the package without importing it."""
         if util.find_spec("onnxruntime") is None:

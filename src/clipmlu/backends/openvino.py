@@ -79,6 +79,10 @@ class OpenVinoBackend:
         """The modes that quantise start from the graph that a card would get, as on the other CPU target."""
         return None if precision.bits is None else "magicmind"
 
+    def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
+        """None: it is a package."""
+        return {}
+
     def probe(self) -> Availability:
         """Look for the package without importing it."""
         if util.find_spec("openvino") is None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from clipmlu import _environment
 from clipmlu.arguments import check_argument
-from clipmlu.backends import get_backend
+from clipmlu.backends import runtime_versions
 from clipmlu.bundle import TOKENIZER_NAME, current_tool_versions
 from clipmlu.classify.bulk import items_from_images, run_batches
 from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
@@ -338,7 +338,7 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
         facts.batch_size,
         facts.max_batch,
         manifest.tool_versions,
-        current_tool_versions(*get_backend(placement.backend).packages),
+        runtime_versions((placement.backend,), encoder.options),
         options_digest(encoder.options, without=("in_flight", "busy_wait")),
         # These are kept in the file.
         manifest.model,

@@ -15,7 +15,7 @@ import numpy as np
 from clipmlu._machine import check_memory
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
-from clipmlu.backends.base import CalibrationData, GraphOptions, SourceGraph
+from clipmlu.backends.base import CalibrationData, CompiledGraph, GraphOptions, SourceGraph
 from clipmlu.backends.pixels import NORMALISATION_KEY
 from clipmlu.bundle import (
     CALIBRATION_NAME,
@@ -181,7 +181,9 @@ def compile_bundle(
             towers={name: tower for name, (tower, _record) in made.items()},
             compilation=facts,
             files=staging.records(),
-            tool_versions=exported.manifest.tool_versions | current_tool_versions(*packages),
+            tool_versions=exported.manifest.tool_versions
+            | current_tool_versions(*packages)
+            | {name: version for step in steps for name, version in step.versions.items()},
         )
         compiled = CompiledBundle(staging.path, draft, "")
         if options.check:
@@ -331,6 +333,7 @@ class _Step:
         self._exported = exported
         mlu = plan.mlu or MluBuild()
         self.operators: tuple[Operator, ...] = ()
+        self.versions: dict[str, str] = {}
         feeds: dict[str, CalibrationData] = {}
         if calibration is not None and self.precision.bits is not None:
             feeds = calibration.feeds(exported, name, options.batch_size, mlu.text_rows)
@@ -356,15 +359,20 @@ class _Step:
             listed = self._exported.manifest.files
             data_files = tuple(self._exported.path / name for name in listed if name.startswith(f"{tower.file}."))
             graph = SourceGraph(name=self.name, path=path, tower=tower, data_files=data_files)
-            return self.backend.compile_tower(graph, self._options, directory).tower, None
+            return self._build(graph, self._options, directory).tower, None
         with tempfile.TemporaryDirectory(prefix="lowered-", dir=directory) as folder:
             graph = _lower(self.name, path, tower, Path(folder), profile, self._static_sizes(tower))
             if self.precision.bits is None or not self._options.calibration:
-                return self.backend.compile_tower(graph, self._options, directory).tower, None
+                return self._build(graph, self._options, directory).tower, None
             prepared = prepare_graph(graph, self._options, self._exported.manifest.logit_scale)
             self.operators = prepared.operators
-            compiled = self.backend.compile_tower(prepared.graph, prepared.options, directory)
+            compiled = self._build(prepared.graph, prepared.options, directory)
             return compiled.tower, msgspec.structs.replace(prepared.record, tensors=dict(compiled.quantised))
+
+    def _build(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+        compiled = self.backend.compile_tower(graph, options, directory)
+        self.versions.update(compiled.versions)
+        return compiled
 
     def _static_sizes(self, tower: Tower) -> dict[str, int] | None:
         """Sizes of the axes when no shape may vary; a graph keeps its dynamic axis otherwise."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from clipmlu.backends import get_backend
-from clipmlu.bundle import CompiledBundle, ExportedBundle, current_tool_versions, open_compiled
+from clipmlu.backends import SessionOptions, runtime_versions
+from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
 from clipmlu.compile.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.compile.checks import Thresholds, passes_now
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions
@@ -42,11 +42,10 @@ def reusable_compilation(
     return None if reason else bundle
 
 
-def tool_versions(plan: CompilationPlan, *more: str) -> dict[str, str]:
-    """Versions of clipmlu, and of the packages of the backends that the towers go to and of further ones by name."""
+def tool_versions(plan: CompilationPlan, session: SessionOptions, *more: str) -> dict[str, str]:
+    """Versions of clipmlu, and of the runtimes that the towers go to and of further ones by name."""
     placements = [plan.main, *([] if plan.text_tower is None else [plan.text_tower])]
-    backends = {*more, *(placement.backend for placement in placements)}
-    return current_tool_versions(*sorted({package for name in backends for package in get_backend(name).packages}))
+    return runtime_versions((*more, *(placement.backend for placement in placements)), session)
 
 
 def _difference(
@@ -57,7 +56,7 @@ def _difference(
     measured: dict[str, Any] = {"parity": (), "agreement": None, "calibration": None, "quantised": {}, "row_macs": {}}
     same = (
         msgspec.structs.replace(facts, **measured) == plan.facts(options, exported.digest, None)
-        and tool_versions(plan).items() <= bundle.manifest.tool_versions.items()
+        and tool_versions(plan, options.session).items() <= bundle.manifest.tool_versions.items()
         and _same_calibration(exported, bundle, options)
     )
     if not same:

@@ -7,14 +7,17 @@ environment variables that it reads and the switches for what public sources lea
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from clipmlu import __version__
 from clipmlu.emulator.container import MAGIC, is_emulated_model
-from clipmlu.emulator.settings import PREFIX
+from clipmlu.emulator.settings import PREFIX, current
 
-__all__ = ["MAGIC", "NOTICE", "emulated_environment", "is_emulated_model", "site_path"]
+__all__ = ["MAGIC", "NOTICE", "emulated_environment", "emulated_version", "is_emulated_model", "site_path"]
 
 NOTICE = "emulated MagicMind SDK: nothing here is a card"
 
@@ -22,6 +25,14 @@ NOTICE = "emulated MagicMind SDK: nothing here is a card"
 def site_path() -> Path:
     """The directory that holds the emulated package ``magicmind``; first on ``sys.path`` or PYTHONPATH."""
     return Path(__file__).resolve().parent / "site"
+
+
+def emulated_version() -> str:
+    """What the emulated package says is its version: clipmlu's, and what of the settings has a say in results."""
+    settings = current()
+    decides = dataclasses.replace(settings, devices=0, latency_ms=0.0, faults="", fault_log="", visible=None)
+    digest = hashlib.sha256(repr(decides).encode()).hexdigest()
+    return f"{__version__} emulated, {settings.mode}, settings {digest[:8]}"
 
 
 def emulated_environment(base: Mapping[str, str] | None = None, **settings: object) -> dict[str, str]:

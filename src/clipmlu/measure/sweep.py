@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from clipmlu.arguments import as_path, check_argument, check_fields
-from clipmlu.backends import SessionOptions, backend_for_target, get_backend
+from clipmlu.backends import SessionOptions, backend_for_target, runtime_versions
 from clipmlu.bundle import CompiledBundle, ExportedBundle, current_tool_versions, open_exported
 from clipmlu.classify.encoder import Encoder
 from clipmlu.classify.scoring import check_joint_templates
@@ -224,7 +224,7 @@ def _evaluate(
         max_pixels=dataset.max_pixels,
         evaluate=options_digest(how, without=("templates", "cache", "workers")),
         session=options_digest(options.session, without=("in_flight", "busy_wait")),
-        tool_versions=_versions(bundle),
+        tool_versions=_versions(bundle, options),
     )
     path = output / "results" / f"{name}.accuracy.json"
     kept = read_kept(path, KeptAccuracy, on_note)
@@ -259,7 +259,7 @@ def _open_cells(
             session=options_digest(options.session),
             duration_ms=options.duration_ms,
             machine=describe_machine(),
-            tool_versions=_versions(bundle),
+            tool_versions=_versions(bundle, options),
         )
         path = output / "results" / f"{name}-b{batch_size}.json"
         kept = read_kept(path, Cell, on_note)
@@ -333,7 +333,6 @@ def _row(bundle: CompiledBundle, accuracy: AccuracyReport | None, cell: Cell) ->
     )
 
 
-def _versions(bundle: CompiledBundle) -> dict[str, str]:
+def _versions(bundle: CompiledBundle, options: SweepOptions) -> dict[str, str]:
     placements = [bundle.compilation.placement(tower) for tower in bundle.manifest.towers]
-    packages = {package for placement in placements for package in get_backend(placement.backend).packages}
-    return current_tool_versions(*sorted(packages))
+    return runtime_versions((placement.backend for placement in placements), options.session)

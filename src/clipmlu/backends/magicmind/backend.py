@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmlu.backends.base import Availability, CompiledGraph, GraphOptions, Session, SessionOptions, SourceGraph
-from clipmlu.backends.magicmind.building import BuildRecord, build_graph, read_record
+from clipmlu.backends.magicmind.building import BuildRecord, ask_versions, build_graph, read_record
 from clipmlu.backends.magicmind.driver import DriverError, load_sdk
 from clipmlu.backends.magicmind.local import LocalPeer
 from clipmlu.backends.magicmind.options import (
@@ -38,7 +38,7 @@ class MagicMindBackend:
 
     name = "magicmind"
     precisions = VENDOR_PRECISIONS
-    packages: tuple[str, ...] = ()  # the SDK has no metadata of a package; its version is in the build record
+    packages: tuple[str, ...] = ()  # the SDK has no metadata of a package; see sdk_versions
     emulated = False
     has_cards = True
 
@@ -66,6 +66,11 @@ class MagicMindBackend:
             f"the package 'magicmind' is not importable here and no worker is named; set {PYTHON_VARIABLE} to the "
             f"interpreter of the vendor's environment, or {WORKER_VARIABLE} to a worker's address",
         )
+
+    def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
+        """Of the SDK and the driver, as the worker or this process tells them."""
+        with self._peers.lease(self._endpoint(options.worker), options.device) as peer:
+            return ask_versions(peer)
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Build one graph; see ``Backend.compile_tower``.

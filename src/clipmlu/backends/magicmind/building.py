@@ -31,6 +31,7 @@ Batch = npt.NDArray[Any] | Path
 MODEL_SUFFIX = ".mm"
 _RECORD_SUFFIX = ".json"
 _BUILD_SECONDS = 7200.0
+_INFO_SECONDS = 300.0  # the first question imports the SDK
 _TEXT_AXIS = "text_batch"
 
 
@@ -87,6 +88,22 @@ def read_record(model: Path) -> BuildRecord:
         ) from error
 
 
+def ask_versions(peer: Peer) -> dict[str, str]:
+    """Versions of the SDK and of the driver that a peer uses; see ``Backend.sdk_versions``."""
+    try:
+        return _versions(peer.execute(lambda exchange: exchange({"op": "info"}, ()).read(HostFacts), _INFO_SECONDS))
+    except DriverError as error:
+        raise BackendUnavailableError(f"MagicMind does not say its version: {error}. See: clipmlu doctor") from error
+
+
+def _versions(host: HostFacts) -> dict[str, str]:
+    return {"magicmind": _sdk_version(host), "magicmind driver": own_digest()[:12]}
+
+
+def _sdk_version(host: HostFacts) -> str:
+    return "unknown" if host.sdk is None else host.sdk.version or "unknown"
+
+
 def build_graph(
     peer: Peer, graph: SourceGraph, options: GraphOptions, directory: Path, *, emulated: bool
 ) -> CompiledGraph:
@@ -122,7 +139,7 @@ def build_graph(
         _check_pixels(tower, facts)
     record = _record(facts, host, shapes, emulated=emulated)
     output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encode_json(record))
-    return CompiledGraph(tower=tower, quantised=quantised)
+    return CompiledGraph(tower=tower, quantised=quantised, versions=_versions(host))
 
 
 def _check_pixels(tower: Tower, facts: BuiltFacts) -> None:
@@ -298,7 +315,6 @@ def _source_request(data: CalibrationData, place: Callable[[Batch], int | str]) 
 
 
 def _record(facts: BuiltFacts, host: HostFacts, shapes: Sequence[Shapes], *, emulated: bool) -> BuildRecord:
-    version = None if host.sdk is None else host.sdk.version
     return BuildRecord(
         emulated=emulated,
         minimum=tuple(each.smallest for each in shapes),
@@ -311,6 +327,6 @@ def _record(facts: BuiltFacts, host: HostFacts, shapes: Sequence[Shapes], *, emu
         host={
             "python": str(host.python),
             "numpy": str(host.numpy),
-            "magicmind": str(version or "unknown"),
+            "magicmind": _sdk_version(host),
         },
     )

@@ -1605,7 +1605,7 @@ def describe_host(sdk: Callable[[], tuple[Any, Cards]]) -> Fields:
         runtime, cards = sdk()
         package = sys.modules.get("magicmind") or runtime
         facts["emulated"] = is_emulated(runtime)
-        version = getattr(package, "__version__", None)
+        version = getattr(package, "__version__", None) or getattr(runtime, "__version__", None)
         facts["sdk"] = {
             "path": str(getattr(package, "__file__", "")),
             "version": None if version is None else str(version),

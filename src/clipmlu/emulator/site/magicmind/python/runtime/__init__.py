@@ -29,7 +29,7 @@ from clipmlu.emulator.types import (
     QuantizationAlgorithm,
     TensorLocation,
 )
-from magicmind import EMULATED
+from magicmind import EMULATED, __version__
 from magicmind.python.runtime import enums, model, parser, remote, resources
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "System",
     "Tensor",
     "TensorLocation",
+    "__version__",
     "enums",
     "model",
     "parser",
