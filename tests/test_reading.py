@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clipmlu.reading import decode_json, open_regular, read_json, read_kept, read_small_file
+from clipmlu.reading import decode_json, open_regular, read_json, read_kept, read_small_file, sealed
 
 
 class _Pair(msgspec.Struct):
@@ -104,3 +104,19 @@ def test_what_was_kept_and_cannot_be_used_is_said(tmp_path: Path) -> None:
         True,
     ]
     assert notes[1].endswith("it is a directory")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"first":1', '"first":2'), ("[5", "[6"), ('"seal"', '"leas"'), (',"second"', ',"third":1,"second"')],
+)
+def test_what_was_kept_is_taken_as_it_was_written_only(tmp_path: Path, old: str, new: str) -> None:
+    value, path, notes = _Pair(first=1, second=[5, 1]), tmp_path / "kept.json", list[str]()
+    content = msgspec.json.encode(sealed(value)).decode()
+    path.write_text(content)
+    assert read_kept(path, _Pair, notes.append) == value
+    assert notes == []
+    assert old in content
+    path.write_text(content.replace(old, new))
+    assert read_kept(path, _Pair, notes.append) is None
+    assert len(notes) == 1

@@ -10,16 +10,18 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from clipmlu.errors import reason_of
+from clipmlu.keys import value_digest
 
 SMALL_FILE_BYTES = 64 << 20
 """More than any list, report or option file of a person or of ours holds."""
 
 Decoded = TypeVar("Decoded")
+_SEAL = "seal"
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -81,10 +83,19 @@ def decode_json(content: bytes, kind: type[Decoded]) -> Decoded:
         raise msgspec.DecodeError(f"it is not UTF-8 text at byte {error.start}") from error
 
 
+def sealed(value: msgspec.Struct) -> dict[str, Any]:
+    """What to write of a value for ``read_kept``: its fields, and their digest."""
+    content: dict[str, Any] = msgspec.to_builtins(value)
+    return {_SEAL: value_digest(content), **content}
+
+
 def read_kept(path: str | os.PathLike[str], kind: type[Decoded], on_note: Callable[[str], None]) -> Decoded | None:
-    """What an earlier run kept in a JSON file; None where there is none, or, with a note, none that can be used."""
+    """What an earlier run kept in a JSON file, see ``sealed``; None where there is none, or, with a note, none to be used."""
     try:
-        return read_json(path, kind)
+        content = read_json(path, dict[str, Any])
+        if content.pop(_SEAL, None) != value_digest(content):
+            raise msgspec.DecodeError("it is not as it was written")
+        return msgspec.convert(content, kind)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:

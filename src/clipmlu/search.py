@@ -46,7 +46,7 @@ from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, Op
 from clipmlu.file_names import text_from_name
 from clipmlu.files import encode_json, write_file
 from clipmlu.keys import options_digest, value_digest
-from clipmlu.reading import read_kept
+from clipmlu.reading import read_kept, sealed
 from clipmlu.specs import SMOOTHED_ROLES, PositiveInt, Precision, QuantisationOptions, Spec
 
 SEARCH_NAME = "search.json"
@@ -464,7 +464,7 @@ class _State:
         """Keep a rung, at once."""
         self.rungs.append(rung)
         content = _StateContent(key=self._key, rungs=tuple(self.rungs))
-        write_file(self.folder / _STATE_NAME, encode_json(content, indent=1), overwrite=True)
+        write_file(self.folder / _STATE_NAME, encode_json(sealed(content), indent=1), overwrite=True)
 
 
 class _Climber:

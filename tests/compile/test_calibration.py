@@ -178,6 +178,13 @@ def test_what_cannot_be_is_refused(exported: ExportedBundle, tmp_path: Path) -> 
         obtain_calibration(exported, CalibrationOptions(dataset=f"imagefolder:{tmp_path / 'absent'}"))
 
 
+def test_a_set_that_lost_its_digest_is_damaged(saved: Path) -> None:
+    record = msgspec.json.decode((saved / "calibration-set.json").read_bytes())["record"]
+    _edit_header(saved, record={**record, "digest": ""})
+    with pytest.raises(InputError, match=r"is damaged: .*do not match their digest"):
+        load_calibration(saved)
+
+
 @pytest.fixture
 def saved(exported: ExportedBundle, folder: Path, tmp_path: Path) -> Path:
     obtain_calibration(exported, options(folder, samples=5)).save(tmp_path / "set")

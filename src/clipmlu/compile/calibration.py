@@ -298,7 +298,7 @@ def _problem(header: CalibrationHeader, pixels: npt.NDArray[np.uint8]) -> str:
         return f"its pixels are {found}; expected uint8 {expected}"
     if (record.samples, record.texts) != (len(header.images), len(header.prompts)):
         return f"it has {len(header.images)} images and {len(header.prompts)} prompts, but was made of {record.samples} and {record.texts}"
-    if record.digest and record.digest != _digest(header.images, header.prompts, spec):
+    if record.digest != _digest(header.images, header.prompts, spec):
         return "its images and prompts do not match their digest"
     return ""
 

@@ -41,7 +41,7 @@ from clipmlu.measure.machine import describe_machine
 from clipmlu.measure.scenarios import Graph, Limits, milliseconds, percentile, run_offline, run_streams
 from clipmlu.measure.sweep_cells import AccuracyKey, Cell, CellKey, KeptAccuracy, Repetition
 from clipmlu.measure.sweep_report import SweepReport, SweepRow, mark_front, render_markdown
-from clipmlu.reading import read_kept
+from clipmlu.reading import read_kept, sealed
 from clipmlu.specs import NaturalInt, PositiveInt, Precision, Spec
 
 _IN_FLIGHT = 2
@@ -235,7 +235,7 @@ def _evaluate(
     on_note(f"evaluating {name_from_path(bundle.path)}")
     with Encoder(bundle, options.session) as encoder:
         report = evaluate(encoder, dataset, how, on_note=on_note)
-    write_file(path, encode_sweep(KeptAccuracy(key=key, report=report)), overwrite=True)
+    write_file(path, encode_json(sealed(KeptAccuracy(key=key, report=report))), overwrite=True)
     return report
 
 
@@ -297,7 +297,7 @@ def _repeat(variant: _Variant, missing: list[Path], options: SweepOptions) -> No
             cell = variant.cells[path]
             repetition = _time(graph, cell.key.batch_size, options.duration_ms / 1e3)
             cell = msgspec.structs.replace(cell, repetitions=(*cell.repetitions, repetition))
-            write_file(path, encode_sweep(cell), overwrite=True)
+            write_file(path, encode_json(sealed(cell)), overwrite=True)
             variant.cells[path] = cell
 
 

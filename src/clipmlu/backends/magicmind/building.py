@@ -101,7 +101,8 @@ def _versions(host: HostFacts) -> dict[str, str]:
 
 
 def _sdk_version(host: HostFacts) -> str:
-    return "unknown" if host.sdk is None else host.sdk.version or "unknown"
+    version = None if host.sdk is None else host.sdk.version
+    return str(version or "unknown")
 
 
 def build_graph(

@@ -13,7 +13,3 @@ EMULATED = True
 if importlib.util.find_spec("clipmlu") is None:
     # clipmlu runs from a source tree that this interpreter does not know: it lies four directories up.
     sys.path.append(str(Path(__file__).resolve().parents[4]))
-
-from clipmlu.emulator import emulated_version  # noqa: E402 - the path comes first
-
-__version__ = emulated_version()

@@ -1,5 +1,6 @@
 """``magicmind.python.runtime``, usually imported as ``mm`` (api 1)."""
 
+from clipmlu.emulator import emulated_version
 from clipmlu.emulator.builder import Builder
 from clipmlu.emulator.calibrator import CalibDataInterface, Calibrator, RemoteConfig
 from clipmlu.emulator.config import BuilderConfig
@@ -29,8 +30,10 @@ from clipmlu.emulator.types import (
     QuantizationAlgorithm,
     TensorLocation,
 )
-from magicmind import EMULATED, __version__
+from magicmind import EMULATED
 from magicmind.python.runtime import enums, model, parser, remote, resources
+
+__version__ = emulated_version()
 
 __all__ = [
     "EMULATED",
