@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import support
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import CompiledGraph
+from clipmlu.backends.magicmind.answers import BuiltFacts
 from clipmlu.backends.magicmind.building import _check_pixels
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.pixels import (
@@ -263,9 +264,11 @@ def test_a_model_that_did_not_become_uint8_is_refused() -> None:
     assert takes_uint8(changed)
     assert not takes_uint8(tower)
     assert with_float_pixels(changed) == tower
-    _check_pixels(changed, {"inputs": [{"dtype": "uint8"}]})
+    built = {"bytes": 1, "calibration_batches": 0, "warnings": [], "outputs": []}
+    shape = [-1, 3, 8, 8]
+    _check_pixels(changed, msgspec.convert({**built, "inputs": [{"shape": shape, "dtype": "uint8"}]}, BuiltFacts))
     with pytest.raises(CompileError, match=r"takes float32 for 'pixel_values'\. Compile without --uint8-input"):
-        _check_pixels(changed, {"inputs": [{"dtype": "float32"}]})
+        _check_pixels(changed, msgspec.convert({**built, "inputs": [{"shape": shape, "dtype": "float32"}]}, BuiltFacts))
 
 
 def test_what_was_quantised_is_kept_when_the_file_is_written_anew(tmp_path: Path) -> None:
