@@ -239,3 +239,12 @@ def test_sample_files_are_written_as_the_vendors_sample_writes_them(encoder: Enc
     assert lines["infer_result.txt"][:6] == first
     assert len(lines["infer_result.txt"]) == 18
     assert lines["eval_result.txt"] == [f"top1 accuracy: {report.top1:f}", f"top5 accuracy: {report.top5:f}"]
+
+
+def test_a_baseline_that_lost_a_class_is_refused(encoder: Encoder) -> None:
+    report = evaluate(encoder, Pictures(4), EvalOptions())
+    shorter = msgspec.structs.replace(report, per_class=report.per_class[:-1])
+    with pytest.raises(
+        OptionError, match=r"has figures of \d+ classes, this evaluation of \d+; they cannot be compared"
+    ):
+        accuracy.compare_with_baseline(report, shorter, 0.1)

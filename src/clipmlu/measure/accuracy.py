@@ -368,6 +368,11 @@ def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_
             raise OptionError(
                 f"the baseline has {field} {_shown(theirs)}, this evaluation {_shown(ours)}; they cannot be compared"
             )
+    if len(baseline.per_class) != len(report.per_class):
+        raise OptionError(
+            f"the baseline has figures of {len(baseline.per_class)} classes, this evaluation of {len(report.per_class)}; "
+            "they cannot be compared"
+        )
     for now, then in zip(report.per_class, baseline.per_class, strict=True):
         if now.class_name != then.class_name:
             raise OptionError(
