@@ -216,14 +216,17 @@ def _described(kind: Any) -> str:
         return "one of " + ", ".join(str(member.value) for member in members)
     if origin is tuple:
         return (
-            f"a tuple of {len(arguments)}" if arguments[1:] != (...,) else f"a tuple, in it {_described(arguments[0])}"
+            f"a tuple of {len(arguments)}" if arguments[1:] != (...,) else f"a tuple, each {_described(arguments[0])}"
         )
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_described, arguments)))
     if origin is not None and origin is not os.PathLike:
-        inner = ", ".join(map(_described, arguments))
-        name = "a map" if issubclass(origin, Mapping) else "a list"
-        return f"{name}, in it {inner}"
+        each = [_described(argument) for argument in arguments]
+        return (
+            f"a map, each key {each[0]}, each value {each[1]}"
+            if issubclass(origin, Mapping)
+            else f"a list, each {each[0]}"
+        )
     known = _NAMES.get(origin or kind)
     return known if known is not None else str(getattr(kind, "__name__", kind))
 

@@ -323,7 +323,7 @@ def _smoothing(texts: tuple[str, ...]) -> dict[str, float]:
 
 def _counts(texts: tuple[str, ...]) -> tuple[int, ...]:
     pieces = [piece.strip() for text in texts for piece in text.split(",")]
-    if not all(piece.isdigit() for piece in pieces):
+    if not all(piece.isdigit() and int(piece) > 0 for piece in pieces):
         raise OptionError(f"cluster number is '{','.join(texts)}'; expected numbers such as 6 or 2,6,8")
     return tuple(int(piece) for piece in pieces)
 
