@@ -2365,15 +2365,18 @@ class Server:
 
     def run(self) -> None:
         """Serve until SIGTERM or Ctrl-C."""
-        signal.signal(signal.SIGTERM, _leave)
+        awake, wake = os.pipe()
+        for number in (signal.SIGTERM, signal.SIGINT):  # an exception could be lost in a destructor
+            signal.signal(number, lambda *_: os.write(wake, b"."))
         listener = self._listen()
+        poller = select.poll()
+        poller.register(listener, select.POLLIN)
+        poller.register(awake, select.POLLIN)
         try:
             self._scratch = Scratch()
             log_line(f"serving on {listener.getsockname()}; files in: {', '.join(self._roots) or 'no folder'}")
-            while True:
+            while all(ready != awake for ready, _ in poller.poll()):
                 self._accept(listener)
-        except KeyboardInterrupt:
-            pass
         finally:
             listener.close()
             if self._kind == "unix":
@@ -2422,6 +2425,7 @@ class Server:
             finally:
                 os.umask(before)
         listener.listen(MAX_STRANGERS)
+        listener.setblocking(False)  # what waits may have gone before it is accepted
         return listener
 
     def _attend(self, connection: Connection, host: str) -> None:
@@ -2542,10 +2546,6 @@ def describe_exit(code: int | None) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def _leave(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _remove_stale(path: str) -> None:
