@@ -147,7 +147,7 @@ def test_every_mode_and_size_equals_open_clip(
 ) -> None:
     config = {"resize_mode": resize_mode, "interpolation": interpolation, "fill_color": 77, "mean": MEAN, "std": STD}
     compared = set()
-    sizes = SIZES if interpolation == "bicubic" else SIZES[::4]
+    sizes = SIZES if (interpolation, resize_mode) == ("bicubic", "shortest") else SIZES[::4]
     for index, target in enumerate(TARGETS):
         transform = open_clip_transform(size=target, **config)
         preprocess = Preprocessor(spec_from_open_clip({"size": target, **config}))

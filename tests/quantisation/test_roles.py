@@ -174,7 +174,7 @@ def test_roles_are_those_of_the_modules(lowered: Lowered, kind: str, tower: str)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("kind", ["vit", "siglip"])
+@pytest.mark.parametrize("kind", ["siglip", pytest.param("vit", marks=pytest.mark.slow)])
 def test_a_joint_graph_numbers_each_tower_and_its_logits_are_other(lowered: Lowered, kind: str) -> None:
     model = lowered(kind, "joint")
     operators = find_operators(model)

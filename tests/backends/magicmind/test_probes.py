@@ -384,6 +384,7 @@ def test_without_a_card_what_needs_none_is_asked(tmp_path: Path) -> None:
     assert "not run, for there is no card" in outcomes["operators"][1]
 
 
+@pytest.mark.slow
 def test_no_model_that_runs_leaves_the_rest_untried_and_says_why(tmp_path: Path) -> None:
     report = probe_emulated_sdk(
         tmp_path, only=["foundation", "casts"], **{**QUIET, "faults": "create_i_engine:1:status"}
