@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clipmlu._version import __version__
 
 if TYPE_CHECKING:
     from clipmlu.bundle import CompiledBundle, ExportedBundle, open_bundle

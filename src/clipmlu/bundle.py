@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from clipmlu import __version__
+from clipmlu._version import __version__
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.errors import (
     BundleCorruptError,

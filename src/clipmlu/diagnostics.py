@@ -14,7 +14,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from clipmlu import __version__, _environment
+from clipmlu import _environment
+from clipmlu._version import __version__
 from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
 from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE, WorkerOptions, worker_from_environment
 from clipmlu.bundle import Bundle, CompiledBundle, ParityRecord

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from clipmlu import __version__
+from clipmlu._version import __version__
 from clipmlu.cli._shared import LibraryNotes, note, quiet_pillow
 from clipmlu.cli._signals import TerminationSignals
 from clipmlu.cli.bench import bench_command

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from clipmlu import __version__
+from clipmlu._version import __version__
 from clipmlu.emulator.container import MAGIC, is_emulated_model
 from clipmlu.emulator.settings import PREFIX, current
 

@@ -1,0 +1,3 @@
+"""The version of clipmlu."""
+
+__version__ = "0.1.0"
