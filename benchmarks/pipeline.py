@@ -40,10 +40,11 @@ from _timing import cores, print_machine, print_table, rotated, row_from_ratios,
 
 from clipmlu import CompileOptions, ExportOptions, compile_bundle, export_model
 from clipmlu.backends import Session, SessionOptions
-from clipmlu.backends.base import Array, Feeds
+from clipmlu.backends.base import Feeds
 from clipmlu.bundle import CompiledBundle, Tower, open_compiled, open_exported
 from clipmlu.classify.bulk import ImageItem, embed_items
 from clipmlu.classify.encoder import Encoder
+from clipmlu.data.feeds import Array
 from clipmlu.data.images import ImageSource, load_image
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
 from clipmlu.emulator import NOTICE

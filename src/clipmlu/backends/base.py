@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.bundle import CompiledBundle, Tower
-from clipmlu.errors import CalibrationError, OptionError, SessionError, ShapeError
+from clipmlu.data.feeds import Array, CalibrationData
+from clipmlu.errors import SessionError, ShapeError
 from clipmlu.lifetime import Lifetime, keep_when_forked
 from clipmlu.specs import (
     MluBuild,
@@ -32,7 +32,6 @@ from clipmlu.specs import (
 )
 from clipmlu.stages import StageClock
 
-Array = npt.NDArray[np.generic]
 Feeds = Mapping[str, Array]
 
 
@@ -67,23 +66,6 @@ class SourceGraph:
     path: Path
     tower: Tower
     data_files: tuple[Path, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrationData:
-    """Calibration batches of one graph input.
-
-    Attributes:
-        batches: arrays, or ``.npy`` files, one batch each.
-        repeat: give the only batch again at each step, as a fixed set of texts.
-    """
-
-    batches: Sequence[npt.NDArray[Any] | Path]
-    repeat: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.batches or (self.repeat and len(self.batches) != 1):
-            raise OptionError(f"{len(self.batches)} calibration batches; expected 1 or more, and exactly 1 to repeat")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -312,21 +294,6 @@ class Backend(Protocol):
             BackendUnavailableError: the runtime cannot be used here.
             BundleCorruptError: the runtime cannot read the graph.
         """
-
-
-def calibration_batches(tower: Tower, calibration: Mapping[str, CalibrationData]) -> Iterator[list[Array]]:
-    """All calibration batches of a graph, one array for each input, once through.
-
-    Raises:
-        CalibrationError: an input has no data.
-    """
-    missing = [tensor.name for tensor in tower.inputs if tensor.name not in calibration]
-    if missing:
-        raise CalibrationError(f"There are no calibration data for '{missing[0]}'; give them with --calib.")
-    sources = [calibration[tensor.name] for tensor in tower.inputs]
-    for step in range(max(len(source.batches) for source in sources)):
-        picked = [source.batches[0 if source.repeat else step] for source in sources]
-        yield [np.load(batch, allow_pickle=False) if isinstance(batch, Path) else batch for batch in picked]
 
 
 def _shape_text(shape: tuple[int | str, ...]) -> str:

@@ -7,16 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmlu.backends.base import (
-    Backend,
-    CompiledGraph,
-    GraphOptions,
-    SessionOptions,
-    SourceGraph,
-    calibration_batches,
-)
+from clipmlu.backends.base import Backend, CompiledGraph, GraphOptions, SessionOptions, SourceGraph
 from clipmlu.backends.pixels import take_uint8
 from clipmlu.bundle import GRAPH_SUFFIX, CompiledBundle, Tower
+from clipmlu.data.feeds import calibration_batches
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, BundleError, OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.specs import TensorSpec, TowerName

@@ -11,19 +11,11 @@ import numpy as np
 
 from clipmlu._imports import import_onnxruntime
 from clipmlu._machine import limited_cpus
-from clipmlu.backends.base import (
-    Array,
-    Availability,
-    CompiledGraph,
-    Feeds,
-    GraphOptions,
-    Session,
-    SessionOptions,
-    SourceGraph,
-)
+from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.graphs import check_openable, copy_graph, runtime_path, write_mode
 from clipmlu.backends.ordered import OrderedThread
 from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.data.feeds import Array
 from clipmlu.errors import (
     BundleCorruptError,
     SessionError,

@@ -15,19 +15,11 @@ import numpy as np
 
 from clipmlu._machine import limited_cpus
 from clipmlu.backends import openvino_runtime
-from clipmlu.backends.base import (
-    Array,
-    Availability,
-    CompiledGraph,
-    Feeds,
-    GraphOptions,
-    Session,
-    SessionOptions,
-    SourceGraph,
-)
+from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.graphs import check_openable, copy_graph, write_mode
 from clipmlu.backends.ordered import OrderedThread
 from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
 from clipmlu.specs import Precision, TowerName
 from clipmlu.stages import now

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from clipmlu.backends.base import Array, Feeds
+from clipmlu.backends.base import Feeds
+from clipmlu.data.feeds import Array
 from clipmlu.errors import SessionError
 
 

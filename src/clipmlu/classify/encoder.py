@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from clipmlu.arguments import as_path, as_texts, check_argument, shown
 from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
-from clipmlu.backends.base import Array
 from clipmlu.bundle import CompiledBundle, open_compiled
+from clipmlu.data.feeds import Array
 from clipmlu.errors import BundleCorruptError, InputError, SessionError, ShapeError
 from clipmlu.lifetime import Lifetime
 from clipmlu.specs import PositiveInt, TowerName

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.arguments import as_path, check_fields, is_there
-from clipmlu.backends.base import CalibrationData
 from clipmlu.bundle import Bundle, FileRecord, file_record
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import DATASETS, Dataset, open_dataset, open_folder, spread_over_classes
+from clipmlu.data.feeds import CalibrationData
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, clipped_note, content_digest, is_clipped
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.backends import Session, SessionOptions
-from clipmlu.backends.base import Array
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.backends.pixels import PIXELS, takes_uint8
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Manifest, ParityRecord
 from clipmlu.compile.calibration import CalibrationSet, cut_batches
 from clipmlu.data.datasets import open_dataset
+from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template
 from clipmlu.data.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ import numpy as np
 from clipmlu._machine import check_memory
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
-from clipmlu.backends.base import CalibrationData, CompiledGraph, GraphOptions, SourceGraph
+from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
 from clipmlu.backends.pixels import NORMALISATION_KEY
 from clipmlu.bundle import (
     CALIBRATION_NAME,
@@ -34,6 +34,7 @@ from clipmlu.bundle import (
 from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
 from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.preparing import joint_row_macs, prepare_graph
+from clipmlu.data.feeds import CalibrationData
 from clipmlu.errors import (
     BackendUnavailableError,
     CalibrationError,

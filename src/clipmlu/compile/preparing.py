@@ -14,9 +14,10 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from clipmlu.backends.base import CalibrationData, GraphOptions, SourceGraph, calibration_batches
+from clipmlu.backends.base import GraphOptions, SourceGraph
 from clipmlu.bundle import ExportedBundle
 from clipmlu.compile.lowering import lower_graph
+from clipmlu.data.feeds import CalibrationData, calibration_batches
 from clipmlu.errors import CompileError
 from clipmlu.parity import FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
 from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges

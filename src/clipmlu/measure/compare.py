@@ -12,11 +12,11 @@ import numpy as np
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import get_backend
-from clipmlu.backends.base import Array
 from clipmlu.bundle import Bundle, CompiledBundle, ExportedBundle, current_tool_versions, open_exported
 from clipmlu.classify.encoder import FloatArray
 from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.data.datasets import Dataset, check_dataset
+from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from clipmlu._machine import check_memory
-from clipmlu.backends.base import Array
 from clipmlu.classify.encoder import Encoder, PendingRows
 from clipmlu.classify.scoring import text_rows
+from clipmlu.data.feeds import Array
 from clipmlu.specs import TensorSpec, TowerName
 
 _TEXTS = ("a photo of a cat.", "a red circle", "a drawing of two large dogs in front of an old house", "x")

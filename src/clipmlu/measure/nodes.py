@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from clipmlu.backends.base import Array
+from clipmlu.data.feeds import Array
 from clipmlu.measure.tensors import Kind, TensorGraph, Watched, choose_watched, smoothed_tensors
 from clipmlu.quantisation.roles import Role, find_operators
 from clipmlu.specs import Spec, TensorQuantisation

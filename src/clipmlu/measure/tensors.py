@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from clipmlu.backends.base import Array
 from clipmlu.backends.pixels import remove_normalisation, takes_uint8, with_float_pixels
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
 from clipmlu.compile.lowering import MAGICMIND, lower_tower
+from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.emulator.container import read_container
 from clipmlu.emulator.status import StatusError

@@ -10,12 +10,13 @@ import pytest
 
 import support
 from clipmlu.backends import SessionOptions, get_backend
-from clipmlu.backends.base import CalibrationData, GraphOptions
+from clipmlu.backends.base import GraphOptions
 from clipmlu.backends.magicmind.backend import MagicMindBackend, emulated_worker
 from clipmlu.backends.magicmind.building import build_request, check_sdk, read_record, shapes_of
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
 from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.data.feeds import CalibrationData
 from clipmlu.emulator import faults
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, DeviceError, OptionError
 from clipmlu.specs import MluBuild, Precision, QuantisationOptions, TensorSpec

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.driver import MAX_DEPTH, ProtocolError, printable
+from clipmlu.data.feeds import Array
 from clipmlu.specs import LARGEST_SIZE, Spec
 
 Fields = dict[str, Any]

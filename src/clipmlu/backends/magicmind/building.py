@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy.typing as npt
 
-from clipmlu.backends.base import Array, CalibrationData, CompiledGraph, GraphOptions, SourceGraph
+from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
 from clipmlu.backends.magicmind.answers import BuiltFacts, HostFacts, Port, ports_from
 from clipmlu.backends.magicmind.driver import DriverError, ProtocolError, own_digest
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Peer, fetch_file, send_file
 from clipmlu.backends.pixels import PIXELS, mean_and_variance, takes_uint8, with_uint8_pixels
 from clipmlu.bundle import Tower
+from clipmlu.data.feeds import Array, CalibrationData
 from clipmlu.errors import (
     BackendUnavailableError,
     BundleCorruptError,

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.driver import (
     LOG_TAIL,
     MAX_NAME,
@@ -33,6 +32,7 @@ from clipmlu.backends.magicmind.driver import (
 )
 from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import Fields
+from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError
 
 Frame = tuple[Fields, Array]

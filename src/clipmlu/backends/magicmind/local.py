@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.answers import Answer
 from clipmlu.backends.magicmind.driver import DriverError, ProtocolError, Request, Service, load_sdk, serve_requests
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Opened, OpenRequest, Result
+from clipmlu.data.feeds import Array
 from clipmlu.errors import SessionError
 from clipmlu.lifetime import keep_when_forked
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.answers import Answer, HaveFacts, OpenedFacts
 from clipmlu.backends.magicmind.driver import ALIGNMENT, CHUNK, MAX_PAYLOAD, DriverError, ProtocolError, digest_of
 from clipmlu.bundle import Tower
+from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, DeviceError, ShapeError
 from clipmlu.stages import DEVICE_STAGES, StageClock
 

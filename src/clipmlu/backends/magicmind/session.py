@@ -10,11 +10,12 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from clipmlu.backends.base import Array, Feeds, Session
+from clipmlu.backends.base import Feeds, Session
 from clipmlu.backends.magicmind.building import check_sdk
 from clipmlu.backends.magicmind.driver import DriverError
 from clipmlu.backends.magicmind.peer import Opened, OpenRequest, Peer, session_error
 from clipmlu.bundle import Tower
+from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
 
 

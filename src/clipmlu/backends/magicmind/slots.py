@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipmlu.backends.base import Array
 from clipmlu.backends.magicmind.driver import arrays_in, layout_of, map_slot, seal_size
 from clipmlu.backends.magicmind.peer import Fields
+from clipmlu.data.feeds import Array
 
 _LEAST_BYTES = 1 << 20
 _PAGE = 1 << 16

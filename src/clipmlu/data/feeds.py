@@ -1,0 +1,48 @@
+"""Arrays that graphs are fed with, and calibration data of one tower."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu.bundle import Tower
+from clipmlu.errors import CalibrationError, OptionError
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationData:
+    """Calibration batches of one graph input.
+
+    Attributes:
+        batches: arrays, or ``.npy`` files, one batch each.
+        repeat: give the only batch again at each step, as a fixed set of texts.
+    """
+
+    batches: Sequence[npt.NDArray[Any] | Path]
+    repeat: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.batches or (self.repeat and len(self.batches) != 1):
+            raise OptionError(f"{len(self.batches)} calibration batches; expected 1 or more, and exactly 1 to repeat")
+
+
+def calibration_batches(tower: Tower, calibration: Mapping[str, CalibrationData]) -> Iterator[list[Array]]:
+    """All calibration batches of a graph, one array for each input, once through.
+
+    Raises:
+        CalibrationError: an input has no data.
+    """
+    missing = [tensor.name for tensor in tower.inputs if tensor.name not in calibration]
+    if missing:
+        raise CalibrationError(f"There are no calibration data for '{missing[0]}'; give them with --calib.")
+    sources = [calibration[tensor.name] for tensor in tower.inputs]
+    for step in range(max(len(source.batches) for source in sources)):
+        picked = [source.batches[0 if source.repeat else step] for source in sources]
+        yield [np.load(batch, allow_pickle=False) if isinstance(batch, Path) else batch for batch in picked]
