@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from clipmlu.emulator.config import BuilderConfig, BuildFacts
 from clipmlu.emulator.faults import hit
-from clipmlu.emulator.model import Model, ModelInfo
+from clipmlu.emulator.model import Model
 from clipmlu.emulator.network import Network
+from clipmlu.emulator.ports import ModelInfo
 from clipmlu.emulator.status import Code, StatusError
 from clipmlu.errors import CalibrationError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from clipmlu.emulator.config import BuilderConfig, BuildFacts
 from clipmlu.emulator.faults import hit
 from clipmlu.emulator.network import Network
+from clipmlu.emulator.ports import CalibrationRecord
 from clipmlu.emulator.settings import current, switches
 from clipmlu.emulator.status import Code, Status, StatusError, returns_status
 from clipmlu.emulator.types import Array, DataType, Dims, QuantizationAlgorithm, get_numpy_dtype_by_datatype
@@ -60,21 +60,6 @@ class RemoteConfig:
     def __init__(self) -> None:
         self.address = ""
         self.device_id = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrationRecord:
-    """What calibration found.
-
-    Attributes:
-        ranges: tensor name -> (smallest, largest) of what is quantised, after the algorithm had its say.
-        least_noise: the algorithm was EQNM.
-        batches: batches seen.
-    """
-
-    ranges: dict[str, tuple[float, float]]
-    least_noise: bool
-    batches: int
 
 
 class Calibrator:

@@ -4,7 +4,7 @@ r"""The file format of emulated models: recognisable at the first byte, checked 
     then       format version, 4 bytes, little-endian
     then       SHA-256 of everything that follows, 32 bytes
     then       length of the header, 8 bytes, little-endian
-    then       the header: JSON, UTF-8 (what the model is; see ``clipmlu.emulator.model.ModelInfo``)
+    then       the header: JSON, UTF-8 (what the model is; see ``clipmlu.emulator.ports.ModelInfo``)
     then       the graph: an ONNX file
 
 The vendor's format is not public (api 7.13); nothing but the emulator reads this one.

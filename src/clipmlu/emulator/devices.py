@@ -6,14 +6,12 @@ import collections
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipmlu.emulator.faults import hit
+from clipmlu.emulator.jobs import Queue
 from clipmlu.emulator.settings import current
 from clipmlu.emulator.status import Code, Status, StatusError, returns_status
-
-if TYPE_CHECKING:
-    from clipmlu.emulator.queues import Queue
 
 _log = logging.getLogger("clipmlu.emulator")
 
@@ -73,8 +71,6 @@ class Device:
 
     def create_queue(self) -> Queue | None:
         """A queue on this card, or None; works without ``active()`` (MC ssd_caffe, MC-13 clip)."""
-        from clipmlu.emulator.queues import Queue
-
         try:
             check_device(self.id, "create_queue")
             hit("create_queue", self.id)

@@ -10,7 +10,7 @@ import numpy as np
 from clipmlu.emulator.types import Array, DumpMode, FileFormat
 
 if TYPE_CHECKING:
-    from clipmlu.emulator.model import ModelInfo
+    from clipmlu.emulator.ports import ModelInfo
 
 
 class _Fields:

@@ -2,67 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from typing import Any, ClassVar
-
-import msgspec
+from typing import ClassVar
 
 from clipmlu.emulator.container import read_container, write_container
 from clipmlu.emulator.faults import hit
-from clipmlu.emulator.ports import Port
+from clipmlu.emulator.ports import ModelInfo, Port
 from clipmlu.emulator.runtime import Engine, EngineOptions, create_engine
 from clipmlu.emulator.status import Code, StatusError, returns_status
 from clipmlu.emulator.types import DataType, Dims
-from clipmlu.specs import TensorQuantisation
 
 _log = logging.getLogger("clipmlu.emulator")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What a built model knows of itself; stored as JSON in the file's header.
-
-    Attributes:
-        label: the name given to ``build_model``.
-        mode: precision mode.
-        archs: architecture -> cluster counts that it was built for.
-        inputs: in the network's order.
-        outputs: in the network's order.
-        quantisation: tensor name -> bits, scale, zero point and range, for the ``qintN`` modes.
-    """
-
-    label: str
-    mode: str
-    archs: dict[str, list[int]]
-    inputs: list[Port]
-    outputs: list[Port]
-    quantisation: dict[str, TensorQuantisation]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that says that nothing here is a card's."""
-        values = dataclasses.asdict(self)
-        for port in (*values["inputs"], *values["outputs"]):
-            port["dtype"] = port["dtype"].name
-        values["quantisation"] = msgspec.to_builtins(self.quantisation)
-        return {"emulated": True, "maker": "clipmlu emulated MagicMind SDK", **values}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> ModelInfo:
-        """The reverse of ``to_json``."""
-
-        def port(item: dict[str, Any]) -> Port:
-            sizes = {key: item[key] and tuple(item[key]) for key in ("minimum", "maximum")}
-            return Port(name=item["name"], dtype=DataType[item["dtype"]], dims=tuple(item["dims"]), **sizes)
-
-        return cls(
-            label=values["label"],
-            mode=values["mode"],
-            archs=values["archs"],
-            inputs=[port(item) for item in values["inputs"]],
-            outputs=[port(item) for item in values["outputs"]],
-            quantisation=msgspec.convert(values["quantisation"], dict[str, TensorQuantisation]),
-        )
 
 
 class Model:

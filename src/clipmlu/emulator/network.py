@@ -14,7 +14,7 @@ from clipmlu.emulator.types import DataType, Dims, Shape, datatype_from_onnx
 if TYPE_CHECKING:
     import onnx
 
-    from clipmlu.emulator.calibrator import CalibrationRecord
+    from clipmlu.emulator.ports import CalibrationRecord
 
 
 _log = logging.getLogger("clipmlu.emulator")

@@ -13,15 +13,14 @@ from clipmlu._machine import limited_cpus
 from clipmlu.emulator.devices import active_device, check_device, device_lock
 from clipmlu.emulator.dump import DumpInfo, write_dump
 from clipmlu.emulator.faults import hit, sleep_forever
-from clipmlu.emulator.jobs import Feed, Job
-from clipmlu.emulator.queues import Queue, check_process
+from clipmlu.emulator.jobs import Feed, Job, Queue, check_process
 from clipmlu.emulator.settings import current, switches
 from clipmlu.emulator.status import Code, Status, StatusError, returns_status
 from clipmlu.emulator.tensor import Tensor, poison
 from clipmlu.emulator.types import Array, Dims, Shape
 
 if TYPE_CHECKING:
-    from clipmlu.emulator.model import ModelInfo
+    from clipmlu.emulator.ports import ModelInfo
 
 _log = logging.getLogger("clipmlu.emulator")
 

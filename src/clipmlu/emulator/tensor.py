@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from clipmlu.emulator.devices import Device
 from clipmlu.emulator.faults import hit
+from clipmlu.emulator.jobs import Job
 from clipmlu.emulator.settings import switches
 from clipmlu.emulator.status import Code, Status, StatusError, returns_status
 from clipmlu.emulator.types import Array, DataType, Dims, Shape, TensorLocation, get_numpy_dtype_by_datatype
-
-if TYPE_CHECKING:
-    from clipmlu.emulator.jobs import Job
 
 _SEEN_CASTS = {("float64", DataType.FLOAT32), ("int64", DataType.INT32), ("float64", DataType.UINT8)}
 """Array type -> tensor type pairs in public scripts (MC clip infer.py; MC transformers, TR bert, MC-old WeNet; MC

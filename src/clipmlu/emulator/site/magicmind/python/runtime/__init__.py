@@ -5,11 +5,11 @@ from clipmlu.emulator.builder import Builder
 from clipmlu.emulator.calibrator import CalibDataInterface, Calibrator, RemoteConfig
 from clipmlu.emulator.config import BuilderConfig
 from clipmlu.emulator.devices import Device, System
+from clipmlu.emulator.jobs import Queue
 from clipmlu.emulator.model import Model
 from clipmlu.emulator.network import INode, ITensor, Network
 from clipmlu.emulator.parser import Parser
 from clipmlu.emulator.profiling import Profiler, ProfilerOptions
-from clipmlu.emulator.queues import Queue
 from clipmlu.emulator.runtime import Context, Engine
 from clipmlu.emulator.status import Code, Status
 from clipmlu.emulator.tensor import Tensor
