@@ -29,9 +29,9 @@ from onnx import TensorProto, helper, numpy_helper
 from clipmlu.backends.magicmind import driver
 from clipmlu.backends.magicmind.backend import emulated_worker, load_emulated_sdk
 from clipmlu.backends.magicmind.local import LocalPeer
-from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import OpenRequest, Peer
 from clipmlu.backends.magicmind.worker import WorkerClient
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle import Tower
 from clipmlu.emulator import NOTICE
 from clipmlu.specs import TensorSpec

@@ -16,7 +16,7 @@ import clipmlu
 import support
 from clipmlu import _environment
 from clipmlu.arguments import as_path
-from clipmlu.backends.magicmind.options import WorkerOptions
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.compile.calibration import CalibrationOptions, load_calibration, obtain_calibration, open_train_split
 from clipmlu.compile.compiler import CompileOptions

@@ -17,7 +17,8 @@ from typing import Literal
 from clipmlu import _environment
 from clipmlu._version import __version__
 from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
-from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE, WorkerOptions, worker_from_environment
+from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle import Bundle, CompiledBundle, ParityRecord
 from clipmlu.data.datasets import DATASETS, locate_dataset
 from clipmlu.errors import BackendUnavailableError, ClipmluError

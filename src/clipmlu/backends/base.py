@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn, Protocol
 import numpy as np
 
 from clipmlu.arguments import check_fields
-from clipmlu.backends.magicmind.options import WorkerOptions
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle import CompiledBundle, Tower
 from clipmlu.data.feeds import Array, CalibrationData
 from clipmlu.errors import SessionError, ShapeError

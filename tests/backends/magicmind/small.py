@@ -12,8 +12,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from clipmlu.backends.magicmind.backend import emulated_worker
-from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import OpenRequest
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle import Tower
 from clipmlu.specs import TensorSpec
 

@@ -19,10 +19,10 @@ import pytest
 
 from backends.magicmind.small import OUT, WIDTH, open_request, reference, rows
 from clipmlu.backends.magicmind import driver
-from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import fetch_file, send_file
 from clipmlu.backends.magicmind.slots import Slot
 from clipmlu.backends.magicmind.worker import WorkerClient
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import ClipmluError, SessionError
 
 PORTS = {

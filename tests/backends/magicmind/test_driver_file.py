@@ -15,9 +15,9 @@ import pytest
 from backends.magicmind.small import tower
 from clipmlu.backends.magicmind import driver
 from clipmlu.backends.magicmind.copying import write_worker
-from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import OpenRequest
 from clipmlu.backends.magicmind.worker import WorkerClient
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import SessionError
 
 SOURCE = Path(driver.__file__).read_text(encoding="utf-8")

@@ -14,8 +14,8 @@ import pytest
 
 from backends.magicmind.test_serving import check_batches, client, serve  # noqa: F401 - fixtures, taken by name
 from clipmlu.backends.magicmind import driver
-from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.worker import WorkerClient
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import BackendUnavailableError
 
 HELD = [

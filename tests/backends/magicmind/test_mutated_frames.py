@@ -16,9 +16,9 @@ from backends.magicmind.small import OUT, WIDTH, open_request, rows
 from backends.magicmind.test_answers import HONEST, FakeWorker, worker  # noqa: F401 - a fixture, taken by name
 from clipmlu.backends.magicmind import driver
 from clipmlu.backends.magicmind.answers import HostFacts
-from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import fetch_file
 from clipmlu.backends.magicmind.worker import WorkerClient
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import ClipmluError
 
 VALUES: tuple[Any, ...] = (

@@ -24,9 +24,9 @@ from click.testing import CliRunner
 from backends.magicmind.small import children, open_request, reference, rows
 from clipmlu.backends.magicmind import driver
 from clipmlu.backends.magicmind.backend import emulated_worker
-from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import fetch_file, send_file
 from clipmlu.backends.magicmind.worker import WorkerClient
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import BackendUnavailableError, OutputError, SessionError
 
 SECRET = "correct horse battery staple"

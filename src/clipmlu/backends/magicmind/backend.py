@@ -15,15 +15,11 @@ from clipmlu.backends.base import Availability, CompiledGraph, GraphOptions, Ses
 from clipmlu.backends.magicmind.building import BuildRecord, ask_versions, build_graph, read_record
 from clipmlu.backends.magicmind.driver import DriverError, load_sdk
 from clipmlu.backends.magicmind.local import LocalPeer
-from clipmlu.backends.magicmind.options import (
-    PYTHON_VARIABLE,
-    WORKER_VARIABLE,
-    WorkerOptions,
-    worker_from_environment,
-)
+from clipmlu.backends.magicmind.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
 from clipmlu.backends.magicmind.peer import OpenRequest, Peer
 from clipmlu.backends.magicmind.session import MagicMindSession
 from clipmlu.backends.magicmind.worker import WorkerClient
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError
 from clipmlu.lifetime import keep_when_forked

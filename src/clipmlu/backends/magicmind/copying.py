@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clipmlu.backends.magicmind.options import DRIVER_FILE
 from clipmlu.files import output_errors, write_file
 
 FILE_NAME = "clipmlu_worker.py"
@@ -24,7 +25,7 @@ def write_worker(path: Path, *, overwrite: bool = False) -> Path:
         OutputError: it cannot be written.
     """
     target = path / FILE_NAME if path.is_dir() else path
-    write_file(target, Path(__file__).with_name("driver.py").read_bytes(), overwrite=overwrite)
+    write_file(target, DRIVER_FILE.read_bytes(), overwrite=overwrite)
     with output_errors(target):
         target.chmod(0o755)
     return target

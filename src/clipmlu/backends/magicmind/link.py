@@ -30,8 +30,9 @@ from clipmlu.backends.magicmind.driver import (
     send_greeting,
     start_child,
 )
-from clipmlu.backends.magicmind.options import WorkerOptions
+from clipmlu.backends.magicmind.options import DRIVER_FILE
 from clipmlu.backends.magicmind.peer import Fields
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError
 
@@ -162,7 +163,7 @@ class Link:
     def _start(self, options: WorkerOptions) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [str(options.python), str(options.driver), "--serve", f"fd:{theirs.fileno()}"]
+            command = [str(options.python), str(options.driver or DRIVER_FILE), "--serve", f"fd:{theirs.fileno()}"]
             command += ["--idle-seconds", str(options.idle_seconds)]
             environment = dict(os.environ if options.environment is None else options.environment)
             environment.setdefault("PYTHONUNBUFFERED", "1")
@@ -182,7 +183,7 @@ class Link:
             return send_greeting(
                 self._connection,
                 secret,
-                digest_of(str(options.driver)),
+                digest_of(str(options.driver or DRIVER_FILE)),
                 replaces=replaces,
                 needs_secret=(options.address or "").startswith("tcp:"),
                 seconds=options.start_seconds if options.address is None else options.greeting_seconds,

@@ -24,9 +24,9 @@ import numpy as np
 from clipmlu.backends.magicmind.answers import Answer, TokenFacts
 from clipmlu.backends.magicmind.driver import CHUNK, DriverError, ProtocolError, arrays_in, printable
 from clipmlu.backends.magicmind.link import GRACE_SECONDS, Ending, Event, Frame, Link, LostError
-from clipmlu.backends.magicmind.options import WorkerOptions
 from clipmlu.backends.magicmind.peer import Exchange, Fields, Opened, OpenRequest, Result, send_file
 from clipmlu.backends.magicmind.slots import Slot, can_share
+from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, ClipmluError, SessionError
 from clipmlu.lifetime import keep_when_forked
