@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipmlu.classify.encoder import Encoder, FloatArray, PendingRows
-    from clipmlu.classify.scoring import ImageGraph
+    from clipmlu.classify.image_graph import ImageGraph
     from clipmlu.data.datasets import Dataset
     from clipmlu.data.preprocess import Preprocessor
 
@@ -195,7 +195,7 @@ def embed_batches(
         BundleError: the bundle has no image tower of its own.
         ShapeError, OptionError: as ``run_batches``.
     """
-    from clipmlu.classify.scoring import ImageTower
+    from clipmlu.classify.image_graph import ImageTower
 
     yield from run_batches(ImageTower(encoder), items, batch_size=batch_size, workers=workers, clock=clock)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from clipmlu.classify.image_graph import ImageGraph, ImageTower
 from clipmlu.data.prompts import fill_template
 from clipmlu.errors import BundleError, OptionError, ShapeError
 from clipmlu.specs import MluBuild
@@ -22,21 +23,6 @@ if TYPE_CHECKING:
     from clipmlu.classify.encoder import Encoder, FloatArray, PendingRows, PixelArray
 
 PREFER_TOWERS = "export the model again without '--layout joint'"
-
-
-class ImageGraph(Protocol):
-    """What gives a row of numbers for each image."""
-
-    @property
-    def encoder(self) -> Encoder:
-        """The bundle that it belongs to."""
-
-    @property
-    def width(self) -> int:
-        """Elements of a row."""
-
-    def submit(self, pixel_values: PixelArray) -> PendingRows:
-        """Start one batch and return at once; see ``Encoder.submit_images``."""
 
 
 class Scorer(ImageGraph, Protocol):
@@ -55,23 +41,6 @@ class Scorer(ImageGraph, Protocol):
 
     def describe_cost(self, batch_size: int) -> str | None:
         """What is computed again for every batch of so many images, and what would save it; None where nothing is."""
-
-
-class ImageTower:
-    """The image tower: its rows are embeddings.
-
-    Raises:
-        BundleError: the bundle has none.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        encoder.bundle.tower("image")
-        self.encoder = encoder
-        self.width = encoder.embedding_dim
-
-    def submit(self, pixel_values: PixelArray) -> PendingRows:
-        """Start one batch; see ``ImageGraph``."""
-        return self.encoder.submit_images(pixel_values)
 
 
 class TowerScorer(ImageTower):

@@ -20,7 +20,7 @@ from clipmlu.backends.pixels import with_float_pixels
 from clipmlu.bundle import TOKENIZER_NAME, CompiledBundle, ExportedBundle, Tower
 from clipmlu.classify.classifier import embed_classes
 from clipmlu.classify.encoder import Encoder, FloatArray
-from clipmlu.classify.scoring import ImageTower
+from clipmlu.classify.image_graph import ImageTower
 from clipmlu.data.datasets import Dataset
 from clipmlu.errors import BundleError, OptionError
 from clipmlu.files import scratch_directory

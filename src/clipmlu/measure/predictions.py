@@ -13,7 +13,7 @@ from PIL import Image
 from clipmlu.classify.bulk import item_from_dataset, run_items
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.classify.encoder import FloatArray
-from clipmlu.classify.scoring import ImageGraph
+from clipmlu.classify.image_graph import ImageGraph
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
