@@ -37,7 +37,7 @@ from _sides import TEMPLATE
 from _timing import compare, cores, print_machine, print_table, rotated, write_json
 
 from clipmlu.bundle import CompiledBundle
-from clipmlu.classify.encoder import Encoder
+from clipmlu.model import Model
 from clipmlu.specs import Precision
 
 LABELS = tuple(
@@ -131,7 +131,7 @@ def _sides(bundles: list[CompiledBundle], options: argparse.Namespace) -> Iterat
 def _write_texts(bundle: CompiledBundle, work: Path) -> None:
     """Tokens and class embeddings, for the sides that have no text tower of their own."""
     (work / "sides").mkdir(parents=True, exist_ok=True)
-    with Encoder(bundle) as encoder:
+    with Model(bundle) as encoder:
         embeddings = encoder.classifier(LABELS, [TEMPLATE], cache=False).class_embeddings
         tokens = encoder.tokenizer([TEMPLATE.format(label) for label in LABELS])
     np.save(work / "sides" / "class-embeddings.npy", embeddings)

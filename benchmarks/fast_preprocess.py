@@ -20,10 +20,11 @@ from PIL import Image
 
 from clipmlu.classify.bulk import ImageItem, embed_items
 from clipmlu.classify.classifier import rank_classes
-from clipmlu.classify.encoder import Encoder, load
+from clipmlu.classify.encoder import Encoder
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import read_source
 from clipmlu.data.preprocess import Preprocessor
+from clipmlu.model import load
 from clipmlu.specs import PreprocessSpec
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -35,6 +35,7 @@ LAYERS: dict[str, int] = {
     "export": 5,
     "compile": 5,
     "classify": 6,
+    "model": 7,
     "measure": 7,
     "pipeline": 8,
     "search": 8,

@@ -18,7 +18,6 @@ from clipmlu import search as search_module
 from clipmlu.backends import SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.compile.recipe import apply_recipe, read_recipe
@@ -26,6 +25,7 @@ from clipmlu.data.images import content_digest, load_image
 from clipmlu.emulator import faults
 from clipmlu.errors import CalibrationError, CompileError, GateError, InputError, OptionError
 from clipmlu.export.exporter import ExportOptions, export_model
+from clipmlu.model import Model
 from clipmlu.search import Rung, SearchOptions, SearchReport, drop_interval, search_bundle
 from clipmlu.specs import Precision, QuantisationOptions
 from conftest import REPOSITORY
@@ -37,7 +37,7 @@ NAMES = ("cat", "dog", "red circle", "blue star")
 @pytest.fixture
 def folder(exported: ExportedBundle, compiled: CompiledBundle, tmp_path: Path) -> Path:
     """Pictures in the folder of the class that the float model takes them for, so that float32 is always right."""
-    with Encoder(compiled) as encoder:
+    with Model(compiled) as encoder:
         classifier = encoder.classifier(NAMES, cache=False)
         for number in range(70):
             picture = support.picture(number)
@@ -162,7 +162,7 @@ def test_figures_are_those_of_the_published_bundle(exported: ExportedBundle, fol
     paths = sorted((folder / "train").rglob("*.png"))
     judged = {path: content_digest(load_image(path)) in seen for path in paths}
     assert sum(judged.values()) == 68, "eight calibrate, sixty judge"
-    with Encoder(bundle) as encoder:
+    with Model(bundle) as encoder:
         classifier = encoder.classifier(sorted(NAMES), cache=False)
         right = [classifier.predict(path).class_name == path.parent.name for path in paths]  # type: ignore[union-attr]
     wrong = len(right) - sum(right)
@@ -427,7 +427,7 @@ def test_planted_outliers_break_the_vendor_recipe_and_the_search_recovers(librar
     pixels = np.random.default_rng(0).standard_normal((4, 3, 48, 48), dtype=np.float32)
     found = []
     for name, exported in (("a", plain), ("b", planted)):
-        with Encoder(compile_bundle(exported, tmp_path / name, CompileOptions(target="cpu"))) as encoder:
+        with Model(compile_bundle(exported, tmp_path / name, CompileOptions(target="cpu"))) as encoder:
             found.append(encoder.encode_images(pixels))
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
     options = CompileOptions(target="cpu", calibration=CalibrationOptions(dataset="demo", samples=96))

@@ -18,7 +18,7 @@ from clipmlu._version import __version__
 if TYPE_CHECKING:
     from clipmlu.bundle import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
-    from clipmlu.classify.encoder import Encoder, load
+    from clipmlu.classify.encoder import Encoder
     from clipmlu.classify.results import Prediction, Predictions
     from clipmlu.compile.compiler import CompileOptions, compile_bundle
     from clipmlu.data.datasets import open_dataset
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clipmlu.file_names import path_from_name
     from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
     from clipmlu.measure.compare import CompareOptions, compare_bundles
+    from clipmlu.model import Model, load
     from clipmlu.search import SearchOptions, search_bundle
     from clipmlu.specs import Precision
 
@@ -40,6 +41,7 @@ _HOMES = {
     "EvalOptions": "clipmlu.measure.accuracy",
     "ExportOptions": "clipmlu.export.exporter",
     "ExportedBundle": "clipmlu.bundle",
+    "Model": "clipmlu.model",
     "Precision": "clipmlu.specs",
     "Prediction": "clipmlu.classify.results",
     "Predictions": "clipmlu.classify.results",
@@ -49,7 +51,7 @@ _HOMES = {
     "compile_bundle": "clipmlu.compile.compiler",
     "evaluate": "clipmlu.measure.accuracy",
     "export_model": "clipmlu.export.exporter",
-    "load": "clipmlu.classify.encoder",
+    "load": "clipmlu.model",
     "open_bundle": "clipmlu.bundle",
     "open_dataset": "clipmlu.data.datasets",
     "path_from_name": "clipmlu.file_names",
@@ -66,6 +68,7 @@ __all__ = [
     "EvalOptions",
     "ExportOptions",
     "ExportedBundle",
+    "Model",
     "Precision",
     "Prediction",
     "Predictions",

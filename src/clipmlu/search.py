@@ -26,7 +26,7 @@ from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported, publish_copy
 from clipmlu.classify.bulk import item_from_dataset, run_items
-from clipmlu.classify.classifier import rank_classes
+from clipmlu.classify.classifier import build_classifier, rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.calibration import (
@@ -347,7 +347,7 @@ class _Jury:
         return figures
 
     def _look(self, encoder: Encoder, start: int, stop: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        classifier = encoder.classifier(self.dataset.class_names, self._search.templates, cache=False)
+        classifier = build_classifier(encoder, self.dataset.class_names, self._search.templates, cache=False)
         items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
         rows = np.stack([outcome.require_row() for outcome in run_items(classifier.scorer, items)])
         predicted = rank_classes(classifier.logits(rows), 1)[:, 0].astype(np.int64)

@@ -20,7 +20,7 @@ import support
 from clipmlu.backends import AUTO_ORDER, BACKENDS, TARGETS, SessionOptions, backend_for_target, get_backend
 from clipmlu.backends.magicmind.backend import emulated_worker
 from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.classify.encoder import Encoder, load
+from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import (
     BackendUnavailableError,
@@ -30,6 +30,7 @@ from clipmlu.errors import (
     ShapeError,
     UnknownNameError,
 )
+from clipmlu.model import Model, load
 
 TOLERANCE = 1e-6
 
@@ -42,7 +43,7 @@ class Place:
     session: Callable[[], SessionOptions] = SessionOptions
 
     def encoder(self, bundle: CompiledBundle) -> Encoder:
-        return Encoder(bundle, self.session())
+        return Model(bundle, self.session())
 
     def compile(self, exported: ExportedBundle, path: Path, **options: Any) -> CompiledBundle:
         return compile_bundle(exported, path, CompileOptions(target=self.target, session=self.session(), **options))
@@ -246,7 +247,7 @@ def test_session_options_out_of_range_are_refused(options: dict[str, int], messa
 
 
 def test_device_of_a_bundle_for_the_cpu_is_refused(compiled: CompiledBundle) -> None:
-    with Encoder(compiled, SessionOptions(device=1)) as encoder, pytest.raises(OptionError, match="runs on the CPU"):
+    with Model(compiled, SessionOptions(device=1)) as encoder, pytest.raises(OptionError, match="runs on the CPU"):
         encoder.encode_images(_pixels(1))
 
 

@@ -22,10 +22,10 @@ from clipmlu.backends.base import Availability
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.openvino import OpenVinoBackend, OpenVinoSession
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
-from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
 from clipmlu.errors import BackendUnavailableError, CompileError, OptionError, PrecisionError, SessionError
+from clipmlu.model import Model
 from clipmlu.search import SearchOptions, _ladder, search_bundle
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TensorSpec, TowerName
 
@@ -262,7 +262,7 @@ def test_8_bits_are_offered_where_they_are_exact(
     for tower in ("image", "text"):
         assert compiled.tower_path(tower).read_bytes() == reference.tower_path(tower).read_bytes()
     assert compiled.compilation.quantised == reference.compilation.quantised
-    with Encoder(compiled) as own, Encoder(reference) as other:
+    with Model(compiled) as own, Model(reference) as other:
         atol = 2e-6 if _really_exact() else 0.05  # told that they are exact, OpenVINO's sums may saturate here
         np.testing.assert_allclose(own.encode_images(_pixels(8)), other.encode_images(_pixels(8)), atol=atol)
 
@@ -309,7 +309,7 @@ def test_bfloat16_runs_where_the_cpu_has_it_and_is_never_replaced(
         return
     compiled = compile_bundle(exported, tmp_path / "out", options)
     pixels = _pixels(8)
-    with Encoder(compiled) as encoder:
+    with Model(compiled) as encoder:
         cosines = (encoder.encode_images(pixels) * support.embed_images(pixels)).sum(axis=1)
     assert cosines.min() > 0.99
     with _open(compiled) as session:
@@ -405,7 +405,7 @@ def test_text_tower_runs_in_float32_on_the_cpu_target_that_is_named(exported: Ex
     place = compiled.compilation.placement("text")
     assert (place.target, place.backend, place.precision) == ("openvino", "openvino", Precision.FORCE_FLOAT32)
     ids = np.random.default_rng(2).integers(0, 256, (3, support.CONTEXT))
-    with Encoder(compiled) as encoder:
+    with Model(compiled) as encoder:
         np.testing.assert_allclose(encoder.encode_tokens(ids), support.embed_tokens(ids), atol=1e-6)
 
 
@@ -463,8 +463,8 @@ multiprocessing.Process.start = lambda process: begun.append(process)
 _USE = """
 import numpy as np
 from clipmlu.bundle import open_compiled
-from clipmlu.classify.encoder import Encoder
-with Encoder(open_compiled({path!r})) as encoder:
+from clipmlu.model import Model
+with Model(open_compiled({path!r})) as encoder:
     encoder.encode_tokens(np.zeros((1, {context}), np.int64))
 assert "openvino" in sys.modules
 loaded = [name for name in sys.modules if name.split(".")[0] == "openvino_telemetry"]

@@ -30,10 +30,10 @@ from clipmlu.backends.pixels import (
     with_uint8_pixels,
 )
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower, file_record, open_compiled, open_exported
-from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
 from clipmlu.errors import CompileError, OptionError, ShapeError
+from clipmlu.model import Model
 from clipmlu.pipeline import _compiled_name
 from clipmlu.specs import MluBuild, Precision, PreprocessSpec, TensorSpec
 
@@ -145,7 +145,7 @@ def test_every_mode_on_the_cpu_gives_the_same_bits(
     options = {"precision": precision, "calibration": data, "dynamic_shape": dynamic, "check": dynamic}
     plain, taking = compile_both(clip, tmp_path, **options)
     pixels = noise(9)
-    with Encoder(plain) as encoder, Encoder(taking) as uint8_encoder:
+    with Model(plain) as encoder, Model(taking) as uint8_encoder:
         expected = encoder.encode_images(support.normalise_as_clip(pixels))
         np.testing.assert_array_equal(uint8_encoder.encode_images(pixels), expected)
     assert taking.compilation.quantised == plain.compilation.quantised
@@ -162,7 +162,7 @@ def test_weights_beside_the_file_stay_as_they_are(clip: ExportedBundle, tmp_path
         compiled = compile_bundle(open_exported(clip.path), tmp_path / f"large-{dynamic}", options)
         assert compiled.manifest.files["image.onnx.data"] == files["image.onnx.data"]
         pixels = noise(5)
-        with Encoder(compiled) as encoder:
+        with Model(compiled) as encoder:
             expected = support.embed_images(support.normalise_as_clip(pixels))
             np.testing.assert_allclose(encoder.encode_images(pixels), expected, atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_classifying_and_embedding_give_what_they_give_with_float_pixels(
 ) -> None:
     plain, taking = compile_both(clip, tmp_path, target=target)
     pictures = [support.picture(number) for number in range(7)]
-    with Encoder(plain) as encoder, Encoder(taking) as uint8_encoder:
+    with Model(plain) as encoder, Model(taking) as uint8_encoder:
         expected, found = (each.embed_images(pictures) for each in (encoder, uint8_encoder))
         np.testing.assert_allclose(found, expected, atol=1e-5)
         pixels = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])

@@ -19,14 +19,15 @@ import support
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle import CompiledBundle
 from clipmlu.classify.bulk import ImageItem, embed_batches, embed_items, item_from_source
-from clipmlu.classify.encoder import Encoder, PendingRows, load
+from clipmlu.classify.encoder import PendingRows
 from clipmlu.classify.results import Prediction
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import InputError, OptionError, OverlapError
+from clipmlu.model import Model, load
 from clipmlu.stages import StageClock
 
 
-class RecordingEncoder(Encoder):
+class RecordingEncoder(Model):
     """Notes which memory each batch came in, and how many were on the device at once."""
 
     def __init__(self, bundle: CompiledBundle, options: SessionOptions | None = None) -> None:

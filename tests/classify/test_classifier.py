@@ -18,10 +18,11 @@ import support
 from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.classify.bulk import ImageItem, embed_items
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
-from clipmlu.classify.encoder import Encoder, load
+from clipmlu.classify.encoder import Encoder
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import InputError, OptionError, ShapeError
+from clipmlu.model import load
 
 NAMES = ("cat", "dog", "red circle", "ice cream", "<b>", "x")
 TEMPLATES = ("a photo of a {}.", "{}", "the {}")

@@ -18,8 +18,9 @@ import pytest
 
 from clipmlu.bundle import CompiledBundle
 from clipmlu.classify.classifier_file import read_classifier
-from clipmlu.classify.encoder import Encoder, load
+from clipmlu.classify.encoder import Encoder
 from clipmlu.errors import InputError
+from clipmlu.model import load
 
 NAMES = ["cat", "dog", "bird"]
 

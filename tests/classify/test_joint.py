@@ -16,11 +16,11 @@ from clipmlu.backends import SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle import CompiledBundle, open_exported
 from clipmlu.classify.classifier import ZeroShotClassifier
-from clipmlu.classify.encoder import Encoder, load
 from clipmlu.classify.scoring import JointScorer
 from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import BundleError, GateError, OptionError, ShapeError
+from clipmlu.model import Model, load
 from clipmlu.specs import MluBuild, Precision
 
 NAMES = [f"thing {number}" for number in range(7)]
@@ -208,7 +208,7 @@ def test_cost_of_texts_and_images_adds_up(fused: Fused) -> None:
     bundle = fused(target="cpu")
     facts = msgspec.structs.replace(bundle.compilation, row_macs={"pixel_values": 300, "input_ids": 50})
     manifest = msgspec.structs.replace(bundle.manifest, compilation=facts)
-    with Encoder(CompiledBundle(bundle.path, manifest, bundle.digest)) as encoder:
+    with Model(CompiledBundle(bundle.path, manifest, bundle.digest)) as encoder:
         found = encoder.classifier([f"thing {number}" for number in range(130)]).scorer.describe_cost(8)
     # Two runs with 8 images each, 100 and 30 texts: 4800 + 6500; two towers take 2400.
     assert found is not None

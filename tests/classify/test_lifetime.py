@@ -26,9 +26,9 @@ from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import Session
 from clipmlu.bundle import CompiledBundle, ExportedBundle
 from clipmlu.classify.classifier import ZeroShotClassifier
-from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import BundleCorruptError, BundleNotFoundError, InputError, SessionError
+from clipmlu.model import Model
 
 TARGETS = ("cpu", "openvino", "emulated-mlu", "emulated-mlu in a worker")
 NAMES = ("red circle", "blue star", "cat")
@@ -39,7 +39,7 @@ def pixels(count: int) -> support.FloatArray:
 
 
 @pytest.fixture
-def model(compiled: CompiledBundle) -> Iterator[Encoder]:
+def model(compiled: CompiledBundle) -> Iterator[Model]:
     with clipmlu.load(compiled.path) as model:
         yield model
 
@@ -55,7 +55,7 @@ def bundle_for(exported: ExportedBundle, tmp_path: Path) -> Callable[[str], Comp
 
 # ---- closed ----------------------------------------------------------------------------------------------------------
 
-ENCODER_CALLS: dict[str, Callable[[Encoder], Any]] = {
+ENCODER_CALLS: dict[str, Callable[[Model], Any]] = {
     "check_batch_size": lambda model: model.check_batch_size(None),
     "encode_images": lambda model: model.encode_images(pixels(1)),
     "encode_images, none": lambda model: model.encode_images(pixels(0)),
@@ -89,7 +89,7 @@ def test_every_public_method_is_tried_after_closing() -> None:
     def methods(kind: type) -> set[str]:
         return {name for name, member in vars(kind).items() if not name.startswith("_") and callable(member)}
 
-    assert methods(Encoder) - {"close", "require_open"} <= set(ENCODER_CALLS)
+    assert methods(Model) - {"close", "require_open"} <= set(ENCODER_CALLS)
     assert methods(ZeroShotClassifier) <= set(CLASSIFIER_CALLS)
 
 
@@ -199,12 +199,12 @@ import clipmlu
 from clipmlu.backends import SessionOptions
 from clipmlu.backends.magicmind.backend import emulated_worker
 from clipmlu.bundle import open_compiled
-from clipmlu.classify.encoder import Encoder
+from clipmlu.model import Model
 from clipmlu.errors import SessionError
 
 def open_one():
     options = SessionOptions(worker=emulated_worker()) if {worker} else None
-    return Encoder(open_compiled({bundle!r}), options)
+    return Model(open_compiled({bundle!r}), options)
 
 model = open_one()
 rows = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
@@ -274,13 +274,13 @@ def test_forked_process_is_told_what_to_do_and_can_load_its_own(
 
 
 def _embed_and_predict(
-    model: Encoder, classifier: ZeroShotClassifier
+    model: Model, classifier: ZeroShotClassifier
 ) -> tuple[support.FloatArray, tuple[str, ...], bool]:
     prediction = classifier.predict(support.picture(3))
     return model.encode_images(pixels(3)), prediction.class_names, classifier.encoder is model
 
 
-def test_models_work_in_processes_that_are_spawned(model: Encoder) -> None:
+def test_models_work_in_processes_that_are_spawned(model: Model) -> None:
     classifier = model.classifier(NAMES)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         embeddings, labels, same = pool.apply(_embed_and_predict, (model, classifier))
@@ -316,7 +316,7 @@ def test_classifier_is_pickled_with_its_embeddings(compiled: CompiledBundle) -> 
         assert list(again.encoder._sessions) == ["image"], "the text tower is not needed"
 
 
-def test_copy_is_another_model(model: Encoder) -> None:
+def test_copy_is_another_model(model: Model) -> None:
     for made in (copy.copy(model), copy.deepcopy(model)):
         made.encode_images(pixels(1))
         made.close()
@@ -325,7 +325,7 @@ def test_copy_is_another_model(model: Encoder) -> None:
 
 @pytest.mark.parametrize("change", ["replaced", "damaged", "gone"])
 def test_pickled_model_refuses_a_bundle_that_changed_since(
-    model: Encoder, exported: ExportedBundle, compiled: CompiledBundle, tmp_path: Path, change: str
+    model: Model, exported: ExportedBundle, compiled: CompiledBundle, tmp_path: Path, change: str
 ) -> None:
     pickled = pickle.dumps(model)
     if change == "replaced":
@@ -345,7 +345,7 @@ def test_pickled_model_refuses_a_bundle_that_changed_since(
         pickle.loads(pickled)
 
 
-def test_sessions_are_not_pickled(model: Encoder) -> None:
+def test_sessions_are_not_pickled(model: Model) -> None:
     model.encode_images(pixels(1))
     with pytest.raises(
         TypeError, match=r"\(image tower\): an open session cannot be copied or pickled. Pickle the model"
@@ -380,10 +380,10 @@ import clipmlu
 from clipmlu.backends import SessionOptions
 from clipmlu.backends.magicmind.backend import emulated_worker
 from clipmlu.bundle import open_compiled
-from clipmlu.classify.encoder import Encoder
+from clipmlu.model import Model
 
 def open_one():
-    return Encoder(open_compiled({bundle!r}), SessionOptions(worker=emulated_worker()) if {worker} else None)
+    return Model(open_compiled({bundle!r}), SessionOptions(worker=emulated_worker()) if {worker} else None)
 
 rows = np.zeros((4, 3, 8, 8), np.float32) + 0.5
 for _ in range(2):

@@ -12,10 +12,11 @@ from onnx import numpy_helper
 
 import support
 from clipmlu.bundle import CompiledBundle, ExportedBundle, file_record
-from clipmlu.classify.encoder import Encoder, load
+from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.prompts import fill_template
 from clipmlu.errors import BundleCorruptError, InputError, SessionError
+from clipmlu.model import load
 
 BAD = [np.nan, np.inf, -np.inf]
 

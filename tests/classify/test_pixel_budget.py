@@ -13,10 +13,10 @@ import support
 from clipmlu.bundle import CompiledBundle
 from clipmlu.classify import pixel_budget
 from clipmlu.classify.bulk import ImageItem, embed_items
-from clipmlu.classify.encoder import load
 from clipmlu.classify.pixel_budget import PixelBudget, Turn
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError
+from clipmlu.model import load
 
 
 def test_budget_is_one_largest_image_or_a_photo_for_each_thread() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import support
 from clipmlu.bundle import CompiledBundle, ExportedBundle
-from clipmlu.classify.encoder import Encoder
+from clipmlu.model import Model
 from conftest import REPOSITORY
 
 from .conftest import Run
@@ -22,7 +22,7 @@ IDS = {"n01440764": "tench", "n01443537": "goldfish", "n01484850": "great white 
 def images(compiled: CompiledBundle, tmp_path: Path) -> Path:
     """Pictures in folders that are named by the id of the class that the model takes them for; so words make it always right."""
     names = list(IDS.values())
-    with Encoder(compiled) as encoder:
+    with Model(compiled) as encoder:
         classifier = encoder.classifier(names, cache=False)
         for number in range(40):
             picture = support.picture(number)

@@ -18,8 +18,8 @@ import support
 from clipmlu.backends import SessionOptions
 from clipmlu.backends.magicmind.backend import emulated_worker
 from clipmlu.bundle import Compilation, ExportedBundle, open_compiled
-from clipmlu.classify.encoder import Encoder
 from clipmlu.cli._compiling import _rewritten
+from clipmlu.model import Model
 from clipmlu.specs import Precision
 
 Run = Callable[..., tuple[int, str, str]]
@@ -139,7 +139,7 @@ def test_users_configuration_wins(compile_tiny: Callable[..., Path], tmp_path: P
     (tmp_path / "config.json").write_text('{"precision_config": {"precision_mode": "force_float16"}}')
     bundle = compile_tiny("--build-config", tmp_path / "config.json", "--min-cosine", 0.99)
     pixels = np.random.default_rng(0).standard_normal((2, 3, support.SIDE, support.SIDE), dtype=np.float32)
-    with Encoder(open_compiled(bundle)) as encoder:
+    with Model(open_compiled(bundle)) as encoder:
         difference = np.abs(encoder.encode_images(pixels) - support.embed_images(pixels)).max()
     assert 1e-6 < difference < 1e-3, "binary16, not the float32 that was the default"
 
@@ -201,7 +201,7 @@ def test_text_tower_may_run_on_the_cpu(
     assert re.search(r"text tower\s+cpu \(onnxruntime\), force_float32", run("info", bundle.path)[1])
     assert bundle.manifest.towers["text"].file == "text.onnx"
     ids = np.random.default_rng(2).integers(0, 256, (3, support.CONTEXT))
-    with Encoder(bundle) as encoder:
+    with Model(bundle) as encoder:
         np.testing.assert_allclose(encoder.encode_tokens(ids), support.embed_tokens(ids), atol=1e-6)
     code, _, err = run(
         "compile", exported.path, "--target", "cpu", "--text-target", "emulated-mlu", "-o", tmp_path / "x"
@@ -229,7 +229,7 @@ def test_quantised_modes_calibrate_with_a_folder(
     record = msgspec.json.decode((bundle.path / "image.mm.json").read_bytes())
     assert record["calibration_batches"] == 3, "ten pictures in batches of four, the last one filled up"
     pixels = np.stack([support.preprocess(support.picture(number)) for number in range(5)])
-    with Encoder(bundle) as encoder:
+    with Model(bundle) as encoder:
         embeddings = encoder.encode_images(pixels)
     difference = np.abs(embeddings - support.embed_images(pixels)).max()
     assert 1e-7 < difference < (0.05 if "qint8" in precision else 1e-3)
@@ -313,7 +313,7 @@ def test_faults_of_the_card_cost_no_image(compile_tiny: Callable[..., Path], tmp
     faults = "enqueue:3:crash,enqueue:9:device_lost,enqueue:14:nan,sync:20:hang"
     worker = emulated_worker(faults=faults, fault_log=str(tmp_path / "fired"))
     pixels = np.random.default_rng(1).standard_normal((120, 3, support.SIDE, support.SIDE), dtype=np.float32)
-    with Encoder(bundle, SessionOptions(worker=dataclasses.replace(worker, run_seconds=2.0))) as encoder:
+    with Model(bundle, SessionOptions(worker=dataclasses.replace(worker, run_seconds=2.0))) as encoder:
         pending = [encoder.submit_images(pixels[start : start + 4]) for start in range(0, len(pixels), 4)]
         embeddings = np.concatenate([each.result() for each in pending])
     np.testing.assert_allclose(embeddings, support.embed_images(pixels), atol=1e-6)

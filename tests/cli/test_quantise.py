@@ -11,8 +11,8 @@ import pytest
 
 import support
 from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import load_calibration
+from clipmlu.model import Model
 
 Run = Callable[..., tuple[int, str, str]]
 QINT8 = ("--precision", "qint8_mixed_float32", "--calib", "demo")
@@ -23,7 +23,7 @@ NAMES = ("cat", "dog", "red circle", "blue star")
 def folder(compiled: CompiledBundle, tmp_path: Path) -> Path:
     """Pictures in the folders of the classes that the float model takes them for: ``train`` 0..49, ``test`` 100..129."""
     root = tmp_path / "folder"
-    with Encoder(compiled) as encoder:
+    with Model(compiled) as encoder:
         classifier = encoder.classifier(NAMES, cache=False)
         for split, numbers in (("train", range(50)), ("test", range(100, 130))):
             for name in NAMES:

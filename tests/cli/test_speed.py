@@ -14,9 +14,9 @@ import pytest
 
 import support
 from clipmlu.bundle import CompiledBundle, ExportedBundle
-from clipmlu.classify.encoder import load
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.measure.graphs import make_samples, open_graph
+from clipmlu.model import load
 
 Run = Callable[..., tuple[int, str, str]]
 

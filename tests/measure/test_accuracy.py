@@ -13,7 +13,7 @@ from PIL import Image
 
 import support
 from clipmlu.bundle import CompiledBundle
-from clipmlu.classify.encoder import Encoder, load
+from clipmlu.classify.encoder import Encoder
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError, ShapeError
 from clipmlu.measure import accuracy
@@ -26,6 +26,7 @@ from clipmlu.measure.accuracy import (
     wilson_interval,
     write_sample_files,
 )
+from clipmlu.model import load
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 import support
 from clipmlu.bundle import CompiledBundle
-from clipmlu.classify.encoder import load
 from clipmlu.errors import InputError
 from clipmlu.measure import bottleneck
 from clipmlu.measure.bottleneck import draw_photos, judge, measure_pipeline
 from clipmlu.measure.scenarios import Limits
+from clipmlu.model import load
 from clipmlu.stages import Stage, StageClock
 
 COSTS: dict[Stage, float] = {

@@ -18,7 +18,6 @@ from PIL import Image
 import support
 from clipmlu.backends import BACKENDS, get_backend
 from clipmlu.bundle import CompiledBundle, ExportedBundle, file_record, open_exported
-from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
@@ -29,6 +28,7 @@ from clipmlu.measure.compare import CompareOptions, ComparisonReport, compare_bu
 from clipmlu.measure.nodes import NodeComparison
 from clipmlu.measure.structure import restore_structure
 from clipmlu.measure.tensors import choose_watched, hidden_reason, lowered_model, smoothed_tensors, tensor_graph
+from clipmlu.model import Model
 from clipmlu.quantisation.roles import find_operators
 from clipmlu.specs import Precision, QuantisationOptions
 
@@ -197,7 +197,7 @@ def test_predictions_and_flips_are_those_of_numpy(tiny: ExportedBundle, compile_
     turned = change_weight(bundle, tmp_path / "turned", "image", "weight", lambda weight: np.roll(weight, 1, axis=1))
     dataset = Pictures(size=60)
     report = compare_bundles(turned, tiny, dataset, CompareOptions(tower="image"))
-    with Encoder(bundle) as encoder:
+    with Model(bundle) as encoder:
         texts = support.embed_tokens(encoder.tokenizer([f"a photo of a {name}." for name in NAMES]))
     pixels = np.stack([support.preprocess(dataset.image(index)) for index in range(60)])
     embeddings = support.embed_images(pixels)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from clipmlu.bundle import CompiledBundle, ExportedBundle
-from clipmlu.classify.encoder import load
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.datasets import Dataset, open_dataset
 from clipmlu.measure.accuracy import EvalOptions, ImageResult, evaluate
+from clipmlu.model import load
 from conftest import REPOSITORY
 
 pytestmark = pytest.mark.torch

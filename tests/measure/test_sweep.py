@@ -119,7 +119,7 @@ def test_rows_are_medians_of_repetitions_taken_in_turns(
 def test_accuracy_is_that_of_eval(exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]]) -> None:
     dataset = open_dataset("demo", size=12)
     report = run_sweep(exported.path, tmp_path / "out", options(FLOAT32), dataset)
-    from clipmlu.classify.encoder import load
+    from clipmlu.model import load
 
     with load(tmp_path / "out" / "cpu-force_float32") as encoder:
         expected = evaluate(encoder, dataset, EvalOptions(samples=12))

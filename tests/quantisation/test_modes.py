@@ -13,10 +13,10 @@ import pytest
 
 import support
 from clipmlu.bundle import CompiledBundle, ExportedBundle
-from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.calibration import CalibrationOptions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import OptionError
+from clipmlu.model import Model
 from clipmlu.specs import Precision, QuantisationOptions, TensorQuantisation
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -95,7 +95,7 @@ def test_int8_is_what_numpy_gives_by_hand(exported: ExportedBundle, folder: Path
 
     activations = quantised(pooled(pixels), np.abs(calibration).max())
     expected = unit(activations @ quantised(matrix, np.abs(matrix).max()))
-    with Encoder(bundle) as encoder:
+    with Model(bundle) as encoder:
         np.testing.assert_allclose(encoder.encode_images(pixels), expected, atol=2e-6)
     activation, weight = sorted(record_of(bundle).values(), key=lambda each: each.maximum == matrix.max())
     assert weight.scale == (pytest.approx(np.abs(matrix).max() / 127),)
@@ -111,7 +111,7 @@ def test_binary16_rounds_inputs_weights_and_results(exported: ExportedBundle, tm
     pixels = np.random.default_rng(0).standard_normal((5, 3, support.SIDE, support.SIDE), dtype=np.float32)
     product = half(half(pooled(half(pixels))) @ half(support.weights()[0]))
     norm = half(np.linalg.norm(product, axis=1, keepdims=True))
-    with Encoder(bundle) as encoder:
+    with Model(bundle) as encoder:
         found = encoder.encode_images(pixels)
     assert np.array_equal(found, half(found)), "every element is a binary16 number"
     np.testing.assert_allclose(found, half(product / norm), atol=1e-3)
@@ -129,7 +129,7 @@ def test_cpu_and_emulated_card_quantise_alike_bit_for_bit(
             target, exported, tmp_path / target, precision, f"imagefolder:{folder}", quantisation=way, min_cosine=0.8
         )
         records.append(record_of(bundle))
-        with Encoder(bundle) as encoder:
+        with Model(bundle) as encoder:
             found.append(encoder.encode_images(pixels))
     assert records[0] == records[1]
     assert len(records[0]) == 2
@@ -155,7 +155,7 @@ def test_real_architectures_agree_bit_for_bit(
         data = f"imagefolder:{folder}"
         bundle = compile_for(target, exported, tmp_path / target, precision, data, min_cosine=0.5, min_agreement=0)
         records.append({tower: record_of(bundle, tower) for tower in ("image", "text")})
-        with Encoder(bundle) as encoder:
+        with Model(bundle) as encoder:
             found.append((encoder.encode_images(pixels), encoder.encode_tokens(ids)))
     assert records[0] == records[1]
     assert (len(records[0]["image"]) > 10) is (precision.bits is not None)
@@ -183,7 +183,7 @@ def test_what_stays_in_float_is_the_same_on_both_targets(
         data = f"imagefolder:{folder}"
         gates = {"min_cosine": 0.5, "min_agreement": 0.0}
         bundles.append(compile_for(target, exported, tmp_path / target, precision, data, quantisation=how, **gates))
-        with Encoder(bundles[-1]) as encoder:
+        with Model(bundles[-1]) as encoder:
             found.append(encoder.encode_images(pixels))
     here, there = (bundle.compilation.quantised for bundle in bundles)
     assert here == there

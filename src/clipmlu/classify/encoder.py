@@ -7,14 +7,14 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.arguments import as_path, as_texts, check_argument, shown
+from clipmlu.arguments import as_texts, check_argument, shown
 from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.bundle import CompiledBundle, open_compiled
 from clipmlu.data.feeds import Array
@@ -24,9 +24,8 @@ from clipmlu.specs import PositiveInt, TowerName
 from clipmlu.stages import StageClock
 
 if TYPE_CHECKING:
-    from clipmlu.classify.classifier import ZeroShotClassifier
-    from clipmlu.data.class_names import ClassNames
-    from clipmlu.data.images import ImageSource
+    from typing_extensions import Self
+
     from clipmlu.data.preprocess import Preprocessor
     from clipmlu.data.tokenizer import Tokenizer
 
@@ -43,42 +42,6 @@ class PendingRows(Protocol):
 
     def result(self) -> FloatArray:
         """Wait for them: float32, shape (N, D), owned by the caller; embeddings have unit L2 norm per row."""
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    threads: int = 0,
-    device: int = 0,
-    verify: bool = True,
-    image_only: bool = False,
-    fast_preprocess: bool = False,
-    busy_wait: bool = True,
-    max_pixels: int | None = None,
-) -> Encoder:
-    """Open a compiled bundle for use.
-
-    Args:
-        path: directory of a compiled bundle.
-        threads: CPU threads for one batch; 0 leaves it to the runtime.
-        device: index of the MLU card, for bundles that run on one.
-        verify: recompute the digests of the bundle's files.
-        image_only: do without the text tower, whose files may then be absent; for use with a classifier file.
-        fast_preprocess: decode JPEGs at a reduced scale and shrink large images in two steps; the pixels are then not
-            those of open_clip.
-        busy_wait: threads of a CPU runtime may spin while they wait for one another: the lowest latency for one image at
-            a time. Off, many images come through sooner where decoding and computing share the CPU.
-        max_pixels: largest width x height of an image that is decoded; None for 178,956,970.
-
-    Raises:
-        OptionError: an argument is of another type or outside its range.
-        BundleError: there is no such bundle, it is not compiled, or it is not what its manifest says.
-        BackendUnavailableError: its runtime cannot be used here; raised when the first tower is needed.
-    """
-    unused: tuple[TowerName, ...] = ("text",) if check_argument(image_only, bool, "image only") else ()
-    options = SessionOptions(threads=threads, device=device, busy_wait=busy_wait)
-    bundle = open_compiled(path, verify=verify, without=unused)
-    return Encoder(bundle, options, fast_preprocess=fast_preprocess, without=unused, max_pixels=max_pixels)
 
 
 class Encoder:
@@ -119,7 +82,7 @@ class Encoder:
         self._lifetime = Lifetime(f"Bundle '{bundle.path}'", f"Load it again: clipmlu.load('{bundle.path}').")
 
     def __repr__(self) -> str:
-        return f"Encoder({self.bundle!r})"
+        return f"{type(self).__name__}({self.bundle!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.require_open()
@@ -130,9 +93,9 @@ class Encoder:
             "max_pixels": self._max_pixels,
             "check_results": self._check_results,
         }
-        return _load_again, (os.path.abspath(self.bundle.path), self.bundle.digest, how)
+        return _load_again, (type(self), os.path.abspath(self.bundle.path), self.bundle.digest, how)
 
-    def __enter__(self) -> Encoder:
+    def __enter__(self) -> Self:
         self.require_open()
         return self
 
@@ -313,28 +276,6 @@ class Encoder:
         """What copying in, computing and copying out took so far on a tower, which is opened if it was not."""
         return self._session(tower).clock
 
-    def embed_images(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int | None = None) -> FloatArray:
-        """Embed images.
-
-        Args:
-            images: one image or many: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file,
-                open binary file.
-            batch_size: images per batch; None for the bundle's own.
-
-        Returns:
-            float32 embeddings of unit L2 norm: shape (D,) for one image, (N, D) for many.
-
-        Raises:
-            InputError: an image cannot be read.
-        """
-        from clipmlu.classify.bulk import embed_items, items_from_images
-
-        items, single = items_from_images(images)
-        outcomes = embed_items(self, items, batch_size=batch_size)
-        rows = [outcome.require_row() for outcome in outcomes]
-        embeddings = np.stack(rows) if rows else np.zeros((0, self.embedding_dim), np.float32)
-        return embeddings[0] if single else embeddings
-
     def embed_texts(self, texts: str | Sequence[str]) -> FloatArray:
         """Embed texts.
 
@@ -346,42 +287,6 @@ class Encoder:
         """
         embeddings = self._encode_text_list(as_texts(texts, "texts"))
         return embeddings[0] if isinstance(texts, str) else embeddings
-
-    def classifier(
-        self,
-        class_names: ClassNames,
-        templates: str | os.PathLike[str] | Sequence[str] = "simple",
-        *,
-        cache: bool = True,
-    ) -> ZeroShotClassifier:
-        """Make a zero-shot classifier.
-
-        Args:
-            class_names: one name per class: a list of names, or what ``--labels`` takes, ``"cat,dog"`` or a file. A name that
-                occurs twice is two classes with one embedding.
-            templates: one template, the name of a set, a file or a sequence; see ``prompts.resolve_templates``.
-            cache: keep the class embeddings in the cache directory and take them from there the next time.
-
-        Raises:
-            InputError: no class names, or a label file that cannot be read or understood.
-            OptionError: names that are no texts, or a template without ``{}``.
-        """
-        from clipmlu.classify.classifier import build_classifier
-
-        self.require_open()
-        check_argument(cache, bool, "cache")
-        return build_classifier(self, class_names, templates, cache=cache)
-
-    def load_classifier(self, path: str | os.PathLike[str]) -> ZeroShotClassifier:
-        """Open a classifier file for this bundle's image tower; see ``ZeroShotClassifier.save``.
-
-        Raises:
-            InputError: the file is not a classifier file, is damaged, or belongs to another text tower.
-        """
-        from clipmlu.classify.classifier import load_classifier
-
-        self.require_open()
-        return load_classifier(self, as_path(path, "the classifier file"))
 
     def _encode_text_list(self, texts: list[str]) -> FloatArray:
         self.require_open()
@@ -533,7 +438,7 @@ def _check_finite(pixel_values: PixelArray) -> None:
     raise InputError(f"pixel_values[{row}] holds NaN or infinity; expected pixels, normalised as the manifest says.")
 
 
-def _load_again(path: str, digest: str, how: dict[str, Any]) -> Encoder:
+def _load_again(kind: type[Encoder], path: str, digest: str, how: dict[str, Any]) -> Encoder:
     """An encoder as it was pickled.
 
     Raises:
@@ -544,7 +449,7 @@ def _load_again(path: str, digest: str, how: dict[str, Any]) -> Encoder:
         raise BundleCorruptError(
             f"Bundle '{path}' is not the one of the pickled model: it was replaced since. Load it and pickle it again."
         )
-    return Encoder(bundle, **how)
+    return kind(bundle, **how)
 
 
 def pad_rows(rows: Array, count: int) -> Array:

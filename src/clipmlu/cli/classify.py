@@ -34,8 +34,8 @@ from clipmlu.file_names import name_from_path
 if TYPE_CHECKING:
     from clipmlu.classify.bulk import RowBatch
     from clipmlu.classify.classifier import ZeroShotClassifier
-    from clipmlu.classify.encoder import Encoder
     from clipmlu.classify.results import Prediction
+    from clipmlu.model import Model
 
 
 @click.command("classify")
@@ -81,10 +81,10 @@ def classify_command(
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
     from clipmlu.classify.bulk import run_batches
-    from clipmlu.classify.encoder import load
     from clipmlu.cli._inputs import image_items
     from clipmlu.data.finding import LeftOut
     from clipmlu.files import check_files_free
+    from clipmlu.model import load
 
     if (labels is None) == (classifier_file is None):
         raise OptionError("Give either --labels or --classifier.")
@@ -119,7 +119,7 @@ def classify_command(
     return note_inputs(broken, left_out)
 
 
-def _classifier(encoder: Encoder, labels: str | None, file: Path | None, templates: str) -> ZeroShotClassifier:
+def _classifier(encoder: Model, labels: str | None, file: Path | None, templates: str) -> ZeroShotClassifier:
     from clipmlu.data.class_names import resolve_class_names
 
     if file is not None:

@@ -64,8 +64,8 @@ def embed_command(
     INPUT is what 'clipmlu classify' takes. Where the run ends early, the finished part is written to OUTPUT.partial.npy.
     """
     from clipmlu.classify.embedding_file import EmbeddingFile, check_embedding_output
-    from clipmlu.classify.encoder import load
     from clipmlu.data.finding import LeftOut
+    from clipmlu.model import load
 
     left_out = LeftOut()
     if bool(inputs) == (texts is not None):

@@ -82,10 +82,10 @@ def eval_command(
     as_json: bool,
 ) -> int:
     """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
-    from clipmlu.classify.encoder import load
     from clipmlu.errors import OptionError
     from clipmlu.files import check_files_free, write_file
     from clipmlu.measure import accuracy
+    from clipmlu.model import load
 
     if max_drop is not None and baseline is None:
         raise OptionError("--max-drop needs a --baseline to compare with")

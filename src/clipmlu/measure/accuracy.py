@@ -19,7 +19,7 @@ from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import get_backend
 from clipmlu.bundle import current_tool_versions
 from clipmlu.classify.bulk import item_from_dataset, run_batches
-from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
+from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, rank_classes
 from clipmlu.classify.encoder import Encoder
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset, check_dataset
@@ -299,7 +299,7 @@ def evaluate(
     check_dataset(dataset)
     batch_size = encoder.check_batch_size(options.batch_size)
     indices = choose_images(dataset, options.samples, shuffle=options.shuffle, seed=options.seed)
-    classifier = encoder.classifier(dataset.class_names, options.templates, cache=options.cache)
+    classifier = build_classifier(encoder, dataset.class_names, options.templates, cache=options.cache)
     if cost := classifier.scorer.describe_cost(batch_size):
         on_note(cost)
     tally = Tally(len(dataset.class_names))

@@ -13,6 +13,7 @@ import numpy as np
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import get_backend
 from clipmlu.bundle import Bundle, CompiledBundle, ExportedBundle, current_tool_versions, open_exported
+from clipmlu.classify.classifier import build_classifier
 from clipmlu.classify.encoder import FloatArray
 from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.data.datasets import Dataset, check_dataset
@@ -333,7 +334,7 @@ class _Comparison:
         self._note(f"embedding {len(self._indices)} images with {name}, '{name_from_path(side.given.path)}'")
         options = self._options
         with side.encoder(options.threads, options.device) as encoder, np.errstate(invalid="ignore", over="ignore"):
-            classifier = encoder.classifier(self._dataset.class_names, self._templates, cache=options.cache)
+            classifier = build_classifier(encoder, self._dataset.class_names, self._templates, cache=options.cache)
             if cost := classifier.scorer.describe_cost(encoder.check_batch_size(options.batch_size)):
                 self._note(cost)
             embedded = embed_dataset(

@@ -14,11 +14,11 @@ from clipmlu.backends.base import GraphOptions
 from clipmlu.backends.magicmind.backend import MagicMindBackend, emulated_worker
 from clipmlu.backends.magicmind.building import build_request, check_sdk, read_record, shapes_of
 from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
-from clipmlu.classify.encoder import Encoder
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.feeds import CalibrationData
 from clipmlu.emulator import faults
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, DeviceError, OptionError
+from clipmlu.model import Model
 from clipmlu.specs import MluBuild, Precision, QuantisationOptions, TensorSpec
 
 IMAGES = TensorSpec(name="pixel_values", dtype="float32", shape=("image_batch", 3, 8, 8))
@@ -131,7 +131,7 @@ def test_missing_or_damaged_record_is_corrupt(card: CompiledBundle, content: byt
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with Encoder(card) as encoder, pytest.raises(BundleCorruptError, match=r"Build record '.*image\.mm\.json'"):
+    with Model(card) as encoder, pytest.raises(BundleCorruptError, match=r"Build record '.*image\.mm\.json'"):
         encoder.encode_images(np.zeros((1, 3, 8, 8), np.float32))
 
 
@@ -139,7 +139,7 @@ def test_failing_call_is_named_with_what_the_sdk_said(card: CompiledBundle, monk
     monkeypatch.setenv("CLIPMLU_EMULATOR_FAULTS", "enqueue:2:oom")
     faults.reset()
     pixels = np.ones((1, 3, 8, 8), np.float32)
-    with Encoder(card) as encoder:
+    with Model(card) as encoder:
         encoder.encode_images(pixels)
         with pytest.raises(DeviceError, match=r"card' \(image tower\): MagicMind failed: enqueue") as caught:
             encoder.encode_images(pixels)
@@ -149,7 +149,7 @@ def test_failing_call_is_named_with_what_the_sdk_said(card: CompiledBundle, monk
 
 def test_results_that_are_never_finite_are_told_and_not_tried_for_ever(card: CompiledBundle) -> None:
     """The tiny model divides a black picture's embedding by its norm, 0; a graph that overflows does the like."""
-    with Encoder(card, SessionOptions(worker=emulated_worker())) as encoder:
+    with Model(card, SessionOptions(worker=emulated_worker())) as encoder:
         with pytest.raises(DeviceError, match="NaN or infinity, twice in a row"):
             encoder.encode_images(np.zeros((1, 3, 8, 8), np.float32))
         pixels = np.ones((1, 3, 8, 8), np.float32)
@@ -159,7 +159,7 @@ def test_results_that_are_never_finite_are_told_and_not_tried_for_ever(card: Com
 def test_two_towers_share_one_worker(card: CompiledBundle) -> None:
     backend = get_backend("magicmind-emulated")
     assert isinstance(backend, MagicMindBackend)
-    with Encoder(card, SessionOptions(worker=emulated_worker())) as encoder:
+    with Model(card, SessionOptions(worker=emulated_worker())) as encoder:
         encoder.encode_images(np.ones((1, 3, 8, 8), np.float32))
         encoder.encode_tokens(np.zeros((1, support.CONTEXT), np.int64))
         assert len(backend._peers._peers) == 1
