@@ -14,12 +14,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from clipmlu.emulator.config import BuildFacts
+from clipmlu.emulator.inference import infer_shapes
 from clipmlu.emulator.network import Network
 from clipmlu.emulator.ports import Port
 from clipmlu.emulator.settings import switches
-from clipmlu.emulator.shapes import Shapes, get_shape, infer_shapes, set_shape
 from clipmlu.emulator.status import Code, StatusError
 from clipmlu.emulator.types import WIDE, DataType, Shape, datatype_from_onnx, onnx_from_datatype
+from clipmlu.quantisation.shapes import Shapes, get_shape, set_shape
 
 PREFIX = "emulated_"
 """Starts every name that the emulator adds to a graph."""

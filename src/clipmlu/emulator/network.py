@@ -53,7 +53,7 @@ class Network:
 
     def fill(self, model: onnx.ModelProto) -> None:
         """Take over a parsed model; nodes without a name get one, so that ``set_precision`` can address them."""
-        from clipmlu.emulator.shapes import get_shape
+        from clipmlu.quantisation.shapes import get_shape
 
         self.graph_model = model
         self.file_shapes = {value.name: get_shape(value) or () for value in model.graph.input}
@@ -126,7 +126,8 @@ class Network:
         An input has what was declared or set. The others follow from the inputs; while these contradict one another or
         the graph, as between two calls of ``set_dimension``, nothing is known of them: the build is what fails.
         """
-        from clipmlu.emulator.shapes import get_shape, infer_shapes
+        from clipmlu.emulator.inference import infer_shapes
+        from clipmlu.quantisation.shapes import get_shape
 
         for value in self.graph.input:
             if value.name == name:
@@ -183,7 +184,7 @@ class ITensor:
             )
         if any(size < -1 or size == 0 for size in sizes):
             raise StatusError(Code.INVALID_ARGUMENT, f"set_dimension: '{self.name}': bad shape {dims}")
-        from clipmlu.emulator.shapes import set_shape
+        from clipmlu.quantisation.shapes import set_shape
 
         set_shape(value, sizes)
         self.network.forget_shapes()

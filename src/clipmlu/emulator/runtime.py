@@ -111,7 +111,8 @@ class Engine:
             fixed = [port.dims for port in self.info.outputs]
             if all(-1 not in dims for dims in fixed):
                 return fixed
-        from clipmlu.emulator.shapes import infer_shapes, without_weights
+        from clipmlu.emulator.inference import infer_shapes
+        from clipmlu.quantisation.shapes import without_weights
 
         if self._skeleton is None:
             self._skeleton = without_weights(self._graph)

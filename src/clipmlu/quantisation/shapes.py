@@ -11,20 +11,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx.defs
 import onnx.reference
 import onnx.shape_inference
 from onnx import helper, numpy_helper
 
-from clipmlu.emulator.status import Code, StatusError
-from clipmlu.emulator.types import Array, Shape
-
+Array = npt.NDArray[np.generic]
+Shape = tuple[int, ...]
 Shapes = dict[str, tuple[Shape | None, int]]
 """Tensor name -> shape (-1 for an unknown axis, None for an unknown rank) and ONNX element type."""
 
 _SMALL = 1024
 """Elements up to which a tensor's values are followed."""
+
+
+class ShapeInferenceError(ValueError):
+    """The shapes contradict one another."""
+
+
+class UnknownOperatorError(ValueError):
+    """The operator is in none of the imported operator sets."""
 
 
 def set_shape(value: onnx.ValueInfoProto, sizes: Sequence[int]) -> None:
@@ -62,7 +70,8 @@ def infer_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]] | N
         inputs: input name -> shape to assume instead of the declared one.
 
     Raises:
-        StatusError: the shapes contradict one another, as in a graph that was exported for another batch size.
+        ShapeInferenceError: the shapes contradict one another, as in a graph that was exported for another batch size.
+        UnknownOperatorError: there is an operator that nobody knows.
     """
     return _Inference(model, inputs or {}).run()
 
@@ -111,11 +120,9 @@ class _Inference:
         except onnx.shape_inference.InferenceError as error:
             if node.op_type in ("If", "Loop", "Scan"):
                 return
-            raise StatusError(
-                Code.INVALID_ARGUMENT, f"node '{node.name}': shapes do not fit together: {_one_line(error)}"
-            ) from error
+            raise ShapeInferenceError(f"node '{node.name}': shapes do not fit together: {_one_line(error)}") from error
         except (KeyError, onnx.defs.SchemaError) as error:
-            raise StatusError(Code.UNIMPLEMENTED, f"node '{node.name}': unknown operator {node.op_type}") from error
+            raise UnknownOperatorError(f"node '{node.name}': unknown operator {node.op_type}") from error
         self._types.update(found)
         if node.op_type == "Reshape":
             self._check_reshape(node)
@@ -126,8 +133,7 @@ class _Inference:
         if before is None or after is None or -1 in before or -1 in after:
             return
         if np.prod(before, dtype=np.int64) != np.prod(after, dtype=np.int64):
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
+            raise ShapeInferenceError(
                 f"node '{node.name}' reshapes {list(before)} to {list(after)}: the graph was exported for another shape",
             )
 
