@@ -20,9 +20,9 @@ from clipmlu.emulator.ports import Port
 from clipmlu.emulator.settings import switches
 from clipmlu.emulator.status import Code, StatusError
 from clipmlu.emulator.types import WIDE, DataType, Shape, datatype_from_onnx, onnx_from_datatype
+from clipmlu.quantisation.derived import ADDED
 from clipmlu.quantisation.shapes import Shapes, get_shape, set_shape
 
-PREFIX = "emulated_"
 """Starts every name that the emulator adds to a graph."""
 
 
@@ -55,7 +55,7 @@ def assemble(network: Network, facts: BuildFacts) -> Assembly:
     for index, value in enumerate(source.input):
         port, nodes, weights = _input_port(network, facts, index, value)
         declared = graph.input.add()
-        declared.name = f"{PREFIX}input_{index}"
+        declared.name = f"{ADDED}input_{index}"
         declared.type.tensor_type.elem_type = _onnx_type(port.dtype)
         set_shape(
             declared, _session_dims(port, network.file_shapes.get(value.name, ()), facts.input_layouts.get(index))
@@ -70,7 +70,7 @@ def assemble(network: Network, facts: BuildFacts) -> Assembly:
     shapes = infer_shapes(model)
     ends = _shapes_at_ends(model, inputs) or [shapes]
     outputs = [
-        Port(name=value.name, dtype=dtype, dims=_common_dims(ends, f"{PREFIX}output_{index}", value))
+        Port(name=value.name, dtype=dtype, dims=_common_dims(ends, f"{ADDED}output_{index}", value))
         for index, (value, dtype) in enumerate(zip(source.output, types, strict=True))
     ]
     return Assembly(model=model, inputs=inputs, outputs=outputs, shapes=shapes)
@@ -101,7 +101,7 @@ def _shapes_at_ends(model: onnx.ModelProto, inputs: list[Port]) -> list[Shapes]:
         return []
     ends = ([port.minimum or port.dims for port in inputs], [port.maximum or port.dims for port in inputs])
     return [
-        infer_shapes(model, {f"{PREFIX}input_{index}": shape for index, shape in enumerate(end)})
+        infer_shapes(model, {f"{ADDED}input_{index}": shape for index, shape in enumerate(end)})
         for end in (ends if ends[0] != ends[1] else ends[:1])
     ]
 
@@ -150,13 +150,13 @@ def _input_port(
             Code.INVALID_ARGUMENT,
             f"build: input '{value.name}' has the unknown shape {list(dims)}; set its dimension or graph_shape_mutable",
         )
-    current = f"{PREFIX}input_{index}"
+    current = f"{ADDED}input_{index}"
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
 
     def add(op_type: str, *more: str, **attributes: Any) -> None:
         nonlocal current
-        name = f"{PREFIX}input_{index}_{len(nodes)}"
+        name = f"{ADDED}input_{index}_{len(nodes)}"
         nodes.append(helper.make_node(op_type, [current, *more], [name], name=name, **attributes))
         current = name
 
@@ -170,7 +170,7 @@ def _input_port(
         for op_type, array in _batch_norm(facts.batch_norm[index], dims, layout):
             weights.append(numpy_helper.from_array(array, f"{current}_{op_type.lower()}"))
             add(op_type, weights[-1].name)
-    nodes.append(helper.make_node("Identity", [current], [value.name], name=f"{PREFIX}input_{index}_end"))
+    nodes.append(helper.make_node("Identity", [current], [value.name], name=f"{ADDED}input_{index}_end"))
     if layout is not None:
         order = [layout[0].index(axis) for axis in layout[1]]
         dims = tuple(dims[axis] for axis in order)
@@ -188,11 +188,11 @@ def _output_port(
     layout = facts.output_layouts.get(index)
     if layout is not None:
         source, target = _check_layout(layout, value.name, len(get_shape(value) or layout[0]))
-        name = f"{PREFIX}output_{index}_0"
+        name = f"{ADDED}output_{index}_0"
         perm = [source.index(axis) for axis in target]
         graph.node.append(helper.make_node("Transpose", [current], [name], name=name, perm=perm))
         current = name
-    name = f"{PREFIX}output_{index}"
+    name = f"{ADDED}output_{index}"
     graph.node.append(helper.make_node("Cast", [current], [name], name=f"{name}_end", to=_onnx_type(dtype)))
     output = graph.output.add()
     output.name = name

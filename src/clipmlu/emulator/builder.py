@@ -74,7 +74,7 @@ def _plan(network: Network, facts: BuildFacts, assembly: Assembly) -> Plan:
     Raises:
         StatusError: a mode that quantises, and neither a calibration nor ``custom_ranges``.
     """
-    from clipmlu.emulator.assembly import PREFIX
+    from clipmlu.quantisation.derived import ADDED
     from clipmlu.quantisation.rewrite import NodeTypes, Plan
 
     record = network.calibration
@@ -97,6 +97,6 @@ def _plan(network: Network, facts: BuildFacts, assembly: Assembly) -> Plan:
             for name, types in network.node_types.items()
         },
         exact_nodes=frozenset(
-            node.name for node in assembly.model.graph.node if node.name.startswith(f"{PREFIX}output_")
+            node.name for node in assembly.model.graph.node if node.name.startswith(f"{ADDED}output_")
         ),
     )

@@ -1,7 +1,6 @@
 """Back from a rewritten graph to the structure that it had: the operators and tensors that roles are read off.
 
-``quantisation.rewrite`` keeps the name of every tensor and derives all names of its own from one, with ``_mode_`` in between;
-the emulated SDK puts ``emulated_`` in front of what it adds. Undoing both gives the lowered graph as far as its structure
+``quantisation.rewrite`` keeps the name of every tensor and derives all names of its own from one, and the emulated SDK marks what it adds, as ``derived`` says. Undoing both gives the lowered graph as far as its structure
 goes: nodes, names and shapes. The weights of quantised operators keep their shapes only.
 """
 
@@ -12,12 +11,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from clipmlu.bundle import Tower
-from clipmlu.emulator.assembly import PREFIX
+from clipmlu.quantisation.derived import ADDED, derived, original
 from clipmlu.specs import TensorSpec
 
-_DERIVED = "_mode_"
 _PARAMETERS = ("_scale", "_zero_point")
-_FLIPPED = "_mode_flipped"
+_FLIPPED = derived("", "flipped")
 
 
 def restore_structure(model: onnx.ModelProto, tower: Tower) -> onnx.ModelProto:
@@ -38,26 +36,22 @@ def restore_structure(model: onnx.ModelProto, tower: Tower) -> onnx.ModelProto:
     flipped = set()
     for source in model.graph.node:
         if source.output[0].endswith(_FLIPPED):
-            flipped.add(_plain(source.output[0]))
-        inputs, outputs = [[_plain(name) for name in names] for names in (source.input, source.output)]
-        if not source.name.startswith(PREFIX) and not set(inputs) & set(outputs):
+            flipped.add(original(source.output[0]))
+        inputs, outputs = [[original(name) for name in names] for names in (source.input, source.output)]
+        if not source.name.startswith(ADDED) and not set(inputs) & set(outputs):
             node = graph.node.add()
             node.CopyFrom(source)
             node.input[:], node.output[:] = inputs, outputs
     made = {name for node in graph.node for name in node.output}
     weights: dict[str, onnx.TensorProto] = {}
     for weight in model.graph.initializer:
-        name = _plain(weight.name)
+        name = original(weight.name)
         parameter = name != weight.name and weight.name.endswith(_PARAMETERS)
         if not parameter and name not in made and name not in weights:
             weights[name] = _weight(weight, name, flipped=name in flipped)
     taken = {name for node in graph.node for name in node.input}
     graph.initializer.extend(weight for name, weight in weights.items() if name in taken)
     return result
-
-
-def _plain(name: str) -> str:
-    return name.partition(_DERIVED)[0]
 
 
 def _weight(source: onnx.TensorProto, name: str, *, flipped: bool) -> onnx.TensorProto:

@@ -27,6 +27,7 @@ from clipmlu.emulator.container import read_container
 from clipmlu.emulator.status import StatusError
 from clipmlu.errors import BundleCorruptError, CalibrationError, SessionError
 from clipmlu.files import scratch_directory
+from clipmlu.quantisation.derived import derived
 from clipmlu.quantisation.index import EXTERNAL_DATA_BYTES, GraphIndex, infer_values, save_model
 from clipmlu.quantisation.operators import QUANTISED
 from clipmlu.quantisation.roles import Operator, Role, find_operators
@@ -43,7 +44,7 @@ Kind = Literal["operator", "input", "sum", "output"]
 """
 
 _CLIPPED = "/clipped"
-_ROUNDED_INPUT = "_mode_input"
+_ROUNDED_INPUT = derived("", "input")
 _CPU, _EMULATED = ("onnxruntime", "openvino"), "magicmind-emulated"  # both CPU backends run the same files
 
 

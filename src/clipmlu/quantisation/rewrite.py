@@ -21,6 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.errors import CalibrationError
+from clipmlu.quantisation.derived import derived
 from clipmlu.quantisation.index import infer_element_types
 from clipmlu.quantisation.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
 from clipmlu.quantisation.parameters import Array, Quantisation, for_weights, from_range
@@ -196,7 +197,7 @@ class _Rewriter:
         """A graph in binary16 takes its input in it."""
         for value in self._model.graph.input:
             if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-                new = f"{value.name}_mode_input"
+                new = derived(value.name, "input")
                 self._round(value.name, new)
                 self._inputs[value.name] = new
                 self._sources[new] = value.name
@@ -224,7 +225,7 @@ class _Rewriter:
             if moves and half:
                 self._rounded.add(name)
             elif half:
-                node.output[index] = f"{name}_mode_exact"
+                node.output[index] = derived(name, "exact")
                 self._round(node.output[index], name)
 
     def _node_bits(self, node: onnx.NodeProto, types: NodeTypes) -> int | None:
@@ -250,16 +251,16 @@ class _Rewriter:
     def _derive(self, name: str, kind: str, make: Any) -> str:
         """One more form of a tensor, made once."""
         if (name, kind) not in self._derived:
-            new = f"{name}_mode_{kind}"
+            new = derived(name, kind)
             self._derived[name, kind] = new
             make(new)
         return self._derived[name, kind]
 
     def _round(self, name: str, new: str) -> None:
         """``new`` is ``name`` rounded to binary16."""
-        small = f"{new}_mode_float16"
-        self._nodes.append(helper.make_node("Cast", [name], [small], name=f"{new}_mode_down", to=TensorProto.FLOAT16))
-        self._nodes.append(helper.make_node("Cast", [small], [new], name=f"{new}_mode_up", to=TensorProto.FLOAT))
+        small = derived(new, "float16")
+        self._nodes.append(helper.make_node("Cast", [name], [small], name=derived(new, "down"), to=TensorProto.FLOAT16))
+        self._nodes.append(helper.make_node("Cast", [small], [new], name=derived(new, "up"), to=TensorProto.FLOAT))
         self._rounded.add(new)
 
     def _round_weight(self, weight: onnx.TensorProto) -> str:
@@ -347,13 +348,15 @@ def _as_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     nodes = []
     operands = list(node.input[:2])
     if attributes.get("transB", 0):
-        flipped = f"{node.input[1]}_mode_flipped"
+        flipped = derived(node.input[1], "flipped")
         nodes.append(helper.make_node("Transpose", [operands[1]], [flipped], name=flipped, perm=[1, 0]))
         operands[1] = flipped
-    product = f"{node.output[0]}_mode_product" if len(node.input) > 2 else node.output[0]
+    product = derived(node.output[0], "product") if len(node.input) > 2 else node.output[0]
     nodes.append(helper.make_node("MatMul", operands, [product], name=node.name))
     if len(node.input) > 2:
-        nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}_mode_bias"))
+        nodes.append(
+            helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=derived(node.name, "bias"))
+        )
     return nodes
 
 
