@@ -101,7 +101,7 @@ def compare_command(
     """
     from clipmlu.files import check_files_free, write_files
     from clipmlu.measure import compare
-    from clipmlu.measure.heatmap import check_drawable
+    from clipmlu.measure.heatmap import check_drawable, draw_comparison
 
     if heatmap is not None:
         check_drawable(heatmap)
@@ -130,7 +130,7 @@ def compare_command(
     # Shown first: a disk that is full then takes nothing away.
     files = {} if output is None else {output: encoded}
     if heatmap is not None:
-        files[heatmap] = compare.draw_comparison(report, heatmap)
+        files[heatmap] = draw_comparison(report, heatmap)
     write_files(files, overwrite=overwrite)
     for skipped in report.skipped:
         note(f"skipped: {skipped.reason}")
@@ -148,7 +148,7 @@ def show_comparison(report: ComparisonReport, *, show_all: bool) -> None:
 
 
 def _facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
-    from clipmlu.measure.compare import describe_side
+    from clipmlu.measure.heatmap import describe_side
 
     yield "model", f"{report.model}"
     for label, side in (("A, measured", report.measured), ("B, reference", report.reference)):

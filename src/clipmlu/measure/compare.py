@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from clipmlu.arguments import as_path, check_argument, check_fields
+from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import get_backend
 from clipmlu.bundle import Bundle, CompiledBundle, ExportedBundle, current_tool_versions, open_exported
 from clipmlu.classify.classifier import build_classifier
@@ -198,28 +198,6 @@ def compare_bundles(
 def encode_comparison(report: ComparisonReport) -> bytes:
     """The report as indented JSON."""
     return encode_json(report)
-
-
-def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> bytes:
-    """The report's heat map, as the content of a file of that name; see ``heatmap``.
-
-    Raises:
-        OptionError: the name ends in neither .png nor .svg.
-        MissingDependencyError: matplotlib is not installed.
-    """
-    from clipmlu.measure.heatmap import check_drawable, draw_heatmap
-
-    path = as_path(path, "the picture")
-    check_drawable(path)
-    title = f"{report.model}\n{describe_side(report.measured)} against {describe_side(report.reference)}"
-    return draw_heatmap(report.towers, title, path.suffix.lower().removeprefix("."))
-
-
-def describe_side(side: SideFacts) -> str:
-    """A side in a few words."""
-    if side.target is None:
-        return "float source"
-    return f"{side.target} {side.precision.value}" + (" (emulated)" if side.emulated else "")
 
 
 def _find_source(a: Side, b: Side, options: CompareOptions) -> ExportedBundle | None:
