@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import support
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import CompiledGraph
+from clipmlu.backends.graphs import take_uint8
 from clipmlu.backends.magicmind.answers import BuiltFacts
 from clipmlu.backends.magicmind.building import _check_pixels
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
@@ -24,7 +25,6 @@ from clipmlu.backends.pixels import (
     insert_normalisation,
     mean_and_variance,
     remove_normalisation,
-    take_uint8,
     takes_uint8,
     with_float_pixels,
     with_uint8_pixels,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmlu.backends.base import Backend, CompiledGraph, GraphOptions, SessionOptions, SourceGraph
-from clipmlu.backends.pixels import take_uint8
+from clipmlu.backends.pixels import insert_normalisation, with_uint8_pixels
 from clipmlu.bundle import GRAPH_SUFFIX, CompiledBundle, Tower
 from clipmlu.data.feeds import calibration_batches
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, BundleError, OptionError
 from clipmlu.file_names import name_from_path
-from clipmlu.specs import TensorSpec, TowerName
+from clipmlu.specs import PreprocessSpec, TensorSpec, TowerName
 
 if TYPE_CHECKING:
     from clipmlu.quantisation.calibrate import Ranges
@@ -140,3 +140,20 @@ def _tower_with_sizes(tower: Tower, sizes: Mapping[str, int]) -> Tower:
 def _with_sizes(tensor: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
     shape = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape)
     return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)
+
+
+def take_uint8(compiled: CompiledGraph, spec: PreprocessSpec, directory: Path) -> CompiledGraph:
+    """Let a compiled ONNX file take uint8 pixels; weights that it keeps beside it are neither read nor moved.
+
+    Args:
+        compiled: what takes normalised pixels.
+        spec: how they are normalised.
+        directory: where its file is.
+    """
+    import onnx
+
+    path = directory / compiled.tower.file
+    model = onnx.load(str(path), load_external_data=False)
+    insert_normalisation(model, spec)
+    onnx.save(model, str(path))
+    return CompiledGraph(tower=with_uint8_pixels(compiled.tower), quantised=compiled.quantised)

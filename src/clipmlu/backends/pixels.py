@@ -7,14 +7,12 @@ gets is equal to the last bit to what it gets from pixels that are normalised be
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.backends.base import CompiledGraph
 from clipmlu.bundle import Tower
 from clipmlu.specs import PreprocessSpec, TensorSpec
 
@@ -49,23 +47,6 @@ def with_float_pixels(tower: Tower) -> Tower:
 def mean_and_variance(spec: PreprocessSpec) -> tuple[list[float], list[float]]:
     """What the SDK takes for the normalisation: mean and variance of each channel, of pixels in 0..255."""
     return [255 * mean for mean in spec.mean], [(255 * std) ** 2 for std in spec.std]
-
-
-def take_uint8(compiled: CompiledGraph, spec: PreprocessSpec, directory: Path) -> CompiledGraph:
-    """Let a compiled ONNX file take uint8 pixels; weights that it keeps beside it are neither read nor moved.
-
-    Args:
-        compiled: what takes normalised pixels.
-        spec: how they are normalised.
-        directory: where its file is.
-    """
-    import onnx
-
-    path = directory / compiled.tower.file
-    model = onnx.load(str(path), load_external_data=False)
-    insert_normalisation(model, spec)
-    onnx.save(model, str(path))
-    return CompiledGraph(tower=with_uint8_pixels(compiled.tower), quantised=compiled.quantised)
 
 
 def insert_normalisation(model: onnx.ModelProto, spec: PreprocessSpec) -> None:
