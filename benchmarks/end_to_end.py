@@ -36,7 +36,7 @@ from _side import Settings, SideError, SideProcess
 from _sides import TEMPLATE
 from _timing import compare, cores, print_machine, print_table, rotated, write_json
 
-from clipmlu.bundle import CompiledBundle
+from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.model import Model
 from clipmlu.specs import Precision
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipmlu.classify.bulk import ImageItem, embed_items
 from clipmlu.classify.classifier import rank_classes
-from clipmlu.classify.encoder import Encoder
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import read_source
 from clipmlu.data.preprocess import Preprocessor
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.images import ImageItem, embed_items
 from clipmlu.model import load
 from clipmlu.specs import PreprocessSpec
 

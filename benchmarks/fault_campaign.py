@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from clipmlu.backends import SessionOptions
-from clipmlu.backends.magicmind import driver
-from clipmlu.backends.magicmind.backend import emulated_worker
-from clipmlu.bundle import CompiledBundle, open_compiled
-from clipmlu.classify.encoder import Encoder
-from clipmlu.emulator import NOTICE
+from clipmlu.bundle.directory import CompiledBundle, open_compiled
+from clipmlu.embed.encoder import Encoder
+from clipmlu.magicmind import driver
+from clipmlu.magicmind.backend import emulated_worker
+from clipmlu.magicmind.emulator import NOTICE
 
 RUN_CALLS = ("from_numpy", "enqueue", "sync")
 OPEN_CALLS = ("deserialize_from_file", "active", "create_inputs")

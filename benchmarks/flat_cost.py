@@ -28,10 +28,10 @@ from _timing import cores, print_machine, print_table, rotated, write_json
 from PIL import Image
 
 from clipmlu.backends import SessionOptions
-from clipmlu.bundle import open_compiled
-from clipmlu.classify.bulk import ImageItem, embed_items
-from clipmlu.classify.encoder import Encoder
+from clipmlu.bundle.directory import open_compiled
 from clipmlu.data.images import load_image
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.images import ImageItem, embed_items
 
 SIDE = 32
 DIFFERENT = 256

@@ -41,15 +41,15 @@ from _timing import cores, print_machine, print_table, rotated, row_from_ratios,
 from clipmlu import CompileOptions, ExportOptions, compile_bundle, export_model
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.base import Feeds
-from clipmlu.bundle import CompiledBundle, Tower, open_compiled, open_exported
-from clipmlu.classify.bulk import ImageItem, embed_items
-from clipmlu.classify.encoder import Encoder
+from clipmlu.bundle.directory import CompiledBundle, Tower, open_compiled, open_exported
+from clipmlu.clock import now
 from clipmlu.data.feeds import Array
 from clipmlu.data.images import ImageSource, load_image
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
-from clipmlu.emulator import NOTICE
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.images import ImageItem, embed_items
+from clipmlu.magicmind.emulator import NOTICE
 from clipmlu.specs import TowerName
-from clipmlu.stages import now
 
 LATENCY_VARIABLE = "CLIPMLU_EMULATOR_LATENCY_MS"
 IN_FLIGHT = 2

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from clipmlu.backends import SessionOptions
-from clipmlu.bundle import open_compiled
-from clipmlu.classify.encoder import Encoder
+from clipmlu.bundle.directory import open_compiled
+from clipmlu.embed.encoder import Encoder
 
 WARM_UP = 3
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from clipmlu import CompileOptions, EvalOptions, Precision, compile_bundle, evaluate, open_dataset
-from clipmlu.bundle import ExportedBundle, open_exported
-from clipmlu.classify.encoder import Encoder
-from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
-from clipmlu.measure.accuracy import ImageResult
+from clipmlu.bundle.directory import ExportedBundle, open_exported
+from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
+from clipmlu.embed.encoder import Encoder
+from clipmlu.measure.accuracy.evaluate import ImageResult
 from clipmlu.specs import SMOOTHED_ROLES, QuantisationOptions
 
 AXIS = QuantisationOptions(granularity="per_axis")

@@ -25,9 +25,9 @@ from _sides import MODEL, SEED
 from _timing import Row, Sample, compare, cores, print_machine, print_table, take_turns, timed, write_json
 
 from clipmlu.backends import SessionOptions
-from clipmlu.bundle import CompiledBundle
-from clipmlu.classify.encoder import Encoder
-from clipmlu.quantisation.roles import find_operators
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.embed.encoder import Encoder
+from clipmlu.graph.roles import find_operators
 from clipmlu.specs import Precision, TowerName
 
 TOWERS: tuple[TowerName, ...] = ("image", "text")

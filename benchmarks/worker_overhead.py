@@ -26,14 +26,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from clipmlu.backends.magicmind import driver
-from clipmlu.backends.magicmind.backend import emulated_worker, load_emulated_sdk
-from clipmlu.backends.magicmind.local import LocalPeer
-from clipmlu.backends.magicmind.peer import OpenRequest, Peer
-from clipmlu.backends.magicmind.worker import WorkerClient
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle import Tower
-from clipmlu.emulator import NOTICE
+from clipmlu.bundle.directory import Tower
+from clipmlu.magicmind import driver
+from clipmlu.magicmind.backend import emulated_worker, load_emulated_sdk
+from clipmlu.magicmind.client.local import LocalPeer
+from clipmlu.magicmind.client.peer import OpenRequest, Peer
+from clipmlu.magicmind.client.worker_client import WorkerClient
+from clipmlu.magicmind.emulator import NOTICE
 from clipmlu.specs import TensorSpec
 
 BATCH, SIDE, DIM = 32, 224, 512

@@ -13,7 +13,7 @@ import pytest
 
 import support
 import tiny_models
-from clipmlu.bundle import CompiledBundle, ExportedBundle, open_exported
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.export.exporter import ExportOptions, export_model
 

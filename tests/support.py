@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from clipmlu.bundle import (
+from clipmlu.bundle.directory import (
     TOKENIZER_NAME,
     Export,
     ExportedBundle,

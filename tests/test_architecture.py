@@ -1,8 +1,9 @@
-"""Imports point one way: cli > pipeline, diagnostics > measure > classify > compile, export > backends > emulator, data > quantisation, bundle > specs, files, graph_file, reading > arguments, workspace > errors, file_names."""
+"""Imports point one way, from `cli` at the top to `errors` at the bottom, and never in a circle."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -10,40 +11,28 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "clipmlu"
-LAYERS: dict[str, int] = {
-    "errors": -1,
-    "_version": -1,
-    "file_names": -1,
-    "arguments": 0,
-    "workspace": 0,
-    "specs": 1,
-    "_environment": 0,
-    "_imports": 1,
-    "_machine": 1,
-    "stages": 1,
-    "lifetime": 1,
-    "files": 1,
-    "reading": 1,
-    "keys": 0,
-    "graph_file": 0,
-    "parity": 2,
-    "bundle": 2,
-    "quantisation": 2,
-    "data": 3,
-    "emulator": 3,
-    "backends": 4,
-    "export": 5,
-    "compile": 5,
-    "classify": 6,
-    "model": 7,
-    "measure": 7,
-    "pipeline": 8,
-    "search": 8,
-    "diagnostics": 8,
-    "cli": 9,
-    "__main__": 10,
-}
-"""Part of the package -> its height; a part imports its own and lower ones. Equal heights are strangers to one another."""
+ORDER = (
+    ("errors", "_version", "keys", "file_names"),
+    ("arguments",),
+    ("specs", "files", "host", "_environment", "clock", "lifetime"),
+    ("_imports",),
+    ("bundle",),
+    ("data",),
+    ("graph",),
+    ("backends",),
+    ("magicmind",),
+    ("export", "compile", "embed"),
+    ("classify",),
+    ("model",),
+    ("measure",),
+    ("tune",),
+    ("report",),
+    ("pipeline", "doctor"),
+    ("cli",),
+    ("__main__",),
+)
+"""Parts of the package from the bottom up; a part imports what stands in earlier lines. Those of one line are strangers."""
+LAYERS = {part: height for height, parts in enumerate(ORDER) for part in parts}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -53,25 +42,44 @@ def _part(dotted: str) -> str:
     return names[1] if len(names) > 1 else ""
 
 
+def _module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
 def _imports(path: Path) -> set[str]:
+    """Modules that are imported anywhere in a file: in functions and for the type checker too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            module = node.module
-            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "clipmlu" else {module}
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                found.add(module if module in MODULES else node.module)
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_point_downwards(path: Path) -> None:
-    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    part = _part(_module(path))
     for module in _imports(path):
-        if not module.startswith("clipmlu.") or _part(module) == part:
-            continue
-        assert LAYERS[_part(module)] < LAYERS[part], f"{part} imports {module}"
+        if module.split(".")[0] == "clipmlu" and _part(module) != part:
+            assert _part(module), f"{part} imports the whole package"
+            assert LAYERS[_part(module)] < LAYERS[part], f"{part} imports {module}"
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    graph = {module: _imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the files of a circle
+
+
+def test_every_part_has_a_place_in_the_order() -> None:
+    assert {_part(module) for module in MODULES} == set(LAYERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

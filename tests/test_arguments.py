@@ -16,7 +16,7 @@ import pytest
 
 import clipmlu
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.errors import InputError, OptionError, ShapeError
 from conftest import REPOSITORY
 
@@ -24,16 +24,16 @@ _CPU = {"target": "cpu"}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ExportOptions": ("clipmlu.export.options", {}),
     "CompileOptions": ("clipmlu.compile.compiler", {}),
-    "CalibrationOptions": ("clipmlu.compile.calibration", {"dataset": "demo"}),
-    "EvalOptions": ("clipmlu.measure.accuracy", {}),
-    "CompareOptions": ("clipmlu.measure.compare", {}),
-    "SpeedOptions": ("clipmlu.measure.loads", {}),
-    "MmRunOptions": ("clipmlu.measure.mm_run", {}),
-    "SweepOptions": ("clipmlu.measure.sweep", {"precisions": ("force_float32",), "batch_sizes": (1,)}),
-    "SearchOptions": ("clipmlu.search", {"max_drop": 0.5}),
+    "CalibrationOptions": ("clipmlu.data.calibration", {"dataset": "demo"}),
+    "EvalOptions": ("clipmlu.measure.accuracy.evaluate", {}),
+    "CompareOptions": ("clipmlu.measure.compare.compare", {}),
+    "SpeedOptions": ("clipmlu.measure.speed.loads", {}),
+    "MmRunOptions": ("clipmlu.magicmind.mm_run", {}),
+    "SweepOptions": ("clipmlu.tune.sweep", {"precisions": ("force_float32",), "batch_sizes": (1,)}),
+    "SearchOptions": ("clipmlu.tune.quantise", {"max_drop": 0.5}),
     "RunOptions": ("clipmlu.pipeline", {"dataset": "demo"}),
     "SessionOptions": ("clipmlu.backends.base", {}),
-    "WorkerOptions": ("clipmlu.backends.magicmind.options", {"python": "python3"}),
+    "WorkerOptions": ("clipmlu.magicmind.client.options", {"python": "python3"}),
     "MluBuild": ("clipmlu.specs", {}),
     "QuantisationOptions": ("clipmlu.specs", {}),
 }

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from clipmlu.errors import OutputError
-from clipmlu.files import encode_json
+from clipmlu.files.publish import encode_json
 from clipmlu.specs import Spec
 
 

@@ -17,23 +17,23 @@ import support
 from clipmlu import _environment
 from clipmlu.arguments import as_path
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle import CompiledBundle, ExportedBundle
-from clipmlu.compile.calibration import CalibrationOptions, load_calibration, obtain_calibration, open_train_split
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.compile.compiler import CompileOptions
 from clipmlu.compile.recipe import read_recipe
+from clipmlu.data.calibration import CalibrationOptions, load_calibration, obtain_calibration, open_train_split
 from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import load_image
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleNotFoundError, ExportError, InputError, OptionError
 from clipmlu.export.source import tokenizer_file
-from clipmlu.files import write_file
-from clipmlu.measure.accuracy import EvalOptions, encode_report, read_report
-from clipmlu.measure.loads import SpeedOptions
-from clipmlu.measure.speed import measure_speed
-from clipmlu.measure.sweep import SweepOptions, run_sweep
+from clipmlu.files.publish import write_file
+from clipmlu.measure.accuracy.evaluate import EvalOptions, encode_report, read_report
+from clipmlu.measure.speed.loads import SpeedOptions
+from clipmlu.measure.speed.speed import measure_speed
 from clipmlu.pipeline import RunOptions, run_chain
 from clipmlu.specs import Precision
+from clipmlu.tune.sweep import SweepOptions, run_sweep
 
 
 class Own(os.PathLike[str]):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import support
-from clipmlu.bundle import ExportedBundle
+from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.cli import main
 from clipmlu.export.exporter import ExportOptions
 from clipmlu.pipeline import _reusable_export

@@ -16,46 +16,46 @@ from typing import TYPE_CHECKING, Any
 from clipmlu._version import __version__
 
 if TYPE_CHECKING:
-    from clipmlu.bundle import CompiledBundle, ExportedBundle, open_bundle
+    from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
-    from clipmlu.classify.encoder import Encoder
     from clipmlu.classify.results import Prediction, Predictions
     from clipmlu.compile.compiler import CompileOptions, compile_bundle
     from clipmlu.data.datasets import open_dataset
+    from clipmlu.embed.encoder import Encoder
     from clipmlu.errors import ClipmluError
     from clipmlu.export.exporter import ExportOptions, export_model
     from clipmlu.file_names import path_from_name
-    from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
-    from clipmlu.measure.compare import CompareOptions, compare_bundles
+    from clipmlu.measure.accuracy.evaluate import AccuracyReport, EvalOptions, evaluate
+    from clipmlu.measure.compare.compare import CompareOptions, compare_bundles
     from clipmlu.model import Model, load
-    from clipmlu.search import SearchOptions, search_bundle
     from clipmlu.specs import Precision
+    from clipmlu.tune.quantise import SearchOptions, search_bundle
 
 _HOMES = {
-    "AccuracyReport": "clipmlu.measure.accuracy",
+    "AccuracyReport": "clipmlu.measure.accuracy.evaluate",
     "ClipmluError": "clipmlu.errors",
-    "CompareOptions": "clipmlu.measure.compare",
+    "CompareOptions": "clipmlu.measure.compare.compare",
     "CompileOptions": "clipmlu.compile.compiler",
-    "CompiledBundle": "clipmlu.bundle",
-    "Encoder": "clipmlu.classify.encoder",
-    "EvalOptions": "clipmlu.measure.accuracy",
+    "CompiledBundle": "clipmlu.bundle.directory",
+    "Encoder": "clipmlu.embed.encoder",
+    "EvalOptions": "clipmlu.measure.accuracy.evaluate",
     "ExportOptions": "clipmlu.export.exporter",
-    "ExportedBundle": "clipmlu.bundle",
+    "ExportedBundle": "clipmlu.bundle.directory",
     "Model": "clipmlu.model",
     "Precision": "clipmlu.specs",
     "Prediction": "clipmlu.classify.results",
     "Predictions": "clipmlu.classify.results",
-    "SearchOptions": "clipmlu.search",
+    "SearchOptions": "clipmlu.tune.quantise",
     "ZeroShotClassifier": "clipmlu.classify.classifier",
-    "compare_bundles": "clipmlu.measure.compare",
+    "compare_bundles": "clipmlu.measure.compare.compare",
     "compile_bundle": "clipmlu.compile.compiler",
-    "evaluate": "clipmlu.measure.accuracy",
+    "evaluate": "clipmlu.measure.accuracy.evaluate",
     "export_model": "clipmlu.export.exporter",
     "load": "clipmlu.model",
-    "open_bundle": "clipmlu.bundle",
+    "open_bundle": "clipmlu.bundle.directory",
     "open_dataset": "clipmlu.data.datasets",
     "path_from_name": "clipmlu.file_names",
-    "search_bundle": "clipmlu.search",
+    "search_bundle": "clipmlu.tune.quantise",
 }
 
 __all__ = [

@@ -9,12 +9,12 @@ import numpy as np
 
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.backends import SessionOptions
-from clipmlu.bundle import open_compiled
-from clipmlu.classify.bulk import embed_items, items_from_images
+from clipmlu.bundle.directory import open_compiled
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, load_classifier
-from clipmlu.classify.encoder import Encoder, FloatArray
 from clipmlu.data.class_names import ClassNames
 from clipmlu.data.images import ImageSource
+from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.images import embed_items, items_from_images
 from clipmlu.specs import TowerName
 
 

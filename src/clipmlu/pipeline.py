@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipmlu.arguments import as_path, check_argument, check_fields
-from clipmlu.bundle import CompiledBundle, ExportedBundle, check_output_free, open_exported
-from clipmlu.classify.encoder import Encoder
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, check_output_free, open_exported
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, check_layout, compile_bundle, plan_compilation
 from clipmlu.compile.reuse import reusable_compilation
@@ -19,11 +18,12 @@ from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.prompts import resolve_templates
+from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, is_current
 from clipmlu.file_names import name_from_path
-from clipmlu.files import encode_json, write_file
-from clipmlu.measure.accuracy import AccuracyReport, EvalOptions, evaluate
+from clipmlu.files.publish import encode_json, write_file
+from clipmlu.measure.accuracy.evaluate import AccuracyReport, EvalOptions, evaluate
 from clipmlu.specs import NaturalInt, PositiveInt, Spec
 
 REPORT_NAME = "report.json"

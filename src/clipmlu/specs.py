@@ -236,9 +236,9 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
             information. The SDK knows the first two; the others clip in the graph itself, on every target.
         percentile: of the values that ``percentile`` keeps, above 0 and up to 100.
         smooth_alpha: role -> how much of the outliers of its inputs moves into its weights, 0..1; roles that are not named
-            are not smoothed. See ``quantisation.smoothing``.
+            are not smoothed. See ``graph.quantisation.smoothing``.
         keep_float: operators that stay in the mode's float type, each ``ROLE`` or ``ROLE:BLOCKS``; see
-            ``quantisation.roles``.
+            ``graph.roles``.
     """
 
     granularity: Granularity = "per_tensor"

@@ -18,10 +18,9 @@ import pytest
 
 import support
 from clipmlu.backends import AUTO_ORDER, BACKENDS, TARGETS, SessionOptions, backend_for_target, get_backend
-from clipmlu.backends.magicmind.backend import emulated_worker
-from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.classify.encoder import Encoder
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import (
     BackendUnavailableError,
     BundleCorruptError,
@@ -30,6 +29,7 @@ from clipmlu.errors import (
     ShapeError,
     UnknownNameError,
 )
+from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.model import Model, load
 
 TOLERANCE = 1e-6
@@ -252,8 +252,8 @@ def test_device_of_a_bundle_for_the_cpu_is_refused(compiled: CompiledBundle) -> 
 
 
 def test_auto_takes_a_card_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("clipmlu.backends.magicmind.backend._DEVICES", tmp_path)
-    monkeypatch.setattr("clipmlu.backends.magicmind.backend.real_sdk_is_importable", lambda: True)
+    monkeypatch.setattr("clipmlu.magicmind.backend._DEVICES", tmp_path)
+    monkeypatch.setattr("clipmlu.magicmind.backend.real_sdk_is_importable", lambda: True)
     assert backend_for_target("auto")[0] in ("openvino", "cpu")
     assert backend_for_target("mlu")[0] == "mlu", "asked for by name, to build without a card"
     (tmp_path / "cambricon_dev0").touch()
@@ -261,7 +261,7 @@ def test_auto_takes_a_card_only_where_there_is_one(monkeypatch: pytest.MonkeyPat
 
 
 def test_emulated_sdk_on_the_path_is_not_taken_for_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipmlu.emulator import site_path
+    from clipmlu.magicmind.emulator import site_path
 
     monkeypatch.syspath_prepend(str(site_path()))
     with pytest.raises(BackendUnavailableError, match="'magicmind' is not importable here"):

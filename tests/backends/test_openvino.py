@@ -21,13 +21,13 @@ from clipmlu.backends import SessionOptions, backend_for_target, get_backend, op
 from clipmlu.backends.base import Availability
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.openvino import OpenVinoBackend, OpenVinoSession
-from clipmlu.bundle import CompiledBundle, ExportedBundle, Tower
-from clipmlu.compile.calibration import CalibrationOptions
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, Tower
 from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
+from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import BackendUnavailableError, CompileError, OptionError, PrecisionError, SessionError
 from clipmlu.model import Model
-from clipmlu.search import SearchOptions, _ladder, search_bundle
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TensorSpec, TowerName
+from clipmlu.tune.quantise import SearchOptions, _ladder, search_bundle
 
 _really_exact = openvino_runtime.int8_is_exact  # tests replace it
 _ABSENT = not OpenVinoBackend().probe().ok
@@ -321,7 +321,7 @@ def test_bfloat16_runs_where_the_cpu_has_it_and_is_never_replaced(
 
 @pytest.fixture
 def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipmlu.backends.magicmind.backend import MagicMindBackend
+    from clipmlu.magicmind.backend import MagicMindBackend
 
     monkeypatch.setattr(MagicMindBackend, "probe", lambda _self: Availability(False, None, "no SDK"))
 
@@ -462,7 +462,7 @@ multiprocessing.Process.start = lambda process: begun.append(process)
 
 _USE = """
 import numpy as np
-from clipmlu.bundle import open_compiled
+from clipmlu.bundle.directory import open_compiled
 from clipmlu.model import Model
 with Model(open_compiled({path!r})) as encoder:
     encoder.encode_tokens(np.zeros((1, {context}), np.int64))

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle
-from clipmlu.classify.bulk import ImageItem, embed_items
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
-from clipmlu.classify.encoder import Encoder
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.images import ImageItem, embed_items
 from clipmlu.errors import InputError, OptionError, ShapeError
 from clipmlu.model import load
 

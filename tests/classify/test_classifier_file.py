@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipmlu.bundle import CompiledBundle
+from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.classify.classifier_file import read_classifier
-from clipmlu.classify.encoder import Encoder
+from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
 from clipmlu.model import load
 

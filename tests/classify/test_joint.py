@@ -14,7 +14,7 @@ import pytest
 import support
 from clipmlu.backends import SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
-from clipmlu.bundle import CompiledBundle, open_exported
+from clipmlu.bundle.directory import CompiledBundle, open_exported
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.scoring import JointScorer
 from clipmlu.compile.checks import Thresholds, check_agreement

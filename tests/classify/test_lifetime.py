@@ -24,7 +24,7 @@ import support
 from clipmlu import errors
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import Session
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import BundleCorruptError, BundleNotFoundError, InputError, SessionError
@@ -197,8 +197,8 @@ sys.path[:0] = {path!r}
 import numpy as np
 import clipmlu
 from clipmlu.backends import SessionOptions
-from clipmlu.backends.magicmind.backend import emulated_worker
-from clipmlu.bundle import open_compiled
+from clipmlu.magicmind.backend import emulated_worker
+from clipmlu.bundle.directory import open_compiled
 from clipmlu.model import Model
 from clipmlu.errors import SessionError
 
@@ -378,8 +378,8 @@ import gc
 import numpy as np
 import clipmlu
 from clipmlu.backends import SessionOptions
-from clipmlu.backends.magicmind.backend import emulated_worker
-from clipmlu.bundle import open_compiled
+from clipmlu.magicmind.backend import emulated_worker
+from clipmlu.bundle.directory import open_compiled
 from clipmlu.model import Model
 
 def open_one():

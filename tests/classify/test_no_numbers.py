@@ -11,10 +11,10 @@ import pytest
 from onnx import numpy_helper
 
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle, file_record
-from clipmlu.classify.encoder import Encoder
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, file_record
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.prompts import fill_template
+from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleCorruptError, InputError, SessionError
 from clipmlu.model import load
 

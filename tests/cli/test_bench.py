@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import support
-from clipmlu.bundle import ExportedBundle
+from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.cli.bench import bench_command
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 
@@ -146,7 +146,7 @@ def test_failures_of_the_tool_end_with_one_error_and_its_output(
 def test_missing_tool_says_where_it_was_looked_for(
     run: Run, card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipmlu.measure.mm_run._FIXED_PLACES", ("/usr/no/such/mm_run",))
+    monkeypatch.setattr("clipmlu.magicmind.mm_run._FIXED_PLACES", ("/usr/no/such/mm_run",))
     monkeypatch.setenv("MM_RUN_PATH", str(tmp_path / "nowhere"))
     monkeypatch.setenv("NEUWARE_HOME", str(tmp_path / "sdk"))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -20,7 +20,7 @@ import pytest
 
 import clipmlu
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 
 Run = Callable[..., tuple[int, str, str]]
 LABELS = "cat,dog,red circle"

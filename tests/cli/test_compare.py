@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import support
-from clipmlu.bundle import ExportedBundle
+from clipmlu.bundle.directory import ExportedBundle
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -152,7 +152,7 @@ def test_other_models_are_refused(run: Run, exported: ExportedBundle, tmp_path: 
 
 
 def test_help_names_the_default_of_the_library(run: Run) -> None:
-    from clipmlu.measure.compare import DEFAULT_SAMPLES, DEFAULT_THRESHOLD
+    from clipmlu.measure.compare.compare import DEFAULT_SAMPLES, DEFAULT_THRESHOLD
 
     _code, out, _err = run("compare", "--help")
     words = " ".join(out.split())

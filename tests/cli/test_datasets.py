@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.model import Model
 from conftest import REPOSITORY
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Run
-from clipmlu.backends.magicmind.probing import JSON_NAME, MARKDOWN_NAME
+from clipmlu.magicmind.probing import JSON_NAME, MARKDOWN_NAME
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_report_is_printed_as_json(run: Run, tmp_path: Path) -> None:
 def test_interpreter_that_the_environment_names_is_probed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub = Path(__file__).parents[1] / "backends" / "magicmind" / "stub_sdk"
+    stub = Path(__file__).parents[1] / "mlu" / "stub_sdk"
     monkeypatch.setenv("CLIPMLU_MLU_PYTHON", sys.executable)
     monkeypatch.setenv("PYTHONPATH", str(stub))
     code, out, err = run("doctor", "--probe-sdk", "--only", "surface", "--output", tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli import main
 
 Run = Callable[..., tuple[int, str, str]]

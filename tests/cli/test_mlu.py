@@ -16,9 +16,9 @@ import pytest
 
 import support
 from clipmlu.backends import SessionOptions
-from clipmlu.backends.magicmind.backend import emulated_worker
-from clipmlu.bundle import Compilation, ExportedBundle, open_compiled
+from clipmlu.bundle.directory import Compilation, ExportedBundle, open_compiled
 from clipmlu.cli._compiling import _rewritten
+from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.model import Model
 from clipmlu.specs import Precision
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.compile.calibration import load_calibration
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
+from clipmlu.data.calibration import load_calibration
 from clipmlu.model import Model
 
 Run = Callable[..., tuple[int, str, str]]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
-from clipmlu.measure.graphs import make_samples, open_graph
+from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.model import load
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmlu.bundle import ExportedBundle
+from clipmlu.bundle.directory import ExportedBundle
 
 Run = Callable[..., tuple[int, str, str]]
 

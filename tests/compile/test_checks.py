@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 import support
-from clipmlu.bundle import CompiledBundle, ExportedBundle, file_record
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, file_record
 from clipmlu.compile import checks
 from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.compiler import CompileOptions, compile_bundle

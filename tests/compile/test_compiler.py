@@ -12,7 +12,7 @@ import support
 from clipmlu.backends import backend_for_target
 from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
-from clipmlu.bundle import CompiledBundle, ExportedBundle, open_bundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.errors import BundleExistsError, GateError, OptionError, PrecisionError
 from clipmlu.specs import Precision

@@ -11,10 +11,10 @@ import pytest
 
 import support
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
-from clipmlu.bundle import ExportedBundle
-from clipmlu.compile.calibration import CalibrationOptions
+from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
 from clipmlu.compile.reuse import reusable_compilation
+from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.specs import Precision
 
 INT8 = CompileOptions(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmlu.bundle import ExportedBundle
+from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.errors import DownloadError
 from clipmlu.export.download_reasons import download_reason
 from clipmlu.export.downloads import are_cached, checkpoint_names, fetch_file, is_hub_reachable, record_downloads

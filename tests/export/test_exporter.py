@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from clipmlu.bundle import ExportedBundle, open_exported
+from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import BundleExistsError, ExportError, ParityError
 from clipmlu.export import graph

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 import support
-from clipmlu.bundle import CompiledBundle
-from clipmlu.classify.encoder import Encoder
+from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
+from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError, OptionError, ShapeError
-from clipmlu.measure import accuracy
-from clipmlu.measure.accuracy import (
+from clipmlu.measure.accuracy import evaluate as accuracy
+from clipmlu.measure.accuracy.evaluate import (
     AccuracyReport,
     EvalOptions,
     ImageResult,

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 import support
-from clipmlu.bundle import CompiledBundle
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.clock import Stage, StageClock
 from clipmlu.errors import InputError
-from clipmlu.measure import bottleneck
-from clipmlu.measure.bottleneck import draw_photos, judge, measure_pipeline
-from clipmlu.measure.scenarios import Limits
+from clipmlu.measure.speed import bottleneck
+from clipmlu.measure.speed.bottleneck import draw_photos, judge, measure_pipeline
+from clipmlu.measure.speed.scenarios import Limits
 from clipmlu.model import load
-from clipmlu.stages import Stage, StageClock
 
 COSTS: dict[Stage, float] = {
     "read": 0.001,

@@ -17,19 +17,19 @@ from PIL import Image
 
 import support
 from clipmlu.backends import BACKENDS, get_backend
-from clipmlu.bundle import CompiledBundle, ExportedBundle, file_record, open_exported
-from clipmlu.compile.calibration import CalibrationOptions
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, file_record, open_exported
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import BundleError, InputError, OptionError, OverlapError
-from clipmlu.measure import tensors
-from clipmlu.measure.ablation import Rebuilder
-from clipmlu.measure.compare import CompareOptions, ComparisonReport, compare_bundles, encode_comparison
-from clipmlu.measure.nodes import NodeComparison
-from clipmlu.measure.structure import restore_structure
-from clipmlu.measure.tensors import choose_watched, hidden_reason, lowered_model, smoothed_tensors, tensor_graph
+from clipmlu.graph.quantisation.undo import restore_structure
+from clipmlu.graph.roles import find_operators
+from clipmlu.measure.compare import tensors
+from clipmlu.measure.compare.ablation import Rebuilder
+from clipmlu.measure.compare.compare import CompareOptions, ComparisonReport, compare_bundles, encode_comparison
+from clipmlu.measure.compare.nodes import NodeComparison
+from clipmlu.measure.compare.tensors import choose_watched, hidden_reason, lowered_model, smoothed_tensors, tensor_graph
 from clipmlu.model import Model
-from clipmlu.quantisation.roles import find_operators
 from clipmlu.specs import Precision, QuantisationOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]

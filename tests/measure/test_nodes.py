@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from clipmlu.bundle import Tower
-from clipmlu.measure import nodes as module
-from clipmlu.measure.compare import cut_rows
-from clipmlu.measure.nodes import NodeComparison, TowerComparison, compare_tower
-from clipmlu.measure.tensors import TensorGraph
+from clipmlu.bundle.directory import Tower
+from clipmlu.measure.compare import nodes as module
+from clipmlu.measure.compare.compare import cut_rows
+from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison, compare_tower
+from clipmlu.measure.compare.tensors import TensorGraph
 from clipmlu.specs import GraphQuantisation, TensorQuantisation
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipmlu.bundle import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.datasets import Dataset, open_dataset
-from clipmlu.measure.accuracy import EvalOptions, ImageResult, evaluate
+from clipmlu.measure.accuracy.evaluate import EvalOptions, ImageResult, evaluate
 from clipmlu.model import load
 from conftest import REPOSITORY
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clipmlu.errors import SessionError
-from clipmlu.measure.scenarios import (
+from clipmlu.measure.speed.scenarios import (
     Limits,
     Run,
     Timer,
@@ -20,7 +20,7 @@ from clipmlu.measure.scenarios import (
     run_offline,
     run_streams,
 )
-from clipmlu.measure.server import poisson_arrivals, run_server, search_rate, server_queries
+from clipmlu.measure.speed.server import poisson_arrivals, run_server, search_rate, server_queries
 
 
 class Clock(Timer):

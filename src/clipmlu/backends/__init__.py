@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable
 
 from clipmlu.backends.base import Availability, Backend, PendingBatch, Session, SessionOptions
-from clipmlu.bundle import current_tool_versions
+from clipmlu.bundle.directory import current_tool_versions
 from clipmlu.errors import BackendUnavailableError, PrecisionError, UnknownNameError
 from clipmlu.specs import Precision
 
@@ -28,8 +28,8 @@ __all__ = [
 BACKENDS: dict[str, tuple[str, str]] = {
     "onnxruntime": ("clipmlu.backends.onnxruntime", "OnnxRuntimeBackend"),
     "openvino": ("clipmlu.backends.openvino", "OpenVinoBackend"),
-    "magicmind": ("clipmlu.backends.magicmind.backend", "MagicMindBackend"),
-    "magicmind-emulated": ("clipmlu.backends.magicmind.backend", "EmulatedMagicMindBackend"),
+    "magicmind": ("clipmlu.magicmind.backend", "MagicMindBackend"),
+    "magicmind-emulated": ("clipmlu.magicmind.backend", "EmulatedMagicMindBackend"),
 }
 """Backend name -> module and class, imported on first use."""
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle, Tower
+from clipmlu.clock import StageClock
 from clipmlu.data.feeds import Array, CalibrationData
 from clipmlu.errors import SessionError, ShapeError
 from clipmlu.lifetime import Lifetime, keep_when_forked
@@ -30,7 +31,6 @@ from clipmlu.specs import (
     TensorSpec,
     TowerName,
 )
-from clipmlu.stages import StageClock
 
 Feeds = Mapping[str, Array]
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipmlu._imports import import_onnxruntime
-from clipmlu._machine import limited_cpus
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
-from clipmlu.backends.graphs import check_openable, copy_graph, runtime_path, write_mode
+from clipmlu.backends.cpu_graphs import check_openable, copy_graph, runtime_path, write_mode
 from clipmlu.backends.ordered import OrderedThread
-from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle, Tower
+from clipmlu.clock import now
 from clipmlu.data.feeds import Array
 from clipmlu.errors import (
     BundleCorruptError,
     SessionError,
     first_line,
 )
+from clipmlu.host import limited_cpus
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
-from clipmlu.stages import now
 
 if TYPE_CHECKING:
     import onnxruntime

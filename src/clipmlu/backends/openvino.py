@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from clipmlu._machine import limited_cpus
 from clipmlu.backends import openvino_runtime
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
-from clipmlu.backends.graphs import check_openable, copy_graph, write_mode
+from clipmlu.backends.cpu_graphs import check_openable, copy_graph, write_mode
 from clipmlu.backends.ordered import OrderedThread
-from clipmlu.bundle import CompiledBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle, Tower
+from clipmlu.clock import now
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
+from clipmlu.host import limited_cpus
 from clipmlu.specs import Precision, TowerName
-from clipmlu.stages import now
 
 _REMEDY = "pip install 'clipmlu[openvino]'"
 _OLDEST = (2025, 3)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu._imports import require
-from clipmlu.backends.graphs import runtime_path
+from clipmlu.backends.cpu_graphs import runtime_path
 
 _TELEMETRY = "openvino_telemetry"
 _DEPTH, _WIDTH = 256, 64

@@ -15,21 +15,21 @@ import numpy as np
 from clipmlu import _environment
 from clipmlu.arguments import check_argument
 from clipmlu.backends import runtime_versions
-from clipmlu.bundle import TOKENIZER_NAME, current_tool_versions
-from clipmlu.classify.bulk import items_from_images, run_batches
+from clipmlu.bundle.directory import TOKENIZER_NAME, current_tool_versions
 from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer, check_rows
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
+from clipmlu.embed.images import items_from_images, run_batches
 from clipmlu.errors import BundleError, InputError, OptionError, OutputError
-from clipmlu.files import write_file
+from clipmlu.files.publish import write_file
 from clipmlu.keys import options_digest, value_digest
 from clipmlu.specs import PositiveInt
 
 if TYPE_CHECKING:
-    from clipmlu.classify.encoder import Encoder, FloatArray
     from clipmlu.data.images import ImageSource
+    from clipmlu.embed.encoder import Encoder, FloatArray
 
 DEFAULT_TOP_K = 5
 _PROMPTS_AT_ONCE = 1024

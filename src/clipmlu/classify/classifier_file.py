@@ -16,11 +16,11 @@ import msgspec
 import numpy as np
 
 from clipmlu.errors import InputError, reason_of
-from clipmlu.reading import SMALL_FILE_BYTES, decode_json, open_regular
+from clipmlu.files.read import SMALL_FILE_BYTES, decode_json, open_regular
 from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
 
 if TYPE_CHECKING:
-    from clipmlu.classify.encoder import FloatArray
+    from clipmlu.embed.encoder import FloatArray
 
 CLASSIFIER_SCHEMA = 1
 _MOST_BYTES = 1 << 30

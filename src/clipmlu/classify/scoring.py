@@ -1,7 +1,7 @@
 """From preprocessed images to logits over classes: the image tower and class embeddings, or the fused graph and its texts.
 
 A graph gives one *row* for each image: its embedding, or its logits. What reads, prepares and sends images does not care
-which (``bulk.run_batches``); a scorer turns the rows into logits.
+which (``images.run_batches``); a scorer turns the rows into logits.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from clipmlu.classify.image_graph import ImageGraph, ImageTower
 from clipmlu.data.prompts import fill_template
+from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.errors import BundleError, OptionError, ShapeError
 from clipmlu.specs import MluBuild
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from clipmlu.classify.encoder import Encoder, FloatArray, PendingRows, PixelArray
+    from clipmlu.embed.encoder import Encoder, FloatArray, PendingRows, PixelArray
 
 PREFER_TOWERS = "export the model again without '--layout joint'"
 

@@ -15,7 +15,7 @@ import msgspec
 from clipmlu.cli._datasets import calibration_names_options
 from clipmlu.cli._shared import PATH, Decorated, Number, device_option, max_pixels_option
 from clipmlu.errors import InputError, OptionError, first_line
-from clipmlu.reading import read_json
+from clipmlu.files.read import read_json
 from clipmlu.specs import (
     MLU_ARCHS,
     SMOOTHED_ROLES,
@@ -27,8 +27,8 @@ from clipmlu.specs import (
 )
 
 if TYPE_CHECKING:
-    from clipmlu.compile.calibration import CalibrationOptions
     from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.data.calibration import CalibrationOptions
     from clipmlu.specs import MluBuild, QuantisationOptions
 
 _SWITCHES = {
@@ -329,7 +329,7 @@ def _counts(texts: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _calibration(given: dict[str, Any]) -> CalibrationOptions | None:
-    from clipmlu.compile.calibration import CalibrationOptions
+    from clipmlu.data.calibration import CalibrationOptions
 
     if given["calib"] is None:
         if given["calib_class_names"] is not None or given["calib_folder_names"]:

@@ -25,10 +25,10 @@ from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
-    from clipmlu.measure.bottleneck import PipelineReport
-    from clipmlu.measure.loads import ScenarioResult
-    from clipmlu.measure.mm_run import MmRunReport
-    from clipmlu.measure.speed import SpeedReport
+    from clipmlu.magicmind.mm_run import MmRunReport
+    from clipmlu.measure.speed.bottleneck import PipelineReport
+    from clipmlu.measure.speed.loads import ScenarioResult
+    from clipmlu.measure.speed.speed import SpeedReport
 
 _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 _OURS_ONLY = {
@@ -128,7 +128,7 @@ def bench_command(
     With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per batch:
     with several inputs the tool's own figure may count texts.
     """
-    from clipmlu.files import check_files_free, write_file
+    from clipmlu.files.publish import check_files_free, write_file
 
     check_files_free([output], overwrite=overwrite)
     chosen: dict[str, Any] = {
@@ -159,9 +159,9 @@ def bench_command(
 
 
 def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreadable: list[str]) -> SpeedReport:
-    from clipmlu.measure.loads import DEFAULT_SCENARIOS, SpeedOptions
-    from clipmlu.measure.scenarios import QUERIES_PER_STREAM
-    from clipmlu.measure.speed import measure_speed
+    from clipmlu.measure.speed.loads import DEFAULT_SCENARIOS, SpeedOptions
+    from clipmlu.measure.speed.scenarios import QUERIES_PER_STREAM
+    from clipmlu.measure.speed.speed import measure_speed
 
     if given["images"] is not None and given["stages"] is False:
         raise OptionError("--images is for the stage breakdown; leave out one of --images and --no-stages")
@@ -202,8 +202,8 @@ def _photos(folder: Path, unreadable: list[str]) -> tuple[Path, ...]:
 
 
 def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmRunReport:
-    from clipmlu.bundle import open_compiled
-    from clipmlu.measure.mm_run import MmRunOptions, run_mm_run
+    from clipmlu.bundle.directory import open_compiled
+    from clipmlu.magicmind.mm_run import MmRunOptions, run_mm_run
 
     foreign = [name for name in _OURS_ONLY if given[name] not in (None, ())]
     if foreign or given["tower"] == "both":
@@ -214,8 +214,8 @@ def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmR
 
 
 def _encode(report: Any) -> bytes:
-    from clipmlu.measure.mm_run import MmRunReport, encode_mm_run
-    from clipmlu.measure.speed import encode_speed
+    from clipmlu.magicmind.mm_run import MmRunReport, encode_mm_run
+    from clipmlu.measure.speed.speed import encode_speed
 
     return encode_mm_run(report) if isinstance(report, MmRunReport) else encode_speed(report)
 

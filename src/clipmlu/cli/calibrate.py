@@ -56,9 +56,9 @@ def calibrate_command(
     """
     import msgspec
 
-    from clipmlu.bundle import open_bundle
+    from clipmlu.bundle.directory import open_bundle
     from clipmlu.cli._shared import echo_json
-    from clipmlu.compile.calibration import CalibrationOptions, obtain_calibration
+    from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 
     options = CalibrationOptions(
         dataset=calib,

@@ -32,9 +32,9 @@ from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
-    from clipmlu.classify.bulk import RowBatch
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction
+    from clipmlu.embed.images import RowBatch
     from clipmlu.model import Model
 
 
@@ -80,10 +80,10 @@ def classify_command(
     INPUT is a file, a folder (searched recursively), a glob pattern, or - for a list of paths on stdin, one per line.
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
-    from clipmlu.classify.bulk import run_batches
     from clipmlu.cli._inputs import image_items
     from clipmlu.data.finding import LeftOut
-    from clipmlu.files import check_files_free
+    from clipmlu.embed.images import run_batches
+    from clipmlu.files.publish import check_files_free
     from clipmlu.model import load
 
     if (labels is None) == (classifier_file is None):

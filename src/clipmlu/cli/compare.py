@@ -27,10 +27,10 @@ from clipmlu.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    from clipmlu.measure.ablation import Ablation, RoleCost
-    from clipmlu.measure.compare import ComparisonReport
-    from clipmlu.measure.nodes import NodeComparison, TowerComparison
-    from clipmlu.measure.predictions import EmbeddingComparison, PredictionComparison
+    from clipmlu.measure.compare.ablation import Ablation, RoleCost
+    from clipmlu.measure.compare.compare import ComparisonReport
+    from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison
+    from clipmlu.measure.compare.predictions import EmbeddingComparison, PredictionComparison
     from clipmlu.specs import TowerName
 
 _NODES_SHOWN = 10
@@ -99,9 +99,9 @@ def compare_command(
     float graphs. Nodes run on the CPU in float32 kernels that simulate the mode, embeddings and predictions on the bundles'
     own targets. The inner tensors of a bundle for a real MLU card cannot be read.
     """
-    from clipmlu.files import check_files_free, write_files
-    from clipmlu.measure import compare
-    from clipmlu.measure.heatmap import check_drawable, draw_comparison
+    from clipmlu.files.publish import check_files_free, write_files
+    from clipmlu.measure.compare import compare
+    from clipmlu.report.heatmap import check_drawable, draw_comparison
 
     if heatmap is not None:
         check_drawable(heatmap)
@@ -148,7 +148,7 @@ def show_comparison(report: ComparisonReport, *, show_all: bool) -> None:
 
 
 def _facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
-    from clipmlu.measure.heatmap import describe_side
+    from clipmlu.report.heatmap import describe_side
 
     yield "model", f"{report.model}"
     for label, side in (("A, measured", report.measured), ("B, reference", report.reference)):

@@ -14,9 +14,9 @@ from clipmlu.errors import GateError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
-    from clipmlu.bundle import CompiledBundle
+    from clipmlu.bundle.directory import CompiledBundle
     from clipmlu.compile.compiler import CompileOptions
-    from clipmlu.search import SearchOptions
+    from clipmlu.tune.quantise import SearchOptions
 
 
 @click.command("compile", cls=CompilingCommand)
@@ -78,7 +78,7 @@ def compile_command(
     if max_drop is None:
         compiled = compile_bundle(bundle, output, options)
     else:
-        from clipmlu.search import SearchOptions
+        from clipmlu.tune.quantise import SearchOptions
 
         precision = options.precision if given_precision else None
         search = SearchOptions(
@@ -91,8 +91,8 @@ def compile_command(
 
 
 def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchOptions) -> CompiledBundle:
-    from clipmlu.bundle import open_exported
-    from clipmlu.search import search_bundle
+    from clipmlu.bundle.directory import open_exported
+    from clipmlu.tune.quantise import search_bundle
 
     try:
         compiled, _report = search_bundle(open_exported(bundle), output, options, search, on_note=note)

@@ -9,11 +9,11 @@ import click
 
 from clipmlu.cli._shared import PATH, Number, console, echo_json, json_option, note, overwrite_option
 from clipmlu.file_names import name_from_path
-from clipmlu.files import encode_json
+from clipmlu.files.publish import encode_json
 
 if TYPE_CHECKING:
-    from clipmlu.backends.magicmind.probing import ProbeReport
-    from clipmlu.diagnostics import Finding
+    from clipmlu.doctor import Finding
+    from clipmlu.magicmind.probing import ProbeReport
 
 _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--only", "timeout": "--timeout"}
 
@@ -67,7 +67,7 @@ def doctor_command(
         return _write_probe(write_probe, overwrite=overwrite)
     if probe_sdk:
         return _probe_sdk(output, emulated=emulated, only=only, timeout=timeout, overwrite=overwrite, as_json=as_json)
-    from clipmlu.diagnostics import examine
+    from clipmlu.doctor import examine
 
     findings = examine()
     if as_json:
@@ -108,10 +108,10 @@ def _print_findings(findings: list[Finding]) -> None:
 def _probe_sdk(
     output: Path, *, emulated: bool, only: tuple[str, ...], timeout: float, overwrite: bool, as_json: bool
 ) -> int:
-    from clipmlu.backends.magicmind import probing
+    from clipmlu.magicmind import probing
 
     if emulated:
-        from clipmlu.emulator import NOTICE
+        from clipmlu.magicmind.emulator import NOTICE
 
         note(NOTICE)
         report = probing.probe_emulated_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
@@ -137,7 +137,7 @@ def _print_report(report: ProbeReport) -> None:
 
 
 def _write_probe(directory: Path, *, overwrite: bool) -> int:
-    from clipmlu.backends.magicmind.probing import write_probe
+    from clipmlu.magicmind.probing import write_probe
 
     program = write_probe(directory, overwrite=overwrite)
     click.echo(str(program))

@@ -25,9 +25,9 @@ from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
-    from clipmlu.classify.embedding_file import EmbeddingFile
-    from clipmlu.classify.encoder import Encoder
     from clipmlu.data.finding import LeftOut
+    from clipmlu.embed.encoder import Encoder
+    from clipmlu.embed.file import EmbeddingFile
 
 _TEXTS_AT_ONCE = 1024
 
@@ -63,8 +63,8 @@ def embed_command(
 
     INPUT is what 'clipmlu classify' takes. Where the run ends early, the finished part is written to OUTPUT.partial.npy.
     """
-    from clipmlu.classify.embedding_file import EmbeddingFile, check_embedding_output
     from clipmlu.data.finding import LeftOut
+    from clipmlu.embed.file import EmbeddingFile, check_embedding_output
     from clipmlu.model import load
 
     left_out = LeftOut()
@@ -121,8 +121,8 @@ def _embed_images(
     workers: int | None,
 ) -> int:
     """Returns how many images could not be read."""
-    from clipmlu.classify.bulk import embed_batches
     from clipmlu.cli._inputs import image_items
+    from clipmlu.embed.images import embed_batches
 
     broken = 0
     batches = embed_batches(encoder, image_items(inputs, left_out), batch_size=batch_size, workers=workers)

@@ -24,7 +24,7 @@ def emulate_command(command: tuple[str, ...]) -> int:
     COMMAND sees a package `magicmind` that computes on this CPU. The environment variables CLIPMLU_EMULATOR_MODE,
     _DEVICES, _ARCH, _LATENCY_MS, _FAULTS and others shape it; the exit code is COMMAND's own.
     """
-    from clipmlu.emulator import NOTICE, emulated_environment
+    from clipmlu.magicmind.emulator import NOTICE, emulated_environment
 
     click.echo(NOTICE, err=True)
     try:

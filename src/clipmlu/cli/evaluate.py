@@ -29,8 +29,8 @@ from clipmlu.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    from clipmlu.classify.encoder import Encoder
-    from clipmlu.measure.accuracy import AccuracyReport, Interval, Tally
+    from clipmlu.embed.encoder import Encoder
+    from clipmlu.measure.accuracy.evaluate import AccuracyReport, Interval, Tally
 
 _CLASSES_SHOWN = 10
 _MAX_DROP = 0.01
@@ -83,8 +83,8 @@ def eval_command(
 ) -> int:
     """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
     from clipmlu.errors import OptionError
-    from clipmlu.files import check_files_free, write_file
-    from clipmlu.measure import accuracy
+    from clipmlu.files.publish import check_files_free, write_file
+    from clipmlu.measure.accuracy import evaluate as accuracy
     from clipmlu.model import load
 
     if max_drop is not None and baseline is None:
@@ -134,7 +134,7 @@ def eval_command(
 
 
 def _tell_interrupted(encoder: Encoder, tally: Tally, wanted: int) -> None:
-    from clipmlu.measure.accuracy import wilson_interval
+    from clipmlu.measure.accuracy.evaluate import wilson_interval
 
     interval = wilson_interval(tally.correct, tally.images)
     found = f"{tally.correct / tally.images:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"

@@ -11,7 +11,7 @@ from clipmlu.cli._shared import bundle_argument, echo_json, json_option, print_f
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
-    from clipmlu.bundle import Bundle
+    from clipmlu.bundle.directory import Bundle
 
 
 @click.command("info")
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @json_option
 def info_command(bundle: Path, as_json: bool) -> None:
     """Show what is in a BUNDLE, after verifying its digests."""
-    from clipmlu.bundle import open_bundle
+    from clipmlu.bundle.directory import open_bundle
 
     show_bundle(open_bundle(bundle), as_json=as_json)
 
 
 def show_bundle(bundle: Bundle, *, as_json: bool) -> None:
     """Print a bundle's facts on stdout."""
-    from clipmlu.diagnostics import bundle_facts
+    from clipmlu.doctor import bundle_facts
 
     if as_json:
         import msgspec

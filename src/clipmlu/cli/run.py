@@ -66,7 +66,7 @@ def run_command(
 ) -> int:
     """Export, compile and evaluate MODEL in one go, reusing bundles whose content still matches."""
     from clipmlu.export.exporter import ExportOptions
-    from clipmlu.measure.accuracy import EvalOptions
+    from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.pipeline import RunOptions, encode_run, run_chain
 
     chain = RunOptions(

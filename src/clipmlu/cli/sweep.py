@@ -27,7 +27,7 @@ from clipmlu.specs import Precision
 
 if TYPE_CHECKING:
     from clipmlu.compile.compiler import CompileOptions
-    from clipmlu.measure.sweep_report import SweepReport
+    from clipmlu.tune.sweep_report import SweepReport
 
 
 @click.command("sweep", cls=CompilingCommand)
@@ -102,8 +102,8 @@ def sweep_command(
     A precision that the target does not offer, or that fails a gate, is a row with the reason: the exit code is then 3 for a
     gate, 1 for anything else.
     """
-    from clipmlu.measure.accuracy import EvalOptions
-    from clipmlu.measure.sweep import SweepOptions, encode_sweep, run_sweep
+    from clipmlu.measure.accuracy.evaluate import EvalOptions
+    from clipmlu.tune.sweep import SweepOptions, encode_sweep, run_sweep
 
     sweep = SweepOptions(
         compile=dataclasses.replace(options, overwrite=overwrite),
@@ -154,7 +154,7 @@ def _batch_size(text: str) -> int:
 def _show(report: SweepReport) -> None:
     from rich.table import Table
 
-    from clipmlu.measure.sweep_report import HEADINGS, row_cells, summary_lines
+    from clipmlu.tune.sweep_report import HEADINGS, row_cells, summary_lines
 
     table = Table(*HEADINGS)
     for column in table.columns:

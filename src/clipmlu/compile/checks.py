@@ -10,16 +10,15 @@ import numpy.typing as npt
 
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
-from clipmlu.backends.pixels import PIXELS, takes_uint8
-from clipmlu.bundle import CompiledBundle, ExportedBundle, Manifest, ParityRecord
-from clipmlu.compile.calibration import CalibrationSet, cut_batches
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, Manifest, ParityRecord
+from clipmlu.data.calibration import CalibrationSet, cut_batches
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import BundleCorruptError, GateError
-from clipmlu.parity import (
+from clipmlu.graph.parity import (
     FLOAT32_TOLERANCE,
     MIN_AGREEMENT,
     MIN_COSINE,
@@ -27,6 +26,7 @@ from clipmlu.parity import (
     allowed_logit_difference,
     measure_difference,
 )
+from clipmlu.graph.pixels import PIXELS, takes_uint8
 from clipmlu.specs import Precision, TowerName
 
 _IMAGES = 64

@@ -12,12 +12,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from clipmlu._machine import check_memory
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
 from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
-from clipmlu.backends.pixels import NORMALISATION_KEY
-from clipmlu.bundle import (
+from clipmlu.bundle.directory import (
     CALIBRATION_NAME,
     TOKENIZER_NAME,
     Compilation,
@@ -31,9 +29,9 @@ from clipmlu.bundle import (
     open_exported,
     stage_bundle,
 )
-from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
 from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.preparing import joint_row_macs, prepare_graph
+from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
 from clipmlu.data.feeds import CalibrationData
 from clipmlu.errors import (
     BackendUnavailableError,
@@ -43,7 +41,9 @@ from clipmlu.errors import (
     PrecisionError,
     SessionError,
 )
-from clipmlu.quantisation.roles import Operator, check_selections, parse_selection
+from clipmlu.graph.pixels import NORMALISATION_KEY
+from clipmlu.graph.roles import Operator, check_selections, parse_selection
+from clipmlu.host import check_memory
 from clipmlu.specs import (
     CalibrationRecord,
     GraphQuantisation,
@@ -411,7 +411,7 @@ def _check_kept_float(plan: CompilationPlan, towers: Sequence[tuple[Operator, ..
 def _lower(
     name: TowerName, path: Path, tower: Tower, folder: Path, profile: str, sizes: dict[str, int] | None
 ) -> SourceGraph:
-    from clipmlu.compile.lowering import PROFILES, lower_tower
+    from clipmlu.graph.lowering import PROFILES, lower_tower
 
     lowered = folder / tower.file
     lower_tower(path, lowered, PROFILES[profile], batch=sizes)

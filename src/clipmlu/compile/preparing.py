@@ -15,18 +15,18 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from clipmlu.backends.base import GraphOptions, SourceGraph
-from clipmlu.bundle import ExportedBundle
-from clipmlu.compile.lowering import lower_graph
+from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.data.feeds import CalibrationData, calibration_batches
 from clipmlu.errors import CompileError
-from clipmlu.parity import FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
-from clipmlu.quantisation.calibrate import RangeOptions, collect_ranges
-from clipmlu.quantisation.clipping import clip_graph
-from clipmlu.quantisation.index import save_model
-from clipmlu.quantisation.rewrite import quantised_tensors
-from clipmlu.quantisation.roles import Operator, find_operators, macs_by_input, parse_selection, select_operators
-from clipmlu.quantisation.smoothing import Site, choose_factors, find_sites, smooth_graph
-from clipmlu.quantisation.survey import WatchingSession, channel_maxima
+from clipmlu.graph.index import save_model
+from clipmlu.graph.lowering import lower_graph
+from clipmlu.graph.parity import FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
+from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
+from clipmlu.graph.quantisation.clipping import clip_graph
+from clipmlu.graph.quantisation.rewrite import quantised_tensors
+from clipmlu.graph.quantisation.smoothing import Site, choose_factors, find_sites, smooth_graph
+from clipmlu.graph.roles import Operator, find_operators, macs_by_input, parse_selection, select_operators
+from clipmlu.graph.watch import WatchingSession, channel_maxima
 from clipmlu.specs import GraphQuantisation, NodeType, QuantisationOptions
 
 _OWN_ALGORITHMS = ("percentile", "entropy")

@@ -8,14 +8,14 @@ import os
 import msgspec
 
 from clipmlu.arguments import as_path
-from clipmlu.bundle import MANIFEST_NAME, CompiledBundle, open_compiled
-from clipmlu.compile.calibration import CalibrationOptions, CalibrationSet
+from clipmlu.bundle.directory import MANIFEST_NAME, CompiledBundle, open_compiled
 from clipmlu.compile.compiler import CompileOptions
+from clipmlu.data.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import text_from_name
-from clipmlu.files import encode_json
-from clipmlu.reading import read_json
+from clipmlu.files.publish import encode_json
+from clipmlu.files.read import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, Precision, QuantisationOptions, Spec
 
 RECIPE_NAME = "recipe.json"

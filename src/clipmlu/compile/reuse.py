@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from clipmlu.backends import SessionOptions, runtime_versions
-from clipmlu.bundle import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.compile.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
 from clipmlu.compile.checks import Thresholds, passes_now
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions
+from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.file_names import name_from_path
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home
-from clipmlu.reading import read_small_file
+from clipmlu.files.read import read_small_file
 
 _MOST_BYTES = 16 << 20
 _LINES_SHOWN = 5

@@ -26,7 +26,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from clipmlu.arguments import as_texts
 from clipmlu.errors import BundleCorruptError, InputError, first_line, reason_of
-from clipmlu.reading import decode_json, read_small_file
+from clipmlu.files.read import decode_json, read_small_file
 from clipmlu.specs import TokenizerSpec
 
 # Names that open_clip gives the two special tokens; OpenAI's are <|startoftext|> and <|endoftext|>.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from clipmlu._imports import require
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
-from clipmlu.bundle import ParityRecord, Tower
+from clipmlu.bundle.directory import ParityRecord, Tower
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import ClipmluError, ExportError, ParityError
 from clipmlu.export.loading import PURPOSE, LoadedModel
@@ -21,7 +21,7 @@ from clipmlu.export.options import ExportOptions
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.tokenizers import TokenSampler
 from clipmlu.export.towers import TowerProgram
-from clipmlu.parity import allowed_logit_difference, measure_difference
+from clipmlu.graph.parity import allowed_logit_difference, measure_difference
 from clipmlu.specs import PreprocessSpec, TowerName
 
 _Array = npt.NDArray[Any]

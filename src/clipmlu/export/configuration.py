@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from clipmlu.errors import ExportError, reason_of
-from clipmlu.reading import read_json
+from clipmlu.files.read import read_json
 
 _MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 _MOST_BYTES = 16 << 20

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from clipmlu.arguments import as_path, check_argument
-from clipmlu.bundle import (
+from clipmlu.bundle.directory import (
     TOKENIZER_NAME,
     Export,
     ExportedBundle,

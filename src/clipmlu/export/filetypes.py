@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from clipmlu.errors import ExportError, first_line
-from clipmlu.reading import open_regular
+from clipmlu.files.read import open_regular
 
 Format = Literal["safetensors", "torch", "script", "big_vision"]
 """``script`` is a TorchScript archive, ``big_vision`` Google's arrays by name in an ``.npz``."""

@@ -23,7 +23,7 @@ from clipmlu.export.openai import is_openai_file, read_openai_file
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.source import Source, model_config, text_model_folder
 from clipmlu.export.training import CONFIG_NAME, PREPROCESS_KEYS, Training, learn_training, note_activation
-from clipmlu.files import scratch_directory
+from clipmlu.files.publish import scratch_directory
 from clipmlu.specs import LARGEST_LOGIT, PreprocessSpec
 
 PURPOSE = "Exporting a model"

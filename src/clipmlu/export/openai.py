@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipmlu._imports import require
-from clipmlu.bundle import file_record
+from clipmlu.bundle.directory import file_record
 from clipmlu.export.checkpoint import Checkpoint
 
 _TAG = "openai"

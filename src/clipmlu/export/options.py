@@ -7,7 +7,7 @@ import os
 
 from clipmlu.arguments import as_path, check_fields
 from clipmlu.errors import OptionError
-from clipmlu.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE
+from clipmlu.graph.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE
 from clipmlu.specs import Layout
 
 OPSETS = (18, 20)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from clipmlu.export.catalog import quick_gelu_name, quick_gelu_tags
-from clipmlu.reading import read_json, read_small_file
+from clipmlu.files.read import read_json, read_small_file
 
 CONFIG_NAME = "open_clip_config.json"
 _PARAMETERS_NAME = "params.txt"  # what open_clip's training writes into a run's folder, one "name: value" a line

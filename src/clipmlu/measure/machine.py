@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipmlu._machine import available_cpus
+from clipmlu.host import available_cpus
 from clipmlu.specs import Spec
 
 _PROC = Path("/proc")

@@ -28,8 +28,8 @@ from PIL import Image
 from clipmlu import _environment
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError, OutputError, first_line
-from clipmlu.files import scratch_directory, stage_directory
-from clipmlu.reading import read_small_file
+from clipmlu.files.publish import scratch_directory, stage_directory
+from clipmlu.files.read import read_small_file
 
 _SIDE = 32
 _MOST_BYTES = 1 << 30  # the largest published file has 155 MB

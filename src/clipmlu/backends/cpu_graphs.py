@@ -1,0 +1,159 @@
+"""What the CPU backends share: the files that they compile to, ONNX graphs, and what must hold before one is opened."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmlu.backends.base import Backend, CompiledGraph, GraphOptions, SessionOptions, SourceGraph
+from clipmlu.bundle.directory import GRAPH_SUFFIX, CompiledBundle, Tower
+from clipmlu.data.feeds import calibration_batches
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError, BundleError, OptionError
+from clipmlu.file_names import name_from_path
+from clipmlu.graph.pixels import insert_normalisation, with_uint8_pixels
+from clipmlu.specs import PreprocessSpec, TensorSpec, TowerName
+
+if TYPE_CHECKING:
+    from clipmlu.graph.quantisation.calibrate import Ranges
+
+_TEXT_AXIS = "text_batch"
+
+
+def check_openable(backend: Backend, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> None:
+    """Refuse to open a graph where its runtime is absent, or on a card, or a file that was not looked through.
+
+    Raises:
+        BundleCorruptError: the tower's file is no graph of ONNX.
+        BackendUnavailableError: the runtime cannot be used here.
+        OptionError: a device was chosen for a bundle that runs on the CPU.
+    """
+    availability = backend.probe()
+    if not availability.ok:
+        raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on {backend.name}: {availability.reason}.")
+    # By another name a runtime takes other formats too, and ``open_bundle`` has looked through those of this name only.
+    if not bundle.tower(tower).file.endswith(GRAPH_SUFFIX):
+        raise BundleCorruptError(
+            f"Manifest of '{bundle.path}' has the file '{bundle.tower(tower).file}' for {backend.name}, which takes "
+            f"'*{GRAPH_SUFFIX}'. Make the bundle again."
+        )
+    # With --text-target, the device is that of the image tower.
+    if options.device and bundle.compilation.backend == backend.name:
+        raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")
+
+
+def runtime_path(path: Path) -> str:
+    """A graph's path as the runtimes take it.
+
+    Raises:
+        BundleError: it is no UTF-8; they are libraries of C++ whose interface for Python takes text.
+    """
+    text = str(path)
+    if any("\udc80" <= each <= "\udcff" for each in text):  # how Python keeps such bytes (PEP 383)
+        raise BundleError(
+            f"The path '{name_from_path(path)}' is no UTF-8, which the runtimes cannot open. Rename the folder, or move the bundle."
+        )
+    return text
+
+
+def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+    """Copy a graph and its weights; with a static shape, write the sizes into it; let it take uint8 if wanted.
+
+    Args:
+        graph: the canonical graph.
+        options: the shapes and the pixels.
+        directory: where the files go.
+    """
+    spec = graph.tower
+    for path in graph.data_files:
+        shutil.copyfile(path, directory / path.name)
+    if options.dynamic_shape:
+        shutil.copyfile(graph.path, directory / spec.file)
+        return _with_wanted_pixels(CompiledGraph(tower=spec), options, directory)
+    sizes = _static_sizes(spec, options)
+    _write_static(graph.path, directory / spec.file, sizes)
+    return _with_wanted_pixels(CompiledGraph(tower=_tower_with_sizes(spec, sizes)), options, directory)
+
+
+def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+    """Rewrite a graph into what a precision mode computes, calibrated by onnxruntime if the mode quantises.
+
+    Args:
+        graph: the lowered graph.
+        options: precision, shapes, pixels, how to quantise and the calibration data.
+        directory: where the file goes.
+
+    Raises:
+        CalibrationError: calibration data are missing or do not fit.
+    """
+    import onnx
+
+    from clipmlu.graph.index import save_model
+    from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
+    from clipmlu.graph.quantisation.rewrite import quantised_tensors, rewrite_for_runtime
+
+    model = onnx.load(str(graph.path))
+    bits, how = options.precision.bits, options.quantisation
+    ranges: Ranges = {}
+    if bits is not None:
+        names = quantised_tensors(model, without=frozenset(options.node_types))
+        wanted = RangeOptions(bits=bits, algorithm=how.algorithm)
+        ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
+    rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
+    save_model(rewritten, directory / graph.tower.file)
+    tower = _tower_with_sizes(graph.tower, {} if options.dynamic_shape else _static_sizes(graph.tower, options))
+    return _with_wanted_pixels(CompiledGraph(tower=tower, quantised=record), options, directory)
+
+
+def _with_wanted_pixels(compiled: CompiledGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+    return compiled if options.pixels is None else take_uint8(compiled, options.pixels, directory)
+
+
+def _static_sizes(tower: Tower, options: GraphOptions) -> dict[str, int]:
+    """Axis -> its size, of all axes that may vary; the texts of the fused graph are as many as a build for cards has."""
+    axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
+    return {axis: options.mlu.text_rows if axis == _TEXT_AXIS else options.batch_size for axis in axes}
+
+
+def _write_static(source: Path, destination: Path, sizes: Mapping[str, int]) -> None:
+    """Replace the axes that may vary by numbers in every declared shape; weights stay where they are."""
+    import onnx
+
+    model = onnx.load(str(source), load_external_data=False)
+    graph = model.graph
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in sizes:
+                axis.dim_value = sizes[axis.dim_param]
+    onnx.save(model, str(destination))
+
+
+def _tower_with_sizes(tower: Tower, sizes: Mapping[str, int]) -> Tower:
+    return Tower(
+        file=tower.file,
+        inputs=tuple(_with_sizes(tensor, sizes) for tensor in tower.inputs),
+        outputs=tuple(_with_sizes(tensor, sizes) for tensor in tower.outputs),
+    )
+
+
+def _with_sizes(tensor: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
+    shape = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape)
+    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)
+
+
+def take_uint8(compiled: CompiledGraph, spec: PreprocessSpec, directory: Path) -> CompiledGraph:
+    """Let a compiled ONNX file take uint8 pixels; weights that it keeps beside it are neither read nor moved.
+
+    Args:
+        compiled: what takes normalised pixels.
+        spec: how they are normalised.
+        directory: where its file is.
+    """
+    import onnx
+
+    path = directory / compiled.tower.file
+    model = onnx.load(str(path), load_external_data=False)
+    insert_normalisation(model, spec)
+    onnx.save(model, str(path))
+    return CompiledGraph(tower=with_uint8_pixels(compiled.tower), quantised=compiled.quantised)

@@ -1,0 +1,1 @@
+"""Bundles: what their manifest says, how they are opened, verified and published."""

@@ -1,0 +1,383 @@
+"""Checks behind ``clipmlu doctor`` and facts behind ``clipmlu info``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+
+from clipmlu import _environment
+from clipmlu._version import __version__
+from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
+from clipmlu.backends.worker_options import WorkerOptions
+from clipmlu.bundle.directory import Bundle, CompiledBundle, ParityRecord
+from clipmlu.data.datasets import DATASETS, locate_dataset
+from clipmlu.errors import BackendUnavailableError, ClipmluError
+from clipmlu.file_names import name_from_path
+from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
+from clipmlu.specs import VENDOR_PRECISIONS, MluBuild, QuantisationOptions, Spec
+
+_EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "export": ("clipmlu export", ("torch", "open_clip", "onnxscript", "transformers")),
+    "openvino": ("clipmlu compile --target openvino", ("openvino",)),
+    "report": ("clipmlu compare --heatmap", ("matplotlib",)),
+}
+"""Extra -> what needs it, and the modules it brings."""
+
+_DEVICES = Path("/dev")
+_DRIVER_FACTS = Path("/proc/driver/cambricon")
+_MODULES = Path("/sys/module")
+_MONITOR = Path("/usr/bin/cnmon")
+_NEUWARE = Path("/usr/local/neuware")
+_OLDEST_DRIVER = (4, 20, 6)
+"""What the vendor's model zoo asks for (docs/magicmind-api.md, section 5)."""
+_MONITOR_SECONDS = 5.0
+_WORKER_SECONDS = 20.0
+
+
+class Finding(Spec, frozen=True, kw_only=True):
+    """One line of the doctor's report.
+
+    Attributes:
+        check: what was looked at.
+        status: ``ok``; ``optional`` for something absent that not everybody needs; ``problem``.
+        found: what is there.
+        remedy: what to do, empty when nothing need be done.
+    """
+
+    check: str
+    status: Literal["ok", "optional", "problem"]
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at the interpreter, the runtimes, the extras, the cache and the datasets; never raises."""
+    return [
+        Finding(
+            check="clipmlu",
+            status="ok",
+            found=f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
+        ),
+        Finding(check="cores", status="ok", found=str(_usable_cores())),
+        *_backend_findings(),
+        *_mlu_findings(),
+        *_extra_findings(),
+        _cache_finding(),
+        *(
+            Finding(check=f"dataset {name}", status="ok", found=locate_dataset(name))
+            for name in DATASETS
+            if ":" not in name
+        ),
+    ]
+
+
+def bundle_facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """What people want to know of a bundle, as (name, value) pairs."""
+    manifest = bundle.manifest
+    yield "bundle", f"{name_from_path(bundle.path)} ({bundle.kind}, {bundle.size_bytes / 1e6:.1f} MB)"
+    yield "model", str(manifest.model)
+    yield "layout", manifest.layout
+    for name, tower in manifest.towers.items():
+        for direction, tensors in (("in", tower.inputs), ("out", tower.outputs)):
+            for tensor in tensors:
+                shape = ", ".join(str(size) for size in tensor.shape)
+                yield f"{name} {direction}", f"{tensor.name}: {tensor.dtype} ({shape})"
+    spec = manifest.preprocess
+    yield "images", f"{spec.width} x {spec.height} pixels, {spec.resize_mode}, {spec.interpolation}"
+    stand_in = ", a stand-in: texts mean nothing to this model" if manifest.tokenizer.stand_in else ""
+    yield "texts", f"{manifest.tokenizer.context_length} tokens, {manifest.tokenizer.kind}{stand_in}"
+    bias = "" if manifest.logit_bias is None else f", bias {manifest.logit_bias:.4f}"
+    yield "logit scale", f"{manifest.logit_scale:.4f}{bias}"
+    yield "activation", manifest.activation
+    yield "graphs", f"opset {manifest.export.opset}, {manifest.export.exporter}"
+    yield "parity", _parity_text(manifest.export.parity)
+    if isinstance(bundle, CompiledBundle):
+        yield from _compilation_facts(bundle)
+    yield "digest", bundle.digest
+    yield "made with", ", ".join(f"{name} {version}" for name, version in sorted(manifest.tool_versions.items()))
+
+
+def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
+    facts = bundle.compilation
+    yield "target", f"{facts.target} ({facts.backend}){', emulated' if facts.emulated else ''}"
+    yield "precision", facts.precision.value
+    yield (
+        "batch",
+        f"1..{facts.max_batch}, preferably {facts.batch_size}"
+        if facts.dynamic_shape
+        else f"exactly {facts.batch_size}",
+    )
+    yield (
+        "input",
+        "uint8 pixels, normalised in the graph" if facts.uint8_input else "float32 pixels, normalised before",
+    )
+    if facts.text_tower is not None:
+        yield (
+            "text tower",
+            f"{facts.text_tower.target} ({facts.text_tower.backend}), {facts.text_tower.precision.value}",
+        )
+    if facts.mlu is not None:
+        yield "built for", _archs_text(facts.mlu)
+    if facts.quantisation is not None:
+        how = facts.quantisation
+        yield (
+            "quantisation",
+            f"{how.granularity} weights, {how.activation} activations, {_algorithm_text(how)} calibration",
+        )
+        if any(how.smooth_alpha.values()):
+            yield "smoothing", ", ".join(f"{role} {alpha:g}" for role, alpha in how.smooth_alpha.items() if alpha)
+        if how.keep_float:
+            yield "kept in float", ", ".join(how.keep_float)
+    for name, record in facts.quantised.items():
+        share = record.quantised_macs / record.macs if record.macs else 0.0
+        tensors = f", {len(record.tensors)} tensors" if record.tensors else ", tensors not told by the SDK"
+        yield f"{name} in integers", f"{100 * share:.1f} % of the multiply-accumulate operations{tensors}"
+    if facts.calibration is not None:
+        data = facts.calibration
+        yield (
+            "calibration",
+            f"{data.samples} images of {data.dataset}, {data.split}, seed {data.seed}; {data.texts} texts; digest {data.digest[:12]}",
+        )
+    same = "" if facts.agreement is None else f"; same class as in float32 for {100 * facts.agreement:.1f} %"
+    yield "agreement", _parity_text(facts.parity) + same if facts.parity else "not checked"
+
+
+def _algorithm_text(how: QuantisationOptions) -> str:
+    return f"{how.algorithm} {how.percentile:g}" if how.algorithm == "percentile" else how.algorithm
+
+
+def _archs_text(mlu: MluBuild) -> str:
+    return ", ".join(
+        f"{arch} ({', '.join(map(str, counts))} clusters)" if counts else arch for arch, counts in mlu.archs.items()
+    )
+
+
+def _parity_text(records: tuple[ParityRecord, ...]) -> str:
+    worst: dict[str, float] = {}
+    for record in records:
+        worst[record.tower] = max(worst.get(record.tower, 0.0), record.max_abs_diff)
+    return ", ".join(f"{tower} {difference:.1e}" for tower, difference in worst.items()) + " max abs difference"
+
+
+def _usable_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _backend_findings() -> Iterator[Finding]:
+    for name in BACKENDS:
+        backend = get_backend(name)
+        availability = backend.probe()
+        check = f"target {', '.join(target for target, each in TARGETS.items() if each == name)}"
+        if availability.ok:
+            yield _usable_backend(check, backend, availability.version or "")
+        else:
+            status: Literal["optional", "problem"] = "problem" if name == "onnxruntime" else "optional"
+            yield Finding(check=check, status=status, found="absent", remedy=availability.reason)
+
+
+def _usable_backend(check: str, backend: Backend, version: str) -> Finding:
+    """A runtime that is there; one for the CPU says which modes it has if they depend on the machine."""
+    if backend.emulated:
+        return Finding(check=check, status="ok", found=f"{version}: not a card")
+    found = f"{backend.name} {version}"
+    if backend.has_cards:
+        return Finding(check=check, status="ok", found=found)
+    try:
+        modes = backend.precisions
+    except BackendUnavailableError as error:
+        return Finding(check=check, status="problem", found=found, remedy=f"install it again: {error}")
+    if modes != VENDOR_PRECISIONS:
+        found = f"{found}; on this CPU: {', '.join(mode.value for mode in modes)}"
+    return Finding(check=check, status="ok", found=found)
+
+
+# ---- MLU: the facts behind these checks are in docs/magicmind-api.md, section 5 ------------------------------------------
+
+
+def _mlu_findings() -> Iterator[Finding]:
+    worker = worker_from_environment()
+    importable = _sdk_is_importable()
+    yield _card_finding(has_sdk=importable or worker is not None)
+    yield _driver_finding()
+    yield _monitor_finding()
+    yield _neuware_finding()
+    if importable:
+        yield Finding(check="MagicMind SDK", status="ok", found="importable in this process")
+    else:
+        yield Finding(check="MagicMind SDK", status="optional", found="not importable in this process")
+    yield _worker_finding(worker)
+
+
+def _sdk_is_importable() -> bool:
+    """Whether the vendor's package can be imported here; the emulated one does not count."""
+    from clipmlu.magicmind.backend import real_sdk_is_importable
+
+    return real_sdk_is_importable()
+
+
+def _card_finding(has_sdk: bool) -> Finding:
+    """Look for MLU cards by the files that the driver makes: ``/dev/cambricon_dev0``, ``/dev/cambricon_ctl``."""
+    check = "MLU card"
+    devices = sorted(_DEVICES.glob("cambricon_dev*"))
+    if not devices:
+        remedy = "on a machine with a card: install its driver, and pass the devices to a container with --device"
+        return Finding(check=check, status="optional", found=f"no {_DEVICES}/cambricon_dev*", remedy=remedy)
+    found = ", ".join(path.name for path in devices)
+    closed = [path.name for path in devices if not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        remedy = f"let this user read and write {', '.join(closed)}"
+        return Finding(check=check, status="problem", found=f"{found}; no access", remedy=remedy)
+    if not has_sdk:
+        remedy = f"there is no SDK for it: set {PYTHON_VARIABLE} to the interpreter that has 'magicmind', or {WORKER_VARIABLE}"
+        return Finding(check=check, status="problem", found=found, remedy=remedy)
+    if not (_DEVICES / "cambricon_ctl").exists():
+        remedy = f"the vendor's containers get {_DEVICES}/cambricon_ctl too: --device /dev/cambricon_ctl"
+        return Finding(check=check, status="optional", found=f"{found}; no cambricon_ctl", remedy=remedy)
+    return Finding(check=check, status="ok", found=found)
+
+
+def _driver_finding() -> Finding:
+    """The kernel driver's version, from wherever the kernel shows one."""
+    check = "MLU driver"
+    if not _DRIVER_FACTS.exists() and not any(_MODULES.glob("cambricon*")):
+        return Finding(check=check, status="optional", found=f"no {_DRIVER_FACTS}")
+    version = _driver_version()
+    if version is None:
+        return Finding(check=check, status="ok", found="loaded; says nothing of its version")
+    if tuple(int(part) for part in version.split(".")) < _OLDEST_DRIVER:
+        oldest = ".".join(map(str, _OLDEST_DRIVER))
+        remedy = f"the vendor's model zoo asks for {oldest} or newer: update the driver of the host"
+        return Finding(check=check, status="problem", found=version, remedy=remedy)
+    return Finding(check=check, status="ok", found=version)
+
+
+def _driver_version() -> str | None:
+    """``/sys/module/*/version`` is the kernel's own place; what is under /proc is not documented, so it is searched."""
+    for path in sorted(_MODULES.glob("cambricon*/version")):
+        if match := re.search(r"\d+\.\d+\.\d+", _head_of(path)):
+            return match[0]
+    for path in sorted(_DRIVER_FACTS.rglob("*"))[:200]:
+        if match := re.search(r"driver[^\n\d]{0,40}(\d+\.\d+\.\d+)", _head_of(path), re.IGNORECASE):
+            return match[1]
+    return None
+
+
+def _head_of(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(1 << 16).decode("utf-8", "replace")
+    except OSError:  # a folder, or a file that this user may not read: there is nothing to learn from it
+        return ""
+
+
+def _monitor_finding() -> Finding:
+    """Ask the vendor's ``cnmon`` for its version, if it is there."""
+    program = shutil.which("cnmon") or str(_MONITOR)
+    if not os.access(program, os.X_OK):
+        return Finding(check="cnmon", status="optional", found="absent")
+    said = "no answer"
+    for command in ("version", "info"):  # ``info`` is the one that public scripts call
+        try:
+            done = subprocess.run(  # noqa: S603
+                [program, command],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_MONITOR_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            said = f"no answer within {_MONITOR_SECONDS:g} s"
+            break
+        except OSError as error:
+            said = str(error.strerror)
+            break
+        said = " ".join((done.stdout or done.stderr).split())[:120] or f"exit code {done.returncode}"
+        if done.returncode == 0:
+            return Finding(check="cnmon", status="ok", found=said)
+    remedy = f"run '{program} info' to see what is wrong with the card or its driver"
+    return Finding(check="cnmon", status="problem", found=said, remedy=remedy)
+
+
+def _neuware_finding() -> Finding:
+    """The SDK's home: NEUWARE_HOME, or where public scripts have it; ``bin/mm_run`` in it measures speed."""
+    named = os.environ.get("NEUWARE_HOME")
+    home = Path(named) if named else _NEUWARE
+    if not home.is_dir():
+        if named:
+            remedy = "unset it, or set it to the folder of the vendor's tools"
+            return Finding(check="NEUWARE_HOME", status="problem", found=f"'{named}' is no folder", remedy=remedy)
+        return Finding(check="NEUWARE_HOME", status="optional", found=f"not set, and no {_NEUWARE}")
+    found = str(home) if named else f"not set; {home} is there"
+    if not (home / "bin" / "mm_run").is_file():
+        remedy = "'clipmlu bench --tool mm_run' needs it"
+        return Finding(check="NEUWARE_HOME", status="optional", found=f"{found}; no bin/mm_run", remedy=remedy)
+    remedy = "" if named else f"export NEUWARE_HOME={home}"
+    return Finding(check="NEUWARE_HOME", status="ok", found=f"{found}, with bin/mm_run", remedy=remedy)
+
+
+def _worker_finding(worker: WorkerOptions | None) -> Finding:
+    """Ask the worker that the environment names what it has."""
+    check = "MLU worker"
+    if worker is None:
+        return Finding(check=check, status="optional", found=f"none named by {PYTHON_VARIABLE} or {WORKER_VARIABLE}")
+    from clipmlu.magicmind.client.answers import HostFacts
+    from clipmlu.magicmind.client.worker_client import WorkerClient
+    from clipmlu.magicmind.driver import DriverError
+
+    variable = PYTHON_VARIABLE if worker.address is None else WORKER_VARIABLE
+    client = WorkerClient(dataclasses.replace(worker, start_seconds=_WORKER_SECONDS, max_failures=1))
+    try:
+        facts = client.execute(lambda exchange: exchange({"op": "info"}, ()).read(HostFacts), _WORKER_SECONDS)
+    except (ClipmluError, DriverError) as error:
+        remedy = f"correct {variable}, or unset it"
+        return Finding(check=check, status="problem", found=" ".join(str(error).split()), remedy=remedy)
+    finally:
+        client.close()
+    found = f"{worker}: Python {facts.python}, NumPy {facts.numpy}"
+    if facts.problem:
+        remedy = f"{variable} must lead to where 'magicmind' imports: {facts.problem}"
+        return Finding(check=check, status="problem", found=f"{found}, no SDK", remedy=remedy)
+    version = facts.sdk.version if facts.sdk is not None else None
+    kind = "emulated SDK" if facts.emulated else f"SDK {version or 'of unknown version'}"
+    remedy = "" if facts.cards else "it can build models and not run them: there is no card"
+    return Finding(check=check, status="ok", found=f"{found}, {kind}, cards: {facts.cards}", remedy=remedy)
+
+
+def _extra_findings() -> Iterator[Finding]:
+    for extra, (user, modules) in _EXTRAS.items():
+        absent = [module for module in modules if util.find_spec(module) is None]
+        if absent:
+            remedy = f"needed by '{user}': pip install 'clipmlu[{extra}]'"
+            yield Finding(
+                check=f"extra {extra}", status="optional", found=f"absent: {', '.join(absent)}", remedy=remedy
+            )
+        else:
+            versions = ", ".join(f"{module} {_version_of(module)}" for module in modules)
+            yield Finding(check=f"extra {extra}", status="ok", found=versions)
+
+
+def _version_of(module: str) -> str:
+    return metadata.version({"open_clip": "open_clip_torch"}.get(module, module))
+
+
+def _cache_finding() -> Finding:
+    folder = _environment.cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        remedy = f"set {_environment.CACHE_VARIABLE} to a folder that can be written"
+        return Finding(check="cache", status="problem", found=f"{folder}: {error.strerror}", remedy=remedy)
+    return Finding(check="cache", status="ok", found=str(folder))

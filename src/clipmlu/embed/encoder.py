@@ -1,0 +1,459 @@
+"""A compiled bundle, ready to embed: images and texts in, unit-norm embeddings out."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu.arguments import as_texts, check_argument, shown
+from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
+from clipmlu.bundle.directory import CompiledBundle, open_compiled
+from clipmlu.clock import StageClock
+from clipmlu.data.feeds import Array
+from clipmlu.errors import BundleCorruptError, InputError, SessionError, ShapeError
+from clipmlu.lifetime import Lifetime
+from clipmlu.specs import PositiveInt, TowerName
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from clipmlu.data.preprocess import Preprocessor
+    from clipmlu.data.tokenizer import Tokenizer
+
+FloatArray = npt.NDArray[np.float32]
+_SMALLEST_NORM, _LARGEST_NORM = (
+    0.25,
+    4.0,
+)  # squares; what rounding leaves of a unit vector in any precision lies far within
+PixelArray = FloatArray | npt.NDArray[np.uint8]
+
+
+class PendingRows(Protocol):
+    """Rows of numbers that are being computed: embeddings, or logits."""
+
+    def result(self) -> FloatArray:
+        """Wait for them: float32, shape (N, D), owned by the caller; embeddings have unit L2 norm per row."""
+
+
+class Encoder:
+    """The graphs of a compiled bundle, two towers or the fused one, each opened when it is first needed.
+
+    Threads may share one. A process that is forked may not use it: it loads the bundle itself. It is pickled by the bundle's
+    path, and what is unpickled or copied is another one, loaded from there with the same options.
+
+    Args:
+        bundle: the bundle.
+        options: how it is run.
+        fast_preprocess: as for ``load``.
+        without: towers that will not be used, whose files were not checked.
+        check_results: refuse results with NaN or of a wrong norm; off for what measures how bad they are.
+
+    Attributes:
+        bundle: the bundle.
+    """
+
+    def __init__(
+        self,
+        bundle: CompiledBundle,
+        options: SessionOptions | None = None,
+        *,
+        fast_preprocess: bool = False,
+        without: tuple[TowerName, ...] = (),
+        max_pixels: int | None = None,
+        check_results: bool = True,
+    ) -> None:
+        self._max_pixels = check_argument(max_pixels, PositiveInt | None, "max pixels")
+        self._check_results = check_results
+        self.bundle: CompiledBundle = check_argument(bundle, CompiledBundle, "bundle")
+        self._fast_preprocess = check_argument(fast_preprocess, bool, "fast preprocess")
+        self._without = without
+        self._options = check_argument(options, SessionOptions | None, "options") or SessionOptions()
+        self._sessions: dict[TowerName, Session] = {}
+        self._opening = threading.RLock()
+        self._lifetime = Lifetime(f"Bundle '{bundle.path}'", f"Load it again: clipmlu.load('{bundle.path}').")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.bundle!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.require_open()
+        how = {
+            "options": self._options,
+            "fast_preprocess": self._fast_preprocess,
+            "without": self._without,
+            "max_pixels": self._max_pixels,
+            "check_results": self._check_results,
+        }
+        return _load_again, (type(self), os.path.abspath(self.bundle.path), self.bundle.digest, how)
+
+    def __enter__(self) -> Self:
+        self.require_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the runtime's resources; batches in flight fail, and so does what is asked later. Closing twice is fine."""
+        if not self._lifetime.end():
+            return
+        with self._opening:
+            sessions, self._sessions = list(self._sessions.values()), {}
+        for session in sessions:
+            session.close()
+
+    def require_open(self) -> None:
+        """Refuse to go on when nothing can be embedded any more.
+
+        Raises:
+            SessionError: it was closed, or belongs to a process from which this one was forked.
+        """
+        self._lifetime.check()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Elements of an embedding."""
+        return self.bundle.manifest.embedding_dim
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size that was chosen when compiling."""
+        return self.bundle.compilation.batch_size
+
+    @property
+    def options(self) -> SessionOptions:
+        """How the sessions are opened."""
+        return self._options
+
+    @property
+    def batches_in_flight(self) -> int:
+        """Batches that are given to the runtime at a time."""
+        return self._options.in_flight
+
+    @property
+    def pixel_dtype(self) -> np.dtype[np.generic]:
+        """What the graph that takes images wants: float32, normalised, or uint8, which it normalises itself."""
+        return np.dtype(self.bundle.tower(self.bundle.image_graph).inputs[0].dtype)
+
+    @property
+    def joint_text_rows(self) -> int | None:
+        """Texts of every batch of the fused graph; None where any number is taken.
+
+        Raises:
+            BundleError: the bundle has two towers.
+        """
+        size = self.bundle.tower("joint").inputs[1].shape[0]
+        return size if isinstance(size, int) else None
+
+    @functools.cached_property
+    def preprocessor(self) -> Preprocessor:
+        """Turns images into input tensors as the model was trained."""
+        from clipmlu.data.images import DEFAULT_MAX_PIXELS
+        from clipmlu.data.preprocess import Preprocessor
+
+        limit = DEFAULT_MAX_PIXELS if self._max_pixels is None else self._max_pixels
+        return Preprocessor(self.bundle.manifest.preprocess, fast=self._fast_preprocess, max_pixels=limit)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Turns texts into token ids as the model was trained."""
+        from clipmlu.data.tokenizer import Tokenizer
+
+        return Tokenizer.load(self.bundle.tokenizer_path, self.bundle.manifest.tokenizer)
+
+    def check_batch_size(self, batch_size: int | None) -> int:
+        """The batch size to use: the bundle's own for None, else ``batch_size`` if the bundle takes it.
+
+        Raises:
+            OptionError: it is no number of 1 or more.
+            ShapeError: the bundle was compiled for other batches.
+        """
+        self.require_open()
+        rows: int | None = check_argument(batch_size, PositiveInt | None, "batch size")
+        if rows is None:
+            return self.batch_size
+        self._check_rows(rows, exact=True)
+        return rows
+
+    def encode_images(self, pixel_values: PixelArray) -> FloatArray:
+        """Embed preprocessed images with the image tower.
+
+        Args:
+            pixel_values: of ``pixel_dtype``, shape (N, 3, H, W); N may be 0. float32 pixels are normalised as the manifest
+                says, uint8 ones are RGB in 0..255; ``preprocessor.write`` makes both.
+
+        Returns:
+            float32 embeddings, shape (N, D), each row of unit L2 norm.
+
+        Raises:
+            ShapeError: dtype or shape differ from what the bundle takes.
+            InputError: a pixel is NaN or infinite, which a mode that quantises would turn into some number.
+        """
+        _check_array(pixel_values, "pixel_values")
+        _check_finite(pixel_values)
+        return self._encode("image", pixel_values)
+
+    def encode_tokens(self, input_ids: npt.NDArray[np.int64]) -> FloatArray:
+        """Embed tokenised texts with the text tower.
+
+        Args:
+            input_ids: int64, shape (N, context length); N may be 0.
+
+        Returns:
+            float32 embeddings, shape (N, D), each row of unit L2 norm.
+
+        Raises:
+            ShapeError: dtype or shape differ from what the bundle takes.
+            InputError: a token is negative or beyond the vocabulary, of which runtimes make what they like.
+        """
+        self._check_tokens(input_ids)
+        return self._encode("text", input_ids)
+
+    def submit_images(self, pixel_values: PixelArray) -> PendingRows:
+        """Start one batch on the image tower and return at once; batches finish in the order of submission.
+
+        Args:
+            pixel_values: as for ``encode_images``; 1 <= N <= the largest batch of the bundle.
+
+        Raises:
+            ShapeError: dtype or shape differ from what the bundle takes.
+        """
+        _check_array(pixel_values, "pixel_values")
+        return self._submit("image", (pixel_values,))
+
+    def submit_tokens(self, input_ids: npt.NDArray[np.int64]) -> PendingRows:
+        """Start one batch on the text tower and return at once; see ``submit_images``.
+
+        Args:
+            input_ids: int64, shape (N, context length); 1 <= N <= the largest batch of the bundle.
+
+        Raises:
+            ShapeError: dtype or shape differ from what the bundle takes.
+            InputError: as for ``encode_tokens``.
+        """
+        self._check_tokens(input_ids)
+        return self._submit("text", (input_ids,))
+
+    def submit_pairs(self, pixel_values: PixelArray, input_ids: npt.NDArray[np.int64]) -> PendingRows:
+        """Start one batch on the fused graph, every image with every text, and return at once; see ``submit_images``.
+
+        Args:
+            pixel_values: as for ``submit_images``.
+            input_ids: int64, shape (M, context length), 1 <= M <= ``joint_text_rows``; padded to that and trimmed.
+
+        Returns:
+            The logits when they are done: float32, shape (N, M), scaled and shifted as the model does.
+
+        Raises:
+            BundleError: the bundle has two towers.
+            ShapeError: dtype or shape differ from what the bundle takes.
+            InputError: as for ``encode_tokens``.
+        """
+        self.require_open()
+        _check_array(pixel_values, "pixel_values")
+        self._check_tokens(input_ids)
+        texts, fixed = len(input_ids), self.joint_text_rows
+        if not 1 <= texts <= (fixed or texts):
+            raise ShapeError(
+                f"There are {texts} texts, but bundle '{self.bundle.path}' takes exactly {fixed or 'one or more'} at a time; "
+                "fewer are padded. Cut them into pieces, or compile with another --text-rows."
+            )
+        padded = input_ids if fixed is None else pad_rows(input_ids, fixed)
+        return self._submit("joint", (pixel_values, padded), texts)
+
+    def device_clock(self, tower: TowerName) -> StageClock:
+        """What copying in, computing and copying out took so far on a tower, which is opened if it was not."""
+        return self._session(tower).clock
+
+    def embed_texts(self, texts: str | Sequence[str]) -> FloatArray:
+        """Embed texts.
+
+        Returns:
+            float32 embeddings of unit L2 norm: shape (D,) for one text, (N, D) for many.
+
+        Raises:
+            OptionError: it is no text, and no list of texts.
+        """
+        embeddings = self._encode_text_list(as_texts(texts, "texts"))
+        return embeddings[0] if isinstance(texts, str) else embeddings
+
+    def _encode_text_list(self, texts: list[str]) -> FloatArray:
+        self.require_open()
+        self.bundle.tower("text")
+        return self.encode_tokens(self.tokenizer(texts)) if texts else np.zeros((0, self.embedding_dim), np.float32)
+
+    def _check_tokens(self, input_ids: object) -> None:
+        """Refuse what the tokenizer cannot have made, before a runtime makes something of it.
+
+        Raises:
+            ShapeError: it is no array of int64.
+            InputError: a token is negative or beyond the vocabulary.
+        """
+        self.require_open()
+        tokens = _check_array(input_ids, "input_ids")
+        if tokens.dtype != np.int64 or not tokens.size:
+            return  # the session says what it takes
+        lowest, highest, largest = int(tokens.min()), int(tokens.max()), self.tokenizer.largest_id
+        if lowest < 0 or highest > largest:
+            wrong = lowest if lowest < 0 else highest
+            row = int(np.argwhere(tokens == wrong)[0][0])
+            raise InputError(
+                f"input_ids[{row}] holds the token {wrong}; expected 0 to {largest}, as the tokenizer of bundle "
+                f"'{self.bundle.path}' gives."
+            )
+
+    def _session(self, tower: TowerName) -> Session:
+        self.require_open()
+        session = self._sessions.get(tower)
+        if session is not None:
+            return session
+        with self._opening:  # once, however many threads ask
+            self.require_open()
+            if tower not in self._sessions:
+                backend = get_backend(self.bundle.compilation.placement(tower).backend)
+                self._sessions[tower] = backend.open(self.bundle, tower, self._options)
+            return self._sessions[tower]
+
+    def _encode(self, tower: TowerName, rows: Array) -> FloatArray:
+        self.require_open()
+        self.bundle.tower(tower)
+        result = np.empty((len(rows), self.embedding_dim), np.float32)
+        running: deque[tuple[int, PendingRows]] = deque()
+
+        def finish_one() -> None:
+            start, pending = running.popleft()
+            embeddings = pending.result()
+            result[start : start + len(embeddings)] = embeddings
+
+        for start in range(0, len(rows), self.batch_size):
+            if len(running) == self.batches_in_flight:
+                finish_one()
+            running.append((start, self._submit(tower, (rows[start : start + self.batch_size],))))
+        while running:
+            finish_one()
+        return result
+
+    def _submit(self, tower: TowerName, arrays: tuple[Array, ...], columns: int | None = None) -> PendingRows:
+        """Start a batch: the first array is padded if the shape is static, and the first output trimmed to what was given."""
+        session = self._session(tower)
+        rows = len(arrays[0])
+        self._check_rows(rows, exact=False)
+        padded = arrays[0] if self.bundle.compilation.dynamic_shape else pad_rows(arrays[0], self.batch_size)
+        output_name = next(iter(session.outputs))
+        pending = session.submit(dict(zip(session.inputs, (padded, *arrays[1:]), strict=True)))
+        check = self._check_logits if tower == "joint" else functools.partial(self._check_result, tower)
+        return _Trimmed(pending, lambda outputs: outputs[output_name][:rows, :columns], check)
+
+    def _check_result(self, tower: TowerName, embeddings: FloatArray) -> None:
+        """Refuse what a graph gives that are no embeddings: of a damaged model, or of one that overflows in its precision."""
+        where = f"Bundle '{self.bundle.path}' ({tower} tower)"
+        if embeddings.shape[1:] != (self.embedding_dim,):
+            raise SessionError(
+                f"{where} gives an array of shape {embeddings.shape}; expected embeddings of {self.embedding_dim}."
+            )
+        if not self._check_results:
+            return
+        norms = np.einsum("ij,ij->i", embeddings, embeddings)
+        wrong = np.flatnonzero(~((norms > _SMALLEST_NORM) & (norms < _LARGEST_NORM)))  # NaN is neither
+        if wrong.size:
+            row = int(wrong[0])
+            raise SessionError(
+                f"{where} gives no unit vector for {wrong.size} of {len(embeddings)} inputs of a batch, the first one at "
+                f"{row} (norm {math.sqrt(norms[row]):g}). {self._why_wrong(tower)}"
+            )
+
+    def _check_logits(self, logits: FloatArray) -> None:
+        """Refuse what the fused graph gives that is not finite."""
+        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if wrong.size and self._check_results:
+            raise SessionError(
+                f"Bundle '{self.bundle.path}' (fused graph) gives NaN or infinite logits for {wrong.size} of {len(logits)} images "
+                f"of a batch, the first one at {wrong[0]}. {self._why_wrong('joint')}"
+            )
+
+    def _why_wrong(self, tower: TowerName) -> str:
+        return (
+            "A weight is damaged, or a value is too large for the precision "
+            f"{self.bundle.compilation.placement(tower).precision.value}: compile in another one, or export the model again."
+        )
+
+    def _check_rows(self, rows: int, *, exact: bool) -> None:
+        facts = self.bundle.compilation
+        if facts.dynamic_shape:
+            if not 1 <= rows <= facts.max_batch:
+                raise ShapeError(
+                    f"Batch of {rows} is outside 1..{facts.max_batch}, for which bundle '{self.bundle.path}' was compiled. "
+                    "Compile with a larger --max-batch, or use smaller batches."
+                )
+        elif rows > facts.batch_size or rows < 1 or (exact and rows != facts.batch_size):
+            raise ShapeError(
+                f"Batch of {rows} does not fit bundle '{self.bundle.path}', which was compiled with the static batch size "
+                f"{facts.batch_size}. Leave the batch size out, or compile with --dynamic-shape."
+            )
+
+
+class _Trimmed:
+    """A pending batch whose padding rows are cut off when it is done, and that is then checked."""
+
+    def __init__(
+        self,
+        pending: PendingBatch,
+        trim: Callable[[dict[str, Array]], Array],
+        check: Callable[[FloatArray], None],
+    ) -> None:
+        self._pending = pending
+        self._trim = trim
+        self._check = check
+        self._checked = False
+
+    def result(self) -> FloatArray:
+        trimmed: FloatArray = np.asarray(self._trim(self._pending.result()), dtype=np.float32)
+        if not self._checked:  # afterwards the array is the caller's, who may have changed it
+            self._check(trimmed)
+            self._checked = True
+        return trimmed
+
+
+def _check_array(value: object, what: str) -> Array:
+    if not isinstance(value, np.ndarray) or not value.ndim:
+        raise ShapeError(f"{what} is {shown(value)}; expected a NumPy array with one row for each input.")
+    return value
+
+
+def _check_finite(pixel_values: PixelArray) -> None:
+    if pixel_values.dtype.kind != "f" or np.isfinite(pixel_values).all():
+        return
+    row = int(np.flatnonzero(~np.isfinite(pixel_values).reshape(len(pixel_values), -1).all(axis=1))[0])
+    raise InputError(f"pixel_values[{row}] holds NaN or infinity; expected pixels, normalised as the manifest says.")
+
+
+def _load_again(kind: type[Encoder], path: str, digest: str, how: dict[str, Any]) -> Encoder:
+    """An encoder as it was pickled.
+
+    Raises:
+        BundleError: the bundle is not there, or is not the one that it was.
+    """
+    bundle = open_compiled(path, without=how["without"])
+    if bundle.digest != digest:
+        raise BundleCorruptError(
+            f"Bundle '{path}' is not the one of the pickled model: it was replaced since. Load it and pickle it again."
+        )
+    return kind(bundle, **how)
+
+
+def pad_rows(rows: Array, count: int) -> Array:
+    """Repeat the last row up to ``count``: padding is then always valid input."""
+    if len(rows) == count:
+        return rows
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])

@@ -1,0 +1,379 @@
+"""Many images through a graph: reading, decoding and preprocessing in a pool, batches in flight, results in order.
+
+Each batch has a place in memory from the first image read to the last row computed, and places are used again: however many
+images there are, no more than a few batches are held. Workers write preprocessed images straight into their rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu.arguments import check_argument, shown
+from clipmlu.clock import Stage, StageClock, now
+from clipmlu.data.images import (
+    EXPECTED_IMAGE,
+    ImageSource,
+    clipped_note,
+    is_clipped,
+    is_stream,
+    name_of_stream,
+    read_source,
+)
+from clipmlu.embed.pixel_budget import PixelBudget, Turn
+from clipmlu.errors import InputError
+from clipmlu.file_names import expand_home, name_from_path
+from clipmlu.host import available_cpus, check_memory
+from clipmlu.specs import PositiveInt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from clipmlu.data.datasets import Dataset
+    from clipmlu.data.preprocess import Preprocessor
+    from clipmlu.embed.encoder import Encoder, FloatArray, PendingRows
+    from clipmlu.embed.image_graph import ImageGraph
+
+Rows = npt.NDArray[Any]
+"""Preprocessed images, shape (N, 3, H, W), of the dtype that the bundle takes: float32 or uint8."""
+
+_log = logging.getLogger(__name__)
+_IMAGES_PER_TASK = 8  # handing a task to a thread costs some 20 us; a small image is prepared in 200 us
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageItem:
+    """One image to embed.
+
+    Attributes:
+        id: what it is called.
+        load: gives the image, or what it is decoded from.
+        check: called with the decoded image; what it raises ends the run, unless it is an ``InputError``.
+        max_pixels: largest width x height that is decoded; None for what the encoder allows.
+    """
+
+    id: str
+    load: Callable[[], ImageSource]
+    check: Callable[[Image.Image], object] | None = None
+    max_pixels: int | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of one item: a row of numbers, such as its embedding, or the reason why there is none."""
+
+    item: ImageItem
+    row: FloatArray | None
+    error: InputError | None
+
+    def require_row(self) -> FloatArray:
+        """The row, shape (D,).
+
+        Raises:
+            InputError: the image could not be read.
+        """
+        if self.row is None:
+            assert self.error is not None
+            raise self.error
+        return self.row
+
+
+class RowBatch(NamedTuple):
+    """What became of some items that follow one another.
+
+    Attributes:
+        items: all of them.
+        rows: float32, shape (N, D): of those that could be read, in order; see ``scoring``.
+        errors: position in ``items`` -> why that one could not.
+    """
+
+    items: Sequence[ImageItem]
+    rows: FloatArray
+    errors: dict[int, InputError]
+
+    def computed(self) -> list[ImageItem]:
+        """The items that have a row in ``rows``."""
+        return [item for position, item in enumerate(self.items) if position not in self.errors]
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """One by one."""
+        rows = iter(self.rows)
+        for position, item in enumerate(self.items):
+            error = self.errors.get(position)
+            yield Outcome(item, None if error else next(rows), error)
+
+
+def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:
+    """Items from one image or many, and whether it was one.
+
+    Raises:
+        InputError: it is neither, or a collection without an order, or with names as a dict has.
+    """
+    from PIL import Image
+
+    if isinstance(images, np.ndarray):
+        single = images.ndim <= 3
+        sources: list[ImageSource] = [images] if single else list(images)
+    elif isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or is_stream(images):
+        single, sources = True, [images]
+    elif isinstance(images, (Mapping, Set)) or not isinstance(images, Iterable):
+        raise InputError(f"images are {shown(images)}; expected an image or a list of them. {EXPECTED_IMAGE}")
+    else:
+        single, sources = False, list(images)
+    return [item_from_source(source, position) for position, source in enumerate(sources)], single
+
+
+def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
+    """An item from anything that ``load_image`` reads; paths are their own id."""
+    name = f"image {position}"
+    if isinstance(source, (str, os.PathLike)):
+        name = name_from_path(source)
+        source = expand_home(source)
+    elif is_stream(source):
+        name = name_of_stream(source) or name
+    return ImageItem(name, lambda: source)
+
+
+def item_from_dataset(
+    dataset: Dataset, index: int, check: Callable[[str, Image.Image], object] | None = None
+) -> ImageItem:
+    """An item from a dataset; ``check`` is called with its id and the decoded image."""
+    key = dataset.key(index)
+    checked = None if check is None else lambda image: check(key, image)
+    return ImageItem(key, lambda: dataset.source(index), checked, dataset.max_pixels)
+
+
+def embed_items(
+    encoder: Encoder,
+    items: Iterable[ImageItem],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    clock: StageClock | None = None,
+) -> Generator[Outcome, None, None]:
+    """Embed images one by one, lazily and in order; see ``embed_batches``."""
+    for batch in embed_batches(encoder, items, batch_size=batch_size, workers=workers, clock=clock):
+        yield from batch.outcomes()
+
+
+def run_items(
+    graph: ImageGraph, items: Iterable[ImageItem], *, batch_size: int | None = None
+) -> Generator[Outcome, None, None]:
+    """Run images one by one, lazily and in order; see ``run_batches``."""
+    for batch in run_batches(graph, items, batch_size=batch_size):
+        yield from batch.outcomes()
+
+
+def embed_batches(
+    encoder: Encoder,
+    items: Iterable[ImageItem],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    clock: StageClock | None = None,
+) -> Generator[RowBatch, None, None]:
+    """Embed images; see ``run_batches``.
+
+    Args:
+        encoder: what embeds them.
+        items: the images.
+        batch_size: images per batch; None for the bundle's own.
+        workers: see ``run_batches``.
+        clock: see ``run_batches``.
+
+    Raises:
+        BundleError: the bundle has no image tower of its own.
+        ShapeError, OptionError: as ``run_batches``.
+    """
+    from clipmlu.embed.image_graph import ImageTower
+
+    yield from run_batches(ImageTower(encoder), items, batch_size=batch_size, workers=workers, clock=clock)
+
+
+def run_batches(
+    graph: ImageGraph,
+    items: Iterable[ImageItem],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    clock: StageClock | None = None,
+) -> Generator[RowBatch, None, None]:
+    """Run images through a graph, lazily and in order; closing the generator stops the workers.
+
+    At most a few batches are held in memory, however many items there are, and no item is taken before there is room for
+    it. An image that cannot be read leaves its batch one row shorter. Large images are decoded a few at a time: see
+    ``PixelBudget``. How many were cut off to 8 bits is logged at the end.
+
+    Args:
+        graph: what gives a row for each of them.
+        items: the images.
+        batch_size: images per batch; None for the bundle's own.
+        workers: threads that read, decode and preprocess; None for one per CPU that this process may use.
+        clock: where to count the time of the stages before the device.
+
+    Raises:
+        ShapeError: the bundle does not take such batches.
+        OptionError: the number of workers is none of 1 or more, or the batches do not fit in memory.
+    """
+    encoder = graph.encoder
+    size = encoder.check_batch_size(batch_size)
+    threads: int = check_argument(workers, PositiveInt | None, "workers") or available_cpus()
+    depth = encoder.batches_in_flight
+    # While the device has its batches, every worker has a task and one to follow.
+    ahead = 1 + -(-2 * threads * _task_images(size, threads) // size)
+    places = _Places(encoder, size, ahead + depth)
+    check_memory(places.nbytes, f"{ahead + depth} batches of {size} images")
+    source = iter(items)
+    with _Workers(encoder.preprocessor, threads, clock) as pool:
+        preparing: deque[_Batch] = deque()
+        running: deque[_Batch] = deque()
+        exhausted = False
+        while True:
+            while not exhausted and len(preparing) < ahead:
+                taken = list(islice(source, size))
+                exhausted = len(taken) < size
+                if taken:
+                    preparing.append(_Batch(taken, places.take(), pool))
+            if preparing and len(running) < depth:
+                batch = preparing.popleft()
+                batch.submit(graph)
+                running.append(batch)
+            elif running:
+                batch = running.popleft()
+                result = batch.finish(graph.width)
+                places.give_back(batch.rows)
+                yield result
+            else:
+                return
+
+
+def _task_images(size: int, workers: int) -> int:
+    return max(1, min(_IMAGES_PER_TASK, size // (2 * workers)))
+
+
+class _Places:
+    """Memory for batches, used again and again; at most ``count`` are ever made.
+
+    Attributes:
+        nbytes: of all of them.
+    """
+
+    def __init__(self, encoder: Encoder, size: int, count: int) -> None:
+        self._shape = (size, *encoder.preprocessor.shape)
+        self._dtype = encoder.pixel_dtype
+        self._left = count
+        self._free: list[Rows] = []
+        self.nbytes = count * math.prod(self._shape) * self._dtype.itemsize
+
+    def take(self) -> Rows:
+        if self._free:
+            return self._free.pop()
+        assert self._left > 0, "there are more batches under way than places"
+        self._left -= 1
+        return np.empty(self._shape, self._dtype)
+
+    def give_back(self, place: Rows) -> None:
+        self._free.append(place)
+
+
+class _Workers:
+    """Threads that prepare images; leaving the block stops them after the image that each has in hand."""
+
+    def __init__(self, preprocess: Preprocessor, count: int, clock: StageClock | None) -> None:
+        self._preprocess = preprocess
+        self._clock = clock
+        self._count = count
+        self._stopped = threading.Event()
+        self._budget = PixelBudget(count)
+        self._clipped: set[str] = set()
+        self._pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix="clipmlu-preprocess")
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stopped.set()
+        self._budget.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._clipped:
+            _log.warning("%s", clipped_note(self._clipped))
+
+    def start(self, items: Sequence[ImageItem], rows: Rows) -> list[Future[list[InputError | None]]]:
+        """Prepare the items into the rows, in tasks of a few."""
+        step = _task_images(len(rows), self._count)
+        return [
+            self._pool.submit(self._prepare, items[start : start + step], rows[start : start + step])
+            for start in range(0, len(items), step)
+        ]
+
+    def _prepare(self, items: Sequence[ImageItem], rows: Rows) -> list[InputError | None]:
+        errors: list[InputError | None] = []
+        spent: dict[Stage, float] = {"read": 0.0, "decode": 0.0, "preprocess": 0.0}
+        turn = Turn(self._budget)
+        for item, row in zip(items, rows, strict=False):
+            if self._stopped.is_set():
+                break
+            try:
+                errors.append(self._prepare_one(item, row, spent, turn))
+            finally:
+                turn.end()
+        if self._clock is not None:
+            self._clock.add(spent, len(errors))
+        return errors
+
+    def _prepare_one(self, item: ImageItem, row: Rows, spent: dict[Stage, float], turn: Turn) -> InputError | None:
+        start = now()
+        try:
+            source = read_source(item.load())
+            read = now()
+            image = self._preprocess.decode(source, name=item.id, max_pixels=item.max_pixels, reserve=turn.reserve)
+            if is_clipped(image):
+                self._clipped.add(item.id)
+            if item.check is not None:
+                item.check(image)
+            decoded = now()
+            self._preprocess.write(image, row)
+        except InputError as error:
+            return error
+        done = now()
+        spent["read"] += read - start
+        spent["decode"] += decoded - read
+        spent["preprocess"] += done - decoded
+        return None
+
+
+class _Batch:
+    """Items on their way: being prepared, then on the device."""
+
+    def __init__(self, items: Sequence[ImageItem], rows: Rows, workers: _Workers) -> None:
+        self.rows = rows
+        self._items = items
+        self._tasks = workers.start(items, rows)
+        self._errors: dict[int, InputError] = {}
+        self._pending: PendingRows | None = None
+
+    def submit(self, graph: ImageGraph) -> None:
+        """Wait until the images are prepared, and send those that could be read."""
+        found = [error for task in self._tasks for error in task.result()]
+        self._errors = {position: error for position, error in enumerate(found) if error is not None}
+        count = len(self._items) - len(self._errors)
+        if self._errors:
+            good = [position for position in range(len(self._items)) if position not in self._errors]
+            self.rows[:count] = self.rows[good]
+        if count:
+            self._pending = graph.submit(self.rows[:count])
+
+    def finish(self, width: int) -> RowBatch:
+        """Wait for the device."""
+        none = np.zeros((0, width), np.float32)
+        return RowBatch(self._items, none if self._pending is None else self._pending.result(), self._errors)

@@ -1,6 +1,0 @@
-"""``magicmind.python.cc._pywrap_runtime``: the binding's own module (MC model_process.py)."""
-
-from clipmlu.emulator.network import ITensor
-from magicmind.python.cc._pywrap_runtime import enums
-
-__all__ = ["ITensor", "enums"]

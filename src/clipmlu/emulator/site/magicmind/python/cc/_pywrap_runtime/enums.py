@@ -1,5 +1,0 @@
-"""The same enumeration as ``mm.DataType`` (MC model_process.py)."""
-
-from clipmlu.emulator.types import DataType
-
-__all__ = ["DataType"]

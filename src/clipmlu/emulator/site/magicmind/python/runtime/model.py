@@ -1,5 +1,0 @@
-"""``magicmind.python.runtime.model``: the same class as ``mm.Model`` (MC model_process.py)."""
-
-from clipmlu.emulator.model import Model
-
-__all__ = ["Model"]

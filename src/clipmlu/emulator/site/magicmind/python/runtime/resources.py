@@ -1,5 +1,0 @@
-"""``mm.resources``: a local device, as opposed to a remote one (CV mm_infer.py)."""
-
-from clipmlu.emulator.devices import Device
-
-__all__ = ["Device"]

@@ -1,0 +1,23 @@
+"""Lowering: the canonical graph of an export becomes what a target's parser takes.
+
+``profile`` says what that is and why, ``fold`` removes shape arithmetic, ``decompose`` and ``convert`` rewrite operators,
+``check`` refuses what is left over. Importing this package loads onnx and onnx-ir.
+"""
+
+from __future__ import annotations
+
+from clipmlu.graph.lowering.check import check_int32_range, check_profile, remaining_shape_nodes
+from clipmlu.graph.lowering.lower import lower_graph, lower_tower
+from clipmlu.graph.lowering.profile import MAGICMIND, PROFILES, Evidence, TargetProfile
+
+__all__ = [
+    "MAGICMIND",
+    "PROFILES",
+    "Evidence",
+    "TargetProfile",
+    "check_int32_range",
+    "check_profile",
+    "lower_graph",
+    "lower_tower",
+    "remaining_shape_nodes",
+]

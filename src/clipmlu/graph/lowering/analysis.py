@@ -1,0 +1,385 @@
+"""What a graph says about sizes: every shape, and every value that follows from shapes and constants alone.
+
+The graph is walked once for each of a few *probes*: concrete sizes of its dynamic axes. ONNX's own shape functions give
+the shapes, ONNX's reference evaluator the values. A size that fits a polynomial through the first probes and the last
+one too is written as an expression of the axes ("2*batch"). Nothing here knows an operator by name, apart from those
+that must not be evaluated; and a static graph is the case of a single probe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+from onnx.shape_inference import infer_node_outputs
+
+from clipmlu.errors import CompileError
+from clipmlu.graph.lowering.nodes import Array, attribute, describe
+
+_PROBE_SIZES = ((3, 5, 7), (11, 13, 17), (19, 23, 29))
+"""Sizes of the first, second, third dynamic axis: two to fit with and one to verify."""
+
+# The work that a precision is chosen for stays in the graph, even where all inputs are constants.
+_NEVER_EVALUATED = frozenset(
+    {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "RandomNormal", "RandomUniform", "Bernoulli", "Multinomial"}
+)
+_LARGEST_DATA = 4096  # elements of a tensor whose value may decide a shape
+_LARGEST_RESULT = 1 << 24  # elements of a result that is computed ahead
+_LARGEST_TENSOR = 1 << 31  # elements, at the small batches of the probes; eight times as many at a fixed batch
+
+# ONNX infers this one through its function body only, and at opset 18 not at all.
+_SHAPE_OF_FIRST_INPUT = frozenset({"GroupNormalization"})
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A size, or any integer that follows from sizes: a polynomial of the dynamic axes, linear in each.
+
+    Attributes:
+        terms: axes (sorted names) -> factor, without zeros; the constant has the key ``()``.
+    """
+
+    terms: tuple[tuple[tuple[str, ...], int], ...]
+
+    @property
+    def constant(self) -> int | None:
+        """The number, if no axis is in it."""
+        if not self.terms:
+            return 0
+        return self.terms[0][1] if len(self.terms) == 1 and not self.terms[0][0] else None
+
+    @property
+    def axis(self) -> str | None:
+        """The axis, if the size is that of one axis."""
+        if len(self.terms) != 1 or len(self.terms[0][0]) != 1 or self.terms[0][1] != 1:
+            return None
+        return self.terms[0][0][0]
+
+    def __str__(self) -> str:
+        return " + ".join(self._term(axes, factor) for axes, factor in self.terms) or "0"
+
+    @staticmethod
+    def _term(axes: tuple[str, ...], factor: int) -> str:
+        names = "*".join(axes)
+        if not names:
+            return str(factor)
+        return names if factor == 1 else f"{factor}*{names}"
+
+
+@dataclasses.dataclass
+class Probe:
+    """What holds for one choice of sizes.
+
+    Attributes:
+        sizes: dynamic axis -> size.
+        shapes: shape of every tensor.
+        known: value of every tensor that follows from shapes and constants (weights included).
+    """
+
+    sizes: Mapping[str, int]
+    shapes: dict[ir.Value, Shape] = dataclasses.field(default_factory=dict)
+    known: dict[ir.Value, Array] = dataclasses.field(default_factory=dict)
+
+
+class Analysis:
+    """The probes of one graph, and what they have in common."""
+
+    def __init__(self, axes: Sequence[str], probes: Sequence[Probe]) -> None:
+        self.axes = tuple(axes)
+        self.probes = tuple(probes)
+
+    def register(self, value: ir.Value, like: ir.Value | None = None) -> ir.Value:
+        """Take in a tensor that is new in the graph: a constant, or one that equals ``like``."""
+        array = None if like is not None else _array(value)
+        for probe in self.probes:
+            if array is not None:
+                probe.shapes[value], probe.known[value] = array.shape, array
+            elif like is not None:
+                probe.shapes[value] = probe.shapes[like]
+                probe.known.update({value: probe.known[like]} if like in probe.known else {})
+        return value
+
+    def shapes(self, value: ir.Value) -> tuple[Shape, ...]:
+        """Shape of a tensor at each probe."""
+        return tuple(probe.shapes[value] for probe in self.probes)
+
+    def known(self, value: ir.Value) -> tuple[Array, ...] | None:
+        """Value of a tensor at each probe, or None if it depends on the graph's inputs."""
+        if any(value not in probe.known for probe in self.probes):
+            return None
+        return tuple(probe.known[value] for probe in self.probes)
+
+    def is_known(self, value: ir.Value | None) -> bool:
+        """Whether the tensor follows from shapes and constants."""
+        return value is not None and all(value in probe.known for probe in self.probes)
+
+    def constant(self, value: ir.Value) -> Array | None:
+        """Value of a tensor that is the same at all probes."""
+        arrays = self.known(value)
+        if arrays is None or any(not _same(arrays[0], other) for other in arrays[1:]):
+            return None
+        return arrays[0]
+
+    def sizes(self, value: ir.Value) -> tuple[Size | None, ...]:
+        """The shape of a tensor as expressions; None for a size that is no polynomial of the axes.
+
+        Raises:
+            CompileError: even its rank depends on the batch.
+        """
+        shapes = self.shapes(value)
+        if len({len(shape) for shape in shapes}) != 1:
+            raise CompileError(f"The rank of '{value.name}' depends on the batch.")
+        return tuple(self._fit(numbers) for numbers in zip(*shapes, strict=True))
+
+    def _fit(self, numbers: Sequence[int]) -> Size | None:
+        return fit_size(self.axes, [probe.sizes for probe in self.probes], numbers)
+
+
+def analyse_graph(model: ir.Model) -> Analysis:
+    """Analyse a graph.
+
+    Args:
+        model: with or without shapes; they are not believed, only those of its inputs.
+
+    Raises:
+        CompileError: an operator is unknown to ONNX, has a body, or the size of its result depends on data.
+    """
+    axes = dynamic_axes(model.graph)
+    if len(axes) > len(_PROBE_SIZES):
+        raise CompileError(f"The graph has {len(axes)} dynamic axes ({', '.join(axes)}); at most 3 are taken.")
+    probes = [Probe(sizes) for sizes in _probe_points(axes)]
+    opset = model.opset_imports.get("", 0)
+    for value in model.graph.inputs:
+        for probe in probes:
+            probe.shapes[value] = tuple(
+                size if isinstance(size, int) else probe.sizes[str(size.value)] for size in value.shape or ()
+            )
+    for value in model.graph.initializers.values():
+        array = _array(value)
+        for probe in probes:
+            probe.shapes[value], probe.known[value] = array.shape, array
+    for node in model.graph:
+        _visit(node, probes, opset)
+    return Analysis(axes, probes)
+
+
+def dynamic_axes(graph: ir.Graph) -> tuple[str, ...]:
+    """Names of the dynamic axes of a graph's inputs, in order.
+
+    Raises:
+        CompileError: an input's rank is unknown, or a dynamic axis has no name.
+    """
+    found: dict[str, None] = {}
+    for value in graph.inputs:
+        if value.shape is None:
+            raise CompileError(f"The input '{value.name}' has no shape.")
+        for size in value.shape:
+            if not isinstance(size, int):
+                if size.value is None:
+                    raise CompileError(f"The input '{value.name}' has a dynamic axis without a name.")
+                found[str(size.value)] = None
+    return tuple(found)
+
+
+def annotate_shapes(graph: ir.Graph, analysis: Analysis) -> None:
+    """Write the shapes that were found to all tensors of the graph."""
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value in analysis.probes[0].shapes:
+            value.shape = ir.Shape([_dimension(size) for size in analysis.sizes(value)])
+
+
+def fit_size(axes: Sequence[str], points: Sequence[Mapping[str, int]], numbers: Sequence[int]) -> Size | None:
+    """The polynomial, linear in each axis, that takes these values at these points; None if there is none."""
+    if len(set(numbers)) == 1:
+        return Size(((((), int(numbers[0]))),) if numbers[0] else ())
+    monomials = [tuple(each) for count in range(len(axes) + 1) for each in itertools.combinations(sorted(axes), count)]
+    table = np.array([[np.prod([point[axis] for axis in each], initial=1.0) for each in monomials] for point in points])
+    solution = np.rint(np.linalg.lstsq(table, np.array(numbers, np.float64), rcond=None)[0]).astype(np.int64)
+    if not np.array_equal(table.astype(np.int64) @ solution, np.array(numbers, np.int64)):
+        return None
+    return Size(tuple((each, int(factor)) for each, factor in zip(monomials, solution, strict=True) if factor))
+
+
+def _dimension(size: Size | None) -> int | ir.SymbolicDim:
+    if size is None:
+        return ir.SymbolicDim(None)
+    return size.constant if size.constant is not None else ir.SymbolicDim(str(size))
+
+
+def _probe_points(axes: Sequence[str]) -> list[dict[str, int]]:
+    """The grid of the first two sizes of every axis, and one more point that verifies a fit."""
+    choices = dict(zip(axes, _PROBE_SIZES, strict=False))
+    grid = [
+        dict(zip(axes, point, strict=True)) for point in itertools.product(*(each[:2] for each in choices.values()))
+    ]
+    return [*grid, {axis: sizes[2] for axis, sizes in choices.items()}] if axes else [{}]
+
+
+def _array(value: ir.Value) -> Array:
+    if value.const_value is None:
+        raise CompileError(f"The weight '{value.name}' has no data.")
+    return np.asarray(value.const_value.numpy())
+
+
+def _visit(node: ir.Node, probes: Sequence[Probe], opset: int) -> None:
+    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+        raise CompileError(f"{describe(node)} is control flow, which the target does not take.")
+    runner = _Runner(node, opset)
+    arrays: list[Array] | None = None
+    for index, probe in enumerate(probes):
+        if not (index and arrays is not None and _has_same_inputs(node, probes[0], probe)):
+            arrays = runner.evaluate(probe) if _is_evaluated(node, probe) else None
+        if arrays is not None:
+            for value, array in zip(node.outputs, arrays, strict=True):
+                probe.shapes[value], probe.known[value] = array.shape, array
+                value.type = value.type or ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        else:
+            runner.infer(probe)
+
+
+def _is_evaluated(node: ir.Node, probe: Probe) -> bool:
+    if node.op_type in _NEVER_EVALUATED or node.domain:
+        return False
+    if node.op_type in ("Shape", "Size"):
+        return True
+    return all(value is None or value in probe.known for value in node.inputs)
+
+
+def _has_same_inputs(node: ir.Node, first: Probe, probe: Probe) -> bool:
+    """Whether all inputs are the very constants of the first probe, so that the result need not be computed again."""
+    if node.op_type in ("Shape", "Size"):
+        return False
+    return all(value is None or probe.known[value] is first.known[value] for value in node.inputs)
+
+
+class _Runner:
+    """Shape inference and evaluation of one node."""
+
+    def __init__(self, node: ir.Node, opset: int) -> None:
+        self._node = node
+        self._opsets = [onnx.helper.make_opsetid("", opset)]
+        self._proto = ir.to_proto(node)
+        self._evaluator: ReferenceEvaluator | None = None
+        try:
+            self._schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+        except onnx.defs.SchemaError as error:
+            raise CompileError(f"{describe(node)} is not an operator of ONNX opset {opset}.") from error
+
+    def evaluate(self, probe: Probe) -> list[Array] | None:
+        """The outputs, or None if they cannot be computed here or are large."""
+        if self._node.op_type == "Shape":
+            shape = probe.shapes[_present(self._node.inputs[0])]
+            return [np.array(shape[attribute(self._node, "start", 0) : attribute(self._node, "end")], np.int64)]
+        if self._node.op_type == "Size":
+            return [np.array(np.prod(probe.shapes[_present(self._node.inputs[0])]), np.int64)]
+        if self._node.op_type == "GatherElements":
+            return [self._gather_elements(probe)]
+        if self._is_large(probe):
+            return None
+        feeds = {str(value.name): probe.known[value] for value in self._node.inputs if value is not None}
+        try:
+            with np.errstate(all="ignore"):
+                results = self._make_evaluator(feeds).run(None, feeds)
+        except Exception:  # the reference evaluator knows not every operator, and checks nothing
+            return None
+        arrays = [np.asarray(result) for result in results]
+        return None if sum(array.size for array in arrays) > _LARGEST_RESULT else arrays
+
+    def _is_large(self, probe: Probe) -> bool:
+        """Whether the results are larger than what is computed ahead, found out before they are."""
+        if self._node.op_type == "Range":
+            start, limit, step = (float(probe.known[_present(value)].reshape(())) for value in self._node.inputs)
+            return not (step and abs(limit - start) <= _LARGEST_RESULT * abs(step))
+        try:
+            shapes = [_sizes(found) for found in self._inferred(probe).values()]
+        except CompileError:  # its evaluation says whether there is a result
+            return False
+        return sum(math.prod(shape) for shape in shapes if shape is not None) > _LARGEST_RESULT
+
+    def _gather_elements(self, probe: Probe) -> Array:
+        """In NumPy: the reference evaluator of onnx 1.23 fails where the first axis has one element."""
+        data, indices = (probe.known[_present(value)] for value in self._node.inputs)
+        axis = attribute(self._node, "axis", 0)
+        return np.take_along_axis(data, np.where(indices < 0, indices + data.shape[axis], indices), axis)
+
+    def infer(self, probe: Probe) -> None:
+        """Shapes and types of the outputs."""
+        if self._node.op_type in _SHAPE_OF_FIRST_INPUT:
+            source, result = _present(self._node.inputs[0]), self._node.outputs[0]
+            probe.shapes[result], result.type = probe.shapes[source], source.type
+            return
+        inferred = self._inferred(probe)
+        for value in self._node.outputs:
+            if value.name:
+                self._store(probe, value, inferred.get(value.name))
+
+    def _inferred(self, probe: Probe) -> dict[str, onnx.TypeProto]:
+        """What ONNX says of the outputs, by their names."""
+        types, data = {}, {}
+        for value in self._node.inputs:
+            if value is None or value.name is None:
+                continue
+            types[value.name] = onnx.helper.make_tensor_type_proto(_dtype(self._node, value), probe.shapes[value])
+            if value in probe.known and probe.known[value].size <= _LARGEST_DATA:
+                data[value.name] = onnx.numpy_helper.from_array(np.asarray(probe.known[value]), value.name)
+        try:
+            return infer_node_outputs(self._schema, self._proto, types, data, opset_imports=self._opsets)
+        except Exception as error:  # InferenceError, and what its native code makes of absurd numbers
+            raise CompileError(f"{describe(self._node)} does not take its inputs: {_one_line(error)}") from error
+
+    def _store(self, probe: Probe, value: ir.Value, found: onnx.TypeProto | None) -> None:
+        shape = None if found is None else _sizes(found)
+        if found is None or shape is None:
+            raise CompileError(f"{describe(self._node)} has a result, '{value.name}', whose size depends on data.")
+        if math.prod(shape) > (_LARGEST_TENSOR if probe.sizes else 8 * _LARGEST_TENSOR):
+            raise CompileError(f"{describe(self._node)} has a result, '{value.name}', of the size {list(shape)}.")
+        probe.shapes[value] = shape
+        value.type = ir.TensorType(ir.DataType(found.tensor_type.elem_type))
+
+    def _make_evaluator(self, feeds: Mapping[str, Array]) -> ReferenceEvaluator:
+        if self._evaluator is None:
+            inputs = [
+                onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None)
+                for name, array in feeds.items()
+            ]
+            outputs = [onnx.helper.make_empty_tensor_value_info(str(value.name)) for value in self._node.outputs]
+            graph = onnx.helper.make_graph([self._proto], "node", inputs, outputs)
+            self._evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=self._opsets))
+        return self._evaluator
+
+
+def _sizes(found: onnx.TypeProto) -> Shape | None:
+    """The shape of a tensor, or None if it is not known."""
+    tensor = found.tensor_type
+    if not tensor.HasField("shape") or any(not each.HasField("dim_value") for each in tensor.shape.dim):
+        return None
+    return tuple(int(each.dim_value) for each in tensor.shape.dim)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _present(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value
+
+
+def _dtype(node: ir.Node, value: ir.Value) -> int:
+    if value.dtype is None:
+        raise CompileError(f"{describe(node)} has an input of unknown type, '{value.name}'.")
+    return int(value.dtype)
+
+
+def _same(first: Any, second: Any) -> bool:
+    return first is second or (first.shape == second.shape and np.array_equal(first, second))

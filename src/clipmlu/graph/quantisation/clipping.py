@@ -1,0 +1,56 @@
+"""Clipping: a range that was chosen for a tensor becomes part of the graph.
+
+A quantiser clips to its range anyway. With the clipping in the graph, one that takes the smallest and the largest value that
+it sees, as the vendor's LINEAR algorithm does, arrives at the chosen range by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from clipmlu.graph.operators import QUANTISED
+
+_SUFFIX = "/clipped"
+
+
+def clip_graph(
+    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], *, without: frozenset[str] = frozenset()
+) -> tuple[onnx.ModelProto, dict[str, tuple[float, float]]]:
+    """Put a Clip in front of the operators that take a tensor in integers.
+
+    Args:
+        model: the graph, opset 11 or newer; it is not changed.
+        ranges: tensor -> smallest and largest value.
+        without: operators that stay in float, which take the tensor as it is.
+
+    Returns:
+        The new graph, and tensor -> the range that it is clipped to, as float32 numbers.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes: list[onnx.NodeProto] = []
+    clipped: dict[str, tuple[float, float]] = {}
+    for node in result.graph.node:
+        for position in QUANTISED.get(node.op_type, ()) if node.name not in without else ():
+            name = node.input[position]
+            if name not in ranges:
+                continue
+            if name not in clipped:
+                low, high = (np.float32(end) for end in ranges[name])
+                clipped[name] = (float(low), float(high))
+                ends = [f"{name}{_SUFFIX}:{end}" for end in ("min", "max")]
+                result.graph.initializer.extend(
+                    numpy_helper.from_array(np.asarray(value, np.float32), end)
+                    for value, end in zip((low, high), ends, strict=True)
+                )
+                nodes.append(helper.make_node("Clip", [name, *ends], [f"{name}{_SUFFIX}"], name=f"{name}{_SUFFIX}"))
+            node.input[position] = f"{name}{_SUFFIX}"
+        nodes.append(node)
+    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    result.graph.ClearField("node")
+    result.graph.node.extend(copied)
+    return result, clipped

@@ -1,0 +1,70 @@
+"""Back from a rewritten graph to the structure that it had: the operators and tensors that roles are read off.
+
+``rewrite`` keeps the name of every tensor and derives all names of its own from one, and the emulated SDK marks what it
+adds, as ``derived`` says. Undoing both gives the lowered graph as far as its structure goes: nodes, names and shapes. The
+weights of quantised operators keep their shapes only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from clipmlu.bundle.directory import Tower
+from clipmlu.graph.quantisation.derived import ADDED, derived, original
+from clipmlu.specs import TensorSpec
+
+_PARAMETERS = ("_scale", "_zero_point")
+_FLIPPED = derived("", "flipped")
+
+
+def restore_structure(model: onnx.ModelProto, tower: Tower) -> onnx.ModelProto:
+    """The lowered graph that a rewritten one came from.
+
+    Args:
+        model: the rewritten graph; it is not changed.
+        tower: its inputs and outputs before it was rewritten.
+
+    Returns:
+        A graph with the same nodes and tensors; not to be run.
+    """
+    result = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph = result.graph
+    graph.name = model.graph.name
+    graph.input.extend(_value(tensor) for tensor in tower.inputs)
+    graph.output.extend(_value(tensor) for tensor in tower.outputs)
+    flipped = set()
+    for source in model.graph.node:
+        if source.output[0].endswith(_FLIPPED):
+            flipped.add(original(source.output[0]))
+        inputs, outputs = [[original(name) for name in names] for names in (source.input, source.output)]
+        if not source.name.startswith(ADDED) and not set(inputs) & set(outputs):
+            node = graph.node.add()
+            node.CopyFrom(source)
+            node.input[:], node.output[:] = inputs, outputs
+    made = {name for node in graph.node for name in node.output}
+    weights: dict[str, onnx.TensorProto] = {}
+    for weight in model.graph.initializer:
+        name = original(weight.name)
+        parameter = name != weight.name and weight.name.endswith(_PARAMETERS)
+        if not parameter and name not in made and name not in weights:
+            weights[name] = _weight(weight, name, flipped=name in flipped)
+    taken = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(weight for name, weight in weights.items() if name in taken)
+    return result
+
+
+def _weight(source: onnx.TensorProto, name: str, *, flipped: bool) -> onnx.TensorProto:
+    """The weight under its old name; integers that stand for floats become floats of the same shape."""
+    if name != source.name and source.data_type != TensorProto.FLOAT:
+        return TensorProto(name=name, dims=source.dims[::-1] if flipped else source.dims, data_type=TensorProto.FLOAT)
+    weight = TensorProto()
+    weight.CopyFrom(source)
+    weight.name = name
+    return weight
+
+
+def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape))

@@ -1,0 +1,567 @@
+"""What each quantisable operator of a lowered graph is for, and which of them a text such as ``mlp_out:0-2,11`` names.
+
+Roles are read off the graph's structure, never off names, so they hold for graphs that were renamed or changed:
+
+    stream     what is made of pixels or of looked-up embeddings; masks, latent queries and columns of zeros are none
+    tower      the nodes whose stream comes from the same inputs of the graph; a joint graph has several
+    spine      the nodes of a tower that all of its stream passes through: the dominators of its last node
+    stretch    what lies between two neighbours of the spine; a residual one starts with a fork and ends with an addition
+
+An attention is what surrounds a Softmax; inside a residual stretch it belongs to a block, on the spine it pools.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+from clipmlu.errors import CompileError, OptionError
+from clipmlu.graph.operators import QUANTISED
+
+if TYPE_CHECKING:  # onnx is imported where a graph is looked at: the command line parses selections without it
+    import onnx
+
+Role = Literal[
+    "patch_embedding",
+    "qkv",
+    "attention_scores",
+    "attention_values",
+    "attention_output",
+    "mlp_in",
+    "mlp_out",
+    "convolution",
+    "pooling",
+    "projection",
+    "other",
+]
+ROLES: tuple[Role, ...] = get_args(Role)
+"""All roles:
+
+    patch_embedding     convolutions (or the linear layer) that take the image, in front of the first block
+    qkv                 projections that make queries, keys and values: one that is fused, or several
+    attention_scores    queries x keys
+    attention_values    probabilities x values
+    attention_output    projection of the attention's result
+    mlp_in, mlp_out     the two sides of a block's nonlinearity; more than one ``mlp_in`` where it is gated
+    convolution         all other convolutions of the body
+    pooling             all of an attention pooling: queries of its own, or a single token as the result
+    projection          linear layers after the last block, up to the embedding
+    other               none of these, such as the logits of a joint graph
+"""
+
+_SELECTION_HINT = "expected ROLE or ROLE:BLOCKS, such as mlp_out or mlp_out:0-2,11"
+_BLOCK_RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+_JOINS = ("Add", "Sum")
+_START = -1  # in front of a tower's first node
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One operator that the ``qintN`` modes quantise.
+
+    Attributes:
+        node: its name in the graph.
+        role: what it is for.
+        block: number of its residual block, from 0 in each tower; attention and MLP of a transformer block share theirs.
+            None outside the blocks.
+        macs: multiply-accumulates for one row of the batch.
+        inputs: the activations that it multiplies; weights are left out.
+        output: the tensor that it makes.
+    """
+
+    node: str
+    role: Role
+    block: int | None
+    macs: int
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Operators of one role.
+
+    Attributes:
+        role: theirs.
+        blocks: the blocks that they lie in; None takes all, those outside the blocks too.
+    """
+
+    role: Role
+    blocks: frozenset[int] | None = None
+
+    def __str__(self) -> str:
+        return self.role if self.blocks is None else f"{self.role}:{_listed(self.blocks)}"
+
+    def matches(self, operator: Operator) -> bool:
+        """Whether it names that operator."""
+        return operator.role == self.role and (self.blocks is None or operator.block in self.blocks)
+
+
+def parse_selection(text: str) -> Selection:
+    """Read ``ROLE`` or ``ROLE:BLOCKS``, such as ``mlp_out:0-2,11``; ``-`` in a role is as good as ``_``.
+
+    Raises:
+        OptionError: there is no such role, or the blocks are no list of numbers.
+    """
+    name, colon, blocks = text.strip().partition(":")
+    wanted = name.strip().lower().replace("-", "_")
+    for role in ROLES:
+        if role == wanted:
+            return Selection(role=role, blocks=_parse_blocks(text, blocks) if colon else None)
+    close = difflib.get_close_matches(wanted, ROLES, n=3, cutoff=0.5)
+    known = f"close matches: {', '.join(close)}" if close else f"roles: {', '.join(ROLES)}"
+    raise OptionError(f"operators are '{text}'; unknown role '{name.strip()}', {known}; {_SELECTION_HINT}")
+
+
+def select_operators(operators: Iterable[Operator], selections: Collection[Selection]) -> list[str]:
+    """Names of the nodes that any of the selections names, in the order of the graph."""
+    return [each.node for each in operators if any(selection.matches(each) for selection in selections)]
+
+
+def check_selections(operators: Iterable[Operator], selections: Iterable[Selection]) -> None:
+    """Refuse selections that name nothing.
+
+    Args:
+        operators: those of all towers; a selection may well name operators of one tower only.
+        selections: what was asked for.
+
+    Raises:
+        OptionError: one of them names no operator at all; lists what there is.
+    """
+    present = list(operators)
+    for selection in selections:
+        if not any(map(selection.matches, present)):
+            raise OptionError(f"operators are '{selection}', but this model has none; it has {_inventory(present)}")
+
+
+def find_operators(model: onnx.ModelProto) -> list[Operator]:
+    """Find the operators that are quantised, and what they are for.
+
+    Args:
+        model: a lowered graph, of one tower or of both; it is not changed.
+
+    Returns:
+        One entry for each Conv, ConvTranspose, MatMul and Gemm, in the order of the graph.
+
+    Raises:
+        CompileError: a shape that the work depends on cannot be told.
+    """
+    graph = _Graph(model)
+    roles: dict[int, Role] = {}
+    blocks: dict[int, int] = {}
+    for nodes in graph.towers():
+        tower = _TowerRoles(graph, nodes)
+        roles.update(tower.roles)
+        blocks.update(tower.blocks)
+    return [
+        Operator(
+            node=graph.nodes[index].name,
+            role=roles.get(index, "other"),
+            block=blocks.get(index),
+            macs=graph.macs(index),
+            inputs=graph.activations(index),
+            output=graph.nodes[index].output[0],
+        )
+        for index in graph.operators
+    ]
+
+
+def macs_by_input(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates of all operators for one row of each input; of the products of two inputs, none.
+
+    Args:
+        model: a lowered graph, of one tower or of both; it is not changed.
+
+    Raises:
+        CompileError: a shape that the work depends on cannot be told.
+    """
+    graph = _Graph(model)
+    found = {value.name: 0 for value in graph.inputs}
+    for index in graph.operators:
+        takes = graph.inputs_of(index)
+        if len(takes) == 1:
+            found[takes[0].name] += graph.macs(index)
+    return found
+
+
+class _Graph:
+    """The nodes of a graph, by number in its order, and what they hand to one another.
+
+    Attributes:
+        nodes: the nodes.
+        operators: those that are quantised.
+        inputs: of the graph.
+        givers: node -> the nodes whose results it takes.
+        takers: node -> the nodes that take its results.
+        streams: node -> the inputs of the graph that its stream comes from, as bits; 0 if its result is no stream.
+        alive: node -> whether a result of the graph depends on it.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.operators = [index for index, node in enumerate(self.nodes) if node.op_type in QUANTISED]
+        self._weights = {weight.name: weight for weight in model.graph.initializer}
+        self.inputs = [value for value in model.graph.input if value.name not in self._weights]
+        self._shapes = _infer_shapes(model)
+        self.givers: list[list[int]] = []
+        self.takers: list[list[int]] = [[] for _ in self.nodes]
+        self.streams: list[int] = []
+        self._makers: dict[str, int] = {}
+        self._connect()
+        results = {value.name for value in model.graph.output}
+        self.alive = [not results.isdisjoint(node.output) for node in self.nodes]
+        for index in reversed(range(len(self.nodes))):
+            self.alive[index] |= any(self.alive[taker] for taker in self.takers[index])
+
+    def is_operator(self, index: int) -> bool:
+        return self.nodes[index].op_type in QUANTISED
+
+    def is_weighted(self, index: int) -> bool:
+        """Whether it is an operator with weights, rather than a product of two activations."""
+        return self.is_operator(index) and len(self.activations(index)) < len(self._operands(index))
+
+    def is_convolution(self, index: int) -> bool:
+        return self.nodes[index].op_type in ("Conv", "ConvTranspose")
+
+    def is_pointwise(self, index: int) -> bool:
+        """Whether it is a linear layer, maybe written as a convolution of 1 x 1."""
+        if not self.is_convolution(index):
+            return self.is_weighted(index)
+        kernel = self.shape(self.nodes[index].input[1])[2:]
+        return self.is_weighted(index) and math.prod(kernel) == 1 and _attribute(self.nodes[index], "group", 1) == 1
+
+    def is_lookup(self, index: int) -> bool:
+        """Whether it looks up embeddings."""
+        from onnx import TensorProto
+
+        node = self.nodes[index]
+        table = self._weights.get(node.input[0]) if node.op_type == "Gather" else None
+        return table is not None and table.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+    def activations(self, index: int) -> tuple[str, ...]:
+        return tuple(name for name in self._operands(index) if name not in self._weights)
+
+    def is_stream(self, name: str) -> bool:
+        """Whether a tensor depends on the pixels or tokens."""
+        return name in self._makers and self.streams[self._makers[name]] > 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self._weights:
+            return tuple(self._weights[name].dims)
+        if name not in self._shapes:
+            raise CompileError(f"the shape of tensor '{name}' cannot be inferred; expected a graph that was lowered")
+        return self._shapes[name]
+
+    def macs(self, index: int) -> int:
+        """Multiply-accumulates of an operator; a static batch counts as so many rows."""
+        node = self.nodes[index]
+        first, second = (self.shape(name) for name in self._operands(index))
+        result = self.shape(node.output[0])
+        if node.op_type == "ConvTranspose":
+            total = math.prod(first) * math.prod(second[1:])
+        elif node.op_type == "Conv":
+            total = math.prod(result) * math.prod(second[1:])
+        else:
+            total = math.prod(result) * first[0 if node.op_type == "Gemm" and _attribute(node, "transA", 0) else -1]
+        rows = self._rows(index)
+        return total if total % rows else total // rows
+
+    def towers(self) -> Iterator[list[int]]:
+        """The nodes of each tower; what takes the streams of two towers counts as one more."""
+        towers: dict[int, list[int]] = {}
+        for index, stream in enumerate(self.streams):
+            if stream and self.alive[index]:
+                towers.setdefault(stream, []).append(index)
+        yield from towers.values()
+
+    def nearest(self, index: int, links: Sequence[Sequence[int]], barriers: Collection[int]) -> set[int]:
+        """The operators that are met first from a node on, along ``links`` and without entering a barrier."""
+        found: set[int] = set()
+        seen, waiting = {index}, [index]
+        while waiting:
+            for node in links[waiting.pop()]:
+                if node in seen or node in barriers:
+                    continue
+                seen.add(node)
+                if self.is_operator(node):
+                    found.add(node)
+                else:
+                    waiting.append(node)
+        return found
+
+    def _operands(self, index: int) -> tuple[str, ...]:
+        node = self.nodes[index]
+        return tuple(node.input[operand] for operand in QUANTISED[node.op_type])
+
+    def _connect(self) -> None:
+        origins = {value.name: 1 << number for number, value in enumerate(self.inputs)}  # as streams, of all tensors
+        for index, node in enumerate(self.nodes):
+            taken = () if self._says_nothing(node) else node.input
+            names = [name for name in taken if name and name not in self._weights]
+            givers = list(dict.fromkeys(self._makers[name] for name in names if name in self._makers))
+            origin = _union(origins.get(name, 0) for name in names)
+            starts = self.is_weighted(index) or self.is_lookup(index)
+            self.givers.append(givers)
+            self.streams.append(_union(self.streams[giver] for giver in givers) or (origin if starts else 0))
+            for giver in givers:
+                self.takers[giver].append(index)
+            self._makers.update(dict.fromkeys(node.output, index))
+            origins.update(dict.fromkeys(node.output, origin))
+
+    def _says_nothing(self, node: onnx.NodeProto) -> bool:
+        """Whether its result tells the shape of its input only: lowering makes columns of zeros as long as the batch."""
+        from onnx import numpy_helper
+
+        small = [self._weights[name] for name in node.input if name in self._weights] if node.op_type == "Mul" else []
+        zero = any(math.prod(weight.dims) == 1 and not numpy_helper.to_array(weight).any() for weight in small)
+        return zero or node.op_type in ("Shape", "Size")
+
+    def inputs_of(self, index: int) -> list[onnx.ValueInfoProto]:
+        """The inputs that an operator's stream comes from."""
+        stream = self.streams[index] or _union(self.streams[taker] for taker in self.nearest(index, self.takers, ()))
+        return [value for number, value in enumerate(self.inputs) if stream >> number & 1]
+
+    def _rows(self, index: int) -> int:
+        """The batch that the graph was made for, seen by an operator."""
+        return math.prod(self.shape(value.name)[0] for value in self.inputs_of(index))
+
+
+class _TowerRoles:
+    """Roles and block numbers of one tower's operators.
+
+    Attributes:
+        roles: operator -> its role, of those that have one.
+        blocks: operator -> its block, of those that lie in one.
+    """
+
+    def __init__(self, graph: _Graph, nodes: list[int]) -> None:
+        self.roles: dict[int, Role] = {}
+        self.blocks: dict[int, int] = {}
+        self._graph = graph
+        self._nodes = nodes
+        self._spine, self._places = _find_spine(graph, nodes)
+        self._on_spine = frozenset(self._spine)
+        self._stretches = self._residual_stretches()
+        self._joins = {self._spine[place + 1] for place in self._stretches}
+        self._pooled = len(self._spine)  # place of the first attention pooling
+        attentive = self._name_attentions()
+        self._name_blocks(attentive)
+        self._name_rest()
+
+    def _residual_stretches(self) -> dict[int, list[int]]:
+        """Place of the fork -> operators of the stretch, of those that end with an addition and hold weights."""
+        held: dict[int, list[int]] = {}
+        for node in self._nodes:
+            if self._graph.is_operator(node) and node not in self._on_spine:
+                held.setdefault(self._places[node], []).append(node)
+        return {
+            place: operators
+            for place, operators in sorted(held.items())
+            if place and self._is_join(self._spine[place + 1]) and any(map(self._graph.is_weighted, operators))
+        }
+
+    def _is_join(self, node: int) -> bool:
+        givers = [giver for giver in self._graph.givers[node] if giver in self._places]
+        return self._graph.nodes[node].op_type in _JOINS and len(givers) > 1
+
+    def _name_attentions(self) -> set[int]:
+        """Name the operators around each Softmax; gives the places of the stretches with self-attention."""
+        places = set()
+        for node in self._nodes:
+            if self._graph.nodes[node].op_type != "Softmax":
+                continue
+            attention = self._attention_around(node)
+            if not attention["attention_scores"] or not attention["attention_values"]:
+                continue
+            place = self._places[node]
+            if self._is_self_attention(place, attention["attention_scores"]):
+                places.add(place)
+            else:
+                self._pooled = min(self._pooled, place)
+                attention = {"pooling": set().union(*attention.values())}
+            for role, operators in attention.items():
+                self.roles.update(dict.fromkeys(operators, role))
+        return places
+
+    def _attention_around(self, softmax: int) -> dict[Role, set[int]]:
+        scores = {each for each in self._before(softmax) if self._is_product(each)}
+        values = {each for each in self._after(softmax) if self._is_product(each)}
+        beyond = self._joins | {softmax}  # a position bias may be computed from weights
+        sources = set().union(*(self._before(product, beyond) for product in scores | values))
+        results = set().union(*(self._after(product) for product in values))
+        return {
+            "attention_scores": scores,
+            "attention_values": values,
+            "qkv": set(filter(self._graph.is_weighted, sources)),
+            "attention_output": set(filter(self._graph.is_weighted, results)),
+        }
+
+    def _is_product(self, operator: int) -> bool:
+        """Whether it multiplies two activations of this tower."""
+        return operator in self._places and not self._graph.is_weighted(operator)
+
+    def _is_self_attention(self, place: int, scores: set[int]) -> bool:
+        """Whether tokens look at one another beside a residual stream, as in a block; else it pools them."""
+        return place in self._stretches and any(
+            all(map(self._graph.is_stream, self._graph.activations(product)))
+            and _is_square(self._graph.shape(self._graph.nodes[product].output[0]))
+            for product in scores
+        )
+
+    def _name_blocks(self, attentive: set[int]) -> None:
+        """Number the residual stretches; an MLP goes with the attention in front of it."""
+        block, lacks_mlp = -1, False
+        for place, operators in self._stretches.items():
+            if place >= self._pooled and place not in attentive:  # the MLP of an attention pooling
+                self.roles.update(dict.fromkeys(operators, "pooling"))
+                continue
+            mlp = self._find_mlp(operators)
+            self.roles.update(mlp)
+            for operator in operators:
+                if operator not in self.roles and self._graph.is_convolution(operator):
+                    self.roles[operator] = "convolution"
+            if not (mlp and lacks_mlp and place not in attentive):
+                block += 1
+            lacks_mlp = place in attentive and not mlp
+            self.blocks.update((each, block) for each in operators if self.roles.get(each) != "pooling")
+
+    def _find_mlp(self, operators: list[int]) -> dict[int, Role]:
+        """The linear layers of a stretch that follow one another directly."""
+        layers = {each for each in operators if each not in self.roles and self._graph.is_pointwise(each)}
+        feeders = {layer: self._before(layer, self._on_spine) & layers for layer in layers}
+        first = set().union(*feeders.values())
+        roles: dict[int, Role] = {layer: "mlp_out" for layer in layers if feeders[layer]}
+        return roles | dict.fromkeys(first, "mlp_in")
+
+    def _name_rest(self) -> None:
+        """Name what has weights and lies outside the blocks, by its place."""
+        places = [self._places[operator] for operator in self.blocks]
+        first, last = (min(places), max(places)) if places else (len(self._spine), _START)
+        pictures = not any(map(self._graph.is_lookup, self._nodes))
+        for node in self._nodes:
+            if node in self.roles or node in self.blocks or not self._graph.is_weighted(node):
+                continue
+            place = self._places[node]
+            if self._graph.is_convolution(node):
+                self.roles[node] = "patch_embedding" if place <= first else "convolution"
+            elif place > last:
+                self.roles[node] = "projection"
+            elif place <= first and pictures:
+                self.roles[node] = "patch_embedding"
+
+    def _before(self, node: int, barriers: Collection[int] | None = None) -> set[int]:
+        return self._graph.nearest(node, self._graph.givers, self._joins if barriers is None else barriers)
+
+    def _after(self, node: int) -> set[int]:
+        return self._graph.nearest(node, self._graph.takers, self._joins)
+
+
+def _find_spine(graph: _Graph, nodes: list[int]) -> tuple[list[int], dict[int, int]]:
+    """The spine of a tower, ``_START`` first, and node -> place of the last node of the spine up to it.
+
+    Immediate dominators of an acyclic graph, in one pass in its order (Cooper, Harvey and Kennedy, "A simple, fast
+    dominance algorithm", 2001).
+    """
+    above: dict[int, int] = {}
+    depths = {_START: 0}
+    for node in nodes:
+        givers = [giver for giver in graph.givers[node] if giver in above] or [_START]
+        above[node] = givers[0]
+        for giver in givers[1:]:
+            above[node] = _meet(above[node], giver, above, depths)
+        depths[node] = depths[above[node]] + 1
+    spine = [nodes[-1]]
+    while spine[-1] != _START:
+        spine.append(above[spine[-1]])
+    spine.reverse()
+    places = {node: place for place, node in enumerate(spine)}
+    for node in nodes:
+        places.setdefault(node, places[above[node]])
+    return spine, places
+
+
+def _meet(one: int, other: int, above: dict[int, int], depths: dict[int, int]) -> int:
+    """The last node that dominates both."""
+    while one != other:
+        if depths[one] < depths[other]:
+            one, other = other, one
+        one = above[one]
+    return one
+
+
+def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors whose sizes can be told, for a batch of 1 where it is dynamic."""
+    import onnx
+
+    from clipmlu.graph.index import without_weights
+
+    bare = without_weights(model)
+    bare.graph.ClearField("value_info")
+    for value in bare.graph.output:  # what is declared for another batch would contradict
+        value.type.tensor_type.ClearField("shape")
+    for value in bare.graph.input:
+        for axis in value.type.tensor_type.shape.dim:
+            axis.dim_value = axis.dim_value or 1
+    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    shapes = {}
+    for value in [*inferred.input, *inferred.value_info, *inferred.output]:
+        axes = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
+            shapes[value.name] = tuple(axis.dim_value for axis in axes)
+    return shapes
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
+def _is_square(shape: tuple[int, ...]) -> bool:
+    return shape[-1] == shape[-2]
+
+
+def _union(sets: Iterable[int]) -> int:
+    union = 0
+    for bits in sets:
+        union |= bits
+    return union
+
+
+def _parse_blocks(text: str, blocks: str) -> frozenset[int]:
+    numbers: set[int] = set()
+    for part in blocks.split(","):
+        match = _BLOCK_RANGE.fullmatch(part.strip())
+        if match is None:
+            raise OptionError(f"operators are '{text}'; {_SELECTION_HINT}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise OptionError(f"operators are '{text}'; the blocks {part.strip()} run backwards; {_SELECTION_HINT}")
+        numbers.update(range(first, last + 1))
+    return frozenset(numbers)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """``0-2,11`` for 0, 1, 2 and 11."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _inventory(operators: list[Operator]) -> str:
+    """All that can be selected, as selections."""
+    found = []
+    for role in ROLES:
+        blocks = {operator.block for operator in operators if operator.role == role}
+        numbers = [block for block in blocks if block is not None]
+        if numbers:
+            found.append(f"{role}:{_listed(numbers)}" + (" (and outside the blocks)" if None in blocks else ""))
+        elif blocks:
+            found.append(role)
+    return ", ".join(found) or "none that can be quantised"

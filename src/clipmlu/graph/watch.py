@@ -1,0 +1,210 @@
+"""What values the tensors of a graph take over many batches: ranges and histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from clipmlu._imports import import_onnxruntime
+from clipmlu.errors import CalibrationError, first_line
+from clipmlu.graph.quantisation.parameters import Array
+from clipmlu.host import limited_cpus
+
+_SAMPLES = 20_000
+"""Elements of one tensor and one batch that go into its histogram, about."""
+
+
+class WatchingSession:
+    """A graph in float32, with nodes added whose results are what it gives.
+
+    Args:
+        model: the graph; it is not changed.
+        added: nodes to add, and the ONNX element type of their result, or 0 for one that is not asked for.
+        constants: weights of the added nodes.
+        threads: CPU threads; 0 leaves it to the runtime.
+
+    Raises:
+        CalibrationError: the graph cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        added: Sequence[tuple[onnx.NodeProto, int]],
+        constants: Mapping[str, Array],
+        *,
+        threads: int = 0,
+    ) -> None:
+        onnxruntime = import_onnxruntime()
+        self._inputs = [value.name for value in model.graph.input]
+        watching = onnx.ModelProto()
+        watching.CopyFrom(model)
+        graph = watching.graph
+        graph.ClearField("output")
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+        for node, kind in added:
+            graph.node.append(node)
+            if kind:
+                graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # What is fused depends on the shapes that are known, and rounds differently in the last digit: ranges are to be
+        # the same wherever the graph came from.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = threads or limited_cpus()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in the emulator
+        content = watching.SerializeToString()
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's own errors are many
+            raise CalibrationError(f"the graph cannot be loaded: {first_line(error)}") from error
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """Results of the added nodes for one array for each input of the graph.
+
+        Raises:
+            CalibrationError: the graph does not take them.
+        """
+        try:
+            results: list[Array] = self._session.run(None, dict(zip(self._inputs, feeds, strict=True)))
+        except Exception as error:  # such as a sample whose shape the graph does not take
+            raise CalibrationError(f"a batch failed: {first_line(error)}") from error
+        return results
+
+
+def channel_maxima(
+    model: onnx.ModelProto, channels: Mapping[str, int], batches: Iterable[Sequence[Array]]
+) -> dict[str, Array]:
+    """The largest magnitude of each channel of some tensors over all batches.
+
+    Args:
+        model: the graph.
+        channels: tensor -> the size of its last axis.
+        batches: one array for each input of the graph.
+
+    Returns:
+        Tensor -> float32, shape (channels,).
+
+    Raises:
+        CalibrationError: as ``Survey.measure``.
+    """
+    added: list[tuple[onnx.NodeProto, int]] = []
+    constants = {}
+    for index, (name, count) in enumerate(channels.items()):
+        flat, size, most = (f"survey_{index}_{part}" for part in ("flat", "size", "most"))
+        constants[f"survey_{index}_shape"] = np.array([-1, count], np.int64)
+        added.append((helper.make_node("Reshape", [name, f"survey_{index}_shape"], [flat]), 0))
+        added.append((helper.make_node("Abs", [flat], [size]), 0))
+        added.append((helper.make_node("ReduceMax", [size], [most], axes=[0], keepdims=0), 1))
+    if not channels:
+        return {}
+    session = WatchingSession(model, added, constants)
+    found = {name: np.zeros(count, np.float32) for name, count in channels.items()}
+    for feeds in batches:
+        for name, seen in zip(found, session.run(feeds), strict=True):
+            np.maximum(found[name], seen, out=found[name])
+    return found
+
+
+class Survey:
+    """Runs a graph and watches some of its tensors, in float32.
+
+    Args:
+        model: the graph.
+        names: the tensors to watch.
+        threads: CPU threads; 0 leaves it to the runtime.
+    """
+
+    def __init__(self, model: onnx.ModelProto, names: list[str], *, threads: int = 0) -> None:
+        self._model = model
+        self._threads = threads
+        self._names = names
+        self._low = np.full(len(names), np.inf)
+        self._high = np.full(len(names), -np.inf)
+        self._sizes = np.zeros(len(names), np.int64)
+        self._counts: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self._session = self._open(self._range_nodes())
+
+    def measure(self, feeds: list[Array]) -> None:
+        """Widen the ranges by one batch."""
+        results = np.array([float(np.asarray(value)) for value in self._run(feeds)]).reshape(4, -1)
+        low, high, size, zero = results
+        # ``zero`` is NaN where the tensor holds NaN or infinity; np.minimum and np.maximum keep it so.
+        self._low, self._high = np.minimum(self._low, low + zero), np.maximum(self._high, high + zero)
+        self._sizes = np.maximum(self._sizes, size.astype(np.int64))
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Tensor -> smallest and largest value seen."""
+        return {
+            name: (float(low), float(high)) for name, low, high in zip(self._names, self._low, self._high, strict=True)
+        }
+
+    def prepare_histograms(self, bins: int) -> None:
+        """Go over to counting, in ``bins`` bins on either side of zero; all batches are handed over once more."""
+        self._counts = np.zeros((len(self._names), 2 * bins), np.int64)
+        self._session = self._open(self._sample_nodes())
+
+    def count(self, feeds: list[Array]) -> None:
+        """Add one batch to the histograms."""
+        bounds = np.maximum(np.abs(self._low), np.abs(self._high))
+        for index, values in enumerate(self._run(feeds)):
+            bound = float(bounds[index]) or 1.0
+            counts, _ = np.histogram(values, bins=self._counts.shape[1], range=(-bound, bound))
+            self._counts[index] += counts
+
+    def histograms(self) -> dict[str, tuple[npt.NDArray[np.int64], float]]:
+        """Tensor -> counts of values from minus the largest magnitude to it, and that magnitude."""
+        bounds = np.maximum(np.abs(self._low), np.abs(self._high))
+        return {
+            name: (counts, float(bound)) for name, counts, bound in zip(self._names, self._counts, bounds, strict=True)
+        }
+
+    def _run(self, feeds: list[Array]) -> list[Array]:
+        return self._session.run(feeds) if self._names else []  # a graph with nothing to quantise
+
+    def _open(self, added: list[tuple[onnx.NodeProto, int]]) -> WatchingSession:
+        constants: dict[str, Array] = {
+            "survey_flat": np.array([-1], np.int64),
+            "survey_zero": np.zeros((), np.float32),
+        }
+        for index, size in enumerate(self._sizes):
+            step = _odd_step(int(size))
+            for name, value in (("start", 0), ("end", np.iinfo(np.int64).max), ("axis", 0), ("step", step)):
+                constants[f"survey_{index}_{name}"] = np.array([value], np.int64)
+        return WatchingSession(self._model, added, constants, threads=self._threads)
+
+    def _range_nodes(self) -> list[tuple[onnx.NodeProto, int]]:
+        added = []
+        for op_type, kind in (("ReduceMin", 1), ("ReduceMax", 1), ("Size", 7)):
+            attributes: dict[str, Any] = {"keepdims": 0} if kind == 1 else {}
+            for index, name in enumerate(self._names):
+                output = f"survey_{op_type}_{index}"
+                added.append((helper.make_node(op_type, [name], [output], **attributes), kind))
+        # onnxruntime's ReduceMin and ReduceMax may pass over a NaN; a sum of zero times each element does not.
+        for index, name in enumerate(self._names):
+            zeros = f"survey_zeros_{index}"
+            added.append((helper.make_node("Mul", [name, "survey_zero"], [zeros]), 0))
+            added.append((helper.make_node("ReduceSum", [zeros], [f"survey_finite_{index}"], keepdims=0), 1))
+        return added
+
+    def _sample_nodes(self) -> list[tuple[onnx.NodeProto, int]]:
+        added: list[tuple[onnx.NodeProto, int]] = []
+        for index, name in enumerate(self._names):
+            flat, part = f"survey_{index}_values", f"survey_{index}_sample"
+            cut = [f"survey_{index}_{end}" for end in ("start", "end", "axis", "step")]
+            added.append((helper.make_node("Reshape", [name, "survey_flat"], [flat]), 0))
+            added.append((helper.make_node("Slice", [flat, *cut], [part]), 1))
+        return added
+
+
+def _odd_step(size: int) -> int:
+    """A step that takes about ``_SAMPLES`` elements and does not fall into step with the channels."""
+    step = max(size // _SAMPLES, 1)
+    while step > 1 and any(step % divisor == 0 for divisor in (2, 3, 5, 7, 11)):
+        step += 1
+    return step

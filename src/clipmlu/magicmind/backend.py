@@ -1,0 +1,288 @@
+"""MagicMind on MLU cards, and the same on the emulated SDK."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from clipmlu.backends.base import Availability, CompiledGraph, GraphOptions, Session, SessionOptions, SourceGraph
+from clipmlu.backends.worker_options import WorkerOptions
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.errors import BackendUnavailableError, BundleCorruptError
+from clipmlu.lifetime import keep_when_forked
+from clipmlu.magicmind.build import BuildRecord, ask_versions, build_graph, read_record
+from clipmlu.magicmind.client.local import LocalPeer
+from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
+from clipmlu.magicmind.client.peer import OpenRequest, Peer
+from clipmlu.magicmind.client.worker_client import WorkerClient
+from clipmlu.magicmind.driver import DriverError, load_sdk
+from clipmlu.magicmind.session import MagicMindSession
+from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
+
+_ROOT = "magicmind"
+_DEVICES = Path("/dev")
+
+
+class MagicMindBackend:
+    """Builds and runs with the vendor's SDK, in this process or in a worker; see ``Backend``."""
+
+    name = "magicmind"
+    precisions = VENDOR_PRECISIONS
+    packages: tuple[str, ...] = ()  # the SDK has no metadata of a package; see sdk_versions
+    emulated = False
+    has_cards = True
+
+    def __init__(self) -> None:
+        self._peers = _Peers(self._local_peer)
+
+    def why_not(self, precision: Precision) -> str:
+        """Nothing: what the SDK offers does not depend on the machine."""
+        return ""
+
+    def profile(self, precision: Precision) -> str | None:
+        """All graphs are lowered."""
+        return "magicmind"
+
+    def probe(self) -> Availability:
+        """Say where the SDK is, without importing it or starting a worker."""
+        worker = worker_from_environment()
+        if worker is not None:
+            return Availability(True, f"worker {worker}")
+        if real_sdk_is_importable():
+            return Availability(True, "in this process", has_device=any(_DEVICES.glob("cambricon_dev*")))
+        return Availability(
+            False,
+            None,
+            f"the package 'magicmind' is not importable here and no worker is named; set {PYTHON_VARIABLE} to the "
+            f"interpreter of the vendor's environment, or {WORKER_VARIABLE} to a worker's address",
+        )
+
+    def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
+        """Of the SDK and the driver, as the worker or this process tells them."""
+        with self._peers.lease(self._endpoint(options.worker), options.device) as peer:
+            return ask_versions(peer)
+
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+        """Build one graph; see ``Backend.compile_tower``.
+
+        Args:
+            graph: the graph, lowered to the target's profile.
+            options: precision, shapes, and how to build.
+            directory: where the model file goes, with a record of the build beside it.
+
+        Raises:
+            CompileError: the SDK cannot build it as asked.
+            CalibrationError: the calibration data are missing, or do not fit.
+            BackendUnavailableError: there is no SDK.
+        """
+        session = options.session
+        with self._peers.lease(self._endpoint(session.worker), session.device) as peer:
+            return build_graph(peer, graph, options, directory, emulated=self.emulated)
+
+    def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
+        """Open a session on one graph; see ``Backend.open``."""
+        label = f"Bundle '{bundle.path}' ({tower} tower)"
+        path = bundle.tower_path(tower)
+        record = read_record(path)
+        self._check_kind(record, path, label)
+        endpoint = self._endpoint(options.worker)
+        request = OpenRequest(
+            model=path,
+            tower=bundle.tower(tower),
+            ranges=record.ranges(),
+            device=options.device,
+            depth=options.in_flight,
+            emulated=self.emulated,
+        )
+        peer = self._peers.acquire(endpoint, options.device)
+        return MagicMindSession(
+            bundle.tower(tower), label, peer, request, lambda: self._peers.release(endpoint, options.device)
+        )
+
+    def _endpoint(self, worker: WorkerOptions | None) -> WorkerOptions | None:
+        """The worker to use, or None for this process.
+
+        Raises:
+            BackendUnavailableError: there is neither.
+        """
+        worker = worker or worker_from_environment()
+        if worker is None:
+            availability = self.probe()
+            if not availability.ok:
+                raise BackendUnavailableError(f"MagicMind cannot be used here: {availability.reason}.")
+        return worker
+
+    def _local_peer(self) -> Peer:
+        return LocalPeer(load_sdk)
+
+    def _check_kind(self, record: BuildRecord, path: Path, label: str) -> None:
+        if record.emulated:
+            raise BackendUnavailableError(
+                f"{label}: '{path.name}' was built by the emulated SDK and runs on no card. Compile it with --target mlu."
+            )
+
+
+class EmulatedMagicMindBackend(MagicMindBackend):
+    """The same on the emulated SDK, which computes on this CPU; for tests and development, never chosen by itself.
+
+    Args:
+        in_process: run the emulator in this process; else in a worker, as the real SDK would be.
+    """
+
+    name = "magicmind-emulated"
+    packages = ("onnxruntime",)
+    emulated = True
+
+    def __init__(self, *, in_process: bool = True) -> None:
+        super().__init__()
+        self._in_process = in_process
+
+    def probe(self) -> Availability:
+        """Look for onnxruntime, on which the emulator computes."""
+        if util.find_spec("onnxruntime") is None:
+            return Availability(False, None, "the package 'onnxruntime' is not installed; pip install onnxruntime")
+        if self._in_process and (problem := _real_sdk_is_loaded()):
+            return Availability(False, None, problem)
+        return Availability(True, f"emulated, on onnxruntime {metadata.version('onnxruntime')}")
+
+    def _endpoint(self, worker: WorkerOptions | None) -> WorkerOptions | None:
+        availability = self.probe()
+        if not availability.ok:
+            raise BackendUnavailableError(f"The emulated MagicMind SDK cannot be used here: {availability.reason}.")
+        if worker is not None:
+            return worker
+        return None if self._in_process else emulated_worker()
+
+    def _local_peer(self) -> Peer:
+        return LocalPeer(load_emulated_sdk)
+
+    def _check_kind(self, record: BuildRecord, path: Path, label: str) -> None:
+        from clipmlu.magicmind.emulator import is_emulated_model
+
+        if not record.emulated or not is_emulated_model(path):
+            raise BundleCorruptError(
+                f"The emulated SDK cannot load '{path}' of {label}: it was not written by it. Compile the bundle again."
+            )
+
+
+def emulated_worker(**settings: Any) -> WorkerOptions:
+    """A worker on the emulated SDK, run by this interpreter.
+
+    Args:
+        settings: of the emulator, such as ``mode="lenient"``; see ``emulated_environment``.
+    """
+    from clipmlu.magicmind.emulator import emulated_environment
+
+    environment = emulated_environment(os.environ, **settings)
+    source = str(Path(__file__).resolve().parents[2])  # clipmlu itself, where it is not installed
+    environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], source])
+    return WorkerOptions(python=sys.executable, environment=environment)
+
+
+def load_emulated_sdk() -> Any:
+    """The emulated ``magicmind.python.runtime``; leaves neither it nor its path where an import could find them.
+
+    Raises:
+        DriverError: the real SDK is in this process already.
+    """
+    from clipmlu.magicmind.emulator import site_path
+
+    with _LOADING:
+        if problem := _real_sdk_is_loaded():
+            raise DriverError("import magicmind.python.runtime", problem, kind="import")
+        before = {name for name in sys.modules if _is_sdk(name)}
+        sys.path.insert(0, str(site_path()))
+        try:
+            return load_sdk()
+        finally:
+            sys.path.remove(str(site_path()))
+            for name in [name for name in sys.modules if _is_sdk(name) and name not in before]:
+                del sys.modules[name]
+
+
+_LOADING = threading.Lock()
+
+
+def _is_sdk(module: str) -> bool:
+    return module.partition(".")[0] == _ROOT
+
+
+def real_sdk_is_importable() -> bool:
+    """Whether ``import magicmind`` would find a package here that is not the emulated one; imports nothing."""
+    from clipmlu.magicmind.emulator import site_path
+
+    try:
+        found = util.find_spec(_ROOT)
+    except (ImportError, ValueError):
+        return False
+    origins = [] if found is None else [found.origin, *(found.submodule_search_locations or ())]
+    return found is not None and not any(Path(each).resolve().is_relative_to(site_path()) for each in origins if each)
+
+
+def _emulated_sdk_is_loaded() -> bool:
+    from clipmlu.magicmind.emulator import site_path
+
+    file = getattr(sys.modules.get(_ROOT), "__file__", None)
+    return file is not None and Path(file).resolve().is_relative_to(site_path())
+
+
+def _real_sdk_is_loaded() -> str:
+    """Why the emulator cannot be loaded here; empty when it can."""
+    if _ROOT not in sys.modules or _emulated_sdk_is_loaded():
+        return ""
+    return "another 'magicmind' is imported in this process; use a worker, or a process of its own"
+
+
+class _Peers:
+    """One peer for each worker and card, shared by the sessions on it, ended with the last of them."""
+
+    def __init__(self, make_local: Callable[[], Peer]) -> None:
+        self._make_local = make_local
+        self._lock = threading.Lock()
+        self._peers: dict[tuple[str, int], tuple[Peer, int]] = {}
+        keep_when_forked(self)
+
+    def on_fork(self) -> None:
+        """Begin anew in a forked process; the first one keeps its peers."""
+        self._lock = threading.Lock()
+        self._peers = {}
+
+    def acquire(self, endpoint: WorkerOptions | None, device: int) -> Peer:
+        """The peer, made when there is none."""
+        key = self._key(endpoint, device)
+        with self._lock:
+            peer, users = self._peers.get(key, (None, 0))
+            if peer is None:
+                peer = self._make_local() if endpoint is None else WorkerClient(endpoint)
+            self._peers[key] = (peer, users + 1)
+            return peer
+
+    def release(self, endpoint: WorkerOptions | None, device: int) -> None:
+        """One session less."""
+        key = self._key(endpoint, device)
+        with self._lock:
+            peer, users = self._peers.pop(key)
+            if users > 1:
+                self._peers[key] = (peer, users - 1)
+                return
+        peer.close()
+
+    @contextlib.contextmanager
+    def lease(self, endpoint: WorkerOptions | None, device: int) -> Iterator[Peer]:
+        """The peer for the time of a block."""
+        peer = self.acquire(endpoint, device)
+        try:
+            yield peer
+        finally:
+            self.release(endpoint, device)
+
+    @staticmethod
+    def _key(endpoint: WorkerOptions | None, device: int) -> tuple[str, int]:
+        # In this process all cards share the one thread from which the SDK is called.
+        return ("", 0) if endpoint is None else (repr(endpoint), device)

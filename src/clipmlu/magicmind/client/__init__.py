@@ -1,0 +1,1 @@
+"""The process that holds the SDK, seen from ours."""

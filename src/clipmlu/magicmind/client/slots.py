@@ -1,0 +1,84 @@
+"""Shared memory between this process and one worker: anonymous, so that nothing can be left behind.
+
+Its size is sealed, since a process that touches memory that another has cut off is killed. It is never passed to a second
+worker: the first one may still write into it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from clipmlu.data.feeds import Array
+from clipmlu.magicmind.client.peer import Fields
+from clipmlu.magicmind.driver import arrays_in, layout_of, map_slot, seal_size
+
+_LEAST_BYTES = 1 << 20
+_PAGE = 1 << 16
+_numbers = itertools.count(1)
+
+
+@functools.cache
+def can_share() -> bool:
+    """Whether this system has memory that is passed by descriptor, and whose size the other side cannot change."""
+    if not hasattr(os, "memfd_create"):
+        return False
+    try:
+        Slot(0).close()
+    except OSError:  # a kernel that does not seal
+        return False
+    return True
+
+
+class Slot:
+    """A piece of memory for one batch: its arrays, and behind them room for the results.
+
+    Attributes:
+        number: its name on the wire.
+        size: bytes.
+        descriptor: what is passed to the worker.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.number = next(_numbers)
+        self.size = -(-max(size, _LEAST_BYTES) // _PAGE) * _PAGE
+        self.descriptor = os.memfd_create("clipmlu-batch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, self.size)
+            seal_size(self.descriptor)
+            self._memory: Array = map_slot(self.descriptor, self.size)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        self._listed: list[Fields] = []
+        self._end = 0
+
+    def fill(self, arrays: Sequence[Array]) -> None:
+        """Copy a batch in."""
+        self._listed, self._end = layout_of(arrays)
+        views = arrays_in({"arrays": self._listed}, self._memory, {})
+        for view, values in zip(views, arrays, strict=True):
+            if values.size:
+                np.copyto(view, values)
+
+    def request(self) -> Fields:
+        """What a request says about the arrays in here and the place for the results."""
+        listed = [{**entry, "slot": self.number} for entry in self._listed]
+        return {"arrays": listed, "reply": {"slot": self.number, "offset": self._end}}
+
+    def results(self, header: Fields, payload: Array) -> list[Array]:
+        """The arrays of an answer, copied out.
+
+        Raises:
+            ProtocolError: the answer lists what cannot be.
+        """
+        return [np.array(view) for view in arrays_in(header, payload, {self.number: self._memory})]
+
+    def close(self) -> None:
+        """Give the memory back; it goes when the worker lets go of it too."""
+        self._memory = np.empty(0, np.uint8)
+        os.close(self.descriptor)

@@ -1,0 +1,282 @@
+"""From a network and a configuration to one ONNX graph with the inputs and outputs that the built model has.
+
+The graph of the network keeps its tensor names, so that calibration and building speak of the same tensors. In front of
+every input and behind every output stand the conversions that the configuration asks for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from clipmlu.graph.quantisation.derived import ADDED
+from clipmlu.graph.shapes import Shapes, get_shape, set_shape
+from clipmlu.magicmind.emulator.config import BuildFacts
+from clipmlu.magicmind.emulator.inference import infer_shapes
+from clipmlu.magicmind.emulator.network import Network
+from clipmlu.magicmind.emulator.ports import Port
+from clipmlu.magicmind.emulator.settings import switches
+from clipmlu.magicmind.emulator.status import Code, StatusError
+from clipmlu.magicmind.emulator.types import WIDE, DataType, Shape, datatype_from_onnx, onnx_from_datatype
+
+"""Starts every name that the emulator adds to a graph."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """A graph ready for its numerics: inputs and outputs are named ``emulated_input_0`` and so on."""
+
+    model: onnx.ModelProto
+    inputs: list[Port]
+    outputs: list[Port]
+    shapes: Shapes
+
+
+def assemble(network: Network, facts: BuildFacts) -> Assembly:
+    """Put inputs, outputs and shapes as the configuration asks for.
+
+    Raises:
+        StatusError: the configuration does not fit the network.
+    """
+    source = network.graph
+    model = onnx.ModelProto()
+    assert network.graph_model is not None, "network.graph was read"
+    model.CopyFrom(network.graph_model)
+    graph = model.graph
+    _constants_to_weights(graph)
+    for field in ("value_info", "input", "output"):
+        graph.ClearField(field)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    inputs, heads = [], []
+    for index, value in enumerate(source.input):
+        port, nodes, weights = _input_port(network, facts, index, value)
+        declared = graph.input.add()
+        declared.name = f"{ADDED}input_{index}"
+        declared.type.tensor_type.elem_type = _onnx_type(port.dtype)
+        set_shape(
+            declared, _session_dims(port, network.file_shapes.get(value.name, ()), facts.input_layouts.get(index))
+        )
+        inputs.append(port)
+        heads += nodes
+        graph.initializer.extend(weights)
+    body = list(graph.node)
+    graph.ClearField("node")
+    graph.node.extend(heads + body)
+    types = [_output_port(network, facts, index, value, graph) for index, value in enumerate(source.output)]
+    shapes = infer_shapes(model)
+    ends = _shapes_at_ends(model, inputs) or [shapes]
+    outputs = [
+        Port(name=value.name, dtype=dtype, dims=_common_dims(ends, f"{ADDED}output_{index}", value))
+        for index, (value, dtype) in enumerate(zip(source.output, types, strict=True))
+    ]
+    return Assembly(model=model, inputs=inputs, outputs=outputs, shapes=shapes)
+
+
+def assemble_for_calibration(network: Network, facts: BuildFacts) -> Assembly:
+    """The graph that calibration runs: any shapes, and the network's own layouts, types and values.
+
+    ``set_data_type`` does not touch the type used during calibration (MC build_param.py); ``type64to32_conversion`` does.
+    Nor does ``insert_bn_before_firstnode``: all samples that use it hand over FLOAT32 data that are normalised already (MC
+    swintransformer, whose accuracy in qint8 is published, mobilenetv2, mobilenetv3, centernet; ME openpose).
+    """
+    free = Network()
+    model = onnx.ModelProto()
+    assert network.graph_model is not None, "Calibrator.calibrate read network.graph"
+    model.CopyFrom(network.graph_model)
+    free.fill(model)
+    bare = dataclasses.replace(facts, mutable=True, dim_range={}, input_layouts={}, output_layouts={}, batch_norm={})
+    assembly = assemble(free, bare)
+    own = [get_shape(value) or () for value in network.graph.input]
+    inputs = [dataclasses.replace(port, dims=dims) for port, dims in zip(assembly.inputs, own, strict=True)]
+    return dataclasses.replace(assembly, inputs=inputs)
+
+
+def _shapes_at_ends(model: onnx.ModelProto, inputs: list[Port]) -> list[Shapes]:
+    """Shapes at both ends of ``dim_range``: a graph exported for one batch size does not let them pass and fails here."""
+    if any(-1 in port.dims and port.minimum is None for port in inputs):
+        return []
+    ends = ([port.minimum or port.dims for port in inputs], [port.maximum or port.dims for port in inputs])
+    return [
+        infer_shapes(model, {f"{ADDED}input_{index}": shape for index, shape in enumerate(end)})
+        for end in (ends if ends[0] != ends[1] else ends[:1])
+    ]
+
+
+def _common_dims(ends: list[Shapes], name: str, declared: onnx.ValueInfoProto) -> Shape:
+    """What stays the same at both ends; -1 for what does not, and all -1 when nothing is known (api 2.11)."""
+    shapes = [end.get(name, (None, 0))[0] for end in ends]
+    known = [shape for shape in shapes if shape is not None]
+    if not known or len(known) < len(shapes):
+        return (-1,) * len(get_shape(declared) or ())
+    return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*known, strict=True))
+
+
+def _session_dims(port: Port, file_shape: Shape, layout: tuple[str, str] | None) -> Shape:
+    """The shape that onnxruntime is told: an axis that the file leaves free stays free, whatever was set since.
+
+    Told a size, onnxruntime fuses other operators and rounds differently in the last digit; so float32 results are those
+    of the file itself. The context checks the sizes.
+    """
+    if len(file_shape) != len(port.dims):
+        return port.dims
+    if layout is not None:
+        file_shape = tuple(file_shape[layout[0].index(axis)] for axis in layout[1])
+    return tuple(-1 if free == -1 else size for free, size in zip(file_shape, port.dims, strict=True))
+
+
+def _input_port(
+    network: Network, facts: BuildFacts, index: int, value: onnx.ValueInfoProto
+) -> tuple[Port, list[onnx.NodeProto], list[onnx.TensorProto]]:
+    dims = get_shape(value)
+    if dims is None:
+        raise StatusError(Code.INVALID_ARGUMENT, f"build: input '{value.name}' has no shape; set its dimension")
+    minimum, maximum = _bounds(facts, index, value.name, dims)
+    dtype = _port_type(network, facts, value)
+    if index in facts.batch_norm:
+        dtype = DataType.UINT8  # "whatever datatype you set" (MC model_process.py insert_bn_before_first_node)
+    if _is_mutable(facts, network):
+        given = minimum is not None and maximum is not None
+        dims = (
+            tuple(low if low == high else -1 for low, high in zip(minimum, maximum, strict=True))
+            if given and minimum is not None and maximum is not None
+            else (-1,) * len(dims)
+        )
+    elif -1 in dims:
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"build: input '{value.name}' has the unknown shape {list(dims)}; set its dimension or graph_shape_mutable",
+        )
+    current = f"{ADDED}input_{index}"
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+
+    def add(op_type: str, *more: str, **attributes: Any) -> None:
+        nonlocal current
+        name = f"{ADDED}input_{index}_{len(nodes)}"
+        nodes.append(helper.make_node(op_type, [current, *more], [name], name=name, **attributes))
+        current = name
+
+    layout = facts.input_layouts.get(index)
+    if layout is not None:
+        source, target = _check_layout(layout, value.name, len(dims))
+        add("Transpose", perm=[target.index(axis) for axis in source])
+    if dtype is not datatype_from_onnx(value.type.tensor_type.elem_type):
+        add("Cast", to=value.type.tensor_type.elem_type)
+    if index in facts.batch_norm:
+        for op_type, array in _batch_norm(facts.batch_norm[index], dims, layout):
+            weights.append(numpy_helper.from_array(array, f"{current}_{op_type.lower()}"))
+            add(op_type, weights[-1].name)
+    nodes.append(helper.make_node("Identity", [current], [value.name], name=f"{ADDED}input_{index}_end"))
+    if layout is not None:
+        order = [layout[0].index(axis) for axis in layout[1]]
+        dims = tuple(dims[axis] for axis in order)
+        minimum = minimum and tuple(minimum[axis] for axis in order)
+        maximum = maximum and tuple(maximum[axis] for axis in order)
+    port = Port(name=value.name, dtype=dtype, dims=dims, minimum=minimum, maximum=maximum)
+    return port, nodes, weights
+
+
+def _output_port(
+    network: Network, facts: BuildFacts, index: int, value: onnx.ValueInfoProto, graph: onnx.GraphProto
+) -> DataType:
+    dtype = _port_type(network, facts, value)
+    current = value.name
+    layout = facts.output_layouts.get(index)
+    if layout is not None:
+        source, target = _check_layout(layout, value.name, len(get_shape(value) or layout[0]))
+        name = f"{ADDED}output_{index}_0"
+        perm = [source.index(axis) for axis in target]
+        graph.node.append(helper.make_node("Transpose", [current], [name], name=name, perm=perm))
+        current = name
+    name = f"{ADDED}output_{index}"
+    graph.node.append(helper.make_node("Cast", [current], [name], name=f"{name}_end", to=_onnx_type(dtype)))
+    output = graph.output.add()
+    output.name = name
+    output.type.tensor_type.elem_type = _onnx_type(dtype)
+    return dtype
+
+
+def _port_type(network: Network, facts: BuildFacts, value: onnx.ValueInfoProto) -> DataType:
+    declared = datatype_from_onnx(value.type.tensor_type.elem_type)
+    dtype = network.io_types.get(value.name) or declared
+    if dtype is None or onnx_from_datatype(dtype) is None:
+        raise StatusError(Code.UNIMPLEMENTED, f"build: '{value.name}' has an element type that MagicMind does not have")
+    if dtype not in WIDE:
+        return dtype
+    if facts.narrow:
+        # 7.3: the samples' calibrators and logs suggest INT32 after the conversion, even where INT64 was set (roberta).
+        return WIDE[dtype]
+    if switches().refuse_64bit:
+        raise StatusError(
+            Code.UNIMPLEMENTED,
+            f"build: '{value.name}' is {dtype.name}; 64-bit data need opt_config.type64to32_conversion",
+        )
+    return dtype
+
+
+def _is_mutable(facts: BuildFacts, network: Network) -> bool:
+    if facts.mutable is not None:
+        return facts.mutable
+    shapes = [get_shape(value) for value in network.graph.input]
+    known = all(shape is not None and -1 not in shape for shape in shapes)
+    return not (known and switches().static_by_default)
+
+
+def _bounds(facts: BuildFacts, index: int, name: str, dims: Shape) -> tuple[Shape | None, Shape | None]:
+    """``dim_range`` of one input, in the network's own layout (api 3)."""
+    if facts.mutable is False or index not in facts.dim_range:
+        return None, None
+    low, high = (tuple(side) for side in facts.dim_range[index])
+    if not len(low) == len(high) == len(dims) or any(a < 1 or a > b for a, b in zip(low, high, strict=True)):
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"build: dim_range of input '{name}' is {low}..{high}; its shape is {list(dims)}"
+        )
+    return low, high
+
+
+def _check_layout(layout: tuple[str, str], name: str, rank: int) -> tuple[str, str]:
+    if len(layout[0]) != rank:
+        raise StatusError(Code.INVALID_ARGUMENT, f"build: '{name}' has {rank} axes and no layout {layout[0]}")
+    return layout
+
+
+def _batch_norm(
+    constants: tuple[list[float], list[float]], dims: Shape, layout: tuple[str, str] | None
+) -> list[tuple[str, np.ndarray]]:
+    """(x - mean) / sqrt(var) per channel, in the network's own layout; NCHW unless only the last axis fits."""
+    mean, variance = (np.asarray(side, np.float32) for side in constants)
+    axis = 1 if layout is None else layout[0].index("C")
+    if layout is None and len(dims) > 1 and dims[1] not in (-1, len(mean)) and dims[-1] == len(mean):
+        axis = len(dims) - 1
+    shape = [1] * len(dims)
+    if len(dims) < 2 or dims[axis] not in (-1, len(mean)) or len(mean) != len(variance):
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"build: insert_bn_before_firstnode has {len(mean)} channels for {list(dims)}"
+        )
+    shape[axis] = len(mean)
+    return [("Sub", mean.reshape(shape)), ("Div", np.sqrt(variance).reshape(shape))]
+
+
+def _constants_to_weights(graph: onnx.GraphProto) -> None:
+    nodes = []
+    for node in graph.node:
+        value = next((item for item in node.attribute if item.name == "value"), None)
+        if node.op_type == "Constant" and value is not None:
+            weight = onnx.TensorProto()
+            weight.CopyFrom(value.t)
+            weight.name = node.output[0]
+            graph.initializer.append(weight)
+        else:
+            nodes.append(node)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+
+
+def _onnx_type(dtype: DataType) -> int:
+    code = onnx_from_datatype(dtype)
+    assert code is not None, "quantised inputs and outputs were refused"
+    return code

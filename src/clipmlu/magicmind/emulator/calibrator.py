@@ -1,0 +1,204 @@
+"""Calibration: ranges of the quantised operators' inputs, from the data that the caller's objects hand over (api 2.10)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu.errors import CalibrationError
+from clipmlu.magicmind.emulator.config import BuilderConfig, BuildFacts
+from clipmlu.magicmind.emulator.faults import hit
+from clipmlu.magicmind.emulator.network import Network
+from clipmlu.magicmind.emulator.ports import CalibrationRecord
+from clipmlu.magicmind.emulator.settings import current, switches
+from clipmlu.magicmind.emulator.status import Code, Status, StatusError, returns_status
+from clipmlu.magicmind.emulator.types import Array, DataType, Dims, QuantizationAlgorithm, get_numpy_dtype_by_datatype
+
+_log = logging.getLogger("clipmlu.magicmind.emulator")
+
+
+class CalibDataInterface:
+    """What a caller derives from; one object for each network input.
+
+    ``get_shape``, ``get_data_type`` and ``get_sample`` are called only after a ``next`` that answered OK: several public
+    subclasses set what they return there (MC resnet50_onnx, nnUNet; CV). ``reset`` may be called at any time.
+    """
+
+    def next(self) -> Status:
+        """Prepare the next batch; OUT_OF_RANGE when there is none."""
+        raise NotImplementedError("CalibDataInterface.next")
+
+    def reset(self) -> Status:
+        """Start again."""
+        raise NotImplementedError("CalibDataInterface.reset")
+
+    def get_sample(self) -> Any:
+        """The current batch."""
+        raise NotImplementedError("CalibDataInterface.get_sample")
+
+    def get_shape(self) -> Dims:
+        """Its shape."""
+        raise NotImplementedError("CalibDataInterface.get_shape")
+
+    def get_data_type(self) -> DataType:
+        """Its element type."""
+        raise NotImplementedError("CalibDataInterface.get_data_type")
+
+
+class RemoteConfig:
+    """Where a card is that calibrates for a host without one.
+
+    Attributes:
+        address: ``"ip:port"`` (ME gen_model.py).
+        device_id: its index (C++ S#49026245355).
+    """
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.device_id = 0
+
+
+class Calibrator:
+    """Drives the data objects through the network.
+
+    Args:
+        data: one object for each network input, in their order (MC clip gen_model.py).
+    """
+
+    def __init__(self, data: list[CalibDataInterface]) -> None:
+        if not isinstance(data, list) or not all(isinstance(item, CalibDataInterface) for item in data):
+            raise TypeError("Calibrator(): expected a list of CalibDataInterface")
+        self._data = data
+        self._algorithm = QuantizationAlgorithm.LINEAR_ALGORITHM
+        self._remote: RemoteConfig | None = None
+
+    @returns_status
+    def set_quantization_algorithm(self, algorithm: QuantizationAlgorithm, /) -> None:
+        """Choose how ranges are found."""
+        if not isinstance(algorithm, QuantizationAlgorithm):
+            raise TypeError(f"set_quantization_algorithm(): got {type(algorithm).__name__}")
+        self._algorithm = algorithm
+
+    @returns_status
+    def set_remote(self, config: RemoteConfig, /) -> None:
+        """Calibrate on another host's card (ME gen_model.py); the emulator computes here all the same."""
+        if not config.address.rpartition(":")[2].isdigit():
+            raise StatusError(Code.INVALID_ARGUMENT, f"set_remote: address is '{config.address}'; expected ip:port")
+        self._remote = config
+
+    @returns_status
+    def calibrate(self, network: Network, config: BuilderConfig, /) -> None:
+        """Run all data through the network and note the ranges in it.
+
+        A mode that quantises nothing needs no calibration and gets none, without complaint (MC psenet).
+        """
+        hit("calibrate")
+        facts = config.facts()
+        least_noise = self._algorithm is QuantizationAlgorithm.EQNM_ALGORITHM
+        self._check(network, facts, least_noise)
+        if facts.bits is None:
+            return
+        try:
+            network.calibration = _Collector(network, facts, self._data, least_noise).collect()
+        except CalibrationError as error:
+            raise StatusError(Code.INTERNAL, f"calibrate: {error}") from error
+
+    def _check(self, network: Network, facts: BuildFacts, least_noise: bool) -> None:
+        strict = switches()
+        if len(self._data) != len(network.graph.input):
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"calibrate: the network has {len(network.graph.input)} inputs, the calibrator {len(self._data)} data",
+            )
+        if least_noise and facts.asymmetric:  # MC hoitransformer comment
+            raise StatusError(Code.INVALID_ARGUMENT, "calibrate: EQNM works with symmetric activations only")
+        if strict.calibration_needs_device and self._remote is None and current().device_count == 0:
+            raise StatusError(Code.UNAVAILABLE, "calibrate: there is no device; use set_remote")
+        if strict.calibrate_once and network.calibration is not None:
+            raise StatusError(Code.FAILED_PRECONDITION, "calibrate: the network is calibrated already (unknown 7.10)")
+
+
+class _Collector:
+    """Runs the calibration graph, in float32, once for LINEAR and twice for EQNM."""
+
+    def __init__(self, network: Network, facts: BuildFacts, data: list[CalibDataInterface], least_noise: bool) -> None:
+        from clipmlu.graph.quantisation.rewrite import quantised_tensors
+        from clipmlu.magicmind.emulator.assembly import assemble_for_calibration
+
+        self._assembly = assemble_for_calibration(network, facts)
+        self._names = quantised_tensors(self._assembly.model)
+        self._facts = facts
+        self._data = data
+        self._least_noise = least_noise
+
+    def collect(self) -> CalibrationRecord:
+        """Ranges of all quantised tensors.
+
+        Raises:
+            StatusError: the data objects failed, or fit neither one another nor the network.
+        """
+        from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
+
+        assert self._facts.bits is not None, "calibrate checked it"
+        how = RangeOptions(
+            bits=self._facts.bits,
+            algorithm="eqnm" if self._least_noise else "linear",
+            threads=current().threads,
+        )
+        ranges, batches = collect_ranges(self._assembly.model, self._names, self._batches, how)
+        return CalibrationRecord(ranges=ranges, least_noise=self._least_noise, batches=batches)
+
+    def _batches(self) -> Iterator[list[Array]]:
+        """One pass over the data; all objects are stepped together. Order and number of calls are open (7.10)."""
+        for item in self._data:
+            _demand(item.reset(), "reset")
+        while True:
+            ended = [_ended(item.next) for item in self._data]
+            if any(ended):
+                if not all(ended) and switches().equal_calibration_lengths:
+                    raise StatusError(Code.INVALID_ARGUMENT, "calibrate: the data objects have unequal lengths")
+                return
+            yield [self._sample(index, item) for index, item in enumerate(self._data)]
+
+    def _sample(self, index: int, item: CalibDataInterface) -> Array:
+        shape, dtype, sample = item.get_shape(), item.get_data_type(), item.get_sample()
+        port = self._assembly.inputs[index]
+        if not isinstance(sample, np.ndarray):
+            raise StatusError(Code.INVALID_ARGUMENT, f"calibrate: get_sample returned {type(sample).__name__}")
+        if sample.size != shape.GetElementCount():
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"calibrate: get_shape says {shape}, the sample has {list(sample.shape)}"
+            )
+        # What is declared holds. xDeepFM declares INT32 and hands over int64. swintransformer (whose qint8 accuracy is
+        # published) declares [B,3,224,224] and hands over [B,1,3,224,224]; paddledetection declares [1,2], hands over [2].
+        values: npt.NDArray[Any] = sample.astype(get_numpy_dtype_by_datatype(dtype)).reshape(shape.GetDims())
+        layout = self._facts.input_layouts.get(index)
+        if layout is not None and not _fits(values.shape, port.dims):
+            values = values.transpose([layout[1].index(axis) for axis in layout[0]])
+        if values.ndim != len(port.dims):
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"calibrate: '{port.name}' has {len(port.dims)} axes, the sample {values.ndim}"
+            )
+        return np.ascontiguousarray(values, get_numpy_dtype_by_datatype(port.dtype))
+
+
+def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
+    """Whether a sample is in the network's own layout: all axes but the batch agree."""
+    return len(shape) == len(dims) and all(want in (-1, have) for have, want in zip(shape[1:], dims[1:], strict=True))
+
+
+def _demand(status: object, call: str) -> None:
+    if not isinstance(status, Status) or not status.ok():
+        raise StatusError(Code.INTERNAL, f"calibrate: {call}() of a data object answered {status}")
+
+
+def _ended(step: Callable[[], Status]) -> bool:
+    status = step()
+    if isinstance(status, Status) and status.carries(Code.OUT_OF_RANGE):
+        return True
+    _demand(status, "next")
+    return False

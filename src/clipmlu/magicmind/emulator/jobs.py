@@ -1,0 +1,159 @@
+"""Queues and their jobs: asynchronous work in order, from the call to the synchronised result (api 2.12)."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from clipmlu.magicmind.emulator.faults import hit
+from clipmlu.magicmind.emulator.settings import switches
+from clipmlu.magicmind.emulator.status import Code, StatusError, returns_status
+from clipmlu.magicmind.emulator.types import Array
+
+_log = logging.getLogger("clipmlu.magicmind.emulator")
+Feed = Callable[[], Array]
+
+
+class LentTensor(Protocol):
+    """What a job needs of a tensor that it reads or writes."""
+
+    def lend(self, job: Job) -> None:
+        """The job reads it from now on."""
+
+    def give_back(self, job: Job) -> None:
+        """The job is synchronised."""
+
+    def publish(self, result: Array) -> None:
+        """The job's result may be read."""
+
+    @property
+    def producer(self) -> tuple[Job, int] | None:
+        """The job, not yet synchronised, that writes it, and which output it is."""
+
+
+class Job:
+    """Work on a queue.
+
+    Args:
+        compute: runs the graph; called on the queue's thread.
+        inputs: tensors that are lent until ``sync``.
+        outputs: tensors that are written by ``sync``.
+
+    Attributes:
+        done: set when the results (or the error) are there.
+        results: the outputs on the card, or None before and after a failure.
+    """
+
+    def __init__(
+        self, compute: Callable[[], list[Array]], inputs: Sequence[LentTensor], outputs: Sequence[LentTensor]
+    ) -> None:
+        self._compute = compute
+        self._inputs = inputs
+        self._outputs = outputs
+        self._spoiled = ""
+        self.done = threading.Event()
+        self.results: list[Array] | None = None
+        self.error: StatusError | None = None
+        for tensor in inputs:
+            tensor.lend(self)
+
+    def run(self) -> None:
+        """Compute; called by the queue's thread."""
+        try:
+            self.results = self._compute()
+        except StatusError as error:
+            self.error = error
+        except Exception as error:  # the runtime's own errors are many; a thread must not die of one
+            self.error = StatusError(Code.INTERNAL, f"enqueue: the graph failed: {' '.join(str(error).split())}")
+        finally:
+            self.done.set()
+
+    def spoil(self, reason: str) -> None:
+        """The results are garbage, because the caller broke a rule of asynchronous work."""
+        if not self._spoiled:
+            _log.warning("emulated MagicMind: results are spoiled: %s", reason)
+        self._spoiled = reason
+
+    def publish(self) -> None:
+        """Let the caller see the results; called by ``sync``.
+
+        Raises:
+            StatusError: the work failed.
+        """
+        for tensor in self._inputs:
+            tensor.give_back(self)
+        if self.error is not None:
+            raise self.error
+        assert self.results is not None, "a job without an error has results"
+        for index, (tensor, result) in enumerate(zip(self._outputs, self.results, strict=True)):
+            if not self._spoiled and tensor.producer == (self, index):
+                tensor.publish(result)
+
+
+class Queue:
+    """A queue of one card; made by ``Device.create_queue``.
+
+    Attributes:
+        device: the card's index.
+    """
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self._process = os.getpid()
+        self._syncing = threading.Lock()
+        self._unsynced: collections.deque[Job] = collections.deque()
+        self._work: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        # A daemon: work that hangs must not keep the process alive, as it would not on a card.
+        threading.Thread(target=_serve, args=(self._work,), name="emulated-mlu-queue", daemon=True).start()
+
+    @returns_status
+    def sync(self) -> None:
+        """Wait for all work and let its results be seen; answers with the first failure."""
+        check_process(self._process, "sync")
+        hit("sync", self.device)
+        failure: StatusError | None = None
+        with self._syncing:
+            for _ in range(len(self._unsynced)):  # what another thread enqueues meanwhile is not waited for
+                job = self._unsynced[0]
+                job.done.wait()
+                self._unsynced.popleft()
+                try:
+                    job.publish()
+                except StatusError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def submit(self, job: Job) -> None:
+        """Queue one job."""
+        self._unsynced.append(job)
+        self._work.put(job)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work that was not synchronised."""
+        return bool(self._unsynced)
+
+    def __del__(self) -> None:
+        self._work.put(None)
+
+
+def check_process(owner: int, call: str) -> None:
+    """Refuse objects of the parent process (7.7: use after fork is open; the queue's thread does not survive one).
+
+    Raises:
+        StatusError: this is a forked child.
+    """
+    if owner != os.getpid() and switches().refuse_after_fork:
+        raise StatusError(Code.FAILED_PRECONDITION, f"{call}: made in process {owner}, used in {os.getpid()}")
+
+
+def _serve(work: queue.SimpleQueue[Job | None]) -> None:
+    while (job := work.get()) is not None:
+        job.run()
+        del job

@@ -1,0 +1,91 @@
+"""What the parts of the emulated SDK tell one another: ports, what calibration found, what a built model is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import msgspec
+
+from clipmlu.magicmind.emulator.types import DataType, Shape
+from clipmlu.specs import TensorQuantisation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Port:
+    """One input or output of a built model.
+
+    Attributes:
+        name: the ONNX name (7.14: logs show ONNX names kept).
+        dtype: element type at run time.
+        dims: the shape; -1 for axes that may vary.
+        minimum: smallest shape of a mutable input, or None when unbounded.
+        maximum: largest shape of a mutable input, or None when unbounded.
+    """
+
+    name: str
+    dtype: DataType
+    dims: Shape
+    minimum: Shape | None = None
+    maximum: Shape | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
+    """What calibration found.
+
+    Attributes:
+        ranges: tensor name -> (smallest, largest) of what is quantised, after the algorithm had its say.
+        least_noise: the algorithm was EQNM.
+        batches: batches seen.
+    """
+
+    ranges: dict[str, tuple[float, float]]
+    least_noise: bool
+    batches: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a built model knows of itself; stored as JSON in the file's header.
+
+    Attributes:
+        label: the name given to ``build_model``.
+        mode: precision mode.
+        archs: architecture -> cluster counts that it was built for.
+        inputs: in the network's order.
+        outputs: in the network's order.
+        quantisation: tensor name -> bits, scale, zero point and range, for the ``qintN`` modes.
+    """
+
+    label: str
+    mode: str
+    archs: dict[str, list[int]]
+    inputs: list[Port]
+    outputs: list[Port]
+    quantisation: dict[str, TensorQuantisation]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that says that nothing here is a card's."""
+        values = dataclasses.asdict(self)
+        for port in (*values["inputs"], *values["outputs"]):
+            port["dtype"] = port["dtype"].name
+        values["quantisation"] = msgspec.to_builtins(self.quantisation)
+        return {"emulated": True, "maker": "clipmlu emulated MagicMind SDK", **values}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelInfo:
+        """The reverse of ``to_json``."""
+
+        def port(item: dict[str, Any]) -> Port:
+            sizes = {key: item[key] and tuple(item[key]) for key in ("minimum", "maximum")}
+            return Port(name=item["name"], dtype=DataType[item["dtype"]], dims=tuple(item["dims"]), **sizes)
+
+        return cls(
+            label=values["label"],
+            mode=values["mode"],
+            archs=values["archs"],
+            inputs=[port(item) for item in values["inputs"]],
+            outputs=[port(item) for item in values["outputs"]],
+            quantisation=msgspec.convert(values["quantisation"], dict[str, TensorQuantisation]),
+        )

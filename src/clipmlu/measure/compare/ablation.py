@@ -1,0 +1,333 @@
+"""Which role costs how much: a quantised bundle rebuilt with the operators of one role kept in float, for each in turn.
+
+The rebuilt graphs quantise everything else with the ranges that the bundle's manifest keeps; nothing is calibrated again.
+They run on the CPU, for bundles of the CPU and of the emulated SDK alike, which quantise the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+
+from clipmlu.backends import SessionOptions
+from clipmlu.bundle.directory import TOKENIZER_NAME, CompiledBundle, ExportedBundle, Tower
+from clipmlu.classify.classifier import embed_classes
+from clipmlu.data.datasets import Dataset
+from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.image_graph import ImageTower
+from clipmlu.errors import BundleError, OptionError
+from clipmlu.files.publish import scratch_directory
+from clipmlu.graph.index import save_model
+from clipmlu.graph.pixels import with_float_pixels
+from clipmlu.graph.quantisation.clipping import clip_graph
+from clipmlu.graph.quantisation.rewrite import rewrite_for_runtime
+from clipmlu.graph.quantisation.smoothing import find_sites, smooth_graph
+from clipmlu.graph.roles import ROLES, Role, find_operators
+from clipmlu.measure.compare.predictions import compare_embeddings, embed_dataset, predict_classes
+from clipmlu.measure.compare.tensors import lowered_model
+from clipmlu.measure.statistics import mcnemar_p_value
+from clipmlu.specs import MluBuild, NodeType, Spec, TowerName
+
+
+class RoleCost(Spec, frozen=True, kw_only=True):
+    """What quantising the operators of one role costs: the bundle with them in float, all else as it is.
+
+    Attributes:
+        tower: where the operators are; the other tower stays as it is.
+        role: theirs.
+        operators: their number, of those that are quantised.
+        macs_share: their share of the tower's multiply-accumulates, 0..1.
+        mean_cosine: mean cosine similarity of the tower's embeddings and those of the float source; None where one is not
+            finite.
+        recovered: how much larger that is than the bundle's own: the part of 1 - mean cosine that the role causes.
+        agreement: share of images of the same best class as in float, 0..1.
+        top1: share of images classified rightly.
+        top1_gain: how much larger that is than the bundle's own: what the role costs in top-1.
+        mcnemar_p: exact two-sided p-value of McNemar's test that both classify equally well; a gain means little where it
+            is large.
+    """
+
+    tower: TowerName
+    role: Role
+    operators: int
+    macs_share: float
+    mean_cosine: float | None
+    recovered: float | None
+    agreement: float
+    top1: float
+    top1_gain: float
+    mcnemar_p: float
+
+
+class Ablation(Spec, frozen=True, kw_only=True):
+    """The keep-one-float ablation of a quantised bundle.
+
+    Attributes:
+        images: images that it was measured on.
+        mean_cosine: tower -> mean cosine similarity of the bundle's embeddings and those of the float source.
+        agreement: share of images of the same best class as in float, of the bundle itself.
+        top1: share of images that it classifies rightly.
+        float_top1: the same of the float source.
+        roles: by tower, and in a tower the role that recovers most first.
+    """
+
+    images: int
+    mean_cosine: dict[TowerName, float | None]
+    agreement: float
+    top1: float
+    float_top1: float
+    roles: tuple[RoleCost, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """Unit-norm embeddings of the same images and classes.
+
+    Attributes:
+        image: float32, shape (N, D).
+        text: float32, shape (C, D).
+    """
+
+    image: FloatArray
+    text: FloatArray
+
+    def of(self, tower: TowerName) -> FloatArray:
+        """Those of one tower."""
+        return self.image if tower == "image" else self.text
+
+    def replace(self, tower: TowerName, embeddings: FloatArray) -> Embeddings:
+        """The same with another tower's."""
+        changes = {"image": embeddings} if tower == "image" else {"text": embeddings}
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AblationData:
+    """What the rebuilt graphs are measured on.
+
+    Attributes:
+        dataset: the images.
+        indices: which of them; all can be read.
+        templates: of the prompts.
+        batch_size: images per batch; None for the bundle's own.
+        threads: CPU threads; 0 leaves it to the runtime.
+    """
+
+    dataset: Dataset
+    indices: Sequence[int]
+    templates: Sequence[str]
+    batch_size: int | None
+    threads: int
+
+
+def check_ablation(
+    bundle: ExportedBundle | CompiledBundle, source: ExportedBundle | None, towers: Sequence[TowerName]
+) -> None:
+    """Refuse what cannot be ablated, before anything slow begins.
+
+    Args:
+        bundle: whose roles are to be ablated.
+        source: its float source, or None.
+        towers: where to look for roles.
+
+    Raises:
+        OptionError: the towers quantise nothing, their ranges are not known, or the float source was not given.
+        BundleError: the source is not the one that it was compiled from.
+    """
+    if not isinstance(bundle, CompiledBundle) or bundle.compilation.precision.bits is None:
+        raise OptionError(f"ablation takes roles out of the quantisation, but bundle '{bundle.path}' quantises nothing")
+    records = [record for name, record in bundle.compilation.quantised.items() if name in towers]
+    if bundle.compilation.quantised and not records:
+        raise OptionError(f"ablation looks at the {towers[0]} tower, which bundle '{bundle.path}' does not quantise")
+    if not any(record.tensors for record in records):
+        raise OptionError(
+            f"bundle '{bundle.path}' does not tell how its tensors were quantised, which ablation needs; "
+            "compile it for --target cpu, which quantises the same operators"
+        )
+    if source is None:
+        raise OptionError(
+            "ablation needs the float source; give the exported bundle as the second bundle, or with --source"
+        )
+    check_source(bundle, source)
+
+
+def check_source(bundle: CompiledBundle, source: ExportedBundle) -> None:
+    """Refuse a source that the bundle was not compiled from.
+
+    Raises:
+        BundleError: it is another one.
+    """
+    if bundle.compilation.source_digest != source.digest:
+        raise BundleError(f"Bundle '{bundle.path}' was not compiled from '{source.path}', but from another export.")
+
+
+def ablate_roles(
+    bundle: CompiledBundle,
+    source: ExportedBundle,
+    own: Embeddings,
+    floats: Embeddings,
+    data: AblationData,
+    *,
+    towers: Iterable[TowerName] = ("image", "text"),
+    on_note: Callable[[str], None] = lambda _message: None,
+) -> Ablation:
+    """Measure a bundle with one role after the other in float.
+
+    Args:
+        bundle: the quantised bundle; see ``check_ablation``.
+        source: what it was compiled from.
+        own: its embeddings of the data.
+        floats: the source's.
+        data: the data.
+        towers: where to look for roles.
+        on_note: called with a line for people at each step.
+    """
+    judge = _Judge(own, floats, data)
+    cosines: dict[TowerName, float | None] = {}
+    costs: list[RoleCost] = []
+    for tower in towers:
+        if not bundle.compilation.quantised.get(tower):
+            continue  # it stays in float on the CPU
+        rebuilder = Rebuilder(bundle, source, tower)
+        found = []
+        for role in rebuilder.roles:
+            on_note(f"ablation: {tower} tower with {role} in float")
+            found.append(judge.cost(rebuilder, role, _embed_without(rebuilder, role, data)))
+        costs += sorted(found, key=lambda cost: -(cost.recovered if cost.recovered is not None else -np.inf))
+        cosines[tower] = judge.own_cosine(tower)
+    return Ablation(
+        images=len(judge.labels),
+        mean_cosine=cosines,
+        agreement=float(np.mean(judge.own_classes == judge.float_classes)),
+        top1=float(np.mean(judge.own_classes == judge.labels)),
+        float_top1=float(np.mean(judge.float_classes == judge.labels)),
+        roles=tuple(costs),
+    )
+
+
+class _Judge:
+    """Measures embeddings against those of the float source and of the bundle itself.
+
+    Attributes:
+        labels: right classes, int64, shape (N,).
+        own_classes: what the bundle itself chooses.
+        float_classes: what the float source chooses.
+    """
+
+    def __init__(self, own: Embeddings, floats: Embeddings, data: AblationData) -> None:
+        self._own, self._floats = own, floats
+        self.labels = np.array([data.dataset.label(index) for index in data.indices], np.int64)
+        self.own_classes = predict_classes(own.image, own.text)
+        self.float_classes = predict_classes(floats.image, floats.text)
+
+    def own_cosine(self, tower: TowerName) -> float | None:
+        return compare_embeddings(self._own.of(tower), self._floats.of(tower)).mean_cosine
+
+    def cost(self, rebuilder: Rebuilder, role: Role, embeddings: FloatArray) -> RoleCost:
+        """What the tower's embeddings with the role in float say about it."""
+        tower = rebuilder.tower
+        changed = self._own.replace(tower, embeddings)
+        classes = predict_classes(changed.image, changed.text)
+        cosine, before = compare_embeddings(embeddings, self._floats.of(tower)).mean_cosine, self.own_cosine(tower)
+        right, own_right = classes == self.labels, self.own_classes == self.labels
+        won, lost = int((right & ~own_right).sum()), int((own_right & ~right).sum())
+        return RoleCost(
+            tower=tower,
+            role=role,
+            operators=len(rebuilder.nodes(role)),
+            macs_share=rebuilder.macs_share(role),
+            mean_cosine=cosine,
+            recovered=None if cosine is None or before is None else cosine - before,
+            agreement=float(np.mean(classes == self.float_classes)),
+            top1=float(right.mean()),
+            top1_gain=(won - lost) / len(self.labels),
+            mcnemar_p=mcnemar_p_value(won, lost),
+        )
+
+
+class Rebuilder:
+    """Makes one tower of a quantised bundle again, with more of its operators in float.
+
+    Attributes:
+        tower: which tower.
+        roles: of the operators that the bundle quantises, in the order of ``ROLES``.
+    """
+
+    def __init__(self, bundle: CompiledBundle, source: ExportedBundle, tower: TowerName) -> None:
+        self._bundle = bundle
+        self.tower: TowerName = tower
+        self._record = bundle.compilation.quantised[tower]
+        spec = source.tower(tower)
+        rows = bundle.tower(tower).inputs[0].shape[0]
+        model = lowered_model(source.tower_path(tower), spec, rows if isinstance(rows, int) else None)
+        self._operators = find_operators(model)
+        if self._record.smoothing:
+            model = smooth_graph(model, find_sites(model, self._operators), self._record.smoothing)
+        self._model = model
+        kept = set(self._record.float_nodes)
+        self._quantised = [operator for operator in self._operators if operator.node not in kept]
+        present = {operator.role for operator in self._quantised}
+        self.roles: tuple[Role, ...] = tuple(role for role in ROLES if role in present)
+
+    def nodes(self, role: Role) -> list[str]:
+        """Names of the quantised operators of a role."""
+        return [operator.node for operator in self._quantised if operator.role == role]
+
+    def macs_share(self, role: Role) -> float:
+        """Their share of the tower's multiply-accumulates."""
+        macs = sum(operator.macs for operator in self._quantised if operator.role == role)
+        return macs / max(sum(operator.macs for operator in self._operators), 1)
+
+    def rebuild(self, in_float: Sequence[str]) -> onnx.ModelProto:
+        """The rewritten graph, as the CPU runs it.
+
+        Args:
+            in_float: operators that stay in the mode's float type, besides those that the bundle keeps in it.
+        """
+        facts = self._bundle.compilation
+        how = facts.quantisation
+        assert how is not None, "a bundle that quantises says how"
+        kept = (*self._record.float_nodes, *in_float)
+        model, _ = clip_graph(self._model, self._record.clipped, without=frozenset(kept))
+        float_type: NodeType = facts.precision.float_type
+        types = {**dict.fromkeys(kept, float_type), **(facts.mlu or MluBuild()).node_types}
+        ranges = {name: (each.minimum, each.maximum) for name, each in self._record.tensors.items()}
+        rewritten, _ = rewrite_for_runtime(model, facts.precision, how, ranges, types)
+        return rewritten
+
+    def write(self, in_float: Sequence[str], folder: Path) -> CompiledBundle:
+        """The rebuilt tower in a folder, as a bundle for the CPU that has no other."""
+        spec = with_float_pixels(self._bundle.tower(self.tower))
+        tower = Tower(file=f"{self.tower}.onnx", inputs=spec.inputs, outputs=spec.outputs)
+        save_model(self.rebuild(in_float), folder / tower.file)
+        shutil.copyfile(self._bundle.tokenizer_path, folder / TOKENIZER_NAME)
+        facts = msgspec.structs.replace(
+            self._bundle.compilation,
+            target="cpu",
+            backend="onnxruntime",
+            emulated=False,
+            text_tower=None,
+            uint8_input=False,
+        )
+        manifest = msgspec.structs.replace(
+            self._bundle.manifest, towers={self.tower: tower}, compilation=facts, files={}
+        )
+        return CompiledBundle(folder, manifest, self._bundle.digest)
+
+
+def _embed_without(rebuilder: Rebuilder, role: Role, data: AblationData) -> FloatArray:
+    with scratch_directory() as folder:
+        bundle = rebuilder.write(rebuilder.nodes(role), folder)
+        options = SessionOptions(threads=data.threads, busy_wait=False)
+        with Encoder(bundle, options, check_results=False) as encoder:
+            if "image" in bundle.manifest.towers:
+                graph = ImageTower(encoder)
+                return embed_dataset(graph, data.dataset, data.indices, batch_size=data.batch_size).rows
+            with np.errstate(invalid="ignore", over="ignore"):
+                return embed_classes(encoder, data.dataset.class_names, data.templates)

@@ -1,0 +1,409 @@
+"""``clipmlu compare``: two bundles of one model on the same images, from the first node to the last prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from clipmlu.arguments import check_argument, check_fields
+from clipmlu.backends import get_backend
+from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, current_tool_versions, open_exported
+from clipmlu.classify.classifier import build_classifier
+from clipmlu.classify.scoring import PREFER_TOWERS
+from clipmlu.data.datasets import Dataset, check_dataset
+from clipmlu.data.feeds import Array
+from clipmlu.data.preprocess import Preprocessor
+from clipmlu.data.prompts import fill_template, resolve_templates
+from clipmlu.data.tokenizer import Tokenizer
+from clipmlu.embed.encoder import FloatArray
+from clipmlu.errors import OptionError
+from clipmlu.file_names import name_from_path
+from clipmlu.files.publish import encode_json
+from clipmlu.measure.accuracy.evaluate import SkippedImage, choose_images
+from clipmlu.measure.compare.ablation import (
+    Ablation,
+    AblationData,
+    Embeddings,
+    ablate_roles,
+    check_ablation,
+    check_source,
+)
+from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison, compare_tower, hidden_tower
+from clipmlu.measure.compare.predictions import (
+    Embedded,
+    EmbeddingComparison,
+    IntArray,
+    PredictionComparison,
+    best_classes,
+    compare_embeddings,
+    compare_predictions,
+    embed_dataset,
+    predict_classes,
+)
+from clipmlu.measure.compare.sides import Side, SideFacts, check_same_model, open_side
+from clipmlu.measure.compare.tensors import hidden_reason, lowered_model, tensor_graph
+from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Spec, TowerName
+
+DEFAULT_SAMPLES = 256
+DEFAULT_THRESHOLD = 0.99
+_JOINT_IS_HIDDEN = (
+    "Nodes are compared of two bundles with two towers each, and one of these has the joint layout: "
+    "only logits and predictions are compared."
+)
+
+TowerChoice = Literal["image", "text", "both"]
+BundleLike = str | os.PathLike[str] | Bundle
+
+
+class ComparisonReport(Spec, frozen=True, kw_only=True):
+    """What ``clipmlu compare A B`` found; all of it measures A against B.
+
+    Attributes:
+        model: the model.
+        measured: A.
+        reference: B.
+        emulated: True when the emulated vendor SDK had a part in either.
+        dataset: the dataset's name.
+        split: the split.
+        templates: what the prompts were made from.
+        images: images that both sides embedded.
+        skipped: images that could not be read.
+        calibration_overlap: images that a side was calibrated with, when that was allowed; else None.
+        calibration_prompts: prompts that a side's text tower was calibrated with.
+        threshold: the smallest cosine of a node that does not diverge.
+        towers: tower -> its nodes. Their values come from float32 kernels on the CPU, see ``measure.tensors``.
+        embeddings: tower -> its embeddings, of images and of classes, as the bundles' own runtimes compute them; empty where
+            a side has the joint layout, which gives none.
+        predictions: zero-shot predictions, of the same runtimes.
+        logits: the logits of every image over the classes, where there are no embeddings; else None.
+        ablation: which role costs how much, or None when that was not asked for.
+        elapsed_s: wall time in seconds.
+        tool_versions: versions of clipmlu and of the runtimes.
+    """
+
+    model: ModelId
+    measured: SideFacts
+    reference: SideFacts
+    emulated: bool
+    dataset: str
+    split: str
+    templates: tuple[str, ...]
+    images: int
+    skipped: tuple[SkippedImage, ...]
+    calibration_overlap: int | None
+    calibration_prompts: int
+    threshold: float
+    towers: dict[TowerName, TowerComparison]
+    embeddings: dict[TowerName, EmbeddingComparison]
+    predictions: PredictionComparison
+    logits: EmbeddingComparison | None = None
+    ablation: Ablation | None
+    elapsed_s: float
+    tool_versions: dict[str, str]
+
+    @property
+    def first_divergences(self) -> dict[TowerName, NodeComparison]:
+        """Tower -> its first node that diverges, of those that have one."""
+        return {
+            name: tower.first_divergence for name, tower in self.towers.items() if tower.first_divergence is not None
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """How to compare; validated on construction.
+
+    Attributes:
+        samples: images to compare on; None for 256, or all where there are fewer. Prompts are as many at most.
+        shuffle: draw them at random; otherwise the first ones are taken.
+        seed: seed of the drawing.
+        batch_size: images per batch; None for the bundles' own.
+        templates: see ``prompts.resolve_templates``.
+        tower: whose nodes are compared, and whose roles are ablated.
+        threshold: a node diverges below this cosine.
+        ablate: measure A with one role after the other in float.
+        source: the exported bundle that A was compiled from, where B is not that; for ``ablate``, and for the roles.
+        allow_overlap: compare on images that a bundle was calibrated with; the report counts them.
+        cache: keep class embeddings in the cache directory.
+        threads: CPU threads per batch; 0 leaves it to the runtime.
+        device: index of the MLU card.
+    """
+
+    samples: PositiveInt | None = None
+    shuffle: bool = False
+    seed: NaturalInt = 0
+    batch_size: PositiveInt | None = None
+    templates: str | os.PathLike[str] | Sequence[str] = "simple"
+    tower: TowerChoice = "both"
+    threshold: float = DEFAULT_THRESHOLD
+    ablate: bool = False
+    source: str | os.PathLike[str] | ExportedBundle | None = None
+    allow_overlap: bool = False
+    cache: bool = True
+    threads: NaturalInt = 0
+    device: NaturalInt = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not -1 <= self.threshold <= 1:
+            raise OptionError(f"threshold is {self.threshold:g}; expected a cosine, -1 to 1")
+
+    @property
+    def towers(self) -> tuple[TowerName, ...]:
+        """The towers that are looked into."""
+        return ("image", "text") if self.tower == "both" else (self.tower,)
+
+
+def compare_bundles(
+    measured: BundleLike,
+    reference: BundleLike,
+    dataset: Dataset,
+    options: CompareOptions | None = None,
+    *,
+    on_note: Callable[[str], None] = lambda _message: None,
+) -> ComparisonReport:
+    """Measure one bundle against another of the same model.
+
+    Either may be an exported bundle, which stands for its own float graphs: they run in float32 on the CPU, smoothed as
+    the other side was, so that names and values of all tensors correspond. Two bundles that were smoothed differently
+    differ rightly in the smoothed tensors; these are left out and counted.
+
+    Nodes run on the CPU in float32 kernels that simulate the mode, whatever the bundles run on; embeddings and predictions
+    are those of the bundles' own runtimes. Bundles for real cards have predictions only. Where a side has the joint layout,
+    logits are compared in place of embeddings, and no nodes.
+
+    Args:
+        measured: A, a bundle or its path.
+        reference: B, what A is measured against.
+        dataset: labelled images.
+        options: how; the defaults of ``CompareOptions`` if None.
+        on_note: called with a line for people at each step.
+
+    Raises:
+        BundleError: one of them is no bundle, or they are not of one model.
+        OptionError: an option that does not fit the bundles or the dataset.
+        ShapeError: a bundle does not take such batches.
+        InputError: not one image could be read.
+        OverlapError: an image is one that a bundle was calibrated with, and ``allow_overlap`` is off.
+        BackendUnavailableError: a bundle's runtime cannot be used here.
+    """
+    options = check_argument(options, CompareOptions | None, "options") or CompareOptions()
+    check_dataset(dataset)
+    start = time.perf_counter()
+    a, b = open_side(measured), open_side(reference)
+    check_same_model(a, b)
+    source = _find_source(a, b, options)
+    comparison = _Comparison(a, b, source, dataset, options, on_note)
+    return comparison.run(start)
+
+
+def encode_comparison(report: ComparisonReport) -> bytes:
+    """The report as indented JSON."""
+    return encode_json(report)
+
+
+def _find_source(a: Side, b: Side, options: CompareOptions) -> ExportedBundle | None:
+    """A's float source, checked for what is asked."""
+    source: ExportedBundle | None = None
+    if options.source is not None:
+        source = options.source if isinstance(options.source, ExportedBundle) else open_exported(options.source)
+        if isinstance(a.given, CompiledBundle):
+            check_source(a.given, source)
+    elif isinstance(b.given, ExportedBundle):
+        source = b.given
+    if options.ablate and _is_joint(a, b):
+        raise OptionError(f"ablation needs two towers, whose embeddings it compares; {PREFER_TOWERS}")
+    if options.ablate:
+        check_ablation(a.given, source, options.towers)
+    return source
+
+
+def _is_joint(*sides: Side) -> bool:
+    return any(side.given.manifest.layout == "joint" for side in sides)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What one side makes of the images.
+
+    Attributes:
+        embedded: its rows, with the images that they are of.
+        logits: of the rows, shape (N, C).
+        embeddings: of images and classes; None for the joint layout.
+    """
+
+    embedded: Embedded
+    logits: FloatArray
+    embeddings: Embeddings | None
+
+    @property
+    def predicted(self) -> IntArray:
+        """The best class of each image."""
+        if self.embeddings is None:
+            return best_classes(self.logits)
+        return predict_classes(self.embeddings.image, self.embeddings.text)
+
+
+class _Comparison:
+    """One comparison under way."""
+
+    def __init__(
+        self,
+        a: Side,
+        b: Side,
+        source: ExportedBundle | None,
+        dataset: Dataset,
+        options: CompareOptions,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self._a, self._b = a, b
+        self._source = source
+        self._dataset = dataset
+        self._options = options
+        self._note = on_note
+        self._templates = resolve_templates(options.templates)
+        samples = min(DEFAULT_SAMPLES, len(dataset)) if options.samples is None else options.samples
+        self._indices = choose_images(dataset, samples, shuffle=options.shuffle, seed=options.seed)
+        self._prompts = [fill_template(template, name) for template in self._templates for name in dataset.class_names]
+        seen = [side.runs.calibration_data() for side in (a, b)]
+        self._seen_images = frozenset().union(*(data.images for data in seen))
+        self._seen_prompts = frozenset().union(*(data.prompts for data in seen))
+
+    def run(self, start: float) -> ComparisonReport:
+        a, b = self._embed(self._a, "A"), self._embed(self._b, "B")
+        measured, own, theirs = a.embedded, a.embeddings, b.embeddings
+        assert measured.indices == b.embedded.indices, "both read the same files"
+        predictions = compare_predictions(self._dataset, measured.indices, a.predicted, b.predicted)
+        ablation, logits = None, None
+        embeddings: dict[TowerName, EmbeddingComparison] = {}
+        if own is None or theirs is None:
+            towers: dict[TowerName, TowerComparison] = {"joint": hidden_tower(_JOINT_IS_HIDDEN)}
+            logits = compare_embeddings(a.logits, b.logits)
+        else:
+            towers = {tower: self._compare_tower(tower, measured.indices) for tower in self._options.towers}
+            ablation = self._ablate(measured.indices, own, theirs) if self._options.ablate else None
+            embeddings = {
+                "image": compare_embeddings(own.image, theirs.image),
+                "text": compare_embeddings(own.text, theirs.text),
+            }
+        sides = (self._a, self._b)
+        runtimes = {package for side in sides for package in get_backend(side.runs.compilation.backend).packages}
+        return ComparisonReport(
+            model=self._a.given.manifest.model,
+            measured=self._a.facts,
+            reference=self._b.facts,
+            emulated=any(side.runs.compilation.emulated for side in sides),
+            dataset=self._dataset.name,
+            split=self._dataset.split,
+            templates=self._templates,
+            images=len(measured.indices),
+            skipped=measured.skipped,
+            calibration_overlap=measured.overlap if self._options.allow_overlap else None,
+            calibration_prompts=len(self._seen_prompts.intersection(self._prompts)),
+            threshold=self._options.threshold,
+            towers=towers,
+            embeddings=embeddings,
+            predictions=predictions,
+            logits=logits,
+            ablation=ablation,
+            elapsed_s=time.perf_counter() - start,
+            tool_versions=current_tool_versions(*sorted({*runtimes, "onnxruntime"})),
+        )
+
+    def _embed(self, side: Side, name: str) -> _Result:
+        self._note(f"embedding {len(self._indices)} images with {name}, '{name_from_path(side.given.path)}'")
+        options = self._options
+        with side.encoder(options.threads, options.device) as encoder, np.errstate(invalid="ignore", over="ignore"):
+            classifier = build_classifier(encoder, self._dataset.class_names, self._templates, cache=options.cache)
+            if cost := classifier.scorer.describe_cost(encoder.check_batch_size(options.batch_size)):
+                self._note(cost)
+            embedded = embed_dataset(
+                classifier.scorer,
+                self._dataset,
+                self._indices,
+                batch_size=options.batch_size,
+                seen=self._seen_images,
+                allow_overlap=options.allow_overlap,
+            )
+            logits = classifier.scorer.logits(embedded.rows)  # NaN is reported here, not refused
+            if _is_joint(side):
+                return _Result(embedded=embedded, logits=logits, embeddings=None)
+            embeddings = Embeddings(image=embedded.rows, text=classifier.class_embeddings)
+        return _Result(embedded=embedded, logits=logits, embeddings=embeddings)
+
+    def _compare_tower(self, tower: TowerName, indices: Sequence[int]) -> TowerComparison:
+        sides = (self._a, self._b)
+        for side in sides:
+            if reason := hidden_reason(side.given, tower):
+                return hidden_tower(reason)
+        fixed = {rows for side in sides if (rows := side.fixed_rows(tower)) is not None}
+        if len(fixed) > 1:
+            sizes = " and ".join(str(rows) for rows in sorted(fixed))
+            return hidden_tower(
+                f"The bundles take batches of exactly {sizes} rows, so no batch goes through both: "
+                "only outputs and predictions are compared."
+            )
+        self._note(f"comparing the nodes of the {tower} tower")
+        rows = next(iter(fixed), None)
+        graphs = [tensor_graph(side.given, tower, rows) for side in sides]
+        measured, reference = graphs[0].smoothed_like(graphs[1]), graphs[1].smoothed_like(graphs[0])
+        structure = next((graph.lowered for graph in graphs if graph.lowered is not None), None)
+        if structure is None and self._source is not None:
+            structure = lowered_model(self._source.tower_path(tower), self._source.tower(tower), rows)
+        return compare_tower(
+            measured,
+            reference,
+            structure if structure is not None else reference.structure,
+            lambda count: cut_rows(self._rows(tower, indices), count, fixed=rows is not None),
+            rows or self._options.batch_size or self._a.runs.compilation.batch_size,
+            threshold=self._options.threshold,
+            fixed=rows is not None,
+            threads=self._options.threads,
+        )
+
+    def _rows(self, tower: TowerName, indices: Sequence[int]) -> Iterable[Array]:
+        """What goes into a tower, row by row: uint8 pixels, or token ids of prompts that begin with each class once."""
+        given = self._a.given
+        if tower == "image":
+            preprocess = Preprocessor(given.manifest.preprocess)
+            return (preprocess.pixels(self._dataset.image(index)).transpose(2, 0, 1) for index in indices)
+        tokenizer = Tokenizer.load(given.tokenizer_path, given.manifest.tokenizer)
+        rows: Iterable[Array] = tokenizer(self._prompts[: self._options.samples or DEFAULT_SAMPLES])
+        return rows
+
+    def _ablate(self, indices: Sequence[int], own: Embeddings, theirs: Embeddings) -> Ablation:
+        assert self._source is not None, "_find_source checked it"
+        assert isinstance(self._a.given, CompiledBundle), "_find_source checked it"
+        is_source = self._b.given.digest == self._source.digest
+        floats = theirs if is_source else self._embed(open_side(self._source), "the source").embeddings
+        assert floats is not None, "_find_source refused the joint layout"
+        data = AblationData(
+            dataset=self._dataset,
+            indices=indices,
+            templates=self._templates,
+            batch_size=self._options.batch_size,
+            threads=self._options.threads,
+        )
+        towers = self._options.towers
+        return ablate_roles(self._a.given, self._source, own, floats, data, towers=towers, on_note=self._note)
+
+
+def cut_rows(rows: Iterable[Array], count: int, *, fixed: bool) -> Iterator[Array]:
+    """Batches of ``count`` rows, lazily; a last one with fewer is filled up from the front where the size is fixed."""
+    first: list[Array] = []
+    batch: list[Array] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == count:
+            first = first or batch
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        front = first or batch
+        missing = count - len(batch) if fixed else 0
+        yield np.stack([*batch, *(front[number % len(front)] for number in range(missing))])

@@ -1,0 +1,157 @@
+"""The two sides of a comparison: bundles of the same model, each with something that runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import msgspec
+
+from clipmlu.backends import SessionOptions, get_backend
+from clipmlu.bundle.directory import (
+    TOKENIZER_NAME,
+    Bundle,
+    Compilation,
+    CompiledBundle,
+    ExportedBundle,
+    Manifest,
+    open_bundle,
+)
+from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE
+from clipmlu.embed.encoder import Encoder
+from clipmlu.errors import BundleError
+from clipmlu.file_names import name_from_path
+from clipmlu.specs import Precision, QuantisationOptions, Spec, TowerName
+
+_ANY_BATCH = 1 << 16  # canonical graphs take batches of any size
+
+
+class SideFacts(Spec, frozen=True, kw_only=True):
+    """What is compared.
+
+    Attributes:
+        path: the bundle's directory.
+        kind: ``exported`` for a float source, ``compiled`` for a bundle of a target.
+        digest: digest of its manifest.
+        target: its target, or None for a float source, which runs on the CPU.
+        precision: its arithmetic.
+        emulated: True when the emulated vendor SDK made and ran it.
+        quantisation: how it was quantised, or None.
+    """
+
+    path: str
+    kind: str
+    digest: str
+    target: str | None
+    precision: Precision
+    emulated: bool
+    quantisation: QuantisationOptions | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Side:
+    """One bundle of a comparison.
+
+    Attributes:
+        given: the bundle.
+        runs: the same as something that runs: the canonical graphs of an exported one run on the CPU as they are.
+    """
+
+    given: ExportedBundle | CompiledBundle
+    runs: CompiledBundle
+
+    @property
+    def facts(self) -> SideFacts:
+        """Its description for a report."""
+        compilation = self.runs.compilation
+        exported = isinstance(self.given, ExportedBundle)
+        return SideFacts(
+            path=name_from_path(self.given.path),
+            kind=self.given.kind,
+            digest=self.given.digest,
+            target=None if exported else compilation.target,
+            precision=compilation.precision,
+            emulated=compilation.emulated,
+            quantisation=compilation.quantisation,
+        )
+
+    @property
+    def source_digest(self) -> str:
+        """Digest of the exported bundle that it is, or that it was compiled from."""
+        return self.runs.compilation.source_digest
+
+    def fixed_rows(self, tower: TowerName) -> int | None:
+        """Rows of every batch of a tower, or None where any number is taken."""
+        size = self.given.tower(tower).inputs[0].shape[0]
+        return size if isinstance(size, int) else None
+
+    def encoder(self, threads: int = 0, device: int = 0) -> Encoder:
+        """Open it for use; a device means something for cards only."""
+        has_cards = get_backend(self.runs.compilation.backend).has_cards
+        options = SessionOptions(threads=threads, device=device if has_cards else 0, busy_wait=False)
+        return Encoder(self.runs, options, check_results=False)
+
+
+def open_side(bundle: str | os.PathLike[str] | Bundle) -> Side:
+    """Open a bundle of either kind.
+
+    Raises:
+        BundleError: there is no such bundle, or it is not what its manifest says.
+    """
+    given = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    assert isinstance(given, (ExportedBundle, CompiledBundle)), "there are no others"
+    return Side(given=given, runs=given if isinstance(given, CompiledBundle) else float_bundle(given))
+
+
+def float_bundle(exported: ExportedBundle) -> CompiledBundle:
+    """An exported bundle's own graphs as a bundle that runs in float32 on the CPU; nothing is copied."""
+    facts = Compilation(
+        target="cpu",
+        backend="onnxruntime",
+        precision=Precision.FORCE_FLOAT32,
+        dynamic_shape=True,
+        batch_size=DEFAULT_BATCH_SIZE,
+        max_batch=_ANY_BATCH,
+        emulated=False,
+        source_digest=exported.digest,
+        parity=(),
+    )
+    manifest = msgspec.structs.replace(exported.manifest, kind="compiled", compilation=facts)
+    return CompiledBundle(exported.path, manifest, exported.digest)
+
+
+def check_same_model(measured: Side, reference: Side) -> None:
+    """Refuse to compare different models.
+
+    Raises:
+        BundleError: says what differs.
+    """
+    sides = (measured, reference)
+    if measured.source_digest == reference.source_digest:
+        return
+    named = [f"'{name_from_path(side.given.path)}'" for side in sides]
+    exported = [isinstance(side.given, ExportedBundle) for side in sides]
+    layouts = {side.given.manifest.layout for side in sides}
+    if exported[0] != exported[1] and len(layouts) == 1:
+        compiled, source = named if exported[1] else named[::-1]
+        raise BundleError(
+            f"Bundle {compiled} was not compiled from {source}, but from another export, so their tensors do not correspond. "
+            "Give the exported bundle that it was compiled from, or compile that one again."
+        )
+    manifests = [side.given.manifest for side in sides]
+    models = [str(manifest.model) for manifest in manifests]
+    if models[0] != models[1]:
+        raise BundleError(
+            f"Bundles {named[0]} and {named[1]} hold different models, '{models[0]}' and '{models[1]}'; give two bundles of one."
+        )
+    weights = [_weights(manifest, same_graphs=len(layouts) == 1) for manifest in manifests]
+    if weights[0] != weights[1]:
+        raise BundleError(
+            f"Bundles {named[0]} and {named[1]} hold '{models[0]}' with different weights; give two bundles of one export."
+        )
+
+
+def _weights(manifest: Manifest, *, same_graphs: bool) -> tuple[object, ...]:
+    """What two bundles of one model have in common; their texts' graph too, unless their layouts differ."""
+    texts = (manifest.text_id,) if same_graphs else (manifest.tokenizer, manifest.files[TOKENIZER_NAME].sha256)
+    return (manifest.export.weights_digest, manifest.logit_scale, manifest.logit_bias, *texts)

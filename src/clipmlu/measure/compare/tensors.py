@@ -1,0 +1,352 @@
+"""Graphs whose inner tensors can be looked at, and which of them are worth it.
+
+Tensors keep the names of the lowered graph in every mode, so two graphs of one model are compared name by name. They run on
+the CPU with all fusing switched off, in float32 kernels: where a mode quantises, the values are those of the integers, but
+what a kernel adds up in integers is added up in float32 here, and may differ in the last digits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, Tower
+from clipmlu.data.feeds import Array
+from clipmlu.data.preprocess import Preprocessor
+from clipmlu.errors import BundleCorruptError, CalibrationError, SessionError
+from clipmlu.files.publish import scratch_directory
+from clipmlu.graph.index import EXTERNAL_DATA_BYTES, GraphIndex, infer_values, save_model
+from clipmlu.graph.lowering import MAGICMIND, lower_tower
+from clipmlu.graph.operators import QUANTISED
+from clipmlu.graph.pixels import remove_normalisation, takes_uint8, with_float_pixels
+from clipmlu.graph.quantisation.derived import derived
+from clipmlu.graph.quantisation.smoothing import find_sites, smooth_graph
+from clipmlu.graph.roles import Operator, Role, find_operators
+from clipmlu.graph.watch import WatchingSession
+from clipmlu.magicmind.emulator.container import read_container
+from clipmlu.magicmind.emulator.status import StatusError
+from clipmlu.specs import GraphQuantisation, Precision, PreprocessSpec, TensorQuantisation, TowerName
+
+Kind = Literal["operator", "input", "sum", "output"]
+"""
+    operator    the result of a convolution or a matrix product
+    input       what enters one: the result of a LayerNorm, an activation, a softmax
+    sum         the result of a residual addition
+    output      an output of the graph
+"""
+
+_CLIPPED = "/clipped"
+_ROUNDED_INPUT = derived("", "input")
+_CPU, _EMULATED = ("onnxruntime", "openvino"), "magicmind-emulated"  # both CPU backends run the same files
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watched:
+    """One tensor to look at.
+
+    Attributes:
+        tensor: its name.
+        node: the node that it is about: the operator that makes or takes it, else the node that makes it.
+        kind: what it is.
+        role: of the operator, or None.
+        block: of the operator; of a residual addition, the block that it ends.
+        bytes: of one row, about; of the whole batch where its size is fixed.
+    """
+
+    tensor: str
+    node: str
+    kind: Kind
+    role: Role | None
+    block: int | None
+    bytes: int
+
+
+class TensorGraph:
+    """One tower of a bundle, as a graph that can be watched.
+
+    Attributes:
+        model: what runs.
+        lowered: the float graph that ``model`` is; None where it was rewritten for a mode.
+        record: how it was quantised.
+        pixels: how uint8 pixels are normalised before they go into a graph that takes floats; None for token ids.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        lowered: onnx.ModelProto | None,
+        tower: Tower,
+        record: GraphQuantisation,
+        pixels: PreprocessSpec | None = None,
+    ) -> None:
+        self.model = model
+        self.lowered = lowered
+        self.record = record
+        self.pixels = pixels
+        self._tower = tower
+
+    @functools.cached_property
+    def structure(self) -> onnx.ModelProto:
+        """The lowered graph, for its nodes and names; weights may be missing."""
+        from clipmlu.graph.quantisation.undo import restore_structure
+
+        return self.lowered if self.lowered is not None else restore_structure(self.model, self._tower)
+
+    @functools.cached_property
+    def tensors(self) -> Mapping[str, str]:
+        """Tensor of the lowered graph -> where its values, rounded to the mode, are found."""
+        made = [name for node in self.model.graph.node for name in node.output]
+        own = {name: name for name in [*(value.name for value in self.model.graph.input), *made]}
+        rounded = {name.removesuffix(_ROUNDED_INPUT): name for name in made if name.endswith(_ROUNDED_INPUT)}
+        return {**own, **rounded}
+
+    def quantisation(self, tensor: str) -> TensorQuantisation | None:
+        """How an operator sees a tensor, with a clipping in between or without; None where it is not quantised."""
+        return self.record.tensors.get(tensor) or self.record.tensors.get(f"{tensor}{_CLIPPED}")
+
+    def smoothed_like(self, other: TensorGraph) -> TensorGraph:
+        """The same float graph, smoothed as another one was, so that all tensors correspond; itself where it cannot be."""
+        factors = other.record.smoothing
+        if self.lowered is None or not factors:
+            return self
+        sites = find_sites(self.lowered, find_operators(self.lowered))
+        model = smooth_graph(self.lowered, sites, factors)
+        record = GraphQuantisation(smoothing=factors, macs=0, quantised_macs=0)
+        return TensorGraph(model, lowered=model, tower=self._tower, record=record, pixels=self.pixels)
+
+    def watch(self, names: Sequence[str], threads: int = 0) -> TensorWatcher:
+        """Open the graph with the named tensors as its results.
+
+        Raises:
+            SessionError: the runtime cannot load it.
+        """
+        return TensorWatcher(self, names, threads)
+
+
+class TensorWatcher:
+    """Runs a graph and gives the values of some of its tensors."""
+
+    def __init__(self, graph: TensorGraph, names: Sequence[str], threads: int) -> None:
+        kinds = [value.type.tensor_type.elem_type for value in graph.model.graph.input]
+        self._preprocess = None if graph.pixels is None else Preprocessor(graph.pixels)
+        self._dtypes = [helper.tensor_dtype_to_np_dtype(kind) for kind in kinds]
+        added = [
+            (helper.make_node("Identity", [graph.tensors[name]], [f"watched_{number}"]), TensorProto.FLOAT)
+            for number, name in enumerate(names)
+        ]
+        try:
+            self._session = WatchingSession(graph.model, added, {}, threads=threads)
+        except CalibrationError as error:
+            raise SessionError(f"The inner tensors cannot be looked at: {error}") from error
+
+    def run(self, rows: Array) -> list[Array]:
+        """Values of the tensors for one batch.
+
+        Args:
+            rows: token ids, or pixels: uint8, shape (N, 3, H, W), which are normalised here for a graph that takes floats.
+
+        Raises:
+            SessionError: the runtime fails.
+        """
+        (dtype,) = self._dtypes
+        if self._preprocess is not None and rows.dtype == np.uint8 and dtype != np.uint8:
+            rows = self._preprocess.normalise_batch(rows.astype(np.uint8, copy=False))
+        try:
+            return self._session.run([rows.astype(dtype)])
+        except CalibrationError as error:
+            raise SessionError(f"The inner tensors cannot be looked at: {error}") from error
+
+
+def hidden_reason(bundle: ExportedBundle | CompiledBundle, tower: TowerName) -> str | None:
+    """Why the inner tensors of a tower cannot be seen, as a sentence; None when they can."""
+    if isinstance(bundle, CompiledBundle):
+        placement = bundle.compilation.placement(tower)
+        backend = placement.backend
+        if placement.precision is Precision.FORCE_BFLOAT16:
+            return (
+                f"The {tower} tower of '{bundle.path}' is computed in bfloat16 by '{backend}' alone, which shows no inner tensors: "
+                "only its outputs and predictions are compared."
+            )
+        if backend not in (*_CPU, _EMULATED):
+            return (
+                f"The {tower} tower of '{bundle.path}' is a model file of '{backend}', whose inner tensors cannot be read: "
+                "only its outputs and predictions are compared."
+            )
+    file = bundle.tower(tower).file
+    size = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(file))
+    if size > EXTERNAL_DATA_BYTES:
+        return (
+            f"The {tower} tower of '{bundle.path}' has {size / 1e9:.1f} GB, more than can be looked into: "
+            "only its outputs and predictions are compared."
+        )
+    return None
+
+
+def tensor_graph(bundle: ExportedBundle | CompiledBundle, tower: TowerName, rows: int | None = None) -> TensorGraph:
+    """A tower whose inner tensors can be seen; see ``hidden_reason``.
+
+    Args:
+        bundle: the bundle.
+        tower: which tower of it.
+        rows: the batch that a dynamic float graph is fixed to, as its other side was; None leaves it dynamic.
+
+    Raises:
+        BundleCorruptError: its file cannot be read.
+        CompileError: its graph cannot be lowered.
+    """
+    record = GraphQuantisation(macs=0, quantised_macs=0)
+    given = bundle.tower(tower)
+    spec = with_float_pixels(given)
+    pixels = bundle.manifest.preprocess if tower == "image" else None
+    path = bundle.tower_path(tower)
+    if isinstance(bundle, CompiledBundle):
+        placement = bundle.compilation.placement(tower)
+        record = bundle.compilation.quantised.get(tower, record)
+        if placement.backend == _EMULATED:
+            return TensorGraph(_read_emulated(path), lowered=None, tower=spec, record=record, pixels=pixels)
+        if placement.precision is not Precision.FORCE_FLOAT32:
+            model = onnx.load(str(path))
+            if takes_uint8(given):
+                remove_normalisation(model)
+            return TensorGraph(model, lowered=None, tower=spec, record=record, pixels=pixels)
+    lowered = lowered_model(path, given, rows)
+    return TensorGraph(lowered, lowered=lowered, tower=spec, record=record, pixels=pixels)
+
+
+def lowered_model(path: Path, tower: Tower, rows: int | None = None) -> onnx.ModelProto:
+    """A canonical graph, lowered as compiling lowers it; without what normalises uint8 pixels in front of it.
+
+    Args:
+        path: its file.
+        tower: its inputs and outputs.
+        rows: the size of its dynamic axes; None leaves them dynamic.
+
+    Raises:
+        CompileError: it cannot be lowered.
+    """
+    axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
+    with scratch_directory() as folder:
+        target = folder / "lowered.onnx"
+        if takes_uint8(tower):
+            model = onnx.load(str(path))
+            remove_normalisation(model)
+            path = folder / "float.onnx"
+            save_model(model, path)
+        lower_tower(path, target, MAGICMIND, batch=None if rows is None else dict.fromkeys(axes, rows))
+        return onnx.load(str(target))
+
+
+def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) -> list[Watched]:
+    """The tensors that matter, in the order of the graph: around every operator, after residual additions, and at the end.
+
+    Args:
+        structure: a lowered graph.
+        operators: its operators, of ``find_operators``.
+    """
+    index = GraphIndex(structure)
+    values = infer_values(structure)
+    makers = {operator.output: operator for operator in operators}
+    takers: dict[str, Operator] = {}
+    for operator in operators:
+        for name in operator.inputs:
+            takers.setdefault(name.removesuffix(_CLIPPED), operator)
+    found: list[Watched] = []
+    last: Operator | None = None  # the operator that was passed last
+    given = [value.name for value in structure.graph.input]
+    for name in [*given, *(name for node in structure.graph.node for name in node.output)]:
+        kind: Kind | None = None
+        about = makers.get(name) or takers.get(name)
+        value = values.get(name)
+        if name in makers:
+            kind, last = "operator", makers[name]
+        elif name in takers:
+            kind = "input"
+        elif name in index.outputs:
+            kind = "output"
+        elif _is_residual_sum(index, name):
+            kind, about = "sum", last
+        if kind is None or value is None or value.type.tensor_type.elem_type != TensorProto.FLOAT:
+            continue
+        is_operator = kind in ("operator", "input")
+        found.append(
+            Watched(
+                tensor=name,
+                node=about.node if about is not None and is_operator else index.producers[name].name,
+                kind=kind,
+                role=about.role if about is not None and is_operator else None,
+                block=about.block if about is not None else None,
+                bytes=4 * math.prod(size.dim_value or 1 for size in value.type.tensor_type.shape.dim),
+            )
+        )
+    return found
+
+
+def smoothed_tensors(
+    structure: onnx.ModelProto, operators: Sequence[Operator], first: TensorGraph, second: TensorGraph
+) -> frozenset[str]:
+    """Tensors that rightly differ, because smoothing divided their channels by other factors, or on one side only.
+
+    They lie between the weights that are divided, the gain of a LayerNorm or the projection that makes the values of
+    attention, and the operators whose weights are multiplied.
+    """
+    ours, theirs = first.record.smoothing, second.record.smoothing
+    index = GraphIndex(structure)
+    products = {operator.node for operator in operators if operator.role == "attention_values"}
+    found: set[str] = set()
+    for start in ours.keys() | theirs.keys():
+        if ours.get(start) != theirs.get(start):
+            found |= _tensors_before(index, products, start) | _tensors_behind(index, start)
+    return frozenset(found)
+
+
+def _tensors_before(index: GraphIndex, products: set[str], tensor: str) -> set[str]:
+    """Back to the node whose weights are divided."""
+    found = {tensor}
+    while (node := index.producers.get(tensor)) is not None:
+        data = [name for name in node.input if name and name not in index.weights]
+        if node.name in products:
+            tensor = node.input[1]
+        elif node.op_type in QUANTISED or node.op_type == "Mul" or len(data) != 1:
+            break
+        else:
+            (tensor,) = data
+        found.add(tensor)
+    return found
+
+
+def _tensors_behind(index: GraphIndex, tensor: str) -> set[str]:
+    """On to the operators, through what only moves channels."""
+    found, waiting = {tensor}, [tensor]
+    while waiting:
+        for node, _position in index.consumers[waiting.pop()]:
+            made = set() if node.op_type in QUANTISED else set(node.output) - found
+            found |= made
+            waiting += made
+    return found
+
+
+def _is_residual_sum(index: GraphIndex, name: str) -> bool:
+    """Whether it is the sum of two activations that goes on along two ways: to the next layer, and past it."""
+    node = index.producers.get(name)
+    if node is None or node.op_type != "Add" or any(each in index.weights for each in node.input):
+        return False
+    return len({taker.name for taker, _position in index.consumers[name]}) > 1
+
+
+def _read_emulated(path: Path) -> onnx.ModelProto:
+    try:
+        _header, content = read_container(path)
+    except StatusError as error:
+        raise BundleCorruptError(f"Model '{path}' cannot be read: {error}. Compile the bundle again.") from error
+    model = onnx.ModelProto()
+    model.ParseFromString(content)
+    return model

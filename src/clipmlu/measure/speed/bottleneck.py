@@ -1,0 +1,377 @@
+"""Which stage limits the pipeline from image files to embeddings: each measured on its own, then all of them together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from PIL import Image
+
+from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.classifier_file import ClassifierHeader
+from clipmlu.classify.scoring import TowerScorer
+from clipmlu.clock import DEVICE_STAGES, HOST_STAGES, STAGES, Stage, StageClock, StageTotal
+from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.images import ImageItem, RowBatch, embed_batches, item_from_source
+from clipmlu.errors import InputError
+from clipmlu.measure.speed.loaded import make_samples
+from clipmlu.measure.speed.scenarios import Limits, Timer
+from clipmlu.specs import Spec
+
+Bound = Literal["host", "device", "post_process", "cores"]
+
+DRAWN_PHOTOS = 64
+_SHORTEST, _LONGEST = 320, 1200
+_NOISE = 6
+_CLASSES = 100  # that images are ranked among
+_ALONE_BATCHES, _WARMING_FILES = 3, 8
+
+_PARTS: dict[Bound, tuple[Stage, ...]] = {
+    "host": HOST_STAGES,
+    "device": DEVICE_STAGES,
+    "post_process": ("post_process",),
+    "cores": STAGES,
+}
+_NAMES: dict[Bound, str] = {
+    "host": "reading, decoding and preprocessing",
+    "device": "the device",
+    "post_process": "post-processing",
+    "cores": "the CPU's cores",
+}
+
+
+class StageCost(Spec, frozen=True, kw_only=True):
+    """What one stage costs.
+
+    Attributes:
+        seconds_per_image: with nothing else running.
+        share: of the sum over all stages, 0..1.
+        images_per_second: what this stage alone would allow, with all workers or cards at it.
+        together_seconds_per_image: while the whole pipeline ran, waiting for a core included; None if not counted there.
+    """
+
+    seconds_per_image: float
+    share: float
+    images_per_second: float
+    together_seconds_per_image: float | None = None
+
+
+class Verdict(Spec, frozen=True, kw_only=True):
+    """What the pipeline is bound by.
+
+    Attributes:
+        bound_by: the part with the lowest rate.
+        slowest_stage: the stage that costs most in it.
+        limits: part -> images a second that it alone would allow; ``cores`` where decoding and computing share the CPU.
+        images_per_second: the lowest of them.
+        measured_images_per_second: what the whole pipeline did.
+        fraction: the measured rate divided by the bound.
+        text: the same in a sentence.
+    """
+
+    bound_by: Bound
+    slowest_stage: Stage
+    limits: dict[Bound, float]
+    images_per_second: float
+    measured_images_per_second: float
+    fraction: float
+    text: str
+
+
+class PipelineReport(Spec, frozen=True, kw_only=True):
+    """The pipeline from image files to embeddings.
+
+    Attributes:
+        images: images embedded while the clock ran.
+        skipped: images that could not be read, each as often as it was tried.
+        files: number of different files, which are read again and again, and so come from the system's cache.
+        drawn: they were made for this measurement.
+        workers: threads that decode.
+        elapsed_s: seconds.
+        images_per_second: ``images / elapsed_s``.
+        stages: what each stage costs.
+        verdict: what limits it all.
+        unreadable: which files could not be read, and why.
+    """
+
+    images: int
+    skipped: int
+    files: int
+    drawn: bool
+    workers: int
+    elapsed_s: float
+    images_per_second: float
+    stages: dict[Stage, StageCost]
+    verdict: Verdict
+    unreadable: tuple[str, ...] = ()
+
+
+def judge(
+    costs: Mapping[Stage, float],
+    *,
+    measured: float,
+    workers: int,
+    devices: int,
+    cores: int,
+    threads: int,
+    shares_cores: bool,
+) -> Verdict:
+    """Find what limits the pipeline.
+
+    The host's stages run ``workers`` at a time, if there are so many cores; the stages of one card follow one another;
+    post-processing is one thread. Where the graph runs on the same cores, all stages together cannot use more than
+    those: computing counts ``threads`` times there.
+
+    Args:
+        costs: stage -> seconds for one image, measured on its own.
+        measured: images a second of the whole pipeline.
+        workers: threads that decode.
+        devices: cards.
+        cores: CPUs that this process may use.
+        threads: CPU threads of one batch.
+        shares_cores: the graph runs on these CPUs.
+    """
+    at_once: dict[Bound, int] = {"host": min(workers, cores), "device": devices, "post_process": 1}
+    limits: dict[Bound, float] = {}
+    for part, places in at_once.items():
+        seconds = sum(costs.get(stage, 0.0) for stage in _PARTS[part])
+        if seconds > 0:
+            limits[part] = places / seconds
+    used = min(threads, cores) if shares_cores else 1
+    busy = {stage: seconds * (used if stage == "compute" else 1) for stage, seconds in costs.items()}
+    if shares_cores:
+        limits["cores"] = cores / sum(busy.values())
+    bound_by = min(limits, key=lambda part: limits[part])
+    slowest = max((stage for stage in _PARTS[bound_by] if stage in busy), key=lambda stage: busy[stage])
+    bound = limits[bound_by]
+    text = f"bound by {_NAMES[bound_by]}, most of it {slowest.replace('_', ' ')}"
+    if shares_cores:
+        decoding = sum(busy.get(stage, 0.0) for stage in HOST_STAGES) / sum(busy.values())
+        computing = busy.get("compute", 0.0) / sum(busy.values())
+        text += f"; decoding ({decoding:.0%}) and computing ({computing:.0%}) share the cores"
+    return Verdict(
+        bound_by=bound_by,
+        slowest_stage=slowest,
+        limits=limits,
+        images_per_second=bound,
+        measured_images_per_second=measured,
+        fraction=measured / bound,
+        text=f"{text}; {measured / bound:.0%} of what that allows",
+    )
+
+
+def measure_pipeline(
+    encoder: Encoder,
+    files: Sequence[Path],
+    *,
+    batch_size: int,
+    limits: Limits,
+    cores: int,
+    threads: int,
+    shares_cores: bool,
+    drawn: bool,
+    timer: Timer | None = None,
+) -> PipelineReport:
+    """Measure every stage on its own, then the pipeline as it runs.
+
+    Args:
+        encoder: the model, on one card.
+        files: images, at least one.
+        batch_size: images of a batch.
+        limits: how many images, and how long.
+        cores: CPUs that this process may use; so many threads decode.
+        threads: CPU threads of one batch.
+        shares_cores: the graph runs on these CPUs.
+        drawn: the files were made for this.
+        timer: the clock.
+
+    Raises:
+        InputError: not one of the files could be read.
+    """
+    timer = timer or Timer()
+    classifier = _stand_in_classifier(encoder)
+    host, unreadable = _host_costs(encoder, files, batch_size)
+    alone = {**host, **_device_costs(encoder, batch_size)}
+    alone |= _post_process_costs(classifier, encoder.embedding_dim, batch_size, timer)
+    clock, device_before = StageClock(), encoder.device_clock("image").totals()
+    start = timer.now()
+    good = broken = 0
+    items = _items_until(files, limits, timer)
+    for batch in embed_batches(encoder, items, batch_size=batch_size, workers=cores, clock=clock):
+        _rank(classifier, batch.rows, clock, timer)
+        good, broken = good + len(batch.rows), broken + len(batch.errors)
+    elapsed = timer.now() - start
+    together = _per_item({**clock.totals(), **_difference(encoder.device_clock("image").totals(), device_before)})
+    return PipelineReport(
+        images=good,
+        skipped=broken,
+        files=len(files),
+        drawn=drawn,
+        workers=cores,
+        elapsed_s=elapsed,
+        images_per_second=good / elapsed,
+        stages=_stage_costs(alone, together, workers=cores),
+        verdict=judge(
+            alone,
+            measured=good / elapsed,
+            workers=cores,
+            devices=1,
+            cores=cores,
+            threads=threads,
+            shares_cores=shares_cores,
+        ),
+        unreadable=unreadable,
+    )
+
+
+def draw_photos(folder: Path, count: int = DRAWN_PHOTOS, seed: int = 0) -> list[Path]:
+    """Write JPEG files of the sizes that photos on the web have: pictures of the demo dataset, enlarged, with noise.
+
+    The noise is there so that they compress, and decode, somewhat like photos.
+
+    Args:
+        folder: where to; it exists.
+        count: how many.
+        seed: of sizes and noise.
+    """
+    from clipmlu.data.datasets import open_dataset
+
+    dataset = open_dataset("demo", size=count, seed=seed)
+    generator = np.random.default_rng(seed)
+    paths = []
+    for index in range(count):
+        width, height = (int(side) for side in generator.integers(_SHORTEST, _LONGEST + 1, 2))
+        picture = dataset.image(index).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        noise = generator.integers(-_NOISE, _NOISE + 1, (height, width, 3), np.int16)
+        pixels = np.clip(np.asarray(picture, np.int16) + noise, 0, 255).astype(np.uint8)
+        paths.append(folder / f"{index:04d}.jpg")
+        Image.fromarray(pixels).save(paths[-1], quality=90)
+    return paths
+
+
+class _IdleDevice:
+    """An encoder whose image tower takes no time, so that the host's stages have the machine for themselves."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def submit_images(self, pixel_values: FloatArray) -> _Done:
+        return _Done(np.zeros((len(pixel_values), self._encoder.embedding_dim), np.float32))
+
+
+class _Done:
+    def __init__(self, embeddings: FloatArray) -> None:
+        self._embeddings = embeddings
+
+    def result(self) -> FloatArray:
+        return self._embeddings
+
+
+def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> tuple[dict[Stage, float], tuple[str, ...]]:
+    """Every file once, by one worker, without a graph; and why some could not be read."""
+    idle = cast("Encoder", _IdleDevice(encoder))
+
+    def run(some: Sequence[Path], clock: StageClock) -> list[RowBatch]:
+        items = (item_from_source(path) for path in some)
+        return list(embed_batches(idle, items, batch_size=batch_size, workers=1, clock=clock))
+
+    run(files[:_WARMING_FILES], StageClock())  # the first images also load the decoders
+    clock = StageClock()
+    batches = run(files, clock)
+    if not any(len(batch.rows) for batch in batches):
+        raise InputError(f"Not one of {len(files)} image(s) could be read. First: {batches[0].errors[0]}")
+    return _per_item(clock.totals()), tuple(str(error) for batch in batches for error in batch.errors.values())
+
+
+def _device_costs(encoder: Encoder, batch_size: int) -> dict[Stage, float]:
+    """A few full batches, one after the other, without decoding."""
+    samples = cast("FloatArray", make_samples(encoder, "image", batch_size))
+    encoder.submit_images(samples).result()
+    clock = encoder.device_clock("image")
+    before = clock.totals()
+    for _ in range(_ALONE_BATCHES):
+        encoder.submit_images(samples).result()
+    return _per_item(_difference(clock.totals(), before))
+
+
+def _post_process_costs(
+    classifier: ZeroShotClassifier, embedding_dim: int, batch_size: int, timer: Timer
+) -> dict[Stage, float]:
+    embeddings = _unit_rows(batch_size, embedding_dim)
+    clock = StageClock()
+    _rank(classifier, embeddings, StageClock(), timer)
+    for _ in range(_ALONE_BATCHES):
+        _rank(classifier, embeddings, clock, timer)
+    return _per_item(clock.totals())
+
+
+def _rank(classifier: ZeroShotClassifier, embeddings: FloatArray, clock: StageClock, timer: Timer) -> None:
+    """What ``classify`` does with a batch when it comes back."""
+    start = timer.now()
+    classifier.predictions_from_rows(embeddings, [""] * len(embeddings))
+    clock.add({"post_process": timer.now() - start}, len(embeddings))
+
+
+def _stand_in_classifier(encoder: Encoder) -> ZeroShotClassifier:
+    """A classifier that needs no text tower: ranking costs the same whatever the classes are."""
+    manifest = encoder.bundle.manifest
+    embeddings = _unit_rows(_CLASSES, encoder.embedding_dim)
+    header = ClassifierHeader(
+        text_id=manifest.text_id,
+        model=manifest.model,
+        class_names=tuple(f"class {number}" for number in range(_CLASSES)),
+        templates=("{}",),
+        logit_scale=manifest.logit_scale,
+        logit_bias=manifest.logit_bias,
+        emulated=encoder.bundle.compilation.emulated,
+        embeddings_sha256="",
+        tool_versions={},
+    )
+    return ZeroShotClassifier(header, TowerScorer(encoder, embeddings, header.logit_scale, header.logit_bias))
+
+
+def _unit_rows(rows: int, embedding_dim: int) -> FloatArray:
+    drawn = np.random.default_rng(0).standard_normal((rows, embedding_dim), np.float32)
+    unit: FloatArray = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return unit
+
+
+def _items_until(files: Iterable[Path], limits: Limits, timer: Timer) -> Iterator[ImageItem]:
+    """The files again and again, until both limits are reached."""
+    start = timer.now()
+    for number, path in enumerate(itertools.cycle(files)):
+        if limits.reached(number, timer.now() - start):
+            return
+        yield item_from_source(path)
+
+
+def _difference(after: Mapping[Stage, StageTotal], before: Mapping[Stage, StageTotal]) -> dict[Stage, StageTotal]:
+    none = StageTotal(0.0, 0)
+    return {
+        stage: StageTotal(total.seconds - before.get(stage, none).seconds, total.items - before.get(stage, none).items)
+        for stage, total in after.items()
+    }
+
+
+def _per_item(totals: Mapping[Stage, StageTotal]) -> dict[Stage, float]:
+    return {stage: total.seconds / total.items for stage, total in totals.items() if total.items}
+
+
+def _stage_costs(alone: Mapping[Stage, float], together: Mapping[Stage, float], workers: int) -> dict[Stage, StageCost]:
+    whole = sum(alone.values())
+    return {
+        stage: StageCost(
+            seconds_per_image=seconds,
+            share=seconds / whole,
+            images_per_second=(workers if stage in HOST_STAGES else 1) / max(seconds, 1e-9),
+            together_seconds_per_image=together.get(stage),
+        )
+        for stage in STAGES
+        if (seconds := alone.get(stage)) is not None
+    }

@@ -1,0 +1,202 @@
+"""One load scenario on one graph: warm-up, the run, and the figures that come of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+from clipmlu.arguments import check_fields
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.errors import OptionError
+from clipmlu.measure.speed.scenarios import (
+    QUERIES_PER_STREAM,
+    Graph,
+    LatencyStatistics,
+    Limits,
+    Run,
+    ScenarioName,
+    latency_statistics,
+    milliseconds,
+    run_offline,
+    run_streams,
+)
+from clipmlu.measure.speed.server import ServerProbe, poisson_arrivals, run_server, search_rate, server_queries
+from clipmlu.specs import NaturalInt, PositiveInt, Spec, TowerName
+
+DEFAULT_SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "offline")
+
+Metric = Literal["p90_latency_ms", "p99_latency_ms", "queries_per_second", "samples_per_second"]
+
+_METRICS: dict[ScenarioName, Metric] = {
+    "single-stream": "p90_latency_ms",
+    "multi-stream": "p99_latency_ms",
+    "server": "queries_per_second",
+    "offline": "samples_per_second",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedOptions:
+    """What to measure, and how long; validated on construction.
+
+    Attributes:
+        tower: which graph; None for the image tower, or the only graph of the joint layout.
+        scenarios: which ones, in this order.
+        batch_size: samples of a batch; None for the bundle's own.
+        warmup_ms: milliseconds before each scenario that are not measured; at least one query runs.
+        duration_ms: the shortest time to measure in each scenario, and at each rate of the server scenario, where 20
+            times the latency bound is the least.
+        iterations: the fewest queries (offline: batches) to measure.
+        threads: CPU threads for one batch; 0 leaves it to the runtime.
+        devices: indices of the cards; batches are spread over them.
+        in_flight: batches on a card at a time.
+        latency_bound_ms: of the server scenario, which needs it.
+        queries_per_stream: samples of a multi-stream query.
+        stages: also measure the pipeline from image files to embeddings, on the first card.
+        images: files for that; None to draw some.
+        max_pixels: largest width x height of such a file that is decoded; None for 178,956,970.
+        seed: of drawn inputs and of arrivals.
+    """
+
+    tower: Literal["image", "text", "both", "joint"] | None = None
+    scenarios: tuple[ScenarioName, ...] = DEFAULT_SCENARIOS
+    batch_size: PositiveInt | None = None
+    warmup_ms: NaturalInt = 500
+    duration_ms: NaturalInt = 10_000
+    iterations: PositiveInt = 10
+    threads: NaturalInt = 0
+    devices: tuple[NaturalInt, ...] = (0,)
+    in_flight: PositiveInt = 2
+    latency_bound_ms: float | None = None
+    queries_per_stream: PositiveInt = QUERIES_PER_STREAM
+    stages: bool = True
+    images: tuple[str | os.PathLike[str], ...] | None = None
+    max_pixels: PositiveInt | None = None
+    seed: NaturalInt = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.devices or len(set(self.devices)) != len(self.devices):
+            raise OptionError(f"devices are {list(self.devices)}; expected different indices of 0 or more")
+        if ("server" in self.scenarios) != (self.latency_bound_ms is not None):
+            raise OptionError("the server scenario and a latency bound go together; give both or none")
+        if self.latency_bound_ms is not None and not 0 < self.latency_bound_ms < math.inf:
+            raise OptionError(f"latency bound is {self.latency_bound_ms:g} ms; expected more than 0")
+
+    @property
+    def limits(self) -> Limits:
+        """How long to measure."""
+        return Limits(self.iterations, self.duration_ms / 1e3)
+
+
+class ScenarioResult(Spec, frozen=True, kw_only=True):
+    """What one scenario measured on one graph.
+
+    Attributes:
+        scenario: which one.
+        metric: the figure that MLPerf's rules name for it.
+        value: that figure; None when no rate held the server scenario's bound.
+        queries: queries that were answered; batches in the offline scenario.
+        samples_per_query: samples of each; of each batch in the offline scenario.
+        padding_per_query: rows that a static shape adds to each (server: at most), which are computed and thrown away.
+        elapsed_s: from the start to the last answer.
+        images_per_second: images answered a second; None for the text tower.
+        texts_per_second: the same for the text tower; None for others.
+        latency: of a query; of a batch in the offline scenario, where it includes waiting for the batch before.
+        latencies_ms: each of them, rounded to microseconds.
+        latency_bound_ms: of the server scenario.
+        probes: the rates that the server scenario tried; none when already a query alone breaks the bound.
+    """
+
+    scenario: ScenarioName
+    metric: Metric
+    value: float | None
+    queries: int
+    samples_per_query: int
+    padding_per_query: int
+    elapsed_s: float
+    images_per_second: float | None
+    texts_per_second: float | None
+    latency: LatencyStatistics | None
+    latencies_ms: tuple[float, ...]
+    latency_bound_ms: float | None = None
+    probes: tuple[ServerProbe, ...] = ()
+
+
+def measure_scenario(
+    bundle: CompiledBundle,
+    graphs: Sequence[Graph],
+    tower: TowerName,
+    scenario: ScenarioName,
+    batch_size: int,
+    options: SpeedOptions,
+) -> ScenarioResult:
+    """Measure one scenario.
+
+    Args:
+        bundle: where the graphs come from.
+        graphs: one graph, opened on each card.
+        tower: which graph that is.
+        scenario: which scenario.
+        batch_size: samples of a batch at most.
+        options: how long, and what the scenario needs to know.
+    """
+    run, rate, probes = run_scenario(graphs, scenario, batch_size, options)
+    samples = {"multi-stream": options.queries_per_stream, "offline": batch_size}.get(scenario, 1)
+    padding = 0 if bundle.compilation.dynamic_shape else -samples % bundle.compilation.batch_size
+    latency = None if run is None else latency_statistics(run.latencies)
+    throughput = None if run is None else run.samples / run.seconds
+    values: dict[ScenarioName, float | None] = {"server": rate, "offline": throughput}
+    if latency is not None:
+        values |= {"single-stream": latency.p90_ms, "multi-stream": latency.p99_ms}
+    return ScenarioResult(
+        scenario=scenario,
+        metric=_METRICS[scenario],
+        value=values[scenario],
+        queries=0 if run is None else len(run.latencies),
+        samples_per_query=samples,
+        padding_per_query=padding,
+        elapsed_s=0.0 if run is None else run.seconds,
+        images_per_second=None if tower == "text" else throughput,
+        texts_per_second=throughput if tower == "text" else None,
+        latency=latency,
+        latencies_ms=() if run is None else tuple(milliseconds(seconds) for seconds in run.latencies),
+        latency_bound_ms=options.latency_bound_ms if scenario == "server" else None,
+        probes=probes,
+    )
+
+
+def run_scenario(
+    graphs: Sequence[Graph], scenario: ScenarioName, batch_size: int, options: SpeedOptions
+) -> tuple[Run | None, float | None, tuple[ServerProbe, ...]]:
+    """Warm up, then run one scenario.
+
+    Returns:
+        What was measured, the rate of the server scenario, and the rates that it tried; the first two are None when no
+        rate held its bound.
+    """
+    warmup = Limits(1, options.warmup_ms / 1e3)
+    if scenario == "offline":
+        run_offline(graphs, batch_size, options.in_flight, warmup)
+        return run_offline(graphs, batch_size, options.in_flight, options.limits), None, ()
+    if scenario != "server":
+        samples = 1 if scenario == "single-stream" else options.queries_per_stream
+        run_streams(graphs, samples, batch_size, warmup)
+        return run_streams(graphs, samples, batch_size, options.limits), None, ()
+    assert options.latency_bound_ms is not None, "checked with the options"
+    bound = options.latency_bound_ms / 1e3
+    run_offline(graphs, batch_size, options.in_flight, warmup)
+    alone = run_streams(graphs, 1, batch_size, Limits(3, 0.0))
+    if min(alone.latencies) > bound:
+        return None, None, ()
+
+    def run_at(rate: float, seed: int) -> Run:
+        arrivals = poisson_arrivals(rate, server_queries(rate, options.limits, bound), options.seed + seed)
+        return run_server(graphs, arrivals, batch_size, options.in_flight, bound)
+
+    # One query after the other is what a graph can do without batches; the search starts at half of that.
+    found = search_rate(run_at, bound, 0.5 * alone.samples / alone.seconds)
+    return found.run, found.rate, found.probes

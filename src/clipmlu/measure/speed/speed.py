@@ -1,0 +1,230 @@
+"""How fast a compiled bundle is: start-up, the load scenarios of each graph, memory, and what limits the whole pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from clipmlu.arguments import check_argument
+from clipmlu.backends import SessionOptions, get_backend
+from clipmlu.bundle.directory import CompiledBundle, current_tool_versions, open_compiled
+from clipmlu.embed.encoder import Encoder
+from clipmlu.errors import InputError
+from clipmlu.file_names import expand_home
+from clipmlu.files.publish import encode_json, scratch_directory
+from clipmlu.host import available_cpus
+from clipmlu.measure.machine import (
+    Machine,
+    children_peak_memory_bytes,
+    describe_machine,
+    peak_memory_bytes,
+)
+from clipmlu.measure.speed.bottleneck import PipelineReport, draw_photos, measure_pipeline
+from clipmlu.measure.speed.loaded import make_samples, open_graph
+from clipmlu.measure.speed.loads import ScenarioResult, SpeedOptions, measure_scenario
+from clipmlu.measure.speed.scenarios import Graph
+from clipmlu.specs import ModelId, Precision, Spec, TowerName
+
+
+class TowerSpeed(Spec, frozen=True, kw_only=True):
+    """The speed of one graph.
+
+    Attributes:
+        tower: which one.
+        target: what it was compiled for.
+        precision: its arithmetic.
+        emulated: the emulated vendor SDK ran it.
+        load_s: seconds to load it, on all cards, one after the other.
+        first_batch_s: seconds of the first batch, on the first card.
+        scenarios: what was measured.
+    """
+
+    tower: TowerName
+    target: str
+    precision: Precision
+    emulated: bool
+    load_s: float
+    first_batch_s: float
+    scenarios: tuple[ScenarioResult, ...]
+
+
+class SpeedReport(Spec, frozen=True, kw_only=True):
+    """What ``clipmlu bench`` measured.
+
+    Attributes:
+        model: the model.
+        bundle_digest: digest of the compiled bundle's manifest.
+        target: the compiled bundle's target.
+        precision: its arithmetic.
+        emulated: True when the emulated vendor SDK had a part in it: its figures say nothing about any card.
+        dynamic_shape: False when smaller batches are padded.
+        batch_size: samples of a full batch.
+        threads: CPU threads of one batch; 0: as many as the runtime likes.
+        devices: the cards.
+        in_flight: batches on a card at a time.
+        open_s: seconds to open the bundle, digests of all files included.
+        towers: one for each graph that was measured.
+        pipeline: from image files to embeddings, or None where that was not measured.
+        peak_memory_bytes: most memory that this process had resident, from its start; None where that is not told.
+        worker_peak_memory_bytes: the same of the processes that it started, or None.
+        machine: where this was.
+        tool_versions: versions of clipmlu and of the runtimes.
+    """
+
+    model: ModelId
+    bundle_digest: str
+    target: str
+    precision: Precision
+    emulated: bool
+    dynamic_shape: bool
+    batch_size: int
+    threads: int
+    devices: tuple[int, ...]
+    in_flight: int
+    open_s: float
+    towers: tuple[TowerSpeed, ...]
+    pipeline: PipelineReport | None
+    peak_memory_bytes: int | None
+    worker_peak_memory_bytes: int | None
+    machine: Machine
+    tool_versions: dict[str, str]
+
+
+def measure_speed(
+    path: str | os.PathLike[str],
+    options: SpeedOptions | None = None,
+    *,
+    on_note: Callable[[str], None] = lambda _message: None,
+) -> SpeedReport:
+    """Measure a compiled bundle.
+
+    Args:
+        path: its directory.
+        options: how; the defaults of ``SpeedOptions`` if None.
+        on_note: called with a line for people before each part.
+
+    Raises:
+        BundleError: there is no such bundle, or it has no such graph.
+        ShapeError: it does not take such batches.
+        BackendUnavailableError: its runtime cannot be used here.
+        InputError: not one of the images could be read.
+    """
+    options = check_argument(options, SpeedOptions | None, "options") or SpeedOptions()
+    start = time.perf_counter()
+    bundle = open_compiled(path)
+    open_s = time.perf_counter() - start
+    towers = _towers(bundle, options)
+    sessions = [
+        SessionOptions(threads=options.threads, device=device, in_flight=options.in_flight)
+        for device in options.devices
+    ]
+    with contextlib.ExitStack() as stack:
+        encoders = [stack.enter_context(Encoder(bundle, session)) for session in sessions]
+        batch_size = encoders[0].check_batch_size(options.batch_size)
+        speeds = tuple(_measure_tower(encoders, tower, batch_size, options, on_note) for tower in towers)
+        worker_memory = children_peak_memory_bytes()
+    pipeline = None
+    if options.stages and "image" in towers:
+        on_note("measuring the pipeline from image files to embeddings")
+        # As the commands open it that read images: without threads that spin on the cores which decode.
+        with Encoder(
+            bundle, dataclasses.replace(sessions[0], busy_wait=False), max_pixels=options.max_pixels
+        ) as encoder:
+            pipeline = _measure_pipeline(encoder, batch_size, options)
+    facts = bundle.compilation
+    packages = {package for tower in towers for package in get_backend(facts.placement(tower).backend).packages}
+    return SpeedReport(
+        model=bundle.manifest.model,
+        bundle_digest=bundle.digest,
+        target=facts.target,
+        precision=facts.precision,
+        emulated=facts.emulated,
+        dynamic_shape=facts.dynamic_shape,
+        batch_size=batch_size,
+        threads=options.threads,
+        devices=options.devices,
+        in_flight=options.in_flight,
+        open_s=open_s,
+        towers=speeds,
+        pipeline=pipeline,
+        peak_memory_bytes=peak_memory_bytes(),
+        worker_peak_memory_bytes=worker_memory,
+        machine=describe_machine(),
+        tool_versions=current_tool_versions(*sorted(packages)),
+    )
+
+
+def encode_speed(report: Spec) -> bytes:
+    """The report as indented JSON."""
+    return encode_json(report)
+
+
+def _towers(bundle: CompiledBundle, options: SpeedOptions) -> tuple[TowerName, ...]:
+    if options.tower == "both":
+        towers: tuple[TowerName, ...] = ("image", "text")
+    else:
+        towers = (options.tower or bundle.image_graph,)
+    for tower in towers:
+        bundle.tower(tower)
+    return towers
+
+
+def _measure_tower(
+    encoders: Sequence[Encoder],
+    tower: TowerName,
+    batch_size: int,
+    options: SpeedOptions,
+    on_note: Callable[[str], None],
+) -> TowerSpeed:
+    placement = encoders[0].bundle.compilation.placement(tower)
+    samples = make_samples(encoders[0], tower, batch_size, options.seed)
+    start = time.perf_counter()
+    graphs: list[Graph] = [open_graph(encoder, tower, samples) for encoder in encoders]
+    loaded = time.perf_counter()
+    graphs[0].submit(0, batch_size).result()
+    first_batch_s = time.perf_counter() - loaded
+    results = []
+    for scenario in options.scenarios:
+        on_note(f"measuring the {tower} graph, {scenario}")
+        results.append(measure_scenario(encoders[0].bundle, graphs, tower, scenario, batch_size, options))
+    return TowerSpeed(
+        tower=tower,
+        target=placement.target,
+        precision=placement.precision,
+        emulated=placement.emulated,
+        load_s=loaded - start,
+        first_batch_s=first_batch_s,
+        scenarios=tuple(results),
+    )
+
+
+def _measure_pipeline(encoder: Encoder, batch_size: int, options: SpeedOptions) -> PipelineReport:
+    placement = encoder.bundle.compilation.placement("image")
+    cores = available_cpus()
+    with _image_files(options) as files:
+        return measure_pipeline(
+            encoder,
+            files,
+            batch_size=batch_size,
+            limits=options.limits,
+            cores=cores,
+            threads=options.threads or cores,
+            # The emulated card computes on this CPU too.
+            shares_cores=placement.emulated or not get_backend(placement.backend).has_cards,
+            drawn=options.images is None,
+        )
+
+
+@contextlib.contextmanager
+def _image_files(options: SpeedOptions) -> Iterator[Sequence[Path]]:
+    if options.images is not None:
+        if not options.images:
+            raise InputError("There are no images to measure with; give a folder that holds some.")
+        yield [expand_home(path) for path in options.images]
+        return
+    with scratch_directory() as folder:
+        yield draw_photos(folder, seed=options.seed)

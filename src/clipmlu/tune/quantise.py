@@ -1,0 +1,705 @@
+"""The search behind ``clipmlu compile --max-drop``: the cheapest way to quantise whose accuracy holds.
+
+It climbs a ladder from cheap to dear. Each rung is compiled for the target and judged there, by the zero-shot accuracy on
+images of the train split that calibration does not use. It stops at the first rung whose loss against float32 is, with
+confidence, within what is allowed. What was measured is kept after each rung, so that an interrupted search goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu.arguments import as_path, check_argument, check_fields
+from clipmlu.backends import SessionOptions, get_backend
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, check_output_free, open_exported, publish_copy
+from clipmlu.classify.classifier import build_classifier, rank_classes
+from clipmlu.classify.scoring import check_joint_templates
+from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
+from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
+from clipmlu.compile.reuse import reusable_compilation, tool_versions
+from clipmlu.data.calibration import (
+    CalibrationOptions,
+    CalibrationSet,
+    obtain_calibration,
+    open_train_split,
+    readable_images,
+)
+from clipmlu.data.datasets import Dataset, spread_over_classes
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
+from clipmlu.data.prompts import resolve_templates
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.images import item_from_dataset, run_items
+from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
+from clipmlu.file_names import text_from_name
+from clipmlu.files.publish import encode_json, write_file
+from clipmlu.files.read import read_kept, sealed
+from clipmlu.keys import options_digest, value_digest
+from clipmlu.specs import SMOOTHED_ROLES, PositiveInt, Precision, QuantisationOptions, Spec
+
+SEARCH_NAME = "search.json"
+LADDERS: dict[str, tuple[Precision, ...]] = {
+    "cpu": (Precision.QINT8_MIXED_FLOAT32, Precision.FORCE_BFLOAT16, Precision.FORCE_FLOAT32),
+    "mlu": (
+        Precision.QINT8_MIXED_FLOAT16,
+        Precision.QINT8_MIXED_FLOAT32,
+        Precision.QINT16_MIXED_FLOAT16,
+        Precision.FORCE_FLOAT16,
+        Precision.QINT16_MIXED_FLOAT32,
+        Precision.FORCE_FLOAT32,
+    ),
+}
+"""Modes from cheap to dear, of which a target climbs those that it offers. On the CPU the others are computed in float32 and
+save nothing. The order for cards is by the number of bits: nothing public says how fast each mode is."""
+
+ALPHAS = (0.5, 0.75, 0.9)
+"""Strengths of smoothing that are tried, after none at all."""
+
+_PER_AXIS = QuantisationOptions(granularity="per_axis")
+_CONFIDENCE = 0.95
+_Z_ONE_SIDED = 1.6448536269514722  # 95 % quantile of the standard normal distribution
+_DISCORDANT = 0.05  # share of images that change sides, for the choice of how many to look at
+_FEWEST, _MOST = 1000, 5000
+_EARLY_SHARE = 4  # hopeless rungs are left after this part of the images
+_Z_HOPELESS = 3.0
+_STATE_SUFFIX = ".search"
+_STATE_NAME = "state.json"
+
+Verdict = Literal["accepted", "rejected", "hopeless", "broken", "probe"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What is demanded and how it is judged; validated on construction.
+
+    Attributes:
+        max_drop: allowed loss of top-1 against float32, 0..1.
+        samples: held-out images to judge with; None chooses by ``max_drop``.
+        templates: of the prompts; see ``prompts.resolve_templates``.
+        precision: search within this mode only; None for all modes of the target.
+    """
+
+    max_drop: float
+    samples: PositiveInt | None = None
+    templates: str | os.PathLike[str] | Sequence[str] = "simple"
+    precision: Precision | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 < self.max_drop < 1:
+            raise OptionError(f"max drop is {self.max_drop:g}; expected a fraction above 0 and below 1, such as 0.01")
+        if self.precision is not None and self.precision.bits is None:
+            raise OptionError(f"precision {self.precision.value} quantises nothing; there is nothing to search for")
+
+    @property
+    def templates_text(self) -> str:
+        """The templates as they were given, in one text."""
+        given = self.templates
+        return str(given) if isinstance(given, (str, os.PathLike)) else ", ".join(given)
+
+    @property
+    def wanted_samples(self) -> int:
+        """Images to judge with: as many as make the uncertainty about half of what is allowed."""
+        if self.samples is not None:
+            return self.samples
+        return int(np.clip(math.ceil(_DISCORDANT * (2 * _Z_ONE_SIDED / self.max_drop) ** 2), _FEWEST, _MOST))
+
+
+class Rung(Spec, frozen=True, kw_only=True):
+    """One thing that was tried.
+
+    Attributes:
+        precision: the mode.
+        quantisation: how it quantises, or None for a mode that does not.
+        verdict: ``accepted``; ``rejected``; ``hopeless`` after a part of the images; ``broken`` when it did not
+            compile or a gate failed; ``probe`` for a look at what one role costs.
+        images: images judged.
+        top1: fraction of them that are right, or None when broken.
+        drop: float32's fraction on the same images less ``top1``, or None.
+        drop_bound: upper end of its one-sided 95 % confidence interval, or None.
+        agreement: share of the images that get the same class as in float32, or None.
+        embedding_error: 1 less the mean cosine similarity to float32's image embeddings, or, of the joint layout, to its
+            logits less their mean; or None.
+        quantised_share: of the multiply-accumulate operations of both towers.
+        reason: why it is broken; else empty.
+        elapsed_s: wall time in seconds.
+    """
+
+    precision: Precision
+    quantisation: QuantisationOptions | None
+    verdict: Verdict
+    images: int
+    top1: float | None
+    drop: float | None
+    drop_bound: float | None
+    agreement: float | None
+    embedding_error: float | None
+    quantised_share: float | None
+    reason: str = ""
+    elapsed_s: float
+
+
+class SearchReport(Spec, frozen=True, kw_only=True):
+    """The ladder as it was climbed.
+
+    Attributes:
+        target: where it was judged.
+        emulated: on the emulated vendor SDK.
+        max_drop: what was allowed.
+        confidence: of the bounds.
+        dataset: where the held-out images come from.
+        split: which part of it.
+        images: their number.
+        templates: of the prompts.
+        reference_top1: float32's top-1 on them.
+        rungs: in the order of climbing; the last one is what was chosen, if it is accepted.
+    """
+
+    target: str
+    emulated: bool
+    max_drop: float
+    confidence: float
+    dataset: str
+    split: str
+    images: int
+    templates: str
+    reference_top1: float
+    rungs: tuple[Rung, ...] = ()
+
+
+def search_bundle(
+    source: str | os.PathLike[str] | ExportedBundle,
+    output: str | os.PathLike[str],
+    options: CompileOptions,
+    search: SearchOptions,
+    *,
+    on_note: Callable[[str], None] = lambda _message: None,
+) -> tuple[CompiledBundle, SearchReport]:
+    """Find the cheapest rung that holds, and publish it with its recipe and the ladder.
+
+    Args:
+        source: the exported bundle, or its path.
+        output: directory of the compiled bundle.
+        options: everything that is not searched; with calibration data, and without a quantisation of its own.
+        search: what is demanded.
+        on_note: called with a line for people at each rung.
+
+    Returns:
+        The bundle, and the ladder.
+
+    Raises:
+        GateError: no rung holds; what was measured is kept, and said where.
+        InputError: the dataset has no labelled images to judge with.
+        ClipmluError: as ``compile_bundle``.
+    """
+    output = as_path(output, "the output")
+    check_argument(options, CompileOptions, "options")
+    check_argument(search, SearchOptions, "search")
+    exported = source if isinstance(source, ExportedBundle) else open_exported(source)
+    if exported.manifest.layout == "joint":
+        check_joint_templates(resolve_templates(search.templates), f"bundle '{exported.path}'")
+    if options.quantisation is not None:
+        raise OptionError("the search chooses how to quantise; leave the options for that out, or --max-drop")
+    if not options.check:
+        raise OptionError("a search runs what it compiles; leave --no-check out")
+    check_output_free(output, overwrite=options.overwrite)
+    # A target without 8 bits has nothing to search for, and refuses them here.
+    wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
+    plan = plan_compilation(dataclasses.replace(options, precision=wanted))
+    ladder = _ladder(plan) if search.precision is None else (search.precision,)
+    assert options.calibration is not None, "plan_compilation asked for it"
+    calibration = options.calibration
+    if isinstance(calibration, CalibrationOptions):
+        calibration = obtain_calibration(exported, calibration)
+    jury = _Jury(exported, calibration, options, search)
+    fewest = math.ceil(_Z_ONE_SIDED / search.max_drop) - 2
+    if len(jury) < fewest:
+        raise OptionError(
+            f"{len(jury)} images cannot show that a drop is within {search.max_drop:g}, even if none of them is lost; "
+            f"at least {fewest} can (--search-samples), or allow more (--max-drop)"
+        )
+    base = dataclasses.replace(
+        options,
+        target=plan.main.target,
+        calibration=calibration,
+        seen_images=jury.digests,
+        quantisation=None,
+        overwrite=True,
+    )
+    key = _search_key(exported, plan, base, jury, search)
+    state = _State(output.with_name(output.name + _STATE_SUFFIX), key, on_note)
+    climber = _Climber(exported, base, jury, state, search, on_note, emulated=plan.main.emulated)
+    found = climber.climb(ladder)
+    report = climber.report()
+    if found is None:
+        kept = state.folder / _STATE_NAME
+        raise GateError(
+            f"No way to quantise stays within a drop of {search.max_drop:g}: {_best_text(report)}. "
+            f"All that was tried is in '{kept}'. Allow more with --max-drop, or leave --precision out."
+        )
+    recipe = encode_recipe(recipe_of(found))
+    files = {SEARCH_NAME: encode_search(report), RECIPE_NAME: recipe}
+    bundle = publish_copy(found, output, files, overwrite=options.overwrite)
+    shutil.rmtree(state.folder, ignore_errors=True)
+    return bundle, report
+
+
+def _ladder(plan: CompilationPlan) -> tuple[Precision, ...]:
+    offered = get_backend(plan.main.backend).precisions
+    return tuple(mode for mode in LADDERS["cpu" if plan.mlu is None else "mlu"] if mode in offered)
+
+
+def encode_search(report: SearchReport) -> bytes:
+    """The ladder as indented JSON."""
+    return encode_json(report)
+
+
+def drop_interval(lost: int, won: int, images: int, z: float = _Z_ONE_SIDED) -> tuple[float, float]:
+    """Confidence limits of a loss of accuracy that two classifiers show on the same images.
+
+    Args:
+        lost: images that only the first one has right.
+        won: images that only the second one has right.
+        images: all images.
+        z: quantile of the normal distribution; the default gives one-sided 95 % limits.
+
+    Returns:
+        Lower and upper limit. Source: A. Agresti and Y. Min, "Simple improved confidence intervals for comparing matched
+        proportions", 2005: half an image is added to each of the four cells.
+    """
+    total = images + 2
+    difference = (lost - won) / total
+    spread = math.sqrt(max((lost + won + 1) - (lost - won) ** 2 / total, 0.0)) / total
+    return difference - z * spread, difference + z * spread
+
+
+class _Jury:
+    """Held-out images with their labels, and what float32 makes of them."""
+
+    def __init__(
+        self,
+        exported: ExportedBundle,
+        calibration: CalibrationSet,
+        options: CompileOptions,
+        search: SearchOptions,
+    ) -> None:
+        self._search = search
+        self.dataset = _open_held_out(calibration, options, search)
+        if not self.dataset.class_names:
+            raise InputError(
+                f"'{calibration.record.dataset}' has images without classes, which cannot be judged. "
+                "Give --calib a dataset, or a folder with one sub-folder per class."
+            )
+        self.indices, self.digests = _held_out(self.dataset, calibration, search.wanted_samples)
+        if not self.indices:
+            raise InputError(
+                f"'{calibration.record.dataset}' has no images left beside the {len(calibration.images)} of the calibration. "
+                "Use fewer --calib-samples."
+            )
+        self.labels = np.array([self.dataset.label(index) for index in self.indices], np.int64)
+        self.key = hashlib.sha256("\n".join([calibration.record.digest, *self.digests]).encode()).hexdigest()
+        self._exported = exported
+        self._embeddings: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self._predicted: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def hear_reference(self, folder: Path) -> float:
+        """Embed the images in float32; returns the top-1."""
+        reference = compile_bundle(
+            self._exported,
+            folder / "reference",
+            CompileOptions(target="cpu", check=False, overwrite=True),
+        )
+        with Encoder(reference) as encoder:
+            self._embeddings, self._predicted = self._look(encoder, 0, len(self))
+        return float(np.mean(self._predicted == self.labels))
+
+    def judge(
+        self, bundle: CompiledBundle, options: SessionOptions, images: int, max_drop: float | None
+    ) -> dict[str, float]:
+        """Figures of a candidate on the first images; fewer when it is hopeless.
+
+        Returns:
+            The fields of ``Rung`` that are measured.
+        """
+        part = max(1, images // _EARLY_SHARE) if max_drop is not None else images
+        with Encoder(bundle, options) as encoder:
+            embeddings, predicted = self._look(encoder, 0, part)
+            figures = self._figures(embeddings, predicted)
+            lower, _ = drop_interval(*self._changes(predicted), part, z=_Z_HOPELESS)
+            if part < images and (max_drop is None or lower <= max_drop):
+                rest = self._look(encoder, part, images)
+                figures = self._figures(np.concatenate([embeddings, rest[0]]), np.concatenate([predicted, rest[1]]))
+        return figures
+
+    def _look(self, encoder: Encoder, start: int, stop: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        classifier = build_classifier(encoder, self.dataset.class_names, self._search.templates, cache=False)
+        items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
+        rows = np.stack([outcome.require_row() for outcome in run_items(classifier.scorer, items)])
+        predicted = rank_classes(classifier.logits(rows), 1)[:, 0].astype(np.int64)
+        if self._exported.manifest.layout == "joint":  # as directions, too; what all logits have in common says nothing
+            rows = rows - rows.mean(axis=1, keepdims=True)
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return rows, predicted
+
+    def _changes(self, predicted: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Images that were right and are not now, and the other way round."""
+        count = len(predicted)
+        before, now = self._predicted[:count] == self.labels[:count], predicted == self.labels[:count]
+        return int((before & ~now).sum()), int((~before & now).sum())
+
+    def _figures(self, embeddings: npt.NDArray[np.float32], predicted: npt.NDArray[np.int64]) -> dict[str, float]:
+        count = len(predicted)
+        lost, won = self._changes(predicted)
+        cosines = (embeddings.astype(np.float64) * self._embeddings[:count]).sum(axis=1)
+        return {
+            "images": count,
+            "top1": float(np.mean(predicted == self.labels[:count])),
+            "drop": (lost - won) / count,
+            "drop_bound": drop_interval(lost, won, count)[1],
+            "agreement": float(np.mean(predicted == self._predicted[:count])),
+            "embedding_error": float(1.0 - cosines.mean()),
+        }
+
+
+def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search: SearchOptions) -> Dataset:
+    given = options.calibration if isinstance(options.calibration, CalibrationOptions) else None
+    # A generated dataset has to be large enough for both.
+    wanted = 2 * (calibration.record.samples + search.wanted_samples)
+    return open_train_split(
+        CalibrationOptions(
+            dataset=text_from_name(calibration.record.dataset),
+            samples=wanted,
+            seed=calibration.record.seed,
+            data_dir=None if given is None else given.data_dir,
+            download=given is None or given.download,
+            class_names=None if given is None else given.class_names,
+            folder_names=given is not None and given.folder_names,
+            max_pixels=DEFAULT_MAX_PIXELS if given is None else given.max_pixels,
+        )
+    )
+
+
+def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tuple[list[int], tuple[str, ...]]:
+    """Images spread over the classes, none of which is in the calibration or twice; and their digests."""
+    taken = set(calibration.images)
+    indices, digests = [], []
+    # Another order than the calibration's, whose beginning is taken.
+    order = spread_over_classes(dataset, calibration.record.seed + 1)
+    for index, image in readable_images(dataset, order):
+        digest = content_digest(image)
+        if digest not in taken:
+            taken.add(digest)
+            indices.append(index)
+            digests.append(digest)
+        if len(indices) == samples:
+            break
+    return indices, tuple(digests)
+
+
+def _search_key(
+    exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions, jury: _Jury, search: SearchOptions
+) -> str:
+    """Digest of all that decides what a rung measures, but for the rung itself: only then is an earlier verdict taken."""
+    # Of the data there are digests; the others differ from rung to rung, or decide nothing.
+    apart = ("calibration", "seen_images", "precision", "quantisation", "session", "overwrite")
+    facts = [
+        exported.digest,
+        options_digest(base, without=apart),
+        options_digest(base.session, without=("in_flight", "busy_wait")),
+        jury.key,
+        jury.labels.tolist(),
+        jury.dataset.class_names,
+        resolve_templates(search.templates),
+        search.max_drop,
+        tool_versions(plan, base.session, "onnxruntime"),
+    ]
+    return value_digest(facts)
+
+
+class _StateContent(Spec, frozen=True, kw_only=True):
+    key: str
+    rungs: tuple[Rung, ...] = ()
+
+
+class _State:
+    """What has been measured so far, on disk.
+
+    Attributes:
+        folder: where; bundles that are being judged lie there too.
+        rungs: what has been tried.
+    """
+
+    def __init__(self, folder: Path, key: str, on_note: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._key = key
+        self.rungs: list[Rung] = []
+        content = read_kept(folder / _STATE_NAME, _StateContent, on_note)
+        if content is not None and content.key == self._key:
+            self.rungs = list(content.rungs)
+            on_note(f"going on with the search in {folder}: {len(self.rungs)} rungs are known")
+
+    def known(self, precision: Precision, how: QuantisationOptions | None, *, probe: bool) -> Rung | None:
+        """What an earlier attempt found, unless the bundle is needed."""
+        for rung in self.rungs:
+            if (rung.precision, rung.quantisation, rung.verdict == "probe") == (precision, how, probe):
+                return rung
+        return None
+
+    def add(self, rung: Rung) -> None:
+        """Keep a rung, at once."""
+        self.rungs.append(rung)
+        content = _StateContent(key=self._key, rungs=tuple(self.rungs))
+        write_file(self.folder / _STATE_NAME, encode_json(sealed(content), indent=1), overwrite=True)
+
+
+class _Climber:
+    """Climbs the ladder."""
+
+    def __init__(
+        self,
+        exported: ExportedBundle,
+        base: CompileOptions,
+        jury: _Jury,
+        state: _State,
+        search: SearchOptions,
+        on_note: Callable[[str], None],
+        *,
+        emulated: bool,
+    ) -> None:
+        self._exported = exported
+        self._base = base
+        self._jury = jury
+        self._state = state
+        self._search = search
+        self._note = on_note
+        self._emulated = emulated
+        self._reference_top1: float | None = None
+        self._climbed: list[Rung] = []
+
+    def climb(self, modes: Sequence[Precision]) -> CompiledBundle | None:
+        """The first bundle that holds, in the state's folder; None if there is none."""
+        with contextlib.closing(self._rungs(modes)) as rungs:
+            for precision, how in rungs:
+                bundle = self._try(precision, how)
+                if bundle is not None:
+                    return bundle
+        return None
+
+    def report(self) -> SearchReport:
+        """The ladder as far as it was climbed."""
+        return SearchReport(
+            target=self._base.target,
+            emulated=self._emulated,
+            max_drop=self._search.max_drop,
+            confidence=_CONFIDENCE,
+            dataset=self._jury.dataset.name,
+            split=self._jury.dataset.split,
+            images=len(self._jury),
+            templates=self._search.templates_text,
+            reference_top1=self._hear(),
+            rungs=tuple(self._climbed),
+        )
+
+    def _rungs(self, modes: Sequence[Precision]) -> Generator[tuple[Precision, QuantisationOptions | None], None, None]:
+        for position, mode in enumerate(modes):
+            if mode.bits is None:
+                yield mode, None
+            elif position and mode.bits == modes[0].bits:
+                best = self._best()  # the same integers, another float type around them
+                yield mode, _PER_AXIS if best is None else best.quantisation
+            else:
+                yield from ((mode, how) for how in self._ways(mode))
+
+    def _ways(self, mode: Precision) -> Iterator[QuantisationOptions]:
+        """Ways to quantise in one mode; those that cost the same at run time from plain to elaborate, then the dearer ones."""
+        yield QuantisationOptions()
+        yield _PER_AXIS
+        yield msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
+        for algorithm in ("eqnm", "percentile", "entropy"):
+            yield msgspec.structs.replace(_PER_AXIS, algorithm=algorithm)
+        best = self._best(mode)
+        base = _PER_AXIS if best is None or best.quantisation is None else best.quantisation
+        for alpha in ALPHAS:
+            yield msgspec.structs.replace(base, smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, alpha))
+        best = self._best(mode)
+        if mode.bits == 8 and best is not None and best.quantisation is not None:
+            yield from self._with_float_roles(mode, best, best.quantisation)
+
+    def _with_float_roles(
+        self, mode: Precision, plain: Rung, how: QuantisationOptions
+    ) -> Iterator[QuantisationOptions]:
+        """More and more roles in float, first those that bring most for the work they are."""
+        gains = []
+        for role, share in self._roles(mode):
+            probe = self._probe(mode, msgspec.structs.replace(how, keep_float=(role,)))
+            if probe is None or probe.embedding_error is None or plain.embedding_error is None:
+                continue
+            gains.append(((plain.embedding_error - probe.embedding_error) / max(share, 1e-9), role))
+        kept: tuple[str, ...] = ()
+        for _gain, role in sorted(gains, reverse=True)[:-1]:  # with the last one, nothing would be left to quantise
+            kept = (*kept, role)
+            yield msgspec.structs.replace(how, keep_float=kept)
+
+    def _roles(self, mode: Precision) -> list[tuple[str, float]]:
+        """Roles of the model and their share of the work, from small to large."""
+        from clipmlu.compile.preparing import role_shares
+
+        return sorted(role_shares(self._exported).items(), key=lambda entry: entry[1])
+
+    def _best(self, mode: Precision | None = None) -> Rung | None:
+        """Of what has been judged so far (in a mode), the one that loses least; its embeddings decide between equals."""
+        judged = [
+            rung
+            for rung in self._climbed
+            if rung.quantisation is not None
+            and rung.verdict in ("rejected", "hopeless")
+            and mode in (None, rung.precision)
+        ]
+        # A rung that was left early has a drop from fewer images: what came through to the end goes before it.
+        return min(
+            judged,
+            key=lambda rung: (rung.verdict == "hopeless", rung.drop or 0.0, rung.embedding_error or 0.0),
+            default=None,
+        )
+
+    def _try(self, precision: Precision, how: QuantisationOptions | None) -> CompiledBundle | None:
+        known = self._state.known(precision, how, probe=False)
+        path = self._state.folder / "candidate"
+        if known is not None and known.verdict != "accepted":
+            self._tell(known)
+            return None
+        if known is not None:
+            options = self._options(precision, how)
+            bundle = reusable_compilation(self._exported, path, plan_compilation(options), options, self._note)
+            if bundle is not None:
+                self._tell(known)
+                return bundle
+            self._state.rungs.remove(known)
+        rung, bundle_or_none, lasting = self._measure(precision, how, path, probe=False)
+        if lasting:
+            self._state.add(rung)
+        self._tell(rung)
+        return bundle_or_none if rung.verdict == "accepted" else None
+
+    def _probe(self, precision: Precision, how: QuantisationOptions) -> Rung | None:
+        rung = self._state.known(precision, how, probe=True)
+        if rung is None:
+            rung, _bundle, _lasting = self._measure(precision, how, self._state.folder / "probe", probe=True)
+            if rung.verdict == "probe":
+                self._state.add(rung)
+        self._tell(rung)
+        return rung
+
+    def _options(self, precision: Precision, how: QuantisationOptions | None) -> CompileOptions:
+        calibration = self._base.calibration if precision.bits is not None else None
+        return dataclasses.replace(self._base, precision=precision, quantisation=how, calibration=calibration)
+
+    def _measure(
+        self, precision: Precision, how: QuantisationOptions | None, path: Path, *, probe: bool
+    ) -> tuple[Rung, CompiledBundle | None, bool]:
+        """A rung, its bundle if it has one, and whether measuring it again would give the same."""
+        self._hear()
+        start = time.perf_counter()
+        options = self._options(precision, how)
+        images = max(1, len(self._jury) // _EARLY_SHARE) if probe else len(self._jury)
+        try:
+            bundle = compile_bundle(self._exported, path, options)
+            limit = None if probe else self._search.max_drop
+            figures = self._jury.judge(bundle, options.session, images, limit)
+        except (GateError, CompileError) as error:  # what one way cannot do, another may
+            # Only what was measured lasts: a worker, a card or memory that failed may not fail the next time.
+            lasting = isinstance(error, GateError)
+            return self._broken(precision, how, error, time.perf_counter() - start), None, lasting
+        verdict: Verdict = "probe"
+        if not probe:
+            complete = figures["images"] == images
+            within = figures["drop_bound"] <= self._search.max_drop
+            verdict = "accepted" if complete and within else "rejected" if complete else "hopeless"
+        rung = Rung(
+            precision=precision,
+            quantisation=how,
+            verdict=verdict,
+            images=int(figures["images"]),
+            top1=figures["top1"],
+            drop=figures["drop"],
+            drop_bound=figures["drop_bound"],
+            agreement=figures["agreement"],
+            embedding_error=figures["embedding_error"],
+            quantised_share=_quantised_share(bundle),
+            elapsed_s=time.perf_counter() - start,
+        )
+        return rung, bundle, True
+
+    def _broken(
+        self, precision: Precision, how: QuantisationOptions | None, error: ClipmluError, elapsed_s: float
+    ) -> Rung:
+        return Rung(
+            precision=precision,
+            quantisation=how,
+            verdict="broken",
+            images=0,
+            top1=None,
+            drop=None,
+            drop_bound=None,
+            agreement=None,
+            embedding_error=None,
+            quantised_share=None,
+            reason=str(error),
+            elapsed_s=elapsed_s,
+        )
+
+    def _hear(self) -> float:
+        if self._reference_top1 is None:
+            self._reference_top1 = self._jury.hear_reference(self._state.folder)
+            self._note(f"float32: top-1 {self._reference_top1:.4f} on {len(self._jury)} held-out images")
+        return self._reference_top1
+
+    def _tell(self, rung: Rung) -> None:
+        self._climbed.append(rung)
+        mark = ", emulated" if self._emulated else ""
+        self._note(f"{len(self._climbed):2d}. {describe_rung(rung)}{mark}")
+
+
+def describe_rung(rung: Rung) -> str:
+    """One line for people."""
+    how = rung.quantisation
+    words = [rung.precision.value]
+    if how is not None:
+        words += [how.granularity, how.algorithm]
+        words += ["asymmetric"] if how.activation == "asymmetric" else []
+        words += [f"smoothing {max(how.smooth_alpha.values()):g}"] if how.smooth_alpha else []
+        words += [f"float {', '.join(how.keep_float)}"] if how.keep_float else []
+    if rung.top1 is None:
+        return f"{' '.join(words)}: {rung.verdict}: {rung.reason}"
+    return (
+        f"{' '.join(words)}: top-1 {rung.top1:.4f}, drop {100 * (rung.drop or 0.0):.2f} points "
+        f"(95 %: at most {100 * (rung.drop_bound or 0.0):.2f}) on {rung.images} images: {rung.verdict}"
+    )
+
+
+def _quantised_share(bundle: CompiledBundle) -> float | None:
+    records = bundle.compilation.quantised.values()
+    total = sum(record.macs for record in records)
+    return sum(record.quantised_macs for record in records) / total if total else None
+
+
+def _best_text(report: SearchReport) -> str:
+    judged = [rung for rung in report.rungs if rung.drop is not None and rung.verdict != "probe"]
+    if not judged:
+        return f"nothing could be judged, at last because: {report.rungs[-1].reason.rstrip('.')}"
+    return f"the best was {describe_rung(min(judged, key=lambda rung: rung.drop or 0.0))}"

@@ -1,0 +1,102 @@
+"""The pixels that threads hold together: bounded, in turn, and never in the way of small images."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import support
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
+from clipmlu.embed import pixel_budget
+from clipmlu.embed.images import ImageItem, embed_items
+from clipmlu.embed.pixel_budget import PixelBudget, Turn
+from clipmlu.errors import InputError
+from clipmlu.model import load
+
+
+def test_budget_is_one_largest_image_or_a_photo_for_each_thread() -> None:
+    assert PixelBudget(1).pixels == DEFAULT_MAX_PIXELS
+    assert PixelBudget(64).pixels == 64 * 24_000_000
+
+
+def test_threads_together_stay_below_the_budget_and_all_get_their_turn() -> None:
+    budget = PixelBudget(2)
+    lock, held, most = threading.Lock(), [0], [0]
+    sizes = np.random.default_rng(0).integers(5_000_000, 2 * DEFAULT_MAX_PIXELS, 200).tolist()
+
+    def hold(pixels: int) -> None:
+        turn = Turn(budget)
+        turn.reserve(pixels)
+        with lock:
+            held[0] += min(pixels, budget.pixels)
+            most[0] = max(most[0], held[0])
+        with lock:
+            held[0] -= min(pixels, budget.pixels)
+        turn.end()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, sizes, timeout=60))
+    assert 0 < most[0] <= budget.pixels
+    assert budget.take(budget.pixels) == budget.pixels, "everything came back"
+
+
+def test_large_image_waits_until_there_is_room() -> None:
+    budget = PixelBudget(1)
+    first, second = Turn(budget), Turn(budget)
+    first.reserve(budget.pixels - pixel_budget.FREE_PIXELS)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(second.reserve, pixel_budget.FREE_PIXELS + 1)
+        assert wait([waiting], timeout=0.05).not_done
+        first.end()
+        waiting.result(timeout=60)
+
+
+@pytest.mark.parametrize(("pixels", "returned"), [(24_000_000, 0), (24_000_001, 1)])
+def test_memory_of_more_than_a_photo_goes_back_to_the_system(
+    monkeypatch: pytest.MonkeyPatch, pixels: int, returned: int
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(pixel_budget, "_find_trim", lambda: calls.append)
+    turn = Turn(PixelBudget(1))
+    turn.reserve(pixels)
+    turn.end()
+    assert len(calls) == returned
+
+
+def test_small_images_never_wait() -> None:
+    budget = PixelBudget(1)
+    budget.take(budget.pixels)
+    turn = Turn(budget)
+    turn.reserve(pixel_budget.FREE_PIXELS)
+    turn.end()
+
+
+def test_closing_sends_waiting_threads_away() -> None:
+    budget = PixelBudget(1)
+    budget.take(budget.pixels)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(budget.take, 5_000_000)
+        budget.close()
+        with pytest.raises(InputError, match="stopped"):
+            waiting.result(timeout=60)
+
+
+def test_pipeline_gives_back_what_it_held_after_errors_too(
+    compiled: CompiledBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixel_budget, "FREE_PIXELS", 1)
+    monkeypatch.setattr(pixel_budget, "DEFAULT_MAX_PIXELS", 100)
+    monkeypatch.setattr(pixel_budget, "_PHOTO_PIXELS", 1)
+
+    def refuse(_image: Image.Image) -> None:
+        raise InputError("refused")
+
+    items = [ImageItem(str(number), lambda: support.picture(0), refuse if number % 3 else None) for number in range(40)]
+    with load(compiled.path) as encoder:
+        outcomes = list(embed_items(encoder, items, batch_size=4, workers=4))
+    assert [outcome.error is None for outcome in outcomes] == [number % 3 == 0 for number in range(40)]
