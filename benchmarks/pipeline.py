@@ -41,7 +41,8 @@ from _timing import cores, print_machine, print_table, rotated, row_from_ratios,
 from clipmlu import CompileOptions, ExportOptions, compile_bundle, export_model
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.base import Feeds
-from clipmlu.bundle.directory import CompiledBundle, Tower, open_compiled, open_exported
+from clipmlu.bundle.directory import CompiledBundle, open_compiled, open_exported
+from clipmlu.bundle.manifest import Tower
 from clipmlu.clock import now
 from clipmlu.data.feeds import Array
 from clipmlu.data.images import ImageSource, load_image

@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle.directory import Tower
+from clipmlu.bundle.manifest import Tower
 from clipmlu.magicmind import driver
 from clipmlu.magicmind.backend import emulated_worker, load_emulated_sdk
 from clipmlu.magicmind.client.local import LocalPeer

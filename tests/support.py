@@ -16,16 +16,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from clipmlu.bundle.directory import (
+from clipmlu.bundle.directory import ExportedBundle, open_exported, stage_bundle
+from clipmlu.bundle.manifest import (
     TOKENIZER_NAME,
     Export,
-    ExportedBundle,
     Manifest,
     ParityRecord,
     Tower,
     current_tool_versions,
-    open_exported,
-    stage_bundle,
     text_id_of,
 )
 from clipmlu.data.tokenizer import write_stand_in_tokenizer

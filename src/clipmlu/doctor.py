@@ -18,7 +18,8 @@ from clipmlu import _environment
 from clipmlu._version import __version__
 from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle.directory import Bundle, CompiledBundle, ParityRecord
+from clipmlu.bundle.directory import Bundle, CompiledBundle
+from clipmlu.bundle.manifest import ParityRecord
 from clipmlu.data.datasets import DATASETS, locate_dataset
 from clipmlu.errors import BackendUnavailableError, ClipmluError
 from clipmlu.file_names import name_from_path

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.backends import SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
-from clipmlu.bundle.directory import CompiledBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.manifest import Tower
 from clipmlu.errors import SessionError
 from clipmlu.specs import Precision, TensorSpec
 

@@ -21,7 +21,8 @@ from clipmlu.backends import SessionOptions, backend_for_target, get_backend, op
 from clipmlu.backends.base import Availability
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.openvino import OpenVinoBackend, OpenVinoSession
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.manifest import Tower
 from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import BackendUnavailableError, CompileError, OptionError, PrecisionError, SessionError

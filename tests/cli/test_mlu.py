@@ -16,7 +16,8 @@ import pytest
 
 import support
 from clipmlu.backends import SessionOptions
-from clipmlu.bundle.directory import Compilation, ExportedBundle, open_compiled
+from clipmlu.bundle.directory import ExportedBundle, open_compiled
+from clipmlu.bundle.manifest import Compilation
 from clipmlu.cli._compiling import _rewritten
 from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.model import Model

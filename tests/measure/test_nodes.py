@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from clipmlu.bundle.directory import Tower
+from clipmlu.bundle.manifest import Tower
 from clipmlu.measure.compare import nodes as module
 from clipmlu.measure.compare.compare import cut_rows
 from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison, compare_tower

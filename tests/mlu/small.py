@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle.directory import Tower
+from clipmlu.bundle.manifest import Tower
 from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.magicmind.client.peer import OpenRequest
 from clipmlu.specs import TensorSpec

@@ -11,7 +11,8 @@ import pytest
 import support
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import GraphOptions
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.manifest import Tower
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.feeds import CalibrationData
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, DeviceError, OptionError

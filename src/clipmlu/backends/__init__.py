@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable
 
 from clipmlu.backends.base import Availability, Backend, PendingBatch, Session, SessionOptions
-from clipmlu.bundle.directory import current_tool_versions
+from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.errors import BackendUnavailableError, PrecisionError, UnknownNameError
 from clipmlu.specs import Precision
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle.directory import CompiledBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.manifest import Tower
 from clipmlu.clock import StageClock
 from clipmlu.data.feeds import Array, CalibrationData
 from clipmlu.errors import SessionError, ShapeError

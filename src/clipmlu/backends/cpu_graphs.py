@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmlu.backends.base import Backend, CompiledGraph, GraphOptions, SessionOptions, SourceGraph
-from clipmlu.bundle.directory import GRAPH_SUFFIX, CompiledBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.manifest import GRAPH_SUFFIX, Tower
 from clipmlu.data.feeds import calibration_batches
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, BundleError, OptionError
 from clipmlu.file_names import name_from_path

@@ -17,7 +17,8 @@ from clipmlu.backends import openvino_runtime
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, write_mode
 from clipmlu.backends.ordered import OrderedThread
-from clipmlu.bundle.directory import CompiledBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.manifest import Tower
 from clipmlu.clock import now
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError

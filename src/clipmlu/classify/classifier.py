@@ -15,7 +15,7 @@ import numpy as np
 from clipmlu import _environment
 from clipmlu.arguments import check_argument
 from clipmlu.backends import runtime_versions
-from clipmlu.bundle.directory import TOKENIZER_NAME, current_tool_versions
+from clipmlu.bundle.manifest import TOKENIZER_NAME, current_tool_versions
 from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer, check_rows

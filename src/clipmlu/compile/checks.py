@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, Manifest, ParityRecord
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.manifest import Manifest, ParityRecord
 from clipmlu.data.calibration import CalibrationSet, cut_batches
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.feeds import Array

@@ -15,19 +15,15 @@ import numpy as np
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import Backend, Session, SessionOptions, backend_for_target, get_backend
 from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
-from clipmlu.bundle.directory import (
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported, stage_bundle
+from clipmlu.bundle.manifest import (
     CALIBRATION_NAME,
     TOKENIZER_NAME,
     Compilation,
-    CompiledBundle,
-    ExportedBundle,
     Placement,
     SeenData,
     Tower,
     current_tool_versions,
-    open_compiled,
-    open_exported,
-    stage_bundle,
 )
 from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.preparing import joint_row_macs, prepare_graph

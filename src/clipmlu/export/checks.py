@@ -13,7 +13,7 @@ import numpy.typing as npt
 from clipmlu._imports import require
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
-from clipmlu.bundle.directory import ParityRecord, Tower
+from clipmlu.bundle.manifest import ParityRecord, Tower
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import ClipmluError, ExportError, ParityError
 from clipmlu.export.loading import PURPOSE, LoadedModel

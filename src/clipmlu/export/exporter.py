@@ -12,19 +12,15 @@ from pathlib import Path
 import msgspec
 
 from clipmlu.arguments import as_path, check_argument
-from clipmlu.bundle.directory import (
+from clipmlu.bundle.directory import ExportedBundle, Staging, check_output_free, open_exported, stage_bundle
+from clipmlu.bundle.manifest import (
     TOKENIZER_NAME,
     Export,
-    ExportedBundle,
     FileRecord,
     Manifest,
     ParityRecord,
-    Staging,
     Tower,
-    check_output_free,
     current_tool_versions,
-    open_exported,
-    stage_bundle,
     text_id_of,
 )
 from clipmlu.data.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmlu._imports import require
-from clipmlu.bundle.directory import Tower
+from clipmlu.bundle.manifest import Tower
 from clipmlu.errors import ExportError, first_line
 from clipmlu.export.loading import PURPOSE
 from clipmlu.export.quiet import quiet_libraries

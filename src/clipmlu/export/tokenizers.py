@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tokenizers
 
 from clipmlu._imports import require
-from clipmlu.bundle.directory import TOKENIZER_NAME
+from clipmlu.bundle.manifest import TOKENIZER_NAME
 from clipmlu.data.tokenizer import START_OF_TEXT, Tokenizer, write_clip_tokenizer, write_stand_in_tokenizer
 from clipmlu.errors import DownloadError, ExportError, first_line, reason_of
 from clipmlu.export.catalog import open_clip_folder

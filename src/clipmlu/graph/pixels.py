@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.bundle.directory import Tower
+from clipmlu.bundle.manifest import Tower
 from clipmlu.specs import PreprocessSpec, TensorSpec
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import msgspec
 import numpy.typing as npt
 
 from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
-from clipmlu.bundle.directory import Tower
+from clipmlu.bundle.manifest import Tower
 from clipmlu.data.feeds import Array, CalibrationData
 from clipmlu.errors import (
     BackendUnavailableError,

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from clipmlu.backends.base import Feeds, Session
-from clipmlu.bundle.directory import Tower
+from clipmlu.bundle.manifest import Tower
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
 from clipmlu.magicmind.build import check_sdk

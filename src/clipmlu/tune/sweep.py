@@ -17,7 +17,8 @@ import msgspec
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import SessionOptions, backend_for_target, runtime_versions
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, current_tool_versions, open_exported
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
+from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import (
     DEFAULT_BATCH_SIZE,

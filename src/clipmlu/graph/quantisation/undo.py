@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from clipmlu.bundle.directory import Tower
+from clipmlu.bundle.manifest import Tower
 from clipmlu.graph.quantisation.derived import ADDED, derived, original
 from clipmlu.specs import TensorSpec
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import get_backend
-from clipmlu.bundle.directory import current_tool_versions
+from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, rank_classes
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset, check_dataset

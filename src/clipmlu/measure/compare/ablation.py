@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 
 from clipmlu.backends import SessionOptions
-from clipmlu.bundle.directory import TOKENIZER_NAME, CompiledBundle, ExportedBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.manifest import TOKENIZER_NAME, Tower
 from clipmlu.classify.classifier import embed_classes
 from clipmlu.data.datasets import Dataset
 from clipmlu.embed.encoder import Encoder, FloatArray

@@ -12,7 +12,8 @@ import numpy as np
 
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import get_backend
-from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, current_tool_versions, open_exported
+from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_exported
+from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.classify.classifier import build_classifier
 from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.data.datasets import Dataset, check_dataset

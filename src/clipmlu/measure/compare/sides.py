@@ -8,15 +8,8 @@ import os
 import msgspec
 
 from clipmlu.backends import SessionOptions, get_backend
-from clipmlu.bundle.directory import (
-    TOKENIZER_NAME,
-    Bundle,
-    Compilation,
-    CompiledBundle,
-    ExportedBundle,
-    Manifest,
-    open_bundle,
-)
+from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_bundle
+from clipmlu.bundle.manifest import TOKENIZER_NAME, Compilation, Manifest
 from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError

@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, Tower
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.manifest import Tower
 from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.errors import BundleCorruptError, CalibrationError, SessionError

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from clipmlu.arguments import check_argument
 from clipmlu.backends import SessionOptions, get_backend
-from clipmlu.bundle.directory import CompiledBundle, current_tool_versions, open_compiled
+from clipmlu.bundle.directory import CompiledBundle, open_compiled
+from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home
