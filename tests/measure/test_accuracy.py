@@ -23,9 +23,9 @@ from clipmlu.measure.accuracy.evaluate import (
     ImageResult,
     Tally,
     evaluate,
-    wilson_interval,
     write_sample_files,
 )
+from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")

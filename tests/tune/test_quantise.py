@@ -24,10 +24,11 @@ from clipmlu.data.images import content_digest, load_image
 from clipmlu.errors import CalibrationError, CompileError, GateError, InputError, OptionError
 from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.magicmind.emulator import faults
+from clipmlu.measure.statistics import drop_interval
 from clipmlu.model import Model
 from clipmlu.specs import Precision, QuantisationOptions
 from clipmlu.tune import quantise as search_module
-from clipmlu.tune.quantise import Rung, SearchOptions, SearchReport, drop_interval, search_bundle
+from clipmlu.tune.quantise import Rung, SearchOptions, SearchReport, search_bundle
 from conftest import REPOSITORY
 
 DEMO = REPOSITORY / "src" / "clipmlu" / "assets" / "demo"

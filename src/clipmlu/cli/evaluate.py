@@ -30,7 +30,8 @@ from clipmlu.cli._shared import (
 
 if TYPE_CHECKING:
     from clipmlu.embed.encoder import Encoder
-    from clipmlu.measure.accuracy.evaluate import AccuracyReport, Interval, Tally
+    from clipmlu.measure.accuracy.evaluate import AccuracyReport, Tally
+    from clipmlu.measure.statistics import Interval
 
 _CLASSES_SHOWN = 10
 _MAX_DROP = 0.01
@@ -134,7 +135,7 @@ def eval_command(
 
 
 def _tell_interrupted(encoder: Encoder, tally: Tally, wanted: int) -> None:
-    from clipmlu.measure.accuracy.evaluate import wilson_interval
+    from clipmlu.measure.statistics import wilson_interval
 
     interval = wilson_interval(tally.correct, tally.images)
     found = f"{tally.correct / tally.images:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from clipmlu.specs import Spec
+
 
 def mcnemar_p_value(first_only: int, second_only: int) -> float:
     """Exact two-sided p-value of McNemar's test.
@@ -25,3 +29,47 @@ def mcnemar_p_value(first_only: int, second_only: int) -> float:
         ways = ways * (trials - successes + 1) // successes
         total += ways
     return min(1.0, 2 * total / (1 << trials))
+
+
+_Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+
+
+class Interval(Spec, frozen=True, kw_only=True):
+    """A confidence interval of a fraction."""
+
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """95 % score interval of a binomial fraction.
+
+    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    fraction = successes / trials
+    spread = _Z_95**2 / trials
+    centre = (fraction + spread / 2) / (1 + spread)
+    half = _Z_95 * math.sqrt(fraction * (1 - fraction) / trials + spread / (4 * trials)) / (1 + spread)
+    return Interval(low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+
+_Z_ONE_SIDED = 1.6448536269514722  # 95 % quantile of the standard normal distribution
+
+
+def drop_interval(lost: int, won: int, images: int, z: float = _Z_ONE_SIDED) -> tuple[float, float]:
+    """Confidence limits of a loss of accuracy that two classifiers show on the same images.
+
+    Args:
+        lost: images that only the first one has right.
+        won: images that only the second one has right.
+        images: all images.
+        z: quantile of the normal distribution; the default gives one-sided 95 % limits.
+
+    Returns:
+        Lower and upper limit. Source: A. Agresti and Y. Min, "Simple improved confidence intervals for comparing matched
+        proportions", 2005: half an image is added to each of the four cells.
+    """
+    total = images + 2
+    difference = (lost - won) / total
+    spread = math.sqrt(max((lost + won + 1) - (lost - won) ** 2 / total, 0.0)) / total
+    return difference - z * spread, difference + z * spread

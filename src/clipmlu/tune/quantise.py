@@ -47,6 +47,7 @@ from clipmlu.file_names import text_from_name
 from clipmlu.files.publish import encode_json, write_file
 from clipmlu.files.read import read_kept, sealed
 from clipmlu.keys import options_digest, value_digest
+from clipmlu.measure.statistics import _Z_ONE_SIDED, drop_interval
 from clipmlu.specs import SMOOTHED_ROLES, PositiveInt, Precision, QuantisationOptions, Spec
 
 SEARCH_NAME = "search.json"
@@ -69,7 +70,6 @@ ALPHAS = (0.5, 0.75, 0.9)
 
 _PER_AXIS = QuantisationOptions(granularity="per_axis")
 _CONFIDENCE = 0.95
-_Z_ONE_SIDED = 1.6448536269514722  # 95 % quantile of the standard normal distribution
 _DISCORDANT = 0.05  # share of images that change sides, for the choice of how many to look at
 _FEWEST, _MOST = 1000, 5000
 _EARLY_SHARE = 4  # hopeless rungs are left after this part of the images
@@ -264,25 +264,6 @@ def _ladder(plan: CompilationPlan) -> tuple[Precision, ...]:
 def encode_search(report: SearchReport) -> bytes:
     """The ladder as indented JSON."""
     return encode_json(report)
-
-
-def drop_interval(lost: int, won: int, images: int, z: float = _Z_ONE_SIDED) -> tuple[float, float]:
-    """Confidence limits of a loss of accuracy that two classifiers show on the same images.
-
-    Args:
-        lost: images that only the first one has right.
-        won: images that only the second one has right.
-        images: all images.
-        z: quantile of the normal distribution; the default gives one-sided 95 % limits.
-
-    Returns:
-        Lower and upper limit. Source: A. Agresti and Y. Min, "Simple improved confidence intervals for comparing matched
-        proportions", 2005: half an image is added to each of the four cells.
-    """
-    total = images + 2
-    difference = (lost - won) / total
-    spread = math.sqrt(max((lost + won + 1) - (lost - won) ** 2 / total, 0.0)) / total
-    return difference - z * spread, difference + z * spread
 
 
 class _Jury:

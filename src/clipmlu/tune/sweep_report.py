@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from clipmlu.measure.accuracy.evaluate import Interval, SkippedImage
 from clipmlu.measure.machine import Machine
+from clipmlu.measure.samples import SkippedImage
+from clipmlu.measure.statistics import Interval
 from clipmlu.specs import ModelId, Precision, Spec
 
 HEADINGS = ("precision", "batch", "images/s", "slowest", "fastest", "latency ms", "top-1", "MiB image/all", "front")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import get_backend
@@ -21,29 +19,22 @@ from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, rank_classes
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset, check_dataset
-from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import fill_template
 from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import item_from_dataset, run_batches
 from clipmlu.errors import GateError, InputError, OptionError, OverlapError
 from clipmlu.files.publish import encode_json, write_files
 from clipmlu.files.read import read_json
+from clipmlu.measure.samples import Overlap, SkippedImage, choose_images
+from clipmlu.measure.statistics import Interval, wilson_interval
 from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Precision, Spec
 
 CALIBRATION_BINS = 15
 CONFUSIONS_SHOWN = 20
 _TOP_K = 5
 _SAMPLE_FILES = ("infer_result.txt", "eval_labels.txt", "eval_result_1.txt", "eval_result_5.txt", "eval_result.txt")
-_Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 IntArray = npt.NDArray[np.int64]
-
-
-class Interval(Spec, frozen=True, kw_only=True):
-    """A confidence interval of a fraction."""
-
-    low: float
-    high: float
 
 
 class ClassAccuracy(Spec, frozen=True, kw_only=True):
@@ -68,13 +59,6 @@ class Confusion(Spec, frozen=True, kw_only=True):
     class_name: str
     predicted: str
     images: int
-
-
-class SkippedImage(Spec, frozen=True, kw_only=True):
-    """An image that could not be read, and why."""
-
-    id: str
-    reason: str
 
 
 class BaselineComparison(Spec, frozen=True, kw_only=True):
@@ -254,18 +238,6 @@ class Tally:
         return float(gaps.sum() / max(self.images, 1))
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """95 % score interval of a binomial fraction.
-
-    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
-    """
-    fraction = successes / trials
-    spread = _Z_95**2 / trials
-    centre = (fraction + spread / 2) / (1 + spread)
-    half = _Z_95 * math.sqrt(fraction * (1 - fraction) / trials + spread / (4 * trials)) / (1 + spread)
-    return Interval(low=max(0.0, centre - half), high=min(1.0, centre + half))
-
-
 def evaluate(
     encoder: Encoder,
     dataset: Dataset,
@@ -305,7 +277,7 @@ def evaluate(
     tally = Tally(len(dataset.class_names))
     skipped: list[SkippedImage] = []
     start = time.perf_counter()
-    overlap = _Overlap(encoder, allowed=options.allow_overlap)
+    overlap = Overlap(encoder, allowed=options.allow_overlap)
     items = (item_from_dataset(dataset, index, overlap.check) for index in indices)
     batches = run_batches(classifier.scorer, items, batch_size=batch_size, workers=options.workers)
     remaining = iter(indices)
@@ -461,53 +433,6 @@ def accuracy_lines(report: AccuracyReport) -> list[str]:
 def encode_report(report: AccuracyReport) -> bytes:
     """The report as indented JSON."""
     return encode_json(report)
-
-
-def choose_images(dataset: Dataset, samples: int | None, *, shuffle: bool, seed: int) -> list[int]:
-    """Which images are looked at: the first ones, or some drawn at random.
-
-    Args:
-        dataset: the images.
-        samples: how many; None for all.
-        shuffle: draw them.
-        seed: of the drawing.
-
-    Raises:
-        OptionError: there are not so many.
-    """
-    available = len(dataset)
-    count = available if samples is None else samples
-    if count > available:
-        raise OptionError(
-            f"samples is {count}, but '{dataset.name}' has {available} images in its split '{dataset.split}'"
-        )
-    if not shuffle:
-        return list(range(count))
-    order = np.random.default_rng(seed).permutation(available)
-    return [int(index) for index in order[:count]]
-
-
-class _Overlap:
-    """Looks for images that the bundle was calibrated with; used from several threads.
-
-    Attributes:
-        found: ids of such images.
-    """
-
-    def __init__(self, encoder: Encoder, *, allowed: bool) -> None:
-        self._bundle = encoder.bundle
-        self._known = frozenset(encoder.bundle.calibration_data().images)
-        self._allowed = allowed
-        self.found: list[str] = []
-
-    def check(self, name: str, image: Image.Image) -> None:
-        if self._known and content_digest(image) in self._known:
-            if not self._allowed:
-                raise OverlapError(
-                    f"Image '{name}' is one that bundle '{self._bundle.path}' was calibrated with. "
-                    "Evaluate others, or add --allow-overlap, which marks the report."
-                )
-            self.found.append(name)
 
 
 def _count(

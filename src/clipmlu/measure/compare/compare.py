@@ -25,7 +25,6 @@ from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json
-from clipmlu.measure.accuracy.evaluate import SkippedImage, choose_images
 from clipmlu.measure.compare.ablation import (
     Ablation,
     AblationData,
@@ -48,6 +47,7 @@ from clipmlu.measure.compare.predictions import (
 )
 from clipmlu.measure.compare.sides import Side, SideFacts, check_same_model, open_side
 from clipmlu.measure.compare.tensors import hidden_reason, lowered_model, tensor_graph
+from clipmlu.measure.samples import SkippedImage, choose_images
 from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Spec, TowerName
 
 DEFAULT_SAMPLES = 256

@@ -18,7 +18,7 @@ from clipmlu.embed.encoder import FloatArray
 from clipmlu.embed.image_graph import ImageGraph
 from clipmlu.embed.images import item_from_dataset, run_items
 from clipmlu.errors import InputError, OverlapError
-from clipmlu.measure.accuracy.evaluate import SkippedImage
+from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import mcnemar_p_value
 from clipmlu.specs import Spec
 
