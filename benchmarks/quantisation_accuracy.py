@@ -24,7 +24,7 @@ from clipmlu import CompileOptions, EvalOptions, Precision, compile_bundle, eval
 from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
 from clipmlu.embed.encoder import Encoder
-from clipmlu.measure.accuracy.evaluate import ImageResult
+from clipmlu.measure.accuracy.tally import ImageResult
 from clipmlu.specs import SMOOTHED_ROLES, QuantisationOptions
 
 AXIS = QuantisationOptions(granularity="per_axis")

@@ -28,7 +28,8 @@ from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleNotFoundError, ExportError, InputError, OptionError
 from clipmlu.export.source import tokenizer_file
 from clipmlu.files.publish import write_file
-from clipmlu.measure.accuracy.evaluate import EvalOptions, encode_report, read_report
+from clipmlu.measure.accuracy.evaluate import EvalOptions
+from clipmlu.measure.accuracy.report import encode_report, read_report
 from clipmlu.measure.speed.loads import SpeedOptions
 from clipmlu.measure.speed.speed import measure_speed
 from clipmlu.pipeline import RunOptions, run_chain

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from clipmlu.errors import ClipmluError
     from clipmlu.export.exporter import ExportOptions, export_model
     from clipmlu.file_names import path_from_name
-    from clipmlu.measure.accuracy.evaluate import AccuracyReport, EvalOptions, evaluate
+    from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
+    from clipmlu.measure.accuracy.report import AccuracyReport
     from clipmlu.measure.compare.compare import CompareOptions, compare_bundles
     from clipmlu.model import Model, load
     from clipmlu.specs import Precision

@@ -23,7 +23,8 @@ from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.export.exporter import ExportOptions, export_model, is_current
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
-from clipmlu.measure.accuracy.evaluate import AccuracyReport, EvalOptions, evaluate
+from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
+from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.specs import NaturalInt, PositiveInt, Spec
 
 REPORT_NAME = "report.json"

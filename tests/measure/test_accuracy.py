@@ -16,17 +16,12 @@ from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError, OptionError, ShapeError
-from clipmlu.measure.accuracy import evaluate as accuracy
-from clipmlu.measure.accuracy.evaluate import (
-    AccuracyReport,
-    EvalOptions,
-    ImageResult,
-    Tally,
-    evaluate,
-    write_sample_files,
-)
+from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
+from clipmlu.measure.accuracy.report import AccuracyReport, compare_with_baseline, encode_report
+from clipmlu.measure.accuracy.tally import ImageResult, Tally
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
+from clipmlu.report.vendor_files import write_sample_files
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 
@@ -169,7 +164,7 @@ def test_dataset_of_broken_images_is_an_error(encoder: Encoder) -> None:
 def test_top5_of_few_classes_does_not_exist(encoder: Encoder) -> None:
     report = evaluate(encoder, Pictures(9, class_names=NAMES[:5]))
     assert (report.top5, report.top5_interval) == (None, None)
-    assert b"NaN" not in accuracy.encode_report(report)
+    assert b"NaN" not in encode_report(report)
 
 
 def test_classes_of_one_name_are_told_apart_and_counted_by_position(encoder: Encoder) -> None:
@@ -194,12 +189,12 @@ def test_a_baseline_of_other_class_names_is_no_baseline(encoder: Encoder) -> Non
     with pytest.raises(
         OptionError, match="the baseline has the class name 'n01440760' where this evaluation has 'ant'"
     ):
-        accuracy.compare_with_baseline(reports[0], reports[1], 1.0)
+        compare_with_baseline(reports[0], reports[1], 1.0)
 
 
 def test_report_survives_json(encoder: Encoder) -> None:
     report = evaluate(encoder, Pictures(9))
-    assert msgspec.json.decode(accuracy.encode_report(report), type=AccuracyReport) == report
+    assert msgspec.json.decode(encode_report(report), type=AccuracyReport) == report
 
 
 def test_tallies_of_parts_add_up_to_the_whole() -> None:
@@ -248,4 +243,4 @@ def test_a_baseline_that_lost_a_class_is_refused(encoder: Encoder) -> None:
     with pytest.raises(
         OptionError, match=r"has figures of \d+ classes, this evaluation of \d+; they cannot be compared"
     ):
-        accuracy.compare_with_baseline(report, shorter, 0.1)
+        compare_with_baseline(report, shorter, 0.1)

@@ -11,7 +11,8 @@ import pytest
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.datasets import Dataset, open_dataset
-from clipmlu.measure.accuracy.evaluate import EvalOptions, ImageResult, evaluate
+from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
+from clipmlu.measure.accuracy.tally import ImageResult
 from clipmlu.model import load
 from conftest import REPOSITORY
 

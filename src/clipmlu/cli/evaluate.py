@@ -30,7 +30,8 @@ from clipmlu.cli._shared import (
 
 if TYPE_CHECKING:
     from clipmlu.embed.encoder import Encoder
-    from clipmlu.measure.accuracy.evaluate import AccuracyReport, Tally
+    from clipmlu.measure.accuracy.report import AccuracyReport
+    from clipmlu.measure.accuracy.tally import Tally
     from clipmlu.measure.statistics import Interval
 
 _CLASSES_SHOWN = 10
@@ -86,13 +87,16 @@ def eval_command(
     from clipmlu.errors import OptionError
     from clipmlu.files.publish import check_files_free, write_file
     from clipmlu.measure.accuracy import evaluate as accuracy
+    from clipmlu.measure.accuracy.report import check_baseline, compare_with_baseline, encode_report, read_report
+    from clipmlu.measure.accuracy.tally import ImageResult
     from clipmlu.model import load
+    from clipmlu.report.vendor_files import accuracy_lines, sample_paths, write_sample_files
 
     if max_drop is not None and baseline is None:
         raise OptionError("--max-drop needs a --baseline to compare with")
-    wanted = [output, *(accuracy.sample_paths(sample_files) if sample_files is not None else ())]
+    wanted = [output, *(sample_paths(sample_files) if sample_files is not None else ())]
     check_files_free(wanted, overwrite=overwrite)
-    earlier = None if baseline is None else accuracy.read_report(baseline)
+    earlier = None if baseline is None else read_report(baseline)
     options = accuracy.EvalOptions(
         samples=samples,
         shuffle=shuffle,
@@ -102,7 +106,7 @@ def eval_command(
         allow_overlap=allow_overlap,
         workers=workers,
     )
-    results: list[accuracy.ImageResult] = []
+    results: list[ImageResult] = []
     with load(bundle, threads=threads, device=device, fast_preprocess=fast_preprocess, busy_wait=False) as encoder:
         source = images.open(size=samples, seed=seed, max_pixels=max_pixels)
         with progress_bar("evaluating", samples or len(source)) as advance:
@@ -116,21 +120,21 @@ def eval_command(
                 on_note=note,
             )
     if earlier is not None:
-        report = accuracy.compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)
+        report = compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)
     if as_json:
-        echo_json(accuracy.encode_report(report))
+        echo_json(encode_report(report))
     else:
         show_accuracy(report, per_class=per_class)
-        for line in accuracy.accuracy_lines(report) if sample_files is not None else ():
+        for line in accuracy_lines(report) if sample_files is not None else ():
             click.echo(line)
     # Shown first: a disk that is full then takes nothing away.
     if output is not None:
-        write_file(output, accuracy.encode_report(report), overwrite=overwrite)
+        write_file(output, encode_report(report), overwrite=overwrite)
     if sample_files is not None:
-        accuracy.write_sample_files(sample_files, results, source.original_names, report, overwrite=overwrite)
+        write_sample_files(sample_files, results, source.original_names, report, overwrite=overwrite)
     for skipped in report.skipped:
         note(f"skipped: {skipped.reason}")
-    accuracy.check_baseline(report)
+    check_baseline(report)
     return 1 if report.skipped else 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipmlu.measure.accuracy.evaluate import AccuracyReport
+from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.machine import Machine
 from clipmlu.specs import Spec
 

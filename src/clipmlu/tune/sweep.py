@@ -37,7 +37,8 @@ from clipmlu.file_names import name_from_path, printable
 from clipmlu.files.publish import encode_json, write_file, write_files
 from clipmlu.files.read import read_kept, sealed
 from clipmlu.keys import options_digest, value_digest
-from clipmlu.measure.accuracy.evaluate import AccuracyReport, EvalOptions, evaluate
+from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
+from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.machine import describe_machine
 from clipmlu.measure.samples import choose_images
 from clipmlu.measure.speed.loaded import make_samples, open_graph

@@ -7,13 +7,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.arguments import as_path, check_argument, check_fields
+from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import get_backend
 from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, rank_classes
@@ -22,121 +21,14 @@ from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.prompts import fill_template
 from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import item_from_dataset, run_batches
-from clipmlu.errors import GateError, InputError, OptionError, OverlapError
-from clipmlu.files.publish import encode_json, write_files
-from clipmlu.files.read import read_json
+from clipmlu.errors import InputError, OverlapError
+from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion
+from clipmlu.measure.accuracy.tally import TOP_K, ImageResult, Tally
 from clipmlu.measure.samples import Overlap, SkippedImage, choose_images
-from clipmlu.measure.statistics import Interval, wilson_interval
-from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Precision, Spec
+from clipmlu.measure.statistics import wilson_interval
+from clipmlu.specs import NaturalInt, PositiveInt
 
-CALIBRATION_BINS = 15
 CONFUSIONS_SHOWN = 20
-_TOP_K = 5
-_SAMPLE_FILES = ("infer_result.txt", "eval_labels.txt", "eval_result_1.txt", "eval_result_5.txt", "eval_result.txt")
-
-IntArray = npt.NDArray[np.int64]
-
-
-class ClassAccuracy(Spec, frozen=True, kw_only=True):
-    """One row of the per-class table.
-
-    Attributes:
-        class_name: the class; one of several of that name has its position behind it, ``crane (134)``.
-        images: images of that class among those evaluated.
-        correct: of these, how many were classified rightly.
-        top1: ``correct / images``, or None without images.
-    """
-
-    class_name: str
-    images: int
-    correct: int
-    top1: float | None
-
-
-class Confusion(Spec, frozen=True, kw_only=True):
-    """How often images of one class were taken for another."""
-
-    class_name: str
-    predicted: str
-    images: int
-
-
-class BaselineComparison(Spec, frozen=True, kw_only=True):
-    """How a report compares with an earlier one of the same images.
-
-    Attributes:
-        bundle_digest: the bundle of the earlier report.
-        top1: its top-1.
-        drop: ``top1`` less that of the new report.
-        max_drop: what is allowed.
-    """
-
-    bundle_digest: str
-    top1: float
-    drop: float
-    max_drop: float
-
-
-class AccuracyReport(Spec, frozen=True, kw_only=True):
-    """What ``clipmlu eval`` measured.
-
-    Attributes:
-        model: the model.
-        target: the compiled bundle's target.
-        precision: its arithmetic.
-        emulated: True when the emulated vendor SDK had a part in it.
-        bundle_digest: digest of the compiled bundle's manifest.
-        dataset: the dataset's name.
-        split: the split.
-        templates: what the prompts were made from.
-        batch_size: images per batch.
-        classes: number of classes.
-        images: images evaluated, the last partial batch included.
-        skipped: images that could not be read; they are not in ``images``.
-        top1: fraction of images whose best class is right, 0..1.
-        top1_interval: its 95 % confidence interval (Wilson).
-        top5: fraction of images with the right class among the best five, or None with fewer than six classes.
-        top5_interval: its 95 % confidence interval, or None.
-        mean_per_class: mean of the per-class accuracies over the classes that have images.
-        expected_calibration_error: mean gap of confidence and accuracy over 15 bins, weighted by images, 0..1.
-        per_class: one row per class, in the dataset's order.
-        confusions: the most frequent wrong pairs, most frequent first.
-        elapsed_s: wall time of the evaluation in seconds, class embeddings and opening not counted.
-        images_per_second: ``images / elapsed_s``.
-        tool_versions: versions of clipmlu and of the runtime.
-        calibration_overlap: images that the bundle was calibrated with, when that was allowed; else None.
-        calibration_prompts: prompts of this evaluation that the text tower was calibrated with.
-        baseline: comparison with an earlier report, or None.
-        fast_preprocess: the images were decoded and shrunk by shortcuts.
-    """
-
-    model: ModelId
-    target: str
-    precision: Precision
-    emulated: bool
-    bundle_digest: str
-    dataset: str
-    split: str
-    templates: tuple[str, ...]
-    batch_size: int
-    classes: int
-    images: int
-    skipped: tuple[SkippedImage, ...]
-    top1: float
-    top1_interval: Interval
-    top5: float | None
-    top5_interval: Interval | None
-    mean_per_class: float
-    expected_calibration_error: float
-    per_class: tuple[ClassAccuracy, ...]
-    confusions: tuple[Confusion, ...]
-    elapsed_s: float
-    images_per_second: float
-    tool_versions: dict[str, str]
-    calibration_overlap: int | None = None
-    calibration_prompts: int = 0
-    baseline: BaselineComparison | None = None
-    fast_preprocess: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,77 +57,6 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageResult:
-    """What one image was taken for: position in the dataset, its label, and the best five classes, best first."""
-
-    index: int
-    label: int
-    ranked: tuple[int, ...]
-
-
-class Tally:
-    """Counts that add up: of one run, or of many parts of one.
-
-    Attributes:
-        confusion: int64, shape (C, C): images by label (row) and prediction (column).
-        top5_correct: images whose label is among the best five.
-        bin_images: int64, shape (15,): images by confidence.
-        bin_correct: int64, shape (15,): right ones among them.
-        bin_confidence: float64, shape (15,): sum of their confidences.
-    """
-
-    def __init__(self, classes: int) -> None:
-        self.confusion: IntArray = np.zeros((classes, classes), np.int64)
-        self.top5_correct = 0
-        self.bin_images: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
-        self.bin_correct: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
-        self.bin_confidence: npt.NDArray[np.float64] = np.zeros(CALIBRATION_BINS, np.float64)
-
-    def add(self, labels: IntArray, ranked: npt.NDArray[np.intp], confidence: npt.NDArray[np.float32]) -> None:
-        """Count images.
-
-        Args:
-            labels: shape (N,), the right classes.
-            ranked: shape (N, K), the best classes, best first.
-            confidence: shape (N,), probability of the best class, 0..1.
-        """
-        predicted = ranked[:, 0]
-        np.add.at(self.confusion, (labels, predicted), 1)
-        self.top5_correct += int((ranked[:, :_TOP_K] == labels[:, None]).any(axis=1).sum())
-        bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
-        np.add.at(self.bin_images, bins, 1)
-        np.add.at(self.bin_correct, bins, (predicted == labels).astype(np.int64))
-        np.add.at(self.bin_confidence, bins, confidence.astype(np.float64))
-
-    def merge(self, other: Tally) -> None:
-        """Add the counts of another part."""
-        self.confusion += other.confusion
-        self.top5_correct += other.top5_correct
-        self.bin_images += other.bin_images
-        self.bin_correct += other.bin_correct
-        self.bin_confidence += other.bin_confidence
-
-    @property
-    def images(self) -> int:
-        """Images counted."""
-        return int(self.confusion.sum())
-
-    @property
-    def correct(self) -> int:
-        """Images whose best class is right."""
-        return int(self.confusion.trace())
-
-    @property
-    def expected_calibration_error(self) -> float:
-        """Mean over the bins of |accuracy - confidence|, weighted by images.
-
-        Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
-        """
-        gaps = np.abs(self.bin_correct - self.bin_confidence)
-        return float(gaps.sum() / max(self.images, 1))
 
 
 def evaluate(
@@ -312,129 +133,6 @@ def evaluate(
     )
 
 
-def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
-    """Read a report as ``encode_report`` wrote it.
-
-    Raises:
-        InputError: there is none, or it is something else.
-    """
-    try:
-        return read_json(as_path(path, "the report"), AccuracyReport)
-    except OSError as error:
-        raise InputError(f"Cannot read the report '{path}': {error.strerror}.") from error
-    except msgspec.DecodeError as error:
-        raise InputError(f"'{path}' is not a report as 'clipmlu eval --output' writes it: {error}.") from error
-
-
-def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_drop: float) -> AccuracyReport:
-    """The report with its comparison; whether it passes is for ``check_baseline`` to say.
-
-    Raises:
-        OptionError: the two are not about the same images, classes and prompts, or ``max_drop`` is not in 0..1.
-    """
-    if not 0 <= max_drop <= 1:
-        raise OptionError(f"max drop is {max_drop:g}; expected a fraction, 0 to 1")
-    for field in ("dataset", "split", "images", "classes", "templates"):
-        ours, theirs = getattr(report, field), getattr(baseline, field)
-        if ours != theirs:
-            raise OptionError(
-                f"the baseline has {field} {_shown(theirs)}, this evaluation {_shown(ours)}; they cannot be compared"
-            )
-    if len(baseline.per_class) != len(report.per_class):
-        raise OptionError(
-            f"the baseline has figures of {len(baseline.per_class)} classes, this evaluation of {len(report.per_class)}; "
-            "they cannot be compared"
-        )
-    for now, then in zip(report.per_class, baseline.per_class, strict=True):
-        if now.class_name != then.class_name:
-            raise OptionError(
-                f"the baseline has the class name '{then.class_name}' where this evaluation has '{now.class_name}'; they cannot be "
-                "compared"
-            )
-    comparison = BaselineComparison(
-        bundle_digest=baseline.bundle_digest,
-        top1=baseline.top1,
-        drop=baseline.top1 - report.top1,
-        max_drop=max_drop,
-    )
-    return msgspec.structs.replace(report, baseline=comparison)
-
-
-def check_baseline(report: AccuracyReport) -> None:
-    """Refuse a report that lost too much.
-
-    Raises:
-        GateError: by how much.
-    """
-    found = report.baseline
-    # Counted in images: fractions that are equal on paper may differ in their last digit.
-    if found is not None and round(found.drop * report.images) > found.max_drop * report.images + 1e-9:
-        raise GateError(
-            f"Top-1 {report.top1:.4f} is {found.drop:.4f} below the baseline's {found.top1:.4f}; allowed are "
-            f"{found.max_drop:g} (--max-drop)."
-        )
-
-
-def _shown(value: object) -> str:
-    return f"{len(value)} templates" if isinstance(value, tuple) and len(value) > 3 else f"'{value}'"
-
-
-def sample_paths(directory: str | os.PathLike[str]) -> list[Path]:
-    """The files that ``write_sample_files`` writes."""
-    folder = as_path(directory, "the output")
-    return [folder / name for name in _SAMPLE_FILES]
-
-
-def write_sample_files(
-    directory: str | os.PathLike[str],
-    results: Sequence[ImageResult],
-    class_names: Sequence[str],
-    report: AccuracyReport,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write results as the vendor's CLIP sample writes them: four text files, and the two accuracy lines in a fifth.
-
-    Format (Cambricon magicmind_cloud, clip_pytorch/infer_python/infer.py and cv/utils/compute_top1_and_top5.py):
-    ``[i]: class`` lines for labels, best class and best five classes; ``top5 result:`` and five ``rank [name]`` lines.
-
-    Args:
-        directory: where to; made if absent.
-        results: one per image, in order.
-        class_names: names as the dataset spells them.
-        report: where the accuracies come from.
-        overwrite: replace files of these names.
-
-    Raises:
-        OutputExistsError: one is there, and ``overwrite`` is off.
-        OutputError: a file cannot be written.
-    """
-    labels = [f"[{number}]: {result.label}" for number, result in enumerate(results)]
-    best = [f"[{number}]: {result.ranked[0]}" for number, result in enumerate(results)]
-    five = [f"[{number}]: {index}" for number, result in enumerate(results) for index in result.ranked]
-    named = [
-        line
-        for result in results
-        for line in ("top5 result:", *(f"{rank} [{class_names[index]}]" for rank, index in enumerate(result.ranked)))
-    ]
-    contents = (named, labels, best, five, accuracy_lines(report))
-    files = {
-        path: ("\n".join(lines) + "\n").encode() for path, lines in zip(sample_paths(directory), contents, strict=True)
-    }
-    write_files(files, overwrite=overwrite)
-
-
-def accuracy_lines(report: AccuracyReport) -> list[str]:
-    """The lines that the vendor's sample prints its accuracies in."""
-    lines = [f"top1 accuracy: {report.top1:f}"]
-    return lines if report.top5 is None else [*lines, f"top5 accuracy: {report.top5:f}"]
-
-
-def encode_report(report: AccuracyReport) -> bytes:
-    """The report as indented JSON."""
-    return encode_json(report)
-
-
 def _count(
     tally: Tally,
     classifier: ZeroShotClassifier,
@@ -444,7 +142,7 @@ def _count(
 ) -> list[ImageResult]:
     labels = np.array([dataset.label(index) for index in indices], np.int64)
     logits = classifier.logits(rows)
-    ranked = rank_classes(logits, _TOP_K)
+    ranked = rank_classes(logits, TOP_K)
     confidence = classifier.scores(logits).max(axis=1)
     tally.add(labels, ranked, confidence)
     results = zip(indices, labels, ranked, strict=True)
@@ -463,7 +161,7 @@ def _report(
     facts = encoder.bundle.compilation
     images, names = tally.images, distinct_names(dataset.class_names)
     per_class = _per_class(tally, names)
-    has_top5 = len(names) > _TOP_K
+    has_top5 = len(names) > TOP_K
     return AccuracyReport(
         model=encoder.bundle.manifest.model,
         target=facts.target,

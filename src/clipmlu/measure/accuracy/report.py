@@ -1,0 +1,189 @@
+"""What an evaluation found, and how it compares with an earlier one."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from clipmlu.arguments import as_path
+from clipmlu.errors import GateError, InputError, OptionError
+from clipmlu.files.publish import encode_json
+from clipmlu.files.read import read_json
+from clipmlu.measure.samples import SkippedImage
+from clipmlu.measure.statistics import Interval
+from clipmlu.specs import ModelId, Precision, Spec
+
+
+class ClassAccuracy(Spec, frozen=True, kw_only=True):
+    """One row of the per-class table.
+
+    Attributes:
+        class_name: the class; one of several of that name has its position behind it, ``crane (134)``.
+        images: images of that class among those evaluated.
+        correct: of these, how many were classified rightly.
+        top1: ``correct / images``, or None without images.
+    """
+
+    class_name: str
+    images: int
+    correct: int
+    top1: float | None
+
+
+class Confusion(Spec, frozen=True, kw_only=True):
+    """How often images of one class were taken for another."""
+
+    class_name: str
+    predicted: str
+    images: int
+
+
+class BaselineComparison(Spec, frozen=True, kw_only=True):
+    """How a report compares with an earlier one of the same images.
+
+    Attributes:
+        bundle_digest: the bundle of the earlier report.
+        top1: its top-1.
+        drop: ``top1`` less that of the new report.
+        max_drop: what is allowed.
+    """
+
+    bundle_digest: str
+    top1: float
+    drop: float
+    max_drop: float
+
+
+class AccuracyReport(Spec, frozen=True, kw_only=True):
+    """What ``clipmlu eval`` measured.
+
+    Attributes:
+        model: the model.
+        target: the compiled bundle's target.
+        precision: its arithmetic.
+        emulated: True when the emulated vendor SDK had a part in it.
+        bundle_digest: digest of the compiled bundle's manifest.
+        dataset: the dataset's name.
+        split: the split.
+        templates: what the prompts were made from.
+        batch_size: images per batch.
+        classes: number of classes.
+        images: images evaluated, the last partial batch included.
+        skipped: images that could not be read; they are not in ``images``.
+        top1: fraction of images whose best class is right, 0..1.
+        top1_interval: its 95 % confidence interval (Wilson).
+        top5: fraction of images with the right class among the best five, or None with fewer than six classes.
+        top5_interval: its 95 % confidence interval, or None.
+        mean_per_class: mean of the per-class accuracies over the classes that have images.
+        expected_calibration_error: mean gap of confidence and accuracy over 15 bins, weighted by images, 0..1.
+        per_class: one row per class, in the dataset's order.
+        confusions: the most frequent wrong pairs, most frequent first.
+        elapsed_s: wall time of the evaluation in seconds, class embeddings and opening not counted.
+        images_per_second: ``images / elapsed_s``.
+        tool_versions: versions of clipmlu and of the runtime.
+        calibration_overlap: images that the bundle was calibrated with, when that was allowed; else None.
+        calibration_prompts: prompts of this evaluation that the text tower was calibrated with.
+        baseline: comparison with an earlier report, or None.
+        fast_preprocess: the images were decoded and shrunk by shortcuts.
+    """
+
+    model: ModelId
+    target: str
+    precision: Precision
+    emulated: bool
+    bundle_digest: str
+    dataset: str
+    split: str
+    templates: tuple[str, ...]
+    batch_size: int
+    classes: int
+    images: int
+    skipped: tuple[SkippedImage, ...]
+    top1: float
+    top1_interval: Interval
+    top5: float | None
+    top5_interval: Interval | None
+    mean_per_class: float
+    expected_calibration_error: float
+    per_class: tuple[ClassAccuracy, ...]
+    confusions: tuple[Confusion, ...]
+    elapsed_s: float
+    images_per_second: float
+    tool_versions: dict[str, str]
+    calibration_overlap: int | None = None
+    calibration_prompts: int = 0
+    baseline: BaselineComparison | None = None
+    fast_preprocess: bool = False
+
+
+def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
+    """Read a report as ``encode_report`` wrote it.
+
+    Raises:
+        InputError: there is none, or it is something else.
+    """
+    try:
+        return read_json(as_path(path, "the report"), AccuracyReport)
+    except OSError as error:
+        raise InputError(f"Cannot read the report '{path}': {error.strerror}.") from error
+    except msgspec.DecodeError as error:
+        raise InputError(f"'{path}' is not a report as 'clipmlu eval --output' writes it: {error}.") from error
+
+
+def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_drop: float) -> AccuracyReport:
+    """The report with its comparison; whether it passes is for ``check_baseline`` to say.
+
+    Raises:
+        OptionError: the two are not about the same images, classes and prompts, or ``max_drop`` is not in 0..1.
+    """
+    if not 0 <= max_drop <= 1:
+        raise OptionError(f"max drop is {max_drop:g}; expected a fraction, 0 to 1")
+    for field in ("dataset", "split", "images", "classes", "templates"):
+        ours, theirs = getattr(report, field), getattr(baseline, field)
+        if ours != theirs:
+            raise OptionError(
+                f"the baseline has {field} {_shown(theirs)}, this evaluation {_shown(ours)}; they cannot be compared"
+            )
+    if len(baseline.per_class) != len(report.per_class):
+        raise OptionError(
+            f"the baseline has figures of {len(baseline.per_class)} classes, this evaluation of {len(report.per_class)}; "
+            "they cannot be compared"
+        )
+    for now, then in zip(report.per_class, baseline.per_class, strict=True):
+        if now.class_name != then.class_name:
+            raise OptionError(
+                f"the baseline has the class name '{then.class_name}' where this evaluation has '{now.class_name}'; they cannot be "
+                "compared"
+            )
+    comparison = BaselineComparison(
+        bundle_digest=baseline.bundle_digest,
+        top1=baseline.top1,
+        drop=baseline.top1 - report.top1,
+        max_drop=max_drop,
+    )
+    return msgspec.structs.replace(report, baseline=comparison)
+
+
+def check_baseline(report: AccuracyReport) -> None:
+    """Refuse a report that lost too much.
+
+    Raises:
+        GateError: by how much.
+    """
+    found = report.baseline
+    # Counted in images: fractions that are equal on paper may differ in their last digit.
+    if found is not None and round(found.drop * report.images) > found.max_drop * report.images + 1e-9:
+        raise GateError(
+            f"Top-1 {report.top1:.4f} is {found.drop:.4f} below the baseline's {found.top1:.4f}; allowed are "
+            f"{found.max_drop:g} (--max-drop)."
+        )
+
+
+def _shown(value: object) -> str:
+    return f"{len(value)} templates" if isinstance(value, tuple) and len(value) > 3 else f"'{value}'"
+
+
+def encode_report(report: AccuracyReport) -> bytes:
+    """The report as indented JSON."""
+    return encode_json(report)

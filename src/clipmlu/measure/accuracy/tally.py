@@ -1,0 +1,87 @@
+"""Counting right and wrong answers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+CALIBRATION_BINS = 15
+
+
+TOP_K = 5
+
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+    """What one image was taken for: position in the dataset, its label, and the best five classes, best first."""
+
+    index: int
+    label: int
+    ranked: tuple[int, ...]
+
+
+class Tally:
+    """Counts that add up: of one run, or of many parts of one.
+
+    Attributes:
+        confusion: int64, shape (C, C): images by label (row) and prediction (column).
+        top5_correct: images whose label is among the best five.
+        bin_images: int64, shape (15,): images by confidence.
+        bin_correct: int64, shape (15,): right ones among them.
+        bin_confidence: float64, shape (15,): sum of their confidences.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.confusion: IntArray = np.zeros((classes, classes), np.int64)
+        self.top5_correct = 0
+        self.bin_images: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
+        self.bin_correct: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
+        self.bin_confidence: npt.NDArray[np.float64] = np.zeros(CALIBRATION_BINS, np.float64)
+
+    def add(self, labels: IntArray, ranked: npt.NDArray[np.intp], confidence: npt.NDArray[np.float32]) -> None:
+        """Count images.
+
+        Args:
+            labels: shape (N,), the right classes.
+            ranked: shape (N, K), the best classes, best first.
+            confidence: shape (N,), probability of the best class, 0..1.
+        """
+        predicted = ranked[:, 0]
+        np.add.at(self.confusion, (labels, predicted), 1)
+        self.top5_correct += int((ranked[:, :TOP_K] == labels[:, None]).any(axis=1).sum())
+        bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+        np.add.at(self.bin_images, bins, 1)
+        np.add.at(self.bin_correct, bins, (predicted == labels).astype(np.int64))
+        np.add.at(self.bin_confidence, bins, confidence.astype(np.float64))
+
+    def merge(self, other: Tally) -> None:
+        """Add the counts of another part."""
+        self.confusion += other.confusion
+        self.top5_correct += other.top5_correct
+        self.bin_images += other.bin_images
+        self.bin_correct += other.bin_correct
+        self.bin_confidence += other.bin_confidence
+
+    @property
+    def images(self) -> int:
+        """Images counted."""
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        """Images whose best class is right."""
+        return int(self.confusion.trace())
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean over the bins of |accuracy - confidence|, weighted by images.
+
+        Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
+        """
+        gaps = np.abs(self.bin_correct - self.bin_confidence)
+        return float(gaps.sum() / max(self.images, 1))
