@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,8 +18,6 @@ from clipmlu.data.skipping import SKIPPED
 from clipmlu.file_names import expand_home, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from clipmlu.data.finding import LeftOut
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -149,11 +147,6 @@ def device_option(command: Decorated) -> Decorated:
     )(command)
 
 
-def echo_json(encoded: bytes) -> None:
-    """Print JSON on stdout."""
-    click.echo(encoded.decode().rstrip("\n"))
-
-
 def note(message: str) -> None:
     """Say something that is not the result, on stderr; where that takes no more, nobody is there to be told."""
     with contextlib.suppress(OSError):
@@ -209,25 +202,6 @@ class LibraryNotes(logging.Handler):
         if message not in self._said:
             self._said.add(message)
             note(message)
-
-
-def console() -> Console:
-    """Where tables are drawn: stdout, as wide as the terminal, or wide enough for any table where there is none."""
-    from rich.console import Console
-
-    # Class names and paths are shown as they are: no [markup], no :emoji:.
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
-
-
-def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print (name, value) pairs on stdout, one per line."""
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    for name, value in facts:
-        table.add_row(name, value)
-    console().print(table)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from clipmlu.cli._shared import (
     note,
     offline_option,
     overwrite_option,
-    print_facts,
 )
 from clipmlu.file_names import name_from_path
+from clipmlu.report.tables import print_facts
 
 
 @click.command("calibrate")
@@ -57,8 +57,8 @@ def calibrate_command(
     import msgspec
 
     from clipmlu.bundle.directory import open_bundle
-    from clipmlu.cli._shared import echo_json
     from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
+    from clipmlu.report.tables import echo_json
 
     options = CalibrationOptions(
         dataset=calib,

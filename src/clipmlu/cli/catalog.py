@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from clipmlu.cli._shared import console, echo_json, json_option
+from clipmlu.cli._shared import json_option
+from clipmlu.report.tables import console, echo_json
 
 
 @click.command("models")

@@ -64,10 +64,10 @@ def compile_command(
     With --max-drop, a search climbs from cheap to dear ways to quantise, judged on the target; an interrupted one goes on
     with the same command. --precision keeps it within one mode.
     """
-    from clipmlu.cli.info import show_bundle
     from clipmlu.compile.compiler import compile_bundle
     from clipmlu.compile.recipe import apply_recipe, read_recipe
     from clipmlu.errors import OptionError
+    from clipmlu.report.bundle import show_bundle
 
     options = dataclasses.replace(options, overwrite=overwrite)
     given_precision = context.get_parameter_source("precision") is not click.core.ParameterSource.DEFAULT

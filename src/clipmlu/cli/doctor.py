@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import PATH, Number, console, echo_json, json_option, note, overwrite_option
+from clipmlu.cli._shared import PATH, Number, json_option, note, overwrite_option
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json
+from clipmlu.report.tables import console, echo_json
 
 if TYPE_CHECKING:
     from clipmlu.doctor import Finding

@@ -1,4 +1,4 @@
-"""``clipmlu eval``, and how accuracy is shown."""
+"""``clipmlu eval``."""
 
 from __future__ import annotations
 
@@ -13,28 +13,23 @@ from clipmlu.cli._shared import (
     Number,
     batch_size_option,
     bundle_argument,
-    console,
     device_option,
-    echo_json,
     fast_preprocess_option,
     json_option,
     max_pixels_option,
     note,
     overwrite_option,
-    print_facts,
     progress_bar,
     templates_option,
     threads_option,
     workers_option,
 )
+from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
     from clipmlu.embed.encoder import Encoder
-    from clipmlu.measure.accuracy.report import AccuracyReport
     from clipmlu.measure.accuracy.tally import Tally
-    from clipmlu.measure.statistics import Interval
 
-_CLASSES_SHOWN = 10
 _MAX_DROP = 0.01
 
 
@@ -90,6 +85,7 @@ def eval_command(
     from clipmlu.measure.accuracy.report import check_baseline, compare_with_baseline, encode_report, read_report
     from clipmlu.measure.accuracy.tally import ImageResult
     from clipmlu.model import load
+    from clipmlu.report.accuracy import show_accuracy
     from clipmlu.report.vendor_files import accuracy_lines, sample_paths, write_sample_files
 
     if max_drop is not None and baseline is None:
@@ -145,49 +141,3 @@ def _tell_interrupted(encoder: Encoder, tally: Tally, wanted: int) -> None:
     found = f"{tally.correct / tally.images:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
     mark = " (emulated)" if encoder.bundle.compilation.emulated else ""
     note(f"Stopped after {tally.images} of {wanted} images: top-1 so far {found}{mark}.")
-
-
-def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
-    """Print an accuracy report on stdout."""
-    from rich.table import Table
-
-    mark = " (emulated)" if report.emulated else ""
-    top5 = "none (fewer than six classes)" if report.top5 is None else _with_interval(report.top5, report.top5_interval)
-    rows = {
-        "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
-        "dataset": f"{report.dataset}, {report.split}, {report.classes} classes",
-        "images": f"{report.images}" + (f" ({len(report.skipped)} skipped)" if report.skipped else ""),
-        "top-1": _with_interval(report.top1, report.top1_interval),
-        "top-5": top5,
-        "mean per class": f"{report.mean_per_class:.4f}",
-        "calibration error": f"{report.expected_calibration_error:.4f}",
-        "preprocessing": "fast: not the pixels of open_clip" if report.fast_preprocess else "exact",
-        "speed": f"{report.images_per_second:.1f} images/s{mark}",
-    }
-    if report.calibration_overlap:
-        rows["overlap"] = f"{report.calibration_overlap} of these images were calibrated with: the figures are too good"
-    if report.calibration_prompts:
-        rows["prompts"] = f"{report.calibration_prompts} of them are prompts that the text tower was calibrated with"
-    if report.baseline is not None:
-        found = report.baseline
-        rows["baseline"] = f"top-1 {found.top1:.4f}, drop {found.drop:+.4f}, allowed {found.max_drop:g}"
-    print_facts(rows.items())
-    counted = [row for row in report.per_class if row.top1 is not None]
-    hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))
-    shown = counted if per_class else hardest[:_CLASSES_SHOWN]
-    classes = Table(
-        "class", "images", "top-1", title="classes" if per_class else "hardest classes", title_justify="left"
-    )
-    for row in shown:
-        classes.add_row(row.class_name, str(row.images), f"{row.top1:.4f}")
-    console().print(classes)
-    if report.confusions:
-        confusions = Table("class", "taken for", "images", title="confusions", title_justify="left")
-        for confusion in report.confusions[:_CLASSES_SHOWN]:
-            confusions.add_row(confusion.class_name, confusion.predicted, str(confusion.images))
-        console().print(confusions)
-
-
-def _with_interval(value: float, interval: Interval | None) -> str:
-    assert interval is not None
-    return f"{value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"

@@ -46,8 +46,8 @@ def export_command(
     MODEL is an open_clip name (ViT-B-32, with --pretrained, or ViT-B-32::openai in one string), hf-hub:org/name,
     local-dir:PATH, or demo. See 'clipmlu models'.
     """
-    from clipmlu.cli.info import show_bundle
     from clipmlu.export.exporter import ExportOptions, export_model
+    from clipmlu.report.bundle import show_bundle
 
     options = ExportOptions(
         pretrained=pretrained,

@@ -10,17 +10,8 @@ import click
 
 from clipmlu.cli._compiling import CompilingCommand, compile_options
 from clipmlu.cli._datasets import DatasetChoice, dataset_options
-from clipmlu.cli._shared import (
-    PATH,
-    console,
-    echo_json,
-    json_option,
-    layout_option,
-    note,
-    progress_bar,
-    templates_option,
-    threads_option,
-)
+from clipmlu.cli._shared import PATH, json_option, layout_option, note, progress_bar, templates_option, threads_option
+from clipmlu.report.tables import console, echo_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,7 +85,7 @@ def run_command(
     if as_json:
         echo_json(encode_run(report))
     else:
-        from clipmlu.cli.evaluate import show_accuracy
+        from clipmlu.report.accuracy import show_accuracy
 
         show_accuracy(report.accuracy, per_class=False)
         console().print(_steps_table(report.steps))

@@ -13,8 +13,6 @@ from clipmlu.cli._datasets import DatasetChoice, dataset_options
 from clipmlu.cli._shared import (
     PATH,
     bundle_argument,
-    console,
-    echo_json,
     json_option,
     note,
     overwrite_option,
@@ -23,11 +21,11 @@ from clipmlu.cli._shared import (
 )
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
+from clipmlu.report.tables import echo_json
 from clipmlu.specs import Precision
 
 if TYPE_CHECKING:
     from clipmlu.compile.compiler import CompileOptions
-    from clipmlu.tune.sweep_report import SweepReport
 
 
 @click.command("sweep", cls=CompilingCommand)
@@ -103,6 +101,7 @@ def sweep_command(
     gate, 1 for anything else.
     """
     from clipmlu.measure.accuracy.evaluate import EvalOptions
+    from clipmlu.report.sweep import show_sweep
     from clipmlu.tune.sweep import SweepOptions, encode_sweep, run_sweep
 
     sweep = SweepOptions(
@@ -128,7 +127,7 @@ def sweep_command(
     if as_json:
         echo_json(encode_sweep(report))
     else:
-        _show(report)
+        show_sweep(report)
     for skipped in report.skipped:
         note(f"skipped: {skipped.reason}")
     return report.exit_code
@@ -149,18 +148,3 @@ def _batch_size(text: str) -> int:
     if not text.isdecimal():
         raise OptionError(f"batch size is '{text}'; expected numbers such as 8 or 1,8,32")
     return int(text)
-
-
-def _show(report: SweepReport) -> None:
-    from rich.table import Table
-
-    from clipmlu.tune.sweep_report import HEADINGS, row_cells, summary_lines
-
-    table = Table(*HEADINGS)
-    for column in table.columns:
-        column.no_wrap = True
-    for row in report.rows:
-        table.add_row(*row_cells(row))
-    console().print(table)
-    for line in summary_lines(report):
-        click.echo(line)

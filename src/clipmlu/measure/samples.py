@@ -57,6 +57,11 @@ class Overlap:
         self.found: list[str] = []
 
     def check(self, name: str, image: Image.Image) -> None:
+        """Refuse or note an image that the bundle was calibrated with.
+
+        Raises:
+            OverlapError: it is one, and that is not allowed.
+        """
         if self._known and content_digest(image) in self._known:
             if not self._allowed:
                 raise OverlapError(

@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clipmlu._imports import require
-from clipmlu.arguments import as_path
 from clipmlu.errors import OptionError
 from clipmlu.graph.roles import ROLES, Role
-from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison
-from clipmlu.measure.compare.sides import SideFacts
 from clipmlu.specs import TowerName
 
 FORMATS = (".png", ".svg")
@@ -173,25 +169,3 @@ def _rank(cell: Cell) -> float:
     if cell.broken:
         return -math.inf
     return math.inf if cell.snr_db is None else cell.snr_db
-
-
-def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> bytes:
-    """The report's heat map, as the content of a file of that name; see ``heatmap``.
-
-    Raises:
-        OptionError: the name ends in neither .png nor .svg.
-        MissingDependencyError: matplotlib is not installed.
-    """
-    from clipmlu.report.heatmap import check_drawable, draw_heatmap
-
-    path = as_path(path, "the picture")
-    check_drawable(path)
-    title = f"{report.model}\n{describe_side(report.measured)} against {describe_side(report.reference)}"
-    return draw_heatmap(report.towers, title, path.suffix.lower().removeprefix("."))
-
-
-def describe_side(side: SideFacts) -> str:
-    """A side in a few words."""
-    if side.target is None:
-        return "float source"
-    return f"{side.target} {side.precision.value}" + (" (emulated)" if side.emulated else "")

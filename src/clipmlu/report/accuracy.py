@@ -1,0 +1,60 @@
+"""Accuracy on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipmlu.report.tables import console, print_facts
+
+if TYPE_CHECKING:
+    from clipmlu.measure.accuracy.report import AccuracyReport
+    from clipmlu.measure.statistics import Interval
+
+
+_CLASSES_SHOWN = 10
+
+
+def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
+    """Print an accuracy report on stdout."""
+    from rich.table import Table
+
+    mark = " (emulated)" if report.emulated else ""
+    top5 = "none (fewer than six classes)" if report.top5 is None else _with_interval(report.top5, report.top5_interval)
+    rows = {
+        "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
+        "dataset": f"{report.dataset}, {report.split}, {report.classes} classes",
+        "images": f"{report.images}" + (f" ({len(report.skipped)} skipped)" if report.skipped else ""),
+        "top-1": _with_interval(report.top1, report.top1_interval),
+        "top-5": top5,
+        "mean per class": f"{report.mean_per_class:.4f}",
+        "calibration error": f"{report.expected_calibration_error:.4f}",
+        "preprocessing": "fast: not the pixels of open_clip" if report.fast_preprocess else "exact",
+        "speed": f"{report.images_per_second:.1f} images/s{mark}",
+    }
+    if report.calibration_overlap:
+        rows["overlap"] = f"{report.calibration_overlap} of these images were calibrated with: the figures are too good"
+    if report.calibration_prompts:
+        rows["prompts"] = f"{report.calibration_prompts} of them are prompts that the text tower was calibrated with"
+    if report.baseline is not None:
+        found = report.baseline
+        rows["baseline"] = f"top-1 {found.top1:.4f}, drop {found.drop:+.4f}, allowed {found.max_drop:g}"
+    print_facts(rows.items())
+    counted = [row for row in report.per_class if row.top1 is not None]
+    hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))
+    shown = counted if per_class else hardest[:_CLASSES_SHOWN]
+    classes = Table(
+        "class", "images", "top-1", title="classes" if per_class else "hardest classes", title_justify="left"
+    )
+    for row in shown:
+        classes.add_row(row.class_name, str(row.images), f"{row.top1:.4f}")
+    console().print(classes)
+    if report.confusions:
+        confusions = Table("class", "taken for", "images", title="confusions", title_justify="left")
+        for confusion in report.confusions[:_CLASSES_SHOWN]:
+            confusions.add_row(confusion.class_name, confusion.predicted, str(confusion.images))
+        console().print(confusions)
+
+
+def _with_interval(value: float, interval: Interval | None) -> str:
+    assert interval is not None
+    return f"{value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"

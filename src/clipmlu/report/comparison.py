@@ -1,0 +1,197 @@
+"""Comparisons on the terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from clipmlu.arguments import as_path
+from clipmlu.measure.compare.compare import ComparisonReport
+from clipmlu.measure.compare.sides import SideFacts
+from clipmlu.report.heatmap import check_drawable, draw_heatmap
+from clipmlu.report.tables import print_facts, show_table
+
+if TYPE_CHECKING:
+    from clipmlu.measure.compare.ablation import Ablation, RoleCost
+    from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison
+    from clipmlu.measure.compare.predictions import EmbeddingComparison, PredictionComparison
+    from clipmlu.specs import TowerName
+
+
+_NODES_SHOWN = 10
+
+
+_TENSOR_WIDTH = 20
+
+
+def show_comparison(report: ComparisonReport, *, show_all: bool) -> None:
+    """Print a comparison on stdout."""
+    print_facts(_facts(report))
+    for name, tower in report.towers.items():
+        _show_nodes(name, tower, show_all=show_all)
+    if report.ablation is not None:
+        _show_ablation(report.ablation)
+    _show_flips(report.predictions)
+
+
+def _facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
+
+    yield "model", f"{report.model}"
+    for label, side in (("A, measured", report.measured), ("B, reference", report.reference)):
+        yield label, f"{side.path}: {describe_side(side)}"
+    if report.emulated:
+        yield "emulated", "figures of the emulated SDK, not of a card"
+    skipped = f" ({len(report.skipped)} skipped)" if report.skipped else ""
+    yield "images", f"{report.images} of {report.dataset}, {report.split}{skipped}"
+    if report.calibration_overlap:
+        yield "overlap", f"{report.calibration_overlap} of these images were calibrated with: the figures are too good"
+    if report.calibration_prompts:
+        yield "prompts", f"{report.calibration_prompts} of them are prompts that a text tower was calibrated with"
+    for name, tower in report.towers.items():
+        yield f"{name} nodes", _describe_nodes(tower)
+        if tower.nodes:
+            yield "largest value", _describe_largest(tower)
+            yield "first to diverge", _describe_divergence(tower, report.threshold)
+    for name, embeddings in report.embeddings.items():
+        yield ("image embeddings" if name == "image" else "class embeddings"), _describe_embeddings(embeddings)
+    if report.logits is not None:
+        yield "logits", f"{_describe_embeddings(report.logits)}{_largest_difference(report.logits)}"
+    predictions = report.predictions
+    yield "agreement", f"{predictions.agreement:.4f} of the best classes"
+    yield "top-1", f"A {predictions.top1:.4f}, B {predictions.reference_top1:.4f}"
+    yield (
+        "flips",
+        f"{predictions.right_to_wrong} right to wrong, {predictions.wrong_to_right} wrong to right, "
+        f"{predictions.wrong_to_wrong} to another wrong one; McNemar p = {predictions.mcnemar_p:.3g}",
+    )
+
+
+def _describe_nodes(tower: TowerComparison) -> str:
+    if tower.hidden is not None:
+        return tower.hidden
+    parts = [f"{len(tower.nodes)} tensors over {tower.rows} rows"]
+    if tower.smoothed_apart:
+        parts.append(f"{tower.smoothed_apart} left out that were smoothed differently")
+    if tower.absent:
+        parts.append(f"{tower.absent} left out that one side does not have")
+    return ", ".join(parts)
+
+
+def _describe_largest(tower: TowerComparison) -> str:
+    """The tensor that comes nearest to the end of binary16, on either side."""
+    node = max(tower.nodes, key=lambda node: node.float16_share or 0.0)
+    share = node.float16_share or 0.0
+    return f"{share:.3%} of 65504, in {node.place}"
+
+
+def _describe_divergence(tower: TowerComparison, threshold: float) -> str:
+    node = tower.first_divergence
+    if node is None:
+        return f"none: every cosine is at least {threshold:g}"
+    what = f"{node.non_finite} NaN or infinite" if node.non_finite else f"cosine {node.cosine:.6f}"
+    return f"{node.place}, '{node.tensor}': {what}"
+
+
+def _describe_embeddings(embeddings: EmbeddingComparison) -> str:
+    if embeddings.mean_cosine is None:
+        return f"{embeddings.non_finite} of {embeddings.rows} hold NaN or infinity"
+    ratio = "" if embeddings.snr_db is None else f", {embeddings.snr_db:.1f} dB"
+    return f"cosine {embeddings.mean_cosine:.6f} in the mean, {embeddings.min_cosine:.6f} at least{ratio}"
+
+
+def _largest_difference(logits: EmbeddingComparison) -> str:
+    return "" if logits.max_abs_diff is None else f", {logits.max_abs_diff:.3g} apart at most"
+
+
+def _show_nodes(name: TowerName, tower: TowerComparison, *, show_all: bool) -> None:
+    shown: Sequence[NodeComparison] = tower.nodes
+    if not show_all:
+        differing = (node for node in tower.nodes if not node.is_exact)
+        shown = sorted(differing, key=_goodness)[:_NODES_SHOWN]
+    title = f"{name} tower: " + ("all nodes" if show_all else "worst nodes")
+    heads = ("cosine", "dB", "max diff", "range", "integers hold", "cut off", "NaN/Inf")
+    show_table(title, ("node", "tensor"), heads, map(_node_row, shown))
+
+
+def _goodness(node: NodeComparison) -> tuple[bool, float]:
+    """Not finite first, then the smallest cosine."""
+    return not node.non_finite, -1.0 if node.cosine is None else node.cosine
+
+
+def _node_row(node: NodeComparison) -> Iterator[str]:
+    yield node.place
+    yield _tail(node.tensor)
+    yield "-" if node.cosine is None else f"{node.cosine:.5f}"
+    yield "same" if node.is_exact else ("-" if node.snr_db is None else f"{node.snr_db:.1f}")
+    yield f"{node.max_abs_diff:.2g}"
+    yield "-" if node.minimum is None or node.maximum is None else _span(node.minimum, node.maximum)
+    yield "-" if node.quantised_range is None else _span(*node.quantised_range)
+    yield "-" if node.outside is None else f"{100 * node.outside:.2g} %"
+    yield str(node.non_finite)
+
+
+def _span(low: float, high: float) -> str:
+    """A range; an end that is next to nothing beside the other is 0."""
+    ends = [0.0 if abs(end) < (high - low) / 1e4 else end for end in (low, high)]
+    return f"{ends[0]:.3g}..{ends[1]:.3g}"
+
+
+def _tail(tensor: str) -> str:
+    """As many of the last parts of a tensor's name as fit; the block in front of them is shown anyway."""
+    parts = re.findall(r"[./]?[^./]+", tensor)
+    while len(parts) > 1 and len("".join(parts)) > _TENSOR_WIDTH:
+        parts.pop(0)
+    return "".join(parts).lstrip("./")
+
+
+def _show_ablation(ablation: Ablation) -> None:
+    title = (
+        f"one role in float at a time; A itself has top-1 {ablation.top1:.4f} and agreement {ablation.agreement:.4f} "
+        f"with float, which has top-1 {ablation.float_top1:.4f}, on {ablation.images} images"
+    )
+    heads = ("operators", "of MACs", "mean cosine", "recovered", "agreement", "top-1", "gain", "McNemar p")
+    show_table(title, ("tower", "role in float"), heads, map(_cost_row, ablation.roles))
+
+
+def _cost_row(cost: RoleCost) -> Iterator[str]:
+    yield cost.tower
+    yield cost.role
+    yield str(cost.operators)
+    yield f"{100 * cost.macs_share:.1f} %"
+    yield "-" if cost.mean_cosine is None else f"{cost.mean_cosine:.6f}"
+    yield "-" if cost.recovered is None else f"{cost.recovered:+.6f}"
+    yield f"{cost.agreement:.4f}"
+    yield f"{cost.top1:.4f}"
+    yield f"{cost.top1_gain:+.4f}"
+    yield f"{cost.mcnemar_p:.2g}"
+
+
+def _show_flips(predictions: PredictionComparison) -> None:
+    changed = predictions.right_to_wrong + predictions.wrong_to_right + predictions.wrong_to_wrong
+    title = f"images that changed class: {len(predictions.flips)} of {changed}"
+    rows = (
+        (flip.id, flip.class_name, flip.predicted or "none", flip.reference or "none") for flip in predictions.flips
+    )
+    show_table(title, ("image", "class", "A", "B"), (), rows)
+
+
+def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> bytes:
+    """The report's heat map, as the content of a file of that name; see ``heatmap``.
+
+    Raises:
+        OptionError: the name ends in neither .png nor .svg.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    path = as_path(path, "the picture")
+    check_drawable(path)
+    title = f"{report.model}\n{describe_side(report.measured)} against {describe_side(report.reference)}"
+    return draw_heatmap(report.towers, title, path.suffix.lower().removeprefix("."))
+
+
+def describe_side(side: SideFacts) -> str:
+    """A side in a few words."""
+    if side.target is None:
+        return "float source"
+    return f"{side.target} {side.precision.value}" + (" (emulated)" if side.emulated else "")

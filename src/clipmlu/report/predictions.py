@@ -1,0 +1,95 @@
+"""Predictions as a table, JSON, JSON lines or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from textwrap import indent
+from typing import TYPE_CHECKING
+
+from clipmlu.data.class_names import distinct_names
+
+if TYPE_CHECKING:
+    from clipmlu.classify.classifier import ZeroShotClassifier
+    from clipmlu.classify.results import Prediction
+
+
+class PredictionFormat:
+    """How predictions are printed: ``head``, one ``row`` for each, ``tail``."""
+
+    head: str = ""
+    tail: str = ""
+
+    def __init__(self, classifier: ZeroShotClassifier, _top_k: int) -> None:
+        self._emulated = classifier.encoder.bundle.compilation.emulated
+        self._names = distinct_names(classifier.class_names)
+
+    def ranked(self, prediction: Prediction) -> Iterator[tuple[str, float]]:
+        """Classes and scores, best first; classes of one name have their positions behind it."""
+        return ((self._names[index], score) for index, score in zip(prediction.indices, prediction.scores, strict=True))
+
+    def row(self, prediction: Prediction) -> str:
+        """The lines for one image."""
+        raise NotImplementedError
+
+
+class _Table(PredictionFormat):
+    """One aligned line per image."""
+
+    def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
+        super().__init__(classifier, top_k)
+        self.head = "(emulated)\n" if self._emulated else ""
+        self._width = min(28, max(map(len, self._names)))
+
+    def row(self, prediction: Prediction) -> str:
+        columns = [f"{name:<{self._width}} {score:6.1%}" for name, score in self.ranked(prediction)]
+        return "  ".join([*columns, prediction.source]) + "\n"
+
+
+class _Json(PredictionFormat):
+    """One object for all images, written as they come."""
+
+    tail = "\n  ]\n}\n"
+
+    def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
+        super().__init__(classifier, top_k)
+        self.head = f'{{\n  "emulated": {json.dumps(self._emulated)},\n  "results": ['
+        self._separator = "\n"
+
+    def row(self, prediction: Prediction) -> str:
+        text = self._separator + indent(json.dumps(prediction.to_dict(), indent=2, ensure_ascii=False), "    ")
+        self._separator = ",\n"
+        return text
+
+
+class _JsonLines(PredictionFormat):
+    """One object per line."""
+
+    def row(self, prediction: Prediction) -> str:
+        mark = {"emulated": True} if self._emulated else {}
+        return json.dumps({**prediction.to_dict(), **mark}, ensure_ascii=False) + "\n"
+
+
+class _Csv(PredictionFormat):
+    """One line per image, below a header."""
+
+    def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
+        super().__init__(classifier, top_k)
+        ranks = range(1, min(top_k, len(classifier.class_names)) + 1)
+        columns = [f"{column}_{rank}" for rank in ranks for column in ("class_name", "score")]
+        self.head = _csv_line(["source", *columns, *(["emulated"] if self._emulated else [])])
+
+    def row(self, prediction: Prediction) -> str:
+        cells = [cell for name, score in self.ranked(prediction) for cell in (name, f"{score:.6f}")]
+        return _csv_line([prediction.source, *cells, *(["true"] if self._emulated else [])])
+
+
+def _csv_line(cells: Iterable[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()
+
+
+FORMATS: dict[str, type[PredictionFormat]] = {"table": _Table, "json": _Json, "jsonl": _JsonLines, "csv": _Csv}

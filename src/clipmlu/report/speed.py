@@ -1,0 +1,133 @@
+"""Speed on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from clipmlu.report.tables import console, print_facts
+
+if TYPE_CHECKING:
+    from clipmlu.magicmind.mm_run import MmRunReport
+    from clipmlu.measure.speed.bottleneck import PipelineReport
+    from clipmlu.measure.speed.loads import ScenarioResult
+    from clipmlu.measure.speed.speed import SpeedReport
+
+
+def show_speed(report: SpeedReport) -> None:
+    """Print a speed report on stdout."""
+    from rich.table import Table
+
+    mark = " (emulated)" if report.emulated else ""
+    shape = f"batch {report.batch_size}" + ("" if report.dynamic_shape else ", smaller ones are padded")
+    threads = str(report.threads) if report.threads else "as the runtime decides"
+    memory = "not known" if report.peak_memory_bytes is None else _mebibytes(report.peak_memory_bytes)
+    if report.worker_peak_memory_bytes is not None:
+        memory += f", worker {_mebibytes(report.worker_peak_memory_bytes)}"
+    facts = {
+        "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
+        "shape": f"{shape}, {report.in_flight} in flight, threads: {threads}",
+        "machine": f"{report.machine.cpu}, {report.machine.cpus} CPUs",
+        "start-up": f"open {report.open_s:.3f} s, "
+        + ", ".join(
+            f"load {each.tower} {each.load_s:.3f} s, first batch {each.first_batch_s:.3f} s" for each in report.towers
+        )
+        + mark,
+        "peak memory": memory + mark,
+    }
+    print_facts(facts.items())
+    for speed in report.towers:
+        unit = "texts/s" if speed.tower == "text" else "images/s"
+        headings = ("metric", unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries")
+        table = Table(f"{speed.tower} graph", *headings, collapse_padding=True)
+        table.columns[0].no_wrap = True  # the mark stays beside the figures
+        for result in speed.scenarios:
+            table.add_row(f"{result.scenario}{mark}", *_scenario_cells(result))
+        console().print(table)
+        for line in (line for result in speed.scenarios for line in _probe_lines(result)):
+            click.echo(line + mark)
+    if report.pipeline is not None:
+        _show_pipeline(report.pipeline, mark)
+
+
+def _scenario_cells(result: ScenarioResult) -> Iterator[str]:
+    per_second = result.texts_per_second if result.images_per_second is None else result.images_per_second
+    names = {"queries_per_second": "queries/s", "samples_per_second": "samples/s"}
+    if result.metric in names:
+        metric = "no rate is within the bound" if result.value is None else f"{result.value:.1f} {names[result.metric]}"
+    else:
+        metric = f"{result.metric.partition('_')[0]} {result.value:.3f} ms"
+    yield metric
+    yield "" if per_second is None else f"{per_second:.1f}"
+    each = result.latency
+    numbers = [] if each is None else [each.mean_ms, each.p50_ms, each.p90_ms, each.p95_ms, each.p99_ms, each.max_ms]
+    yield from (f"{number:.3f}" if number < 100 else f"{number:.1f}" for number in numbers)
+    yield from ("" for _ in range(6 - len(numbers)))
+    yield f"{result.queries} x {result.samples_per_query}"
+
+
+def _probe_lines(result: ScenarioResult) -> Iterator[str]:
+    for probe in result.probes:
+        verdict = "within" if probe.within_bound else "not within"
+        yield (
+            f"server: {probe.queries_per_second:.1f} queries/s: p99 {probe.p99_ms:.3f} ms, {verdict} "
+            f"{result.latency_bound_ms:g} ms ({probe.queries} queries)"
+        )
+
+
+def _show_pipeline(pipeline: PipelineReport, mark: str) -> None:
+    from rich.table import Table
+
+    kind = "drawn photos" if pipeline.drawn else "files"
+    table = Table(
+        f"stage{mark}",
+        "ms/image alone",
+        "share",
+        "images/s it allows",
+        "ms/image together",
+        title=f"from {pipeline.files} {kind} to embeddings, {pipeline.workers} workers",
+        title_justify="left",
+    )
+    for stage, cost in pipeline.stages.items():
+        together = cost.together_seconds_per_image
+        table.add_row(
+            f"{stage.replace('_', ' ')}{mark}",
+            f"{cost.seconds_per_image * 1e3:.3f}",
+            f"{cost.share:.0%}",
+            f"{cost.images_per_second:.1f}",
+            "" if together is None else f"{together * 1e3:.3f}",
+        )
+    console().print(table)
+    measured = f"pipeline: {pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}" + (
+        f" ({pipeline.skipped} skipped)" if pipeline.skipped else ""
+    )
+    click.echo(measured)
+    click.echo(f"verdict: {pipeline.verdict.text}{mark}")
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"
+
+
+def show_tool(report: MmRunReport) -> None:
+    """Print what the vendor's ``mm_run`` measured on stdout."""
+    from rich.table import Table
+
+    rate = report.images_per_second if report.images_per_second is not None else report.texts_per_second
+    unit = "images/s" if report.images_per_second is not None else "texts/s"
+    facts = {
+        "model": f"{report.model}, {report.tower} graph, {report.precision.value}, batch {report.batch_size}",
+        "throughput": f"{rate:.1f} {unit} ({report.iterations_per_second:.2f} batches/s)",
+        "tool": f"{report.tool}, {report.summaries[0].format} format",
+        "tool's own qps": ", ".join(f"{summary.tool_qps:g}" for summary in report.summaries)
+        + " (as printed: rows of its largest input)",
+    }
+    print_facts(facts.items())
+    for summary in report.summaries:
+        table = Table("stage, ms", "mean", "median", "p90", "p95", "p99", "min", "max")
+        for stage, each in summary.latencies.items():
+            numbers = (each.mean_ms, each.median_ms, each.p90_ms, each.p95_ms, each.p99_ms, each.min_ms, each.max_ms)
+            table.add_row(stage, *(f"{number:g}" for number in numbers))
+        console().print(table)

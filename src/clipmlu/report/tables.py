@@ -1,0 +1,52 @@
+"""Tables, facts and JSON on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def echo_json(encoded: bytes) -> None:
+    """Print JSON on stdout."""
+    click.echo(encoded.decode().rstrip("\n"))
+
+
+def console() -> Console:
+    """Where tables are drawn: stdout, as wide as the terminal, or wide enough for any table where there is none."""
+    from rich.console import Console
+
+    # Class names and paths are shown as they are: no [markup], no :emoji:.
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print (name, value) pairs on stdout, one per line."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    for name, value in facts:
+        table.add_row(name, value)
+    console().print(table)
+
+
+def show_table(title: str, words: Sequence[str], figures: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table, unless it is empty; columns of figures are aligned on the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in words:
+        table.add_column(head, overflow="fold")
+    for head in figures:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    if table.row_count:
+        console().print(table)
