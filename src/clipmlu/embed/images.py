@@ -31,6 +31,7 @@ from clipmlu.data.images import (
     name_of_stream,
     read_source,
 )
+from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.pixel_budget import PixelBudget, Turn
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from clipmlu.data.datasets import Dataset
     from clipmlu.data.preprocess import Preprocessor
     from clipmlu.embed.encoder import Encoder, FloatArray, PendingRows
-    from clipmlu.embed.image_graph import ImageGraph
 
 Rows = npt.NDArray[Any]
 """Preprocessed images, shape (N, 3, H, W), of the dtype that the bundle takes: float32 or uint8."""
@@ -195,8 +195,6 @@ def embed_batches(
         BundleError: the bundle has no image tower of its own.
         ShapeError, OptionError: as ``run_batches``.
     """
-    from clipmlu.embed.image_graph import ImageTower
-
     yield from run_batches(ImageTower(encoder), items, batch_size=batch_size, workers=workers, clock=clock)
 
 
