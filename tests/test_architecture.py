@@ -14,8 +14,7 @@ PACKAGE = REPOSITORY / "src" / "clipmlu"
 ORDER = (
     ("errors", "_version", "keys", "file_names"),
     ("arguments",),
-    ("specs", "files", "host", "_environment", "clock", "lifetime"),
-    ("_imports",),
+    ("specs", "files", "host", "clock", "lifetime"),
     ("bundle",),
     ("data",),
     ("graph",),
@@ -96,7 +95,7 @@ def test_torch_and_open_clip_are_imported_in_the_export_stage_only(path: Path) -
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_onnxruntime_is_imported_without_its_telemetry(path: Path) -> None:
-    """At run time through ``_imports.import_onnxruntime``; an import for the type checker is none."""
+    """At run time through ``host.import_onnxruntime``; an import for the type checker is none."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
         id(node)

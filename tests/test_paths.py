@@ -14,7 +14,6 @@ from PIL import Image
 
 import clipmlu
 import support
-from clipmlu import _environment
 from clipmlu.arguments import as_path
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
@@ -28,6 +27,7 @@ from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleNotFoundError, ExportError, InputError, OptionError
 from clipmlu.export.source import tokenizer_file
 from clipmlu.files.publish import write_file
+from clipmlu.host import cache_dir, cifar100_dir
 from clipmlu.measure.accuracy.evaluate import EvalOptions
 from clipmlu.measure.accuracy.report import encode_report, read_report
 from clipmlu.measure.speed.loads import SpeedOptions
@@ -191,12 +191,12 @@ def test_the_home_folder_is_meant_by_a_tilde_in_options_and_variables(
     assert WorkerOptions(python="~/bin/python3.7").python == f"{home}/bin/python3.7"
     assert WorkerOptions(python="./python").python == "./python"
     monkeypatch.setenv("CLIPMLU_CACHE_DIR", "~/cache")
-    assert _environment.cache_dir() == home / "cache"
+    assert cache_dir() == home / "cache"
     monkeypatch.delenv("CLIPMLU_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")
-    assert _environment.cache_dir() == home / "xdg" / "clipmlu"
+    assert cache_dir() == home / "xdg" / "clipmlu"
     monkeypatch.setenv("CIFAR100_DATASETS_PATH", "~nobody-of-this-name/data")
-    assert _environment.cifar100_dir() == Path("~nobody-of-this-name/data")
+    assert cifar100_dir() == Path("~nobody-of-this-name/data")
     with pytest.raises(ExportError, match="~nobody-of-this-name/model"):
         clipmlu.export_model("local-dir:~nobody-of-this-name/model", "out")
 

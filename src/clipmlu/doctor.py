@@ -14,12 +14,12 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from clipmlu import _environment
 from clipmlu._version import __version__
 from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.data.datasets import DATASETS, locate_dataset
 from clipmlu.errors import BackendUnavailableError, ClipmluError
+from clipmlu.host import CACHE_VARIABLE, cache_dir
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
 from clipmlu.specs import VENDOR_PRECISIONS, Spec
 
@@ -282,12 +282,12 @@ def _version_of(module: str) -> str:
 
 
 def _cache_finding() -> Finding:
-    folder = _environment.cache_dir()
+    folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        remedy = f"set {_environment.CACHE_VARIABLE} to a folder that can be written"
+        remedy = f"set {CACHE_VARIABLE} to a folder that can be written"
         return Finding(check="cache", status="problem", found=f"{folder}: {error.strerror}", remedy=remedy)
     return Finding(check="cache", status="ok", found=str(folder))

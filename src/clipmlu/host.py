@@ -1,11 +1,21 @@
-"""What this process may use of the machine."""
+"""What this process finds on its machine: CPUs, memory, environment variables and optional packages.
+
+``HF_HOME``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are read by huggingface_hub, ``NO_COLOR`` by rich.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
+from typing import Any
 
-from clipmlu.errors import OptionError
+from clipmlu.errors import MissingDependencyError, OptionError
+from clipmlu.file_names import expand_home
+
+CACHE_VARIABLE = "CLIPMLU_CACHE_DIR"
+CIFAR100_VARIABLE = "CIFAR100_DATASETS_PATH"
+"""The variable in which the vendor's CLIP sample looks for CIFAR-100."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -83,3 +93,54 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):  # another system, or a container that does not show it: no limit is known
         return ""
+
+
+def cache_dir() -> Path:
+    """Where downloads and class embeddings are kept: CLIPMLU_CACHE_DIR, else XDG_CACHE_HOME/clipmlu, else ~/.cache/clipmlu."""
+    if own := os.environ.get(CACHE_VARIABLE):
+        return expand_home(own)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return expand_home(base) / "clipmlu"
+    return Path.home() / ".cache" / "clipmlu"
+
+
+def cifar100_dir() -> Path | None:
+    """The folder named by CIFAR100_DATASETS_PATH, or None where it is not set."""
+    value = os.environ.get(CIFAR100_VARIABLE)
+    return expand_home(value) if value else None
+
+
+def refuse_onnxruntime_telemetry() -> None:
+    """Set ORT_DISABLE_TELEMETRY for this process and its children, unless it is set already; onnxruntime reads it once."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: its dotted name, such as ``"torch"``.
+        extra: clipmlu's extra that installs the package.
+        purpose: what needs it, as the subject of the message: ``"Exporting a model"``.
+
+    Returns:
+        The module. Typed ``Any``, because the packages are absent where the type checker may run.
+
+    Raises:
+        MissingDependencyError: the package, or one that it imports, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
+        raise MissingDependencyError(missing, extra, purpose) from error
+
+
+def import_onnxruntime() -> Any:
+    """The package ``onnxruntime``, imported without its telemetry; every import of it goes through here.
+
+    Since 1.32 the packages for Linux and macOS send events about sessions and models to Microsoft, and keep a device id and a
+    queue of events under ``~/.cache/Microsoft`` (microsoft/onnxruntime, pull request 27379).
+    """
+    refuse_onnxruntime_telemetry()
+    return importlib.import_module("onnxruntime")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmlu._imports import import_onnxruntime
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, runtime_path, write_mode
 from clipmlu.backends.ordered import OrderedThread
@@ -22,7 +21,7 @@ from clipmlu.errors import (
     SessionError,
     first_line,
 )
-from clipmlu.host import limited_cpus
+from clipmlu.host import import_onnxruntime, limited_cpus
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu._imports import require
 from clipmlu.backends.cpu_graphs import runtime_path
+from clipmlu.host import require
 
 _TELEMETRY = "openvino_telemetry"
 _DEPTH, _WIDTH = 256, 64

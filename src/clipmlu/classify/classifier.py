@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmlu import _environment
 from clipmlu.arguments import check_argument
 from clipmlu.backends import runtime_versions
 from clipmlu.bundle.manifest import TOKENIZER_NAME, current_tool_versions
@@ -24,6 +23,7 @@ from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.embed.images import items_from_images, run_batches
 from clipmlu.errors import BundleError, InputError, OptionError, OutputError
 from clipmlu.files.publish import write_file
+from clipmlu.host import cache_dir
 from clipmlu.keys import options_digest, value_digest
 from clipmlu.specs import PositiveInt
 
@@ -347,4 +347,4 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
         names,
         templates,
     ]
-    return _environment.cache_dir() / "classifiers" / f"{value_digest(decides)}.npz"
+    return cache_dir() / "classifiers" / f"{value_digest(decides)}.npz"

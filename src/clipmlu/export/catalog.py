@@ -12,8 +12,8 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from clipmlu._imports import require
 from clipmlu.errors import MissingDependencyError, UnknownNameError
+from clipmlu.host import require
 
 DEMO_MODEL = "demo"
 

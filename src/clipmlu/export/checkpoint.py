@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from clipmlu._imports import require
 from clipmlu.errors import ExportError
 from clipmlu.export.filetypes import Format, own_words, unusable_weights
+from clipmlu.host import require
 
 _PURPOSE = "Exporting a model"
 _MOST_NESTING = 8

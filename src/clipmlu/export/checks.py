@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu._imports import require
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle.manifest import ParityRecord, Tower
@@ -22,6 +21,7 @@ from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.tokenizers import TokenSampler
 from clipmlu.export.towers import TowerProgram
 from clipmlu.graph.parity import allowed_logit_difference, measure_difference
+from clipmlu.host import require
 from clipmlu.specs import PreprocessSpec, TowerName
 
 _Array = npt.NDArray[Any]

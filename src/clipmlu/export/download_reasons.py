@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
-from clipmlu._imports import require
+from clipmlu.host import require
 
 _PURPOSE = "Downloading a model"
 _STATUSES = {

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import util
 from pathlib import Path
 
-from clipmlu._imports import require
 from clipmlu.errors import DownloadError
 from clipmlu.export.download_reasons import digest_of, download_reason
+from clipmlu.host import require
 
 _RECORD: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("files of the hub", default=None)
 _TIMEOUT_S = 10.0

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clipmlu._imports import require
 from clipmlu.errors import ExportError
 from clipmlu.export.architectures import describe_shapes, matching_architectures
 from clipmlu.export.checkpoint import Checkpoint
 from clipmlu.export.filetypes import TRANSFORMERS_ADVICE, unusable_weights
+from clipmlu.host import require
 
 _PURPOSE = "Exporting a model"
 

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from clipmlu._imports import require
 from clipmlu.bundle.manifest import Tower
 from clipmlu.errors import ExportError, first_line
 from clipmlu.export.loading import PURPOSE
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.towers import MODEL_ATTRIBUTE, TowerProgram
+from clipmlu.host import require
 from clipmlu.specs import MODULE_KEY, TensorSpec
 
 EXPORTER = "torch.onnx dynamo"

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipmlu._imports import require
 from clipmlu.data.preprocess import spec_from_open_clip
 from clipmlu.errors import DownloadError, ExportError, first_line
 from clipmlu.export.catalog import tags_of
@@ -24,6 +23,7 @@ from clipmlu.export.options import ExportOptions
 from clipmlu.export.source import Source, model_config, text_model_folder
 from clipmlu.export.training import CONFIG_NAME, PREPROCESS_KEYS, Training, learn_training, note_activation
 from clipmlu.files.publish import scratch_directory
+from clipmlu.host import require
 from clipmlu.specs import LARGEST_LOGIT, PreprocessSpec
 
 PURPOSE = "Exporting a model"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipmlu._imports import require
 from clipmlu.bundle.directory import file_record
 from clipmlu.export.checkpoint import Checkpoint
+from clipmlu.host import require
 
 _TAG = "openai"
 

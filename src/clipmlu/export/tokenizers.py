@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from clipmlu._imports import require
 from clipmlu.bundle.manifest import TOKENIZER_NAME
 from clipmlu.data.tokenizer import START_OF_TEXT, Tokenizer, write_clip_tokenizer, write_stand_in_tokenizer
 from clipmlu.errors import DownloadError, ExportError, first_line, reason_of
@@ -27,6 +26,7 @@ from clipmlu.export.options import ExportOptions
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import Source, tokenizer_file
 from clipmlu.files.read import read_json, read_small_file
+from clipmlu.host import require
 from clipmlu.specs import TokenizerSpec
 
 _LOG = logging.getLogger("clipmlu.export")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from clipmlu._imports import require
 from clipmlu.export.loading import PURPOSE, LoadedModel
+from clipmlu.host import require
 from clipmlu.specs import Layout, TowerName
 
 # Neither 0 nor 1, which torch.export takes for constants, and different for the two inputs of the joint graph.

@@ -10,10 +10,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from clipmlu._imports import import_onnxruntime
 from clipmlu.errors import CalibrationError, first_line
 from clipmlu.graph.quantisation.parameters import Array
-from clipmlu.host import limited_cpus
+from clipmlu.host import import_onnxruntime, limited_cpus
 
 _SAMPLES = 20_000
 """Elements of one tensor and one batch that go into its histogram, about."""

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipmlu._imports import require
 from clipmlu.errors import OptionError
 from clipmlu.graph.roles import ROLES, Role
+from clipmlu.host import require
 from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison
 from clipmlu.specs import TowerName
 

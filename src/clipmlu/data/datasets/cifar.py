@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipmlu import _environment
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError, OutputError, first_line
 from clipmlu.files.publish import scratch_directory, stage_directory
 from clipmlu.files.read import read_small_file
+from clipmlu.host import CIFAR100_VARIABLE, cache_dir, cifar100_dir
 
 _SIDE = 32
 _MOST_BYTES = 1 << 30  # the largest published file has 155 MB
@@ -164,13 +164,13 @@ def find_folder(source: CifarSource, data_dir: Path | None) -> Path | None:
 
 
 def _default_roots(source: CifarSource) -> Iterator[Path]:
-    if source is CIFAR100 and (configured := _environment.cifar100_dir()) is not None:
+    if source is CIFAR100 and (configured := cifar100_dir()) is not None:
         yield configured
     yield _cache_root()
 
 
 def _cache_root() -> Path:
-    return _environment.cache_dir() / "datasets"
+    return cache_dir() / "datasets"
 
 
 @contextlib.contextmanager
@@ -201,7 +201,7 @@ def _obtain(source: CifarSource, data_dir: Path | None, *, download: bool) -> It
 
 
 def _manual_hint(source: CifarSource) -> str:
-    variable = f" (or set {_environment.CIFAR100_VARIABLE})" if source is CIFAR100 else ""
+    variable = f" (or set {CIFAR100_VARIABLE})" if source is CIFAR100 else ""
     return f"Unpack {source.url} somewhere and pass that folder with --data-dir{variable}."
 
 

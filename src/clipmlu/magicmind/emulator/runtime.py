@@ -8,8 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clipmlu._imports import import_onnxruntime
-from clipmlu.host import limited_cpus
+from clipmlu.host import import_onnxruntime, limited_cpus
 from clipmlu.magicmind.emulator.devices import active_device, check_device, device_lock
 from clipmlu.magicmind.emulator.dump import DumpInfo, write_dump
 from clipmlu.magicmind.emulator.faults import hit, sleep_forever
