@@ -1,0 +1,64 @@
+"""One file of a package: a zip application for machines where clipmlu is not installed.
+
+A package that goes into one imports its own modules relatively and nothing else of clipmlu: in the archive it has a name of its own,
+so that it meets no other ``clipmlu`` there, such as the one that the emulated SDK imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_SHEBANG = b"#!/usr/bin/env python3\n"
+_MAIN = """\
+import sys
+
+from {module} import {function}
+
+sys.exit({function}())
+"""
+
+
+def package_files(package: str, name: str) -> dict[str, bytes]:
+    """The sources of an installed package.
+
+    Args:
+        package: its dotted name, such as ``"clipmlu.magicmind.driver"``.
+        name: what the archive calls it, such as ``"clipmlu_worker"``.
+
+    Returns:
+        Path inside an archive, such as ``"clipmlu_worker/wire.py"``, -> contents.
+    """
+    module = importlib.import_module(package)
+    assert module.__file__ is not None, "it is a package of ours, with an __init__.py"
+    folder = Path(module.__file__).parent
+    return {f"{name}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in sorted(folder.rglob("*.py"))}
+
+
+def make_archive(files: Mapping[str, bytes], entry: str) -> bytes:
+    """A zip application: ``python FILE``, or FILE itself where it is executable, calls a function and exits with its result.
+
+    The same files give the same bytes on every machine: order, times and modes are fixed, and nothing is compressed, because versions
+    of zlib differ.
+
+    Args:
+        files: path inside the archive -> contents, such as ``package_files`` gives.
+        entry: the function to call without arguments, as ``"module:function"``.
+
+    Returns:
+        The contents of the file.
+    """
+    module, _, function = entry.partition(":")
+    whole = {**files, "__main__.py": _MAIN.format(module=module, function=function).encode()}
+    stream = io.BytesIO()
+    stream.write(_SHEBANG)
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(whole):
+            member = zipfile.ZipInfo(path, date_time=(1980, 1, 1, 0, 0, 0))
+            member.create_system = 3  # Unix, whatever system this is
+            member.external_attr = 0o100644 << 16
+            archive.writestr(member, whole[path])
+    return stream.getvalue()
