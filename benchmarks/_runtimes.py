@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clipmlu.backends.onnxruntime import fast_int8_is_exact
+
 
 def open_onnxruntime(graph: Path | bytes, threads: int, *, int8: bool = False) -> Any:
     """An ``InferenceSession`` on the CPU."""
@@ -14,7 +16,8 @@ def open_onnxruntime(graph: Path | bytes, threads: int, *, int8: bool = False) -
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if int8 and not fast_int8_is_exact():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     source = graph if isinstance(graph, bytes) else str(graph)
     disabled = ["MatMulAddFusion"] if int8 else []
     return onnxruntime.InferenceSession(

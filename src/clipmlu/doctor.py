@@ -108,6 +108,8 @@ def _usable_backend(check: str, backend: Backend, version: str) -> Finding:
         return Finding(check=check, status="problem", found=found, remedy=f"install it again: {error}")
     if modes != VENDOR_PRECISIONS:
         found = f"{found}; on this CPU: {', '.join(mode.value for mode in modes)}"
+    for kernels in filter(None, map(backend.kernels, modes)):
+        found = f"{found}; {kernels}"
     return Finding(check=check, status="ok", found=found)
 
 

@@ -7,14 +7,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.backends import SessionOptions
-from clipmlu.backends.onnxruntime import OnnxRuntimeSession
+from clipmlu.backends.onnxruntime import (
+    OnnxRuntimeBackend,
+    OnnxRuntimeSession,
+    fast_int8_is_exact,
+    int8_products,
+)
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.bundle.manifest import Tower
 from clipmlu.errors import SessionError
@@ -61,6 +68,61 @@ def test_the_largest_integer_products_are_exact(tmp_path: Path, weights: str) ->
     with OnnxRuntimeSession(tower, path, "test", SessionOptions(), Precision.QINT8_MIXED_FLOAT32) as session:
         result = session.run({"x": np.full((WIDTH, DEPTH), 127, np.float32)})["y"]
     np.testing.assert_array_equal(result, np.full((WIDTH, WIDTH), DEPTH * 127 * 127, np.float32))
+
+
+class _InexactFastKernels(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """onnxruntime as on a CPU without VNNI: its fast kernels miss the largest products."""
+
+    opened: ClassVar[list[str]] = []
+
+    def __init__(self, model: Any, settings: onnxruntime.SessionOptions, **options: Any) -> None:
+        super().__init__(model, settings, **options)
+        try:
+            self.kernels = settings.get_session_config_entry("session.x64quantprecision")
+        except RuntimeError:  # it is not set
+            self.kernels = "0"
+        self.opened.append(self.kernels)
+
+    def run(self, *arguments: Any) -> Any:
+        results = super().run(*arguments)
+        return results if self.kernels == "1" else [np.minimum(result, 2.0**15) for result in results]
+
+
+def _kernels_of_a_session(compiled: CompiledBundle, precision: Precision) -> str:
+    _InexactFastKernels.opened.clear()
+    label, path = "test", compiled.tower_path("image")
+    OnnxRuntimeSession(compiled.tower("image"), path, label, SessionOptions(), precision).close()
+    return _InexactFastKernels.opened[-1]
+
+
+@pytest.mark.parametrize("inexact", [False, True])
+def test_slower_kernels_are_taken_only_where_the_fast_ones_are_inexact(
+    compiled: CompiledBundle, monkeypatch: pytest.MonkeyPatch, inexact: bool
+) -> None:
+    if not inexact and not fast_int8_is_exact():
+        pytest.skip("this CPU has no VNNI: onnxruntime's fast kernels are inexact here")
+    if not inexact:
+        monkeypatch.setattr(_InexactFastKernels, "run", onnxruntime.InferenceSession.run)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", _InexactFastKernels)
+    fast_int8_is_exact.cache_clear()
+    try:
+        assert _kernels_of_a_session(compiled, Precision.QINT8_MIXED_FLOAT32) == ("1" if inexact else "0")
+        assert _kernels_of_a_session(compiled, Precision.FORCE_FLOAT32) == "0"  # no 8-bit product in it
+        words = "slower 8-bit kernels" if inexact else "fast 8-bit kernels"
+        assert OnnxRuntimeBackend().kernels(Precision.QINT8_MIXED_FLOAT32).startswith(words)
+        assert OnnxRuntimeBackend().kernels(Precision.FORCE_FLOAT32) == ""
+    finally:
+        fast_int8_is_exact.cache_clear()
+
+
+def test_both_kinds_of_kernels_compute_the_same_where_the_fast_ones_are_said_to_be_exact() -> None:
+    generator = np.random.default_rng(0)
+    rows = generator.integers(-127, 128, (48, 256)).astype(np.int8)
+    weights = generator.integers(124, 128, (256, 32)).astype(np.int8)
+    exact = rows.astype(np.int64) @ weights.astype(np.int64)
+    np.testing.assert_array_equal(int8_products(rows, weights, fast=False), exact)
+    if fast_int8_is_exact():
+        np.testing.assert_array_equal(int8_products(rows, weights), exact)
 
 
 def test_closing_ends_the_batch_that_runs_and_drops_those_that_wait(tmp_path: Path) -> None:

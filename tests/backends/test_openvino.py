@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 import support
 from clipmlu.backends import SessionOptions, backend_for_target, get_backend, openvino_runtime
 from clipmlu.backends.base import Availability
+from clipmlu.backends.integer_products import integer_product_graph, products_are_exact
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.openvino import OpenVinoBackend, OpenVinoSession
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
@@ -233,7 +234,7 @@ def test_small_integer_products_are_exact_and_the_largest_where_it_says_so() -> 
 
 @needs_openvino
 @pytest.mark.parametrize("faulty", [False, True])
-def test_products_decide_whether_8_bits_are_exact(monkeypatch: pytest.MonkeyPatch, faulty: bool) -> None:
+def test_products_decide_whether_8_bits_are_exact(faulty: bool) -> None:
     def multiply(rows: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """As the kernels for CPUs without VNNI do it: unsigned times signed bytes, pairs of products in 16 bits."""
         shifted = rows.astype(np.int64) + 128
@@ -242,8 +243,7 @@ def test_products_decide_whether_8_bits_are_exact(monkeypatch: pytest.MonkeyPatc
         sums = (np.clip(pairs, -(2**15), 2**15 - 1) if faulty else pairs).sum(axis=1)
         return (sums - 128 * wide.sum(axis=0)).astype(np.float32)
 
-    monkeypatch.setattr(openvino_runtime, "int8_products", multiply)
-    assert openvino_runtime.int8_is_exact.__wrapped__() is not faulty
+    assert products_are_exact(multiply) is not faulty
 
 
 @needs_openvino
@@ -291,7 +291,7 @@ def test_bfloat16_is_refused_where_the_cpu_has_none(
 
 def _takes_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 here when it is told to: with instructions for it, or simulated with AVX-512."""
-    graph = openvino_runtime._integer_product(np.ones((8, 8), np.int8))
+    graph = integer_product_graph(np.ones((8, 8), np.int8))
     core = openvino_runtime.core()
     compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     return bool(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "bf16")

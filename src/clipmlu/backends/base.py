@@ -268,6 +268,9 @@ class Backend(Protocol):
     def why_not(self, precision: Precision) -> str:
         """Why a precision is not among ``precisions`` on this machine, as a sentence; empty where there is no more to say."""
 
+    def kernels(self, precision: Precision) -> str:
+        """Which kernels compute a precision, in a few words, where this CPU decides it; else empty. May import the runtime."""
+
     def profile(self, precision: Precision) -> str | None:
         """Name of the lowering profile that its graphs must fit; None for the canonical graphs."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import Future
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, runtime_path, write_mode
+from clipmlu.backends.integer_products import integer_product_graph, products_are_exact
 from clipmlu.backends.ordered import OrderedThread
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.bundle.manifest import Tower
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _FUSED_PRECISIONS = (Precision.FORCE_FLOAT32, Precision.QINT8_MIXED_FLOAT32)
+_INT8_DISABLED = ["MatMulAddFusion"]
+"""This optimizer makes one Gemm of a product and its bias, which has no integer kernel with a float32 result."""
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 0 verbose .. 4 fatal
 
 
@@ -43,6 +48,14 @@ class OnnxRuntimeBackend:
     def why_not(self, precision: Precision) -> str:
         """Nothing: it computes every mode that it offers on any CPU, and has no bfloat16 kernels on one."""
         return ""
+
+    def kernels(self, precision: Precision) -> str:
+        """Whether the mode in 8 bits has the fast kernels; see ``fast_int8_is_exact``."""
+        if precision is not Precision.QINT8_MIXED_FLOAT32:
+            return ""
+        if fast_int8_is_exact():
+            return "fast 8-bit kernels, which are exact on this CPU"
+        return "slower 8-bit kernels, because the fast ones are inexact on this CPU"
 
     def profile(self, precision: Precision) -> str | None:
         """The other modes start from the graph that a card would get, so that both quantise the same tensors."""
@@ -110,6 +123,39 @@ class OnnxRuntimeSession(Session):
         return {name: np.asarray(result) for name, result in zip(self._output_names, results, strict=True)}
 
 
+@functools.cache
+def fast_int8_is_exact() -> bool:
+    """Whether onnxruntime's fast 8-bit matrix products are exact on this CPU; see ``integer_products``.
+
+    Where they are not, sessions in 8 bits take other kernels, which are exact and slower.
+    """
+    return products_are_exact(int8_products)
+
+
+def int8_products(
+    rows: npt.NDArray[np.int8], weights: npt.NDArray[np.int8], *, fast: bool = True
+) -> npt.NDArray[np.float32]:
+    """Multiply integers in onnxruntime, with the fast kernels or the exact ones; see ``integer_products.IntegerProduct``."""
+    onnxruntime = import_onnxruntime()
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = _ERRORS_ONLY
+    if not fast:
+        _take_exact_int8(settings)
+    session = onnxruntime.InferenceSession(
+        integer_product_graph(weights), settings, providers=["CPUExecutionProvider"], disabled_optimizers=_INT8_DISABLED
+    )
+    return np.asarray(session.run(["y"], {"x": rows.astype(np.float32)})[0])
+
+
+def _take_exact_int8(settings: onnxruntime.SessionOptions) -> None:
+    """Have onnxruntime turn signed weights into unsigned ones, whose kernels are exact on CPUs without VNNI.
+
+    It costs more than half of the speed where VNNI is, and changes nothing there.
+    """
+    settings.add_session_config_entry("session.x64quantprecision", "1")
+
+
 def _run_options() -> onnxruntime.RunOptions:
     onnxruntime = import_onnxruntime()
     options = onnxruntime.RunOptions()
@@ -128,12 +174,10 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
         # Each node's result is rounded or quantised as the mode says; fusing across nodes would skip that.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    # Where the CPU has no VNNI, its kernels for signed weights add pairs of products in 16 bits and saturate; with this the
-    # runtime turns to those for unsigned ones there, which are exact, and only there.
-    settings.add_session_config_entry("session.x64quantprecision", "1")
-    # It would turn a product and its bias into Gemm, which has no integer kernel with a float32 result.
+    if precision is Precision.QINT8_MIXED_FLOAT32 and not fast_int8_is_exact():
+        _take_exact_int8(settings)
     location = runtime_path(path)
-    disabled = ["MatMulAddFusion"] if precision is Precision.QINT8_MIXED_FLOAT32 else []
+    disabled = _INT8_DISABLED if precision is Precision.QINT8_MIXED_FLOAT32 else []
     try:
         return onnxruntime.InferenceSession(
             location, settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled

@@ -68,6 +68,10 @@ class OpenVinoBackend:
             )
         return "Take --target cpu, which computes the numbers of every mode of the vendor's SDK."
 
+    def kernels(self, precision: Precision) -> str:
+        """Empty: a mode that this CPU does not compute exactly is not offered."""
+        return ""
+
     def profile(self, precision: Precision) -> str | None:
         """The modes that quantise start from the graph that a card would get, as on the other CPU target."""
         return None if precision.bits is None else "magicmind"

@@ -24,11 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.backends.cpu_graphs import runtime_path
+from clipmlu.backends.integer_products import integer_product_graph, products_are_exact
 from clipmlu.host import require
 
 _TELEMETRY = "openvino_telemetry"
-_DEPTH, _WIDTH = 256, 64
-_LARGEST = 127
 _import_lock = threading.Lock()
 
 
@@ -79,49 +78,12 @@ def has_bfloat16() -> bool:
 
 @functools.cache
 def int8_is_exact() -> bool:
-    """Whether OpenVINO's 8-bit matrix products are exact on this CPU, found out by computing the largest ones.
-
-    Its kernels shift signed rows by 128 to unsigned ones. Without VNNI they add pairs of products in 16 bits and saturate:
-    255 * 127 twice does not fit.
-    """
-    signs = np.where(np.arange(_WIDTH) % 2, 1, -1)
-    rows = (_LARGEST * np.repeat(signs[:, None], _DEPTH, axis=1)).astype(np.int8)
-    exact = rows.astype(np.int64) @ rows.T.astype(np.int64)
-    return np.array_equal(int8_products(rows, np.ascontiguousarray(rows.T)), exact)
+    """Whether OpenVINO's 8-bit matrix products are exact on this CPU; see ``integer_products``."""
+    return products_are_exact(int8_products)
 
 
 def int8_products(rows: npt.NDArray[np.int8], weights: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
-    """Multiply integers as a tower in 8 bits does: a MatMul between QuantizeLinear and DequantizeLinear, of scale 1.
-
-    Args:
-        rows: shape (N, K), above -128; what enters the operator.
-        weights: shape (K, M), above -128; stored in the graph.
-
-    Returns:
-        What OpenVINO's kernels make of the products, float32, shape (N, M).
-    """
-    graph = _integer_product(weights)
-    request = core().compile_model(core().read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    """Multiply integers in OpenVINO; see ``integer_products.IntegerProduct``."""
+    graph = core().read_model(integer_product_graph(weights))
+    request = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.array(request({"x": rows.astype(np.float32)})["y"])
-
-
-def _integer_product(weights: npt.NDArray[np.int8]) -> bytes:
-    from onnx import TensorProto, helper, numpy_helper
-
-    depth, width = weights.shape
-    node = helper.make_node
-    constants = {"one": np.float32(1), "zero": np.int8(0), "levels": weights}
-    graph = helper.make_graph(
-        [
-            node("QuantizeLinear", ["x", "one", "zero"], ["x_levels"]),
-            node("DequantizeLinear", ["x_levels", "one", "zero"], ["x_again"]),
-            node("DequantizeLinear", ["levels", "one", "zero"], ["weights"]),
-            node("MatMul", ["x_again", "weights"], ["y"]),
-        ],
-        "integer product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", depth])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", width])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return bytes(model.SerializeToString())

@@ -45,6 +45,10 @@ class MagicMindBackend:
         """Nothing: what the SDK offers does not depend on the machine."""
         return ""
 
+    def kernels(self, precision: Precision) -> str:
+        """Empty: the card computes."""
+        return ""
+
     def profile(self, precision: Precision) -> str | None:
         """All graphs are lowered."""
         return "magicmind"

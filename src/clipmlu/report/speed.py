@@ -26,10 +26,12 @@ def show_speed(report: SpeedReport) -> None:
     memory = "not known" if report.peak_memory_bytes is None else _mebibytes(report.peak_memory_bytes)
     if report.worker_peak_memory_bytes is not None:
         memory += f", worker {_mebibytes(report.worker_peak_memory_bytes)}"
+    kernels = {each.kernels for each in report.towers} - {""}
     facts = {
         "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
         "shape": f"{shape}, {report.in_flight} in flight, threads: {threads}",
         "machine": f"{report.machine.cpu}, {report.machine.cpus} CPUs",
+        **({"kernels": "; ".join(sorted(kernels))} if kernels else {}),
         "start-up": f"open {report.open_s:.3f} s, "
         + ", ".join(
             f"load {each.tower} {each.load_s:.3f} s, first batch {each.first_batch_s:.3f} s" for each in report.towers

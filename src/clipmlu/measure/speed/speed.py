@@ -38,6 +38,7 @@ class TowerSpeed(Spec, frozen=True, kw_only=True):
         tower: which one.
         target: what it was compiled for.
         precision: its arithmetic.
+        kernels: which kernels computed it, where the CPU decides that; else empty.
         emulated: the emulated vendor SDK ran it.
         load_s: seconds to load it, on all cards, one after the other.
         first_batch_s: seconds of the first batch, on the first card.
@@ -47,6 +48,7 @@ class TowerSpeed(Spec, frozen=True, kw_only=True):
     tower: TowerName
     target: str
     precision: Precision
+    kernels: str
     emulated: bool
     load_s: float
     first_batch_s: float
@@ -196,6 +198,7 @@ def _measure_tower(
         tower=tower,
         target=placement.target,
         precision=placement.precision,
+        kernels=get_backend(placement.backend).kernels(placement.precision),
         emulated=placement.emulated,
         load_s=loaded - start,
         first_batch_s=first_batch_s,

@@ -1,0 +1,62 @@
+"""A check whether the 8-bit matrix products of a runtime are exact on this CPU.
+
+On CPUs without VNNI, the fast kernels multiply unsigned by signed bytes and add pairs of products in 16 bits, which saturate:
+255 * 127 twice does not fit. Signed rows are shifted by 128 to unsigned ones first. The largest products show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+IntegerProduct = Callable[[npt.NDArray[np.int8], npt.NDArray[np.int8]], npt.NDArray[np.float32]]
+"""Multiplies rows of shape (N, K) and weights of shape (K, M), both above -128; the result has the shape (N, M)."""
+
+_DEPTH, _WIDTH = 256, 64
+_LARGEST = 127
+
+
+def products_are_exact(multiply: IntegerProduct) -> bool:
+    """Whether a runtime multiplies the largest 8-bit integers exactly, one row at a time and 64 rows at once.
+
+    Args:
+        multiply: runs ``integer_product_graph(weights)`` on the rows.
+    """
+    signs = np.where(np.arange(_WIDTH) % 2, 1, -1)
+    rows = (_LARGEST * np.repeat(signs[:, None], _DEPTH, axis=1)).astype(np.int8)
+    weights = np.ascontiguousarray(rows.T)
+    exact = rows.astype(np.int64) @ weights.astype(np.int64)
+    return all(np.array_equal(multiply(rows[:count], weights), exact[:count]) for count in (1, _WIDTH))
+
+
+def integer_product_graph(weights: npt.NDArray[np.int8]) -> bytes:
+    """An ONNX graph that multiplies integers as a tower in 8 bits does: a MatMul between QuantizeLinear and DequantizeLinear.
+
+    Args:
+        weights: shape (K, M), above -128; stored in the graph.
+
+    Returns:
+        The serialised graph. Its input ``x`` is float32 of shape (N, K) and holds integers above -128; all scales are 1. Its
+        output ``y`` is float32 of shape (N, M).
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    depth, width = weights.shape
+    node = helper.make_node
+    constants = {"one": np.float32(1), "zero": np.int8(0), "levels": weights}
+    graph = helper.make_graph(
+        [
+            node("QuantizeLinear", ["x", "one", "zero"], ["x_levels"]),
+            node("DequantizeLinear", ["x_levels", "one", "zero"], ["x_again"]),
+            node("DequantizeLinear", ["levels", "one", "zero"], ["weights"]),
+            node("MatMul", ["x_again", "weights"], ["y"]),
+        ],
+        "integer product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", depth])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", width])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    return bytes(model.SerializeToString())
