@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from clipmlu.measure.compare.compare import CompareOptions, compare_bundles
     from clipmlu.model import Model, load
     from clipmlu.specs import Precision
-    from clipmlu.tune.quantise import SearchOptions, search_bundle
+    from clipmlu.tune.quantise import search_bundle
+    from clipmlu.tune.trial import SearchOptions
 
 _HOMES = {
     "AccuracyReport": "clipmlu.measure.accuracy.evaluate",

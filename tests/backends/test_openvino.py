@@ -29,7 +29,9 @@ from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import BackendUnavailableError, CompileError, OptionError, PrecisionError, SessionError
 from clipmlu.model import Model
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TensorSpec, TowerName
-from clipmlu.tune.quantise import SearchOptions, _ladder, search_bundle
+from clipmlu.tune.candidates import ladder_of
+from clipmlu.tune.quantise import search_bundle
+from clipmlu.tune.trial import SearchOptions
 
 _really_exact = openvino_runtime.int8_is_exact  # tests replace it
 _ABSENT = not OpenVinoBackend().probe().ok
@@ -441,7 +443,7 @@ def test_search_climbs_what_the_target_offers(
 ) -> None:
     _offer(monkeypatch, Precision.FORCE_FLOAT32, Precision.FORCE_BFLOAT16, Precision.QINT8_MIXED_FLOAT32)
     plan = plan_compilation(_quantised(target, tmp_path))
-    assert [mode.value for mode in _ladder(plan)] == modes
+    assert [mode.value for mode in ladder_of(plan)] == modes
 
 
 # ---- telemetry -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ from clipmlu.measure.statistics import drop_interval
 from clipmlu.model import Model
 from clipmlu.specs import Precision, QuantisationOptions
 from clipmlu.tune import quantise as search_module
-from clipmlu.tune.quantise import Rung, SearchOptions, SearchReport, search_bundle
+from clipmlu.tune.quantise import search_bundle
+from clipmlu.tune.trial import Rung, SearchOptions, SearchReport, describe_rung
 from conftest import REPOSITORY
 
 DEMO = REPOSITORY / "src" / "clipmlu" / "assets" / "demo"
@@ -458,7 +459,7 @@ def test_rungs_are_told_in_one_line() -> None:
         quantised_share=0.7,
         elapsed_s=1.0,
     )
-    assert search_module.describe_rung(rung) == (
+    assert describe_rung(rung) == (
         "qint8_mixed_float16 per_axis linear smoothing 0.5 float mlp_out: top-1 0.5000, drop 1.23 points "
         "(95 %: at most 2.00) on 1000 images: rejected"
     )

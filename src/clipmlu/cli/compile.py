@@ -16,7 +16,7 @@ from clipmlu.file_names import name_from_path
 if TYPE_CHECKING:
     from clipmlu.bundle.directory import CompiledBundle
     from clipmlu.compile.compiler import CompileOptions
-    from clipmlu.tune.quantise import SearchOptions
+    from clipmlu.tune.trial import SearchOptions
 
 
 @click.command("compile", cls=CompilingCommand)
@@ -78,7 +78,7 @@ def compile_command(
     if max_drop is None:
         compiled = compile_bundle(bundle, output, options)
     else:
-        from clipmlu.tune.quantise import SearchOptions
+        from clipmlu.tune.trial import SearchOptions
 
         precision = options.precision if given_precision else None
         search = SearchOptions(

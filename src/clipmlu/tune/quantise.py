@@ -9,174 +9,42 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from clipmlu.arguments import as_path, check_argument, check_fields
-from clipmlu.backends import SessionOptions, get_backend
+from clipmlu.arguments import as_path, check_argument
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, check_output_free, open_exported, publish_copy
-from clipmlu.classify.classifier import build_classifier, rank_classes
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
 from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
 from clipmlu.compile.reuse import reusable_compilation, tool_versions
 from clipmlu.data.calibration import (
     CalibrationOptions,
-    CalibrationSet,
     obtain_calibration,
-    open_train_split,
-    readable_images,
 )
-from clipmlu.data.datasets import Dataset, spread_over_classes
-from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.embed.encoder import Encoder
-from clipmlu.embed.images import item_from_dataset, run_items
-from clipmlu.errors import ClipmluError, CompileError, GateError, InputError, OptionError
-from clipmlu.file_names import text_from_name
+from clipmlu.errors import ClipmluError, CompileError, GateError, OptionError
 from clipmlu.files.publish import encode_json, write_file
 from clipmlu.files.read import read_kept, sealed
 from clipmlu.keys import options_digest, value_digest
-from clipmlu.measure.statistics import _Z_ONE_SIDED, drop_interval
-from clipmlu.specs import SMOOTHED_ROLES, PositiveInt, Precision, QuantisationOptions, Spec
+from clipmlu.measure.statistics import _Z_ONE_SIDED
+from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
+from clipmlu.tune.candidates import ALPHAS, PER_AXIS, ladder_of
+from clipmlu.tune.evaluator import EARLY_SHARE, Jury
+from clipmlu.tune.trial import Rung, SearchOptions, SearchReport, Verdict, best_text, describe_rung, encode_search
 
 SEARCH_NAME = "search.json"
-LADDERS: dict[str, tuple[Precision, ...]] = {
-    "cpu": (Precision.QINT8_MIXED_FLOAT32, Precision.FORCE_BFLOAT16, Precision.FORCE_FLOAT32),
-    "mlu": (
-        Precision.QINT8_MIXED_FLOAT16,
-        Precision.QINT8_MIXED_FLOAT32,
-        Precision.QINT16_MIXED_FLOAT16,
-        Precision.FORCE_FLOAT16,
-        Precision.QINT16_MIXED_FLOAT32,
-        Precision.FORCE_FLOAT32,
-    ),
-}
-"""Modes from cheap to dear, of which a target climbs those that it offers. On the CPU the others are computed in float32 and
-save nothing. The order for cards is by the number of bits: nothing public says how fast each mode is."""
 
-ALPHAS = (0.5, 0.75, 0.9)
-"""Strengths of smoothing that are tried, after none at all."""
 
-_PER_AXIS = QuantisationOptions(granularity="per_axis")
 _CONFIDENCE = 0.95
-_DISCORDANT = 0.05  # share of images that change sides, for the choice of how many to look at
-_FEWEST, _MOST = 1000, 5000
-_EARLY_SHARE = 4  # hopeless rungs are left after this part of the images
-_Z_HOPELESS = 3.0
 _STATE_SUFFIX = ".search"
 _STATE_NAME = "state.json"
-
-Verdict = Literal["accepted", "rejected", "hopeless", "broken", "probe"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """What is demanded and how it is judged; validated on construction.
-
-    Attributes:
-        max_drop: allowed loss of top-1 against float32, 0..1.
-        samples: held-out images to judge with; None chooses by ``max_drop``.
-        templates: of the prompts; see ``prompts.resolve_templates``.
-        precision: search within this mode only; None for all modes of the target.
-    """
-
-    max_drop: float
-    samples: PositiveInt | None = None
-    templates: str | os.PathLike[str] | Sequence[str] = "simple"
-    precision: Precision | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not 0 < self.max_drop < 1:
-            raise OptionError(f"max drop is {self.max_drop:g}; expected a fraction above 0 and below 1, such as 0.01")
-        if self.precision is not None and self.precision.bits is None:
-            raise OptionError(f"precision {self.precision.value} quantises nothing; there is nothing to search for")
-
-    @property
-    def templates_text(self) -> str:
-        """The templates as they were given, in one text."""
-        given = self.templates
-        return str(given) if isinstance(given, (str, os.PathLike)) else ", ".join(given)
-
-    @property
-    def wanted_samples(self) -> int:
-        """Images to judge with: as many as make the uncertainty about half of what is allowed."""
-        if self.samples is not None:
-            return self.samples
-        return int(np.clip(math.ceil(_DISCORDANT * (2 * _Z_ONE_SIDED / self.max_drop) ** 2), _FEWEST, _MOST))
-
-
-class Rung(Spec, frozen=True, kw_only=True):
-    """One thing that was tried.
-
-    Attributes:
-        precision: the mode.
-        quantisation: how it quantises, or None for a mode that does not.
-        verdict: ``accepted``; ``rejected``; ``hopeless`` after a part of the images; ``broken`` when it did not
-            compile or a gate failed; ``probe`` for a look at what one role costs.
-        images: images judged.
-        top1: fraction of them that are right, or None when broken.
-        drop: float32's fraction on the same images less ``top1``, or None.
-        drop_bound: upper end of its one-sided 95 % confidence interval, or None.
-        agreement: share of the images that get the same class as in float32, or None.
-        embedding_error: 1 less the mean cosine similarity to float32's image embeddings, or, of the joint layout, to its
-            logits less their mean; or None.
-        quantised_share: of the multiply-accumulate operations of both towers.
-        reason: why it is broken; else empty.
-        elapsed_s: wall time in seconds.
-    """
-
-    precision: Precision
-    quantisation: QuantisationOptions | None
-    verdict: Verdict
-    images: int
-    top1: float | None
-    drop: float | None
-    drop_bound: float | None
-    agreement: float | None
-    embedding_error: float | None
-    quantised_share: float | None
-    reason: str = ""
-    elapsed_s: float
-
-
-class SearchReport(Spec, frozen=True, kw_only=True):
-    """The ladder as it was climbed.
-
-    Attributes:
-        target: where it was judged.
-        emulated: on the emulated vendor SDK.
-        max_drop: what was allowed.
-        confidence: of the bounds.
-        dataset: where the held-out images come from.
-        split: which part of it.
-        images: their number.
-        templates: of the prompts.
-        reference_top1: float32's top-1 on them.
-        rungs: in the order of climbing; the last one is what was chosen, if it is accepted.
-    """
-
-    target: str
-    emulated: bool
-    max_drop: float
-    confidence: float
-    dataset: str
-    split: str
-    images: int
-    templates: str
-    reference_top1: float
-    rungs: tuple[Rung, ...] = ()
 
 
 def search_bundle(
@@ -218,12 +86,12 @@ def search_bundle(
     # A target without 8 bits has nothing to search for, and refuses them here.
     wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
     plan = plan_compilation(dataclasses.replace(options, precision=wanted))
-    ladder = _ladder(plan) if search.precision is None else (search.precision,)
+    ladder = ladder_of(plan) if search.precision is None else (search.precision,)
     assert options.calibration is not None, "plan_compilation asked for it"
     calibration = options.calibration
     if isinstance(calibration, CalibrationOptions):
         calibration = obtain_calibration(exported, calibration)
-    jury = _Jury(exported, calibration, options, search)
+    jury = Jury(exported, calibration, options, search)
     fewest = math.ceil(_Z_ONE_SIDED / search.max_drop) - 2
     if len(jury) < fewest:
         raise OptionError(
@@ -246,7 +114,7 @@ def search_bundle(
     if found is None:
         kept = state.folder / _STATE_NAME
         raise GateError(
-            f"No way to quantise stays within a drop of {search.max_drop:g}: {_best_text(report)}. "
+            f"No way to quantise stays within a drop of {search.max_drop:g}: {best_text(report)}. "
             f"All that was tried is in '{kept}'. Allow more with --max-drop, or leave --precision out."
         )
     recipe = encode_recipe(recipe_of(found))
@@ -256,144 +124,8 @@ def search_bundle(
     return bundle, report
 
 
-def _ladder(plan: CompilationPlan) -> tuple[Precision, ...]:
-    offered = get_backend(plan.main.backend).precisions
-    return tuple(mode for mode in LADDERS["cpu" if plan.mlu is None else "mlu"] if mode in offered)
-
-
-def encode_search(report: SearchReport) -> bytes:
-    """The ladder as indented JSON."""
-    return encode_json(report)
-
-
-class _Jury:
-    """Held-out images with their labels, and what float32 makes of them."""
-
-    def __init__(
-        self,
-        exported: ExportedBundle,
-        calibration: CalibrationSet,
-        options: CompileOptions,
-        search: SearchOptions,
-    ) -> None:
-        self._search = search
-        self.dataset = _open_held_out(calibration, options, search)
-        if not self.dataset.class_names:
-            raise InputError(
-                f"'{calibration.record.dataset}' has images without classes, which cannot be judged. "
-                "Give --calib a dataset, or a folder with one sub-folder per class."
-            )
-        self.indices, self.digests = _held_out(self.dataset, calibration, search.wanted_samples)
-        if not self.indices:
-            raise InputError(
-                f"'{calibration.record.dataset}' has no images left beside the {len(calibration.images)} of the calibration. "
-                "Use fewer --calib-samples."
-            )
-        self.labels = np.array([self.dataset.label(index) for index in self.indices], np.int64)
-        self.key = hashlib.sha256("\n".join([calibration.record.digest, *self.digests]).encode()).hexdigest()
-        self._exported = exported
-        self._embeddings: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
-        self._predicted: npt.NDArray[np.int64] = np.empty(0, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def hear_reference(self, folder: Path) -> float:
-        """Embed the images in float32; returns the top-1."""
-        reference = compile_bundle(
-            self._exported,
-            folder / "reference",
-            CompileOptions(target="cpu", check=False, overwrite=True),
-        )
-        with Encoder(reference) as encoder:
-            self._embeddings, self._predicted = self._look(encoder, 0, len(self))
-        return float(np.mean(self._predicted == self.labels))
-
-    def judge(
-        self, bundle: CompiledBundle, options: SessionOptions, images: int, max_drop: float | None
-    ) -> dict[str, float]:
-        """Figures of a candidate on the first images; fewer when it is hopeless.
-
-        Returns:
-            The fields of ``Rung`` that are measured.
-        """
-        part = max(1, images // _EARLY_SHARE) if max_drop is not None else images
-        with Encoder(bundle, options) as encoder:
-            embeddings, predicted = self._look(encoder, 0, part)
-            figures = self._figures(embeddings, predicted)
-            lower, _ = drop_interval(*self._changes(predicted), part, z=_Z_HOPELESS)
-            if part < images and (max_drop is None or lower <= max_drop):
-                rest = self._look(encoder, part, images)
-                figures = self._figures(np.concatenate([embeddings, rest[0]]), np.concatenate([predicted, rest[1]]))
-        return figures
-
-    def _look(self, encoder: Encoder, start: int, stop: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        classifier = build_classifier(encoder, self.dataset.class_names, self._search.templates, cache=False)
-        items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
-        rows = np.stack([outcome.require_row() for outcome in run_items(classifier.scorer, items)])
-        predicted = rank_classes(classifier.logits(rows), 1)[:, 0].astype(np.int64)
-        if self._exported.manifest.layout == "joint":  # as directions, too; what all logits have in common says nothing
-            rows = rows - rows.mean(axis=1, keepdims=True)
-            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        return rows, predicted
-
-    def _changes(self, predicted: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """Images that were right and are not now, and the other way round."""
-        count = len(predicted)
-        before, now = self._predicted[:count] == self.labels[:count], predicted == self.labels[:count]
-        return int((before & ~now).sum()), int((~before & now).sum())
-
-    def _figures(self, embeddings: npt.NDArray[np.float32], predicted: npt.NDArray[np.int64]) -> dict[str, float]:
-        count = len(predicted)
-        lost, won = self._changes(predicted)
-        cosines = (embeddings.astype(np.float64) * self._embeddings[:count]).sum(axis=1)
-        return {
-            "images": count,
-            "top1": float(np.mean(predicted == self.labels[:count])),
-            "drop": (lost - won) / count,
-            "drop_bound": drop_interval(lost, won, count)[1],
-            "agreement": float(np.mean(predicted == self._predicted[:count])),
-            "embedding_error": float(1.0 - cosines.mean()),
-        }
-
-
-def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search: SearchOptions) -> Dataset:
-    given = options.calibration if isinstance(options.calibration, CalibrationOptions) else None
-    # A generated dataset has to be large enough for both.
-    wanted = 2 * (calibration.record.samples + search.wanted_samples)
-    return open_train_split(
-        CalibrationOptions(
-            dataset=text_from_name(calibration.record.dataset),
-            samples=wanted,
-            seed=calibration.record.seed,
-            data_dir=None if given is None else given.data_dir,
-            download=given is None or given.download,
-            class_names=None if given is None else given.class_names,
-            folder_names=given is not None and given.folder_names,
-            max_pixels=DEFAULT_MAX_PIXELS if given is None else given.max_pixels,
-        )
-    )
-
-
-def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tuple[list[int], tuple[str, ...]]:
-    """Images spread over the classes, none of which is in the calibration or twice; and their digests."""
-    taken = set(calibration.images)
-    indices, digests = [], []
-    # Another order than the calibration's, whose beginning is taken.
-    order = spread_over_classes(dataset, calibration.record.seed + 1)
-    for index, image in readable_images(dataset, order):
-        digest = content_digest(image)
-        if digest not in taken:
-            taken.add(digest)
-            indices.append(index)
-            digests.append(digest)
-        if len(indices) == samples:
-            break
-    return indices, tuple(digests)
-
-
 def _search_key(
-    exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions, jury: _Jury, search: SearchOptions
+    exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions, jury: Jury, search: SearchOptions
 ) -> str:
     """Digest of all that decides what a rung measures, but for the rung itself: only then is an earlier verdict taken."""
     # Of the data there are digests; the others differ from rung to rung, or decide nothing.
@@ -455,7 +187,7 @@ class _Climber:
         self,
         exported: ExportedBundle,
         base: CompileOptions,
-        jury: _Jury,
+        jury: Jury,
         state: _State,
         search: SearchOptions,
         on_note: Callable[[str], None],
@@ -502,19 +234,19 @@ class _Climber:
                 yield mode, None
             elif position and mode.bits == modes[0].bits:
                 best = self._best()  # the same integers, another float type around them
-                yield mode, _PER_AXIS if best is None else best.quantisation
+                yield mode, PER_AXIS if best is None else best.quantisation
             else:
                 yield from ((mode, how) for how in self._ways(mode))
 
     def _ways(self, mode: Precision) -> Iterator[QuantisationOptions]:
         """Ways to quantise in one mode; those that cost the same at run time from plain to elaborate, then the dearer ones."""
         yield QuantisationOptions()
-        yield _PER_AXIS
-        yield msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
+        yield PER_AXIS
+        yield msgspec.structs.replace(PER_AXIS, activation="asymmetric")
         for algorithm in ("eqnm", "percentile", "entropy"):
-            yield msgspec.structs.replace(_PER_AXIS, algorithm=algorithm)
+            yield msgspec.structs.replace(PER_AXIS, algorithm=algorithm)
         best = self._best(mode)
-        base = _PER_AXIS if best is None or best.quantisation is None else best.quantisation
+        base = PER_AXIS if best is None or best.quantisation is None else best.quantisation
         for alpha in ALPHAS:
             yield msgspec.structs.replace(base, smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, alpha))
         best = self._best(mode)
@@ -597,7 +329,7 @@ class _Climber:
         self._hear()
         start = time.perf_counter()
         options = self._options(precision, how)
-        images = max(1, len(self._jury) // _EARLY_SHARE) if probe else len(self._jury)
+        images = max(1, len(self._jury) // EARLY_SHARE) if probe else len(self._jury)
         try:
             bundle = compile_bundle(self._exported, path, options)
             limit = None if probe else self._search.max_drop
@@ -656,31 +388,7 @@ class _Climber:
         self._note(f"{len(self._climbed):2d}. {describe_rung(rung)}{mark}")
 
 
-def describe_rung(rung: Rung) -> str:
-    """One line for people."""
-    how = rung.quantisation
-    words = [rung.precision.value]
-    if how is not None:
-        words += [how.granularity, how.algorithm]
-        words += ["asymmetric"] if how.activation == "asymmetric" else []
-        words += [f"smoothing {max(how.smooth_alpha.values()):g}"] if how.smooth_alpha else []
-        words += [f"float {', '.join(how.keep_float)}"] if how.keep_float else []
-    if rung.top1 is None:
-        return f"{' '.join(words)}: {rung.verdict}: {rung.reason}"
-    return (
-        f"{' '.join(words)}: top-1 {rung.top1:.4f}, drop {100 * (rung.drop or 0.0):.2f} points "
-        f"(95 %: at most {100 * (rung.drop_bound or 0.0):.2f}) on {rung.images} images: {rung.verdict}"
-    )
-
-
 def _quantised_share(bundle: CompiledBundle) -> float | None:
     records = bundle.compilation.quantised.values()
     total = sum(record.macs for record in records)
     return sum(record.quantised_macs for record in records) / total if total else None
-
-
-def _best_text(report: SearchReport) -> str:
-    judged = [rung for rung in report.rungs if rung.drop is not None and rung.verdict != "probe"]
-    if not judged:
-        return f"nothing could be judged, at last because: {report.rungs[-1].reason.rstrip('.')}"
-    return f"the best was {describe_rung(min(judged, key=lambda rung: rung.drop or 0.0))}"

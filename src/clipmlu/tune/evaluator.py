@@ -1,0 +1,152 @@
+"""Evaluates compiled bundles on held-out images beside float32, for the search of how to quantise."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from clipmlu.backends import SessionOptions
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.classify.classifier import build_classifier, rank_classes
+from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, open_train_split, readable_images
+from clipmlu.data.datasets import Dataset, spread_over_classes
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.images import item_from_dataset, run_items
+from clipmlu.errors import InputError
+from clipmlu.file_names import text_from_name
+from clipmlu.measure.statistics import drop_interval
+from clipmlu.tune.trial import SearchOptions
+
+EARLY_SHARE = 4  # hopeless rungs are left after this part of the images
+_Z_HOPELESS = 3.0
+
+
+class Jury:
+    """Held-out images with their labels, and what float32 makes of them."""
+
+    def __init__(
+        self,
+        exported: ExportedBundle,
+        calibration: CalibrationSet,
+        options: CompileOptions,
+        search: SearchOptions,
+    ) -> None:
+        self._search = search
+        self.dataset = _open_held_out(calibration, options, search)
+        if not self.dataset.class_names:
+            raise InputError(
+                f"'{calibration.record.dataset}' has images without classes, which cannot be judged. "
+                "Give --calib a dataset, or a folder with one sub-folder per class."
+            )
+        self.indices, self.digests = _held_out(self.dataset, calibration, search.wanted_samples)
+        if not self.indices:
+            raise InputError(
+                f"'{calibration.record.dataset}' has no images left beside the {len(calibration.images)} of the calibration. "
+                "Use fewer --calib-samples."
+            )
+        self.labels = np.array([self.dataset.label(index) for index in self.indices], np.int64)
+        self.key = hashlib.sha256("\n".join([calibration.record.digest, *self.digests]).encode()).hexdigest()
+        self._exported = exported
+        self._embeddings: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self._predicted: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def hear_reference(self, folder: Path) -> float:
+        """Embed the images in float32; returns the top-1."""
+        reference = compile_bundle(
+            self._exported,
+            folder / "reference",
+            CompileOptions(target="cpu", check=False, overwrite=True),
+        )
+        with Encoder(reference) as encoder:
+            self._embeddings, self._predicted = self._look(encoder, 0, len(self))
+        return float(np.mean(self._predicted == self.labels))
+
+    def judge(
+        self, bundle: CompiledBundle, options: SessionOptions, images: int, max_drop: float | None
+    ) -> dict[str, float]:
+        """Figures of a candidate on the first images; fewer when it is hopeless.
+
+        Returns:
+            The fields of ``Rung`` that are measured.
+        """
+        part = max(1, images // EARLY_SHARE) if max_drop is not None else images
+        with Encoder(bundle, options) as encoder:
+            embeddings, predicted = self._look(encoder, 0, part)
+            figures = self._figures(embeddings, predicted)
+            lower, _ = drop_interval(*self._changes(predicted), part, z=_Z_HOPELESS)
+            if part < images and (max_drop is None or lower <= max_drop):
+                rest = self._look(encoder, part, images)
+                figures = self._figures(np.concatenate([embeddings, rest[0]]), np.concatenate([predicted, rest[1]]))
+        return figures
+
+    def _look(self, encoder: Encoder, start: int, stop: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        classifier = build_classifier(encoder, self.dataset.class_names, self._search.templates, cache=False)
+        items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
+        rows = np.stack([outcome.require_row() for outcome in run_items(classifier.scorer, items)])
+        predicted = rank_classes(classifier.logits(rows), 1)[:, 0].astype(np.int64)
+        if self._exported.manifest.layout == "joint":  # as directions, too; what all logits have in common says nothing
+            rows = rows - rows.mean(axis=1, keepdims=True)
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return rows, predicted
+
+    def _changes(self, predicted: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Images that were right and are not now, and the other way round."""
+        count = len(predicted)
+        before, now = self._predicted[:count] == self.labels[:count], predicted == self.labels[:count]
+        return int((before & ~now).sum()), int((~before & now).sum())
+
+    def _figures(self, embeddings: npt.NDArray[np.float32], predicted: npt.NDArray[np.int64]) -> dict[str, float]:
+        count = len(predicted)
+        lost, won = self._changes(predicted)
+        cosines = (embeddings.astype(np.float64) * self._embeddings[:count]).sum(axis=1)
+        return {
+            "images": count,
+            "top1": float(np.mean(predicted == self.labels[:count])),
+            "drop": (lost - won) / count,
+            "drop_bound": drop_interval(lost, won, count)[1],
+            "agreement": float(np.mean(predicted == self._predicted[:count])),
+            "embedding_error": float(1.0 - cosines.mean()),
+        }
+
+
+def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search: SearchOptions) -> Dataset:
+    given = options.calibration if isinstance(options.calibration, CalibrationOptions) else None
+    # A generated dataset has to be large enough for both.
+    wanted = 2 * (calibration.record.samples + search.wanted_samples)
+    return open_train_split(
+        CalibrationOptions(
+            dataset=text_from_name(calibration.record.dataset),
+            samples=wanted,
+            seed=calibration.record.seed,
+            data_dir=None if given is None else given.data_dir,
+            download=given is None or given.download,
+            class_names=None if given is None else given.class_names,
+            folder_names=given is not None and given.folder_names,
+            max_pixels=DEFAULT_MAX_PIXELS if given is None else given.max_pixels,
+        )
+    )
+
+
+def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tuple[list[int], tuple[str, ...]]:
+    """Images spread over the classes, none of which is in the calibration or twice; and their digests."""
+    taken = set(calibration.images)
+    indices, digests = [], []
+    # Another order than the calibration's, whose beginning is taken.
+    order = spread_over_classes(dataset, calibration.record.seed + 1)
+    for index, image in readable_images(dataset, order):
+        digest = content_digest(image)
+        if digest not in taken:
+            taken.add(digest)
+            indices.append(index)
+            digests.append(digest)
+        if len(indices) == samples:
+            break
+    return indices, tuple(digests)
