@@ -29,7 +29,7 @@ from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import BackendUnavailableError, CompileError, OptionError, PrecisionError, SessionError
 from clipmlu.model import Model
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TensorSpec, TowerName
-from clipmlu.tune.candidates import ladder_of
+from clipmlu.tune.candidates import modes_of
 from clipmlu.tune.quantise import search_bundle
 from clipmlu.tune.trial import SearchOptions
 
@@ -416,7 +416,7 @@ def test_text_tower_runs_in_float32_on_the_cpu_target_that_is_named(exported: Ex
 
 
 @needs_openvino
-def test_search_climbs_where_8_bits_are_exact_and_is_refused_elsewhere(
+def test_search_runs_where_8_bits_are_exact_and_is_refused_elsewhere(
     exact: bool, exported: ExportedBundle, tmp_path: Path, folder: Path
 ) -> None:
     calibration = CalibrationOptions(dataset=f"imagefolder:{folder}", samples=8)
@@ -428,7 +428,7 @@ def test_search_climbs_where_8_bits_are_exact_and_is_refused_elsewhere(
         return
     bundle, report = search_bundle(exported, tmp_path / "out", options, wanted)
     assert (report.target, bundle.compilation.backend) == ("openvino", "openvino")
-    assert report.rungs[0].precision is Precision.QINT8_MIXED_FLOAT32
+    assert report.trials[0].precision is Precision.QINT8_MIXED_FLOAT32
 
 
 @pytest.mark.parametrize(
@@ -438,12 +438,12 @@ def test_search_climbs_where_8_bits_are_exact_and_is_refused_elsewhere(
         ("openvino", ["qint8_mixed_float32", "force_bfloat16", "force_float32"]),
     ],
 )
-def test_search_climbs_what_the_target_offers(
+def test_search_tries_the_modes_that_the_target_offers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str, modes: list[str]
 ) -> None:
     _offer(monkeypatch, Precision.FORCE_FLOAT32, Precision.FORCE_BFLOAT16, Precision.QINT8_MIXED_FLOAT32)
     plan = plan_compilation(_quantised(target, tmp_path))
-    assert [mode.value for mode in ladder_of(plan)] == modes
+    assert [mode.value for mode in modes_of(plan)] == modes
 
 
 # ---- telemetry -------------------------------------------------------------------------------------------------------

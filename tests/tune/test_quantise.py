@@ -1,4 +1,4 @@
-"""The search: what it accepts, what it leaves, how it goes on after an interruption, and that its recipe compiles the same."""
+"""The search: what it accepts and rejects, how it resumes, and that its recipe compiles the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from clipmlu.model import Model
 from clipmlu.specs import Precision, QuantisationOptions
 from clipmlu.tune import quantise as search_module
 from clipmlu.tune.quantise import search_bundle
-from clipmlu.tune.trial import Rung, SearchOptions, SearchReport, describe_rung
+from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, describe_trial
 from conftest import REPOSITORY
 
 DEMO = REPOSITORY / "src" / "clipmlu" / "assets" / "demo"
@@ -58,7 +58,7 @@ def options_for(folder: Path, **changes: Any) -> CompileOptions:
     return CompileOptions(**given)
 
 
-def climb(
+def search(
     exported: ExportedBundle, folder: Path, output: Path, max_drop: float = 0.2, **changes: Any
 ) -> tuple[CompiledBundle, SearchReport, list[str]]:
     notes: list[str] = []
@@ -67,18 +67,18 @@ def climb(
     return bundle, report, notes
 
 
-def test_the_first_rung_that_holds_is_published_with_its_ladder(
+def test_the_first_trial_within_the_drop_is_published_with_the_report(
     exported: ExportedBundle, folder: Path, tmp_path: Path
 ) -> None:
-    bundle, report, notes = climb(exported, folder, tmp_path / "out")
+    bundle, report, notes = search(exported, folder, tmp_path / "out")
     assert bundle.path == tmp_path / "out"
     assert report.reference_top1 == 1.0
-    (rung,) = report.rungs
-    assert (rung.verdict, rung.precision) == ("accepted", Precision.QINT8_MIXED_FLOAT32)
-    assert rung.quantisation == QuantisationOptions()
-    assert rung.images == 60
-    assert rung.drop == pytest.approx(1.0 - (rung.top1 or 0.0))
-    assert rung.agreement == rung.top1
+    (trial,) = report.trials
+    assert (trial.verdict, trial.precision) == ("accepted", Precision.QINT8_MIXED_FLOAT32)
+    assert trial.quantisation == QuantisationOptions()
+    assert trial.images == 60
+    assert trial.drop == pytest.approx(1.0 - (trial.top1 or 0.0))
+    assert trial.agreement == trial.top1
     assert msgspec.json.decode((bundle.path / "search.json").read_bytes(), type=SearchReport) == report
     assert not (tmp_path / "out.search").exists()
     assert open_compiled(bundle.path).digest == bundle.digest
@@ -114,7 +114,7 @@ def test_a_search_takes_nothing_over_from_one_with_other_options(
 
     def again(output: str, **changes: Any) -> tuple[CompiledBundle, list[str]]:
         changes |= common
-        bundle, _report, notes = climb(exported, folder, tmp_path / output, 0.9, samples=20, **changes)
+        bundle, _report, notes = search(exported, folder, tmp_path / output, 0.9, samples=20, **changes)
         return bundle, notes
 
     with monkeypatch.context() as patch:
@@ -147,31 +147,31 @@ def test_an_accepted_bundle_that_was_replaced_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(search_module, "publish_copy", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            climb(exported, folder, tmp_path / "out")
+            search(exported, folder, tmp_path / "out")
     other = support.write_exported(tmp_path / "other", seed=3)
     candidate = tmp_path / "out.search" / "candidate"
     calibration = CalibrationOptions(dataset=f"imagefolder:{folder}", samples=8)
     options = options_for(folder, precision=Precision.QINT8_MIXED_FLOAT32, calibration=calibration, overwrite=True)
     compile_bundle(other, candidate, options)
-    bundle, _report, notes = climb(exported, folder, tmp_path / "out")
+    bundle, _report, notes = search(exported, folder, tmp_path / "out")
     assert any("going on" in note for note in notes)
     assert bundle.compilation.source_digest == exported.digest
 
 
 def test_figures_are_those_of_the_published_bundle(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
-    bundle, report, _ = climb(exported, folder, tmp_path / "out")
+    bundle, report, _ = search(exported, folder, tmp_path / "out")
     seen = set(bundle.calibration_data().images)
     paths = sorted((folder / "train").rglob("*.png"))
-    judged = {path: content_digest(load_image(path)) in seen for path in paths}
-    assert sum(judged.values()) == 68, "eight calibrate, sixty judge"
+    held_out = {path: content_digest(load_image(path)) in seen for path in paths}
+    assert sum(held_out.values()) == 68, "eight calibrate, sixty evaluate"
     with Model(bundle) as encoder:
         classifier = encoder.classifier(sorted(NAMES), cache=False)
         right = [classifier.predict(path).class_name == path.parent.name for path in paths]  # type: ignore[union-attr]
     wrong = len(right) - sum(right)
-    assert (report.rungs[0].top1 or 0.0) >= (60 - wrong) / 60
+    assert (report.trials[0].top1 or 0.0) >= (60 - wrong) / 60
 
 
-def test_images_that_judge_are_not_those_that_calibrate(
+def test_held_out_images_are_not_those_that_calibrate(
     exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[CompileOptions] = []
@@ -182,7 +182,7 @@ def test_images_that_judge_are_not_those_that_calibrate(
         return original(source, output, options)
 
     monkeypatch.setattr(search_module, "compile_bundle", watch)
-    climb(exported, folder, tmp_path / "out")
+    search(exported, folder, tmp_path / "out")
     options = looked[-1]
     assert options.calibration is not None
     assert len(options.seen_images) == 60
@@ -212,7 +212,7 @@ def test_nothing_holds_is_a_failed_gate_that_keeps_what_it_measured(
     with pytest.raises(
         GateError, match=r"No way to quantise stays within a drop of 0\.1.*the best was qint8"
     ) as caught:
-        climb(exported, folder, tmp_path / "out", 0.1, search=within)
+        search(exported, folder, tmp_path / "out", 0.1, search=within)
     assert caught.value.exit_code == 3
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.search" / "state.json").is_file()
@@ -235,26 +235,26 @@ def test_an_interrupted_search_goes_on_where_it_was(
     monkeypatch.setattr(search_module, "compile_bundle", count)
     within = {"precision": Precision.QINT8_MIXED_FLOAT32}
     with pytest.raises(KeyboardInterrupt):
-        climb(exported, folder, tmp_path / "out", 0.1, search=within)
+        search(exported, folder, tmp_path / "out", 0.1, search=within)
     assert not (tmp_path / "out").exists()
     first, stop_at = list(made), 1000
     made.clear()
     with pytest.raises(GateError):
-        climb(exported, folder, tmp_path / "out", 0.1, search=within)
+        search(exported, folder, tmp_path / "out", 0.1, search=within)
     assert len(first) == 5
     assert made
     assert not [each for each in made if each in first], "nothing is done twice"
     monkeypatch.setattr(search_module, "compile_bundle", ruined)
     with pytest.raises(GateError):
-        climb(exported, folder, tmp_path / "whole", 0.1, search=within)
+        search(exported, folder, tmp_path / "whole", 0.1, search=within)
     states = [
         msgspec.json.decode((tmp_path / f"{name}.search" / "state.json").read_bytes()) for name in ("out", "whole")
     ]
-    figures = [[{**rung, "elapsed_s": 0} for rung in state["rungs"]] for state in states]
+    figures = [[{**trial, "elapsed_s": 0} for trial in state["trials"]] for state in states]
     assert figures[0] == figures[1]
 
 
-def test_a_way_that_the_target_refuses_is_a_rung_like_any_other(
+def test_a_failed_compilation_is_a_trial(
     exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = search_module.compile_bundle
@@ -265,9 +265,9 @@ def test_a_way_that_the_target_refuses_is_a_rung_like_any_other(
         return original(source, output, options)
 
     monkeypatch.setattr(search_module, "compile_bundle", refuse)
-    bundle, report, _ = climb(exported, folder, tmp_path / "out")
-    assert [rung.verdict for rung in report.rungs] == ["broken", "accepted"]
-    assert report.rungs[0].reason == "MagicMind cannot build the image tower: no"
+    bundle, report, _ = search(exported, folder, tmp_path / "out")
+    assert [trial.verdict for trial in report.trials] == ["failed", "accepted"]
+    assert report.trials[0].reason == "MagicMind cannot build the image tower: no"
     assert bundle.compilation.quantisation == QuantisationOptions(granularity="per_axis")
 
 
@@ -285,13 +285,13 @@ def test_a_build_that_failed_in_passing_is_tried_again_by_the_next_search(
         patch.setenv("CLIPMLU_EMULATOR_FAULTS", fault)
         patch.setattr(search_module, "publish_copy", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            climb(exported, folder, tmp_path / "out", 0.9, samples=20, target="emulated-mlu")
+            search(exported, folder, tmp_path / "out", 0.9, samples=20, target="emulated-mlu")
     state = msgspec.json.decode((tmp_path / "out.search" / "state.json").read_bytes())
-    assert [rung["verdict"] for rung in state["rungs"]] == ["accepted"], "the second way; the first one is not known"
-    _bundle, report, notes = climb(exported, folder, tmp_path / "out", 0.9, samples=20, target="emulated-mlu")
+    assert [trial["verdict"] for trial in state["trials"]] == ["accepted"], "the second way; the first one is not known"
+    _bundle, report, notes = search(exported, folder, tmp_path / "out", 0.9, samples=20, target="emulated-mlu")
     assert any("going on" in note for note in notes)
-    assert [rung.verdict for rung in report.rungs] == ["accepted"]
-    assert report.rungs[0].quantisation == QuantisationOptions()
+    assert [trial.verdict for trial in report.trials] == ["accepted"]
+    assert report.trials[0].quantisation == QuantisationOptions()
 
 
 def test_another_demand_starts_anew(
@@ -299,14 +299,14 @@ def test_another_demand_starts_anew(
 ) -> None:
     within = {"precision": Precision.QINT8_MIXED_FLOAT32}
     with pytest.raises(GateError):
-        climb(exported, folder, tmp_path / "out", 0.1, search=within)
+        search(exported, folder, tmp_path / "out", 0.1, search=within)
     monkeypatch.setattr(search_module, "compile_bundle", compile_bundle)
-    _, _, notes = climb(exported, folder, tmp_path / "out", 0.3, search=within)
+    _, _, notes = search(exported, folder, tmp_path / "out", 0.3, search=within)
     assert not any("going on" in note for note in notes)
 
 
 def test_a_recipe_compiles_the_same_without_a_search(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
-    bundle, _, _ = climb(exported, folder, tmp_path / "out")
+    bundle, _, _ = search(exported, folder, tmp_path / "out")
     for source in (bundle.path / "recipe.json", bundle.path):
         recipe = read_recipe(source)
         options = apply_recipe(recipe, CompileOptions(target="cpu", batch_size=8, overwrite=True))
@@ -319,19 +319,19 @@ def test_a_recipe_compiles_the_same_without_a_search(exported: ExportedBundle, f
 
 def test_the_fused_graph_is_searched_by_its_logits(folder: Path, tmp_path: Path) -> None:
     joint = support.write_exported(tmp_path / "joint", layout="joint")
-    bundle, report, _notes = climb(joint, folder, tmp_path / "out")
+    bundle, report, _notes = search(joint, folder, tmp_path / "out")
     assert bundle.manifest.layout == "joint"
     assert report.reference_top1 == 1.0, "the folder holds what two towers in float32 say"
-    rung = report.rungs[-1]
-    assert rung.verdict == "accepted"
-    assert rung.embedding_error is not None
-    assert 0 < rung.embedding_error < 0.05
+    trial = report.trials[-1]
+    assert trial.verdict == "accepted"
+    assert trial.embedding_error is not None
+    assert 0 < trial.embedding_error < 0.05
     with pytest.raises(OptionError, match="templates need the mean"):
-        climb(joint, folder, tmp_path / "two", search={"templates": "cifar"})
+        search(joint, folder, tmp_path / "two", search={"templates": "cifar"})
 
 
 def test_a_recipe_is_refused_with_other_data(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
-    bundle, _, _ = climb(exported, folder, tmp_path / "out")
+    bundle, _, _ = search(exported, folder, tmp_path / "out")
     options = apply_recipe(read_recipe(bundle.path), CompileOptions(target="cpu", batch_size=8))
     next((folder / "train").rglob("*.png")).unlink()
     with pytest.raises(CalibrationError, match="are not those of the recipe"):
@@ -345,21 +345,21 @@ def test_contradictions_are_refused(exported: ExportedBundle, folder: Path, tmp_
     with pytest.raises(OptionError, match="quantises nothing"):
         SearchOptions(max_drop=0.1, precision=Precision.FORCE_FLOAT16)
     with pytest.raises(OptionError, match="the search chooses how to quantise"):
-        climb(exported, folder, tmp_path / "out", quantisation=QuantisationOptions(granularity="per_axis"))
+        search(exported, folder, tmp_path / "out", quantisation=QuantisationOptions(granularity="per_axis"))
     with pytest.raises(OptionError, match=r"60 images cannot show that a drop is within 0\.01.* at least 163 can"):
-        climb(exported, folder, tmp_path / "out", 0.01)
+        search(exported, folder, tmp_path / "out", 0.01)
     with pytest.raises(OptionError, match="a search runs what it compiles"):
-        climb(exported, folder, tmp_path / "out", check=False)
+        search(exported, folder, tmp_path / "out", check=False)
     with pytest.raises(CalibrationError, match="needs calibration data"):
-        climb(exported, folder, tmp_path / "out", calibration=None)
+        search(exported, folder, tmp_path / "out", calibration=None)
     plain = tmp_path / "plain"
     plain.mkdir()
     support.picture(1).save(plain / "1.png")
     with pytest.raises(InputError, match="images without classes"):
-        climb(exported, folder, tmp_path / "out", calibration=CalibrationOptions(dataset=str(plain)))
+        search(exported, folder, tmp_path / "out", calibration=CalibrationOptions(dataset=str(plain)))
     with pytest.raises(InputError, match="is not a recipe"):
         read_recipe(plain / "1.png")
-    recipe = read_recipe(climb(exported, folder, tmp_path / "out")[0].path)
+    recipe = read_recipe(search(exported, folder, tmp_path / "out")[0].path)
     with pytest.raises(OptionError, match="leave the options for that out"):
         apply_recipe(recipe, CompileOptions(quantisation=QuantisationOptions()))
 
@@ -434,9 +434,9 @@ def test_planted_outliers_break_the_vendor_recipe_and_the_search_recovers(librar
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
     options = CompileOptions(target="cpu", calibration=CalibrationOptions(dataset="demo", samples=96))
     bundle, report = search_bundle(planted, tmp_path / "out", options, SearchOptions(max_drop=0.02, samples=300))
-    vendor, chosen = report.rungs[0], report.rungs[-1]
+    vendor, chosen = report.trials[0], report.trials[-1]
     assert vendor.quantisation == QuantisationOptions()
-    assert vendor.verdict in ("broken", "hopeless")
+    assert vendor.verdict in ("failed", "stopped_early")
     assert chosen.verdict == "accepted"
     assert (chosen.drop_bound or 1.0) <= 0.02
     assert chosen.quantisation is not None
@@ -445,8 +445,8 @@ def test_planted_outliers_break_the_vendor_recipe_and_the_search_recovers(librar
     assert all(record.smoothing for record in bundle.compilation.quantised.values())
 
 
-def test_rungs_are_told_in_one_line() -> None:
-    rung = Rung(
+def test_a_trial_is_described_in_one_line() -> None:
+    trial = Trial(
         precision=Precision.QINT8_MIXED_FLOAT16,
         quantisation=QuantisationOptions(granularity="per_axis", smooth_alpha={"qkv": 0.5}, keep_float=("mlp_out",)),
         verdict="rejected",
@@ -459,7 +459,7 @@ def test_rungs_are_told_in_one_line() -> None:
         quantised_share=0.7,
         elapsed_s=1.0,
     )
-    assert describe_rung(rung) == (
+    assert describe_trial(trial) == (
         "qint8_mixed_float16 per_axis linear smoothing 0.5 float mlp_out: top-1 0.5000, drop 1.23 points "
         "(95 %: at most 2.00) on 1000 images: rejected"
     )

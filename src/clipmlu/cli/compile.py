@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 @click.option(
     "--max-drop",
     type=Number(0, 1),
-    help="Search the cheapest way to quantise that loses at most this much top-1, such as 0.01, against float32.",
+    help="Find the cheapest way to quantise that loses at most this much top-1, such as 0.01, against float32.",
 )
 @click.option(
     "--search-samples",
     type=click.IntRange(min=1),
-    help="Held-out train images to judge with. [default: 1000 to 5000, by --max-drop]",
+    help="Held-out train images to evaluate on. [default: 1000 to 5000, by --max-drop]",
 )
-@click.option("--search-templates", default="simple", show_default=True, help="Prompts to judge with.")
+@click.option("--search-templates", default="simple", show_default=True, help="Prompts to evaluate on.")
 @click.option(
     "--recipe",
     type=PATH,
@@ -61,8 +61,8 @@ def compile_command(
     Options that say MLU are for the targets mlu and emulated-mlu. Their names are also taken with underscores, and
     --dynamic-shape with true or false, as the vendor's scripts write them.
 
-    With --max-drop, a search climbs from cheap to dear ways to quantise, judged on the target; an interrupted one goes on
-    with the same command. --precision keeps it within one mode.
+    With --max-drop, a search tries ways to quantise from cheap to dear and evaluates each on the target; an interrupted search
+    goes on with the same command. --precision keeps it within one mode.
     """
     from clipmlu.compile.compiler import compile_bundle
     from clipmlu.compile.recipe import apply_recipe, read_recipe

@@ -6,7 +6,7 @@ from clipmlu.backends import get_backend
 from clipmlu.compile.compiler import CompilationPlan
 from clipmlu.specs import Precision, QuantisationOptions
 
-LADDERS: dict[str, tuple[Precision, ...]] = {
+MODES: dict[str, tuple[Precision, ...]] = {
     "cpu": (Precision.QINT8_MIXED_FLOAT32, Precision.FORCE_BFLOAT16, Precision.FORCE_FLOAT32),
     "mlu": (
         Precision.QINT8_MIXED_FLOAT16,
@@ -17,8 +17,8 @@ LADDERS: dict[str, tuple[Precision, ...]] = {
         Precision.FORCE_FLOAT32,
     ),
 }
-"""Modes from cheap to dear, of which a target climbs those that it offers. On the CPU the others are computed in float32 and
-save nothing. The order for cards is by the number of bits: nothing public says how fast each mode is."""
+"""Modes that a search tries, from cheap to dear, as far as the target offers them. On the CPU the other modes are computed in float32
+and save no time. The order for cards is by the number of bits: there is no public figure of the speed of each mode."""
 
 ALPHAS = (0.5, 0.75, 0.9)
 """Strengths of smoothing that are tried, after none at all."""
@@ -26,7 +26,7 @@ ALPHAS = (0.5, 0.75, 0.9)
 PER_AXIS = QuantisationOptions(granularity="per_axis")
 
 
-def ladder_of(plan: CompilationPlan) -> tuple[Precision, ...]:
+def modes_of(plan: CompilationPlan) -> tuple[Precision, ...]:
     """Modes that a target offers, from cheap to dear."""
     offered = get_backend(plan.main.backend).precisions
-    return tuple(mode for mode in LADDERS["cpu" if plan.mlu is None else "mlu"] if mode in offered)
+    return tuple(mode for mode in MODES["cpu" if plan.mlu is None else "mlu"] if mode in offered)

@@ -22,12 +22,12 @@ from clipmlu.file_names import text_from_name
 from clipmlu.measure.statistics import drop_interval
 from clipmlu.tune.trial import SearchOptions
 
-EARLY_SHARE = 4  # hopeless rungs are left after this part of the images
-_Z_HOPELESS = 3.0
+EARLY_SHARE = 4  # after this part of the images, a trial beyond the allowed drop stops
+_Z_STOP = 3.0
 
 
-class Jury:
-    """Held-out images with their labels, and what float32 makes of them."""
+class Evaluator:
+    """Held-out evaluation set with the float32 predictions."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Jury:
         self.dataset = _open_held_out(calibration, options, search)
         if not self.dataset.class_names:
             raise InputError(
-                f"'{calibration.record.dataset}' has images without classes, which cannot be judged. "
+                f"'{calibration.record.dataset}' has images without classes, on which accuracy cannot be measured. "
                 "Give --calib a dataset, or a folder with one sub-folder per class."
             )
         self.indices, self.digests = _held_out(self.dataset, calibration, search.wanted_samples)
@@ -58,47 +58,49 @@ class Jury:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def hear_reference(self, folder: Path) -> float:
-        """Embed the images in float32; returns the top-1."""
+    def evaluate_reference(self, folder: Path) -> float:
+        """Run the float32 model on the images; returns its top-1."""
         reference = compile_bundle(
             self._exported,
             folder / "reference",
             CompileOptions(target="cpu", check=False, overwrite=True),
         )
         with Encoder(reference) as encoder:
-            self._embeddings, self._predicted = self._look(encoder, 0, len(self))
+            self._embeddings, self._predicted = self._predict(encoder, 0, len(self))
         return float(np.mean(self._predicted == self.labels))
 
-    def judge(
+    def evaluate(
         self, bundle: CompiledBundle, options: SessionOptions, images: int, max_drop: float | None
     ) -> dict[str, float]:
-        """Figures of a candidate on the first images; fewer when it is hopeless.
+        """Evaluate a bundle on the first images; on a part of them when its drop is beyond doubt too large.
 
         Returns:
-            The fields of ``Rung`` that are measured.
+            The fields of ``Trial`` that are measured.
         """
         part = max(1, images // EARLY_SHARE) if max_drop is not None else images
         with Encoder(bundle, options) as encoder:
-            embeddings, predicted = self._look(encoder, 0, part)
+            embeddings, predicted = self._predict(encoder, 0, part)
             figures = self._figures(embeddings, predicted)
-            lower, _ = drop_interval(*self._changes(predicted), part, z=_Z_HOPELESS)
+            lower, _ = drop_interval(*self._changes(predicted), part, z=_Z_STOP)
             if part < images and (max_drop is None or lower <= max_drop):
-                rest = self._look(encoder, part, images)
+                rest = self._predict(encoder, part, images)
                 figures = self._figures(np.concatenate([embeddings, rest[0]]), np.concatenate([predicted, rest[1]]))
         return figures
 
-    def _look(self, encoder: Encoder, start: int, stop: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def _predict(
+        self, encoder: Encoder, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         classifier = build_classifier(encoder, self.dataset.class_names, self._search.templates, cache=False)
         items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
         rows = np.stack([outcome.require_row() for outcome in run_items(classifier.scorer, items)])
         predicted = rank_classes(classifier.logits(rows), 1)[:, 0].astype(np.int64)
-        if self._exported.manifest.layout == "joint":  # as directions, too; what all logits have in common says nothing
+        if self._exported.manifest.layout == "joint":  # logits less their mean, as directions
             rows = rows - rows.mean(axis=1, keepdims=True)
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return rows, predicted
 
     def _changes(self, predicted: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """Images that were right and are not now, and the other way round."""
+        """Number of images that only float32 classifies correctly, and that only this bundle does."""
         count = len(predicted)
         before, now = self._predicted[:count] == self.labels[:count], predicted == self.labels[:count]
         return int((before & ~now).sum()), int((~before & now).sum())
@@ -136,10 +138,10 @@ def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search:
 
 
 def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tuple[list[int], tuple[str, ...]]:
-    """Images spread over the classes, none of which is in the calibration or twice; and their digests."""
+    """Positions and digests of images spread over the classes, without duplicates and without images of the calibration."""
     taken = set(calibration.images)
     indices, digests = [], []
-    # Another order than the calibration's, whose beginning is taken.
+    # The calibration took the first images of the order of its own seed.
     order = spread_over_classes(dataset, calibration.record.seed + 1)
     for index, image in readable_images(dataset, order):
         digest = content_digest(image)

@@ -1,8 +1,8 @@
 """The search behind ``clipmlu compile --max-drop``: the cheapest way to quantise whose accuracy holds.
 
-It climbs a ladder from cheap to dear. Each rung is compiled for the target and judged there, by the zero-shot accuracy on
-images of the train split that calibration does not use. It stops at the first rung whose loss against float32 is, with
-confidence, within what is allowed. What was measured is kept after each rung, so that an interrupted search goes on.
+It tries the modes of the target from cheap to dear. Each trial compiles a bundle for the target and measures its zero-shot accuracy
+on images of the train split that the calibration does not use. The search stops at the first trial whose loss against float32 is,
+with confidence, within the allowed drop. Each trial is stored, so that an interrupted search goes on.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from clipmlu.files.read import read_kept, sealed
 from clipmlu.keys import options_digest, value_digest
 from clipmlu.measure.statistics import _Z_ONE_SIDED
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
-from clipmlu.tune.candidates import ALPHAS, PER_AXIS, ladder_of
-from clipmlu.tune.evaluator import EARLY_SHARE, Jury
-from clipmlu.tune.trial import Rung, SearchOptions, SearchReport, Verdict, best_text, describe_rung, encode_search
+from clipmlu.tune.candidates import ALPHAS, PER_AXIS, modes_of
+from clipmlu.tune.evaluator import EARLY_SHARE, Evaluator
+from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, Verdict, best_text, describe_trial, encode_search
 
 SEARCH_NAME = "search.json"
 
@@ -55,21 +55,21 @@ def search_bundle(
     *,
     on_note: Callable[[str], None] = lambda _message: None,
 ) -> tuple[CompiledBundle, SearchReport]:
-    """Find the cheapest rung that holds, and publish it with its recipe and the ladder.
+    """Find the cheapest way to quantise within the allowed drop, and publish its bundle with the recipe and the report.
 
     Args:
         source: the exported bundle, or its path.
         output: directory of the compiled bundle.
         options: everything that is not searched; with calibration data, and without a quantisation of its own.
         search: what is demanded.
-        on_note: called with a line for people at each rung.
+        on_note: called with a line for people after each trial.
 
     Returns:
-        The bundle, and the ladder.
+        The bundle, and the report.
 
     Raises:
-        GateError: no rung holds; what was measured is kept, and said where.
-        InputError: the dataset has no labelled images to judge with.
+        GateError: no trial is within the allowed drop; the message names the file of what was tried.
+        InputError: the dataset has no labelled images to evaluate on.
         ClipmluError: as ``compile_bundle``.
     """
     output = as_path(output, "the output")
@@ -86,31 +86,31 @@ def search_bundle(
     # A target without 8 bits has nothing to search for, and refuses them here.
     wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
     plan = plan_compilation(dataclasses.replace(options, precision=wanted))
-    ladder = ladder_of(plan) if search.precision is None else (search.precision,)
+    modes = modes_of(plan) if search.precision is None else (search.precision,)
     assert options.calibration is not None, "plan_compilation asked for it"
     calibration = options.calibration
     if isinstance(calibration, CalibrationOptions):
         calibration = obtain_calibration(exported, calibration)
-    jury = Jury(exported, calibration, options, search)
+    evaluator = Evaluator(exported, calibration, options, search)
     fewest = math.ceil(_Z_ONE_SIDED / search.max_drop) - 2
-    if len(jury) < fewest:
+    if len(evaluator) < fewest:
         raise OptionError(
-            f"{len(jury)} images cannot show that a drop is within {search.max_drop:g}, even if none of them is lost; "
+            f"{len(evaluator)} images cannot show that a drop is within {search.max_drop:g}, even if none of them is lost; "
             f"at least {fewest} can (--search-samples), or allow more (--max-drop)"
         )
     base = dataclasses.replace(
         options,
         target=plan.main.target,
         calibration=calibration,
-        seen_images=jury.digests,
+        seen_images=evaluator.digests,
         quantisation=None,
         overwrite=True,
     )
-    key = _search_key(exported, plan, base, jury, search)
+    key = _search_key(exported, plan, base, evaluator, search)
     state = _State(output.with_name(output.name + _STATE_SUFFIX), key, on_note)
-    climber = _Climber(exported, base, jury, state, search, on_note, emulated=plan.main.emulated)
-    found = climber.climb(ladder)
-    report = climber.report()
+    process = _Search(exported, base, evaluator, state, search, on_note, emulated=plan.main.emulated)
+    found = process.run(modes)
+    report = process.report()
     if found is None:
         kept = state.folder / _STATE_NAME
         raise GateError(
@@ -125,18 +125,18 @@ def search_bundle(
 
 
 def _search_key(
-    exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions, jury: Jury, search: SearchOptions
+    exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions, evaluator: Evaluator, search: SearchOptions
 ) -> str:
-    """Digest of all that decides what a rung measures, but for the rung itself: only then is an earlier verdict taken."""
-    # Of the data there are digests; the others differ from rung to rung, or decide nothing.
+    """Digest of everything that decides the result of a trial, except the mode and the quantisation options."""
+    # The data enter as digests; the rest differs between trials, or does not change a result.
     apart = ("calibration", "seen_images", "precision", "quantisation", "session", "overwrite")
     facts = [
         exported.digest,
         options_digest(base, without=apart),
         options_digest(base.session, without=("in_flight", "busy_wait")),
-        jury.key,
-        jury.labels.tolist(),
-        jury.dataset.class_names,
+        evaluator.key,
+        evaluator.labels.tolist(),
+        evaluator.dataset.class_names,
         resolve_templates(search.templates),
         search.max_drop,
         tool_versions(plan, base.session, "onnxruntime"),
@@ -146,48 +146,48 @@ def _search_key(
 
 class _StateContent(Spec, frozen=True, kw_only=True):
     key: str
-    rungs: tuple[Rung, ...] = ()
+    trials: tuple[Trial, ...] = ()
 
 
 class _State:
-    """What has been measured so far, on disk.
+    """The trials of a search on disk.
 
     Attributes:
-        folder: where; bundles that are being judged lie there too.
-        rungs: what has been tried.
+        folder: their place; the bundles under evaluation are there too.
+        trials: those that are stored.
     """
 
     def __init__(self, folder: Path, key: str, on_note: Callable[[str], None]) -> None:
         self.folder = folder
         self._key = key
-        self.rungs: list[Rung] = []
+        self.trials: list[Trial] = []
         content = read_kept(folder / _STATE_NAME, _StateContent, on_note)
         if content is not None and content.key == self._key:
-            self.rungs = list(content.rungs)
-            on_note(f"going on with the search in {folder}: {len(self.rungs)} rungs are known")
+            self.trials = list(content.trials)
+            on_note(f"going on with the search in {folder}: {len(self.trials)} trials are known")
 
-    def known(self, precision: Precision, how: QuantisationOptions | None, *, probe: bool) -> Rung | None:
-        """What an earlier attempt found, unless the bundle is needed."""
-        for rung in self.rungs:
-            if (rung.precision, rung.quantisation, rung.verdict == "probe") == (precision, how, probe):
-                return rung
+    def known(self, precision: Precision, how: QuantisationOptions | None, *, exploratory: bool) -> Trial | None:
+        """The recorded trial with these settings, or None."""
+        for trial in self.trials:
+            if (trial.precision, trial.quantisation, trial.verdict == "exploratory") == (precision, how, exploratory):
+                return trial
         return None
 
-    def add(self, rung: Rung) -> None:
-        """Keep a rung, at once."""
-        self.rungs.append(rung)
-        content = _StateContent(key=self._key, rungs=tuple(self.rungs))
+    def add(self, trial: Trial) -> None:
+        """Store a trial."""
+        self.trials.append(trial)
+        content = _StateContent(key=self._key, trials=tuple(self.trials))
         write_file(self.folder / _STATE_NAME, encode_json(sealed(content), indent=1), overwrite=True)
 
 
-class _Climber:
-    """Climbs the ladder."""
+class _Search:
+    """One run of a search."""
 
     def __init__(
         self,
         exported: ExportedBundle,
         base: CompileOptions,
-        jury: Jury,
+        evaluator: Evaluator,
         state: _State,
         search: SearchOptions,
         on_note: Callable[[str], None],
@@ -196,50 +196,52 @@ class _Climber:
     ) -> None:
         self._exported = exported
         self._base = base
-        self._jury = jury
+        self._evaluator = evaluator
         self._state = state
         self._search = search
         self._note = on_note
         self._emulated = emulated
         self._reference_top1: float | None = None
-        self._climbed: list[Rung] = []
+        self._trials: list[Trial] = []
 
-    def climb(self, modes: Sequence[Precision]) -> CompiledBundle | None:
-        """The first bundle that holds, in the state's folder; None if there is none."""
-        with contextlib.closing(self._rungs(modes)) as rungs:
-            for precision, how in rungs:
+    def run(self, modes: Sequence[Precision]) -> CompiledBundle | None:
+        """The first accepted bundle, in the state's folder; None if there is none."""
+        with contextlib.closing(self._candidates(modes)) as candidates:
+            for precision, how in candidates:
                 bundle = self._try(precision, how)
                 if bundle is not None:
                     return bundle
         return None
 
     def report(self) -> SearchReport:
-        """The ladder as far as it was climbed."""
+        """The report of the trials so far."""
         return SearchReport(
             target=self._base.target,
             emulated=self._emulated,
             max_drop=self._search.max_drop,
             confidence=_CONFIDENCE,
-            dataset=self._jury.dataset.name,
-            split=self._jury.dataset.split,
-            images=len(self._jury),
+            dataset=self._evaluator.dataset.name,
+            split=self._evaluator.dataset.split,
+            images=len(self._evaluator),
             templates=self._search.templates_text,
-            reference_top1=self._hear(),
-            rungs=tuple(self._climbed),
+            reference_top1=self._reference(),
+            trials=tuple(self._trials),
         )
 
-    def _rungs(self, modes: Sequence[Precision]) -> Generator[tuple[Precision, QuantisationOptions | None], None, None]:
+    def _candidates(
+        self, modes: Sequence[Precision]
+    ) -> Generator[tuple[Precision, QuantisationOptions | None], None, None]:
         for position, mode in enumerate(modes):
             if mode.bits is None:
                 yield mode, None
             elif position and mode.bits == modes[0].bits:
-                best = self._best()  # the same integers, another float type around them
+                best = self._best()  # the same integers with another float type
                 yield mode, PER_AXIS if best is None else best.quantisation
             else:
                 yield from ((mode, how) for how in self._ways(mode))
 
     def _ways(self, mode: Precision) -> Iterator[QuantisationOptions]:
-        """Ways to quantise in one mode; those that cost the same at run time from plain to elaborate, then the dearer ones."""
+        """Quantisation options of one mode, in the order of trying; those with operators in float, which run slower, come last."""
         yield QuantisationOptions()
         yield PER_AXIS
         yield msgspec.structs.replace(PER_AXIS, activation="asymmetric")
@@ -254,12 +256,12 @@ class _Climber:
             yield from self._with_float_roles(mode, best, best.quantisation)
 
     def _with_float_roles(
-        self, mode: Precision, plain: Rung, how: QuantisationOptions
+        self, mode: Precision, plain: Trial, how: QuantisationOptions
     ) -> Iterator[QuantisationOptions]:
-        """More and more roles in float, first those that bring most for the work they are."""
+        """More and more roles in float, first those that lower the embedding error most for their share of the work."""
         gains = []
         for role, share in self._roles(mode):
-            probe = self._probe(mode, msgspec.structs.replace(how, keep_float=(role,)))
+            probe = self._explore(mode, msgspec.structs.replace(how, keep_float=(role,)))
             if probe is None or probe.embedding_error is None or plain.embedding_error is None:
                 continue
             gains.append(((plain.embedding_error - probe.embedding_error) / max(share, 1e-9), role))
@@ -269,29 +271,29 @@ class _Climber:
             yield msgspec.structs.replace(how, keep_float=kept)
 
     def _roles(self, mode: Precision) -> list[tuple[str, float]]:
-        """Roles of the model and their share of the work, from small to large."""
+        """Roles of the model and their share of the multiply-accumulate operations, in ascending order."""
         from clipmlu.compile.preparing import role_shares
 
         return sorted(role_shares(self._exported).items(), key=lambda entry: entry[1])
 
-    def _best(self, mode: Precision | None = None) -> Rung | None:
-        """Of what has been judged so far (in a mode), the one that loses least; its embeddings decide between equals."""
-        judged = [
-            rung
-            for rung in self._climbed
-            if rung.quantisation is not None
-            and rung.verdict in ("rejected", "hopeless")
-            and mode in (None, rung.precision)
+    def _best(self, mode: Precision | None = None) -> Trial | None:
+        """The evaluated trial (of a mode) with the smallest drop; of equals, the one with the smallest embedding error."""
+        evaluated = [
+            trial
+            for trial in self._trials
+            if trial.quantisation is not None
+            and trial.verdict in ("rejected", "stopped_early")
+            and mode in (None, trial.precision)
         ]
-        # A rung that was left early has a drop from fewer images: what came through to the end goes before it.
+        # A trial that stopped early has a drop of fewer images: complete ones go before it.
         return min(
-            judged,
-            key=lambda rung: (rung.verdict == "hopeless", rung.drop or 0.0, rung.embedding_error or 0.0),
+            evaluated,
+            key=lambda trial: (trial.verdict == "stopped_early", trial.drop or 0.0, trial.embedding_error or 0.0),
             default=None,
         )
 
     def _try(self, precision: Precision, how: QuantisationOptions | None) -> CompiledBundle | None:
-        known = self._state.known(precision, how, probe=False)
+        known = self._state.known(precision, how, exploratory=False)
         path = self._state.folder / "candidate"
         if known is not None and known.verdict != "accepted":
             self._tell(known)
@@ -302,48 +304,50 @@ class _Climber:
             if bundle is not None:
                 self._tell(known)
                 return bundle
-            self._state.rungs.remove(known)
-        rung, bundle_or_none, lasting = self._measure(precision, how, path, probe=False)
+            self._state.trials.remove(known)
+        trial, bundle_or_none, lasting = self._measure(precision, how, path, exploratory=False)
         if lasting:
-            self._state.add(rung)
-        self._tell(rung)
-        return bundle_or_none if rung.verdict == "accepted" else None
+            self._state.add(trial)
+        self._tell(trial)
+        return bundle_or_none if trial.verdict == "accepted" else None
 
-    def _probe(self, precision: Precision, how: QuantisationOptions) -> Rung | None:
-        rung = self._state.known(precision, how, probe=True)
-        if rung is None:
-            rung, _bundle, _lasting = self._measure(precision, how, self._state.folder / "probe", probe=True)
-            if rung.verdict == "probe":
-                self._state.add(rung)
-        self._tell(rung)
-        return rung
+    def _explore(self, precision: Precision, how: QuantisationOptions) -> Trial | None:
+        trial = self._state.known(precision, how, exploratory=True)
+        if trial is None:
+            trial, _bundle, _lasting = self._measure(
+                precision, how, self._state.folder / "exploratory", exploratory=True
+            )
+            if trial.verdict == "exploratory":
+                self._state.add(trial)
+        self._tell(trial)
+        return trial
 
     def _options(self, precision: Precision, how: QuantisationOptions | None) -> CompileOptions:
         calibration = self._base.calibration if precision.bits is not None else None
         return dataclasses.replace(self._base, precision=precision, quantisation=how, calibration=calibration)
 
     def _measure(
-        self, precision: Precision, how: QuantisationOptions | None, path: Path, *, probe: bool
-    ) -> tuple[Rung, CompiledBundle | None, bool]:
-        """A rung, its bundle if it has one, and whether measuring it again would give the same."""
-        self._hear()
+        self, precision: Precision, how: QuantisationOptions | None, path: Path, *, exploratory: bool
+    ) -> tuple[Trial, CompiledBundle | None, bool]:
+        """Run a trial: its record, its bundle if it has one, and whether to store it."""
+        self._reference()
         start = time.perf_counter()
         options = self._options(precision, how)
-        images = max(1, len(self._jury) // EARLY_SHARE) if probe else len(self._jury)
+        images = max(1, len(self._evaluator) // EARLY_SHARE) if exploratory else len(self._evaluator)
         try:
             bundle = compile_bundle(self._exported, path, options)
-            limit = None if probe else self._search.max_drop
-            figures = self._jury.judge(bundle, options.session, images, limit)
-        except (GateError, CompileError) as error:  # what one way cannot do, another may
-            # Only what was measured lasts: a worker, a card or memory that failed may not fail the next time.
+            limit = None if exploratory else self._search.max_drop
+            figures = self._evaluator.evaluate(bundle, options.session, images, limit)
+        except (GateError, CompileError) as error:
+            # A failed gate is a result. A worker, a card or memory that failed may not fail the next time.
             lasting = isinstance(error, GateError)
-            return self._broken(precision, how, error, time.perf_counter() - start), None, lasting
-        verdict: Verdict = "probe"
-        if not probe:
+            return self._failed(precision, how, error, time.perf_counter() - start), None, lasting
+        verdict: Verdict = "exploratory"
+        if not exploratory:
             complete = figures["images"] == images
             within = figures["drop_bound"] <= self._search.max_drop
-            verdict = "accepted" if complete and within else "rejected" if complete else "hopeless"
-        rung = Rung(
+            verdict = "accepted" if complete and within else "rejected" if complete else "stopped_early"
+        trial = Trial(
             precision=precision,
             quantisation=how,
             verdict=verdict,
@@ -356,15 +360,15 @@ class _Climber:
             quantised_share=_quantised_share(bundle),
             elapsed_s=time.perf_counter() - start,
         )
-        return rung, bundle, True
+        return trial, bundle, True
 
-    def _broken(
+    def _failed(
         self, precision: Precision, how: QuantisationOptions | None, error: ClipmluError, elapsed_s: float
-    ) -> Rung:
-        return Rung(
+    ) -> Trial:
+        return Trial(
             precision=precision,
             quantisation=how,
-            verdict="broken",
+            verdict="failed",
             images=0,
             top1=None,
             drop=None,
@@ -376,16 +380,16 @@ class _Climber:
             elapsed_s=elapsed_s,
         )
 
-    def _hear(self) -> float:
+    def _reference(self) -> float:
         if self._reference_top1 is None:
-            self._reference_top1 = self._jury.hear_reference(self._state.folder)
-            self._note(f"float32: top-1 {self._reference_top1:.4f} on {len(self._jury)} held-out images")
+            self._reference_top1 = self._evaluator.evaluate_reference(self._state.folder)
+            self._note(f"float32: top-1 {self._reference_top1:.4f} on {len(self._evaluator)} held-out images")
         return self._reference_top1
 
-    def _tell(self, rung: Rung) -> None:
-        self._climbed.append(rung)
+    def _tell(self, trial: Trial) -> None:
+        self._trials.append(trial)
         mark = ", emulated" if self._emulated else ""
-        self._note(f"{len(self._climbed):2d}. {describe_rung(rung)}{mark}")
+        self._note(f"{len(self._trials):2d}. {describe_trial(trial)}{mark}")
 
 
 def _quantised_share(bundle: CompiledBundle) -> float | None:

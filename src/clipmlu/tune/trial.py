@@ -1,4 +1,4 @@
-"""What a search is asked for, what it tried, and its report."""
+"""Values of the search of how to quantise: its options, its trials and its report."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from clipmlu.files.publish import encode_json
 from clipmlu.measure.statistics import _Z_ONE_SIDED
 from clipmlu.specs import PositiveInt, Precision, QuantisationOptions, Spec
 
-_DISCORDANT = 0.05  # share of images that change sides, for the choice of how many to look at
+_DISCORDANT = 0.05  # assumed share of images that only one of the two models classifies correctly
 _FEWEST, _MOST = 1000, 5000
 
-Verdict = Literal["accepted", "rejected", "hopeless", "broken", "probe"]
+Verdict = Literal["accepted", "rejected", "stopped_early", "failed", "exploratory"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """What is demanded and how it is judged; validated on construction.
+    """What the search must keep and how it measures it; validated on construction.
 
     Attributes:
         max_drop: allowed loss of top-1 against float32, 0..1.
-        samples: held-out images to judge with; None chooses by ``max_drop``.
+        samples: held-out images to evaluate on; None chooses by ``max_drop``.
         templates: of the prompts; see ``prompts.resolve_templates``.
         precision: search within this mode only; None for all modes of the target.
     """
@@ -53,29 +53,29 @@ class SearchOptions:
 
     @property
     def wanted_samples(self) -> int:
-        """Images to judge with: as many as make the uncertainty about half of what is allowed."""
+        """Images to evaluate on: as many as make the uncertainty about half of what is allowed."""
         if self.samples is not None:
             return self.samples
         return int(np.clip(math.ceil(_DISCORDANT * (2 * _Z_ONE_SIDED / self.max_drop) ** 2), _FEWEST, _MOST))
 
 
-class Rung(Spec, frozen=True, kw_only=True):
-    """One thing that was tried.
+class Trial(Spec, frozen=True, kw_only=True):
+    """One way to quantise that was tried.
 
     Attributes:
         precision: the mode.
         quantisation: how it quantises, or None for a mode that does not.
-        verdict: ``accepted``; ``rejected``; ``hopeless`` after a part of the images; ``broken`` when it did not
-            compile or a gate failed; ``probe`` for a look at what one role costs.
-        images: images judged.
-        top1: fraction of them that are right, or None when broken.
+        verdict: ``accepted``; ``rejected``; ``stopped_early`` after a part of the images; ``failed`` when it did not
+            compile or a gate failed; ``exploratory`` for the effect of one role in float.
+        images: images evaluated.
+        top1: fraction of them that are right, or None when it failed.
         drop: float32's fraction on the same images less ``top1``, or None.
         drop_bound: upper end of its one-sided 95 % confidence interval, or None.
         agreement: share of the images that get the same class as in float32, or None.
         embedding_error: 1 less the mean cosine similarity to float32's image embeddings, or, of the joint layout, to its
             logits less their mean; or None.
         quantised_share: of the multiply-accumulate operations of both towers.
-        reason: why it is broken; else empty.
+        reason: why it failed; else empty.
         elapsed_s: wall time in seconds.
     """
 
@@ -94,19 +94,19 @@ class Rung(Spec, frozen=True, kw_only=True):
 
 
 class SearchReport(Spec, frozen=True, kw_only=True):
-    """The ladder as it was climbed.
+    """What the search tried, in order.
 
     Attributes:
-        target: where it was judged.
-        emulated: on the emulated vendor SDK.
-        max_drop: what was allowed.
+        target: what was compiled for and evaluated on.
+        emulated: by the emulated vendor SDK.
+        max_drop: the allowed loss of top-1.
         confidence: of the bounds.
         dataset: where the held-out images come from.
         split: which part of it.
         images: their number.
         templates: of the prompts.
         reference_top1: float32's top-1 on them.
-        rungs: in the order of climbing; the last one is what was chosen, if it is accepted.
+        trials: in order; the last one was chosen, if it is accepted.
     """
 
     target: str
@@ -118,34 +118,35 @@ class SearchReport(Spec, frozen=True, kw_only=True):
     images: int
     templates: str
     reference_top1: float
-    rungs: tuple[Rung, ...] = ()
+    trials: tuple[Trial, ...] = ()
 
 
 def encode_search(report: SearchReport) -> bytes:
-    """The ladder as indented JSON."""
+    """The report as indented JSON."""
     return encode_json(report)
 
 
-def describe_rung(rung: Rung) -> str:
+def describe_trial(trial: Trial) -> str:
     """One line for people."""
-    how = rung.quantisation
-    words = [rung.precision.value]
+    how = trial.quantisation
+    words = [trial.precision.value]
     if how is not None:
         words += [how.granularity, how.algorithm]
         words += ["asymmetric"] if how.activation == "asymmetric" else []
         words += [f"smoothing {max(how.smooth_alpha.values()):g}"] if how.smooth_alpha else []
         words += [f"float {', '.join(how.keep_float)}"] if how.keep_float else []
-    if rung.top1 is None:
-        return f"{' '.join(words)}: {rung.verdict}: {rung.reason}"
+    verdict = trial.verdict.replace("_", " ")
+    if trial.top1 is None:
+        return f"{' '.join(words)}: {verdict}: {trial.reason}"
     return (
-        f"{' '.join(words)}: top-1 {rung.top1:.4f}, drop {100 * (rung.drop or 0.0):.2f} points "
-        f"(95 %: at most {100 * (rung.drop_bound or 0.0):.2f}) on {rung.images} images: {rung.verdict}"
+        f"{' '.join(words)}: top-1 {trial.top1:.4f}, drop {100 * (trial.drop or 0.0):.2f} points "
+        f"(95 %: at most {100 * (trial.drop_bound or 0.0):.2f}) on {trial.images} images: {verdict}"
     )
 
 
 def best_text(report: SearchReport) -> str:
     """The trial that loses least, for the message that none holds."""
-    judged = [rung for rung in report.rungs if rung.drop is not None and rung.verdict != "probe"]
-    if not judged:
-        return f"nothing could be judged, at last because: {report.rungs[-1].reason.rstrip('.')}"
-    return f"the best was {describe_rung(min(judged, key=lambda rung: rung.drop or 0.0))}"
+    evaluated = [trial for trial in report.trials if trial.drop is not None and trial.verdict != "exploratory"]
+    if not evaluated:
+        return f"nothing could be evaluated, at last because: {report.trials[-1].reason.rstrip('.')}"
+    return f"the best was {describe_trial(min(evaluated, key=lambda trial: trial.drop or 0.0))}"
