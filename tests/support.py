@@ -6,6 +6,7 @@ Text tower: sum of token embeddings, unit norm.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from clipmlu.bundle.directory import ExportedBundle, open_exported, stage_bundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported, stage_bundle
 from clipmlu.bundle.manifest import (
     TOKENIZER_NAME,
     Export,
@@ -178,6 +179,14 @@ def edit_manifest(bundle: Path, **changes: object) -> None:
     content = msgspec.json.decode(path.read_bytes())
     content.update(changes)
     path.write_bytes(msgspec.json.encode(content))
+
+
+def with_compilation(bundle: CompiledBundle, output: Path, **changes: object) -> CompiledBundle:
+    """A copy of a compiled bundle whose record of the compilation says something else."""
+    shutil.copytree(bundle.path, output)
+    compilation = msgspec.structs.replace(bundle.compilation, **changes)
+    edit_manifest(output, compilation=msgspec.to_builtins(compilation))
+    return open_compiled(output)
 
 
 def _unit(rows: npt.NDArray[np.float64]) -> FloatArray:

@@ -142,7 +142,7 @@ def test_batches_in_flight_finish_in_order_and_are_owned_by_the_caller(place: Pl
 
 
 def test_static_bundle_declares_its_batch(place: Place, static: CompiledBundle) -> None:
-    with get_backend(static.compilation.backend).open(static, "image", place.session()) as session:
+    with get_backend(static.compilation.backend).open(static.runnable, "image", place.session()) as session:
         assert session.inputs["pixel_values"].shape == (4, 3, support.SIDE, support.SIDE)
         with pytest.raises(
             ShapeError, match=r"takes 'pixel_values' as float32 \(4, 3, 8, 8\); got float32 \(3, 3, 8, 8\)"
@@ -166,7 +166,7 @@ def test_dynamic_bundle_refuses_what_is_out_of_range(place: Place, dynamic: Comp
 
 
 def test_feeds_that_do_not_fit_are_refused_before_they_run(place: Place, dynamic: CompiledBundle) -> None:
-    with get_backend(dynamic.compilation.backend).open(dynamic, "image", place.session()) as session:
+    with get_backend(dynamic.compilation.backend).open(dynamic.runnable, "image", place.session()) as session:
         for feeds in (
             {"pixel_values": np.zeros((1, 3, 8, 8), np.float64)},
             {"pixel_values": np.zeros((1, 3, 8, 9), np.float32)},
@@ -209,7 +209,7 @@ def test_graph_that_the_runtime_cannot_read_is_corrupt(place: Place, dynamic: Co
 
 
 def test_closing_twice_is_closing_once(place: Place, dynamic: CompiledBundle) -> None:
-    session = get_backend(dynamic.compilation.backend).open(dynamic, "image", place.session())
+    session = get_backend(dynamic.compilation.backend).open(dynamic.runnable, "image", place.session())
     session.run({"pixel_values": _pixels(2)})
     session.close()
     session.close()

@@ -59,7 +59,7 @@ def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 
 
 def _open(bundle: CompiledBundle, tower: TowerName = "image", **options: int) -> OpenVinoSession:
-    session = get_backend("openvino").open(bundle, tower, SessionOptions(**options))
+    session = get_backend("openvino").open(bundle.runnable, tower, SessionOptions(**options))
     assert isinstance(session, OpenVinoSession)
     return session
 

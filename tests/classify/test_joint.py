@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -204,11 +203,10 @@ def test_cost_is_counted_of_what_really_runs(fused: Fused, shape: str, share: st
     assert "without '--layout joint'" in found
 
 
-def test_cost_of_texts_and_images_adds_up(fused: Fused) -> None:
-    bundle = fused(target="cpu")
-    facts = msgspec.structs.replace(bundle.compilation, row_macs={"pixel_values": 300, "input_ids": 50})
-    manifest = msgspec.structs.replace(bundle.manifest, compilation=facts)
-    with Model(CompiledBundle(bundle.path, manifest, bundle.digest)) as encoder:
+def test_cost_of_texts_and_images_adds_up(fused: Fused, tmp_path: Path) -> None:
+    macs = {"pixel_values": 300, "input_ids": 50}
+    bundle = support.with_compilation(fused(target="cpu"), tmp_path / "costly", row_macs=macs)
+    with Model(bundle) as encoder:
         found = encoder.classifier([f"thing {number}" for number in range(130)]).scorer.describe_cost(8)
     # Two runs with 8 images each, 100 and 30 texts: 4800 + 6500; two towers take 2400.
     assert found is not None

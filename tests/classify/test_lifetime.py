@@ -174,10 +174,10 @@ def test_threads_that_begin_at_once_open_each_tower_once(
     opened: list[str] = []
     opens = backend.open
 
-    def counted(bundle: CompiledBundle, tower: Any, options: SessionOptions) -> Session:
+    def counted(runnable: Any, tower: Any, options: SessionOptions) -> Session:
         opened.append(tower)
         time.sleep(0.05)
-        return opens(bundle, tower, options)
+        return opens(runnable, tower, options)
 
     monkeypatch.setattr(backend, "open", counted)
     with clipmlu.load(compiled.path) as model:

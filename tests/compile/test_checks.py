@@ -58,8 +58,8 @@ def test_a_trained_model_that_chooses_other_classes_is_refused(
         backend = get_backend("onnxruntime")
         return check_agreement(
             bundle,
-            compiled,
-            lambda name: backend.open(compiled, name, SessionOptions()),
+            compiled.runnable,
+            lambda name: backend.open(compiled.runnable, name, SessionOptions()),
             precisions,  # type: ignore[arg-type]
             None,
             Thresholds(min_agreement=floor),

@@ -207,7 +207,7 @@ def test_joint_layout_takes_uint8_pixels_beside_its_texts(clip: ExportedBundle, 
     bundle = compile_bundle(join_towers(clip), tmp_path / "out", options)
     pixels, ids = noise(4), np.arange(3 * support.CONTEXT).reshape(3, support.CONTEXT) % support.VOCAB
     images, texts = support.embed_images(support.normalise_as_clip(pixels)), support.embed_tokens(ids)
-    with get_backend(bundle.compilation.backend).open(bundle, "joint", SessionOptions()) as session:
+    with get_backend(bundle.compilation.backend).open(bundle.runnable, "joint", SessionOptions()) as session:
         assert [tensor.dtype for tensor in session.inputs.values()] == ["uint8", "int64"]
         found = session.run({"pixel_values": pixels, "input_ids": ids})["logits_per_image"]
     np.testing.assert_allclose(found, support.LOGIT_SCALE * images @ texts.T, atol=1e-5 * support.LOGIT_SCALE)

@@ -384,10 +384,8 @@ def test_ablation_is_refused_where_it_means_nothing(tiny: ExportedBundle, compil
         compare_bundles(tiny, bundle, Pictures(), options)
     with pytest.raises(OptionError, match="ablation needs the float source; give the exported bundle"):
         compare_bundles(bundle, plain, Pictures(), options)
-    facts = msgspec.structs.replace(
-        bundle.compilation, quantised={"image": bundle.compilation.quantised["image"]}
-    )  # as with the text tower on the CPU
-    image_only = CompiledBundle(bundle.path, msgspec.structs.replace(bundle.manifest, compilation=facts), bundle.digest)
+    quantised = {"image": bundle.compilation.quantised["image"]}  # as with the text tower on the CPU
+    image_only = support.with_compilation(bundle, tmp_path / "image-only", quantised=quantised)
     with pytest.raises(OptionError, match=r"ablation looks at the text tower, which bundle '.*' does not quantise"):
         compare_bundles(image_only, tiny, Pictures(), CompareOptions(ablate=True, tower="text"))
     other = support.write_exported(tmp_path / "other", seed=1)
@@ -415,13 +413,13 @@ def cards_are_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_openvino_runs_the_same_file_which_can_be_looked_into_unless_it_rounds_to_bfloat16(
-    tiny: ExportedBundle, compile_for: Compile
+    tiny: ExportedBundle, compile_for: Compile, tmp_path: Path
 ) -> None:
     bundle = compile_for(tiny, "qint8_mixed_float32")
 
     def placed(precision: Precision) -> CompiledBundle:
-        facts = msgspec.structs.replace(bundle.compilation, target="openvino", backend="openvino", precision=precision)
-        return CompiledBundle(bundle.path, msgspec.structs.replace(bundle.manifest, compilation=facts), bundle.digest)
+        changes = {"target": "openvino", "backend": "openvino", "precision": precision}
+        return support.with_compilation(bundle, tmp_path / precision.value, **changes)
 
     assert hidden_reason(placed(Precision.QINT8_MIXED_FLOAT32), "image") is None
     assert hidden_reason(placed(Precision.FORCE_FLOAT32), "image") is None
@@ -431,12 +429,12 @@ def test_openvino_runs_the_same_file_which_can_be_looked_into_unless_it_rounds_t
 
 
 @pytest.mark.usefixtures("cards_are_cpus")
-def test_real_card_has_predictions_and_no_nodes(tiny: ExportedBundle, compile_for: Compile) -> None:
+def test_real_card_has_predictions_and_no_nodes(tiny: ExportedBundle, compile_for: Compile, tmp_path: Path) -> None:
     bundle = compile_for(tiny, "qint8_mixed_float32")
-    facts = msgspec.structs.replace(bundle.compilation, target="mlu", backend="magicmind")
-    quantised = {name: msgspec.structs.replace(record, tensors={}) for name, record in facts.quantised.items()}
-    facts = msgspec.structs.replace(facts, quantised=quantised)
-    card = CompiledBundle(bundle.path, msgspec.structs.replace(bundle.manifest, compilation=facts), bundle.digest)
+    records = bundle.compilation.quantised
+    quantised = {name: msgspec.structs.replace(record, tensors={}) for name, record in records.items()}
+    changes = {"target": "mlu", "backend": "magicmind", "quantised": quantised}
+    card = support.with_compilation(bundle, tmp_path / "card", **changes)
     report = compare_bundles(card, tiny, Pictures())
     for tower in report.towers.values():
         assert tower.nodes == ()

@@ -14,8 +14,8 @@ import numpy as np
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.bundle.manifest import Tower
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import StageClock
 from clipmlu.data.feeds import Array, CalibrationData
 from clipmlu.errors import SessionError, ShapeError
@@ -291,7 +291,7 @@ class Backend(Protocol):
             CompileError: the graph cannot be compiled as asked.
         """
 
-    def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
+    def open(self, model: RunnableModel, tower: TowerName, options: SessionOptions) -> Session:
         """Open a session on one graph.
 
         Raises:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmlu.backends.base import Backend, CompiledGraph, GraphOptions, SessionOptions, SourceGraph
-from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.bundle.manifest import GRAPH_SUFFIX, Tower
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.data.feeds import calibration_batches
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, BundleError, OptionError
 from clipmlu.file_names import name_from_path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TEXT_AXIS = "text_batch"
 
 
-def check_openable(backend: Backend, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> None:
+def check_openable(backend: Backend, model: RunnableModel, tower: TowerName, options: SessionOptions) -> None:
     """Refuse to open a graph where its runtime is absent, or on a card, or a file that was not looked through.
 
     Raises:
@@ -32,16 +32,16 @@ def check_openable(backend: Backend, bundle: CompiledBundle, tower: TowerName, o
     """
     availability = backend.probe()
     if not availability.ok:
-        raise BackendUnavailableError(f"Bundle '{bundle.path}' runs on {backend.name}: {availability.reason}.")
+        raise BackendUnavailableError(f"Bundle '{model.path}' runs on {backend.name}: {availability.reason}.")
     # By another name a runtime takes other formats too, and ``open_bundle`` has looked through those of this name only.
-    if not bundle.tower(tower).file.endswith(GRAPH_SUFFIX):
+    if not model.tower(tower).file.endswith(GRAPH_SUFFIX):
         raise BundleCorruptError(
-            f"Manifest of '{bundle.path}' has the file '{bundle.tower(tower).file}' for {backend.name}, which takes "
+            f"Manifest of '{model.path}' has the file '{model.tower(tower).file}' for {backend.name}, which takes "
             f"'*{GRAPH_SUFFIX}'. Make the bundle again."
         )
     # With --text-target, the device is that of the image tower.
-    if options.device and bundle.compilation.backend == backend.name:
-        raise OptionError(f"device is {options.device}, but bundle '{bundle.path}' runs on the CPU; leave it out")
+    if options.device and model.compilation.backend == backend.name:
+        raise OptionError(f"device is {options.device}, but bundle '{model.path}' runs on the CPU; leave it out")
 
 
 def runtime_path(path: Path) -> str:

@@ -15,8 +15,8 @@ from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptio
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, runtime_path, write_mode
 from clipmlu.backends.integer_products import integer_product_graph, products_are_exact
 from clipmlu.backends.ordered import OrderedThread
-from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.bundle.manifest import Tower
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import now
 from clipmlu.data.feeds import Array
 from clipmlu.errors import (
@@ -76,12 +76,12 @@ class OnnxRuntimeBackend:
         write = copy_graph if options.precision is Precision.FORCE_FLOAT32 else write_mode
         return write(graph, options, directory)
 
-    def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
+    def open(self, model: RunnableModel, tower: TowerName, options: SessionOptions) -> Session:
         """Load one graph; see ``Backend.open``."""
-        check_openable(self, bundle, tower, options)
-        label = f"Bundle '{bundle.path}' ({tower} tower)"
-        precision = bundle.compilation.placement(tower).precision
-        return OnnxRuntimeSession(bundle.tower(tower), bundle.tower_path(tower), label, options, precision)
+        check_openable(self, model, tower, options)
+        label = f"Bundle '{model.path}' ({tower} tower)"
+        precision = model.compilation.placement(tower).precision
+        return OnnxRuntimeSession(model.tower(tower), model.tower_path(tower), label, options, precision)
 
 
 class OnnxRuntimeSession(Session):

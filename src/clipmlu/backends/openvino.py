@@ -17,8 +17,8 @@ from clipmlu.backends import openvino_runtime
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, write_mode
 from clipmlu.backends.ordered import OrderedThread
-from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.bundle.manifest import Tower
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import now
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
@@ -94,16 +94,16 @@ class OpenVinoBackend:
         write = copy_graph if options.precision.bits is None else write_mode
         return write(graph, options, directory)
 
-    def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
+    def open(self, model: RunnableModel, tower: TowerName, options: SessionOptions) -> Session:
         """Load one graph; see ``Backend.open``."""
-        check_openable(self, bundle, tower, options)
-        label = f"Bundle '{bundle.path}' ({tower} tower)"
-        precision = bundle.compilation.placement(tower).precision
+        check_openable(self, model, tower, options)
+        label = f"Bundle '{model.path}' ({tower} tower)"
+        precision = model.compilation.placement(tower).precision
         if reason := self.why_not(precision):
             raise BackendUnavailableError(
                 f"{label} was compiled for openvino in {precision.value}, which cannot run here. {reason}"
             )
-        return OpenVinoSession(bundle.tower(tower), bundle.tower_path(tower), label, options, precision)
+        return OpenVinoSession(model.tower(tower), model.tower_path(tower), label, options, precision)
 
 
 class OpenVinoSession(Session):

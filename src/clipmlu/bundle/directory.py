@@ -31,6 +31,7 @@ from clipmlu.bundle.manifest import (
     SeenData,
     Tower,
 )
+from clipmlu.bundle.runnable import RunnableModel, find_tower, image_graph_of
 from clipmlu.errors import (
     BundleCorruptError,
     BundleError,
@@ -86,7 +87,7 @@ class Bundle:
     @property
     def image_graph(self) -> TowerName:
         """The graph that takes images: the image tower, or the fused graph of the joint layout."""
-        return "joint" if self.manifest.layout == "joint" else "image"
+        return image_graph_of(self.manifest)
 
     def tower(self, name: TowerName) -> Tower:
         """The tower of that name.
@@ -94,17 +95,7 @@ class Bundle:
         Raises:
             BundleError: the bundle has another layout.
         """
-        tower = self.manifest.towers.get(name)
-        if tower is None:
-            if name == "joint":
-                raise BundleError(
-                    f"Bundle '{self.path}' has two towers and no fused graph. Export the model again with '--layout joint'."
-                )
-            raise BundleError(
-                f"Bundle '{self.path}' has the layout 'joint' and no separate {name} tower, which embeddings need. "
-                "Export the model again without '--layout joint'."
-            )
-        return tower
+        return find_tower(self.path, self.manifest.towers, name)
 
     def tower_path(self, name: TowerName) -> Path:
         """Path of the tower's graph file."""
@@ -128,6 +119,18 @@ class CompiledBundle(Bundle):
         compilation = self.manifest.compilation
         assert compilation is not None, "open_bundle checked it"
         return compilation
+
+    @property
+    def runnable(self) -> RunnableModel:
+        """Its graphs and facts as an encoder takes them."""
+        return RunnableModel(
+            path=self.path,
+            tokenizer_path=self.tokenizer_path,
+            facts=self.manifest,
+            towers=self.manifest.towers,
+            compilation=self.compilation,
+            files=self.manifest.files,
+        )
 
     def calibration_data(self) -> SeenData:
         """What the bundle was calibrated with, and chosen by; nothing when it was not.

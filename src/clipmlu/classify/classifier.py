@@ -229,17 +229,17 @@ def build_classifier(
     """Class embeddings from prompts, or from the cache; see ``Encoder.classifier``."""
     names = resolve_class_names(class_names)
     resolved = resolve_templates(templates)
-    if encoder.bundle.manifest.layout == "joint":
+    if encoder.runnable.facts.layout == "joint":
         return ZeroShotClassifier(_header(encoder, names, resolved), JointScorer(encoder, names, resolved))
-    path = _cache_path(encoder, names, resolved)
-    if cache and os.path.isfile(path):
+    path = _cache_path(encoder, names, resolved) if cache else None
+    if path is not None and os.path.isfile(path):
         try:
             return load_classifier(encoder, path)
         except InputError as error:
             _log.warning("Cached class embeddings are made again: %s", error)
     embeddings = embed_classes(encoder, names, resolved)
     classifier = _tower_classifier(encoder, _header(encoder, names, resolved, embeddings), embeddings)
-    if cache:
+    if path is not None:
         try:
             classifier.save(path, overwrite=True)
         except OutputError as error:
@@ -280,21 +280,21 @@ def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Seque
 
 def load_classifier(encoder: Encoder, path: Path) -> ZeroShotClassifier:
     """Read a classifier file; see ``Encoder.load_classifier``."""
-    if encoder.bundle.manifest.layout == "joint":
+    if encoder.runnable.facts.layout == "joint":
         raise BundleError(
-            f"Bundle '{encoder.bundle.path}' has the layout 'joint', whose graph takes texts, not the class embeddings of a "
+            f"Bundle '{encoder.runnable.path}' has the layout 'joint', whose graph takes texts, not the class embeddings of a "
             f"classifier file. Give class names, or {PREFER_TOWERS}."
         )
     header, embeddings = read_classifier(path)
-    if header.text_id != encoder.bundle.manifest.text_id:
+    if header.text_id != encoder.runnable.facts.text_id:
         raise InputError(
-            f"Classifier file '{path}' was made with the text tower of '{header.model}'; bundle '{encoder.bundle.path}' holds "
-            f"'{encoder.bundle.manifest.model}' with a different text tower. Make the classifier again from this bundle."
+            f"Classifier file '{path}' was made with the text tower of '{header.model}'; bundle '{encoder.runnable.path}' holds "
+            f"'{encoder.runnable.facts.model}' with a different text tower. Make the classifier again from this bundle."
         )
     if embeddings.shape[1] != encoder.embedding_dim:
         raise InputError(
             f"Classifier file '{path}' is damaged: its embeddings have {embeddings.shape[1]} elements; bundle "
-            f"'{encoder.bundle.path}' has {encoder.embedding_dim}. Make the classifier again from this bundle."
+            f"'{encoder.runnable.path}' has {encoder.embedding_dim}. Make the classifier again from this bundle."
         )
     return _tower_classifier(encoder, header, embeddings)
 
@@ -306,44 +306,50 @@ def _tower_classifier(encoder: Encoder, header: ClassifierHeader, embeddings: Fl
 def _header(
     encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...], embeddings: FloatArray | None = None
 ) -> ClassifierHeader:
-    manifest = encoder.bundle.manifest
+    facts = encoder.runnable.facts
     return ClassifierHeader(
-        text_id=manifest.text_id,
-        model=manifest.model,
+        text_id=facts.text_id,
+        model=facts.model,
         class_names=names,
         templates=templates,
-        logit_scale=manifest.logit_scale,
-        logit_bias=manifest.logit_bias,
-        emulated=encoder.bundle.compilation.emulated,
+        logit_scale=facts.logit_scale,
+        logit_bias=facts.logit_bias,
+        emulated=encoder.runnable.compilation.emulated,
         embeddings_sha256="" if embeddings is None else hashlib.sha256(embeddings.tobytes()).hexdigest(),
         tool_versions=current_tool_versions(),
     )
 
 
-def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...]) -> Path:
-    """The name says everything that decides what is kept: the graph that runs, its runtime here, names and templates."""
-    manifest, facts = encoder.bundle.manifest, encoder.bundle.compilation
-    placement = facts.placement("text")
-    tower = manifest.towers.get("text")
+def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...]) -> Path | None:
+    """Where class embeddings are cached, or None for graphs whose digests are not known.
+
+    The file name holds everything that decides the embeddings: the graph, its runtime here, names and templates.
+    """
+    runnable = encoder.runnable
+    if not runnable.files:
+        return None
+    facts, compilation = runnable.facts, runnable.compilation
+    placement = compilation.placement("text")
+    tower = runnable.towers.get("text")
     graph = "" if tower is None else tower.file
     decides = [
-        manifest.text_id,
+        facts.text_id,
         # Weights may lie in files beside the graph.
         {
             name: file.sha256
-            for name, file in manifest.files.items()
+            for name, file in runnable.files.items()
             if name in (graph, TOKENIZER_NAME) or name.startswith(f"{graph}.")
         },
         placement,
-        facts.batch_size,
-        facts.max_batch,
-        manifest.tool_versions,
+        compilation.batch_size,
+        compilation.max_batch,
+        facts.tool_versions,
         runtime_versions((placement.backend,), encoder.options),
         options_digest(encoder.options, without=("in_flight", "busy_wait")),
         # These are kept in the file.
-        manifest.model,
-        manifest.logit_scale,
-        manifest.logit_bias,
+        facts.model,
+        facts.logit_scale,
+        facts.logit_bias,
         names,
         templates,
     ]

@@ -88,7 +88,7 @@ class JointScorer:
     """
 
     def __init__(self, encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> None:
-        check_joint_templates(templates, f"bundle '{encoder.bundle.path}'")
+        check_joint_templates(templates, f"bundle '{encoder.runnable.path}'")
         prompts = [fill_template(templates[0], name) for name in class_names]
         self.encoder = encoder
         self.width = len(prompts)
@@ -107,7 +107,7 @@ class JointScorer:
             BundleError: always.
         """
         raise BundleError(
-            f"Bundle '{self.encoder.bundle.path}' has the layout 'joint', whose graph gives logits and no class embeddings. "
+            f"Bundle '{self.encoder.runnable.path}' has the layout 'joint', whose graph gives logits and no class embeddings. "
             f"To have them, {PREFER_TOWERS}."
         )
 
@@ -122,7 +122,7 @@ class JointScorer:
 
     def describe_cost(self, batch_size: int) -> str | None:
         """How much of the arithmetic is text, and what two towers would take of it."""
-        facts = self.encoder.bundle.compilation
+        facts = self.encoder.runnable.compilation
         images = batch_size if facts.dynamic_shape else facts.batch_size
         fixed = self.encoder.joint_text_rows
         texts = sum(len(piece) if fixed is None else fixed for piece in self._pieces)
@@ -133,7 +133,7 @@ class JointScorer:
         text = f"joint layout: {again} are computed again with every batch of {images} images"
         macs = facts.row_macs
         if len(macs) == 2:
-            per_image, per_text = (macs[tensor.name] for tensor in self.encoder.bundle.tower("joint").inputs)
+            per_image, per_text = (macs[tensor.name] for tensor in self.encoder.runnable.tower("joint").inputs)
             once = images * per_image
             total = runs * once + texts * per_text
             text += (
@@ -174,7 +174,7 @@ def check_joint_templates(templates: Sequence[str], what: str) -> None:
 def text_rows(encoder: Encoder) -> int:
     """Texts that the fused graph takes at a time: as built, or as many as a build for cards would where any number fits."""
     fixed = encoder.joint_text_rows
-    return fixed if fixed is not None else (encoder.bundle.compilation.mlu or MluBuild()).text_rows
+    return fixed if fixed is not None else (encoder.runnable.compilation.mlu or MluBuild()).text_rows
 
 
 class _Pieces:

@@ -12,6 +12,7 @@ from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.bundle.manifest import Manifest, ParityRecord
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.data.calibration import CalibrationSet, cut_batches
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.feeds import Array
@@ -66,7 +67,7 @@ class Agreement:
 
 def check_agreement(
     exported: ExportedBundle,
-    compiled: CompiledBundle,
+    compiled: RunnableModel,
     open_session: OpenSession,
     precisions: Mapping[TowerName, Precision],
     calibration: CalibrationSet | None,
@@ -215,7 +216,7 @@ def _rows(
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), tokenizer(prompts)
 
 
-def _batches(compiled: CompiledBundle, tower: TowerName, rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+def _batches(compiled: RunnableModel, tower: TowerName, rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
     """The rows in batches that the compiled tower takes; texts of the joint layout are the same each time."""
     facts = compiled.compilation
     inputs = compiled.tower(tower).inputs

@@ -25,6 +25,7 @@ from clipmlu.bundle.manifest import (
     Tower,
     current_tool_versions,
 )
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.preparing import joint_row_macs, prepare_graph
 from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
@@ -182,8 +183,14 @@ def compile_bundle(
             | current_tool_versions(*packages)
             | {name: version for step in steps for name, version in step.versions.items()},
         )
-        compiled = CompiledBundle(staging.path, draft, "")
         if options.check:
+            compiled = RunnableModel(
+                path=staging.path,
+                tokenizer_path=staging.path / TOKENIZER_NAME,
+                facts=exported.manifest,
+                towers=draft.towers,
+                compilation=facts,
+            )
             by_name = {step.name: step for step in steps}
             checked = check_agreement(
                 exported,
@@ -414,7 +421,7 @@ def _lower(
     return SourceGraph(name=name, path=lowered, tower=tower, data_files=tuple(folder.glob(f"{tower.file}.*")))
 
 
-def _open_compiled(compiled: CompiledBundle, step: _Step, options: CompileOptions) -> Session:
+def _open_compiled(compiled: RunnableModel, step: _Step, options: CompileOptions) -> Session:
     try:
         return step.backend.open(compiled, step.name, options.session)
     except (SessionError, BackendUnavailableError) as error:

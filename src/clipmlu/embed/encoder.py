@@ -17,9 +17,10 @@ import numpy.typing as npt
 from clipmlu.arguments import as_texts, check_argument, shown
 from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import StageClock
 from clipmlu.data.feeds import Array
-from clipmlu.errors import BundleCorruptError, InputError, SessionError, ShapeError
+from clipmlu.errors import BundleCorruptError, BundleError, InputError, SessionError, ShapeError
 from clipmlu.lifetime import Lifetime
 from clipmlu.specs import PositiveInt, TowerName
 
@@ -51,19 +52,19 @@ class Encoder:
     path, and what is unpickled or copied is another one, loaded from there with the same options.
 
     Args:
-        bundle: the bundle.
+        bundle: the bundle, or graphs that are in none.
         options: how it is run.
         fast_preprocess: as for ``load``.
         without: towers that will not be used, whose files were not checked.
         check_results: refuse results with NaN or of a wrong norm; off for what measures how bad they are.
 
     Attributes:
-        bundle: the bundle.
+        runnable: the graphs and facts of the bundle.
     """
 
     def __init__(
         self,
-        bundle: CompiledBundle,
+        bundle: CompiledBundle | RunnableModel,
         options: SessionOptions | None = None,
         *,
         fast_preprocess: bool = False,
@@ -73,7 +74,9 @@ class Encoder:
     ) -> None:
         self._max_pixels = check_argument(max_pixels, PositiveInt | None, "max pixels")
         self._check_results = check_results
-        self.bundle: CompiledBundle = check_argument(bundle, CompiledBundle, "bundle")
+        given: CompiledBundle | RunnableModel = check_argument(bundle, CompiledBundle | RunnableModel, "bundle")
+        self._bundle = given if isinstance(given, CompiledBundle) else None
+        self.runnable = given.runnable if isinstance(given, CompiledBundle) else given
         self._fast_preprocess = check_argument(fast_preprocess, bool, "fast preprocess")
         self._without = without
         self._options = check_argument(options, SessionOptions | None, "options") or SessionOptions()
@@ -82,7 +85,7 @@ class Encoder:
         self._lifetime = Lifetime(f"Bundle '{bundle.path}'", f"Load it again: clipmlu.load('{bundle.path}').")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.bundle!r})"
+        return f"{type(self).__name__}({self._bundle or self.runnable!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.require_open()
@@ -122,14 +125,27 @@ class Encoder:
         self._lifetime.check()
 
     @property
+    def bundle(self) -> CompiledBundle:
+        """The bundle on disk.
+
+        Raises:
+            BundleError: it was made of graphs that are in no bundle.
+        """
+        if self._bundle is None:
+            raise BundleError(
+                f"The graphs in '{self.runnable.path}' are in no compiled bundle. Compile the model, and load its bundle."
+            )
+        return self._bundle
+
+    @property
     def embedding_dim(self) -> int:
         """Elements of an embedding."""
-        return self.bundle.manifest.embedding_dim
+        return self.runnable.facts.embedding_dim
 
     @property
     def batch_size(self) -> int:
         """The batch size that was chosen when compiling."""
-        return self.bundle.compilation.batch_size
+        return self.runnable.compilation.batch_size
 
     @property
     def options(self) -> SessionOptions:
@@ -144,7 +160,7 @@ class Encoder:
     @property
     def pixel_dtype(self) -> np.dtype[np.generic]:
         """What the graph that takes images wants: float32, normalised, or uint8, which it normalises itself."""
-        return np.dtype(self.bundle.tower(self.bundle.image_graph).inputs[0].dtype)
+        return np.dtype(self.runnable.tower(self.runnable.image_graph).inputs[0].dtype)
 
     @property
     def joint_text_rows(self) -> int | None:
@@ -153,7 +169,7 @@ class Encoder:
         Raises:
             BundleError: the bundle has two towers.
         """
-        size = self.bundle.tower("joint").inputs[1].shape[0]
+        size = self.runnable.tower("joint").inputs[1].shape[0]
         return size if isinstance(size, int) else None
 
     @functools.cached_property
@@ -163,14 +179,14 @@ class Encoder:
         from clipmlu.data.preprocess import Preprocessor
 
         limit = DEFAULT_MAX_PIXELS if self._max_pixels is None else self._max_pixels
-        return Preprocessor(self.bundle.manifest.preprocess, fast=self._fast_preprocess, max_pixels=limit)
+        return Preprocessor(self.runnable.facts.preprocess, fast=self._fast_preprocess, max_pixels=limit)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Turns texts into token ids as the model was trained."""
         from clipmlu.data.tokenizer import Tokenizer
 
-        return Tokenizer.load(self.bundle.tokenizer_path, self.bundle.manifest.tokenizer)
+        return Tokenizer.load(self.runnable.tokenizer_path, self.runnable.facts.tokenizer)
 
     def check_batch_size(self, batch_size: int | None) -> int:
         """The batch size to use: the bundle's own for None, else ``batch_size`` if the bundle takes it.
@@ -266,7 +282,7 @@ class Encoder:
         texts, fixed = len(input_ids), self.joint_text_rows
         if not 1 <= texts <= (fixed or texts):
             raise ShapeError(
-                f"There are {texts} texts, but bundle '{self.bundle.path}' takes exactly {fixed or 'one or more'} at a time; "
+                f"There are {texts} texts, but bundle '{self.runnable.path}' takes exactly {fixed or 'one or more'} at a time; "
                 "fewer are padded. Cut them into pieces, or compile with another --text-rows."
             )
         padded = input_ids if fixed is None else pad_rows(input_ids, fixed)
@@ -290,7 +306,7 @@ class Encoder:
 
     def _encode_text_list(self, texts: list[str]) -> FloatArray:
         self.require_open()
-        self.bundle.tower("text")
+        self.runnable.tower("text")
         return self.encode_tokens(self.tokenizer(texts)) if texts else np.zeros((0, self.embedding_dim), np.float32)
 
     def _check_tokens(self, input_ids: object) -> None:
@@ -310,7 +326,7 @@ class Encoder:
             row = int(np.argwhere(tokens == wrong)[0][0])
             raise InputError(
                 f"input_ids[{row}] holds the token {wrong}; expected 0 to {largest}, as the tokenizer of bundle "
-                f"'{self.bundle.path}' gives."
+                f"'{self.runnable.path}' gives."
             )
 
     def _session(self, tower: TowerName) -> Session:
@@ -321,13 +337,13 @@ class Encoder:
         with self._opening:  # once, however many threads ask
             self.require_open()
             if tower not in self._sessions:
-                backend = get_backend(self.bundle.compilation.placement(tower).backend)
-                self._sessions[tower] = backend.open(self.bundle, tower, self._options)
+                backend = get_backend(self.runnable.compilation.placement(tower).backend)
+                self._sessions[tower] = backend.open(self.runnable, tower, self._options)
             return self._sessions[tower]
 
     def _encode(self, tower: TowerName, rows: Array) -> FloatArray:
         self.require_open()
-        self.bundle.tower(tower)
+        self.runnable.tower(tower)
         result = np.empty((len(rows), self.embedding_dim), np.float32)
         running: deque[tuple[int, PendingRows]] = deque()
 
@@ -349,7 +365,7 @@ class Encoder:
         session = self._session(tower)
         rows = len(arrays[0])
         self._check_rows(rows, exact=False)
-        padded = arrays[0] if self.bundle.compilation.dynamic_shape else pad_rows(arrays[0], self.batch_size)
+        padded = arrays[0] if self.runnable.compilation.dynamic_shape else pad_rows(arrays[0], self.batch_size)
         output_name = next(iter(session.outputs))
         pending = session.submit(dict(zip(session.inputs, (padded, *arrays[1:]), strict=True)))
         check = self._check_logits if tower == "joint" else functools.partial(self._check_result, tower)
@@ -357,7 +373,7 @@ class Encoder:
 
     def _check_result(self, tower: TowerName, embeddings: FloatArray) -> None:
         """Refuse what a graph gives that are no embeddings: of a damaged model, or of one that overflows in its precision."""
-        where = f"Bundle '{self.bundle.path}' ({tower} tower)"
+        where = f"Bundle '{self.runnable.path}' ({tower} tower)"
         if embeddings.shape[1:] != (self.embedding_dim,):
             raise SessionError(
                 f"{where} gives an array of shape {embeddings.shape}; expected embeddings of {self.embedding_dim}."
@@ -378,27 +394,27 @@ class Encoder:
         wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if wrong.size and self._check_results:
             raise SessionError(
-                f"Bundle '{self.bundle.path}' (fused graph) gives NaN or infinite logits for {wrong.size} of {len(logits)} images "
+                f"Bundle '{self.runnable.path}' (fused graph) gives NaN or infinite logits for {wrong.size} of {len(logits)} images "
                 f"of a batch, the first one at {wrong[0]}. {self._why_wrong('joint')}"
             )
 
     def _why_wrong(self, tower: TowerName) -> str:
         return (
             "A weight is damaged, or a value is too large for the precision "
-            f"{self.bundle.compilation.placement(tower).precision.value}: compile in another one, or export the model again."
+            f"{self.runnable.compilation.placement(tower).precision.value}: compile in another one, or export the model again."
         )
 
     def _check_rows(self, rows: int, *, exact: bool) -> None:
-        facts = self.bundle.compilation
+        facts = self.runnable.compilation
         if facts.dynamic_shape:
             if not 1 <= rows <= facts.max_batch:
                 raise ShapeError(
-                    f"Batch of {rows} is outside 1..{facts.max_batch}, for which bundle '{self.bundle.path}' was compiled. "
+                    f"Batch of {rows} is outside 1..{facts.max_batch}, for which bundle '{self.runnable.path}' was compiled. "
                     "Compile with a larger --max-batch, or use smaller batches."
                 )
         elif rows > facts.batch_size or rows < 1 or (exact and rows != facts.batch_size):
             raise ShapeError(
-                f"Batch of {rows} does not fit bundle '{self.bundle.path}', which was compiled with the static batch size "
+                f"Batch of {rows} does not fit bundle '{self.runnable.path}', which was compiled with the static batch size "
                 f"{facts.batch_size}. Leave the batch size out, or compile with --dynamic-shape."
             )
 

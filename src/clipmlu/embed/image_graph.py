@@ -34,7 +34,7 @@ class ImageTower:
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        encoder.bundle.tower("image")
+        encoder.runnable.tower("image")
         self.encoder = encoder
         self.width = encoder.embedding_dim
 

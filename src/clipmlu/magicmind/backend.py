@@ -13,7 +13,7 @@ from typing import Any
 
 from clipmlu.backends.base import Availability, CompiledGraph, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.worker_options import WorkerOptions
-from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError
 from clipmlu.lifetime import keep_when_forked
 from clipmlu.magicmind.build import BuildRecord, ask_versions, build_graph, read_record
@@ -89,16 +89,16 @@ class MagicMindBackend:
         with self._peers.lease(self._endpoint(session.worker), session.device) as peer:
             return build_graph(peer, graph, options, directory, emulated=self.emulated)
 
-    def open(self, bundle: CompiledBundle, tower: TowerName, options: SessionOptions) -> Session:
+    def open(self, model: RunnableModel, tower: TowerName, options: SessionOptions) -> Session:
         """Open a session on one graph; see ``Backend.open``."""
-        label = f"Bundle '{bundle.path}' ({tower} tower)"
-        path = bundle.tower_path(tower)
+        label = f"Bundle '{model.path}' ({tower} tower)"
+        path = model.tower_path(tower)
         record = read_record(path)
         self._check_kind(record, path, label)
         endpoint = self._endpoint(options.worker)
         request = OpenRequest(
             model=path,
-            tower=bundle.tower(tower),
+            tower=model.tower(tower),
             ranges=record.ranges(),
             device=options.device,
             depth=options.in_flight,
@@ -106,7 +106,7 @@ class MagicMindBackend:
         )
         peer = self._peers.acquire(endpoint, options.device)
         return MagicMindSession(
-            bundle.tower(tower), label, peer, request, lambda: self._peers.release(endpoint, options.device)
+            model.tower(tower), label, peer, request, lambda: self._peers.release(endpoint, options.device)
         )
 
     def _endpoint(self, worker: WorkerOptions | None) -> WorkerOptions | None:

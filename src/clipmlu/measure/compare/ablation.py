@@ -7,7 +7,6 @@ They run on the CPU, for bundles of the CPU and of the emulated SDK alike, which
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import onnx
 
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.bundle.manifest import TOKENIZER_NAME, Tower
+from clipmlu.bundle.manifest import Tower
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.classify.classifier import embed_classes
 from clipmlu.data.datasets import Dataset
 from clipmlu.embed.encoder import Encoder, FloatArray
@@ -302,12 +302,11 @@ class Rebuilder:
         rewritten, _ = rewrite_for_runtime(model, facts.precision, how, ranges, types)
         return rewritten
 
-    def write(self, in_float: Sequence[str], folder: Path) -> CompiledBundle:
-        """The rebuilt tower in a folder, as a bundle for the CPU that has no other."""
+    def write(self, in_float: Sequence[str], folder: Path) -> RunnableModel:
+        """Write the rebuilt tower into a folder, for the CPU; the model has no other tower."""
         spec = with_float_pixels(self._bundle.tower(self.tower))
         tower = Tower(file=f"{self.tower}.onnx", inputs=spec.inputs, outputs=spec.outputs)
         save_model(self.rebuild(in_float), folder / tower.file)
-        shutil.copyfile(self._bundle.tokenizer_path, folder / TOKENIZER_NAME)
         facts = msgspec.structs.replace(
             self._bundle.compilation,
             target="cpu",
@@ -316,18 +315,21 @@ class Rebuilder:
             text_tower=None,
             uint8_input=False,
         )
-        manifest = msgspec.structs.replace(
-            self._bundle.manifest, towers={self.tower: tower}, compilation=facts, files={}
+        return RunnableModel(
+            path=folder,
+            tokenizer_path=self._bundle.tokenizer_path,
+            facts=self._bundle.manifest,
+            towers={self.tower: tower},
+            compilation=facts,
         )
-        return CompiledBundle(folder, manifest, self._bundle.digest)
 
 
 def _embed_without(rebuilder: Rebuilder, role: Role, data: AblationData) -> FloatArray:
     with scratch_directory() as folder:
-        bundle = rebuilder.write(rebuilder.nodes(role), folder)
+        rebuilt = rebuilder.write(rebuilder.nodes(role), folder)
         options = SessionOptions(threads=data.threads, busy_wait=False)
-        with Encoder(bundle, options, check_results=False) as encoder:
-            if "image" in bundle.manifest.towers:
+        with Encoder(rebuilt, options, check_results=False) as encoder:
+            if rebuilder.tower == "image":
                 graph = ImageTower(encoder)
                 return embed_dataset(graph, data.dataset, data.indices, batch_size=data.batch_size).rows
             with np.errstate(invalid="ignore", over="ignore"):

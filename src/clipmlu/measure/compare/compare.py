@@ -271,7 +271,7 @@ class _Comparison:
         samples = min(DEFAULT_SAMPLES, len(dataset)) if options.samples is None else options.samples
         self._indices = choose_images(dataset, samples, shuffle=options.shuffle, seed=options.seed)
         self._prompts = [fill_template(template, name) for template in self._templates for name in dataset.class_names]
-        seen = [side.runs.calibration_data() for side in (a, b)]
+        seen = [side.seen for side in (a, b)]
         self._seen_images = frozenset().union(*(data.images for data in seen))
         self._seen_prompts = frozenset().union(*(data.prompts for data in seen))
 

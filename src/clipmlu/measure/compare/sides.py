@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 
-import msgspec
-
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_bundle
-from clipmlu.bundle.manifest import TOKENIZER_NAME, Compilation, Manifest
+from clipmlu.bundle.manifest import TOKENIZER_NAME, Compilation, Manifest, SeenData
+from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError
@@ -47,11 +46,11 @@ class Side:
 
     Attributes:
         given: the bundle.
-        runs: the same as something that runs: the canonical graphs of an exported one run on the CPU as they are.
+        runs: its graphs as they are run: the canonical graphs of an exported bundle on the CPU, unchanged.
     """
 
     given: ExportedBundle | CompiledBundle
-    runs: CompiledBundle
+    runs: RunnableModel
 
     @property
     def facts(self) -> SideFacts:
@@ -73,6 +72,13 @@ class Side:
         """Digest of the exported bundle that it is, or that it was compiled from."""
         return self.runs.compilation.source_digest
 
+    @property
+    def seen(self) -> SeenData:
+        """The images and prompts that it was calibrated with, or chosen by."""
+        return (
+            self.given.calibration_data() if isinstance(self.given, CompiledBundle) else SeenData(images=(), prompts=())
+        )
+
     def fixed_rows(self, tower: TowerName) -> int | None:
         """Rows of every batch of a tower, or None where any number is taken."""
         size = self.given.tower(tower).inputs[0].shape[0]
@@ -93,11 +99,11 @@ def open_side(bundle: str | os.PathLike[str] | Bundle) -> Side:
     """
     given = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     assert isinstance(given, (ExportedBundle, CompiledBundle)), "there are no others"
-    return Side(given=given, runs=given if isinstance(given, CompiledBundle) else float_bundle(given))
+    return Side(given=given, runs=given.runnable if isinstance(given, CompiledBundle) else float_model(given))
 
 
-def float_bundle(exported: ExportedBundle) -> CompiledBundle:
-    """An exported bundle's own graphs as a bundle that runs in float32 on the CPU; nothing is copied."""
+def float_model(exported: ExportedBundle) -> RunnableModel:
+    """An exported bundle's own graphs, run in float32 on the CPU; nothing is copied."""
     facts = Compilation(
         target="cpu",
         backend="onnxruntime",
@@ -109,8 +115,14 @@ def float_bundle(exported: ExportedBundle) -> CompiledBundle:
         source_digest=exported.digest,
         parity=(),
     )
-    manifest = msgspec.structs.replace(exported.manifest, kind="compiled", compilation=facts)
-    return CompiledBundle(exported.path, manifest, exported.digest)
+    return RunnableModel(
+        path=exported.path,
+        tokenizer_path=exported.tokenizer_path,
+        facts=exported.manifest,
+        towers=exported.manifest.towers,
+        compilation=facts,
+        files=exported.manifest.files,
+    )
 
 
 def check_same_model(measured: Side, reference: Side) -> None:
