@@ -1,31 +1,31 @@
-"""Every exception that clipmlu raises on purpose.
+"""The exceptions that clipmlu raises.
 
     ClipmluError
-      UnknownNameError (LookupError)        a model, backend, dataset or template set nobody knows; .name and .known
-      MissingDependencyError (ImportError)  an optional package is absent; .package and .extra
-      BackendUnavailableError               the runtime of a target is not usable on this machine
+      UnknownNameError (LookupError)        an unknown model, backend, dataset or template set; .name and .known
+      MissingDependencyError (ImportError)  an optional package is not installed; .package and .extra
+      BackendUnavailableError               the runtime of a target cannot be used on this machine
       CompileError
-        PrecisionError                      a precision that the target does not offer
-        CalibrationError                    calibration data that are missing or do not fit
+        PrecisionError                      the target does not offer the precision
+        CalibrationError                    calibration data are missing or do not fit the graph
       BundleError
-        BundleNotFoundError                 no bundle at that path
-        BundleExistsError (OutputExistsError) the output is there already
+        BundleNotFoundError                 there is no bundle at the path
+        BundleExistsError (OutputExistsError) the output path already exists
         BundleCorruptError                  a file is missing, altered or unreadable
-        BundleVersionError                  the manifest was written by a newer clipmlu
+        BundleVersionError                  a newer clipmlu wrote the manifest
       ExportError
-        DownloadError                       a file of the model cannot be reached
+        DownloadError                       a file of the model cannot be downloaded
         ParityError                         the exported graph differs from torch; .differences
-      GateError                             a measured figure lies outside what was allowed
-        OverlapError                        images are evaluated that the bundle was calibrated with
-      InputError                            an image, a label file, a dataset that cannot be read
-      OptionError (ValueError)              an option or argument outside its range, or two that exclude one another
+      GateError                             a measured figure is outside the allowed range
+        OverlapError                        evaluation images were also used for calibration
+      InputError                            an image, label file or dataset cannot be read
+      OptionError (ValueError)              an option is out of range, or two options exclude each other
       OutputError                           a result cannot be written
-        OutputExistsError                   something is there, and overwriting was not asked for
+        OutputExistsError                   the output path already exists and overwriting was not requested
       SessionError
-        ShapeError                          a batch that the compiled bundle does not take
+        ShapeError                          the compiled bundle does not accept the shape or dtype of a batch
         DeviceError                         a call into the vendor's SDK failed; .call, .status and .kind
 
-The command line exits with an error's ``exit_code``: 1, or 2 for a mistake in the options, or 3 for a failed gate.
+The command line exits with the error's ``exit_code``: 1, or 2 for a wrong option, or 3 for a failed gate.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from typing import Any
 
 
 class ClipmluError(Exception):
-    """Base of all errors below; ``exit_code`` is what the command line returns for it."""
+    """Base class of all clipmlu errors; ``exit_code`` is the exit code of the command line."""
 
     exit_code: int = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the message and the attributes: what ``__init__`` of a subclass takes is not kept."""
+        """Pickle the message and the attributes, without calling a subclass's ``__init__`` again."""
         return _remade, (type(self), self.args), self.__dict__
 
 
 class UnknownNameError(ClipmluError, LookupError):
-    """A name that is in no registry.
+    """A name is not registered.
 
     Attributes:
-        kind: what was looked up, such as ``"model"`` or ``"dataset"``.
+        kind: the kind of name, such as ``"model"`` or ``"dataset"``.
         name: the name as given.
-        known: all names that would have been accepted.
+        known: all accepted names.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
@@ -70,7 +70,7 @@ class UnknownNameError(ClipmluError, LookupError):
 
 
 class MissingDependencyError(ClipmluError, ImportError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         self.package = package
@@ -81,15 +81,15 @@ class MissingDependencyError(ClipmluError, ImportError):
 
 
 class BackendUnavailableError(ClipmluError):
-    """The runtime that a bundle or a target needs cannot be used here."""
+    """The runtime of a bundle or target cannot be used on this machine."""
 
 
 class CompileError(ClipmluError):
-    """An exported bundle cannot be compiled as asked."""
+    """An exported bundle cannot be compiled with these options."""
 
 
 class PrecisionError(CompileError):
-    """The precision asked for is not offered by the target."""
+    """The target does not offer the requested precision."""
 
 
 class CalibrationError(CompileError):
@@ -97,15 +97,15 @@ class CalibrationError(CompileError):
 
 
 class OutputError(ClipmluError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to its path."""
 
 
 class OutputExistsError(OutputError):
-    """An output path is taken and overwriting was not asked for."""
+    """The output path already exists and overwriting was not requested."""
 
 
 class BundleError(ClipmluError):
-    """Something about a bundle directory is not as it must be."""
+    """A bundle directory is missing or invalid."""
 
 
 class BundleNotFoundError(BundleError):
@@ -113,7 +113,7 @@ class BundleNotFoundError(BundleError):
 
 
 class BundleExistsError(BundleError, OutputExistsError):
-    """The path of a bundle, or of a calibration set, is taken and overwriting was not asked for."""
+    """The path of a bundle or calibration set already exists and overwriting was not requested."""
 
 
 class BundleCorruptError(BundleError):
@@ -121,19 +121,19 @@ class BundleCorruptError(BundleError):
 
 
 class BundleVersionError(BundleError):
-    """The manifest's schema is newer than this clipmlu understands."""
+    """The manifest's schema is newer than this version of clipmlu supports."""
 
 
 class ExportError(ClipmluError):
-    """A model cannot be loaded or turned into ONNX."""
+    """A model cannot be loaded or converted to ONNX."""
 
 
 class DownloadError(ExportError):
-    """A file of the model is neither in the cache nor reachable."""
+    """A file of the model is not in the cache and cannot be downloaded."""
 
 
 class ParityError(ExportError):
-    """The exported graph and the torch model disagree by more than is allowed.
+    """The exported graph and the torch model differ by more than the bound.
 
     Attributes:
         differences: one mapping for each failed comparison: output, batch size, measured and allowed values.
@@ -147,40 +147,40 @@ class ParityError(ExportError):
 
 
 class GateError(ClipmluError):
-    """A check on the result failed: what was produced runs, but not as well as was required."""
+    """A result was produced, but a measured figure is outside the allowed range."""
 
     exit_code = 3
 
 
 class OverlapError(GateError):
-    """Images are evaluated that the bundle was calibrated with: the figure would be too good."""
+    """The bundle was calibrated with some of the evaluation images, so the accuracy would be too high."""
 
 
 class InputError(ClipmluError):
-    """An image, a label file, a list or a dataset that cannot be read as what it should be."""
+    """An image, label file, list or dataset cannot be read."""
 
 
 class OptionError(ClipmluError, ValueError):
-    """A value outside its range, or options that exclude one another; nothing was started."""
+    """An option is out of range, or two options exclude each other; nothing was started."""
 
     exit_code = 2
 
 
 class SessionError(ClipmluError):
-    """A compiled graph failed while it ran."""
+    """Running a compiled graph failed."""
 
 
 class ShapeError(SessionError):
-    """A batch whose shape or dtype the compiled bundle does not take."""
+    """The compiled bundle does not accept the shape or dtype of a batch."""
 
 
 class DeviceError(SessionError):
     """A call into the vendor's SDK failed.
 
     Attributes:
-        call: the SDK's function.
-        status: its code and message, as it printed them.
-        kind: what it is about, such as ``"device_lost"`` or ``"out_of_memory"``.
+        call: name of the SDK function.
+        status: code and message that the SDK returned.
+        kind: the kind of failure, such as ``"device_lost"`` or ``"out_of_memory"``.
     """
 
     def __init__(self, message: str, call: str, status: str, kind: str) -> None:
@@ -197,13 +197,14 @@ def _remade(kind: type[ClipmluError], arguments: tuple[Any, ...]) -> ClipmluErro
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a foreign error's message without its full stop, or the error's type where it says nothing."""
+    """Return the first line of an error's message without its full stop, or the error's type if it is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something could not be read, for a message: the system's words without number and path, else ``first_line``."""
+    """Return the reason of a read error for a message: the system's text without number and path, else ``first_line``.
+    """
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 

@@ -1,4 +1,4 @@
-"""Small frozen values that several stages share; most of them are stored in a bundle's manifest."""
+"""Small immutable values that several stages share; most are stored in a bundle's manifest."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from clipmlu.arguments import check_fields
 from clipmlu.errors import OptionError
 
 MODULE_KEY = "clipmlu.module"
-"""Metadata of a graph's node: path of the module that it belongs to, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
+"""Metadata key of a graph's node: path of its module, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
 
 LARGEST_SIZE = 2**31 - 1
-"""Of any axis of a tensor."""
+"""Largest allowed size of a tensor axis."""
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 LARGEST_LOGIT = 1000.0
-"""Of scale and bias: CLIP's training clips the scale at 100, SigLIP's models have 112 to 118 and biases down to -17."""
+"""Largest absolute logit scale and bias. CLIP's training limits the scale to 100; SigLIP's models have scales of 112
+to 118 and biases down to -17.
+"""
 LogitScale = Annotated[float, msgspec.Meta(ge=1 / LARGEST_LOGIT, le=LARGEST_LOGIT)]
 LogitBias = Annotated[float, msgspec.Meta(ge=-LARGEST_LOGIT, le=LARGEST_LOGIT)]
 Triple = tuple[float, float, float]
@@ -37,26 +39,28 @@ NodeType = Literal["float32", "float16"]
 ComputationPreference = Literal["auto", "fast", "high_precision"]
 
 SMOOTHED_ROLES = ("qkv", "attention_output", "mlp_in", "pooling", "projection")
-"""Roles whose inputs may be smoothed: those behind a LayerNorm, and the output projection behind the values."""
+"""Roles whose inputs can be smoothed: the inputs follow a LayerNorm, or are the output projection's values."""
 
 MAX_SIDE = 1 << 13
-"""Pixels: larger inputs than any model has; an array of that size is still made."""
+"""Largest image height and width in pixels: more than any model uses, and still small enough for memory."""
 
 MAX_CONTEXT = 1 << 16
-"""Token ids of a text: more than any text tower takes."""
+"""Largest number of token ids of a text: more than any text tower uses."""
 
 _LARGEST_SHIFT = 1e6
 
 MLU_ARCHS = ("mtp_372", "mtp_592", "tp_322")
-"""MLU370, MLU590 and the edge part: what the vendor's samples accept (docs/magicmind-api.md, section 5)."""
+"""Architecture names of MLU370, MLU590 and the edge device that the vendor's samples accept (docs/magicmind-api.md,
+section 5).
+"""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the stored values: immutable, keyword-only, unknown keys refused."""
+    """Base class of the stored values: immutable, keyword-only; unknown keys are errors."""
 
 
 class Precision(str, enum.Enum):
-    """The arithmetic of a compiled bundle, named as the vendor's SDK names its modes, and ``force_bfloat16`` like them."""
+    """The arithmetic of a compiled bundle: the six modes of the vendor's SDK, and ``force_bfloat16``."""
 
     FORCE_FLOAT32 = "force_float32"
     FORCE_FLOAT16 = "force_float16"
@@ -68,17 +72,19 @@ class Precision(str, enum.Enum):
 
     @property
     def bits(self) -> int | None:
-        """Bits of quantised operands, or None in a mode that quantises nothing."""
+        """Number of bits of quantised operands, or None if the mode does not quantise."""
         return {"qint8": 8, "qint16": 16}.get(self.value.partition("_")[0])
 
     @property
     def float_type(self) -> NodeType:
-        """Type of what is not quantised, in the graph; ``force_bfloat16`` is an affair of the runtime, its graph is float32."""
+        """Float type of the operators that are not quantised; ``float32`` for ``force_bfloat16``, because its runtime
+        converts the graph.
+        """
         return "float16" if self.value.endswith("_float16") else "float32"
 
 
 VENDOR_PRECISIONS: tuple[Precision, ...] = tuple(each for each in Precision if each is not Precision.FORCE_BFLOAT16)
-"""The six modes of the vendor's SDK (docs/magicmind-api.md), which its cards, the emulated SDK and the CPU offer."""
+"""The six modes of the vendor's SDK (docs/magicmind-api.md); MLU cards, the emulated SDK and the CPU offer them."""
 
 
 class TensorSpec(Spec, frozen=True, kw_only=True):
@@ -87,7 +93,7 @@ class TensorSpec(Spec, frozen=True, kw_only=True):
     Attributes:
         name: the tensor's name in the graph.
         dtype: NumPy's name of the element type, such as ``"float32"`` or ``"int64"``.
-        shape: one entry for each axis: a fixed size, or a name such as ``"batch"`` for an axis that may vary.
+        shape: one entry for each axis: a fixed size, or a name such as ``"batch"`` for a variable size.
     """
 
     name: str
@@ -96,17 +102,17 @@ class TensorSpec(Spec, frozen=True, kw_only=True):
 
 
 class PreprocessSpec(Spec, frozen=True, kw_only=True):
-    """How an image becomes an input tensor, with the meanings that open_clip's ``PreprocessCfg`` gives the fields.
+    """The preprocessing from an image to an input tensor; the fields mean the same as in open_clip's ``PreprocessCfg``.
 
     Attributes:
         height: rows of the input tensor in pixels.
         width: columns of the input tensor in pixels.
-        mean: red, green, blue; subtracted after scaling pixels to 0..1.
-        std: red, green, blue; what the difference is divided by.
+        mean: red, green, blue; subtracted from pixel values in 0..1.
+        std: red, green, blue; divisor after the subtraction.
         resize_mode: ``shortest`` fits the shorter side and crops the centre, ``longest`` fits the longer side and
             pads, ``squash`` ignores the aspect ratio.
-        interpolation: Pillow's filter of that name.
-        fill_color: grey level, 0..255, of the padding in mode ``longest``.
+        interpolation: name of Pillow's resampling filter.
+        fill_color: grey level of the padding in mode ``longest``, 0..255.
     """
 
     height: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
@@ -118,10 +124,10 @@ class PreprocessSpec(Spec, frozen=True, kw_only=True):
     fill_color: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
     def __post_init__(self) -> None:
-        """Refuse a normalisation whose results would be no numbers.
+        """Check that mean and std give finite results.
 
         Raises:
-            OptionError: what is wrong.
+            OptionError: a value of mean or std is out of range.
         """
         if not all(abs(value) <= _LARGEST_SHIFT for value in self.mean):
             raise OptionError(
@@ -134,18 +140,18 @@ class PreprocessSpec(Spec, frozen=True, kw_only=True):
 
 
 class TokenizerSpec(Spec, frozen=True, kw_only=True):
-    """How a text becomes token ids, on top of what ``tokenizer.json`` says itself.
+    """The conversion of a text to token ids, in addition to the content of ``tokenizer.json``.
 
     Attributes:
         kind: ``clip_bpe`` for CLIP's own byte-pair tokenizer, ``huggingface`` for any other fast tokenizer.
-        clean: the text cleaning of open_clip that runs first.
+        clean: open_clip's text cleaning function, applied first.
         context_length: ids per text; shorter texts are padded, longer ones truncated.
-        pad_id: the id that fills the rest.
+        pad_id: the id of padding.
         zero_id: an id that is replaced by 0 after tokenising (open_clip's ``strip_sep_token``), or None.
         class_token_id: an id that is put at the end of every row (open_clip's ``clips`` mode), or None.
         bos_id: first id of every row in ``clips`` mode, else None.
         eos_id: id after the text in ``clips`` mode, else None.
-        stand_in: True when the model's own tokenizer could not be had and random weights made it irrelevant.
+        stand_in: True if another tokenizer replaces the model's own, which is allowed with random weights only.
     """
 
     kind: Literal["clip_bpe", "huggingface"]
@@ -159,10 +165,10 @@ class TokenizerSpec(Spec, frozen=True, kw_only=True):
     stand_in: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself.
+        """Check that the fields are consistent.
 
         Raises:
-            OptionError: what is wrong.
+            OptionError: two fields contradict each other.
         """
         if self.class_token_id is not None and (self.bos_id is None or self.eos_id is None):
             raise OptionError("a tokenizer with a class token at the end ('clips' mode) needs bos_id and eos_id too")
@@ -173,11 +179,11 @@ class TokenizerSpec(Spec, frozen=True, kw_only=True):
 
 
 class ModelId(Spec, frozen=True, kw_only=True):
-    """Which model a bundle holds.
+    """The identity of a bundle's model.
 
     Attributes:
         name: as given to ``clipmlu export``: an open_clip name, ``hf-hub:org/name``, ``local-dir:PATH`` or ``demo``.
-        pretrained: open_clip's tag of the weights, or None where the name already decides them.
+        pretrained: open_clip's tag of the weights, or None if the name alone identifies them.
         random_seed: the seed of untrained weights, or None for a trained model.
     """
 
@@ -192,16 +198,16 @@ class ModelId(Spec, frozen=True, kw_only=True):
 
 
 class MluBuild(Spec, frozen=True, kw_only=True):
-    """How a graph is built for MLU cards; the defaults are those of the vendor's CLIP sample.
+    """Options for building a graph for MLU cards; the defaults are those of the vendor's CLIP sample.
 
     Attributes:
-        archs: architecture -> numbers of clusters to optimise for; an empty tuple names none.
-        computation_preference: how operators compute.
-        conv_scale_fold: fold what follows a convolution into its weights.
-        node_types: exact node name -> ``"float32"`` or ``"float16"``, whatever the precision mode says.
-        text_rows: texts of the joint layout, a fixed number.
-        build_config: further configuration of the SDK, merged last, so that it wins.
-        toolchain: path of the cross-compiler for the edge part, or None.
+        archs: maps each architecture to the numbers of clusters to optimise for; an empty tuple gives no numbers.
+        computation_preference: the SDK's choice between speed and precision of operators.
+        conv_scale_fold: fold the scaling after a convolution into its weights.
+        node_types: maps an exact node name to ``"float32"`` or ``"float16"``; overrides the precision mode.
+        text_rows: fixed number of texts of the joint layout.
+        build_config: additional SDK configuration; overrides all other fields.
+        toolchain: path of the cross-compiler for the edge device, or None.
     """
 
     archs: dict[str, tuple[PositiveInt, ...]] = msgspec.field(default_factory=lambda: {"mtp_372": (2, 6, 8)})
@@ -213,10 +219,10 @@ class MluBuild(Spec, frozen=True, kw_only=True):
     toolchain: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the SDK is known not to take.
+        """Check the types and the architectures.
 
         Raises:
-            OptionError: what is wrong.
+            OptionError: a field has a value that the SDK does not accept.
         """
         check_fields(self)
         unknown = sorted(set(self.archs) - set(MLU_ARCHS))
@@ -226,17 +232,18 @@ class MluBuild(Spec, frozen=True, kw_only=True):
 
 
 class QuantisationOptions(Spec, frozen=True, kw_only=True):
-    """How a mode that quantises does it; the defaults are those of the vendor's CLIP sample.
+    """Options of quantisation; the defaults are those of the vendor's CLIP sample.
 
     Attributes:
         granularity: one scale for each weight tensor, or for each of its output channels.
-        activation: whether ranges of activations are centred on zero.
-        algorithm: how calibration finds the ranges of activations: ``linear`` takes the smallest and the largest value,
-            ``eqnm`` the least quantisation noise, ``percentile`` a share of the values, ``entropy`` the least loss of
-            information. The SDK knows the first two; the others clip in the graph itself, on every target.
-        percentile: of the values that ``percentile`` keeps, above 0 and up to 100.
-        smooth_alpha: role -> how much of the outliers of its inputs moves into its weights, 0..1; roles that are not named
-            are not smoothed. See ``graph.quantisation.smoothing``.
+        activation: whether activation ranges are symmetric around zero.
+        algorithm: how calibration finds activation ranges: ``linear`` takes the smallest and the largest value,
+            ``eqnm`` minimises the quantisation noise, ``percentile`` keeps a share of the values, ``entropy`` minimises
+            the loss of information. The SDK supports the first two; the other two add Clip nodes to the graph on every
+            target.
+        percentile: percentage of the values that ``percentile`` keeps, above 0 and up to 100.
+        smooth_alpha: maps a role to the share of its input outliers that moves into its weights, 0..1; roles that are
+            not listed are not smoothed. See ``graph.quantisation.smoothing``.
         keep_float: operators that stay in the mode's float type, each ``ROLE`` or ``ROLE:BLOCKS``; see
             ``graph.roles``.
     """
@@ -249,10 +256,10 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what no target takes.
+        """Check the ranges and combinations of the fields.
 
         Raises:
-            OptionError: what is wrong.
+            OptionError: a field has a value that no target accepts.
         """
         check_fields(self)
         if self.algorithm in ("eqnm", "entropy") and self.activation == "asymmetric":
@@ -268,15 +275,15 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
 
 
 class TensorQuantisation(Spec, frozen=True, kw_only=True):
-    """How one tensor became integers: ``round(x / scale) + zero_point``, cut to the signed range of ``bits`` bits.
+    """The quantisation of one tensor: ``round(x / scale) + zero_point``, limited to the signed range of ``bits`` bits.
 
     Attributes:
         bits: 8 or 16.
         scale: one number, or one for each channel along ``axis``.
-        zero_point: 0 when symmetric.
-        axis: of the scales, or None for one scale.
+        zero_point: integer that stands for 0.0; 0 if symmetric.
+        axis: axis of the scales, or None for a single scale.
         minimum: smallest value of an activation's calibrated range, or of a weight.
-        maximum: the largest.
+        maximum: largest value of the same.
     """
 
     bits: PositiveInt
@@ -288,15 +295,15 @@ class TensorQuantisation(Spec, frozen=True, kw_only=True):
 
 
 class GraphQuantisation(Spec, frozen=True, kw_only=True):
-    """How one graph was quantised.
+    """The quantisation of one graph.
 
     Attributes:
-        tensors: tensor of the lowered graph -> how; empty where the SDK does not tell.
-        smoothing: tensor -> what its channels were divided by, along the last axis.
-        clipped: tensor -> smallest and largest value that it was clipped to in the graph.
-        float_nodes: operators that could be quantised and were kept in the float type.
+        tensors: maps a tensor of the lowered graph to its quantisation; empty if the SDK does not report it.
+        smoothing: maps a tensor to the divisors of its channels along the last axis.
+        clipped: maps a tensor to the smallest and largest value of its Clip node.
+        float_nodes: names of operators that could be quantised but were kept in the float type.
         macs: multiply-accumulate operations of all convolutions and matrix products, for one row.
-        quantised_macs: those with integer operands among them.
+        quantised_macs: the part of ``macs`` with integer operands.
     """
 
     tensors: dict[str, TensorQuantisation] = {}
@@ -308,15 +315,15 @@ class GraphQuantisation(Spec, frozen=True, kw_only=True):
 
 
 class CalibrationRecord(Spec, frozen=True, kw_only=True):
-    """Which data a bundle was calibrated with.
+    """The data that a bundle was calibrated with.
 
     Attributes:
         dataset: the dataset's name.
-        split: which part of it.
+        split: name of the dataset's split.
         samples: number of images.
-        seed: of the choice of images.
+        seed: random seed of the image selection.
         texts: number of prompts.
-        digest: SHA-256 over the images and the prompts; the same data give the same digest.
+        digest: SHA-256 of the images and the prompts; equal data give equal digests.
     """
 
     dataset: str
