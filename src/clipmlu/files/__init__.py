@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read within bounds, named without loss."""
+"""Files: atomic writing, bounded reading, and temporary folders."""

@@ -1,7 +1,8 @@
-"""How results are published: made in a hidden folder beside their place and renamed into it when they are complete.
+"""Atomic output: results are written to a hidden folder beside their path and renamed when they are complete.
 
-A path thus holds a whole file or directory, or what it held before. What is there is replaced only where that was asked for:
-looked at before the slow work begins, and decided by the system again when the result gets its name.
+A path therefore holds either the complete new result or its previous content. Existing output is replaced only on
+request:
+the path is checked before the slow work begins, and checked again by the operating system when the result is renamed.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ _UNWRITABLE = (*_NO_ROOM, errno.EROFS, errno.EIO)
 
 
 class StagedFiles:
-    """Files of one folder that belong together, under construction; leaving the block removes what was not published.
+    """A context manager for files of one folder that are published together; on exit it removes unpublished files.
 
     Args:
-        targets: where they shall be.
-        overwrite: replace what is there.
+        targets: final paths of the files.
+        overwrite: replace existing files.
 
     Attributes:
-        paths: where to write them until then, in the order of ``targets``.
+        paths: temporary paths to write to, in the order of ``targets``.
 
     Raises:
-        OutputExistsError: a target is taken.
+        OutputExistsError: a target already exists.
         OutputError: the folder cannot be written.
     """
 
@@ -64,19 +65,19 @@ class StagedFiles:
         self.discard()
 
     def discard(self) -> None:
-        """Remove what was not published."""
+        """Remove the files that were not published."""
         self._workspace.discard()
         self._folders.close()
 
     def publish(self, targets: Sequence[Path] | None = None) -> None:
-        """Give the files their names, in their order: whoever finds the last one finds all of them, of one making.
+        """Rename the files to their targets, in order; once the last target exists, all belong to the same result.
 
         Args:
-            targets: other names than those given first, in the same folder.
+            targets: other final paths in the same folder; None for those given on construction.
 
         Raises:
-            OutputExistsError: a target was taken meanwhile.
-            OutputError: a file cannot be put there.
+            OutputExistsError: a target was created by another process meanwhile.
+            OutputError: a file cannot be renamed.
         """
         targets = self._targets if targets is None else targets
         with output_errors(targets[0]):
@@ -101,20 +102,20 @@ class StagedFiles:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes, *, overwrite: bool) -> None:
-    """Write a file whole or not at all; see ``write_files``."""
+    """Write a file atomically; see ``write_files``."""
     write_files({as_path(path, "the output"): content}, overwrite=overwrite)
 
 
 def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
-    """Write files, each whole or not at all; those of one folder belong together, see ``StagedFiles.publish``.
+    """Write files atomically; files of one folder are published together, see ``StagedFiles.publish``.
 
     Args:
-        contents: by path; folders are made.
-        overwrite: replace what is there.
+        contents: maps each path to its content; missing folders are created.
+        overwrite: replace existing files.
 
     Raises:
-        OutputExistsError: one of the paths is taken.
-        OutputError: one of them cannot be written.
+        OutputExistsError: a path already exists.
+        OutputError: a file cannot be written.
     """
     check_files_free(contents, overwrite=overwrite)
     folders: dict[Path, list[Path]] = {}
@@ -134,18 +135,18 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def stage_directory(target: Path, kind: str, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Fill a hidden folder beside ``target`` and rename it into place when the block ends.
+    """Yield a hidden folder beside ``target`` and rename it to ``target`` when the block ends.
 
-    On any exception, an interrupt included, the folder is removed and ``target`` is as it was.
+    On any exception, including an interrupt, the folder is removed and ``target`` stays unchanged.
 
     Args:
-        target: where the directory shall be.
-        kind: what it is, for messages.
-        marker: the file by which one of that kind is known; anything without it is never replaced.
-        overwrite: replace one of that kind that is there already.
+        target: final path of the directory.
+        kind: the kind of directory, for messages.
+        marker: name of a file that identifies this kind; a directory without it is never replaced.
+        overwrite: replace an existing directory of this kind.
 
     Raises:
-        BundleExistsError: ``target`` is taken.
+        BundleExistsError: ``target`` already exists.
         OutputError: the directory cannot be written, for instance because the disk is full.
     """
     check_directory_free(target, kind, marker, overwrite=overwrite)
@@ -165,17 +166,17 @@ def _put_directory(workspace: Workspace, target: Path, kind: str, marker: str, *
     try:
         place_directory(workspace.new(), target)
     except FileExistsError:
-        # Somebody may have been faster than this one: looked at again.
+        # Another process may have created the target meanwhile: check again.
         check_directory_free(target, kind, marker, overwrite=overwrite)
         workspace.replace([target])
 
 
 def check_directory_free(target: Path, kind: str, marker: str, *, overwrite: bool) -> None:
-    """Refuse an output path that is taken or cannot be written, before anything slow begins; see ``stage_directory``.
+    """Check, before slow work begins, that a directory can be written to a path; see ``stage_directory``.
 
     Raises:
-        BundleExistsError: something is there that may not be replaced.
-        OutputError: nothing can be written there.
+        BundleExistsError: the path exists and must not be replaced.
+        OutputError: the path cannot be written.
     """
     sweep(target.parent)
     with output_errors(target):
@@ -189,7 +190,7 @@ def check_directory_free(target: Path, kind: str, marker: str, *, overwrite: boo
 
 
 def check_files_free(targets: Iterable[Path | None], *, overwrite: bool) -> None:
-    """``check_file_free`` for several, of which None are left out, and no two may be the same."""
+    """Apply ``check_file_free`` to several targets; None entries are skipped, and two equal paths are an error."""
     given = [target for target in targets if target is not None]
     for number, target in enumerate(given):
         check_file_free(target, overwrite=overwrite)
@@ -198,13 +199,13 @@ def check_files_free(targets: Iterable[Path | None], *, overwrite: bool) -> None
 
 
 def check_file_free(target: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that is taken or cannot be written, before anything slow begins.
+    """Check, before slow work begins, that a file can be written to a path.
 
-    A device or a pipe is never taken: it is written into.
+    A device or pipe always passes: it is written to, not replaced.
 
     Raises:
-        OutputExistsError: there is a file, and it may not be replaced.
-        OutputError: nothing can be written there.
+        OutputExistsError: the file exists and must not be replaced.
+        OutputError: the path cannot be written.
     """
     with output_errors(target):
         if _is_special(target):
@@ -220,23 +221,25 @@ def check_file_free(target: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _folder_for_output(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it that are missing; of these, what is empty when the block ends is removed again."""
+    """Create a folder and its missing parents; on exit remove those that are still empty."""
     missing = [each for each in (folder, *folder.parents) if not _exists(each)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        for each in missing:  # the innermost first
-            with contextlib.suppress(OSError):  # it holds what was written
+        for each in missing:  # innermost first
+            with contextlib.suppress(OSError):  # the folder is not empty
                 each.rmdir()
 
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A folder for intermediate files, in the system's folder for those; removed in the end, or by the next one's owner.
+    """Yield a folder for intermediate files in the system's temporary folder and remove it at the end.
+
+    After a crash the next call removes it.
 
     Raises:
-        OutputError: it cannot be made, or it is full.
+        OutputError: the folder cannot be created, or its disk is full.
     """
     root = Path(tempfile.gettempdir())
     with output_errors(root):
@@ -248,7 +251,7 @@ def scratch_directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def output_errors(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn the operating system's refusals to write into one clear ``OutputError`` that names ``target``."""
+    """Convert each OSError of the block to an ``OutputError`` of one line that names ``target``."""
     try:
         yield
     except OSError as error:
@@ -257,7 +260,7 @@ def output_errors(target: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_full_errors(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn a full or unwritable disk into one clear ``OutputError`` around code that may fail for many other reasons."""
+    """Convert only the errors of a full or read-only disk to an ``OutputError``; other errors pass unchanged."""
     try:
         yield
     except OSError as error:
@@ -279,10 +282,10 @@ def _taken_message(kind: str, target: Path) -> str:
 
 
 def _exists(path: Path) -> bool:
-    """Whether anything is there, a dangling link too.
+    """Return whether the path exists; a dangling link counts as existing.
 
     Raises:
-        OSError: that cannot be known, such as for a name that is too long.
+        OSError: existence cannot be determined, for instance because the name is too long.
     """
     try:
         path.lstat()
@@ -292,10 +295,10 @@ def _exists(path: Path) -> bool:
 
 
 def _check_parent(target: Path) -> None:
-    """Refuse a place whose nearest existing folder is none, or takes no new entries.
+    """Check that the nearest existing parent is a directory in which new entries can be created.
 
     Raises:
-        OSError: why.
+        OSError: it is not a directory, or not writable.
     """
     folder = Path(os.path.abspath(target)).parent
     while not _exists(folder):
@@ -307,7 +310,7 @@ def _check_parent(target: Path) -> None:
 
 
 def _is_special(target: Path) -> bool:
-    """Whether there is a device, a pipe or the like, which is written into and not replaced."""
+    """Return whether the path is a device, pipe or socket, which is written to and not replaced."""
     try:
         mode = target.stat().st_mode
     except OSError:
@@ -316,7 +319,7 @@ def _is_special(target: Path) -> bool:
 
 
 def _staging_folder(target: Path) -> Path:
-    """The target's own folder; another one where nothing is renamed into place."""
+    """Return the folder for temporary files: the target's own folder, or the system's for a special file."""
     return Path(tempfile.gettempdir()) if _is_special(target) else target.parent
 
 
@@ -326,10 +329,10 @@ def _copy_into(path: Path, target: Path) -> None:
 
 
 def encode_json(value: object, indent: int = 2) -> bytes:
-    """A report, record or list as indented JSON, with a line feed at the end.
+    """Encode a report, record or list as indented JSON that ends with a line feed.
 
     Raises:
-        OutputError: it holds NaN or infinity, which JSON does not have and msgspec would write as null.
+        OutputError: the value holds NaN or infinity, which JSON does not support and msgspec would write as null.
     """
     place = _find_no_number(msgspec.to_builtins(value), "")
     if place is not None:
@@ -340,7 +343,7 @@ def encode_json(value: object, indent: int = 2) -> bytes:
 
 
 def _find_no_number(value: object, place: str) -> tuple[str, float] | None:
-    """Where a float is that is not finite, and which; None where there is none."""
+    """Return the place and value of the first float that is not finite, or None."""
     if isinstance(value, float):
         return None if math.isfinite(value) else (place, value)
     children: Iterable[tuple[str, object]] = ()

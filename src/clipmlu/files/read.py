@@ -1,7 +1,7 @@
-"""How files that may be anybody's are read: only regular ones, up to a size, and JSON with one kind of error.
+"""Bounded reading of files that users give: regular files only, up to a size limit, and JSON with one kind of error.
 
-A pipe or a device would block, or never end. All refusals are ``OSError`` with a ``strerror``, as those of the operating
-system, or ``msgspec.DecodeError``; what they mean to the user is for the caller to say.
+Reading a pipe or device could block or never end. All errors are ``OSError`` with a ``strerror``, like those of the
+operating system, or ``msgspec.DecodeError``; the caller converts them to a message for the user.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from clipmlu.errors import reason_of
 from clipmlu.keys import value_digest
 
 SMALL_FILE_BYTES = 64 << 20
-"""More than any list, report or option file of a person or of ours holds."""
+"""Size limit in bytes for lists, reports and option files."""
 
 Decoded = TypeVar("Decoded")
 _SEAL = "seal"
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading, without ever waiting for another process.
+    """Open a regular file for reading without blocking.
 
     Raises:
         OSError: it cannot be opened, or is a directory, a pipe, a device or a socket.
     """
     try:
         _check_regular(os.stat(path).st_mode)
-        # The path may be exchanged in between: opened without waiting, and asked again.
+        # The path may change after the check: open it without blocking, and check the open file again.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:
         raise OSError(errno.EINVAL, "the path holds a null character") from error
@@ -45,14 +45,14 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_small_file(path: str | os.PathLike[str], limit: int = SMALL_FILE_BYTES) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
+    """Return the content of a regular file of at most ``limit`` bytes.
 
     Raises:
-        OSError: as ``open_regular``, or the file is larger.
+        OSError: as for ``open_regular``, or the file is larger.
     """
     with open_regular(path) as stream:
         too_large = os.fstat(stream.fileno()).st_size > limit
-        # A growing file, or one below /proc, has more than it says.
+        # A file that grows, or one below /proc, holds more bytes than its size says.
         content = b"" if too_large else stream.read(limit + 1)
     if too_large or len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes, which is not what it should be")
@@ -60,20 +60,20 @@ def read_small_file(path: str | os.PathLike[str], limit: int = SMALL_FILE_BYTES)
 
 
 def read_json(path: str | os.PathLike[str], kind: type[Decoded], limit: int = SMALL_FILE_BYTES) -> Decoded:
-    """Read a small JSON file as a value of one type.
+    """Read a small JSON file as a value of type ``kind``.
 
     Raises:
-        OSError: as ``read_small_file``.
-        msgspec.DecodeError: as ``decode_json``.
+        OSError: as for ``read_small_file``.
+        msgspec.DecodeError: as for ``decode_json``.
     """
     return decode_json(read_small_file(path, limit), kind)
 
 
 def decode_json(content: bytes, kind: type[Decoded]) -> Decoded:
-    """Decode JSON as a value of one type.
+    """Decode JSON as a value of type ``kind``.
 
     Raises:
-        msgspec.DecodeError: it is no JSON, or another value; also where msgspec has other exceptions for that.
+        msgspec.DecodeError: the content is not JSON or not of that type; replaces other exceptions that msgspec raises.
     """
     try:
         return msgspec.json.decode(content, type=kind)
@@ -84,13 +84,18 @@ def decode_json(content: bytes, kind: type[Decoded]) -> Decoded:
 
 
 def sealed(value: msgspec.Struct) -> dict[str, Any]:
-    """What to write of a value for ``read_kept``: its fields, and their digest."""
+    """Return the fields of a value together with their digest, to be written as JSON for ``read_kept``."""
     content: dict[str, Any] = msgspec.to_builtins(value)
     return {_SEAL: value_digest(content), **content}
 
 
 def read_kept(path: str | os.PathLike[str], kind: type[Decoded], on_note: Callable[[str], None]) -> Decoded | None:
-    """What an earlier run kept in a JSON file, see ``sealed``; None where there is none, or, with a note, none to be used."""
+    """Read a value that an earlier run wrote (see ``sealed``).
+
+    Returns:
+        The value, or None if the file is missing. If it is damaged or has another format: None, after a call of
+        ``on_note``.
+    """
     try:
         content = read_json(path, dict[str, Any])
         if content.pop(_SEAL, None) != value_digest(content):

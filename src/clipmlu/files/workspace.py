@@ -1,9 +1,11 @@
-"""Hidden folders beside an output, in which results are made before they are renamed into place.
+"""Hidden temporary folders beside an output, in which results are written before they are renamed.
 
-A folder ``.clipmlu-<random>.tmp`` holds ``lock``, which its owner keeps locked while it lives; ``new-<i>``, what is being
-made; and, while it replaces something that cannot be exchanged in one step, ``targets.json`` (the names in the parent
-folder) and ``old-<i>``, what was moved aside. A lock that is free means a dead owner, whatever its process id is now: what it
-had begun to put in place is then finished or taken back, and the folder is removed.
+A folder ``.clipmlu-<random>.tmp`` contains ``lock``, locked by its process while that runs; ``new-<i>``, the new
+results;
+and, during a replacement that takes several steps, ``targets.json`` (their names in the parent folder) and ``old-<i>``,
+the
+previous files. If the lock is free, the process has ended, even if another process has its id now: the next call of
+``sweep`` then completes or reverts its replacement and removes the folder.
 """
 
 from __future__ import annotations
@@ -27,22 +29,22 @@ if sys.platform != "win32":
 
 _PREFIX, _SUFFIX = ".clipmlu-", ".tmp"
 _LOCK, _TARGETS = "lock", "targets.json"
-_FOREIGN_SECONDS = 24 * 3600.0  # another host's lock may not be seen here: its folder is left alone for so long
+_FOREIGN_SECONDS = 24 * 3600.0  # locks of other hosts may be invisible here, so their folders stay for this time
 _ATTEMPTS = 100
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 class Workspace:
-    """A locked folder of one owner; leaving the block removes it.
+    """A locked temporary folder of one process; on exit the folder is removed.
 
     Args:
-        parent: the folder in which the results shall be; what dead owners left there is swept up.
+        parent: the folder of the results; folders of ended processes in it are removed first.
 
     Attributes:
-        path: the folder.
+        path: the temporary folder.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -57,7 +59,7 @@ class Workspace:
             except FileNotFoundError:
                 if not parent.is_dir():
                     raise
-                # else it was swept up in the instant before it was locked: make another one
+                # Else another process removed the folder before it was locked: create another one.
             except BaseException:
                 self.discard()
                 raise
@@ -72,18 +74,21 @@ class Workspace:
         self.discard()
 
     def new(self, number: int = 0) -> Path:
-        """Where to make a result: a file or a directory of that name."""
+        """Return the path at which to create result ``number``, a file or a directory."""
         return self.path / f"new-{number}"
 
     def replace(self, targets: Sequence[Path]) -> None:
-        """Put ``new(i)`` in the place of ``targets[i]``, all of which are in the parent folder.
+        """Move each ``new(i)`` to ``targets[i]``; all targets are in the parent folder.
 
-        One file is replaced in one step, one directory too where the system can exchange two. Otherwise all that is there
-        is moved aside first, the last one first, and the new ones follow, the first one first: at no time do new and old
-        ones stand together, and what a kill interrupts is finished or taken back by the next ``sweep``.
+        A single file is replaced in one step, a single directory as well if the system can exchange two. Otherwise all
+        existing
+        targets are moved away first, in reverse order, and the new ones are moved in, in order: new and old files are
+        never
+        there at the same time. If the process is killed meanwhile, the next ``sweep`` completes or reverts the
+        replacement.
 
         Raises:
-            OSError: a file could not be moved; what was there is there again.
+            OSError: a file could not be moved; the previous files are restored.
         """
         if len(targets) == 1:
             if not self.new().is_dir():
@@ -101,7 +106,7 @@ class Workspace:
         (self.path / _TARGETS).unlink()
 
     def discard(self) -> None:
-        """Remove the folder; what cannot be removed now is left to the next ``sweep``."""
+        """Remove the folder; the next ``sweep`` removes what cannot be removed now."""
         with contextlib.suppress(OSError):
             _settle(self.path)
             _remove(self.path)
@@ -111,8 +116,8 @@ class Workspace:
 
 
 def sweep(parent: Path) -> None:
-    """Remove the folders of dead owners, after what they had begun to put in place was finished or taken back."""
-    if sys.platform == "win32":  # no locks of this kind
+    """Complete or revert the replacements of ended processes and remove their temporary folders."""
+    if sys.platform == "win32":  # has no such locks
         return
     try:
         with os.scandir(parent) as entries:
@@ -120,22 +125,22 @@ def sweep(parent: Path) -> None:
     except OSError:
         return
     for name in names:
-        with contextlib.suppress(OSError):  # not ours, still in use, or another one sweeps too
+        with contextlib.suppress(OSError):  # of another user, still in use, or swept by another process
             _sweep_one(parent / name)
 
 
 def place_file(new: Path, target: Path) -> None:
-    """Give a file its name, unless that is taken.
+    """Rename a file to a target that does not exist.
 
     Raises:
-        FileExistsError: it is.
-        OSError: it cannot be done.
+        FileExistsError: the target exists.
+        OSError: the file cannot be renamed.
     """
     try:
         os.link(new, target)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links: claim the name, then replace what is ours
+    except OSError:  # file system without hard links: create the target, then replace it
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(new, target)
     else:
@@ -143,11 +148,11 @@ def place_file(new: Path, target: Path) -> None:
 
 
 def place_directory(new: Path, target: Path) -> None:
-    """Give a directory its name, unless that is taken by anything but an empty directory.
+    """Rename a directory to a target that does not exist or is an empty directory.
 
     Raises:
-        FileExistsError: it is.
-        OSError: it cannot be done.
+        FileExistsError: the target exists.
+        OSError: the directory cannot be renamed.
     """
     try:
         new.rename(target)
@@ -158,10 +163,10 @@ def place_directory(new: Path, target: Path) -> None:
 
 
 def _make_lock(folder: Path) -> int:
-    """Create and lock the lock file; returns its descriptor.
+    """Create and lock the lock file, and return its descriptor.
 
     Raises:
-        FileNotFoundError: the folder was taken for a dead one's and removed.
+        FileNotFoundError: the sweep of another process removed the folder.
     """
     path = folder / _LOCK
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600)
@@ -171,7 +176,7 @@ def _make_lock(folder: Path) -> int:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise FileNotFoundError(errno.ENOENT, "a sweep was faster") from None
-            except OSError as error:  # a file system without locks, where nobody can sweep either
+            except OSError as error:  # a file system without locks, on which no process can sweep
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
                     raise
         if not _is_file_of(descriptor, path):
@@ -195,10 +200,10 @@ def _is_file_of(descriptor: int, path: Path) -> bool:
 
 
 def _sweep_one(folder: Path) -> None:
-    """Remove one folder if its owner is dead.
+    """Remove one temporary folder if its process has ended.
 
     Raises:
-        OSError: it is in use, somebody else's, or cannot be removed.
+        OSError: the folder is in use, belongs to another user, or cannot be removed.
     """
     facts = os.lstat(folder)
     if not os.path.isdir(folder) or os.path.islink(folder) or facts.st_uid != os.geteuid():
@@ -206,7 +211,7 @@ def _sweep_one(folder: Path) -> None:
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        folder.rmdir()  # killed before it made a lock, or after it removed one: then it is empty
+        folder.rmdir()  # killed before it created the lock or after it removed it: the folder is empty
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,7 +227,7 @@ def _sweep_one(folder: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Finish or take back a replacement that stopped half way; fills places that are empty, and touches no other.
+    """Complete or revert an interrupted replacement; existing targets are never changed.
 
     Raises:
         OSError: a file could not be moved.
@@ -231,12 +236,12 @@ def _settle(folder: Path) -> None:
         names = json.loads((folder / _TARGETS).read_text(encoding="utf-8", errors="surrogateescape"))
     except FileNotFoundError:
         return
-    except ValueError:  # killed while it wrote the list, before it moved anything
+    except ValueError:  # killed while writing the list, before any file was moved
         (folder / _TARGETS).unlink()
         return
     targets = [folder.parent / os.path.basename(name) for name in names]
     fresh = [folder / f"new-{number}" for number in range(len(targets))]
-    # The first new one is placed when all old ones are away.
+    # The first new file is moved only after all old ones are away.
     forward = not all(map(os.path.lexists, fresh)) or not any(map(os.path.lexists, targets))
     for number, target in enumerate(targets):
         source = fresh[number] if forward else folder / f"old-{number}"
@@ -246,12 +251,12 @@ def _settle(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, the lock last, so that a kill on the way leaves what a sweep can tell.
+    """Remove a folder, its lock file last, so that a later sweep recognises a folder that is partly removed.
 
     Raises:
-        OSError: something is left.
+        OSError: a file cannot be removed.
     """
-    if (folder / _TARGETS).exists():  # not settled: the old ones are still needed
+    if (folder / _TARGETS).exists():  # replacement not completed: the old files are still needed
         return
     for path in folder.iterdir():
         if path.name == _LOCK:
@@ -265,14 +270,14 @@ def _remove(folder: Path) -> None:
 
 
 def _exchange(new: Path, target: Path) -> bool:
-    """Exchange two directories in one step; False where the system cannot, or there is nothing to exchange."""
+    """Exchange two directories in one step; return False if the system cannot or the target does not exist."""
     rename = _renameat2()
     return rename is not None and rename(os.fsencode(new), os.fsencode(target)) == 0
 
 
 @functools.cache
 def _renameat2() -> Callable[[bytes, bytes], int] | None:
-    """Linux's call that exchanges two names, as a function of them; None elsewhere."""
+    """Return Linux's system call that exchanges two names as a function of both, or None on other systems."""
     if not sys.platform.startswith("linux"):
         return None
     try:
