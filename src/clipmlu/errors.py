@@ -203,8 +203,7 @@ def first_line(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the reason of a read error for a message: the system's text without number and path, else ``first_line``.
-    """
+    """Return the reason of a read error for a message: the system's text without number and path, else ``first_line``."""
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 

@@ -77,8 +77,9 @@ class Precision(str, enum.Enum):
 
     @property
     def float_type(self) -> NodeType:
-        """Float type of the operators that are not quantised; ``float32`` for ``force_bfloat16``, because its runtime
-        converts the graph.
+        """Float type of the operators that are not quantised.
+
+        ``float32`` for ``force_bfloat16``, because its runtime converts the float32 graph.
         """
         return "float16" if self.value.endswith("_float16") else "float32"
 

@@ -1,1 +1,1 @@
-"""What goes in: images, texts, prompts and datasets."""
+"""Input data: images, texts, prompts and datasets."""

@@ -1,6 +1,8 @@
-"""Class names: from what a user gives, for the folders of a dataset, and how they are told apart.
+"""Class names: reading them from user input, assigning them to a dataset's folders, and marking repeated names.
 
-A label is a position, so order and number are kept: a name that occurs twice stays twice, as in the official list of ImageNet.
+A label is a position in the list, so order and number are kept: a repeated name is kept twice, as in ImageNet's
+official
+list.
 """
 
 from __future__ import annotations
@@ -20,30 +22,32 @@ from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import expand_home
 
 ClassNames = str | os.PathLike[str] | Iterable[str]
-"""What is taken for the names of a classifier: a list as text, ``"cat,dog"``; a label file; or the names themselves."""
+"""Accepted forms of a classifier's class names: a list as text, ``"cat,dog"``; a label file; or a sequence of names."""
 
 FolderNames = str | os.PathLike[str] | Sequence[str] | Mapping[str, str]
-"""What is taken for the names of class folders: a file, names in the order of the folders, or folder -> name."""
+"""Accepted forms of names for class folders: a file, names in the order of the folders, or a map from folder to name.
+"""
 
 _SHOWN = 5
 _EXPECTED = "Give a file with one name a line, or a list: 'cat,dog'."
-# A name with a digit and no two letters together: n01440764, 0042, c3. Or a number after a word that says nothing.
+# A name with a digit and without two letters in a row (n01440764, 0042, c3), or a number after a generic word (class
+# 3).
 _ID = re.compile(r"(?=.*\d)(?!.*[^\W\d_]{2}).+|(class|label|category|cls|cat|id|target)[-_ ]?\d+", re.IGNORECASE)
 _ID_IN_FRONT = re.compile(r"(n\d{8}|\d+)[-_. ]+\S*[^\W\d_]{2}.*")
 _log = logging.getLogger(__name__)
 
 
 def resolve_class_names(labels: ClassNames, *, on_note: Note = _log.warning) -> tuple[str, ...]:
-    """Class names from a label file, a comma-separated list, or the names themselves.
+    """Return class names from a label file, a comma-separated list, or the names themselves.
 
     Args:
-        labels: see ``ClassNames``. A file holds one name a line; numbered lines, tables, JSON, and lists and dicts of Python
-            are understood too, or refused, see ``labels.parse_labels``.
-        on_note: called with a line about blank lines and names that look like ids.
+        labels: see ``ClassNames``. A file holds one name per line; numbered lines, tables, JSON, and Python lists and
+            dicts are parsed too, see ``labels.parse_labels``.
+        on_note: called with a line about blank lines and about names that look like ids.
 
     Raises:
-        InputError: the file cannot be read or understood, there is no name, or one is blank.
-        OptionError: the names are no texts, or have no order.
+        InputError: the file cannot be read or parsed, there is no name, or a name is blank.
+        OptionError: the names are not strings, or have no order.
     """
     if isinstance(labels, os.PathLike):
         return _from_file(Path(labels), on_note)
@@ -56,11 +60,11 @@ def resolve_class_names(labels: ClassNames, *, on_note: Note = _log.warning) -> 
 
 
 def check_class_names(names: Iterable[str], where: str = "") -> tuple[str, ...]:
-    """Class names as a tuple without surrounding white space; order and number are kept, since a label is an index into it.
+    """Return class names as a tuple, without surrounding white space; order and number are kept.
 
     Raises:
-        InputError: there are none, or one is blank.
-        OptionError: they are no texts, or have no order.
+        InputError: there are no names, or one is blank.
+        OptionError: the names are not strings, or have no order.
     """
     if isinstance(names, (str, bytes, bytearray, set, frozenset, Mapping)) or not isinstance(names, Iterable):
         raise OptionError(f"Class names{where} are of type '{type(names).__name__}'; expected a list of texts.")
@@ -79,7 +83,7 @@ def check_class_names(names: Iterable[str], where: str = "") -> tuple[str, ...]:
 
 
 def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
-    """Names that occur more than once -> their positions, in the order of their first one."""
+    """Map each name that occurs more than once to its positions, in the order of first occurrence."""
     counts = Counter(names)
     found: dict[str, list[int]] = {}
     for position, name in enumerate(names):
@@ -89,23 +93,24 @@ def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names for tables: those that occur more than once have their position behind them, ``crane (134)``."""
+    """Return the names for display; repeated names get their position as a suffix, such as ``crane (134)``."""
     repeated = repeated_names(names)
     return tuple(f"{name} ({position})" if name in repeated else name for position, name in enumerate(names))
 
 
 def name_folders(given: FolderNames, folders: Sequence[str], *, on_note: Note = _log.warning) -> tuple[str, ...]:
-    """Class names for the class folders of a dataset.
+    """Return class names for the class folders of a dataset.
 
     Args:
-        given: see ``FolderNames``. A file holds one name a line, in the order of the folders, or keys and names: a map as
-            JSON, a table, or ``imagenet_class_index.json``.
-        folders: in the dataset's order.
-        on_note: called with a line about blank lines and ids that have no folder.
+        given: see ``FolderNames``. A file holds one name per line, in the order of the folders, or keys and names: a
+            JSON
+            map, a table, or ``imagenet_class_index.json``.
+        folders: folder names in the dataset's order.
+        on_note: called with a line about blank lines and about ids without a folder.
 
     Raises:
-        InputError: the file cannot be read or understood, a folder has no name, a name has no folder, or their numbers differ.
-        OptionError: the names are no texts, or have no order.
+        InputError: the file cannot be read or parsed, a folder has no name, a name has no folder, or the counts differ.
+        OptionError: the names are not strings, or have no order.
     """
     where = "the class names given"
     if isinstance(given, (str, os.PathLike)):
@@ -120,13 +125,13 @@ def name_folders(given: FolderNames, folders: Sequence[str], *, on_note: Note = 
 
 
 def look_like_ids(names: Sequence[str]) -> bool:
-    """Whether most names say nothing to a text tower: WordNet ids, numbers, or names behind such."""
+    """Return whether more than half of the names are ids: WordNet ids, numbers, or names with such a prefix."""
     count = sum(bool(_ID.fullmatch(name) or _ID_IN_FRONT.fullmatch(name)) for name in names)
     return count * 2 > len(names)
 
 
 def existing_path(text: str) -> Path | None:
-    """The path that a text names, if anything is there; a text may be too long for a path, or hold what none can."""
+    """Return the text as a path if that exists, else None; also None if the text cannot be a path."""
     path = expand_home(text)
     return path if text and is_there(path) else None
 
@@ -149,7 +154,7 @@ def _from_text(text: str, on_note: Note) -> Labels:
 
 
 def _positioned(labels: Labels, where: str, on_note: Note) -> tuple[str, ...]:
-    """The names of a list whose positions are the labels."""
+    """Return the names of a list in which positions are labels."""
     if labels.unordered:
         raise InputError(f"{capital(where)} is no list of labels: {labels.unordered}. {_EXPECTED}")
     names = check_class_names(labels.names, f" in {where}")
@@ -164,7 +169,7 @@ def _positioned(labels: Labels, where: str, on_note: Note) -> tuple[str, ...]:
 
 
 def _match(labels: Labels, folders: Sequence[str], where: str, on_note: Note) -> tuple[str, ...]:
-    """Names in the order of the folders: by a column of keys that holds all of them, or by position."""
+    """Return names in the order of the folders: by a column of keys that holds all folders, or by position."""
     wanted = [_key(folder) for folder in folders]
     best: tuple[str, ...] = ()
     for column in labels.keys:
@@ -209,7 +214,7 @@ def _by_key(labels: Labels, column: Sequence[str], wanted: Sequence[str], where:
 
 
 def _key(text: str) -> str:
-    """A folder's name for comparison: numbers with and without leading zeros are the same."""
+    """Return a folder name for comparison: numbers are equal with and without leading zeros."""
     return str(int(text)) if text.isdecimal() else text
 
 

@@ -1,4 +1,4 @@
-"""Arrays that graphs are fed with, and calibration data of one tower."""
+"""Input arrays of graphs, and calibration data of one tower."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class CalibrationData:
     """Calibration batches of one graph input.
 
     Attributes:
-        batches: arrays, or ``.npy`` files, one batch each.
-        repeat: give the only batch again at each step, as a fixed set of texts.
+        batches: arrays or ``.npy`` files, one batch each.
+        repeat: use the only batch at each step, such as a fixed set of texts.
     """
 
     batches: Sequence[npt.NDArray[Any] | Path]
@@ -34,7 +34,7 @@ class CalibrationData:
 
 
 def calibration_batches(tower: Tower, calibration: Mapping[str, CalibrationData]) -> Iterator[list[Array]]:
-    """All calibration batches of a graph, one array for each input, once through.
+    """Yield all calibration batches of a graph once, each as one array per input.
 
     Raises:
         CalibrationError: an input has no data.

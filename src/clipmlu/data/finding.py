@@ -1,7 +1,7 @@
-"""Which files of a folder are images: nothing is left out in silence.
+"""Finding images in folders and by patterns, with a count of everything that is skipped.
 
-One home for all commands. A folder that cannot be listed and a link that leads nowhere are found too, as entries that cannot be
-read; files of other types are counted by suffix.
+All commands use it. A folder that cannot be listed and a dangling link are returned as entries with an error; files of
+other types are counted by suffix.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _SUFFIXES_SHOWN = 10
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """An image, or what cannot be read and might have been one, or have held some.
+    """An image file, or a file, folder or link that cannot be read.
 
     Attributes:
-        path: the file; or the folder or link of the error.
-        error: why nothing can be read there, or None.
+        path: the file, or the folder or link of the error.
+        error: why it cannot be read, or None.
     """
 
     path: Path
@@ -38,14 +38,14 @@ class Found:
 
     @property
     def name(self) -> str:
-        """The path as it is written in results; see ``name_from_path``."""
+        """The path as text for results; see ``name_from_path``."""
         return name_from_path(self.path)
 
     def source(self) -> Path:
-        """The file.
+        """Return the path.
 
         Raises:
-            InputError: nothing can be read there.
+            InputError: it cannot be read.
         """
         if self.error is not None:
             raise self.error
@@ -53,14 +53,14 @@ class Found:
 
 
 class LeftOut:
-    """Counts what is in folders and is not taken for an image.
+    """Counts of the folder entries that are not used as images.
 
     Attributes:
-        suffixes: files of other types, by suffix in lower case, ``""`` for none.
-        macos: files and folders that macOS puts beside others, ``._*`` and ``__MACOSX``.
-        repeated: folders that were reached again, through links.
-        hidden: folders beside class folders whose name begins with a dot.
-        beside: images that lie beside class folders, in none of them.
+        suffixes: number of files of other types by lower-case suffix, ``""`` for none.
+        macos: number of files and folders that macOS adds, ``._*`` and ``__MACOSX``.
+        repeated: number of folders that links lead to a second time.
+        hidden: number of folders beside class folders whose name begins with a dot.
+        beside: number of images that lie beside the class folders.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class LeftOut:
         self.beside = 0
 
     def note(self) -> str | None:
-        """One line for people, or None where nothing was left out."""
+        """Return one line of text about the counts, or None if all are zero."""
         parts = []
         if self.suffixes:
             parts.append(f"{self.suffixes.total()} file(s) of other types ({self._shown_suffixes()})")
@@ -96,14 +96,14 @@ class LeftOut:
 
 
 def find_images(folder: Path, left_out: LeftOut) -> Iterator[Found]:
-    """Images below a folder: the files of each folder in sorted order, then its sub-folders; lazily.
+    """Yield the images below a folder lazily: the sorted files of each folder, then its sub-folders.
 
-    Links to folders are followed, as torchvision's ImageFolder follows them, but each real folder is read once, so that loops
+    Links to folders are followed, as in torchvision's ImageFolder, but each real folder is read once, so that loops
     end.
 
     Args:
-        folder: where to look; one that cannot be listed is an entry with an error itself.
-        left_out: counts what is passed over, while the result is consumed.
+        folder: the folder to search; if it cannot be listed, it is returned as an entry with an error.
+        left_out: counts skipped entries while the result is consumed.
     """
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
@@ -123,7 +123,7 @@ def find_images(folder: Path, left_out: LeftOut) -> Iterator[Found]:
 
 
 def _first_time(folder: Path, seen: set[tuple[int, int]]) -> bool:
-    """Whether a real folder was not seen yet; one that cannot be asked is left to whoever lists it."""
+    """Return whether a real folder is new; True if its identity cannot be read."""
     try:
         facts = os.stat(folder)
     except (OSError, ValueError):
@@ -135,10 +135,10 @@ def _first_time(folder: Path, seen: set[tuple[int, int]]) -> bool:
 
 
 def list_folder(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name.
+    """Return the entries of a folder, sorted by name.
 
     Raises:
-        InputError: it cannot be listed.
+        InputError: the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as entries:
@@ -148,13 +148,13 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def sub_folders(folder: Path, left_out: LeftOut) -> list[Found]:
-    """Folders right in a folder, links to folders among them, sorted by name; hidden ones and macOS's own are left out.
+    """Return the direct sub-folders, links to folders included, sorted by name, without hidden ones and those of macOS.
 
-    A link that leads nowhere may have led to a folder, unless it is called like an image: it is an entry with an error.
+    A dangling link may have pointed to a folder, so it is an entry with an error, unless it has the name of an image.
 
     Args:
-        folder: where to look.
-        left_out: counts what is passed over.
+        folder: the folder to search.
+        left_out: counts skipped entries.
 
     Raises:
         InputError: the folder cannot be listed.
@@ -175,13 +175,13 @@ def sub_folders(folder: Path, left_out: LeftOut) -> list[Found]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is taken for an image, by its suffix."""
+    """Return whether the suffix of a file name is that of a readable image format."""
     suffix = os.path.splitext(name)[1].lower()
     return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and _reads_heif())
 
 
 def _files(entries: list[os.DirEntry[str]], folders: list[Path], left_out: LeftOut) -> Iterator[Found]:
-    """The images among some entries; folders are added to ``folders``."""
+    """Yield the images among some entries; folders are appended to ``folders``."""
     for entry in entries:
         if _is_of_macos(entry.name):
             left_out.macos += 1
@@ -202,7 +202,7 @@ def _is_of_macos(name: str) -> bool:
 
 
 def _classify(entry: os.DirEntry[str]) -> tuple[bool, InputError | None]:
-    """Whether it is a folder; and why its link cannot be followed."""
+    """Return whether an entry is a folder, and the error of a link that cannot be followed."""
     try:
         if entry.is_dir():
             return True, None
@@ -225,18 +225,19 @@ def _reads_heif() -> bool:
 
 
 def find_matches(pattern: str, left_out: LeftOut) -> Iterator[Found]:
-    """What a glob pattern matches, as ``glob.glob(pattern, recursive=True)`` would, in sorted order; lazily.
+    """Yield the images that a glob pattern matches, lazily and sorted, like ``glob.glob(pattern, recursive=True)``.
 
-    Other than there, a folder that cannot be listed on the way is an entry with an error, ``**`` reads each real folder once,
-    and a part with brackets that is there as it is written stands for itself. Folders that match are searched for images.
+    Differences: a folder that cannot be listed is an entry with an error, ``**`` reads each real folder once, and a
+    part with
+    brackets that exists literally is not a pattern. Matching folders are searched for images.
 
     Args:
-        pattern: with ``*``, ``?``, ``[...]`` or ``**``.
-        left_out: counts what is passed over in folders that match.
+        pattern: a path with ``*``, ``?``, ``[...]`` or ``**``.
+        left_out: counts skipped entries of matching folders.
     """
     path = Path(pattern)
     start, parts = (Path(path.anchor), path.parts[1:]) if path.anchor else (Path(), path.parts)
-    given: set[str] = set()  # '**/*' matches a folder, and then what is in it
+    given: set[str] = set()  # '**/*' matches a folder, and then its content
     for matched in _match(start, parts):
         is_folder = matched.error is None and os.path.isdir(matched.path)
         for found in find_images(matched.path, left_out) if is_folder else (matched,):
@@ -247,7 +248,7 @@ def find_matches(pattern: str, left_out: LeftOut) -> Iterator[Found]:
 
 
 def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Found]:
-    """Paths below a folder that match the parts of a pattern, and folders that could not be looked into."""
+    """Yield paths below a folder that match the parts of a pattern, and folders that cannot be listed."""
     if not parts:
         yield Found(folder)
         return
@@ -272,7 +273,7 @@ def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Found]:
 
 
 def _match_below(folder: Path, parts: tuple[str, ...]) -> Iterator[Found]:
-    """Matches of the parts after a ``**``: in the folder and in all below it but hidden ones."""
+    """Yield matches of the parts after a ``**`` in the folder and in all folders below it, except hidden ones."""
     if not parts:
         if os.path.isdir(folder):
             yield Found(folder)

@@ -1,4 +1,4 @@
-"""One decoded Pillow image out of whatever a caller has: a path, bytes, an open file, a Pillow image or a NumPy array."""
+"""Decoding of one Pillow image from a path, bytes, an open file, a Pillow image or a NumPy array."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
 from clipmlu.specs import PositiveInt
 
-# Pillow refuses images above twice Image.MAX_IMAGE_PIXELS (a quarter of a gigabyte of RGB); this is that limit.
+# Pillow rejects images above twice Image.MAX_IMAGE_PIXELS (a quarter of a gigabyte of RGB); this is that limit.
 DEFAULT_MAX_PIXELS = 178_956_970
 
-# Raster formats with a signature. Left out are those that start another program (EPS), have no signature so that any
-# text may pass for them (TGA), or only exist as icons and textures.
+# Raster formats with a signature. Not included: formats that start another program (EPS), that have no signature, so
+# that any text can be mistaken for them (TGA), or that exist only as icons and textures.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 IMAGE_SUFFIXES = frozenset(
@@ -38,7 +38,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-"""Read where the package pillow-heif is installed."""
+"""Suffixes that are read if the package pillow-heif is installed."""
 HEIF_HINT = "HEIC and HEIF are read with pillow-heif: pip install 'clipmlu[heif]'."
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any]
@@ -55,21 +55,21 @@ _EXPECTED_ARRAY = (
 _HEIF_STARTS = tuple(
     b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 )
-_WHOLE_FILE_BYTES = 64 << 20  # larger files are read while they are decoded
-_STREAM_BYTES = 256 << 20  # an open file is read into memory up to here
-_PREFIX_BYTES = 16  # what Pillow's plugins are promised for recognising their format
+_WHOLE_FILE_BYTES = 64 << 20  # larger files are read during decoding
+_STREAM_BYTES = 256 << 20  # limit for reading an open file into memory
+_PREFIX_BYTES = 16  # length of the prefix that Pillow's plugins receive to recognise their format
 
 
-_stream_lock = threading.Lock()  # one open file may stand for several images that different threads read
+_stream_lock = threading.Lock()  # several images may come from one open file and be read by different threads
 
 
 def is_stream(source: object) -> TypeGuard[IO[bytes]]:
-    """Whether a source is an open file, or what behaves like one."""
+    """Return whether a source is an open file or file-like object."""
     return hasattr(source, "read")
 
 
 def read_source(source: ImageSource) -> ImageSource:
-    """Read a file into memory; any other source is returned as it is, and so is the path of a file above 64 MiB.
+    """Read a file into memory; return other sources, and the path of a file above 64 MiB, unchanged.
 
     Raises:
         InputError: the file cannot be read.
@@ -89,14 +89,14 @@ def read_source(source: ImageSource) -> ImageSource:
 
 
 def _read_stream(stream: IO[bytes]) -> bytes:
-    """All bytes of an open file from its beginning, as Pillow takes them, wherever it stands."""
+    """Return all bytes of an open file from its beginning, regardless of its current position, as Pillow does."""
     where = f"image '{name_of_stream(stream) or type(stream).__name__}'"
     try:
         with _stream_lock:
             if hasattr(stream, "seekable") and stream.seekable():
                 stream.seek(0)
             content = stream.read(_STREAM_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: it is closed
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
         raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
     if not isinstance(content, bytes):
         raise InputError(f"Cannot read {where}: it was opened as text. Open it with mode 'rb'.")
@@ -106,7 +106,7 @@ def _read_stream(stream: IO[bytes]) -> bytes:
 
 
 def name_of_stream(stream: IO[bytes]) -> str | None:
-    """The path that an open file was opened by, if it knows."""
+    """Return the path of an open file, or None if it has none."""
     name = getattr(stream, "name", None)
     return name_from_path(name) if isinstance(name, str) else None
 
@@ -121,26 +121,30 @@ def load_image(
 ) -> Image.Image:
     """Decode one image completely.
 
-    An EXIF orientation is not applied, because open_clip's own transform does not apply it either. Of an animation
-    the first frame is taken. The mode stays as stored (``P``, ``CMYK``, ``I;16``...): ``Preprocessor`` resizes in that
-    mode, as open_clip does.
+    An EXIF orientation is not applied, because open_clip's transform does not apply it either. The first frame of an
+    animation is used. The mode stays as stored (``P``, ``CMYK``, ``I;16``...): ``Preprocessor`` resizes in that mode,
+    as
+    open_clip does.
 
     Args:
-        source: a path, the bytes of an image file, an open binary file, a Pillow image (returned itself, loaded), or a uint8 array of shape
-            (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) grey, whose pixels are copied.
-        max_pixels: largest width x height that is decoded; checked on the header, before any pixel is.
-        name: what messages call the bytes of a file.
-        at_least: (width, height): a JPEG may come scaled down by 2, 4 or 8 as long as it is no smaller than this, which
-            is much faster and gives other pixels; None for the image as it is.
-        reserve: called with the number of pixels when that is known and before they are decoded; it may wait. What else the
-            decoder holds, a progressive JPEG's coefficients, is counted as pixels of four bytes.
+        source: a path, the bytes of an image file, an open binary file, a Pillow image (loaded and returned itself), or
+            a
+            uint8 array of shape (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) grey, whose pixels are copied.
+        max_pixels: largest width x height; checked on the header, before any pixel is decoded.
+        name: name of the image in messages, for a source of bytes.
+        at_least: (width, height): a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than
+            this,
+            which is much faster and gives other pixels; None for the full size.
+        reserve: called with the number of pixels before they are decoded; it may block. Other memory of the decoder,
+            such as
+            a progressive JPEG's coefficients, is included as pixels of four bytes.
 
     Returns:
-        The loaded image, which no longer needs its file.
+        The loaded image, which is independent of its file.
 
     Raises:
         InputError: the source cannot be read as an image, has no pixels or too many, or is of another type.
-        OptionError: ``max_pixels`` is no number of 1 or more.
+        OptionError: ``max_pixels`` is not an integer of 1 or more.
     """
     check_argument(max_pixels, PositiveInt, "max pixels")
     if isinstance(source, Image.Image):
@@ -163,7 +167,7 @@ def load_image(
 
 
 def content_digest(image: Image.Image) -> str:
-    """SHA-256 in hex of an image's size and RGB pixels: the same picture in another file has the same one."""
+    """Return the SHA-256 in hex of an image's size and RGB pixels; it is independent of the file format."""
     digest = hashlib.sha256(f"{image.width}x{image.height}\n".encode())
     for strip in cut_strips(image):
         digest.update(strip.convert("RGB").tobytes())
@@ -171,7 +175,7 @@ def content_digest(image: Image.Image) -> str:
 
 
 def cut_strips(image: Image.Image) -> Iterator[Image.Image]:
-    """An image in strips of at most a million pixels, top to bottom, so that nothing of the whole one's size is made of it."""
+    """Yield an image in horizontal strips of at most a million pixels, to limit the memory of later steps."""
     rows = max(1, _STRIP_PIXELS // image.width)
     if rows >= image.height:
         yield image
@@ -181,22 +185,22 @@ def cut_strips(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def is_clipped(image: Image.Image) -> bool:
-    """Whether an image holds grey values that the conversion to 8 bits cuts off, as open_clip's transform does.
+    """Return whether an image holds grey values that the conversion to 8 bits clips, as in open_clip's transform.
 
-    16-bit and 32-bit grey images become white where a value is above 255; floating-point ones in 0..1 become black.
+    In 16-bit and 32-bit grey images values above 255 become white; floating-point images in 0..1 become black.
     """
     if image.mode not in _DEEP_MODES:
         return False
     if image.mode in ("I", "F", "I;16"):
         low, high = cast("tuple[float, float]", image.getextrema())
-    else:  # of the others Pillow does not know
+    else:  # Pillow's getextrema does not support the other modes
         pixels = np.asarray(image)
         low, high = pixels.min(), pixels.max()
     return bool(low < 0 or high > 255 or (image.mode == "F" and 0 < high <= 1))
 
 
 def clipped_note(names: Collection[str]) -> str:
-    """What to tell about images of which ``is_clipped`` is true, at least one, by their names."""
+    """Return a note about images for which ``is_clipped`` is true, given at least one name."""
     return (
         f"{len(names)} image(s) hold grey values outside 0..255 (16-bit, 32-bit or floating point), such as "
         f"'{next(iter(names))}'. They are cut off there, as open_clip does: most of such an image is white or black. "
@@ -208,7 +212,7 @@ def _open_file(path: Path) -> IO[bytes]:
     where = f"image '{name_from_path(path)}'"
     try:
         kind = path.stat().st_mode
-        # A pipe would block and cannot be rewound; a directory fails differently on each operating system.
+        # Reading a pipe would block; the error for a directory differs between operating systems.
         if stat.S_ISDIR(kind):
             raise InputError(f"Cannot read {where}: it is a directory. {_EXPECTED}")
         if not stat.S_ISREG(kind):
@@ -221,7 +225,7 @@ def _open_file(path: Path) -> IO[bytes]:
 
 
 def dangling_reason(path: Path) -> str:
-    """Why there is no file at a path: its link leads nowhere, or there is nothing at all."""
+    """Return why there is no file at a path: a dangling link, or nothing there."""
     try:
         return f"it is a link to '{name_from_path(os.readlink(path))}', which does not exist"
     except OSError:
@@ -244,10 +248,11 @@ def _decode(
         raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
     if image is None:
         raise InputError(f"Cannot read {where}: {notes or 'its content is no image that is known here'}. {_EXPECTED}")
-    held = _coefficient_pixels(image)  # of the whole image, at whatever scale it is decoded
+    held = _coefficient_pixels(image)  # of the full-size image, independent of the decoding scale
     if at_least is not None:
         _check_size(image.size, where, max_pixels)
-        # Only the JPEG plugin knows how; it takes the smallest scale that is at least as large. The mode stays as it is.
+        # Only the JPEG plugin supports this; it chooses the smallest scale that is at least as large. The mode stays
+        # unchanged.
         image.draft(None, at_least)
     return _load_pixels(image, where, max_pixels, reserve, held)
 
@@ -255,18 +260,19 @@ def _decode(
 def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str]:
     """Read the header with the first plugin that accepts the file.
 
-    This is what ``Image.open(stream, formats=FORMATS)`` does, without its size check: that one warns through Python's
-    process-wide filters and takes its limit from a module global, neither of which a thread can set for itself.
+    Same as ``Image.open(stream, formats=FORMATS)`` without its size check, which warns through Python's process-wide
+    filters
+    and reads its limit from a module global; a thread can set neither for itself.
 
     Returns:
-        The unloaded image, or None; and what plugins without their codec said.
+        The unloaded image or None; and the messages of plugins without their codec.
     """
     if any(name not in Image.OPEN for name in FORMATS):
         Image.init()
     notes = []
     for name in FORMATS:
         factory, accepts = Image.OPEN.get(name, (None, None))
-        if factory is None:  # AVIF came with Pillow 11.3
+        if factory is None:  # AVIF is supported since Pillow 11.3
             continue
         verdict = not accepts or accepts(prefix)
         if name == "TIFF" and verdict is True:
@@ -277,7 +283,7 @@ def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str
             stream.seek(0)
             try:
                 return factory(stream, ""), ""
-            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how plugins say "not mine"
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # raised for other formats
                 notes.append(f"it starts like {name}, but its header is damaged ({_reason(error)})")
     if prefix[4:12] in _HEIF_STARTS:
         heif_factory = _heif_factory()
@@ -290,11 +296,11 @@ def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str
 
 @functools.cache
 def _silence_libtiff() -> None:
-    """Keep libtiff from writing to stderr, in pieces of lines and from any thread, what Pillow raises as an error too.
+    """Prevent libtiff from writing its errors to stderr; Pillow raises them as exceptions as well.
 
-    Pillow switches off its warnings only. Its own copy of the library is meant, which nothing else uses.
+    Pillow itself disables libtiff's warnings only. The change applies to Pillow's own copy of the library.
     """
-    with contextlib.suppress(OSError, AttributeError):  # not Linux, or a Pillow that hides the library
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or the library is linked statically
         mapped = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines()}
         for path in mapped:
             if "libtiff" in os.path.basename(path):
@@ -302,7 +308,7 @@ def _silence_libtiff() -> None:
 
 
 def _heif_factory() -> Callable[[IO[bytes], str], Image.Image] | None:
-    """Pillow's plugin for HEIF, without registering it for the rest of the program; None where it is not installed."""
+    """Return Pillow's plugin for HEIF without registering it globally, or None if it is not installed."""
     try:
         return importlib.import_module("pillow_heif").HeifImageFile  # type: ignore[no-any-return]
     except ModuleNotFoundError:
@@ -310,12 +316,13 @@ def _heif_factory() -> Callable[[IO[bytes], str], Image.Image] | None:
 
 
 def _coefficient_pixels(image: Image.Image) -> int:
-    """Memory that libjpeg holds beside the pixels, in pixels of four bytes.
+    """Return the memory that libjpeg needs in addition to the pixels, in pixels of four bytes.
 
-    A progressive JPEG comes in scans over the whole image, so that all coefficients are kept until the last one: 16 bits for
-    each sample of each component (libjpeg.txt, "Progressive JPEG support"). Anything else holds a few rows.
+    A progressive JPEG consists of scans over the whole image, so libjpeg keeps all coefficients until the last scan: 16
+    bits
+    for each sample of each component (libjpeg.txt, "Progressive JPEG support"). Other JPEGs need a few rows only.
     """
-    layers = getattr(image, "layer", None)  # (component, horizontal, vertical sampling, table), as the header says
+    layers = getattr(image, "layer", None)  # (component, horizontal, vertical sampling, table), from the header
     if image.format != "JPEG" or not image.info.get("progressive") or not layers:
         return 0
     largest = max(layer[1] for layer in layers) * max(layer[2] for layer in layers)
@@ -361,7 +368,7 @@ def _image_from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
         raise InputError(f"Cannot use {where}. {_EXPECTED_ARRAY}")
     _check_size((array.shape[1], array.shape[0]), where, max_pixels)
-    # Image.fromarray may share the caller's memory, and a later write would then change our image.
+    # Image.fromarray may share the caller's memory; without a copy later writes would change the image.
     return Image.fromarray(array).copy()
 
 
@@ -370,6 +377,6 @@ def _byte_count(source: bytes | bytearray | memoryview) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """One line, without the full stop that the message adds."""
+    """Return the error's message as one line without a full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()).rstrip(".") or type(error).__name__

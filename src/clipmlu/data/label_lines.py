@@ -1,4 +1,4 @@
-"""Class names in lines: plain, quoted, dashed or numbered ones, tables, and names behind ids."""
+"""Parsing of class names from lines: plain, quoted, dashed or numbered lines, tables, and names after ids."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _HEADS = frozenset(
 _NUMBERED = re.compile(r"\(?(?:(?:class|label|id)[-_ ]?)?(\d+)(\s*[:=,]\s*|[.)]\s+|\s+)(.+)", re.IGNORECASE)
 _NUMBER_LAST = re.compile(r"(.+?)(\s*[:=,]\s*|\s+)(\d+)")
 _ID_FIRST = re.compile(r"(n\d{8})(?:\s*[:=,]\s*|\s+)(.+)")
-_DOUBLY_QUOTED = re.compile(r"\"(?:[^\"]|\"\")+\"")  # a quote inside is written twice
+_DOUBLY_QUOTED = re.compile(r"\"(?:[^\"]|\"\")+\"")  # quotes inside are doubled
 _QUOTED = re.compile(r"\"[^\"]*\"|'(?:[^']|(?<=\w)'(?=\w))*'")
 _YAML_HEAD = re.compile(r"[A-Za-z_]\w*:")
 _YAML_NAMES = re.compile(r"(names|classes|labels|nc)\s*:")
@@ -58,12 +58,12 @@ EXPECTED = "Expected one name a line, or a JSON list of names."
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Class names, and what each is keyed by where the text says so.
+    """Class names and the keys that the text gives for them.
 
     Attributes:
-        names: in the order of the positions, or of the text where it gives none.
+        names: in the order of their positions, or of the text if it gives no positions.
         keys: columns of keys, each as long as ``names``: ids, folder names or numbers.
-        unordered: why the names have no positions, as part of a message; empty where they have.
+        unordered: why the names have no positions, as part of a message; empty if they have.
     """
 
     names: tuple[str, ...]
@@ -72,7 +72,7 @@ class Labels:
 
 
 def labels_from_lines(lines: Sequence[str], where: str) -> Labels:
-    """Class names of lines that are not blank; see ``parse_labels``."""
+    """Parse class names from lines that are not blank; see ``parse_labels``."""
     for number, line in enumerate(lines, 1):
         if _COMMENT.match(line):
             raise InputError(
@@ -90,7 +90,7 @@ def labels_from_lines(lines: Sequence[str], where: str) -> Labels:
 
 
 def bare_lines(lines: Sequence[str], where: str) -> list[str]:
-    """Lines without what belongs to a list: commas at their ends, dashes at their beginnings, quotes around them."""
+    """Return lines without list syntax: commas at the end, dashes at the beginning, surrounding quotes."""
     bare = list(lines)
     with_comma = [line.endswith(",") for line in bare]
     if any(with_comma):
@@ -103,7 +103,7 @@ def bare_lines(lines: Sequence[str], where: str) -> list[str]:
     if _are_dashed(bare):
         bare = [line[1:].strip() for line in bare]
     if not all(map(_QUOTED.fullmatch, bare)):
-        return [_unquoted(line) if line.startswith('"') else line for line in bare]  # as CSV quotes where it must
+        return [_unquoted(line) if line.startswith('"') else line for line in bare]  # CSV may quote single lines
     return [_unquoted(line) for line in bare]
 
 
@@ -116,7 +116,7 @@ def _unquoted(text: str) -> str:
 
 
 def _rows(lines: Sequence[str], where: str) -> list[list[str]] | None:
-    """Cells of a table, or None where the lines are none."""
+    """Return the cells of a table, or None if the lines are not a table."""
     for separator in ("\t", ";", "|"):
         holding = [separator in line for line in lines]
         if all(holding) and lines:
@@ -172,7 +172,7 @@ def _from_rows(rows: list[list[str]], where: str) -> Labels:
 
 
 def _is_head(rows: list[list[str]]) -> bool:
-    """Whether the first row says what the columns are."""
+    """Return whether the first row is a heading."""
     first = [cell.lower().replace(" ", "_") for cell in rows[0]]
     if all(cell in _HEADS for cell in first):
         return True
@@ -185,7 +185,7 @@ def _is_head(rows: list[list[str]]) -> bool:
 
 
 def _from_numbers(lines: Sequence[str], where: str) -> Labels:
-    """Lines that may begin with a number or an id, or end with a number."""
+    """Parse lines that may begin with a number or an id, or end with a number."""
     numbered = [_NUMBERED.fullmatch(line) for line in lines]
     matches = [match for match in numbered if match is not None]
     if len(matches) == len(lines):
@@ -217,7 +217,7 @@ def _from_numbers(lines: Sequence[str], where: str) -> Labels:
 
 
 def _with_ids(ids: Sequence[str], rest: Sequence[str]) -> Labels:
-    """Lines that began with ids; a number may follow, as in map_clsloc.txt: ``n02119789 1 kit_fox``."""
+    """Parse lines after their ids; a number may follow, as in map_clsloc.txt: ``n02119789 1 kit_fox``."""
     numbered = [_NUMBERED.fullmatch(line) for line in rest]
     numbers = [int(match[1]) for match in numbered if match is not None]
     if len(numbers) < len(rest) or not _count_up(numbers):
@@ -228,13 +228,13 @@ def _with_ids(ids: Sequence[str], rest: Sequence[str]) -> Labels:
 
 
 def _count_up(numbers: Sequence[int]) -> bool:
-    """Whether numbers before names are positions: 0, 1, 2 in any order; or such from 1, which will be refused."""
+    """Return whether numbers before names are positions: 0, 1, 2 in any order, or from 1, which a later check rejects."""
     ordered, count = sorted(numbers), len(numbers)
     return (count > 1 and ordered == list(range(count))) or (count > 2 and ordered == list(range(1, count + 1)))
 
 
 def in_order(names: Sequence[str], numbers: Sequence[int], where: str) -> tuple[str, ...]:
-    """Names by their positions.
+    """Return the names in the order of their numbers.
 
     Raises:
         InputError: the numbers are not 0, 1, 2 and so on, each once.
@@ -246,7 +246,7 @@ def in_order(names: Sequence[str], numbers: Sequence[int], where: str) -> tuple[
 
 
 def describe_gap(numbers: list[int]) -> str:
-    """Why numbers are no positions."""
+    """Return why numbers are not positions."""
     if sorted(numbers) == list(range(1, len(numbers) + 1)):
         return "its numbers begin at 1, and positions are counted from 0; number from 0, or leave the numbers out"
     repeated = [number for number, count in Counter(numbers).items() if count > 1]
@@ -257,10 +257,10 @@ def describe_gap(numbers: list[int]) -> str:
 
 
 def check_names(values: Sequence[Any], where: str) -> tuple[str, ...]:
-    """Names without surrounding white space.
+    """Return the names without surrounding white space.
 
     Raises:
-        InputError: one is no text.
+        InputError: a name is not a string.
     """
     for number, value in enumerate(values, 1):
         if not isinstance(value, str):
@@ -280,10 +280,10 @@ def _are_numbered(lines: Sequence[str]) -> bool:
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """A text for a message: at most so many characters of it."""
+    """Return at most ``most`` characters of a text, for a message."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def capital(where: str) -> str:
-    """The text as the beginning of a sentence."""
+    """Return the text with a capital first letter."""
     return where[:1].upper() + where[1:]

@@ -1,6 +1,6 @@
-"""Lists of class names as people have them: plain lines, numbered lines, tables, JSON, and Python's lists and dicts.
+"""Parsing of class name lists: plain lines, numbered lines, tables, JSON, and Python lists and dicts.
 
-A shape is understood or refused; what belongs to the shape (brackets, quotes, numbers, ids) never becomes a part of a name.
+A format is either supported or an error; its syntax (brackets, quotes, numbers, ids) never becomes part of a name.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _NESTS = ("id2label", "names", "classes", "labels", "class_names", "label_names"
 
 
 def parse_labels(text: str, where: str, on_note: Note) -> Labels:
-    """Class names of a text.
+    """Parse class names from a text.
 
     Args:
-        text: of a label file.
-        where: what it is called in messages, such as ``"the label file 'labels.txt'"``.
+        text: content of a label file.
+        where: name of the source in messages, such as ``"the label file 'labels.txt'"``.
         on_note: called with a line about blank lines.
 
     Raises:
-        InputError: its shape is not understood, with the place and what is expected.
+        InputError: the format is not supported; the message says where, and what is expected.
     """
     labels = _parse(text, where, on_note)
     if not any(all(map(WORDNET_ID.fullmatch, column)) for column in labels.keys):
         return labels
-    # Lists with WordNet ids, such as that of Keras, write 'great_white_shark'.
+    # Lists with WordNet ids, such as Keras's, write 'great_white_shark'.
     return dataclasses.replace(labels, names=tuple(name.replace("_", " ") for name in labels.names))
 
 
@@ -70,10 +70,10 @@ def _parse(text: str, where: str, on_note: Note) -> Labels:
 
 
 def parse_entries(text: str, where: str, on_note: Note) -> list[str]:
-    """Entries of a plain list, such as templates: lines, or a list as JSON or Python write it.
+    """Parse the entries of a plain list, such as templates: lines, or a JSON or Python list.
 
     Raises:
-        InputError: it begins as a list, and is none.
+        InputError: the text begins like a list but is not one.
     """
     value = _structure(text.strip(), where) if text.lstrip()[:1] == "[" else None
     if value is None:
@@ -84,7 +84,7 @@ def parse_entries(text: str, where: str, on_note: Note) -> list[str]:
 
 
 def _structure(text: str, where: str) -> Any:
-    """The value of a text that is JSON or a Python literal, or None where it begins like neither."""
+    """Return the value of a JSON or Python literal, or None if the text does not begin like one."""
     assigned = _ASSIGNED.match(text)
     body = text[assigned.end() :] if assigned else text
     if body[:1] not in ("[", "{", "("):
@@ -97,7 +97,7 @@ def _structure(text: str, where: str) -> Any:
         return ast.literal_eval(body)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         if body[:1] == "(" and not assigned:
-            return None  # a name may begin so
+            return None  # a name may begin with a bracket
     raise InputError(
         f"{capital(where)} begins with '{text[:1] if not assigned else shortened(text)}' and is neither JSON ({reason}) nor a "
         f"list or dict of Python. {EXPECTED}"
@@ -126,10 +126,10 @@ def _from_value(value: Any, where: str) -> Labels:
 
 def _from_mapping(mapping: dict[Any, Any], where: str) -> Labels:
     keys, values = [str(key) for key in mapping], list(mapping.values())
-    if values and all(_is_number(value) for value in values):  # name -> position, as torchvision's class_to_idx
+    if values and all(_is_number(value) for value in values):  # name -> position, like torchvision's class_to_idx
         return Labels(in_order(keys, values, where))
     extra: tuple[tuple[str, ...], ...] = ()
-    if values and all(_is_pair(value) for value in values):  # position -> (id, name), as imagenet_class_index.json
+    if values and all(_is_pair(value) for value in values):  # position -> (id, name), like imagenet_class_index.json
         extra = (tuple(key for key, _ in values),)
         values = [name for _, name in values]
     names = check_names(values, where)

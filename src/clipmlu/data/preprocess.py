@@ -1,6 +1,7 @@
-"""Images to input tensors with Pillow and NumPy, equal to the last bit to open_clip's evaluation transform.
+"""Preprocessing of images to input tensors with Pillow and NumPy, bit-identical to open_clip's evaluation transform.
 
-The reference is ``open_clip.transform.image_transform(is_train=False)`` of open_clip 3.3 on torchvision's PIL functions:
+The reference is ``open_clip.transform.image_transform(is_train=False)`` of open_clip 3.3 on torchvision's PIL
+functions:
 resize in the image's own mode, crop or pad the centre, convert to RGB, scale to 0..1, normalise.
 """
 
@@ -18,33 +19,34 @@ from clipmlu.data.images import DEFAULT_MAX_PIXELS, ImageSource, cut_strips, loa
 from clipmlu.errors import InputError
 from clipmlu.specs import PreprocessSpec
 
-# A sliver of 1x100000 pixels becomes 224x22400000 before the crop; above this the resized image is refused.
+# An image of 1x100000 pixels becomes 224x22400000 before the crop; above this limit the resized image is an error.
 MAX_RESIZED_PIXELS = DEFAULT_MAX_PIXELS
 
 _FAST_MARGIN = (
-    2  # a shortcut leaves at least so many times the pixels that are wanted in each direction to the true filter
+    2  # the fast path shrinks to at least this multiple of the target size, and the exact filter does the rest
 )
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 _LARGE_PIXELS = 1 << 24
 _FULL_SCALE = np.float32(255)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-# open_clip.constants.OPENAI_DATASET_MEAN and OPENAI_DATASET_STD: what open_clip takes where a model says nothing.
+# open_clip.constants.OPENAI_DATASET_MEAN and OPENAI_DATASET_STD: open_clip's defaults for models without their own.
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _OPEN_CLIP_KEYS = frozenset({"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
 
 
 class Preprocessor:
-    """Turns Pillow images into normalised input tensors as one ``PreprocessSpec`` says.
+    """Converts Pillow images to normalised input tensors as a ``PreprocessSpec`` defines.
 
-    Instances hold no state beside their arguments, so threads may share one.
+    Instances have no mutable state, so threads may share one.
 
     Args:
         spec: size, resize mode, filter, mean and standard deviation.
-        fast: decode JPEGs at a reduced scale and shrink large images in two steps: other pixels, much sooner. Off, the
-            result is the reference's, bit for bit.
-        max_pixels: largest width x height that ``decode`` takes.
+        fast: decode JPEGs at a reduced scale and shrink large images in two steps, which is faster but gives other
+            pixels.
+            If False, the result is bit-identical to the reference.
+        max_pixels: largest width x height for ``decode``.
 
     Raises:
         ValueError: a standard deviation is zero in float32.
@@ -92,7 +94,7 @@ class Preprocessor:
             float32, shape (N, 3, height, width), normalised.
 
         Raises:
-            InputError: as for one image; the message says which by its index. ``out`` is then partly written.
+            InputError: as for one image; the message gives the image's index. ``out`` is then partly written.
             ValueError: ``out`` has another shape or dtype.
         """
         shape = (len(images), *self.shape)
@@ -118,20 +120,20 @@ class Preprocessor:
         """Decode an image for this preprocessor; see ``load_image``.
 
         Args:
-            source: what it is decoded from.
-            name: what messages call it.
-            max_pixels: largest width x height; None for the preprocessor's own.
-            reserve: called with its pixels before they are decoded.
+            source: see ``load_image``.
+            name: name of the image in messages.
+            max_pixels: largest width x height; None for the preprocessor's own limit.
+            reserve: called with the number of pixels before they are decoded.
 
         Raises:
-            InputError: it cannot be read as an image.
+            InputError: the source cannot be read as an image.
         """
         at_least = (_FAST_MARGIN * self.spec.width, _FAST_MARGIN * self.spec.height) if self.fast else None
         limit = self.max_pixels if max_pixels is None else max_pixels
         return load_image(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve)
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Resize, crop and convert one image, without normalising it.
+        """Resize, crop and convert one image to RGB, without normalising it.
 
         Args:
             image: as for calling the preprocessor.
@@ -140,8 +142,7 @@ class Preprocessor:
             uint8, shape (height, width, 3), RGB in 0..255, read-only: it may be Pillow's own buffer.
 
         Raises:
-            InputError: as for calling the preprocessor.
-            TypeError: ``image`` is no Pillow image.
+            InputError: as for calling the preprocessor, or ``image`` is not a Pillow image.
         """
         if not isinstance(image, Image.Image):
             raise InputError(
@@ -151,7 +152,7 @@ class Preprocessor:
             return np.asarray(_to_rgb(self._fit(image)))
         except InputError:
             raise
-        except Exception as error:  # Pillow says ValueError, OSError, TypeError or KeyError for what a mode cannot do
+        except Exception as error:  # Pillow raises ValueError, OSError, TypeError or KeyError for unsupported modes
             raise InputError(
                 f"Cannot preprocess an image of mode {image.mode} and size {image.width}x{image.height}: {error}. "
                 "Convert it to RGB first."
@@ -160,7 +161,7 @@ class Preprocessor:
     def normalise(
         self, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Turn what ``pixels`` gave into an input tensor.
+        """Normalise the result of ``pixels`` to an input tensor.
 
         Args:
             pixels: uint8, shape (height, width, 3), RGB in 0..255.
@@ -168,8 +169,9 @@ class Preprocessor:
         """
         if out is None:
             out = np.empty(self.shape, dtype=np.float32)
-        # ToTensor and Normalize in the reference's order of float32 operations, each correctly rounded (IEEE 754); these
-        # release the interpreter's lock, which a table of the 256 values does not.
+        # The reference's float32 operations of ToTensor and Normalize in the same order, each correctly rounded (IEEE
+        # 754). They
+        # release the interpreter's lock, which a lookup in a table of 256 values does not.
         for channel, (mean, std) in enumerate(zip(self._mean, self._std, strict=True)):
             plane = out[channel]
             np.copyto(plane, pixels[:, :, channel])
@@ -179,7 +181,7 @@ class Preprocessor:
         return out
 
     def normalise_batch(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Turn uint8 pixels of shape (N, 3, height, width), as ``write`` leaves them, into float32 ones of that shape."""
+        """Normalise uint8 pixels of shape (N, 3, height, width), as written by ``write``, to float32 of the same shape."""
         out = np.empty(pixels.shape, np.float32)
         for planes, place in zip(pixels, out, strict=True):
             self.normalise(planes.transpose(1, 2, 0), place)
@@ -190,8 +192,9 @@ class Preprocessor:
 
         Args:
             image: as for calling the preprocessor.
-            out: shape (3, height, width): float32 for a graph that takes normalised pixels, uint8 for one that
-                normalises them itself.
+            out: shape (3, height, width): float32 for a graph with normalised input, uint8 for one that normalises
+                pixels
+                itself.
 
         Raises:
             InputError: as for calling the preprocessor.
@@ -215,18 +218,15 @@ class Preprocessor:
 
 
 def spec_from_open_clip(config: Mapping[str, Any]) -> PreprocessSpec:
-    """Read open_clip's description of a model's preprocessing.
+    """Convert open_clip's preprocessing configuration to a ``PreprocessSpec``.
 
     Args:
         config: ``model.visual.preprocess_cfg`` (open_clip's ``PreprocessCfg`` as a dict): size as an int or (height,
-            width), mode, mean, std, interpolation, resize_mode, fill_color. Absent or None entries take open_clip's
-            defaults; interpolation ``random`` means bicubic, as open_clip evaluates it.
-
-    Returns:
-        The same as a spec.
+            width), mode, mean, std, interpolation, resize_mode, fill_color. Missing and None entries get open_clip's
+            defaults; interpolation ``random`` means bicubic, as in open_clip's evaluation.
 
     Raises:
-        ValueError: an entry that open_clip's evaluation transform does not take, or that is unknown.
+        ValueError: an entry is unknown, or open_clip's evaluation transform does not support its value.
     """
     unknown = sorted(set(config) - _OPEN_CLIP_KEYS)
     if unknown:
@@ -264,10 +264,11 @@ def _triple(value: object) -> tuple[object, ...]:
 
 
 def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling, gap: float | None) -> Image.Image:
-    """``Image.resize``, without its copy of the whole image where that is large and has an alpha channel.
+    """Resize like ``Image.resize``, with less memory for large images with an alpha channel.
 
-    Pillow resizes a copy whose colours are multiplied with alpha, each channel for itself. Here one channel at a time is
-    multiplied and resized, a quarter of the memory.
+    Pillow resizes a copy of the image whose colours are multiplied by alpha, each channel separately. This function
+    multiplies
+    and resizes one channel at a time, which needs a quarter of the memory.
     """
     premultiplied = _PREMULTIPLIED.get(image.mode)
     if premultiplied is None or image.width * image.height < _LARGE_PIXELS:
@@ -280,7 +281,7 @@ def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resamplin
             channel.paste(strip.convert(premultiplied).getchannel(band), (0, top))
             top += strip.height
         channels.append(channel.resize(size, resample))
-        del channel  # before the next one is made
+        del channel  # free it before the next channel is created
     return Image.merge(premultiplied, channels).convert(image.mode)
 
 
@@ -292,7 +293,7 @@ def _filter(spec: PreprocessSpec) -> Image.Resampling:
 
 
 def _resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
-    """Size (width, height) before cropping and padding, with the reference's two ways of rounding."""
+    """Return the size (width, height) before cropping and padding, with the reference's two rounding rules."""
     width, height = size
     if width < 1 or height < 1:
         raise InputError(f"Cannot preprocess an image of size {width}x{height}: it has no pixels.")
@@ -321,7 +322,7 @@ def _resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int
 
 
 def _pad_centre(image: Image.Image, spec: PreprocessSpec, fill: int) -> Image.Image:
-    """Pad to at least the target; the odd pixel goes right and below (torchvision ``center_crop``)."""
+    """Pad to at least the target size; an odd pixel is added right and below (torchvision ``center_crop``)."""
     missing_width = max(spec.width - image.width, 0)
     missing_height = max(spec.height - image.height, 0)
     if not missing_width and not missing_height:
@@ -339,7 +340,7 @@ def _pad_centre(image: Image.Image, spec: PreprocessSpec, fill: int) -> Image.Im
 def _crop_centre(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     if image.size == (spec.width, spec.height):
         return image
-    top = round((image.height - spec.height) / 2.0)  # half to even, as torchvision's center_crop
+    top = round((image.height - spec.height) / 2.0)  # rounds half to even, as torchvision's center_crop
     left = round((image.width - spec.width) / 2.0)
     return image.crop((left, top, left + spec.width, top + spec.height))
 
@@ -348,7 +349,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if isinstance(image.info.get("transparency"), bytes):
-        # Pillow warns that the alpha of each palette entry is lost, which is what the reference does too.
+        # Pillow warns that converting drops the alpha of each palette entry; the reference drops it too.
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB")

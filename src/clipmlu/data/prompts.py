@@ -1,4 +1,4 @@
-"""Templates, and the prompts made of them."""
+"""Templates, and prompts made from them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TEMPLATE_SETS: dict[str, str] = {
     "openai-imagenet": "80 templates that OpenAI chose for ImageNet (CLIP repository, Prompt_Engineering_for_ImageNet.ipynb)",
     "cifar": "18 templates that OpenAI used for CIFAR-10 and CIFAR-100 (CLIP repository, data/prompts.md)",
 }
-"""Named template sets and what they are."""
+"""Maps the name of a template set to its description."""
 
 
 def resolve_templates(
     templates: str | os.PathLike[str] | Sequence[str], *, on_note: Note = _log.warning
 ) -> tuple[str, ...]:
-    """Turn what a user gives as templates into a tuple of templates.
+    """Return a tuple of templates from the forms that users may give.
 
     Args:
         templates: one template (recognised by its ``{}``), the name of a set, the path of a file with one template
@@ -60,7 +60,7 @@ def resolve_templates(
 
 
 def fill_template(template: str, class_name: str) -> str:
-    """The prompt for one class."""
+    """Return the prompt for one class."""
     return template.replace(PLACEHOLDER, class_name)
 
 

@@ -1,15 +1,15 @@
-"""How a library function that goes on without an image says so."""
+"""Log records about skipped inputs."""
 
 from __future__ import annotations
 
 import logging
 
 SKIPPED = "clipmlu_skipped"
-"""Attribute of the log records that are about an input that was left out; the command line then returns 1."""
+"""Attribute of log records about a skipped input; the command line then exits with code 1."""
 
 _log = logging.getLogger(__name__)
 
 
 def log_skipped(reason: str) -> None:
-    """Warn that an input was skipped, and why; the reason names it."""
+    """Log a warning that an input was skipped; the reason names the input."""
     _log.warning("skipped: %s", reason, extra={SKIPPED: True})

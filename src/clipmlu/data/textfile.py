@@ -1,6 +1,8 @@
-r"""Text files that people write: UTF-8 or refused by the name of what they are, and lines that end at ``\n``, ``\r\n``, ``\r`` only.
+r"""Reading of small UTF-8 text files, with clear errors for other encodings and file types.
 
-``str.splitlines`` also ends a line at form feeds, U+0085 and U+2028, which occur inside names: every later line would move.
+Lines end at ``\n``, ``\r\n`` and ``\r`` only. ``str.splitlines`` also ends a line at form feeds, U+0085 and U+2028,
+which
+occur inside names: all later lines would then be shifted.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _log = logging.getLogger(__name__)
 
 Note = Callable[[str], Any]
-"""Takes a line for people."""
+"""Callback that receives one line of text for the user."""
 
-_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's does
+_MARKS = (  # longest first: UTF-32's mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -44,15 +46,15 @@ _WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
-    """Read a small UTF-8 text file of the user's, with or without a byte order mark.
+    """Read a small UTF-8 text file, with or without a byte order mark.
 
     Args:
         path: the file.
-        what: what it is, for messages, such as ``"label file"``.
+        what: the kind of file, for messages, such as ``"label file"``.
 
     Raises:
-        InputError: it cannot be read, is no regular file, is too large, or is no UTF-8 text; the message names the encoding
-            that it seems to have.
+        InputError: the file cannot be read, is not a regular file, is too large, or is not UTF-8; the message names its
+            probable encoding.
     """
     try:
         content = read_small_file(expand_home(path), _MOST_BYTES)
@@ -64,14 +66,14 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 
 
 def decode_text(content: bytes, where: str) -> str:
-    """Decode UTF-8, or say what it is instead.
+    """Decode UTF-8.
 
     Args:
-        content: of a file.
-        where: what begins the message.
+        content: content of a file.
+        where: beginning of the error message.
 
     Raises:
-        InputError: it is no UTF-8 text.
+        InputError: the content is not UTF-8 text; the message names the probable file type or encoding.
     """
     kind = next((kind for signature, kind in _SIGNATURES if content.startswith(signature)), None)
     if kind is None and _WEB_PAGE.match(content):
@@ -95,10 +97,10 @@ def decode_text(content: bytes, where: str) -> str:
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Refuse a text that cannot be written as UTF-8, as a command line in another encoding gives one.
+    """Check that a text can be encoded as UTF-8, which a command line in another encoding may violate.
 
     Raises:
-        InputError: it holds lone surrogates.
+        InputError: the text holds lone surrogates.
     """
     try:
         text.encode()
@@ -109,22 +111,22 @@ def check_unicode(text: str, what: str) -> None:
 
 
 def split_lines(text: str) -> list[str]:
-    r"""Lines without their ends, which are ``\n``, ``\r\n`` and ``\r`` only; the last one needs none."""
+    r"""Return the lines without their ends, which are ``\n``, ``\r\n`` and ``\r`` only; the last line may have no end."""
     lines = _LINE_END.split(text)
     return lines[:-1] if not lines[-1] else lines
 
 
 def read_lines(path: str | os.PathLike[str], what: str, on_note: Note = _log.warning) -> list[str]:
-    """Lines of a small UTF-8 text file, without surrounding white space; blank ones are left out, and counted in a note.
+    """Return the lines of a small UTF-8 text file without surrounding white space; a note counts skipped blank lines.
 
     Raises:
-        InputError: as ``read_text``.
+        InputError: as for ``read_text``.
     """
     return full_lines(read_text(path, what), f"the {what} '{path}'", on_note)
 
 
 def full_lines(text: str, where: str, on_note: Note) -> list[str]:
-    """Lines without surrounding white space; blank ones are left out, and counted in a note."""
+    """Return the lines without surrounding white space; a note counts skipped blank lines."""
     lines = [line.strip() for line in split_lines(text)]
     blank = [number for number, line in enumerate(lines, 1) if not line]
     if blank:
@@ -135,7 +137,7 @@ def full_lines(text: str, where: str, on_note: Note) -> list[str]:
 
 
 def _encoding_by_zeros(content: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a mark: zero bytes at one side of every character that is plain ASCII."""
+    """Detect UTF-16 or UTF-32 without a mark: ASCII characters have zero bytes on one side."""
     zeros = [content[start::4].count(0) for start in range(4)]
     full = max(zeros)
     if not full:
@@ -150,7 +152,7 @@ def _encoding_by_zeros(content: bytes) -> str | None:
 
 
 def _guess_encoding(content: bytes) -> str:
-    """Chinese text has its bytes above 0x80 in pairs, text of Western Europe has them one by one."""
+    """Guess the encoding: bytes above 0x80 come in pairs in Chinese and Japanese, and mostly alone in Western text."""
     high = [byte >= 0x80 for byte in content]
     beside = sum(
         here and (before or after)

@@ -1,8 +1,7 @@
-"""Texts to token ids without torch, equal to open_clip's ``SimpleTokenizer`` and ``HFTokenizer``.
+"""Tokenization of texts without torch, equal to open_clip's ``SimpleTokenizer`` and ``HFTokenizer``.
 
-CLIP's own tokenizer is split with the ``regex`` module, as the reference is, and only the merging of each piece is left
-to the ``tokenizers`` library: the two libraries carry different Unicode tables, and pieces must not depend on which is
-newer.
+The ``regex`` module splits texts for CLIP's own tokenizer, as in the reference; the ``tokenizers`` library only merges
+each piece. The two libraries have different Unicode tables, so the split must use the reference's library.
 """
 
 from __future__ import annotations
@@ -29,26 +28,27 @@ from clipmlu.errors import BundleCorruptError, InputError, first_line, reason_of
 from clipmlu.files.read import decode_json, read_small_file
 from clipmlu.specs import TokenizerSpec
 
-# Names that open_clip gives the two special tokens; OpenAI's are <|startoftext|> and <|endoftext|>.
+# open_clip's names of the two special tokens; OpenAI's are <|startoftext|> and <|endoftext|>.
 START_OF_TEXT = "<start_of_text>"
 END_OF_TEXT = "<end_of_text>"
 
-# CLIP's split, from https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py with open_clip's special tokens.
+# CLIP's split pattern, from https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py with open_clip's special
+# tokens.
 _CLIP_SPLIT = rf"{START_OF_TEXT}|{END_OF_TEXT}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 _CLIP_PATTERN = regex.compile(_CLIP_SPLIT, regex.IGNORECASE)
 _WORD_END = "</w>"
 
-# 49,152 entries, less 256 bytes, and less two places that CLIP's authors reserved for the special tokens.
+# 49,152 entries, minus 256 bytes, minus two entries that CLIP's authors reserved for the special tokens.
 _CLIP_MERGES = 49152 - 256 - 2
 
 _CACHED_PIECES = 1 << 16
-_BATCH = 1024  # an encoding holds its tokens and offsets as well as its ids: some kilobytes for each text
+_BATCH = 1024  # an encoding holds tokens, offsets and ids: some kilobytes per text
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Tokenizer:
-    """Turns texts into rows of token ids as one ``TokenizerSpec`` says; make one with ``Tokenizer.load``.
+    """Converts texts to rows of token ids as a ``TokenizerSpec`` defines; create one with ``Tokenizer.load``.
 
     Attributes:
         spec: cleaning, context length, padding and the special cases.
@@ -64,20 +64,22 @@ class Tokenizer:
     def load(cls, path: str | Path, spec: TokenizerSpec) -> Tokenizer:
         """Read a ``tokenizer.json``.
 
-        For kind ``huggingface`` the sides of padding and truncation are those of the file's own ``padding`` and
-        ``truncation`` sections, and right where it has none; all other settings of the two come from the spec.
+        For kind ``huggingface`` the sides of padding and truncation are those of the file's ``padding`` and
+        ``truncation``
+        sections, or right if these are missing; the spec defines all other settings of the two.
 
         Args:
-            path: the file; for kind ``clip_bpe`` as ``write_clip_tokenizer`` writes it.
-            spec: what the file does not say.
+            path: the file; for kind ``clip_bpe`` as written by ``write_clip_tokenizer``.
+            spec: settings in addition to the file.
 
         Raises:
-            BundleCorruptError: the file is missing, cannot be parsed, lacks what the spec's kind needs, contradicts itself,
-                or adds more special tokens than the context has room for.
+            BundleCorruptError: the file is missing, cannot be parsed, lacks data that the spec's kind needs,
+                contradicts itself,
+                or adds more special tokens than the context length.
         """
         try:
             inner = tokenizers.Tokenizer.from_buffer(read_small_file(path))
-        except Exception as error:  # the library raises plain Exception for everything
+        except Exception as error:  # the library raises plain Exception for all errors
             raise BundleCorruptError(
                 f"Cannot read the tokenizer '{path}': {reason_of(error)}. Expected a tokenizer.json."
             ) from error
@@ -85,13 +87,13 @@ class Tokenizer:
         if spec.kind == "clip_bpe":
             return cls(spec, _ClipRows(inner, spec, path), inner)
         rows = _PaddedRows(inner, spec, path) if spec.class_token_id is None else _ClipsRows(inner, spec, path)
-        with contextlib.suppress(InputError):  # of a text that it does not know; that is said when one is asked for
+        with contextlib.suppress(InputError):  # the empty text may be unknown; the error is raised later, on use
             list(rows([""]))
         return cls(spec, rows, inner)
 
     @functools.cached_property
     def largest_id(self) -> int:
-        """Of all tokens, those included that only the spec names."""
+        """Largest id of all tokens, including those that only the spec defines."""
         spec = self.spec
         named = (spec.pad_id, spec.zero_id, spec.class_token_id, spec.bos_id, spec.eos_id)
         known: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
@@ -101,16 +103,17 @@ class Tokenizer:
         """Tokenize one text or several.
 
         Args:
-            texts: any strings, empty ones included; N of them, N may be 0. One string is a batch of one.
+            texts: N strings, N may be 0, strings may be empty. A single string is a batch of one.
 
         Returns:
-            int64, shape (N, context_length), padded with ``pad_id``; a text that is too long is cut so that its
-            closing token stays. Owned by the caller.
+            int64, shape (N, context_length), padded with ``pad_id``; a text that is too long is truncated, but keeps
+            its
+            end token. The caller owns the array.
 
         Raises:
             InputError: the tokenizer cannot represent a text.
-            BundleCorruptError: its file contradicts itself in a way that only this text shows.
-            OptionError: it is no text, or no list of texts.
+            BundleCorruptError: the tokenizer's file contradicts itself; only this text shows it.
+            OptionError: ``texts`` is neither a string nor a list of strings.
         """
         batch = as_texts(texts, "texts")
         ids = np.full((len(batch), self.spec.context_length), self.spec.pad_id, dtype=np.int64)
@@ -121,19 +124,19 @@ class Tokenizer:
 
 
 def clean_lower(text: str) -> str:
-    """Repair the text, put one space for each run of white space, and lower its case (open_clip ``lower``)."""
+    """Repair the text, collapse white space, and convert it to lower case (open_clip ``lower``)."""
     return clean_whitespace(text).lower()
 
 
 def clean_whitespace(text: str) -> str:
-    """Repair the text and put one space for each run of white space (open_clip ``whitespace``)."""
+    """Repair the text and collapse white space (open_clip ``whitespace``)."""
     return " ".join(_repair(text).split())
 
 
 def clean_canonicalize(text: str) -> str:
-    """Repair the text, drop ASCII punctuation, lower its case and close up white space (open_clip ``canonicalize``).
+    """Repair the text, remove ASCII punctuation, convert it to lower case and collapse white space (``canonicalize``).
 
-    The rule is big_vision's, with which SigLIP was trained; an underscore becomes a space.
+    The rule is that of big_vision, which trained SigLIP; an underscore becomes a space.
     """
     return " ".join(_repair(text).replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
 
@@ -146,14 +149,15 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 
 
 def write_clip_tokenizer(bpe_vocab_gz: Path, destination: Path) -> None:
-    """Write CLIP's tokenizer as a self-sufficient ``tokenizer.json``.
+    """Write CLIP's tokenizer as a complete ``tokenizer.json``.
 
-    The file also works by itself in the ``tokenizers`` and ``transformers`` libraries, which then normalise as their
-    CLIP tokenizer does (NFC, white space, lower case, without ftfy); ids and special tokens are open_clip's.
+    The ``tokenizers`` and ``transformers`` libraries can read the file; they then normalise like their own CLIP
+    tokenizer
+    (NFC, white space, lower case, without ftfy). Ids and special tokens are open_clip's.
 
     Args:
         bpe_vocab_gz: open_clip's ``bpe_simple_vocab_16e6.txt.gz``.
-        destination: file to write, overwritten.
+        destination: file to write; an existing file is overwritten.
 
     Raises:
         InputError: the vocabulary cannot be read or has too few merges.
@@ -184,13 +188,14 @@ def write_clip_tokenizer(bpe_vocab_gz: Path, destination: Path) -> None:
 
 
 def write_stand_in_tokenizer(destination: Path, vocab_size: int) -> None:
-    """Write a plain byte-level ``tokenizer.json`` for a model with random weights, whose own cannot be had.
+    """Write a byte-level ``tokenizer.json`` for a model with random weights whose own tokenizer is not available.
 
-    Each UTF-8 byte is a token (ids 2 to 257) between ``<sot>`` (1) and ``<eot>`` (258); ``<pad>`` is 0. The closing
-    token has the highest id because open_clip's text towers may look for the maximum of a row.
+    Each UTF-8 byte is a token (ids 2 to 257) between ``<sot>`` (1) and ``<eot>`` (258); ``<pad>`` is 0. The end token
+    has the
+    highest id because open_clip's text towers may look for the maximum of a row.
 
     Args:
-        destination: file to write, overwritten.
+        destination: file to write; an existing file is overwritten.
         vocab_size: entries of the model's token embedding; every id is below it.
 
     Raises:
@@ -222,10 +227,11 @@ class _ClipRows:
             )
         self._path = path
         self._start, self._end = specials[START_OF_TEXT], specials[END_OF_TEXT]
-        # Only these spellings are special in the reference; the pattern also finds others, which are merged as words.
+        # Only these spellings are special in the reference; the pattern also matches others, which are merged as words.
         self._specials = {token: (token_id,) for token, token_id in specials.items()}
         self._pieces: dict[str, tuple[int, ...]] = dict(self._specials)
-        # A tokenizer of its own around the model: without added tokens, which would be searched for inside pieces,
+        # A separate tokenizer with the same model: without added tokens, which the library would search for inside
+        # pieces,
         # and without the file's normaliser and split.
         self._bpe = tokenizers.Tokenizer(inner.model)
         self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -298,7 +304,7 @@ class _ClipsRows:
 
 
 def _check_template(inner: Any, path: str | Path) -> None:
-    """Refuse a template with special tokens that it does not define: the library would panic, and write so to stderr."""
+    """Raise if a template uses special tokens that it does not define: the library would panic and write to stderr."""
     state = inner.post_processor.__getstate__() if inner.post_processor is not None else b"{}"
     pending: list[dict[str, Any]] = [decode_json(state, dict[str, Any])]
     while pending:
@@ -320,13 +326,13 @@ def _encode_batch(inner: Any, path: str | Path, texts: list[str], *, add_special
 
 @contextlib.contextmanager
 def _one_line_errors(path: str | Path, count: int) -> Iterator[None]:
-    """Turn what the library raises while it encodes ``count`` texts into InputError or BundleCorruptError."""
+    """Convert the library's exceptions while it encodes ``count`` texts to InputError or BundleCorruptError."""
     try:
         yield
     except Exception as error:  # the library raises plain Exception, e.g. for a word model without an unknown token
         raise InputError(f"The tokenizer cannot encode one of {count} texts: {first_line(error)}.") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # pyo3's, of Rust code that found its own data impossible
+        if type(error).__name__ != "PanicException":  # pyo3's exception for a panic in Rust code
             raise
         raise BundleCorruptError(
             f"The tokenizer '{path}' is damaged: the tokenizers library fails with it ({first_line(error)}). "
@@ -335,9 +341,9 @@ def _one_line_errors(path: str | Path, count: int) -> Iterator[None]:
 
 
 def _repair(text: str) -> str:
-    """Undo mojibake and HTML entities (open_clip ``basic_clean``); lone surrogates become U+FFFD in ftfy."""
+    """Repair wrong encodings and HTML entities (open_clip ``basic_clean``); lone surrogates become U+FFFD in ftfy."""
     if text.isascii() and text.isprintable() and "&" not in text:
-        return text.strip()  # ftfy and html change nothing here, and cost 30 times as much
+        return text.strip()  # ftfy and html would change nothing, and are 30 times as slow
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
@@ -354,9 +360,9 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _byte_symbols() -> list[str]:
-    """The 256 characters of GPT-2's byte-level alphabet, in the order of CLIP's vocabulary.
+    """Return the 256 characters of GPT-2's byte-level alphabet, in the order of CLIP's vocabulary.
 
-    Printable Latin-1 characters stand for themselves; the other 68 bytes take the characters from U+0100.
+    Printable Latin-1 characters represent themselves; the other 68 bytes are represented by the characters from U+0100.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(code) for code in [*printable, *range(0x100, 0x100 + 256 - len(printable))]]

@@ -1,4 +1,4 @@
-"""The registry of datasets: one file per source, one name each."""
+"""The registry of datasets: opening them by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What ``clipmlu datasets`` shows of one dataset."""
+    """One row of ``clipmlu datasets``."""
 
     name: str
     splits: tuple[str, ...]
@@ -80,21 +80,22 @@ def open_dataset(
 
     Args:
         name: ``cifar100``, ``cifar10``, ``demo`` or ``imagefolder:PATH``.
-        split: which part of it, which must be there; None for ``default_split``, or for all of a folder without splits.
-        default_split: see above.
-        class_names: other names for the classes: a file, names in the order of the classes, or a map from the dataset's own
-            names (the folders') to others; see ``name_folders``.
-        folder_names: take the names of class folders though they look like ids or splits.
-        data_dir: where to look for its files; see ``CifarDataset``.
-        download: fetch what is not on this machine.
+        split: name of the split, which must exist; None for ``default_split``, or for all images of a folder without
+            splits.
+        default_split: the split if ``split`` is None.
+        class_names: other names for the classes: a file, names in the order of the classes, or a map from the dataset's
+            own names (folder names) to new names; see ``name_folders``.
+        folder_names: use the names of class folders even if they look like ids or splits.
+        data_dir: folder of the dataset's files; see ``CifarDataset``.
+        download: download missing files.
         size: number of images of a generated dataset; None for its default.
-        seed: seed of a generated dataset.
-        max_pixels: largest width x height of an image of a folder that is decoded.
+        seed: random seed of a generated dataset.
+        max_pixels: largest width x height of a folder's images; larger images are errors.
 
     Raises:
         UnknownNameError: there is no such dataset.
-        OptionError: there is no such split, or options that exclude one another.
-        InputError: its files cannot be found, read or downloaded, or the class names do not fit.
+        OptionError: there is no such split, or two options exclude each other.
+        InputError: files cannot be found, read or downloaded, or the class names do not fit.
     """
     if not isinstance(name, str):
         raise OptionError(f"the dataset is {name!r}; expected a name, such as 'cifar100' or 'imagefolder:PATH'")
@@ -151,19 +152,19 @@ def open_folder(
     folder_names: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Dataset:
-    """Open a folder of images to calibrate with, with one sub-folder per class or without any.
+    """Open a folder of calibration images, with or without one sub-folder per class.
 
-    Sub-folders that are named by ids, such as dates, are no classes unless ``class_names`` or ``folder_names`` says so.
+    Sub-folders named by ids, such as dates, are not classes unless ``class_names`` or ``folder_names`` is given.
 
     Args:
-        path: the folder; its sub-folder ``train`` is read instead, if there is one.
+        path: the folder; if it has a sub-folder ``train``, that is read instead.
         class_names: see ``open_dataset``.
         folder_names: see ``open_dataset``.
-        max_pixels: largest width x height of an image that is decoded.
+        max_pixels: largest width x height of an image; larger images are errors.
 
     Raises:
-        OptionError: the folder has other splits only.
-        InputError: there is no such folder, no image in it, or the class names do not fit.
+        OptionError: the folder has splits, but not ``train``.
+        InputError: the folder does not exist or has no images, or the class names do not fit.
     """
     from clipmlu.data.datasets.imagefolder import ImageFolder, UnlabelledFolder
     from clipmlu.data.datasets.splits import find_calibration_folder
@@ -194,7 +195,7 @@ def open_folder(
 
 
 def locate_dataset(name: str) -> str:
-    """Where a dataset is on this machine, in words; nothing is read or downloaded."""
+    """Return the location of a dataset on this machine as text; nothing is read or downloaded."""
     if name == "demo":
         return "generated"
     if name not in ("cifar10", "cifar100"):

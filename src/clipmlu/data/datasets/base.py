@@ -1,4 +1,4 @@
-"""What every dataset offers."""
+"""The interface of all datasets."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Dataset(Protocol):
 
     Attributes:
         name: the dataset's name, such as ``"cifar100"``.
-        split: which part of it.
-        class_names: what the labels index, as words for prompts.
-        original_names: the same, as the dataset itself spells them.
-        max_pixels: largest width x height of an image that is decoded.
+        split: name of the split.
+        class_names: name of each class for prompts; a label is an index into it.
+        original_names: name of each class in the dataset's own spelling.
+        max_pixels: largest width x height of an image; larger images are errors.
     """
 
     name: str
@@ -31,30 +31,30 @@ class Dataset(Protocol):
     max_pixels: int
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     def label(self, index: int) -> int:
-        """The class of an image, 0..len(class_names)-1."""
+        """Return the class of an image, 0..len(class_names)-1."""
 
     def image(self, index: int) -> Image.Image:
-        """The image, decoded.
+        """Return the decoded image.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the image cannot be read.
         """
 
     def source(self, index: int) -> ImageSource:
-        """What the image is decoded from: a file, or the image itself where there is none of its own."""
+        """Return the image's file, or the image itself if it has no file of its own."""
 
     def key(self, index: int) -> str:
-        """A stable identifier of the image."""
+        """Return a stable identifier of the image."""
 
 
 def check_dataset(dataset: object) -> None:
-    """Refuse what is no dataset, such as the name of one.
+    """Check that a value is a dataset and not, for instance, a dataset's name.
 
     Raises:
-        OptionError: says how to open it.
+        OptionError: it is not; the message says how to open a dataset.
     """
     members = ("name", "split", "class_names", "original_names", "max_pixels", "label", "image", "source", "key")
     if not all(hasattr(dataset, member) for member in (*members, "__len__")):
@@ -65,11 +65,11 @@ def check_dataset(dataset: object) -> None:
 
 
 def spread_over_classes(dataset: Dataset, seed: int) -> npt.NDArray[np.int64]:
-    """An order of a dataset's images of which every beginning holds all classes alike, as far as there are images.
+    """Return an order of the images in which every prefix contains all classes equally often, as far as possible.
 
     Args:
         dataset: the images.
-        seed: of the order within each class, and of the classes within each round.
+        seed: random seed of the order within each class.
 
     Returns:
         int64, shape (len(dataset),): each index once.

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100, python version: found on disk or downloaded from their official address.
+"""CIFAR-10 and CIFAR-100 in their python version, read from disk or downloaded from the official address.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
-https://www.cs.toronto.edu/~kriz/cifar.html. The digests are those of the published files, as torchvision lists them too.
+https://www.cs.toronto.edu/~kriz/cifar.html. The digests are those of the published files; torchvision uses the same.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CifarSource:
-    """Where one CIFAR comes from and what its files are called.
+    """Address and file names of one CIFAR dataset.
 
     Attributes:
-        name: the dataset's name here.
+        name: the dataset's name in clipmlu.
         folder: the folder inside the archive.
         url: the official address of the archive.
         archive_md5: MD5 of the archive.
-        splits: split -> file names.
+        splits: maps a split to its file names.
         meta_file: the file with the class names.
-        md5: file name -> MD5.
+        md5: maps a file name to its MD5.
         names_key: key of the class names in the meta file.
         labels_key: key of the labels in a batch file.
     """
@@ -102,18 +102,18 @@ CIFAR10 = CifarSource(
 
 
 class CifarDataset:
-    """One split of a CIFAR; see ``Dataset``.
+    """One split of a CIFAR dataset; see ``Dataset``.
 
     Args:
-        source: which CIFAR.
+        source: CIFAR10 or CIFAR100.
         split: ``train`` or ``test``.
-        data_dir: a folder that holds the dataset's folder (or is it); None looks into CIFAR100_DATASETS_PATH (for
-            CIFAR-100) and the cache.
-        download: fetch the archive into the cache when it is nowhere.
+        data_dir: the dataset's folder or its parent; None searches CIFAR100_DATASETS_PATH (for CIFAR-100) and the
+            cache.
+        download: download the archive into the cache if the dataset is not found.
 
     Raises:
         OptionError: there is no such split.
-        InputError: the files are nowhere, altered, or cannot be downloaded.
+        InputError: the files are missing or altered, or cannot be downloaded.
     """
 
     max_pixels = DEFAULT_MAX_PIXELS
@@ -136,25 +136,25 @@ class CifarDataset:
         return len(self._labels)
 
     def label(self, index: int) -> int:
-        """The fine label, 0..99 (CIFAR-100) or 0..9 (CIFAR-10)."""
+        """Return the fine label, 0..99 (CIFAR-100) or 0..9 (CIFAR-10)."""
         return self._labels[index]
 
     def image(self, index: int) -> Image.Image:
-        """The image, RGB, 32 x 32 pixels."""
+        """Return the image, RGB, 32 x 32 pixels."""
         planes = self._pixels[index].reshape(3, _SIDE, _SIDE)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
     def source(self, index: int) -> Image.Image:
-        """The image itself."""
+        """Return the image itself."""
         return self.image(index)
 
     def key(self, index: int) -> str:
-        """Such as ``"cifar100/test/000017"``."""
+        """Return an identifier such as ``"cifar100/test/000017"``."""
         return f"{self.name}/{self.split}/{index:06d}"
 
 
 def find_folder(source: CifarSource, data_dir: Path | None) -> Path | None:
-    """The folder with the dataset's files, or None where it is in none of the places that are searched."""
+    """Return the folder with the dataset's files, or None if no searched folder has them."""
     roots = [data_dir] if data_dir is not None else list(_default_roots(source))
     for root in roots:
         for folder in (root / source.folder, root):
@@ -175,7 +175,7 @@ def _cache_root() -> Path:
 
 @contextlib.contextmanager
 def _obtain(source: CifarSource, data_dir: Path | None, *, download: bool) -> Iterator[Path]:
-    """The folder with the files: found, or downloaded into the cache; for this time only where that cannot be written."""
+    """Yield the folder with the files, found or downloaded into the cache, or a temporary one if that is read-only."""
     found = find_folder(source, data_dir)
     if found is not None:
         yield found
@@ -206,10 +206,10 @@ def _manual_hint(source: CifarSource) -> str:
 
 
 def _download(source: CifarSource, archive: Path) -> Path:
-    """Fetch the archive.
+    """Download the archive.
 
     Raises:
-        InputError: it cannot be reached, or is another one than was published.
+        InputError: it cannot be downloaded, or its MD5 differs from the published one.
     """
     digest = hashlib.md5(usedforsecurity=False)  # the published digest is an MD5
     try:
@@ -228,7 +228,7 @@ def _download(source: CifarSource, archive: Path) -> Path:
 
 
 def _unpack(source: CifarSource, archive: Path, folder: Path) -> None:
-    """Write the known members only, each under its known name, so that no path inside the archive matters."""
+    """Write the expected members to their expected names only; other paths inside the archive are ignored."""
     with tarfile.open(archive, "r:gz") as tar:
         for name in source.md5:
             member = tar.extractfile(f"{source.folder}/{name}")
@@ -245,7 +245,7 @@ def _read_names(source: CifarSource, path: Path) -> tuple[str, ...]:
 
 
 def _read_batch(source: CifarSource, path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], list[int]]:
-    """Pixels, uint8, shape (N, 3072), and N labels, 0..``classes`` - 1."""
+    """Return pixels, uint8, shape (N, 3072), and N labels, 0..``classes`` - 1."""
     batch = _read_pickle(source, path)
     pixels, labels = batch.get("data"), batch.get(source.labels_key)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * _SIDE * _SIDE,):
@@ -276,10 +276,10 @@ def _read_pickle(source: CifarSource, path: Path) -> dict[str, Any]:
 
 
 def load_restricted(content: bytes) -> Any:
-    """Unpickle a CIFAR file: plain containers, numbers, strings and NumPy arrays; any other type is refused.
+    """Unpickle a CIFAR file: containers, numbers, strings and NumPy arrays; any other type is an error.
 
     Raises:
-        InputError: the pickle asks for anything else, or is no pickle.
+        InputError: the pickle holds another type, or is not a pickle.
     """
     try:
         return _RestrictedUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -288,7 +288,7 @@ def load_restricted(content: bytes) -> Any:
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Knows the three names that NumPy arrays pickled by Python 2 need, and nothing else."""
+    """Unpickler that resolves only the three names that Python 2 pickles of NumPy arrays need."""
 
     _ALLOWED = frozenset(
         {
@@ -300,7 +300,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Resolve a global of the pickle, or refuse it."""
+        """Resolve a global name of the pickle, or raise."""
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for '{module}.{name}', which is not allowed")
         if name == "_reconstruct":
@@ -309,7 +309,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def _reconstruct_array(subtype: type, shape: tuple[int, ...], dtype: bytes | str) -> npt.NDArray[Any]:
-    """What ``numpy.core.multiarray._reconstruct`` does for a plain array; its state is set afterwards."""
+    """Create a plain array like ``numpy.core.multiarray._reconstruct``; unpickling sets its state afterwards."""
     if subtype is not np.ndarray:
         raise pickle.UnpicklingError("it asks for an array subclass, which is not allowed")
     if shape != (0,):

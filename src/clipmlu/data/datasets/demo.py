@@ -1,11 +1,13 @@
-"""Drawn shapes, made on the fly: "a red circle" on a noisy background. Data for the demo model and for tests.
+"""Drawn shapes, generated on demand: "a red circle" on a noisy background. Data for the demo model and for tests.
 
-Every image is a pure function of its class name, a seed and a side, so a dataset of any size has random access and needs
-no files. A quarter of the colour-shape pairs is held out of the train split and makes up the test split: a model that
-names them right has understood colours and shapes, not memorised pairs.
+Every image is a pure function of its class name, a seed and a side, so a dataset of any size has random access and
+needs
+no files. A quarter of the colour-shape pairs is held out of the train split and forms the test split: a model that
+classifies them correctly has learned colours and shapes, not single pairs.
 
-Colours are opaque and saturated (or black); backgrounds and distractors are light greys and pastels, so the colour of the
-shape is never in doubt. Only uniform numbers of NumPy's PCG64 are drawn, in a fixed order.
+Colours are opaque and saturated (or black); backgrounds and distractors are light greys and pastels, so the colour of
+the
+shape is never ambiguous. Only uniform numbers of NumPy's PCG64 are drawn, in a fixed order.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
 CLASS_NAMES: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-# Two shapes of every colour and two colours of every shape: each still occurs six times among the seen pairs.
+# Two shapes of every colour and two colours of every shape: each still occurs six times in the train split.
 HELD_OUT: frozenset[str] = frozenset(
     f"{colour} {shape}"
     for column, colour in enumerate(COLOURS)
@@ -43,7 +45,7 @@ HELD_OUT: frozenset[str] = frozenset(
 
 _SPLITS = ("train", "test")
 _SUPERSAMPLING = 4
-_SHADE = 14  # how far a channel may stray from its colour, out of 255
+_SHADE = 14  # largest deviation of a channel from its colour, out of 255
 _INDEX_BITS = 40
 
 _Points = npt.NDArray[np.float64]
@@ -52,13 +54,12 @@ _Points = npt.NDArray[np.float64]
 class DemoDataset:
     """Drawn shapes with random access; see ``Dataset``.
 
-    The classes follow one another in turn, so that any stretch of indices is balanced. The image at an index does not
-    depend on ``size``.
+    The classes alternate, so that any range of indices is balanced. The image at an index does not depend on ``size``.
 
     Args:
         split: ``train`` draws seen pairs only, ``test`` held-out pairs only. No image is in both.
         size: number of images, at least 1.
-        seed: which of the many possible datasets, at least 0.
+        seed: random seed of the dataset, at least 0.
 
     Attributes:
         name: ``"demo"``.
@@ -91,7 +92,7 @@ class DemoDataset:
         return self._size
 
     def label(self, index: int) -> int:
-        """The class of an image, 0..63.
+        """Return the class of an image, 0..63.
 
         Raises:
             IndexError: ``index`` is not in 0..len-1.
@@ -99,7 +100,7 @@ class DemoDataset:
         return self._labels[self._checked(index) % len(self._labels)]
 
     def image(self, index: int) -> Image.Image:
-        """The image, RGB, 96 x 96 pixels.
+        """Return the image, RGB, 96 x 96 pixels.
 
         Raises:
             IndexError: ``index`` is not in 0..len-1.
@@ -108,11 +109,11 @@ class DemoDataset:
         return draw(name, ((self._seed * len(_SPLITS) + _SPLITS.index(self.split)) << _INDEX_BITS) + index)
 
     def source(self, index: int) -> Image.Image:
-        """The image itself."""
+        """Return the image itself."""
         return self.image(index)
 
     def key(self, index: int) -> str:
-        """Split, seed and index, such as ``"demo/test/0/000017"``.
+        """Return an identifier of split, seed and index, such as ``"demo/test/0/000017"``.
 
         Raises:
             IndexError: ``index`` is not in 0..len-1.
@@ -128,12 +129,13 @@ class DemoDataset:
 def draw(class_name: str, seed: int, side: int = 96) -> Image.Image:
     """Draw one shape of one colour.
 
-    Place, size, rotation, shade and background depend on the seed alone: two classes drawn with one seed differ in
-    nothing but the class.
+    Position, size, rotation, shade and background depend on the seed alone: two classes drawn with the same seed differ
+    only
+    in the class.
 
     Args:
         class_name: one of ``CLASS_NAMES``.
-        seed: any number from 0.
+        seed: any integer from 0.
         side: width and height in pixels, at least 16.
 
     Returns:
@@ -155,8 +157,8 @@ def draw_shape(shape: str, colour: tuple[int, int, int], seed: int, side: int = 
 
     Args:
         shape: one of ``SHAPES``.
-        colour: red, green and blue, 0..255, from which the shade strays a little.
-        seed: any number from 0.
+        colour: red, green and blue, 0..255; the drawn shade differs a little from it.
+        seed: any integer from 0.
         side: width and height in pixels, at least 16.
 
     Returns:
@@ -183,7 +185,7 @@ def _shaded(channel: int, drift: float) -> int:
 
 
 def _background(rng: np.random.Generator, side: int) -> npt.NDArray[np.uint8]:
-    """A flat or graded light ground, uint8, shape (side, side, 3): greys of 130..235 with a tint of at most 20."""
+    """Return a flat or graded light background, uint8, shape (side, side, 3): greys of 130..235, tinted by at most 20."""
     ends = 130 + 105 * rng.random((2, 1)) + 20 * (2 * rng.random((2, 3)) - 1)
     if rng.random() < 0.4:
         ends[1] = ends[0]
@@ -196,7 +198,7 @@ def _background(rng: np.random.Generator, side: int) -> npt.NDArray[np.uint8]:
 
 
 def _scatter_distractors(canvas: Image.Image, rng: np.random.Generator) -> None:
-    """Up to five thin grey strokes and up to seven grey specks, a little lighter or darker than the ground."""
+    """Draw up to five thin grey lines and up to seven grey dots."""
     pen = ImageDraw.Draw(canvas)
     side = canvas.width
     for _ in range(int(6 * rng.random())):
@@ -212,9 +214,9 @@ def _scatter_distractors(canvas: Image.Image, rng: np.random.Generator) -> None:
 
 
 def _mask(shape: str, rng: np.random.Generator, side: int) -> Image.Image:
-    """Coverage of the shape, mode L, anti-aliased.
+    """Return the coverage of the shape, mode L, anti-aliased.
 
-    Its radius is 0.22..0.38 of the side, it is turned by up to 30 degrees, and it lies inside the image.
+    The shape's radius is 0.22..0.38 of the side, it is rotated by up to 30 degrees, and it lies inside the image.
     """
     radius = 0.22 + 0.16 * rng.random()
     centre = radius + (1 - 2 * radius) * rng.random(2)
@@ -235,7 +237,7 @@ _Outline = list[tuple[_Points, int]]
 
 
 def _around(radii: list[float], *, start: float = -0.25) -> _Points:
-    """Corners at equal angles from the top, at the given distances from the centre."""
+    """Return corners at equal angles, beginning at the top, at the given distances from the centre."""
     angles = 2 * math.pi * (start + np.arange(len(radii)) / len(radii))
     corners: _Points = np.array(radii)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return corners

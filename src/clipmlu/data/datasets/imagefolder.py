@@ -1,4 +1,4 @@
-"""A folder with one sub-folder of images per class, as torchvision's ImageFolder reads it."""
+"""A folder with one sub-folder of images per class, read like torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ _log = logging.getLogger(__name__)
 class ImageFolder:
     """Labelled images below ``root``; see ``Dataset``.
 
-    Sub-folders in sorted order are the classes, images below them the items, in the order of torchvision's ImageFolder. A
-    folder that cannot be listed and a link that leads nowhere are items that cannot be read. What is left out is logged.
+    The sorted sub-folders are the classes and the images below them are the items, in the order of torchvision's
+    ImageFolder.
+    A folder that cannot be listed and a dangling link are items that cannot be read. Skipped files are logged.
 
     Args:
-        root: a folder of class folders, or one of splits.
-        split: the sub-folder of ``root`` that is read; None for ``default_split`` where there is one, else for ``root`` itself,
-            whose split is then called ``all``.
-        default_split: see above.
-        class_names: names for the class folders; see ``name_folders``. None takes the folders' own, with spaces for underscores.
-        folder_names: take the folders' own names though they look like ids or splits.
-        max_pixels: largest width x height of an image that is decoded.
+        root: a folder of class folders, or of splits.
+        split: the sub-folder of ``root`` to read; None for ``default_split`` if it exists, else for ``root`` itself,
+            whose
+            split is then called ``all``.
+        default_split: the split if ``split`` is None.
+        class_names: names for the class folders; see ``name_folders``. None uses the folder names, with spaces for
+            underscores.
+        folder_names: use the folder names even if they look like ids or splits.
+        max_pixels: largest width x height of an image; larger images are errors.
 
     Raises:
-        OptionError: there is no such split, or ``root`` has others.
-        InputError: there is no such folder, a class folder has no image, or the names are ids or do not fit.
+        OptionError: there is no such split, or ``root`` has other splits.
+        InputError: the folder does not exist, a class folder has no image, or the names are ids or do not fit.
     """
 
     def __init__(
@@ -70,27 +73,27 @@ class ImageFolder:
         return len(self._items)
 
     def label(self, index: int) -> int:
-        """Position of the image's sub-folder in sorted order."""
+        """Return the position of the image's sub-folder in sorted order."""
         return self._items[index][1]
 
     def image(self, index: int) -> Image.Image:
-        """The decoded image."""
+        """Return the decoded image."""
         return load_image(self.source(index), max_pixels=self.max_pixels)
 
     def source(self, index: int) -> Path:
-        """The image's file."""
+        """Return the image's file."""
         return self._items[index][0].source()
 
     def key(self, index: int) -> str:
-        """The image's path relative to the folder."""
+        """Return the image's path relative to the folder."""
         return name_from_path(self._items[index][0].path.relative_to(self._root).as_posix())
 
 
 class UnlabelledFolder:
-    """All images below a folder, without classes: for calibration; see ``Dataset``.
+    """All images below a folder, without classes, for calibration; see ``Dataset``.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        InputError: the folder does not exist or has no images.
     """
 
     original_names: tuple[str, ...] = ()
@@ -112,24 +115,24 @@ class UnlabelledFolder:
         return len(self._items)
 
     def label(self, index: int) -> int:
-        """There are no classes: all images count as one."""
+        """Return 0 for every image, since there are no classes."""
         return 0
 
     def image(self, index: int) -> Image.Image:
-        """The decoded image."""
+        """Return the decoded image."""
         return load_image(self.source(index), max_pixels=self.max_pixels)
 
     def source(self, index: int) -> Path:
-        """The image's file."""
+        """Return the image's file."""
         return self._items[index].source()
 
     def key(self, index: int) -> str:
-        """The image's path relative to the folder."""
+        """Return the image's path relative to the folder."""
         return name_from_path(self._items[index].path.relative_to(self._root).as_posix())
 
 
 def _check_filled(root: Path, folders: Sequence[Path], images: Sequence[Sequence[Found]]) -> None:
-    """Refuse class folders without images, as torchvision does: their class would be missing from the accuracy."""
+    """Raise for class folders without images, as torchvision does: their class would be missing from the accuracy."""
     if not any(images):
         raise InputError(
             f"Image folder '{name_from_path(root)}' has no images in sub-folders. Expected one sub-folder per class."
@@ -144,7 +147,7 @@ def _check_filled(root: Path, folders: Sequence[Path], images: Sequence[Sequence
 
 
 def _check_words(root: Path, names: Sequence[str], *, folder_names: bool) -> None:
-    """Refuse names that say nothing to a text tower, unless they are wanted."""
+    """Raise if the folder names are ids, which carry no meaning for a text tower, unless they are requested."""
     if look_like_ids(names) and not folder_names:
         raise InputError(
             f"The {len(names)} class folders of '{name_from_path(root)}' are named by ids, such as '{name_from_path(names[0])}', "
@@ -155,7 +158,7 @@ def _check_words(root: Path, names: Sequence[str], *, folder_names: bool) -> Non
 
 
 def _images_below(folder: Path, left_out: LeftOut) -> list[Found]:
-    """In torchvision's order: by the folder's path as text, then by the file's name."""
+    """Return the images in torchvision's order: by the folder's path as text, then by the file's name."""
     return sorted(find_images(folder, left_out), key=lambda found: (str(found.path.parent), found.path.name))
 
 

@@ -1,4 +1,4 @@
-"""Which part of a folder of images is meant: its split, so that ``train`` and ``val`` are never taken for classes."""
+"""Splits of an image folder: which sub-folders are splits such as ``train`` and ``val``, and not classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
 
 WHOLE = "all"
-"""What the split of a folder without splits is called."""
+"""Name of the split of a folder without splits."""
 
 _SHOWN = 5
 _TRAINING = re.compile(r"train(ing|val)?", re.IGNORECASE)
@@ -24,24 +24,25 @@ _SPLIT = re.compile(
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a folder of that name holds a part of a dataset rather than a class: ``val``, ``Training``, ``test2017``."""
+    """Return whether a folder name is that of a split rather than a class: ``val``, ``Training``, ``test2017``."""
     return _SPLIT.fullmatch(name) is not None
 
 
 def find_split(root: Path, split: str | None, default: str, *, folder_names: bool) -> tuple[Path, str]:
-    """The folder whose sub-folders are the classes.
+    """Find the folder whose sub-folders are the classes.
 
     Args:
-        root: as the user gave it.
-        split: the sub-folder that must be there; None for ``default`` if it is there and has class folders, else for the root.
-        default: see above.
-        folder_names: sub-folders called like splits are classes all the same.
+        root: the folder that the user gave.
+        split: name of a sub-folder that must exist; None for ``default`` if it exists and has class folders, else for
+            the root.
+        default: the split if ``split`` is None.
+        folder_names: treat sub-folders with names of splits as classes.
 
     Returns:
-        The folder, and what its split is called.
+        The folder, and the name of its split.
 
     Raises:
-        InputError: the root is no folder, or cannot be listed.
+        InputError: the root is not a folder, or cannot be listed.
         OptionError: there is no such split, or only others.
     """
     names = _folders(root)
@@ -59,11 +60,11 @@ def find_split(root: Path, split: str | None, default: str, *, folder_names: boo
 
 
 def find_calibration_folder(root: Path) -> Path:
-    """Where the images to calibrate with are: ``train``, or the folder itself where it has no splits.
+    """Return the folder of calibration images: ``train``, or the root if it has no splits.
 
     Raises:
         InputError: the root cannot be listed.
-        OptionError: it has other splits only.
+        OptionError: it has splits, but not ``train``.
     """
     names = _folders(root)
     if _has_default(root, "train", names):
@@ -82,7 +83,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _has_default(root: Path, default: str, names: list[str]) -> bool:
-    """Whether a folder of the split's name is the split; among class folders it may be a class of that name."""
+    """Return whether the folder ``default`` is a split; beside class folders it may be a class of that name."""
     return default in names and (all(map(is_split_name, names)) or bool(_folders(root / default)))
 
 
@@ -92,7 +93,7 @@ def _is_inside(split: str) -> bool:
 
 
 def _are_splits(names: list[str]) -> bool:
-    """Whether the folders are splits: all of them are called so, or training and other data are among them."""
+    """Return whether the folders are splits: all names are split names, or training and other splits are among them."""
     splits = [name for name in names if is_split_name(name)]
     training = [name for name in splits if _TRAINING.match(name)]
     return len(splits) == len(names) or bool(training and len(training) < len(splits))
