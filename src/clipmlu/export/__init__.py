@@ -1,1 +1,1 @@
-"""Stage 1: a model name becomes an exported bundle. torch and open_clip are imported in here only, and only in functions."""
+"""Stage 1: export of a model to a bundle. Only functions of this package import torch and open_clip."""

@@ -1,4 +1,4 @@
-"""Which of open_clip's architectures has weights of given shapes; from their configurations, without building one."""
+"""Identifying open_clip architectures by the shapes of weights, from configuration files and without building a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_NAMES = 3
 
 
 class _Shapes(NamedTuple):
-    """What tells architectures apart; None for what is not known (towers of timm and of transformers)."""
+    """Sizes that distinguish architectures."""
 
     embed_dim: int
     image_width: int
@@ -29,10 +29,10 @@ class _Shapes(NamedTuple):
 
 
 def matching_architectures(state: Mapping[str, Any]) -> list[str]:
-    """Names of open_clip's architectures with these shapes, at most three, in natural order.
+    """Return the names of open_clip's architectures with these shapes, at most three, in natural order.
 
     Args:
-        state: tensors (anything with a ``shape``) by open_clip's names.
+        state: tensors (any values with a ``shape``) by open_clip's names.
     """
     shapes = _shapes_of_state(state)
     if shapes is None:
@@ -41,7 +41,7 @@ def matching_architectures(state: Mapping[str, Any]) -> list[str]:
 
 
 def describe_shapes(state: Mapping[str, Any]) -> str:
-    """The sizes that the weights show, in words."""
+    """Describe the sizes of the weights as text."""
     facts = []
     if "visual.proj" in state:
         facts.append(f"embeddings of {state['visual.proj'].shape[-1]}")
@@ -95,7 +95,7 @@ def _known() -> dict[str, _Shapes]:
 
 
 def _shapes_of_config(config: Mapping[str, Any]) -> _Shapes | None:
-    """Defaults are those of open_clip.model.CLIPVisionCfg and CLIPTextCfg."""
+    """Return the sizes of a configuration; defaults are those of open_clip.model.CLIPVisionCfg and CLIPTextCfg."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in config:
         return None

@@ -1,4 +1,4 @@
-"""Which models and which tags of weights open_clip knows, read from its files without importing it (or torch)."""
+"""The models and pretrained tags of open_clip, read from its files without importing it or torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipmlu.host import require
 
 DEMO_MODEL = "demo"
 
-_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # what open_clip.factory asks of a configuration
+_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # keys that open_clip.factory requires in a configuration
 _QUICK_GELU_SUFFIX = "-quickgelu"
 
 
@@ -26,8 +26,8 @@ class Weights:
     """One entry of open_clip's list of pretrained weights.
 
     Attributes:
-        tag: its name.
-        quick_gelu: True when the weights were trained with QuickGELU.
+        tag: name of the weights.
+        quick_gelu: True if the weights were trained with QuickGELU.
     """
 
     tag: str
@@ -35,7 +35,7 @@ class Weights:
 
 
 def list_models() -> dict[str, tuple[str, ...]]:
-    """Every model that has a name, with the tags of its weights; ``demo`` first, the rest in natural order.
+    """Map each model name to the tags of its weights; ``demo`` first, the rest in natural order.
 
     Raises:
         MissingDependencyError: open_clip is not installed.
@@ -47,7 +47,7 @@ def list_models() -> dict[str, tuple[str, ...]]:
 
 
 def check_model_name(name: str) -> str:
-    """The name as open_clip writes it: ``ViT-B/32``, as OpenAI does, is ``ViT-B-32``.
+    """Return a model name in open_clip's spelling: OpenAI's ``ViT-B/32`` becomes ``ViT-B-32``.
 
     Raises:
         UnknownNameError: there is no such model.
@@ -62,7 +62,7 @@ def check_model_name(name: str) -> str:
 
 
 def find_weights(name: str, tag: str) -> Weights:
-    """The weights of that tag; case and ``-`` against ``_`` do not matter, as in open_clip.
+    """Return the weights with a tag; case and ``-`` or ``_`` make no difference, as in open_clip.
 
     Raises:
         UnknownNameError: the model has no such weights.
@@ -76,37 +76,37 @@ def find_weights(name: str, tag: str) -> Weights:
 
 
 def model_names() -> tuple[str, ...]:
-    """Names of all configurations that open_clip brings along, in natural order."""
+    """Return the names of all configurations in open_clip's package, in natural order."""
     return tuple(_config_paths())
 
 
 def quick_gelu_name(name: str) -> str | None:
-    """The same architecture with QuickGELU, if ``name`` is one without it and has such a twin."""
+    """Return the name of the QuickGELU variant of an architecture without QuickGELU, or None if there is none."""
     twin = f"{name}{_QUICK_GELU_SUFFIX}"
     return twin if twin in _config_paths() and not read_config(name).get("quick_gelu") else None
 
 
 def quick_gelu_tags(name: str) -> tuple[str, ...]:
-    """Tags of a model's weights that were trained with QuickGELU."""
+    """Return the tags of a model's weights that were trained with QuickGELU."""
     return tuple(weights.tag for weights in _pretrained().get(name, ()) if weights.quick_gelu)
 
 
 def tags_of(name: str) -> tuple[str, ...]:
-    """Tags of a model's weights; empty where there are none."""
+    """Return the tags of a model's weights; empty if it has none."""
     return tuple(weights.tag for weights in _pretrained().get(name, ()))
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """A named model's configuration (open_clip's ``model_cfg``); owned by the caller."""
+    """Return a named model's configuration (open_clip's ``model_cfg``); the caller owns it."""
     config: dict[str, Any] = json.loads(_config_paths()[name].read_text(encoding="utf-8"))
     return config
 
 
 def open_clip_folder() -> Path:
-    """Where open_clip is installed.
+    """Return the installation folder of open_clip.
 
     Raises:
-        MissingDependencyError: it is not.
+        MissingDependencyError: it is not installed.
     """
     spec = util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
@@ -121,7 +121,7 @@ def _listed(tags: Iterable[str]) -> str:
 
 @functools.cache
 def _config_paths() -> dict[str, Path]:
-    """Files of all named configurations, in open_clip's natural order."""
+    """Return the files of all named configurations, in open_clip's natural order."""
     paths = [path for path in (open_clip_folder() / "model_configs").glob("*.json") if _is_model(path)]
     return {path.stem: path for path in sorted(paths, key=lambda path: _natural_key(path.stem))}
 
@@ -136,10 +136,11 @@ def _natural_key(name: str) -> list[tuple[int, str]]:
 
 @functools.cache
 def _pretrained() -> dict[str, tuple[Weights, ...]]:
-    """Weights of each model.
+    """Return the pretrained weights of each model.
 
-    The table is a literal in ``open_clip/pretrained.py``. Importing that file costs three seconds (torch), so it is
-    parsed; where a version of open_clip writes it in another way, it is imported after all.
+    The table is a literal in ``open_clip/pretrained.py``. Importing that file takes three seconds (torch), so it is
+    parsed; if
+    the parser does not support its form, it is imported.
     """
     try:
         tree = ast.parse((open_clip_folder() / "pretrained.py").read_text(encoding="utf-8"))
@@ -149,7 +150,7 @@ def _pretrained() -> dict[str, tuple[Weights, ...]]:
 
 
 class _UnexpectedFormError(Exception):
-    """The source of open_clip's table is not written in the way that is parsed here."""
+    """The parser does not support the form of open_clip's table."""
 
 
 def _parse_table(tree: ast.Module) -> Iterator[tuple[str, tuple[Weights, ...]]]:
@@ -168,7 +169,7 @@ def _parse_table(tree: ast.Module) -> Iterator[tuple[str, tuple[Weights, ...]]]:
 
 
 def _parse_weights(node: ast.expr | None) -> tuple[Weights, ...]:
-    """``dict(tag=_pcfg(url=..., quick_gelu=True), ...)``, or the same as a display with string keys."""
+    """Parse ``dict(tag=_pcfg(url=..., quick_gelu=True), ...)``, or a dict display with string keys."""
     entries: list[tuple[object, ast.expr]] = []
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         entries = [(keyword.arg, keyword.value) for keyword in node.keywords]
@@ -191,7 +192,7 @@ def _parse_entry(tag: object, node: ast.expr) -> Weights:
 
 
 def _with_quick_gelu_names(table: dict[str, tuple[Weights, ...]]) -> dict[str, tuple[Weights, ...]]:
-    """Add ``NAME-quickgelu`` for the weights that were trained so, as open_clip does."""
+    """Add ``NAME-quickgelu`` for weights that were trained with QuickGELU, as open_clip does."""
     quick = {name: tuple(weights for weights in known if weights.quick_gelu) for name, known in table.items()}
     return table | {f"{name}{_QUICK_GELU_SUFFIX}": known for name, known in quick.items() if known}
 

@@ -1,4 +1,4 @@
-"""Weights out of a file, by name, however they are nested, without running any code that the file may hold."""
+"""Reading named weights from a file with any nesting, without running code from the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PURPOSE = "Exporting a model"
 _MOST_NESTING = 8
 _AGAIN = "Download or copy it again."
 
-# Values of these lie beside weights (arguments of a training, metrics); making them runs nothing.
+# Types that occur beside weights (training arguments, metrics); constructing them runs no code.
 _PLAIN_TYPES = (
     argparse.Namespace,
     pathlib.PosixPath,
@@ -35,13 +35,13 @@ _FOREIGN_OBJECT = re.compile(r"(?:GLOBAL|class|function|Unsupported global:)\s+`
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The content of a file of weights, flattened: ``{"state_dict": {"a": t}}`` has the tensor ``state_dict.a``.
+    """The flattened content of a weights file: ``{"state_dict": {"a": t}}`` has the tensor ``state_dict.a``.
 
     Attributes:
         path: the file.
-        tensors: every tensor, by the path to it.
-        nests: for each tensor, how much of its name is the path of the dictionary that holds it.
-        facts: every number, truth value and string beside them, in the same way.
+        tensors: all tensors by their path.
+        nests: maps each tensor to the part of its path that names the enclosing dictionary.
+        facts: all numbers, booleans and strings by their path.
     """
 
     path: Path
@@ -55,10 +55,10 @@ def read_checkpoint(path: Path, form: Format) -> Checkpoint:
 
     Args:
         path: the file.
-        form: ``safetensors`` or ``torch``, as ``identify_weights`` found.
+        form: ``safetensors`` or ``torch``, the result of ``identify_weights``.
 
     Raises:
-        ExportError: it is damaged, holds objects that only running code can make, or no weights.
+        ExportError: the file is damaged, holds objects that require running code, or has no weights.
     """
     facts: dict[str, str | float | bool] = {}
     if form == "safetensors":
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, form: Format) -> Checkpoint:
 
 
 def _walk(value: Any, nest: str, above: set[int], depth: int) -> Iterator[tuple[str, str, Any]]:
-    """(path of the dictionary, key, value) of everything that is no dictionary."""
+    """Yield (path of the dictionary, key, value) of every value that is not a dictionary."""
     if depth > _MOST_NESTING or id(value) in above:
         return
     entries = vars(value) if isinstance(value, argparse.Namespace) else value
@@ -101,7 +101,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}, dict(archive.metadata() or {})  # noqa: SIM118 - no mapping
-    except Exception as error:  # SafetensorError, and whatever torch has for types that it lacks
+    except Exception as error:  # SafetensorError, or a torch error for an unsupported type
         raise unusable_weights(path, f"it is a damaged safetensors file: {own_words(error)}. {_AGAIN}") from error
 
 

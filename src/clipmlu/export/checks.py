@@ -1,4 +1,4 @@
-"""The parity gate of an export: torch against ONNX Runtime, on several batch sizes, before anything is published."""
+"""The parity gate of an export: torch against ONNX Runtime, on several batch sizes, before publication."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from clipmlu.specs import PreprocessSpec, TowerName
 
 _Array = npt.NDArray[Any]
 
-# 1 and a prime are what a graph with a batch baked in fails on; the joint graph takes as many texts as the next says.
+# Batch sizes 1 and a prime reveal a graph with a fixed batch; the number of texts of the joint graph is the next size.
 _BATCH_SIZES = (1, 2, 5, 8)
 _BATCH_SIZES_LARGE = (1, 3)
-_LARGE_PARAMETERS = 300_000_000  # from here on, seconds per image
+_LARGE_PARAMETERS = 300_000_000  # larger models take seconds per image
 
 
 def check_parity(
     program: TowerProgram, tower: Tower, folder: Path, model: LoadedModel, tokenizer: Tokenizer, options: ExportOptions
 ) -> tuple[ParityRecord, ...]:
-    """Compare an exported graph with the torch module that it came from.
+    """Compare an exported graph with its torch module.
 
     Embeddings: every element within ``max_abs_diff``, every row's cosine at least ``min_cosine``. Logits of the joint
-    graph: every element within ``max_abs_diff`` times the logit scale (or 1, if that is less).
+    graph: every element within ``max_abs_diff`` times the logit scale (or times 1, if the scale is less).
 
     Args:
         program: the torch module.
-        tower: the graph, as ``export_graph`` returned it.
-        folder: where the graph's file is.
-        model: what the module is made of.
-        tokenizer: the bundle's own, for rows of token ids such as it will give.
+        tower: the graph, as returned by ``export_graph``.
+        folder: folder of the graph's file.
+        model: the model of the module.
+        tokenizer: the bundle's tokenizer, used for the token ids.
         options: the bounds.
 
     Returns:
@@ -89,7 +89,7 @@ def _draw_batches(
 
 
 def draw_images(count: int, spec: PreprocessSpec, generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Normalised pictures, float32, shape (count, 3, height, width): noise, and blurred noise, in turn."""
+    """Return normalised images, float32, shape (count, 3, height, width): alternately fine and coarse noise."""
     pixels = generator.integers(0, 256, (count, 3, spec.height, spec.width)).astype(np.float32) / np.float32(255)
     coarse = generator.random((count, 3, 8, 8), dtype=np.float32)
     rows, columns = np.arange(spec.height) * 8 // spec.height, np.arange(spec.width) * 8 // spec.width
@@ -115,7 +115,7 @@ def _run_torch(program: TowerProgram, feeds: Mapping[str, _Array]) -> dict[str, 
 def _run_graph(session: Session, feeds: Mapping[str, _Array], label: str, batch_size: int) -> Mapping[str, _Array]:
     try:
         return session.run(feeds)
-    except ClipmluError as error:  # typically a size that the exporter took for a constant
+    except ClipmluError as error:  # typically a size that the exporter made constant
         raise ExportError(f"{label} does not run with a batch of {batch_size}: {error}") from error
 
 
@@ -140,13 +140,13 @@ def _compare(
 
 
 def is_within(record: ParityRecord, logit_scale: float, options: ExportOptions) -> bool:
-    """Whether what was measured keeps the bounds of the options, whatever bounds it was measured for."""
+    """Return whether a record's measured values are within the bounds of the options."""
     cosine_is_within = record.min_cosine is None or record.min_cosine >= options.min_cosine
     return record.max_abs_diff <= _allowed(record.tower, logit_scale, options) and cosine_is_within
 
 
 def _allowed(tower: TowerName, logit_scale: float, options: ExportOptions) -> float:
-    """The largest allowed difference of an element of a tower's output."""
+    """Return the largest allowed difference of an element of a tower's output."""
     tolerance = options.max_abs_diff
     return allowed_logit_difference(tolerance, logit_scale) if tower == "joint" else tolerance
 

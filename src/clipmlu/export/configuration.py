@@ -1,4 +1,4 @@
-"""``open_clip_config.json``: read, and checked before a model is built, since that can take for ever or all memory."""
+"""Reading ``open_clip_config.json``, with checks before a model is built, since wrong sizes could exhaust the memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 _MOST_BYTES = 16 << 20
 _FLOAT_BYTES = 4
 
-# Largest values of open_clip's keys and, below, of those that transformers' configurations have; far beyond any model.
+# Largest values of open_clip's keys and, below, of keys of transformers' configurations; far above those of any model.
 _LIMITS = {
     "embed_dim": 1 << 16,
     "image_size": 1 << 13,
@@ -45,10 +45,10 @@ _NO_CODE = frozenset(
 
 
 def parse_config(path: Path) -> dict[str, Any]:
-    """An ``open_clip_config.json``: ``model_cfg``, and ``preprocess_cfg`` where the defaults do not do.
+    """Read an ``open_clip_config.json``: ``model_cfg``, and optionally ``preprocess_cfg``.
 
     Raises:
-        ExportError: it is missing, cannot be parsed, or describes no model of a size that can be.
+        ExportError: the file is missing, cannot be parsed, or its sizes are not those of a possible model.
     """
     config = _read(path)
     model = config.get("model_cfg") if isinstance(config, dict) else None
@@ -70,7 +70,7 @@ def check_text_config(path: Path) -> None:
     """Check the ``config.json`` of a text tower that transformers builds.
 
     Raises:
-        ExportError: as ``parse_config``; or it wants code of its own.
+        ExportError: as for ``parse_config``, or the configuration requires its own Python code.
     """
     config = _read(path)
     if not isinstance(config, dict):
@@ -128,7 +128,7 @@ def _check_names(path: Path, part: str, values: Mapping[str, Any]) -> None:
 
 
 def _float_count(model: Mapping[str, Any]) -> int:
-    """Numbers that the towers of open_clip's own kinds hold, from below."""
+    """Return a lower bound of the number of weights in towers of open_clip's own types."""
     count = 0
     for part, rows in (("vision_cfg", ()), ("text_cfg", ("vocab_size", "context_length"))):
         values = model[part]
@@ -141,7 +141,7 @@ def _float_count(model: Mapping[str, Any]) -> int:
 def _check_memory(path: Path, floats: int) -> None:
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # a system that does not say
+    except (AttributeError, ValueError, OSError):  # not available on this system
         return
     if floats * _FLOAT_BYTES > memory:
         raise ExportError(

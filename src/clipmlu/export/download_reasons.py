@@ -1,4 +1,4 @@
-"""Why a download failed, in our own words: the libraries' differ from version to version, and their advice is not ours."""
+"""Reasons for failed downloads in clipmlu's own words, since the libraries' messages differ between versions."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _CUT = frozenset({"RemoteProtocolError", "ReadError", "WriteError", "IncompleteR
 
 
 def download_reason(error: BaseException, repo: str, cache: str) -> str:
-    """Why a file of a repository could not be had, and what to do: one or more sentences without the last full stop.
+    """Return why a file of a repository could not be downloaded, and what to do: sentences without the last full stop.
 
     Args:
-        error: what huggingface_hub raised.
+        error: the exception of huggingface_hub.
         repo: ``org/name``.
         cache: its cache directory.
     """
@@ -42,7 +42,7 @@ def download_reason(error: BaseException, repo: str, cache: str) -> str:
         found = _of_the_hub(each, repo, endpoint) or _of_the_system(each, endpoint, cache) or _of_http(each, endpoint)
         if found is not None:
             return found
-    if type(error) is OSError:  # the hub's check of the size, which has no class of its own
+    if type(error) is OSError:  # the hub's size check, which raises no specific class
         return f"what '{endpoint}' sent has another size than it announced. Run again"
     return f"huggingface_hub fails with {type(error).__name__} at '{endpoint}'. Is it a Hugging Face hub (HF_ENDPOINT)?"
 
@@ -92,7 +92,7 @@ def _of_the_system(error: BaseException, endpoint: str, cache: str) -> str | Non
 
 
 def _of_http(error: BaseException, endpoint: str) -> str | None:
-    """By the names of classes: the HTTP library below huggingface_hub is another one from version to version."""
+    """Return the reason for an HTTP error by its class name; huggingface_hub versions use different HTTP libraries."""
     names = {each.__name__ for each in type(error).__mro__}
     if names & _CUT:
         return f"the connection to '{endpoint}' was cut. Run again"
@@ -108,7 +108,7 @@ def _of_http(error: BaseException, endpoint: str) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it, deepest first, since the system's own words say most."""
+    """Return an error and its causes, the innermost first, since the operating system's error is the most specific."""
     found: list[BaseException] = []
     while error is not None and len(found) < 20:
         found.append(error)
@@ -117,6 +117,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def digest_of(metadata: Any) -> str | None:
-    """SHA-256 that the hub announces for a large file, or None: small ones have another kind of digest."""
+    """Return the SHA-256 that the hub announces for a large file, or None for a small one, which has another digest."""
     etag = str(metadata.etag or "")
     return etag if len(etag) == 64 and set(etag) <= set("0123456789abcdef") else None

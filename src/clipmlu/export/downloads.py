@@ -1,4 +1,4 @@
-"""Files from the Hugging Face hub: from the cache if they are there, else one attempt, else one clear line."""
+"""Files from the Hugging Face hub: from the cache, or with one download attempt, with one clear error line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _RECORD: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar(
 _TIMEOUT_S = 10.0
 _PURPOSE = "Downloading a model"
 
-# What open_clip looks for in a repository, in its order (``pretrained.download_pretrained_from_hf``).
+# File names that open_clip looks for in a repository, in its order (``pretrained.download_pretrained_from_hf``).
 _USUAL_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def checkpoint_names(filename: str) -> tuple[str, ...]:
-    """The names to try for a checkpoint of open_clip's list, best first.
+    """Return the file names to try for a checkpoint of open_clip's list, best first.
 
     Args:
-        filename: as listed; empty for a repository with one of the usual names.
+        filename: the listed name; empty for a repository with one of the usual names.
     """
     if not filename or filename in _USUAL_NAMES:
         return _USUAL_NAMES
@@ -37,7 +37,7 @@ def checkpoint_names(filename: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def record_downloads() -> Iterator[dict[str, str]]:
-    """The files that ``fetch_file`` gives within a block: ``org/name::file`` -> which version of it; see ``are_cached``."""
+    """Record the files that ``fetch_file`` returns within the block: maps ``org/name::file`` to its version."""
     record: dict[str, str] = {}
     token = _RECORD.set(record)
     try:
@@ -47,7 +47,7 @@ def record_downloads() -> Iterator[dict[str, str]]:
 
 
 def are_cached(record: Mapping[str, str], cache_dir: str | os.PathLike[str] | None) -> bool:
-    """Whether none of the files of a record is another version in the cache now; one that is not there says nothing."""
+    """Return False if the cache now holds another version of a recorded file; files missing in the cache are ignored."""
     if not record or util.find_spec("huggingface_hub") is None:
         return True
     hub = require("huggingface_hub", "export", _PURPOSE)
@@ -60,7 +60,7 @@ def are_cached(record: Mapping[str, str], cache_dir: str | os.PathLike[str] | No
 
 
 def _version_of(cached: str) -> str:
-    """The digest by which the cache names a file's content, or the commit where it keeps no such names."""
+    """Return the digest that names a file's content in the cache, or else the commit."""
     content = Path(cached).resolve()
     if content.parent.name == "blobs":
         return content.name
@@ -71,7 +71,7 @@ def _version_of(cached: str) -> str:
 def fetch_file(
     repo: str, names: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, offline: bool, hint: str
 ) -> Path:
-    """Get the first of several files that a repository has; see ``_fetch_file``, and ``record_downloads``."""
+    """Return the first available of several files of a repository; see ``_fetch_file`` and ``record_downloads``."""
     path, name = _fetch_file(repo, names, cache_dir=cache_dir, offline=offline, hint=hint)
     record = _RECORD.get()
     if record is not None:
@@ -82,21 +82,21 @@ def fetch_file(
 def _fetch_file(
     repo: str, names: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, offline: bool, hint: str
 ) -> tuple[Path, str]:
-    """The file and its name.
+    """Return the path and the name of the file.
 
-    A file in the cache is used as it is, without asking the hub whether there is a newer one: what was exported
-    yesterday exports to the same today. The network gets one attempt of bounded length; huggingface_hub's own would
-    repeat it for half a minute.
+    A cached file is used without asking the hub for a newer one, so that repeated exports give equal results. A
+    download has
+    one attempt with a time limit; huggingface_hub would repeat it for half a minute.
 
     Args:
         repo: ``org/name``.
         names: file names, best first.
         cache_dir: huggingface_hub's cache directory; None for its default.
-        offline: look into the cache only.
-        hint: what to do where the file cannot be had, a sentence.
+        offline: use the cache only.
+        hint: a sentence with advice if the file is not available.
 
     Raises:
-        DownloadError: none of the files is in the cache, and none can be downloaded, or it is not the one announced.
+        DownloadError: no file is cached and none can be downloaded, or its digest is not the announced one.
     """
     hub = require("huggingface_hub", "export", _PURPOSE)
     errors = require("huggingface_hub.errors", "export", _PURPOSE)
@@ -113,10 +113,10 @@ def _fetch_file(
     for name in names:
         try:
             with _quiet_hub():
-                # The question is cheap and not repeated; the download itself is, but only after the hub has answered.
+                # This request is cheap and not retried; the download is retried, but only after the hub has answered.
                 facts = hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S)
                 path = Path(hub.hf_hub_download(repo, name, cache_dir=cache_dir, etag_timeout=_TIMEOUT_S))
-        except Exception as error:  # the HTTP library below differs from version to version, and so do its errors
+        except Exception as error:  # the HTTP library and its errors differ between versions
             if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
                 continue
             raise DownloadError(_message(wanted, download_reason(error, repo, cache), hint)) from error
@@ -126,9 +126,9 @@ def _fetch_file(
 
 
 def is_hub_reachable(repo: str, name: str) -> bool:
-    """Whether the hub answers at all, found out with one question of bounded length.
+    """Return whether the hub answers one request within the time limit.
 
-    For code of other libraries that would look for a newer version of cached files and not give up for a minute.
+    It is called before code of other libraries that would try for a minute to find a newer version of cached files.
     """
     hub = require("huggingface_hub", "export", _PURPOSE)
     errors = require("huggingface_hub.errors", "export", _PURPOSE)
@@ -146,7 +146,7 @@ def _message(wanted: str, reason: str, hint: str) -> str:
 
 
 def _check_digest(path: Path, expected: str | None, wanted: str, hint: str) -> None:
-    """Refuse a file that is another one than the hub announced, and take it out of the cache, where it would be found again."""
+    """Raise if a file's digest is not the announced one, and remove the file from the cache."""
     if expected is None:
         return
     with path.open("rb") as stream:
@@ -162,7 +162,7 @@ def _check_digest(path: Path, expected: str | None, wanted: str, hint: str) -> N
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """While the block runs, huggingface_hub logs nothing: what goes wrong is said once, by us."""
+    """Disable the log of huggingface_hub within the block; clipmlu reports errors itself."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""``export_model``: a model name becomes an exported bundle, checked against torch before it is published."""
+"""``export_model``: exports a model to a bundle and compares it with torch before publication."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ def export_model(
         model: an open_clip name (``ViT-B-32`` with ``options.pretrained``, or ``ViT-B-32::openai``),
             ``hf-hub:org/name``, ``local-dir:PATH``, or ``demo``.
         output: directory of the exported bundle.
-        options: how; the defaults of ``ExportOptions`` if None.
-        on_note: called with a line for people where something was taken for granted; a warning of the log if not given.
+        options: export options; defaults if None.
+        on_note: called with a line for the user about each assumption; by default a log warning.
 
     Returns:
-        The bundle, published and opened.
+        The published bundle, opened.
 
     Raises:
-        UnknownNameError: no such model or tag of weights.
-        OptionError: the weights are not said, or said twice.
+        UnknownNameError: there is no such model or pretrained tag.
+        OptionError: the weights are not given, or given twice.
         MissingDependencyError: torch or open_clip is not installed.
-        DownloadError: a file of the model cannot be had.
-        BundleExistsError: the output is taken.
+        DownloadError: a file of the model cannot be downloaded.
+        BundleExistsError: the output path already exists.
         OutputError: the output cannot be written.
-        ParityError: the graphs do not compute what torch computes; nothing is published.
-        ExportError: anything else about the model.
+        ParityError: the graphs' results differ from torch; nothing is published.
+        ExportError: the model cannot be exported for another reason.
     """
     options = check_argument(options, ExportOptions | None, "options") or ExportOptions()
     output = as_path(output, "the output")
@@ -89,27 +89,28 @@ def export_model(
 
 
 def identify_source(model: str, options: ExportOptions) -> tuple[ModelId, dict[str, FileRecord]]:
-    """What an export would say about its origin, without doing it and without importing torch.
+    """Return the origin that an export would record, without exporting and without importing torch.
 
     Returns:
-        The manifest's ``model`` and ``export.source_files``: equal ones, together with equal options, mean an equal
-        result.
+        The manifest's ``model`` and ``export.source_files``. If these and the options are equal, the results are equal.
 
     Raises:
-        UnknownNameError, OptionError, ExportError: as ``export_model``.
+        UnknownNameError, OptionError, ExportError: as for ``export_model``.
     """
     source = resolve_source(model, options)
     return source.identity, source_files(source, options)
 
 
 def is_current(bundle: ExportedBundle, model: str, options: ExportOptions) -> bool:
-    """Whether a bundle is what exporting now would give, found out without doing it and without importing torch.
+    """Return whether a new export would give the same bundle, without exporting and without importing torch.
 
-    The model, the digests of its local files, the versions of those from the hub that are in the cache, layout, opset and place of the weights are compared, what was measured with
-    the bounds, and the versions of clipmlu and of the exporting tools, as far as these are installed.
+    Compared are the model, the digests of its local files, the versions of its cached files from the hub, layout,
+    opset,
+    location of the weights, the measured differences with the bounds, and the versions of clipmlu and of the installed
+    export tools.
 
     Raises:
-        UnknownNameError, OptionError, ExportError: as ``export_model``.
+        UnknownNameError, OptionError, ExportError: as for ``export_model``.
     """
     manifest, export = bundle.manifest, bundle.manifest.export
     return (
@@ -123,7 +124,7 @@ def is_current(bundle: ExportedBundle, model: str, options: ExportOptions) -> bo
 
 
 def _weights_lie_as_asked(manifest: Manifest, tower: Tower, options: ExportOptions) -> bool:
-    """Whether a graph's weights are beside it, or within it, as their size demands; when in doubt they are not."""
+    """Return whether a graph's weights are in the file, or beside it, as their size and the options require."""
     beside = sum(record.size for name, record in manifest.files.items() if name.startswith(f"{tower.file}."))
     if beside:
         return beside > options.external_data_bytes
@@ -187,7 +188,7 @@ def _describe(
 
 
 def _installed_tools() -> list[str]:
-    """Distributions that had a part in the export, as far as they are installed; some image towers only need timm."""
+    """Return the installed distributions that exports use; only some image towers need timm."""
     installed = []
     for name in _TOOLS:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,6 +1,6 @@
-"""What a path given as weights is, told from its first bytes: a form that can be read, or what else and what to do about it.
+"""Identifying a weights file by its first bytes: a supported format, or an error with the actual type and advice.
 
-No torch is needed, so that a download that went wrong is named at once.
+It does not import torch, so that a failed download is reported at once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from clipmlu.errors import ExportError, first_line
 from clipmlu.files.read import open_regular
 
 Format = Literal["safetensors", "torch", "script", "big_vision"]
-"""``script`` is a TorchScript archive, ``big_vision`` Google's arrays by name in an ``.npz``."""
+"""``script`` is a TorchScript archive, ``big_vision`` an ``.npz`` of Google's named arrays."""
 
 _HEAD_BYTES = 1024
-_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number that files of torch before 1.6 begin with, as pickled
-_MOST_EXPANSION = 20  # torch stores tensors as they are; an archive that grows more than this is no checkpoint
+_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # first bytes of files of torch before 1.6: a pickled number
+_MOST_EXPANSION = 20  # torch does not compress; an archive with a higher ratio is not a checkpoint
 
 _UNPACK = "Unpack it, and give the file of weights that is in it."
 _AGAIN = "Download or copy it again, and compare its size with the original's."
@@ -31,7 +31,7 @@ TRANSFORMERS_ADVICE = (
     "by its tag (see 'clipmlu models'), or convert the weights to open_clip's names."
 )
 
-# (offset, bytes, what it is, what to do)
+# (offset, bytes, type, advice)
 _KINDS = (
     (
         0,
@@ -58,13 +58,13 @@ _KINDS = (
 
 
 def identify_weights(path: Path) -> Format:
-    """Tell in which form a file holds weights.
+    """Identify the format of a weights file.
 
     Args:
-        path: any path that exists.
+        path: any existing path.
 
     Raises:
-        ExportError: it cannot be read, or holds no weights in a form that is known; the message says what it is instead.
+        ExportError: the file cannot be read or has no supported format; the message names its actual type.
     """
     if path.is_dir():
         raise unusable_weights(path, describe_directory(path))
@@ -85,12 +85,12 @@ def identify_weights(path: Path) -> Format:
 
 
 def unusable_weights(path: Path, reason: str) -> ExportError:
-    """The error for weights that cannot be used, to be raised; ``reason`` is one or more sentences."""
+    """Return (not raise) the error for unusable weights; ``reason`` is one or more sentences."""
     return ExportError(f"Cannot load the weights '{path}': {reason}")
 
 
 def describe_directory(folder: Path) -> str:
-    """What a directory given in place of a file of weights is, and what to do, in sentences."""
+    """Describe a directory given instead of a weights file, with advice, in sentences."""
     names = {path.name for path in folder.iterdir()} if os.access(folder, os.R_OK | os.X_OK) else set()
     if "open_clip_config.json" in names:
         return f"it is a directory in open_clip's format. Give it as the model: local-dir:{folder}"
@@ -117,7 +117,7 @@ def _identify_archive(path: Path, size: int) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
             names, total = archive.namelist(), sum(each.file_size for each in archive.infolist())
-    except Exception as error:  # zipfile has several for damaged archives
+    except Exception as error:  # zipfile raises several types for damaged archives
         raise unusable_weights(path, f"it is a ZIP archive that is damaged or not complete. {_AGAIN}") from error
     if any(name.endswith("/constants.pkl") for name in names):
         return "script"
@@ -175,7 +175,7 @@ def _describe_text(head: bytes) -> str | None:
 
 
 def own_words(error: BaseException) -> str:
-    """The first line of a foreign error, or only its type where that line gives advice that is not ours to give."""
+    """Return the first line of a foreign error, or only its type if that line gives unsuitable advice."""
     line = first_line(error)
     advice = (
         "weights_only",

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors go into a model: prefixes of wrappers are taken off, and what does not fit is said by name."""
+"""Loading a checkpoint's tensors into a model: prefixes are removed, and tensors that do not fit are named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from clipmlu.host import require
 
 _PURPOSE = "Exporting a model"
 
-# Modules that hold another one and add their name to its: torch.compile, FSDP, activation checkpointing, DDP, Lightning Fabric.
+# Modules that wrap another one and prefix its names: torch.compile, FSDP, activation checkpointing, DDP, Lightning
+# Fabric.
 _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|module)\."
 )
@@ -24,9 +25,9 @@ _AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged?|teacher|swa)(?:[._]|$)")
 _NOT_WEIGHTS = frozenset(
     {"input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids", "n_averaged"}
 )
-_MOST_PREFIXES = 12  # no file that means well has more models in it
+_MOST_PREFIXES = 12  # more than the number of models in any real file
 
-# Names of other forms that open_clip converts (open_clip.convert.convert_state_dict): Apple's MobileCLIP.
+# Names of other formats that open_clip converts (open_clip.convert.convert_state_dict): Apple's MobileCLIP.
 _MOBILE_CLIP = (
     "image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight",
     "image_encoder.model.patch_emb.0.block.conv.weight",
@@ -39,14 +40,14 @@ def load_weights(module: Any, checkpoint: Checkpoint, model: str) -> list[str]:
 
     Args:
         module: open_clip's model; changed in place.
-        checkpoint: what the file holds.
+        checkpoint: the content of the file.
         model: the model's name, for messages.
 
     Returns:
-        What was left out, interpolated or taken for granted, a line each.
+        One line for each tensor that was left out, interpolated or assumed.
 
     Raises:
-        ExportError: a weight is missing, unexpected, of another shape or type, or several models are in the file.
+        ExportError: a weight is missing, unexpected, or of another shape or type; or the file holds several models.
     """
     prefixes = _rank_prefixes(module, checkpoint)
     fits = {prefix: _convert(module, checkpoint, prefix) for prefix in prefixes}
@@ -66,12 +67,12 @@ def load_weights(module: Any, checkpoint: Checkpoint, model: str) -> list[str]:
 
 
 def has_logit_bias(checkpoint: Checkpoint) -> bool:
-    """Whether the model was trained with a bias (SigLIP's loss), which its architecture may not mention."""
+    """Return whether the checkpoint holds a logit bias (SigLIP's loss), which its architecture may not declare."""
     return any(name == "logit_bias" or name.endswith(".logit_bias") for name in checkpoint.tensors)
 
 
 def _unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Names without those of wrapping modules -> names as they are; where two would become one, the first stays so."""
+    """Map names without wrapper prefixes to the original names; if two would be equal, the second keeps its prefix."""
     plain: dict[str, str] = {}
     for name in names:
         short = _WRAPPERS.sub("", name)
@@ -80,9 +81,9 @@ def _unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 
 def _rank_prefixes(module: Any, checkpoint: Checkpoint) -> list[str]:
-    """What stands before the names of the model's weights, most frequent first; at least the empty prefix."""
+    """Return the prefixes of the model's weight names, most frequent first; at least the empty prefix."""
     wanted = set(module.state_dict())
-    wanted |= {name.removeprefix("text.") for name in wanted}  # how models with a text module were once written
+    wanted |= {name.removeprefix("text.") for name in wanted}  # older names of models with a text module
     wanted |= set(_MOBILE_CLIP)
     counts: collections.Counter[str] = collections.Counter()
     for name in _unwrapped(checkpoint.tensors):
@@ -100,7 +101,7 @@ def _common_prefix(checkpoint: Checkpoint) -> str:
 
 
 def _convert(module: Any, checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
-    """The tensors below a prefix, in today's form of open_clip's names."""
+    """Return the tensors below a prefix, with open_clip's current names."""
     names = _unwrapped(checkpoint.tensors)
     state = {
         name.removeprefix(prefix): checkpoint.tensors[own]
@@ -110,7 +111,7 @@ def _convert(module: Any, checkpoint: Checkpoint, prefix: str) -> dict[str, Any]
     if any(name in state for name in _MOBILE_CLIP):
         try:
             state = require("open_clip.convert", "export", _PURPOSE).convert_state_dict(module, state)
-        except Exception as error:  # weights that are missing or of another shape
+        except Exception as error:  # weights are missing or have another shape
             raise unusable_weights(checkpoint.path, f"its MobileCLIP weights do not fit the model: {error}") from error
     if "positional_embedding" in state and not hasattr(module, "positional_embedding"):
         state = dict(require("open_clip.model", "export", _PURPOSE).convert_to_custom_text_state_dict(state))
@@ -122,7 +123,7 @@ def _missing(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]
 
 
 def _choose(complete: list[str], fits: Mapping[str, dict[str, Any]], checkpoint: Checkpoint) -> tuple[str, list[str]]:
-    """Which of several models in the file is meant: the trained one, not its running average."""
+    """Choose among several models in the file: the trained one, not its running average."""
     if len(complete) == 1:
         return complete[0], []
     trained = [prefix for prefix in complete if not _AVERAGED.search(prefix)] or complete
@@ -158,7 +159,7 @@ def _note_left_out(checkpoint: Checkpoint, chosen: str, complete: list[str], une
 
 
 def _fill(module: Any, state: dict[str, Any], checkpoint: Checkpoint, model: str) -> list[str]:
-    """Copy the tensors, as float32 where the model has that; position embeddings of another length are interpolated."""
+    """Copy the tensors, converted to float32 where the model has it; interpolate position embeddings of another length."""
     expected = module.state_dict()
     for name, tensor in state.items():
         _check_kind(name, tensor, expected[name], checkpoint)
@@ -197,7 +198,7 @@ def _check_kind(name: str, tensor: Any, expected: Any, checkpoint: Checkpoint) -
 
 
 def _interpolate(module: Any, state: dict[str, Any], expected: Mapping[str, Any], model: str) -> list[str]:
-    """As open_clip does for other image sizes and context lengths, but not without a word."""
+    """Interpolate as open_clip does for other image sizes and context lengths, and return a note for each tensor."""
     resize = require("open_clip.model", "export", _PURPOSE)
     notes = []
     for name, function, cause in (
@@ -211,7 +212,7 @@ def _interpolate(module: Any, state: dict[str, Any], expected: Mapping[str, Any]
         if length == wanted or length < 2 or (name.startswith("visual.") and math.isqrt(length - 1) ** 2 != length - 1):
             continue
         named = matching_architectures(state)
-        state[name] = state[name].float()  # there is no interpolation in float16
+        state[name] = state[name].float()  # torch does not interpolate float16
         function(state, module)
         hint = f"; the checkpoint's are those of {' or '.join(named)}" if named and model not in named else ""
         notes.append(

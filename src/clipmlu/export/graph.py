@@ -1,4 +1,4 @@
-"""A torch module becomes an ONNX file: exported, cleaned up, named after the model's blocks, written reproducibly."""
+"""Writing a torch module as an ONNX file: export, clean-up, names from the model's blocks, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ EXPORTER = "torch.onnx dynamo"
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _PREFIX = f"{MODEL_ATTRIBUTE}."
-_INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference finds them
+_INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference needs them
 
 
 def export_graph(program: TowerProgram, path: Path, *, opset: int, external_data_bytes: int) -> Tower:
     """Export one graph and write it to a file.
 
     Args:
-        program: what to export.
+        program: the torch module with names and example inputs.
         path: the ONNX file; weights that do not fit go to ``<path>.data``.
         opset: the opset to write.
-        external_data_bytes: the most bytes of weights that are kept in the file itself.
+        external_data_bytes: largest size in bytes of weights that stay in the file itself.
 
     Returns:
         The tower as read back from the file.
 
     Raises:
-        ExportError: the exporter failed, or what it wrote has other inputs or outputs than were asked for.
+        ExportError: the exporter failed, or the file has other inputs or outputs than the program.
     """
     graph_model = _run_exporter(program, opset)
     _name_axes(graph_model.graph, program)
@@ -49,7 +49,7 @@ def export_graph(program: TowerProgram, path: Path, *, opset: int, external_data
 
 
 def read_tower(path: Path) -> Tower:
-    """Names, dtypes and shapes of a graph's inputs and outputs, as the file has them."""
+    """Read the names, dtypes and shapes of a graph's inputs and outputs from its file."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
@@ -61,7 +61,7 @@ def read_tower(path: Path) -> Tower:
 
 
 def read_opset(path: Path) -> int:
-    """The opset that the file declares: the exporter may write another one than was asked for."""
+    """Return the opset of the file; the exporter may write another one than requested."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
@@ -69,7 +69,7 @@ def read_opset(path: Path) -> int:
 
 
 def _run_exporter(program: TowerProgram, opset: int) -> Any:
-    """Export with torch.export ("dynamo"); returns an onnx_ir model."""
+    """Export with torch.export ("dynamo"); return an onnx_ir model."""
     torch = require("torch", "export", PURPOSE)
     require("onnxscript", "export", PURPOSE)
     dynamic_shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in program.inputs)
@@ -85,13 +85,13 @@ def _run_exporter(program: TowerProgram, opset: int) -> Any:
                 opset_version=opset,
                 verbose=False,
             )
-    except Exception as error:  # the exporter's errors have no common base
+    except Exception as error:  # the exporter's errors have no common base class
         raise ExportError(f"torch.onnx cannot export the {program.tower} tower: {first_line(error)}.") from error
     return exported.model
 
 
 def _name_axes(graph: Any, program: TowerProgram) -> None:
-    """Call the dynamic axes by our names everywhere; torch.export numbers them (``s77``)."""
+    """Rename the dynamic axes to the program's names; torch.export numbers them (``s77``)."""
     renamed: dict[str, str] = {}
     for value, axis in zip(graph.inputs, program.batch_axes, strict=True):
         symbol = value.shape[0]
@@ -109,7 +109,7 @@ def _name_axes(graph: Any, program: TowerProgram) -> None:
 def _name_nodes(graph: Any) -> None:
     """Name every node after its module and operator: ``visual.transformer.resblocks.3.mlp.c_fc/MatMul``.
 
-    The names are unique, depend on the model alone, and are what a target's per-operator settings are addressed by.
+    The names are unique and depend on the model alone; a target's settings for single operators refer to them.
     """
     counts: collections.Counter[str] = collections.Counter()
     for node in graph.all_nodes():
@@ -123,19 +123,20 @@ def _name_nodes(graph: Any) -> None:
 
 
 def _module_path(scopes: str | None) -> str:
-    """The innermost module of a node; empty for what belongs to the whole model.
+    """Return the innermost module of a node, or an empty string if it belongs to the whole model.
 
     Args:
-        scopes: the exporter's list, as Python writes it: modules from outside in, last the operation itself.
+        scopes: the exporter's list as Python text: modules from the outermost to the innermost, then the operation
+            itself.
     """
     names = re.findall(r"'([^']*)'", scopes or "")
     path = names[-2] if len(names) > 1 else ""
-    # Sizes of inputs belong to no module; the exporter calls that "_empty_nn_module_stack_...".
+    # Sizes of inputs belong to no module; the exporter names that "_empty_nn_module_stack_...".
     return path.removeprefix(_PREFIX) if path.startswith(_PREFIX) else ""
 
 
 def _strip_metadata(graph_model: Any) -> None:
-    """Drop stack traces and file paths of this machine."""
+    """Remove stack traces and file paths of this machine."""
     graph_model.metadata_props.clear()
     graph_model.graph.metadata_props.clear()
     graph_model.doc_string = None
@@ -150,7 +151,7 @@ def _strip_metadata(graph_model: Any) -> None:
 
 
 def _name_values(graph: Any) -> None:
-    """Name tensors after the weight that they are, or the node that they come from or (folded weights) go to."""
+    """Name tensors after their weight, or after the node that produces or (for folded weights) uses them."""
     interface = {value.name for value in [*graph.inputs, *graph.outputs]}
     for value in list(graph.initializers.values()):
         if value.name.startswith(_PREFIX):

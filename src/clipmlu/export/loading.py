@@ -1,4 +1,4 @@
-"""A torch model out of a source: configuration, weights, activation; always float32, on the CPU, in evaluation mode."""
+"""Loading a torch model: configuration, weights, activation; always float32, on the CPU, in evaluation mode."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ _WEIGHTS_HINT = (
 )
 _TEXT_CONFIG_HINT = "It configures the text tower: copy it into that cache (HF_HOME or --cache-dir)."
 
-_QUICK_GELU = ("QuickGELU", "QuickGELUActivation")  # open_clip's class, and transformers'
+_QUICK_GELU = ("QuickGELU", "QuickGELUActivation")  # the classes of open_clip and transformers
 _TANH_GELU = ("NewGELUActivation", "PytorchGELUTanh", "GELUTanh", "FastGELUActivation")
 _DEFAULT_CONTEXT_LENGTH = 77  # open_clip.model.CLIPTextCfg
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model in memory, and what the rest of the export asks about it.
+    """A model in memory with the facts that the export needs.
 
     Attributes:
         module: open_clip's ``CLIP``, ``CustomTextCLIP`` or ``CoCa``; float32, evaluation mode, no gradients.
         config: open_clip's ``model_cfg``.
-        preprocess: how images become its input.
+        preprocess: preprocessing of its input images.
         context_length: token ids per text.
         vocab_size: rows of the token embedding.
-        pad_id: the id that the text tower takes for padding.
-        logit_scale: the multiplier itself.
-        logit_bias: or None.
+        pad_id: the text tower's id of padding.
+        logit_scale: the multiplier itself, not its logarithm.
+        logit_bias: offset of the logits, or None.
         activation: ``quick_gelu``, ``gelu_tanh`` or ``gelu``, as built.
-        weights_digest: SHA-256 over all weights in the order of their names.
-        notes: what was taken for granted, left out or changed, a line each.
+        weights_digest: SHA-256 of all weights in the order of their names.
+        notes: one line for each assumption, omission or change.
     """
 
     module: Any
@@ -80,10 +80,10 @@ def load_model(source: Source, options: ExportOptions) -> LoadedModel:
 
     Raises:
         MissingDependencyError: torch or open_clip is not installed.
-        DownloadError: a file of the model cannot be had.
-        ExportError: the configuration or the weights are not usable.
+        DownloadError: a file of the model cannot be downloaded.
+        ExportError: the configuration or the weights cannot be used.
     """
-    form = None if source.checkpoint is None else identify_weights(source.checkpoint)  # before torch takes its seconds
+    form = None if source.checkpoint is None else identify_weights(source.checkpoint)  # importing torch is slow
     torch = require("torch", "export", PURPOSE)
     require("open_clip", "export", PURPOSE)
     config = _read_config(source, options)
@@ -98,7 +98,7 @@ def load_model(source: Source, options: ExportOptions) -> LoadedModel:
     if checkpoint is not None and has_logit_bias(checkpoint):
         config["model_cfg"].setdefault("init_logit_bias", 0.0)
     with _build_errors(source), torch.random.fork_rng(devices=[]):
-        # Also for trained weights: what a checkpoint does not hold (there should be nothing) must not vary.
+        # Seed also with trained weights: a tensor that the checkpoint lacks (there should be none) must not vary.
         torch.manual_seed(options.seed)
         module = _build(config, quick_gelu)
     if checkpoint is not None:
@@ -110,7 +110,7 @@ def load_model(source: Source, options: ExportOptions) -> LoadedModel:
 
 
 def _read_config(source: Source, options: ExportOptions) -> dict[str, Any]:
-    """``open_clip_config.json``'s content, complete: nothing in it refers to the network any more."""
+    """Return the content of ``open_clip_config.json`` with all references to the network replaced by local paths."""
     config = model_config(source)
     if config is None:
         assert source.repo is not None, "a source is a name, a directory or a repository"
@@ -145,9 +145,9 @@ def _read_weights(path: Path, form: Format) -> Checkpoint:
 def _assume_training(
     name: str, path: Path, checkpoint: Checkpoint | None, config: dict[str, Any]
 ) -> tuple[Training, list[str]]:
-    """What a bare file of weights does not say about itself: taken from beside it, or from the weights listed for the name.
+    """Return the training facts of a weights file, from files beside it or from the weights listed for the name.
 
-    ``preprocess_cfg`` is added to ``config``.
+    It adds ``preprocess_cfg`` to ``config``.
     """
     facts, tensors = ({}, {}) if checkpoint is None else (checkpoint.facts, checkpoint.tensors)
     training = learn_training(path, config["model_cfg"], facts, tensors)
@@ -174,7 +174,7 @@ def _note_preprocess(path: Path, prepared: Mapping[str, Any], source: str, varia
 
 
 def _localise_text_config(model_cfg: dict[str, Any], source: Source, options: ExportOptions) -> None:
-    """Point ``hf_model_name`` at a directory, so that building the text tower needs neither network nor cache."""
+    """Replace ``hf_model_name`` by a directory, so that building the text tower needs neither network nor cache."""
     name = model_cfg["text_cfg"].get("hf_model_name")
     if not name:
         return
@@ -189,11 +189,12 @@ def _localise_text_config(model_cfg: dict[str, Any], source: Source, options: Ex
 
 
 def _is_listed_quick_gelu(source: Source) -> bool:
-    """Whether the weights were trained with QuickGELU, whatever the configuration says.
+    """Return whether open_clip's list marks the weights as QuickGELU, whatever the configuration says.
 
-    OpenAI's (and others') are listed under names such as ``ViT-B-32``, whose configuration has plain GELU; open_clip
-    warns and builds the wrong one. The other way round nothing is forced: a tag that says nothing may belong to a
-    configuration that is QuickGELU by itself (``roberta-ViT-B-32``).
+    OpenAI's weights (and others) are listed under names such as ``ViT-B-32``, whose configuration has GELU; open_clip
+    warns and builds GELU. The reverse is not forced: a tag without this mark may belong to a configuration with
+    QuickGELU
+    (``roberta-ViT-B-32``).
     """
     return source.weights is not None and source.weights.quick_gelu
 
@@ -216,10 +217,10 @@ def _find_weights(source: Source, options: ExportOptions) -> Path:
 
 
 def _build(config: dict[str, Any], force_quick_gelu: bool) -> Any:
-    """Let open_clip build the model from a directory that holds nothing but the configuration.
+    """Build the model with open_clip from a directory that holds only the configuration.
 
-    That form takes any configuration and touches no network: towers from timm and transformers are told not to load
-    weights of their own.
+    This form accepts any configuration and uses no network: towers from timm and transformers load no weights of their
+    own.
     """
     open_clip = require("open_clip", "export", PURPOSE)
     with scratch_directory() as folder:
@@ -241,7 +242,7 @@ def _build_errors(source: Source) -> Iterator[None]:
         yield
     except (DownloadError, ImportError):
         raise
-    except Exception as error:  # a configuration can be wrong in as many ways as there are tower types
+    except Exception as error:  # different tower types raise different errors for a wrong configuration
         raise ExportError(f"Cannot build '{source.identity}': {first_line(error)}") from error
 
 
@@ -249,7 +250,7 @@ def _load_big_vision(module: Any, path: Path) -> None:
     convert = require("open_clip.convert", "export", PURPOSE)
     try:
         convert.load_big_vision_weights(module, str(path))
-    except Exception as error:  # KeyError, RuntimeError, BadZipFile, ...: it goes through the file without any checks
+    except Exception as error:  # KeyError, RuntimeError, BadZipFile, ...: open_clip does not check the file
         raise unusable_weights(
             path, f"it does not fit as an .npz of Google's big_vision, for SigLIP models: {own_words(error)}."
         ) from error
@@ -285,7 +286,7 @@ def _describe(module: Any, config: dict[str, Any], source: Source, notes: list[s
 
 
 def _text_module(module: Any) -> Any:
-    """The text tower: a module of its own, or for plain CLIP the model itself."""
+    """Return the text tower: a separate module, or for plain CLIP the model itself."""
     return getattr(module, "text", module)
 
 
@@ -317,7 +318,7 @@ def _activation_of(module: Any) -> str | None:
 
 
 def _digest_weights(module: Any) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor of the state, by name."""
+    """Return the SHA-256 of name, dtype, shape and bytes of every tensor of the state, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""OpenAI's own checkpoint files, which are TorchScript archives: recognised by digest, reduced to their weights."""
+"""OpenAI's checkpoint files: TorchScript archives that are recognised by digest and reduced to their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TAG = "openai"
 
 
 def is_openai_file(path: Path) -> bool:
-    """Whether a TorchScript archive is one that OpenAI published: its SHA-256 is part of the address that open_clip lists for it.
+    """Return whether OpenAI published a TorchScript archive: its SHA-256 is part of the address in open_clip's list.
 
     Its weights were trained with QuickGELU, which the file itself does not say.
     """
@@ -20,9 +20,9 @@ def is_openai_file(path: Path) -> bool:
 
 
 def read_openai_file(path: Path) -> Checkpoint:
-    """The file's weights.
+    """Read the file's weights.
 
-    Loading a TorchScript archive means trusting it, so this is for files that ``is_openai_file`` has recognised.
+    Loading a TorchScript archive can run code, so call this only for files that ``is_openai_file`` recognises.
     """
     torch = require("torch", "export", "Exporting a model")
     state = torch.jit.load(str(path), map_location="cpu").state_dict()

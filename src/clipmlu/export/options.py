@@ -11,33 +11,33 @@ from clipmlu.graph.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE
 from clipmlu.specs import Layout
 
 OPSETS = (18, 20)
-"""18 is the oldest that torch's exporter writes; from 20 on GELU is one node. LayerNormalization is one in both."""
+"""Opset 18 is the oldest that torch's exporter writes; from 20 on GELU is one node. Both have LayerNormalization."""
 
-# Protobuf cannot hold more than 2 GiB in one file; the rest of the graph has to fit as well.
+# Protobuf limits a file to 2 GiB, which must hold the rest of the graph as well.
 EXTERNAL_DATA_BYTES = 1_900_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How to export; validated on construction.
+    """Options of an export; validated on construction.
 
     Attributes:
-        pretrained: an open_clip tag of weights, or the path of a checkpoint file, for a model named by open_clip.
+        pretrained: an open_clip tag of weights, or the path of a checkpoint file, for a model name of open_clip.
         random_weights: export untrained weights, drawn from ``seed``.
         seed: seed of ``random_weights``.
         layout: ``towers`` for one graph per tower, ``joint`` for the fused two-input graph.
         opset: ONNX opset of the graphs.
         overwrite: replace a bundle at the output path.
-        offline: use no network, only what is on this machine.
-        cache_dir: where downloads are kept; None leaves it to huggingface_hub (``HF_HOME``).
+        offline: use only local files, no network.
+        cache_dir: directory of downloads; None for huggingface_hub's default (``HF_HOME``).
         tokenizer: a ``tokenizer.json``, or a directory with one, instead of the model's own tokenizer.
-        max_abs_diff: allowed difference of an embedding's element between torch and the exported graph; of a logit,
-            the same times the logit scale.
+        max_abs_diff: allowed difference of an embedding's element between torch and the exported graph; for a logit
+            it is multiplied by the logit scale.
         min_cosine: smallest allowed cosine similarity of two embeddings of the same input.
-        external_data_bytes: a graph with more bytes of weights than this keeps them in a file beside it.
+        external_data_bytes: a graph with more bytes of weights than this stores them in a file beside it.
 
     Raises:
-        OptionError: a value is outside its range, or two exclude one another.
+        OptionError: a value is out of range, or two options exclude each other.
     """
 
     pretrained: str | None = None

@@ -1,4 +1,4 @@
-"""Keeps what torch, open_clip and onnxscript print and log while they work out of our standard output."""
+"""Keeps output and log messages of torch, open_clip and onnxscript out of standard output."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from collections.abc import Iterator
 
 _LOG = logging.getLogger("clipmlu.export")
 
-# Loggers whose warnings are about the exporter's own workings: constants not folded, files without an extension, ...
+# Loggers whose warnings concern the exporter's internals: constants not folded, files without an extension, ...
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "timm", "transformers")
 
-# Deprecations are their authors' business; of other code they still show.
+# Deprecation warnings of these libraries are hidden; those of other code still show.
 _LIBRARIES = r"(torch|torchvision|open_clip|onnx|onnx_ir|onnxscript|timm|transformers|huggingface_hub)(\.|$)"
 
-# Start of the message; each has been seen, none says anything about the model that is exported.
+# First words of known messages that say nothing about the exported model.
 _KNOWN_WARNINGS = (
-    r"# The axis name",  # the name of a dynamic axis is not the one that torch.export gave it
-    r"QuickGELU mismatch",  # decided in loading.py; the manifest says what was built
+    r"# The axis name",  # the name of a dynamic axis differs from torch.export's
+    r"QuickGELU mismatch",  # handled in loading.py; the manifest records the built activation
 )
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Send what the libraries print to our log (level DEBUG), and drop warnings that are known to mean nothing here."""
+    """Redirect the libraries' output to clipmlu's log (level DEBUG), and ignore known irrelevant warnings."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), warnings.catch_warnings(), _quiet_loggers():
             for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
                 warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
-            # Constants are folded with onnx's reference operators: log(0), masked out afterwards (mT5's position buckets).
+            # onnx's reference operators fold constants: log(0), masked out afterwards (mT5's position buckets).
             warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"onnx\.reference\.")
             for start in _KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message=start, category=UserWarning)
@@ -44,7 +44,7 @@ def quiet_libraries() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_loggers() -> Iterator[None]:
     root = logging.getLogger()
-    # open_clip calls logging.warning(), which installs a handler on the root logger if there is none.
+    # open_clip calls logging.warning(), which installs a handler on the root logger if it has none.
     placeholder = logging.NullHandler()
     levels = {name: logging.getLogger(name).level for name in _CHATTY_LOGGERS}
     root.addHandler(placeholder)
@@ -61,5 +61,5 @@ def _quiet_loggers() -> Iterator[None]:
 
 
 def _not_open_clip(record: logging.LogRecord) -> bool:
-    """False for records below ERROR that open_clip logs on the root logger itself."""
+    """Return False for records below ERROR that open_clip logs on the root logger itself."""
     return record.levelno >= logging.ERROR or "open_clip" not in record.pathname

@@ -1,4 +1,4 @@
-"""Which model is meant: the forms of MODEL, checked before anything slow begins and without importing torch."""
+"""Resolving MODEL to a source of configuration and weights, before slow work begins and without importing torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HUB_PREFIX = "hf-hub:"
 _LOCAL_PREFIX = "local-dir:"
 _TAG_SEPARATOR = "::"
 
-# Names that open_clip prefers (factory._find_checkpoint_in_dir), in its order; then any other file of these kinds.
+# Names that open_clip prefers (factory._find_checkpoint_in_dir), in its order; then any other file with these suffixes.
 _CHECKPOINT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -38,7 +38,7 @@ _CHECKPOINT_NAMES = (
 )
 _CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
-# Files that a tokenizer of the transformers library may consist of.
+# Possible files of a tokenizer of the transformers library.
 _TOKENIZER_FILES = (
     TOKENIZER_NAME,
     "tokenizer_config.json",
@@ -57,8 +57,8 @@ class Source:
     """A model to export; exactly one of ``name``, ``repo`` and ``directory`` is set.
 
     Attributes:
-        identity: what the manifest will say.
-        name: name of a configuration that open_clip brings along.
+        identity: the model's identity in the manifest.
+        name: name of a configuration in open_clip's package.
         repo: ``org/name`` on the Hugging Face hub.
         directory: a directory in open_clip's own format.
         weights: the entry of open_clip's list, for ``name`` with a tag.
@@ -74,21 +74,21 @@ class Source:
 
     @property
     def random(self) -> bool:
-        """True when the weights are to be untrained."""
+        """True if the weights are random."""
         return self.identity.random_seed is not None
 
 
 def resolve_source(model: str, options: ExportOptions) -> Source:
-    """Find out what MODEL stands for.
+    """Resolve MODEL to a source.
 
     Args:
         model: an open_clip name, ``NAME::TAG``, ``hf-hub:org/name``, ``local-dir:PATH`` or ``demo``.
-        options: which weights.
+        options: options that choose the weights.
 
     Raises:
-        UnknownNameError: no such model, or no such tag.
-        OptionError: the weights are not said, or said twice.
-        ExportError: a local model or checkpoint is not there, or lacks what it needs.
+        UnknownNameError: there is no such model or tag.
+        OptionError: the weights are not given, or given twice.
+        ExportError: a local model or checkpoint is missing or incomplete.
     """
     if not isinstance(model, str):
         raise OptionError(f"the model is {model!r}; expected a name, or local-dir:PATH")
@@ -103,7 +103,7 @@ def resolve_source(model: str, options: ExportOptions) -> Source:
 
 
 def source_files(source: Source, options: ExportOptions) -> dict[str, FileRecord]:
-    """Digests of the local files that decide the export's result; empty for what open_clip and the hub provide."""
+    """Return the digests of the local files that determine the export; empty if open_clip and the hub provide all."""
     records = {name: file_record(path) for name, path in _local_files(source)}
     if options.tokenizer is not None:
         records[f"tokenizer:{TOKENIZER_NAME}"] = file_record(tokenizer_file(options.tokenizer))
@@ -111,7 +111,7 @@ def source_files(source: Source, options: ExportOptions) -> dict[str, FileRecord
 
 
 def read_local_config(folder: Path) -> dict[str, Any]:
-    """The ``open_clip_config.json`` of a directory.
+    """Read the ``open_clip_config.json`` of a directory.
 
     Raises:
         ExportError: it is missing, cannot be parsed, or describes no model.
@@ -120,7 +120,7 @@ def read_local_config(folder: Path) -> dict[str, Any]:
 
 
 def tokenizer_file(given: str | os.PathLike[str]) -> Path:
-    """The ``tokenizer.json`` that a user's path means.
+    """Return the ``tokenizer.json`` at a user's path, which is the file or its directory.
 
     Raises:
         InputError: there is none.
@@ -133,7 +133,7 @@ def tokenizer_file(given: str | os.PathLike[str]) -> Path:
 
 
 def demo_folder() -> Path:
-    """Where the demo model lies in the package.
+    """Return the demo model's folder in the package.
 
     Raises:
         ExportError: this installation lacks it.
@@ -237,15 +237,15 @@ def _no_weights_message(name: str) -> str:
 
 
 def _checkpoint_fields(name: str, given: str) -> dict[str, Any]:
-    """A tag that is no tag is the path of a checkpoint, if it looks like one."""
+    """Treat an unknown tag as the path of a checkpoint, if it looks like one."""
     path = expand_home(given)
     if os.path.isfile(path):
         return {"identity": ModelId(name=name, pretrained=path.name), "name": name, "checkpoint": path}
     if is_there(path):
-        identify_weights(path)  # raises: a directory, a pipe, ...
+        identify_weights(path)  # raises for a directory, a pipe, ...
     if path.suffix in (*_CHECKPOINT_SUFFIXES, ".npz") or len(path.parts) > 1:
         raise ExportError(f"There is no checkpoint file '{given}'. Expected a file of weights for '{name}', or a tag.")
-    find_weights(name, given)  # raises, with the close matches
+    find_weights(name, given)  # raises with the close matches
     raise AssertionError
 
 
@@ -265,7 +265,7 @@ def _local_files(source: Source) -> Iterator[tuple[str, Path]]:
 
 
 def model_config(source: Source) -> dict[str, Any] | None:
-    """``open_clip_config.json``'s content for a source on this machine; None for a repository on the hub."""
+    """Return the content of ``open_clip_config.json`` for a local source, or None for a repository on the hub."""
     if source.name is not None:
         return {"model_cfg": read_config(source.name)}
     return None if source.directory is None else read_local_config(source.directory)

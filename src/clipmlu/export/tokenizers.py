@@ -1,4 +1,4 @@
-"""The bundle's ``tokenizer.json`` and its spec, checked against open_clip's own tokenizer."""
+"""Writing the bundle's ``tokenizer.json`` and its spec, compared with open_clip's own tokenizer."""
 
 from __future__ import annotations
 
@@ -90,25 +90,25 @@ PROBE_TEXTS = (
     "1st 2nd 3rd 4th",
     "mixed \u4e2d\u6587 and English\u3002",
 )
-"""Texts on which the bundle's tokenizer must equal open_clip's."""
+"""Texts for which the bundle's tokenizer must give the same ids as open_clip's."""
 
 
 def write_tokenizer(source: Source, model: LoadedModel, destination: Path, options: ExportOptions) -> TokenizerSpec:
     """Write the model's tokenizer as a ``tokenizer.json``.
 
     Args:
-        source: which model.
-        model: the model.
+        source: the source of the model.
+        model: the loaded model.
         destination: the file to write.
-        options: a tokenizer of the user's own; cache and network.
+        options: the user's own tokenizer; cache and network.
 
     Returns:
-        What the file does not say itself. ``stand_in`` is set where the weights are random and the model's own
-        tokenizer cannot be had, which is also logged.
+        The settings in addition to the file. If the weights are random and the model's own tokenizer is not available,
+        a stand-in is written, ``stand_in`` is True, and a warning is logged.
 
     Raises:
-        DownloadError: a trained model's tokenizer cannot be had.
-        ExportError: the tokenizer does something that clipmlu cannot do, or does not fit the model.
+        DownloadError: a trained model's tokenizer cannot be downloaded.
+        ExportError: clipmlu does not support the tokenizer, or it does not fit the model.
     """
     if options.tokenizer is not None:
         spec = _copy_own(options.tokenizer, model, destination)
@@ -133,7 +133,7 @@ class _TooFewIdsError(ExportError):
 def _write_model_tokenizer(
     source: Source, model: LoadedModel, destination: Path, options: ExportOptions
 ) -> tuple[TokenizerSpec, _Reference | None]:
-    """Write the tokenizer that open_clip takes for the model; also returns open_clip's, or None if it cannot run."""
+    """Write the tokenizer that open_clip uses for the model; also return open_clip's own, or None if it cannot run."""
     text_cfg = model.config["text_cfg"]
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
     if text_cfg.get("hf_tokenizer_name"):
@@ -160,7 +160,7 @@ def _write_hugging_face(
     source: Source, model: LoadedModel, kwargs: dict[str, Any], destination: Path, options: ExportOptions
 ) -> tuple[TokenizerSpec, _Reference | None]:
     text_cfg = model.config["text_cfg"]
-    # open_clip looks for the tokenizer of a local model in its directory, whatever the name in the configuration.
+    # open_clip reads the tokenizer of a local model from its directory, whatever name the configuration has.
     location = str(source.directory) if source.directory is not None else text_cfg["hf_tokenizer_name"]
     location = _locate(location, options)
     require("transformers", "export", "The model's tokenizer")
@@ -176,13 +176,13 @@ def _write_hugging_face(
     try:
         with quiet_libraries():
             reference = make_tokenizer()
-            reference([PROBE_TEXTS[3]])  # sets padding and truncation in its backend, which is what will be saved
-    except Exception as error:  # whatever transformers raises for a directory that it cannot make sense of
+            reference([PROBE_TEXTS[3]])  # sets padding and truncation in its backend, which is then saved
+    except Exception as error:  # transformers raises various errors for an unsupported directory
         if source.directory is None or not (source.directory / TOKENIZER_NAME).is_file():
             raise DownloadError(
                 f"Cannot load the tokenizer '{location}': {first_line(error)}. Give one as --tokenizer PATH."
             ) from error
-        # open_clip itself cannot use this model then, but the file says all that is needed.
+        # open_clip itself cannot use this model then, but the file is sufficient.
         _LOG.debug("open_clip cannot load the tokenizer in '%s': %s", location, error)
         return _copy_own(source.directory, model, destination), None
     _save_backend(reference.tokenizer, destination)
@@ -190,13 +190,14 @@ def _write_hugging_face(
 
 
 def _locate(name: str, options: ExportOptions) -> str:
-    """A directory on this machine if that is all that can be used, else the hub's name as given.
+    """Return a local directory if the network cannot be used, else the hub's name as given.
 
-    transformers without a network would try several files several times, and ask for a ``config.json`` that is not
-    needed; given the cache's own directory, it does neither.
+    Without a network transformers would try several files several times, and ask for a ``config.json`` that is not
+    needed;
+    with the cache's own directory it does neither.
 
     Raises:
-        DownloadError: the tokenizer is neither on this machine nor to be had.
+        DownloadError: the tokenizer is neither on this machine nor downloadable.
     """
     if Path(name).is_dir():
         return name
@@ -231,7 +232,7 @@ def _spec_from_reference(reference: Any, model: LoadedModel, kwargs: dict[str, A
 
 
 def _copy_own(path: str | os.PathLike[str], model: LoadedModel, destination: Path) -> TokenizerSpec:
-    """Take a ``tokenizer.json`` as it is; what it does not say comes from the files beside it, then from the model."""
+    """Copy a ``tokenizer.json`` unchanged; missing settings come from the files beside it, then from the model."""
     file = tokenizer_file(path)
     shutil.copyfile(file, destination)
     tokens = _SpecialTokens(file)
@@ -240,7 +241,7 @@ def _copy_own(path: str | os.PathLike[str], model: LoadedModel, destination: Pat
     clips = text_cfg.get("tokenizer_mode") == _CLIPS_MODE
     is_clip = not text_cfg.get("hf_tokenizer_name")
     return TokenizerSpec(
-        # The tokenizer.json of another bundle: its pieces are split as clip_bpe does.
+        # The tokenizer.json of another bundle: clip_bpe splits its texts.
         kind="clip_bpe" if is_clip and tokens.has(START_OF_TEXT) else "huggingface",
         clean=kwargs.get("clean", "lower" if is_clip else "whitespace"),
         context_length=model.context_length,
@@ -253,12 +254,12 @@ def _copy_own(path: str | os.PathLike[str], model: LoadedModel, destination: Pat
 
 
 class _SpecialTokens:
-    """Ids of a tokenizer's special tokens, by the roles that ``tokenizer_config.json`` beside it gives them."""
+    """Ids of a tokenizer's special tokens, by their roles in ``tokenizer_config.json`` beside it."""
 
     def __init__(self, file: Path) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(read_small_file(file))
-        except Exception as error:  # the library raises plain Exception for everything
+        except Exception as error:  # the library raises plain Exception for all errors
             raise ExportError(f"Cannot read the tokenizer '{file}': {reason_of(error)}.") from error
         self._config = file.with_name(_CONFIG_FILE)
         try:
@@ -317,7 +318,7 @@ def _check_equal(spec: TokenizerSpec, reference: _Reference | None, path: Path) 
 
 
 def _check_ids(spec: TokenizerSpec, model: LoadedModel, path: Path) -> TokenizerSpec:
-    """Refuse a tokenizer with ids beyond the token embedding: the text tower would fail on some texts only."""
+    """Raise if the tokenizer has ids beyond the token embedding: the text tower would fail, but only for some texts."""
     count = tokenizers.Tokenizer.from_file(str(path)).get_vocab_size()
     largest = max(int(Tokenizer.load(path, spec)(list(PROBE_TEXTS)).max()), count - 1 if spec.kind == "clip_bpe" else 0)
     if largest >= model.vocab_size:
@@ -333,16 +334,16 @@ def _start(ids: npt.NDArray[np.int64]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TokenSampler:
-    """Draws rows of token ids as real texts give them: short, padded, full and empty ones.
+    """Draws rows of token ids of realistic texts: short, padded, full and empty ones.
 
     Attributes:
-        tokenizer: the bundle's own.
+        tokenizer: the bundle's tokenizer.
     """
 
     tokenizer: Tokenizer
 
     def draw(self, rows: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-        """Rows of ids, int64, shape (rows, context_length): prompts and random words in turn."""
+        """Return rows of ids, int64, shape (rows, context_length): alternately prompts and random words."""
         prompts = PROBE_TEXTS[3:]
         texts = []
         for row in range(rows):

@@ -1,4 +1,4 @@
-"""The torch functions that become graphs: one per tower, or the fused one; with example inputs and names."""
+"""The torch modules to export: one per tower, or the fused one; with example inputs and names."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from clipmlu.export.loading import PURPOSE, LoadedModel
 from clipmlu.host import require
 from clipmlu.specs import Layout, TowerName
 
-# Neither 0 nor 1, which torch.export takes for constants, and different for the two inputs of the joint graph.
+# Neither 0 nor 1, which torch.export makes constant, and different for the two inputs of the joint graph.
 _EXAMPLE_IMAGES = 2
 _EXAMPLE_TEXTS = 3
 
 MODEL_ATTRIBUTE = "clip"
-"""Under this name the wrappers hold the model; module paths in a graph are shortened by it."""
+"""Attribute name of the model in the wrappers; module paths in a graph are shortened by it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerProgram:
-    """One graph to be exported.
+    """One graph to export.
 
     Attributes:
-        tower: which.
+        tower: name of the tower.
         module: a torch module; its forward takes ``inputs`` by position and returns ``outputs``.
         examples: one tensor for each input.
         inputs: names of the inputs.
@@ -41,7 +41,7 @@ class TowerProgram:
 
 
 def tower_programs(model: LoadedModel, layout: Layout, embedding_dim: int) -> tuple[TowerProgram, ...]:
-    """The graphs of a layout.
+    """Return the graphs of a layout.
 
     Args:
         model: the loaded model.
@@ -81,7 +81,7 @@ def _tower(tower: TowerName, module: Any, example: Any, names: tuple[str, str], 
 
 
 def measure_embedding_dim(model: LoadedModel) -> int:
-    """Elements of an embedding, found by embedding one text (the cheaper tower)."""
+    """Return the number of elements of an embedding, by embedding one text, which is cheaper than an image."""
     torch = require("torch", "export", PURPOSE)
     _, texts = _example_inputs(model)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def _example_inputs(model: LoadedModel) -> tuple[Any, Any]:
 
 
 def _wrapper_classes() -> dict[TowerName, Any]:
-    """The wrappers; made in a function because their base class comes from torch."""
+    """Return the wrapper classes, defined in a function because their base class comes from torch."""
     torch = require("torch", "export", PURPOSE)
 
     class Wrapper(torch.nn.Module):  # type: ignore[name-defined, misc]
@@ -108,7 +108,7 @@ def _wrapper_classes() -> dict[TowerName, Any]:
 
     class ImageTower(Wrapper):
         def forward(self, pixel_values: Any) -> Any:
-            """Unit-norm embeddings; normalize=True is F.normalize with its eps of 1e-12."""
+            """Return unit-norm embeddings; normalize=True is F.normalize with its eps of 1e-12."""
             return self.clip.encode_image(pixel_values, normalize=True)
 
     class TextTower(Wrapper):
@@ -117,7 +117,7 @@ def _wrapper_classes() -> dict[TowerName, Any]:
 
     class JointTowers(Wrapper):
         def forward(self, pixel_values: Any, input_ids: Any) -> tuple[Any, Any]:
-            """Logits as open_clip's ``get_logits`` has them, which CoCa lacks."""
+            """Return logits like open_clip's ``get_logits``, which CoCa lacks."""
             images = self.clip.encode_image(pixel_values, normalize=True)
             texts = self.clip.encode_text(input_ids, normalize=True)
             logits = self.clip.logit_scale.exp() * images @ texts.T

@@ -1,4 +1,4 @@
-"""How the weights in a bare file were trained, as far as the file and those beside it say: activation and preprocessing."""
+"""The training facts of a bare weights file, from its content and the files beside it: activation and preprocessing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from clipmlu.export.catalog import quick_gelu_name, quick_gelu_tags
 from clipmlu.files.read import read_json, read_small_file
 
 CONFIG_NAME = "open_clip_config.json"
-_PARAMETERS_NAME = "params.txt"  # what open_clip's training writes into a run's folder, one "name: value" a line
+_PARAMETERS_NAME = "params.txt"  # written by open_clip's training into a run's folder, one "name: value" per line
 _MOST_BYTES = 1 << 20
 
-# Entries that OpenAI's own package has in a state, and nobody else's; all of its models have QuickGELU.
+# State entries that only OpenAI's own package writes; all of its models use QuickGELU.
 _OPENAI_ENTRIES = ("input_resolution", "context_length", "vocab_size")
 _FLAGS = ("quick_gelu", "force_quick_gelu")
 _NAMES = ("model", "model_name", "arch", "name", "clip_model", "backbone")
@@ -27,13 +27,13 @@ PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is known of it.
+    """Facts about the training of weights.
 
     Attributes:
-        quick_gelu: whether it was trained with QuickGELU; None if nobody says.
-        gelu_source: who says so, as the subject of a sentence.
-        preprocess: entries of open_clip's ``preprocess_cfg``; empty if nobody says.
-        preprocess_source: who says so.
+        quick_gelu: whether they were trained with QuickGELU; None if unknown.
+        gelu_source: source of that fact, as the subject of a sentence.
+        preprocess: entries of open_clip's ``preprocess_cfg``; empty if unknown.
+        preprocess_source: source of these entries.
     """
 
     quick_gelu: bool | None = None
@@ -43,8 +43,8 @@ class Training:
 
 
 def files_beside(checkpoint: Path) -> Iterator[Path]:
-    """Files near a checkpoint that tell how it was trained."""
-    # A run of open_clip's training is FOLDER/params.txt and FOLDER/checkpoints/epoch_N.pt.
+    """Yield the files near a checkpoint that describe its training."""
+    # open_clip's training writes FOLDER/params.txt and FOLDER/checkpoints/epoch_N.pt.
     folders = (
         [checkpoint.parent, checkpoint.parent.parent]
         if checkpoint.parent.name == "checkpoints"
@@ -62,7 +62,7 @@ def learn_training(
 
     Args:
         checkpoint: the file.
-        model_cfg: the architecture that it is loaded into; what lies beside counts for the same one only.
+        model_cfg: the architecture that it is loaded into; configurations of other architectures are ignored.
         facts: numbers and strings in the file.
         tensors: its tensors.
     """
@@ -74,7 +74,7 @@ def learn_training(
 
 
 def note_activation(name: str, checkpoint: Path, training: Training) -> str | None:
-    """A line for people where the activation is a guess, or is not the one that the name stands for; else None."""
+    """Return a note if the activation is assumed, or is not that of the model's name; else None."""
     twin = quick_gelu_name(name)
     if training.quick_gelu and twin is not None:
         return f"'{checkpoint}' is loaded with QuickGELU, as '{twin}' has it: {training.gelu_source} says so"
@@ -108,7 +108,7 @@ def _told_by_content(checkpoint: Path, facts: Mapping[str, Any], tensors: Mappin
     for name, value in facts.items():
         key = name.rpartition(".")[2]
         if key in _FLAGS and _as_flag(value) is not None:
-            # A flag that was not set says little: the architecture's name may have said it, or the weights begun with.
+            # A False flag proves little: the architecture's name or the initial weights may imply QuickGELU.
             if _as_flag(value) or key == _FLAGS[0]:
                 return Training(quick_gelu=_as_flag(value), gelu_source=f"'{name}' in '{checkpoint}'")
         elif key in _NAMES and isinstance(value, str) and _MARK in value.lower().replace("_", ""):
@@ -124,7 +124,7 @@ def _told_by_config(path: Path, model_cfg: Mapping[str, Any]) -> Training:
     try:
         content = read_json(path, dict[str, Any], _MOST_BYTES)
     except (OSError, msgspec.DecodeError):
-        return Training()  # it is not what the user gave, and may be anything
+        return Training()  # the user did not name this file, so its errors are ignored
     config = content.get("model_cfg")
     if not isinstance(config, dict) or any(
         config.get(key) != model_cfg.get(key) for key in ("embed_dim", "vision_cfg")
@@ -167,7 +167,7 @@ def _trained_quick_gelu(values: Mapping[str, str]) -> bool | None:
         return None
     if values.get("force_quick_gelu") == "True" or _MARK in model:
         return True
-    # Versions of open_clip differ in what they built for --pretrained openai under a plain name.
+    # Versions of open_clip differ in the activation of --pretrained openai with a plain name.
     return None if values.get("pretrained") or values.get("resume", "None") not in ("None", "") else False
 
 
