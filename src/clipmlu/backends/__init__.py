@@ -1,4 +1,4 @@
-"""The registry of runtimes and of the targets that users name."""
+"""The registry of backends and of target names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BACKENDS: dict[str, tuple[str, str]] = {
     "magicmind": ("clipmlu.magicmind.backend", "MagicMindBackend"),
     "magicmind-emulated": ("clipmlu.magicmind.backend", "EmulatedMagicMindBackend"),
 }
-"""Backend name -> module and class, imported on first use."""
+"""Maps a backend name to its module and class, which are imported on first use."""
 
 TARGETS: dict[str, str] = {
     "cpu": "onnxruntime",
@@ -39,16 +39,18 @@ TARGETS: dict[str, str] = {
     "mlu": "magicmind",
     "emulated-mlu": "magicmind-emulated",
 }
-"""What ``--target`` accepts, and the backend that serves it."""
+"""Maps each value of ``--target`` to its backend."""
 
 AUTO_ORDER: tuple[str, ...] = ("mlu", "openvino", "cpu")
-"""Targets that ``--target auto`` tries, in this order; the first one that can run here what is wanted is taken, never an
-emulated one."""
+"""Targets that ``--target auto`` tries, in this order. The first one that is available and offers the precision is
+used;
+the emulated target is never tried.
+"""
 
 
 @functools.cache
 def get_backend(name: str) -> Backend:
-    """The backend of that name.
+    """Return the backend with a name.
 
     Raises:
         UnknownNameError: there is no such backend.
@@ -61,14 +63,14 @@ def get_backend(name: str) -> Backend:
 
 
 def runtime_versions(names: Iterable[str], options: SessionOptions) -> dict[str, str]:
-    """Versions of clipmlu and of all that some backends compute with now: installed packages, and a vendor's SDK.
+    """Return the versions of clipmlu and of the packages and the vendor's SDK that the backends use.
 
     Args:
-        names: of the backends.
-        options: where an SDK is.
+        names: names of the backends.
+        options: location of the SDK.
 
     Raises:
-        BackendUnavailableError: there is no SDK to be asked.
+        BackendUnavailableError: the SDK cannot be reached.
     """
     backends = [get_backend(name) for name in sorted(set(names))]
     versions = current_tool_versions(*sorted({package for backend in backends for package in backend.packages}))
@@ -78,18 +80,18 @@ def runtime_versions(names: Iterable[str], options: SessionOptions) -> dict[str,
 
 
 def backend_for_target(target: str, precision: Precision | None = None) -> tuple[str, Backend]:
-    """Resolve a target to its name and backend; ``auto`` takes the first available of ``AUTO_ORDER``.
+    """Return the name and backend of a target; ``auto`` selects the first available one of ``AUTO_ORDER``.
 
-    A target that the user names never falls back to another.
+    A target given by name never falls back to another one.
 
     Args:
         target: its name, or ``auto``.
-        precision: what ``auto`` demands of a target; whether a named one offers it is for the caller to ask.
+        precision: precision that ``auto`` requires; for a target given by name the caller must check it.
 
     Raises:
         UnknownNameError: there is no such target.
-        BackendUnavailableError: its runtime cannot be used here.
-        PrecisionError: ``auto`` finds no target that offers the precision.
+        BackendUnavailableError: its runtime cannot be used on this machine.
+        PrecisionError: no available target of ``auto`` offers the precision.
     """
     if target == "auto":
         return _first_usable(precision)
@@ -114,7 +116,7 @@ def _first_usable(precision: Precision | None) -> tuple[str, Backend]:
         try:
             if precision is None or precision in backend.precisions:
                 return name, backend
-        except BackendUnavailableError as error:  # installed, and broken
+        except BackendUnavailableError as error:  # installed but broken
             reasons.append(f"{name}: {str(error).rstrip('.')}")
             continue
         lacks_precision = True

@@ -1,4 +1,4 @@
-"""What every runtime offers: whether it can be used, how it compiles a graph, and sessions that run one."""
+"""The backend interface: availability, compilation of a graph, and sessions that run a graph."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ Feeds = Mapping[str, Array]
 
 
 class Availability(NamedTuple):
-    """Whether a backend can be used here.
+    """Whether a backend can be used on this machine.
 
     Attributes:
-        ok: True when it can.
-        version: the runtime's version, or None when it is absent.
-        reason: why it cannot be used; empty when it can.
-        has_device: there is something here to run on, not only to compile with; ``auto`` asks for both.
+        ok: True if it can.
+        version: the runtime's version, or None if it is not installed.
+        reason: why it cannot be used; empty if it can.
+        has_device: True if a device for running is present, not only for compiling; ``auto`` requires both.
     """
 
     ok: bool
@@ -57,10 +57,10 @@ class SourceGraph:
     """One graph to compile.
 
     Attributes:
-        name: which tower.
+        name: name of the tower.
         path: its ONNX file.
         tower: its inputs and outputs.
-        data_files: weights that the file keeps beside it, in the same directory.
+        data_files: external weight files in the same directory.
     """
 
     name: TowerName
@@ -71,15 +71,15 @@ class SourceGraph:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """What is chosen when a graph is run; none of it is stored in a bundle.
+    """Options for running a graph; they are not stored in a bundle.
 
     Attributes:
-        threads: CPU threads for one batch; 0 leaves it to the runtime.
-        device: index of the card, for targets that have several.
-        in_flight: batches on the card at a time.
-        worker: the process that holds the vendor's SDK; None for what the environment names, else this one.
-        busy_wait: a CPU runtime's threads may spin while they wait for one another: the lowest latency while they have
-            the cores for themselves. Off, they leave the cores to threads that decode images, say.
+        threads: CPU threads for one batch; 0 for the runtime's default.
+        device: index of the card, for targets with several.
+        in_flight: number of batches on the card at a time.
+        worker: the process that holds the vendor's SDK; None for the environment's setting, else this process.
+        busy_wait: let the threads of a CPU runtime wait actively: lowest latency if no other threads need the cores.
+            False leaves the cores to other threads, such as those that decode images.
     """
 
     threads: NaturalInt = 0
@@ -94,21 +94,21 @@ class SessionOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphOptions:
-    """What a backend needs to know to compile one graph.
+    """Options for compiling one graph.
 
     Attributes:
         precision: arithmetic of the compiled graph.
-        dynamic_shape: keep the batch axis free.
-        batch_size: rows of a batch when it is not; the preferred number when it is.
-        max_batch: the largest batch when it is.
-        mlu: how to build for MLU cards; other backends take no notice.
-        quantisation: how the modes that quantise do it; the algorithm is one that the SDK knows.
-        node_types: exact node name -> ``"float32"`` or ``"float16"``, whatever the precision mode says.
-        calibration: input name -> data, for the modes that quantise; of pixels always normalised floats.
-        pixels: how the compiled graph normalises the uint8 pixels that it takes; None for one that takes normalised
-            float32 pixels, or no pixels.
+        dynamic_shape: keep the batch axis variable.
+        batch_size: rows of a batch if the shape is static; the preferred number if it is dynamic.
+        max_batch: the largest batch if the shape is dynamic.
+        mlu: build options for MLU cards; ignored by other backends.
+        quantisation: options of the modes that quantise; the algorithm is one of the SDK's.
+        node_types: maps an exact node name to ``"float32"`` or ``"float16"``; overrides the precision mode.
+        calibration: maps an input name to data, for the modes that quantise; pixels are always normalised floats.
+        pixels: normalisation that the compiled graph applies to its uint8 pixels; None if it takes normalised float32
+            pixels, or no pixels.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
-        session: where to compile: the card and the worker.
+        session: options of the compilation itself: card and worker.
     """
 
     precision: Precision
@@ -126,12 +126,12 @@ class GraphOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledGraph:
-    """What a backend made of a graph.
+    """The result of compiling a graph.
 
     Attributes:
-        tower: its file, relative to the directory given, its inputs and outputs.
-        quantised: tensor -> how it became integers; empty where nothing did, or where the SDK does not tell.
-        versions: of what built it, beside ``Backend.packages``; see ``Backend.sdk_versions``.
+        tower: file relative to the given directory, inputs and outputs.
+        quantised: maps a tensor to its quantisation; empty if nothing is quantised, or if the SDK does not report it.
+        versions: tool versions in addition to ``Backend.packages``; see ``Backend.sdk_versions``.
     """
 
     tower: Tower
@@ -140,19 +140,19 @@ class CompiledGraph:
 
 
 class PendingBatch(Protocol):
-    """A batch in flight; ``concurrent.futures.Future`` is one."""
+    """A batch in flight, such as a ``concurrent.futures.Future``."""
 
     def result(self) -> dict[str, Array]:
-        """Wait for the batch; the arrays belong to the caller."""
+        """Wait for the batch and return its outputs; the caller owns the arrays."""
 
 
 class Session(abc.ABC):
     """One graph, ready to run; threads may share it.
 
     Attributes:
-        inputs: name -> spec, in the graph's order.
-        outputs: name -> spec, in the graph's order.
-        clock: what copying in, computing and copying out took; a runtime that copies nothing only computes.
+        inputs: maps a name to its spec, in the graph's order.
+        outputs: maps a name to its spec, in the graph's order.
+        clock: time of copying in, computing and copying out; only computing if the runtime does not copy.
     """
 
     def __init__(self, tower: Tower, label: str) -> None:
@@ -170,38 +170,38 @@ class Session(abc.ABC):
             feeds: one array per input, of the spec's dtype and shape.
 
         Raises:
-            ShapeError: an input is missing, or its dtype or shape is not what the graph takes.
-            SessionError: the session was closed, or belongs to a process from which this one was forked.
+            ShapeError: an input is missing, or has another dtype or shape than the graph.
+            SessionError: the session is closed, or this process was forked from the one that opened it.
         """
         self._lifetime.check()
         self.check_feeds(feeds)
         return _Guarded(self._start(feeds), self._lifetime, self._label)
 
     def close(self) -> None:
-        """Release the runtime's resources, once; batches in flight fail, and the session cannot be used afterwards."""
+        """Release the runtime's resources; batches in flight fail, and the session cannot be used afterwards."""
         if self._lifetime.end():
             self._release()
 
     def on_fork(self) -> None:  # noqa: B027 - only a session that shares something has something to do
-        """Give up, in a forked process, what must not be shared; here nothing."""
+        """Called in a forked process: release what must not be shared; the base class has nothing to release."""
 
     @abc.abstractmethod
     def _start(self, feeds: Feeds) -> PendingBatch:
-        """Start one batch, whose feeds were checked."""
+        """Start one batch with checked feeds."""
 
     @abc.abstractmethod
     def _release(self) -> None:
         """Release the runtime's resources."""
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run one batch; see ``submit``. Returns output name -> array owned by the caller."""
+        """Run one batch, see ``submit``; return a map from output name to array, owned by the caller."""
         return self.submit(feeds).result()
 
     def check_feeds(self, feeds: Feeds) -> None:
-        """Refuse feeds that do not fit ``inputs``.
+        """Check that feeds fit ``inputs``.
 
         Raises:
-            ShapeError: what is wrong with which input, and what is expected.
+            ShapeError: an input does not fit; the message gives the expected shape and dtype.
         """
         if set(feeds) != set(self.inputs):
             raise ShapeError(f"{self._label} takes the inputs {sorted(self.inputs)}; got {sorted(feeds)}.")
@@ -231,7 +231,7 @@ class Session(abc.ABC):
 
 
 class _Guarded:
-    """A batch in flight, for which no forked process waits."""
+    """A batch in flight; waiting for it in a forked process is an error."""
 
     def __init__(self, pending: PendingBatch, lifetime: Lifetime, label: str) -> None:
         self._pending = pending
@@ -251,9 +251,9 @@ class Backend(Protocol):
 
     Attributes:
         name: its name in manifests.
-        packages: the installed packages whose versions matter for its results.
-        emulated: what it makes and runs is the emulated vendor SDK's.
-        has_cards: it builds for MLU cards: ``MluBuild`` and ``SessionOptions.device`` mean something.
+        packages: installed packages whose versions affect its results.
+        emulated: True if it uses the emulated vendor SDK.
+        has_cards: True if it builds for MLU cards and uses ``MluBuild`` and ``SessionOptions.device``.
     """
 
     name: str
@@ -263,39 +263,39 @@ class Backend(Protocol):
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """What it can compile to here; asking may import the runtime."""
+        """The precisions that it offers on this machine; reading this may import the runtime."""
 
     def why_not(self, precision: Precision) -> str:
-        """Why a precision is not among ``precisions`` on this machine, as a sentence; empty where there is no more to say."""
+        """Return a sentence why a precision is not available on this machine; empty without a specific reason."""
 
     def kernels(self, precision: Precision) -> str:
         """Which kernels compute a precision, in a few words, where this CPU decides it; else empty. May import the runtime."""
 
     def profile(self, precision: Precision) -> str | None:
-        """Name of the lowering profile that its graphs must fit; None for the canonical graphs."""
+        """Return the name of the lowering profile of its graphs, or None for the canonical graphs."""
 
     def probe(self) -> Availability:
-        """Say whether the runtime can be used here; never raises."""
+        """Return whether the runtime can be used on this machine; never raises."""
 
     def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
-        """Versions of what computes and is no installed package of this interpreter, as a build here would record them.
+        """Return versions of tools that are not packages of this interpreter, as a build would record them.
 
         Raises:
-            BackendUnavailableError: there is nobody to ask.
+            BackendUnavailableError: the SDK cannot be reached.
         """
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Compile one graph into ``directory``.
 
         Raises:
-            CompileError: the graph cannot be compiled as asked.
+            CompileError: the graph cannot be compiled with these options.
         """
 
     def open(self, model: RunnableModel, tower: TowerName, options: SessionOptions) -> Session:
         """Open a session on one graph.
 
         Raises:
-            BackendUnavailableError: the runtime cannot be used here.
+            BackendUnavailableError: the runtime cannot be used on this machine.
             BundleCorruptError: the runtime cannot read the graph.
         """
 

@@ -1,4 +1,4 @@
-"""What the CPU backends share: the files that they compile to, ONNX graphs, and what must hold before one is opened."""
+"""Code that the CPU backends share: writing compiled ONNX files, and checks before opening one."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ _TEXT_AXIS = "text_batch"
 
 
 def check_openable(backend: Backend, model: RunnableModel, tower: TowerName, options: SessionOptions) -> None:
-    """Refuse to open a graph where its runtime is absent, or on a card, or a file that was not looked through.
+    """Check that a graph's runtime, file and device allow opening it.
 
     Raises:
-        BundleCorruptError: the tower's file is no graph of ONNX.
-        BackendUnavailableError: the runtime cannot be used here.
+        BundleCorruptError: the tower's file is not an ONNX graph.
+        BackendUnavailableError: the runtime cannot be used on this machine.
         OptionError: a device was chosen for a bundle that runs on the CPU.
     """
     availability = backend.probe()
     if not availability.ok:
         raise BackendUnavailableError(f"Bundle '{model.path}' runs on {backend.name}: {availability.reason}.")
-    # By another name a runtime takes other formats too, and ``open_bundle`` has looked through those of this name only.
+    # With another suffix a runtime accepts other formats as well, and ``open_bundle`` has checked only ONNX files.
     if not model.tower(tower).file.endswith(GRAPH_SUFFIX):
         raise BundleCorruptError(
             f"Manifest of '{model.path}' has the file '{model.tower(tower).file}' for {backend.name}, which takes "
             f"'*{GRAPH_SUFFIX}'. Make the bundle again."
         )
-    # With --text-target, the device is that of the image tower.
+    # With --text-target the device is for the image tower.
     if options.device and model.compilation.backend == backend.name:
         raise OptionError(f"device is {options.device}, but bundle '{model.path}' runs on the CPU; leave it out")
 
 
 def runtime_path(path: Path) -> str:
-    """A graph's path as the runtimes take it.
+    """Return a graph's path as the runtimes accept it.
 
     Raises:
-        BundleError: it is no UTF-8; they are libraries of C++ whose interface for Python takes text.
+        BundleError: the path is not UTF-8; the runtimes' Python interfaces accept text only.
     """
     text = str(path)
-    if any("\udc80" <= each <= "\udcff" for each in text):  # how Python keeps such bytes (PEP 383)
+    if any("\udc80" <= each <= "\udcff" for each in text):  # Python's form of such bytes (PEP 383)
         raise BundleError(
             f"The path '{name_from_path(path)}' is no UTF-8, which the runtimes cannot open. Rename the folder, or move the bundle."
         )
@@ -59,12 +59,12 @@ def runtime_path(path: Path) -> str:
 
 
 def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
-    """Copy a graph and its weights; with a static shape, write the sizes into it; let it take uint8 if wanted.
+    """Copy a graph and its weights, write static sizes into it, and add uint8 input if requested.
 
     Args:
         graph: the canonical graph.
         options: the shapes and the pixels.
-        directory: where the files go.
+        directory: folder of the new files.
     """
     spec = graph.tower
     for path in graph.data_files:
@@ -78,12 +78,12 @@ def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
 
 
 def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
-    """Rewrite a graph into what a precision mode computes, calibrated by onnxruntime if the mode quantises.
+    """Rewrite a graph for a precision mode; onnxruntime calibrates it if the mode quantises.
 
     Args:
         graph: the lowered graph.
-        options: precision, shapes, pixels, how to quantise and the calibration data.
-        directory: where the file goes.
+        options: precision, shapes, pixels, quantisation options and calibration data.
+        directory: folder of the new file.
 
     Raises:
         CalibrationError: calibration data are missing or do not fit.
@@ -112,13 +112,13 @@ def _with_wanted_pixels(compiled: CompiledGraph, options: GraphOptions, director
 
 
 def _static_sizes(tower: Tower, options: GraphOptions) -> dict[str, int]:
-    """Axis -> its size, of all axes that may vary; the texts of the fused graph are as many as a build for cards has."""
+    """Map each variable axis to its size; the number of texts of the fused graph is that of a build for cards."""
     axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
     return {axis: options.mlu.text_rows if axis == _TEXT_AXIS else options.batch_size for axis in axes}
 
 
 def _write_static(source: Path, destination: Path, sizes: Mapping[str, int]) -> None:
-    """Replace the axes that may vary by numbers in every declared shape; weights stay where they are."""
+    """Replace variable axes by numbers in every declared shape; weights are not moved."""
     import onnx
 
     model = onnx.load(str(source), load_external_data=False)
@@ -144,12 +144,12 @@ def _with_sizes(tensor: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
 
 
 def take_uint8(compiled: CompiledGraph, spec: PreprocessSpec, directory: Path) -> CompiledGraph:
-    """Let a compiled ONNX file take uint8 pixels; weights that it keeps beside it are neither read nor moved.
+    """Change a compiled ONNX file to take uint8 pixels; external weights are neither read nor moved.
 
     Args:
-        compiled: what takes normalised pixels.
-        spec: how they are normalised.
-        directory: where its file is.
+        compiled: a graph that takes normalised pixels.
+        spec: the normalisation.
+        directory: folder of its file.
     """
     import onnx
 

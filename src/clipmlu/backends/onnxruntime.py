@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the embedded default, and the reference that other targets are compared with."""
+"""ONNX Runtime on the CPU: the default backend, and the reference for other targets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ERRORS_ONLY = 3  # onnxruntime's log severity: 0 verbose .. 4 fatal
 
 
 class OnnxRuntimeBackend:
-    """Runs the canonical graphs as they are; see ``Backend``."""
+    """Runs the canonical graphs, rewritten for the precision mode; see ``Backend``."""
 
     name = "onnxruntime"
     precisions = VENDOR_PRECISIONS
@@ -46,7 +46,7 @@ class OnnxRuntimeBackend:
     has_cards = False
 
     def why_not(self, precision: Precision) -> str:
-        """Nothing: it computes every mode that it offers on any CPU, and has no bfloat16 kernels on one."""
+        """Return an empty text: every CPU runs all its modes, and no CPU runs bfloat16."""
         return ""
 
     def kernels(self, precision: Precision) -> str:
@@ -58,11 +58,11 @@ class OnnxRuntimeBackend:
         return "slower 8-bit kernels, because the fast ones are inexact on this CPU"
 
     def profile(self, precision: Precision) -> str | None:
-        """The other modes start from the graph that a card would get, so that both quantise the same tensors."""
+        """Use the card's lowered graph for all modes but force_float32, so that both quantise the same tensors."""
         return None if precision is Precision.FORCE_FLOAT32 else "magicmind"
 
     def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
-        """None: it is a package."""
+        """Return an empty map: the runtime is a package."""
         return {}
 
     def probe(self) -> Availability:
@@ -72,7 +72,7 @@ class OnnxRuntimeBackend:
         return Availability(True, metadata.version("onnxruntime"))
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
-        """Copy the graph; with a static shape, write the batch size into it; rewrite it for any mode but force_float32."""
+        """Copy the graph, write a static batch size into it, and rewrite it for any mode but force_float32."""
         write = copy_graph if options.precision is Precision.FORCE_FLOAT32 else write_mode
         return write(graph, options, directory)
 
@@ -85,7 +85,7 @@ class OnnxRuntimeBackend:
 
 
 class OnnxRuntimeSession(Session):
-    """A session whose batches run one after the other on a thread of its own."""
+    """A session that runs its batches one after the other on its own thread."""
 
     def __init__(
         self,
@@ -99,14 +99,14 @@ class OnnxRuntimeSession(Session):
         self._session = _load(path, options, precision)
         self._output_names = list(self.outputs)
         self._run_options = _run_options()
-        # One worker keeps the order of the batches; the runtime itself spreads one batch over the cores.
+        # One thread keeps the order of the batches; the runtime distributes one batch over the cores.
         self._worker = OrderedThread("onnxruntime", label)
 
     def _start(self, feeds: Feeds) -> Future[dict[str, Array]]:
         return self._worker.submit(self._run, feeds)
 
     def _release(self) -> None:
-        """End the batch that runs at its next operator, drop those that wait, and stop the thread."""
+        """Stop the running batch at its next operator, drop queued batches, and stop the thread."""
         self._run_options.terminate = True
         self._worker.stop(wait=True)
 
@@ -115,7 +115,7 @@ class OnnxRuntimeSession(Session):
         try:
             results = self._session.run(self._output_names, feeds, self._run_options)
         except Exception as error:
-            # onnxruntime's exceptions share no base class of their own.
+            # onnxruntime's exceptions have no common base class of their own.
             if self._lifetime.closed:
                 raise SessionError(f"{self._label}: the session was closed while the batch ran.") from error
             raise SessionError(f"{self._label}: onnxruntime failed: {first_line(error)}") from error
@@ -171,7 +171,7 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
     if not options.busy_wait:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if precision not in _FUSED_PRECISIONS:
-        # Each node's result is rounded or quantised as the mode says; fusing across nodes would skip that.
+        # The mode rounds or quantises each node's result; fusing nodes would omit that.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if precision is Precision.QINT8_MIXED_FLOAT32 and not fast_int8_is_exact():

@@ -1,6 +1,6 @@
-"""OpenVINO on the CPU: the files of the onnxruntime backend, run by another runtime.
+"""OpenVINO on the CPU; it runs the files of the onnxruntime backend.
 
-Nothing is sent anywhere, see ``openvino_runtime``; nothing is cached on disk: OpenVINO's ``CACHE_DIR`` stays unset.
+No telemetry is sent, see ``openvino_runtime``; nothing is cached on disk, because OpenVINO's ``CACHE_DIR`` stays unset.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from clipmlu.specs import Precision, TowerName
 
 _REMEDY = "pip install 'clipmlu[openvino]'"
 _OLDEST = (2025, 3)
-"""Its ONNX reader is the first that takes the graphs in 8 bits; as in pyproject.toml."""
+"""First version whose ONNX reader supports the 8-bit graphs; as in pyproject.toml."""
 
 
 class OpenVinoBackend:
-    """Runs the same graphs as onnxruntime, in the precisions that this CPU computes faithfully; see ``Backend``."""
+    """Runs the graphs of the onnxruntime backend, in the precisions that this CPU computes exactly; see ``Backend``."""
 
     name = "openvino"
     packages: tuple[str, ...] = ("openvino",)
@@ -40,10 +40,10 @@ class OpenVinoBackend:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """float32, and what OpenVINO is found to be able to do on this CPU; imports it.
+        """float32, and the other precisions that OpenVINO supports on this CPU; reading this imports OpenVINO.
 
         Raises:
-            BackendUnavailableError: it cannot be loaded.
+            BackendUnavailableError: OpenVINO cannot be loaded.
         """
         try:
             offered = {
@@ -56,7 +56,7 @@ class OpenVinoBackend:
         return tuple(precision for precision, usable in offered.items() if usable)
 
     def why_not(self, precision: Precision) -> str:
-        """What this CPU lacks for the precision, or OpenVINO for any CPU."""
+        """Return why this CPU, or OpenVINO on any CPU, does not support the precision."""
         if precision in self.precisions:
             return ""
         if precision is Precision.FORCE_BFLOAT16:
@@ -73,11 +73,11 @@ class OpenVinoBackend:
         return ""
 
     def profile(self, precision: Precision) -> str | None:
-        """The modes that quantise start from the graph that a card would get, as on the other CPU target."""
+        """Use the card's lowered graph for modes that quantise, like the other CPU target."""
         return None if precision.bits is None else "magicmind"
 
     def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
-        """None: it is a package."""
+        """Return an empty map: the runtime is a package."""
         return {}
 
     def probe(self) -> Availability:
@@ -90,7 +90,7 @@ class OpenVinoBackend:
         return Availability(True, version)
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
-        """Write the file that the onnxruntime backend writes; bfloat16 is chosen when the canonical graph is loaded."""
+        """Write the file of the onnxruntime backend; bfloat16 is set when the canonical graph is loaded."""
         write = copy_graph if options.precision.bits is None else write_mode
         return write(graph, options, directory)
 
@@ -107,7 +107,7 @@ class OpenVinoBackend:
 
 
 class OpenVinoSession(Session):
-    """A session whose batches run one after the other on a thread of its own."""
+    """A session that runs its batches one after the other on its own thread."""
 
     def __init__(
         self,
@@ -124,29 +124,29 @@ class OpenVinoSession(Session):
             self._compiled = openvino_runtime.core().compile_model(graph, "CPU", _settings(options, precision))
             self._request = self._compiled.create_infer_request()
         except Exception as error:
-            # OpenVINO's exceptions share no base class of their own.
+            # OpenVINO's exceptions have no common base class of their own.
             raise BundleCorruptError(f"openvino cannot load '{path}': {_reason(error)}") from error
         self._check_precision(precision)
-        # One worker keeps the order of the batches; the runtime itself spreads one batch over the cores.
+        # One thread keeps the order of the batches; the runtime distributes one batch over the cores.
         self._worker = OrderedThread("openvino", label)
 
     def _start(self, feeds: Feeds) -> Future[dict[str, Array]]:
         """Queue one batch.
 
         Raises:
-            SessionError: an id lies outside the table that it is looked up in.
+            SessionError: a token id is outside its embedding table.
         """
         self._check_ids(feeds)
         return self._worker.submit(self._run, feeds)
 
     def _release(self) -> None:
-        """Cancel the batches in flight, the one that is computed too, and stop the thread."""
+        """Cancel the batches in flight, including the running one, and stop the thread."""
         self._worker.stop(wait=False)
         self._request.cancel()
         self._worker.stop(wait=True)
 
     def read_property(self, name: str) -> Any:
-        """A property of the compiled model, as OpenVINO reads it back."""
+        """Return a property of the compiled model."""
         return self._compiled.get_property(name)
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -154,8 +154,7 @@ class OpenVinoSession(Session):
             raise SessionError(f"{self._label}: the session was closed before the batch began.")
         start = now()
         try:
-            # Not ``infer``, which takes no notice of ``cancel`` when it has one thread. Shared inputs are read where they lie,
-            # unless they are not contiguous.
+            # Not ``infer``, which ignores ``cancel`` when it has one thread. Contiguous shared inputs are not copied.
             self._request.start_async(feeds, share_inputs=True)
             self._request.wait()
             computed = now()
@@ -169,7 +168,7 @@ class OpenVinoSession(Session):
         return results
 
     def _check_ids(self, feeds: Feeds) -> None:
-        """OpenVINO's Gather answers an id outside its table with zeros; other runtimes refuse it, and so does this."""
+        """Raise for an id outside its table: OpenVINO's Gather would return zeros, other runtimes raise."""
         for name, size in self._table_sizes.items():
             ids = feeds[name]
             lowest, highest = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
@@ -178,7 +177,7 @@ class OpenVinoSession(Session):
                 raise SessionError(f"{self._label}: '{name}' holds the id {wrong}; expected {-size} to {size - 1}")
 
     def _check_precision(self, precision: Precision) -> None:
-        """OpenVINO takes float32 without a word where the CPU has no bfloat16."""
+        """Raise if OpenVINO uses float32 instead of bfloat16, which it does silently on CPUs without bfloat16."""
         taken = str(self.read_property("INFERENCE_PRECISION_HINT").get_type_name())
         if taken != _float_type(precision):
             raise BackendUnavailableError(
@@ -192,22 +191,22 @@ def _float_type(precision: Precision) -> str:
 
 
 def _settings(options: SessionOptions, precision: Precision) -> dict[str, Any]:
-    """All that the CPU plugin would else choose by the machine."""
+    """Return all settings that the CPU plugin would otherwise choose for the machine."""
     count = options.threads or limited_cpus()
     threads = {"INFERENCE_NUM_THREADS": count} if count else {}
     return {
         "INFERENCE_PRECISION_HINT": _float_type(precision),
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        # Pinned, two processes on one Linux machine share the same first cores (Intel's support article 000058227), and ours
-        # share the cores with the threads that decode images.
+        # With pinning, two processes on one Linux machine share the same first cores (Intel's support article
+        # 000058227), and the session shares its cores with the threads that decode images.
         "ENABLE_CPU_PINNING": False,
         **threads,
     }
 
 
 def _table_sizes(graph: Any) -> dict[str, int]:
-    """Integer input -> number of entries of the smallest table in which its values are looked up, as they are or converted."""
+    """Map each integer input to the number of rows of the smallest table that it indexes, directly or converted."""
     sizes: dict[str, int] = {}
     for parameter in graph.get_parameters():
         if not parameter.get_element_type().is_integral():
@@ -227,7 +226,7 @@ def _table_sizes(graph: Any) -> dict[str, int]:
 
 
 def _gathered_size(gather: Any) -> int | None:
-    """Entries along the axis of a Gather's table, or None where that is known at run time only."""
+    """Return the size of a Gather's table along its axis, or None if it is known at run time only."""
     axis = gather.input_value(2).get_node()
     if axis.get_type_name() != "Constant":
         return None
@@ -236,6 +235,6 @@ def _gathered_size(gather: Any) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of an error's message without its full stop: OpenVINO begins with where in its sources it is."""
+    """Return the last line of an error's message without its full stop; OpenVINO's first lines give source locations."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip().rstrip(".") if lines else type(error).__name__

@@ -1,14 +1,14 @@
-"""OpenVINO itself: imported without its telemetry, and asked what this CPU can do.
+"""Import of OpenVINO without its telemetry, and checks of what it supports on this CPU.
 
-Telemetry. ``import openvino`` imports ``openvino.tools.ovc``, which starts an ``openvino_telemetry.Telemetry`` and sends the
-event ("ov", "import", "general_import") to Google Analytics from a process that it forks, with the operating system, a client id
-and a usage count that it keeps under ``~/intel``. It does so unless that folder holds a refusal (``opt_in_out --opt_out``, which
-itself sends an event) or the process seems to run in a CI job; no environment variable is meant for it. ``convert_model`` and the command ``ovc`` send
-more: options, errors, results. Reading, compiling and running a model send nothing: the C++ side reports through a
-``TelemetryExtension`` only where one is added, and nothing but ``convert_model`` adds one. (Read in the sources of openvino
-2026.4.1 and openvino_telemetry 2025.2.0.) Where ``openvino_telemetry`` cannot be imported, OpenVINO takes a stub of its own
-that does nothing; so it is hidden while OpenVINO is imported here. A program that has imported OpenVINO itself before has
-made its own choice.
+Telemetry. ``import openvino`` imports ``openvino.tools.ovc``, which starts an ``openvino_telemetry.Telemetry`` and
+sends the event ("ov", "import", "general_import") to Google Analytics from a forked process, with the operating system,
+a client id and a usage count that it stores under ``~/intel``. It does not if that folder holds a refusal (``opt_in_out
+--opt_out``, which itself sends an event) or the process seems to run in a CI job; no environment variable controls it.
+``convert_model`` and the command ``ovc`` send more: options, errors, results. Reading, compiling and running a model
+send nothing: the C++ code reports only through a ``TelemetryExtension``, and only ``convert_model`` adds one. (Read in
+the sources of openvino 2026.4.1 and openvino_telemetry 2025.2.0.) If ``openvino_telemetry`` cannot be imported,
+OpenVINO uses its own stub, which does nothing; so this module hides it while it imports OpenVINO. A program that has
+imported OpenVINO before keeps its telemetry.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _import_lock = threading.Lock()
 
 
 def import_openvino() -> Any:
-    """The package ``openvino``, imported without its telemetry.
+    """Return the package ``openvino``, imported without its telemetry.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -51,12 +51,12 @@ def import_openvino() -> Any:
 
 @functools.cache
 def core() -> Any:
-    """The process's ``openvino.Core``, which loads the CPU plugin once."""
+    """Return the process's ``openvino.Core``, which loads the CPU plugin once."""
     return import_openvino().Core()
 
 
 def read_graph(path: Path) -> Any:
-    """Read an ONNX file by the ONNX frontend alone: ``Core.read_model`` has others try a file that this one refuses.
+    """Read an ONNX file with the ONNX frontend; ``Core.read_model`` would try other frontends if this one fails.
 
     Returns:
         An ``openvino.Model``.
@@ -68,10 +68,10 @@ def read_graph(path: Path) -> Any:
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16.
+    """Return whether this CPU has instructions for bfloat16.
 
-    OpenVINO's CPU plugin lists BF16 where there is AVX512-BF16 or AVX2-VNNI-2. On other CPUs with AVX-512 it would simulate the
-    type when told to, and on the rest it takes float32 without a word.
+    OpenVINO's CPU plugin lists BF16 on CPUs with AVX512-BF16 or AVX2-VNNI-2. On other CPUs with AVX-512 it would
+    simulate the type on request; on the rest it silently uses float32.
     """
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 

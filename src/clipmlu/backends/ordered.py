@@ -1,4 +1,4 @@
-"""Running batches in their order, for runtimes that spread one batch over the cores themselves."""
+"""Running batches in order, for runtimes that distribute one batch over the cores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from clipmlu.errors import SessionError
 
 
 class OrderedThread:
-    """One thread that runs the batches of a session in their order.
+    """A thread that runs the batches of a session in order.
 
     Args:
-        name: of the runtime.
-        label: what messages call the session.
+        name: name of the runtime.
+        label: name of the session in messages.
     """
 
     def __init__(self, name: str, label: str) -> None:
@@ -26,7 +26,7 @@ class OrderedThread:
         """Queue one batch.
 
         Raises:
-            SessionError: the session is being closed by another thread, or the program ends.
+            SessionError: another thread closes the session, or the program ends.
         """
         try:
             return self._pool.submit(work, dict(feeds))
@@ -34,5 +34,5 @@ class OrderedThread:
             raise SessionError(f"{self._label}: no batch is started any more: {error}.") from error
 
     def stop(self, *, wait: bool) -> None:
-        """Drop the batches that wait; ``wait`` for the one that runs."""
+        """Drop the queued batches; if ``wait``, wait for the running one."""
         self._pool.shutdown(wait=wait, cancel_futures=True)

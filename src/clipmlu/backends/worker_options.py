@@ -1,4 +1,4 @@
-"""Which process holds a vendor's SDK, and how patient we are with it."""
+"""Options of the process that holds a vendor's SDK: its location and time limits."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from clipmlu.specs import PositiveInt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """Which process holds the SDK, and how patient we are with it.
+    """Options of a worker, the process that holds the SDK; give either ``python`` or ``address``.
 
     Attributes:
-        python: an interpreter that has ``magicmind`` and NumPy, started here; or
-        address: ``unix:PATH`` or ``tcp:HOST:PORT`` of a worker that runs already.
-        secret_file: file with the shared secret; else the variable CLIPMLU_WORKER_SECRET.
-        environment: variables of a worker started here; None for this process's own.
+        python: an interpreter with ``magicmind`` and NumPy, which is started as the worker.
+        address: ``unix:PATH`` or ``tcp:HOST:PORT`` of a running worker.
+        secret_file: file with the shared secret; None for the variable CLIPMLU_WORKER_SECRET.
+        environment: environment variables of a started worker; None for those of this process.
         driver: the file to start; None for the package's own.
-        run_seconds: longest wait for one batch, the first of a session included.
-        open_seconds: longest wait for a session.
-        start_seconds: longest wait for a connection, and for a worker started here to answer at all.
-        greeting_seconds: the same for one that runs already; it lets a client wait while all its places are taken.
-        max_failures: crashes, hangs and garbage in a row after which the batches in flight are given up.
-        idle_seconds: a worker started here ends when nothing is asked for so long, and is started again when needed.
-        shared_memory: pass arrays through memory where the connection allows it.
+        run_seconds: time limit for one batch, including the first of a session.
+        open_seconds: time limit for opening a session.
+        start_seconds: time limit for a connection, and for the first answer of a started worker.
+        greeting_seconds: time limit for the first answer of a running worker; it delays clients while it is full.
+        max_failures: number of consecutive crashes, hangs or invalid answers after which batches in flight fail.
+        idle_seconds: a started worker ends after this time without requests and is started again when needed.
+        shared_memory: pass arrays through shared memory if the connection supports it.
     """
 
     python: str | None = None
