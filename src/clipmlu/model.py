@@ -1,4 +1,4 @@
-"""The model that people hold: a compiled bundle that embeds images and texts and makes classifiers."""
+"""``load`` and ``Model``: a compiled bundle that embeds images and texts and creates classifiers."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def load(
 
     Args:
         path: directory of a compiled bundle.
-        threads: CPU threads for one batch; 0 leaves it to the runtime.
+        threads: CPU threads for one batch; 0 for the runtime's default.
         device: index of the MLU card, for bundles that run on one.
         verify: recompute the digests of the bundle's files.
-        image_only: do without the text tower, whose files may then be absent; for use with a classifier file.
-        fast_preprocess: decode JPEGs at a reduced scale and shrink large images in two steps; the pixels are then not
-            those of open_clip.
-        busy_wait: threads of a CPU runtime may spin while they wait for one another: the lowest latency for one image at
-            a time. Off, many images come through sooner where decoding and computing share the CPU.
-        max_pixels: largest width x height of an image that is decoded; None for 178,956,970.
+        image_only: do not use the text tower, whose files may then be missing; for use with a classifier file.
+        fast_preprocess: decode JPEGs at a reduced scale and shrink large images in two steps; the pixels then differ
+            from those of open_clip.
+        busy_wait: let the threads of a CPU runtime wait actively, for the lowest latency of single images. False gives
+            more images per second if decoding and computing share the CPU.
+        max_pixels: largest width x height of an image; larger ones are errors. None for 178,956,970.
 
     Raises:
-        OptionError: an argument is of another type or outside its range.
-        BundleError: there is no such bundle, it is not compiled, or it is not what its manifest says.
-        BackendUnavailableError: its runtime cannot be used here; raised when the first tower is needed.
+        OptionError: an argument has another type or is out of range.
+        BundleError: there is no bundle, it is not compiled, or its files differ from the manifest.
+        BackendUnavailableError: its runtime cannot be used on this machine; raised on first use of a tower.
     """
     unused: tuple[TowerName, ...] = ("text",) if check_argument(image_only, bool, "image only") else ()
     options = SessionOptions(threads=threads, device=device, busy_wait=busy_wait)
@@ -55,7 +55,7 @@ def load(
 
 
 class Model(Encoder):
-    """A compiled bundle, ready for use; made by ``load``. See ``Encoder`` for its lifetime and for preprocessed input."""
+    """A compiled bundle, ready for use; created by ``load``. See ``Encoder`` for closing and for preprocessed input."""
 
     def embed_images(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int | None = None) -> FloatArray:
         """Embed images.
@@ -84,17 +84,17 @@ class Model(Encoder):
         *,
         cache: bool = True,
     ) -> ZeroShotClassifier:
-        """Make a zero-shot classifier.
+        """Create a zero-shot classifier.
 
         Args:
-            class_names: one name per class: a list of names, or what ``--labels`` takes, ``"cat,dog"`` or a file. A name that
-                occurs twice is two classes with one embedding.
+            class_names: one name per class: a list of names, or a value of ``--labels``: ``"cat,dog"`` or a file. A
+                repeated name gives two classes with the same embedding.
             templates: one template, the name of a set, a file or a sequence; see ``prompts.resolve_templates``.
-            cache: keep the class embeddings in the cache directory and take them from there the next time.
+            cache: store the class embeddings in the cache directory and read them from there the next time.
 
         Raises:
-            InputError: no class names, or a label file that cannot be read or understood.
-            OptionError: names that are no texts, or a template without ``{}``.
+            InputError: there are no class names, or the label file cannot be read or parsed.
+            OptionError: a name is not a string, or a template has no ``{}``.
         """
         self.require_open()
         check_argument(cache, bool, "cache")

@@ -1,1 +1,1 @@
-"""Stage 3: a compiled bundle in use, from single images to bulk jobs."""
+"""Stage 3: classifying images with a compiled bundle."""

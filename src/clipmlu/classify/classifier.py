@@ -1,4 +1,4 @@
-"""Zero-shot classification: class embeddings made once from prompts, and images compared with them."""
+"""Zero-shot classification: class embeddings, computed once from prompts, are compared with images."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 DEFAULT_TOP_K = 5
 _PROMPTS_AT_ONCE = 1024
-_SMALLEST_MEAN = 1e-6  # norm of a mean of unit vectors: what is left below is rounding
+_SMALLEST_MEAN = 1e-6  # norm of a mean of unit vectors; smaller ones are rounding errors
 _CLASSES_SORTED_WHOLE = 512
 _log = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier:
-    """Class names and what scores images against them: the image tower and class embeddings, or the fused graph.
+    """Class names and a scorer for images: the image tower with class embeddings, or the fused graph.
 
-    It is in use as long as the encoder is; see ``Encoder``.
+    It can be used while its encoder is open; see ``Encoder``.
 
     Attributes:
         class_names: one per class.
-        templates: what the prompts were made from.
-        scorer: gives the rows of numbers that ``logits`` takes.
+        templates: templates of the prompts.
+        scorer: computes rows for images, the input of ``logits``.
     """
 
     def __init__(self, header: ClassifierHeader, scorer: Scorer) -> None:
@@ -67,15 +67,15 @@ class ZeroShotClassifier:
 
     @property
     def encoder(self) -> Encoder:
-        """The bundle that the images run on."""
+        """The encoder that runs the images."""
         return self.scorer.encoder
 
     @property
     def class_embeddings(self) -> FloatArray:
-        """float32, shape (C, D), unit L2 norm per row.
+        """Class embeddings, float32, shape (C, D), unit L2 norm per row.
 
         Raises:
-            BundleError: the bundle has the joint layout, whose graph gives none.
+            BundleError: the bundle has the joint layout, whose graph returns no embeddings.
         """
         return self.scorer.class_embeddings
 
@@ -85,17 +85,17 @@ class ZeroShotClassifier:
         """Classify one image or many.
 
         Args:
-            images: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file, open binary file, or an iterable of these
-                (an array of shape (N, H, W, 3) too).
-            top_k: classes per image, at most as many as there are.
+            images: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file, open binary file, or an
+                iterable of these (including an array of shape (N, H, W, 3)).
+            top_k: classes per image; at most all classes are returned.
             batch_size: images per batch; None for the bundle's own.
 
         Returns:
             A Prediction for one image, Predictions in the same order for many.
 
         Raises:
-            InputError: an image cannot be read, or is no image.
-            OptionError: ``top_k`` or ``batch_size`` is no number of 1 or more.
+            InputError: an image cannot be read.
+            OptionError: ``top_k`` or ``batch_size`` is not an integer of 1 or more.
         """
         self.encoder.require_open()
         check_argument(top_k, PositiveInt, "top k")
@@ -115,12 +115,12 @@ class ZeroShotClassifier:
 
         Args:
             rows: as for ``logits``.
-            sources: what the N images are called.
-            top_k: classes per image, at most as many as there are.
+            sources: names of the N images.
+            top_k: classes per image; at most all classes are returned.
 
         Raises:
             ShapeError, InputError: as for ``logits``.
-            OptionError: ``top_k`` is no number of 1 or more, or ``sources`` no list of N names.
+            OptionError: ``top_k`` is not an integer of 1 or more, or ``sources`` is not a list of N names.
         """
         self.encoder.require_open()
         check_argument(top_k, PositiveInt, "top k")
@@ -136,11 +136,11 @@ class ZeroShotClassifier:
         )
 
     def logits(self, rows: FloatArray) -> FloatArray:
-        """Scaled similarities plus bias: float32, shape (N, C).
+        """Return scaled similarities plus bias: float32, shape (N, C).
 
         Args:
-            rows: what ``scorer`` gives for N images: embeddings, float32, shape (N, D), unit L2 norm per row; or their
-                logits, of the joint layout.
+            rows: rows of ``scorer`` for N images: embeddings, float32, shape (N, D), unit L2 norm per row; or logits
+                for the joint layout.
 
         Raises:
             ShapeError: the rows have another shape or dtype.
@@ -152,17 +152,17 @@ class ZeroShotClassifier:
         return logits
 
     def scores(self, logits: FloatArray) -> FloatArray:
-        """Probabilities, shape (N, C): softmax over the classes, or the sigmoid of each for a model with a logit bias.
+        """Return probabilities, shape (N, C): softmax over the classes, or sigmoids for models with a logit bias.
 
         Raises:
-            ShapeError: ``logits`` are no float array of shape (N, C).
-            InputError: they hold NaN or infinity.
+            ShapeError: ``logits`` is not a float array of shape (N, C).
+            InputError: ``logits`` holds NaN or infinity.
         """
         self.encoder.require_open()
         check_rows(logits, len(self.class_names), "logits")
         _check_finite(logits)
         if self._header.logit_bias is not None:
-            # The two-sided form never takes the exponential of a large positive number.
+            # This form never computes the exponential of a large positive number.
             small = np.exp(-np.abs(logits))
             return np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -170,15 +170,15 @@ class ZeroShotClassifier:
         return total
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write a classifier file, from which ``Encoder.load_classifier`` works without the text tower.
+        """Write a classifier file, which ``Encoder.load_classifier`` reads without the text tower.
 
         Args:
-            path: the file, under the very name that is given.
-            overwrite: replace a file that is there.
+            path: the file; no suffix is added.
+            overwrite: replace an existing file.
 
         Raises:
             BundleError: the bundle has the joint layout, whose graph takes texts.
-            OutputExistsError: there is one, and ``overwrite`` is off.
+            OutputExistsError: the file exists, and ``overwrite`` is False.
             OutputError: the file cannot be written.
         """
         self.encoder.require_open()
@@ -193,11 +193,11 @@ def _check_finite(rows: FloatArray) -> None:
 
 
 def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
-    """Indices of the ``k`` largest logits per row, best first; of equal ones the lower index comes first."""
+    """Return the indices of the ``k`` largest logits per row, best first; among equal ones the lower index is first."""
     classes = logits.shape[1]
     if k >= classes or classes <= _CLASSES_SORTED_WHOLE:
         return np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    # Far fewer need sorting: those that are as good as the k-th best.
+    # Sort only the logits that are at least as large as the k-th best.
     ranked = np.empty((len(logits), k), np.intp)
     floors = np.partition(logits, classes - k, axis=1)[:, classes - k]
     for row, (values, floor) in enumerate(zip(logits, floors, strict=True)):
@@ -208,7 +208,7 @@ def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.d
 
 @lru_cache(maxsize=64)
 def _tell_about(class_names: tuple[str, ...], *, shares: bool) -> None:
-    """Warn about names that no accuracy can be read from, once for each list of names."""
+    """Warn about a single class and about repeated class names, once per list of names."""
     if len(class_names) == 1 and shares:
         _log.warning("There is one class only: every image will be 100 %% '%s'.", class_names[0])
     repeated = repeated_names(class_names)
@@ -226,7 +226,7 @@ def _tell_about(class_names: tuple[str, ...], *, shares: bool) -> None:
 def build_classifier(
     encoder: Encoder, class_names: ClassNames, templates: str | os.PathLike[str] | Sequence[str], *, cache: bool
 ) -> ZeroShotClassifier:
-    """Class embeddings from prompts, or from the cache; see ``Encoder.classifier``."""
+    """Compute class embeddings from prompts, or read them from the cache; see ``Encoder.classifier``."""
     names = resolve_class_names(class_names)
     resolved = resolve_templates(templates)
     if encoder.runnable.facts.layout == "joint":
@@ -248,12 +248,10 @@ def build_classifier(
 
 
 def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> FloatArray:
-    """One embedding per class: the mean over the templates of the prompts' unit-norm embeddings, normalised again.
+    """Return one embedding per class: the normalised mean of the unit-norm embeddings of its prompts.
 
-    A name that occurs more than once is encoded once.
-
-    Source: A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section
-    3.1.4 (ensembling over the embedding space).
+    A repeated name is encoded once. Source: A. Radford et al., "Learning Transferable Visual Models From Natural
+    Language Supervision", 2021, section 3.1.4 (ensembling over the embedding space).
 
     Returns:
         float32, shape (C, D), unit L2 norm per row.
@@ -334,7 +332,7 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
     graph = "" if tower is None else tower.file
     decides = [
         facts.text_id,
-        # Weights may lie in files beside the graph.
+        # Weights may be in files beside the graph.
         {
             name: file.sha256
             for name, file in runnable.files.items()
@@ -346,7 +344,7 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
         facts.tool_versions,
         runtime_versions((placement.backend,), encoder.options),
         options_digest(encoder.options, without=("in_flight", "busy_wait")),
-        # These are kept in the file.
+        # These are stored in the file.
         facts.model,
         facts.logit_scale,
         facts.logit_bias,

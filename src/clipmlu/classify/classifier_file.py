@@ -1,7 +1,7 @@
-"""Classifier files: class embeddings with what they were made from, as a NumPy archive that is read as if by a stranger.
+"""Classifier files: class embeddings with their origin, as a NumPy archive that is fully checked on reading.
 
-The file is what ``numpy.savez`` writes of two arrays: ``header``, bytes of JSON, and ``class_embeddings``, float32, (C, D).
-Sizes are checked against one another before anything is read, so that a small file never becomes a large array.
+The file is written by ``numpy.savez`` and holds two arrays: ``header``, bytes of JSON, and ``class_embeddings``,
+float32, (C, D). All sizes are checked before arrays are read, so that a small file cannot expand to a large array.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ if TYPE_CHECKING:
 
 CLASSIFIER_SCHEMA = 1
 _MOST_BYTES = 1 << 30
-_ENCRYPTED = 1  # of a member's flags
+_ENCRYPTED = 1  # flag of an archive member
 _NORM_SLACK = 1e-3
 
 
 class ClassifierHeader(Spec, frozen=True, kw_only=True):
-    """What a classifier file says of itself.
+    """The header of a classifier file.
 
     Attributes:
         schema_version: version of the file's layout.
-        text_id: the text tower that made the embeddings; see ``Manifest.text_id``.
-        model: the model, for people.
+        text_id: digest of the text tower that computed the embeddings; see ``Manifest.text_id``.
+        model: the model, for display.
         class_names: one per row of the embeddings.
-        templates: what the prompts were made from.
+        templates: templates of the prompts.
         logit_scale: multiplier of the similarities.
         logit_bias: added to the scaled similarities, or None.
-        emulated: True when the emulated vendor SDK made the embeddings.
-        embeddings_sha256: digest of the embeddings' bytes; empty for a classifier of a fused graph, which cannot be saved.
-        tool_versions: versions of what wrote the file.
+        emulated: True if the emulated vendor SDK computed the embeddings.
+        embeddings_sha256: digest of the embeddings' bytes; empty for a classifier of a fused graph, which cannot be
+            saved.
+        tool_versions: versions of the tools that wrote the file.
     """
 
     schema_version: int = CLASSIFIER_SCHEMA
@@ -57,7 +58,7 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
 
 
 def encode_classifier(header: ClassifierHeader, embeddings: FloatArray) -> bytes:
-    """The content of a classifier file."""
+    """Return the content of a classifier file."""
     buffer = io.BytesIO()
     np.savez(buffer, header=np.frombuffer(msgspec.json.encode(header), np.uint8), class_embeddings=embeddings)
     return buffer.getvalue()
@@ -67,7 +68,7 @@ def read_classifier(path: Path) -> tuple[ClassifierHeader, FloatArray]:
     """Read a classifier file: its header, and the embeddings, float32, shape (C, D), unit L2 norm per row.
 
     Raises:
-        InputError: there is no such file, it is something else, of a newer version, or damaged.
+        InputError: the file is missing, not a classifier file, of a newer version, or damaged.
     """
     try:
         with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
@@ -77,7 +78,7 @@ def read_classifier(path: Path) -> tuple[ClassifierHeader, FloatArray]:
         raise InputError(f"Classifier file '{path}' does not exist.") from None
     except _DamagedError as error:
         raise InputError(f"Classifier file '{path}' is damaged: {error}. Make it again.") from error
-    except Exception as error:  # zipfile and NumPy raise nearly anything for a damaged archive
+    except Exception as error:  # zipfile and NumPy raise many types for damaged archives
         raise InputError(
             f"'{path}' is not a classifier file as ZeroShotClassifier.save writes it: {reason_of(error)}. Make it again."
         ) from error
@@ -90,7 +91,7 @@ def read_classifier(path: Path) -> tuple[ClassifierHeader, FloatArray]:
             f"Classifier file '{path}' is damaged: its embeddings do not match their digest. Make it again."
         )
     norms = np.linalg.norm(embeddings, axis=1)
-    wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_SLACK))  # also where it is no number
+    wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_SLACK))  # also true for NaN
     if wrong.size:
         raise InputError(
             f"Classifier file '{path}' is damaged: the embedding of class '{header.class_names[wrong[0]]}' has the norm "
@@ -100,7 +101,7 @@ def read_classifier(path: Path) -> tuple[ClassifierHeader, FloatArray]:
 
 
 class _DamagedError(Exception):
-    """What is wrong with a file that begins as a classifier file does."""
+    """A classifier file is damaged; the message says how."""
 
 
 def _read_header(archive: zipfile.ZipFile) -> ClassifierHeader:
@@ -130,7 +131,7 @@ def _read_embeddings(archive: zipfile.ZipFile, classes: int) -> FloatArray:
 
 
 def _open_member(archive: zipfile.ZipFile, name: str, limit: int) -> BinaryIO:
-    """Open a member that is there once, and neither compressed nor encrypted: it is then no larger than the file."""
+    """Open a member that occurs once and is neither compressed nor encrypted, so that the file's size limits its size."""
     found = [member for member in archive.infolist() if member.filename == name]
     if len(found) != 1:
         raise _DamagedError(f"it holds '{name}' {len(found)} times")
@@ -143,7 +144,7 @@ def _open_member(archive: zipfile.ZipFile, name: str, limit: int) -> BinaryIO:
 
 
 def _read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and type of an array in C order."""
+    """Return shape and dtype of an array in C order."""
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise _DamagedError(f"an array in it has the format version {version}")

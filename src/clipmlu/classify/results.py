@@ -1,4 +1,4 @@
-"""What a classifier answers: one prediction per image, readable in a terminal, a notebook and a program."""
+"""Predictions of a classifier, with forms for terminals, notebooks and programs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Prediction:
     """The best classes for one image, best first.
 
     Attributes:
-        source: the image's path, or what it was called.
+        source: the image's path or name.
         class_names: the classes.
         indices: their positions in the classifier's class names.
-        scores: their probabilities, 0..1: over all classes together (softmax), or each for itself for a model with a
-            logit bias (sigmoid).
+        scores: their probabilities, 0..1: softmax over all classes, or the sigmoid of each for a model with a logit
+            bias.
     """
 
     source: str
@@ -35,7 +35,7 @@ class Prediction:
         return self.scores[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: ``source`` and ``predictions``, each with ``class_name``, ``index`` and ``score``."""
+        """Return a dict for JSON: ``source`` and ``predictions``, each with ``class_name``, ``index`` and ``score``."""
         rows = zip(self.class_names, self.indices, self.scores, strict=True)
         return {
             "source": self.source,

@@ -1,7 +1,7 @@
-"""From preprocessed images to logits over classes: the image tower and class embeddings, or the fused graph and its texts.
+"""Scorers: from preprocessed images to logits, by the image tower and class embeddings, or by the fused graph.
 
-A graph gives one *row* for each image: its embedding, or its logits. What reads, prepares and sends images does not care
-which (``images.run_batches``); a scorer turns the rows into logits.
+A graph returns one *row* for each image: its embedding, or its logits. Code that reads, prepares and submits images
+works with either (``images.run_batches``); a scorer converts rows to logits.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ PREFER_TOWERS = "export the model again without '--layout joint'"
 
 
 class Scorer(ImageGraph, Protocol):
-    """An image graph whose rows become logits over classes."""
+    """An image graph with a conversion of its rows to logits."""
 
     @property
     def class_embeddings(self) -> FloatArray:
-        """float32, shape (C, D), unit L2 norm per row.
+        """Class embeddings, float32, shape (C, D), unit L2 norm per row.
 
         Raises:
-            BundleError: the graph gives none.
+            BundleError: the graph returns no embeddings.
         """
 
     def logits(self, rows: FloatArray) -> FloatArray:
-        """float32, shape (N, C), for rows of shape (N, width)."""
+        """Return logits, float32, shape (N, C), for rows of shape (N, width)."""
 
     def describe_cost(self, batch_size: int) -> str | None:
-        """What is computed again for every batch of so many images, and what would save it; None where nothing is."""
+        """Describe the texts that every batch of images computes again, and the remedy; None if there are none."""
 
 
 class TowerScorer(ImageTower):
     """Compares image embeddings with class embeddings.
 
     Args:
-        encoder: of the image tower.
+        encoder: encoder with the image tower.
         class_embeddings: float32, shape (C, D), unit L2 norm per row.
         logit_scale: multiplier of the similarities.
         logit_bias: added to the scaled similarities, or None.
@@ -62,24 +62,24 @@ class TowerScorer(ImageTower):
         self._bias = None if logit_bias is None else np.float32(logit_bias)
 
     def logits(self, rows: FloatArray) -> FloatArray:
-        """Scaled similarities plus bias."""
+        """Return scaled similarities plus bias."""
         check_rows(rows, self.class_embeddings.shape[1], "embeddings")
         logits: FloatArray = rows @ self.class_embeddings.T * self._scale
         return logits if self._bias is None else logits + self._bias
 
     def describe_cost(self, batch_size: int) -> str | None:
-        """Nothing: texts are embedded once."""
+        """Return None: texts are embedded once."""
         return None
 
 
 class JointScorer:
-    """Runs the fused graph, which takes images and texts: its rows are the logits of all classes.
+    """Runs the fused graph, which takes images and texts; its rows are the logits of all classes.
 
-    The texts are cut into pieces of as many as the graph was compiled for, the last one padded; where it takes any number,
-    into pieces of ``MluBuild.text_rows`` at most. Every piece runs with every batch of images. Equal prompts are run once.
+    The texts are cut into pieces of the compiled number, the last one padded; for a dynamic number, into pieces of at
+    most ``MluBuild.text_rows``. Every piece runs with every batch of images. Equal prompts run once.
 
     Args:
-        encoder: of the fused graph.
+        encoder: encoder with the fused graph.
         class_names: one per class.
         templates: exactly one.
 
@@ -101,7 +101,7 @@ class JointScorer:
 
     @property
     def class_embeddings(self) -> FloatArray:
-        """The fused graph keeps them to itself.
+        """The fused graph does not return class embeddings.
 
         Raises:
             BundleError: always.
@@ -116,12 +116,12 @@ class JointScorer:
         return _Pieces(self.encoder, pixel_values, self._pieces, self._columns)
 
     def logits(self, rows: FloatArray) -> FloatArray:
-        """The rows themselves."""
+        """Return the rows unchanged; they are logits already."""
         check_rows(rows, self.width, "logits")
         return rows
 
     def describe_cost(self, batch_size: int) -> str | None:
-        """How much of the arithmetic is text, and what two towers would take of it."""
+        """Describe the share of the arithmetic that is text, and the cost with two towers."""
         facts = self.encoder.runnable.compilation
         images = batch_size if facts.dynamic_shape else facts.batch_size
         fixed = self.encoder.joint_text_rows
@@ -143,7 +143,7 @@ class JointScorer:
 
 
 def check_rows(rows: FloatArray, width: int, what: str) -> None:
-    """Refuse rows that are no float array of shape (N, ``width``).
+    """Check that rows are a float array of shape (N, ``width``).
 
     Raises:
         ShapeError: they are not.
@@ -155,14 +155,14 @@ def check_rows(rows: FloatArray, width: int, what: str) -> None:
 
 
 def check_joint_templates(templates: Sequence[str], what: str) -> None:
-    """Refuse several prompts for one class, whose mean needs embeddings that a fused graph does not give.
+    """Check that there is one template; the mean of several needs embeddings, which a fused graph does not return.
 
     Args:
-        templates: resolved ones.
-        what: what has the joint layout, for the message.
+        templates: resolved templates.
+        what: name of the bundle with the joint layout, for the message.
 
     Raises:
-        OptionError: there are several.
+        OptionError: there are several templates.
     """
     if len(templates) != 1:
         raise OptionError(
@@ -172,15 +172,15 @@ def check_joint_templates(templates: Sequence[str], what: str) -> None:
 
 
 def text_rows(encoder: Encoder) -> int:
-    """Texts that the fused graph takes at a time: as built, or as many as a build for cards would where any number fits."""
+    """Return the number of texts per run of the fused graph: as built, or that of a build for cards if it is dynamic."""
     fixed = encoder.joint_text_rows
     return fixed if fixed is not None else (encoder.runnable.compilation.mlu or MluBuild()).text_rows
 
 
 class _Pieces:
-    """A batch of images on its way through the fused graph, piece after piece of the texts.
+    """A batch of images in flight through the fused graph, one piece of the texts after the other.
 
-    The pixels must not change until the result is there.
+    The caller must not change the pixels until the result is returned.
     """
 
     def __init__(
@@ -195,10 +195,10 @@ class _Pieces:
         self._columns = columns
         self._waiting = deque(pieces)
         self._running: deque[PendingRows] = deque()
-        self._start_one()  # the others when their turn comes: each has a copy of the pixels in the runtime
+        self._start_one()  # not all at once: each piece has a copy of the pixels in the runtime
 
     def result(self) -> FloatArray:
-        """Wait for all pieces: float32, shape (N, C)."""
+        """Wait for all pieces and return logits, float32, shape (N, C)."""
         found: list[FloatArray] = []
         while self._running:
             while self._waiting and len(self._running) < self._encoder.batches_in_flight:
