@@ -5,7 +5,7 @@
     classifier = clipmlu.load("b32-cpu").classifier(["cat", "dog"])
     classifier.predict("cat.jpg")
 
-Every public name is loaded when it is first used, so that importing the package costs next to nothing.
+Every public name is imported on first use, so that importing the package is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m clipmlu`` is the ``clipmlu`` command."""
+"""``python -m clipmlu`` runs the ``clipmlu`` command."""
 
 from __future__ import annotations
 

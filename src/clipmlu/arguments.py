@@ -1,6 +1,7 @@
-"""What callers of the library give: each argument and each field of an options class has its declared type, or is refused in one line.
+"""Type checks of library arguments and option fields, with an error of one line.
 
-A value that says the same in another type is converted: NumPy's numbers, a list for a tuple, the text of an enum's value.
+A value with the same meaning in another type is converted: NumPy's numbers, a list for a tuple, the text of an enum's
+value.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ _NAMES: dict[object, str] = {
 
 
 def as_path(path: object, what: str) -> Path:
-    """A path that a caller of the library gave, with ``~`` as the home folder, as a shell has it.
+    """Return a caller's path, with ``~`` replaced by the home folder.
 
     Args:
         path: a string or a path object.
-        what: what it stands for, the subject of the messages.
+        what: name of the argument, the subject of the messages.
 
     Raises:
-        OptionError: it is something else, is empty, which would be the working directory, or holds a null character.
+        OptionError: the path has another type, is empty or holds a null character.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
@@ -54,10 +55,10 @@ def as_path(path: object, what: str) -> Path:
 
 
 def is_there(path: str | os.PathLike[str], *, folder: bool = False) -> bool:
-    """Whether anything is at a path that a caller gave, or a folder; a path too long or with a null character has nothing.
+    """Return whether a caller's path exists, or is a folder; False if it is too long or holds a null character.
 
     Raises:
-        InputError: a folder on the way is closed to this process, so that it cannot be known.
+        InputError: a parent folder is not accessible, so existence cannot be determined.
     """
     try:
         mode = os.stat(path).st_mode
@@ -71,15 +72,15 @@ def is_there(path: str | os.PathLike[str], *, folder: bool = False) -> bool:
 
 
 def check_argument(value: Any, kind: Any, what: str) -> Any:
-    """An argument as its type declares it.
+    """Return an argument converted to its declared type.
 
     Args:
-        value: what was given.
+        value: the argument.
         kind: a type as in annotations, such as ``PositiveInt | None``.
-        what: what it stands for, the subject of the message.
+        what: name of the argument, the subject of the message.
 
     Raises:
-        OptionError: it is of another type, NaN, or outside the bounds of ``kind``.
+        OptionError: the value has another type, is NaN, or is outside the bounds of ``kind``.
     """
     fitted = _fit(value, kind)
     if fitted is _WRONG:
@@ -88,10 +89,10 @@ def check_argument(value: Any, kind: Any, what: str) -> Any:
 
 
 def as_texts(texts: Any, what: str) -> list[str]:
-    """One text, or several in any ordered collection, as a list.
+    """Return one text, or several in any ordered collection, as a list.
 
     Raises:
-        OptionError: it is something else, or one of them is no text.
+        OptionError: the value or one of its elements has another type.
     """
     if isinstance(texts, str):
         return [texts]
@@ -104,10 +105,10 @@ def as_texts(texts: Any, what: str) -> list[str]:
 
 
 def check_fields(options: Any) -> None:
-    """Hold every field of an options dataclass, or of a frozen ``msgspec.Struct``, to its annotation; for ``__post_init__``.
+    """Check every field of an options dataclass, or of a frozen ``msgspec.Struct``, in its ``__post_init__``.
 
     Raises:
-        OptionError: a field is of another type, NaN, or outside the bounds of its annotation.
+        OptionError: a field has another type than its annotation, is NaN, or is out of bounds.
     """
     for name, kind in _annotations(options.__class__).items():
         value = getattr(options, name)
@@ -118,7 +119,7 @@ def check_fields(options: Any) -> None:
 
 
 def shown(value: object) -> str:
-    """A value in one line of a message."""
+    """Return a value as one line for a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
@@ -129,7 +130,7 @@ def _annotations(kind: Hashable) -> dict[str, Any]:
 
 
 def _fit(value: Any, kind: Any) -> Any:
-    """The value as one of a type, or ``_WRONG``."""
+    """Return the value converted to a type, or ``_WRONG``."""
     origin = get_origin(kind)
     if origin is not None:
         return _fit_generic(value, origin, get_args(kind))
@@ -196,7 +197,7 @@ def _outside(value: Any, metadata: tuple[Any, ...]) -> bool:
 
 
 def _expected(value: Any, kind: Any) -> str:
-    """What a type takes, in words; where only the bounds are missed, those."""
+    """Describe the values that a type accepts; only the bounds if only these are violated."""
     members = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     for member in members:
         if get_origin(member) is Annotated and _fit(value, get_args(member)[0]) is not _WRONG:

@@ -1,4 +1,4 @@
-"""Where the time of a pipeline goes: seconds and items by stage, summed over all threads."""
+"""Time of a pipeline's stages: seconds and items per stage, summed over all threads."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Literal, NamedTuple, get_args
 Stage = Literal["read", "decode", "preprocess", "copy_in", "compute", "copy_out", "post_process"]
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
-"""In the order in which an image passes through them."""
+"""Stages in the order in which an image passes them."""
 
 HOST_STAGES: tuple[Stage, ...] = ("read", "decode", "preprocess")
-"""What the pool of workers does."""
+"""Stages that the pool of host threads runs."""
 
 DEVICE_STAGES: tuple[Stage, ...] = ("copy_in", "compute", "copy_out")
-"""What the runtime does, one batch after the other."""
+"""Stages that the runtime runs, one batch after the other."""
 
 now = time.perf_counter
 """The clock of all stages, in seconds."""
 
 
 class StageTotal(NamedTuple):
-    """What one stage took.
+    """Totals of one stage.
 
     Attributes:
-        seconds: time spent in it, summed over the threads that did it at once.
-        items: images (host stages and post-processing) or rows (device stages) that passed through.
+        seconds: time in the stage, summed over parallel threads.
+        items: number of images (host stages and post-processing) or rows (device stages).
     """
 
     seconds: float
@@ -35,7 +35,7 @@ class StageTotal(NamedTuple):
 
 
 class StageClock:
-    """Adds up what stages took; threads may share one."""
+    """Sums the time of stages; threads may share one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,11 +43,11 @@ class StageClock:
         self._items: dict[Stage, int] = {}
 
     def add(self, seconds: Mapping[Stage, float], items: int) -> None:
-        """Count ``items`` that passed through stages.
+        """Add ``items`` that passed stages.
 
         Args:
-            seconds: stage -> seconds that all of them together took there.
-            items: how many they were.
+            seconds: maps a stage to the seconds of all items together.
+            items: number of items.
         """
         with self._lock:
             for stage, spent in seconds.items():
@@ -55,7 +55,7 @@ class StageClock:
                 self._items[stage] = self._items.get(stage, 0) + items
 
     def totals(self) -> dict[Stage, StageTotal]:
-        """Stage -> what it took so far, in the order of ``STAGES``; stages that nothing passed through are left out."""
+        """Map each stage that was used to its totals so far, in the order of ``STAGES``."""
         with self._lock:
             return {
                 stage: StageTotal(self._seconds[stage], self._items[stage])

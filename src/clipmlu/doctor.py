@@ -1,4 +1,4 @@
-"""Checks behind ``clipmlu doctor`` and facts behind ``clipmlu info``."""
+"""The checks of ``clipmlu doctor``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "openvino": ("clipmlu compile --target openvino", ("openvino",)),
     "report": ("clipmlu compare --heatmap", ("matplotlib",)),
 }
-"""Extra -> what needs it, and the modules it brings."""
+"""Maps an extra to the command that needs it and the modules that it installs."""
 
 _DEVICES = Path("/dev")
 _DRIVER_FACTS = Path("/proc/driver/cambricon")
@@ -36,7 +36,7 @@ _MODULES = Path("/sys/module")
 _MONITOR = Path("/usr/bin/cnmon")
 _NEUWARE = Path("/usr/local/neuware")
 _OLDEST_DRIVER = (4, 20, 6)
-"""What the vendor's model zoo asks for (docs/magicmind-api.md, section 5)."""
+"""Required by the vendor's model zoo (docs/magicmind-api.md, section 5)."""
 _MONITOR_SECONDS = 5.0
 _WORKER_SECONDS = 20.0
 
@@ -45,10 +45,10 @@ class Finding(Spec, frozen=True, kw_only=True):
     """One line of the doctor's report.
 
     Attributes:
-        check: what was looked at.
-        status: ``ok``; ``optional`` for something absent that not everybody needs; ``problem``.
-        found: what is there.
-        remedy: what to do, empty when nothing need be done.
+        check: what was checked.
+        status: ``ok``; ``optional`` if something is missing that only some users need; ``problem``.
+        found: result of the check.
+        remedy: advice, or empty.
     """
 
     check: str
@@ -58,7 +58,7 @@ class Finding(Spec, frozen=True, kw_only=True):
 
 
 def examine() -> list[Finding]:
-    """Look at the interpreter, the runtimes, the extras, the cache and the datasets; never raises."""
+    """Check the interpreter, the runtimes, the extras, the cache and the datasets; never raises."""
     return [
         Finding(
             check="clipmlu",
@@ -96,7 +96,7 @@ def _backend_findings() -> Iterator[Finding]:
 
 
 def _usable_backend(check: str, backend: Backend, version: str) -> Finding:
-    """A runtime that is there; one for the CPU says which modes it has if they depend on the machine."""
+    """Report an available runtime; for a CPU runtime with the modes that depend on the machine."""
     if backend.emulated:
         return Finding(check=check, status="ok", found=f"{version}: not a card")
     found = f"{backend.name} {version}"
@@ -131,14 +131,14 @@ def _mlu_findings() -> Iterator[Finding]:
 
 
 def _sdk_is_importable() -> bool:
-    """Whether the vendor's package can be imported here; the emulated one does not count."""
+    """Return whether the vendor's package can be imported here; the emulated one does not count."""
     from clipmlu.magicmind.backend import real_sdk_is_importable
 
     return real_sdk_is_importable()
 
 
 def _card_finding(has_sdk: bool) -> Finding:
-    """Look for MLU cards by the files that the driver makes: ``/dev/cambricon_dev0``, ``/dev/cambricon_ctl``."""
+    """Look for MLU cards by the driver's device files: ``/dev/cambricon_dev0``, ``/dev/cambricon_ctl``."""
     check = "MLU card"
     devices = sorted(_DEVICES.glob("cambricon_dev*"))
     if not devices:
@@ -159,7 +159,7 @@ def _card_finding(has_sdk: bool) -> Finding:
 
 
 def _driver_finding() -> Finding:
-    """The kernel driver's version, from wherever the kernel shows one."""
+    """Report the kernel driver's version."""
     check = "MLU driver"
     if not _DRIVER_FACTS.exists() and not any(_MODULES.glob("cambricon*")):
         return Finding(check=check, status="optional", found=f"no {_DRIVER_FACTS}")
@@ -174,7 +174,7 @@ def _driver_finding() -> Finding:
 
 
 def _driver_version() -> str | None:
-    """``/sys/module/*/version`` is the kernel's own place; what is under /proc is not documented, so it is searched."""
+    """Read the version from ``/sys/module/*/version``, or search /proc, whose format is not documented."""
     for path in sorted(_MODULES.glob("cambricon*/version")):
         if match := re.search(r"\d+\.\d+\.\d+", _head_of(path)):
             return match[0]
@@ -188,17 +188,17 @@ def _head_of(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             return stream.read(1 << 16).decode("utf-8", "replace")
-    except OSError:  # a folder, or a file that this user may not read: there is nothing to learn from it
+    except OSError:  # a folder or an unreadable file holds no version
         return ""
 
 
 def _monitor_finding() -> Finding:
-    """Ask the vendor's ``cnmon`` for its version, if it is there."""
+    """Run the vendor's ``cnmon`` to read its version, if it is installed."""
     program = shutil.which("cnmon") or str(_MONITOR)
     if not os.access(program, os.X_OK):
         return Finding(check="cnmon", status="optional", found="absent")
     said = "no answer"
-    for command in ("version", "info"):  # ``info`` is the one that public scripts call
+    for command in ("version", "info"):  # public scripts call ``info``
         try:
             done = subprocess.run(  # noqa: S603
                 [program, command],
@@ -222,7 +222,7 @@ def _monitor_finding() -> Finding:
 
 
 def _neuware_finding() -> Finding:
-    """The SDK's home: NEUWARE_HOME, or where public scripts have it; ``bin/mm_run`` in it measures speed."""
+    """Report the SDK's home: NEUWARE_HOME, or the path in public scripts; ``bin/mm_run`` in it measures speed."""
     named = os.environ.get("NEUWARE_HOME")
     home = Path(named) if named else _NEUWARE
     if not home.is_dir():
@@ -239,7 +239,7 @@ def _neuware_finding() -> Finding:
 
 
 def _worker_finding(worker: WorkerOptions | None) -> Finding:
-    """Ask the worker that the environment names what it has."""
+    """Ask the worker named by the environment for its Python, NumPy, SDK and cards."""
     check = "MLU worker"
     if worker is None:
         return Finding(check=check, status="optional", found=f"none named by {PYTHON_VARIABLE} or {WORKER_VARIABLE}")

@@ -1,7 +1,7 @@
-r"""File names as text: written so that every output can hold them, and read back to the very file.
+r"""File names as text that every output can hold and that converts back to the same file.
 
-A POSIX file name is bytes. What is no UTF-8 in it, and what would break a line or steer a terminal, is written as ``\xNN``, one
-for each byte, and a backslash as ``\\``. All other names are written as they are.
+A POSIX file name is bytes. Bytes that are not UTF-8, line breaks and control characters are written as ``\xNN``, one
+for each byte, and a backslash as ``\\``. All other characters stay unchanged.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 _ESCAPED_BYTES = os.name == "posix"
-# A backslash; control characters of ASCII and of Unicode; line and paragraph separators; bytes that are no UTF-8, which
-# Python keeps as lone surrogates (PEP 383).
+# A backslash; control characters of ASCII and Unicode; line and paragraph separators; bytes that are not UTF-8, which
+# Python stores as lone surrogates (PEP 383).
 _UNSAFE = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
 _ESCAPE = re.compile(rb"\\(?:(\\)|x([0-9a-f]{2})|)")
 
 
 def name_from_path(path: str | os.PathLike[str]) -> str:
-    r"""The name of a file for people, JSON and CSV: valid Unicode in one line.
+    r"""Return the name of a file for display, JSON and CSV: valid Unicode in one line.
 
     Args:
         path: as the operating system gives it.
 
     Returns:
-        The path itself, with a backslash as ``\\`` and unsafe bytes as ``\xNN``; ``path_from_name`` is the way back.
+        The path, with a backslash as ``\\`` and unsafe bytes as ``\xNN``; ``path_from_name`` is the inverse.
     """
     text = os.fspath(path)
     if not _ESCAPED_BYTES or (text.isprintable() and "\\" not in text):
@@ -37,7 +37,7 @@ def name_from_path(path: str | os.PathLike[str]) -> str:
 
 
 def path_from_name(name: str) -> Path:
-    r"""The path that ``name_from_path`` wrote, such as the ``source`` of a prediction or an id of an embedding.
+    r"""Return the path from a name of ``name_from_path``, such as the ``source`` of a prediction.
 
     Raises:
         ValueError: a backslash in it begins neither ``\\`` nor ``\xNN``.
@@ -46,7 +46,7 @@ def path_from_name(name: str) -> Path:
 
 
 def text_from_name(name: str) -> str:
-    """The text that ``name_from_path`` wrote, such as a dataset that holds a path; see ``path_from_name``."""
+    """Return the text from a name of ``name_from_path``, such as a dataset that holds a path; see ``path_from_name``."""
     if not _ESCAPED_BYTES:
         return name
 
@@ -62,25 +62,25 @@ def text_from_name(name: str) -> str:
 
 
 def printable(message: str) -> str:
-    r"""A message with every byte that is no UTF-8, or steers a terminal, as ``\xNN``; the rest of it stays, its lines too."""
+    r"""Return a message with bytes that are not UTF-8 and terminal control characters as ``\xNN``; line breaks stay."""
     return _STEERING.sub(_escape, message)
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """A path whose ``~`` is the home folder, as a shell has it; one that exists as it is written stays."""
+    """Return a path with ``~`` replaced by the home folder, as in a shell, unless the path exists as written."""
     text = os.fspath(path)
     return Path(os.path.expanduser(text) if text.startswith("~") and not os.path.lexists(text) else text)
 
 
 def prefer_known_name(text: str, known: Container[str], kind: str) -> bool:
-    """Whether a text that may be a name or a path is a name: a known name wins, and ``./NAME`` is always the path.
+    """Return whether a text that may be a name or a path is a name: known names win; ``./NAME`` is always a path.
 
-    Logs a warning where something in the working directory is called so too.
+    It logs a warning if the working directory has a file of that name.
 
     Args:
-        text: what the user gave.
-        known: the names, none of which has a separator of paths in it.
-        kind: what they name, for the message.
+        text: the user's text.
+        known: the names; none contains a path separator.
+        kind: kind of the names, for the message.
     """
     if text not in known:
         return False

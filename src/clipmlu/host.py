@@ -1,4 +1,4 @@
-"""What this process finds on its machine: CPUs, memory, environment variables and optional packages.
+"""Facts about this process's machine: CPUs, memory, environment variables and optional packages.
 
 ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are read by huggingface_hub, ``NO_COLOR`` by rich.
 """
@@ -15,17 +15,17 @@ from clipmlu.file_names import expand_home
 
 CACHE_VARIABLE = "CLIPMLU_CACHE_DIR"
 CIFAR100_VARIABLE = "CIFAR100_DATASETS_PATH"
-"""The variable in which the vendor's CLIP sample looks for CIFAR-100."""
+"""The variable that the vendor's CLIP sample reads for the folder of CIFAR-100."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use: those it is bound to, or fewer where a container's share is smaller.
+    """Return the number of CPUs that this process may use: its affinity, or a container's smaller limit.
 
-    A container with two CPUs of sixty-four still sees sixty-four, and a runtime that starts a thread for each is slowed
-    down by its own threads.
+    A container limited to two of sixty-four CPUs still shows sixty-four, and a runtime with a thread for each would be
+    slower.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = _container_share()
@@ -33,19 +33,19 @@ def available_cpus() -> int:
 
 
 def limited_cpus() -> int:
-    """``available_cpus`` where that is fewer than the machine has, else 0: a runtime may then choose by itself."""
+    """Return ``available_cpus`` if that is less than the machine's number, else 0 for the runtime's own choice."""
     available = available_cpus()
     return available if available < (os.cpu_count() or 1) else 0
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that this process may still take: what the system has, or less where a container's limit is nearer.
+    """Return the bytes of memory that this process can still allocate: the system's, or a container's smaller limit.
 
     Source: the Linux kernel's documentation of ``/proc/meminfo`` (``MemAvailable``) and of cgroups (``memory.max``,
     ``memory.current``).
 
     Returns:
-        None where the system does not say.
+        None if the system does not provide it.
     """
     found = [int(line.split()[1]) * 1024 for line in _read(_MEMINFO).splitlines() if line.startswith("MemAvailable:")]
     limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
@@ -55,14 +55,14 @@ def available_memory() -> int | None:
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Refuse work that cannot fit in memory, before the system ends the process for it.
+    """Raise if work cannot fit in memory, before the operating system kills the process.
 
     Args:
         needed: bytes.
-        what: what needs them, as the subject of the message in the plural, such as ``"batches of 100 images"``.
+        what: the work, as the plural subject of the message, such as ``"batches of 100 images"``.
 
     Raises:
-        OptionError: more than is available here.
+        OptionError: more is needed than is available.
     """
     available = available_memory()
     if available is not None and needed > available:
@@ -73,7 +73,7 @@ def check_memory(needed: int, what: str) -> None:
 
 
 def _container_share() -> int | None:
-    """CPUs by the quota of the control group, rounded up; None without one.
+    """Return the number of CPUs of the control group's quota, rounded up, or None without a quota.
 
     Source: the Linux kernel's documentation of cgroups, ``cpu.max`` (version 2) and ``cpu.cfs_quota_us`` (version 1).
     """
@@ -91,12 +91,12 @@ def _container_share() -> int | None:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):  # another system, or a container that does not show it: no limit is known
+    except (OSError, UnicodeDecodeError):  # another system, or a container that hides the file: no known limit
         return ""
 
 
 def cache_dir() -> Path:
-    """Where downloads and class embeddings are kept: CLIPMLU_CACHE_DIR, else XDG_CACHE_HOME/clipmlu, else ~/.cache/clipmlu."""
+    """Return the cache folder: CLIPMLU_CACHE_DIR, else XDG_CACHE_HOME/clipmlu, else ~/.cache/clipmlu."""
     if own := os.environ.get(CACHE_VARIABLE):
         return expand_home(own)
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -105,13 +105,13 @@ def cache_dir() -> Path:
 
 
 def cifar100_dir() -> Path | None:
-    """The folder named by CIFAR100_DATASETS_PATH, or None where it is not set."""
+    """Return the folder in CIFAR100_DATASETS_PATH, or None if the variable is not set."""
     value = os.environ.get(CIFAR100_VARIABLE)
     return expand_home(value) if value else None
 
 
 def refuse_onnxruntime_telemetry() -> None:
-    """Set ORT_DISABLE_TELEMETRY for this process and its children, unless it is set already; onnxruntime reads it once."""
+    """Set ORT_DISABLE_TELEMETRY for this process and its children, unless it is set; onnxruntime reads it once."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
@@ -124,7 +124,7 @@ def require(module: str, extra: str, purpose: str) -> Any:
         purpose: what needs it, as the subject of the message: ``"Exporting a model"``.
 
     Returns:
-        The module. Typed ``Any``, because the packages are absent where the type checker may run.
+        The module. Typed ``Any``, because the type checker may run without the package.
 
     Raises:
         MissingDependencyError: the package, or one that it imports, is not installed.
@@ -137,10 +137,10 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
 
 def import_onnxruntime() -> Any:
-    """The package ``onnxruntime``, imported without its telemetry; every import of it goes through here.
+    """Return the package ``onnxruntime``, imported without its telemetry; all code must import it with this function.
 
-    Since 1.32 the packages for Linux and macOS send events about sessions and models to Microsoft, and keep a device id and a
-    queue of events under ``~/.cache/Microsoft`` (microsoft/onnxruntime, pull request 27379).
+    Since 1.32 the packages for Linux and macOS send events about sessions and models to Microsoft, and store a device
+    id and a queue of events under ``~/.cache/Microsoft`` (microsoft/onnxruntime, pull request 27379).
     """
     refuse_onnxruntime_telemetry()
     return importlib.import_module("onnxruntime")

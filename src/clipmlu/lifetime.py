@@ -1,7 +1,7 @@
-"""How long something with threads may be used: until it is closed, and in no process but the one that made it.
+"""Lifetime of objects with threads: usable until they are closed, and only in the process that created them.
 
-A process made by ``fork`` gets a copy of the memory and of one thread. Whoever asks a runtime there waits for threads that do
-not exist, and so does whoever frees one. So what is asked is refused, and nothing that the copy holds is ever freed there.
+A process created by ``fork`` has a copy of the memory and of one thread. Using or freeing a runtime there would wait
+for threads that do not exist. So use is an error there, and the copied objects are never freed.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from clipmlu.errors import SessionError
 
 
 class Forked(Protocol):
-    """What holds threads."""
+    """An object with threads."""
 
     def on_fork(self) -> None:
-        """Called in a forked process: give up what must not be shared with the first one; wait for nothing."""
+        """Called in a forked process: release what must not be shared with the parent process, without waiting."""
 
 
 class Lifetime:
-    """Whether something may be used now; threads may share one.
+    """Whether an object may be used now; threads may share one.
 
     Args:
-        name: what messages call it, such as ``"Bundle 'b32'"``.
-        remedy: what to do when it was closed, as a sentence.
+        name: name of the object in messages, such as ``"Bundle 'b32'"``.
+        remedy: advice for a closed object, a sentence.
     """
 
     def __init__(self, name: str, remedy: str) -> None:
@@ -39,29 +39,29 @@ class Lifetime:
 
     @property
     def forked(self) -> bool:
-        """Whether this process was forked from the one that made it."""
+        """Whether this process was forked from the one that created the object."""
         return os.getpid() != self._process
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the object is closed."""
         return self._closed
 
     def check(self) -> None:
-        """Refuse what cannot work.
+        """Check that the object can be used.
 
         Raises:
-            SessionError: it was closed, or belongs to another process.
+            SessionError: it is closed, or belongs to another process.
         """
         self.check_process()
         if self._closed:
             raise SessionError(f"{self._name} was closed. {self._remedy}")
 
     def check_process(self) -> None:
-        """Refuse to wait for threads of another process.
+        """Check that this process may wait for the object's threads.
 
         Raises:
-            SessionError: this process was forked from the one that made it.
+            SessionError: this process was forked from the one that created the object.
         """
         if self.forked:
             raise SessionError(
@@ -71,7 +71,7 @@ class Lifetime:
             )
 
     def end(self) -> bool:
-        """Note that it is closed; whether there is something to release, which there is once, and not in a forked process."""
+        """Mark the object as closed; return True on the first call, if this process must release its resources."""
         if self.forked:
             self._closed = True
             return False
@@ -84,7 +84,7 @@ _holders: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
 def keep_when_forked(holder: Forked) -> None:
-    """Have ``holder`` told of a fork in the forked process, and never freed there."""
+    """Register an object: in a forked process its ``on_fork`` is called, and it is never freed there."""
     _holders.add(holder)
 
 
@@ -94,5 +94,5 @@ def _after_fork() -> None:
         holder.on_fork()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
