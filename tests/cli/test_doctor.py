@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Run
-from clipmlu.magicmind.probing import JSON_NAME, MARKDOWN_NAME
+from clipmlu.magicmind.probe.report import JSON_NAME, MARKDOWN_NAME
 
 
 @pytest.fixture(autouse=True)

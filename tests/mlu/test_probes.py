@@ -23,19 +23,12 @@ import pytest
 
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
 from clipmlu.graph.lowering import MAGICMIND
-from clipmlu.magicmind import probes, probing
+from clipmlu.magicmind import probes
 from clipmlu.magicmind.backend import emulated_worker
-from clipmlu.magicmind.probing import (
-    JSON_NAME,
-    MARKDOWN_NAME,
-    OPERATOR_RECIPES,
-    ProbeReport,
-    make_graphs,
-    probe_emulated_sdk,
-    probe_names,
-    probe_sdk,
-    write_probe,
-)
+from clipmlu.magicmind.probe.ask import probe_emulated_sdk, probe_names, probe_sdk, write_probe
+from clipmlu.magicmind.probe.graphs import make_graphs
+from clipmlu.magicmind.probe.operators import OPERATOR_RECIPES
+from clipmlu.magicmind.probe.report import JSON_NAME, MARKDOWN_NAME, ProbeReport
 from mlu.test_driver_file import ALLOWED, imports, newer_than_37
 
 SOURCE = Path(probes.__file__).read_text(encoding="utf-8")
@@ -445,7 +438,7 @@ def test_probes_are_valid_for_python_37_and_import_nothing_of_ours() -> None:
 
 
 def test_program_and_report_agree_on_their_names() -> None:
-    assert (probes.JSON_NAME, probes.MARKDOWN_NAME) == (probing.JSON_NAME, probing.MARKDOWN_NAME)
+    assert (probes.JSON_NAME, probes.MARKDOWN_NAME) == (JSON_NAME, MARKDOWN_NAME)
     assert "foundation" in probe_names()
 
 

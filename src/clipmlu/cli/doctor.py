@@ -14,7 +14,7 @@ from clipmlu.report.tables import console, echo_json
 
 if TYPE_CHECKING:
     from clipmlu.doctor import Finding
-    from clipmlu.magicmind.probing import ProbeReport
+    from clipmlu.magicmind.probe.report import ProbeReport
 
 _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--only", "timeout": "--timeout"}
 
@@ -109,20 +109,21 @@ def _print_findings(findings: list[Finding]) -> None:
 def _probe_sdk(
     output: Path, *, emulated: bool, only: tuple[str, ...], timeout: float, overwrite: bool, as_json: bool
 ) -> int:
-    from clipmlu.magicmind import probing
+    from clipmlu.magicmind.probe import ask
+    from clipmlu.magicmind.probe.report import JSON_NAME, MARKDOWN_NAME
 
     if emulated:
         from clipmlu.magicmind.emulator import NOTICE
 
         note(NOTICE)
-        report = probing.probe_emulated_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
+        report = ask.probe_emulated_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     else:
-        report = probing.probe_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
+        report = ask.probe_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     if as_json:
         echo_json(encode_json(report))
     else:
         _print_report(report)
-    note(f"Written: {name_from_path(output / probing.MARKDOWN_NAME)} and {name_from_path(output / probing.JSON_NAME)}.")
+    note(f"Written: {name_from_path(output / MARKDOWN_NAME)} and {name_from_path(output / JSON_NAME)}.")
     if not report.emulated:
         note("Please send both to the project: they answer what nobody outside knows.")
     return 0
@@ -138,7 +139,7 @@ def _print_report(report: ProbeReport) -> None:
 
 
 def _write_probe(directory: Path, *, overwrite: bool) -> int:
-    from clipmlu.magicmind.probing import write_probe
+    from clipmlu.magicmind.probe.ask import write_probe
 
     program = write_probe(directory, overwrite=overwrite)
     click.echo(str(program))

@@ -1,0 +1,1 @@
+"""Tests undocumented behaviour of the MagicMind SDK on tiny graphs, and writes a report."""

@@ -1,0 +1,190 @@
+"""``clipmlu doctor --probe-sdk``: the graphs for ``probes.py``, running it, and its report.
+
+``probes.py`` asks the vendor's SDK the questions of section 7 of docs/magicmind-api.md; it runs where the SDK lives and
+knows nothing of clipmlu. What needs ``onnx`` is done here: the graphs, and what they compute.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from clipmlu.errors import BackendUnavailableError, UnknownNameError
+from clipmlu.files.publish import check_files_free, scratch_directory, write_files
+from clipmlu.magicmind.backend import emulated_worker, real_sdk_is_importable
+from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE
+from clipmlu.magicmind.probe.graphs import make_graphs
+from clipmlu.magicmind.probe.report import JSON_NAME, MARKDOWN_NAME, ProbeReport
+
+PROBES_FILE = Path(__file__).parents[1] / "probes.py"
+GRAPHS_FOLDER = "graphs"
+_REPORT_NAMES = (JSON_NAME, MARKDOWN_NAME)
+
+
+def probe_names() -> tuple[str, ...]:
+    """Names of all probes."""
+    from clipmlu.magicmind import probes
+
+    return tuple(probes.PROBES)
+
+
+def probe_sdk(
+    output: Path,
+    *,
+    python: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_seconds: float = 120.0,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    overwrite: bool = False,
+) -> ProbeReport:
+    """Ask the SDK that is found here; takes minutes on a card.
+
+    Args:
+        output: folder for ``magicmind-probe.json`` and ``magicmind-probe.md``; made when it is not there.
+        python: the interpreter that has the SDK; None for what CLIPMLU_MLU_PYTHON names, else this one.
+        environment: the variables of the probes' processes; None for this process's own.
+        timeout_seconds: longest wait for one case.
+        only: names of the probes to run; all when empty.
+        jobs: probes at a time.
+        overwrite: replace files of these names.
+
+    Returns:
+        The report, as it was written.
+
+    Raises:
+        BackendUnavailableError: there is no SDK to ask.
+        UnknownNameError: there is no such probe.
+        OutputExistsError: there is a report already, and ``overwrite`` is off.
+        OutputError: the files cannot be written.
+    """
+    check_files_free([output / name for name in _REPORT_NAMES], overwrite=overwrite)
+    for name in only:
+        if name not in probe_names():
+            raise UnknownNameError("probe", name, probe_names())
+    interpreter = python or _find_interpreter()
+    with scratch_directory() as folder:
+        graphs = folder / GRAPHS_FOLDER
+        write_files({graphs / name: content for name, content in make_graphs().items()}, overwrite=False)
+        command = [interpreter, str(PROBES_FILE), "--called", "--graphs", str(graphs), "--output", str(folder)]
+        command += ["--timeout", str(timeout_seconds), "--jobs", str(jobs)]
+        if only:
+            command += ["--only", *only]
+        try:
+            code = _run(command, environment)
+        except KeyboardInterrupt:
+            if _has_records(folder / JSON_NAME):
+                _copy_report(folder, output, overwrite=overwrite)
+            raise
+        except OSError as error:
+            raise BackendUnavailableError(f"Cannot run '{interpreter}': {error.strerror}.") from error
+        report = _read_report(folder / JSON_NAME, interpreter, code)
+        _copy_report(folder, output, overwrite=overwrite)
+    return report
+
+
+def probe_emulated_sdk(
+    output: Path,
+    *,
+    timeout_seconds: float = 120.0,
+    only: Sequence[str] = (),
+    jobs: int = 2,
+    overwrite: bool = False,
+    **settings: Any,
+) -> ProbeReport:
+    """Ask the emulated SDK; see ``probe_sdk``.
+
+    Args:
+        output: folder for the files.
+        timeout_seconds: longest wait for one case.
+        only: names of the probes to run; all when empty.
+        jobs: probes at a time.
+        overwrite: replace files of these names.
+        settings: of the emulator, such as ``mode="lenient"``; see ``emulated_environment``.
+    """
+    environment = emulated_worker(**settings).environment
+    return probe_sdk(
+        output,
+        python=sys.executable,
+        environment=environment,
+        timeout_seconds=timeout_seconds,
+        only=only,
+        jobs=jobs,
+        overwrite=overwrite,
+    )
+
+
+def write_probe(directory: Path, *, overwrite: bool = False) -> Path:
+    """Write ``probes.py`` and its graphs into a folder, to be copied to where the SDK is and clipmlu is not.
+
+    Args:
+        directory: the folder; made when it is not there.
+        overwrite: replace files of these names.
+
+    Returns:
+        The program's path.
+
+    Raises:
+        OutputExistsError: one is there, and ``overwrite`` is off.
+        OutputError: it cannot be written.
+    """
+    program = directory / PROBES_FILE.name
+    contents = {directory / GRAPHS_FOLDER / name: content for name, content in make_graphs().items()}
+    write_files({**contents, program: PROBES_FILE.read_bytes()}, overwrite=overwrite)
+    return program
+
+
+def _find_interpreter() -> str:
+    named = os.environ.get(PYTHON_VARIABLE)
+    if named:
+        return named
+    if real_sdk_is_importable():
+        return sys.executable
+    raise BackendUnavailableError(
+        f"There is no MagicMind SDK to probe here: set {PYTHON_VARIABLE} to the interpreter that has it"
+        f"{f' ({WORKER_VARIABLE} alone does not do)' if os.environ.get(WORKER_VARIABLE) else ''}, "
+        "or run where it is what this writes: clipmlu doctor --write-probe DIR"
+    )
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str] | None) -> int:
+    """Run a program; when this process is interrupted, it gets time to end its own children."""
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:  # noqa: S603
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+
+
+def _has_records(path: Path) -> bool:
+    try:
+        return bool(msgspec.json.decode(path.read_bytes(), type=ProbeReport).records)
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
+def _copy_report(folder: Path, output: Path, *, overwrite: bool) -> None:
+    write_files({output / name: (folder / name).read_bytes() for name in _REPORT_NAMES}, overwrite=overwrite)
+
+
+def _read_report(path: Path, interpreter: str, code: int) -> ProbeReport:
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=ProbeReport)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BackendUnavailableError(
+            f"'{interpreter}' gave no report (exit code {code}); it must be Python 3.7 or newer with NumPy: {error}"
+        ) from error
+    if report.host.sdk_path is None:
+        raise BackendUnavailableError(f"There is no MagicMind SDK for '{interpreter}': {report.host.problem}.")
+    return report
