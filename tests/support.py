@@ -6,6 +6,7 @@ Text tower: sum of token embeddings, unit norm.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,9 @@ from clipmlu.bundle.manifest import (
     current_tool_versions,
     text_id_of,
 )
+from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
+from clipmlu.errors import InputError
 from clipmlu.specs import Layout, ModelId, PreprocessSpec, TensorSpec, TokenizerSpec, TowerName
 
 SIDE = 8
@@ -35,6 +38,7 @@ DIM = 12
 CONTEXT = 32
 VOCAB = 300
 LOGIT_SCALE = 20.0
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -113,6 +117,41 @@ def with_clips_normalisation(bundle: ExportedBundle) -> ExportedBundle:
 def picture(seed: int) -> Image.Image:
     """A noise picture of the tiny model's size."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+
+
+@dataclasses.dataclass
+class Pictures:
+    """Noise pictures with drawn labels; those in ``broken`` cannot be read."""
+
+    size: int
+    broken: frozenset[int] = frozenset()
+    class_names: tuple[str, ...] = NAMES
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    name: str = "pictures"
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        self.original_names = tuple(name.upper() for name in self.class_names)
+        self.labels = np.random.default_rng(7).integers(
+            0, len(self.class_names) - 1, self.size
+        )  # the last class stays empty
+
+    def __len__(self) -> int:
+        return self.size
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def image(self, index: int) -> Image.Image:
+        if index in self.broken:
+            raise InputError(f"Image '{index}' is broken")
+        return picture(index)
+
+    def source(self, index: int) -> Image.Image:
+        return self.image(index)
+
+    def key(self, index: int) -> str:
+        return f"pictures/{index}"
 
 
 def joint_logits(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from PIL import Image
 
 import support
 from clipmlu.bundle.directory import CompiledBundle
-from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError, OptionError, ShapeError
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
@@ -22,43 +19,7 @@ from clipmlu.measure.accuracy.tally import ImageResult, Tally
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
 from clipmlu.report.vendor_files import write_sample_files
-
-NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
-
-
-@dataclasses.dataclass
-class Pictures:
-    """Noise pictures with drawn labels; those in ``broken`` cannot be read."""
-
-    size: int
-    broken: frozenset[int] = frozenset()
-    class_names: tuple[str, ...] = NAMES
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    name: str = "pictures"
-    split: str = "test"
-
-    def __post_init__(self) -> None:
-        self.original_names = tuple(name.upper() for name in self.class_names)
-        self.labels = np.random.default_rng(7).integers(
-            0, len(self.class_names) - 1, self.size
-        )  # the last class stays empty
-
-    def __len__(self) -> int:
-        return self.size
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
-
-    def image(self, index: int) -> Image.Image:
-        if index in self.broken:
-            raise InputError(f"Image '{index}' is broken")
-        return support.picture(index)
-
-    def source(self, index: int) -> Image.Image:
-        return self.image(index)
-
-    def key(self, index: int) -> str:
-        return f"pictures/{index}"
+from support import NAMES, Pictures
 
 
 @pytest.fixture

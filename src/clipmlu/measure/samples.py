@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image
 
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
-from clipmlu.embed.encoder import Encoder
-from clipmlu.errors import OptionError, OverlapError
+from clipmlu.errors import InputError, OptionError, OverlapError
 from clipmlu.specs import Spec
 
 
@@ -30,8 +31,13 @@ def choose_images(dataset: Dataset, samples: int | None, *, shuffle: bool, seed:
 
     Raises:
         OptionError: there are not so many.
+        InputError: there are none.
     """
     available = len(dataset)
+    if available == 0:
+        raise InputError(
+            f"'{dataset.name}' has no images in its split '{dataset.split}'. Give another split or dataset."
+        )
     count = available if samples is None else samples
     if count > available:
         raise OptionError(
@@ -44,20 +50,27 @@ def choose_images(dataset: Dataset, samples: int | None, *, shuffle: bool, seed:
 
 
 class Overlap:
-    """Looks for images that the bundle was calibrated with; used from several threads.
+    """Looks for images that a bundle was calibrated with; used from several threads.
+
+    Args:
+        known: content digests of the images of the calibration.
+        owner: the bundle that was calibrated with them, for messages.
+        instead: what to do with other images, for messages.
+        allowed: take such images too, and list them.
 
     Attributes:
         found: ids of such images.
     """
 
-    def __init__(self, encoder: Encoder, *, allowed: bool) -> None:
-        self._bundle = encoder.bundle
-        self._known = frozenset(encoder.bundle.calibration_data().images)
+    def __init__(self, known: Iterable[str], owner: str, instead: str, *, allowed: bool) -> None:
+        self._known = frozenset(known)
+        self._owner = owner
+        self._instead = instead
         self._allowed = allowed
         self.found: list[str] = []
 
     def check(self, name: str, image: Image.Image) -> None:
-        """Refuse or note an image that the bundle was calibrated with.
+        """Refuse or list an image that a bundle was calibrated with.
 
         Raises:
             OverlapError: it is one, and that is not allowed.
@@ -65,7 +78,7 @@ class Overlap:
         if self._known and content_digest(image) in self._known:
             if not self._allowed:
                 raise OverlapError(
-                    f"Image '{name}' is one that bundle '{self._bundle.path}' was calibrated with. "
-                    "Evaluate others, or add --allow-overlap, which marks the report."
+                    f"Image '{name}' is one that {self._owner} was calibrated with. "
+                    f"{self._instead}, or add --allow-overlap, which marks the report."
                 )
             self.found.append(name)

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
+
 from clipmlu.specs import Spec
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def count_changes(before: BoolArray, after: BoolArray) -> tuple[int, int]:
+    """How many images a change of the classifier loses and wins.
+
+    Args:
+        before: which images the first classifier has right, shape (N,).
+        after: which of the same images the second one has right.
+
+    Returns:
+        Images that only the first one has right, and images that only the second one has right.
+    """
+    return int((before & ~after).sum()), int((after & ~before).sum())
 
 
 def mcnemar_p_value(first_only: int, second_only: int) -> float:

@@ -6,24 +6,22 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends import get_backend
 from clipmlu.bundle.manifest import current_tool_versions
-from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, rank_classes
+from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.prompts import fill_template
 from clipmlu.embed.encoder import Encoder
-from clipmlu.embed.images import item_from_dataset, run_batches
-from clipmlu.errors import InputError, OverlapError
+from clipmlu.errors import OverlapError
 from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion
 from clipmlu.measure.accuracy.tally import TOP_K, ImageResult, Tally
+from clipmlu.measure.ranking import EmbeddedImages, check_any_read, embed_in_batches, rank_images
 from clipmlu.measure.samples import Overlap, SkippedImage, choose_images
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.specs import NaturalInt, PositiveInt
@@ -98,21 +96,22 @@ def evaluate(
     tally = Tally(len(dataset.class_names))
     skipped: list[SkippedImage] = []
     start = time.perf_counter()
-    overlap = Overlap(encoder, allowed=options.allow_overlap)
-    items = (item_from_dataset(dataset, index, overlap.check) for index in indices)
-    batches = run_batches(classifier.scorer, items, batch_size=batch_size, workers=options.workers)
-    remaining = iter(indices)
+    calibrated = encoder.bundle.calibration_data()
+    overlap = Overlap(
+        calibrated.images, f"bundle '{encoder.bundle.path}'", "Evaluate others", allowed=options.allow_overlap
+    )
+    batches = embed_in_batches(
+        classifier.scorer, dataset, indices, batch_size=batch_size, workers=options.workers, check=overlap.check
+    )
     try:
         for batch in batches:
-            numbers = list(islice(remaining, len(batch.items)))
-            skipped += [SkippedImage(id=batch.items[at].id, reason=str(error)) for at, error in batch.errors.items()]
-            good = [number for at, number in enumerate(numbers) if at not in batch.errors]
-            results = _count(tally, classifier, dataset, good, batch.rows) if good else []
+            skipped += batch.skipped
+            results = _count(tally, classifier, batch)
             if on_result:
                 for result in results:
                     on_result(result)
             if on_progress:
-                on_progress(len(numbers))
+                on_progress(batch.taken)
     except OverlapError:  # what was counted is no accuracy
         raise
     except BaseException:
@@ -120,33 +119,21 @@ def evaluate(
             on_interrupt(tally, len(indices))
         raise
     elapsed = time.perf_counter() - start
-    if tally.images == 0:
-        raise InputError(
-            f"Not one of the {len(indices)} images of '{dataset.name}' could be read. First: {skipped[0].reason}"
-        )
+    check_any_read(dataset, tally.images, skipped)
     report = _report(encoder, classifier, dataset, tally, tuple(skipped), batch_size, elapsed)
     prompts = {fill_template(template, name) for template in classifier.templates for name in classifier.class_names}
     return msgspec.structs.replace(
         report,
         calibration_overlap=len(overlap.found) if options.allow_overlap else None,
-        calibration_prompts=len(prompts.intersection(encoder.bundle.calibration_data().prompts)),
+        calibration_prompts=len(prompts.intersection(calibrated.prompts)),
     )
 
 
-def _count(
-    tally: Tally,
-    classifier: ZeroShotClassifier,
-    dataset: Dataset,
-    indices: Sequence[int],
-    rows: npt.NDArray[np.float32],
-) -> list[ImageResult]:
-    labels = np.array([dataset.label(index) for index in indices], np.int64)
-    logits = classifier.logits(rows)
-    ranked = rank_classes(logits, TOP_K)
-    confidence = classifier.scores(logits).max(axis=1)
-    tally.add(labels, ranked, confidence)
-    results = zip(indices, labels, ranked, strict=True)
-    return [ImageResult(index, int(label), tuple(int(each) for each in best)) for index, label, best in results]
+def _count(tally: Tally, classifier: ZeroShotClassifier, batch: EmbeddedImages) -> list[ImageResult]:
+    found = rank_images(classifier, batch.rows, TOP_K)
+    tally.add(batch.labels, found.ranked, classifier.scores(found.logits).max(axis=1))
+    results = zip(batch.indices, batch.labels.tolist(), found.ranked.tolist(), strict=True)
+    return [ImageResult(index, label, tuple(best)) for index, label, best in results]
 
 
 def _report(

@@ -7,13 +7,10 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.measure.ranking import IntArray
+
 CALIBRATION_BINS = 15
-
-
 TOP_K = 5
-
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Tally:
         self.bin_correct: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
         self.bin_confidence: npt.NDArray[np.float64] = np.zeros(CALIBRATION_BINS, np.float64)
 
-    def add(self, labels: IntArray, ranked: npt.NDArray[np.intp], confidence: npt.NDArray[np.float32]) -> None:
+    def add(self, labels: IntArray, ranked: IntArray, confidence: npt.NDArray[np.float32]) -> None:
         """Count images.
 
         Args:

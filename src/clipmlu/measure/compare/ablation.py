@@ -30,9 +30,10 @@ from clipmlu.graph.quantisation.clipping import clip_graph
 from clipmlu.graph.quantisation.rewrite import rewrite_for_runtime
 from clipmlu.graph.quantisation.smoothing import find_sites, smooth_graph
 from clipmlu.graph.roles import ROLES, Role, find_operators
-from clipmlu.measure.compare.predictions import compare_embeddings, embed_dataset, predict_classes
+from clipmlu.measure.compare.predictions import compare_embeddings, predict_classes
 from clipmlu.measure.compare.tensors import lowered_model
-from clipmlu.measure.statistics import mcnemar_p_value
+from clipmlu.measure.ranking import embed_dataset
+from clipmlu.measure.statistics import count_changes, mcnemar_p_value
 from clipmlu.specs import MluBuild, NodeType, Spec, TowerName
 
 
@@ -237,7 +238,7 @@ class _Judge:
         classes = predict_classes(changed.image, changed.text)
         cosine, before = compare_embeddings(embeddings, self._floats.of(tower)).mean_cosine, self.own_cosine(tower)
         right, own_right = classes == self.labels, self.own_classes == self.labels
-        won, lost = int((right & ~own_right).sum()), int((own_right & ~right).sum())
+        lost, won = count_changes(own_right, right)
         return RoleCost(
             tower=tower,
             role=role,

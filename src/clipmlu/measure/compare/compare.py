@@ -35,19 +35,17 @@ from clipmlu.measure.compare.ablation import (
 )
 from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison, compare_tower, hidden_tower
 from clipmlu.measure.compare.predictions import (
-    Embedded,
     EmbeddingComparison,
-    IntArray,
     PredictionComparison,
     best_classes,
     compare_embeddings,
     compare_predictions,
-    embed_dataset,
     predict_classes,
 )
 from clipmlu.measure.compare.sides import Side, SideFacts, check_same_model, open_side
 from clipmlu.measure.compare.tensors import hidden_reason, lowered_model, tensor_graph
-from clipmlu.measure.samples import SkippedImage, choose_images
+from clipmlu.measure.ranking import EmbeddedImages, IntArray, embed_dataset
+from clipmlu.measure.samples import Overlap, SkippedImage, choose_images
 from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Spec, TowerName
 
 DEFAULT_SAMPLES = 256
@@ -234,11 +232,13 @@ class _Result:
 
     Attributes:
         embedded: its rows, with the images that they are of.
+        overlap: how many of them a bundle was calibrated with.
         logits: of the rows, shape (N, C).
         embeddings: of images and classes; None for the joint layout.
     """
 
-    embedded: Embedded
+    embedded: EmbeddedImages
+    overlap: int
     logits: FloatArray
     embeddings: Embeddings | None
 
@@ -272,14 +272,14 @@ class _Comparison:
         self._indices = choose_images(dataset, samples, shuffle=options.shuffle, seed=options.seed)
         self._prompts = [fill_template(template, name) for template in self._templates for name in dataset.class_names]
         seen = [side.seen for side in (a, b)]
-        self._seen_images = frozenset().union(*(data.images for data in seen))
-        self._seen_prompts = frozenset().union(*(data.prompts for data in seen))
+        self._seen_images = {image for data in seen for image in data.images}
+        self._seen_prompts = {prompt for data in seen for prompt in data.prompts}
 
     def run(self, start: float) -> ComparisonReport:
         a, b = self._embed(self._a, "A"), self._embed(self._b, "B")
         measured, own, theirs = a.embedded, a.embeddings, b.embeddings
         assert measured.indices == b.embedded.indices, "both read the same files"
-        predictions = compare_predictions(self._dataset, measured.indices, a.predicted, b.predicted)
+        predictions = compare_predictions(self._dataset, measured, a.predicted, b.predicted)
         ablation, logits = None, None
         embeddings: dict[TowerName, EmbeddingComparison] = {}
         if own is None or theirs is None:
@@ -304,7 +304,7 @@ class _Comparison:
             templates=self._templates,
             images=len(measured.indices),
             skipped=measured.skipped,
-            calibration_overlap=measured.overlap if self._options.allow_overlap else None,
+            calibration_overlap=a.overlap if self._options.allow_overlap else None,
             calibration_prompts=len(self._seen_prompts.intersection(self._prompts)),
             threshold=self._options.threshold,
             towers=towers,
@@ -323,19 +323,17 @@ class _Comparison:
             classifier = build_classifier(encoder, self._dataset.class_names, self._templates, cache=options.cache)
             if cost := classifier.scorer.describe_cost(encoder.check_batch_size(options.batch_size)):
                 self._note(cost)
+            overlap = Overlap(
+                self._seen_images, "a compared bundle", "Compare on others", allowed=options.allow_overlap
+            )
             embedded = embed_dataset(
-                classifier.scorer,
-                self._dataset,
-                self._indices,
-                batch_size=options.batch_size,
-                seen=self._seen_images,
-                allow_overlap=options.allow_overlap,
+                classifier.scorer, self._dataset, self._indices, batch_size=options.batch_size, check=overlap.check
             )
             logits = classifier.scorer.logits(embedded.rows)  # NaN is reported here, not refused
-            if _is_joint(side):
-                return _Result(embedded=embedded, logits=logits, embeddings=None)
-            embeddings = Embeddings(image=embedded.rows, text=classifier.class_embeddings)
-        return _Result(embedded=embedded, logits=logits, embeddings=embeddings)
+            embeddings = None
+            if not _is_joint(side):
+                embeddings = Embeddings(image=embedded.rows, text=classifier.class_embeddings)
+        return _Result(embedded=embedded, overlap=len(overlap.found), logits=logits, embeddings=embeddings)
 
     def _compare_tower(self, tower: TowerName, indices: Sequence[int]) -> TowerComparison:
         sides = (self._a, self._b)

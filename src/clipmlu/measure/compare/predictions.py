@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset
-from clipmlu.data.images import content_digest
 from clipmlu.embed.encoder import FloatArray
-from clipmlu.embed.image_graph import ImageGraph
-from clipmlu.embed.images import item_from_dataset, run_items
-from clipmlu.errors import InputError, OverlapError
-from clipmlu.measure.samples import SkippedImage
-from clipmlu.measure.statistics import mcnemar_p_value
+from clipmlu.measure.ranking import EmbeddedImages, IntArray
+from clipmlu.measure.statistics import count_changes, mcnemar_p_value
 from clipmlu.specs import Spec
 
 FLIPS_SHOWN = 20
 _NO_CLASS = -1  # of an image whose embedding is not finite
-
-IntArray = npt.NDArray[np.int64]
 
 
 class EmbeddingComparison(Spec, frozen=True, kw_only=True):
@@ -86,79 +77,6 @@ class PredictionComparison(Spec, frozen=True, kw_only=True):
     flips: tuple[FlippedImage, ...]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Embedded:
-    """Images that were embedded, in the order of the dataset's indices.
-
-    Attributes:
-        indices: positions in the dataset, of those that could be read.
-        rows: what the graph gives for them, float32, shape (N, D): embeddings, or logits of the joint layout.
-        skipped: images that could not be read.
-        overlap: images that the overlap check knew.
-    """
-
-    indices: tuple[int, ...]
-    rows: FloatArray
-    skipped: tuple[SkippedImage, ...]
-    overlap: int
-
-
-def embed_dataset(
-    graph: ImageGraph,
-    dataset: Dataset,
-    indices: Sequence[int],
-    *,
-    batch_size: int | None = None,
-    seen: frozenset[str] = frozenset(),
-    allow_overlap: bool = False,
-    on_progress: Callable[[int], None] = lambda _count: None,
-) -> Embedded:
-    """Run images of a dataset through a graph.
-
-    Args:
-        graph: the image tower, or what a classifier scores with.
-        dataset: the images.
-        indices: which of them.
-        batch_size: images per batch; None for the bundle's own.
-        seen: content digests of images that a bundle was calibrated with.
-        allow_overlap: count such images instead of refusing them.
-        on_progress: called with the number of images done since the last call.
-
-    Raises:
-        InputError: not one image could be read.
-        OverlapError: an image is among ``seen``.
-        ShapeError: the bundle does not take such batches.
-    """
-    found: list[str] = []
-
-    def check(key: str, image: Image.Image) -> None:
-        if seen and content_digest(image) in seen:
-            if not allow_overlap:
-                raise OverlapError(
-                    f"Image '{key}' is one that a compared bundle was calibrated with. "
-                    "Compare on others, or add --allow-overlap, which marks the report."
-                )
-            found.append(key)
-
-    good: list[int] = []
-    rows: list[FloatArray] = []
-    skipped: list[SkippedImage] = []
-    items = (item_from_dataset(dataset, index, check) for index in indices)
-    outcomes = run_items(graph, items, batch_size=batch_size)
-    for index, outcome in zip(indices, outcomes, strict=True):
-        if outcome.row is None:
-            skipped.append(SkippedImage(id=outcome.item.id, reason=str(outcome.error)))
-        else:
-            good.append(index)
-            rows.append(outcome.row)
-        on_progress(1)
-    if not rows:
-        raise InputError(
-            f"Not one of the {len(indices)} images of '{dataset.name}' could be read. First: {skipped[0].reason}"
-        )
-    return Embedded(indices=tuple(good), rows=np.stack(rows), skipped=tuple(skipped), overlap=len(found))
-
-
 def predict_classes(embeddings: FloatArray, class_embeddings: FloatArray) -> IntArray:
     """The best class of each image, int64, shape (N,); -1 where no class can be told, for want of finite numbers."""
     with np.errstate(invalid="ignore", over="ignore"):
@@ -206,20 +124,20 @@ def row_cosines(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64])
 
 
 def compare_predictions(
-    dataset: Dataset, indices: Sequence[int], predicted: IntArray, reference: IntArray
+    dataset: Dataset, images: EmbeddedImages, predicted: IntArray, reference: IntArray
 ) -> PredictionComparison:
     """Compare the best classes of the same images.
 
     Args:
         dataset: where the images are from.
-        indices: their positions in it.
+        images: which of them.
         predicted: what the measured side takes them for, shape (N,), of ``predict_classes``.
         reference: what the reference takes them for.
     """
-    labels = np.array([dataset.label(index) for index in indices], np.int64)
+    labels = images.labels
     right, reference_right = predicted == labels, reference == labels
     differ = np.flatnonzero(predicted != reference)
-    lost, won = int((reference_right & ~right).sum()), int((right & ~reference_right).sum())
+    lost, won = count_changes(reference_right, right)
     names = distinct_names(dataset.class_names)
 
     def name(number: int) -> str | None:
@@ -227,7 +145,7 @@ def compare_predictions(
 
     flips = [
         FlippedImage(
-            id=dataset.key(indices[row]),
+            id=dataset.key(images.indices[row]),
             class_name=names[labels[row]],
             predicted=name(int(predicted[row])),
             reference=name(int(reference[row])),

@@ -1,0 +1,176 @@
+"""Images of a labelled dataset through a model: embedded, and their classes ranked.
+
+Accuracy counts the ranks, a comparison compares them, and a search of how to quantise evaluates with them. Whole datasets
+are taken batch by batch (``embed_in_batches``); what must be kept is embedded at once (``embed_dataset``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
+from clipmlu.data.datasets import Dataset
+from clipmlu.embed.encoder import FloatArray
+from clipmlu.embed.image_graph import ImageGraph
+from clipmlu.embed.images import RowBatch, item_from_dataset, run_batches
+from clipmlu.errors import InputError
+from clipmlu.measure.samples import SkippedImage
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddedImages:
+    """Images that went through a graph, in the order of the indices that were asked for.
+
+    Attributes:
+        indices: positions in the dataset of the N images that could be read.
+        labels: their classes, int64, shape (N,).
+        rows: what the graph gives for them, float32, shape (N, D): embeddings, or logits of the joint layout.
+        skipped: images that could not be read.
+    """
+
+    indices: tuple[int, ...]
+    labels: IntArray
+    rows: FloatArray
+    skipped: tuple[SkippedImage, ...]
+
+    @property
+    def taken(self) -> int:
+        """Number of images, those that were skipped included."""
+        return len(self.indices) + len(self.skipped)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankedImages:
+    """What a classifier takes N images for.
+
+    Attributes:
+        logits: float32, shape (N, C).
+        ranked: the best K classes of each image, best first, int64, shape (N, K).
+    """
+
+    logits: FloatArray
+    ranked: IntArray
+
+    @property
+    def predicted(self) -> IntArray:
+        """The best class of each image, shape (N,)."""
+        return self.ranked[:, 0]
+
+
+def embed_in_batches(
+    graph: ImageGraph,
+    dataset: Dataset,
+    indices: Sequence[int],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    check: Callable[[str, Image.Image], object] | None = None,
+) -> Generator[EmbeddedImages, None, None]:
+    """Run images of a dataset through a graph, lazily: one value for each batch.
+
+    Args:
+        graph: the image tower, or the scorer of a classifier.
+        dataset: the images.
+        indices: which of them.
+        batch_size: images per batch; None for the bundle's own.
+        workers: threads that read, decode and preprocess; None for all CPUs.
+        check: called with the key of each image and the image, from several threads; what it raises ends the run.
+
+    Raises:
+        ShapeError: the bundle does not take such batches.
+    """
+    items = (item_from_dataset(dataset, index, check) for index in indices)
+    remaining = iter(indices)
+    for batch in run_batches(graph, items, batch_size=batch_size, workers=workers):
+        yield _embedded([batch], dataset, list(islice(remaining, len(batch.items))))
+
+
+def embed_dataset(
+    graph: ImageGraph,
+    dataset: Dataset,
+    indices: Sequence[int],
+    *,
+    batch_size: int | None = None,
+    check: Callable[[str, Image.Image], object] | None = None,
+    skip_unreadable: bool = True,
+) -> EmbeddedImages:
+    """Run images of a dataset through a graph and keep the rows of all of them.
+
+    Args:
+        graph: see ``embed_in_batches``.
+        dataset: the images.
+        indices: which of them.
+        batch_size: images per batch; None for the bundle's own.
+        check: see ``embed_in_batches``.
+        skip_unreadable: list images that cannot be read in ``skipped``; False raises the error of the first one.
+
+    Raises:
+        InputError: not one image could be read, or one could not with ``skip_unreadable`` off.
+        ShapeError: the bundle does not take such batches.
+    """
+    items = (item_from_dataset(dataset, index, check) for index in indices)
+    batches = []
+    for batch in run_batches(graph, items, batch_size=batch_size):
+        if batch.errors and not skip_unreadable:
+            raise next(iter(batch.errors.values()))
+        batches.append(batch)
+    found = _embedded(batches, dataset, indices)
+    check_any_read(dataset, len(found.indices), found.skipped)
+    return found
+
+
+def rank_images(classifier: ZeroShotClassifier, rows: FloatArray, top_k: int) -> RankedImages:
+    """Rank the classes for embedded images.
+
+    Args:
+        classifier: whose scorer gave the rows.
+        rows: float32, shape (N, D), of ``EmbeddedImages``.
+        top_k: classes per image, at most as many as there are.
+
+    Raises:
+        InputError: a row holds NaN or infinity.
+    """
+    logits = classifier.logits(rows)
+    return RankedImages(logits=logits, ranked=rank_classes(logits, top_k).astype(np.int64))
+
+
+def check_any_read(dataset: Dataset, read: int, skipped: Sequence[SkippedImage]) -> None:
+    """Refuse a dataset of which no image could be read.
+
+    Args:
+        dataset: the images.
+        read: how many could be read.
+        skipped: those that could not.
+
+    Raises:
+        InputError: ``read`` is 0; it says why the first one could not.
+    """
+    if read == 0:
+        raise InputError(
+            f"Not one of the {len(skipped)} images of '{dataset.name}' could be read. First: {skipped[0].reason}"
+        )
+
+
+def _embedded(batches: Iterable[RowBatch], dataset: Dataset, indices: Sequence[int]) -> EmbeddedImages:
+    batches = list(batches)
+    items = [item for batch in batches for item in batch.items]
+    errors = [batch.errors.get(position) for batch in batches for position in range(len(batch.items))]
+    good = tuple(index for index, error in zip(indices, errors, strict=True) if error is None)
+    return EmbeddedImages(
+        indices=good,
+        labels=np.array([dataset.label(index) for index in good], np.int64),
+        rows=np.concatenate([batch.rows for batch in batches]),
+        skipped=tuple(
+            SkippedImage(id=item.id, reason=str(error))
+            for item, error in zip(items, errors, strict=True)
+            if error is not None
+        ),
+    )
