@@ -1,4 +1,4 @@
-"""MagicMind on MLU cards, and the same on the emulated SDK."""
+"""The MagicMind backends: MLU cards, and the emulated SDK."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MagicMindBackend:
 
     name = "magicmind"
     precisions = VENDOR_PRECISIONS
-    packages: tuple[str, ...] = ()  # the SDK has no metadata of a package; see sdk_versions
+    packages: tuple[str, ...] = ()  # the SDK is not an installed package; see sdk_versions
     emulated = False
     has_cards = True
 
@@ -42,19 +42,19 @@ class MagicMindBackend:
         self._peers = _Peers(self._local_peer)
 
     def why_not(self, precision: Precision) -> str:
-        """Nothing: what the SDK offers does not depend on the machine."""
+        """Return an empty text: the SDK's precisions do not depend on the machine."""
         return ""
 
     def kernels(self, precision: Precision) -> str:
-        """Empty: the card computes."""
+        """Return an empty text: the card computes."""
         return ""
 
     def profile(self, precision: Precision) -> str | None:
-        """All graphs are lowered."""
+        """Return the MagicMind profile: all graphs are lowered."""
         return "magicmind"
 
     def probe(self) -> Availability:
-        """Say where the SDK is, without importing it or starting a worker."""
+        """Return where the SDK is, without importing it or starting a worker."""
         worker = worker_from_environment()
         if worker is not None:
             return Availability(True, f"worker {worker}")
@@ -68,7 +68,7 @@ class MagicMindBackend:
         )
 
     def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
-        """Of the SDK and the driver, as the worker or this process tells them."""
+        """Return the versions of the SDK and the driver, asked from the worker or this process."""
         with self._peers.lease(self._endpoint(options.worker), options.device) as peer:
             return ask_versions(peer)
 
@@ -77,11 +77,11 @@ class MagicMindBackend:
 
         Args:
             graph: the graph, lowered to the target's profile.
-            options: precision, shapes, and how to build.
-            directory: where the model file goes, with a record of the build beside it.
+            options: precision, shapes, and build options.
+            directory: folder of the model file and of the build record beside it.
 
         Raises:
-            CompileError: the SDK cannot build it as asked.
+            CompileError: the SDK cannot build the graph with these options.
             CalibrationError: the calibration data are missing, or do not fit.
             BackendUnavailableError: there is no SDK.
         """
@@ -110,10 +110,10 @@ class MagicMindBackend:
         )
 
     def _endpoint(self, worker: WorkerOptions | None) -> WorkerOptions | None:
-        """The worker to use, or None for this process.
+        """Return the worker to use, or None for this process.
 
         Raises:
-            BackendUnavailableError: there is neither.
+            BackendUnavailableError: neither is available.
         """
         worker = worker or worker_from_environment()
         if worker is None:
@@ -133,10 +133,10 @@ class MagicMindBackend:
 
 
 class EmulatedMagicMindBackend(MagicMindBackend):
-    """The same on the emulated SDK, which computes on this CPU; for tests and development, never chosen by itself.
+    """The backend of the emulated SDK, which computes on this CPU; for tests and development, never chosen by ``auto``.
 
     Args:
-        in_process: run the emulator in this process; else in a worker, as the real SDK would be.
+        in_process: run the emulator in this process; else in a worker, like the real SDK.
     """
 
     name = "magicmind-emulated"
@@ -148,7 +148,7 @@ class EmulatedMagicMindBackend(MagicMindBackend):
         self._in_process = in_process
 
     def probe(self) -> Availability:
-        """Look for onnxruntime, on which the emulator computes."""
+        """Look for onnxruntime, which the emulator needs."""
         if util.find_spec("onnxruntime") is None:
             return Availability(False, None, "the package 'onnxruntime' is not installed; pip install onnxruntime")
         if self._in_process and (problem := _real_sdk_is_loaded()):
@@ -176,24 +176,24 @@ class EmulatedMagicMindBackend(MagicMindBackend):
 
 
 def emulated_worker(**settings: Any) -> WorkerOptions:
-    """A worker on the emulated SDK, run by this interpreter.
+    """Return options for a worker with the emulated SDK and this interpreter.
 
     Args:
-        settings: of the emulator, such as ``mode="lenient"``; see ``emulated_environment``.
+        settings: settings of the emulator, such as ``mode="lenient"``; see ``emulated_environment``.
     """
     from clipmlu.magicmind.emulator import emulated_environment
 
     environment = emulated_environment(os.environ, **settings)
-    source = str(Path(__file__).resolve().parents[2])  # clipmlu itself, where it is not installed
+    source = str(Path(__file__).resolve().parents[2])  # clipmlu itself, if it is not installed
     environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], source])
     return WorkerOptions(python=sys.executable, environment=environment)
 
 
 def load_emulated_sdk() -> Any:
-    """The emulated ``magicmind.python.runtime``; leaves neither it nor its path where an import could find them.
+    """Import the emulated ``magicmind.python.runtime``; afterwards neither it nor its path is visible to other imports.
 
     Raises:
-        DriverError: the real SDK is in this process already.
+        DriverError: the real SDK is already imported in this process.
     """
     from clipmlu.magicmind.emulator import site_path
 
@@ -218,7 +218,7 @@ def _is_sdk(module: str) -> bool:
 
 
 def real_sdk_is_importable() -> bool:
-    """Whether ``import magicmind`` would find a package here that is not the emulated one; imports nothing."""
+    """Return whether ``import magicmind`` would find a package other than the emulated one; nothing is imported."""
     from clipmlu.magicmind.emulator import site_path
 
     try:
@@ -237,14 +237,14 @@ def _emulated_sdk_is_loaded() -> bool:
 
 
 def _real_sdk_is_loaded() -> str:
-    """Why the emulator cannot be loaded here; empty when it can."""
+    """Return why the emulator cannot be loaded in this process, or an empty text."""
     if _ROOT not in sys.modules or _emulated_sdk_is_loaded():
         return ""
     return "another 'magicmind' is imported in this process; use a worker, or a process of its own"
 
 
 class _Peers:
-    """One peer for each worker and card, shared by the sessions on it, ended with the last of them."""
+    """One peer for each worker and card, shared by its sessions and closed with the last of them."""
 
     def __init__(self, make_local: Callable[[], Peer]) -> None:
         self._make_local = make_local
@@ -253,12 +253,12 @@ class _Peers:
         keep_when_forked(self)
 
     def on_fork(self) -> None:
-        """Begin anew in a forked process; the first one keeps its peers."""
+        """Discard the peers in a forked process; the parent process keeps them."""
         self._lock = threading.Lock()
         self._peers = {}
 
     def acquire(self, endpoint: WorkerOptions | None, device: int) -> Peer:
-        """The peer, made when there is none."""
+        """Return the peer, and create it if there is none."""
         key = self._key(endpoint, device)
         with self._lock:
             peer, users = self._peers.get(key, (None, 0))
@@ -268,7 +268,7 @@ class _Peers:
             return peer
 
     def release(self, endpoint: WorkerOptions | None, device: int) -> None:
-        """One session less."""
+        """Release one use of the peer; close it after the last one."""
         key = self._key(endpoint, device)
         with self._lock:
             peer, users = self._peers.pop(key)
@@ -279,7 +279,7 @@ class _Peers:
 
     @contextlib.contextmanager
     def lease(self, endpoint: WorkerOptions | None, device: int) -> Iterator[Peer]:
-        """The peer for the time of a block."""
+        """Yield the peer for the time of a block."""
         peer = self.acquire(endpoint, device)
         try:
             yield peer
@@ -288,5 +288,5 @@ class _Peers:
 
     @staticmethod
     def _key(endpoint: WorkerOptions | None, device: int) -> tuple[str, int]:
-        # In this process all cards share the one thread from which the SDK is called.
+        # In this process all cards share the single thread that calls the SDK.
         return ("", 0) if endpoint is None else (repr(endpoint), device)

@@ -1,4 +1,4 @@
-"""From a lowered graph to a model file: the request to the driver, and the record that is kept beside the file."""
+"""Building a model file from a lowered graph: the request to the driver, and the build record beside the file."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ Batch = npt.NDArray[Any] | Path
 MODEL_SUFFIX = ".mm"
 _RECORD_SUFFIX = ".json"
 _BUILD_SECONDS = 7200.0
-_INFO_SECONDS = 300.0  # the first question imports the SDK
+_INFO_SECONDS = 300.0  # the first request imports the SDK
 _TEXT_AXIS = "text_batch"
 
 
 class BuildRecord(Spec, frozen=True, kw_only=True):
-    """What is kept beside a model file, because the SDK does not tell it again.
+    """The build record beside a model file; it holds facts that the SDK does not report again.
 
     Attributes:
-        emulated: the emulated SDK built it.
-        minimum: for each input, the smallest shape.
-        maximum: for each input, the largest shape.
+        emulated: True if the emulated SDK built it.
+        minimum: the smallest shape of each input.
+        maximum: the largest shape of each input.
         inputs: as reported after the build.
         outputs: as reported after the build.
-        calibration_batches: batches that the calibrator took.
-        warnings: what the driver noticed.
+        calibration_batches: number of batches that the calibrator used.
+        warnings: the driver's warnings.
         driver: digest of the driver.
         host: interpreter, NumPy and SDK that built it.
     """
@@ -62,7 +62,7 @@ class BuildRecord(Spec, frozen=True, kw_only=True):
     host: dict[str, str]
 
     def ranges(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-        """For each input, the smallest and the largest shape."""
+        """Return the smallest and the largest shape of each input."""
         return tuple(zip(self.minimum, self.maximum, strict=True))
 
 
@@ -75,7 +75,7 @@ class Shapes(NamedTuple):
 
 
 def read_record(model: Path) -> BuildRecord:
-    """The record beside a model file.
+    """Read the record beside a model file.
 
     Raises:
         BundleCorruptError: it is missing or not valid.
@@ -90,7 +90,7 @@ def read_record(model: Path) -> BuildRecord:
 
 
 def ask_versions(peer: Peer) -> dict[str, str]:
-    """Versions of the SDK and of the driver that a peer uses; see ``Backend.sdk_versions``."""
+    """Return the versions of the SDK and of the driver of a peer; see ``Backend.sdk_versions``."""
     try:
         return _versions(peer.execute(lambda exchange: exchange({"op": "info"}, ()).read(HostFacts), _INFO_SECONDS))
     except DriverError as error:
@@ -109,7 +109,7 @@ def _sdk_version(host: HostFacts) -> str:
 def build_graph(
     peer: Peer, graph: SourceGraph, options: GraphOptions, directory: Path, *, emulated: bool
 ) -> CompiledGraph:
-    """Have the driver build one graph; see ``MagicMindBackend.compile_tower``."""
+    """Build one graph with the driver; see ``MagicMindBackend.compile_tower``."""
     output = directory / f"{graph.name}{MODEL_SUFFIX}"
     shapes = [shapes_of(tensor, options) for tensor in graph.tower.inputs]
     spec = build_request(graph.tower, shapes, options)
@@ -145,7 +145,7 @@ def build_graph(
 
 
 def _check_pixels(tower: Tower, facts: BuiltFacts) -> None:
-    """The normalisation makes the input UINT8 by itself (api 3); a model where it did not would be fed wrongly."""
+    """Check that the normalisation made the input UINT8 (api 3); otherwise the session would pass the wrong dtype."""
     assert takes_uint8(tower), "only graphs with pixels are told how to normalise them"
     index = [tensor.name for tensor in tower.inputs].index(PIXELS)
     found = facts.inputs[index].dtype
@@ -157,7 +157,7 @@ def _check_pixels(tower: Tower, facts: BuiltFacts) -> None:
 
 
 def _emulated_quantisation(model: Path) -> dict[str, TensorQuantisation]:
-    """What the emulated SDK notes in its model files; nothing public says how to ask the real one."""
+    """Read the quantisation from a model file of the emulated SDK; for the real SDK no public interface is known."""
     from clipmlu.magicmind.emulator.container import read_container
     from clipmlu.magicmind.emulator.status import StatusError
 
@@ -169,10 +169,10 @@ def _emulated_quantisation(model: Path) -> dict[str, TensorQuantisation]:
 
 
 def shapes_of(tensor: TensorSpec, options: GraphOptions) -> Shapes:
-    """Smallest, preferred and largest shape of an input.
+    """Return the smallest, preferred and largest shape of an input.
 
-    The texts of the joint layout have one number only: a range with min = max is how the vendor's sample fixes its text
-    input (api 6.2), and only one dimension of a model should vary (api 5, python_common README).
+    The number of texts of the joint layout is fixed: the vendor's sample fixes its text input with a range with min =
+    max (api 6.2), and only one dimension of a model should vary (api 5, python_common README).
     """
     batch = options.batch_size
     ends = {
@@ -190,7 +190,7 @@ def _size(axis: int | str, batch: int, options: GraphOptions) -> int:
 
 
 def _with_sizes(tensor: TensorSpec, options: GraphOptions) -> TensorSpec:
-    """The spec of the compiled graph's tensor: sizes that do not vary are filled in."""
+    """Return the spec of the compiled graph's tensor, with fixed sizes filled in."""
     shape = tuple(
         axis if options.dynamic_shape and axis != _TEXT_AXIS else _size(axis, options.batch_size, options)
         for axis in tensor.shape
@@ -199,7 +199,7 @@ def _with_sizes(tensor: TensorSpec, options: GraphOptions) -> TensorSpec:
 
 
 def build_request(tower: Tower, shapes: Sequence[Shapes], options: GraphOptions) -> Fields:
-    """The driver's build spec, but for paths and data."""
+    """Return the driver's build spec without paths and data."""
     mlu = options.mlu
     return {
         "label": "clipmlu",
@@ -230,7 +230,7 @@ def _input_request(name: str, shapes: Shapes, options: GraphOptions) -> Fields:
 
 
 def check_sdk(found_emulated: bool, wanted_emulated: bool) -> None:
-    """Never take the emulated SDK for the real one, or the other way round.
+    """Check that the SDK is the emulated one if and only if that is wanted.
 
     Raises:
         BackendUnavailableError: it is the other one.

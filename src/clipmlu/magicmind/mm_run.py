@@ -1,4 +1,4 @@
-"""The vendor's benchmark tool ``mm_run``: called with the right options, its two output formats read, its figures checked.
+"""The vendor's benchmark tool ``mm_run``: calling it, parsing its two output formats, and checking its figures.
 
 Facts about the tool: docs/magicmind-api.md, sections 4.3 and 4.4 ("api"). The old format is that of the logs in
 magicmind_cloud (``*/data/output_ok/*_log_perf``), the new one that of the SDK's ``mm_run`` sample (its trace.cc,
@@ -29,7 +29,7 @@ HOME_VARIABLE = "NEUWARE_HOME"
 _FIXED_PLACES = ("/usr/local/neuware/bin/mm_run", "/mps/bin/mm_run")
 _TAIL_LINES, _KEPT_LINES = 8, 60  # in messages, in reports
 _TOOL_WARMUP_MS, _TOOL_DURATION_MS = 200, 3000  # api 4.3
-_AGREEMENT = 1e-3  # printed figures are rounded to five or six digits, and from 100000 on written like 1.2346e+05
+_AGREEMENT = 1e-3  # printed figures are rounded to five or six digits, and from 100000 on printed like 1.2346e+05
 _NUMBER = r"([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?![\w.])"
 _STATISTICS = re.compile(
     rf"min:\s*{_NUMBER}\s+max:\s*{_NUMBER}\s+mean:\s*{_NUMBER}\s+median:\s*{_NUMBER}"
@@ -56,17 +56,17 @@ _NEW_CLOCKS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MmRunOptions:
-    """How to call the tool; validated on construction.
+    """Options of the tool; validated on construction.
 
     Attributes:
-        tower: which graph; None for the image tower, or the only graph of the joint layout.
+        tower: name of the graph; None for the image tower, or the only graph of the joint layout.
         batch_size: rows of a batch; None for the bundle's own.
-        warmup_ms: milliseconds before anything is measured.
-        duration_ms: the shortest time to measure in each thread.
-        iterations: the fewest batches to measure in each thread.
+        warmup_ms: milliseconds before the measurement.
+        duration_ms: shortest measuring time of each thread in milliseconds.
+        iterations: smallest number of batches of each thread.
         threads: threads for each card, each with its own context.
         devices: indices of the cards.
-        timeout_s: seconds that the tool may take beyond its warm-up and duration before it is ended.
+        timeout_s: time limit in seconds, in addition to warm-up and duration.
     """
 
     tower: TowerName | None = None
@@ -89,7 +89,7 @@ class MmRunOptions:
 
 
 class Latency(Spec, frozen=True, kw_only=True):
-    """Milliseconds of one stage of a batch, as the tool prints them."""
+    """Milliseconds of one stage of a batch, as printed by the tool."""
 
     min_ms: float
     max_ms: float
@@ -105,14 +105,14 @@ class Summary(Spec, frozen=True, kw_only=True):
 
     Attributes:
         format: ``old`` (SDK up to 1.0.1) or ``new``.
-        iterations: batches, of all threads.
-        host_wall_s: seconds from the first to the last.
-        compute_s: seconds of computing by the host's clock, summed over batches and threads; None where not printed.
-        compute_device_s: the same by the card's clock, which only the new format knows, and only when asked for it.
-        tool_qps: the tool's own throughput: batch sizes over wall time, where the largest leading dimension of several
-            inputs is taken for the batch. Not to be taken for images per second.
-        counted_rows: what it took for the size of one batch.
-        latencies: stage -> milliseconds; with the clock behind a dot in the new format.
+        iterations: number of batches of all threads.
+        host_wall_s: seconds from the first to the last batch.
+        compute_s: computing time in seconds by the host's clock, summed over batches and threads; None if not printed.
+        compute_device_s: the same by the card's clock; only the new format has it, and only on request.
+        tool_qps: the tool's own throughput: sum of batch sizes over wall time. For several inputs the tool uses the
+            largest leading dimension, so this may differ from images per second.
+        counted_rows: the tool's size of one batch.
+        latencies: maps a stage to its latency; in the new format a stage name ends with a dot and the clock.
     """
 
     format: Literal["old", "new"]
@@ -131,23 +131,23 @@ class Summary(Spec, frozen=True, kw_only=True):
 
 
 class MmRunReport(Spec, frozen=True, kw_only=True):
-    """What the vendor's tool measured on real cards.
+    """Measurements of the vendor's tool on real cards.
 
     Attributes:
-        tool: its path.
-        command: how it was called.
-        model: which model.
-        bundle_digest: which bundle.
-        tower: which graph.
-        target: what it was compiled for.
+        tool: path of the tool.
+        command: the command line.
+        model: the model.
+        bundle_digest: digest of the bundle.
+        tower: name of the graph.
+        target: target of the graph.
         precision: its arithmetic.
-        emulated: False: the tool takes real models only, and every report of this package says it.
+        emulated: always False, since the tool runs real models only; every report of clipmlu has this field.
         batch_size: images of a batch, or texts for the text tower.
         images_per_second: batches per second of all cards times images; None for the text tower.
         texts_per_second: the same for the text tower; None for others.
         iterations_per_second: batches per second of all cards.
-        summaries: what the tool printed.
-        output_tail: the last lines of that as they were.
+        summaries: the printed summaries.
+        output_tail: the last lines of the output.
     """
 
     tool: str
@@ -167,7 +167,7 @@ class MmRunReport(Spec, frozen=True, kw_only=True):
 
 
 def find_mm_run(environ: Mapping[str, str]) -> Path:
-    """The tool's path: MM_RUN_PATH (a directory or the file), $NEUWARE_HOME/bin, the usual places, PATH.
+    """Return the tool's path: MM_RUN_PATH (a directory or the file), $NEUWARE_HOME/bin, the usual places, PATH.
 
     Raises:
         BackendUnavailableError: it is in none of them.
@@ -194,15 +194,15 @@ def run_mm_run(
     """Measure a bundle's graph with the vendor's tool.
 
     Args:
-        bundle: compiled for ``mlu``.
-        options: how; the defaults of ``MmRunOptions`` if None.
-        environ: where to look for the tool, and its environment; this process's if None.
+        bundle: a bundle compiled for ``mlu``.
+        options: options of the tool; defaults if None.
+        environ: environment of the tool and of the search for it; this process's if None.
 
     Raises:
-        OptionError: the bundle has no such graph, or is not for a card.
-        ShapeError: the bundle does not take such batches.
-        BackendUnavailableError: the tool is not here.
-        SessionError: it failed, took too long, or printed figures that cannot be read or contradict one another.
+        OptionError: the bundle has no such graph, or was not compiled for a card.
+        ShapeError: the bundle does not support the batch size.
+        BackendUnavailableError: the tool is not installed.
+        SessionError: the tool failed, took too long, or printed unreadable or contradictory figures.
     """
     options = options or MmRunOptions()
     environ = os.environ if environ is None else environ
@@ -240,17 +240,17 @@ def run_mm_run(
 
 
 def encode_mm_run(report: MmRunReport) -> bytes:
-    """The report as indented JSON."""
+    """Encode the report as indented JSON."""
     return encode_json(report)
 
 
 def build_command(tool: Path, model: Path, shapes: Sequence[Sequence[int]], options: MmRunOptions) -> list[str]:
-    """The tool's command line.
+    """Return the tool's command line.
 
-    The shape of every input is given by ``--input_dims``: a model of mutable shape needs it, and old and new tools know it.
-    ``--batch_size`` is left out: the oldest tools call it ``--batch``, and the newer ones abort unless it has one number
-    for each input (api 4.3), which is where the vendor's own perf.sh fails for CLIP (api 6.5, 13). Times are given only when
-    they are not the tool's defaults: what the oldest tools call them is not public.
+    ``--input_dims`` gives the shape of every input: a model of mutable shape needs it, and old and new tools support
+    it. ``--batch_size`` is not used: the oldest tools name it ``--batch``, and newer ones abort unless it has one
+    number for each input (api 4.3), which is the reason why the vendor's own perf.sh fails for CLIP (api 6.5, 13).
+    Times are given only if they differ from the tool's defaults, since the oldest tools' names for them are not public.
     """
     times = (("--warmup", options.warmup_ms, _TOOL_WARMUP_MS), ("--duration", options.duration_ms, _TOOL_DURATION_MS))
     dims = [",".join(str(size) for size in shape) for shape in shapes]
@@ -266,10 +266,10 @@ def build_command(tool: Path, model: Path, shapes: Sequence[Sequence[int]], opti
 
 
 def parse_output(text: str) -> tuple[Summary, ...]:
-    """Read what the tool printed.
+    """Parse the tool's output.
 
     Raises:
-        SessionError: there is no summary of a known format, or its figures contradict one another.
+        SessionError: there is no summary of a known format, or its figures contradict each other.
     """
     blocks = re.split(r"=+ Performance Summary *\n", text)[1:]
     if not blocks:
@@ -301,7 +301,7 @@ def _parse_block(block: str) -> Summary:
 
 
 def _rows_by_rate(block: str, iterations: int, wall: float, qps: float) -> int:
-    """Rows of a batch in the old format: qps = iterations x rows / wall in all 225 public logs (api 4.4)."""
+    """Return the rows of a batch in the old format: qps = iterations x rows / wall in all 225 public logs (api 4.4)."""
     exact = qps * wall / iterations
     rows = max(1, round(exact))
     if abs(exact - rows) > _AGREEMENT * rows:
@@ -310,7 +310,7 @@ def _rows_by_rate(block: str, iterations: int, wall: float, qps: float) -> int:
 
 
 def _rows_by_totals(block: str, iterations: int, wall: float, qps: float) -> int:
-    """Rows of a batch in the new format, which prints two totals and two rates: both rates must follow (api 4.4)."""
+    """Return the rows of a batch in the new format; its two totals and two rates must agree (api 4.4)."""
     found = re.search(rf"with total batch sizes:\s*(\d+) and {_NUMBER} iterations/second", block)
     if found is None:
         _refuse("printed a line 'Throughput (qps)' of unknown form", block)
@@ -326,10 +326,10 @@ def _rows_by_totals(block: str, iterations: int, wall: float, qps: float) -> int
 def _check_against_request(
     summaries: Sequence[Summary], shapes: Sequence[Sequence[int]], options: MmRunOptions, output: str
 ) -> None:
-    """The tool must have run the batches that it was asked for, on all cards.
+    """Check that the tool ran the requested batches on all cards.
 
-    The new tool counts the largest leading size (S#14487021415, and BatchSize in S#49765893513). Which one the old tool
-    counts is not known: every public log has the same one on all inputs (api 4.4).
+    The new tool counts the largest leading size (S#14487021415, and BatchSize in S#49765893513). For the old tool this
+    is not known: in every public log all inputs have the same leading size (api 4.4).
     """
     leading = [shape[0] for shape in shapes]
     for summary in summaries:
@@ -372,7 +372,7 @@ def _old_latencies(block: str) -> dict[str, Latency]:
 
 
 def _new_latencies(block: str) -> dict[str, Latency]:
-    """Those of the first shape group; we give the tool one only."""
+    """Return the latencies of the first shape group; clipmlu gives the tool only one."""
     found: dict[str, Latency] = {}
     stage = ""
     for line in block.splitlines():
@@ -391,10 +391,10 @@ def _latency(found: re.Match[str]) -> Latency:
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str], options: MmRunOptions) -> str:
-    """What the tool prints: stdout, then stderr; read apart, so that no warning lands inside a line of figures."""
+    """Run the tool and return stdout, then stderr; both are read separately, so that warnings do not split lines."""
     limit = options.timeout_s + (options.warmup_ms + options.duration_ms) / 1000
     try:
-        # The vendor's tool, and arguments that we make.
+        # The vendor's tool with arguments from clipmlu.
         process = subprocess.Popen(  # noqa: S603
             command,
             env=dict(environ),
@@ -426,8 +426,8 @@ def _run(command: Sequence[str], environ: Mapping[str, str], options: MmRunOptio
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the tool and what it started (MM_RUN_PATH may hold a script around it): nothing may stay on the card."""
-    with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+    """Kill the tool and its child processes (MM_RUN_PATH may be a script), so that nothing keeps running on the card."""
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -450,5 +450,5 @@ def _check_batch(bundle: CompiledBundle, batch_size: int | None) -> int:
 
 
 def _shape_of(tensor: TensorSpec, batch_size: int) -> list[int]:
-    """Sizes of one input; the texts of the joint layout have a fixed number already."""
+    """Return the sizes of one input; the number of texts of the joint layout is fixed."""
     return [size if isinstance(size, int) else batch_size for size in tensor.shape]

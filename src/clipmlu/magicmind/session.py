@@ -1,4 +1,4 @@
-"""A session on a card."""
+"""Sessions on a card."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class MagicMindSession(Session):
     """Runs one graph through a peer; batches finish in the order of submission.
 
     Args:
-        tower: the graph's inputs and outputs, in the order in which the model has them.
-        label: what messages call it.
-        peer: the driver.
-        request: what to open.
+        tower: the graph's inputs and outputs, in the model's order.
+        label: name of the session in messages.
+        peer: connection to the driver.
+        request: the session to open.
         release: called when the session is closed.
 
     Attributes:
-        warnings: what the driver noticed while opening.
+        warnings: the driver's warnings on opening.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class MagicMindSession(Session):
         self._let_go.atexit = False  # the worker ends with this process
 
     def on_fork(self) -> None:
-        """Leave the card to the first process."""
+        """Detach the session in a forked process; the parent process keeps the card."""
         self._let_go.detach()
 
     def _start(self, feeds: Feeds) -> PendingResult:
@@ -62,17 +62,17 @@ class MagicMindSession(Session):
         return PendingResult(future, self)
 
     def _release(self) -> None:
-        """Release the contexts on the card; the worker ends with the last session on it."""
+        """Release the contexts on the card; the worker ends with its last session."""
         if (parts := self._let_go.detach()) is not None:
             _let_go(*parts[2])
 
     def name_results(self, arrays: list[Array]) -> dict[str, Array]:
-        """Outputs by name, in the type that the bundle declares."""
+        """Return outputs by name, in the dtype of the bundle."""
         specs = self.outputs.values()
         return {spec.name: array.astype(spec.dtype, copy=False) for spec, array in zip(specs, arrays, strict=True)}
 
     def explain(self, error: Exception) -> Exception:
-        """An error of a batch, with the name of the graph."""
+        """Return the error of a batch with the name of the graph added."""
         if isinstance(error, DriverError):
             return session_error(error, self._label)
         return type(error)(f"{self._label}: {error}")
@@ -87,7 +87,7 @@ class MagicMindSession(Session):
             )
         ports = zip((*facts.inputs, *facts.outputs), (*tower.inputs, *tower.outputs), strict=True)
         for port, spec in ports:
-            if np.dtype(port.dtype).kind != np.dtype(spec.dtype).kind:  # floats and integers may be narrower there
+            if np.dtype(port.dtype).kind != np.dtype(spec.dtype).kind:  # the model may have narrower types
                 raise BundleCorruptError(
                     f"{self._label}: the model file has '{spec.name}' as {port.dtype}; the manifest says {spec.dtype}. "
                     "Compile the bundle again."
@@ -95,13 +95,13 @@ class MagicMindSession(Session):
 
 
 def _let_go(peer: Peer, opened: Opened, release: Callable[[], None]) -> None:
-    with contextlib.suppress(SessionError):  # the peer is closed already, and with it all sessions
+    with contextlib.suppress(SessionError):  # the peer is closed already, and so are all sessions
         peer.close_session(opened)
     release()
 
 
 def _let_go_later(peer: Peer, opened: Opened, release: Callable[[], None]) -> None:
-    """For a session that was dropped without being closed: any thread may collect it, also one that holds a lock."""
+    """Release a session that was dropped without closing, on a new thread, since the collecting thread may hold a lock."""
     threading.Thread(target=_let_go, args=(peer, opened, release), name="clipmlu-release", daemon=True).start()
 
 
@@ -114,10 +114,10 @@ class PendingResult:
         self._named: dict[str, Array] | None = None
 
     def result(self) -> dict[str, Array]:
-        """Wait for the batch; the arrays belong to the caller.
+        """Wait for the batch and return its outputs; the caller owns the arrays.
 
         Raises:
-            SessionError: it failed, or the worker was lost too often.
+            SessionError: the batch failed, or the worker was lost too often.
         """
         if self._named is None:
             try:

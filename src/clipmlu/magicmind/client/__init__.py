@@ -1,1 +1,1 @@
-"""The process that holds the SDK, seen from ours."""
+"""The client of the driver, which runs in a worker or in this process."""

@@ -1,4 +1,4 @@
-"""The answers of a driver: none of their fields is used before it was looked at here."""
+"""Checked answers of a driver: every field is validated here before it is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipmlu.specs import LARGEST_SIZE, Spec
 
 Fields = dict[str, Any]
 MAX_MODEL_BYTES = 1 << 34
-"""Of a model file that is fetched: several times the largest graph that can be sent."""
+"""Largest size in bytes of a fetched model file: several times the largest graph that can be sent."""
 
 _MAX_LINE = 2000
 _MAX_PROBLEM = 400
@@ -21,18 +21,18 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class Line(str):
-    """A text of the other side, in one line without control characters."""
+    """A text from the driver, as one line without control characters."""
 
 
 class Port(Spec, frozen=True, kw_only=True):
-    """One input or output as the built model reports it; -1 is a size that may vary."""
+    """One input or output of the built model; -1 stands for a variable size."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class _WirePort(msgspec.Struct, frozen=True, kw_only=True):
-    """The same from the other side."""
+    """A port in the driver's answer, before conversion to ``Port``."""
 
     shape: Annotated[
         tuple[Annotated[int, msgspec.Meta(ge=-LARGEST_SIZE, le=LARGEST_SIZE)], ...], msgspec.Meta(max_length=8)
@@ -43,7 +43,7 @@ class _WirePort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of what answers hold; they hold more."""
+    """Base class of checked answer fields; additional fields are ignored."""
 
 
 _Ports = Annotated[tuple[_WirePort, ...], msgspec.Meta(max_length=64)]
@@ -51,7 +51,7 @@ _Lines = Annotated[tuple[Line, ...], msgspec.Meta(max_length=64)]
 
 
 class OpenedFacts(_Facts, frozen=True, kw_only=True):
-    """Of ``open``: the session's number, batches that the card takes at a time, and the model's ports."""
+    """Answer to ``open``: the session's number, batches that the card takes at a time, and the model's ports."""
 
     session: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
     depth: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEPTH)]
@@ -62,7 +62,7 @@ class OpenedFacts(_Facts, frozen=True, kw_only=True):
 
 
 class BuiltFacts(_Facts, frozen=True, kw_only=True):
-    """Of ``build``: the size of the model file, batches that the calibrator took, and the model's ports."""
+    """Answer to ``build``: the size of the model file, the number of calibration batches, and the model's ports."""
 
     bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_MODEL_BYTES)]
     calibration_batches: _Count
@@ -72,14 +72,14 @@ class BuiltFacts(_Facts, frozen=True, kw_only=True):
 
 
 class SdkFacts(_Facts, frozen=True, kw_only=True):
-    """Where the SDK was found, and its version where it says so."""
+    """Path of the SDK, and its version if known."""
 
     path: Line
     version: Line | None
 
 
 class HostFacts(_Facts, frozen=True, kw_only=True):
-    """Of ``info``: interpreter, NumPy, the SDK, its cards, and why there is none."""
+    """Answer to ``info``: interpreter, NumPy, the SDK, its cards, and why it is not available."""
 
     python: Line
     numpy: Line
@@ -90,19 +90,19 @@ class HostFacts(_Facts, frozen=True, kw_only=True):
 
 
 class HaveFacts(_Facts, frozen=True, kw_only=True):
-    """Of ``have``: whether the very same file is there."""
+    """Answer to ``have``: whether the driver can read the identical file."""
 
     have: bool
 
 
 class TokenFacts(_Facts, frozen=True, kw_only=True):
-    """Of ``check_slot``: what was read in shared memory, in hex."""
+    """Answer to ``check_slot``: the content of shared memory, in hex."""
 
     token: str
 
 
 class RunFacts(_Facts, frozen=True, kw_only=True):
-    """Of ``run``: seconds by stage."""
+    """Answer to ``run``: seconds by stage."""
 
     times: dict[str, _Seconds]
 
@@ -114,9 +114,9 @@ class Answer:
     """One answer.
 
     Args:
-        operation: of the request.
-        fields: its header.
-        arrays: its arrays.
+        operation: the operation of the request.
+        fields: header of the answer.
+        arrays: arrays of the answer.
     """
 
     def __init__(self, operation: str, fields: Fields, arrays: list[Array]) -> None:
@@ -125,35 +125,35 @@ class Answer:
         self._arrays = arrays
 
     def read(self, kind: type[Facts]) -> Facts:
-        """Its fields, of an operation that answers with fields only.
+        """Return the fields of an answer without arrays.
 
         Raises:
-            ProtocolError: one is missing or not what it must be, or there are arrays.
+            ProtocolError: a field is missing or invalid, or there are arrays.
         """
         self._expect_arrays(0)
         return self._read(kind)
 
     def batch(self) -> tuple[RunFacts, list[Array]]:
-        """What a run took, and its results, which are still to be checked.
+        """Return the times of a run and its results, which are not checked yet.
 
         Raises:
-            ProtocolError: as ``read``.
+            ProtocolError: as for ``read``.
         """
         return self._read(RunFacts), self._arrays
 
     def nothing(self) -> None:
-        """See that it holds nothing.
+        """Check that the answer has no arrays.
 
         Raises:
-            ProtocolError: there are arrays.
+            ProtocolError: it has arrays.
         """
         self._expect_arrays(0)
 
     def piece(self, least: int, most: int) -> bytes:
-        """The piece of a file that it holds.
+        """Return the part of a file in the answer.
 
         Raises:
-            ProtocolError: it is none, or has another size.
+            ProtocolError: there is none, or it has another size.
         """
         self._expect_arrays(1)
         piece = self._arrays[0]
@@ -179,7 +179,7 @@ class Answer:
 
 
 def ports_from(ports: tuple[_WirePort, ...]) -> tuple[Port, ...]:
-    """Ports as they are stored."""
+    """Convert ports to the stored form."""
     return tuple(Port(shape=port.shape, dtype=port.dtype) for port in ports)
 
 

@@ -1,4 +1,4 @@
-"""One living connection to one worker process: how it is made, and how it ends."""
+"""The connection to one worker process: starting or connecting, sending, receiving, ending."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _LOG_WIDTH = 400
 
 
 class LostError(Exception):
-    """The worker died, hangs or sends garbage; another one may do better."""
+    """The worker died, hangs or sends invalid data; a new worker may succeed."""
 
 
 class Event(NamedTuple):
-    """What a link's reader found: a frame, or the end.
+    """Event of a link's reader thread: a frame, or the end of the connection.
 
     Attributes:
         link: number of the link.
         frame: header and payload; None at the end.
-        reason: why it ended.
+        reason: why the connection ended.
     """
 
     link: int
@@ -60,29 +60,29 @@ class Event(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a worker ended: what became of the process, and the last of its log."""
+    """The end of a worker: exit of the process, and the last part of its log."""
 
     exit: str
     log: str
 
 
 class Link:
-    """A greeted connection, with a thread that reads it.
+    """A connection after the greeting, with a thread that reads it.
 
     Args:
-        options: which worker.
+        options: options of the worker.
         number: distinguishes the links of a client.
-        events: where frames and the end are put.
-        replaces: what the worker called the former link, which it then ends.
+        events: queue for frames and the end of the connection.
+        replaces: the worker's name of the previous link, which the worker then ends.
 
     Attributes:
         number: as given.
-        name: what the worker calls this link.
-        previous: how the process behind the former link ended, when the worker knows.
+        name: the worker's name of this link.
+        previous: end of the process of the previous link, if the worker knows it.
 
     Raises:
-        LostError: there is no answer, or a wrong one; trying again may help.
-        BackendUnavailableError: trying again will not help.
+        LostError: there is no answer, or an invalid one; a retry may help.
+        BackendUnavailableError: a retry will not help.
     """
 
     def __init__(
@@ -108,40 +108,40 @@ class Link:
 
     @property
     def passes_descriptors(self) -> bool:
-        """Whether memory can be shared with it."""
+        """Whether memory can be shared with the worker."""
         return self._connection.passes_descriptors
 
     def ask(self, fields: Fields, arrays: list[Array], deadline: float, most_bytes: int) -> None:
-        """Send one request that is answered.
+        """Send one request that has an answer.
 
         Args:
             fields: the header.
             arrays: the payload.
-            deadline: when to give up sending.
-            most_bytes: payload of the answer; a larger one ends the connection before memory is taken for it.
+            deadline: time limit for sending, in seconds of ``time.monotonic``.
+            most_bytes: largest payload of the answer; a larger one ends the connection before memory is allocated.
 
         Raises:
-            LostError: the worker is gone, or does not take it in time.
+            LostError: the worker ended, or does not receive the request in time.
         """
         self._awaited.append(most_bytes)
         self.tell(fields, arrays, deadline)
 
     def tell(self, fields: Fields, arrays: Sequence[Array], deadline: float, descriptors: tuple[int, ...] = ()) -> None:
-        """Send one request that is not answered; see ``ask``."""
+        """Send one request that has no answer; see ``ask``."""
         try:
             self._connection.send(fields, arrays, descriptors, deadline)
         except (EOFError, DeadlineError) as error:
             raise LostError(str(error)) from error
 
     def abort(self) -> None:
-        """End the connection, also for a thread that is sending."""
+        """End the connection, even while another thread is sending."""
         self._connection.abort()
 
     def stop(self, patience: float) -> Ending:
         """End the connection, and the process if it was started here.
 
         Args:
-            patience: seconds that the worker has to close its sessions and end by itself.
+            patience: seconds for the worker to close its sessions and end.
         """
         self._connection.abort()
         self._reader.join(GRACE_SECONDS)
@@ -149,11 +149,11 @@ class Link:
         return self._end_process(patience)
 
     def forget(self) -> None:
-        """Give up this process's share of the connection, which goes on in the process from which it was forked."""
+        """Close this process's copy of the connection, after a fork; the parent process keeps using it."""
         self._connection.close()
 
     def ended_cleanly(self) -> bool:
-        """Whether the process has ended by itself and without an error, as it does when it was idle for long."""
+        """Return whether the process ended by itself and without an error, as after its idle time."""
         if self._process is None:
             return True
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -201,7 +201,7 @@ class Link:
             raise LostError(f"it does not greet: {error} ({ending.exit}{log})") from error
 
     def _read(self) -> None:
-        """Take one answer for each request, and no more than it may hold, however fast the other side sends."""
+        """Receive one answer for each request, of at most its size limit."""
         try:
             while self._connection.readable(None):
                 most = self._awaited.popleft() if self._awaited else None
@@ -226,7 +226,7 @@ class Link:
         if self._process is None or self._log is None:
             return Ending("the connection ended", "")
         try:
-            # A worker that died of itself is to be reported as such, so it gets a moment to be dead.
+            # Wait a moment, so that a crashed worker is reported with its own exit code.
             self._process.wait(patience or 0.2)
             text = describe_exit(self._process.returncode)
         except subprocess.TimeoutExpired:
@@ -263,7 +263,7 @@ def _connect(options: WorkerOptions) -> Connection:
 
 
 def _ending_from(value: Any) -> Ending | None:
-    """How the former worker ended, as the one that replaces it tells; None when it does not say."""
+    """Return the end of the previous worker, as reported by its successor, or None."""
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("exit", "log")):
         return None
     lines = [printable(line, _LOG_WIDTH) for line in value["log"][-LOG_TAIL:].splitlines()]

@@ -1,4 +1,4 @@
-"""The driver in this process: all SDK calls on one thread of its own."""
+"""The driver in this process: one separate thread makes all SDK calls."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PATIENCE_SECONDS = 5.0
 class LocalPeer:
     """Runs the driver's loop on a thread; see ``Peer``.
 
-    One thread for all sessions: whether the SDK may be called from several is not known (api 7.7).
+    All sessions share the thread: whether several threads may call the SDK is not known (api 7.7).
 
     Args:
-        load: gives the SDK's runtime module.
+        load: returns the SDK's runtime module.
     """
 
     shares_files = True
@@ -39,7 +39,7 @@ class LocalPeer:
         self._thread.start()
 
     def execute(self, action: Callable[[Exchange], Result], seconds: float) -> Result:
-        """Carry out a series of requests; a call that hangs cannot be ended in this process."""
+        """Run a series of requests; in this process a call that hangs cannot be ended."""
         return action(self._exchange)
 
     def open_session(self, request: OpenRequest) -> Opened:
@@ -57,23 +57,23 @@ class LocalPeer:
         return result
 
     def close_session(self, opened: Opened) -> None:
-        """Close a session, when what is in flight is done; returns at once."""
+        """Close a session after its batches in flight; returns at once."""
         self._channel.ask({"op": "close", "session": opened.number}, ())
 
     def close(self) -> None:
-        """Finish what is in flight and end the thread; one that is deep inside the SDK is left to end with the process."""
+        """Finish the batches in flight and end the thread; a thread inside the SDK ends with the process."""
         self._channel.end()
         self._thread.join(_PATIENCE_SECONDS)
 
     def on_fork(self) -> None:
-        """Nothing: the SDK's objects stay with the thread that made them, which is not in the forked process."""
+        """Do nothing: the SDK's objects belong to a thread that the forked process does not have."""
 
     def _exchange(self, fields: Fields, arrays: Sequence[Array]) -> Answer:
         return self._channel.ask(fields, arrays).result()
 
 
 class _Channel:
-    """Requests and answers between the callers' threads and the driver's."""
+    """Requests and answers between the callers' threads and the driver's thread."""
 
     def __init__(self) -> None:
         self._requests: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
@@ -92,14 +92,14 @@ class _Channel:
         return answer
 
     def end(self) -> None:
-        """Queue the end; what was asked before is answered first."""
+        """Queue the end; earlier requests are answered first."""
         with self._lock:
             if self._open:
                 self._open = False
                 self._requests.put(None)
 
     def receive(self, wait: bool) -> Request | None:
-        """For the driver: the next request, or None when there is none now."""
+        """Return the next request to the driver, or None if there is none now."""
         try:
             item = self._requests.get(wait)
         except queue.Empty:
@@ -111,7 +111,7 @@ class _Channel:
         return request
 
     def send(self, request: Request, fields: Fields, arrays: Sequence[Array]) -> None:
-        """For the driver: answer."""
+        """Pass the driver's answer to the caller."""
         answer = self._answers.pop(id(request))
         if "error" in fields:
             answer.set_exception(DriverError.from_json(fields["error"]))

@@ -1,4 +1,4 @@
-"""Where the SDK is to be found."""
+"""The environment variables that locate the SDK."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PYTHON_VARIABLE = "CLIPMLU_MLU_PYTHON"
 WORKER_VARIABLE = "CLIPMLU_MLU_WORKER"
 SECRET_FILE_VARIABLE = "CLIPMLU_WORKER_SECRET_FILE"  # noqa: S105 - the name of a variable
 DRIVER_FILE = Path(__file__).parent.with_name("driver.py")
-"""What a worker runs; a copy of it runs where the SDK is."""
+"""The file that a worker runs; a copy of it runs on the machine with the SDK."""
 
 
 def worker_from_environment() -> WorkerOptions | None:
-    """The worker that CLIPMLU_MLU_WORKER (an address) or CLIPMLU_MLU_PYTHON (an interpreter) names, or None."""
+    """Return the worker in CLIPMLU_MLU_WORKER (an address) or CLIPMLU_MLU_PYTHON (an interpreter), or None."""
     address, python = os.environ.get(WORKER_VARIABLE), os.environ.get(PYTHON_VARIABLE)
     if address:
         return WorkerOptions(address=address, secret_file=os.environ.get(SECRET_FILE_VARIABLE))

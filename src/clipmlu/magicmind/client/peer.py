@@ -1,4 +1,4 @@
-"""What talks to the driver, in this process or in a worker: the same calls, whichever it is."""
+"""The interface of the driver's clients, the same for this process and for a worker."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from clipmlu.magicmind.driver import ALIGNMENT, CHUNK, MAX_PAYLOAD, DriverError,
 Result = TypeVar("Result")
 Fields = dict[str, Any]
 Exchange = Callable[[Fields, Sequence[Array]], Answer]
-"""Sends one request and waits for its answer; raises DriverError when it is an error."""
+"""Sends one request and waits for its answer; raises DriverError if the answer is an error."""
 
 
 def session_error(error: DriverError, label: str) -> Exception:
-    """What a driver's error is to those who run a graph."""
+    """Convert a driver's error to the exception for users of a session."""
     if error.kind in ("import", "device"):
         return BackendUnavailableError(f"{label}: {error.status}.")
     if error.kind == "model":
@@ -42,10 +42,10 @@ class OpenRequest:
     Attributes:
         model: the model file.
         tower: its inputs and outputs, in its order.
-        ranges: for each input, the smallest and the largest shape.
+        ranges: the smallest and the largest shape of each input.
         device: index of the card.
         depth: batches in flight.
-        emulated: the SDK must be the emulated one, or else the real one.
+        emulated: whether the SDK must be the emulated one or the real one.
     """
 
     model: Path
@@ -56,12 +56,12 @@ class OpenRequest:
     emulated: bool = True
 
     def fields(self, model: str) -> Fields:
-        """For the wire, with the path that the other side knows."""
+        """Return the request's fields, with the model's path on the driver's side."""
         ranges = [[list(low), list(high)] for low, high in self.ranges]
         return {"op": "open", "model": model, "ranges": ranges, "device": self.device, "depth": self.depth}
 
     def result_shapes(self, batch: Sequence[Array]) -> list[list[int | None]]:
-        """The shape of each output for a batch; None is a size that the inputs do not tell."""
+        """Return the shape of each output for a batch; None stands for a size that the inputs do not determine."""
         sizes: dict[str, int] = {}
         for spec, array in zip(self.tower.inputs, batch, strict=False):
             sizes.update(
@@ -76,10 +76,10 @@ class Opened:
     """An open session.
 
     Attributes:
-        request: what was asked for.
-        number: the driver's name for it; changes when a worker is started again.
-        facts: what the driver told.
-        clock: what its batches took on the card, by stage.
+        request: the request that opened it.
+        number: the driver's number of the session; changes when a worker is replaced.
+        facts: the driver's answer.
+        clock: time of its batches on the card, by stage.
     """
 
     def __init__(self, request: OpenRequest) -> None:
@@ -90,15 +90,15 @@ class Opened:
 
     @property
     def facts(self) -> OpenedFacts:
-        """What the driver told when it opened the session."""
+        """The driver's answer to opening the session."""
         assert self._facts is not None, "it was opened"
         return self._facts
 
     def take(self, answer: Answer) -> None:
-        """Note the driver's answer, the first one or that of a worker that replaces another.
+        """Store the driver's answer, the first one or that of a replacement worker.
 
         Raises:
-            ProtocolError: it is not as expected.
+            ProtocolError: the answer is not valid.
         """
         facts = answer.read(OpenedFacts)
         if self._facts is not None and (facts.inputs, facts.outputs) != (self._facts.inputs, self._facts.outputs):
@@ -107,7 +107,7 @@ class Opened:
         self._facts = facts
 
     def most_bytes(self, batch: Sequence[Array]) -> int:
-        """How much memory the results of a batch may take on the wire."""
+        """Return the largest size in bytes of the results of a batch on the wire."""
         total = 0
         for shape, port in zip(self.request.result_shapes(batch), self.facts.outputs, strict=False):
             sizes = [MAX_PAYLOAD if size is None else size for size in shape]
@@ -115,10 +115,10 @@ class Opened:
         return min(total, MAX_PAYLOAD)
 
     def results(self, answer: Answer, batch: Sequence[Array]) -> list[Array]:
-        """The results of a batch; also counts what it took.
+        """Return the results of a batch, and add its times to the clock.
 
         Raises:
-            ProtocolError: they are not of the model's types and of the shapes that belong to the batch.
+            ProtocolError: a result has another dtype or shape than the model and the batch require.
         """
         facts, results = answer.batch()
         wanted = list(zip([port.dtype for port in self.facts.outputs], self.request.result_shapes(batch), strict=False))
@@ -142,32 +142,32 @@ def _texts(arrays: Sequence[tuple[str, Sequence[int | None]]]) -> str:
 
 
 class Peer(Protocol):
-    """The driver, wherever it runs.
+    """A connection to the driver, in this process or in a worker.
 
     Attributes:
-        shares_files: paths mean the same on both sides.
+        shares_files: True if paths have the same meaning on both sides.
     """
 
     shares_files: bool
 
     def execute(self, action: Callable[[Exchange], Result], seconds: float) -> Result:
-        """Carry out a series of requests; begun again from its start when a worker is lost in the middle."""
+        """Run a series of requests; if a worker is lost meanwhile, the whole series runs again."""
 
     def open_session(self, request: OpenRequest) -> Opened:
         """Open a session."""
 
     def submit(self, opened: Opened, arrays: Sequence[Array]) -> Future[list[Array]]:
-        """Start one batch; the arrays must not change until its result is there."""
+        """Start one batch; the arrays must not change until its result is returned."""
 
     def close_session(self, opened: Opened) -> None:
-        """Close a session, when what is in flight is done; returns at once."""
+        """Close a session after its batches in flight; returns at once."""
 
     def close(self) -> None:
-        """End it all; what is in flight fails."""
+        """Close the connection; batches in flight fail."""
 
 
 def send_file(exchange: Exchange, path: Path) -> str:
-    """Make a file available to a driver that may not see ours; returns what it is called there."""
+    """Make a file available to a driver without access to it; return its name there."""
     size, digest = path.stat().st_size, digest_of(str(path))
     answer = exchange({"op": "have", "path": str(path.resolve()), "size": size, "sha256": digest}, ())
     if answer.read(HaveFacts).have:
@@ -178,7 +178,7 @@ def send_file(exchange: Exchange, path: Path) -> str:
 
 
 def upload_file(exchange: Exchange, path: Path, name: str) -> None:
-    """Send a file piece by piece; it is ``upload:<name>`` there."""
+    """Send a file in parts; its name there is ``upload:<name>``."""
     offset = 0
     with path.open("rb") as stream:
         while (piece := stream.read(CHUNK)) or not offset:
@@ -189,10 +189,10 @@ def upload_file(exchange: Exchange, path: Path, name: str) -> None:
 
 
 def fetch_file(exchange: Exchange, remote: str, path: Path, size: int) -> None:
-    """Get a file piece by piece.
+    """Fetch a file in parts.
 
     Raises:
-        ProtocolError: a piece is not as long as it must be.
+        ProtocolError: a part has the wrong length.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:

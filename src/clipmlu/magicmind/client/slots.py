@@ -1,7 +1,7 @@
-"""Shared memory between this process and one worker: anonymous, so that nothing can be left behind.
+"""Shared memory between this process and one worker: anonymous, so that it disappears with the processes.
 
-Its size is sealed, since a process that touches memory that another has cut off is killed. It is never passed to a second
-worker: the first one may still write into it.
+Its size is sealed, because access to memory that the other process has truncated kills a process. It is never passed to
+a second worker, since the first one may still write into it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _numbers = itertools.count(1)
 
 @functools.cache
 def can_share() -> bool:
-    """Whether this system has memory that is passed by descriptor, and whose size the other side cannot change."""
+    """Return whether this system has memory with a sealed size that is passed by descriptor."""
     if not hasattr(os, "memfd_create"):
         return False
     try:
         Slot(0).close()
-    except OSError:  # a kernel that does not seal
+    except OSError:  # the kernel does not support seals
         return False
     return True
 
 
 class Slot:
-    """A piece of memory for one batch: its arrays, and behind them room for the results.
+    """Shared memory for one batch: its arrays, followed by space for the results.
 
     Attributes:
-        number: its name on the wire.
-        size: bytes.
-        descriptor: what is passed to the worker.
+        number: its number on the wire.
+        size: size in bytes.
+        descriptor: file descriptor that is passed to the worker.
     """
 
     def __init__(self, size: int) -> None:
@@ -58,7 +58,7 @@ class Slot:
         self._end = 0
 
     def fill(self, arrays: Sequence[Array]) -> None:
-        """Copy a batch in."""
+        """Copy a batch into the memory."""
         self._listed, self._end = layout_of(arrays)
         views = arrays_in({"arrays": self._listed}, self._memory, {})
         for view, values in zip(views, arrays, strict=True):
@@ -66,19 +66,19 @@ class Slot:
                 np.copyto(view, values)
 
     def request(self) -> Fields:
-        """What a request says about the arrays in here and the place for the results."""
+        """Return the request's fields for the arrays in the memory and the place of the results."""
         listed = [{**entry, "slot": self.number} for entry in self._listed]
         return {"arrays": listed, "reply": {"slot": self.number, "offset": self._end}}
 
     def results(self, header: Fields, payload: Array) -> list[Array]:
-        """The arrays of an answer, copied out.
+        """Return copies of the arrays of an answer.
 
         Raises:
-            ProtocolError: the answer lists what cannot be.
+            ProtocolError: the answer's list of arrays is invalid.
         """
         return [np.array(view) for view in arrays_in(header, payload, {self.number: self._memory})]
 
     def close(self) -> None:
-        """Give the memory back; it goes when the worker lets go of it too."""
+        """Release the memory; it is freed when the worker releases it too."""
         self._memory = np.empty(0, np.uint8)
         os.close(self.descriptor)

@@ -1,9 +1,9 @@
-"""A worker seen from the main process: kept alive, and every batch answered once and in order, whatever happens to it.
+"""A client that keeps a worker process running and answers every batch once and in order, even if the worker fails.
 
-All traffic is driven by one thread, the pump. Batches wait in ``_backlog``, then in ``_in_flight`` from the moment when
-they are sent until their answer is there. When the worker is lost they go back to the front of the backlog, a new worker
-is started, the sessions are opened again, and the batches are sent again: an answer of the old worker can no longer
-arrive, because each connection's frames carry its number.
+One thread, the pump, does all communication. Batches wait in ``_backlog``, and are in ``_in_flight`` from sending until
+their answer arrives. If the worker is lost they return to the front of the backlog, a new worker is started, the
+sessions are opened again, and the batches are sent again. Late answers of the old worker are ignored, because the
+frames of each connection carry its number.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from clipmlu.magicmind.client.peer import Exchange, Fields, Opened, OpenRequest,
 from clipmlu.magicmind.client.slots import Slot, can_share
 from clipmlu.magicmind.driver import CHUNK, DriverError, ProtocolError, arrays_in, printable
 
-_AHEAD = 1  # batches that wait in the worker while as many as the card takes are on it
+_AHEAD = 1  # batches that wait in the worker in addition to those on the card
 _ROOM_FOR_RESULTS = 1 << 20
 _HASTY_SECONDS = 0.5
 _SLOW = ("open", "build")
-"""Operations that take as long as they are given; any other one is answered within the time for a batch."""
+"""Operations with their own time limit; the others have the limit of a batch."""
 _WORTH_A_RESTART = ("device_lost", "not_finite")
 
 
 class _Job:
-    """Something to do: a batch of a session, or an action."""
+    """Work for the pump: a batch of a session, or an action."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class WorkerClient:
     """Runs the driver in another process; see ``Peer``.
 
     Args:
-        options: which process, and how patient to be with it.
+        options: the worker's location and time limits.
 
     Attributes:
-        restarts: workers that were lost and replaced.
+        restarts: number of lost and replaced workers.
     """
 
     def __init__(self, options: WorkerOptions) -> None:
@@ -76,12 +76,12 @@ class WorkerClient:
         self.restarts = 0
         self._events: queue.SimpleQueue[_Job | Event | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._entrance = threading.Lock()  # nothing is asked after the end was
+        self._entrance = threading.Lock()  # no request is queued after the end
         self._backlog: collections.deque[_Job] = collections.deque()
         self._in_flight: collections.deque[_Job] = collections.deque()
         self._frames: collections.deque[Frame] = collections.deque()
         self._sessions: list[Opened] = []
-        self._slots: list[Slot] = []  # those that are free
+        self._slots: list[Slot] = []  # free ones
         self._link: Link | None = None
         self._link_numbers = itertools.count(1)
         self._former_name: str | None = None
@@ -98,16 +98,16 @@ class WorkerClient:
     # ---- for callers, from any thread
 
     def execute(self, action: Callable[[Exchange], Result], seconds: float) -> Result:
-        """Carry out a series of requests; begun again from its start when the worker is lost in the middle.
+        """Run a series of requests; if the worker is lost meanwhile, the whole series runs again.
 
         Args:
-            action: gets a function that sends one request and waits for its answer.
-            seconds: longest wait for one answer.
+            action: called with a function that sends one request and waits for its answer.
+            seconds: time limit for one answer.
 
         Raises:
             DriverError: the driver answered with an error.
             SessionError: the worker was lost too often.
-            BackendUnavailableError: there is no worker to be had.
+            BackendUnavailableError: no worker can be started or reached.
         """
         job = _Job(action=action, seconds=seconds)
         self._enqueue(job)
@@ -125,13 +125,13 @@ class WorkerClient:
         return self.execute(action, self.options.open_seconds)
 
     def submit(self, opened: Opened, arrays: Sequence[Array]) -> Future[list[Array]]:
-        """Start one batch; the arrays must not change until its result is there."""
+        """Start one batch; the arrays must not change until its result is returned."""
         job = _Job(opened=opened, arrays=arrays, seconds=self.options.run_seconds)
         self._enqueue(job)
         return cast("Future[list[Array]]", job.future)
 
     def close_session(self, opened: Opened) -> None:
-        """Close a session, when what is in flight is done; returns at once."""
+        """Close a session after its batches in flight; returns at once."""
 
         def action(exchange: Exchange) -> None:
             if opened in self._sessions:
@@ -141,7 +141,7 @@ class WorkerClient:
         self._enqueue(_Job(action=action, seconds=self.options.open_seconds))
 
     def close(self) -> None:
-        """End the worker; what is in flight fails."""
+        """End the worker; batches in flight fail."""
         with self._entrance:
             self._closed.set()
             self._events.put(None)
@@ -151,7 +151,7 @@ class WorkerClient:
         self._pump_thread.join()
 
     def on_fork(self) -> None:
-        """Leave the connection to the first process: the worker is to notice when that one ends."""
+        """Close the connection in a forked process, so that the worker notices when the parent process ends."""
         if self._link is not None:
             self._link.forget()
 
@@ -176,7 +176,7 @@ class WorkerClient:
                 self._recover(f"it sent garbage: {error}")
             except ClipmluError as error:
                 self._fail_all(error)
-            except Exception as error:  # a bug of ours must not leave callers waiting for ever
+            except Exception as error:  # an internal error must not leave callers waiting forever
                 self._fail_all(error)
         self._shut_down()
 
@@ -197,7 +197,7 @@ class WorkerClient:
                 raise LostError(f"no answer within {head.seconds:g} s")
 
     def _take(self, seconds: float | None) -> bool:
-        """Wait for one event; False when none came in time."""
+        """Wait for one event; return False after the time limit."""
         try:
             event = self._events.get(timeout=None if seconds is None else max(0.0, seconds))
         except queue.Empty:
@@ -216,7 +216,7 @@ class WorkerClient:
         assert link is not None, "the caller looked"
         if self._in_flight or self._exchanging or not link.ended_cleanly():
             raise LostError(reason)
-        self._drop_link(GRACE_SECONDS)  # it was idle for long; the next request starts another
+        self._drop_link(GRACE_SECONDS)  # it ended after its idle time; the next request starts another
 
     def _window(self, opened: Opened) -> int:
         return opened.facts.depth + _AHEAD
@@ -242,7 +242,7 @@ class WorkerClient:
             if slot.size >= size:
                 self._slots.remove(slot)
                 return slot
-        while self._slots:  # all too small: the batches have grown
+        while self._slots:  # all are too small for the new batches
             slot = self._slots.pop()
             slot.close()
             link.tell({"op": "unshare", "slot": slot.number}, [], deadline)
@@ -250,7 +250,7 @@ class WorkerClient:
 
     @staticmethod
     def _shared(link: Link, slot: Slot, deadline: float) -> Slot:
-        """The slot, passed to the worker."""
+        """Pass a slot to the worker and return it."""
         try:
             link.tell({"op": "share", "slot": slot.number, "size": slot.size}, [], deadline, (slot.descriptor,))
         except BaseException:
@@ -259,12 +259,12 @@ class WorkerClient:
         return slot
 
     def _settle(self, frame: Frame) -> None:
-        """An answer to the oldest batch in flight."""
+        """Handle the answer to the oldest batch in flight."""
         header, payload = frame
         job = self._in_flight[0]
         results, error = self._read_results(job, header, payload)
         if error is not None and error.kind in _WORTH_A_RESTART and error.kind not in job.restarted_for:
-            if error.kind == "not_finite":  # once: a graph that overflows does so in every process
+            if error.kind == "not_finite":  # restart only once: some graphs overflow in every process
                 job.restarted_for.add(error.kind)
             raise LostError(str(error))
         self._in_flight.popleft()
@@ -309,7 +309,7 @@ class WorkerClient:
             job.future.set_result(result)
 
     def _exchange(self, fields: Fields, arrays: Sequence[Array], seconds: float) -> Answer:
-        """One request and its answer, while nothing else is in flight."""
+        """Send one request and return its answer; nothing else is in flight."""
         link = self._link
         assert link is not None, "actions run on a connection"
         number, operation = next(self._request_ids), str(fields["op"])
@@ -341,7 +341,7 @@ class WorkerClient:
         return self._link
 
     def _check_sharing(self, link: Link) -> bool:
-        """Whether what is written into a slot here is read there."""
+        """Return whether the worker reads the bytes that this process writes into a slot."""
         if not self.options.shared_memory or not can_share() or not link.passes_descriptors:
             return False
         token = os.urandom(16)
@@ -379,7 +379,7 @@ class WorkerClient:
         return link.stop(patience) if link is not None else Ending("", "")
 
     def _note_previous(self, ending: Ending | None) -> None:
-        """A worker elsewhere tells how the former one ended only when we come again."""
+        """Add the previous worker's exit to the last failure; a remote worker reports it only on the next connection."""
         if ending is not None and self._failures:
             self._failures[-1] += f" ({ending.exit})"
             self._log = ending.log
@@ -393,7 +393,7 @@ class WorkerClient:
         self._backlog.extendleft(reversed(self._in_flight))
         self._in_flight.clear()
         if not self._backlog:
-            self._failures.clear()  # it died while nothing was asked: the next request starts another
+            self._failures.clear()  # it died without a request; the next request starts another
             return
         self.restarts += 1
         if len(self._failures) >= self.options.max_failures:
@@ -426,17 +426,17 @@ class WorkerClient:
                 event = self._events.get_nowait()
                 if isinstance(event, _Job):
                     self._backlog.append(event)
-        # Whoever closes with batches in flight was interrupted, perhaps because the worker hangs.
+        # Closing with batches in flight means an interrupt, perhaps because the worker hangs.
         self._drop_link(_HASTY_SECONDS if self._in_flight else GRACE_SECONDS)
         self._fail_all(SessionError("The session was closed."))
 
 
 def _answer_to(operation: str, number: int, header: Fields, payload: Array, slot: Slot | None = None) -> Answer:
-    """The answer in a frame; its arrays are copies, and do not keep the frame.
+    """Return the answer in a frame, with copies of its arrays, so that the frame can be freed.
 
     Raises:
-        ProtocolError: it answers something else, or is no answer.
-        DriverError: the answer is that it failed.
+        ProtocolError: it answers another request, or is not an answer.
+        DriverError: the driver reports an error.
     """
     if header.get("id") != number or isinstance(header["id"], (bool, float)):
         raise ProtocolError(f"an answer to request {printable(repr(header.get('id')), 20)} instead of {number}")
