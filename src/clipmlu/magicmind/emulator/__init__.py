@@ -1,8 +1,8 @@
-"""The emulated vendor SDK: a stand-in for the package ``magicmind`` that runs on the CPU, and how to get it onto a path.
+"""The emulated vendor SDK: a replacement of the package ``magicmind`` that runs on the CPU, and its environment.
 
-Nothing here is imported unless somebody asks: ``clipmlu emulate -- python script.py``, a target whose name says so, or
-``emulated_environment`` in a test. The package itself lies in ``site/``; ``clipmlu.magicmind.emulator.settings`` lists the
-environment variables that it reads and the switches for what public sources leave open.
+It is imported only on request: by ``clipmlu emulate -- python script.py``, a target with ``emulated`` in its name, or
+``emulated_environment`` in a test. The package is in ``site/``; ``clipmlu.magicmind.emulator.settings`` lists the
+environment variables that it reads and the switches for questions that public sources leave open.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ NOTICE = "emulated MagicMind SDK: nothing here is a card"
 
 
 def site_path() -> Path:
-    """The directory that holds the emulated package ``magicmind``; first on ``sys.path`` or PYTHONPATH."""
+    """Return the directory of the emulated package ``magicmind``, to be the first on ``sys.path`` or PYTHONPATH."""
     return Path(__file__).resolve().parent / "site"
 
 
 def emulated_version() -> str:
-    """What the emulated package says is its version: clipmlu's, and what of the settings has a say in results."""
+    """Return the emulated package's version: clipmlu's, and a digest of the settings that affect results."""
     settings = current()
     decides = dataclasses.replace(settings, devices=0, latency_ms=0.0, faults="", fault_log="", visible=None)
     digest = hashlib.sha256(repr(decides).encode()).hexdigest()
@@ -36,10 +36,10 @@ def emulated_version() -> str:
 
 
 def emulated_environment(base: Mapping[str, str] | None = None, **settings: object) -> dict[str, str]:
-    """An environment in which ``import magicmind`` finds the emulator.
+    """Return an environment in which ``import magicmind`` finds the emulator.
 
     Args:
-        base: the environment to start from; this process's when None.
+        base: the environment to start from; this process's if None.
         settings: variables without their prefix, in lower case, such as ``mode="lenient"`` or ``devices=2``.
 
     Returns:

@@ -1,7 +1,7 @@
-"""From a network and a configuration to one ONNX graph with the inputs and outputs that the built model has.
+"""Combines a network and a configuration to one ONNX graph with the inputs and outputs of the built model.
 
-The graph of the network keeps its tensor names, so that calibration and building speak of the same tensors. In front of
-every input and behind every output stand the conversions that the configuration asks for.
+The graph keeps the network's tensor names, so that calibration and build refer to the same tensors. Conversions from
+the configuration are added before the inputs and after the outputs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from clipmlu.magicmind.emulator.settings import switches
 from clipmlu.magicmind.emulator.status import Code, StatusError
 from clipmlu.magicmind.emulator.types import WIDE, DataType, Shape, datatype_from_onnx, onnx_from_datatype
 
-"""Starts every name that the emulator adds to a graph."""
+"""Prefix of all names that the emulator adds to a graph."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """A graph ready for its numerics: inputs and outputs are named ``emulated_input_0`` and so on."""
+    """A graph ready for its numerics; its inputs are named ``emulated_input_0`` and so on, its outputs likewise."""
 
     model: onnx.ModelProto
     inputs: list[Port]
@@ -37,7 +37,7 @@ class Assembly:
 
 
 def assemble(network: Network, facts: BuildFacts) -> Assembly:
-    """Put inputs, outputs and shapes as the configuration asks for.
+    """Set inputs, outputs and shapes as configured.
 
     Raises:
         StatusError: the configuration does not fit the network.
@@ -77,11 +77,11 @@ def assemble(network: Network, facts: BuildFacts) -> Assembly:
 
 
 def assemble_for_calibration(network: Network, facts: BuildFacts) -> Assembly:
-    """The graph that calibration runs: any shapes, and the network's own layouts, types and values.
+    """Return the calibration graph: any shapes, and the network's own layouts, types and values.
 
-    ``set_data_type`` does not touch the type used during calibration (MC build_param.py); ``type64to32_conversion`` does.
-    Nor does ``insert_bn_before_firstnode``: all samples that use it hand over FLOAT32 data that are normalised already (MC
-    swintransformer, whose accuracy in qint8 is published, mobilenetv2, mobilenetv3, centernet; ME openpose).
+    ``set_data_type`` does not change the type during calibration (MC build_param.py); ``type64to32_conversion`` does.
+    ``insert_bn_before_firstnode`` does not change the values: all samples with it calibrate with normalised FLOAT32
+    data (MC swintransformer, whose accuracy in qint8 is published, mobilenetv2, mobilenetv3, centernet; ME openpose).
     """
     free = Network()
     model = onnx.ModelProto()
@@ -96,7 +96,7 @@ def assemble_for_calibration(network: Network, facts: BuildFacts) -> Assembly:
 
 
 def _shapes_at_ends(model: onnx.ModelProto, inputs: list[Port]) -> list[Shapes]:
-    """Shapes at both ends of ``dim_range``: a graph exported for one batch size does not let them pass and fails here."""
+    """Infer shapes at both ends of ``dim_range``; this fails for a graph that was exported for one batch size only."""
     if any(-1 in port.dims and port.minimum is None for port in inputs):
         return []
     ends = ([port.minimum or port.dims for port in inputs], [port.maximum or port.dims for port in inputs])
@@ -107,7 +107,7 @@ def _shapes_at_ends(model: onnx.ModelProto, inputs: list[Port]) -> list[Shapes]:
 
 
 def _common_dims(ends: list[Shapes], name: str, declared: onnx.ValueInfoProto) -> Shape:
-    """What stays the same at both ends; -1 for what does not, and all -1 when nothing is known (api 2.11)."""
+    """Return the sizes that are equal at both ends, -1 for others, and all -1 if nothing is known (api 2.11)."""
     shapes = [end.get(name, (None, 0))[0] for end in ends]
     known = [shape for shape in shapes if shape is not None]
     if not known or len(known) < len(shapes):
@@ -116,10 +116,10 @@ def _common_dims(ends: list[Shapes], name: str, declared: onnx.ValueInfoProto) -
 
 
 def _session_dims(port: Port, file_shape: Shape, layout: tuple[str, str] | None) -> Shape:
-    """The shape that onnxruntime is told: an axis that the file leaves free stays free, whatever was set since.
+    """Return the shape for onnxruntime: an axis that is variable in the file stays variable, even if a size was set.
 
-    Told a size, onnxruntime fuses other operators and rounds differently in the last digit; so float32 results are those
-    of the file itself. The context checks the sizes.
+    With a fixed size onnxruntime fuses other operators and rounds differently in the last digit; so float32 results are
+    those of the file itself. The context checks the sizes.
     """
     if len(file_shape) != len(port.dims):
         return port.dims
@@ -208,7 +208,7 @@ def _port_type(network: Network, facts: BuildFacts, value: onnx.ValueInfoProto) 
     if dtype not in WIDE:
         return dtype
     if facts.narrow:
-        # 7.3: the samples' calibrators and logs suggest INT32 after the conversion, even where INT64 was set (roberta).
+        # 7.3: the samples' calibrators and logs suggest INT32 after the conversion, even if INT64 was set (roberta).
         return WIDE[dtype]
     if switches().refuse_64bit:
         raise StatusError(
@@ -227,7 +227,7 @@ def _is_mutable(facts: BuildFacts, network: Network) -> bool:
 
 
 def _bounds(facts: BuildFacts, index: int, name: str, dims: Shape) -> tuple[Shape | None, Shape | None]:
-    """``dim_range`` of one input, in the network's own layout (api 3)."""
+    """Return ``dim_range`` of one input, in the network's own layout (api 3)."""
     if facts.mutable is False or index not in facts.dim_range:
         return None, None
     low, high = (tuple(side) for side in facts.dim_range[index])
@@ -247,7 +247,7 @@ def _check_layout(layout: tuple[str, str], name: str, rank: int) -> tuple[str, s
 def _batch_norm(
     constants: tuple[list[float], list[float]], dims: Shape, layout: tuple[str, str] | None
 ) -> list[tuple[str, np.ndarray]]:
-    """(x - mean) / sqrt(var) per channel, in the network's own layout; NCHW unless only the last axis fits."""
+    """Return nodes for (x - mean) / sqrt(var) per channel in the network's layout; NCHW unless only the last axis fits."""
     mean, variance = (np.asarray(side, np.float32) for side in constants)
     axis = 1 if layout is None else layout[0].index("C")
     if layout is None and len(dims) > 1 and dims[1] not in (-1, len(mean)) and dims[-1] == len(mean):

@@ -1,4 +1,4 @@
-"""Builder: networks into models (api 2.9)."""
+"""Builder: compiles networks to models (api 2.9)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Builder:
     """Compiles a network; needs no card (MC clip gen_model.py)."""
 
     def build_model(self, name: str, network: Network, config: BuilderConfig | None = None, /) -> Model | None:
-        """Build.
+        """Build a model.
 
         Args:
-            name: a free label.
+            name: any label.
             network: a parsed network.
-            config: how; the two-argument form is S#33777239416.
+            config: the configuration; public C++ also calls with two arguments (S#33777239416).
 
         Returns:
-            The model, or None when it cannot be built; the reason goes to stderr.
+            The model, or None if it cannot be built; the reason is logged to stderr.
         """
         if not isinstance(name, str) or not isinstance(network, Network):
             raise TypeError("build_model(): expected (str, Network[, BuilderConfig])")
@@ -64,15 +64,15 @@ def _build(name: str, network: Network, config: BuilderConfig) -> Model:
         outputs=assembly.outputs,
         quantisation=quantisation,
     )
-    del assembly  # a second copy of all weights
+    del assembly  # it holds a second copy of all weights
     return Model(info, graph.SerializeToString())
 
 
 def _plan(network: Network, facts: BuildFacts, assembly: Assembly) -> Plan:
-    """What is computed how.
+    """Return the plan of the numerics.
 
     Raises:
-        StatusError: a mode that quantises, and neither a calibration nor ``custom_ranges``.
+        StatusError: the mode quantises, but there is neither a calibration nor ``custom_ranges``.
     """
     from clipmlu.graph.quantisation.derived import ADDED
     from clipmlu.graph.quantisation.rewrite import NodeTypes, Plan

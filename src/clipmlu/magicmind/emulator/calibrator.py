@@ -1,4 +1,4 @@
-"""Calibration: ranges of the quantised operators' inputs, from the data that the caller's objects hand over (api 2.10)."""
+"""Calibration: ranges of the inputs of quantised operators, from the caller's data objects (api 2.10)."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ _log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 class CalibDataInterface:
-    """What a caller derives from; one object for each network input.
+    """Base class of the caller's data objects; there is one for each network input.
 
-    ``get_shape``, ``get_data_type`` and ``get_sample`` are called only after a ``next`` that answered OK: several public
-    subclasses set what they return there (MC resnet50_onnx, nnUNet; CV). ``reset`` may be called at any time.
+    ``get_shape``, ``get_data_type`` and ``get_sample`` are called only after ``next`` returned OK, because several
+    public subclasses set their values there (MC resnet50_onnx, nnUNet; CV). ``reset`` may be called at any time.
     """
 
     def next(self) -> Status:
-        """Prepare the next batch; OUT_OF_RANGE when there is none."""
+        """Prepare the next batch; return OUT_OF_RANGE if there is none."""
         raise NotImplementedError("CalibDataInterface.next")
 
     def reset(self) -> Status:
-        """Start again."""
+        """Start again with the first batch."""
         raise NotImplementedError("CalibDataInterface.reset")
 
     def get_sample(self) -> Any:
-        """The current batch."""
+        """Return the current batch."""
         raise NotImplementedError("CalibDataInterface.get_sample")
 
     def get_shape(self) -> Dims:
-        """Its shape."""
+        """Return the shape of the current batch."""
         raise NotImplementedError("CalibDataInterface.get_shape")
 
     def get_data_type(self) -> DataType:
-        """Its element type."""
+        """Return the element type of the current batch."""
         raise NotImplementedError("CalibDataInterface.get_data_type")
 
 
 class RemoteConfig:
-    """Where a card is that calibrates for a host without one.
+    """The address of a card that calibrates for a host without one.
 
     Attributes:
         address: ``"ip:port"`` (ME gen_model.py).
@@ -63,7 +63,7 @@ class RemoteConfig:
 
 
 class Calibrator:
-    """Drives the data objects through the network.
+    """Runs the data of the data objects through the network.
 
     Args:
         data: one object for each network input, in their order (MC clip gen_model.py).
@@ -78,23 +78,23 @@ class Calibrator:
 
     @returns_status
     def set_quantization_algorithm(self, algorithm: QuantizationAlgorithm, /) -> None:
-        """Choose how ranges are found."""
+        """Choose the calibration algorithm."""
         if not isinstance(algorithm, QuantizationAlgorithm):
             raise TypeError(f"set_quantization_algorithm(): got {type(algorithm).__name__}")
         self._algorithm = algorithm
 
     @returns_status
     def set_remote(self, config: RemoteConfig, /) -> None:
-        """Calibrate on another host's card (ME gen_model.py); the emulator computes here all the same."""
+        """Set another host's card for the calibration (ME gen_model.py); the emulator still computes here."""
         if not config.address.rpartition(":")[2].isdigit():
             raise StatusError(Code.INVALID_ARGUMENT, f"set_remote: address is '{config.address}'; expected ip:port")
         self._remote = config
 
     @returns_status
     def calibrate(self, network: Network, config: BuilderConfig, /) -> None:
-        """Run all data through the network and note the ranges in it.
+        """Run all data through the network and store the ranges in it.
 
-        A mode that quantises nothing needs no calibration and gets none, without complaint (MC psenet).
+        A mode that does not quantise needs no calibration; the call then succeeds without effect (MC psenet).
         """
         hit("calibrate")
         facts = config.facts()
@@ -123,7 +123,7 @@ class Calibrator:
 
 
 class _Collector:
-    """Runs the calibration graph, in float32, once for LINEAR and twice for EQNM."""
+    """Runs the calibration graph in float32, once for LINEAR and twice for EQNM."""
 
     def __init__(self, network: Network, facts: BuildFacts, data: list[CalibDataInterface], least_noise: bool) -> None:
         from clipmlu.graph.quantisation.rewrite import quantised_tensors
@@ -136,10 +136,10 @@ class _Collector:
         self._least_noise = least_noise
 
     def collect(self) -> CalibrationRecord:
-        """Ranges of all quantised tensors.
+        """Return the ranges of all quantised tensors.
 
         Raises:
-            StatusError: the data objects failed, or fit neither one another nor the network.
+            StatusError: a data object failed, or its data do not fit the network or the other objects.
         """
         from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
 
@@ -153,7 +153,7 @@ class _Collector:
         return CalibrationRecord(ranges=ranges, least_noise=self._least_noise, batches=batches)
 
     def _batches(self) -> Iterator[list[Array]]:
-        """One pass over the data; all objects are stepped together. Order and number of calls are open (7.10)."""
+        """Yield all data once; all objects advance together. The SDK's order and number of calls are unknown (7.10)."""
         for item in self._data:
             _demand(item.reset(), "reset")
         while True:
@@ -173,8 +173,8 @@ class _Collector:
             raise StatusError(
                 Code.INVALID_ARGUMENT, f"calibrate: get_shape says {shape}, the sample has {list(sample.shape)}"
             )
-        # What is declared holds. xDeepFM declares INT32 and hands over int64. swintransformer (whose qint8 accuracy is
-        # published) declares [B,3,224,224] and hands over [B,1,3,224,224]; paddledetection declares [1,2], hands over [2].
+        # The declaration wins. xDeepFM declares INT32 and passes int64. swintransformer (whose qint8 accuracy is
+        # published) declares [B,3,224,224] and passes [B,1,3,224,224]; paddledetection declares [1,2] and passes [2].
         values: npt.NDArray[Any] = sample.astype(get_numpy_dtype_by_datatype(dtype)).reshape(shape.GetDims())
         layout = self._facts.input_layouts.get(index)
         if layout is not None and not _fits(values.shape, port.dims):
@@ -187,7 +187,7 @@ class _Collector:
 
 
 def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
-    """Whether a sample is in the network's own layout: all axes but the batch agree."""
+    """Return whether a sample is in the network's own layout: all axes but the batch agree."""
     return len(shape) == len(dims) and all(want in (-1, have) for have, want in zip(shape[1:], dims[1:], strict=True))
 
 

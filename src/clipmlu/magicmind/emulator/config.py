@@ -40,7 +40,7 @@ def _numbers(value: Any) -> bool:
 
 
 def _arch(value: Any) -> bool:
-    # ``"mtp_372.41"`` is the spelling of SDK 0.13 (api 5).
+    # SDK 0.13 writes ``"mtp_372.41"`` (api 5).
     if isinstance(value, dict):
         return bool(value) and all(_arch(name) and _integers(counts) for name, counts in value.items())
     return isinstance(value, str) and value.split(".")[0] in (*ARCHS, "mtp_322")
@@ -90,15 +90,15 @@ KEYS: dict[str, Check | dict[str, Check]] = {
     "debug_config": {"fusion_enable": _flag, "print_ir": lambda value: isinstance(value, dict)},
     "file_path": lambda value: isinstance(value, str),
 }
-"""Every key seen in public sources (api 3), with what makes a value acceptable."""
+"""Every key of public sources (api 3), with the check of its value."""
 
 
 class BuilderConfig:
-    """How a network is built.
+    """The configuration of a build.
 
     Attributes:
-        mlu_archs: architecture names; the key ``archs`` says the same, and the later of the two holds (MC
-            model_process.py sets both).
+        mlu_archs: architecture names; same as the key ``archs``, and the last assignment wins (MC model_process.py sets
+            both).
     """
 
     def __init__(self) -> None:
@@ -111,14 +111,14 @@ class BuilderConfig:
 
     @mlu_archs.setter
     def mlu_archs(self, names: list[str]) -> None:
-        # An assignment cannot answer with a Status; a name that is none is refused by the build.
+        # An assignment cannot return a Status; the build rejects unknown names.
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise TypeError("mlu_archs: expected a list of str")
         self._values["archs"] = list(names)
 
     @returns_status
     def parse_from_string(self, json_text: str) -> None:
-        """Merge a JSON object: nested objects by key, a later value of the same key wins (TR bert; MC build_param.py)."""
+        """Merge a JSON object: nested objects by key, later values win (TR bert; MC build_param.py)."""
         if not isinstance(json_text, str):
             raise TypeError(f"parse_from_string(): expected str, got {type(json_text).__name__}")
         self._merge(json_text, "parse_from_string")
@@ -139,42 +139,42 @@ class BuilderConfig:
             raise StatusError(Code.INVALID_ARGUMENT, f"{call}: bad JSON: {error}") from error
         if not isinstance(value, dict):
             raise StatusError(Code.INVALID_ARGUMENT, f"{call}: expected a JSON object")
-        if isinstance(value.get("builder_config"), dict):  # a wrapper around all keys (MC-old tacotron2)
+        if isinstance(value.get("builder_config"), dict):  # an object around all keys (MC-old tacotron2)
             value = value["builder_config"]
         _check_keys(value, call)
         _merge_into(self._values, value)
 
     def check_archs(self) -> None:
-        """Refuse architectures that do not exist: ``mlu_archs`` takes any name.
+        """Check that the architectures exist, since ``mlu_archs`` accepts any name.
 
         Raises:
-            StatusError: which one.
+            StatusError: one does not exist.
         """
         for name in self.mlu_archs:
             if name not in ARCHS:
                 raise StatusError(Code.INVALID_ARGUMENT, f"unknown architecture '{name}'; known: {', '.join(ARCHS)}")
 
     def facts(self) -> BuildFacts:
-        """What the keys come to, with the defaults of ``BuildFacts`` for absent ones."""
+        """Return the merged configuration, with the defaults of ``BuildFacts`` for missing keys."""
         return BuildFacts.from_values(self._values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildFacts:
-    """A configuration with its defaults; defaults of absent keys are not public (7.9), these follow the tools' (api 4.2).
+    """A configuration with defaults; the SDK's are not public (7.9), these are those of the tools (api 4.2).
 
     Attributes:
-        archs: architecture -> cluster counts; all three architectures when none is named.
+        archs: maps an architecture to cluster counts; all three architectures if none is given.
         mode: the precision mode.
         per_axis: weight ranges per output channel.
-        asymmetric: activation ranges need not be centred on zero.
-        mutable: ``graph_shape_mutable``, or None when absent.
-        dim_range: input index -> (smallest, largest) shape.
-        batch_norm: input index -> (mean, variance) per channel.
-        input_layouts: input index -> (source, destination).
-        output_layouts: output index -> (source, destination).
+        asymmetric: activation ranges may be asymmetric around zero.
+        mutable: ``graph_shape_mutable``, or None if missing.
+        dim_range: maps an input index to (smallest, largest) shape.
+        batch_norm: maps an input index to (mean, variance) per channel.
+        input_layouts: maps an input index to (source, destination).
+        output_layouts: maps an output index to (source, destination).
         narrow: ``type64to32_conversion``.
-        custom_ranges: tensor name, or the empty string for all -> (minimum, maximum).
+        custom_ranges: maps a tensor name, or the empty string for all, to (minimum, maximum).
     """
 
     archs: dict[str, list[int]]
@@ -191,7 +191,7 @@ class BuildFacts:
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> BuildFacts:
-        """Read merged JSON."""
+        """Create it from merged JSON."""
         precision = values.get("precision_config", {})
 
         def pairs(key: str, first: str, second: str) -> dict[int, tuple[Any, Any]]:
@@ -216,17 +216,17 @@ class BuildFacts:
 
     @property
     def bits(self) -> int | None:
-        """Bits of the quantised operators, or None when everything is in floating point."""
+        """Bits of the quantised operators, or None if all operators are in floating point."""
         return int(self.mode.split("_")[0].removeprefix("qint")) if self.mode.startswith("qint") else None
 
     @property
     def half(self) -> bool:
-        """Whether what is not quantised runs in binary16."""
+        """Whether operators that are not quantised use binary16."""
         return self.mode.endswith("float16")
 
 
 def arch_clusters(archs: list[Any]) -> dict[str, list[int]]:
-    """Architecture -> cluster counts, from strings and from objects such as ``{"mtp_372": [2, 6, 8]}``."""
+    """Map each architecture to its cluster counts, from strings and from objects such as ``{"mtp_372": [2, 6, 8]}``."""
     found: dict[str, list[int]] = {}
     for item in archs:
         for name, counts in (item if isinstance(item, dict) else {item: []}).items():
@@ -236,7 +236,7 @@ def arch_clusters(archs: list[Any]) -> dict[str, list[int]]:
 
 
 def _check_keys(value: dict[str, Any], call: str) -> None:
-    """7.8: what the SDK does with a key it does not know is not public; strict refuses, lenient looks away."""
+    """Check the keys (7.8: the SDK's handling of unknown keys is not public; only strict mode rejects them)."""
     if not switches().refuse_unknown_keys:
         return
     for key, item in value.items():

@@ -1,13 +1,13 @@
-r"""The file format of emulated models: recognisable at the first byte, checked by digest, and no pickle.
+r"""The file format of emulated models: a magic prefix, a digest, and no pickle.
 
     offset 0   b"CLIPMLU-EMULATED-MODEL\n"
     then       format version, 4 bytes, little-endian
-    then       SHA-256 of everything that follows, 32 bytes
+    then       SHA-256 of all following bytes, 32 bytes
     then       length of the header, 8 bytes, little-endian
-    then       the header: JSON, UTF-8 (what the model is; see ``clipmlu.magicmind.emulator.ports.ModelInfo``)
+    then       the header: JSON, UTF-8 (see ``clipmlu.magicmind.emulator.ports.ModelInfo``)
     then       the graph: an ONNX file
 
-The vendor's format is not public (api 7.13); nothing but the emulator reads this one.
+The vendor's format is not public (api 7.13); only the emulator reads this one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 def is_emulated_model(path: str | Path) -> bool:
-    """Whether a file was written by the emulator; False for anything else and for what cannot be read."""
+    """Return whether the emulator wrote a file; False for other and unreadable files."""
     try:
         with Path(path).open("rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
@@ -57,10 +57,10 @@ def write_container(path: str | Path, header: dict[str, Any], graph: bytes) -> N
 
 
 def read_container(path: str | Path) -> tuple[dict[str, Any], bytes]:
-    """Read one model: its header and its graph.
+    """Read the header and the graph of one model.
 
     Raises:
-        StatusError: there is no such file, or it is no emulated model, or of another version, or altered.
+        StatusError: the file is missing, not an emulated model, of another version, or altered.
     """
     try:
         with open_regular(path) as stream:
@@ -88,6 +88,6 @@ def read_container(path: str | Path) -> tuple[dict[str, Any], bytes]:
         header = decode_json(bytes(body[_LENGTH.size : _LENGTH.size + length]), dict[str, Any])
         if scan_graph(graph).data_files:
             raise ValueError("its graph has weights in other files")
-    except ValueError as error:  # msgspec's is one
+    except ValueError as error:  # msgspec's errors included
         raise StatusError(Code.DATA_LOSS, f"'{path}' is damaged: {error}") from error
     return header, graph

@@ -17,7 +17,7 @@ _log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 class _Active(threading.local):
-    """The card that is active in a thread; card 0 where none was activated (MC ssd_caffe never does)."""
+    """The active card of a thread; card 0 by default (MC ssd_caffe activates none)."""
 
     device = 0
 
@@ -32,20 +32,20 @@ os.register_at_fork(after_in_child=_locks.clear)
 
 
 def device_lock(index: int) -> threading.Lock:
-    """Held while a card computes: all its queues share one card, so that several of them are no faster than one."""
+    """Return the lock of a computing card: its queues share it, so that several queues are no faster than one."""
     return _locks[index]
 
 
 def active_device() -> int:
-    """Index of the calling thread's card."""
+    """Return the index of the calling thread's card."""
     return _active.device
 
 
 def check_device(index: int, call: str) -> None:
-    """Refuse a card that is not there.
+    """Check that a card exists.
 
     Raises:
-        StatusError: out of range (which code the SDK uses is not known, 7.15).
+        StatusError: the index is out of range (the SDK's code for this is not known, 7.15).
     """
     count = current().device_count
     if not 0 <= index < count:
@@ -56,7 +56,7 @@ class Device:
     """A card.
 
     Attributes:
-        id: its index; other attributes may be set and mean nothing (MC maskrcnn sets ``dev_id``).
+        id: its index; other attributes may be set but have no effect (MC maskrcnn sets ``dev_id``).
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Device:
         _active.device = self.id
 
     def create_queue(self) -> Queue | None:
-        """A queue on this card, or None; works without ``active()`` (MC ssd_caffe, MC-13 clip)."""
+        """Return a queue on this card, or None; works without ``active()`` (MC ssd_caffe, MC-13 clip)."""
         try:
             check_device(self.id, "create_queue")
             hit("create_queue", self.id)
@@ -81,18 +81,18 @@ class Device:
 
 
 class System:
-    """The driver library; optional, and nothing dies with it (MC mm_runner.py uses objects after its block)."""
+    """The driver library; optional, and objects outlive it (MC mm_runner.py uses objects after its block)."""
 
     def initialize(self) -> Status:
-        """Start; MC maskrcnn calls it by hand."""
+        """Start the library; MC maskrcnn calls it explicitly."""
         return Status()
 
     def destory(self) -> Status:
-        """Stop; spelled so (MC maskrcnn)."""
+        """Stop the library; the vendor's spelling (MC maskrcnn)."""
         return Status()
 
     def device_count(self) -> int:
-        """Cards that this process sees."""
+        """Return the number of cards that this process sees."""
         return current().device_count
 
     def __enter__(self) -> System:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class _Fields:
-    """The editable fields, as ``info.val`` (YX magicmind_model.py)."""
+    """The editable fields of ``info.val`` (YX magicmind_model.py)."""
 
     def __init__(
         self, path: str, tensor_name: list[str], dump_mode: DumpMode | int, file_format: FileFormat | int
@@ -26,7 +26,7 @@ class _Fields:
 
 
 class DumpInfo:
-    """``Context.ContextDumpInfo``: what to dump and where (S#33294089808); enums or their numbers.
+    """``Context.ContextDumpInfo``: tensors to dump, and the path (S#33294089808); takes enums or their numbers.
 
     Attributes:
         val: the fields: path, tensor_name, dump_mode (-1 off, 0 named, 1 all, 2 outputs), file_format (0 pb, 1 pbtxt).
@@ -43,7 +43,7 @@ class DumpInfo:
 
 
 def write_dump(info: DumpInfo, model: ModelInfo, results: list[Array]) -> None:
-    """Write outputs as ``.npy`` files: the vendor's own format is not public, and inner tensors are not dumped."""
+    """Write outputs as ``.npy`` files; the vendor's format is not public, and inner tensors are not dumped."""
     fields = info.val
     mode = DumpMode(fields.dump_mode) if isinstance(fields.dump_mode, int) else fields.dump_mode
     if mode is DumpMode.kOff:

@@ -1,13 +1,13 @@
-"""Failures on demand: what ``CLIPMLU_EMULATOR_FAULTS`` means.
+"""Fault injection: the syntax and effect of ``CLIPMLU_EMULATOR_FAULTS``.
 
 The variable is a comma-separated list of ``CALL[@DEVICE]:N:KIND``. CALL is the SDK's function, counted from 1 in each
-process (per device when ``@DEVICE`` is given). KIND is one of
+process (per device if ``@DEVICE`` is given). KIND is one of
 
-    status       that call answers with a bad Status (INTERNAL), or None where it makes an object
+    status       the call returns a bad Status (INTERNAL), or None if it creates an object
     oom          the same with RESOURCE_EXHAUSTED
-    device_lost  that call and every later one on the same card answers UNAVAILABLE
+    device_lost  the call and every later one on the same card returns UNAVAILABLE
     crash        the process ends at once, as on a segmentation fault in the vendor's library
-    hang         the call never returns; for ``enqueue`` it is the card that hangs, so ``sync`` never returns
+    hang         the call never returns; for ``enqueue`` the card hangs, so ``sync`` never returns
     nan          ``enqueue`` only: the results are NaN (the smallest integer for integer outputs)
 """
 
@@ -59,10 +59,10 @@ class Fault:
 
 @functools.lru_cache(maxsize=32)
 def parse_faults(text: str) -> tuple[Fault, ...]:
-    """Read the variable's value.
+    """Parse the variable's value.
 
     Raises:
-        ValueError: an entry is not of the form described above.
+        ValueError: an entry does not have the form above.
     """
     return tuple(_parse_fault(item.strip()) for item in text.split(",") if item.strip())
 
@@ -79,7 +79,7 @@ def _parse_fault(item: str) -> Fault:
 
 
 class _Counters:
-    """Calls so far and cards lost, of this process; started afresh in a forked child."""
+    """Counts of calls and lost cards in this process; reset in a forked child."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -91,7 +91,7 @@ _counters = _Counters()
 
 
 def reset() -> None:
-    """Forget all counts and lost cards; for tests, and in a forked child."""
+    """Reset all counts and lost cards; for tests, and in a forked child."""
     global _counters  # noqa: PLW0603 - the counters are the process's own, like the driver's state that they stand for
     _counters = _Counters()
 
@@ -100,14 +100,14 @@ os.register_at_fork(after_in_child=reset)
 
 
 def hit(call: str, device: int | None = None) -> str | None:
-    """Count one call and let a planned failure happen.
+    """Count one call and inject its planned failure.
 
     Args:
         call: one of ``CALLS``.
-        device: the card that it concerns, or None.
+        device: index of the card, or None.
 
     Returns:
-        ``"nan"`` or ``"hang"`` for the faults of an ``enqueue`` that strike on the queue, else None.
+        ``"nan"`` or ``"hang"`` for faults of an ``enqueue`` that the queue must inject, else None.
 
     Raises:
         StatusError: the call fails.
@@ -116,7 +116,7 @@ def hit(call: str, device: int | None = None) -> str | None:
     if fault is not None:
         _note(fault)
         if fault.kind == "crash":
-            # Not sys.exit: nothing may be cleaned up, as in a crash of the vendor's library.
+            # Not sys.exit: no clean-up must run, as in a crash of the vendor's library.
             os.kill(os.getpid(), signal.SIGKILL)
         if fault.kind == "hang" and call != "enqueue":
             sleep_forever()
@@ -133,7 +133,7 @@ def hit(call: str, device: int | None = None) -> str | None:
 
 
 def sleep_forever() -> None:
-    """Hang."""
+    """Block forever."""
     while True:
         time.sleep(3600)
 

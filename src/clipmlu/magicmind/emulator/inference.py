@@ -1,4 +1,4 @@
-"""Shape inference that answers as the SDK does, with a status."""
+"""Shape inference with the SDK's status errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from clipmlu.magicmind.emulator.status import Code, StatusError
 
 
 def infer_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]] | None = None) -> shapes.Shapes:
-    """See ``shapes.infer_shapes``.
+    """Infer shapes; see ``shapes.infer_shapes``.
 
     Raises:
-        StatusError: the shapes contradict one another, or there is an unknown operator.
+        StatusError: the shapes contradict each other, or an operator is unknown.
     """
     try:
         return shapes.infer_shapes(model, inputs)

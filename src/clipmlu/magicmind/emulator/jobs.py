@@ -1,4 +1,4 @@
-"""Queues and their jobs: asynchronous work in order, from the call to the synchronised result (api 2.12)."""
+"""Queues and jobs: asynchronous work in order, from ``enqueue`` to ``sync`` (api 2.12)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Feed = Callable[[], Array]
 
 
 class LentTensor(Protocol):
-    """What a job needs of a tensor that it reads or writes."""
+    """The methods of a tensor that a job uses."""
 
     def lend(self, job: Job) -> None:
-        """The job reads it from now on."""
+        """Mark the tensor as read by the job."""
 
     def give_back(self, job: Job) -> None:
-        """The job is synchronised."""
+        """Mark the job as synchronised."""
 
     def publish(self, result: Array) -> None:
-        """The job's result may be read."""
+        """Make the job's result readable."""
 
     @property
     def producer(self) -> tuple[Job, int] | None:
-        """The job, not yet synchronised, that writes it, and which output it is."""
+        """The unsynchronised job that writes the tensor, and the index of the output."""
 
 
 class Job:
@@ -41,12 +41,12 @@ class Job:
 
     Args:
         compute: runs the graph; called on the queue's thread.
-        inputs: tensors that are lent until ``sync``.
-        outputs: tensors that are written by ``sync``.
+        inputs: tensors that the job reads until ``sync``.
+        outputs: tensors that ``sync`` writes.
 
     Attributes:
-        done: set when the results (or the error) are there.
-        results: the outputs on the card, or None before and after a failure.
+        done: set when the results or the error are available.
+        results: the outputs on the card, or None before the end and after a failure.
     """
 
     def __init__(
@@ -63,24 +63,24 @@ class Job:
             tensor.lend(self)
 
     def run(self) -> None:
-        """Compute; called by the queue's thread."""
+        """Compute the results; called by the queue's thread."""
         try:
             self.results = self._compute()
         except StatusError as error:
             self.error = error
-        except Exception as error:  # the runtime's own errors are many; a thread must not die of one
+        except Exception as error:  # the runtime raises many types; the thread must survive them
             self.error = StatusError(Code.INTERNAL, f"enqueue: the graph failed: {' '.join(str(error).split())}")
         finally:
             self.done.set()
 
     def spoil(self, reason: str) -> None:
-        """The results are garbage, because the caller broke a rule of asynchronous work."""
+        """Mark the results as invalid, because the caller violated a rule of asynchronous work."""
         if not self._spoiled:
             _log.warning("emulated MagicMind: results are spoiled: %s", reason)
         self._spoiled = reason
 
     def publish(self) -> None:
-        """Let the caller see the results; called by ``sync``.
+        """Make the results readable; called by ``sync``.
 
         Raises:
             StatusError: the work failed.
@@ -96,7 +96,7 @@ class Job:
 
 
 class Queue:
-    """A queue of one card; made by ``Device.create_queue``.
+    """A queue of one card, created by ``Device.create_queue``.
 
     Attributes:
         device: the card's index.
@@ -108,17 +108,17 @@ class Queue:
         self._syncing = threading.Lock()
         self._unsynced: collections.deque[Job] = collections.deque()
         self._work: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        # A daemon: work that hangs must not keep the process alive, as it would not on a card.
+        # A daemon thread, so that hanging work does not keep the process alive.
         threading.Thread(target=_serve, args=(self._work,), name="emulated-mlu-queue", daemon=True).start()
 
     @returns_status
     def sync(self) -> None:
-        """Wait for all work and let its results be seen; answers with the first failure."""
+        """Wait for all work and make its results readable; return the first failure."""
         check_process(self._process, "sync")
         hit("sync", self.device)
         failure: StatusError | None = None
         with self._syncing:
-            for _ in range(len(self._unsynced)):  # what another thread enqueues meanwhile is not waited for
+            for _ in range(len(self._unsynced)):  # jobs that other threads add meanwhile are not included
                 job = self._unsynced[0]
                 job.done.wait()
                 self._unsynced.popleft()
@@ -136,7 +136,7 @@ class Queue:
 
     @property
     def busy(self) -> bool:
-        """Whether there is work that was not synchronised."""
+        """Whether there is unsynchronised work."""
         return bool(self._unsynced)
 
     def __del__(self) -> None:
@@ -144,7 +144,7 @@ class Queue:
 
 
 def check_process(owner: int, call: str) -> None:
-    """Refuse objects of the parent process (7.7: use after fork is open; the queue's thread does not survive one).
+    """Check that an object was created in this process (7.7: use after a fork is unknown; threads are missing there).
 
     Raises:
         StatusError: this is a forked child.

@@ -1,4 +1,4 @@
-"""Model: what a build leaves behind, in memory and on disk (api 2.11)."""
+"""Model: the result of a build, in memory and on disk (api 2.11)."""
 
 from __future__ import annotations
 
@@ -37,52 +37,52 @@ class Model:
 
     @returns_status
     def serialize_to_file(self, path: str, /) -> None:
-        """Write a model file; the name is free."""
+        """Write a model file; any file name is allowed."""
         hit("serialize_to_file")
         write_container(path, self._filled("serialize_to_file").to_json(), self._graph)
 
     def get_input_num(self) -> int:
-        """Number of inputs."""
+        """Return the number of inputs."""
         return 0 if self._info is None else len(self._info.inputs)
 
     def get_output_num(self) -> int:
-        """Number of outputs."""
+        """Return the number of outputs."""
         return 0 if self._info is None else len(self._info.outputs)
 
     def get_input_names(self) -> list[str]:
-        """Names, as in the ONNX file."""
+        """Return the input names, as in the ONNX file."""
         return [port.name for port in self._inputs()]
 
     def get_output_names(self) -> list[str]:
-        """Names, as in the ONNX file."""
+        """Return the output names, as in the ONNX file."""
         return [port.name for port in self._outputs()]
 
     def get_input_dimensions(self) -> list[Dims]:
-        """Shapes; -1 where a mutable model lets the size vary (TR yolov5n: ``-1,640,640,3``)."""
+        """Return input shapes; -1 for variable sizes of a mutable model (TR yolov5n: ``-1,640,640,3``)."""
         return [Dims(port.dims) for port in self._inputs()]
 
     def get_output_dimensions(self) -> list[Dims]:
-        """Shapes; -1 for what follows from a size that may vary."""
+        """Return output shapes; -1 for sizes that depend on variable input sizes."""
         return [Dims(port.dims) for port in self._outputs()]
 
     def get_input_data_types(self) -> list[DataType]:
-        """Element types at run time."""
+        """Return the element types of the inputs at run time."""
         return [port.dtype for port in self._inputs()]
 
     def get_output_data_types(self) -> list[DataType]:
-        """Element types at run time."""
+        """Return the element types of the outputs at run time."""
         return [port.dtype for port in self._outputs()]
 
     def get_input_dimension(self, index: int, /) -> Dims:
-        """One shape (YX; MC alexnet_bn_caffe gen_model.py)."""
+        """Return one input shape (YX; MC alexnet_bn_caffe gen_model.py)."""
         return self.get_input_dimensions()[index]
 
     def get_input_data_type(self, index: int, /) -> DataType:
-        """One type (same sources)."""
+        """Return one input type (same sources)."""
         return self.get_input_data_types()[index]
 
     def create_i_engine(self, config: EngineOptions | None = None, /) -> Engine | None:
-        """Load the model onto the calling thread's card; None, and the reason on stderr, when it does not fit there."""
+        """Load the model onto the calling thread's card; on failure return None and log the reason to stderr."""
         try:
             return create_engine(self._filled("create_i_engine"), self._graph, config)
         except StatusError as error:

@@ -1,4 +1,4 @@
-"""Network, ITensor and INode: an ONNX graph behind the SDK's graph classes (api 2.6, 2.7)."""
+"""Network, ITensor and INode: the SDK's graph classes over an ONNX graph (api 2.6, 2.7)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger("clipmlu.magicmind.emulator")
 
 @dataclasses.dataclass
 class NodeTypes:
-    """What ``set_precision`` and ``set_output_type`` asked of one node: input or output index -> type."""
+    """Types set by ``set_precision`` and ``set_output_type`` for one node; maps an input or output index to the type."""
 
     inputs: dict[int, DataType] = dataclasses.field(default_factory=dict)
     outputs: dict[int, DataType] = dataclasses.field(default_factory=dict)
@@ -52,7 +52,7 @@ class Network:
         return self.graph_model.graph
 
     def fill(self, model: onnx.ModelProto) -> None:
-        """Take over a parsed model; nodes without a name get one, so that ``set_precision`` can address them."""
+        """Take a parsed model; unnamed nodes get a name, so that ``set_precision`` can refer to them."""
         from clipmlu.graph.shapes import get_shape
 
         self.graph_model = model
@@ -64,31 +64,31 @@ class Network:
                 node.name = name if name not in taken else f"{name}_unnamed"
 
     def get_input_count(self) -> int:
-        """Inputs; 0 for an empty network."""
+        """Return the number of inputs; 0 for an empty network."""
         return 0 if self.graph_model is None else len(self.graph.input)
 
     def get_output_count(self) -> int:
-        """Outputs; 0 for an empty network."""
+        """Return the number of outputs; 0 for an empty network."""
         return 0 if self.graph_model is None else len(self.graph.output)
 
     def get_input(self, index: int) -> ITensor:
-        """One input, in the order of the ONNX graph."""
+        """Return one input, in the order of the ONNX graph."""
         return self._tensor(self.graph.input[index].name)
 
     def get_output(self, index: int) -> ITensor:
-        """One output, in the order of the ONNX graph."""
+        """Return one output, in the order of the ONNX graph."""
         return self._tensor(self.graph.output[index].name)
 
     def get_all_nodes_in_network(self) -> list[INode]:
-        """All nodes in the order of the file (MC mmdetection gen_model.py)."""
+        """Return all nodes in the order of the file (MC mmdetection gen_model.py)."""
         return [] if self.graph_model is None else [INode(self, node) for node in self.graph.node]
 
     def find_node_by_name(self, name: str) -> INode | None:
-        """The node of that name, or None (CV adapter_model.py)."""
+        """Return the node with a name, or None (CV adapter_model.py)."""
         return next((node for node in self.get_all_nodes_in_network() if node.get_node_name() == name), None)
 
     def find_tensor_by_name(self, name: str) -> ITensor | None:
-        """The tensor of that name, or None (S#22352224830)."""
+        """Return the tensor with a name, or None (S#22352224830)."""
         known = {value.name for value in self.graph.input} | {value.name for value in self.graph.initializer}
         known |= {output for node in self.graph.node for output in node.output}
         return self._tensor(name) if name in known else None
@@ -104,7 +104,7 @@ class Network:
 
     @returns_status
     def unmark_output(self, tensor: ITensor) -> None:
-        """Undo ``mark_output`` (MC yolov7 adapter_model.py); what it returns is not known (7.17)."""
+        """Undo ``mark_output`` (MC yolov7 adapter_model.py); the SDK's return value is not known (7.17)."""
         for index, value in enumerate(self.graph.output):
             if value.name == tensor.name:
                 del self.graph.output[index]
@@ -112,7 +112,7 @@ class Network:
         raise StatusError(Code.INVALID_ARGUMENT, f"unmark_output: '{tensor.name}' is no output")
 
     def add_input(self, dtype: DataType, dims: Dims | None = None) -> ITensor:
-        """Refused: the emulator runs parsed graphs and builds none by hand."""
+        """Raise: the emulator runs parsed graphs only."""
         raise NotImplementedError(_BY_HAND.format(call="add_input"))
 
     def __getattr__(self, name: str) -> Any:
@@ -121,10 +121,11 @@ class Network:
         raise AttributeError(f"'Network' object has no attribute '{name}'")
 
     def shape_and_type(self, name: str) -> tuple[Shape | None, int]:
-        """Shape (-1 for unknown axes, None for an unknown rank) and ONNX element type (0 when unknown).
+        """Return shape (-1 for unknown axes, None for an unknown rank) and ONNX element type (0 if unknown).
 
-        An input has what was declared or set. The others follow from the inputs; while these contradict one another or
-        the graph, as between two calls of ``set_dimension``, nothing is known of them: the build is what fails.
+        An input has its declared or set shape. The other shapes are inferred from the inputs. While these contradict
+        each other or the graph, as between two calls of ``set_dimension``, the other shapes are unknown, and only the
+        build fails.
         """
         from clipmlu.graph.shapes import get_shape
         from clipmlu.magicmind.emulator.inference import infer_shapes
@@ -142,7 +143,7 @@ class Network:
         return self._shapes.get(name, (None, 0))
 
     def forget_shapes(self) -> None:
-        """Infer shapes again when they are next asked for."""
+        """Discard the inferred shapes; they are inferred again on the next use."""
         self._shapes = None
 
     def _tensor(self, name: str) -> ITensor:
@@ -153,21 +154,22 @@ _BY_HAND = "{call}: the emulated MagicMind SDK runs parsed ONNX graphs and build
 
 
 class ITensor:
-    """A tensor of a network; made by the network."""
+    """A tensor of a network, created by the network."""
 
     def __init__(self, network: Network, name: str) -> None:
         self.network = network
         self.name = name
 
     def get_tensor_name(self) -> str:
-        """The ONNX name (CV adapter_model.py)."""
+        """Return the ONNX name (CV adapter_model.py)."""
         return self.name
 
     @returns_status
     def set_dimension(self, dims: Dims) -> None:
-        """Replace an input's shape; all other shapes follow (MC model_process.py, CLIP: batch 1 and 3 texts become B and 100).
+        """Set an input's shape; the other shapes are inferred again.
 
-        7.16: strict refuses it once the network is calibrated.
+        MC model_process.py does this for CLIP: batch 1 and 3 texts become B and 100. 7.16: strict mode rejects it after
+        the calibration.
         """
         if not isinstance(dims, Dims):
             raise TypeError(f"set_dimension(): expected Dims, got {type(dims).__name__}")
@@ -190,12 +192,12 @@ class ITensor:
         self.network.forget_shapes()
 
     def get_dimension(self) -> Dims:
-        """The shape; empty when the rank is not known."""
+        """Return the shape; empty if the rank is not known."""
         return Dims(self.network.shape_and_type(self.name)[0] or ())
 
     @returns_status
     def set_data_type(self, dtype: DataType) -> None:
-        """Type of an input or output at run time; calibration is not affected (MC build_param.py)."""
+        """Set the type of an input or output at run time; calibration is not affected (MC build_param.py)."""
         if not isinstance(dtype, DataType):
             raise TypeError(f"set_data_type(): expected DataType, got {type(dtype).__name__}")
         ends = {value.name for value in (*self.network.graph.input, *self.network.graph.output)}
@@ -206,67 +208,67 @@ class ITensor:
         self.network.io_types[self.name] = dtype
 
     def get_data_type(self) -> DataType:
-        """The type set, else the ONNX one."""
+        """Return the type that was set, else the ONNX type."""
         given = self.network.io_types.get(self.name)
         return given or datatype_from_onnx(self.network.shape_and_type(self.name)[1]) or DataType.FLOAT32
 
     def get_consumers(self) -> list[INode]:
-        """The nodes that read this tensor (CV adapter_model.py)."""
+        """Return the nodes that read this tensor (CV adapter_model.py)."""
         return [node for node in self.network.get_all_nodes_in_network() if self.name in node.proto.input]
 
     def get_producer(self) -> INode | None:
-        """The node that writes this tensor, or None (CV adapter_model.py)."""
+        """Return the node that writes this tensor, or None (CV adapter_model.py)."""
         nodes = self.network.get_all_nodes_in_network()
         return next((node for node in nodes if self.name in node.proto.output), None)
 
 
 class INode:
-    """A node of a network; made by the network."""
+    """A node of a network, created by the network."""
 
     def __init__(self, network: Network, proto: onnx.NodeProto) -> None:
         self.network = network
         self.proto = proto
 
     def get_node_name(self) -> str:
-        """The ONNX name (MC mmdetection gen_model.py picks nodes by it)."""
+        """Return the ONNX name (MC mmdetection gen_model.py selects nodes by it)."""
         return str(self.proto.name)
 
     def get_node_type(self) -> str:
-        """Such as ``IConvNode``."""
+        """Return the type, such as ``IConvNode``."""
         return node_type(self.proto.op_type)
 
     def get_input_count(self) -> int:
-        """Inputs, weights included."""
+        """Return the number of inputs, weights included."""
         return len(self.proto.input)
 
     def get_output_count(self) -> int:
-        """Outputs."""
+        """Return the number of outputs."""
         return len(self.proto.output)
 
     def get_input(self, index: int) -> ITensor:
-        """One input tensor."""
+        """Return one input tensor."""
         return self.network._tensor(self.proto.input[index])
 
     def get_output(self, index: int) -> ITensor:
-        """One output tensor."""
+        """Return one output tensor."""
         return self.network._tensor(self.proto.output[index])
 
     @returns_status
     def update_input(self, index: int, tensor: ITensor) -> None:
-        """Read another tensor (CV adapter_model.py)."""
+        """Replace one input tensor (CV adapter_model.py)."""
         self._check_index("update_input", index, len(self.proto.input))
         self.proto.input[index] = tensor.name
         self.network.forget_shapes()
 
     @returns_status
     def set_precision(self, index: int, dtype: DataType) -> None:
-        """Take one input in the given type, whatever the mode says (MC mmdetection gen_model.py)."""
+        """Set the type of one input; overrides the mode (MC mmdetection gen_model.py)."""
         self._check_index("set_precision", index, len(self.proto.input))
         self._types().inputs[index] = _compute_type("set_precision", dtype)
 
     @returns_status
     def set_output_type(self, index: int, dtype: DataType) -> None:
-        """Give one output in the given type, whatever the mode says (same source)."""
+        """Set the type of one output; overrides the mode (same source)."""
         self._check_index("set_output_type", index, len(self.proto.output))
         self._types().outputs[index] = _compute_type("set_output_type", dtype)
 

@@ -1,8 +1,8 @@
-"""Which ONNX graphs the emulated parser takes.
+"""The opset limit and the operators of the emulated parser.
 
-Public evidence stops at opsets 10 (CLIP sample) and 11 (all other visible values; the WeNet patch lowers 13 and 14 to
-11): api 5 and 7.12. The operator list is what the networks of the vendor's public zoo consist of at those opsets; that an
-operator is on it says that a public model needs it, not that a card was seen running it.
+Public evidence ends at opsets 10 (CLIP sample) and 11 (all other visible values; the WeNet patch lowers 13 and 14 to
+11): api 5 and 7.12. The list holds the operators of the vendor's public networks at those opsets; it proves that a
+public model needs an operator, not that a card ran it.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ OPERATORS = frozenset(_OPERATORS.split())
 
 
 def node_type(op_type: str) -> str:
-    """The SDK's node type; ``IConvNode`` is the one that public code shows (CV adapter_model.py), the rest follows it."""
+    """Return the SDK's node type; public code shows only ``IConvNode`` (CV adapter_model.py), others are inferred."""
     return f"I{op_type}Node"

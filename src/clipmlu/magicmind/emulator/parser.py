@@ -1,4 +1,4 @@
-"""Parser: ONNX files into networks (api 2.5)."""
+"""Parser: reads ONNX files into networks (api 2.5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipmlu.magicmind.emulator.types import ModelKind
 
 
 class Parser:
-    """Reads a framework's model file; this one knows ONNX.
+    """Parses a framework's model file; the emulator supports ONNX.
 
     Args:
         kind: the framework.
@@ -26,7 +26,7 @@ class Parser:
 
     @returns_status
     def set_model_param(self, name: str, value: Any) -> None:
-        """Options of the other frameworks (MC framework_parser.py); none is seen for ONNX. Returns are not known (7.17)."""
+        """Set an option of another framework (MC framework_parser.py); unknown for ONNX, as is the result (7.17)."""
         if self._kind is ModelKind.kOnnx:
             raise StatusError(Code.INVALID_ARGUMENT, f"set_model_param: an ONNX parser has no parameter '{name}'")
 
@@ -53,7 +53,7 @@ def _read_onnx(path: str) -> Any:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise StatusError(Code.NOT_FOUND, f"parse: cannot read '{path}': {error.strerror}") from error
-    except Exception as error:  # protobuf's DecodeError, whose package has no types; whatever it is, no ONNX file
+    except Exception as error:  # protobuf's DecodeError, which has no type stubs: not an ONNX file
         raise StatusError(Code.DATA_LOSS, f"parse: '{path}' is no ONNX file") from error
     if not model.graph.output:
         raise StatusError(Code.DATA_LOSS, f"parse: '{path}' holds no graph")

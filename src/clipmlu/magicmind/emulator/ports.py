@@ -1,4 +1,4 @@
-"""What the parts of the emulated SDK tell one another: ports, what calibration found, what a built model is."""
+"""Values that the emulator's modules exchange: ports, calibration results, and facts of a built model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Port:
     """One input or output of a built model.
 
     Attributes:
-        name: the ONNX name (7.14: logs show ONNX names kept).
+        name: the ONNX name (7.14: logs show that ONNX names are kept).
         dtype: element type at run time.
-        dims: the shape; -1 for axes that may vary.
-        minimum: smallest shape of a mutable input, or None when unbounded.
-        maximum: largest shape of a mutable input, or None when unbounded.
+        dims: the shape; -1 for variable axes.
+        minimum: smallest shape of a mutable input, or None if unbounded.
+        maximum: largest shape of a mutable input, or None if unbounded.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Port:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationRecord:
-    """What calibration found.
+    """The result of a calibration.
 
     Attributes:
-        ranges: tensor name -> (smallest, largest) of what is quantised, after the algorithm had its say.
-        least_noise: the algorithm was EQNM.
-        batches: batches seen.
+        ranges: maps the name of a quantised tensor to the (smallest, largest) value that the algorithm chose.
+        least_noise: True if the algorithm was EQNM.
+        batches: number of batches.
     """
 
     ranges: dict[str, tuple[float, float]]
@@ -47,15 +47,15 @@ class CalibrationRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a built model knows of itself; stored as JSON in the file's header.
+    """Facts of a built model, stored as JSON in the file's header.
 
     Attributes:
         label: the name given to ``build_model``.
         mode: precision mode.
-        archs: architecture -> cluster counts that it was built for.
+        archs: maps an architecture to the cluster counts of the build.
         inputs: in the network's order.
         outputs: in the network's order.
-        quantisation: tensor name -> bits, scale, zero point and range, for the ``qintN`` modes.
+        quantisation: maps a tensor name to bits, scale, zero point and range, for the ``qintN`` modes.
     """
 
     label: str
@@ -66,7 +66,7 @@ class ModelInfo:
     quantisation: dict[str, TensorQuantisation]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that says that nothing here is a card's."""
+        """Return a JSON object that is marked as emulated."""
         values = dataclasses.asdict(self)
         for port in (*values["inputs"], *values["outputs"]):
             port["dtype"] = port["dtype"].name
@@ -75,7 +75,7 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelInfo:
-        """The reverse of ``to_json``."""
+        """Create it from the result of ``to_json``."""
 
         def port(item: dict[str, Any]) -> Port:
             sizes = {key: item[key] and tuple(item[key]) for key in ("minimum", "maximum")}

@@ -1,4 +1,4 @@
-"""Profiler and remote sessions: there, so that scripts that mention them import and run (api 2.14)."""
+"""Profiler and remote sessions without function, so that scripts that use them can run (api 2.14)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from clipmlu.magicmind.emulator.types import DeviceTracerLevel, HostTracerLevel
 
 
 class ProfilerOptions:
-    """What is traced (S#33358317571)."""
+    """Levels of tracing (S#33358317571)."""
 
     def __init__(self, host_level: HostTracerLevel, device_level: DeviceTracerLevel) -> None:
         self.host_level = host_level
@@ -14,33 +14,33 @@ class ProfilerOptions:
 
 
 class Profiler:
-    """Traces nothing and says so by leaving the log directory alone; its answers are asserted for truth (same source)."""
+    """A profiler that traces nothing and writes no files; scripts assert its return values (same source)."""
 
     def __init__(self, options: ProfilerOptions, logdir: str) -> None:
         self.options = options
         self.logdir = logdir
 
     def start(self) -> bool:
-        """Begin."""
+        """Start the profiler."""
         return True
 
     def step_begin(self, step: int, /) -> bool:
-        """Mark a step's begin."""
+        """Mark the beginning of a step."""
         return True
 
     def step_end(self) -> bool:
-        """Mark a step's end."""
+        """Mark the end of a step."""
         return True
 
     def stop(self) -> bool:
-        """End."""
+        """Stop the profiler."""
         return True
 
 
 class IRpcSession:
-    """A remote host (CV mm_infer.py); the emulator reaches none."""
+    """A remote host (CV mm_infer.py); the emulator can connect to none."""
 
     @staticmethod
     def rpc_connect(address: str, /) -> IRpcSession | None:
-        """None: there is nobody to connect to."""
+        """Return None: there is no remote host."""
         return None

@@ -1,4 +1,4 @@
-"""Engine and Context: a model loaded onto a card, and what runs it (api 2.12)."""
+"""Engine and Context: loading a model onto a card, and running it (api 2.12)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 class EngineOptions:
-    """``Model.EngineConfig``: how an engine is made.
+    """``Model.EngineConfig``: options of an engine.
 
     Attributes:
         device_type: ``"MLU"`` (MC mm_runner.py).
@@ -52,7 +52,7 @@ def create_engine(info: ModelInfo, graph: bytes, config: EngineOptions | None) -
             Code.INVALID_ARGUMENT, f"the model was built for {', '.join(info.archs)}; device {device} is {arch}"
         )
     counts = info.archs[arch]
-    if counts and min(counts) > clusters:  # MC python_common README: all larger than the card's count is an error
+    if counts and min(counts) > clusters:  # an error if all counts exceed the card's (MC python_common README)
         raise StatusError(
             Code.INVALID_ARGUMENT, f"the model was built for {counts} clusters; device {device} has {clusters}"
         )
@@ -60,17 +60,17 @@ def create_engine(info: ModelInfo, graph: bytes, config: EngineOptions | None) -
 
 
 class Engine:
-    """A loaded model; made by ``Model.create_i_engine``."""
+    """A loaded model, created by ``Model.create_i_engine``."""
 
     def __init__(self, info: ModelInfo, graph: bytes, device: int) -> None:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = current().threads or limited_cpus()
-        # Several cards, and what feeds them, share these CPUs: threads that spin while they wait would take them away.
+        # Several cards and the feeding threads share these CPUs, so threads must not wait actively.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if info.mode != "force_float32":
-            # Each node's result is rounded or quantised as the mode says; fusing across nodes would skip that.
+            # The mode rounds or quantises each node's result; fusing nodes would omit that.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         self.info = info
@@ -80,12 +80,12 @@ class Engine:
         self._skeleton: Any = None
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's own errors are many
+        except Exception as error:  # the runtime raises many types
             message = f"the graph cannot be loaded: {' '.join(str(error).split())}"
             raise StatusError(Code.INTERNAL, message) from error
 
     def create_i_context(self) -> Context | None:
-        """A context, or None."""
+        """Return a new context, or None."""
         try:
             hit("create_i_context", self.device)
         except StatusError as error:
@@ -100,7 +100,7 @@ class Engine:
         return results
 
     def output_shapes(self, shapes: tuple[Shape, ...]) -> list[Shape] | None:
-        """Shapes of all outputs for given inputs, or None when they depend on the values."""
+        """Return the shapes of all outputs for given inputs, or None if they depend on the values."""
         if shapes not in self._shapes:
             self._shapes[shapes] = self._infer(shapes)
         return self._shapes[shapes]
@@ -123,13 +123,13 @@ class Engine:
 
 
 class Context:
-    """Runs one batch after the other; made by ``Engine.create_i_context``."""
+    """Runs one batch after the other; created by ``Engine.create_i_context``."""
 
     ContextDumpInfo: ClassVar[type] = DumpInfo
 
     def __init__(self, engine: Engine) -> None:
-        # Held: public scripts drop the engine and keep the context (bert's init_model returns context and queue only),
-        # so no reading of "destroy contexts first" (api 5) that survives them can be checked from Python.
+        # Keep the engine: public scripts drop it and use the context (bert's init_model returns context and queue
+        # only), so no rule "destroy contexts first" (api 5) that these scripts obey can be checked from Python.
         self._engine = engine
         self._info = engine.info
         self._device = engine.device
@@ -138,7 +138,7 @@ class Context:
         self._dump: DumpInfo | None = None
 
     def create_inputs(self) -> list[Tensor] | Status:
-        """Fresh input tensors in the model's order; a Status on failure."""
+        """Return new input tensors in the model's order, or a Status on failure."""
         try:
             check_process(self._process, "create_inputs")
             hit("create_inputs", self._device)
@@ -149,7 +149,7 @@ class Context:
     def create_outputs(
         self, inputs: list[Tensor], /, suppress_infer_shape_error: bool = False
     ) -> list[Tensor] | Status:
-        """Output tensors for filled inputs; a Status when the shapes cannot be known (MC-old bert_tensorflow infer.py)."""
+        """Return output tensors for filled inputs, or a Status if shapes are unknown (MC-old bert_tensorflow infer.py)."""
         try:
             check_process(self._process, "create_outputs")
             self._check_inputs("create_outputs", inputs)
@@ -168,7 +168,7 @@ class Context:
     ) -> None:
         """Start one batch; the results are in ``outputs`` after ``queue.sync()``.
 
-        An empty list is filled; a list of the right length is refreshed in place (MC-13 clip, resnext50, u2net, fsanet).
+        An empty list is filled; a list of the right length is updated in place (MC-13 clip, resnext50, u2net, fsanet).
         """
         if not isinstance(inputs, list) or not isinstance(outputs, list) or not isinstance(queue, Queue):
             raise TypeError("enqueue(): expected (list, list, Queue)")
@@ -187,7 +187,7 @@ class Context:
 
     @returns_status
     def set_context_dump_info(self, info: DumpInfo, /) -> None:
-        """Write what a run computes into files (S#33294089808)."""
+        """Write the results of runs to files (S#33294089808)."""
         self._dump = info
 
     def _check_place(self, queue: Queue) -> None:
@@ -239,7 +239,7 @@ class Context:
                     )
 
     def _feed(self, tensor: Tensor, queue: Queue) -> Feed:
-        """The tensor's contents when the work comes to run: results of earlier work on this queue stay on the card."""
+        """Return a function that gives the content at run time; earlier results of this queue stay on the card."""
         if tensor.producer is None:
             contents = tensor.contents
             return lambda: contents

@@ -1,20 +1,21 @@
-"""What the emulated SDK reads from the environment, and the switches for what public sources leave open.
+"""The emulator's environment variables, and its switches for questions that public sources leave open.
 
 Variables, all optional:
 
-    CLIPMLU_EMULATOR_MODE        strict (default): every open question is answered by the harshest reading that all public
-                                 samples survive; lenient: by the mildest
+    CLIPMLU_EMULATOR_MODE        strict (default): every open question is answered by the strictest behaviour under
+                                 which all public samples still run; lenient: by the most permissive
     CLIPMLU_EMULATOR_SWITCHES    single answers that differ from the mode, such as "asnumpy_is_view=0,check_shapes=1"
     CLIPMLU_EMULATOR_DEVICES     number of emulated cards, default 1; 0 is a host without a card
     CLIPMLU_EMULATOR_ARCH        architecture of all cards: mtp_372 (default), mtp_592 or tp_322
     CLIPMLU_EMULATOR_CLUSTERS    clusters of each card, default 8 (MLU370 logs show 6 or 8; api section 5)
     CLIPMLU_EMULATOR_LATENCY_MS  time added to every enqueue, spent on the queue's own thread, default 0
     CLIPMLU_EMULATOR_THREADS     CPU threads of one engine, default 0 (onnxruntime decides)
-    CLIPMLU_EMULATOR_FAULTS      failures on demand, see ``clipmlu.magicmind.emulator.faults``
-    CLIPMLU_EMULATOR_FAULT_LOG   file where fired faults are noted; one noted there does not fire again, in any process
+    CLIPMLU_EMULATOR_FAULTS      injected failures, see ``clipmlu.magicmind.emulator.faults``
+    CLIPMLU_EMULATOR_FAULT_LOG   file that records injected faults; a recorded fault is not injected again, in any
+                                 process
     MLU_VISIBLE_DEVICES          the vendor's own: comma-separated indices of the cards that a process sees
 
-The issue numbers at the switches are those of section 7 of docs/magicmind-api.md ("api"), the record of public evidence.
+The numbers at the switches are those of section 7 of docs/magicmind-api.md ("api"), the record of public evidence.
 """
 
 from __future__ import annotations
@@ -28,41 +29,41 @@ from typing import Literal
 PREFIX = "CLIPMLU_EMULATOR_"
 VISIBLE_DEVICES = "MLU_VISIBLE_DEVICES"
 ARCHS = ("mtp_372", "mtp_592", "tp_322")
-"""What ``get_mlu_arches_from_param`` of the samples accepts (MC model_process.py)."""
+"""Values that ``get_mlu_arches_from_param`` of the samples accepts (MC model_process.py)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Switches:
-    """One answer to each open question; True is the harsh reading.
+    """One answer to each open question; True is the strict one.
 
     Attributes:
-        check_shapes: 7.1: ``enqueue`` refuses a shape outside ``dim_range`` or other than a static model's.
-        check_rank: 7.2: ``from_numpy`` refuses an array of another rank.
-        narrow_casts: 7.2: ``from_numpy`` takes the tensor's own type, float64 for FLOAT32 and UINT8, and int64 for INT32
-            (the pairs known from public scripts) and nothing else. fsanet hands over an ``.npz`` file's images as they are,
-            whose type the script does not show.
-        refuse_overflow: 7.2: ``from_numpy`` refuses values beyond INT32 or UINT8 instead of wrapping them.
-        inputs_stay_lent: 7.2, 7.6: the array given to ``from_numpy`` and the tensor itself belong to the card until
-            ``queue.sync()``; what is overwritten earlier spoils the results.
+        check_shapes: 7.1: ``enqueue`` rejects a shape outside ``dim_range`` or other than a static model's.
+        check_rank: 7.2: ``from_numpy`` rejects an array of another rank.
+        narrow_casts: 7.2: ``from_numpy`` accepts the tensor's own type, float64 for FLOAT32 and UINT8, and int64 for
+            INT32 (the pairs in public scripts) and nothing else. fsanet passes the images of an ``.npz`` file, whose
+            type the script does not show.
+        refuse_overflow: 7.2: ``from_numpy`` rejects values beyond INT32 or UINT8 instead of wrapping them.
+        inputs_stay_lent: 7.2, 7.6: the card uses the array given to ``from_numpy`` and the tensor itself until
+            ``queue.sync()``; overwriting them earlier makes the results invalid.
         refuse_64bit: api 3: 64-bit inputs or outputs without ``type64to32_conversion`` fail the build.
         poison_before_sync: 7.5: outputs hold NaN (or the smallest integer) until ``queue.sync()``.
-        asnumpy_is_view: 7.5: ``asnumpy`` shows the tensor's memory, which the next enqueue into it overwrites.
-        fixed_output_lists: 7.6: a non-empty outputs list is refused when the shapes change (WeNet clears it first).
-        one_queue_per_context: 7.7: a context with work pending on one queue refuses another queue.
-        device_per_thread: 7.7, 7.15: ``Device.active()`` holds for the calling thread, and a context runs only where its
-            card is the active one (C++: "per thread: set device").
-        refuse_after_fork: 7.7: objects made before a fork do not work in the child.
-        refuse_unknown_keys: 7.8: ``parse_from_string`` refuses keys and values that no public source shows.
-        static_by_default: 7.9: without ``graph_shape_mutable`` the shapes are fixed when all are known.
-        equal_calibration_lengths: 7.10: calibration data of unequal lengths are refused.
-        calibrate_once: 7.10: a network is calibrated once.
+        asnumpy_is_view: 7.5: ``asnumpy`` returns a view of the tensor's memory, which the next enqueue overwrites.
+        fixed_output_lists: 7.6: a non-empty list of outputs is an error if the shapes change (WeNet clears it first).
+        one_queue_per_context: 7.7: a context with pending work on one queue rejects another queue.
+        device_per_thread: 7.7, 7.15: ``Device.active()`` affects the calling thread only, and a context runs only if
+            its card is the active one (C++: "per thread: set device").
+        refuse_after_fork: 7.7: objects created before a fork do not work in the child.
+        refuse_unknown_keys: 7.8: ``parse_from_string`` rejects keys and values that no public source shows.
+        static_by_default: 7.9: without ``graph_shape_mutable`` the shapes are fixed if all are known.
+        equal_calibration_lengths: 7.10: calibration data of unequal lengths are an error.
+        calibrate_once: 7.10: a network can be calibrated once only.
         calibration_needs_device: S#14624841615: calibration without a card needs ``set_remote``.
-        limit_opset: 7.12: ONNX opsets beyond 11 are refused.
-        closed_operators: 7.12: operators that no public sample needs are refused.
-        refuse_external_data: 7.12: weights outside the ONNX file are refused.
-        dims_fixed_after_calibrate: 7.16: ``set_dimension`` fails once the network is calibrated.
+        limit_opset: 7.12: ONNX opsets beyond 11 are errors.
+        closed_operators: 7.12: operators that no public sample needs are errors.
+        refuse_external_data: 7.12: weights outside the ONNX file are errors.
+        dims_fixed_after_calibrate: 7.16: ``set_dimension`` fails after the calibration.
         silent_returns: 7.17: ``Tensor.to``, ``resize`` and ``reshape`` return None.
-        opaque_status: api 2.1: a Status offers ``ok``, ``error_message`` and ``str`` only, and is always truthy.
+        opaque_status: api 2.1: a Status has ``ok``, ``error_message`` and ``str`` only, and is always truthy.
     """
 
     check_shapes: bool = True
@@ -97,7 +98,7 @@ LENIENT = Switches(**dict.fromkeys(SWITCH_NAMES, False))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The environment, read and checked; the variables are described at the top of this module."""
+    """The checked environment variables, which the top of this module describes."""
 
     mode: Literal["strict", "lenient"] = "strict"
     switches: Switches = STRICT
@@ -112,7 +113,7 @@ class Settings:
 
     @property
     def device_count(self) -> int:
-        """Cards that this process sees."""
+        """Number of cards that this process sees."""
         return self.devices if self.visible is None else len(self.visible)
 
 
@@ -120,17 +121,17 @@ _FIELDS = ("MODE", "SWITCHES", "DEVICES", "ARCH", "CLUSTERS", "LATENCY_MS", "THR
 
 
 def current() -> Settings:
-    """The settings that hold now.
+    """Return the current settings.
 
     Raises:
-        ValueError: a variable cannot be read; the message names it.
+        ValueError: a variable cannot be parsed; the message names it.
     """
     environ = os.environ
     return _parse(tuple(environ.get(PREFIX + name, "") for name in _FIELDS), environ.get(VISIBLE_DEVICES))
 
 
 def switches() -> Switches:
-    """The switches that hold now."""
+    """Return the current switches."""
     return current().switches
 
 
@@ -180,7 +181,7 @@ def _switches(base: Switches, text: str) -> Switches:
 
 
 def _visible(text: str, devices: int) -> tuple[int, ...]:
-    """Indices up to the first one that is no card, as CUDA reads its variable of the same kind (inferred)."""
+    """Return the indices up to the first that is not a card, as CUDA does for its similar variable (inferred)."""
     found: list[int] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         if not part.isdigit() or int(part) >= devices:

@@ -1,4 +1,4 @@
-"""Status and Code: how every fallible call of the SDK answers (api 2.1)."""
+"""Status and Code: the results of all SDK calls that can fail (api 2.1)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from clipmlu.magicmind.emulator.settings import switches
 class Code(enum.Enum):
     """Status codes.
 
-    Public Python code shows OUT_OF_RANGE only; C++ shows UNAVAILABLE and INTERNAL too (S#49760091045). The other names
-    are those of the code family that these three belong to: inferred.
+    Public Python code shows OUT_OF_RANGE only; C++ also shows UNAVAILABLE and INTERNAL (S#49760091045). The other names
+    are inferred: they belong to the same family of codes.
     """
 
     OK = 0
@@ -30,10 +30,10 @@ class Code(enum.Enum):
 
 
 class Status:
-    """Outcome of a call; ``Status()`` and ``Status.OK()`` are the good ones (MC resnet50_onnx and clip calibrator.py).
+    """Outcome of a call; ``Status()`` and ``Status.OK()`` mean success (MC resnet50_onnx and clip calibrator.py).
 
     Args:
-        code: what went wrong.
+        code: kind of the failure.
         message: printable text.
     """
 
@@ -45,19 +45,19 @@ class Status:
 
     @staticmethod
     def OK() -> Status:
-        """A good status."""
+        """Return the status of success."""
         return Status()
 
     def ok(self) -> bool:
-        """True when the call succeeded."""
+        """Return whether the call succeeded."""
         return self._code is Code.OK
 
     def error_message(self) -> str:
-        """The text; empty when good (MC-old crnn infer.py)."""
+        """Return the text, which is empty on success (MC-old crnn infer.py)."""
         return self._message
 
     def carries(self, code: Code) -> bool:
-        """For the emulator's own use: whether this is the code."""
+        """Return whether the status has this code; only the emulator calls it."""
         return self._code is code
 
     def __str__(self) -> str:
@@ -66,18 +66,18 @@ class Status:
     __repr__ = __str__
 
     def __bool__(self) -> bool:
-        # A good Status must be truthy: hoitransformer asserts it bare. Whether a bad one is falsy is not known.
+        # A good Status must be truthy: hoitransformer asserts it directly. Whether a bad one is falsy is not known.
         return switches().opaque_status or self.ok()
 
     def __getattr__(self, name: str) -> Any:
-        # Seen in C++ only (S#49760091045), so the strict reading has no such method.
+        # Only C++ shows this method (S#49760091045), so strict mode does not have it.
         if name == "code" and not switches().opaque_status:
             return lambda: self._code
         raise AttributeError(f"'Status' object has no attribute '{name}'")
 
 
 class StatusError(Exception):
-    """Carries a bad Status up to the call that returns it; never leaves the emulator."""
+    """An internal exception with a bad Status, caught by the call that returns the Status."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -85,7 +85,7 @@ class StatusError(Exception):
 
 
 def returns_status(call: Callable[..., Any]) -> Callable[..., Status]:
-    """Turn a function that raises StatusError into one that returns a Status; other errors are bugs and pass."""
+    """Wrap a function that raises StatusError so that it returns a Status; other exceptions are bugs and pass."""
 
     @functools.wraps(call)
     def wrapper(*args: Any, **kwargs: Any) -> Status:

@@ -1,4 +1,4 @@
-"""Runtime tensors: host arrays and results on an emulated card (api 2.13)."""
+"""Runtime tensors: host arrays, and results on an emulated card (api 2.13)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from clipmlu.magicmind.emulator.status import Code, Status, StatusError, returns
 from clipmlu.magicmind.emulator.types import Array, DataType, Dims, Shape, TensorLocation, get_numpy_dtype_by_datatype
 
 _SEEN_CASTS = {("float64", DataType.FLOAT32), ("int64", DataType.INT32), ("float64", DataType.UINT8)}
-"""Array type -> tensor type pairs in public scripts (MC clip infer.py; MC transformers, TR bert, MC-old WeNet; MC
-swintransformer, resnet50_pytorch and mobilenetv3 infer.py, whose models take UINT8 pixels because they are built with means
-and vars, while the scripts collect the pixels in an ``np.empty`` of float64)."""
+"""Pairs of array type and tensor type in public scripts (MC clip infer.py; MC transformers, TR bert, MC-old WeNet; MC
+swintransformer, resnet50_pytorch and mobilenetv3 infer.py, whose models take UINT8 pixels because they are built with
+means and vars, while the scripts collect the pixels in an ``np.empty`` of float64).
+"""
 
 
 def poison(shape: Shape, dtype: np.dtype[Any]) -> Array:
-    """What a result holds before it may be read: NaN, the smallest integer, or True."""
+    """Return the content of a result before it may be read: NaN, the smallest integer, or True."""
     value: Any = np.nan if dtype.kind == "f" else True if dtype.kind == "b" else np.iinfo(dtype).min
     if dtype.kind == "u":
         value = np.iinfo(dtype).max
@@ -29,12 +30,12 @@ def poison(shape: Shape, dtype: np.dtype[Any]) -> Array:
 
 
 class Tensor:
-    """A tensor of an engine's input or output, or a free-standing one.
+    """A tensor of an engine's input or output, or a separate one.
 
     Args:
         shape: its shape (MC-old tacotron2 mm_utils.py).
         dtype: its element type.
-        location: where it lives.
+        location: host or card.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Tensor:
 
     @classmethod
     def for_port(cls, dtype: DataType, dims: Shape) -> Tensor:
-        """A tensor that waits for its contents."""
+        """Return an unfilled tensor for a port."""
         tensor = cls(tuple(max(size, 0) for size in dims), dtype)
         tensor._rank = len(dims)
         tensor._filled = False
@@ -69,10 +70,10 @@ class Tensor:
 
     @returns_status
     def from_numpy(self, array: Any, /) -> None:
-        """Take the contents, and with them the shape, of an array; it belongs to the card until the next ``sync``.
+        """Copy content and shape of an array; the card uses the array until the next ``sync``.
 
-        float64 for FLOAT32 and UINT8, int64 for INT32 and strided arrays are taken as in public scripts; other casts are
-        open (7.2).
+        float64 for FLOAT32 and UINT8, int64 for INT32 and strided arrays are accepted, as in public scripts; other
+        casts are unknown (7.2).
         """
         if not isinstance(array, np.ndarray):
             raise TypeError(f"from_numpy(): expected numpy.ndarray, got {type(array).__name__}")
@@ -84,7 +85,7 @@ class Tensor:
             for job in self._pending:
                 job.spoil("an input tensor was overwritten before sync")
         taken = _cast(array, self.dtype)
-        # The same memory batch after batch, as on a card, unless work reads it or the caller has a view of it.
+        # Keep the memory for all batches, as on a card, unless work reads it or the caller has a view of it.
         if self._pending or self._array.shape != taken.shape or np.may_share_memory(self._array, taken):
             self._array = np.empty(taken.shape, taken.dtype)
         np.copyto(self._array, taken)
@@ -96,7 +97,7 @@ class Tensor:
     """The low-level name (MC-old tacotron2 decoder.py)."""
 
     def to(self, target: Any, /) -> Any:
-        """Move to a device (return ignored everywhere: MC mm_runner.py) or convert to a type (MC-old tacotron2 infer.py)."""
+        """Move to a device (MC mm_runner.py; the result is ignored) or convert to a type (MC-old tacotron2 infer.py)."""
         if isinstance(target, DataType):
             converted = Tensor((), target, self.location)
             converted._array = self.asnumpy().astype(get_numpy_dtype_by_datatype(target))
@@ -107,7 +108,7 @@ class Tensor:
         return None if switches().silent_returns else self
 
     def asnumpy(self) -> Array:
-        """The contents on the host; before ``sync`` they are poison (strict) or waited for (lenient), see 7.5."""
+        """Return the content on the host; before ``sync`` it is invalid (strict) or waited for (lenient), see 7.5."""
         if self._producer is not None and not switches().poison_before_sync:
             job, index = self._producer
             job.done.wait()
@@ -116,31 +117,31 @@ class Tensor:
         return self._array if switches().asnumpy_is_view else self._array.copy()
 
     def resize(self, shape: Any, /) -> Status | None:
-        """Give up the contents and take another shape (CV mm_infer.py)."""
+        """Discard the content and set another shape (CV mm_infer.py)."""
         self._array = np.zeros(tuple(Dims(shape).GetDims()), self._array.dtype)
         return None if switches().silent_returns else Status()
 
     def reshape(self, shape: Any, /) -> Status | None:
-        """Keep the contents and take another shape (MC-old tacotron2)."""
+        """Keep the content and set another shape (MC-old tacotron2)."""
         self._array = self._array.reshape(tuple(shape))
         return None if switches().silent_returns else Status()
 
     def data_address(self) -> int:
-        """Where the contents lie (MC-old tacotron2 decoder.py)."""
+        """Return the address of the content (MC-old tacotron2 decoder.py)."""
         return int(self._array.ctypes.data)
 
     def set_data_address(self, address: int, dims: Any, /) -> Status:
-        """Refused: the emulator hands out no card memory."""
+        """Return an error: the emulator has no card memory."""
         return Status(Code.UNIMPLEMENTED, "set_data_address: the emulated MagicMind SDK has no raw device memory")
 
-    # What follows is the emulator's own, for contexts and queues.
+    # The following methods are the emulator's own, for contexts and queues.
 
     def lend(self, job: Job) -> None:
-        """An enqueue reads this tensor."""
+        """Mark the tensor as read by an enqueue."""
         self._pending.add(job)
 
     def give_back(self, job: Job) -> None:
-        """The enqueue is synchronised: spoil it if the lent array changed meanwhile, else let go of the array."""
+        """Check after ``sync`` that the array did not change meanwhile, and release it."""
         self._pending.discard(job)
         if self._source is not None:
             if not _same(self._source, self._array):
@@ -149,7 +150,7 @@ class Tensor:
                 self._source = None
 
     def expect(self, job: Job, index: int, shape: Shape) -> None:
-        """An enqueue will write this tensor."""
+        """Mark the tensor as the output of an enqueue."""
         if self._array.shape == tuple(shape) and self._filled:
             np.copyto(self._array, poison(shape, self._array.dtype))
         else:
@@ -160,7 +161,7 @@ class Tensor:
         self._producer = (job, index)
 
     def publish(self, result: Array) -> None:
-        """The result of an enqueue may be read; what ``asnumpy`` showed before changes in place when it is a view."""
+        """Store the result of an enqueue; an earlier ``asnumpy`` changes in place if it is a view."""
         if self._array.shape == result.shape and switches().asnumpy_is_view:
             np.copyto(self._array, result)
         else:
@@ -169,22 +170,22 @@ class Tensor:
 
     @property
     def filled(self) -> bool:
-        """Whether anything was ever put in."""
+        """Whether the tensor was ever filled."""
         return self._filled
 
     @property
     def producer(self) -> tuple[Job, int] | None:
-        """The enqueue, not yet synchronised, that writes this tensor, and which output it is."""
+        """The unsynchronised enqueue that writes this tensor, and the index of its output."""
         return self._producer
 
     @property
     def contents(self) -> Array:
-        """The contents as they are."""
+        """The current content."""
         return self._array
 
 
 def _cast(array: Array, dtype: DataType) -> Array:
-    """The values in another type; the array itself where it has that type."""
+    """Convert the values to another type; return the array itself if it has that type."""
     target = get_numpy_dtype_by_datatype(dtype)
     if array.dtype == target:
         return array
@@ -203,10 +204,10 @@ def _cast(array: Array, dtype: DataType) -> Array:
 
 
 def _same(source: Array, taken: Array) -> bool:
-    """Whether an array still holds what was taken from it; NaN is NaN's equal here."""
+    """Return whether an array still holds the copied values; NaN equals NaN here."""
     if source.shape != taken.shape:
         return False
     with np.errstate(over="ignore", invalid="ignore"):
         now = np.ascontiguousarray(source, taken.dtype)
-    # Integers compare at memory speed and without the interpreter's lock; raw bytes (V4) take ten times as long with it.
+    # Comparing integers runs at memory speed and without the interpreter's lock; raw bytes (V4) take ten times as long.
     return np.array_equal(now.view(f"u{taken.itemsize}"), taken.view(f"u{taken.itemsize}"))

@@ -1,4 +1,4 @@
-"""Dims, element types and the other enumerations (api 2.2 to 2.4)."""
+"""Dims, element types and other enumerations (api 2.2 to 2.4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 class Dims:
-    """A shape; -1 is an unknown axis and an empty one a scalar.
+    """A shape; -1 is an unknown size, and an empty shape a scalar.
 
     Args:
         sizes: a tuple, a list or an array's shape (MC clip gen_model.py, model_process.py; tacotron2 decoder.py).
@@ -24,15 +24,15 @@ class Dims:
         self._sizes: Shape = sizes._sizes if isinstance(sizes, Dims) else tuple(operator.index(size) for size in sizes)
 
     def GetDims(self) -> list[int]:
-        """The sizes as a list of the caller's own: model_process.py assigns its first entry."""
+        """Return the sizes as a new list; model_process.py assigns to its first entry."""
         return list(self._sizes)
 
     def GetDimValue(self, index: int) -> int:
-        """One size."""
+        """Return one size."""
         return self._sizes[index]
 
     def GetElementCount(self) -> int:
-        """Product of the sizes; -1 when one is unknown (C++: S#49760091045)."""
+        """Return the product of the sizes, or -1 if one is unknown (C++: S#49760091045)."""
         return -1 if any(size < 0 for size in self._sizes) else int(np.prod(self._sizes, dtype=np.int64))
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Dims:
 
 
 class DataType(enum.Enum):
-    """Element types (api 2.3). Whether members convert to int is not known (7.18), so these do not."""
+    """Element types (api 2.3). It is not known whether members convert to int (7.18); these do not."""
 
     FLOAT16 = "FLOAT16"
     FLOAT32 = "FLOAT32"
@@ -67,7 +67,7 @@ class DataType(enum.Enum):
 
 FLOATS = frozenset({DataType.FLOAT16, DataType.FLOAT32, DataType.FLOAT64})
 WIDE = {DataType.INT64: DataType.INT32, DataType.FLOAT64: DataType.FLOAT32}
-"""64-bit types and what ``type64to32_conversion`` makes of them."""
+"""Maps a 64-bit type to the type after ``type64to32_conversion``."""
 
 _NUMPY_NAMES = {
     DataType.FLOAT16: "float16",
@@ -89,23 +89,23 @@ _TO_ONNX = {name: code for code, name in _ONNX_CODES.items()}
 
 
 def get_datatype_by_numpy(dtype: npt.DTypeLike) -> DataType:
-    """The SDK's type for a NumPy one (``magicmind.python.common.types``, MC resnet50_onnx calibrator.py)."""
+    """Return the SDK's type for a NumPy type (``magicmind.python.common.types``, MC resnet50_onnx calibrator.py)."""
     return _BY_NUMPY[np.dtype(dtype)]
 
 
 def get_numpy_dtype_by_datatype(datatype: DataType) -> np.dtype[np.generic]:
-    """The NumPy type for the SDK's (same module)."""
+    """Return the NumPy type for an SDK type (same module)."""
     return np.dtype(_NUMPY_NAMES[datatype])
 
 
 def datatype_from_onnx(code: int) -> DataType | None:
-    """The SDK's type for an ONNX element type, or None when it has none."""
+    """Return the SDK's type for an ONNX element type, or None if it has none."""
     name = _ONNX_CODES.get(code)
     return None if name is None else _BY_NUMPY[np.dtype(name)]
 
 
 def onnx_from_datatype(datatype: DataType) -> int | None:
-    """The ONNX element type for the SDK's, or None for the quantised ones."""
+    """Return the ONNX element type for an SDK type, or None for the quantised ones."""
     name = _NUMPY_NAMES.get(datatype)
     return None if name is None else _TO_ONNX[name]
 
@@ -120,14 +120,14 @@ class ModelKind(enum.Enum):
 
 
 class QuantizationAlgorithm(enum.Enum):
-    """Calibration algorithms (MC common_calibrate.py): range by minimum and maximum, or of least quantisation noise."""
+    """Calibration algorithms (MC common_calibrate.py): minimum and maximum, or least quantisation noise."""
 
     LINEAR_ALGORITHM = 0
     EQNM_ALGORITHM = 1
 
 
 class Layout(enum.Enum):
-    """Axis orders; Python code shows NONE only (MC yolov7 adapter_model.py), C++ and logs the others."""
+    """Axis orders; Python code shows only NONE (MC yolov7 adapter_model.py), C++ and logs the others."""
 
     NONE = 0
     NCHW = 1
@@ -137,7 +137,7 @@ class Layout(enum.Enum):
 
 
 class TensorLocation(enum.Enum):
-    """Where a runtime tensor lives (MC-old tacotron2 mm_utils.py; MC cpp_common/buffer.cc)."""
+    """Location of a runtime tensor (MC-old tacotron2 mm_utils.py; MC cpp_common/buffer.cc)."""
 
     kHost = 0
     kMLU = 1
@@ -146,7 +146,7 @@ class TensorLocation(enum.Enum):
 
 
 class DumpMode(enum.Enum):
-    """What a context dumps: -1 off, 0 named tensors, 1 all, 2 outputs (YX magicmind_model.py)."""
+    """Tensors that a context dumps: -1 off, 0 named tensors, 1 all, 2 outputs (YX magicmind_model.py)."""
 
     kOff = -1
     kSpecificTensors = 0
@@ -202,7 +202,7 @@ class ILogic(enum.Enum):
 
 
 class INmsType(enum.Enum):
-    """Suppression of detection outputs (ME yolov4)."""
+    """Suppression algorithms of detection outputs (ME yolov4)."""
 
     DIOU_NMS = 0
 

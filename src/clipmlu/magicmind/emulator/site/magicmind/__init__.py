@@ -1,6 +1,6 @@
-"""The emulated package ``magicmind``, laid out as the vendor's (api 1); everything in it comes from ``clipmlu.magicmind.emulator``.
+"""The emulated package ``magicmind`` with the vendor's layout (api 1); ``clipmlu.magicmind.emulator`` implements it.
 
-Nothing here is a card. The directory above this package is put on the path by ``clipmlu emulate``.
+It does not use a card. ``clipmlu emulate`` puts the directory above this package on the path.
 """
 
 import importlib.util
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 EMULATED = True
-"""No such name is known of the vendor's package: whoever asks for it finds out what this is."""
+"""Marks the emulated package; the vendor's package is not known to have this name."""
 
 if importlib.util.find_spec("clipmlu") is None:
-    # clipmlu runs from a source tree that this interpreter does not know: it lies four directories up.
+    # clipmlu runs from a source tree that this interpreter does not know: the tree is four directories up.
     sys.path.append(str(Path(__file__).resolve().parents[5]))

@@ -1,1 +1,1 @@
-"""Laid out as the vendor's package (api 1)."""
+"""Same layout as the vendor's package (api 1)."""
