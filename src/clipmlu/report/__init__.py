@@ -1,1 +1,1 @@
-"""Results as people read them."""
+"""Rendering of results: terminal tables, JSON, drawings and the vendor's files."""

@@ -1,4 +1,4 @@
-"""Accuracy on the terminal."""
+"""Accuracy reports on the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle is, on the terminal."""
+"""Facts of a bundle on the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def show_bundle(bundle: Bundle, *, as_json: bool) -> None:
 
 
 def bundle_facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
-    """What people want to know of a bundle, as (name, value) pairs."""
+    """Yield the facts of a bundle for display, as (name, value) pairs."""
     manifest = bundle.manifest
     yield "bundle", f"{name_from_path(bundle.path)} ({bundle.kind}, {bundle.size_bytes / 1e6:.1f} MB)"
     yield "model", str(manifest.model)

@@ -1,4 +1,4 @@
-"""Comparisons on the terminal."""
+"""Comparison reports on the terminal."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _describe_nodes(tower: TowerComparison) -> str:
 
 
 def _describe_largest(tower: TowerComparison) -> str:
-    """The tensor that comes nearest to the end of binary16, on either side."""
+    """Describe the largest absolute value of either side, as a share of binary16's largest value."""
     node = max(tower.nodes, key=lambda node: node.float16_share or 0.0)
     share = node.float16_share or 0.0
     return f"{share:.3%} of 65504, in {node.place}"
@@ -116,7 +116,7 @@ def _show_nodes(name: TowerName, tower: TowerComparison, *, show_all: bool) -> N
 
 
 def _goodness(node: NodeComparison) -> tuple[bool, float]:
-    """Not finite first, then the smallest cosine."""
+    """Sort key: nodes with NaN or infinity first, then the smallest cosine."""
     return not node.non_finite, -1.0 if node.cosine is None else node.cosine
 
 
@@ -133,13 +133,13 @@ def _node_row(node: NodeComparison) -> Iterator[str]:
 
 
 def _span(low: float, high: float) -> str:
-    """A range; an end that is next to nothing beside the other is 0."""
+    """Format a range; an end that is tiny beside the other is shown as 0."""
     ends = [0.0 if abs(end) < (high - low) / 1e4 else end for end in (low, high)]
     return f"{ends[0]:.3g}..{ends[1]:.3g}"
 
 
 def _tail(tensor: str) -> str:
-    """As many of the last parts of a tensor's name as fit; the block in front of them is shown anyway."""
+    """Return the last parts of a tensor's name, as many as fit; the node's place already shows the block."""
     parts = re.findall(r"[./]?[^./]+", tensor)
     while len(parts) > 1 and len("".join(parts)) > _TENSOR_WIDTH:
         parts.pop(0)
@@ -178,10 +178,10 @@ def _show_flips(predictions: PredictionComparison) -> None:
 
 
 def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> bytes:
-    """The report's heat map, as the content of a file of that name; see ``heatmap``.
+    """Draw the report's heat map as the content of a file; see ``heatmap``.
 
     Raises:
-        OptionError: the name ends in neither .png nor .svg.
+        OptionError: the file name does not end in .png or .svg.
         MissingDependencyError: matplotlib is not installed.
     """
     path = as_path(path, "the picture")
@@ -191,7 +191,7 @@ def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> b
 
 
 def describe_side(side: SideFacts) -> str:
-    """A side in a few words."""
+    """Describe a side in a few words."""
     if side.target is None:
         return "float source"
     return f"{side.target} {side.precision.value}" + (" (emulated)" if side.emulated else "")

@@ -1,4 +1,4 @@
-"""A picture of where two sides part: blocks x roles, coloured by the signal-to-noise ratio of the operators' results."""
+"""Heat maps of a comparison: blocks x roles, coloured by the signal-to-noise ratio of the operators' results."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from clipmlu.specs import TowerName
 FORMATS = (".png", ".svg")
 _PURPOSE = "Drawing a heat map"
 _EXTRA = "report"
-_BAND_DB = 10.0  # the colours begin and end at multiples of this
+_BAND_DB = 10.0  # the colour scale ends at multiples of this
 _INCHES_PER_CELL = (0.62, 0.3)
-_DARK_BELOW = 0.55  # share of the colour scale under which numbers are white
+_DARK_BELOW = 0.55  # share of the colour scale below which numbers are white
 _DPI = 150
 
 
@@ -29,8 +29,8 @@ class Cell:
     """The worst operator of one block and role.
 
     Attributes:
-        snr_db: its signal-to-noise ratio in dB, or None for one that is exact or broken.
-        broken: it has NaN or infinity where the reference has none.
+        snr_db: its signal-to-noise ratio in dB; None if it is exact or broken.
+        broken: True if it has NaN or infinity where the reference has none.
     """
 
     snr_db: float | None
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """What stands in the cell: dB without decimals, ``=`` for the same numbers, ``!`` for NaN or infinity."""
+        """Text of the cell: dB without decimals, ``=`` for equal numbers, ``!`` for NaN or infinity."""
         if self.broken:
             return "!"
         return "=" if self.snr_db is None else f"{self.snr_db:.0f}"
@@ -49,9 +49,9 @@ class Matrix:
     """One tower's operators by block and role.
 
     Attributes:
-        rows: block numbers in order; None, which comes first, is what lies outside the blocks.
-        columns: the roles that there are, in the order of ``ROLES``.
-        cells: (row, column) -> cell; those without an operator are absent.
+        rows: block numbers in order; None, which comes first, stands for operators outside the blocks.
+        columns: the roles with operators, in the order of ``ROLES``.
+        cells: maps (row, column) to a cell; pairs without an operator are missing.
     """
 
     rows: tuple[int | None, ...]
@@ -60,7 +60,7 @@ class Matrix:
 
 
 def matrix_of(tower: TowerComparison) -> Matrix:
-    """The results of a tower's operators, the worst one where several share block and role."""
+    """Return the results of a tower's operators; of several with the same block and role, the worst."""
     cells: dict[tuple[int | None, Role], Cell] = {}
     for node in tower.nodes:
         if node.kind != "operator" or node.role is None:
@@ -76,10 +76,10 @@ def matrix_of(tower: TowerComparison) -> Matrix:
 
 
 def check_drawable(path: Path) -> None:
-    """Refuse a file that cannot be drawn, before anything slow begins.
+    """Check, before slow work begins, that a file can be drawn.
 
     Raises:
-        OptionError: its name ends in neither .png nor .svg.
+        OptionError: its name does not end in .png or .svg.
         MissingDependencyError: matplotlib is not installed.
     """
     if path.suffix.lower() not in FORMATS:
@@ -88,11 +88,11 @@ def check_drawable(path: Path) -> None:
 
 
 def draw_heatmap(towers: Mapping[TowerName, TowerComparison], title: str, file_format: str) -> bytes:
-    """Draw one panel for each tower that has nodes.
+    """Draw one panel for each tower with nodes.
 
     Args:
         towers: the comparisons.
-        title: above all of it; two lines at most.
+        title: title of the picture; two lines at most.
         file_format: ``png`` or ``svg``.
 
     Returns:
@@ -107,7 +107,7 @@ def draw_heatmap(towers: Mapping[TowerName, TowerComparison], title: str, file_f
     columns = [max(len(matrix.columns), 1) for matrix in matrices.values()] or [1]
     tallest = max((len(matrix.rows) for matrix in matrices.values()), default=1)
     low, high = _colour_range(matrices)
-    # Text stays text in SVG files; no user's own settings have a say.
+    # Text stays text in SVG files; the user's matplotlib settings are ignored.
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "svg.fonttype": "none", "svg.hashsalt": "clipmlu"}):
         width = sum(columns) * _INCHES_PER_CELL[0] + 1.3 * len(columns) + 1.2
         figure = figures.Figure(figsize=(max(width, 5.0), tallest * _INCHES_PER_CELL[1] + 2.4), layout="constrained")
@@ -130,9 +130,9 @@ def draw_heatmap(towers: Mapping[TowerName, TowerComparison], title: str, file_f
 
 
 def _draw_panel(panel: Any, title: str, matrix: Matrix, rows: int, colours: Any, norm: Any) -> None:
-    """Cells as rectangles of their colour; broken ones red, exact ones like the best, white where nothing is.
+    """Draw cells as coloured rectangles: broken ones red, exact ones like the best, white without an operator.
 
-    All panels have room for as many rows, so that cells are of one size.
+    All panels have the same number of rows, so that all cells have the same size.
     """
     broken = "#d62728"
     for (block, role), cell in matrix.cells.items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PredictionFormat:
-    """How predictions are printed: ``head``, one ``row`` for each, ``tail``."""
+    """A format of predictions: ``head``, one ``row`` for each prediction, ``tail``."""
 
     head: str = ""
     tail: str = ""
@@ -27,11 +27,11 @@ class PredictionFormat:
         self._names = distinct_names(classifier.class_names)
 
     def ranked(self, prediction: Prediction) -> Iterator[tuple[str, float]]:
-        """Classes and scores, best first; classes of one name have their positions behind it."""
+        """Yield classes and scores, best first; repeated class names get their position as a suffix."""
         return ((self._names[index], score) for index, score in zip(prediction.indices, prediction.scores, strict=True))
 
     def row(self, prediction: Prediction) -> str:
-        """The lines for one image."""
+        """Return the lines for one image."""
         raise NotImplementedError
 
 
@@ -49,7 +49,7 @@ class _Table(PredictionFormat):
 
 
 class _Json(PredictionFormat):
-    """One object for all images, written as they come."""
+    """One JSON object for all images, written incrementally."""
 
     tail = "\n  ]\n}\n"
 
@@ -65,7 +65,7 @@ class _Json(PredictionFormat):
 
 
 class _JsonLines(PredictionFormat):
-    """One object per line."""
+    """One JSON object per line."""
 
     def row(self, prediction: Prediction) -> str:
         mark = {"emulated": True} if self._emulated else {}

@@ -1,4 +1,4 @@
-"""Speed on the terminal."""
+"""Speed reports on the terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def show_speed(report: SpeedReport) -> None:
         unit = "texts/s" if speed.tower == "text" else "images/s"
         headings = ("metric", unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries")
         table = Table(f"{speed.tower} graph", *headings, collapse_padding=True)
-        table.columns[0].no_wrap = True  # the mark stays beside the figures
+        table.columns[0].no_wrap = True  # keeps the mark beside the figures
         for result in speed.scenarios:
             table.add_row(f"{result.scenario}{mark}", *_scenario_cells(result))
         console().print(table)
@@ -114,7 +114,7 @@ def _mebibytes(count: int) -> str:
 
 
 def show_tool(report: MmRunReport) -> None:
-    """Print what the vendor's ``mm_run`` measured on stdout."""
+    """Print the figures of the vendor's ``mm_run`` on stdout."""
     from rich.table import Table
 
     rate = report.images_per_second if report.images_per_second is not None else report.texts_per_second

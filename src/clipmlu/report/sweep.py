@@ -1,4 +1,4 @@
-"""Sweeps on the terminal."""
+"""Sweep reports on the terminal."""
 
 from __future__ import annotations
 

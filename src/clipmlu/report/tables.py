@@ -1,4 +1,4 @@
-"""Tables, facts and JSON on the terminal."""
+"""Tables, name-value pairs and JSON on the terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def echo_json(encoded: bytes) -> None:
 
 
 def console() -> Console:
-    """Where tables are drawn: stdout, as wide as the terminal, or wide enough for any table where there is none."""
+    """Return a console for stdout: as wide as the terminal, or 120 columns without a terminal."""
     from rich.console import Console
 
-    # Class names and paths are shown as they are: no [markup], no :emoji:.
+    # Class names and paths are shown unchanged: no [markup], no :emoji:.
     return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -37,7 +37,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def show_table(title: str, words: Sequence[str], figures: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table, unless it is empty; columns of figures are aligned on the right."""
+    """Print a table, unless it is empty; columns of figures are right-aligned."""
     from rich import box
     from rich.table import Table
 

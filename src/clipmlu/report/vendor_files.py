@@ -1,4 +1,4 @@
-"""The result files and lines of the vendor's sample."""
+"""The result files and accuracy lines of the vendor's sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAMPLE_FILES = ("infer_result.txt", "eval_labels.txt", "eval_result_1.txt", "ev
 
 
 def sample_paths(directory: str | os.PathLike[str]) -> list[Path]:
-    """The files that ``write_sample_files`` writes."""
+    """Return the paths of the files that ``write_sample_files`` writes."""
     folder = as_path(directory, "the output")
     return [folder / name for name in _SAMPLE_FILES]
 
@@ -28,20 +28,20 @@ def write_sample_files(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write results as the vendor's CLIP sample writes them: four text files, and the two accuracy lines in a fifth.
+    """Write results in the format of the vendor's CLIP sample: four text files, and the two accuracy lines in a fifth.
 
     Format (Cambricon magicmind_cloud, clip_pytorch/infer_python/infer.py and cv/utils/compute_top1_and_top5.py):
     ``[i]: class`` lines for labels, best class and best five classes; ``top5 result:`` and five ``rank [name]`` lines.
 
     Args:
-        directory: where to; made if absent.
+        directory: output folder; created if missing.
         results: one per image, in order.
-        class_names: names as the dataset spells them.
-        report: where the accuracies come from.
-        overwrite: replace files of these names.
+        class_names: names in the dataset's own spelling.
+        report: source of the accuracies.
+        overwrite: replace existing files.
 
     Raises:
-        OutputExistsError: one is there, and ``overwrite`` is off.
+        OutputExistsError: a file exists, and ``overwrite`` is False.
         OutputError: a file cannot be written.
     """
     labels = [f"[{number}]: {result.label}" for number, result in enumerate(results)]
@@ -60,6 +60,6 @@ def write_sample_files(
 
 
 def accuracy_lines(report: AccuracyReport) -> list[str]:
-    """The lines that the vendor's sample prints its accuracies in."""
+    """Return the lines in which the vendor's sample prints its accuracies."""
     lines = [f"top1 accuracy: {report.top1:f}"]
     return lines if report.top5 is None else [*lines, f"top5 accuracy: {report.top5:f}"]
