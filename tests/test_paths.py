@@ -26,10 +26,10 @@ from clipmlu.data.images import load_image
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleNotFoundError, ExportError, InputError, OptionError
 from clipmlu.export.source import tokenizer_file
-from clipmlu.files.publish import write_file
+from clipmlu.files.publish import encode_json, write_file
 from clipmlu.host import cache_dir, cifar100_dir
 from clipmlu.measure.accuracy.evaluate import EvalOptions
-from clipmlu.measure.accuracy.report import encode_report, read_report
+from clipmlu.measure.accuracy.report import read_report
 from clipmlu.measure.speed.loads import SpeedOptions
 from clipmlu.measure.speed.speed import measure_speed
 from clipmlu.pipeline import RunOptions, run_chain
@@ -169,7 +169,7 @@ def test_the_home_folder_is_meant_by_a_tilde_in_every_argument(home: Path, expor
             assert dataset.class_names == ("cat", "dog")
         report = clipmlu.evaluate(model, dataset, EvalOptions(templates=Path("~/templates.txt")))
     assert report.images == 2
-    write_file("~/report.json", encode_report(report), overwrite=False)
+    write_file("~/report.json", encode_json(report), overwrite=False)
     assert read_report("~/report.json") == report
     assert load_image("~/a.png").size == (support.SIDE, support.SIDE)
     speed = measure_speed("~/made/cpu", SpeedOptions(images=("~/a.png",), duration_ms=0, warmup_ms=0, iterations=1))

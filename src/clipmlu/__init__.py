@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from clipmlu.tune.trial import SearchOptions
 
 _HOMES = {
-    "AccuracyReport": "clipmlu.measure.accuracy.evaluate",
+    "AccuracyReport": "clipmlu.measure.accuracy.report",
     "ClipmluError": "clipmlu.errors",
     "CompareOptions": "clipmlu.measure.compare.compare",
     "CompileOptions": "clipmlu.compile.compiler",

@@ -146,13 +146,8 @@ def run_chain(
         path=name_from_path(folder / REPORT_NAME),
     )
     report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
-    write_file(folder / REPORT_NAME, encode_run(report), overwrite=True)
+    write_file(folder / REPORT_NAME, encode_json(report), overwrite=True)
     return report
-
-
-def encode_run(report: RunReport) -> bytes:
-    """The report as indented JSON."""
-    return encode_json(report)
 
 
 def _export(

@@ -13,8 +13,9 @@ import support
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError, OptionError, ShapeError
+from clipmlu.files.publish import encode_json
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
-from clipmlu.measure.accuracy.report import AccuracyReport, compare_with_baseline, encode_report
+from clipmlu.measure.accuracy.report import AccuracyReport, compare_with_baseline
 from clipmlu.measure.accuracy.tally import ImageResult, Tally
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
@@ -125,7 +126,7 @@ def test_dataset_of_broken_images_is_an_error(encoder: Encoder) -> None:
 def test_top5_of_few_classes_does_not_exist(encoder: Encoder) -> None:
     report = evaluate(encoder, Pictures(9, class_names=NAMES[:5]))
     assert (report.top5, report.top5_interval) == (None, None)
-    assert b"NaN" not in encode_report(report)
+    assert b"NaN" not in encode_json(report)
 
 
 def test_classes_of_one_name_are_told_apart_and_counted_by_position(encoder: Encoder) -> None:
@@ -155,7 +156,7 @@ def test_a_baseline_of_other_class_names_is_no_baseline(encoder: Encoder) -> Non
 
 def test_report_survives_json(encoder: Encoder) -> None:
     report = evaluate(encoder, Pictures(9))
-    assert msgspec.json.decode(encode_report(report), type=AccuracyReport) == report
+    assert msgspec.json.decode(encode_json(report), type=AccuracyReport) == report
 
 
 def test_tallies_of_parts_add_up_to_the_whole() -> None:

@@ -22,11 +22,12 @@ from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import BundleError, InputError, OptionError, OverlapError
+from clipmlu.files.publish import encode_json
 from clipmlu.graph.quantisation.undo import restore_structure
 from clipmlu.graph.roles import find_operators
 from clipmlu.measure.compare import tensors
 from clipmlu.measure.compare.ablation import Rebuilder
-from clipmlu.measure.compare.compare import CompareOptions, ComparisonReport, compare_bundles, encode_comparison
+from clipmlu.measure.compare.compare import CompareOptions, ComparisonReport, compare_bundles
 from clipmlu.measure.compare.nodes import NodeComparison
 from clipmlu.measure.compare.tensors import choose_watched, hidden_reason, lowered_model, smoothed_tensors, tensor_graph
 from clipmlu.model import Model
@@ -237,8 +238,8 @@ def test_overflow_of_binary16_is_found_where_it_begins(compile_for: Compile, tmp
     assert report.embeddings["image"].mean_cosine is None
     assert report.predictions.agreement == 0
     assert [flip.predicted for flip in report.predictions.flips] == [None] * 5
-    assert b"NaN" not in encode_comparison(report)
-    assert b"Infinity" not in encode_comparison(report)
+    assert b"NaN" not in encode_json(report)
+    assert b"Infinity" not in encode_json(report)
 
 
 def test_report_survives_json_and_says_how_it_was_made(
@@ -246,7 +247,7 @@ def test_report_survives_json_and_says_how_it_was_made(
 ) -> None:
     exported = open_exported(tmp_path / "tiny")
     report = compare_bundles(compiled.path, exported.path, Pictures(broken=frozenset({2})), CompareOptions(samples=5))
-    assert msgspec.json.decode(encode_comparison(report), type=ComparisonReport) == report
+    assert msgspec.json.decode(encode_json(report), type=ComparisonReport) == report
     assert (report.images, [skipped.id for skipped in report.skipped]) == (4, ["pictures/2"])
     assert report.towers["image"].rows == 4
     assert report.towers["text"].rows == 5, "as many prompts as images were asked for"

@@ -123,7 +123,7 @@ def bench_command(
     With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per batch:
     with several inputs the tool's own figure may count texts.
     """
-    from clipmlu.files.publish import check_files_free, write_file
+    from clipmlu.files.publish import check_files_free, encode_json, write_file
     from clipmlu.report.speed import show_speed, show_tool
 
     check_files_free([output], overwrite=overwrite)
@@ -140,15 +140,14 @@ def bench_command(
     unreadable: list[str] = []
     report: Any
     report = _measure(bundle, given, times, unreadable) if tool is None else _run_tool(bundle, given, times)
-    encoded = _encode(report)
     if as_json:
-        echo_json(encoded)
+        echo_json(report)
     elif tool is None:
         show_speed(report)
     else:
         show_tool(report)
     if output is not None:  # shown first: a disk that is full then takes nothing away
-        write_file(output, encoded, overwrite=overwrite)
+        write_file(output, encode_json(report), overwrite=overwrite)
     for reason in unreadable:
         note(f"skipped: {reason}")
     return 1 if unreadable else 0
@@ -207,13 +206,6 @@ def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmR
         raise OptionError(f"{what} is not for --tool mm_run; leave one of them out")
     options = MmRunOptions(tower=given["tower"], batch_size=given["batch_size"], **times)
     return run_mm_run(open_compiled(bundle), options)
-
-
-def _encode(report: Any) -> bytes:
-    from clipmlu.magicmind.mm_run import MmRunReport, encode_mm_run
-    from clipmlu.measure.speed.speed import encode_speed
-
-    return encode_mm_run(report) if isinstance(report, MmRunReport) else encode_speed(report)
 
 
 def _devices(text: str) -> tuple[int, ...]:

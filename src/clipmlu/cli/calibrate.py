@@ -54,8 +54,6 @@ def calibrate_command(
     The images are kept as the model sees them, the prompts as texts: the set fits all models that take images of the same
     size. It is verified by digest when it is used.
     """
-    import msgspec
-
     from clipmlu.bundle.directory import open_bundle
     from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
     from clipmlu.report.tables import echo_json
@@ -74,7 +72,7 @@ def calibrate_command(
     drawn.save(output, overwrite=overwrite)
     record = drawn.record
     if as_json:
-        echo_json(msgspec.json.format(msgspec.json.encode(record), indent=2))
+        echo_json(record)
     else:
         print_facts(
             [

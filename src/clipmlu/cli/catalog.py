@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 
 from clipmlu.cli._shared import json_option
@@ -17,9 +19,7 @@ def models_command(pattern: str, as_json: bool) -> None:
 
     models = {name: tags for name, tags in list_models().items() if pattern.casefold() in name.casefold()}
     if as_json:
-        import msgspec
-
-        echo_json(msgspec.json.format(msgspec.json.encode(models), indent=2))
+        echo_json(models)
         return
     for name, tags in models.items():
         click.echo(f"{name:44} {', '.join(tags)}".rstrip())
@@ -37,12 +37,7 @@ def datasets_command(as_json: bool) -> None:
 
     rows = [(info, locate_dataset(info.name)) for info in DATASETS.values()]
     if as_json:
-        import dataclasses
-
-        import msgspec
-
-        listed = [{**dataclasses.asdict(info), "location": location} for info, location in rows]
-        echo_json(msgspec.json.format(msgspec.json.encode(listed), indent=2))
+        echo_json([{**dataclasses.asdict(info), "location": location} for info, location in rows])
         return
     from rich.table import Table
 

@@ -86,7 +86,7 @@ def compare_command(
     float graphs. Nodes run on the CPU in float32 kernels that simulate the mode, embeddings and predictions on the bundles'
     own targets. The inner tensors of a bundle for a real MLU card cannot be read.
     """
-    from clipmlu.files.publish import check_files_free, write_files
+    from clipmlu.files.publish import check_files_free, encode_json, write_files
     from clipmlu.measure.compare import compare
     from clipmlu.report.comparison import draw_comparison, show_comparison
     from clipmlu.report.heatmap import check_drawable
@@ -110,13 +110,12 @@ def compare_command(
     )
     dataset = images.open(size=samples or compare.DEFAULT_SAMPLES, seed=seed, max_pixels=max_pixels)
     report = compare.compare_bundles(measured, reference, dataset, options, on_note=note)
-    encoded = compare.encode_comparison(report)
     if as_json:
-        echo_json(encoded)
+        echo_json(report)
     else:
         show_comparison(report, show_all=show_all)
     # Shown first: a disk that is full then takes nothing away.
-    files = {} if output is None else {output: encoded}
+    files = {} if output is None else {output: encode_json(report)}
     if heatmap is not None:
         files[heatmap] = draw_comparison(report, heatmap)
     write_files(files, overwrite=overwrite)

@@ -9,7 +9,6 @@ import click
 
 from clipmlu.cli._shared import PATH, Number, json_option, note, overwrite_option
 from clipmlu.file_names import name_from_path
-from clipmlu.files.publish import encode_json
 from clipmlu.report.tables import console, echo_json
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def doctor_command(
 
     findings = examine()
     if as_json:
-        echo_json(encode_json(findings))
+        echo_json(findings)
     else:
         _print_findings(findings)
     return 1 if any(finding.status == "problem" for finding in findings) else 0
@@ -120,7 +119,7 @@ def _probe_sdk(
     else:
         report = ask.probe_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     if as_json:
-        echo_json(encode_json(report))
+        echo_json(report)
     else:
         _print_report(report)
     note(f"Written: {name_from_path(output / MARKDOWN_NAME)} and {name_from_path(output / JSON_NAME)}.")

@@ -80,9 +80,9 @@ def eval_command(
 ) -> int:
     """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
     from clipmlu.errors import OptionError
-    from clipmlu.files.publish import check_files_free, write_file
+    from clipmlu.files.publish import check_files_free, encode_json, write_file
     from clipmlu.measure.accuracy import evaluate as accuracy
-    from clipmlu.measure.accuracy.report import check_baseline, compare_with_baseline, encode_report, read_report
+    from clipmlu.measure.accuracy.report import check_baseline, compare_with_baseline, read_report
     from clipmlu.measure.accuracy.tally import ImageResult
     from clipmlu.model import load
     from clipmlu.report.accuracy import show_accuracy
@@ -118,14 +118,14 @@ def eval_command(
     if earlier is not None:
         report = compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)
     if as_json:
-        echo_json(encode_report(report))
+        echo_json(report)
     else:
         show_accuracy(report, per_class=per_class)
         for line in accuracy_lines(report) if sample_files is not None else ():
             click.echo(line)
     # Shown first: a disk that is full then takes nothing away.
     if output is not None:
-        write_file(output, encode_report(report), overwrite=overwrite)
+        write_file(output, encode_json(report), overwrite=overwrite)
     if sample_files is not None:
         write_sample_files(sample_files, results, source.original_names, report, overwrite=overwrite)
     for skipped in report.skipped:

@@ -58,7 +58,7 @@ def run_command(
     """Export, compile and evaluate MODEL in one go, reusing bundles whose content still matches."""
     from clipmlu.export.exporter import ExportOptions
     from clipmlu.measure.accuracy.evaluate import EvalOptions
-    from clipmlu.pipeline import RunOptions, encode_run, run_chain
+    from clipmlu.pipeline import RunOptions, run_chain
 
     chain = RunOptions(
         export=ExportOptions(
@@ -83,7 +83,7 @@ def run_command(
     with progress_bar("evaluating", samples) as advance:
         report = run_chain(model, output, chain, on_note=note, on_progress=advance)
     if as_json:
-        echo_json(encode_run(report))
+        echo_json(report)
     else:
         from clipmlu.report.accuracy import show_accuracy
 

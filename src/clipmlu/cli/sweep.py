@@ -102,7 +102,7 @@ def sweep_command(
     """
     from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.report.sweep import show_sweep
-    from clipmlu.tune.sweep import SweepOptions, encode_sweep, run_sweep
+    from clipmlu.tune.sweep import SweepOptions, run_sweep
 
     sweep = SweepOptions(
         compile=dataclasses.replace(options, overwrite=overwrite),
@@ -125,7 +125,7 @@ def sweep_command(
             )
         raise
     if as_json:
-        echo_json(encode_sweep(report))
+        echo_json(report)
     else:
         show_sweep(report)
     for skipped in report.skipped:

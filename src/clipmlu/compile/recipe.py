@@ -15,7 +15,6 @@ from clipmlu.data.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import text_from_name
-from clipmlu.files.publish import encode_json
 from clipmlu.files.read import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, Precision, QuantisationOptions, Spec
 
@@ -43,11 +42,6 @@ def recipe_of(bundle: CompiledBundle) -> Recipe:
     """The recipe of a bundle."""
     facts = bundle.compilation
     return Recipe(precision=facts.precision, quantisation=facts.quantisation, calibration=facts.calibration)
-
-
-def encode_recipe(recipe: Recipe) -> bytes:
-    """The recipe as indented JSON."""
-    return encode_json(recipe)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:

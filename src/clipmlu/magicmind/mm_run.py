@@ -21,7 +21,6 @@ from typing import Literal, NoReturn
 from clipmlu.arguments import check_fields
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError
-from clipmlu.files.publish import encode_json
 from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Precision, Spec, TensorSpec, TowerName
 
 PATH_VARIABLE = "MM_RUN_PATH"
@@ -237,11 +236,6 @@ def run_mm_run(
         summaries=summaries,
         output_tail=_tail(output, _KEPT_LINES),
     )
-
-
-def encode_mm_run(report: MmRunReport) -> bytes:
-    """Encode the report as indented JSON."""
-    return encode_json(report)
 
 
 def build_command(tool: Path, model: Path, shapes: Sequence[Sequence[int]], options: MmRunOptions) -> list[str]:

@@ -14,12 +14,7 @@ from clipmlu.specs import MluBuild, QuantisationOptions
 def show_bundle(bundle: Bundle, *, as_json: bool) -> None:
     """Print a bundle's facts on stdout."""
     if as_json:
-        import msgspec
-
-        encoded = msgspec.json.encode(
-            {"path": name_from_path(bundle.path), "digest": bundle.digest, "manifest": bundle.manifest}
-        )
-        echo_json(msgspec.json.format(encoded, indent=2))
+        echo_json({"path": name_from_path(bundle.path), "digest": bundle.digest, "manifest": bundle.manifest})
         return
     print_facts(bundle_facts(bundle))
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.files.publish import encode_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def echo_json(encoded: bytes) -> None:
-    """Print JSON on stdout."""
-    click.echo(encoded.decode().rstrip("\n"))
+def echo_json(value: object) -> None:
+    """Print a report, record or list as JSON on stdout; see ``encode_json``."""
+    click.echo(encode_json(value).decode().rstrip("\n"))
 
 
 def console() -> Console:

@@ -22,7 +22,7 @@ from clipmlu.arguments import as_path, check_argument
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, check_output_free, open_exported, publish_copy
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
-from clipmlu.compile.recipe import RECIPE_NAME, encode_recipe, recipe_of
+from clipmlu.compile.recipe import RECIPE_NAME, recipe_of
 from clipmlu.compile.reuse import reusable_compilation, tool_versions
 from clipmlu.data.calibration import (
     CalibrationOptions,
@@ -37,7 +37,7 @@ from clipmlu.measure.statistics import _Z_ONE_SIDED
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
 from clipmlu.tune.candidates import ALPHAS, PER_AXIS, modes_of
 from clipmlu.tune.evaluator import EARLY_SHARE, Evaluator
-from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, Verdict, best_text, describe_trial, encode_search
+from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, Verdict, best_text, describe_trial
 
 SEARCH_NAME = "search.json"
 
@@ -117,8 +117,8 @@ def search_bundle(
             f"No way to quantise stays within a drop of {search.max_drop:g}: {best_text(report)}. "
             f"All that was tried is in '{kept}'. Allow more with --max-drop, or leave --precision out."
         )
-    recipe = encode_recipe(recipe_of(found))
-    files = {SEARCH_NAME: encode_search(report), RECIPE_NAME: recipe}
+    recipe = encode_json(recipe_of(found))
+    files = {SEARCH_NAME: encode_json(report), RECIPE_NAME: recipe}
     bundle = publish_copy(found, output, files, overwrite=options.overwrite)
     shutil.rmtree(state.folder, ignore_errors=True)
     return bundle, report

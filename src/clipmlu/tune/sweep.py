@@ -43,7 +43,7 @@ from clipmlu.measure.machine import describe_machine
 from clipmlu.measure.samples import choose_images
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.scenarios import Graph, Limits, milliseconds, percentile, run_offline, run_streams
-from clipmlu.specs import NaturalInt, PositiveInt, Precision, Spec
+from clipmlu.specs import NaturalInt, PositiveInt, Precision
 from clipmlu.tune.resume import AccuracyKey, Cell, CellKey, KeptAccuracy, Repetition
 from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front, render_markdown
 
@@ -193,14 +193,9 @@ def run_sweep(
         tool_versions=current_tool_versions(*backend.packages),
         skipped=accuracies[0].skipped if accuracies else (),
     )
-    files = {output / "sweep.json": encode_sweep(report), output / "sweep.md": render_markdown(report).encode()}
+    files = {output / "sweep.json": encode_json(report), output / "sweep.md": render_markdown(report).encode()}
     write_files(files, overwrite=True)
     return report
-
-
-def encode_sweep(report: Spec) -> bytes:
-    """The report as indented JSON."""
-    return encode_json(report)
 
 
 def _compile(exported: ExportedBundle, path: Path, options: CompileOptions, on_note: Note) -> CompiledBundle:

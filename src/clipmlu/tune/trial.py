@@ -12,7 +12,6 @@ import numpy as np
 
 from clipmlu.arguments import check_fields
 from clipmlu.errors import OptionError
-from clipmlu.files.publish import encode_json
 from clipmlu.measure.statistics import _Z_ONE_SIDED
 from clipmlu.specs import PositiveInt, Precision, QuantisationOptions, Spec
 
@@ -119,11 +118,6 @@ class SearchReport(Spec, frozen=True, kw_only=True):
     templates: str
     reference_top1: float
     trials: tuple[Trial, ...] = ()
-
-
-def encode_search(report: SearchReport) -> bytes:
-    """The report as indented JSON."""
-    return encode_json(report)
 
 
 def describe_trial(trial: Trial) -> str:

@@ -8,7 +8,6 @@ import msgspec
 
 from clipmlu.arguments import as_path
 from clipmlu.errors import GateError, InputError, OptionError
-from clipmlu.files.publish import encode_json
 from clipmlu.files.read import read_json
 from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import Interval
@@ -118,7 +117,7 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
 
 
 def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
-    """Read a report as ``encode_report`` wrote it.
+    """Read a report as ``clipmlu eval --output`` writes it.
 
     Raises:
         InputError: there is none, or it is something else.
@@ -182,8 +181,3 @@ def check_baseline(report: AccuracyReport) -> None:
 
 def _shown(value: object) -> str:
     return f"{len(value)} templates" if isinstance(value, tuple) and len(value) > 3 else f"'{value}'"
-
-
-def encode_report(report: AccuracyReport) -> bytes:
-    """The report as indented JSON."""
-    return encode_json(report)

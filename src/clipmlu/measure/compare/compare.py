@@ -24,7 +24,6 @@ from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
-from clipmlu.files.publish import encode_json
 from clipmlu.measure.compare.ablation import (
     Ablation,
     AblationData,
@@ -199,11 +198,6 @@ def compare_bundles(
     source = _find_source(a, b, options)
     comparison = _Comparison(a, b, source, dataset, options, on_note)
     return comparison.run(start)
-
-
-def encode_comparison(report: ComparisonReport) -> bytes:
-    """The report as indented JSON."""
-    return encode_json(report)
 
 
 def _find_source(a: Side, b: Side, options: CompareOptions) -> ExportedBundle | None:

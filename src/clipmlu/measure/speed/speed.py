@@ -16,7 +16,7 @@ from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home
-from clipmlu.files.publish import encode_json, scratch_directory
+from clipmlu.files.publish import scratch_directory
 from clipmlu.host import available_cpus
 from clipmlu.measure.machine import (
     Machine,
@@ -159,11 +159,6 @@ def measure_speed(
         machine=describe_machine(),
         tool_versions=current_tool_versions(*sorted(packages)),
     )
-
-
-def encode_speed(report: Spec) -> bytes:
-    """The report as indented JSON."""
-    return encode_json(report)
 
 
 def _towers(bundle: CompiledBundle, options: SpeedOptions) -> tuple[TowerName, ...]:
