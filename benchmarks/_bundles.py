@@ -1,4 +1,4 @@
-"""Bundles that the scripts measure: those given on the command line, or made once in the working directory."""
+"""Bundles for the scripts: given on the command line, or created once in the working directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_WORK = Path(tempfile.gettempdir()) / "clipmlu-benchmarks"
 
 
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:
-    """What says where bundles come from."""
+    """Add the options that locate bundles."""
     parser.add_argument(
         "--work", type=Path, default=DEFAULT_WORK, help="where things are made and kept for the next run"
     )
@@ -32,7 +32,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
 
 
 def obtain_exported(options: argparse.Namespace, layout: Layout = "towers") -> ExportedBundle:
-    """The exported bundle, given or made."""
+    """Return the exported bundle, given or created."""
     if layout == "towers" and options.exported is not None:
         return open_exported(options.exported, verify=False)
     path: Path = options.work / f"{MODEL}-{layout}"
@@ -42,7 +42,7 @@ def obtain_exported(options: argparse.Namespace, layout: Layout = "towers") -> E
 
 
 def obtain_compiled(options: argparse.Namespace, left_out: dict[str, str]) -> list[CompiledBundle]:
-    """Bundles given, then those for each target and precision that this machine offers; ``left_out`` gets the rest."""
+    """Return the given bundles and one for each target and precision of this machine; fill ``left_out`` with reasons."""
     bundles = [open_compiled(path, verify=False) for path in options.compiled]
     exported = obtain_exported(options)
     for target in options.target if options.target is not None else cpu_targets():
@@ -61,13 +61,13 @@ def obtain_compiled(options: argparse.Namespace, left_out: dict[str, str]) -> li
 
 
 def cpu_targets() -> list[str]:
-    """Targets that run on the CPU and are not emulated."""
+    """Return the targets that run on the CPU and are not emulated."""
     backends = {target: get_backend(name) for target, name in TARGETS.items()}
     return [target for target, backend in backends.items() if not backend.has_cards and not backend.emulated]
 
 
 def describe_bundle(bundle: CompiledBundle) -> str:
-    """Its name in tables."""
+    """Return the bundle's name for tables."""
     facts = bundle.compilation
     mark = " (emulated)" if facts.emulated else ""
     pixels = bundle.tower("image").inputs[0].dtype
@@ -75,7 +75,7 @@ def describe_bundle(bundle: CompiledBundle) -> str:
 
 
 def _is_fast(precision: Precision) -> bool:
-    """The modes that a CPU computes natively; the others imitate a card's."""
+    """Return whether a CPU computes the mode natively; it simulates the other modes of a card."""
     names = (Precision.FORCE_FLOAT32, Precision.QINT8_MIXED_FLOAT32)
     return precision in names or "bfloat16" in precision.value
 
@@ -95,7 +95,7 @@ def _compile(
         precision=precision,
         quantisation=QuantisationOptions(granularity="per_axis") if quantises else None,
         calibration=CalibrationOptions(dataset=options.calib, samples=128, download=False) if quantises else None,
-        # Random weights tell all images nearly the same: agreement says nothing about them.
+        # With random weights all images have nearly the same result, so agreement has no meaning.
         min_cosine=-1.0,
         min_agreement=0.0,
     )

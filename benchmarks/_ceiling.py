@@ -1,6 +1,6 @@
-"""How fast this machine multiplies matrices of the image tower's shapes, by whatever is installed: the best is the ceiling.
+"""The speed of matrix products of the image tower's shapes on this machine, by all installed libraries.
 
-float32, bfloat16 where the CPU has instructions for it, and int8 (unsigned or signed rows, signed weights, int32 sums).
+float32, bfloat16 if the CPU has instructions for it, and int8 (unsigned or signed rows, signed weights, int32 sums).
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from _timing import cpu_flags, rotated
 from onnx import TensorProto, helper, numpy_helper
 
 SHAPES = ((1600, 768, 3072), (1600, 3072, 768), (1600, 768, 768))
-"""Rows, depth, columns of a block's products at batch 32, 50 tokens a picture."""
+"""Rows, depth, columns of a block's products at batch 32, 50 tokens per image."""
 
 Product = Callable[[], object]
 Maker = Callable[[int, int, int, int], Product]
 
 
 def measure_ceiling(threads: int, rounds: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rates of every way at every shape.
+    """Measure every library and type at every shape.
 
     Returns:
-        Rows with ``dtype``, ``way``, ``shape`` and ``gflops`` (the median), and way -> why it is left out.
+        Rows with ``dtype``, ``way``, ``shape`` and ``gflops`` (the median); and a map from a library that cannot run to
+            the
+        reason.
     """
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
@@ -37,7 +39,7 @@ def measure_ceiling(threads: int, rounds: int) -> tuple[list[dict[str, Any]], di
                 rows.append(
                     {"dtype": dtype, "way": way, "shape": shape, "product": maker(*shape, threads), "times": []}
                 )
-        except Exception as error:  # each library says in its own way that it cannot
+        except Exception as error:  # each library raises another type
             left_out[f"{way}, {dtype}"] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
             rows = [row for row in rows if (row["dtype"], row["way"]) != (dtype, way)]
     for number in range(1 + rounds):
@@ -55,7 +57,7 @@ def measure_ceiling(threads: int, rounds: int) -> tuple[list[dict[str, Any]], di
 
 
 def best_rates(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The fastest row of each dtype."""
+    """Return the fastest row of each dtype."""
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["dtype"] not in best or row["gflops"] > best[row["dtype"]]["gflops"]:
@@ -107,7 +109,7 @@ def _torch_mm(dtype: str) -> Maker:
 
 
 def _torch_linear(dtype: str) -> Maker:
-    """OneDNN with weights in its own layout, as torch.compile's frozen graphs call it."""
+    """Measure oneDNN with weights in its own layout, as torch.compile's frozen graphs call it."""
 
     def make(rows: int, depth: int, columns: int, threads: int) -> Product:
         import torch
@@ -128,7 +130,7 @@ def _torch_quantised(engine: str) -> Maker:
         torch.backends.quantized.engine = engine
         left, right = (torch.from_numpy(array) for array in _operands(rows, depth, columns))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its successor lives in another package
+            warnings.simplefilter("ignore")  # the successor is in another package
             quantised = torch.quantize_per_tensor(left, 0.05, 64, torch.quint8)
             weights = torch.quantize_per_tensor(right.t().contiguous(), 0.05, 0, torch.qint8)
             packed = torch.ops.quantized.linear_prepack(weights, None)
@@ -170,7 +172,7 @@ def _openvino(precision: str) -> Maker:
 
 
 def _product_graph(operator: str, left: Any, right: Any, result: int) -> bytes:
-    """One product with constant weights, as in the tower."""
+    """Return a graph of one product with constant weights, as in the tower."""
     graph = helper.make_graph(
         [helper.make_node(operator, ["x", "w"], ["y"])],
         "product",

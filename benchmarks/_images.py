@@ -1,9 +1,9 @@
-"""A folder of drawn JPEGs that cost what photos cost: sizes, noise of many scales, edges, 4:2:0 at quality 90.
+"""Draws a folder of JPEGs with the decoding cost of photos: sizes, noise of many scales, edges, 4:2:0 at quality 90.
 
     python benchmarks/_images.py FOLDER [--count N] [--seed S]
 
-Sides are 320 to 1,200 pixels, about 0.58 megapixels in the mean. A folder made with the same seed is used again if it holds
-enough. Every picture is a crop of one of a few large textures, so that thousands take a minute or two.
+Sides are 320 to 1,200 pixels, about 0.58 megapixels in the mean. A folder with the same seed is reused if it holds
+enough images. Every image is a crop of one of a few large textures, so that thousands take a minute or two.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ QUALITY = 90
 _TEXTURES = 16
 _TEXTURE_SIDE = 1600
 _OCTAVES = range(2, 11)
-_ROUGHNESS = 0.95  # amplitude falls like frequency to this power, as in photos
+_ROUGHNESS = 0.95  # amplitude falls with frequency to this power, as in photos
 
 Pixels = npt.NDArray[np.float32]
 
 
 def obtain_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Paths of ``count`` pictures in ``folder``, made if they are not there."""
+    """Return the paths of ``count`` images in ``folder``; create missing ones."""
     paths = [folder / f"{number:06}.jpg" for number in range(count)]
     marker = folder / MARKER
     facts = json.loads(marker.read_text()) if marker.is_file() else {}
@@ -42,7 +42,7 @@ def obtain_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def _write_images(paths: list[Path], seed: int) -> None:
-    """Each picture depends on the seed and its number only, so that a longer run makes the same ones first."""
+    """Write images; each depends on the seed and its number only, so that a longer run begins with the same images."""
     textures = [_draw_texture(np.random.default_rng([seed, 0, number])) for number in range(min(_TEXTURES, len(paths)))]
     for number, path in enumerate(paths):
         generator = np.random.default_rng([seed, 1, number])
@@ -66,7 +66,7 @@ def _draw_texture(generator: np.random.Generator) -> Image.Image:
 
 
 def _noise(generator: np.random.Generator) -> Pixels:
-    """Sum of smooth noise, octave by octave: zero mean, unit variance."""
+    """Return a sum of smooth noise over octaves: zero mean, unit variance."""
     total = np.zeros((_TEXTURE_SIDE, _TEXTURE_SIDE), np.float32)
     for octave in _OCTAVES:
         cells = generator.standard_normal((2**octave, 2**octave)).astype(np.float32)
@@ -77,7 +77,7 @@ def _noise(generator: np.random.Generator) -> Pixels:
 
 
 def _draw_shapes(picture: Image.Image, generator: np.random.Generator) -> None:
-    """Half-transparent discs and polygons with edges as sharp as a lens makes them."""
+    """Draw half-transparent discs and polygons with edges as sharp as in photos."""
     for _ in range(60):
         mask = Image.new("L", picture.size, 0)
         draw = ImageDraw.Draw(mask)
@@ -105,7 +105,7 @@ def _measure(paths: list[Path]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Make a folder."""
+    """Create a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=2000)

@@ -1,4 +1,4 @@
-"""The runtimes by themselves, with the settings that clipmlu gives them."""
+"""The plain runtimes, with the settings that clipmlu uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipmlu.backends.onnxruntime import fast_int8_is_exact
 
 
 def open_onnxruntime(graph: Path | bytes, threads: int, *, int8: bool = False) -> Any:
-    """An ``InferenceSession`` on the CPU."""
+    """Return an ``InferenceSession`` on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -26,17 +26,17 @@ def open_onnxruntime(graph: Path | bytes, threads: int, *, int8: bool = False) -
 
 
 def open_openvino(graph: Path | bytes, threads: int, precision: str = "f32") -> Any:
-    """A compiled model on the CPU.
+    """Return a compiled model on the CPU.
 
     Args:
         graph: an ONNX file, or its bytes.
-        threads: for one batch.
+        threads: threads for one batch.
         precision: ``f32`` or ``bf16``.
 
     Raises:
         RuntimeError: the CPU has no bfloat16.
     """
-    # Without this package, importing OpenVINO sends no telemetry.
+    # Without this package importing OpenVINO sends no telemetry.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

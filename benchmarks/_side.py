@@ -1,7 +1,7 @@
-"""One side of a comparison in a process of its own: it sets itself up, then runs once for each line that it is sent.
+"""One side of a comparison in its own process: set-up, then one run for each line on stdin.
 
-A process for each side keeps thread pools apart, gives every side the same cores, and lets one run under another Python.
-``SideProcess`` is the caller's end; ``python _side.py`` is the other, which imports of clipmlu only what a side needs.
+Separate processes keep thread pools apart, give every side the same cores, and allow another Python. ``SideProcess`` is
+the caller's end; ``python _side.py`` is the child, which imports only the parts of clipmlu that a side needs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from _timing import Sample
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a side gets to know.
+    """The settings of a side.
 
     Attributes:
-        side: which one: ``module:function``, of a function that takes the settings and returns name -> action.
+        side: ``module:function``; the function takes the settings and returns a map from name to action.
         files: the images of one run.
         labels: the class names.
-        threads: CPU threads for computing, and the cores that the process is kept on.
+        threads: CPU threads for computing; the process is bound to as many cores.
         batch_size: images per batch.
-        bundle: a bundle's directory, for sides that take one.
-        work: a directory for what a side makes and keeps.
-        option: what a side may want to know besides.
+        bundle: a bundle's directory, for sides that use one.
+        work: a directory for files that a side creates and keeps.
+        option: additional setting of some sides.
     """
 
     side: str
@@ -51,18 +51,18 @@ Action = Callable[[], Any]
 
 
 class SideError(Exception):
-    """A side cannot run here; the message says why."""
+    """A side cannot run on this machine; the message gives the reason."""
 
 
 class SideProcess:
     """A side in a child process.
 
     Attributes:
-        name: for tables.
-        items: images of one run.
-        setup_seconds: what it took to load, compile and warm up.
-        answer: what the first, untimed run returned: the best class of each image, or None.
-        facts: what else the side says of itself, such as the seconds that it compiled for.
+        name: name for tables.
+        items: number of images of one run.
+        setup_seconds: time to load, compile and warm up.
+        answer: result of the first, untimed run: the best class of each image, or None.
+        facts: further facts of the side, such as the seconds of compilation.
     """
 
     def __init__(self, name: str, settings: Settings, python: str = sys.executable) -> None:
@@ -94,7 +94,7 @@ class SideProcess:
         self.facts: dict[str, float] = ready["facts"]
 
     def run(self, action: str = "run") -> Sample:
-        """One turn."""
+        """Run once."""
         return Sample(self.items, self._ask(action)["seconds"])
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class SideProcess:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it ended: the log, read below, says why
+            pass  # it ended: the log below has the reason
         reply = self._process.stdout.readline()
         if not reply:
             self._log.seek(0)
@@ -130,10 +130,10 @@ class SideProcess:
 
 
 def main() -> None:
-    """The child's end: settings on the first line, then one action for each line."""
+    """Run the child: settings on the first line, then one action for each line."""
     warnings.simplefilter("ignore")
     settings = Settings(**json.loads(sys.stdin.readline()))
-    # Libraries print to stdout; the answers go where nothing else does.
+    # Libraries print to stdout, so the answers use a separate descriptor.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
@@ -141,10 +141,10 @@ def main() -> None:
         start = time.perf_counter()
         module, _, function = settings.side.partition(":")
         actions: dict[str, Action] = getattr(import_module(module), function)(settings)
-        value = actions["run"]()  # the warm-up
+        value = actions["run"]()  # warm-up
         facts = actions["facts"]() if "facts" in actions else {}
         _reply(channel, {"seconds": time.perf_counter() - start, "value": value, "facts": facts})
-    except Exception as error:  # whatever keeps a side from running is its answer
+    except Exception as error:  # the error is the child's answer
         text = " ".join(str(error).split())[:300]
         _reply(channel, {"error": f"{type(error).__name__}: {text}"})
         return
@@ -161,11 +161,11 @@ def _reply(channel: IO[str], answer: dict[str, Any]) -> None:
 
 
 def scratch(settings: Settings, name: str) -> Path:
-    """A path in the directory that the sides keep things in."""
+    """Return a path in the directory for files of the sides."""
     Path(settings.work).mkdir(parents=True, exist_ok=True)
     return Path(settings.work) / name
 
 
 if __name__ == "__main__":
-    # Under its own name, so that the sides' modules share this one.
+    # Import it by its own name, so that the sides' modules share it.
     import_module("_side").main()

@@ -1,4 +1,4 @@
-"""The sides of ``end_to_end.py``: from image files to the five best of the labels, each as its own documentation shows it.
+"""The sides of ``end_to_end.py``: from image files to the five best labels, each as in its own documentation.
 
 Every side returns the best class of each image, as indices into the labels.
 """
@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 
 def clipmlu_side(settings: Settings) -> dict[str, Action]:
-    """A compiled bundle with a classifier file, and its stages for themselves."""
+    """A compiled bundle with a classifier file, and its stages alone."""
     import clipmlu
     from clipmlu.data.images import load_image
 
@@ -68,7 +68,7 @@ def clipmlu_side(settings: Settings) -> dict[str, Action]:
 
 
 def open_clip_single(settings: Settings) -> dict[str, Action]:
-    """One image at a time, as open_clip's README shows it; eager or compiled."""
+    """One image at a time, as in open_clip's README; eager or compiled."""
     import torch
 
     model, transform, text_features, facts = _open_clip(settings, {1})
@@ -88,7 +88,7 @@ def open_clip_single(settings: Settings) -> dict[str, Action]:
 
 
 def open_clip_loader(settings: Settings) -> dict[str, Action]:
-    """Batches from a DataLoader whose two workers stay; eager or compiled."""
+    """Batches from a DataLoader with two persistent workers; eager or compiled."""
     import torch
 
     sizes = {min(settings.batch_size, len(settings.files)), len(settings.files) % settings.batch_size} - {0}
@@ -128,7 +128,7 @@ class _Files:
 
 
 def _open_clip(settings: Settings, batch_sizes: set[int]) -> tuple[Any, Any, Any, dict[str, float]]:
-    """The image tower as a function, the transform, the text features, made once, and what compiling took."""
+    """Return the image tower as a function, the transform, the text features, computed once, and the compilation time."""
     import open_clip
     import torch
 
@@ -152,7 +152,7 @@ def _open_clip(settings: Settings, batch_sizes: set[int]) -> tuple[Any, Any, Any
 
 
 def transformers_pipeline(settings: Settings) -> dict[str, Action]:
-    """The zero-shot-image-classification pipeline; the labels come with every call, as its documentation shows it."""
+    """The zero-shot-image-classification pipeline; every call passes the labels, as in its documentation."""
     import torch
     from transformers import pipeline
 
@@ -163,7 +163,7 @@ def transformers_pipeline(settings: Settings) -> dict[str, Action]:
 
 
 def optimum_pipeline(settings: Settings) -> dict[str, Action]:
-    """The same pipeline on Optimum's ONNX Runtime model."""
+    """The same pipeline with Optimum's ONNX Runtime model."""
     from optimum.onnxruntime import ORTModelForZeroShotImageClassification
     from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 
@@ -183,7 +183,7 @@ def optimum_pipeline(settings: Settings) -> dict[str, Action]:
 
 
 def optimum_image_graph(settings: Settings) -> dict[str, Action]:
-    """Optimum's ONNX Runtime model of the exported image tower, batches from a thread pool, text embeddings made once."""
+    """Optimum's ONNX Runtime model of the exported image tower, batches from a thread pool, texts embedded once."""
     import torch
     from optimum.onnxruntime import ORTModelForCustomTasks
     from transformers import CLIPConfig
@@ -204,7 +204,7 @@ def optimum_image_graph(settings: Settings) -> dict[str, Action]:
 
 
 def openvino_bare(settings: Settings) -> dict[str, Action]:
-    """OpenVINO on the exported image tower without us: batches from a thread pool, text embeddings made once."""
+    """OpenVINO on the exported image tower without clipmlu: batches from a thread pool, text embeddings computed once."""
     compiled = open_openvino(Path(settings.bundle) / "image.onnx", settings.threads, settings.option)
 
     def encode(pixels: Array) -> Array:
@@ -215,7 +215,7 @@ def openvino_bare(settings: Settings) -> dict[str, Action]:
 
 
 def onnxruntime_bare(settings: Settings) -> dict[str, Action]:
-    """ONNX Runtime on the exported image tower without us, in the same loop."""
+    """ONNX Runtime on the exported image tower without clipmlu, in the same loop."""
     session = open_onnxruntime(Path(settings.bundle) / "image.onnx", settings.threads)
 
     def encode(pixels: Array) -> Array:
@@ -226,7 +226,7 @@ def onnxruntime_bare(settings: Settings) -> dict[str, Action]:
 
 
 def joint_graph(settings: Settings) -> dict[str, Action]:
-    """The fused two-input layout: the image batch and all prompts through one graph, every time."""
+    """The fused two-input layout: the image batch and all prompts run through one graph, every time."""
     session = open_onnxruntime(Path(settings.bundle) / "joint.onnx", settings.threads)
     images, texts = (entry.name for entry in session.get_inputs())
     tokens = np.load(scratch(settings, "tokens.npy"))
@@ -250,7 +250,7 @@ def _run_batches(encode: Callable[[Array], Array], settings: Settings) -> list[i
 
 
 def _prepared_batches(settings: Settings) -> Iterator[Array]:
-    """Pillow and NumPy in two threads, all of the run's images submitted ahead."""
+    """Yield batches that Pillow and NumPy prepare in two threads; all images of the run are submitted at once."""
     with ThreadPoolExecutor(WORKERS) as pool:
         prepared = pool.map(_prepare, settings.files)
         batch: list[Array] = []
@@ -284,7 +284,7 @@ def _run_pipeline(classify: Any, settings: Settings) -> list[int]:
 
 
 def _hugging_face_model(settings: Settings) -> Path:
-    """A ViT-B/32 CLIPModel with weights of its own draw, CLIP's tokenizer and image processor, without a network."""
+    """Return a ViT-B/32 CLIPModel with random weights, CLIP's tokenizer and image processor, without a network."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
@@ -293,7 +293,7 @@ def _hugging_face_model(settings: Settings) -> Path:
         torch.manual_seed(SEED)
         CLIPModel(CLIPConfig()).save_pretrained(folder)
         special = {"bos_token": "<start_of_text>", "eos_token": "<end_of_text>", "pad_token": "<end_of_text>"}
-        # The library's names of the special tokens differ; their ids, which the model goes by, are the same.
+        # The library's names of the special tokens differ, but the ids, which the model uses, are the same.
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(Path(settings.bundle) / "tokenizer.json"),
             model_max_length=77,

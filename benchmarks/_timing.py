@@ -1,4 +1,4 @@
-"""Sides that take turns, and what comes of it: medians, paired ratios to the first side, a Markdown table, a JSON file."""
+"""Measuring sides in alternation: medians, paired ratios to the first side, a Markdown table, a JSON file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PAUSE_S = 0.1
 
 
 class Sample(NamedTuple):
-    """One turn of one side: so many items in so many seconds."""
+    """One run of one side: number of items and seconds."""
 
     items: int
     seconds: float
@@ -38,9 +38,9 @@ class Row(NamedTuple):
     """One side over all rounds.
 
     Attributes:
-        name: the side.
+        name: name of the side.
         seconds_per_item: median.
-        ratio: how many times as fast as the first side: median of the rounds' own ratios.
+        ratio: speed relative to the first side: median of the ratios of the rounds.
         low: their lower quartile.
         high: their upper quartile.
     """
@@ -58,12 +58,12 @@ class Row(NamedTuple):
 
     @property
     def spread(self) -> str:
-        """The ratio with its quartiles."""
+        """The ratio with its quartiles, as text."""
         return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def timed(action: Callable[[], object], items: int) -> Callable[[], Sample]:
-    """A side that is timed from outside."""
+    """Return an action that is timed from outside, as a side."""
 
     def run() -> Sample:
         start = time.perf_counter()
@@ -74,10 +74,10 @@ def timed(action: Callable[[], object], items: int) -> Callable[[], Sample]:
 
 
 def take_turns(sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Run all sides in each round, another one first each time, so that a busy machine hits all alike.
+    """Run all sides in each round, each time in another order, so that other load affects all sides equally.
 
     Returns:
-        Side -> seconds per item of each round.
+        Maps a side to its seconds per item in each round.
     """
     names = list(sides)
     for name in names * warm_up:
@@ -85,7 +85,8 @@ def take_turns(sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: 
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in rotated(names, number):
-            # onnxruntime's threads still spin for a while after a batch: without a pause they take a core from the next side.
+            # onnxruntime's threads wait actively for a while after a batch: without a pause they would slow the next
+            # side.
             time.sleep(_PAUSE_S)
             sample = sides[name]()
             times[name].append(sample.seconds / sample.items)
@@ -93,25 +94,25 @@ def take_turns(sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: 
 
 
 def rotated(names: Sequence[str], number: int) -> list[str]:
-    """The names in the order of that round."""
+    """Return the names in the order of a round."""
     first = number % len(names) if names else 0
     return [*names[first:], *names[:first]]
 
 
 def compare(times: Mapping[str, Sequence[float]], first: str | None = None) -> list[Row]:
-    """One row for each side; ratios are to ``first``, or else to the first side, round by round."""
+    """Return one row for each side; ratios are to ``first``, or else to the first side, round by round."""
     base = times[first if first is not None else next(iter(times))]
     return [row_from_ratios(name, own, [a / b for a, b in zip(base, own, strict=True)]) for name, own in times.items()]
 
 
 def row_from_ratios(name: str, seconds_per_item: Sequence[float], ratios: Sequence[float]) -> Row:
-    """Medians and quartiles."""
+    """Return the medians and quartiles."""
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else [*ratios] * 3
     return Row(name, statistics.median(seconds_per_item), middle, low, high)
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A Markdown table on stdout."""
+    """Print a Markdown table on stdout."""
     print(f"| {' | '.join(heads)} |")
     print(f"|{'---|' * len(heads)}")
     for row in rows:
@@ -119,12 +120,12 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def describe_machine() -> dict[str, Any]:
-    """What figures depend on: the processor and the versions of what ran."""
+    """Return the facts that affect figures: the processor and the versions of the packages."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     versions = {name: version for name in PACKAGES if (version := installed_version(name))}
     return {
@@ -138,7 +139,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def installed_version(package: str) -> str | None:
-    """A package's version, or None where it is not installed."""
+    """Return a package's version, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -146,13 +147,13 @@ def installed_version(package: str) -> str | None:
 
 
 def cpu_flags() -> set[str]:
-    """The processor's features as the kernel names them."""
+    """Return the processor's features by the kernel's names."""
     lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")]
     return set(lines[0].split()) if lines else set()
 
 
 def print_machine() -> None:
-    """One line above the tables."""
+    """Print one line above the tables."""
     facts = describe_machine()
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     print(
@@ -161,6 +162,6 @@ def print_machine() -> None:
 
 
 def write_json(path: Path | None, results: Mapping[str, Any]) -> None:
-    """Write results and the machine's facts, if a file is wanted."""
+    """Write results and the machine's facts, if a file is given."""
     if path is not None:
         path.write_text(json.dumps({"machine": describe_machine(), **results}, indent=2) + "\n")

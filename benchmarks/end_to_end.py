@@ -1,21 +1,23 @@
-"""Images per second from JPEG files to the five best of 100 labels, ViT-B/32: clipmlu against what else there is.
+"""Images per second from JPEG files to the five best of 100 labels, ViT-B/32: clipmlu and other software.
 
-    python benchmarks/end_to_end.py [--compiled BUNDLE...] [--threads N...] [--count N] [--rounds N] [--only TEXT...] [--json FILE]
+    python benchmarks/end_to_end.py [--compiled BUNDLE...] [--threads N...] [--count N] [--rounds N] [--only TEXT...]
+        [--json FILE]
 
-Each side runs in a process of its own, on as many cores as it has threads, and takes its turn in each round; a ratio is the
-median of the rounds' own ratios, with quartiles, to the first side. Sides that get the labels once run over ``--count`` images a
-round; those that encode the labels again with every call (the pipelines and the fused graph) over ``--slow-count``. Weights
-are random. clipmlu's, open_clip's and the bare runtimes' are the same ones: "same best" is the share of images with the same best
-class as on the first side. The Hugging Face models are drawn on their own, with the same architecture and tokenizer.
+Each side runs in its own process, bound to as many cores as it has threads, once in each round; a ratio to the first
+side is the median of the ratios of the rounds, with quartiles. Sides that encode the labels once run over ``--count``
+images per round; those that encode the labels with every call (the pipelines and the fused graph) over
+``--slow-count``. Weights are random. clipmlu, open_clip and the plain runtimes use the same weights: "same best" is the
+share of images with the same best class as on the first side. The Hugging Face models have their own random weights,
+with the same architecture and tokenizer.
 
-The bound is what decoding and computing leave of the cores when both are kept busy all the time:
+The bound is the speed at which decoding and computing keep all cores busy:
 
     cores / (core-seconds to decode and preprocess an image + core-seconds of the image tower for an image)
 
-with decoding timed on one thread (or, for the second column, with as many threads as cores) and the tower alone on all cores, in
-the same rounds.
+with decoding timed on one thread (or, for the second column, with as many threads as cores) and the tower alone on all
+cores, in the same rounds.
 
-Optimum 2.1 with optimum-onnx 0.1 (its current releases) asks for transformers below 5, so it needs a Python of its own:
+Optimum 2.1 with optimum-onnx 0.1 (its current releases) requires transformers below 5, so it needs its own Python:
 ``python -m venv V && V/bin/pip install 'optimum[onnxruntime]' torch pillow``, then ``--optimum-python V/bin/python``.
 """
 
@@ -49,16 +51,16 @@ STAGES = ("decode, one thread", "decode, all cores", "tower")
 
 
 class Side(NamedTuple):
-    """How to start one side.
+    """The settings to start one side.
 
     Attributes:
-        name: for the table.
+        name: name for the table.
         entry: the function of ``_sides``.
-        bundle: directory of the bundle that it reads.
-        slow: encodes the labels at each call.
-        batch_size: images per batch; None for what is asked for.
+        bundle: directory of its bundle.
+        slow: True if it encodes the labels at each call.
+        batch_size: images per batch; None for the requested size.
         option: see ``Settings``.
-        foreign: runs under ``--optimum-python``.
+        foreign: True if it runs under ``--optimum-python``.
     """
 
     name: str
@@ -129,7 +131,7 @@ def _sides(bundles: list[CompiledBundle], options: argparse.Namespace) -> Iterat
 
 
 def _write_texts(bundle: CompiledBundle, work: Path) -> None:
-    """Tokens and class embeddings, for the sides that have no text tower of their own."""
+    """Write tokens and class embeddings, for the sides without a text tower."""
     (work / "sides").mkdir(parents=True, exist_ok=True)
     with Model(bundle) as encoder:
         embeddings = encoder.classifier(LABELS, [TEMPLATE], cache=False).class_embeddings
@@ -141,7 +143,7 @@ def _write_texts(bundle: CompiledBundle, work: Path) -> None:
 def _measure(
     sides: list[Side], files: list[str], threads: int, options: argparse.Namespace, left_out: dict[str, str]
 ) -> dict[str, Any]:
-    """All sides with that many threads."""
+    """Measure all sides with a number of threads."""
     with ExitStack() as stack:
         running: dict[str, SideProcess] = {}
         for side in sides:
@@ -252,7 +254,7 @@ def _compile_text(side: SideProcess) -> str:
 
 
 def _same_best(first: SideProcess | None, side: SideProcess) -> str:
-    """Share of the images whose best class is the first side's; the Hugging Face models have weights of their own."""
+    """Return the share of images with the first side's best class; not for the Hugging Face models with other weights."""
     if first is None or "pipeline" in side.name:
         return ""
     pairs = list(zip(first.answer, side.answer, strict=False))
@@ -260,7 +262,7 @@ def _same_best(first: SideProcess | None, side: SideProcess) -> str:
 
 
 def _bounds(times: list[float], taken: dict[str, list[float]], threads: int) -> dict[str, float]:
-    """Milliseconds, and what they allow; the share is the median of the rounds' own."""
+    """Return milliseconds and the resulting bounds; the share is the median of the shares of the rounds."""
     one = taken["decode, one thread"]
     every, tower = ([threads * seconds for seconds in taken[stage]] for stage in ("decode, all cores", "tower"))
     parts = {"one": one, "every": every, "tower": tower}

@@ -1,10 +1,10 @@
-"""What --fast-preprocess costs and saves: pixels and embeddings of photographs, and top-1 of a trained model.
+"""Effects of --fast-preprocess: pixels, embeddings and speed for photographs, and top-1 of a trained model.
 
     python benchmarks/fast_preprocess.py PHOTOS [--bundle BUNDLE --data-dir DIR --samples N --side N]
 
-PHOTOS is a folder of JPEGs, for which both ways are timed in turns and their pixels compared at 224 x 224. With a compiled
-bundle of a model that was trained on CIFAR-100, test images are enlarged to ``--side`` pixels and stored as JPEGs, and both
-ways are evaluated on them: real photographs, though without the detail that a camera would have given.
+PHOTOS is a folder of JPEGs; both methods are timed in alternation and their pixels compared at 224 x 224. With a
+compiled bundle of a model trained on CIFAR-100, test images are enlarged to ``--side`` pixels and stored as JPEGs, and
+both methods are evaluated on them: these are photographs, but without the detail of a camera image of that size.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def compare_pixels(folder: Path, rounds: int) -> None:
-    """Differences and times for each photograph."""
+    """Print differences and times for each photograph."""
     spec = PreprocessSpec(height=224, width=224, mean=MEAN, std=STD)
     exact, fast = Preprocessor(spec), Preprocessor(spec, fast=True)
     print("| photograph | pixels | largest difference, of 255 | mean | exact, ms | fast, ms | exact / fast |")
@@ -71,7 +71,7 @@ def compare_pixels(folder: Path, rounds: int) -> None:
 
 
 def compare_accuracy(options: argparse.Namespace) -> None:
-    """Top-1 of both ways on the same files, and how often they choose the same class."""
+    """Print top-1 of both methods on the same files, and the share of equal classes."""
     dataset = open_dataset("cifar100", "test", data_dir=options.data_dir, download=False)
     count = min(options.samples or len(dataset), len(dataset))
     labels = np.array([dataset.label(index) for index in range(count)])
@@ -95,12 +95,12 @@ def compare_accuracy(options: argparse.Namespace) -> None:
 
 
 def embed(encoder: Encoder, items: list[ImageItem]) -> np.ndarray:
-    """Embeddings of all items, shape (N, D)."""
+    """Return the embeddings of all items, shape (N, D)."""
     return np.stack([outcome.require_row() for outcome in embed_items(encoder, items)])
 
 
 def enlarged(image: Image.Image, side: int) -> bytes:
-    """A JPEG of an image at another size."""
+    """Return a JPEG of an image at another size."""
     buffer = io.BytesIO()
     image.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

@@ -1,11 +1,11 @@
-"""Faults of every kind at random places, and what became of each batch: nothing may be lost, doubled, swapped or altered.
+"""Faults of every kind at random places: checks that no batch is lost, repeated, swapped or altered.
 
     python benchmarks/fault_campaign.py BUNDLE [--runs N] [--batches N] [--seed S]
 
-BUNDLE is one compiled with ``--target emulated-mlu``. In each run its image tower gets batches of drawn pixels through a
-worker on the emulated SDK, where one to four faults strike: the process crashes, hangs, loses its card, or computes NaN, at a
-call that opens a session or runs a batch. Now and then the worker is also killed from outside. Every result is compared
-with the same batch computed in this process without faults.
+BUNDLE must be compiled with ``--target emulated-mlu``. In each run its image tower receives batches of random pixels
+through a worker on the emulated SDK with one to four faults: the process crashes, hangs, loses its card, or computes
+NaN, at a call that opens a session or runs a batch. Sometimes the worker is also killed from outside. Every result is
+compared with the same batch computed in this process without faults.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from clipmlu.magicmind.emulator import NOTICE
 RUN_CALLS = ("from_numpy", "enqueue", "sync")
 OPEN_CALLS = ("deserialize_from_file", "active", "create_inputs")
 FACTORIES = ("create_i_engine", "create_i_context", "create_queue")
-"""They answer None to whatever goes wrong, which says nothing about a lost card: only a crash is tried."""
+"""These calls return None on every failure, which does not show a lost card, so only crashes are injected."""
 KINDS = ("crash", "hang", "device_lost")
 HANG_SECONDS = 1.5
 
 
 def main() -> None:
-    """Run the campaign and print its tally."""
+    """Run the campaign and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--runs", type=int, default=50)
@@ -69,7 +69,7 @@ def main() -> None:
 def run_once(
     bundle: CompiledBundle, batches: list[Any], expected: list[Any], generator: random.Random, tally: Any
 ) -> None:
-    """One run with a schedule of its own."""
+    """Run once with a random schedule."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "fired"
         faults = schedule(generator, len(batches))
@@ -100,7 +100,7 @@ def run_once(
 
 
 def schedule(generator: random.Random, batches: int) -> list[str]:
-    """One to four faults, each at its own call; NaN once, which is computed again."""
+    """Return one to four faults, each at another call; NaN at most once, since the worker then computes again."""
     chosen = []
     for _ in range(generator.randint(1, 4)):
         if generator.random() < 0.25:
@@ -114,7 +114,7 @@ def schedule(generator: random.Random, batches: int) -> list[str]:
 
 
 def collect(pending: list[Any], expected: list[Any], finished: list[int], number: int, tally: Any) -> None:
-    """Take one result and compare it."""
+    """Receive one result and compare it."""
     result = pending[number].result()
     finished.append(number)
     same = result.shape == expected[number].shape and bool(np.abs(result - expected[number]).max() < 1e-6)
@@ -122,7 +122,7 @@ def collect(pending: list[Any], expected: list[Any], finished: list[int], number
 
 
 class Killer:
-    """Kills the worker from outside, once, after a while."""
+    """Kills the worker from outside, once, after some time."""
 
     def __init__(self, seconds: float) -> None:
         self._stop = threading.Event()
@@ -131,7 +131,7 @@ class Killer:
         self._thread.start()
 
     def stop(self) -> int:
-        """How often it struck."""
+        """Stop, and return the number of kills."""
         self._stop.set()
         self._thread.join()
         return self._killed

@@ -1,11 +1,11 @@
-"""What one image costs when there are many: images per second and peak memory from 100 to 100,000 images.
+"""Time per image and peak memory, from 100 to 100,000 images.
 
     python benchmarks/flat_cost.py BUNDLE [--counts N...] [--rounds N] [--threads N] [--workers N] [--png] [--json FILE]
 
-BUNDLE is a compiled one with a small image tower, such as the demo model's. The images are drawn, 32 x 32, and made one at a
-time as they are asked for: arrays turned into pictures, or with ``--png`` the bytes of PNG files. Each count runs in a
-process of its own, so that the peak of the resident memory is that count's; counts take turns within each round. Loading the
-bundle and a warm-up are not timed, but their memory counts.
+BUNDLE is a compiled one with a small image tower, such as the demo model's. The images are drawn, 32 x 32, and created
+one by one on demand: arrays converted to images, or with ``--png`` the bytes of PNG files. Each count runs in its own
+process, so that the peak of the resident memory belongs to that count; the counts alternate within each round. Loading
+the bundle and a warm-up are not timed, but their memory counts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARM_UP = 64
 
 
 def main() -> None:
-    """Measure and print; or, as a child, one count."""
+    """Measure and print; in a child process, measure one count."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000])
@@ -85,7 +85,7 @@ def _row(count: int, samples: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _embed(options: argparse.Namespace, count: int) -> dict[str, float]:
-    """Embed so many images, and keep none of the results."""
+    """Embed a number of images, and discard the results."""
     sources = _draw(options.png)
     with Encoder(open_compiled(options.bundle, verify=False), SessionOptions(threads=options.threads)) as encoder:
         embed = functools.partial(embed_items, encoder, batch_size=options.batch_size, workers=options.workers)

@@ -1,21 +1,23 @@
-"""The whole pipeline against its slowest stage: preprocessing alone, the device alone, and both together.
+"""The whole pipeline relative to its slowest stage: preprocessing alone, the device alone, and both together.
 
-    python benchmarks/pipeline.py [--bundle BUNDLE...] [--latency-ms MS...] [--workers N] [--threads N] [--rounds N] [--json FILE]
+    python benchmarks/pipeline.py [--bundle BUNDLE...] [--latency-ms MS...] [--workers N] [--threads N] [--rounds N]
+        [--json FILE]
 
-In each round every device takes its turn with the same images three times: they are decoded and preprocessed in a pool with as many
-workers as the pipeline has, and thrown away; the same number of batches is submitted to the device, two in flight; and
-``embed_items`` does it all. "whole / slower stage" is the whole's rate over that of the slower of the two: the median of the
-rounds' own. 1 is a pipeline that costs nothing on top of its slowest stage.
+Each round measures every device three times with the same images: a pool with as many workers as the pipeline decodes
+and preprocesses the images and discards them; the same number of batches is submitted to the device, two in flight; and
+``embed_items`` does both. "whole / slower stage" is the rate of the whole relative to the slower of the two: the median
+of the ratios of the rounds. 1 means that the pipeline adds no time to its slowest stage.
 
 Devices, besides the bundles given:
 
-    sleeping   a stand-in for a card that does nothing for MS a batch, and leaves the cores to the host
-    emulated   the emulated SDK with MS added to each batch, in this process; its own computing, small as the graph is, and the
-               copies of the pixels take the host's cores besides
+    sleeping   a replacement of a card that sleeps MS per batch, and leaves the cores to the host
+    emulated   the emulated SDK with MS added to each batch, in this process; its own computing, although the graph is
+               small, and the copies of the pixels use the host's cores too
 
-Both run a tiny model, made here. No figure is one of a card. On a bundle for the CPU both stages want the same cores, so that the
-whole cannot come near its slowest stage; the bound for that case is in ``end_to_end.py``. With ``--small`` the images are
-32 x 32 arrays for a model that takes that size: they cost little to prepare, so that a slow device is the slower stage.
+Both run a tiny model, created here. No figure was measured on a card. With a bundle for the CPU both stages need the
+same cores, so that the whole cannot reach its slowest stage; ``end_to_end.py`` has the bound for that case. With
+``--small`` the images are 32 x 32 arrays for a model of that size: preparing them is cheap, so that a slow device is
+the slower stage.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ TINY_TEXT = {
 
 
 class Device(NamedTuple):
-    """One device to measure: its name, what runs on it, and the environment that it wants."""
+    """One device to measure: its name, its encoder, and its environment variables."""
 
     name: str
     encoder: Encoder
@@ -74,7 +76,7 @@ class Device(NamedTuple):
 
 
 class SleepingSession(Session):
-    """A card that takes the same time for every batch, and answers zeros."""
+    """A card with a fixed time per batch, which returns zeros."""
 
     def __init__(self, tower: Tower, seconds: float) -> None:
         super().__init__(tower, "The sleeping device")
@@ -98,14 +100,14 @@ class SleepingSession(Session):
 
 
 class SleepingEncoder(Encoder):
-    """An encoder on such a card."""
+    """An encoder on a sleeping card."""
 
     def __init__(self, bundle: CompiledBundle, seconds: float) -> None:
         super().__init__(bundle)
         self._sleeping = SleepingSession(bundle.tower("image"), seconds)
 
     def close(self) -> None:
-        """Release the stand-in."""
+        """Release the sleeping card."""
         self._sleeping.close()
 
     def _session(self, tower: TowerName) -> Session:
@@ -183,7 +185,7 @@ def _devices(options: argparse.Namespace) -> list[Device]:
 
 
 def _tiny_bundle(work: Path, side: int, target: str) -> CompiledBundle:
-    """A model whose computing is next to nothing beside the pixels that it takes."""
+    """Return a bundle whose computing time is negligible beside the transfer of its pixels."""
     folder, exported, compiled = (work / f"tiny-{side}-{name}" for name in ("source", "exported", target))
     if not exported.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +203,7 @@ def _tiny_bundle(work: Path, side: int, target: str) -> CompiledBundle:
 def _measure(
     devices: list[Device], sources: list[ImageSource], options: argparse.Namespace
 ) -> dict[str, dict[str, list[float]]]:
-    """Device -> stage -> seconds per image of each round; the first round is the warm-up."""
+    """Map each device and stage to the seconds per image of each round; the first round is the warm-up."""
     times: dict[str, dict[str, list[float]]] = {device.name: {stage: [] for stage in STAGES} for device in devices}
     by_name = {device.name: device for device in devices}
     for number in range(1 + options.rounds):
@@ -222,7 +224,7 @@ def _measure(
 
 
 def _prepare(encoder: Encoder, sources: list[ImageSource], workers: int) -> None:
-    """Decode and preprocess, each image into the same place of its thread's own."""
+    """Decode and preprocess; each thread writes all images to the same buffer."""
     preprocessor, dtype = encoder.preprocessor, encoder.pixel_dtype
 
     def prepare(part: list[ImageSource]) -> None:

@@ -1,9 +1,9 @@
-"""The image tower of several compiled bundles, in turns within one run: images per second, and the ratio to the first.
+"""The image towers of several compiled bundles, in alternation in one run: images per second, and ratio to the first.
 
     python benchmarks/precision_speed.py BUNDLE BUNDLE... [--batch-size N] [--rounds N] [--threads N]
 
-For instance one bundle for each precision. The bundles take turns within each round; the ratio is the median of the
-rounds' ratios. What the emulated SDK runs is marked so, and says nothing about a card.
+For instance one bundle for each precision. The bundles alternate within each round; the ratio is the median of the
+ratios of the rounds. Results of the emulated SDK are marked, and do not predict those of a card.
 """
 
 from __future__ import annotations

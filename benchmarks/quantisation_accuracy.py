@@ -1,10 +1,11 @@
-"""What each mode and each step of a ladder costs in accuracy: an exported bundle, a labelled dataset, one table from one run.
+"""Accuracy of each mode and each step of quantisation: an exported bundle, a labelled dataset, one table.
 
     python benchmarks/quantisation_accuracy.py BUNDLE --data-dir DIR [--part modes|ladder] [--samples N]
 
-``modes`` compiles the six modes for the CPU and for the emulated card with the vendor's recipe (per_tensor, linear, symmetric).
-``ladder`` improves on that recipe step by step in the two 8-bit modes: the one with float32 on the CPU's integer kernels, the
-one with float16 on the emulated card. Agreement is the share of images with the same best class as in float32.
+``modes`` compiles the six modes for the CPU and for the emulated card with the vendor's recipe (per_tensor, linear,
+symmetric). ``ladder`` improves on that recipe step by step in the two 8-bit modes: the one with float32 on the CPU's
+integer kernels, the one with float16 on the emulated card. Agreement is the share of images with the same best class as
+in float32.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Measurement:
         print("|---|---|---|---|---|---|---|---|", flush=True)
 
     def run(self, label: str, target: str, precision: Precision, how: QuantisationOptions | None) -> None:
-        """One row."""
+        """Measure and print one row."""
         quantises = precision.bits is not None
         options = CompileOptions(
             target=target,
@@ -108,7 +109,7 @@ class Measurement:
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run the requested part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="an exported bundle")
     parser.add_argument("--dataset", default="cifar100")

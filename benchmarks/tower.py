@@ -1,10 +1,11 @@
-"""The towers alone: a clipmlu session against the bare runtime on the same file, torch eager, and the machine's GEMM ceiling.
+"""The towers alone: a clipmlu session, the plain runtime on the same file, torch eager, and the fastest products.
 
     python benchmarks/tower.py [--compiled BUNDLE...] [--threads N...] [--rounds N] [--json FILE]
 
-"clipmlu / bare" is how many times as fast clipmlu is: the median of the rounds' ratios, with quartiles. The arithmetic of a
-tower is counted from its exported graph, 2 FLOP for each multiply-accumulate of its convolutions and matrix products; the
-ceiling of a dtype is the fastest way that this machine multiplies matrices of the image tower's shapes (see ``_ceiling.py``).
+"clipmlu / bare" is the speed of clipmlu relative to the plain runtime: the median of the ratios of the rounds, with
+quartiles. The arithmetic of a tower is counted from its exported graph, 2 FLOP for each multiply-accumulate of its
+convolutions and matrix products. The ceiling of a dtype is the speed of the fastest library for products of the image
+tower's shapes (see ``_ceiling.py``).
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ def main() -> None:
 
 
 def count_gflop(graph: Path) -> float:
-    """GFLOP that a tower spends on one row in convolutions and matrix products."""
+    """Return the GFLOP of convolutions and matrix products for one row."""
     return 2e-9 * sum(operator.macs for operator in find_operators(onnx.load(str(graph))))
 
 
 def _measure(
     bundles: list[CompiledBundle], threads: int, gflop: dict[TowerName, float], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The ceiling, then both towers at each batch size."""
+    """Measure the ceiling, then both towers at each batch size."""
     print(f"### {threads} thread(s)\n")
     rates, left_out = measure_ceiling(threads, options.rounds)
     best = best_rates(rates)
@@ -113,7 +114,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _measure_batch(sides: list[_TowerSide], eager: Callable[[Any], object], batch_size: int, rounds: int) -> list[Any]:
-    """One row for each bundle, and one for torch."""
+    """Return one row for each bundle, and one for torch."""
     runs: dict[str, Callable[[], Sample]] = {}
     for side in sides:
         feed = side.draw(batch_size)
@@ -137,12 +138,12 @@ def _facts(row: Row, tower: TowerName, batch_size: int, dtype: str) -> dict[str,
 
 
 class _TowerSide:
-    """One tower of one bundle, through clipmlu and through its runtime alone.
+    """One tower of one bundle, run by clipmlu and by its plain runtime.
 
     Attributes:
-        name: for the table.
-        tower: which one.
-        dtype: the ceiling that it is held against.
+        name: name for the table.
+        tower: name of the tower.
+        dtype: dtype of the ceiling to compare with.
     """
 
     def __init__(self, encoder: Encoder, tower: TowerName, threads: int) -> None:
@@ -156,20 +157,20 @@ class _TowerSide:
         self._run_bare = _open_bare(bundle, tower, threads)
 
     def draw(self, rows: int) -> Any:
-        """One batch of inputs."""
+        """Return one random batch of inputs."""
         shape = (rows, *(int(size) for size in self._spec.shape[1:]))
         generator = np.random.default_rng(0)
         if self._spec.dtype == "float32":
             return generator.standard_normal(shape, dtype=np.float32)
-        # Pixels, or tokens that every vocabulary has.
+        # Pixels, or token ids that every vocabulary has.
         return generator.integers(0, 256, shape).astype(self._spec.dtype)
 
     def run(self, feed: Any) -> object:
-        """Through clipmlu."""
+        """Run the batch with clipmlu."""
         return self._encoder.encode_images(feed) if self.tower == "image" else self._encoder.encode_tokens(feed)
 
     def run_bare(self, feed: Any) -> object:
-        """Through the runtime."""
+        """Run the batch with the plain runtime."""
         return self._run_bare({self._spec.name: feed})
 
 

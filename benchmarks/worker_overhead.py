@@ -1,10 +1,10 @@
-"""What it costs to keep the SDK in a worker: one batch of 32 images there against the same batch in this process.
+"""The cost of keeping the SDK in a worker: one batch of 32 images there and in this process.
 
     python benchmarks/worker_overhead.py [--rounds N] [--latency-ms MS]
 
-The graph is next to nothing (a mean over each picture, then a small matrix), so that what is left is the way of the
-pixels: 32 x 3 x 224 x 224 float32, 19.3 MB. The SDK is the emulated one; no figure here is one of a card. The ways
-alternate within each round; the table gives medians, and the paired difference to this process.
+The graph is tiny (a mean over each image, then a small matrix), so that the transfer of the pixels dominates: 32 x 3 x
+224 x 224 float32, 19.3 MB. The SDK is the emulated one; no figure was measured on a card. The variants alternate within
+each round; the table gives medians, and the paired difference to this process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WARM_UP = 5
 
 
 def write_graph(path: Path) -> None:
-    """Mean over each channel, then a matrix of 3 x DIM."""
+    """Write a graph: a mean over each channel, then a matrix of 3 x DIM."""
     weight = np.random.default_rng(0).standard_normal((3, DIM)).astype(np.float32)
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["m"], name="mean", axes=[2, 3], keepdims=0),
@@ -58,7 +58,7 @@ def write_graph(path: Path) -> None:
 
 
 def build(peer: Peer, folder: Path) -> Path:
-    """Build the graph; every way runs the same file."""
+    """Build the graph; every variant runs the same file."""
     write_graph(folder / "graph.onnx")
     spec: dict[str, Any] = {
         "onnx": str(folder / "graph.onnx"),
@@ -74,7 +74,7 @@ def build(peer: Peer, folder: Path) -> Path:
 
 @contextmanager
 def served_over_tcp(folder: Path, settings: dict[str, Any]) -> Iterator[WorkerOptions]:
-    """A worker that listens on this host, as one on another host would."""
+    """Yield a worker that listens on this host, like one on another host."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp:127.0.0.1:{probe.getsockname()[1]}"
@@ -154,7 +154,7 @@ def _runner(peer: Peer, request: OpenRequest) -> Run:
 
 
 def _measure(runs: dict[str, Run], rounds: int, action: Callable[[Run], None]) -> dict[str, list[float]]:
-    """Milliseconds of each way in each round; the ways take turns, and the first one changes."""
+    """Return milliseconds of each variant in each round; the variants alternate in changing order."""
     names = list(runs)
     for name in names:
         for _ in range(WARM_UP):

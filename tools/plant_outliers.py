@@ -1,10 +1,11 @@
-"""Write a copy of a CLIP model whose activations have outlier channels and whose results are the same.
+"""Write a copy of a CLIP model whose activations have outlier channels, with equal results.
 
     python tools/plant_outliers.py MODEL_DIR OUTPUT_DIR [--channels 4] [--factor 64] [--seed 0]
 
-In front of every attention and every MLP, a few channels of LayerNorm's gain and offset are multiplied, and the columns of the
-weights that meet them are divided by the same power of two: exact in float32. Large models grow such channels by themselves; to
-a quantiser with one scale per tensor they are poison. MODEL_DIR is in open_clip's directory format, and so is what is written.
+Before every attention and every MLP, a few channels of LayerNorm's gain and offset are multiplied by a power of two,
+and the matching columns of the next weights are divided by it, which is exact in float32. Large models have such
+channels by nature; a quantiser with one scale per tensor loses much accuracy with them. MODEL_DIR and the copy are in
+open_clip's directory format.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def plant_outliers(model: Path, output: Path, *, channels: int, factor: float, s
         model: directory of the model.
         output: directory to write.
         channels: outliers in each LayerNorm.
-        factor: how large they are; a power of two, so that nothing is rounded.
-        seed: of the choice of channels.
+        factor: factor of the outliers; a power of two, so that nothing is rounded.
+        seed: random seed of the choice of channels.
 
     Returns:
-        The number of LayerNorms that got outliers.
+        The number of LayerNorms with outliers.
     """
     if np.log2(factor) % 1:
         raise ValueError(f"factor is {factor}; expected a power of two")

@@ -1,13 +1,13 @@
-"""Train the project's two small CLIP models from nothing, on a CPU, and save them as open_clip directories.
+"""Train the project's two small CLIP models from random weights, on a CPU, and save them as open_clip directories.
 
-``demo`` learns drawn shapes and is shipped inside the package; ``cifar100`` learns CIFAR-100 and serves the tests. Both
-are ``open_clip.CLIP`` with a small byte-level BPE tokenizer of their own. The learning rate follows the clock, not a
-number of epochs, so that a run always anneals within ``--budget-minutes``, however busy the machine is.
+``demo`` learns drawn shapes and is part of the package; ``cifar100`` learns CIFAR-100 and is for the tests. Both are
+``open_clip.CLIP`` with their own small byte-level BPE tokenizer. The learning rate follows the elapsed time, not the
+number of epochs, so that it always reaches zero at ``--budget-minutes``, even on a busy machine.
 
     PYTHONPATH=src python tools/train_model.py demo
     PYTHONPATH=src python tools/train_model.py cifar100 --data-dir DIR
 
-The best weights so far are saved after every epoch; SIGTERM or Ctrl-C ends a run early but in order.
+The best weights so far are saved after every epoch; SIGTERM or Ctrl-C ends a run early, with its results saved.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from clipmlu.data.datasets.cifar import CifarDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT_LENGTH = 32
-IGNORED = -1  # label of an image that says nothing about a caption
+IGNORED = -1  # label of an image without a caption
 PAD, START, END = "<pad>", "<start_of_text>", "<end_of_text>"
 EVAL_TEMPLATE = "a photo of a {}."
 QUICK_GELU_SLOPE = 1.702  # https://github.com/openai/CLIP/blob/main/clip/model.py, class QuickGELU
@@ -69,7 +69,7 @@ TEMPLATES = (
     "this is a {}.",
 )
 
-# What the prompt templates of CLIP's papers and their relatives are made of, and some everyday words beside them.
+# Words of the prompt templates of CLIP and related papers, and some everyday words.
 COMMON_WORDS = [
     "a",
     "an",
@@ -303,7 +303,7 @@ DEMO_MEAN, DEMO_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What differs between the two models.
+    """The differences between the two models.
 
     Attributes:
         name: ``demo`` or ``cifar100``.
@@ -312,11 +312,11 @@ class Recipe:
         std: per-channel standard deviation of the normalisation.
         batch_size: images per step.
         matrix_lr: peak learning rate of the transformer blocks' matrices (Muon, scaled to match AdamW).
-        other_lr: peak learning rate of everything else (AdamW).
+        other_lr: peak learning rate of the other weights (AdamW).
         weight_decay: decoupled weight decay of matrices.
         patch_drop: share of dropped patches per third of the run; early steps are cheaper and noisier.
-        ema_decay: decay per step of the averaged weights, which are the ones evaluated and saved.
-        license_note: what the model's README says about rights.
+        ema_decay: decay per step of the averaged weights, which are evaluated and saved.
+        license_note: licence text of the model's README.
     """
 
     name: str
@@ -393,7 +393,7 @@ CIFAR100 = Recipe(
 
 
 def train_tokenizer(phrases: Iterable[str], *, max_merges: int) -> Tokenizer:
-    """Learn a byte-level BPE of CLIP's kind from a list of phrases.
+    """Train a byte-level BPE like CLIP's on a list of phrases.
 
     Ids are: 0 padding, then the 256 bytes, the 256 bytes that end a word, the merges, start of text, and end of text as
     the highest, because open_clip pools the text tower at the highest id.
@@ -424,7 +424,7 @@ def train_tokenizer(phrases: Iterable[str], *, max_merges: int) -> Tokenizer:
 
 
 def _clip_style_tokenizer(model: models.BPE) -> Tokenizer:
-    """CLIP's normalisation and word splitting, as transformers' CLIPTokenizerFast sets them up."""
+    """Add CLIP's normalisation and word splitting, as in transformers' CLIPTokenizerFast."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -456,7 +456,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> torch.Tensor:
-    """Token ids as open_clip's HFTokenizer gives them, int64, shape (N, CONTEXT_LENGTH)."""
+    """Return token ids like open_clip's HFTokenizer, int64, shape (N, CONTEXT_LENGTH)."""
     ids = torch.zeros(len(prompts), CONTEXT_LENGTH, dtype=torch.int64)
     for row, encoding in zip(ids, tokenizer.encode_batch([prompt.lower() for prompt in prompts]), strict=True):
         if len(encoding.ids) > CONTEXT_LENGTH:
@@ -472,7 +472,7 @@ class PromptTable:
 
     Args:
         tokenizer: the model's tokenizer.
-        names: what is put into the templates.
+        names: names to put into the templates.
         templates: the templates to draw from.
     """
 
@@ -482,7 +482,7 @@ class PromptTable:
         self._ids = ids[:, :longest].reshape(len(templates), len(names), longest)
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
-        """One prompt per name, int64, shape (names, longest): half of the time CLIP's usual one, else any template."""
+        """Return one prompt per name, int64, shape (names, longest): CLIP's usual template in half of the cases."""
         templates, names, _ = self._ids.shape
         choice = torch.randint(0, templates, (names,), generator=generator)
         choice[torch.rand(names, generator=generator) < 0.3] = 0
@@ -519,7 +519,7 @@ def _transform(blocks: Iterable[Any], x: torch.Tensor, mask: torch.Tensor | None
 
 
 def embed_images(model: Any, pixels: torch.Tensor, patch_drop: float = 0.0) -> torch.Tensor:
-    """Raw image embeddings of normalised float32 pixels (N, 3, S, S), shape (N, D); some patches may be left out."""
+    """Return raw image embeddings of normalised float32 pixels (N, 3, S, S), shape (N, D); drops some patches."""
     tower = model.visual
     x = tower.conv1(pixels).flatten(2).transpose(1, 2) + tower.positional_embedding[1:]
     if patch_drop > 0:
@@ -533,7 +533,7 @@ def embed_images(model: Any, pixels: torch.Tensor, patch_drop: float = 0.0) -> t
 
 
 def embed_texts(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Raw text embeddings of ids (N, L), shape (N, D); L may be less than the context, since attention is causal."""
+    """Return raw text embeddings of ids (N, L), shape (N, D); attention is causal, so L may be less than the context."""
     length = ids.shape[1]
     x = model.token_embedding(ids) + model.positional_embedding[:length]
     x = _transform(model.transformer.resblocks, x, model.attn_mask[:length, :length])
@@ -542,7 +542,7 @@ def embed_texts(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def check_towers(model: Any, image_size: int, ids: torch.Tensor) -> None:
-    """Stop at once if the towers above do not compute what open_clip computes."""
+    """Raise if the towers above do not compute the same as open_clip."""
     pixels = torch.randn(4, 3, image_size, image_size)
     padded = F.pad(ids[:4], (0, CONTEXT_LENGTH - ids.shape[1]))
     model.eval()
@@ -556,13 +556,13 @@ def check_towers(model: Any, image_size: int, ids: torch.Tensor) -> None:
 
 
 def normalise(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """uint8 (N, 3, S, S) to normalised float32."""
+    """Convert uint8 (N, 3, S, S) to normalised float32."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
     return (images.float() / 255 - mean) / std
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random crops of the images padded by 4, and horizontal flips; uint8 in and out, shape (N, 3, S, S)."""
+    """Return random crops of the images padded by 4, and horizontal flips; uint8 in and out, shape (N, 3, S, S)."""
     count, _, side, _ = images.shape
     padded = F.pad(images, (4, 4, 4, 4))
     top, left = torch.randint(0, 9, (2, count), generator=generator)
@@ -573,13 +573,13 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def vary_light(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random contrast and brightness of normalised images."""
+    """Apply random contrast and brightness to normalised images."""
     gain = 1 + 0.4 * (torch.rand(len(pixels), 1, 1, 1, generator=generator) - 0.5)
     return pixels * gain + 0.4 * (torch.rand(len(pixels), 1, 1, 1, generator=generator) - 0.5)
 
 
 def read_cifar(data_dir: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """One split of CIFAR-100: uint8 images (N, 3, 32, 32), int64 labels (N,), class names with spaces."""
+    """Read one split of CIFAR-100: uint8 images (N, 3, 32, 32), int64 labels (N,), class names with spaces."""
     dataset = CifarDataset(SOURCE, split, data_dir=data_dir)
     images = np.stack([np.asarray(dataset.image(index)) for index in range(len(dataset))])
     labels = torch.tensor([dataset.label(index) for index in range(len(dataset))])
@@ -589,7 +589,7 @@ def read_cifar(data_dir: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, 
 def top1(
     model: Any, images: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, recipe: Recipe, *, quick: bool = False
 ) -> float:
-    """Share of images (uint8) whose nearest prompt is their own class's; in float32, or in bfloat16 if ``quick``."""
+    """Return top-1 of uint8 images with the nearest prompt as class; in float32, or in bfloat16 if ``quick``."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=quick):
         texts = F.normalize(embed_texts(model, ids), dim=-1)
         hits = 0
@@ -604,7 +604,7 @@ def top1(
 
 @dataclasses.dataclass
 class Clock:
-    """The share of a time budget that has passed."""
+    """The elapsed share of a time budget."""
 
     budget_s: float
     started: float = dataclasses.field(default_factory=time.monotonic)
@@ -617,16 +617,16 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """From 0 at the start to 1 at the deadline, or once somebody asked to stop."""
+        """Progress from 0 at the start to 1 at the deadline, or after a request to stop."""
         return 1.0 if self.stopped else min(1.0, self.elapsed_s / self.budget_s)
 
     def stop(self, *_: object) -> None:
-        """Let the run end in order after the current step; a signal handler."""
+        """Signal handler that ends the run after the current step."""
         self.stopped = True
 
 
 def learning_rate_factor(progress: float, warmup: float = 0.03) -> float:
-    """Linear warm-up, then a half cosine down to zero."""
+    """Return the factor of a linear warm-up, then a half cosine down to zero."""
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
@@ -668,7 +668,7 @@ class Trainer:
         self._steps = 0
 
     def step(self, loss_of: Callable[[Any, float], torch.Tensor]) -> float:
-        """One update; ``loss_of(model, patch_drop)`` gives the loss. Returns its value."""
+        """Do one update; ``loss_of(model, patch_drop)`` returns the loss. Return its value."""
         progress = self.clock.progress
         factor = learning_rate_factor(progress)
         for optimiser, peak in self._optimisers:
@@ -687,7 +687,7 @@ class Trainer:
         return float(loss.detach())
 
     def save(self, directory: Path) -> None:
-        """Write configuration and averaged weights in open_clip's layout, file by file in one piece each."""
+        """Write configuration and averaged weights in open_clip's layout, each file atomically."""
         preprocess = {
             "size": self.recipe.image_size,
             "mode": "RGB",
@@ -715,7 +715,7 @@ def prompt_loss(
 
 
 def train_cifar100(out: Path, data_dir: Path, clock: Clock, seed: int) -> str:
-    """Train, save the best epoch on 2,000 held-out training images, measure on the test split once."""
+    """Train, save the best epoch on 2,000 held-out training images, evaluate on the test split once."""
     recipe = CIFAR100
     generator = torch.Generator().manual_seed(seed)
     images, labels, names = read_cifar(data_dir, "train")
@@ -778,7 +778,7 @@ def train_cifar100(out: Path, data_dir: Path, clock: Clock, seed: int) -> str:
 
 
 def draw_images(dataset: Any, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images of a drawn dataset as the model's preprocessing scales them: uint8 (N, 3, S, S), and labels (N,)."""
+    """Return all images of a drawn dataset at the model's size: uint8 (N, 3, S, S), and labels (N,)."""
     scaled = [
         np.asarray(dataset.image(index).resize((side, side), Image.Resampling.BICUBIC)) for index in range(len(dataset))
     ]
@@ -787,7 +787,7 @@ def draw_images(dataset: Any, side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def draw_unnamed_colours(shapes: Sequence[str], count: int, seed: int, side: int) -> torch.Tensor:
-    """Shapes in turn, in strong colours that are far from every named one; uint8 (count, 3, S, S)."""
+    """Return shapes in strong colours that are far from every named one; uint8 (count, 3, S, S)."""
     from clipmlu.data.datasets.demo import COLOURS, draw_shape
 
     rng = np.random.default_rng([seed, 1])
@@ -803,12 +803,12 @@ def draw_unnamed_colours(shapes: Sequence[str], count: int, seed: int, side: int
 
 
 class DemoTask:
-    """What the demo model learns: whole captions of seen pairs, and what each word of them means by itself.
+    """The training task of the demo model: whole captions of seen pairs, and the meaning of each single word.
 
-    With whole captions and captions of the single words alone the image tower learns shapes colour by colour: it had
-    held-out pairs right in 0.78 of the cases, every error a wrong shape of the right colour. So there are also shapes in
-    colours that have no name here (captioned by their shape), and a pull of each whole caption towards the sum of its
-    two parts. Held-out pairs occur in no image and in no caption.
+    With whole captions and single-word captions alone the image tower learns the shapes separately for each colour: it
+    classified 0.78 of the held-out pairs correctly, and every error was a wrong shape of the right colour. So there are
+    also shapes in colours without a name (captioned by their shape), and a loss that pulls each whole caption towards
+    the sum of its two parts. Held-out pairs occur in no image and in no caption.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -833,7 +833,7 @@ class DemoTask:
     def loss(
         self, model: Any, embeddings: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """Loss of raw image embeddings (N, D); labels (N,) are classes, or 64 + shape for a colour without a name."""
+        """Return the loss of raw image embeddings (N, D); labels (N,) are classes, or 64 + shape for an unnamed colour."""
         noun = int(torch.randint(0, len(self._NOUNS), (), generator=generator))
         tables = (self._pairs, self._colours[noun], self._shapes)
         pairs, colours, shapes = (
@@ -849,7 +849,7 @@ class DemoTask:
 
 
 def train_demo(out: Path, clock: Clock, seed: int) -> str:
-    """Train on seen pairs, save the last epoch, measure on held-out pairs once."""
+    """Train on seen pairs, save the last epoch, evaluate on held-out pairs once."""
     from clipmlu.data.datasets.demo import CLASS_NAMES, COLOURS, HELD_OUT, SHAPES, DemoDataset
 
     recipe = DEMO

@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands themselves: python tools/write_cli_reference.py."""
+"""Write docs/cli.md from the help texts of the commands: python tools/write_cli_reference.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH = 100
 
 
 def render_reference() -> str:
-    """The whole page: the help of the group and of every command."""
+    """Return the whole page: the help of the group and of every command."""
     sizes = {"terminal_width": WIDTH, "max_content_width": WIDTH, "color": False}
     top = cli.make_context("clipmlu", [], resilient_parsing=True, **sizes)
     contexts = [top]
