@@ -27,8 +27,8 @@ import numpy as np
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.embed.encoder import Encoder
-from clipmlu.magicmind import driver
 from clipmlu.magicmind.backend import emulated_worker
+from clipmlu.magicmind.driver import command as driver
 from clipmlu.magicmind.emulator import NOTICE
 
 RUN_CALLS = ("from_numpy", "enqueue", "sync")

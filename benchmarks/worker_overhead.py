@@ -28,11 +28,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle.manifest import Tower
-from clipmlu.magicmind import driver
 from clipmlu.magicmind.backend import emulated_worker, load_emulated_sdk
 from clipmlu.magicmind.client.local import LocalPeer
 from clipmlu.magicmind.client.peer import OpenRequest, Peer
 from clipmlu.magicmind.client.worker_client import WorkerClient
+from clipmlu.magicmind.driver import command as driver
 from clipmlu.magicmind.emulator import NOTICE
 from clipmlu.specs import TensorSpec
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from clipmlu.magicmind.backend import load_emulated_sdk
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import Cards, Runner, build
+from clipmlu.magicmind.driver.command import Cards, Runner, build
 from clipmlu.magicmind.emulator import faults
 from mlu.small import OUT, RANGES, WEIGHT, WIDTH, children, worker_options, write_graph
 

@@ -19,10 +19,10 @@ import pytest
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import ClipmluError, SessionError
-from clipmlu.magicmind import driver
 from clipmlu.magicmind.client.peer import fetch_file, send_file
 from clipmlu.magicmind.client.slots import Slot
 from clipmlu.magicmind.client.worker_client import WorkerClient
+from clipmlu.magicmind.driver import command as driver
 from mlu.small import OUT, WIDTH, open_request, reference, rows
 
 PORTS = {

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from clipmlu.magicmind.driver import Cards, DriverError, Runner, build, check_status, made, made_list
+from clipmlu.magicmind.driver.command import Cards, DriverError, Runner, build, check_status, made, made_list
 from mlu.small import WIDTH, reference, rows, write_graph
 
 OpenRunner = Callable[..., Runner]

@@ -14,10 +14,10 @@ import pytest
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import SessionError
-from clipmlu.magicmind import driver
 from clipmlu.magicmind.client.peer import OpenRequest
 from clipmlu.magicmind.client.ship import write_worker
 from clipmlu.magicmind.client.worker_client import WorkerClient
+from clipmlu.magicmind.driver import command as driver
 from mlu.small import tower
 
 SOURCE = Path(driver.__file__).read_text(encoding="utf-8")

@@ -14,8 +14,8 @@ import pytest
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import BackendUnavailableError
-from clipmlu.magicmind import driver
 from clipmlu.magicmind.client.worker_client import WorkerClient
+from clipmlu.magicmind.driver import command as driver
 from mlu.test_serving import check_batches, client, serve  # noqa: F401 - fixtures, taken by name
 
 HELD = [

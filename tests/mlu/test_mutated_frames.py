@@ -14,10 +14,10 @@ import pytest
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import ClipmluError
-from clipmlu.magicmind import driver
 from clipmlu.magicmind.client.answers import HostFacts
 from clipmlu.magicmind.client.peer import fetch_file
 from clipmlu.magicmind.client.worker_client import WorkerClient
+from clipmlu.magicmind.driver import command as driver
 from mlu.small import OUT, WIDTH, open_request, rows
 from mlu.test_answers import HONEST, FakeWorker, worker  # noqa: F401 - a fixture, taken by name
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from clipmlu.errors import BackendUnavailableError
-from clipmlu.magicmind import driver
+from clipmlu.magicmind.driver import command as driver
 from mlu.small import open_request, reference, rows
 from mlu.test_serving import (  # noqa: F401 - fixtures, taken by name
     SECRET,

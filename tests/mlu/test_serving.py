@@ -23,10 +23,10 @@ from click.testing import CliRunner
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import BackendUnavailableError, OutputError, SessionError
-from clipmlu.magicmind import driver
 from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.magicmind.client.peer import fetch_file, send_file
 from clipmlu.magicmind.client.worker_client import WorkerClient
+from clipmlu.magicmind.driver import command as driver
 from mlu.small import children, open_request, reference, rows
 
 SECRET = "correct horse battery staple"

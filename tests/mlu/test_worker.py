@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from clipmlu.errors import BackendUnavailableError, SessionError
-from clipmlu.magicmind import driver
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import DriverError
+from clipmlu.magicmind.driver import command as driver
+from clipmlu.magicmind.driver.command import DriverError
 from mlu.small import children, open_request, reference, rows, worker_options
 
 ClientFor = Callable[..., WorkerClient]

@@ -25,7 +25,7 @@ from clipmlu.files.read import read_json
 from clipmlu.graph.pixels import PIXELS, mean_and_variance, takes_uint8, with_uint8_pixels
 from clipmlu.magicmind.client.answers import BuiltFacts, HostFacts, Port, ports_from
 from clipmlu.magicmind.client.peer import Exchange, Fields, Peer, fetch_file, send_file
-from clipmlu.magicmind.driver import DriverError, ProtocolError, own_digest
+from clipmlu.magicmind.driver.command import DriverError, ProtocolError, own_digest
 from clipmlu.specs import Spec, TensorQuantisation, TensorSpec
 
 Batch = npt.NDArray[Any] | Path

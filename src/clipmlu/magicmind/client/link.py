@@ -18,7 +18,7 @@ from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError
 from clipmlu.magicmind.client.options import DRIVER_FILE
 from clipmlu.magicmind.client.peer import Fields
-from clipmlu.magicmind.driver import (
+from clipmlu.magicmind.driver.command import (
     LOG_TAIL,
     MAX_NAME,
     Connection,
