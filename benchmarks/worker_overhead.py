@@ -31,8 +31,8 @@ from clipmlu.bundle.manifest import Tower
 from clipmlu.magicmind.backend import emulated_worker, load_emulated_sdk
 from clipmlu.magicmind.client.local import LocalPeer
 from clipmlu.magicmind.client.peer import OpenRequest, Peer
+from clipmlu.magicmind.client.program import write_worker
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import command as driver
 from clipmlu.magicmind.emulator import NOTICE
 from clipmlu.specs import TensorSpec
 
@@ -80,7 +80,7 @@ def served_over_tcp(folder: Path, settings: dict[str, Any]) -> Iterator[WorkerOp
         address = f"tcp:127.0.0.1:{probe.getsockname()[1]}"
     secret = folder / "secret"
     secret.write_text(os.urandom(16).hex())
-    command = [sys.executable, driver.__file__, "--serve", address, "--secret-file", str(secret)]
+    command = [sys.executable, str(write_worker(folder)), "--serve", address, "--secret-file", str(secret)]
     log = folder / "served.log"
     with log.open("w") as stream:
         process = subprocess.Popen(command, env=emulated_worker(**settings).environment, stderr=stream)

@@ -13,8 +13,10 @@ from onnx import helper, numpy_helper
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle.manifest import Tower
+from clipmlu.magicmind.archive import make_archive, package_files
 from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.magicmind.client.peer import OpenRequest
+from clipmlu.magicmind.client.program import ENTRY, PACKAGE
 from clipmlu.specs import TensorSpec
 
 FloatArray = npt.NDArray[np.float32]
@@ -49,6 +51,16 @@ def worker_options(**changes: Any) -> WorkerOptions:
     settings = changes.pop("emulator", {})
     quick = {"run_seconds": 20.0, "open_seconds": 20.0, "start_seconds": 20.0}
     return dataclasses.replace(emulated_worker(**settings), **{**quick, **changes})
+
+
+def altered_worker(folder: Path, old: str, new: str) -> Path:
+    """The worker's file with one change in its sources."""
+    files = package_files("clipmlu.magicmind.driver", PACKAGE)
+    (changed,) = [path for path, content in files.items() for _ in range(content.count(old.encode()))]
+    files[changed] = files[changed].replace(old.encode(), new.encode())
+    path = folder / "altered.pyz"
+    path.write_bytes(make_archive(files, ENTRY))
+    return path
 
 
 def open_request(model: Path, **changes: Any) -> OpenRequest:

@@ -20,6 +20,7 @@ import pytest
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import ClipmluError, SessionError
 from clipmlu.magicmind.client.peer import fetch_file, send_file
+from clipmlu.magicmind.client.program import worker_digest
 from clipmlu.magicmind.client.slots import Slot
 from clipmlu.magicmind.client.worker_client import WorkerClient
 from clipmlu.magicmind.driver import command as driver
@@ -85,7 +86,7 @@ class FakeWorker:
     def _serve(self, stream: socket.socket) -> None:
         connection = driver.Connection(stream)
         with contextlib.suppress(EOFError, OSError, ValueError):
-            driver.accept_greeting(connection, None)
+            driver.accept_greeting(connection, None, worker_digest())
             while True:
                 header, payload, descriptors = connection.receive()
                 self.asked.append(header["op"])

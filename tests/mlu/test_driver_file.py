@@ -1,4 +1,4 @@
-"""``driver.py`` is one file for Python 3.7: its syntax, its imports, and the functions that it calls."""
+"""The driver is for Python 3.7: its syntax, its imports, and the functions that it calls; and it runs there."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import pytest
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import SessionError
+from clipmlu.magicmind.archive import package_files
 from clipmlu.magicmind.client.peer import OpenRequest
-from clipmlu.magicmind.client.ship import write_worker
+from clipmlu.magicmind.client.program import PACKAGE, worker_digest, write_worker
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import command as driver
 from mlu.small import tower
 
-SOURCE = Path(driver.__file__).read_text(encoding="utf-8")
+SOURCES = {path: content.decode() for path, content in package_files("clipmlu.magicmind.driver", PACKAGE).items()}
+SOURCE = SOURCES["clipmlu_worker/command.py"]
+every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 ALLOWED = frozenset(
     [
         *("__future__", "argparse", "array", "collections", "collections.abc", "contextlib", "ctypes", "difflib"),
@@ -130,19 +132,24 @@ def imports(source: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "a relative import"
-            found.add(node.module or "")
+            found.add("." * node.level + (node.module or ""))
     return found
 
 
-def test_driver_is_valid_for_python_37_and_calls_nothing_newer() -> None:
-    assert newer_than_37(SOURCE) == []
+@every_source
+def test_driver_is_valid_for_python_37_and_calls_nothing_newer(source: str) -> None:
+    assert newer_than_37(source) == []
 
 
-def test_driver_imports_the_standard_library_numpy_and_the_sdk_only() -> None:
-    assert imports(SOURCE) <= ALLOWED
-    assert 'import_module("magicmind.python.runtime.parser")' in SOURCE
-    assert SOURCE.count("import_module(") == 1
+@every_source
+def test_driver_imports_itself_the_standard_library_numpy_and_the_sdk_only(source: str) -> None:
+    siblings = {path.removeprefix(f"{PACKAGE}/").removesuffix(".py") for path in SOURCES}
+    assert imports(source) <= ALLOWED | {f".{name}" for name in siblings}
+
+
+def test_driver_imports_one_module_by_its_name() -> None:
+    found = [line.strip() for source in SOURCES.values() for line in source.splitlines() if "import_module(" in line]
+    assert found == ['return importlib.import_module("magicmind.python.runtime.parser")']
 
 
 @pytest.mark.parametrize(
@@ -174,12 +181,15 @@ def test_planted_newer_syntax_is_found(planted: str) -> None:
         newer_than_37(f"{SOURCE}\n{planted}\n")
 
 
-def test_planted_import_is_found() -> None:
-    assert not imports(SOURCE + "\nimport clipmlu.errors\n") <= ALLOWED
+@pytest.mark.parametrize("planted", ["import clipmlu.errors", "from ..client import peer", "from .nothing import x"])
+def test_planted_import_is_found(planted: str) -> None:
+    with pytest.raises(AssertionError):
+        test_driver_imports_itself_the_standard_library_numpy_and_the_sdk_only(f"{SOURCE}\n{planted}\n")
 
 
-def test_no_call_sits_in_an_assert() -> None:
-    for node in ast.walk(ast.parse(SOURCE)):
+@every_source
+def test_no_call_sits_in_an_assert(source: str) -> None:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assert):
             assert not [each for each in ast.walk(node.test) if isinstance(each, ast.Call)]
 
@@ -201,7 +211,7 @@ def test_real_python_37_runs_the_file(python37: str, tmp_path: Path) -> None:
     done = subprocess.run([python37, str(written), "--info"], capture_output=True, text=True, timeout=60, check=True)
     facts = json.loads(done.stdout)
     assert facts["python"].startswith("3.7")
-    assert facts["driver"] == driver.own_digest()
+    assert facts["driver"] == worker_digest()
     assert "No module named 'magicmind'" in facts["problem"]
 
 

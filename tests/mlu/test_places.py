@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from clipmlu.errors import BackendUnavailableError
+from clipmlu.magicmind.client.program import worker_digest
 from clipmlu.magicmind.driver import command as driver
-from mlu.small import open_request, reference, rows
+from mlu.small import altered_worker, open_request, reference, rows
 from mlu.test_serving import (  # noqa: F401 - fixtures, taken by name
     SECRET,
     check_batches,
@@ -36,17 +37,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
     assert condition()
 
 
-def hurried(tmp_path: Path, old: str, new: str) -> Path:
-    """A copy of the driver with a shorter time."""
-    source = Path(driver.__file__).read_text(encoding="utf-8")
-    assert source.count(old) == 1
-    (tmp_path / "hurried.py").write_text(source.replace(old, new), encoding="utf-8")
-    return tmp_path / "hurried.py"
-
-
 def greeted(served: Any) -> driver.Connection:
     connection = driver.Connection(served.connect())
-    driver.send_greeting(connection, SECRET.encode(), driver.own_digest())
+    driver.send_greeting(connection, SECRET.encode(), worker_digest())
     return connection
 
 
@@ -56,7 +49,7 @@ def test_full_worker_says_so_and_a_place_that_is_free_again_is_used(
     model: Path,
     tmp_path: Path,
 ) -> None:
-    quick = hurried(tmp_path, "PLACE_SECONDS = 5.0", "PLACE_SECONDS = 0.1")
+    quick = altered_worker(tmp_path, "PLACE_SECONDS = 5.0", "PLACE_SECONDS = 0.1")
     served = serve("tcp", file=quick, arguments=["--max-clients", "1"])
     first = client(served, driver=quick)
     check_batches(first, model, 1)
@@ -79,7 +72,7 @@ def test_client_that_asks_for_nothing_gives_its_place_back_by_default(
     tmp_path: Path,
 ) -> None:
     """An hour, unless --idle-seconds says otherwise; here the hour is short."""
-    quick = hurried(tmp_path, "IDLE_SECONDS = 3600.0", "IDLE_SECONDS = 0.4")
+    quick = altered_worker(tmp_path, "IDLE_SECONDS = 3600.0", "IDLE_SECONDS = 0.4")
     served = serve("tcp", file=quick, arguments=["--max-clients", "1"])
     idle = client(served, driver=quick)
     opened = idle.open_session(open_request(model))
@@ -113,7 +106,7 @@ def test_upload_that_is_interrupted_leaves_no_file(serve: Any, tmp_path: Path, e
     (other / "notes").write_text("no lock: not ours")
     environment = {**os.environ, "TMPDIR": str(served.scratch)}
     os.unlink(served.address.removeprefix("unix:"))
-    command = [sys.executable, driver.__file__, "--serve", served.address]
+    command = [sys.executable, str(served.file), "--serve", served.address]
     with served.log.open("w") as log:
         served.process = subprocess.Popen(command, env=environment, stderr=log, text=True)
     wait_for(lambda: "serving on" in served.log.read_text())

@@ -25,9 +25,10 @@ from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import BackendUnavailableError, OutputError, SessionError
 from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.magicmind.client.peer import fetch_file, send_file
+from clipmlu.magicmind.client.program import worker_digest, write_worker
 from clipmlu.magicmind.client.worker_client import WorkerClient
 from clipmlu.magicmind.driver import command as driver
-from mlu.small import children, open_request, reference, rows
+from mlu.small import altered_worker, children, open_request, reference, rows
 
 SECRET = "correct horse battery staple"
 
@@ -35,8 +36,9 @@ SECRET = "correct horse battery staple"
 class Served:
     """A serving process."""
 
-    def __init__(self, address: str, process: subprocess.Popen[str], log: Path, scratch: Path) -> None:
+    def __init__(self, address: str, process: subprocess.Popen[str], log: Path, scratch: Path, file: Path) -> None:
         self.address = address
+        self.file = file
         self.process = process
         self.log = log
         self.scratch = scratch
@@ -75,10 +77,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         if secret is not None:
             environment[driver.SECRET_VARIABLE] = secret
         log = tmp_path / f"served{len(started)}.log"
-        command = [sys.executable, str(file or driver.__file__), "--serve", address, *arguments]
+        file = file or write_worker(tmp_path, overwrite=True)
+        command = [sys.executable, str(file), "--serve", address, *arguments]
         with log.open("w") as stream:
             process = subprocess.Popen(command, env=environment, stderr=stream, text=True, cwd=folder_of_work)
-        started.append(Served(address, process, log, scratch))
+        started.append(Served(address, process, log, scratch, file))
         deadline = time.monotonic() + 15
         while "serving on" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -160,11 +163,9 @@ def test_crashes_and_hangs_over_an_address(
 
 
 def test_log_of_a_worker_elsewhere_is_told(serve: Any, client: Any, model: Path, tmp_path: Path) -> None:
-    source = Path(driver.__file__).read_text(encoding="utf-8")
     old = '        self.outputs = []\n        checked("enqueue"'
     planted = '        print("CNRT error: 0x1234", file=sys.stderr, flush=True)\n        os.abort()\n' + old
-    altered = tmp_path / "altered.py"
-    altered.write_text(source.replace(old, planted), encoding="utf-8")
+    altered = altered_worker(tmp_path, old, planted)
     worker = client(serve("unix", file=altered), driver=altered, max_failures=2)
     opened = worker.open_session(open_request(model))
     with pytest.raises(SessionError, match=r"(?s)failed 2 times in a row: 1\. .*killed by SIGABRT.*CNRT error: 0x1234"):
@@ -196,9 +197,9 @@ def test_wrong_and_missing_secrets_are_refused(serve: Any, client: Any, model: P
         (["9310"], "expected unix:PATH or tcp:HOST:PORT"),
     ],
 )
-def test_tcp_without_a_secret_or_a_host_is_refused(arguments: list[str], message: str) -> None:
+def test_tcp_without_a_secret_or_a_host_is_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, driver.__file__, "--serve", *arguments],
+        [sys.executable, str(write_worker(tmp_path)), "--serve", *arguments],
         check=False,
         capture_output=True,
         text=True,
@@ -209,8 +210,7 @@ def test_tcp_without_a_secret_or_a_host_is_refused(arguments: list[str], message
 
 
 def test_other_version_is_refused_by_either_side(serve: Any, client: Any, model: Path, tmp_path: Path) -> None:
-    older = tmp_path / "older.py"
-    older.write_text(Path(driver.__file__).read_text(encoding="utf-8") + "# older\n", encoding="utf-8")
+    older = altered_worker(tmp_path, 'FILE_NAME = "clipmlu_worker.pyz"', 'FILE_NAME = "older.pyz"')
     served = serve("unix", file=older)
     with pytest.raises(BackendUnavailableError, match=r"another version of the driver.*clipmlu worker --write PATH"):
         client(served).open_session(open_request(model))
@@ -236,7 +236,7 @@ def test_bad_and_oversized_frames_end_the_connection_and_nothing_else(
         stream = served.connect()
         connection = driver.Connection(stream)
         if stage == "greeted":
-            driver.send_greeting(connection, None, driver.own_digest())
+            driver.send_greeting(connection, None, worker_digest())
         else:
             connection.receive()
         stream.sendall(frame)
@@ -320,7 +320,7 @@ def test_files_go_both_ways_where_paths_mean_nothing(
 def test_client_that_is_killed_leaves_no_hanging_process(serve: Any, model: Path) -> None:
     served = serve("unix", secret=None, faults="from_numpy:1:hang")
     connection = driver.Connection(served.connect())
-    driver.send_greeting(connection, None, driver.own_digest())
+    driver.send_greeting(connection, None, worker_digest())
     connection.send({"op": "open", "id": 1, "model": str(model)})
     session = connection.receive()[0]["session"]
     connection.send({"op": "run", "id": 2, "session": session}, [rows(1, 0)])
@@ -335,7 +335,7 @@ def test_client_that_is_killed_leaves_no_hanging_process(serve: Any, model: Path
 
 def test_address_that_is_served_is_not_taken_and_a_stale_one_is(serve: Any, client: Any, model: Path) -> None:
     served = serve("unix", secret=None)
-    command = [sys.executable, driver.__file__, "--serve", served.address]
+    command = [sys.executable, str(served.file), "--serve", served.address]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     assert "something is serving on" in done.stderr
     check_batches(client(served, secret_file=None), model, 1)
@@ -354,13 +354,13 @@ def test_worker_command_writes_one_executable_file(tmp_path: Path) -> None:
     before = children()
     done = CliRunner().invoke(worker_command, ["--write", str(tmp_path)])
     assert done.exit_code == 0
-    written = tmp_path / "clipmlu_worker.py"
+    written = tmp_path / "clipmlu_worker.pyz"
     assert os.access(written, os.X_OK)
     assert f"python3.7 {written.name} --serve unix:" in done.output
     facts = json.loads(
         subprocess.run([written, "--info"], check=True, capture_output=True, text=True, timeout=60).stdout
     )
-    assert facts["driver"] == driver.own_digest()
+    assert facts["driver"] == worker_digest()
     assert CliRunner().invoke(worker_command, ["--write", str(written), "--overwrite"]).exit_code == 0
     refused = CliRunner().invoke(worker_command, ["--write", "/proc/nowhere/x.py"])
     assert isinstance(refused.exception, OutputError)

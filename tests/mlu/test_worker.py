@@ -17,9 +17,8 @@ import pytest
 
 from clipmlu.errors import BackendUnavailableError, SessionError
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import command as driver
 from clipmlu.magicmind.driver.command import DriverError
-from mlu.small import children, open_request, reference, rows, worker_options
+from mlu.small import altered_worker, children, open_request, reference, rows, worker_options
 
 ClientFor = Callable[..., WorkerClient]
 
@@ -112,15 +111,6 @@ def test_worker_killed_from_outside_again_and_again(client_for: ClientFor, model
     assert client.restarts == 3
 
 
-def altered_driver(tmp_path: Path, old: str, new: str) -> Path:
-    """A copy of the driver with one fault planted."""
-    source = Path(driver.__file__).read_text(encoding="utf-8")
-    assert source.count(old) == 1
-    path = tmp_path / "altered.py"
-    path.write_text(source.replace(old, new), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -152,7 +142,7 @@ def test_garbage_ends_the_worker_and_costs_nothing(
         f"            {garbage}\n"
     )
     old = '        """Answer; the arrays go into the slot that the request offers when they fit there."""\n'
-    client = client_for(driver=altered_driver(tmp_path, old, planted))
+    client = client_for(driver=altered_worker(tmp_path, old, planted))
     run_all(client, model, 20)
     assert flag.exists()
     assert client.restarts == 1
@@ -164,7 +154,7 @@ def test_repeated_failure_is_told_with_the_end_of_the_log(client_for: ClientFor,
         '        print("CNRT error: 0x1234 in the vendor\'s log", file=sys.stderr, flush=True)\n        os.abort()\n'
         + old
     )
-    client = client_for(driver=altered_driver(tmp_path, old, new), max_failures=3)
+    client = client_for(driver=altered_worker(tmp_path, old, new), max_failures=3)
     opened = client.open_session(open_request(model))
     futures = [client.submit(opened, [rows(2, seed)]) for seed in range(3)]
     for future in futures:
@@ -177,7 +167,7 @@ def test_repeated_failure_is_told_with_the_end_of_the_log(client_for: ClientFor,
 def test_after_giving_up_the_next_batch_is_tried_again(client_for: ClientFor, model: Path, tmp_path: Path) -> None:
     old = '        self.outputs = []\n        checked("enqueue"'
     new = "        if feeds[0].flat[0] == 666:\n            os.abort()\n" + old
-    client = client_for(driver=altered_driver(tmp_path, old, new), max_failures=2)
+    client = client_for(driver=altered_worker(tmp_path, old, new), max_failures=2)
     opened = client.open_session(open_request(model))
     poison = rows(2, 0)
     poison[0, 0] = 666
@@ -270,7 +260,7 @@ def test_nothing_is_left_when_the_main_process_is_killed(model: Path, tmp_path: 
         "import sys, time\n"
         f"sys.path[:0] = {sys.path!r}\n"
         "from pathlib import Path\n"
-        "from mlu.small import open_request, rows, worker_options\n"
+        "from mlu.small import altered_worker, open_request, rows, worker_options\n"
         "from clipmlu.magicmind.client.worker_client import WorkerClient\n"
         "client = WorkerClient(worker_options(emulator={'faults': 'from_numpy:2:hang'}))\n"
         f"opened = client.open_session(open_request(Path({str(model)!r})))\n"

@@ -18,7 +18,7 @@ def worker_command(path: Path, overwrite: bool) -> None:
 
     Copy it into the vendor's container or to the host with the card; it needs Python 3.7 or newer, NumPy and magicmind.
     """
-    from clipmlu.magicmind.client.ship import write_worker
+    from clipmlu.magicmind.client.program import write_worker
 
     written = write_worker(path, overwrite=overwrite)
     click.echo(name_from_path(written))

@@ -1,1 +1,1 @@
-"""Cambricon's MagicMind: only ``driver.py`` calls the SDK; the other modules call the driver, here or in a worker."""
+"""Cambricon's MagicMind: only the package ``driver`` calls the SDK; the other modules call the driver, here or in a worker."""

@@ -25,7 +25,8 @@ from clipmlu.files.read import read_json
 from clipmlu.graph.pixels import PIXELS, mean_and_variance, takes_uint8, with_uint8_pixels
 from clipmlu.magicmind.client.answers import BuiltFacts, HostFacts, Port, ports_from
 from clipmlu.magicmind.client.peer import Exchange, Fields, Peer, fetch_file, send_file
-from clipmlu.magicmind.driver.command import DriverError, ProtocolError, own_digest
+from clipmlu.magicmind.client.program import worker_digest
+from clipmlu.magicmind.driver.command import DriverError, ProtocolError
 from clipmlu.specs import Spec, TensorQuantisation, TensorSpec
 
 Batch = npt.NDArray[Any] | Path
@@ -98,7 +99,7 @@ def ask_versions(peer: Peer) -> dict[str, str]:
 
 
 def _versions(host: HostFacts) -> dict[str, str]:
-    return {"magicmind": _sdk_version(host), "magicmind driver": own_digest()[:12]}
+    return {"magicmind": _sdk_version(host), "magicmind driver": worker_digest()[:12]}
 
 
 def _sdk_version(host: HostFacts) -> str:
@@ -325,7 +326,7 @@ def _record(facts: BuiltFacts, host: HostFacts, shapes: Sequence[Shapes], *, emu
         outputs=ports_from(facts.outputs),
         calibration_batches=facts.calibration_batches,
         warnings=tuple(str(each) for each in facts.warnings),
-        driver=own_digest(),
+        driver=worker_digest(),
         host={
             "python": str(host.python),
             "numpy": str(host.numpy),

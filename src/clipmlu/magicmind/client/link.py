@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError
-from clipmlu.magicmind.client.options import DRIVER_FILE
 from clipmlu.magicmind.client.peer import Fields
+from clipmlu.magicmind.client.program import open_program, worker_digest
 from clipmlu.magicmind.driver.command import (
     LOG_TAIL,
     MAX_NAME,
@@ -163,12 +163,14 @@ class Link:
     def _start(self, options: WorkerOptions) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [str(options.python), str(options.driver or DRIVER_FILE), "--serve", f"fd:{theirs.fileno()}"]
-            command += ["--idle-seconds", str(options.idle_seconds)]
+            arguments = ["--serve", f"fd:{theirs.fileno()}", "--idle-seconds", str(options.idle_seconds)]
             environment = dict(os.environ if options.environment is None else options.environment)
             environment.setdefault("PYTHONUNBUFFERED", "1")
             try:
-                self._process, self._log = start_child(command, theirs.fileno(), environment, echo=False)
+                with open_program(options.driver) as (program, descriptors):
+                    command = [str(options.python), program, *arguments]
+                    inherited = [theirs.fileno(), *descriptors]
+                    self._process, self._log = start_child(command, inherited, environment, echo=False)
             except OSError as error:
                 ours.close()
                 raise BackendUnavailableError(
@@ -183,7 +185,7 @@ class Link:
             return send_greeting(
                 self._connection,
                 secret,
-                digest_of(str(options.driver or DRIVER_FILE)),
+                worker_digest() if options.driver is None else digest_of(str(options.driver)),
                 replaces=replaces,
                 needs_secret=(options.address or "").startswith("tcp:"),
                 seconds=options.start_seconds if options.address is None else options.greeting_seconds,

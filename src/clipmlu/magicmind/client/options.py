@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from clipmlu.backends.worker_options import WorkerOptions
 
 PYTHON_VARIABLE = "CLIPMLU_MLU_PYTHON"
 WORKER_VARIABLE = "CLIPMLU_MLU_WORKER"
 SECRET_FILE_VARIABLE = "CLIPMLU_WORKER_SECRET_FILE"  # noqa: S105 - the name of a variable
-DRIVER_FILE = Path(__file__).parent.with_name("driver") / "command.py"
-"""The file that a worker runs; a copy of it runs on the machine with the SDK."""
 
 
 def worker_from_environment() -> WorkerOptions | None:

@@ -1,13 +1,12 @@
-#!/usr/bin/env python3
 """All calls into the vendor's SDK: building and running models, and serving both to another process.
 
-This one file runs where the SDK lives: Python 3.7, its standard library, NumPy and ``magicmind``; nothing else of clipmlu.
+This package runs where the SDK lives: Python 3.7, its standard library, NumPy and ``magicmind``; nothing else of clipmlu.
 clipmlu imports it where ``magicmind`` imports, starts it in another interpreter, or reaches a copy of it in a container or
-on another host (``clipmlu worker --write PATH`` makes the copy):
+on another host. The copy is one file, a zip application that ``clipmlu worker --write PATH`` writes:
 
-    python3.7 clipmlu_worker.py --info                          what is found here, as JSON
-    python3.7 clipmlu_worker.py --serve unix:/shared/mlu.sock   one Unix socket; each connection gets a process of its own
-    python3.7 clipmlu_worker.py --serve tcp:10.0.0.5:9310       the same over TCP; needs a shared secret
+    python3.7 clipmlu_worker.pyz --info                          what is found here, as JSON
+    python3.7 clipmlu_worker.pyz --serve unix:/shared/mlu.sock   one Unix socket; each connection gets a process of its own
+    python3.7 clipmlu_worker.pyz --serve tcp:10.0.0.5:9310       the same over TCP; needs a shared secret
 
 The secret comes from the file given with --secret-file or from CLIPMLU_WORKER_SECRET, never from the command line. It is
 proved in both directions (HMAC-SHA256 over fresh nonces) and is not sent. What follows is not encrypted: use TCP on a
@@ -59,6 +58,7 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
+FILE_NAME = "clipmlu_worker.pyz"
 PROTOCOL = 1
 SECRET_VARIABLE = "CLIPMLU_WORKER_SECRET"  # noqa: S105 - the name of the variable
 MIN_SECRET = 16
@@ -1595,7 +1595,6 @@ def describe_host(sdk: Callable[[], tuple[Any, Cards]]) -> Fields:
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "executable": sys.executable,
-        "driver": own_digest(),
         "sdk": None,
         "emulated": False,
         "cards": None,
@@ -1628,11 +1627,6 @@ def digest_of_stream(stream: Any) -> str:
     for piece in iter(lambda: stream.read(1 << 20), b""):
         digest.update(piece)
     return digest.hexdigest()
-
-
-def own_digest() -> str:
-    """SHA-256 of this file: both sides must have the same."""
-    return digest_of(os.path.abspath(__file__))
 
 
 # ---- the wire ----------------------------------------------------------------------------------------------------------
@@ -2081,14 +2075,18 @@ def printable(text: str, most: int) -> str:
 # ---- the greeting ------------------------------------------------------------------------------------------------------
 
 
+_WRITE_AGAIN = f"write it again with: clipmlu worker --write PATH, and start {FILE_NAME} in its place"
+
+
 def accept_greeting(
-    connection: Connection, secret: bytes | None, on_accept: Callable[[Fields], Fields] = lambda _hello: {}
+    connection: Connection, secret: bytes | None, digest: str, on_accept: Callable[[Fields], Fields] = lambda _hello: {}
 ) -> None:
     """The serving side: show who we are, and refuse strangers and other versions.
 
     Args:
         connection: a fresh connection.
         secret: what the client must prove to know; None to ask for nothing.
+        digest: SHA-256 of this worker's file, which the client must know as its own.
         on_accept: takes the client's greeting and gives what else to tell it, or raises a GreetingError to refuse it.
 
     Raises:
@@ -2097,7 +2095,6 @@ def accept_greeting(
     """
     deadline = time.monotonic() + GREETING_SECONDS
     nonce = os.urandom(32).hex()
-    digest = own_digest()
     connection.send(
         {"clipmlu_worker": PROTOCOL, "digest": digest, "nonce": nonce, "auth": secret is not None}, deadline=deadline
     )
@@ -2115,7 +2112,7 @@ def accept_greeting(
     if not problem and hello.get("digest") != digest:
         problem = (
             f"this worker is another version of the driver ({digest[:12]}) than the client's "
-            f"({str(hello.get('digest'))[:12]}); copy it again with: clipmlu worker --write PATH"
+            f"({str(hello.get('digest'))[:12]}); {_WRITE_AGAIN}"
         )
     try:
         if problem:
@@ -2148,8 +2145,8 @@ def send_greeting(
         raise ProtocolError("what answers there is no clipmlu worker")
     if theirs.get("digest") != digest or theirs["clipmlu_worker"] != PROTOCOL:
         raise GreetingError(
-            f"the worker is another version of the driver ({_shown(str(theirs.get('digest'))[:12])}) than ours ('{digest[:12]}'); "
-            "copy it again with: clipmlu worker --write PATH"
+            f"the worker is another version of the driver ({_shown(str(theirs.get('digest'))[:12])}) than ours "
+            f"('{digest[:12]}'); {_WRITE_AGAIN}"
         )
     if needs_secret and not theirs.get("auth"):
         raise GreetingError("the worker does not ask for a secret, which it must over TCP")
@@ -2236,20 +2233,20 @@ def parse_address(text: str, *, least_port: int = 1) -> tuple[str, Any]:
 
 
 def start_child(
-    command: Sequence[str], descriptor: int, environment: dict[str, str], echo: bool
+    command: Sequence[str], descriptors: Sequence[int], environment: dict[str, str], echo: bool
 ) -> tuple[subprocess.Popen[bytes], LogTail]:
-    """Start a process that inherits one descriptor; the last of what it and the vendor's library print is kept.
+    """Start a process that inherits descriptors; the last of what it and the vendor's library print is kept.
 
     The process ends with the thread that calls this (see ``die_with_parent``), so that has to be one that lives on.
     """
     reading, writing = os.pipe()
     try:
-        child = subprocess.Popen(  # noqa: S603 - our own interpreter and this file
+        child = subprocess.Popen(  # noqa: S603 - an interpreter that the caller names, and this program
             command,
             stdin=subprocess.DEVNULL,
             stdout=writing,
             stderr=writing,
-            pass_fds=(descriptor,),
+            pass_fds=tuple(descriptors),
             env=environment,
             start_new_session=True,  # Ctrl-C is for the client, which then ends its worker
         )
@@ -2267,13 +2264,21 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
-def serve_descriptor(descriptor: int, *, greeted: bool, scratch: str | None, idle_seconds: float, reach: Reach) -> None:
-    """Serve one connection that is open already, until it ends."""
+def serve_descriptor(descriptor: int, service: Service, *, digest: str, greeted: bool, idle_seconds: float) -> None:
+    """Serve one connection that is open already, until it ends.
+
+    Args:
+        descriptor: its socket.
+        service: what answers.
+        digest: see ``accept_greeting``.
+        greeted: the process that started this one has accepted the client.
+        idle_seconds: end when nothing is asked for so long; 0 for never.
+    """
     connection = Connection(socket.socket(fileno=descriptor))
     try:
         if not greeted:
-            accept_greeting(connection, None)
-        serve_requests(SocketChannel(connection, idle_seconds), Service(scratch=scratch, reach=reach))
+            accept_greeting(connection, None, digest)
+        serve_requests(SocketChannel(connection, idle_seconds), service)
     except (ProtocolError, GreetingError, DeadlineError) as error:
         log_line(f"ended a connection: {error}")
         with contextlib.suppress(EOFError, DeadlineError):
@@ -2328,6 +2333,7 @@ class Server:
 
     Args:
         address: ``unix:PATH`` or ``tcp:HOST:PORT``.
+        program: the contents of the worker's file. The processes run a copy, which nobody else can replace meanwhile.
         secret: what clients must prove to know; needed for TCP.
         socket_mode: permissions of a Unix socket.
         max_clients: clients at a time; strangers do not count.
@@ -2339,6 +2345,7 @@ class Server:
     def __init__(
         self,
         address: str,
+        program: bytes,
         secret: bytes | None,
         *,
         socket_mode: int,
@@ -2350,6 +2357,8 @@ class Server:
         self._kind, self._where = parse_address(address, least_port=0)
         if self._kind == "tcp" and secret is None:
             raise GreetingError(f"TCP needs a shared secret: give --secret-file or set {SECRET_VARIABLE}")
+        self._program = program
+        self._digest = hashlib.sha256(program).hexdigest()
         self._secret = secret
         self._mode = socket_mode
         self._idle_seconds = idle_seconds
@@ -2374,6 +2383,8 @@ class Server:
         poller.register(awake, select.POLLIN)
         try:
             self._scratch = Scratch()
+            with open(os.path.join(self._scratch.path, FILE_NAME), "wb") as copy:
+                copy.write(self._program)
             log_line(f"serving on {listener.getsockname()}; files in: {', '.join(self._roots) or 'no folder'}")
             while all(ready != awake for ready, _ in poller.poll()):
                 self._accept(listener)
@@ -2442,7 +2453,7 @@ class Server:
             return facts
 
         try:
-            accept_greeting(connection, self._secret, admit)
+            accept_greeting(connection, self._secret, self._digest, admit)
             self._run_child(connection, worker)
         except (GreetingError, ProtocolError, DeadlineError, EOFError, OSError) as error:
             log_line(f"refused a client{' of ' if host else ''}{host}: {error}")
@@ -2470,11 +2481,12 @@ class Server:
         scratch = os.path.join(self._scratch.path, worker)
         os.mkdir(scratch, 0o700)
         environment = {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
-        command = [sys.executable, os.path.abspath(__file__), "--serve", f"fd:{connection.fileno()}", "--greeted"]
+        copy = os.path.join(self._scratch.path, FILE_NAME)
+        command = [sys.executable, copy, "--serve", f"fd:{connection.fileno()}", "--greeted"]
         command += ["--scratch", scratch, "--idle-seconds", str(self._idle_seconds)]
         command += [f"--root={root}" for root in self._roots] + [f"--hidden={path}" for path in self._hidden]
         try:
-            child, tail = start_child(command, connection.fileno(), environment, echo=True)
+            child, tail = start_child(command, [connection.fileno()], environment, echo=True)
             with self._lock:
                 self._children[worker] = child
             self._watch(connection, child)
@@ -2567,12 +2579,12 @@ def _remove_stale(path: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; see the top of this file."""
+    """The command line of the worker's file; see the top."""
     options = _parser().parse_args(arguments)
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here or entry == ""]
     try:
-        return _run(options)
+        with open(sys.argv[0], "rb") as stream:
+            program = stream.read()
+        return _run(options, program)
     except (GreetingError, OSError) as error:
         log_line(str(error))
         return 1
@@ -2610,10 +2622,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, program: bytes) -> int:
+    digest = hashlib.sha256(program).hexdigest()
     if options.info:
         service = Service()
-        print(json.dumps(service.answer(Request({"op": "info"}))[0], indent=2))
+        facts, _none = service.answer(Request({"op": "info"}))
+        print(json.dumps({**facts, "driver": digest}, indent=2))
         service.close()
         return 0
     kind, where = parse_address(options.serve, least_port=0)
@@ -2621,19 +2635,19 @@ def _run(options: argparse.Namespace) -> int:
         die_with_parent()
         faulthandler.enable()
         reach = Reach(options.root or [], options.hidden) if options.greeted else Reach()
-        serve_descriptor(
-            where, greeted=options.greeted, scratch=options.scratch, idle_seconds=options.idle_seconds, reach=reach
-        )
+        service = Service(scratch=options.scratch, reach=reach)
+        serve_descriptor(where, service, digest=digest, greeted=options.greeted, idle_seconds=options.idle_seconds)
         return 0
     _check_options(options)
     server = Server(
         options.serve,
+        program,
         read_secret(options.secret_file),
         socket_mode=int(options.socket_mode, 8),
         max_clients=options.max_clients,
         idle_seconds=options.idle_seconds,
         roots=_roots(options.root),
-        hidden=[os.path.abspath(path) for path in (options.secret_file, __file__) if path],
+        hidden=[os.path.abspath(path) for path in (options.secret_file, sys.argv[0]) if path],
     )
     server.run()
     return 0
@@ -2656,7 +2670,3 @@ def _roots(given: Sequence[str] | None) -> list[str]:
         if not root or not os.path.isdir(root):
             raise GreetingError(f"--root '{root}' is no folder")
     return [os.path.realpath(root) for root in given]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
