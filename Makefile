@@ -1,12 +1,17 @@
 # Two commands for a new checkout: `make demo` and `make test`. Each makes what it needs in .venv and nothing elsewhere.
+# `make lint` needs neither torch nor the tests' packages, and makes .venv-lint.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LINT := .venv-lint
+INSTALL := -m pip install -qq --no-compile # Python compiles what is imported, a tenth of it
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo install test test-all lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/clipmlu run demo
+
+install: $(VENV)/test.stamp
 
 test: $(VENV)/test.stamp
 	@echo "make test: all tests but the slow and the full_size ones, which 'make test-all' and 'pytest -m full_size' run"
@@ -16,20 +21,25 @@ test-all: $(VENV)/test.stamp
 	@echo "make test-all: all tests, the slow ones too, but those marked full_size"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not full_size'
 
-lint: $(VENV)/test.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+lint: $(LINT)/lint.stamp
+	$(LINT)/bin/ruff check .
+	$(LINT)/bin/ruff format --check .
+	$(LINT)/bin/mypy
 
 $(VENV)/demo.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[export]'
+	$(BIN)/python $(INSTALL) --editable '.[export]'
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python $(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/demo.stamp
 
+$(LINT)/lint.stamp: pyproject.toml
+	test -x $(LINT)/bin/python || $(PYTHON) -m venv $(LINT)
+	$(LINT)/bin/python $(INSTALL) --editable '.[lint]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) clipmlu-run
+	rm -rf $(VENV) $(LINT) clipmlu-run
