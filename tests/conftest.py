@@ -19,7 +19,8 @@ from clipmlu.export.exporter import ExportOptions, export_model
 
 LONG_FILES = (
     "test_towers.py",
-    "test_probes.py",
+    "test_probe_runs.py",
+    "test_probe_answers.py",
     "test_contract.py",
     "test_worker.py",
     "test_docs.py",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,18 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     faults.reset()
     yield
     faults.reset()
+
+
+@pytest.fixture
+def python37() -> str:
+    """An interpreter of Python 3.7 that has NumPy."""
+    python = os.environ.get("CLIPMLU_TEST_PYTHON37") or shutil.which("python3.7")
+    if python is None:
+        pytest.skip("no python3.7; set CLIPMLU_TEST_PYTHON37 to one that has NumPy")
+    command = [python, "-c", "import sys, numpy; print(sys.version_info[:2])"]
+    if subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() != "(3, 7)":
+        pytest.skip(f"'{python}' is no Python 3.7 with NumPy; set CLIPMLU_TEST_PYTHON37")
+    return python
 
 
 @pytest.fixture(params=["strict", "lenient"])

@@ -109,7 +109,7 @@ def _probe_sdk(
     output: Path, *, emulated: bool, only: tuple[str, ...], timeout: float, overwrite: bool, as_json: bool
 ) -> int:
     from clipmlu.magicmind.probe import ask
-    from clipmlu.magicmind.probe.report import JSON_NAME, MARKDOWN_NAME
+    from clipmlu.magicmind.probe.questions.report_files import JSON_NAME, MARKDOWN_NAME
 
     if emulated:
         from clipmlu.magicmind.emulator import NOTICE

@@ -1,7 +1,7 @@
-"""``clipmlu doctor --probe-sdk``: the graphs for ``probes.py``, running it, and its report.
+"""``clipmlu doctor --probe-sdk``: writes the program and the graphs, runs the program, and reads its report.
 
-``probes.py`` asks the vendor's SDK the questions of section 7 of docs/magicmind-api.md; it runs where the SDK lives and
-knows nothing of clipmlu. What needs ``onnx`` is done here: the graphs, and what they compute.
+The program is the package ``questions`` as one file. It runs where the SDK is and needs nothing of clipmlu; what needs ``onnx``,
+the graphs and their expected outputs, is made here.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ import msgspec
 
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
 from clipmlu.files.publish import check_files_free, scratch_directory, write_files
+from clipmlu.magicmind.archive import make_archive, package_files
 from clipmlu.magicmind.backend import emulated_worker, real_sdk_is_importable
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE
 from clipmlu.magicmind.probe.graphs import make_graphs
-from clipmlu.magicmind.probe.report import JSON_NAME, MARKDOWN_NAME, ProbeReport
+from clipmlu.magicmind.probe.questions.catalogue import PROBES
+from clipmlu.magicmind.probe.questions.report_files import JSON_NAME, MARKDOWN_NAME
+from clipmlu.magicmind.probe.report import ProbeReport
 
-PROBES_FILE = Path(__file__).parents[1] / "probes.py"
+PROGRAM_NAME = "probes.pyz"
 GRAPHS_FOLDER = "graphs"
 _REPORT_NAMES = (JSON_NAME, MARKDOWN_NAME)
 
 
 def probe_names() -> tuple[str, ...]:
     """Names of all probes."""
-    from clipmlu.magicmind import probes
+    return tuple(PROBES)
 
-    return tuple(probes.PROBES)
+
+def make_program() -> bytes:
+    """The probes as one file, for Python 3.7 or newer with NumPy and ``magicmind``."""
+    package = "clipmlu_probe"
+    return make_archive(package_files("clipmlu.magicmind.probe.questions", package), f"{package}.command:main")
 
 
 def probe_sdk(
@@ -70,9 +77,8 @@ def probe_sdk(
             raise UnknownNameError("probe", name, probe_names())
     interpreter = python or _find_interpreter()
     with scratch_directory() as folder:
-        graphs = folder / GRAPHS_FOLDER
-        write_files({graphs / name: content for name, content in make_graphs().items()}, overwrite=False)
-        command = [interpreter, str(PROBES_FILE), "--called", "--graphs", str(graphs), "--output", str(folder)]
+        write_probe(folder)
+        command = [interpreter, str(folder / PROGRAM_NAME), "--called", "--output", str(folder)]
         command += ["--timeout", str(timeout_seconds), "--jobs", str(jobs)]
         if only:
             command += ["--only", *only]
@@ -121,7 +127,7 @@ def probe_emulated_sdk(
 
 
 def write_probe(directory: Path, *, overwrite: bool = False) -> Path:
-    """Write ``probes.py`` and its graphs into a folder, to be copied to where the SDK is and clipmlu is not.
+    """Write the program and its graphs into a folder, to be copied to where the SDK is and clipmlu is not.
 
     Args:
         directory: the folder; made when it is not there.
@@ -134,9 +140,9 @@ def write_probe(directory: Path, *, overwrite: bool = False) -> Path:
         OutputExistsError: one is there, and ``overwrite`` is off.
         OutputError: it cannot be written.
     """
-    program = directory / PROBES_FILE.name
+    program = directory / PROGRAM_NAME
     contents = {directory / GRAPHS_FOLDER / name: content for name, content in make_graphs().items()}
-    write_files({**contents, program: PROBES_FILE.read_bytes()}, overwrite=overwrite)
+    write_files({**contents, program: make_program()}, overwrite=overwrite)
     return program
 
 

@@ -14,7 +14,7 @@ class Draft:
     """An ONNX graph in the making; tensors get names as they come.
 
     Args:
-        kind: what ``probes.py`` finds it by: ``base``, ``opset``, ``newer`` or ``operator``.
+        kind: what the questions find it by: ``base``, ``opset``, ``newer`` or ``operator``.
         opset: the ONNX opset.
         tolerance: of its results, relative to the largest.
     """

@@ -10,8 +10,7 @@ import numpy as np
 
 from clipmlu.magicmind.probe.draft import WEIGHT, Array, Draft, random_values
 from clipmlu.magicmind.probe.operators import OPERATOR_RECIPES
-
-_INDEX_NAME = "graphs.json"
+from clipmlu.magicmind.probe.questions.bench import INDEX_NAME
 
 
 def make_graphs() -> dict[str, bytes]:
@@ -32,7 +31,7 @@ def make_graphs() -> dict[str, bytes]:
         index[name] = {"kind": draft.kind, "inputs": len(inputs), "outputs": len(outputs), "tolerance": draft.tolerance}
     files["base.weight.npy"] = _npy(WEIGHT)
     files["half.weight.npy"] = _npy(drafts["half"].weights["w"])
-    files[_INDEX_NAME] = msgspec.json.format(msgspec.json.encode(index), indent=1)
+    files[INDEX_NAME] = msgspec.json.format(msgspec.json.encode(index), indent=1)
     return files
 
 

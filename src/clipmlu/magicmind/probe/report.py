@@ -99,9 +99,3 @@ class ProbeReport(Spec, frozen=True, kw_only=True):
     host: ProbeHost
     arch: str | None
     records: tuple[ProbeRecord, ...]
-
-
-JSON_NAME = "magicmind-probe.json"
-
-
-MARKDOWN_NAME = "magicmind-probe.md"

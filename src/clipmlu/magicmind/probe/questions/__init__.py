@@ -1,0 +1,1 @@
+"""The questions about the SDK, and the program that tries them beside it."""

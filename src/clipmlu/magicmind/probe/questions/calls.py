@@ -1,0 +1,94 @@
+"""Calls of the SDK: whatever comes back is a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .findings import Finding, NotReachedError, shorten
+
+
+class Attempt:
+    """One call and what came of it.
+
+    Attributes:
+        text: ``OK``, ``None``, a type's name, ``bad Status '...'`` or ``raises ...``.
+        value: what it returned.
+        good: it neither raised nor answered with a bad Status.
+        raised: it raised.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+        self.value: Any = None
+        self.raised = False
+        try:
+            self.value = function(*arguments, **keywords)
+        except Exception as error:
+            self.raised = True
+            self.good = False
+            named = "" if isinstance(error, NotReachedError) else f"raises {type(error).__name__}: "
+            self.text = shorten(f"{named}{error}")
+        else:
+            self.good = not is_status(self.value) or bool(self.value.ok())
+            self.text = describe(self.value)
+
+
+class Trail:
+    """Calls in a row; the first that goes wrong ends it."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.good = True
+
+    @property
+    def text(self) -> str:
+        """All calls and what came of them."""
+        return "; ".join(self.steps)
+
+    def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Make a call unless an earlier one went wrong."""
+        if not self.good:
+            return None
+        attempt = Attempt(function, *arguments)
+        self.steps.append(f"{name}: {attempt.text}")
+        self.good = attempt.good
+        return attempt.value
+
+    def make(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The same for a call that makes an object: None is wrong."""
+        value = self.call(name, function, *arguments)
+        self.good = self.good and value is not None
+        return value
+
+    def note(self, text: str) -> None:
+        """Add what was seen, unless an earlier call went wrong."""
+        if self.good:
+            self.steps.append(text)
+
+    def finding(self, **raw: Any) -> Finding:
+        """What all this showed."""
+        return Finding(self.text, good=self.good, **raw)
+
+
+def need(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Make a call that is not in question.
+
+    Raises:
+        NotReachedError: it went wrong all the same.
+    """
+    attempt = Attempt(function, *arguments)
+    if not attempt.good or attempt.value is None:
+        raise NotReachedError(f"{call}: {attempt.text}")
+    return attempt.value
+
+
+def is_status(value: Any) -> bool:
+    """Whether this is a Status: these two methods are seen in public code (api 2.1)."""
+    return callable(getattr(value, "ok", None)) and callable(getattr(value, "error_message", None))
+
+
+def describe(value: Any) -> str:
+    """A returned value in a few words."""
+    if is_status(value):
+        return "OK" if value.ok() else f"bad Status '{shorten(str(value))}'"
+    return "None" if value is None else type(value).__name__

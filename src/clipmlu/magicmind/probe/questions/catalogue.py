@@ -1,0 +1,60 @@
+"""All questions, in the order in which they are asked and reported."""
+
+from __future__ import annotations
+
+from . import (
+    arithmetic,
+    binding,
+    calibration,
+    concurrency,
+    defaults,
+    devices,
+    foundation,
+    inputs,
+    limits,
+    mistakes,
+    models,
+    parsing,
+    tensors,
+)
+from .probe import Probe
+
+_MODULES = (
+    foundation,
+    inputs,
+    models,
+    tensors,
+    concurrency,
+    mistakes,
+    defaults,
+    calibration,
+    arithmetic,
+    parsing,
+    devices,
+    binding,
+    limits,
+)
+PROBES = {each.name: each for module in _MODULES for each in vars(module).values() if isinstance(each, Probe)}
+"""Name -> probe: those of a module in the order in which it defines them."""
+
+LEFT_OUT = (
+    (
+        "throughput",
+        "7.19",
+        "What are throughput and latency of CLIP on a card?",
+        "measure with: clipmlu bench --tool mm_run",
+    ),
+    (
+        "memory",
+        "7.20",
+        "What are the limits of memory and batch size?",
+        "running a card out of memory is not safe on a shared one",
+    ),
+    (
+        "torch-mlu",
+        "7.21",
+        "Does MagicMind work with tensors of torch_mlu?",
+        "needs torch_mlu, which the probes do without",
+    ),
+)
+"""(name, issue, question, reason) of what is not tried."""

@@ -1,0 +1,101 @@
+"""What the vendor's SDK does where public sources leave it open: each question is tried on a tiny graph.
+
+This runs where the SDK lives: Python 3.7, its standard library, NumPy and ``magicmind``; nothing else of clipmlu.
+``clipmlu doctor --probe-sdk`` runs it where clipmlu is; ``clipmlu doctor --write-probe DIR`` writes it and its graphs into a
+folder, to be copied to where clipmlu is not:
+
+    python3.7 probes.pyz --graphs graphs                     all questions; writes magicmind-probe.json and magicmind-probe.md
+    python3.7 probes.pyz --graphs graphs --only casts json   some of them
+    python3.7 probes.pyz --list                              the questions
+
+Every probe is a process of its own: a crash, a hang or an exception is an answer like any other. A probe consists of cases;
+one that ends the process is noted, and the cases after it go on in a new process. Nothing is sent anywhere. Host name and
+home directory are left out of the report.
+
+The questions are those of section 7 of clipmlu's record of public evidence, docs/magicmind-api.md ("api 7.n"); so are the
+calls that the probes rely on (api 2.15).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .catalogue import PROBES
+from .child import child_main
+from .report_files import JSON_NAME, MARKDOWN_NAME, write_report
+from .runner import Conductor, conduct, say
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[str]:
+    """A folder of our own, removed at the end."""
+    path = tempfile.mkdtemp(prefix="magicmind-probe-")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _leave(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def parent_main(options: argparse.Namespace) -> int:
+    """All probes, or some."""
+    names = list(options.only or PROBES)
+    unknown = sorted(set(names) - set(PROBES))
+    if unknown:
+        say(f"probes: there is no probe {', '.join(unknown)}; see --list")
+        return 2
+    os.makedirs(options.output, exist_ok=True)
+    signal.signal(signal.SIGTERM, _leave)
+    with scratch_folder() as scratch:
+        conductor = Conductor(options.graphs, scratch, options.timeout, options.arch)
+        try:
+            report = conduct(conductor, names, options.jobs, lambda report: write_report(options.output, report))
+        except KeyboardInterrupt:
+            if not options.called:
+                say(f"interrupted; what was found so far is in '{options.output}'")
+            return 130
+    if options.called:
+        return 0
+    if report["host"]["sdk_path"] is None:
+        say(f"probes: there is no MagicMind SDK here: {report['host']['problem']}")
+        return 1
+    say(f"written: {os.path.join(options.output, MARKDOWN_NAME)} and {JSON_NAME} beside it")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see the top of this file."""
+    parser = argparse.ArgumentParser(description="Find out what the MagicMind SDK does, on tiny graphs.")
+    here = os.path.dirname(os.path.abspath(sys.argv[0]))
+    parser.add_argument(
+        "--graphs", default=os.path.join(here, "graphs"), help="folder of the graphs (default: beside this program)"
+    )
+    parser.add_argument("--output", default=".", help="folder of the report (default: this one)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one case (default: 120)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="probes to run (default: all)")
+    parser.add_argument("--arch", help="architecture to build for (default: the first that works)")
+    parser.add_argument("--jobs", type=int, default=1, help="probes at a time (default: 1)")
+    parser.add_argument("--list", action="store_true", help="list the probes")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--called", action="store_true", help=argparse.SUPPRESS)  # the caller says how it went
+    parser.add_argument("--cases", help=argparse.SUPPRESS)
+    parser.add_argument("--notes", help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", help=argparse.SUPPRESS)
+    parser.add_argument("--step-seconds", type=float, default=10.0, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.list:
+        for each in PROBES.values():
+            print(f"{each.issue:5} {each.name:18} {each.question}")
+        return 0
+    return child_main(options) if options.run else parent_main(options)

@@ -1,0 +1,305 @@
+"""Runs probes, each in a process of its own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .bench import read_index
+from .catalogue import LEFT_OUT, PROBES
+from .findings import (
+    ANSWERED,
+    CRASHED,
+    NOT_TRIED,
+    TIMED_OUT,
+    Details,
+    Fields,
+    list_findings,
+)
+from .foundation import ARCHS, FALLBACKS
+from .host import HOST
+from .probe import Probe
+from .processes import (
+    LOG_TAIL,
+    cnmon_version,
+    describe_exit,
+    kill_group,
+    own_command,
+    read_notes,
+    read_tail,
+)
+from .report_files import FORMAT
+
+MAX_TIMEOUTS = 3  # cases of one probe that may hang before the rest of them is left out
+
+
+class Ending:
+    """How a child ended.
+
+    Attributes:
+        notes: what it noted.
+        how: empty when all is well, else in words.
+        timed_out: it took too long.
+        log: the end of what it printed.
+    """
+
+    def __init__(self, notes: list[Fields], how: str, timed_out: bool, log: str) -> None:
+        self.notes = notes
+        self.how = how
+        self.timed_out = timed_out
+        self.log = log
+
+
+class Conductor:
+    """Runs probes in processes of their own.
+
+    Args:
+        graphs: folder of the graphs.
+        scratch: folder for models and logs.
+        timeout: seconds for one case.
+        arch: architecture to build for, or None to find out.
+    """
+
+    def __init__(self, graphs: str, scratch: str, timeout: float, arch: str | None) -> None:
+        self.arch = arch
+        self.has_card = False
+        self.problem = ""
+        self._graphs = graphs
+        self._scratch = scratch
+        self._timeout = timeout
+        self._index = read_index(graphs)
+        self._numbers = 0
+        self._lock = threading.Lock()
+        self._living: dict[int, subprocess.Popen[bytes]] = {}
+        self._stopped = False
+
+    def host(self) -> Fields:
+        """The head of the report, by a process that imports the SDK."""
+        ending = self._run_child(HOST, [""])
+        done = [note for note in ending.notes if "outcome" in note]
+        if done and done[0]["raw"]:
+            facts: Fields = done[0]["raw"]
+        else:
+            how = ending.how or (done[0]["found"] if done else "it gave no answer")
+            facts = {"python": platform.python_version(), "numpy": np.__version__, "platform": platform.platform()}
+            facts.update(machine=platform.machine(), neuware_home=os.environ.get("NEUWARE_HOME"), sdk_path=None)
+            facts.update(sdk_version=None, emulated=False, cards=None, problem=f"import magicmind: {how}")
+        facts["cnmon"] = None if facts["emulated"] else cnmon_version()
+        facts["log"] = self.clean(ending.log)
+        for key in ("sdk_path", "neuware_home", "problem", "cnmon"):
+            facts[key] = None if facts[key] is None else self.clean(facts[key])
+        self.has_card = facts["sdk_path"] is not None and facts["cards"] != 0  # None: it could not be asked
+        return facts
+
+    def find_arch(self) -> Fields:
+        """Find out what to build for; the record of the probe that did."""
+        first = PROBES["foundation"]
+        record = self.record(first, [self.arch] if self.arch else None)
+        if not runs(record, "good") and not self.arch and self.has_card:
+            more = self.record(first, FALLBACKS)
+            details = dict(record["details"], **more["details"])
+            record = dict(more, details=details, answer=list_findings(details), outcome=outcome_of(details))
+        found = runs(record, "right") or runs(record, "good")
+        if found:
+            self.arch = found[0]
+        elif self.has_card:
+            self.problem = "no architecture gave a model that is built, loaded and run: see 'foundation'"
+        return record
+
+    def record(self, probe_: Probe, cases: Sequence[str] | None = None) -> Fields:
+        """Run one probe to its end."""
+        start = time.monotonic()
+        base = {"name": probe_.name, "issue": probe_.issue, "question": probe_.question}
+        reason = "" if not probe_.card else self.problem if self.has_card else "there is no card"
+        if reason or self._stopped:
+            return dict(base, outcome=NOT_TRIED, answer=reason or "interrupted", details={}, log="", seconds=0.0)
+        details, logs = self._run_all(probe_, probe_.cases(self._index) if cases is None else list(cases))
+        answer = self._sum_up(probe_, details)
+        return dict(
+            base,
+            outcome=outcome_of(details),
+            answer=answer,
+            details=details,
+            log=self.clean("\n".join(logs))[-LOG_TAIL:],
+            seconds=round(time.monotonic() - start, 3),
+        )
+
+    def stop(self) -> None:
+        """End all children; what was not run is "not tried"."""
+        with self._lock:
+            self._stopped = True
+            for child in self._living.values():
+                kill_group(child)
+
+    def clean(self, text: str) -> str:
+        """Without host name, home directory and temporary folders."""
+        for found, shown in (
+            (os.path.abspath(self._scratch), "<scratch>"),
+            (os.path.abspath(self._graphs), "<graphs>"),
+            (os.path.expanduser("~"), "~"),
+        ):
+            if len(found) > 1:
+                text = text.replace(found, shown)
+        host = platform.node()
+        return re.sub(rf"\b{re.escape(host)}\b", "<host>", text) if host else text
+
+    def _run_all(self, probe_: Probe, cases: list[str]) -> tuple[Details, list[str]]:
+        details: Details = {}
+        logs: list[str] = []
+        hangs = 0
+        remaining = list(cases)
+        while remaining and not self._stopped:
+            if hangs >= MAX_TIMEOUTS:
+                for case in remaining:
+                    details[case] = case_fields(NOT_TRIED, f"left out after {hangs} cases that hung")
+                break
+            ending = self._run_child(probe_, remaining[:1] if probe_.fresh else remaining)
+            self._take(ending, remaining, details)
+            hangs += ending.timed_out
+            if ending.log:
+                logs.append(ending.log)
+            remaining = [case for case in remaining if case not in details]
+        for case in remaining:
+            details.setdefault(case, case_fields(NOT_TRIED, "interrupted"))
+        return {case: details[case] for case in cases}, logs
+
+    def _take(self, ending: Ending, remaining: Sequence[str], details: Details) -> None:
+        for note in ending.notes:
+            if "outcome" in note:
+                case = note.pop("case")
+                details[case] = json.loads(self.clean(json.dumps(note)))
+        begun = [note["case"] for note in ending.notes if "outcome" not in note and note["case"] not in details]
+        left = [case for case in remaining if case not in details]
+        if begun or (left and (ending.how or not ending.notes)):
+            case = begun[0] if begun else left[0]
+            kind = TIMED_OUT if ending.timed_out else CRASHED
+            where = "" if begun else " before the case began"
+            details[case] = case_fields(kind, (ending.how or "the process ended without an answer") + where)
+        elif ending.how and ending.notes:
+            last = [note for note in ending.notes if note][-1]
+            case = last.get("case", "") if last.get("case", "") in details else list(details)[-1]
+            details[case]["raw"]["process_end"] = ending.how  # all cases were through: it went wrong on leaving
+
+    def _sum_up(self, probe_: Probe, details: Details) -> str:
+        try:
+            return probe_.sum_up(details)
+        except Exception as error:
+            return f"{list_findings(details)} (summing up failed: {error})"
+
+    def _run_child(self, probe_: Probe, cases: Sequence[str]) -> Ending:
+        with self._lock:
+            self._numbers += 1
+            stem = os.path.join(self._scratch, f"{probe_.name}-{self._numbers}")
+        command = [*own_command(), "--run", probe_.name, "--graphs", self._graphs]
+        command += ["--scratch", self._scratch, "--notes", f"{stem}.notes", "--cases", json.dumps(list(cases))]
+        command += ["--step-seconds", str(self._timeout / 4), "--arch", self.arch or ARCHS[0]]
+        open(f"{stem}.notes", "w").close()
+        with open(f"{stem}.log", "wb") as log:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+            with self._lock:
+                self._living[child.pid] = child
+            try:
+                timed_out = self._wait(child, f"{stem}.notes")
+            finally:
+                kill_group(child)  # what it may have left behind, or all of it when this process is interrupted
+                child.wait()
+                with self._lock:
+                    del self._living[child.pid]
+        how = f"no end within {self._timeout:g} s" if timed_out else describe_exit(child.returncode)
+        return Ending(read_notes(f"{stem}.notes"), how, timed_out, read_tail(f"{stem}.log"))
+
+    def _wait(self, child: subprocess.Popen[bytes], notes: str) -> bool:
+        """Wait for a child; True when it had to be ended because one case took too long."""
+        seen, deadline = -1, 0.0
+        while child.poll() is None:
+            size = os.path.getsize(notes)
+            if size != seen:
+                seen, deadline = size, time.monotonic() + self._timeout
+            if self._stopped or time.monotonic() > deadline:
+                return not self._stopped
+            time.sleep(0.02)
+        return False
+
+
+def runs(record: Fields, how: str) -> list[str]:
+    """The cases of "foundation" that are ``good`` or ``right``."""
+    return [case for case, fields in record["details"].items() if fields["raw"].get(how)]
+
+
+def case_fields(outcome: str, found: str) -> Fields:
+    """A case that did not end by itself."""
+    return {"outcome": outcome, "found": found, "raw": {}, "seconds": 0.0}
+
+
+def outcome_of(details: Details) -> str:
+    """A probe's outcome from its cases': the worst of them."""
+    outcomes = [fields["outcome"] for fields in details.values()]
+    for outcome in (CRASHED, TIMED_OUT, ANSWERED):
+        if outcome in outcomes:
+            return outcome
+    return NOT_TRIED
+
+
+def conduct(conductor: Conductor, names: Sequence[str], jobs: int, save: Callable[[Fields], None]) -> Fields:
+    """Run the named probes and write the report after each.
+
+    Returns:
+        The report.
+    """
+    host = conductor.host()
+    report: Fields = {
+        "format": FORMAT,
+        "title": f"{'Emulated ' if host['emulated'] else ''}MagicMind SDK: what it does",
+        "emulated": host["emulated"],
+        "host": host,
+        "arch": None,
+        "records": [],
+    }
+    save(report)
+    if host["sdk_path"] is None:
+        return report
+    records: dict[str, Fields] = {}
+
+    def add(record: Fields) -> None:
+        records[record["name"]] = record
+        report["records"] = [records[name] for name in order if name in records]
+        save(report)
+        say(f"[{len(records)}/{len(order)}] {record['name']}: {record['outcome']}")
+
+    order = [*names, *(item[0] for item in LEFT_OUT)] if len(names) == len(PROBES) else list(names)
+    if any(PROBES[name].card or name == "foundation" for name in names) or not conductor.arch:
+        found = conductor.find_arch()
+        report["arch"] = conductor.arch
+        if "foundation" in names:
+            add(found)
+    chosen = [PROBES[name] for name in names if name != "foundation"]
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        pending = [pool.submit(conductor.record, each) for each in chosen if not each.alone]
+        try:
+            for future in concurrent.futures.as_completed(pending):
+                add(future.result())
+            for each in chosen:
+                if each.alone:
+                    add(conductor.record(each))
+        except KeyboardInterrupt:
+            conductor.stop()
+            raise
+    for name, issue, question, reason in LEFT_OUT if len(names) == len(PROBES) else ():
+        base = {"name": name, "issue": issue, "question": question}
+        add(dict(base, outcome=NOT_TRIED, answer=reason, details={}, log="", seconds=0.0))
+    return report
+
+
+def say(text: str) -> None:
+    """Print to stderr, at once."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,204 @@
+"""The probes on SDKs that crash and hang, and on those that lack something."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmlu.magicmind.archive import make_archive, package_files
+from clipmlu.magicmind.backend import emulated_worker
+from clipmlu.magicmind.probe.ask import probe_emulated_sdk, probe_sdk
+from clipmlu.magicmind.probe.graphs import make_graphs
+from clipmlu.magicmind.probe.questions.report_files import JSON_NAME, MARKDOWN_NAME
+from mlu.probe import QUIET, found
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graphs")
+    for name, content in make_graphs().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+PLANTED = """
+import os, signal, sys, time
+import numpy as np
+
+@probe("planted", "7.0", "What does a planted probe do?", cases=("before", "bad", "after"), card=False)
+def _planted(bench: Bench, case: str) -> Finding:
+    print("the vendor's last words at " + os.path.join(bench.scratch, "x"), flush=True)
+    if case == "bad":
+        PLANTED_HERE
+    return Finding("fine")
+
+
+"""
+
+
+def run_planted(tmp_path: Path, graphs: Path, bad: str, *options: str, limits: str = "") -> dict[str, Any]:
+    """A copy of the program with one more probe, and with other limits; its record."""
+    files = package_files("clipmlu.magicmind.probe.questions", "planted")
+    files["planted/limits.py"] += PLANTED.replace("PLANTED_HERE", bad).encode()
+    files["planted/runner.py"] += limits.encode()
+    program = tmp_path / "planted.pyz"
+    program.write_bytes(make_archive(files, "planted.command:main"))
+    command = [sys.executable, str(program), "--graphs", str(graphs), "--output", str(tmp_path), "--only", "planted"]
+    environment = emulated_worker(**QUIET).environment
+    done = subprocess.run([*command, *options], env=environment, check=True, capture_output=True, text=True, timeout=60)
+    assert "planted" in done.stderr
+    record: dict[str, Any] = json.loads((tmp_path / JSON_NAME).read_bytes())["records"][0]
+    return record
+
+
+@pytest.mark.parametrize(
+    ("bad", "outcome", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed", "killed by SIGSEGV"),
+        ("os.abort()", "crashed", "killed by SIGABRT"),
+        ("os._exit(3)", "crashed", "exit code 3"),
+        ("os._exit(0)", "crashed", "the process ended without an answer"),
+        ("time.sleep(100)", "timed out", "no end within 2 s"),
+        ("raise ValueError('what now?')", "answered", "raises ValueError: what now?"),
+        ("raise NotReachedError('build_model: None')", "answered", "build_model: None"),
+        ("return Finding('x', number=np.float32('nan'), more=[object])", "answered", "x"),
+    ],
+)
+def test_crash_hang_and_exception_are_findings_and_later_cases_run(
+    tmp_path: Path, graphs: Path, bad: str, outcome: str, said: str
+) -> None:
+    record = run_planted(tmp_path, graphs, bad, "--timeout", "2", "--arch", "mtp_372")
+    assert record["outcome"] == outcome
+    assert record["details"]["bad"]["found"] == said
+    assert record["details"]["before"]["found"] == record["details"]["after"]["found"] == "fine"
+    assert record["answer"] == f"before / after: fine; bad: {said}"
+    assert "the vendor's last words at <scratch>" in record["log"]
+    assert said in (tmp_path / MARKDOWN_NAME).read_text()
+
+
+def test_probe_that_keeps_hanging_is_given_up_after_some_cases(tmp_path: Path, graphs: Path) -> None:
+    options = ("--timeout", "1", "--arch", "mtp_372")
+    record = run_planted(tmp_path, graphs, "time.sleep(100)", *options, limits="MAX_TIMEOUTS = 1\n")
+    assert record["outcome"] == "timed out"
+    assert [case["outcome"] for case in record["details"].values()] == ["answered", "timed out", "not tried"]
+    assert record["details"]["after"]["found"] == "left out after 1 cases that hung"
+
+
+def test_interrupted_run_ends_its_processes_and_keeps_what_it_found(tmp_path: Path, graphs: Path) -> None:
+    package = "clipmlu.magicmind.probe.questions"
+    command = [sys.executable, "-m", package, "--graphs", str(graphs), "--output", str(tmp_path), "--timeout", "60"]
+    environment = emulated_worker(**{**QUIET, "faults": "parse:1:hang"}).environment
+    process = subprocess.Popen([*command, "--only", "enums", "dims", "--arch", "mtp_372"], env=environment, stderr=-1)
+    with process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline()]
+        deadline = time.monotonic() + 10
+        while not (before := children_of(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.terminate()
+        lines += process.stderr.readlines()
+        assert process.wait(20) == 130
+    assert b"enums: answered" in lines[0]
+    assert b"interrupted" in lines[-1]
+    assert [record["name"] for record in json.loads((tmp_path / JSON_NAME).read_bytes())["records"]] == ["enums"]
+    assert before
+    assert not [pid for pid in before if Path(f"/proc/{pid}").exists()]
+
+
+def children_of(parent: int) -> list[str]:
+    return [pid for task in Path(f"/proc/{parent}/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+def test_crash_on_leaving_is_noted_and_spoils_no_answer(tmp_path: Path, graphs: Path) -> None:
+    leaving = "import atexit; atexit.register(os.abort)"
+    record = run_planted(tmp_path, graphs, leaving, "--arch", "mtp_372")
+    assert record["outcome"] == "answered"
+    assert [case["raw"] for case in record["details"].values()] == [{}, {}, {"process_end": "killed by SIGABRT"}]
+
+
+@pytest.mark.slow
+def test_hang_inside_the_sdk_is_the_answer(tmp_path: Path) -> None:
+    report = probe_emulated_sdk(
+        tmp_path, timeout_seconds=2, only=["queueing"], **{**QUIET, "faults": "create_i_context:2:hang"}
+    )
+    (record,) = report.records
+    assert record.outcome == "timed out"
+    outcomes = [case.outcome for case in record.details.values()]
+    assert outcomes == ["answered", "timed out", "answered", "timed out"]
+    assert record.details["two contexts on one queue"].found == "no end within 2 s"
+
+
+def test_crash_inside_the_sdk_is_the_answer(tmp_path: Path) -> None:
+    report = probe_emulated_sdk(tmp_path, only=["queueing"], **{**QUIET, "faults": "sync:2:crash"})
+    (record,) = report.records
+    assert record.outcome == "crashed"
+    assert "killed by SIGKILL" in {case.found for case in record.details.values()}
+
+
+def test_card_is_found_out_even_if_it_is_another(tmp_path: Path) -> None:
+    report = probe_emulated_sdk(tmp_path, only=["contexts"], arch="mtp_592", **QUIET)
+    assert report.arch == "mtp_592"
+    assert report.records[0].answer == "16 or more"
+
+
+@pytest.mark.parametrize(
+    ("breakage", "arch"),
+    [
+        pytest.param("BuilderConfig.mlu_archs = property(lambda self: [])", "json:mtp_372", marks=pytest.mark.slow),
+        ("BuilderConfig.mlu_archs = property(lambda self: [])\nconfig.KEYS.pop('archs')", "default:any"),
+        pytest.param(
+            "from clipmlu.magicmind.emulator.devices import System\ndel System.device_count",
+            "mtp_372",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "from clipmlu.magicmind.emulator.model import Model\ndel Model.EngineConfig",
+            "mtp_372",
+            marks=pytest.mark.slow,
+        ),
+        ("from clipmlu.magicmind.emulator.tensor import Tensor\ndel Tensor.to", "mtp_372"),
+    ],
+)
+def test_sdk_that_lacks_something_is_asked_all_the_same(tmp_path: Path, breakage: str, arch: str) -> None:
+    header = (
+        "from clipmlu.magicmind.emulator import config\nfrom clipmlu.magicmind.emulator.config import BuilderConfig\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(f"{header}{breakage}\n")
+    environment = dict(emulated_worker(**QUIET).environment or {})
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    report = probe_sdk(tmp_path, python=sys.executable, environment=environment, only=["casts"])
+    assert report.arch == arch
+    assert found(report, "casts", "float64 for FLOAT32") == "cast, result right"
+
+
+def test_several_cards_show_what_active_means_to_a_thread(tmp_path: Path) -> None:
+    report = probe_emulated_sdk(tmp_path, only=["threads", "two-cards"], **{**QUIET, "devices": 2})
+    assert "device 0 is active in this thread" in found(
+        report, "threads", "a context of the main thread, without active()"
+    )
+    assert found(report, "threads", "a context of the main thread, after active()") == "result right"
+    assert found(report, "two-cards", "").endswith("open on card 1: Session; run: list; result right")
+
+
+def test_without_a_card_what_needs_none_is_asked(tmp_path: Path) -> None:
+    report = probe_emulated_sdk(tmp_path, only=["dims", "casts", "operators"], **{**QUIET, "devices": 0})
+    outcomes = {record.name: (record.outcome, record.answer) for record in report.records}
+    assert outcomes["casts"] == ("not tried", "there is no card")
+    assert outcomes["dims"][0] == "answered"
+    assert "not run, for there is no card" in outcomes["operators"][1]
+
+
+@pytest.mark.slow
+def test_no_model_that_runs_leaves_the_rest_untried_and_says_why(tmp_path: Path) -> None:
+    report = probe_emulated_sdk(
+        tmp_path, only=["foundation", "casts"], **{**QUIET, "faults": "create_i_engine:1:status"}
+    )
+    assert [record.outcome for record in report.records] == ["answered", "not tried"]
+    assert "see 'foundation'" in report.records[1].answer
