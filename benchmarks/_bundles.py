@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clipmlu import CompileOptions, ExportOptions, Precision, compile_bundle, export_model
 from clipmlu.backends import TARGETS, get_backend
+from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import ClipmluError
@@ -69,7 +70,7 @@ def cpu_targets() -> list[str]:
 def describe_bundle(bundle: CompiledBundle) -> str:
     """Return the bundle's name for tables."""
     facts = bundle.compilation
-    mark = " (emulated)" if facts.emulated else ""
+    mark = emulated_mark(facts.emulated)
     pixels = bundle.tower("image").inputs[0].dtype
     return f"clipmlu {facts.target} {facts.precision.value}{' uint8' if pixels == 'uint8' else ''}{mark}"
 

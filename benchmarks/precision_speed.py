@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from clipmlu.backends import SessionOptions
+from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import open_compiled
 from clipmlu.embed.encoder import Encoder
 
@@ -51,7 +52,7 @@ def main() -> None:
             facts = encoder.bundle.compilation
             ratio = statistics.median(first / own for first, own in zip(times[0], taken, strict=True))
             rate = options.batch_size / statistics.median(taken)
-            mark = " (emulated)" if facts.emulated else ""
+            mark = emulated_mark(facts.emulated)
             print(f"{encoder.bundle.path!s:40} {facts.precision.value:22} {rate:9.1f} {ratio:7.2f}{mark}")
 
 

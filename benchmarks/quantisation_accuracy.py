@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from clipmlu import CompileOptions, EvalOptions, Precision, compile_bundle, evaluate, open_dataset
+from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
 from clipmlu.embed.encoder import Encoder
@@ -89,7 +90,7 @@ class Measurement:
         macs = sum(record.macs for record in records)
         row: dict[str, Any] = {
             "what": label,
-            "target": f"{target}{' (emulated)' if report.emulated else ''}",
+            "target": f"{target}{emulated_mark(report.provenance.emulated)}",
             "top1": report.top1,
             "top5": report.top5,
             "drop": 100 * (self._reference_top1 - report.top1),

@@ -46,7 +46,7 @@ def test_second_run_reuses_and_a_changed_one_makes_again(
     assert (steps["export"], steps["compile"]) == ("reused", "reused")
     assert "its content matches" in err
     assert second["top1"] == first["top1"]
-    assert second["bundle_digest"] == first["bundle_digest"]
+    assert second["provenance"] == first["provenance"]
 
     compiled = tmp_path / "demo" / "cpu-force_float32-1-64"
     damaged = compiled / "image.onnx"
@@ -54,7 +54,7 @@ def test_second_run_reuses_and_a_changed_one_makes_again(
     steps, third, err = _run(capsys, tmp_path)
     assert (steps["export"], steps["compile"]) == ("reused", "made")
     assert "not reusing" in err
-    assert third["bundle_digest"] == first["bundle_digest"]
+    assert third["provenance"] == first["provenance"]
 
     steps, fourth, _ = _run(capsys, tmp_path, "--static-shape", "--batch-size", "7")
     assert (steps["export"], steps["compile"]) == ("reused", "made")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipmlu.arguments import as_path, check_argument, check_fields
+from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, check_output_free, open_exported
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, check_layout, compile_bundle, plan_compilation
@@ -138,7 +139,7 @@ def run_chain(
     session = dataclasses.replace(options.compile.session, threads=options.threads)
     with Encoder(compiled, session) as encoder:
         accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress, on_note=on_note)
-    mark = " (emulated)" if accuracy.emulated else ""
+    mark = emulated_mark(accuracy.provenance.emulated)
     eval_step = Step(
         name="eval",
         result=f"top-1 {accuracy.top1:.4f} on {accuracy.images} images{mark}",

@@ -427,7 +427,7 @@ def test_search_runs_where_8_bits_are_exact_and_is_refused_elsewhere(
             search_bundle(exported, tmp_path / "out", options, wanted)
         return
     bundle, report = search_bundle(exported, tmp_path / "out", options, wanted)
-    assert (report.target, bundle.compilation.backend) == ("openvino", "openvino")
+    assert (report.provenance.target, bundle.compilation.backend) == ("openvino", "openvino")
     assert report.trials[0].precision is Precision.QINT8_MIXED_FLOAT32
 
 

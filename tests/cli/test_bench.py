@@ -70,7 +70,7 @@ def test_shows_images_per_second_and_latencies(run: Run, card: Path, tool: Tool)
     code, out, err = run("bench", card, "--tool", "mm_run")
     assert (code, err) == (0, "")
     assert "320.0 images/s (80.00 batches/s)" in out
-    assert "image graph, force_float32, batch 4" in out
+    assert "mlu, force_float32, image graph, batch 4" in out
     assert "320 (as printed: rows of its largest input)" in out
     compute = next(line for line in out.splitlines() if " compute " in line)
     assert compute.replace("│", " ").split() == ["compute", "9", "8.9", "9.3", "9.4", "9.5", "8.1", "9.7"]
@@ -102,7 +102,7 @@ def test_report_is_the_same_in_the_file_and_on_stdout(run: Run, card: Path, tool
     assert report == json.loads((tmp_path / "r.json").read_text())
     assert (report["texts_per_second"], report["images_per_second"]) == (320.0, None)
     assert (report["iterations_per_second"], report["summaries"][0]["tool_qps"]) == (80.0, 320.0)
-    assert (report["target"], report["emulated"], report["tower"]) == ("mlu", False, "text")
+    assert (report["provenance"]["target"], report["provenance"]["emulated"], report["tower"]) == ("mlu", False, "text")
     assert report["command"][0] == report["tool"] == str(tmp_path / "tools" / "mm_run")
     assert "Throughput (qps):             320" in report["output_tail"]
 

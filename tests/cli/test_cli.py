@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +52,16 @@ def test_formats_agree(run: Run, compiled: CompiledBundle, photos: Path) -> None
     lines = [json.loads(line) for line in run(*arguments, "jsonl")[1].splitlines()]
     table = run(*arguments, "table")[1].splitlines()
     rows = list(csv.DictReader(io.StringIO(run(*arguments, "csv")[1])))
-    assert as_json == {"emulated": False, "results": lines}
+    assert as_json["results"] == lines
+    assert as_json["provenance"] == {
+        "model": json.loads((compiled.path / "manifest.json").read_text())["model"],
+        "bundle_digest": hashlib.sha256((compiled.path / "manifest.json").read_bytes()).hexdigest(),
+        "target": "cpu",
+        "precision": "force_float32",
+        "emulated": False,
+        "devices": [],
+        "tool_versions": {name: metadata.version(name) for name in ("clipmlu", "onnxruntime")},
+    }
     assert len(lines) == len(rows) == len(table) == 3
     for line, row, text in zip(lines, rows, table, strict=True):
         best = line["predictions"][0]

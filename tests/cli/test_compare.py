@@ -86,8 +86,8 @@ def test_json_and_files_hold_the_report_and_the_picture(
     assert code == 0, err
     report: dict[str, Any] = json.loads(out)
     assert report == json.loads((tmp_path / "report.json").read_text())
-    assert report["emulated"] is True
-    assert report["measured"]["emulated"] is True
+    assert report["measured"]["provenance"]["emulated"] is True
+    assert report["reference"]["provenance"]["emulated"] is False
     assert (report["images"], report["ablation"]) == (8, None)
     assert [node["tensor"] for node in report["towers"]["image"]["nodes"]] == ["flat", "raw", "image_embeds"]
     with Image.open(tmp_path / "map.png") as image:

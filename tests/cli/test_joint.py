@@ -55,7 +55,7 @@ def both(run: Run, tmp_path: Path, dataset: Path) -> Callable[..., tuple[Path, P
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in (*TIMES, "bundle_digest")}
+    return {key: value for key, value in report.items() if key not in (*TIMES, "provenance")}
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -70,9 +70,10 @@ def test_every_scenario_of_both_towers(run: Run, compiled: CompiledBundle, photo
         *("--images", photos, "--output", output),
     )
     assert report == json.loads(output.read_text())
-    assert (report["target"], report["precision"], report["emulated"]) == ("cpu", "force_float32", False)
-    assert (report["batch_size"], report["devices"], report["in_flight"]) == (4, [0], 2)
-    assert set(report["tool_versions"]) == {"clipmlu", "onnxruntime"}
+    origin = report["provenance"]
+    assert (origin["target"], origin["precision"], origin["emulated"]) == ("cpu", "force_float32", False)
+    assert (report["batch_size"], origin["devices"], report["in_flight"]) == (4, [], 2)
+    assert set(origin["tool_versions"]) == {"clipmlu", "onnxruntime"}
     assert report["machine"]["cpus"] >= 1
     assert report["machine"]["memory_bytes"] > report["peak_memory_bytes"] > 10 * 2**20
     assert report["open_s"] > 0
@@ -150,7 +151,8 @@ def test_static_shape_counts_its_padding_and_computing_takes_the_injected_time(
     chosen = ("--scenario", "multi-stream", "--queries-per-stream", 6, "--images", photos)
     report = _json(run, card.path, *QUICK, *chosen)
     (result,) = report["towers"][0]["scenarios"]
-    assert (report["emulated"], report["dynamic_shape"], report["towers"][0]["emulated"]) == (True, False, True)
+    assert (report["dynamic_shape"], report["towers"][0]["emulated"]) == (False, True)
+    assert (report["provenance"]["emulated"], report["provenance"]["devices"]) == (True, [0])
     assert result["padding_per_query"] == 2, "six samples in two batches of four"
     assert min(result["latencies_ms"]) >= 40, "two batches, one after the other"
     stages = report["pipeline"]["stages"]
@@ -182,7 +184,7 @@ def test_computing_of_batches_in_flight_adds_up_to_no_more_than_the_time_that_pa
 def test_several_cards_share_the_batches(run: Run, card: CompiledBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPMLU_EMULATOR_DEVICES", "2")
     report = _json(run, card.path, *QUICK, "--devices", "0,1", "--no-stages", "--scenario", "offline")
-    assert report["devices"] == [0, 1]
+    assert report["provenance"]["devices"] == [0, 1]
     assert report["pipeline"] is None
     assert report["towers"][0]["scenarios"][0]["queries"] >= 5
 

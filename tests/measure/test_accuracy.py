@@ -15,7 +15,7 @@ from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError, OptionError, ShapeError
 from clipmlu.files.publish import encode_json
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
-from clipmlu.measure.accuracy.report import AccuracyReport, compare_with_baseline
+from clipmlu.measure.accuracy.report import AccuracyReport, compare_with_baseline, read_report
 from clipmlu.measure.accuracy.tally import ImageResult, Tally
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
@@ -157,6 +157,23 @@ def test_a_baseline_of_other_class_names_is_no_baseline(encoder: Encoder) -> Non
 def test_report_survives_json(encoder: Encoder) -> None:
     report = evaluate(encoder, Pictures(9))
     assert msgspec.json.decode(encode_json(report), type=AccuracyReport) == report
+
+
+def test_reports_of_an_older_layout_are_told_apart_from_other_files(encoder: Encoder, tmp_path: Path) -> None:
+    report = msgspec.to_builtins(evaluate(encoder, Pictures(9)))
+    del report["schema_version"]
+    older = {"model": report["provenance"]["model"], "emulated": False, **report}
+    del older["provenance"]
+    path = tmp_path / "report.json"
+    path.write_bytes(msgspec.json.encode(older))
+    with pytest.raises(InputError, match=r"report\.json' was written by an older clipmlu.*clipmlu eval BUNDLE"):
+        read_report(path)
+    path.write_bytes(msgspec.json.encode({**report, "schema_version": 2}))
+    with pytest.raises(InputError, match=r"has schema 2; this clipmlu reads up to 1"):
+        read_report(path)
+    path.write_bytes(b'{"steps": []}')
+    with pytest.raises(InputError, match=r"is not a report as 'clipmlu eval --output' writes it"):
+        read_report(path)
 
 
 def test_tallies_of_parts_add_up_to_the_whole() -> None:

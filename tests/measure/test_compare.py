@@ -251,8 +251,11 @@ def test_report_survives_json_and_says_how_it_was_made(
     assert (report.images, [skipped.id for skipped in report.skipped]) == (4, ["pictures/2"])
     assert report.towers["image"].rows == 4
     assert report.towers["text"].rows == 5, "as many prompts as images were asked for"
-    assert (report.measured.target, report.measured.kind) == ("cpu", "compiled")
-    assert (report.reference.target, report.reference.kind) == (None, "exported")
+    assert (report.measured.kind, report.reference.kind) == ("compiled", "exported")
+    assert (report.measured.provenance.bundle_digest, report.reference.provenance.bundle_digest) == (
+        compiled.digest,
+        exported.digest,
+    )
     assert not report.emulated
     assert report.predictions.agreement == 1.0
     assert all(node.cosine is not None and node.cosine > 0.999999 for node in report.towers["image"].nodes)
@@ -497,7 +500,7 @@ def test_emulated_card_and_cpu_have_the_same_nodes(
     assert reports[0].towers == reports[1].towers
     assert reports[0].embeddings == reports[1].embeddings
     assert (reports[0].emulated, reports[1].emulated) == (True, False)
-    assert reports[0].measured.emulated
+    assert reports[0].measured.provenance.emulated
     both = compare_bundles(emulated, int8, dataset, options)
     for tower in ("image", "text"):
         assert all(node.is_exact and node.cosine == 1.0 for node in both.towers[tower].nodes)  # type: ignore[index]

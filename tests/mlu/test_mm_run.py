@@ -222,7 +222,8 @@ def test_images_per_second_are_batches_times_images(card: CompiledBundle, mm_run
     assert report.iterations_per_second == pytest.approx(2 * 100 / 1.25), "of both cards"
     assert report.images_per_second == pytest.approx(2 * 80 * 8)
     assert report.texts_per_second is None
-    assert (report.target, report.emulated, report.batch_size) == ("mlu", False, 8)
+    assert (report.provenance.target, report.provenance.emulated, report.batch_size) == ("mlu", False, 8)
+    assert report.provenance.devices == (0, 1)
     assert [summary.format for summary in report.summaries] == ["new" if new else "old"] * 2
     assert report.output_tail.startswith("=================== Performance Summary")
     assert json.loads(log.read_text()) == {

@@ -229,7 +229,7 @@ def test_other_source_is_not_taken_for_this_one(
     overwriting = CompileOptions(target="cpu", overwrite=True)
     report = run_sweep(other.path, output, options(FLOAT32, compile=overwriting), on_note=notes.append)
     assert any(note.startswith("not reusing") and "another export" in note for note in notes)
-    assert report.source_digest == other.digest
+    assert report.provenance.bundle_digest == other.digest
     assert len(timed) == 8, "everything anew"
 
 

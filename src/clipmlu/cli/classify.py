@@ -25,12 +25,12 @@ from clipmlu.cli._shared import (
 )
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
-from clipmlu.report.predictions import FORMATS, PredictionFormat
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.embed.images import RowBatch
     from clipmlu.model import Model
+    from clipmlu.report.predictions import PredictionFormat
 
 
 @click.command("classify")
@@ -80,6 +80,7 @@ def classify_command(
     from clipmlu.embed.images import run_batches
     from clipmlu.files.publish import check_files_free
     from clipmlu.model import load
+    from clipmlu.report.predictions import FORMATS
 
     if (labels is None) == (classifier_file is None):
         raise OptionError("Give either --labels or --classifier.")

@@ -63,6 +63,7 @@ def embed_command(
 
     INPUT is what 'clipmlu classify' takes. Where the run ends early, the finished part is written to OUTPUT.partial.npy.
     """
+    from clipmlu.backends.provenance import emulated_mark
     from clipmlu.data.finding import LeftOut
     from clipmlu.embed.file import EmbeddingFile, check_embedding_output
     from clipmlu.model import load
@@ -83,7 +84,7 @@ def embed_command(
         ) as encoder,
         EmbeddingFile(output, encoder.embedding_dim, overwrite=overwrite) as file,
     ):
-        mark = " (emulated)" if encoder.bundle.compilation.emulated else ""
+        mark = emulated_mark(encoder.bundle.compilation.emulated)
         try:
             if texts is not None:
                 broken = _embed_texts(encoder, texts, file)

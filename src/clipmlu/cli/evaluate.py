@@ -135,9 +135,10 @@ def eval_command(
 
 
 def _tell_interrupted(encoder: Encoder, tally: Tally, wanted: int) -> None:
+    from clipmlu.backends.provenance import emulated_mark
     from clipmlu.measure.statistics import wilson_interval
 
     interval = wilson_interval(tally.correct, tally.images)
     found = f"{tally.correct / tally.images:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
-    mark = " (emulated)" if encoder.bundle.compilation.emulated else ""
+    mark = emulated_mark(encoder.bundle.compilation.emulated)
     note(f"Stopped after {tally.images} of {wanted} images: top-1 so far {found}{mark}.")

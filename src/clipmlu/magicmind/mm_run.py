@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from clipmlu.arguments import check_fields
+from clipmlu.backends.provenance import Provenance, provenance_of
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError
-from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Precision, Spec, TensorSpec, TowerName
+from clipmlu.specs import NaturalInt, PositiveInt, Spec, TensorSpec, TowerName
 
 PATH_VARIABLE = "MM_RUN_PATH"
 HOME_VARIABLE = "NEUWARE_HOME"
@@ -135,12 +136,8 @@ class MmRunReport(Spec, frozen=True, kw_only=True):
     Attributes:
         tool: path of the tool.
         command: the command line.
-        model: the model.
-        bundle_digest: digest of the bundle.
+        provenance: the bundle and the cards; never emulated, since the tool takes real models only.
         tower: name of the graph.
-        target: target of the graph.
-        precision: its arithmetic.
-        emulated: always False, since the tool runs real models only; every report of clipmlu has this field.
         batch_size: images of a batch, or texts for the text tower.
         images_per_second: batches per second of all cards times images; None for the text tower.
         texts_per_second: the same for the text tower; None for others.
@@ -151,12 +148,8 @@ class MmRunReport(Spec, frozen=True, kw_only=True):
 
     tool: str
     command: tuple[str, ...]
-    model: ModelId
-    bundle_digest: str
+    provenance: Provenance
     tower: TowerName
-    target: str
-    precision: Precision
-    emulated: bool
     batch_size: int
     images_per_second: float | None
     texts_per_second: float | None
@@ -223,12 +216,8 @@ def run_mm_run(
     return MmRunReport(
         tool=str(tool),
         command=tuple(command),
-        model=bundle.manifest.model,
-        bundle_digest=bundle.digest,
+        provenance=provenance_of(bundle, options.devices),
         tower=tower,
-        target=placement.target,
-        precision=placement.precision,
-        emulated=placement.emulated,
         batch_size=batch_size,
         images_per_second=None if tower == "text" else rate * batch_size,
         texts_per_second=rate * batch_size if tower == "text" else None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipmlu.report.tables import console, print_facts
+from clipmlu.backends.provenance import emulated_mark
+from clipmlu.report.tables import console, describe_provenance, print_facts
 
 if TYPE_CHECKING:
     from clipmlu.measure.accuracy.report import AccuracyReport
@@ -18,10 +19,10 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
     """Print an accuracy report on stdout."""
     from rich.table import Table
 
-    mark = " (emulated)" if report.emulated else ""
+    mark = emulated_mark(report.provenance.emulated)
     top5 = "none (fewer than six classes)" if report.top5 is None else _with_interval(report.top5, report.top5_interval)
     rows = {
-        "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
+        "model": describe_provenance(report.provenance),
         "dataset": f"{report.dataset}, {report.split}, {report.classes} classes",
         "images": f"{report.images}" + (f" ({len(report.skipped)} skipped)" if report.skipped else ""),
         "top-1": _with_interval(report.top1, report.top1_interval),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from clipmlu.arguments import as_path
+from clipmlu.backends.provenance import emulated_mark
 from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.measure.compare.sides import SideFacts
 from clipmlu.report.heatmap import check_drawable, draw_heatmap
@@ -192,6 +193,8 @@ def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> b
 
 def describe_side(side: SideFacts) -> str:
     """Describe a side in a few words."""
-    if side.target is None:
+    if side.kind == "exported":
         return "float source"
-    return f"{side.target} {side.precision.value}" + (" (emulated)" if side.emulated else "")
+    origin = side.provenance
+    precision = "" if origin.precision is None else f" {origin.precision.value}"
+    return f"{origin.target}{precision}{emulated_mark(origin.emulated)}"

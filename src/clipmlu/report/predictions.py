@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from textwrap import indent
 from typing import TYPE_CHECKING
 
+from clipmlu.backends.provenance import emulated_mark, provenance_of
 from clipmlu.data.class_names import distinct_names
+from clipmlu.files.publish import encode_json
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
@@ -23,7 +25,8 @@ class PredictionFormat:
     tail: str = ""
 
     def __init__(self, classifier: ZeroShotClassifier, _top_k: int) -> None:
-        self._emulated = classifier.encoder.bundle.compilation.emulated
+        self._provenance = provenance_of(classifier.encoder.bundle, (classifier.encoder.options.device,))
+        self._emulated = self._provenance.emulated
         self._names = distinct_names(classifier.class_names)
 
     def ranked(self, prediction: Prediction) -> Iterator[tuple[str, float]]:
@@ -40,7 +43,8 @@ class _Table(PredictionFormat):
 
     def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
         super().__init__(classifier, top_k)
-        self.head = "(emulated)\n" if self._emulated else ""
+        mark = emulated_mark(self._emulated).strip()
+        self.head = f"{mark}\n" if mark else ""
         self._width = min(28, max(map(len, self._names)))
 
     def row(self, prediction: Prediction) -> str:
@@ -55,7 +59,8 @@ class _Json(PredictionFormat):
 
     def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
         super().__init__(classifier, top_k)
-        self.head = f'{{\n  "emulated": {json.dumps(self._emulated)},\n  "results": ['
+        provenance = indent(encode_json(self._provenance).decode().strip(), "  ").lstrip()
+        self.head = f'{{\n  "provenance": {provenance},\n  "results": ['
         self._separator = "\n"
 
     def row(self, prediction: Prediction) -> str:

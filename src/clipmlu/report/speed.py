@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.report.tables import console, print_facts
+from clipmlu.backends.provenance import emulated_mark
+from clipmlu.report.tables import console, describe_provenance, print_facts
 
 if TYPE_CHECKING:
     from clipmlu.magicmind.mm_run import MmRunReport
@@ -20,7 +21,7 @@ def show_speed(report: SpeedReport) -> None:
     """Print a speed report on stdout."""
     from rich.table import Table
 
-    mark = " (emulated)" if report.emulated else ""
+    mark = emulated_mark(report.provenance.emulated)
     shape = f"batch {report.batch_size}" + ("" if report.dynamic_shape else ", smaller ones are padded")
     threads = str(report.threads) if report.threads else "as the runtime decides"
     memory = "not known" if report.peak_memory_bytes is None else _mebibytes(report.peak_memory_bytes)
@@ -28,7 +29,7 @@ def show_speed(report: SpeedReport) -> None:
         memory += f", worker {_mebibytes(report.worker_peak_memory_bytes)}"
     kernels = {each.kernels for each in report.towers} - {""}
     facts = {
-        "model": f"{report.model}, {report.target}, {report.precision.value}{mark}",
+        "model": describe_provenance(report.provenance),
         "shape": f"{shape}, {report.in_flight} in flight, threads: {threads}",
         "machine": f"{report.machine.cpu}, {report.machine.cpus} CPUs",
         **({"kernels": "; ".join(sorted(kernels))} if kernels else {}),
@@ -120,7 +121,7 @@ def show_tool(report: MmRunReport) -> None:
     rate = report.images_per_second if report.images_per_second is not None else report.texts_per_second
     unit = "images/s" if report.images_per_second is not None else "texts/s"
     facts = {
-        "model": f"{report.model}, {report.tower} graph, {report.precision.value}, batch {report.batch_size}",
+        "model": f"{describe_provenance(report.provenance)}, {report.tower} graph, batch {report.batch_size}",
         "throughput": f"{rate:.1f} {unit} ({report.iterations_per_second:.2f} batches/s)",
         "tool": f"{report.tool}, {report.summaries[0].format} format",
         "tool's own qps": ", ".join(f"{summary.tool_qps:g}" for summary in report.summaries)

@@ -13,6 +13,8 @@ from clipmlu.files.publish import encode_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from clipmlu.backends.provenance import Provenance
+
 
 def echo_json(value: object) -> None:
     """Print a report, record or list as JSON on stdout; see ``encode_json``."""
@@ -25,6 +27,16 @@ def console() -> Console:
 
     # Class names and paths are shown unchanged: no [markup], no :emoji:.
     return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+
+
+def describe_provenance(provenance: Provenance) -> str:
+    """Return the model, target and precision in one line, with the mark of emulated figures."""
+    from clipmlu.backends.provenance import emulated_mark
+
+    parts = [str(provenance.model), provenance.target]
+    if provenance.precision is not None:
+        parts.append(provenance.precision.value)
+    return ", ".join(parts) + emulated_mark(provenance.emulated)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

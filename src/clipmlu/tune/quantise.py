@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from clipmlu.arguments import as_path, check_argument
+from clipmlu.backends.provenance import Provenance, emulated_mark, make_provenance
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, check_output_free, open_exported, publish_copy
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
@@ -108,7 +109,7 @@ def search_bundle(
     )
     key = _search_key(exported, plan, base, evaluator, search)
     state = _State(output.with_name(output.name + _STATE_SUFFIX), key, on_note)
-    process = _Search(exported, base, evaluator, state, search, on_note, emulated=plan.main.emulated)
+    process = _Search(exported, base, evaluator, state, search, on_note, _provenance(exported, plan, base))
     found = process.run(modes)
     report = process.report()
     if found is None:
@@ -122,6 +123,13 @@ def search_bundle(
     bundle = publish_copy(found, output, files, overwrite=options.overwrite)
     shutil.rmtree(state.folder, ignore_errors=True)
     return bundle, report
+
+
+def _provenance(exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions) -> Provenance:
+    placements = [plan.main, *([] if plan.text_tower is None else [plan.text_tower])]
+    backends = {placement.backend for placement in placements}
+    devices = (base.session.device,)
+    return make_provenance(exported, plan.main.target, None, backends, devices, packages=("onnxruntime",))
 
 
 def _search_key(
@@ -191,8 +199,7 @@ class _Search:
         state: _State,
         search: SearchOptions,
         on_note: Callable[[str], None],
-        *,
-        emulated: bool,
+        provenance: Provenance,
     ) -> None:
         self._exported = exported
         self._base = base
@@ -200,7 +207,7 @@ class _Search:
         self._state = state
         self._search = search
         self._note = on_note
-        self._emulated = emulated
+        self._provenance = provenance
         self._reference_top1: float | None = None
         self._trials: list[Trial] = []
 
@@ -216,8 +223,7 @@ class _Search:
     def report(self) -> SearchReport:
         """The report of the trials so far."""
         return SearchReport(
-            target=self._base.target,
-            emulated=self._emulated,
+            provenance=self._provenance,
             max_drop=self._search.max_drop,
             confidence=_CONFIDENCE,
             dataset=self._evaluator.dataset.name,
@@ -388,7 +394,7 @@ class _Search:
 
     def _tell(self, trial: Trial) -> None:
         self._trials.append(trial)
-        mark = ", emulated" if self._emulated else ""
+        mark = emulated_mark(self._provenance.emulated)
         self._note(f"{len(self._trials):2d}. {describe_trial(trial)}{mark}")
 
 

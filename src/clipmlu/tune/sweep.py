@@ -17,8 +17,8 @@ import msgspec
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import SessionOptions, backend_for_target, runtime_versions
+from clipmlu.backends.provenance import make_provenance
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
-from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import (
     DEFAULT_BATCH_SIZE,
@@ -178,10 +178,7 @@ def run_sweep(
     accuracies = [variant.accuracy for variant in variants if variant.accuracy is not None]
     rows = [row for variant in variants for row in variant.rows(emulated=backend.emulated)]
     report = SweepReport(
-        model=exported.manifest.model,
-        source_digest=exported.digest,
-        target=target,
-        emulated=backend.emulated,
+        provenance=make_provenance(exported, target, None, [backend.name], (options.session.device,)),
         dataset=None if dataset is None else dataset.name,
         split=None if dataset is None else dataset.split,
         images=accuracies[0].images if accuracies else None,
@@ -190,7 +187,6 @@ def run_sweep(
         duration_ms=options.duration_ms,
         rows=mark_front(rows),
         machine=describe_machine(),
-        tool_versions=current_tool_versions(*backend.packages),
         skipped=accuracies[0].skipped if accuracies else (),
     )
     files = {output / "sweep.json": encode_json(report), output / "sweep.md": render_markdown(report).encode()}

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from clipmlu.backends.provenance import Provenance, emulated_mark
 from clipmlu.measure.machine import Machine
 from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import Interval
-from clipmlu.specs import ModelId, Precision, Spec
+from clipmlu.specs import Precision, Spec
 
 HEADINGS = ("precision", "batch", "images/s", "slowest", "fastest", "latency ms", "top-1", "MiB image/all", "front")
 
@@ -54,10 +55,7 @@ class SweepReport(Spec, frozen=True, kw_only=True):
     """What ``clipmlu sweep`` measured.
 
     Attributes:
-        model: the model.
-        source_digest: digest of the exported bundle.
-        target: what was compiled for.
-        emulated: the emulated vendor SDK had a part in it.
+        provenance: the exported bundle that all were compiled from, and what ran them.
         dataset: what accuracy was measured on, or None.
         split: which part of it.
         images: how many images of it; None without any.
@@ -66,14 +64,10 @@ class SweepReport(Spec, frozen=True, kw_only=True):
         duration_ms: of one repetition.
         rows: in the order of precisions and batch sizes as given.
         machine: where this was.
-        tool_versions: versions of clipmlu and of the runtime.
         skipped: images that could not be read.
     """
 
-    model: ModelId
-    source_digest: str
-    target: str
-    emulated: bool
+    provenance: Provenance
     dataset: str | None
     split: str | None
     images: int | None
@@ -82,7 +76,6 @@ class SweepReport(Spec, frozen=True, kw_only=True):
     duration_ms: int
     rows: tuple[SweepRow, ...]
     machine: Machine
-    tool_versions: dict[str, str]
     skipped: tuple[SkippedImage, ...] = ()
 
     @property
@@ -123,7 +116,7 @@ def mark_front(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
 
 def row_cells(row: SweepRow) -> tuple[str, ...]:
     """A row as text, one cell for each of ``HEADINGS``; emulated figures say so."""
-    mark = " (emulated)" if row.emulated else ""
+    mark = emulated_mark(row.emulated)
     if row.failure is not None:
         return (f"{row.precision.value}{mark}", *[""] * 7, "gate failed" if row.gate_failed else "failed")
     return (
@@ -141,17 +134,18 @@ def row_cells(row: SweepRow) -> tuple[str, ...]:
 
 def summary_lines(report: SweepReport) -> Iterator[str]:
     """What the table needs to be understood, and why rows failed."""
-    mark = " (emulated)" if report.emulated else ""
+    origin = report.provenance
+    mark = emulated_mark(origin.emulated)
     measured = (
         f"top-1 on {report.images} images of {report.dataset}, {report.split}" if report.images else "no accuracy"
     )
-    yield f"{report.model}, {report.target}{mark}: {measured}; {report.machine.cpu}, {report.machine.cpus} CPUs."
+    yield f"{origin.model}, {origin.target}{mark}: {measured}; {report.machine.cpu}, {report.machine.cpus} CPUs."
     yield (
         f"images/s: image tower, two batches in flight, median, slowest and fastest of {report.repetitions} repetitions of "
         f"{report.duration_ms} ms, in turns with all other rows. latency: one batch alone. front: no other row is better "
         "in accuracy, images/s and size together."
     )
-    if report.emulated:
+    if origin.emulated:
         yield "Emulated: this is the speed of an emulator on this CPU, and says nothing about any card."
     for row in report.rows:
         if row.failure is not None:
@@ -160,7 +154,7 @@ def summary_lines(report: SweepReport) -> Iterator[str]:
 
 def render_markdown(report: SweepReport) -> str:
     """The report as a Markdown page."""
-    lines = [f"# Sweep of {report.model}", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    lines = [f"# Sweep of {report.provenance.model}", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
     lines += [f"| {' | '.join(row_cells(row))} |" for row in report.rows]
     return "\n".join([*lines, "", *(f"{line}\n" for line in summary_lines(report))])
 

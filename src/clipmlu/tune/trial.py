@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from clipmlu.arguments import check_fields
+from clipmlu.backends.provenance import Provenance
 from clipmlu.errors import OptionError
 from clipmlu.measure.statistics import _Z_ONE_SIDED
 from clipmlu.specs import PositiveInt, Precision, QuantisationOptions, Spec
@@ -96,8 +97,7 @@ class SearchReport(Spec, frozen=True, kw_only=True):
     """What the search tried, in order.
 
     Attributes:
-        target: what was compiled for and evaluated on.
-        emulated: by the emulated vendor SDK.
+        provenance: the exported bundle, and what the trials ran on.
         max_drop: the allowed loss of top-1.
         confidence: of the bounds.
         dataset: where the held-out images come from.
@@ -108,8 +108,7 @@ class SearchReport(Spec, frozen=True, kw_only=True):
         trials: in order; the last one was chosen, if it is accepted.
     """
 
-    target: str
-    emulated: bool
+    provenance: Provenance
     max_drop: float
     confidence: float
     dataset: str

@@ -11,8 +11,7 @@ import msgspec
 import numpy as np
 
 from clipmlu.arguments import check_argument, check_fields
-from clipmlu.backends import get_backend
-from clipmlu.bundle.manifest import current_tool_versions
+from clipmlu.backends.provenance import provenance_of
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset, check_dataset
@@ -145,16 +144,11 @@ def _report(
     batch_size: int,
     elapsed_s: float,
 ) -> AccuracyReport:
-    facts = encoder.bundle.compilation
     images, names = tally.images, distinct_names(dataset.class_names)
     per_class = _per_class(tally, names)
     has_top5 = len(names) > TOP_K
     return AccuracyReport(
-        model=encoder.bundle.manifest.model,
-        target=facts.target,
-        precision=facts.precision,
-        emulated=facts.emulated,
-        bundle_digest=encoder.bundle.digest,
+        provenance=provenance_of(encoder.bundle, (encoder.options.device,)),
         dataset=dataset.name,
         split=dataset.split,
         templates=classifier.templates,
@@ -172,7 +166,6 @@ def _report(
         confusions=_confusions(tally, names),
         elapsed_s=elapsed_s,
         images_per_second=images / elapsed_s,
-        tool_versions=current_tool_versions(*get_backend(facts.backend).packages),
         fast_preprocess=encoder.preprocessor.fast,
     )
 

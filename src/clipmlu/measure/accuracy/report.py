@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from clipmlu.arguments import as_path
+from clipmlu.backends.provenance import Provenance
 from clipmlu.errors import GateError, InputError, OptionError
-from clipmlu.files.read import read_json
+from clipmlu.files.read import decode_json, read_small_file
 from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import Interval
-from clipmlu.specs import ModelId, Precision, Spec
+from clipmlu.specs import NaturalInt, Spec
+
+SCHEMA_VERSION = 1
 
 
 class ClassAccuracy(Spec, frozen=True, kw_only=True):
@@ -58,11 +63,8 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
     """What ``clipmlu eval`` measured.
 
     Attributes:
-        model: the model.
-        target: the compiled bundle's target.
-        precision: its arithmetic.
-        emulated: True when the emulated vendor SDK had a part in it.
-        bundle_digest: digest of the compiled bundle's manifest.
+        schema_version: version of the layout.
+        provenance: the bundle, and what ran it.
         dataset: the dataset's name.
         split: the split.
         templates: what the prompts were made from.
@@ -80,18 +82,14 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
         confusions: the most frequent wrong pairs, most frequent first.
         elapsed_s: wall time of the evaluation in seconds, class embeddings and opening not counted.
         images_per_second: ``images / elapsed_s``.
-        tool_versions: versions of clipmlu and of the runtime.
         calibration_overlap: images that the bundle was calibrated with, when that was allowed; else None.
         calibration_prompts: prompts of this evaluation that the text tower was calibrated with.
         baseline: comparison with an earlier report, or None.
         fast_preprocess: the images were decoded and shrunk by shortcuts.
     """
 
-    model: ModelId
-    target: str
-    precision: Precision
-    emulated: bool
-    bundle_digest: str
+    schema_version: NaturalInt = SCHEMA_VERSION
+    provenance: Provenance
     dataset: str
     split: str
     templates: tuple[str, ...]
@@ -109,7 +107,6 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
     confusions: tuple[Confusion, ...]
     elapsed_s: float
     images_per_second: float
-    tool_versions: dict[str, str]
     calibration_overlap: int | None = None
     calibration_prompts: int = 0
     baseline: BaselineComparison | None = None
@@ -120,14 +117,28 @@ def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
     """Read a report as ``clipmlu eval --output`` writes it.
 
     Raises:
-        InputError: there is none, or it is something else.
+        InputError: there is none, it was written by an older or newer clipmlu in another layout, or it is something else.
     """
     try:
-        return read_json(as_path(path, "the report"), AccuracyReport)
+        content = read_small_file(as_path(path, "the report"))
+        _check_schema(path, decode_json(content, dict[str, Any]))
+        return decode_json(content, AccuracyReport)
     except OSError as error:
         raise InputError(f"Cannot read the report '{path}': {error.strerror}.") from error
     except msgspec.DecodeError as error:
         raise InputError(f"'{path}' is not a report as 'clipmlu eval --output' writes it: {error}.") from error
+
+
+def _check_schema(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
+    """Refuse a report of another layout, by name."""
+    version = fields.get("schema_version")
+    if version is None and {"top1", "dataset", "per_class"} <= fields.keys():
+        raise InputError(
+            f"Report '{path}' was written by an older clipmlu, in a layout without 'schema_version'; expected "
+            f"{SCHEMA_VERSION}. Measure that bundle again: clipmlu eval BUNDLE --output FILE."
+        )
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise InputError(f"Report '{path}' has schema {version}; this clipmlu reads up to {SCHEMA_VERSION}.")
 
 
 def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_drop: float) -> AccuracyReport:
@@ -156,7 +167,7 @@ def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_
                 "compared"
             )
     comparison = BaselineComparison(
-        bundle_digest=baseline.bundle_digest,
+        bundle_digest=baseline.provenance.bundle_digest,
         top1=baseline.top1,
         drop=baseline.top1 - report.top1,
         max_drop=max_drop,

@@ -11,9 +11,7 @@ from typing import Literal
 import numpy as np
 
 from clipmlu.arguments import check_argument, check_fields
-from clipmlu.backends import get_backend
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_exported
-from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.classify.classifier import build_classifier
 from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.data.datasets import Dataset, check_dataset
@@ -62,10 +60,8 @@ class ComparisonReport(Spec, frozen=True, kw_only=True):
     """What ``clipmlu compare A B`` found; all of it measures A against B.
 
     Attributes:
-        model: the model.
         measured: A.
         reference: B.
-        emulated: True when the emulated vendor SDK had a part in either.
         dataset: the dataset's name.
         split: the split.
         templates: what the prompts were made from.
@@ -81,13 +77,10 @@ class ComparisonReport(Spec, frozen=True, kw_only=True):
         logits: the logits of every image over the classes, where there are no embeddings; else None.
         ablation: which role costs how much, or None when that was not asked for.
         elapsed_s: wall time in seconds.
-        tool_versions: versions of clipmlu and of the runtimes.
     """
 
-    model: ModelId
     measured: SideFacts
     reference: SideFacts
-    emulated: bool
     dataset: str
     split: str
     templates: tuple[str, ...]
@@ -102,7 +95,16 @@ class ComparisonReport(Spec, frozen=True, kw_only=True):
     logits: EmbeddingComparison | None = None
     ablation: Ablation | None
     elapsed_s: float
-    tool_versions: dict[str, str]
+
+    @property
+    def model(self) -> ModelId:
+        """The model, which is the same on both sides."""
+        return self.measured.provenance.model
+
+    @property
+    def emulated(self) -> bool:
+        """True when the emulated vendor SDK had a part in either side."""
+        return self.measured.provenance.emulated or self.reference.provenance.emulated
 
     @property
     def first_divergences(self) -> dict[TowerName, NodeComparison]:
@@ -286,13 +288,9 @@ class _Comparison:
                 "image": compare_embeddings(own.image, theirs.image),
                 "text": compare_embeddings(own.text, theirs.text),
             }
-        sides = (self._a, self._b)
-        runtimes = {package for side in sides for package in get_backend(side.runs.compilation.backend).packages}
         return ComparisonReport(
-            model=self._a.given.manifest.model,
-            measured=self._a.facts,
-            reference=self._b.facts,
-            emulated=any(side.runs.compilation.emulated for side in sides),
+            measured=self._a.describe(self._options.device),
+            reference=self._b.describe(self._options.device),
             dataset=self._dataset.name,
             split=self._dataset.split,
             templates=self._templates,
@@ -307,7 +305,6 @@ class _Comparison:
             logits=logits,
             ablation=ablation,
             elapsed_s=time.perf_counter() - start,
-            tool_versions=current_tool_versions(*sorted({*runtimes, "onnxruntime"})),
         )
 
     def _embed(self, side: Side, name: str) -> _Result:

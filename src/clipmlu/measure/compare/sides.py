@@ -6,6 +6,7 @@ import dataclasses
 import os
 
 from clipmlu.backends import SessionOptions, get_backend
+from clipmlu.backends.provenance import Provenance, backends_of, make_provenance
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_bundle
 from clipmlu.bundle.manifest import TOKENIZER_NAME, Compilation, Manifest, SeenData
 from clipmlu.bundle.runnable import RunnableModel
@@ -24,19 +25,13 @@ class SideFacts(Spec, frozen=True, kw_only=True):
     Attributes:
         path: the bundle's directory.
         kind: ``exported`` for a float source, ``compiled`` for a bundle of a target.
-        digest: digest of its manifest.
-        target: its target, or None for a float source, which runs on the CPU.
-        precision: its arithmetic.
-        emulated: True when the emulated vendor SDK made and ran it.
+        provenance: its digest, and what ran it; a float source runs in float32 on the CPU.
         quantisation: how it was quantised, or None.
     """
 
     path: str
     kind: str
-    digest: str
-    target: str | None
-    precision: Precision
-    emulated: bool
+    provenance: Provenance
     quantisation: QuantisationOptions | None
 
 
@@ -52,19 +47,16 @@ class Side:
     given: ExportedBundle | CompiledBundle
     runs: RunnableModel
 
-    @property
-    def facts(self) -> SideFacts:
-        """Its description for a report."""
-        compilation = self.runs.compilation
-        exported = isinstance(self.given, ExportedBundle)
+    def describe(self, device: int) -> SideFacts:
+        """Its description for a report, where it ran on a card of that index."""
+        facts = self.runs.compilation
         return SideFacts(
             path=name_from_path(self.given.path),
             kind=self.given.kind,
-            digest=self.given.digest,
-            target=None if exported else compilation.target,
-            precision=compilation.precision,
-            emulated=compilation.emulated,
-            quantisation=compilation.quantisation,
+            provenance=make_provenance(
+                self.given, facts.target, facts.precision, backends_of(facts), (device,), packages=("onnxruntime",)
+            ),
+            quantisation=facts.quantisation,
         )
 
     @property

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from clipmlu.arguments import check_argument
 from clipmlu.backends import SessionOptions, get_backend
+from clipmlu.backends.provenance import Provenance, provenance_of
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
-from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home
@@ -28,7 +28,7 @@ from clipmlu.measure.speed.bottleneck import PipelineReport, draw_photos, measur
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.loads import ScenarioResult, SpeedOptions, measure_scenario
 from clipmlu.measure.speed.scenarios import Graph
-from clipmlu.specs import ModelId, Precision, Spec, TowerName
+from clipmlu.specs import Precision, Spec, TowerName
 
 
 class TowerSpeed(Spec, frozen=True, kw_only=True):
@@ -59,15 +59,10 @@ class SpeedReport(Spec, frozen=True, kw_only=True):
     """What ``clipmlu bench`` measured.
 
     Attributes:
-        model: the model.
-        bundle_digest: digest of the compiled bundle's manifest.
-        target: the compiled bundle's target.
-        precision: its arithmetic.
-        emulated: True when the emulated vendor SDK had a part in it: its figures say nothing about any card.
+        provenance: the bundle, the cards, and what ran it.
         dynamic_shape: False when smaller batches are padded.
         batch_size: samples of a full batch.
         threads: CPU threads of one batch; 0: as many as the runtime likes.
-        devices: the cards.
         in_flight: batches on a card at a time.
         open_s: seconds to open the bundle, digests of all files included.
         towers: one for each graph that was measured.
@@ -75,18 +70,12 @@ class SpeedReport(Spec, frozen=True, kw_only=True):
         peak_memory_bytes: most memory that this process had resident, from its start; None where that is not told.
         worker_peak_memory_bytes: the same of the processes that it started, or None.
         machine: where this was.
-        tool_versions: versions of clipmlu and of the runtimes.
     """
 
-    model: ModelId
-    bundle_digest: str
-    target: str
-    precision: Precision
-    emulated: bool
+    provenance: Provenance
     dynamic_shape: bool
     batch_size: int
     threads: int
-    devices: tuple[int, ...]
     in_flight: int
     open_s: float
     towers: tuple[TowerSpeed, ...]
@@ -94,7 +83,6 @@ class SpeedReport(Spec, frozen=True, kw_only=True):
     peak_memory_bytes: int | None
     worker_peak_memory_bytes: int | None
     machine: Machine
-    tool_versions: dict[str, str]
 
 
 def measure_speed(
@@ -139,17 +127,11 @@ def measure_speed(
         ) as encoder:
             pipeline = _measure_pipeline(encoder, batch_size, options)
     facts = bundle.compilation
-    packages = {package for tower in towers for package in get_backend(facts.placement(tower).backend).packages}
     return SpeedReport(
-        model=bundle.manifest.model,
-        bundle_digest=bundle.digest,
-        target=facts.target,
-        precision=facts.precision,
-        emulated=facts.emulated,
+        provenance=provenance_of(bundle, options.devices),
         dynamic_shape=facts.dynamic_shape,
         batch_size=batch_size,
         threads=options.threads,
-        devices=options.devices,
         in_flight=options.in_flight,
         open_s=open_s,
         towers=speeds,
@@ -157,7 +139,6 @@ def measure_speed(
         peak_memory_bytes=peak_memory_bytes(),
         worker_peak_memory_bytes=worker_memory,
         machine=describe_machine(),
-        tool_versions=current_tool_versions(*sorted(packages)),
     )
 
 
