@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import support
-from clipmlu.bundle.directory import ExportedBundle
+from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.cli import main
+from clipmlu.compile.compiler import CompileOptions
 from clipmlu.export.exporter import ExportOptions
-from clipmlu.pipeline import _reusable_export
+from clipmlu.measure.accuracy.evaluate import EvalOptions
+from clipmlu.pipeline import RunOptions, export_key, run_chain
+from clipmlu.tune.resume import ResultStore
 
 pytestmark = pytest.mark.torch
 
@@ -36,7 +42,7 @@ def _run(
 def test_second_run_reuses_and_a_changed_one_makes_again(
     demo_bundle: ExportedBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(demo_bundle.path, tmp_path / "demo" / "exported")
+    put_export(demo_bundle, tmp_path / "demo")
     steps, first, _ = _run(capsys, tmp_path)
     assert (steps["export"], steps["compile"]) == ("reused", "made")
     assert first["images"] == 48
@@ -69,35 +75,126 @@ def test_second_run_reuses_and_a_changed_one_makes_again(
     )  # the export is reproducible, so its digest is the same
 
 
-@pytest.mark.parametrize(
-    ("changes", "same"),
-    [
-        ({}, True),
-        ({"opset": 18}, False),
-        ({"max_abs_diff": 1e-9}, False),
-        ({"max_abs_diff": 1e-3}, True),
-        ({"min_cosine": 1.0}, False),
-        ({"external_data_bytes": 1000}, False),
-        ({"layout": "joint"}, False),
-        ({"tokenizer": "of its own"}, False),
-    ],
-)
-def test_an_export_made_otherwise_is_not_reused(
-    demo_bundle: ExportedBundle, changes: dict[str, Any], same: bool
-) -> None:
-    given = {**changes, "tokenizer": demo_bundle.tokenizer_path} if "tokenizer" in changes else changes
-    if "min_cosine" in changes:
-        assert min(record.min_cosine or 0.0 for record in demo_bundle.manifest.export.parity) < 1.0
+def put_export(bundle: ExportedBundle, folder: Path) -> ResultStore:
+    """Put an export of the demo model where a run of its makes one."""
+    shutil.copytree(bundle.path, folder / "exported")
+    store = ResultStore(folder / "results", lambda _note: None)
+    store.save("exported", export_key("demo", ExportOptions()), bundle.digest)
+    return store
+
+
+class _StopError(Exception):
+    pass
+
+
+def notes_before_the_first_step(output: Path, model: str = "demo", **changes: Any) -> list[str]:
+    """Notes of a run up to the first bundle that is made."""
     notes: list[str] = []
-    assert (_reusable_export("demo", demo_bundle.path, ExportOptions(**given), notes.append) is not None) is same
-    assert any("other options" in note for note in notes) is not same
+
+    def stop(note: str) -> None:
+        notes.append(note)
+        if note.startswith(("exporting", "compiling")):
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        run_chain(model, output, chain_options(**changes), on_note=stop)
+    return notes
+
+
+def chain_options(**changes: Any) -> RunOptions:
+    parts = {
+        "export": ExportOptions(overwrite=True),
+        "compile": CompileOptions(target="cpu", overwrite=True),
+        "evaluate": EvalOptions(samples=12),
+    }
+    changed = {name: dataclasses.replace(part, **changes.get(name, {})) for name, part in parts.items()}
+    return RunOptions(dataset="demo", **changed)  # type: ignore[arg-type]
+
+
+CHANGED: dict[str, Any] = {
+    "random_weights": True,
+    "seed": 1,
+    "layout": "joint",
+    "opset": 18,
+    "tokenizer": "",
+    "max_abs_diff": 1e-3,
+    "min_cosine": 0.9,
+    "external_data_bytes": 1000,
+    "pretrained": "tag",
+}
+NO_RESULT = {"overwrite", "offline", "cache_dir"}
+
+
+def test_every_option_of_the_export_decides_it() -> None:
+    names = {field.name for field in dataclasses.fields(ExportOptions)} - NO_RESULT
+    assert export_key("demo", ExportOptions()).keys() == {
+        "model",
+        "source_files",
+        *(f"export.{name}" for name in names),
+    }
+    assert names == CHANGED.keys(), "each is changed below"
+
+
+@pytest.mark.parametrize("name", CHANGED.keys() - {"pretrained", "random_weights", "layout"})
+def test_an_export_made_otherwise_is_not_reused(demo_bundle: ExportedBundle, tmp_path: Path, name: str) -> None:
+    put_export(demo_bundle, tmp_path / "demo")
+    assert notes_before_the_first_step(tmp_path)[0] == f"reusing {tmp_path / 'demo' / 'exported'}: its content matches"
+    value = demo_bundle.tokenizer_path if name == "tokenizer" else CHANGED[name]
+    notes = notes_before_the_first_step(tmp_path, export={name: value})
+    reason, _, parts = notes[0].partition(" it was made with other ")
+    assert reason == f"not reusing {tmp_path / 'demo' / 'results' / 'exported.json'}:"
+    assert f"export.{name.replace('_', ' ')}" in parts.split(", ")
+    assert notes[-1].startswith("exporting demo")
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("random_weights", "demo"), ("pretrained", "ViT-B-32"), ("layout", "demo")]
+)
+def test_an_export_of_another_name_has_another_folder(tmp_path: Path, name: str, model: str) -> None:
+    given = {name: "laion2b_s34b_b79k" if name == "pretrained" else CHANGED[name]}
+    keys = {name: export_key(model, ExportOptions(**given))[f"export.{name}"]}
+    assert keys[name] != export_key("demo", ExportOptions())[f"export.{name}"]
+    notes = notes_before_the_first_step(tmp_path, model, export=given)
+    assert notes[0].startswith(f"exporting {model} to {tmp_path / model}-")
 
 
 @pytest.mark.parametrize("tool", ["torch", "open_clip_torch", "onnxscript"])
 def test_an_export_by_another_version_is_not_reused(demo_bundle: ExportedBundle, tmp_path: Path, tool: str) -> None:
-    other = shutil.copytree(demo_bundle.path, tmp_path / "exported")
+    store = put_export(demo_bundle, tmp_path / "demo")
+    other = tmp_path / "demo" / "exported"
     support.edit_manifest(other, tool_versions={**demo_bundle.manifest.tool_versions, tool: "0.0.1"})
-    assert _reusable_export("demo", other, ExportOptions(), lambda _note: None) is None
+    store.save("exported", export_key("demo", ExportOptions()), open_exported(other).digest)
+    notes = notes_before_the_first_step(tmp_path)
+    assert notes[0].startswith(f"not reusing {other}: it was exported by other versions")
+    assert notes[-1].startswith("exporting demo")
+
+
+def test_a_source_that_changed_is_another_source(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model("vit"), tmp_path / "model")
+    key = export_key(f"local-dir:{model}", ExportOptions())
+    config = model / "open_clip_config.json"
+    config.write_text(config.read_text() + " ")
+    changed = export_key(f"local-dir:{model}", ExportOptions())
+    assert [part for part in key if key[part] != changed[part]] == ["source_files"]
+
+
+def test_an_interrupted_run_goes_on(demo_bundle: ExportedBundle, tmp_path: Path) -> None:
+    for name in ("out", "whole"):
+        put_export(demo_bundle, tmp_path / name / "demo")
+
+    def stop(name: str) -> None:
+        raise _StopError(name)
+
+    with pytest.raises(_StopError, match="cpu-force_float32-1-64"):
+        run_chain("demo", tmp_path / "out", chain_options(), on_result=stop)
+    assert not (tmp_path / "out" / "demo" / "report.json").exists()
+    stored: list[str] = []
+    report = run_chain("demo", tmp_path / "out", chain_options(), on_result=stored.append)
+    assert stored == []
+    assert [step.result for step in report.steps[:2]] == ["reused", "reused"]
+    whole = run_chain("demo", tmp_path / "whole", chain_options())
+    times = {"elapsed_s": 1.0, "images_per_second": 1.0}
+    assert msgspec.structs.replace(report.accuracy, **times) == msgspec.structs.replace(whole.accuracy, **times)
 
 
 def test_mistakes_are_found_before_the_export_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

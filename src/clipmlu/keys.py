@@ -1,26 +1,56 @@
-"""Digests of options, used as keys: a stored result is reused only if the digests are equal."""
+"""Digests of values: a result that was measured or made for some is used again only if the digests are equal."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Collection
+import json
+import os
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 
 
 def value_digest(value: object) -> str:
-    """Return the SHA-256 of a value: options, texts, numbers and containers; equal values have equal digests."""
-    return hashlib.sha256(msgspec.json.encode(value, enc_hook=str, order="deterministic")).hexdigest()
+    """Return the SHA-256 of a value, in hexadecimal; equal values have equal digests.
+
+    Args:
+        value: options, texts, numbers, paths, and containers of them.
+
+    Raises:
+        TypeError: it holds something whose content is not known, such as an array.
+    """
+    plain = msgspec.to_builtins(value, str_keys=True, order="deterministic", enc_hook=_plain)
+    # The names of files may hold lone surrogates, which only the escapes of ASCII can write.
+    return hashlib.sha256(json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def options_digest(options: Any, *, without: Collection[str] = ()) -> str:
-    """Return the digest of all fields of an options dataclass; a new field is included automatically.
+def make_key(**parts: object) -> dict[str, str]:
+    """Return the digest of each part, by its name."""
+    return {name: value_digest(part) for name, part in parts.items()}
+
+
+def options_key(options: Any, *, prefix: str = "", without: Collection[str] = ()) -> dict[str, str]:
+    """Return the digest of every field of an options dataclass, by its name: a new field counts without being named here.
 
     Args:
         options: the dataclass.
-        without: fields that do not affect the result, or are part of the key in another form.
+        prefix: put before each name.
+        without: fields that do not change the result, or enter the key by other means.
     """
     names = [field.name for field in dataclasses.fields(options) if field.name not in without]
-    return value_digest({name: getattr(options, name) for name in names})
+    return {f"{prefix}{name}": value_digest(getattr(options, name)) for name in names}
+
+
+def options_digest(options: Any, *, without: Collection[str] = ()) -> str:
+    """Return one digest of what ``options_key`` gives."""
+    return value_digest(options_key(options, without=without))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} has no digest; give one of its content instead")

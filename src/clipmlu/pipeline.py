@@ -11,22 +11,24 @@ from pathlib import Path
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends.provenance import emulated_mark
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, check_output_free, open_exported
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.scoring import check_joint_templates
-from clipmlu.compile.compiler import CompilationPlan, CompileOptions, check_layout, compile_bundle, plan_compilation
-from clipmlu.compile.reuse import reusable_compilation
+from clipmlu.compile.compiler import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder
-from clipmlu.errors import BundleError, BundleNotFoundError
-from clipmlu.export.exporter import ExportOptions, export_model, is_current
+from clipmlu.errors import BundleError
+from clipmlu.export.exporter import ExportOptions, export_model, identify_source, is_current
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
+from clipmlu.keys import make_key, options_key
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.specs import NaturalInt, PositiveInt, Spec
+from clipmlu.tune.bundles import obtain_bundle, obtain_compiled
+from clipmlu.tune.resume import ResultStore
 
 REPORT_NAME = "report.json"
 
@@ -95,12 +97,12 @@ def run_chain(
     *,
     on_note: Callable[[str], None] = lambda _message: None,
     on_progress: Callable[[int], None] = lambda _count: None,
+    on_result: Callable[[str], None] = lambda _name: None,
 ) -> RunReport:
     """Export, compile and evaluate a model.
 
-    A bundle in ``output`` is reused when its files match their digests, it was made from the same source (the files of
-    a local model, the name, tag and seed of any other) with the same options and versions, and for a compiled bundle, from the very
-    exported bundle.
+    A bundle in ``output`` is used again if it is unchanged and was made from the same content (the files of a local model; the
+    name, tag and seed of any other; the exported bundle; the calibration data) with the same options and versions.
 
     Args:
         model: as for ``export_model``.
@@ -108,6 +110,7 @@ def run_chain(
         options: how.
         on_note: called with a line for people at each step.
         on_progress: called with numbers of evaluated images.
+        on_result: called with the name of each bundle when it is made and recorded.
 
     Raises:
         ClipmluError: as the steps raise it.
@@ -131,9 +134,10 @@ def run_chain(
         max_pixels=options.max_pixels,
     )
     folder = output / _slug(model, options.export)
-    exported, export_step = _export(model, folder / "exported", options.export, on_note)
+    store = ResultStore(folder / "results", on_note, on_result)
+    exported, export_step = _export(model, folder / "exported", options.export, store, on_note)
     compiled, compile_step = _compile(
-        exported, folder / _compiled_name(plan, options.compile), plan, options.compile, on_note
+        exported, folder / _compiled_name(plan, options.compile), options.compile, store, on_note
     )
     start = time.perf_counter()
     session = dataclasses.replace(options.compile.session, threads=options.threads)
@@ -152,53 +156,57 @@ def run_chain(
 
 
 def _export(
-    model: str, path: Path, options: ExportOptions, on_note: Callable[[str], None]
+    model: str, path: Path, options: ExportOptions, store: ResultStore, on_note: Callable[[str], None]
 ) -> tuple[ExportedBundle, Step]:
     start = time.perf_counter()
-    reusable = _reusable_export(model, path, options, on_note)
-    if reusable is None:
+
+    def make(overwrite: bool) -> ExportedBundle:
         on_note(f"exporting {name_from_path(model)} to {name_from_path(path)}")
-        result, bundle = "made", export_model(model, path, options, on_note=on_note)
-    else:
+        return export_model(model, path, dataclasses.replace(options, overwrite=overwrite), on_note=on_note)
+
+    bundle, reused = obtain_bundle(
+        path,
+        store,
+        export_key(model, options),
+        lambda place: _open_current(place, options),
+        make,
+        overwrite=options.overwrite,
+        on_note=on_note,
+    )
+    if reused:
         on_note(f"reusing {name_from_path(path)}: its content matches")
-        result, bundle = "reused", reusable
         for line in bundle.manifest.export.notes:
             on_note(line)
-    return bundle, Step(name="export", result=result, elapsed_s=time.perf_counter() - start, path=name_from_path(path))
+    return bundle, _bundle_step("export", path, start, reused=reused)
 
 
-def _reusable_export(
-    model: str, path: Path, options: ExportOptions, on_note: Callable[[str], None]
-) -> ExportedBundle | None:
-    try:
-        bundle = open_exported(path)
-    except BundleNotFoundError:
-        check_output_free(path, overwrite=True)
-        return None
-    except BundleError as error:
-        check_output_free(path, overwrite=True)
-        on_note(f"not reusing {name_from_path(path)}: {error}")
-        return None
-    same = is_current(bundle, model, options)
-    if not same:
-        on_note(
-            f"not reusing {name_from_path(path)}: it was made from another source, with other options or by other versions"
-        )
-    return bundle if same else None
+def export_key(model: str, options: ExportOptions) -> dict[str, str]:
+    """Everything that decides an exported bundle, except the versions that ``is_current`` compares."""
+    identity, source_files = identify_source(model, options)
+    return {
+        **make_key(model=identity, source_files=source_files),
+        **options_key(options, prefix="export.", without=("overwrite", "offline", "cache_dir")),
+    }
+
+
+def _open_current(path: Path, options: ExportOptions) -> ExportedBundle:
+    bundle = open_exported(path)
+    if not is_current(bundle, options):
+        raise BundleError("it was exported by other versions of the tools, or from other files of the hub")
+    return bundle
 
 
 def _compile(
-    exported: ExportedBundle, path: Path, plan: CompilationPlan, options: CompileOptions, on_note: Callable[[str], None]
+    exported: ExportedBundle, path: Path, options: CompileOptions, store: ResultStore, on_note: Callable[[str], None]
 ) -> tuple[CompiledBundle, Step]:
     start = time.perf_counter()
-    reusable = reusable_compilation(exported, path, plan, options, on_note)
-    if reusable is None:
-        on_note(f"compiling {name_from_path(exported.path)} to {name_from_path(path)}")
-        result, bundle = "made", compile_bundle(exported, path, options)
-    else:
-        on_note(f"reusing {name_from_path(path)}: its content matches")
-        result, bundle = "reused", reusable
-    return bundle, Step(name="compile", result=result, elapsed_s=time.perf_counter() - start, path=name_from_path(path))
+    bundle, reused = obtain_compiled(exported, path, options, store, on_note)
+    return bundle, _bundle_step("compile", path, start, reused=reused)
+
+
+def _bundle_step(name: str, path: Path, start: float, *, reused: bool) -> Step:
+    result, elapsed = "reused" if reused else "made", time.perf_counter() - start
+    return Step(name=name, result=result, elapsed_s=elapsed, path=name_from_path(path))
 
 
 def _slug(model: str, options: ExportOptions) -> str:

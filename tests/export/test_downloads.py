@@ -133,17 +133,17 @@ def test_model_in_the_cache_is_exported_without_a_network(
     assert bundle.manifest.export.weights_digest == local.manifest.export.weights_digest
     assert bundle.manifest.files == local.manifest.files
     options = ExportOptions(cache_dir=cache)
-    assert is_current(bundle, "hf-hub:org/name", options)
-    assert is_current(bundle, "hf-hub:org/name", ExportOptions(cache_dir=tmp_path / "empty")), "nothing is known there"
+    assert is_current(bundle, options)
+    assert is_current(bundle, ExportOptions(cache_dir=tmp_path / "empty")), "nothing is known there"
     # The repository moves on, and the cache with it.
     for repo, name, content in [
         ("org/name", "open_clip_model.safetensors", weights),
         ("org/words", "tokenizer.json", b"{}"),
     ]:
         put_into_cache(cache, repo, name, content, commit="1" * 40)
-        assert not is_current(bundle, "hf-hub:org/name", options), name
+        assert not is_current(bundle, options), name
         put_into_cache(cache, repo, name, content)
-        assert is_current(bundle, "hf-hub:org/name", options)
+        assert is_current(bundle, options)
 
 
 def test_a_version_of_a_cached_file_is_its_digest(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clipmlu.files.read import decode_json, open_regular, read_json, read_kept, read_small_file, sealed
+from clipmlu.files.read import decode_json, open_regular, read_json, read_small_file
 
 
 class _Pair(msgspec.Struct):
@@ -90,33 +90,3 @@ def test_json_has_one_kind_of_error(content: bytes) -> None:
         decode_json(content, _Pair)
     with pytest.raises(msgspec.DecodeError):
         decode_json(content, dict[str, _Pair])
-
-
-def test_what_was_kept_and_cannot_be_used_is_said(tmp_path: Path) -> None:
-    notes: list[str] = []
-    assert read_kept(tmp_path / "none.json", _Pair, notes.append) is None
-    assert notes == []
-    (tmp_path / "kept.json").write_text("{")
-    assert read_kept(tmp_path / "kept.json", _Pair, notes.append) is None
-    assert read_kept(tmp_path, _Pair, notes.append) is None
-    assert [f"'{path}' anew" in note for path, note in zip((tmp_path / "kept.json", tmp_path), notes, strict=True)] == [
-        True,
-        True,
-    ]
-    assert notes[1].endswith("it is a directory")
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [('"first":1', '"first":2'), ("[5", "[6"), ('"seal"', '"leas"'), (',"second"', ',"third":1,"second"')],
-)
-def test_what_was_kept_is_taken_as_it_was_written_only(tmp_path: Path, old: str, new: str) -> None:
-    value, path, notes = _Pair(first=1, second=[5, 1]), tmp_path / "kept.json", list[str]()
-    content = msgspec.json.encode(sealed(value)).decode()
-    path.write_text(content)
-    assert read_kept(path, _Pair, notes.append) == value
-    assert notes == []
-    assert old in content
-    path.write_text(content.replace(old, new))
-    assert read_kept(path, _Pair, notes.append) is None
-    assert len(notes) == 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,20 @@ import msgspec
 import numpy as np
 import pytest
 
+import faulty_backends
 import support
 from clipmlu.backends import SessionOptions
-from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.compile.recipe import apply_recipe, read_recipe
-from clipmlu.data.calibration import CalibrationOptions
+from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.images import content_digest, load_image
-from clipmlu.errors import CalibrationError, CompileError, GateError, InputError, OptionError
+from clipmlu.errors import CalibrationError, GateError, InputError, OptionError
 from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.magicmind.emulator import faults
 from clipmlu.measure.statistics import drop_interval
 from clipmlu.model import Model
 from clipmlu.specs import Precision, QuantisationOptions
-from clipmlu.tune import quantise as search_module
 from clipmlu.tune.quantise import search_bundle
 from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, describe_trial
 from conftest import REPOSITORY
@@ -63,8 +62,37 @@ def search(
 ) -> tuple[CompiledBundle, SearchReport, list[str]]:
     notes: list[str] = []
     wanted = SearchOptions(max_drop=max_drop, samples=changes.pop("samples", 60), **changes.pop("search", {}))
-    bundle, report = search_bundle(exported, output, options_for(folder, **changes), wanted, on_note=notes.append)
+    callbacks = {"on_note": notes.append, "on_result": lambda _name: None}
+    callbacks |= {name: changes.pop(name) for name in callbacks if name in changes}
+    options = options_for(folder, **changes)
+    bundle, report = search_bundle(exported, output, options, wanted, **callbacks)
     return bundle, report, notes
+
+
+def stop_after(count: int) -> Callable[[str], None]:
+    """A callback that interrupts when so many results are stored."""
+    stored: list[str] = []
+
+    def stop(name: str) -> None:
+        stored.append(name)
+        if len(stored) == count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def interrupted_search(
+    exported: ExportedBundle, folder: Path, output: Path, count: int, *given: Any, **changes: Any
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(exported, folder, output, *given, on_result=stop_after(count), **changes)
+    assert not output.exists()
+
+
+def stored_trials(output: Path) -> list[dict[str, Any]]:
+    """Contents of the files of the trials, in the order of their making."""
+    paths = sorted(Path(f"{output}.search").glob("trials/*-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return [msgspec.json.decode(path.read_bytes())["result"] for path in paths]
 
 
 def test_the_first_trial_within_the_drop_is_published_with_the_report(
@@ -85,76 +113,135 @@ def test_the_first_trial_within_the_drop_is_published_with_the_report(
     assert any("accepted" in note for note in notes)
 
 
+def test_the_key_of_a_trial_names_every_option(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
+    """Except those that another part stands for, and those that change no result."""
+    interrupted_search(exported, folder, tmp_path / "out", 1)
+    (path,) = (tmp_path / "out.search" / "trials").glob("*-*.json")
+    key = msgspec.json.decode(path.read_bytes())["key"].keys()
+    apart = {
+        CompileOptions: {"target", "precision", "quantisation", "calibration", "session", "overwrite"},
+        SessionOptions: {"in_flight", "busy_wait"},
+        SearchOptions: {"samples", "templates", "precision"},
+    }
+    prefixes = {CompileOptions: "compile.", SessionOptions: "session.", SearchOptions: "search."}
+    for kind, without in apart.items():
+        names = {field.name for field in dataclasses.fields(kind)} - without
+        assert {f"{prefixes[kind]}{name}" for name in names} <= key
+    facts = {"exported_bundle", "target", "placement", "build", "calibration", "tool_versions", "images", "labels"}
+    assert facts | {"class_names", "templates", "precision", "quantisation", "exploratory"} <= key
+
+
+class _StopError(Exception):
+    pass
+
+
+def changed_search(
+    change: str, exported: ExportedBundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Changes something that decides a search; returns the options of the changed search."""
+    dataset = f"imagefolder:{folder}"
+    if change == "class names":
+        names = {name: f"{name}s" for name in NAMES}
+        return {"calibration": CalibrationOptions(dataset=dataset, samples=8, class_names=names)}
+    if change == "versions":
+        monkeypatch.setattr(faulty_backends.RefusingBackend, "version", "2")
+    if change == "exported bundle":
+        support.edit_manifest(exported.path, logit_scale=19.0)
+    if change == "image":
+        seen = {path: path.parent for path in sorted((folder / "train").rglob("*.png"))}
+        for number, path in enumerate(seen):
+            support.picture(1000 + number).save(path)
+    if change == "label":
+        path = next((folder / "train").rglob("*.png"))
+        name = next(name for name in NAMES if name != path.parent.name)
+        path.rename(folder / "train" / name / "moved.png")
+    if change == "template file":
+        (folder.parent / "templates.txt").write_text("the {}\n")
+    return {}
+
+
 @pytest.mark.parametrize(
-    "changed",
+    ("change", "part"),
     [
-        {"uint8_input": True},
-        {"batch_size": 4},
-        {"dynamic_shape": False},
-        {"max_batch": 16},
-        {"min_cosine": 0.5},
-        {"min_agreement": 0.01},
-        {"session": SessionOptions(threads=1, busy_wait=False)},
-        {"search": {"templates": ("the {}",)}},
-        "class names",
-        "versions",
-        "emulated SDK",
+        ({"uint8_input": True}, "compile.uint8 input"),
+        ({"batch_size": 4}, "compile.batch size"),
+        ({"dynamic_shape": False}, "compile.dynamic shape"),
+        ({"max_batch": 16}, "compile.max batch"),
+        ({"min_cosine": 0.5}, "compile.min cosine"),
+        ({"min_agreement": 0.01}, "compile.min agreement"),
+        ({"text_target": "cpu"}, "placement, compile.text target"),
+        ({"session": SessionOptions(threads=1, busy_wait=False)}, "session.threads"),
+        ({"target": "cpu"}, "target, placement, tool versions"),
+        ({"max_drop": 0.8}, "search.max drop"),
+        ({"samples": 19}, "images, labels, compile.seen images"),
+        ("class names", "class names"),
+        ("template file", "templates"),
+        ("versions", "tool versions"),
+        ("exported bundle", "exported bundle"),
+        ("image", "calibration"),
+        ("label", "labels"),
     ],
     ids=str,
 )
-def test_a_search_takes_nothing_over_from_one_with_other_options(
-    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: Any
+def test_a_search_takes_nothing_over_from_another_one(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, part: str
 ) -> None:
-    """What an interrupted search left, a verdict and a bundle, is taken by the same search only."""
+    faulty_backends.register(monkeypatch)
+    (tmp_path / "templates.txt").write_text("a {}\n")
+    common = {
+        "target": "refusing",
+        "samples": 20,
+        "max_drop": 0.9,
+        "search": {"templates": tmp_path / "templates.txt"},
+        "min_agreement": 0.0,
+    }
+    # Trial 1 is refused and not stored.
+    interrupted_search(exported, folder, tmp_path / "out", 1, **common)
 
-    def interrupt(*_arguments: Any, **_options: Any) -> None:
-        raise KeyboardInterrupt
+    def first_note(source: ExportedBundle, **changes: Any) -> str:
+        def stop(note: str) -> None:
+            raise _StopError(note)
 
-    common = {"target": "emulated-mlu"} if changed == "emulated SDK" else {}
+        with pytest.raises(_StopError) as caught:
+            search(source, folder, tmp_path / "out", **{**common, **changes}, on_note=stop)
+        return str(caught.value)
 
-    def again(output: str, **changes: Any) -> tuple[CompiledBundle, list[str]]:
-        changes |= common
-        bundle, _report, notes = search(exported, folder, tmp_path / output, 0.9, samples=20, **changes)
-        return bundle, notes
-
-    with monkeypatch.context() as patch:
-        patch.setattr(search_module, "publish_copy", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            again("out")
-    shutil.copytree(tmp_path / "out.search", tmp_path / "same.search")
-    assert any("going on" in note for note in again("same")[1])
-    changes = changed if isinstance(changed, dict) else {}
-    if changed == "class names":
-        names = {name: f"{name}s" for name in NAMES}
-        dataset = f"imagefolder:{folder}"
-        changes = {"calibration": CalibrationOptions(dataset=dataset, samples=8, class_names=names)}
-    if changed == "versions":
-        monkeypatch.setattr(OnnxRuntimeBackend, "packages", ("onnxruntime", "msgspec"))
-    if changed == "emulated SDK":
-        monkeypatch.setenv("CLIPMLU_EMULATOR_MODE", "lenient")
-    bundle, notes = again("out", **changes)
-    assert not any("going on" in note for note in notes)
-    assert bundle.compilation.uint8_input is ("uint8_input" in changes)
-    assert bundle.compilation.batch_size == changes.get("batch_size", 8)
+    assert (
+        first_note(exported) == f"going on with the search in {tmp_path / 'out.search' / 'trials'}: 1 trials are known"
+    )
+    changes = change if isinstance(change, dict) else changed_search(change, exported, folder, monkeypatch)
+    note = first_note(open_exported(exported.path), **changes)
+    reason, _, parts = note.partition(" it was made with other ")
+    assert reason == f"not reusing {tmp_path / 'out.search' / 'trials' / 'search.json'}:"
+    assert set(part.split(", ")) <= set(parts.split(", "))
 
 
-def test_an_accepted_bundle_that_was_replaced_is_made_again(
+def test_a_search_on_another_sdk_starts_anew(
     exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_arguments: Any, **_options: Any) -> None:
-        raise KeyboardInterrupt
+    common: dict[str, Any] = {"target": "emulated-mlu", "samples": 20, "max_drop": 0.9}
+    interrupted_search(exported, folder, tmp_path / "out", 1, **common)
+    monkeypatch.setenv("CLIPMLU_EMULATOR_MODE", "lenient")
+    bundle, _report, notes = search(exported, folder, tmp_path / "out", **common)
+    assert any(note.endswith("it was made with other tool versions") for note in notes)
+    assert not any("going on" in note for note in notes)
+    assert bundle.compilation.emulated
 
-    with monkeypatch.context() as patch:
-        patch.setattr(search_module, "publish_copy", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            search(exported, folder, tmp_path / "out")
-    other = support.write_exported(tmp_path / "other", seed=3)
+
+@pytest.mark.parametrize("damage", ["replaced", "damaged"])
+def test_an_accepted_bundle_that_is_not_there_any_more_is_made_again(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, damage: str
+) -> None:
+    interrupted_search(exported, folder, tmp_path / "out", 1)
     candidate = tmp_path / "out.search" / "candidate"
-    calibration = CalibrationOptions(dataset=f"imagefolder:{folder}", samples=8)
-    options = options_for(folder, precision=Precision.QINT8_MIXED_FLOAT32, calibration=calibration, overwrite=True)
-    compile_bundle(other, candidate, options)
+    if damage == "replaced":
+        other = support.write_exported(tmp_path / "other", seed=3)
+        compile_bundle(other, candidate, CompileOptions(target="cpu", overwrite=True))
+    else:
+        (candidate / "image.onnx").write_bytes(b"")
     bundle, _report, notes = search(exported, folder, tmp_path / "out")
     assert any("going on" in note for note in notes)
+    assert any(note.startswith(f"not reusing {candidate}") for note in notes)
     assert bundle.compilation.source_digest == exported.digest
 
 
@@ -171,101 +258,55 @@ def test_figures_are_those_of_the_published_bundle(exported: ExportedBundle, fol
     assert (report.trials[0].top1 or 0.0) >= (60 - wrong) / 60
 
 
-def test_held_out_images_are_not_those_that_calibrate(
+def test_held_out_images_are_not_those_that_calibrate(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
+    bundle, _report, _notes = search(exported, folder, tmp_path / "out")
+    calibration = obtain_calibration(exported, CalibrationOptions(dataset=f"imagefolder:{folder}", samples=8))
+    assert bundle.compilation.calibration == calibration.record
+    assert len(set(bundle.calibration_data().images) - set(calibration.images)) == 60
+
+
+WRONG: dict[str, Any] = {
+    "target": "wrong",
+    "min_cosine": -1.0,
+    "min_agreement": 0.0,
+    "search": {"precision": Precision.QINT8_MIXED_FLOAT32},
+}
+"""A search in which no trial is within the drop."""
+
+
+def test_nothing_within_the_drop_is_a_failed_gate_that_keeps_its_trials(
     exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[CompileOptions] = []
-    original = search_module.compile_bundle
-
-    def watch(source: Any, output: Any, options: CompileOptions) -> CompiledBundle:
-        looked.append(options)
-        return original(source, output, options)
-
-    monkeypatch.setattr(search_module, "compile_bundle", watch)
-    search(exported, folder, tmp_path / "out")
-    options = looked[-1]
-    assert options.calibration is not None
-    assert len(options.seen_images) == 60
-    assert not set(options.seen_images) & set(options.calibration.images)  # type: ignore[union-attr]
-
-
-Compile = Callable[[Any, Any, CompileOptions], CompiledBundle]
-
-
-@pytest.fixture
-def ruined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compile:
-    """A target that makes nonsense of every graph but float32's: the weights of another model."""
-    other = support.write_exported(tmp_path / "other", seed=3)
-    original = search_module.compile_bundle
-
-    def ruin(source: Any, output: Any, options: CompileOptions) -> CompiledBundle:
-        return original(source if Path(output).name == "reference" else other, output, options)
-
-    monkeypatch.setattr(search_module, "compile_bundle", ruin)
-    return ruin
-
-
-def test_nothing_holds_is_a_failed_gate_that_keeps_what_it_measured(
-    exported: ExportedBundle, folder: Path, tmp_path: Path, ruined: Compile
-) -> None:
-    within = {"precision": Precision.QINT8_MIXED_FLOAT32}
+    """And a search that was interrupted in between ends with the same trials, none of which is made twice."""
+    faulty_backends.register(monkeypatch)
     with pytest.raises(
         GateError, match=r"No way to quantise stays within a drop of 0\.1.*the best was qint8"
     ) as caught:
-        search(exported, folder, tmp_path / "out", 0.1, search=within)
+        search(exported, folder, tmp_path / "whole", 0.1, **WRONG)
     assert caught.value.exit_code == 3
-    assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out.search" / "state.json").is_file()
-
-
-def test_an_interrupted_search_goes_on_where_it_was(
-    exported: ExportedBundle, folder: Path, tmp_path: Path, ruined: Compile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = ruined
-    made: list[tuple[Precision, QuantisationOptions | None]] = []
-    stop_at = 5
-
-    def count(source: Any, output: Any, options: CompileOptions) -> CompiledBundle:
-        if len(made) == stop_at:
-            raise KeyboardInterrupt
-        if Path(output).name != "reference":
-            made.append((options.precision, options.quantisation))
-        return original(source, output, options)
-
-    monkeypatch.setattr(search_module, "compile_bundle", count)
-    within = {"precision": Precision.QINT8_MIXED_FLOAT32}
-    with pytest.raises(KeyboardInterrupt):
-        search(exported, folder, tmp_path / "out", 0.1, search=within)
-    assert not (tmp_path / "out").exists()
-    first, stop_at = list(made), 1000
-    made.clear()
+    assert not (tmp_path / "whole").exists()
+    whole = msgspec.json.decode((tmp_path / "whole.search" / "search.json").read_bytes(), type=SearchReport)
+    verdicts = [trial.verdict for trial in whole.trials]
+    assert set(verdicts) == {"stopped_early", "exploratory"}, "at a quarter of the images, or to see what a role costs"
+    interrupted_search(exported, folder, tmp_path / "out", 5, 0.1, **WRONG)
+    made: list[str] = []
     with pytest.raises(GateError):
-        search(exported, folder, tmp_path / "out", 0.1, search=within)
-    assert len(first) == 5
-    assert made
-    assert not [each for each in made if each in first], "nothing is done twice"
-    monkeypatch.setattr(search_module, "compile_bundle", ruined)
-    with pytest.raises(GateError):
-        search(exported, folder, tmp_path / "whole", 0.1, search=within)
-    states = [
-        msgspec.json.decode((tmp_path / f"{name}.search" / "state.json").read_bytes()) for name in ("out", "whole")
-    ]
-    figures = [[{**trial, "elapsed_s": 0} for trial in state["trials"]] for state in states]
-    assert figures[0] == figures[1]
+        search(exported, folder, tmp_path / "out", 0.1, on_result=made.append, **WRONG)
+    assert len(made) == len(set(made)) == len(verdicts) - 5
+    report = msgspec.json.decode((tmp_path / "out.search" / "search.json").read_bytes(), type=SearchReport)
+    assert without_times(report) == without_times(whole)
+
+
+def without_times(report: SearchReport) -> SearchReport:
+    trials = tuple(msgspec.structs.replace(trial, elapsed_s=0.0) for trial in report.trials)
+    return msgspec.structs.replace(report, trials=trials)
 
 
 def test_a_failed_compilation_is_a_trial(
     exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = search_module.compile_bundle
-
-    def refuse(source: Any, output: Any, options: CompileOptions) -> CompiledBundle:
-        if options.quantisation == QuantisationOptions():
-            raise CompileError("MagicMind cannot build the image tower: no")
-        return original(source, output, options)
-
-    monkeypatch.setattr(search_module, "compile_bundle", refuse)
-    bundle, report, _ = search(exported, folder, tmp_path / "out")
+    faulty_backends.register(monkeypatch)
+    bundle, report, _ = search(exported, folder, tmp_path / "out", target="refusing")
     assert [trial.verdict for trial in report.trials] == ["failed", "accepted"]
     assert report.trials[0].reason == "MagicMind cannot build the image tower: no"
     assert bundle.compilation.quantisation == QuantisationOptions(granularity="per_axis")
@@ -276,33 +317,17 @@ def test_a_build_that_failed_in_passing_is_tried_again_by_the_next_search(
     exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """A card that ran out of memory once says nothing about the way to quantise."""
-
-    def interrupt(*_arguments: Any, **_options: Any) -> None:
-        raise KeyboardInterrupt
-
+    common: dict[str, Any] = {"target": "emulated-mlu", "samples": 20, "max_drop": 0.9}
     faults.reset()
     with monkeypatch.context() as patch:
         patch.setenv("CLIPMLU_EMULATOR_FAULTS", fault)
-        patch.setattr(search_module, "publish_copy", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            search(exported, folder, tmp_path / "out", 0.9, samples=20, target="emulated-mlu")
-    state = msgspec.json.decode((tmp_path / "out.search" / "state.json").read_bytes())
-    assert [trial["verdict"] for trial in state["trials"]] == ["accepted"], "the second way; the first one is not known"
-    _bundle, report, notes = search(exported, folder, tmp_path / "out", 0.9, samples=20, target="emulated-mlu")
+        interrupted_search(exported, folder, tmp_path / "out", 1, **common)
+    (stored,) = stored_trials(tmp_path / "out")
+    assert stored["trial"]["verdict"] == "accepted", "the second way; the first one is not known"
+    _bundle, report, notes = search(exported, folder, tmp_path / "out", **common)
     assert any("going on" in note for note in notes)
     assert [trial.verdict for trial in report.trials] == ["accepted"]
     assert report.trials[0].quantisation == QuantisationOptions()
-
-
-def test_another_demand_starts_anew(
-    exported: ExportedBundle, folder: Path, tmp_path: Path, ruined: Compile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    within = {"precision": Precision.QINT8_MIXED_FLOAT32}
-    with pytest.raises(GateError):
-        search(exported, folder, tmp_path / "out", 0.1, search=within)
-    monkeypatch.setattr(search_module, "compile_bundle", compile_bundle)
-    _, _, notes = search(exported, folder, tmp_path / "out", 0.3, search=within)
-    assert not any("going on" in note for note in notes)
 
 
 def test_a_recipe_compiles_the_same_without_a_search(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,17 @@ import msgspec
 import numpy as np
 import pytest
 
+import faulty_backends
 import support
+from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle, open_compiled
 from clipmlu.compile.compiler import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions
-from clipmlu.data.datasets import open_dataset
+from clipmlu.data.datasets import Dataset, open_dataset
 from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.specs import Precision, QuantisationOptions
-from clipmlu.tune import sweep
-from clipmlu.tune.resume import Repetition
+from clipmlu.tune.resume import ResultStore
 from clipmlu.tune.sweep import SweepOptions, run_sweep
 from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front, pareto_front, render_markdown
 
@@ -34,17 +34,26 @@ def options(*precisions: Precision, batch_sizes: tuple[int, ...] = (1, 4), **cha
     return SweepOptions(compile=compile_, precisions=precisions, batch_sizes=batch_sizes, **{**quick, **changes})
 
 
-@pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
-    """Replaces the clock: each measurement is one image a second faster than the one before; lists their batch sizes."""
-    calls: list[tuple[int, float]] = []
+def stored_repetitions(output: Path, precision: Precision, batch_size: int) -> list[dict[str, float]]:
+    content = (output / "results" / f"cpu-{precision.value}-b{batch_size}.json").read_bytes()
+    repetitions: list[dict[str, float]] = msgspec.json.decode(content)["result"]
+    return repetitions
 
-    def measure(graph: Any, batch_size: int, seconds: float) -> Repetition:
-        calls.append((batch_size, seconds))
-        return Repetition(images_per_second=float(len(calls)), latency_ms=10.0 * len(calls))
 
-    monkeypatch.setattr(sweep, "_time", measure)
-    return calls
+class _StopError(Exception):
+    pass
+
+
+def stop_after(count: int) -> Callable[[str], None]:
+    """A callback that interrupts when so many results are stored."""
+    stored: list[str] = []
+
+    def stop(name: str) -> None:
+        stored.append(name)
+        if len(stored) == count:
+            raise _StopError
+
+    return stop
 
 
 @pytest.fixture
@@ -89,21 +98,28 @@ def test_front_is_of_accuracy_speed_and_size() -> None:
     assert [each.on_front for each in unmeasured] == [True, False], "speed and size alone"
 
 
-def test_rows_are_medians_of_repetitions_taken_in_turns(
-    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]], notes: list[str]
-) -> None:
-    report = run_sweep(
-        exported.path, tmp_path / "out", options(FLOAT32, FLOAT16, repetitions=3, duration_ms=7), on_note=notes.append
-    )
-    assert timed == [(1, 0.007), (4, 0.007)] * 6
-    # Measurement n gives n images a second: the first cell has 1, 5 and 9, the second 2, 6 and 10, and so on.
-    shown = [(row.precision, row.batch_size, row.images_per_second, row.latency_ms) for row in report.rows]
-    assert shown == [(FLOAT32, 1, 5.0, 50.0), (FLOAT32, 4, 6.0, 60.0), (FLOAT16, 1, 7.0, 70.0), (FLOAT16, 4, 8.0, 80.0)]
-    assert [(row.slowest_images_per_second, row.fastest_images_per_second) for row in report.rows[:2]] == [
-        (1, 9),
-        (2, 10),
+def test_rows_are_medians_of_repetitions_taken_in_turns(exported: ExportedBundle, tmp_path: Path) -> None:
+    stored: list[str] = []
+    wanted = options(FLOAT32, FLOAT16, repetitions=3)
+    report = run_sweep(exported.path, tmp_path / "out", wanted, on_result=stored.append)
+    names = [f"cpu-{precision.value}-b{size}" for precision in (FLOAT32, FLOAT16) for size in (1, 4)]
+    assert stored == ["cpu-force_float32", "cpu-force_float16", *names * 3]
+    assert [(row.precision, row.batch_size) for row in report.rows] == [
+        (FLOAT32, 1),
+        (FLOAT32, 4),
+        (FLOAT16, 1),
+        (FLOAT16, 4),
     ]
     for row in report.rows:
+        repetitions = stored_repetitions(tmp_path / "out", row.precision, row.batch_size or 0)
+        slowest, median, fastest = sorted(each["images_per_second"] for each in repetitions)
+        assert 0 < slowest < fastest
+        assert (row.slowest_images_per_second, row.images_per_second, row.fastest_images_per_second) == (
+            slowest,
+            median,
+            fastest,
+        )
+        assert row.latency_ms == sorted(each["latency_ms"] for each in repetitions)[1] > 0
         bundle = open_compiled(tmp_path / "out" / f"cpu-{row.precision.value}")
         assert bundle.compilation.dynamic_shape
         assert row.image_tower_bytes == (bundle.path / "image.onnx").stat().st_size
@@ -116,7 +132,7 @@ def test_rows_are_medians_of_repetitions_taken_in_turns(
     assert (tmp_path / "out" / "sweep.md").read_text() == render_markdown(report)
 
 
-def test_accuracy_is_that_of_eval(exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]]) -> None:
+def test_accuracy_is_that_of_eval(exported: ExportedBundle, tmp_path: Path) -> None:
     dataset = open_dataset("demo", size=12)
     report = run_sweep(exported.path, tmp_path / "out", options(FLOAT32), dataset)
     from clipmlu.model import load
@@ -127,67 +143,142 @@ def test_accuracy_is_that_of_eval(exported: ExportedBundle, tmp_path: Path, time
     assert (report.dataset, report.split, report.images) == ("demo", "test", 12)
 
 
-def test_second_run_does_only_what_is_new(
-    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]], notes: list[str]
-) -> None:
+def test_second_run_does_only_what_is_new(exported: ExportedBundle, tmp_path: Path, notes: list[str]) -> None:
     dataset = open_dataset("demo", size=12)
     output = tmp_path / "out"
+    stored: list[str] = []
     first = run_sweep(exported.path, output, options(FLOAT32), dataset)
     stamps = {path: path.stat().st_mtime_ns for path in (output / "cpu-force_float32").iterdir()}
-    assert len(timed) == 4
-    again = run_sweep(exported.path, output, options(FLOAT32), dataset, on_note=notes.append)
-    assert len(timed) == 4
+    again = run_sweep(exported.path, output, options(FLOAT32), dataset, on_note=notes.append, on_result=stored.append)
+    assert stored == []
     assert again.rows == first.rows
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert [note.partition(" ")[0] for note in notes] == ["reusing"] * 3
-    more = run_sweep(exported.path, output, options(FLOAT32, batch_sizes=(4, 2), repetitions=3), dataset)
-    assert [size for size, _ in timed[4:]] == [2, 2, 4, 2], "two more of the new size, then the third of both"
+    wider = options(FLOAT32, batch_sizes=(4, 2), repetitions=3)
+    more = run_sweep(exported.path, output, wider, dataset, on_result=stored.append)
+    two, four = "cpu-force_float32-b2", "cpu-force_float32-b4"
+    assert stored == [two, two, four, two], "two more of the new size, then the third of both"
     assert [row.batch_size for row in more.rows] == [4, 2]
-    run_sweep(exported.path, output, options(FLOAT32, duration_ms=2), dataset)
-    assert len(timed) == 12, "another duration is another measurement"
-    run_sweep(exported.path, output, options(FLOAT32, duration_ms=2, threads=1), dataset)
-    assert len(timed) == 16, "so is another number of threads"
+
+
+@pytest.fixture
+def swept(exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SweepOptions, Dataset]:
+    """Options and dataset of a sweep that is complete, on a runtime with one scale per channel."""
+    faulty_backends.register(monkeypatch)
+    (tmp_path / "templates.txt").write_text("a {}\n")
+    compile_ = CompileOptions(target="refusing", overwrite=True)
+    evaluate_ = EvalOptions(samples=12, templates=tmp_path / "templates.txt")
+    wanted = options(FLOAT32, batch_sizes=(2,), repetitions=1, compile=compile_, evaluate=evaluate_)
+    dataset = open_dataset("demo", size=12)
+    run_sweep(exported.path, tmp_path / "out", wanted, dataset)
+    return wanted, dataset
+
+
+def test_the_keys_name_every_option(swept: tuple[SweepOptions, Dataset], tmp_path: Path) -> None:
+    """Except those that another part stands for, and those that change no result."""
+
+    def parts(name: str) -> set[str]:
+        path = tmp_path / "out" / "results" / f"refusing-force_float32{name}.json"
+        return set(msgspec.json.decode(path.read_bytes())["key"])
+
+    def fields(kind: type, prefix: str, *without: str) -> set[str]:
+        return {f"{prefix}{field.name}" for field in dataclasses.fields(kind) if field.name not in without}
+
+    session = fields(SessionOptions, "session.", "in_flight", "busy_wait")
+    facts = {"tool_versions"}
+    compiled = fields(CompileOptions, "compile.", "target", "calibration", "session", "overwrite")
+    assert parts("") == {
+        *facts,
+        *compiled,
+        *session,
+        *("exported_bundle", "target", "placement", "build", "calibration"),
+    }
+    evaluated = fields(EvalOptions, "evaluate.", "templates", "cache", "workers")
+    data = {"bundle", "dataset", "images", "class_names", "templates", "max_pixels"}
+    assert parts(".accuracy") == facts | evaluated | session | data
+    apart = ("compile", "precisions", "batch_sizes", "evaluate", "threads", "repetitions")
+    timed = fields(SweepOptions, "", *apart) | fields(SessionOptions, "session.")
+    assert parts("-b2") == facts | timed | {"bundle", "batch_size", "machine"}
+
+
+def changed_sweep(change: str, wanted: SweepOptions, dataset: Dataset, folder: Path) -> Dataset:
+    """Changes something outside the options that decides a result of the sweep; returns the changed dataset."""
+    if change == "images":
+        return open_dataset("demo", size=12, seed=1)
+    if change == "labels":
+        # The same picture in all places, and another label for it.
+        dataset.image = [dataset.image(index) for index in range(12)].__getitem__  # type: ignore[method-assign]
+        dataset.label = lambda _index: 0  # type: ignore[method-assign]
+    if change == "class names":
+        dataset.class_names = tuple(f"{name}s" for name in dataset.class_names)
+    if change == "template file":
+        Path(str(wanted.evaluate.templates)).write_text("the {}\n")
+    if change == "exported bundle":
+        support.edit_manifest(folder / "tiny", logit_scale=19.0)
+    return dataset
 
 
 @pytest.mark.parametrize(
-    "changed", ["template file", "class names", "batch size", "overlap", "threads", "images", "labels", "SDK", "none"]
+    ("change", "result", "part"),
+    [
+        ({"compile": {"min_cosine": 0.5}}, "", "compile.min cosine"),
+        ({"compile": {"min_agreement": 0.0}}, "", "compile.min agreement"),
+        ({"compile": {"check": False}}, "", "compile.check"),
+        ({"compile": {"uint8_input": True}}, "", "compile.uint8 input"),
+        ({"compile": {"text_target": "cpu"}}, "", "placement, compile.text target"),
+        ({"compile": {"seen_images": ("0" * 64,)}}, "", "compile.seen images"),
+        ({"compile": {"session": SessionOptions(threads=1)}}, "", "session.threads"),
+        ({"batch_sizes": (2, 128)}, "", "compile.max batch"),
+        ("versions", "", "tool versions"),
+        ("exported bundle", "", "exported bundle"),
+        ({"evaluate": {"batch_size": 3}}, ".accuracy", "evaluate.batch size"),
+        ({"evaluate": {"allow_overlap": True}}, ".accuracy", "evaluate.allow overlap"),
+        ({"evaluate": {"samples": 11}}, ".accuracy", "images, evaluate.samples"),
+        ({"evaluate": {"shuffle": True}}, ".accuracy", "images, evaluate.shuffle"),
+        ({"threads": 1}, ".accuracy", "session.threads"),
+        ("images", ".accuracy", "images"),
+        ("labels", ".accuracy", "images"),
+        ("class names", ".accuracy", "class names"),
+        ("template file", ".accuracy", "templates"),
+        ({"duration_ms": 2}, "-b2", "duration ms"),
+    ],
+    ids=str,
 )
-def test_an_accuracy_is_kept_for_all_that_decides_it(
+def test_a_result_made_otherwise_is_not_used(
     exported: ExportedBundle,
+    swept: tuple[SweepOptions, Dataset],
     tmp_path: Path,
-    timed: list[tuple[int, float]],
-    notes: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    changed: str,
+    change: Any,
+    result: str,
+    part: str,
 ) -> None:
-    templates = tmp_path / "templates.txt"
-    templates.write_text("a {}\n")
-    evaluate_ = EvalOptions(samples=12, templates=templates)
-    first = open_dataset("demo", size=12)
-    compile_ = CompileOptions(target="emulated-mlu" if changed == "SDK" else "cpu", min_agreement=0.0)
-    run_sweep(exported.path, tmp_path / "out", options(FLOAT32, evaluate=evaluate_, compile=compile_), first)
-    dataset = open_dataset("demo", size=12, seed=1 if changed == "images" else 0)
-    changes: dict[str, Any] = {"threads": 1} if changed == "threads" else {}
-    if changed == "labels":
-        dataset.image = [dataset.image(index) for index in range(12)].__getitem__  # type: ignore[method-assign]
-        dataset.label = lambda _index: 0  # type: ignore[method-assign]
-    if changed == "template file":
-        templates.write_text("the {}\n")
-    if changed == "class names":
-        dataset.class_names = tuple(f"{name}s" for name in dataset.class_names)
-    if changed in ("batch size", "overlap"):
-        field, value = ("batch_size", 3) if changed == "batch size" else ("allow_overlap", True)
-        evaluate_ = dataclasses.replace(evaluate_, **{field: value})
-    if changed == "SDK":
-        monkeypatch.setenv("CLIPMLU_EMULATOR_MODE", "lenient")
-        compile_ = dataclasses.replace(compile_, overwrite=True)
-    wanted = options(FLOAT32, evaluate=evaluate_, compile=compile_, **changes)
-    run_sweep(exported.path, tmp_path / "out", wanted, dataset, on_note=notes.append)
-    assert any(note.startswith("evaluating") for note in notes) is (changed != "none")
+    wanted, dataset = swept
+    if isinstance(change, dict):
+        nested = {
+            name: dataclasses.replace(getattr(wanted, name), **value)
+            for name, value in change.items()
+            if name in ("compile", "evaluate")
+        }
+        wanted = dataclasses.replace(wanted, **{**change, **nested})
+    elif change == "versions":
+        monkeypatch.setattr(faulty_backends.RefusingBackend, "version", "2")
+    else:
+        dataset = changed_sweep(change, wanted, dataset, tmp_path)
+
+    def stop(note: str) -> None:
+        if note.startswith("not reusing"):
+            raise _StopError(note)
+
+    with pytest.raises(_StopError) as caught:
+        run_sweep(exported.path, tmp_path / "out", wanted, dataset, on_note=stop)
+    reason, _, parts = str(caught.value).partition(" it was made with other ")
+    assert reason == f"not reusing {tmp_path / 'out' / 'results' / f'refusing-force_float32{result}.json'}:"
+    assert set(part.split(", ")) == set(parts.split(", "))
 
 
 def test_an_accuracy_on_a_folder_is_measured_anew_for_its_images_may_have_changed(
-    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]], notes: list[str]
+    exported: ExportedBundle, tmp_path: Path, notes: list[str]
 ) -> None:
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "folder" / name).mkdir(parents=True)
@@ -199,52 +290,72 @@ def test_an_accuracy_on_a_folder_is_measured_anew_for_its_images_may_have_change
     assert sum(note.startswith("evaluating") for note in notes) == 2
 
 
-def test_interrupted_sweep_goes_on(exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers: Iterator[int] = itertools.count(1)
-
-    def interrupted(graph: Any, batch_size: int, seconds: float) -> Repetition:
-        number = next(numbers)
-        if number == 4:
-            raise KeyboardInterrupt
-        return Repetition(images_per_second=float(number), latency_ms=1.0)
-
-    monkeypatch.setattr(sweep, "_time", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(exported.path, tmp_path / "out", options(FLOAT32))
-    kept = sorted(path.name for path in (tmp_path / "out" / "results").iterdir())
-    assert kept == ["cpu-force_float32-b1.json", "cpu-force_float32-b4.json"]
-    report = run_sweep(exported.path, tmp_path / "out", options(FLOAT32))
-    # Cell one had 1 and 3, cell two had 2; the fifth call brings its second.
-    assert [row.images_per_second for row in report.rows] == [2.0, 3.5]
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_an_interrupted_sweep_goes_on(exported: ExportedBundle, tmp_path: Path, count: int) -> None:
+    """After the bundle, the accuracy, and the first repetition of the second round: nothing is made twice."""
+    dataset = open_dataset("demo", size=12)
+    with pytest.raises(_StopError):
+        run_sweep(exported.path, tmp_path / "out", options(FLOAT32), dataset, on_result=stop_after(count))
+    assert not (tmp_path / "out" / "sweep.json").exists()
+    stored: list[str] = []
+    report = run_sweep(exported.path, tmp_path / "out", options(FLOAT32), dataset, on_result=stored.append)
+    name = "cpu-force_float32"
+    assert stored == [name, f"{name}.accuracy", *[f"{name}-b1", f"{name}-b4"] * 2][count:]
+    whole = run_sweep(exported.path, tmp_path / "whole", options(FLOAT32), dataset)
+    assert without_times(report) == without_times(whole)
 
 
-def test_other_source_is_not_taken_for_this_one(
-    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]], notes: list[str]
+def without_times(report: SweepReport) -> dict[str, Any]:
+    content: dict[str, Any] = msgspec.to_builtins(report)
+    for row in content["rows"]:
+        for name in ("images_per_second", "slowest_images_per_second", "fastest_images_per_second", "latency_ms"):
+            assert row.pop(name) > 0
+        row.pop("on_front")
+    return content
+
+
+def test_a_bundle_without_its_record_is_replaced_only_if_it_was_being_made(
+    exported: ExportedBundle, tmp_path: Path
 ) -> None:
+    """A kill between the publication of a bundle and its record leaves the record of the attempt."""
+    output = tmp_path / "out"
+    run_sweep(exported.path, output, options(FLOAT32))
+    record = output / "results" / "cpu-force_float32.json"
+    key = msgspec.json.decode(record.read_bytes())["key"]
+    record.unlink()
+    with pytest.raises(BundleExistsError, match="--overwrite"):
+        run_sweep(exported.path, output, options(FLOAT32))
+    ResultStore(output / "results", lambda _note: None).begin("cpu-force_float32", key)
+    stored: list[str] = []
+    run_sweep(exported.path, output, options(FLOAT32), on_result=stored.append)
+    assert stored == ["cpu-force_float32"], "its repetitions are those of an equal bundle"
+
+
+def test_other_source_is_not_taken_for_this_one(exported: ExportedBundle, tmp_path: Path, notes: list[str]) -> None:
     output = tmp_path / "out"
     run_sweep(exported.path, output, options(FLOAT32))
     other = support.write_exported(tmp_path / "other", seed=1)
     with pytest.raises(BundleExistsError, match="--overwrite"):
         run_sweep(other.path, output, options(FLOAT32))
     overwriting = CompileOptions(target="cpu", overwrite=True)
-    report = run_sweep(other.path, output, options(FLOAT32, compile=overwriting), on_note=notes.append)
-    assert any(note.startswith("not reusing") and "another export" in note for note in notes)
+    stored: list[str] = []
+    report = run_sweep(
+        other.path, output, options(FLOAT32, compile=overwriting), on_note=notes.append, on_result=stored.append
+    )
+    assert any(note.endswith("it was made with other exported bundle") for note in notes)
     assert report.provenance.bundle_digest == other.digest
-    assert len(timed) == 8, "everything anew"
+    assert len(stored) == 5, "everything anew"
 
 
-def test_damaged_result_is_measured_again(
-    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]]
-) -> None:
+def test_damaged_result_is_measured_again(exported: ExportedBundle, tmp_path: Path) -> None:
     run_sweep(exported.path, tmp_path / "out", options(FLOAT32))
     (tmp_path / "out" / "results" / "cpu-force_float32-b4.json").write_text("{")
-    run_sweep(exported.path, tmp_path / "out", options(FLOAT32))
-    assert [size for size, _ in timed[4:]] == [4, 4]
+    stored: list[str] = []
+    run_sweep(exported.path, tmp_path / "out", options(FLOAT32), on_result=stored.append)
+    assert stored == ["cpu-force_float32-b4"] * 2
 
 
-def test_failed_gate_is_a_row_and_the_others_go_on(
-    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]]
-) -> None:
+def test_failed_gate_is_a_row_and_the_others_go_on(exported: ExportedBundle, tmp_path: Path) -> None:
     """Eight bits cannot reach what float32 does."""
     calibration = CalibrationOptions(dataset="demo", samples=20)
     strict = CompileOptions(target="cpu", min_cosine=0.999999, calibration=calibration)
@@ -259,9 +370,7 @@ def test_failed_gate_is_a_row_and_the_others_go_on(
     assert "| qint8_mixed_float32 |  |  |  |  |  |  |  | gate failed |" in render_markdown(report)
 
 
-def test_quantising_without_data_is_a_row_and_no_gate(
-    exported: ExportedBundle, tmp_path: Path, timed: list[tuple[int, float]]
-) -> None:
+def test_quantising_without_data_is_a_row_and_no_gate(exported: ExportedBundle, tmp_path: Path) -> None:
     report = run_sweep(exported.path, tmp_path / "out", options(INT8, FLOAT32))
     assert report.rows[0].failure is not None
     assert "needs calibration data" in report.rows[0].failure

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.bundle.manifest import Manifest, ParityRecord
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.data.calibration import CalibrationSet, cut_batches
@@ -142,19 +142,6 @@ def _check_reference(exported: ExportedBundle, name: TowerName, results: Mapping
                 f"{where} gives logits from {values.min():g} to {values.max():g}; the logit scale {manifest.logit_scale:g} and "
                 f"bias {manifest.logit_bias or 0:g} of its manifest allow others. Export it again."
             )
-
-
-def passes_now(compiled: CompiledBundle, precisions: Mapping[TowerName, Precision], thresholds: Thresholds) -> bool:
-    """Whether what was measured when a bundle was compiled is within what is demanded now; False if nothing was."""
-    manifest, facts = compiled.manifest, compiled.compilation
-    if facts.agreement is None or {record.tower for record in facts.parity} != set(manifest.towers):
-        return False
-    for record in facts.parity:
-        precision = precisions[record.tower]
-        floor = _floor(precision, thresholds)
-        if not _agrees(record, _allowed_difference(manifest, record.tower, precision, floor), floor):
-            return False
-    return facts.agreement >= _demanded_agreement(manifest, precisions[compiled.image_graph], thresholds)
 
 
 def _floor(precision: Precision, thresholds: Thresholds) -> float:

@@ -24,7 +24,7 @@ from clipmlu.bundle.manifest import (
     text_id_of,
 )
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.export.checks import check_parity, is_within
+from clipmlu.export.checks import check_parity
 from clipmlu.export.downloads import are_cached, record_downloads
 from clipmlu.export.graph import EXPORTER, export_graph, read_opset
 from clipmlu.export.loading import LoadedModel, load_model
@@ -101,34 +101,15 @@ def identify_source(model: str, options: ExportOptions) -> tuple[ModelId, dict[s
     return source.identity, source_files(source, options)
 
 
-def is_current(bundle: ExportedBundle, model: str, options: ExportOptions) -> bool:
-    """Return whether a new export would give the same bundle, without exporting and without importing torch.
+def is_current(bundle: ExportedBundle, options: ExportOptions) -> bool:
+    """Return whether the cached files of the hub and the installed tools have the versions that a bundle was exported with.
 
-    Compared are the model, the digests of its local files, the versions of its cached files from the hub, layout,
-    opset,
-    location of the weights, the measured differences with the bounds, and the versions of clipmlu and of the installed
-    export tools.
-
-    Raises:
-        UnknownNameError, OptionError, ExportError: as for ``export_model``.
+    What is not cached or not installed here is not compared.
     """
-    manifest, export = bundle.manifest, bundle.manifest.export
     return (
-        (manifest.model, export.source_files) == identify_source(model, options)
-        and are_cached(export.hub_files, options.cache_dir)
-        and (manifest.layout, export.opset) == (options.layout, options.opset)
-        and all(_weights_lie_as_asked(manifest, tower, options) for tower in manifest.towers.values())
-        and all(is_within(record, manifest.logit_scale, options) for record in export.parity)
-        and current_tool_versions(*_installed_tools()).items() <= manifest.tool_versions.items()
+        are_cached(bundle.manifest.export.hub_files, options.cache_dir)
+        and current_tool_versions(*_installed_tools()).items() <= bundle.manifest.tool_versions.items()
     )
-
-
-def _weights_lie_as_asked(manifest: Manifest, tower: Tower, options: ExportOptions) -> bool:
-    """Return whether a graph's weights are in the file, or beside it, as their size and the options require."""
-    beside = sum(record.size for name, record in manifest.files.items() if name.startswith(f"{tower.file}."))
-    if beside:
-        return beside > options.external_data_bytes
-    return manifest.files[tower.file].size <= options.external_data_bytes
 
 
 def _export_towers(

@@ -9,19 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
-
-from clipmlu.errors import reason_of
-from clipmlu.keys import value_digest
 
 SMALL_FILE_BYTES = 64 << 20
 """Size limit in bytes for lists, reports and option files."""
 
 Decoded = TypeVar("Decoded")
-_SEAL = "seal"
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -81,31 +76,6 @@ def decode_json(content: bytes, kind: type[Decoded]) -> Decoded:
         raise msgspec.DecodeError("it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"it is not UTF-8 text at byte {error.start}") from error
-
-
-def sealed(value: msgspec.Struct) -> dict[str, Any]:
-    """Return the fields of a value together with their digest, to be written as JSON for ``read_kept``."""
-    content: dict[str, Any] = msgspec.to_builtins(value)
-    return {_SEAL: value_digest(content), **content}
-
-
-def read_kept(path: str | os.PathLike[str], kind: type[Decoded], on_note: Callable[[str], None]) -> Decoded | None:
-    """Read a value that an earlier run wrote (see ``sealed``).
-
-    Returns:
-        The value, or None if the file is missing. If it is damaged or has another format: None, after a call of
-        ``on_note``.
-    """
-    try:
-        content = read_json(path, dict[str, Any])
-        if content.pop(_SEAL, None) != value_digest(content):
-            raise msgspec.DecodeError("it is not as it was written")
-        return msgspec.convert(content, kind)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        on_note(f"making '{path}' anew, which is damaged or of another version: {reason_of(error)}")
-        return None
 
 
 def _check_regular(mode: int) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+
 from clipmlu.backends import get_backend
 from clipmlu.compile.compiler import CompilationPlan
-from clipmlu.specs import Precision, QuantisationOptions
+from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions
+from clipmlu.tune.trial import Trial
 
 MODES: dict[str, tuple[Precision, ...]] = {
     "cpu": (Precision.QINT8_MIXED_FLOAT32, Precision.FORCE_BFLOAT16, Precision.FORCE_FLOAT32),
@@ -23,10 +28,90 @@ and save no time. The order for cards is by the number of bits: there is no publ
 ALPHAS = (0.5, 0.75, 0.9)
 """Strengths of smoothing that are tried, after none at all."""
 
-PER_AXIS = QuantisationOptions(granularity="per_axis")
+Candidate = tuple[Precision, QuantisationOptions | None]
+_PER_AXIS = QuantisationOptions(granularity="per_axis")
 
 
 def modes_of(plan: CompilationPlan) -> tuple[Precision, ...]:
     """Modes that a target offers, from cheap to dear."""
     offered = get_backend(plan.main.backend).precisions
     return tuple(mode for mode in MODES["cpu" if plan.mlu is None else "mlu"] if mode in offered)
+
+
+class Candidates:
+    """Iterates over what to try next, given the trials so far.
+
+    Args:
+        modes: in the order of trying.
+        trials: those so far; the caller appends to it between two candidates.
+        roles: gives the share of the multiply-accumulate operations of each role of the model.
+        explore: evaluates one candidate on a part of the images.
+    """
+
+    def __init__(
+        self,
+        modes: Sequence[Precision],
+        trials: Sequence[Trial],
+        roles: Callable[[], Mapping[str, float]],
+        explore: Callable[[Precision, QuantisationOptions], Trial],
+    ) -> None:
+        self._modes = modes
+        self._trials = trials
+        self._roles = roles
+        self._explore = explore
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for position, mode in enumerate(self._modes):
+            if mode.bits is None:
+                yield mode, None
+            elif position and mode.bits == self._modes[0].bits:
+                best = self._best()  # the same integers with another float type
+                yield mode, _PER_AXIS if best is None else best.quantisation
+            else:
+                yield from ((mode, how) for how in self._ways(mode))
+
+    def _ways(self, mode: Precision) -> Iterator[QuantisationOptions]:
+        """Quantisation options of one mode, in the order of trying; those with operators in float, which run slower, come last."""
+        yield QuantisationOptions()
+        yield _PER_AXIS
+        yield msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
+        for algorithm in ("eqnm", "percentile", "entropy"):
+            yield msgspec.structs.replace(_PER_AXIS, algorithm=algorithm)
+        best = self._best(mode)
+        base = _PER_AXIS if best is None or best.quantisation is None else best.quantisation
+        for alpha in ALPHAS:
+            yield msgspec.structs.replace(base, smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, alpha))
+        best = self._best(mode)
+        if mode.bits == 8 and best is not None and best.quantisation is not None:
+            yield from self._with_float_roles(mode, best, best.quantisation)
+
+    def _with_float_roles(
+        self, mode: Precision, plain: Trial, how: QuantisationOptions
+    ) -> Iterator[QuantisationOptions]:
+        """More and more roles in float, first those that lower the embedding error most for their share of the work."""
+        gains = []
+        for role, share in sorted(self._roles().items(), key=lambda entry: entry[1]):
+            trial = self._explore(mode, msgspec.structs.replace(how, keep_float=(role,)))
+            if trial.embedding_error is None or plain.embedding_error is None:
+                continue
+            gains.append(((plain.embedding_error - trial.embedding_error) / max(share, 1e-9), role))
+        kept: tuple[str, ...] = ()
+        for _gain, role in sorted(gains, reverse=True)[:-1]:  # with the last one, nothing would be left to quantise
+            kept = (*kept, role)
+            yield msgspec.structs.replace(how, keep_float=kept)
+
+    def _best(self, mode: Precision | None = None) -> Trial | None:
+        """The evaluated trial (of a mode) with the smallest drop; of equals, the one with the smallest embedding error."""
+        evaluated = [
+            trial
+            for trial in self._trials
+            if trial.quantisation is not None
+            and trial.verdict in ("rejected", "stopped_early")
+            and mode in (None, trial.precision)
+        ]
+        # A trial that stopped early has a drop of fewer images: complete ones go before it.
+        return min(
+            evaluated,
+            key=lambda trial: (trial.verdict == "stopped_early", trial.drop or 0.0, trial.embedding_error or 0.0),
+            default=None,
+        )

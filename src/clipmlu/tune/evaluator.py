@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,33 @@ from clipmlu.embed.images import item_from_dataset, run_items
 from clipmlu.errors import InputError
 from clipmlu.file_names import text_from_name
 from clipmlu.measure.statistics import drop_interval
+from clipmlu.specs import Spec
 from clipmlu.tune.trial import SearchOptions
 
 EARLY_SHARE = 4  # after this part of the images, a trial beyond the allowed drop stops
 _Z_STOP = 3.0
 
 
+class Figures(Spec, frozen=True, kw_only=True):
+    """What was measured of a bundle on the first ``images`` images; see ``Trial``."""
+
+    images: int
+    top1: float
+    drop: float
+    drop_bound: float
+    agreement: float
+    embedding_error: float
+
+
 class Evaluator:
-    """Held-out evaluation set with the float32 predictions."""
+    """Held-out evaluation set with the float32 predictions.
+
+    Attributes:
+        dataset: where the images come from.
+        indices: their positions in it.
+        digests: their content digests.
+        labels: int64, shape (N,).
+    """
 
     def __init__(
         self,
@@ -50,7 +68,6 @@ class Evaluator:
                 "Use fewer --calib-samples."
             )
         self.labels = np.array([self.dataset.label(index) for index in self.indices], np.int64)
-        self.key = hashlib.sha256("\n".join([calibration.record.digest, *self.digests]).encode()).hexdigest()
         self._exported = exported
         self._embeddings: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
         self._predicted: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -69,13 +86,14 @@ class Evaluator:
             self._embeddings, self._predicted = self._predict(encoder, 0, len(self))
         return float(np.mean(self._predicted == self.labels))
 
-    def evaluate(
-        self, bundle: CompiledBundle, options: SessionOptions, images: int, max_drop: float | None
-    ) -> dict[str, float]:
-        """Evaluate a bundle on the first images; on a part of them when its drop is beyond doubt too large.
+    def evaluate(self, bundle: CompiledBundle, options: SessionOptions, images: int, max_drop: float | None) -> Figures:
+        """Evaluate a bundle.
 
-        Returns:
-            The fields of ``Trial`` that are measured.
+        Args:
+            bundle: which.
+            options: of its session.
+            images: number of images, the first ones.
+            max_drop: stop after a part of them where the drop is beyond doubt larger than this; None to take all.
         """
         part = max(1, images // EARLY_SHARE) if max_drop is not None else images
         with Encoder(bundle, options) as encoder:
@@ -105,18 +123,18 @@ class Evaluator:
         before, now = self._predicted[:count] == self.labels[:count], predicted == self.labels[:count]
         return int((before & ~now).sum()), int((~before & now).sum())
 
-    def _figures(self, embeddings: npt.NDArray[np.float32], predicted: npt.NDArray[np.int64]) -> dict[str, float]:
+    def _figures(self, embeddings: npt.NDArray[np.float32], predicted: npt.NDArray[np.int64]) -> Figures:
         count = len(predicted)
         lost, won = self._changes(predicted)
         cosines = (embeddings.astype(np.float64) * self._embeddings[:count]).sum(axis=1)
-        return {
-            "images": count,
-            "top1": float(np.mean(predicted == self.labels[:count])),
-            "drop": (lost - won) / count,
-            "drop_bound": drop_interval(lost, won, count)[1],
-            "agreement": float(np.mean(predicted == self._predicted[:count])),
-            "embedding_error": float(1.0 - cosines.mean()),
-        }
+        return Figures(
+            images=count,
+            top1=float(np.mean(predicted == self.labels[:count])),
+            drop=(lost - won) / count,
+            drop_bound=drop_interval(lost, won, count)[1],
+            agreement=float(np.mean(predicted == self._predicted[:count])),
+            embedding_error=float(1.0 - cosines.mean()),
+        )
 
 
 def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search: SearchOptions) -> Dataset:

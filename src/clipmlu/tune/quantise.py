@@ -7,45 +7,50 @@ with confidence, within the allowed drop. Each trial is stored, so that an inter
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.backends.provenance import Provenance, emulated_mark, make_provenance
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, check_output_free, open_exported, publish_copy
+from clipmlu.bundle.directory import (
+    CompiledBundle,
+    ExportedBundle,
+    check_output_free,
+    open_compiled,
+    open_exported,
+    publish_copy,
+)
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
+from clipmlu.compile.preparing import role_shares
 from clipmlu.compile.recipe import RECIPE_NAME, recipe_of
-from clipmlu.compile.reuse import reusable_compilation, tool_versions
-from clipmlu.data.calibration import (
-    CalibrationOptions,
-    obtain_calibration,
-)
+from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.errors import ClipmluError, CompileError, GateError, OptionError
+from clipmlu.errors import CompileError, GateError, OptionError
+from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
-from clipmlu.files.read import read_kept, sealed
-from clipmlu.keys import options_digest, value_digest
+from clipmlu.keys import make_key, options_key, value_digest
 from clipmlu.measure.statistics import _Z_ONE_SIDED
-from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions, Spec
-from clipmlu.tune.candidates import ALPHAS, PER_AXIS, modes_of
-from clipmlu.tune.evaluator import EARLY_SHARE, Evaluator
+from clipmlu.specs import Precision, QuantisationOptions, Spec
+from clipmlu.tune.bundles import compilation_key, open_unchanged
+from clipmlu.tune.candidates import Candidates, modes_of
+from clipmlu.tune.evaluator import EARLY_SHARE, Evaluator, Figures
+from clipmlu.tune.resume import Key, ResultStore
 from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, Verdict, best_text, describe_trial
 
 SEARCH_NAME = "search.json"
-
-
 _CONFIDENCE = 0.95
-_STATE_SUFFIX = ".search"
-_STATE_NAME = "state.json"
+_FOLDER_SUFFIX = ".search"
+_SEARCH_RECORD = "search"
+
+Note = Callable[[str], None]
 
 
 def search_bundle(
@@ -54,7 +59,8 @@ def search_bundle(
     options: CompileOptions,
     search: SearchOptions,
     *,
-    on_note: Callable[[str], None] = lambda _message: None,
+    on_note: Note = lambda _message: None,
+    on_result: Callable[[str], None] = lambda _name: None,
 ) -> tuple[CompiledBundle, SearchReport]:
     """Find the cheapest way to quantise within the allowed drop, and publish its bundle with the recipe and the report.
 
@@ -64,6 +70,7 @@ def search_bundle(
         options: everything that is not searched; with calibration data, and without a quantisation of its own.
         search: what is demanded.
         on_note: called with a line for people after each trial.
+        on_result: called with the name of each trial when it is stored.
 
     Returns:
         The bundle, and the report.
@@ -77,19 +84,46 @@ def search_bundle(
     check_argument(options, CompileOptions, "options")
     check_argument(search, SearchOptions, "search")
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
+    _check_request(exported, options, search)
+    check_output_free(output, overwrite=options.overwrite)
+    # A target without 8 bits has nothing to search for, and refuses them here.
+    wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
+    plan = plan_compilation(dataclasses.replace(options, precision=wanted))
+    evaluator, base = _prepare(exported, plan, options, search)
+    folder = output.with_name(output.name + _FOLDER_SUFFIX)
+    store = ResultStore(folder / "trials", on_note, on_result)
+    key = _search_key(exported, plan, base, evaluator, search)
+    _resume(store, key, on_note)
+    process = _Search(exported, base, evaluator, search, folder, store, key, on_note, _provenance(exported, plan, base))
+    found = process.run(modes_of(plan) if search.precision is None else (search.precision,))
+    report = process.report()
+    if found is None:
+        write_file(folder / SEARCH_NAME, encode_json(report), overwrite=True)
+        raise GateError(
+            f"No way to quantise stays within a drop of {search.max_drop:g}: {best_text(report)}. "
+            f"All that was tried is in '{folder / SEARCH_NAME}'. Allow more with --max-drop, or leave --precision out."
+        )
+    files = {SEARCH_NAME: encode_json(report), RECIPE_NAME: encode_json(recipe_of(found))}
+    bundle = publish_copy(found, output, files, overwrite=options.overwrite)
+    shutil.rmtree(folder, ignore_errors=True)
+    return bundle, report
+
+
+def _check_request(exported: ExportedBundle, options: CompileOptions, search: SearchOptions) -> None:
     if exported.manifest.layout == "joint":
         check_joint_templates(resolve_templates(search.templates), f"bundle '{exported.path}'")
     if options.quantisation is not None:
         raise OptionError("the search chooses how to quantise; leave the options for that out, or --max-drop")
     if not options.check:
         raise OptionError("a search runs what it compiles; leave --no-check out")
-    check_output_free(output, overwrite=options.overwrite)
-    # A target without 8 bits has nothing to search for, and refuses them here.
-    wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
-    plan = plan_compilation(dataclasses.replace(options, precision=wanted))
-    modes = modes_of(plan) if search.precision is None else (search.precision,)
-    assert options.calibration is not None, "plan_compilation asked for it"
+
+
+def _prepare(
+    exported: ExportedBundle, plan: CompilationPlan, options: CompileOptions, search: SearchOptions
+) -> tuple[Evaluator, CompileOptions]:
+    """The held-out images, and the options that all trials have in common."""
     calibration = options.calibration
+    assert calibration is not None, "plan_compilation asked for it"
     if isinstance(calibration, CalibrationOptions):
         calibration = obtain_calibration(exported, calibration)
     evaluator = Evaluator(exported, calibration, options, search)
@@ -100,29 +134,9 @@ def search_bundle(
             f"at least {fewest} can (--search-samples), or allow more (--max-drop)"
         )
     base = dataclasses.replace(
-        options,
-        target=plan.main.target,
-        calibration=calibration,
-        seen_images=evaluator.digests,
-        quantisation=None,
-        overwrite=True,
+        options, target=plan.main.target, calibration=calibration, seen_images=evaluator.digests, overwrite=True
     )
-    key = _search_key(exported, plan, base, evaluator, search)
-    state = _State(output.with_name(output.name + _STATE_SUFFIX), key, on_note)
-    process = _Search(exported, base, evaluator, state, search, on_note, _provenance(exported, plan, base))
-    found = process.run(modes)
-    report = process.report()
-    if found is None:
-        kept = state.folder / _STATE_NAME
-        raise GateError(
-            f"No way to quantise stays within a drop of {search.max_drop:g}: {best_text(report)}. "
-            f"All that was tried is in '{kept}'. Allow more with --max-drop, or leave --precision out."
-        )
-    recipe = encode_json(recipe_of(found))
-    files = {SEARCH_NAME: encode_json(report), RECIPE_NAME: recipe}
-    bundle = publish_copy(found, output, files, overwrite=options.overwrite)
-    shutil.rmtree(state.folder, ignore_errors=True)
-    return bundle, report
+    return evaluator, base
 
 
 def _provenance(exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions) -> Provenance:
@@ -134,58 +148,35 @@ def _provenance(exported: ExportedBundle, plan: CompilationPlan, base: CompileOp
 
 def _search_key(
     exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions, evaluator: Evaluator, search: SearchOptions
-) -> str:
-    """Digest of everything that decides the result of a trial, except the mode and the quantisation options."""
-    # The data enter as digests; the rest differs between trials, or does not change a result.
-    apart = ("calibration", "seen_images", "precision", "quantisation", "session", "overwrite")
-    facts = [
-        exported.digest,
-        options_digest(base, without=apart),
-        options_digest(base.session, without=("in_flight", "busy_wait")),
-        evaluator.key,
-        evaluator.labels.tolist(),
-        evaluator.dataset.class_names,
-        resolve_templates(search.templates),
-        search.max_drop,
-        tool_versions(plan, base.session, "onnxruntime"),
-    ]
-    return value_digest(facts)
+) -> dict[str, str]:
+    """Everything that decides the result of a trial, except the mode and the quantisation options."""
+    return {
+        **compilation_key(exported, plan, base, without=("precision", "quantisation")),
+        **make_key(
+            images=evaluator.digests,
+            labels=evaluator.labels.tolist(),
+            class_names=tuple(evaluator.dataset.class_names),
+            templates=resolve_templates(search.templates),
+        ),
+        # The samples and the templates enter as images and prompts; the mode belongs to a trial.
+        **options_key(search, prefix="search.", without=("samples", "templates", "precision")),
+    }
 
 
-class _StateContent(Spec, frozen=True, kw_only=True):
-    key: str
-    trials: tuple[Trial, ...] = ()
+def _resume(store: ResultStore, key: Key, on_note: Note) -> None:
+    """Keep the trials of the same search; remove those of another one."""
+    if store.is_begun(_SEARCH_RECORD, key):
+        on_note(f"going on with the search in {name_from_path(store.folder)}: {store.count() - 1} trials are known")
+    else:
+        store.clear()
+        store.begin(_SEARCH_RECORD, key)
 
 
-class _State:
-    """The trials of a search on disk.
+class _StoredTrial(Spec, frozen=True, kw_only=True):
+    """A trial, and the digest of its bundle if it was accepted."""
 
-    Attributes:
-        folder: their place; the bundles under evaluation are there too.
-        trials: those that are stored.
-    """
-
-    def __init__(self, folder: Path, key: str, on_note: Callable[[str], None]) -> None:
-        self.folder = folder
-        self._key = key
-        self.trials: list[Trial] = []
-        content = read_kept(folder / _STATE_NAME, _StateContent, on_note)
-        if content is not None and content.key == self._key:
-            self.trials = list(content.trials)
-            on_note(f"going on with the search in {folder}: {len(self.trials)} trials are known")
-
-    def known(self, precision: Precision, how: QuantisationOptions | None, *, exploratory: bool) -> Trial | None:
-        """The recorded trial with these settings, or None."""
-        for trial in self.trials:
-            if (trial.precision, trial.quantisation, trial.verdict == "exploratory") == (precision, how, exploratory):
-                return trial
-        return None
-
-    def add(self, trial: Trial) -> None:
-        """Store a trial."""
-        self.trials.append(trial)
-        content = _StateContent(key=self._key, trials=tuple(self.trials))
-        write_file(self.folder / _STATE_NAME, encode_json(sealed(content), indent=1), overwrite=True)
+    trial: Trial
+    bundle: str | None = None
 
 
 class _Search:
@@ -196,28 +187,31 @@ class _Search:
         exported: ExportedBundle,
         base: CompileOptions,
         evaluator: Evaluator,
-        state: _State,
         search: SearchOptions,
-        on_note: Callable[[str], None],
+        folder: Path,
+        store: ResultStore,
+        key: Key,
+        on_note: Note,
         provenance: Provenance,
     ) -> None:
+        self._provenance = provenance
         self._exported = exported
         self._base = base
         self._evaluator = evaluator
-        self._state = state
         self._search = search
+        self._folder = folder
+        self._store = store
+        self._key = key
         self._note = on_note
-        self._provenance = provenance
         self._reference_top1: float | None = None
         self._trials: list[Trial] = []
 
     def run(self, modes: Sequence[Precision]) -> CompiledBundle | None:
-        """The first accepted bundle, in the state's folder; None if there is none."""
-        with contextlib.closing(self._candidates(modes)) as candidates:
-            for precision, how in candidates:
-                bundle = self._try(precision, how)
-                if bundle is not None:
-                    return bundle
+        """The first accepted bundle, in the folder of the search; None if there is none."""
+        for precision, how in Candidates(modes, self._trials, lambda: role_shares(self._exported), self._explore):
+            trial, bundle = self._obtain(precision, how, exploratory=False)
+            if trial.verdict == "accepted":
+                return bundle
         return None
 
     def report(self) -> SearchReport:
@@ -234,165 +228,76 @@ class _Search:
             trials=tuple(self._trials),
         )
 
-    def _candidates(
-        self, modes: Sequence[Precision]
-    ) -> Generator[tuple[Precision, QuantisationOptions | None], None, None]:
-        for position, mode in enumerate(modes):
-            if mode.bits is None:
-                yield mode, None
-            elif position and mode.bits == modes[0].bits:
-                best = self._best()  # the same integers with another float type
-                yield mode, PER_AXIS if best is None else best.quantisation
-            else:
-                yield from ((mode, how) for how in self._ways(mode))
+    def _explore(self, precision: Precision, how: QuantisationOptions) -> Trial:
+        return self._obtain(precision, how, exploratory=True)[0]
 
-    def _ways(self, mode: Precision) -> Iterator[QuantisationOptions]:
-        """Quantisation options of one mode, in the order of trying; those with operators in float, which run slower, come last."""
-        yield QuantisationOptions()
-        yield PER_AXIS
-        yield msgspec.structs.replace(PER_AXIS, activation="asymmetric")
-        for algorithm in ("eqnm", "percentile", "entropy"):
-            yield msgspec.structs.replace(PER_AXIS, algorithm=algorithm)
-        best = self._best(mode)
-        base = PER_AXIS if best is None or best.quantisation is None else best.quantisation
-        for alpha in ALPHAS:
-            yield msgspec.structs.replace(base, smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, alpha))
-        best = self._best(mode)
-        if mode.bits == 8 and best is not None and best.quantisation is not None:
-            yield from self._with_float_roles(mode, best, best.quantisation)
+    def _obtain(
+        self, precision: Precision, how: QuantisationOptions | None, *, exploratory: bool
+    ) -> tuple[Trial, CompiledBundle | None]:
+        """The stored trial with these settings, or a new one; with its bundle if it is accepted."""
+        settings = make_key(precision=precision, quantisation=how, exploratory=exploratory)
+        name = f"{precision.value}-{value_digest(settings)[:16]}"
+        key = {**self._key, **settings}
+        stored = self._store.load(name, key, _StoredTrial)
+        bundle = None
+        if stored is not None and stored.bundle is not None:
+            bundle = open_unchanged(self._candidate_path, stored.bundle, open_compiled, self._note)
+        if stored is not None and (stored.bundle is None or bundle is not None):
+            self._add(stored.trial)
+            return stored.trial, bundle
+        trial, bundle, is_lasting = self._run_trial(precision, how, exploratory=exploratory)
+        if is_lasting:
+            digest = bundle.digest if bundle is not None and trial.verdict == "accepted" else None
+            self._store.save(name, key, _StoredTrial(trial=trial, bundle=digest))
+        self._add(trial)
+        return trial, bundle
 
-    def _with_float_roles(
-        self, mode: Precision, plain: Trial, how: QuantisationOptions
-    ) -> Iterator[QuantisationOptions]:
-        """More and more roles in float, first those that lower the embedding error most for their share of the work."""
-        gains = []
-        for role, share in self._roles(mode):
-            probe = self._explore(mode, msgspec.structs.replace(how, keep_float=(role,)))
-            if probe is None or probe.embedding_error is None or plain.embedding_error is None:
-                continue
-            gains.append(((plain.embedding_error - probe.embedding_error) / max(share, 1e-9), role))
-        kept: tuple[str, ...] = ()
-        for _gain, role in sorted(gains, reverse=True)[:-1]:  # with the last one, nothing would be left to quantise
-            kept = (*kept, role)
-            yield msgspec.structs.replace(how, keep_float=kept)
-
-    def _roles(self, mode: Precision) -> list[tuple[str, float]]:
-        """Roles of the model and their share of the multiply-accumulate operations, in ascending order."""
-        from clipmlu.compile.preparing import role_shares
-
-        return sorted(role_shares(self._exported).items(), key=lambda entry: entry[1])
-
-    def _best(self, mode: Precision | None = None) -> Trial | None:
-        """The evaluated trial (of a mode) with the smallest drop; of equals, the one with the smallest embedding error."""
-        evaluated = [
-            trial
-            for trial in self._trials
-            if trial.quantisation is not None
-            and trial.verdict in ("rejected", "stopped_early")
-            and mode in (None, trial.precision)
-        ]
-        # A trial that stopped early has a drop of fewer images: complete ones go before it.
-        return min(
-            evaluated,
-            key=lambda trial: (trial.verdict == "stopped_early", trial.drop or 0.0, trial.embedding_error or 0.0),
-            default=None,
-        )
-
-    def _try(self, precision: Precision, how: QuantisationOptions | None) -> CompiledBundle | None:
-        known = self._state.known(precision, how, exploratory=False)
-        path = self._state.folder / "candidate"
-        if known is not None and known.verdict != "accepted":
-            self._tell(known)
-            return None
-        if known is not None:
-            options = self._options(precision, how)
-            bundle = reusable_compilation(self._exported, path, plan_compilation(options), options, self._note)
-            if bundle is not None:
-                self._tell(known)
-                return bundle
-            self._state.trials.remove(known)
-        trial, bundle_or_none, lasting = self._measure(precision, how, path, exploratory=False)
-        if lasting:
-            self._state.add(trial)
-        self._tell(trial)
-        return bundle_or_none if trial.verdict == "accepted" else None
-
-    def _explore(self, precision: Precision, how: QuantisationOptions) -> Trial | None:
-        trial = self._state.known(precision, how, exploratory=True)
-        if trial is None:
-            trial, _bundle, _lasting = self._measure(
-                precision, how, self._state.folder / "exploratory", exploratory=True
-            )
-            if trial.verdict == "exploratory":
-                self._state.add(trial)
-        self._tell(trial)
-        return trial
-
-    def _options(self, precision: Precision, how: QuantisationOptions | None) -> CompileOptions:
-        calibration = self._base.calibration if precision.bits is not None else None
-        return dataclasses.replace(self._base, precision=precision, quantisation=how, calibration=calibration)
-
-    def _measure(
-        self, precision: Precision, how: QuantisationOptions | None, path: Path, *, exploratory: bool
+    def _run_trial(
+        self, precision: Precision, how: QuantisationOptions | None, *, exploratory: bool
     ) -> tuple[Trial, CompiledBundle | None, bool]:
-        """Run a trial: its record, its bundle if it has one, and whether to store it."""
+        """Compile and evaluate: the trial, its bundle if it has one, and whether to store it."""
         self._reference()
         start = time.perf_counter()
-        options = self._options(precision, how)
+        calibration = self._base.calibration if precision.bits is not None else None
+        options = dataclasses.replace(self._base, precision=precision, quantisation=how, calibration=calibration)
         images = max(1, len(self._evaluator) // EARLY_SHARE) if exploratory else len(self._evaluator)
+        limit = None if exploratory else self._search.max_drop
         try:
-            bundle = compile_bundle(self._exported, path, options)
-            limit = None if exploratory else self._search.max_drop
+            bundle = compile_bundle(
+                self._exported, self._folder / "exploratory" if exploratory else self._candidate_path, options
+            )
             figures = self._evaluator.evaluate(bundle, options.session, images, limit)
         except (GateError, CompileError) as error:
+            elapsed = time.perf_counter() - start
+            trial = Trial(precision=precision, quantisation=how, verdict="failed", reason=str(error), elapsed_s=elapsed)
             # A failed gate is a result. A worker, a card or memory that failed may not fail the next time.
-            lasting = isinstance(error, GateError)
-            return self._failed(precision, how, error, time.perf_counter() - start), None, lasting
-        verdict: Verdict = "exploratory"
-        if not exploratory:
-            complete = figures["images"] == images
-            within = figures["drop_bound"] <= self._search.max_drop
-            verdict = "accepted" if complete and within else "rejected" if complete else "stopped_early"
+            return trial, None, isinstance(error, GateError)
         trial = Trial(
             precision=precision,
             quantisation=how,
-            verdict=verdict,
-            images=int(figures["images"]),
-            top1=figures["top1"],
-            drop=figures["drop"],
-            drop_bound=figures["drop_bound"],
-            agreement=figures["agreement"],
-            embedding_error=figures["embedding_error"],
+            verdict="exploratory" if exploratory else self._verdict(figures),
+            **msgspec.structs.asdict(figures),
             quantised_share=_quantised_share(bundle),
             elapsed_s=time.perf_counter() - start,
         )
         return trial, bundle, True
 
-    def _failed(
-        self, precision: Precision, how: QuantisationOptions | None, error: ClipmluError, elapsed_s: float
-    ) -> Trial:
-        return Trial(
-            precision=precision,
-            quantisation=how,
-            verdict="failed",
-            images=0,
-            top1=None,
-            drop=None,
-            drop_bound=None,
-            agreement=None,
-            embedding_error=None,
-            quantised_share=None,
-            reason=str(error),
-            elapsed_s=elapsed_s,
-        )
+    @property
+    def _candidate_path(self) -> Path:
+        return self._folder / "candidate"
+
+    def _verdict(self, figures: Figures) -> Verdict:
+        if figures.images < len(self._evaluator):
+            return "stopped_early"
+        return "accepted" if figures.drop_bound <= self._search.max_drop else "rejected"
 
     def _reference(self) -> float:
         if self._reference_top1 is None:
-            self._reference_top1 = self._evaluator.evaluate_reference(self._state.folder)
+            self._reference_top1 = self._evaluator.evaluate_reference(self._folder)
             self._note(f"float32: top-1 {self._reference_top1:.4f} on {len(self._evaluator)} held-out images")
         return self._reference_top1
 
-    def _tell(self, trial: Trial) -> None:
+    def _add(self, trial: Trial) -> None:
         self._trials.append(trial)
         mark = emulated_mark(self._provenance.emulated)
         self._note(f"{len(self._trials):2d}. {describe_trial(trial)}{mark}")

@@ -1,67 +1,119 @@
-"""What a sweep keeps on disk between two runs, and what it depends on."""
+"""Results that a search, a sweep or a run keeps on disk, so that the same command resumes after an interruption.
+
+Each result is one file with its key: the digest of everything that decides the result, part by part. It is used again only
+under an equal key. Anything else is recomputed, with a note that names the parts that differ.
+"""
 
 from __future__ import annotations
 
-from clipmlu.measure.accuracy.report import AccuracyReport
-from clipmlu.measure.machine import Machine
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from clipmlu.errors import reason_of
+from clipmlu.file_names import name_from_path
+from clipmlu.files.publish import encode_json, write_file
+from clipmlu.files.read import read_json
+from clipmlu.keys import value_digest
 from clipmlu.specs import Spec
 
+Key = Mapping[str, str]
+Result = TypeVar("Result")
+_SEAL = "seal"
 
-class AccuracyKey(Spec, frozen=True, kw_only=True):
-    """What an accuracy depends on.
+
+class _Record(Spec, frozen=True, kw_only=True):
+    """Content of one file.
 
     Attributes:
-        bundle_digest: of the compiled bundle.
-        dataset: the dataset's name.
-        split: which part of it.
-        images: digest of the images that are evaluated, and of their labels.
-        class_names: what the labels index.
-        templates: of the prompts, one by one.
-        max_pixels: largest width x height of an image that is decoded.
-        evaluate: digest of the other options of the evaluation.
-        session: digest of the options of the session.
-        tool_versions: of the runtimes of all towers.
+        key: what decides the result.
+        result: its plain JSON value; None while it is being made.
     """
 
-    bundle_digest: str
-    dataset: str
-    split: str
-    images: str
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    max_pixels: int
-    evaluate: str
-    session: str
-    tool_versions: dict[str, str]
+    key: dict[str, str]
+    result: Any = None
 
 
-class KeptAccuracy(Spec, frozen=True, kw_only=True):
-    """The accuracy of one bundle."""
+class ResultStore:
+    """Named results in one folder.
 
-    key: AccuracyKey
-    report: AccuracyReport
+    Args:
+        folder: where; made with the first result.
+        on_note: called with a line for people where a file is not used, and why.
+        on_result: called with the name of each result after it was written.
+    """
 
+    def __init__(
+        self,
+        folder: Path,
+        on_note: Callable[[str], None],
+        on_result: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        self.folder = folder
+        self._on_note = on_note
+        self._on_result = on_result
 
-class CellKey(Spec, frozen=True, kw_only=True):
-    """What the speed of a cell depends on; of the session, a digest of its options."""
+    def load(self, name: str, key: Key, kind: type[Result]) -> Result | None:
+        """The result of that name, or None if there is none under an equal key."""
+        record = self._read(name)
+        if record is None or not self._is_same(name, record, key) or record.result is None:
+            return None
+        try:
+            return msgspec.convert(record.result, kind)
+        except msgspec.ValidationError as error:
+            self._refuse(name, str(error))
+            return None
 
-    bundle_digest: str
-    batch_size: int
-    session: str
-    duration_ms: int
-    machine: Machine
-    tool_versions: dict[str, str]
+    def save(self, name: str, key: Key, result: object) -> None:
+        """Write a result, whole or not at all, over what has its name."""
+        self._write(name, _Record(key=dict(key), result=msgspec.to_builtins(result)))
+        self._on_result(name)
 
+    def begin(self, name: str, key: Key) -> None:
+        """Record that a result is being made, over what has its name."""
+        self._write(name, _Record(key=dict(key)))
 
-class Repetition(Spec, frozen=True, kw_only=True):
-    """One measurement of a cell: offline throughput, and the median latency of a batch alone."""
+    def is_begun(self, name: str, key: Key) -> bool:
+        """Whether ``begin`` was the last call for that name, under an equal key."""
+        record = self._read(name)
+        return record is not None and record.result is None and self._is_same(name, record, key)
 
-    images_per_second: float
-    latency_ms: float
+    def count(self) -> int:
+        """The number of records."""
+        return sum(1 for _path in self.folder.glob("*.json"))
 
+    def clear(self) -> None:
+        """Remove all results."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-class Cell(Spec, frozen=True, kw_only=True):
-    """One bundle at one batch size, with the repetitions that are done."""
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
-    key: CellKey
-    repetitions: tuple[Repetition, ...] = ()
+    def _read(self, name: str) -> _Record | None:
+        try:
+            content = read_json(self._path(name), dict[str, Any])
+            if content.pop(_SEAL, None) != value_digest(content):
+                raise msgspec.DecodeError("it is not as it was written")
+            return msgspec.convert(content, _Record)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            self._refuse(name, f"it is damaged or of another version: {reason_of(error)}")
+            return None
+
+    def _write(self, name: str, record: _Record) -> None:
+        content = msgspec.to_builtins(record)
+        sealed = {_SEAL: value_digest(content), **content}
+        write_file(self._path(name), encode_json(sealed, indent=1), overwrite=True)
+
+    def _is_same(self, name: str, record: _Record, key: Key) -> bool:
+        differing = [part for part in {**record.key, **key} if record.key.get(part) != key.get(part)]
+        if differing:
+            self._refuse(name, f"it was made with other {', '.join(part.replace('_', ' ') for part in differing)}")
+        return not differing
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self._on_note(f"not reusing {name_from_path(self._path(name))}: {reason}")

@@ -1,50 +1,41 @@
 """Accuracy, speed and size over precisions and batch sizes, from one exported bundle; interrupted sweeps go on.
 
-In the output directory are a bundle for each precision, ``results/`` with one file for each accuracy and each cell, and
-the report as ``sweep.json`` and ``sweep.md``. A file is taken as it is when the bundle, the options, the versions and the
-machine are those it was made with.
+In the output directory are a bundle for each precision, ``results/`` with what was made and measured (see ``resume``), and the
+report as ``sweep.json`` and ``sweep.md``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-
-import msgspec
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import SessionOptions, backend_for_target, runtime_versions
 from clipmlu.backends.provenance import make_provenance
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.scoring import check_joint_templates
-from clipmlu.compile.compiler import (
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_MAX_BATCH,
-    CompileOptions,
-    compile_bundle,
-    plan_compilation,
-)
-from clipmlu.compile.reuse import reusable_compilation
+from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE, DEFAULT_MAX_BATCH, CompileOptions
 from clipmlu.data.datasets import DATASETS, Dataset, check_dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
 from clipmlu.file_names import name_from_path, printable
-from clipmlu.files.publish import encode_json, write_file, write_files
-from clipmlu.files.read import read_kept, sealed
-from clipmlu.keys import options_digest, value_digest
+from clipmlu.files.publish import encode_json, write_files
+from clipmlu.keys import make_key, options_key
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.machine import describe_machine
 from clipmlu.measure.samples import choose_images
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.scenarios import Graph, Limits, milliseconds, percentile, run_offline, run_streams
-from clipmlu.specs import NaturalInt, PositiveInt, Precision
-from clipmlu.tune.resume import AccuracyKey, Cell, CellKey, KeptAccuracy, Repetition
+from clipmlu.specs import NaturalInt, PositiveInt, Precision, Spec
+from clipmlu.tune.bundles import obtain_compiled, session_key
+from clipmlu.tune.resume import Key, ResultStore
 from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front, render_markdown
 
 _IN_FLIGHT = 2
@@ -58,13 +49,13 @@ class SweepOptions:
     """What to sweep over; validated on construction.
 
     Attributes:
-        compile: how to compile; precision, batch sizes and shape are the sweep's own, and what is about quantising is left
-            out of precisions that quantise nothing.
+        compile: how to compile. The sweep sets the precision, the batch sizes and the shape; precisions that quantise nothing
+            take no calibration data and no options of quantisation.
         precisions: each becomes one bundle.
         batch_sizes: each is measured on every bundle.
         evaluate: how to measure accuracy.
         threads: CPU threads for one batch; 0 leaves it to the runtime.
-        repetitions: of each cell.
+        repetitions: of each measurement of speed.
         duration_ms: of one repetition; latency takes half as long again.
     """
 
@@ -105,27 +96,11 @@ class SweepOptions:
         )
 
 
-class _Variant:
-    """One precision: its bundle, its accuracy, and its cells; or why there are none."""
+class Repetition(Spec, frozen=True, kw_only=True):
+    """One measurement of a bundle at one batch size: offline throughput, and the median latency of a batch alone."""
 
-    def __init__(self, precision: Precision, name: str) -> None:
-        self.precision = precision
-        self.name = name
-        self.bundle: CompiledBundle | None = None
-        self.accuracy: AccuracyReport | None = None
-        self.cells: dict[Path, Cell] = {}
-        self.failure: ClipmluError | None = None
-
-    def fail(self, error: ClipmluError, on_note: Note) -> None:
-        on_note(f"{self.precision.value}: {error}")
-        self.failure = error
-
-    def rows(self, *, emulated: bool) -> list[SweepRow]:
-        if self.failure is not None or self.bundle is None:
-            gate = self.failure is not None and self.failure.exit_code == GateError.exit_code
-            reason = " ".join(printable(str(self.failure)).split())
-            return [SweepRow(precision=self.precision, emulated=emulated, failure=reason, gate_failed=gate)]
-        return [_row(self.bundle, self.accuracy, cell) for cell in self.cells.values()]
+    images_per_second: float
+    latency_ms: float
 
 
 def run_sweep(
@@ -135,6 +110,7 @@ def run_sweep(
     dataset: Dataset | None = None,
     *,
     on_note: Note = lambda _message: None,
+    on_result: Callable[[str], None] = lambda _name: None,
 ) -> SweepReport:
     """Compile, evaluate and time every precision; see ``SweepOptions``.
 
@@ -146,6 +122,7 @@ def run_sweep(
         options: what to sweep over.
         dataset: what to measure accuracy on; None to leave that out.
         on_note: called with a line for people at each step.
+        on_result: called with the name of each result when it is stored: a bundle, an accuracy, a repetition.
 
     Raises:
         BundleError: there is no such bundle.
@@ -160,139 +137,199 @@ def run_sweep(
     exported = open_exported(source)
     if exported.manifest.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"bundle '{exported.path}'")
-    target, backend = backend_for_target(options.compile.target)
-    variants = [_Variant(precision, f"{target}-{precision.value}") for precision in options.precisions]
-    for variant in variants:
-        try:
-            variant.bundle = _compile(
-                exported, output / variant.name, options.for_precision(variant.precision), on_note
-            )
-            if dataset is not None:
-                variant.accuracy = _evaluate(variant.bundle, output, variant.name, dataset, options, on_note)
-            variant.cells = _open_cells(variant.bundle, output, variant.name, options, on_note)
-        except (OptionError, BundleExistsError, OutputError):
-            raise
-        except ClipmluError as error:
-            variant.fail(error, on_note)
-    _measure(variants, options, on_note)
-    accuracies = [variant.accuracy for variant in variants if variant.accuracy is not None]
-    rows = [row for variant in variants for row in variant.rows(emulated=backend.emulated)]
-    report = SweepReport(
-        provenance=make_provenance(exported, target, None, [backend.name], (options.session.device,)),
-        dataset=None if dataset is None else dataset.name,
-        split=None if dataset is None else dataset.split,
-        images=accuracies[0].images if accuracies else None,
-        threads=options.threads,
-        repetitions=options.repetitions,
-        duration_ms=options.duration_ms,
-        rows=mark_front(rows),
-        machine=describe_machine(),
-        skipped=accuracies[0].skipped if accuracies else (),
-    )
+    sweep = _Sweep(exported, output, options, dataset, on_note, on_result)
+    report = sweep.run()
     files = {output / "sweep.json": encode_json(report), output / "sweep.md": render_markdown(report).encode()}
     write_files(files, overwrite=True)
     return report
 
 
-def _compile(exported: ExportedBundle, path: Path, options: CompileOptions, on_note: Note) -> CompiledBundle:
-    plan = plan_compilation(options)
-    bundle = reusable_compilation(exported, path, plan, options, on_note)
-    if bundle is not None:
-        on_note(f"reusing {name_from_path(path)}: its content matches")
-        return bundle
-    on_note(f"compiling {name_from_path(exported.path)} to {name_from_path(path)}")
-    return compile_bundle(exported, path, options)
+@dataclasses.dataclass(kw_only=True)
+class _Timing:
+    """Repetitions of one bundle at one batch size, with the name and the key of their record."""
+
+    name: str
+    key: Key
+    batch_size: int
+    repetitions: tuple[Repetition, ...]
 
 
-def _evaluate(
-    bundle: CompiledBundle, output: Path, name: str, dataset: Dataset, options: SweepOptions, on_note: Note
-) -> AccuracyReport:
-    how = options.evaluate
-    key = AccuracyKey(
-        bundle_digest=bundle.digest,
-        dataset=dataset.name,
-        split=dataset.split,
-        images=_images_digest(dataset, how),
-        class_names=tuple(dataset.class_names),
-        templates=resolve_templates(how.templates),
-        max_pixels=dataset.max_pixels,
-        evaluate=options_digest(how, without=("templates", "cache", "workers")),
-        session=options_digest(options.session, without=("in_flight", "busy_wait")),
-        tool_versions=_versions(bundle, options),
-    )
-    path = output / "results" / f"{name}.accuracy.json"
-    kept = read_kept(path, KeptAccuracy, on_note)
-    # The images of a folder may have changed since.
-    if kept is not None and kept.key == key and dataset.name in DATASETS:
-        on_note(f"reusing {name_from_path(path)}: same bundle, images and prompts")
-        return kept.report
-    on_note(f"evaluating {name_from_path(bundle.path)}")
-    with Encoder(bundle, options.session) as encoder:
-        report = evaluate(encoder, dataset, how, on_note=on_note)
-    write_file(path, encode_json(sealed(KeptAccuracy(key=key, report=report))), overwrite=True)
-    return report
+@dataclasses.dataclass(kw_only=True)
+class _Variant:
+    """One precision: its bundle, its accuracy and its timings, or why there are none."""
+
+    precision: Precision
+    name: str
+    bundle: CompiledBundle | None = None
+    accuracy: AccuracyReport | None = None
+    timings: list[_Timing] = dataclasses.field(default_factory=list)
+    failure: ClipmluError | None = None
 
 
-def _images_digest(dataset: Dataset, how: EvalOptions) -> str:
-    """Of the images that are evaluated and of their labels; empty for a folder, which is evaluated anew each time."""
-    if dataset.name not in DATASETS:
-        return ""
-    indices = choose_images(dataset, how.samples, shuffle=how.shuffle, seed=how.seed)
-    return value_digest([(content_digest(dataset.image(index)), int(dataset.label(index))) for index in indices])
+class _Sweep:
+    """One run of a sweep."""
 
+    def __init__(
+        self,
+        exported: ExportedBundle,
+        output: Path,
+        options: SweepOptions,
+        dataset: Dataset | None,
+        on_note: Note,
+        on_result: Callable[[str], None],
+    ) -> None:
+        self._exported = exported
+        self._output = output
+        self._options = options
+        self._dataset = dataset
+        self._note = on_note
+        self._store = ResultStore(output / "results", on_note, on_result)
+        self._target, self._backend = backend_for_target(options.compile.target)
+        self._variants = [
+            _Variant(precision=precision, name=f"{self._target}-{precision.value}") for precision in options.precisions
+        ]
 
-def _open_cells(
-    bundle: CompiledBundle, output: Path, name: str, options: SweepOptions, on_note: Note
-) -> dict[Path, Cell]:
-    """The cells of a bundle with the repetitions that are there already."""
-    cells = {}
-    for batch_size in options.batch_sizes:
-        key = CellKey(
-            bundle_digest=bundle.digest,
-            batch_size=batch_size,
-            session=options_digest(options.session),
-            duration_ms=options.duration_ms,
-            machine=describe_machine(),
-            tool_versions=_versions(bundle, options),
-        )
-        path = output / "results" / f"{name}-b{batch_size}.json"
-        kept = read_kept(path, Cell, on_note)
-        known = kept.repetitions[: options.repetitions] if kept is not None and kept.key == key else ()
-        cells[path] = Cell(key=key, repetitions=known)
-    return cells
-
-
-def _measure(variants: list[_Variant], options: SweepOptions, on_note: Note) -> None:
-    """Measure all cells in turns, so that whatever else the machine does at a time spoils no single one of them."""
-    done = sum(len(cell.repetitions) for variant in variants for cell in variant.cells.values())
-    if done:
-        on_note(f"reusing {done} repetition(s) that were measured before")
-    for number in range(options.repetitions):
-        for variant in variants:
-            missing = [path for path, cell in variant.cells.items() if len(cell.repetitions) <= number]
-            if variant.failure is not None or not missing:
-                continue
-            on_note(f"measuring {variant.name}, repetition {number + 1} of {options.repetitions}")
+    def run(self) -> SweepReport:
+        """Make and measure what is missing."""
+        for variant in self._variants:
             try:
-                _repeat(variant, missing, options)
-            except OutputError:
+                self._prepare(variant)
+            except (OptionError, BundleExistsError, OutputError):
                 raise
             except ClipmluError as error:
-                variant.fail(error, on_note)
+                self._fail(variant, error)
+        self._measure_speed()
+        return self._report()
 
+    def _fail(self, variant: _Variant, error: ClipmluError) -> None:
+        self._note(f"{variant.precision.value}: {error}")
+        variant.failure = error
 
-def _repeat(variant: _Variant, missing: list[Path], options: SweepOptions) -> None:
-    """One more repetition of some cells of a bundle, each written when it is done."""
-    assert variant.bundle is not None, "it has cells"
-    with Encoder(variant.bundle, options.session) as encoder:
-        tower = encoder.bundle.image_graph
-        graph = open_graph(encoder, tower, make_samples(encoder, tower, max(options.batch_sizes)))
-        for path in missing:
-            cell = variant.cells[path]
-            repetition = _time(graph, cell.key.batch_size, options.duration_ms / 1e3)
-            cell = msgspec.structs.replace(cell, repetitions=(*cell.repetitions, repetition))
-            write_file(path, encode_json(sealed(cell)), overwrite=True)
-            variant.cells[path] = cell
+    def _prepare(self, variant: _Variant) -> None:
+        """Compile, evaluate, and load the repetitions that are stored."""
+        path = self._output / variant.name
+        options = self._options.for_precision(variant.precision)
+        bundle, _reused = obtain_compiled(self._exported, path, options, self._store, self._note)
+        variant.bundle = bundle
+        if self._dataset is not None:
+            variant.accuracy = self._obtain_accuracy(variant.name, bundle, self._dataset)
+        variant.timings = [self._load_timing(variant.name, bundle, size) for size in self._options.batch_sizes]
+
+    def _obtain_accuracy(self, variant: str, bundle: CompiledBundle, dataset: Dataset) -> AccuracyReport:
+        name = f"{variant}.accuracy"
+        key = self._accuracy_key(bundle, dataset)
+        # The images of a folder may have changed since.
+        kept = self._store.load(name, key, AccuracyReport) if dataset.name in DATASETS else None
+        if kept is not None:
+            self._note(f"reusing {name}: same bundle, images and prompts")
+            return kept
+        self._note(f"evaluating {name_from_path(bundle.path)}")
+        with Encoder(bundle, self._options.session) as encoder:
+            report = evaluate(encoder, dataset, self._options.evaluate, on_note=self._note)
+        self._store.save(name, key, report)
+        return report
+
+    def _accuracy_key(self, bundle: CompiledBundle, dataset: Dataset) -> dict[str, str]:
+        how = self._options.evaluate
+        return {
+            **make_key(
+                bundle=bundle.digest,
+                dataset=(dataset.name, dataset.split),
+                images=self._images,
+                class_names=tuple(dataset.class_names),
+                templates=resolve_templates(how.templates),
+                max_pixels=dataset.max_pixels,
+                tool_versions=self._versions(bundle),
+            ),
+            **options_key(how, prefix="evaluate.", without=("templates", "cache", "workers")),
+            **session_key(self._options.session),
+        }
+
+    @functools.cached_property
+    def _images(self) -> tuple[tuple[str, int], ...]:
+        """Content digest and label of each image that is evaluated; none for a folder, which is evaluated anew each time."""
+        dataset, how = self._dataset, self._options.evaluate
+        if dataset is None or dataset.name not in DATASETS:
+            return ()
+        indices = choose_images(dataset, how.samples, shuffle=how.shuffle, seed=how.seed)
+        return tuple((content_digest(dataset.image(index)), int(dataset.label(index))) for index in indices)
+
+    def _load_timing(self, variant: str, bundle: CompiledBundle, batch_size: int) -> _Timing:
+        name = f"{variant}-b{batch_size}"
+        # Of the repetitions, those that are there are used; all else belongs to the bundle or to its accuracy.
+        apart = ("compile", "precisions", "batch_sizes", "evaluate", "threads", "repetitions")
+        key = {
+            **make_key(
+                bundle=bundle.digest,
+                batch_size=batch_size,
+                machine=describe_machine(),
+                tool_versions=self._versions(bundle),
+            ),
+            **options_key(self._options, without=apart),
+            **options_key(self._options.session, prefix="session."),
+        }
+        known = self._store.load(name, key, tuple[Repetition, ...]) or ()
+        return _Timing(name=name, key=key, batch_size=batch_size, repetitions=known[: self._options.repetitions])
+
+    def _measure_speed(self) -> None:
+        """Measure all bundles in turns, so that other work of the machine at one time affects all of them alike."""
+        wanted = self._options.repetitions
+        done = sum(len(timing.repetitions) for variant in self._variants for timing in variant.timings)
+        if done:
+            self._note(f"reusing {done} repetition(s) that were measured before")
+        for number in range(wanted):
+            for variant in self._variants:
+                missing = [timing for timing in variant.timings if len(timing.repetitions) <= number]
+                if variant.failure is not None or not missing:
+                    continue
+                self._note(f"measuring {variant.name}, repetition {number + 1} of {wanted}")
+                try:
+                    self._repeat(variant, missing)
+                except OutputError:
+                    raise
+                except ClipmluError as error:
+                    self._fail(variant, error)
+
+    def _repeat(self, variant: _Variant, missing: list[_Timing]) -> None:
+        """One more repetition of some batch sizes of a bundle, each stored when it is done."""
+        assert variant.bundle is not None, "it has timings"
+        with Encoder(variant.bundle, self._options.session) as encoder:
+            tower = encoder.bundle.image_graph
+            graph = open_graph(encoder, tower, make_samples(encoder, tower, max(self._options.batch_sizes)))
+            for timing in missing:
+                repetition = _time(graph, timing.batch_size, self._options.duration_ms / 1e3)
+                timing.repetitions = (*timing.repetitions, repetition)
+                self._store.save(timing.name, timing.key, timing.repetitions)
+
+    def _report(self) -> SweepReport:
+        options, dataset = self._options, self._dataset
+        accuracies = [variant.accuracy for variant in self._variants if variant.accuracy is not None]
+        return SweepReport(
+            provenance=make_provenance(
+                self._exported, self._target, None, [self._backend.name], (options.session.device,)
+            ),
+            dataset=None if dataset is None else dataset.name,
+            split=None if dataset is None else dataset.split,
+            images=accuracies[0].images if accuracies else None,
+            threads=options.threads,
+            repetitions=options.repetitions,
+            duration_ms=options.duration_ms,
+            rows=mark_front([row for variant in self._variants for row in self._rows(variant)]),
+            machine=describe_machine(),
+            skipped=accuracies[0].skipped if accuracies else (),
+        )
+
+    def _rows(self, variant: _Variant) -> list[SweepRow]:
+        if variant.bundle is not None and variant.failure is None:
+            return [_row(variant.bundle, variant.accuracy, timing) for timing in variant.timings]
+        failed_gate = variant.failure is not None and variant.failure.exit_code == GateError.exit_code
+        reason = " ".join(printable(str(variant.failure)).split())
+        emulated = self._backend.emulated
+        return [SweepRow(precision=variant.precision, emulated=emulated, failure=reason, gate_failed=failed_gate)]
+
+    def _versions(self, bundle: CompiledBundle) -> dict[str, str]:
+        placements = [bundle.compilation.placement(tower) for tower in bundle.manifest.towers]
+        return runtime_versions((placement.backend for placement in placements), self._options.session)
 
 
 def _time(graph: Graph, batch_size: int, seconds: float) -> Repetition:
@@ -305,16 +342,16 @@ def _time(graph: Graph, batch_size: int, seconds: float) -> Repetition:
     )
 
 
-def _row(bundle: CompiledBundle, accuracy: AccuracyReport | None, cell: Cell) -> SweepRow:
-    rates = [repetition.images_per_second for repetition in cell.repetitions]
+def _row(bundle: CompiledBundle, accuracy: AccuracyReport | None, timing: _Timing) -> SweepRow:
+    rates = [repetition.images_per_second for repetition in timing.repetitions]
     file = bundle.tower(bundle.image_graph).file
     return SweepRow(
         precision=bundle.compilation.precision,
-        batch_size=cell.key.batch_size,
+        batch_size=timing.batch_size,
         images_per_second=statistics.median(rates),
         slowest_images_per_second=min(rates),
         fastest_images_per_second=max(rates),
-        latency_ms=statistics.median(repetition.latency_ms for repetition in cell.repetitions),
+        latency_ms=statistics.median(repetition.latency_ms for repetition in timing.repetitions),
         top1=None if accuracy is None else accuracy.top1,
         top1_interval=None if accuracy is None else accuracy.top1_interval,
         image_tower_bytes=sum(
@@ -325,8 +362,3 @@ def _row(bundle: CompiledBundle, accuracy: AccuracyReport | None, cell: Cell) ->
         bundle_bytes=bundle.size_bytes,
         emulated=bundle.compilation.emulated,
     )
-
-
-def _versions(bundle: CompiledBundle, options: SweepOptions) -> dict[str, str]:
-    placements = [bundle.compilation.placement(tower) for tower in bundle.manifest.towers]
-    return runtime_versions((placement.backend for placement in placements), options.session)

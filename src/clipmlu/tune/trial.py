@@ -82,13 +82,13 @@ class Trial(Spec, frozen=True, kw_only=True):
     precision: Precision
     quantisation: QuantisationOptions | None
     verdict: Verdict
-    images: int
-    top1: float | None
-    drop: float | None
-    drop_bound: float | None
-    agreement: float | None
-    embedding_error: float | None
-    quantised_share: float | None
+    images: int = 0
+    top1: float | None = None
+    drop: float | None = None
+    drop_bound: float | None = None
+    agreement: float | None = None
+    embedding_error: float | None = None
+    quantised_share: float | None = None
     reason: str = ""
     elapsed_s: float
 

@@ -1,0 +1,143 @@
+"""Bundles that a sweep or a run makes, each used again under an equal key; see ``resume``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TypeVar
+
+from clipmlu.backends import SessionOptions, runtime_versions
+from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, check_output_free, open_compiled
+from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
+from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.errors import BundleError, BundleNotFoundError
+from clipmlu.file_names import name_from_path
+from clipmlu.keys import make_key, options_key
+from clipmlu.tune.resume import Key, ResultStore
+
+SomeBundle = TypeVar("SomeBundle", bound=Bundle)
+Note = Callable[[str], None]
+
+
+def obtain_bundle(
+    path: Path,
+    store: ResultStore,
+    key: Key,
+    open_: Callable[[Path], SomeBundle],
+    make: Callable[[bool], SomeBundle],
+    *,
+    overwrite: bool,
+    on_note: Note,
+) -> tuple[SomeBundle, bool]:
+    """The bundle at a path if it was made under this key and is unchanged; else a new one.
+
+    Args:
+        path: where the bundle is or is to be.
+        store: holds the digest of the bundle under the name of the path.
+        key: everything that decides the bundle.
+        open_: opens and verifies the bundle at a path.
+        make: makes the bundle, replacing another one if its argument is True.
+        overwrite: replace another bundle; what an interrupted attempt under the same key left is always replaced.
+        on_note: called with the reason why a bundle is not used.
+
+    Returns:
+        The bundle, and whether it was there already.
+
+    Raises:
+        BundleExistsError: something else is there and may not be replaced.
+        OutputError: nothing can be written there.
+    """
+    check_output_free(path, overwrite=True)  # that it can be written at all
+    name = path.name
+    digest = store.load(name, key, str)
+    if digest is not None:
+        bundle = open_unchanged(path, digest, open_, on_note)
+        if bundle is not None:
+            return bundle, True
+    overwrite = overwrite or store.is_begun(name, key)
+    check_output_free(path, overwrite=overwrite)
+    store.begin(name, key)
+    bundle = make(overwrite)
+    store.save(name, key, bundle.digest)
+    return bundle, False
+
+
+def obtain_compiled(
+    exported: ExportedBundle, path: Path, options: CompileOptions, store: ResultStore, on_note: Note
+) -> tuple[CompiledBundle, bool]:
+    """The compiled bundle at a path if it was made with these options, data and tools and is unchanged; else a new one.
+
+    Returns:
+        The bundle, and whether it was there already.
+
+    Raises:
+        ClipmluError: as ``compile_bundle``.
+    """
+    plan = plan_compilation(options)
+    if isinstance(options.calibration, CalibrationOptions):
+        options = dataclasses.replace(options, calibration=obtain_calibration(exported, options.calibration))
+
+    def make(overwrite: bool) -> CompiledBundle:
+        on_note(f"compiling {name_from_path(exported.path)} to {name_from_path(path)}")
+        return compile_bundle(exported, path, dataclasses.replace(options, overwrite=overwrite))
+
+    key = compilation_key(exported, plan, options)
+    bundle, reused = obtain_bundle(path, store, key, open_compiled, make, overwrite=options.overwrite, on_note=on_note)
+    if reused:
+        on_note(f"reusing {name_from_path(path)}: its content matches")
+    return bundle, reused
+
+
+def compilation_key(
+    exported: ExportedBundle, plan: CompilationPlan, options: CompileOptions, *, without: Collection[str] = ()
+) -> dict[str, str]:
+    """Everything that decides a compiled bundle.
+
+    Args:
+        exported: what is compiled.
+        plan: of the options.
+        options: how; the calibration data, if any, as a set that was obtained already.
+        without: fields of the options that vary under this key.
+    """
+    assert not isinstance(options.calibration, CalibrationOptions), "only the data themselves say what they are"
+    # The plan has the target that "auto" stands for; the record of the calibration set has the digest of its data.
+    apart = ("target", "calibration", "session", "overwrite", *without)
+    return {
+        **make_key(
+            exported_bundle=exported.digest,
+            target=plan.main.target,
+            placement=(plan.main.backend, plan.main.emulated, plan.text_tower),
+            build=plan.mlu,
+            calibration=None if options.calibration is None else options.calibration.record,
+            tool_versions=_tool_versions(plan, options.session),
+        ),
+        **options_key(options, prefix="compile.", without=apart),
+        **session_key(options.session),
+    }
+
+
+def session_key(session: SessionOptions) -> dict[str, str]:
+    """What decides the values that sessions compute, but not how fast."""
+    return options_key(session, prefix="session.", without=("in_flight", "busy_wait"))
+
+
+def _tool_versions(plan: CompilationPlan, session: SessionOptions) -> dict[str, str]:
+    """Versions of clipmlu, of the runtimes of all towers, and of ONNX Runtime, which computes the reference of the gates."""
+    placements = [plan.main, *([] if plan.text_tower is None else [plan.text_tower])]
+    return runtime_versions(("onnxruntime", *(placement.backend for placement in placements)), session)
+
+
+def open_unchanged(path: Path, digest: str, open_: Callable[[Path], SomeBundle], on_note: Note) -> SomeBundle | None:
+    """The bundle at a path, verified, if it has this digest; else None, with a note unless nothing is there."""
+    try:
+        bundle = open_(path)
+    except BundleNotFoundError:
+        return None
+    except BundleError as error:
+        on_note(f"not reusing {name_from_path(path)}: {error}")
+        return None
+    if bundle.digest != digest:
+        on_note(f"not reusing {name_from_path(path)}: it is not the bundle that was made there")
+        return None
+    return bundle
