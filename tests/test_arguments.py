@@ -229,7 +229,7 @@ USES: dict[str, tuple[Any, type[Exception], str]] = {
     "embed_images dict": (lambda model: model.embed_images({"a": PICTURE}), InputError, "images are {'a': array.*; expected an"),
     "embed_images set": (lambda model: model.embed_images({"a.png"}), InputError, r"images are {'a.png'}; expected an image"),
     "embed_images number": (lambda model: model.embed_images(3), InputError, "images are 3; expected an image or a list"),
-    "embed_images inner": (lambda model: model.embed_images([PICTURE, None]), InputError, "Cannot take an image .*'NoneType'"),
+    "embed_images inner": (lambda model: model.embed_images([PICTURE, None]), InputError, "Cannot read an image .*'NoneType'"),
     "embed_images batch": (
         lambda model: model.embed_images(PICTURE, batch_size="3"),
         OptionError,

@@ -165,7 +165,7 @@ def _driver_finding() -> Finding:
         return Finding(check=check, status="optional", found=f"no {_DRIVER_FACTS}")
     version = _driver_version()
     if version is None:
-        return Finding(check=check, status="ok", found="loaded; says nothing of its version")
+        return Finding(check=check, status="ok", found="loaded; version not known")
     if tuple(int(part) for part in version.split(".")) < _OLDEST_DRIVER:
         oldest = ".".join(map(str, _OLDEST_DRIVER))
         remedy = f"the vendor's model zoo asks for {oldest} or newer: update the driver of the host"
@@ -262,7 +262,7 @@ def _worker_finding(worker: WorkerOptions | None) -> Finding:
         return Finding(check=check, status="problem", found=f"{found}, no SDK", remedy=remedy)
     version = facts.sdk.version if facts.sdk is not None else None
     kind = "emulated SDK" if facts.emulated else f"SDK {version or 'of unknown version'}"
-    remedy = "" if facts.cards else "it can build models and not run them: there is no card"
+    remedy = "" if facts.cards else "there is no card: it can build models but not run them"
     return Finding(check=check, status="ok", found=f"{found}, {kind}, cards: {facts.cards}", remedy=remedy)
 
 

@@ -66,7 +66,7 @@ class Lifetime:
         if self.forked:
             raise SessionError(
                 f"{self._name} was opened by process {self._process} and cannot be used in process {os.getpid()}, which was "
-                "forked from it: the threads that compute did not come along. Load it again in this process with "
+                "forked from it: the computing threads do not exist here. Load it again in this process with "
                 "clipmlu.load, or start processes by 'spawn', as in multiprocessing.get_context('spawn')."
             )
 

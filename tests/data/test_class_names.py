@@ -100,17 +100,17 @@ def test_names_that_only_look_like_a_shape_stay_as_they_are(
         ('["cat", ""]', "Class name 1 .* is blank"),
         ('{"0": "cat", "0": "dog"}', "has the key '0' more than once"),
         ('{"0": "cat", "2": "dog"}', "the number 1 is missing"),
-        ('{"a": "cat", "b": "dog"}', "maps keys to names and says no positions"),
+        ('{"a": "cat", "b": "dog"}', "maps keys to names and gives no positions"),
         ("[" * 100_000, "neither JSON"),
         ("1: cat\n2: dog\n3: cow\n", "its numbers begin at 1"),
         ("1 cat\n2 dog\n3 cow\n", "its numbers begin at 1"),
         ("0: cat\n0: dog\n", "the number 0 occurs more than once"),
         ("0: cat\n1: dog\ncow\n", "Entry 3 .* has no number, others have: 'cow'"),
-        ("cat\tchat\ndog\tchien\n", "two columns of words and says no positions"),
+        ("cat\tchat\ndog\tchien\n", "two columns of words and gives no positions"),
         ("cat\t500\ndog\t400\n", "the number 0 is missing"),
-        ("cat\ta\tx\ndog\tb\ty\n", "3 columns, and which one holds the names is not clear"),
+        ("cat\ta\tx\ndog\tb\ty\n", "3 columns, and it is not clear which one holds the names"),
         ("cat\tchat\ndog\n", "Entry 2 .* has no tab"),
-        ("0\t5\tcat\n1\t6\tdog\n", "3 columns, and which one holds the names is not clear"),
+        ("0\t5\tcat\n1\t6\tdog\n", "3 columns, and it is not clear which one holds the names"),
         ('{"cat": true, "dog": false}', "Entry 1 .* is a truth value, not a name"),
         ("cat,dog,cow\n", "one line with commas in it: 'cat,dog,cow'"),
         ("cat,\ndog\ncow,\n", "Entry 1 .* ends with a comma, others do not"),
@@ -297,7 +297,7 @@ def test_names_that_do_not_fit_the_folders_are_refused(given: list[str] | dict[s
 
 @pytest.mark.parametrize("names", ["dog,caf\udce9", ["dog", "caf\ud83d"]])
 def test_name_with_bytes_that_are_no_utf8_is_refused(names: str | list[str]) -> None:
-    with pytest.raises(InputError, match=r"Class name 1.* 'caf.*' holds bytes or half characters that are no UTF-8"):
+    with pytest.raises(InputError, match=r"Class name 1.* 'caf.*' holds bytes that are not UTF-8"):
         resolve_class_names(names)
 
 

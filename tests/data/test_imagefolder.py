@@ -138,7 +138,7 @@ def test_names_are_counted(tmp_path: Path) -> None:
     _fill(tmp_path)
     with pytest.raises(InputError, match="has 1 names for 2 class folders"):
         _open(tmp_path, class_names=["cat"])
-    with pytest.raises(OptionError, match="exclude one another"):
+    with pytest.raises(OptionError, match="exclude each other"):
         _open(tmp_path, class_names=["cat", "dog"], folder_names=True)
 
 

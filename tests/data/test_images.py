@@ -185,12 +185,12 @@ def test_unreadable_file_says_why(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", "it is empty"),
-        (b"<html>not an image</html>", "no image that is known here"),
+        (b"<html>not an image</html>", "not a supported image format"),
         (b"\x89PNG\r\n\x1a\n", "Expected an image file"),
         (b"\x89PNG\r\n\x1a\n" + b"\xff" * 100, "Expected an image file"),
         (b"GIF89a", "Expected an image file"),
         (b"P6\n-3 x\n", "Expected an image file"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image that is known here"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a supported image format"),
         (png_claiming(0, 7), "Expected an image file|has no pixels"),
     ],
 )
@@ -272,7 +272,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_bytes_are_called_by_their_name() -> None:
-    with pytest.raises(InputError, match=r"Cannot read image 'cat\.jpg': its content is no image"):
+    with pytest.raises(InputError, match=r"Cannot read image 'cat\.jpg': its content is not a supported image format"):
         load_image(b"not an image at all", name="cat.jpg")
 
 
@@ -303,7 +303,10 @@ def test_open_files_that_give_no_image_are_named(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"list\.txt': it was opened as text\. Open it with mode 'rb'"),
     ):
         load_image(text)  # type: ignore[arg-type]
-    with path.open("rb") as file, pytest.raises(InputError, match=r"list\.txt': its content is no image"):
+    with (
+        path.open("rb") as file,
+        pytest.raises(InputError, match=r"list\.txt': its content is not a supported image format"),
+    ):
         load_image(file)
     with pytest.raises(InputError, match="closed file"):
         load_image(file)

@@ -89,5 +89,5 @@ def test_a_template_file_that_is_none_is_refused_at_once(place: str) -> None:
 
 @pytest.mark.parametrize("templates", ["caf\udce9 {}", ["a {}", "caf\udce9 {}"]])
 def test_template_with_bytes_that_are_no_utf8_is_refused(templates: str | list[str]) -> None:
-    with pytest.raises(InputError, match=r"Template [01] 'caf.*' holds bytes or half characters that are no UTF-8"):
+    with pytest.raises(InputError, match=r"Template [01] 'caf.*' holds bytes that are not UTF-8"):
         resolve_templates(templates)

@@ -122,7 +122,7 @@ def test_disk_that_fills_up_leaves_the_finished_rows_whole(tmp_path: Path) -> No
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out.npy")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "larger than files may be here" in result.stdout
+    assert "larger than the file size limit" in result.stdout
     expected = np.arange(1024, dtype=np.float32).reshape(2, 512)
     np.testing.assert_array_equal(np.load(tmp_path / "out.partial.npy"), expected)
     assert json.loads((tmp_path / "out.partial.ids.json").read_text()) == ["a", "b"]

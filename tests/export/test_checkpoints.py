@@ -172,7 +172,7 @@ def test_two_models_in_one_file_are_not_chosen_from(state: State, folder: Path) 
     import torch
 
     torch.save({"a": state, "b": {name: tensor + 1 for name, tensor in state.items()}}, folder / NAME)
-    assert "it holds 2 models, under 'a', 'b'. Save the one that is meant" in refusal(folder)
+    assert "it holds 2 models, under 'a', 'b'. Save the intended one" in refusal(folder)
     torch.save({"a": state, "b": state}, folder / NAME)
     check_equal(load(folder), state)
 
@@ -217,7 +217,7 @@ def test_missing_logit_bias_is_said(tiny_model: Tiny, tmp_path: Path) -> None:
     save_file(state, str(folder / "model.safetensors"))
     loaded = load(folder)
     assert loaded.logit_bias == 0
-    assert loaded.notes == ("the checkpoint has no 'logit_bias': 0 was taken",)
+    assert loaded.notes == ("the checkpoint has no 'logit_bias': 0 is used",)
 
 
 def without(state: State, *starts: str) -> State:
@@ -380,7 +380,7 @@ FILES: dict[str, tuple[bytes | Callable[[Path], object], str]] = {
     "tar": (write_tar, "a tar archive. Unpack it"),
     "zip": (write_zip, "a ZIP archive of other files, which begins with 'model/weights.pt'"),
     "bomb": (write_bomb, "would unpack to"),
-    "script": (write_script, "a TorchScript archive and none of those that OpenAI published"),
+    "script": (write_script, "a TorchScript archive whose digest is not one that OpenAI published"),
     "module": (
         write_module,
         "it holds the Python object 'torch.nn.modules.linear.Linear', and making that could run any code",
@@ -535,7 +535,7 @@ def outcome(folder: Path) -> str:
             "text_cfg",
             "tokenizer_kwargs",
             {"trust_remote_code": True},
-            "'trust_remote_code', which a model's configuration may not",
+            "'trust_remote_code', which a model's configuration must not",
         ),
         ("vision_cfg", "timm_model_name", "hf_hub:somebody/model", "expected the name of a model in timm"),
     ],
@@ -586,7 +586,7 @@ def test_unreadable_configuration_is_one_line(make: Callable[[Path], object], re
     ("changes", "expected"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000"),
-        ({"auto_map": {"AutoModel": "code.Model"}}, "Python code of its own"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "its own Python code"),
         ({"hidden_size": "x"}, "hidden_size 'x'"),
     ],
 )

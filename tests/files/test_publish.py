@@ -342,7 +342,7 @@ def test_larger_than_files_may_be_is_one_clear_error(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "big")], capture_output=True, text=True, check=False
     )
     assert "OutputError: " in result.stderr.splitlines()[-1]
-    assert "is larger than files may be here" in result.stderr.splitlines()[-1]
+    assert "is larger than the file size limit" in result.stderr.splitlines()[-1]
     assert _names(tmp_path) == []
 
 

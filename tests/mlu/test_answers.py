@@ -169,7 +169,7 @@ def test_answer_to_open_that_is_wrong_is_one_line(
     worker.replies["open"] = changed(changes)
     with pytest.raises(SessionError, match=message) as caught:
         client.open_session(open_request(model_file))
-    assert "it sent garbage" in line_of(caught, worker.address)
+    assert "it sent invalid data" in line_of(caught, worker.address)
 
 
 @pytest.mark.parametrize(

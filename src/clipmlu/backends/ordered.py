@@ -31,7 +31,7 @@ class OrderedThread:
         try:
             return self._pool.submit(work, dict(feeds))
         except RuntimeError as error:
-            raise SessionError(f"{self._label}: no batch is started any more: {error}.") from error
+            raise SessionError(f"{self._label}: it accepts no more batches: {error}.") from error
 
     def stop(self, *, wait: bool) -> None:
         """Drop the queued batches; if ``wait``, wait for the running one."""

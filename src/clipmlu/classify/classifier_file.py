@@ -137,7 +137,7 @@ def _open_member(archive: zipfile.ZipFile, name: str, limit: int) -> BinaryIO:
         raise _DamagedError(f"it holds '{name}' {len(found)} times")
     (member,) = found
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
-        raise _DamagedError(f"'{name}' is compressed or encrypted, which such a file never is")
+        raise _DamagedError(f"'{name}' is compressed or encrypted, which is not allowed")
     if member.file_size > limit or member.file_size != member.compress_size:
         raise _DamagedError(f"'{name}' says that it has {member.file_size:,} bytes")
     return archive.open(member)  # type: ignore[return-value]

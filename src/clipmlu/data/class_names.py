@@ -160,11 +160,13 @@ def _positioned(labels: Labels, where: str, on_note: Note) -> tuple[str, ...]:
     names = check_class_names(labels.names, f" in {where}")
     if all(map(WORDNET_ID.fullmatch, names)):
         raise InputError(
-            f"The names in {where} are WordNet ids, such as '{names[0]}', which say nothing to a text tower. "
+            f"The names in {where} are WordNet ids, such as '{names[0]}', which have no meaning for a text tower. "
             "Give the words: 'tench', or lines such as 'n01440764 tench'."
         )
     if look_like_ids(names):
-        on_note(f"Names in {where} look like ids or numbers, such as '{names[0]}', which say little to a text tower.")
+        on_note(
+            f"Names in {where} look like ids or numbers, such as '{names[0]}', which have little meaning for a text tower."
+        )
     return names
 
 

@@ -163,7 +163,7 @@ def load_image(
     if isinstance(source, (str, os.PathLike)):
         with _open_file(expand_home(source)) as stream:
             return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least, reserve)
-    raise InputError(f"Cannot take an image from a value of type '{type(source).__name__}'. {EXPECTED_IMAGE}")
+    raise InputError(f"Cannot read an image from a value of type '{type(source).__name__}'. {EXPECTED_IMAGE}")
 
 
 def content_digest(image: Image.Image) -> str:
@@ -203,7 +203,7 @@ def clipped_note(names: Collection[str]) -> str:
     """Return a note about images for which ``is_clipped`` is true, given at least one name."""
     return (
         f"{len(names)} image(s) hold grey values outside 0..255 (16-bit, 32-bit or floating point), such as "
-        f"'{next(iter(names))}'. They are cut off there, as open_clip does: most of such an image is white or black. "
+        f"'{next(iter(names))}'. They are clipped, as in open_clip: most of such an image becomes white or black. "
         "Scale them to 8 bits first."
     )
 
@@ -247,7 +247,7 @@ def _decode(
     except Exception as error:  # a damaged header raises nearly anything in Pillow's parsers
         raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
     if image is None:
-        raise InputError(f"Cannot read {where}: {notes or 'its content is no image that is known here'}. {_EXPECTED}")
+        raise InputError(f"Cannot read {where}: {notes or 'its content is not a supported image format'}. {_EXPECTED}")
     held = _coefficient_pixels(image)  # of the full-size image, independent of the decoding scale
     if at_least is not None:
         _check_size(image.size, where, max_pixels)

@@ -153,10 +153,10 @@ def _from_rows(rows: list[list[str]], where: str) -> Labels:
     numbers = [column for column in columns if all(cell.isdecimal() for cell in column)]
     words = [column for column in columns if column not in ids and column not in numbers]
     if len(words) == 2 and len(columns) == 2:
-        return Labels(check_names(words[1], where), (words[0],), "it has two columns of words and says no positions")
+        return Labels(check_names(words[1], where), (words[0],), "it has two columns of words and gives no positions")
     if len(words) != 1 or len(numbers) > 1 or len(ids) > 1:
         raise InputError(
-            f"{capital(where)} has {len(columns)} columns, and which one holds the names is not clear: "
+            f"{capital(where)} has {len(columns)} columns, and it is not clear which one holds the names: "
             f"'{shortened(', '.join(body[0]))}'. {EXPECTED}"
         )
     names = check_names(words[0], where)

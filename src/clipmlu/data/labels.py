@@ -134,7 +134,7 @@ def _from_mapping(mapping: dict[Any, Any], where: str) -> Labels:
         values = [name for _, name in values]
     names = check_names(values, where)
     if not all(key.isdecimal() for key in keys):
-        return Labels(names, (tuple(keys), *extra), "it maps keys to names and says no positions")
+        return Labels(names, (tuple(keys), *extra), "it maps keys to names and gives no positions")
     if sorted(map(int, keys)) != list(range(len(keys))):
         return Labels(names, (tuple(keys), *extra), describe_gap([int(key) for key in keys]))
     order = sorted(range(len(keys)), key=lambda at: int(keys[at]))

@@ -106,7 +106,7 @@ def check_unicode(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{what} '{text}' holds bytes or half characters that are no UTF-8, at {error.start}. Write it in UTF-8."
+            f"{what} '{text}' holds bytes that are not UTF-8, at position {error.start}. Encode it as UTF-8."
         ) from None
 
 

@@ -76,7 +76,7 @@ def check_text_config(path: Path) -> None:
     if not isinstance(config, dict):
         raise ExportError(f"'{path}' describes no text tower: expected an object.")
     if "auto_map" in config:
-        raise ExportError(f"'{path}' wants Python code of its own ('auto_map'), which is never run.")
+        raise ExportError(f"'{path}' requires its own Python code ('auto_map'), which clipmlu never runs.")
     for key, most in _TEXT_LIMITS.items():
         _check_number(path, "it", key, config.get(key), most)
     width = max((config.get(key) or 0 for key in ("hidden_size", "d_model", "dim")), default=0)
@@ -123,7 +123,7 @@ def _check_names(path: Path, part: str, values: Mapping[str, Any]) -> None:
     unwanted = _NO_CODE & set(values.get("tokenizer_kwargs") or {})
     if unwanted:
         raise ExportError(
-            f"'{path}': tokenizer_kwargs has '{min(unwanted)}', which a model's configuration may not decide."
+            f"'{path}': tokenizer_kwargs has '{min(unwanted)}', which a model's configuration must not set."
         )
 
 

@@ -12,11 +12,11 @@ from clipmlu.host import require
 
 _PURPOSE = "Downloading a model"
 _STATUSES = {
-    401: "it wants a login, or does not accept the token. Set HF_TOKEN to a valid one, or unset it",
+    401: "it requires a login, or rejects the token. Set HF_TOKEN to a valid one, or unset it",
     403: "access is refused. The account or token lacks the permission",
     404: "there is no such file. Check the name",
-    407: "a proxy on the way wants a login. Check HTTPS_PROXY",
-    429: "it had too many requests. Wait a few minutes, or log in for a higher limit",
+    407: "a proxy requires a login. Check HTTPS_PROXY",
+    429: "it received too many requests. Wait a few minutes, or log in for a higher limit",
 }
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _UNWRITABLE = frozenset(
@@ -43,7 +43,7 @@ def download_reason(error: BaseException, repo: str, cache: str) -> str:
         if found is not None:
             return found
     if type(error) is OSError:  # the hub's size check, which raises no specific class
-        return f"what '{endpoint}' sent has another size than it announced. Run again"
+        return f"the file from '{endpoint}' has another size than announced. Run again"
     return f"huggingface_hub fails with {type(error).__name__} at '{endpoint}'. Is it a Hugging Face hub (HF_ENDPOINT)?"
 
 
@@ -54,11 +54,13 @@ def _of_the_hub(error: BaseException, repo: str, endpoint: str) -> str | None:
     if isinstance(error, errors.DisabledRepoError):
         return f"'{repo}' was disabled at '{endpoint}'"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"'{endpoint}' has no '{repo}', or shows it after a login only. Check the name; for a private one set HF_TOKEN"
+        return (
+            f"'{endpoint}' has no '{repo}', or requires a login for it. Check the name; for a private one set HF_TOKEN"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"'{repo}' has no branch 'main' at '{endpoint}'"
     if isinstance(error, errors.FileMetadataError):
-        return f"what answers at '{endpoint}' is no Hugging Face hub: a proxy's page, or a wrong HF_ENDPOINT"
+        return f"'{endpoint}' does not answer like a Hugging Face hub: a proxy's page, or a wrong HF_ENDPOINT"
     if isinstance(error, errors.HFValidationError):
         return f"'{repo}' is no name of a repository; expected org/name"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
@@ -67,7 +69,7 @@ def _of_the_hub(error: BaseException, repo: str, endpoint: str) -> str | None:
 
 
 def _of_the_status(status: int, endpoint: str) -> str:
-    other = "it fails. Try again later" if status >= 500 else "which is not understood here"
+    other = "it fails. Try again later" if status >= 500 else "an unexpected status"
     return f"'{endpoint}' answers {status}: {_STATUSES.get(status, other)}"
 
 
@@ -99,9 +101,9 @@ def _of_http(error: BaseException, endpoint: str) -> str | None:
     if "TimeoutException" in names or "Timeout" in names:
         return f"'{endpoint}' does not answer in time. Try again later"
     if "ProxyError" in names:
-        return "the proxy does not let it through. Check HTTPS_PROXY"
+        return "the proxy blocks it. Check HTTPS_PROXY"
     if "TooManyRedirects" in names:
-        return f"'{endpoint}' leads in a circle. Check HF_ENDPOINT"
+        return f"'{endpoint}' redirects in a loop. Check HF_ENDPOINT"
     if names & _BAD_ADDRESSES:
         return f"'{endpoint}' is no address of a hub. Check HF_ENDPOINT: expected https://..."
     return None

@@ -154,9 +154,7 @@ def _check_digest(path: Path, expected: str | None, wanted: str, hint: str) -> N
     if found != expected:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        reason = (
-            f"what came has the SHA-256 {found[:12]}..., announced was {expected[:12]}.... It was deleted; run again"
-        )
+        reason = f"the downloaded file has the SHA-256 {found[:12]}..., expected was {expected[:12]}.... It was deleted; run again"
         raise DownloadError(_message(wanted, reason, hint))
 
 

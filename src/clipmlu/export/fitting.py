@@ -132,7 +132,7 @@ def _choose(complete: list[str], fits: Mapping[str, dict[str, Any]], checkpoint:
         listed = ", ".join(f"'{prefix.rstrip('.')}'" for prefix in distinct)
         raise unusable_weights(
             checkpoint.path,
-            f"it holds {len(distinct)} models, under {listed}. Save the one that is meant into a file of its own.",
+            f"it holds {len(distinct)} models, under {listed}. Save the intended one to its own file.",
         )
     averages = ", ".join(f"'{prefix.rstrip('.')}'" for prefix in complete if prefix not in trained)
     return trained[0], [f"the weights under {averages} (an average) were left out"] if averages else []
@@ -172,7 +172,7 @@ def _fill(module: Any, state: dict[str, Any], checkpoint: Checkpoint, model: str
         raise _misshapen(wrong, given, expected, checkpoint, model)
     if "logit_bias" in expected and "logit_bias" not in state:
         state["logit_bias"] = expected["logit_bias"].new_zeros(expected["logit_bias"].shape)
-        notes.append("the checkpoint has no 'logit_bias': 0 was taken")
+        notes.append("the checkpoint has no 'logit_bias': 0 is used")
     module.load_state_dict(state, strict=True)
     return notes
 
@@ -193,7 +193,7 @@ def _check_kind(name: str, tensor: Any, expected: Any, checkpoint: Checkpoint) -
         raise unusable_weights(
             checkpoint.path,
             f"'{name}' holds {kind}; expected float32, float16 or bfloat16. Weights that were quantised "
-            "are of no use here: give the float ones, and quantise with clipmlu compile.",
+            "cannot be used: give the float weights, and quantise with clipmlu compile.",
         )
 
 

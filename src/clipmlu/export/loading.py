@@ -136,7 +136,7 @@ def _read_weights(path: Path, form: Format) -> Checkpoint:
         return read_openai_file(path)
     raise unusable_weights(
         path,
-        "it is a TorchScript archive and none of those that OpenAI published (they are known by their digests): a program, "
+        "it is a TorchScript archive whose digest is not one that OpenAI published. Such an archive is a program, "
         "and loading it could run any code. If you trust it, save its weights alone: "
         "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt').",
     )
@@ -168,7 +168,7 @@ def _note_preprocess(path: Path, prepared: Mapping[str, Any], source: str, varia
         return f"'{path}' gets images prepared as {source} says: mean {mean}, {prepared.get('resize_mode', 'shortest')} edge"
     doubt = f" (the weights listed for the name differ in it, in {variants} ways)" if variants > 1 else ""
     return (
-        f"'{path}' does not say how its images were prepared: the mean and standard deviation of OpenAI's are taken{doubt}. "
+        f"'{path}' does not say how its images were prepared: OpenAI's mean and standard deviation are used{doubt}. "
         f"If that is wrong, put an {CONFIG_NAME} with 'preprocess_cfg' beside it"
     )
 

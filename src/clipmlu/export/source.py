@@ -147,7 +147,7 @@ def demo_folder() -> Path:
 def _refuse_tag(model: str, options: ExportOptions) -> None:
     if options.pretrained is not None:
         raise OptionError(
-            f"model '{model}' brings its own weights; leave out the pretrained weights '{options.pretrained}'"
+            f"model '{model}' has its own weights; leave out the pretrained weights '{options.pretrained}'"
         )
 
 

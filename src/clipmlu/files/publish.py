@@ -184,7 +184,9 @@ def check_directory_free(target: Path, kind: str, marker: str, *, overwrite: boo
         if not _exists(target) or (target.is_dir() and not any(target.iterdir())):
             return
     if not (target / marker).is_file():
-        raise BundleExistsError(f"Output '{target}' exists and is not a {kind}; it is left alone. Choose another path.")
+        raise BundleExistsError(
+            f"Output '{target}' exists and is not a {kind}; it is not changed. Choose another path."
+        )
     if not overwrite:
         raise BundleExistsError(_taken_message(kind.capitalize(), target))
 
@@ -195,7 +197,7 @@ def check_files_free(targets: Iterable[Path | None], *, overwrite: bool) -> None
     for number, target in enumerate(given):
         check_file_free(target, overwrite=overwrite)
         if any(os.path.abspath(target) == os.path.abspath(other) for other in given[:number]):
-            raise OutputError(f"Two outputs are to be written to '{target}'. Give each a name of its own.")
+            raise OutputError(f"Two outputs are to be written to '{target}'. Give each its own name.")
 
 
 def check_file_free(target: Path, *, overwrite: bool) -> None:
@@ -273,7 +275,7 @@ def _refusal(target: str | os.PathLike[str], error: OSError) -> str:
     if error.errno in _NO_ROOM and error.errno != errno.EFBIG:
         return f"No space left on the disk of '{target}'; nothing was written. Free some and run again."
     if error.errno == errno.EFBIG:
-        return f"'{target}' is larger than files may be here; nothing was written. See 'ulimit -f'."
+        return f"'{target}' is larger than the file size limit; nothing was written. See 'ulimit -f'."
     return f"Cannot write '{target}': {error.strerror or error}. Choose a path that can be written."
 
 
@@ -337,7 +339,7 @@ def encode_json(value: object, indent: int = 2) -> bytes:
     place = _find_no_number(msgspec.to_builtins(value), "")
     if place is not None:
         raise OutputError(
-            f"The result cannot be written as JSON: '{place[0]}' is {place[1]}, which is no number there."
+            f"The result cannot be written as JSON: '{place[0]}' is {place[1]}, which JSON does not support."
         )
     return msgspec.json.format(msgspec.json.encode(value), indent=indent) + b"\n"
 

@@ -50,7 +50,7 @@ def read_small_file(path: str | os.PathLike[str], limit: int = SMALL_FILE_BYTES)
         # A file that grows, or one below /proc, holds more bytes than its size says.
         content = b"" if too_large else stream.read(limit + 1)
     if too_large or len(content) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes, which is not what it should be")
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes, the limit for such a file")
     return content
 
 

@@ -95,7 +95,9 @@ def ask_versions(peer: Peer) -> dict[str, str]:
     try:
         return _versions(peer.execute(lambda exchange: exchange({"op": "info"}, ()).read(HostFacts), _INFO_SECONDS))
     except DriverError as error:
-        raise BackendUnavailableError(f"MagicMind does not say its version: {error}. See: clipmlu doctor") from error
+        raise BackendUnavailableError(
+            f"The version of MagicMind cannot be read: {error}. See: clipmlu doctor"
+        ) from error
 
 
 def _versions(host: HostFacts) -> dict[str, str]:
@@ -264,9 +266,7 @@ def _build_there(
     exchange: Exchange, graph: SourceGraph, output: Path, spec: Fields, options: GraphOptions
 ) -> BuiltFacts:
     if graph.data_files:
-        raise CompileError(
-            f"'{graph.path}' keeps weights in a second file, which cannot be sent to a worker elsewhere."
-        )
+        raise CompileError(f"'{graph.path}' keeps weights in a second file, which cannot be sent to a remote worker.")
     arrays: list[Array] = []
 
     def place(batch: Batch) -> int | str:

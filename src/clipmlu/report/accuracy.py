@@ -33,7 +33,9 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
         "speed": f"{report.images_per_second:.1f} images/s{mark}",
     }
     if report.calibration_overlap:
-        rows["overlap"] = f"{report.calibration_overlap} of these images were calibrated with: the figures are too good"
+        rows["overlap"] = (
+            f"{report.calibration_overlap} of these images were also used for calibration: the figures are too high"
+        )
     if report.calibration_prompts:
         rows["prompts"] = f"{report.calibration_prompts} of them are prompts that the text tower was calibrated with"
     if report.baseline is not None:

@@ -78,7 +78,7 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
             yield "kept in float", ", ".join(how.keep_float)
     for name, record in facts.quantised.items():
         share = record.quantised_macs / record.macs if record.macs else 0.0
-        tensors = f", {len(record.tensors)} tensors" if record.tensors else ", tensors not told by the SDK"
+        tensors = f", {len(record.tensors)} tensors" if record.tensors else ", tensors not reported by the SDK"
         yield f"{name} in integers", f"{100 * share:.1f} % of the multiply-accumulate operations{tensors}"
     if facts.calibration is not None:
         data = facts.calibration

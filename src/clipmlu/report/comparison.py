@@ -47,7 +47,10 @@ def _facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
     skipped = f" ({len(report.skipped)} skipped)" if report.skipped else ""
     yield "images", f"{report.images} of {report.dataset}, {report.split}{skipped}"
     if report.calibration_overlap:
-        yield "overlap", f"{report.calibration_overlap} of these images were calibrated with: the figures are too good"
+        yield (
+            "overlap",
+            f"{report.calibration_overlap} of these images were also used for calibration: the figures are too high",
+        )
     if report.calibration_prompts:
         yield "prompts", f"{report.calibration_prompts} of them are prompts that a text tower was calibrated with"
     for name, tower in report.towers.items():

@@ -110,7 +110,7 @@ def open_dataset(
         check_argument(value, kind, what)
     folder = None if data_dir is None else as_path(data_dir, "the dataset's folder")
     if class_names is not None and folder_names:
-        raise OptionError("class names and the folders' own exclude one another; leave --folder-names out")
+        raise OptionError("class names and folder names exclude each other; leave --folder-names out")
     if name.startswith(_FOLDER_PREFIX):
         from clipmlu.data.datasets.imagefolder import ImageFolder
 
@@ -184,7 +184,7 @@ def open_folder(
         )
     if names:
         _log.warning(
-            "The sub-folders of '%s' are named by ids, such as '%s': they are not taken for classes (--calib-class-names FILE, or "
+            "The sub-folders of '%s' are named by ids, such as '%s': they are not used as classes (--calib-class-names FILE, or "
             "--calib-folder-names).",
             name_from_path(root),
             name_from_path(names[0]),

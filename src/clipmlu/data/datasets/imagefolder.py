@@ -151,7 +151,7 @@ def _check_words(root: Path, names: Sequence[str], *, folder_names: bool) -> Non
     if look_like_ids(names) and not folder_names:
         raise InputError(
             f"The {len(names)} class folders of '{name_from_path(root)}' are named by ids, such as '{name_from_path(names[0])}', "
-            "which say nothing to a text tower. Give their names: --class-names FILE (--calib-class-names for --calib), with one "
+            "which have no meaning for a text tower. Give their names: --class-names FILE (--calib-class-names for --calib), with one "
             "name a line in the order of the folders, a map folder -> name, or imagenet_class_index.json. Or take them as they "
             "are: --folder-names."
         )

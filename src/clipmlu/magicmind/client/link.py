@@ -196,7 +196,7 @@ class Link:
         except (ProtocolError, DeadlineError, EOFError) as error:
             if options.address is not None and replaces is None and not isinstance(error, EOFError):
                 raise BackendUnavailableError(
-                    f"MagicMind worker {options}: what answers there is no clipmlu worker: {error}."
+                    f"MagicMind worker {options}: the program that answers is not a clipmlu worker: {error}."
                 ) from error
             ending = self._end_process(GRACE_SECONDS if isinstance(error, EOFError) else 0)
             log = f"; it said: {ending.log}" if ending.log else ""
@@ -214,10 +214,10 @@ class Link:
                     error = DriverError.from_json(header["error"])
                     raise EOFError(f"it ended the connection: {error.status}")
                 if most is None:
-                    raise ProtocolError("an answer to nothing that was asked")
+                    raise ProtocolError("an answer without a request")
                 self._events.put(Event(self.number, (header, payload), ""))
         except ProtocolError as error:
-            self._events.put(Event(self.number, None, f"it sent garbage: {error}"))
+            self._events.put(Event(self.number, None, f"it sent invalid data: {error}"))
         except DeadlineError:
             reason = f"it stopped for {self._frame_seconds:g} s in the middle of an answer"
             self._events.put(Event(self.number, None, reason))
@@ -234,7 +234,7 @@ class Link:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            text = "ended by us"
+            text = "killed by the client"
         return Ending(text, self._log.text())
 
 

@@ -127,6 +127,6 @@ def _pass_on(done: Future[Answer], result: Future[list[Array]], opened: Opened, 
     try:
         results = opened.results(done.result(), batch)
     except ProtocolError as wrong:
-        result.set_exception(SessionError(f"MagicMind answered a batch wrongly: {wrong}."))
+        result.set_exception(SessionError(f"MagicMind gave an invalid answer to a batch: {wrong}."))
     else:
         result.set_result(results)

@@ -173,7 +173,7 @@ class WorkerClient:
             except LostError as lost:
                 self._recover(str(lost))
             except ProtocolError as error:
-                self._recover(f"it sent garbage: {error}")
+                self._recover(f"it sent invalid data: {error}")
             except ClipmluError as error:
                 self._fail_all(error)
             except Exception as error:  # an internal error must not leave callers waiting forever
