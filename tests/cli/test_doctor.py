@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Run
-from clipmlu.magicmind.probe.questions.report_files import JSON_NAME, MARKDOWN_NAME
+from clipmlu.magicmind.probe.questions.report import JSON_NAME, MARKDOWN_NAME
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +64,8 @@ def test_absent_sdk_is_one_line_and_exit_1(run: Run, tmp_path: Path) -> None:
 def test_written_probe_has_its_graphs_beside_it(run: Run, tmp_path: Path) -> None:
     code, out, err = run("doctor", "--write-probe", tmp_path / "probe")
     assert code == 0
-    assert out.strip() == str(tmp_path / "probe" / "probes.pyz")
-    assert "python3.7 probes.pyz" in err
+    assert out.strip() == str(tmp_path / "probe" / "clipmlu_probe.pyz")
+    assert "python3.7 clipmlu_probe.pyz" in err
     listed = subprocess.run([sys.executable, out.strip(), "--list"], capture_output=True, text=True, check=True).stdout
     assert "7.1 " in listed
     assert (tmp_path / "probe" / "graphs" / "base.onnx").is_file()

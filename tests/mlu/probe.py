@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipmlu.magicmind.probe.report import ProbeReport
+from clipmlu.magicmind.probe.records import ProbeReport
 
 QUIET: dict[str, Any] = {"switches": "", "faults": "", "devices": 1}
 """Settings of an emulated SDK with one card and nothing unusual."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -192,18 +191,6 @@ def test_no_call_sits_in_an_assert(source: str) -> None:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assert):
             assert not [each for each in ast.walk(node.test) if isinstance(each, ast.Call)]
-
-
-@pytest.fixture
-def python37() -> str:
-    """An interpreter of Python 3.7 that has NumPy."""
-    python = os.environ.get("CLIPMLU_TEST_PYTHON37") or shutil.which("python3.7")
-    if python is None:
-        pytest.skip("no python3.7; set CLIPMLU_TEST_PYTHON37 to one that has NumPy")
-    command = [python, "-c", "import sys, numpy; print(sys.version_info[:2])"]
-    if subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() != "(3, 7)":
-        pytest.skip(f"'{python}' is no Python 3.7 with NumPy; set CLIPMLU_TEST_PYTHON37")
-    return python
 
 
 def test_real_python_37_runs_the_file(python37: str, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
 from clipmlu.magicmind.archive import package_files
 from clipmlu.magicmind.probe.ask import probe_names, probe_sdk, write_probe
-from clipmlu.magicmind.probe.questions.report_files import JSON_NAME
-from clipmlu.magicmind.probe.report import ProbeReport
+from clipmlu.magicmind.probe.questions.report import JSON_NAME
+from clipmlu.magicmind.probe.records import ProbeReport
 from mlu.test_driver_file import ALLOWED, imports, newer_than_37
 
 SOURCES = {

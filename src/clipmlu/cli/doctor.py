@@ -13,16 +13,14 @@ from clipmlu.report.tables import console, echo_json
 
 if TYPE_CHECKING:
     from clipmlu.doctor import Finding
-    from clipmlu.magicmind.probe.report import ProbeReport
+    from clipmlu.magicmind.probe.records import ProbeReport
 
 _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--only", "timeout": "--timeout"}
 
 
 @click.command("doctor")
-@click.option(
-    "--probe-sdk", is_flag=True, help="Find out what the MagicMind SDK does where public sources leave it open."
-)
-@click.option("--emulated", is_flag=True, help="With --probe-sdk: ask the emulated SDK.")
+@click.option("--probe-sdk", is_flag=True, help="Test undocumented behaviour of the MagicMind SDK and write a report.")
+@click.option("--emulated", is_flag=True, help="With --probe-sdk: test the emulated SDK.")
 @click.option(
     "--output",
     type=PATH,
@@ -41,7 +39,10 @@ _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--onl
     help="With --probe-sdk: longest wait for one case.",
 )
 @click.option(
-    "--write-probe", type=PATH, metavar="DIR", help="Write the probes for a place where clipmlu is not installed."
+    "--write-probe",
+    type=PATH,
+    metavar="DIR",
+    help="Write the tests of --probe-sdk for a machine where clipmlu is not installed.",
 )
 @overwrite_option
 @json_option
@@ -59,8 +60,8 @@ def doctor_command(
 ) -> int:
     """Check what works on this machine; every finding comes with its remedy.
 
-    With --probe-sdk: ask the vendor's SDK about all that is not publicly known of it, on tiny graphs, each question in a
-    process of its own. The report names neither this host nor its user; nothing is sent anywhere.
+    With --probe-sdk: test undocumented behaviour of the vendor's SDK on tiny graphs, each question in a process of its own, and
+    write a report; please send it to us. The report names neither this host nor its user, and nothing is sent by itself.
     """
     _check_options(context, probe_sdk, write_probe)
     if write_probe is not None:
@@ -109,7 +110,7 @@ def _probe_sdk(
     output: Path, *, emulated: bool, only: tuple[str, ...], timeout: float, overwrite: bool, as_json: bool
 ) -> int:
     from clipmlu.magicmind.probe import ask
-    from clipmlu.magicmind.probe.questions.report_files import JSON_NAME, MARKDOWN_NAME
+    from clipmlu.magicmind.probe.questions.report import JSON_NAME, MARKDOWN_NAME
 
     if emulated:
         from clipmlu.magicmind.emulator import NOTICE
@@ -124,7 +125,7 @@ def _probe_sdk(
         _print_report(report)
     note(f"Written: {name_from_path(output / MARKDOWN_NAME)} and {name_from_path(output / JSON_NAME)}.")
     if not report.emulated:
-        note("Please send both to the project: they answer what nobody outside knows.")
+        note("Please send both to the project: they answer questions that the SDK's public documentation leaves open.")
     return 0
 
 

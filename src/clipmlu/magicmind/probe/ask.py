@@ -22,10 +22,10 @@ from clipmlu.magicmind.backend import emulated_worker, real_sdk_is_importable
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE
 from clipmlu.magicmind.probe.graphs import make_graphs
 from clipmlu.magicmind.probe.questions.catalogue import PROBES
-from clipmlu.magicmind.probe.questions.report_files import JSON_NAME, MARKDOWN_NAME
-from clipmlu.magicmind.probe.report import ProbeReport
+from clipmlu.magicmind.probe.questions.report import JSON_NAME, MARKDOWN_NAME
+from clipmlu.magicmind.probe.records import ProbeReport
 
-PROGRAM_NAME = "probes.pyz"
+PROGRAM_NAME = "clipmlu_probe.pyz"
 GRAPHS_FOLDER = "graphs"
 _REPORT_NAMES = (JSON_NAME, MARKDOWN_NAME)
 
@@ -36,7 +36,7 @@ def probe_names() -> tuple[str, ...]:
 
 
 def make_program() -> bytes:
-    """The probes as one file, for Python 3.7 or newer with NumPy and ``magicmind``."""
+    """The package ``questions`` as a zip application, for Python 3.7 or newer with NumPy and ``magicmind``."""
     package = "clipmlu_probe"
     return make_archive(package_files("clipmlu.magicmind.probe.questions", package), f"{package}.command:main")
 
@@ -51,7 +51,7 @@ def probe_sdk(
     jobs: int = 1,
     overwrite: bool = False,
 ) -> ProbeReport:
-    """Ask the SDK that is found here; takes minutes on a card.
+    """Run the probes on the SDK of this machine; takes minutes on a card.
 
     Args:
         output: folder for ``magicmind-probe.json`` and ``magicmind-probe.md``; made when it is not there.
@@ -66,7 +66,7 @@ def probe_sdk(
         The report, as it was written.
 
     Raises:
-        BackendUnavailableError: there is no SDK to ask.
+        BackendUnavailableError: there is no SDK.
         UnknownNameError: there is no such probe.
         OutputExistsError: there is a report already, and ``overwrite`` is off.
         OutputError: the files cannot be written.
@@ -104,7 +104,7 @@ def probe_emulated_sdk(
     overwrite: bool = False,
     **settings: Any,
 ) -> ProbeReport:
-    """Ask the emulated SDK; see ``probe_sdk``.
+    """Run the probes on the emulated SDK; see ``probe_sdk``.
 
     Args:
         output: folder for the files.
@@ -127,7 +127,7 @@ def probe_emulated_sdk(
 
 
 def write_probe(directory: Path, *, overwrite: bool = False) -> Path:
-    """Write the program and its graphs into a folder, to be copied to where the SDK is and clipmlu is not.
+    """Write the program and its graphs into a folder, to be copied to a machine that has the SDK but not clipmlu.
 
     Args:
         directory: the folder; made when it is not there.
@@ -155,12 +155,12 @@ def _find_interpreter() -> str:
     raise BackendUnavailableError(
         f"There is no MagicMind SDK to probe here: set {PYTHON_VARIABLE} to the interpreter that has it"
         f"{f' ({WORKER_VARIABLE} alone does not do)' if os.environ.get(WORKER_VARIABLE) else ''}, "
-        "or run where it is what this writes: clipmlu doctor --write-probe DIR"
+        "or copy the probes to its machine: clipmlu doctor --write-probe DIR"
     )
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None) -> int:
-    """Run a program; when this process is interrupted, it gets time to end its own children."""
+    """Run a program and return its exit code; an interruption gives it ten seconds to end its children."""
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:  # noqa: S603
         try:
             return process.wait()

@@ -1,4 +1,4 @@
-"""An ONNX graph in the making."""
+"""Building small ONNX graphs node by node."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Array = npt.NDArray[Any]
 
 
 class Draft:
-    """An ONNX graph in the making; tensors get names as they come.
+    """An ONNX graph that is being built; inputs, weights and tensors are named in order.
 
     Args:
-        kind: what the questions find it by: ``base``, ``opset``, ``newer`` or ``operator``.
+        kind: the group of cases that it belongs to: ``base``, ``opset``, ``newer`` or ``operator``.
         opset: the ONNX opset.
-        tolerance: of its results, relative to the largest.
+        tolerance: allowed difference of its results, relative to the largest expected value.
     """
 
     def __init__(self, kind: str = "base", opset: int = 11, tolerance: float = 1e-3) -> None:
@@ -31,13 +31,13 @@ class Draft:
         self._results: tuple[str, ...] = ()
 
     def feed(self, values: Array, name: str | None = None) -> str:
-        """An input."""
+        """Add an input with these values; returns its name."""
         name = name or "xabcd"[len(self.inputs)]
         self.inputs[name] = values
         return name
 
     def weight(self, values: Any, name: str | None = None) -> str:
-        """An initializer."""
+        """Add an initializer; returns its name."""
         name = name or f"w{len(self.weights)}"
         self.weights[name] = np.asarray(values)
         return name
@@ -45,7 +45,7 @@ class Draft:
     def node(
         self, op: str, *inputs: str, count: int = 1, output: str | None = None, domain: str = "", **more: Any
     ) -> str:
-        """A node; the name of its (first) output."""
+        """Add a node; returns the name of its first output."""
         from onnx import helper
 
         number = len(self._nodes)
@@ -57,11 +57,11 @@ class Draft:
         return outputs[0]
 
     def results(self, *names: str) -> None:
-        """Say which tensors are outputs; those of the last node unless said."""
+        """Set the output tensors of the graph; by default they are those of the last node."""
         self._results = names
 
     def finish(self) -> tuple[bytes, list[Array], list[Array]]:
-        """The ONNX file, its inputs and its outputs."""
+        """The ONNX file, the input values and the expected outputs."""
         from onnx import helper, numpy_helper
         from onnx.reference import ReferenceEvaluator
 
@@ -91,7 +91,7 @@ def _declare(name: str, values: Array) -> Any:
 
 
 def _keep_outside(tensor: Any, location: str) -> None:
-    """Weights in a file of their own, as ONNX keeps those of more than 2 GB."""
+    """Make a tensor refer to an external file, as ONNX does for weights of more than 2 GB."""
     from onnx import TensorProto
 
     size = len(tensor.raw_data)

@@ -14,7 +14,7 @@ from clipmlu.magicmind.probe.questions.bench import INDEX_NAME
 
 
 def make_graphs() -> dict[str, bytes]:
-    """All graphs, their inputs and expected outputs, and the index of them: file name -> contents."""
+    """All graphs with their inputs, expected outputs and index: file name -> contents."""
     drafts = {**_base_graphs(), **_opset_graphs(), **_newer_graphs()}
     for op, recipe in OPERATOR_RECIPES.items():
         drafts[op] = Draft("operator", tolerance=1e-2)

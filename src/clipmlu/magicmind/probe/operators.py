@@ -1,4 +1,4 @@
-"""One graph for each operator of the lowered graphs."""
+"""One small graph for each operator that lowered graphs may hold."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _picture(op: str, **attributes: Any) -> Recipe:
 
 
 def _compared(op: str) -> Recipe:
-    """A comparison, whose result leaves the graph as a number."""
+    """A comparison; its result is cast to float32."""
 
     def recipe(draft: Draft) -> None:
         second = random_values(2, 8, seed=2)

@@ -1,1 +1,1 @@
-"""The questions about the SDK, and the program that tries them beside it."""
+"""The program that tests undocumented SDK behaviour; it runs beside the SDK, from one file."""

@@ -1,4 +1,4 @@
-"""``python -m`` of the probes; see ``command``."""
+"""Runs the installed package as a program; see ``command``."""
 
 import sys
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .bench import Bench, Session
-from .calls import Trail
+from .calls import CallLog
 from .findings import Array, Fields, Finding
 from .probe import probe
 from .results import largest_difference
@@ -76,7 +76,7 @@ def _half_product(bench: Bench) -> Finding:
 
 
 def half_candidates(feed: Array, weight: Array) -> dict[str, Array]:
-    """What a matrix product gives under each reading of ``force_float16``."""
+    """The product of two matrices in each way in which ``force_float16`` may compute it: description -> float values."""
     exact = feed.astype(np.float64) @ weight.astype(np.float64)
     rounded = feed.astype(np.float16), weight.astype(np.float16)
     wide = rounded[0].astype(np.float64) @ rounded[1].astype(np.float64)
@@ -114,20 +114,20 @@ def _preference(bench: Bench, case: str) -> Finding:
 )
 def _node_types(bench: Bench, case: str) -> Finding:
     network = bench.network("half")
-    trail = Trail()
+    log = CallLog()
     if "inputs" in case:
         node = next(each for each in network.get_all_nodes_in_network() if "MatMul" in each.get_node_name())
         for number in (0, 1):
-            trail.call(f"set_precision {number}", node.set_precision, number, bench.sdk.DataType.FLOAT32)
+            log.call(f"set_precision {number}", node.set_precision, number, bench.sdk.DataType.FLOAT32)
         if "output" in case:
-            trail.call("set_output_type", node.set_output_type, 0, bench.sdk.DataType.FLOAT32)
+            log.call("set_output_type", node.set_output_type, 0, bench.sdk.DataType.FLOAT32)
     elif "FLOAT16" in case:
-        trail.call("set_data_type", network.get_output(0).set_data_type, bench.sdk.DataType.FLOAT16)
+        log.call("set_data_type", network.get_output(0).set_data_type, bench.sdk.DataType.FLOAT16)
     config = bench.config(*bench.usual(precision="force_float16"))
-    model = trail.make("build_model", bench.sdk.Builder().build_model, "probe", network, config)
-    session = trail.make("open", lambda: Session(bench, model, bench.device()))
-    result = trail.call("run", lambda: session.run(*bench.arrays("half", "in"))[0])
-    if not trail.good:
-        return trail.finding()
+    model = log.make("build_model", bench.sdk.Builder().build_model, "probe", network, config)
+    session = log.make("open", lambda: Session(bench, model, bench.device()))
+    result = log.call("run", lambda: session.run(*bench.arrays("half", "in"))[0])
+    if not log.good:
+        return log.finding()
     error = largest_difference(result, bench.arrays("half", "out")[0])
     return Finding(f"{error:.2g}, {result.dtype}", error=error)

@@ -1,4 +1,4 @@
-"""The SDK, the graphs, and models that run."""
+"""What a probe needs to try something: the SDK, the graphs, and models that are built, loaded and run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RANGE = (2, 4)  # rows that the model "dynamic" takes
 
 
 class Bench:
-    """The SDK, the graphs, a folder for model files, and how to get to a model that runs.
+    """The SDK, the graphs and a folder for model files; builds, loads and opens models.
 
     Args:
         graphs: folder with the graphs and their index.
-        scratch: folder for what is built; shared by all probes of a run.
+        scratch: folder for model files, shared by all probes of a run.
         arch: the architecture to build for, or one of ``FALLBACKS``.
-        step_seconds: longest wait where a probe itself waits.
+        step_seconds: longest time that a case may wait for something it has started.
     """
 
     def __init__(self, graphs: str, scratch: str, arch: str, step_seconds: float) -> None:
@@ -46,18 +46,18 @@ class Bench:
         return self._sdk
 
     def count(self) -> int:
-        """Cards that this process sees."""
+        """The number of cards that this process sees."""
         with self.sdk.System() as entered:
             system = entered if hasattr(entered, "device_count") else self.sdk.System()
             return int(system.device_count())
 
     def has_card(self) -> bool:
-        """Whether it is worth trying to run something: also where the cards cannot be counted."""
+        """Whether there is a card; True also where the SDK fails to count them."""
         counted = Attempt(self.count)
         return not counted.good or counted.value > 0
 
     def path(self, graph: str) -> str:
-        """An ONNX file."""
+        """The path of a graph's ONNX file."""
         return os.path.join(self.graphs, f"{graph}.onnx")
 
     def arrays(self, graph: str, side: str) -> list[Array]:
@@ -66,7 +66,7 @@ class Bench:
         return [np.load(os.path.join(self.graphs, f"{graph}.{side}{number}.npy")) for number in range(count)]
 
     def rows(self, count: int) -> tuple[Array, Array]:
-        """Input and expected output of the graph "base" for so many rows."""
+        """Input and expected output of the graph "base" for a number of rows: float32, shapes (count, 8) and (count, 5)."""
         values = np.linspace(-1.0, 2.0, count * 8).reshape(count, 8).astype(np.float32)
         weight = np.load(os.path.join(self.graphs, "base.weight.npy"))
         return values, np.maximum(values, 0) @ weight
@@ -74,7 +74,7 @@ class Bench:
     # building
 
     def network(self, graph: str, dims: Fields | None = None) -> Any:
-        """A parsed network, with the shapes of its inputs replaced where ``dims`` says so."""
+        """A parsed network; ``dims`` maps numbers of inputs to the shapes that they get."""
         network = self.sdk.Network()
         parser_class = getattr(self.sdk, "Parser", None)
         if parser_class is None:
@@ -86,7 +86,7 @@ class Bench:
         return network
 
     def config(self, *parts: Fields, archs: Sequence[str] | None = None) -> Any:
-        """A configuration; one call for each part, as the samples do (api 2.8)."""
+        """A configuration made of these parts, with one call for each, as in the vendor's samples (api 2.8)."""
         config = self.sdk.BuilderConfig()
         way, _, name = self.arch.rpartition(":")
         names = [name] if archs is None else list(archs)
@@ -99,7 +99,7 @@ class Bench:
     def usual(
         self, precision: str = "force_float32", ranges: Fields | None = None, mutable: bool = False, narrow: bool = True
     ) -> list[Fields]:
-        """The parts of an ordinary configuration (api 3)."""
+        """The parts of an ordinary configuration (api 3); ``ranges`` maps numbers of inputs to smallest and largest shape."""
         parts: list[Fields] = [
             {"precision_config": {"precision_mode": precision}},
             {"graph_shape_mutable": mutable or bool(ranges)},
@@ -109,12 +109,12 @@ class Bench:
         return [*parts, {"opt_config": {"type64to32_conversion": narrow}}]
 
     def build(self, graph: str, *parts: Fields, dims: Fields | None = None, archs: Sequence[str] | None = None) -> Any:
-        """A model, freshly built."""
+        """Build a model of a graph."""
         config = self.config(*(parts or self.usual()), archs=archs)
         return need("build_model", self.sdk.Builder().build_model, "probe", self.network(graph, dims), config)
 
     def model_file(self, kind: str) -> str:
-        """One of the models that many probes use; built when it is not there."""
+        """The file of a model that several probes use; built first where it is missing."""
         target = os.path.join(self.scratch, f"{kind}-{self.arch.replace(':', '-')}.mm")
         if not os.path.exists(target):
             low, high = RANGE
@@ -132,19 +132,19 @@ class Bench:
         return target
 
     def load(self, kind: str) -> Any:
-        """One of these models, read from its file."""
+        """A model that several probes use, read from its file."""
         model = self.sdk.Model()
         need("deserialize_from_file", model.deserialize_from_file, self.model_file(kind))
         return model
 
     def device(self, index: int = 0) -> Any:
-        """A card."""
+        """The card with this number."""
         device = self.sdk.Device()
         device.id = index
         return device
 
     def session(self, kind: str, index: int = 0) -> Session:
-        """A model on a card, ready to run."""
+        """A model that several probes use, opened on a card."""
         device = self.device(index)
         need("active", device.active)
         return Session(self, self.load(kind), device)
@@ -164,7 +164,7 @@ class Session:
         self.inputs: list[Any] = need("create_inputs", self.context.create_inputs)
 
     def enqueue(self, *feeds: Array) -> list[Any]:
-        """Start one batch with tensors of its own; the outputs."""
+        """Start one batch with new tensors; returns the output tensors, and last the list of input tensors."""
         inputs: list[Any] = need("create_inputs", self.context.create_inputs)
         outputs: list[Any] = []
         self.fill(inputs, feeds)
@@ -173,17 +173,17 @@ class Session:
         return outputs
 
     def fill(self, inputs: Sequence[Any], feeds: Sequence[Array]) -> None:
-        """Put arrays into input tensors."""
+        """Copy arrays into input tensors."""
         for tensor, feed in zip(inputs, feeds):
             need("from_numpy", tensor.from_numpy, feed)
             Attempt(_move, tensor, self.device)  # optional: many scripts leave it out (api 2.13)
 
     def sync(self) -> None:
-        """Wait."""
+        """Wait for all batches of the queue."""
         need("sync", self.queue.sync)
 
     def run(self, *feeds: Array) -> list[Array]:
-        """Run one batch, the ordinary way; copies of the results."""
+        """Run one batch and return copies of the results."""
         outputs = self.enqueue(*feeds)
         self.sync()
         return copies(outputs[:-1])
@@ -200,19 +200,19 @@ def _engine_options(sdk: Any) -> Any:
 
 
 def copies(tensors: Sequence[Any]) -> list[Array]:
-    """What tensors hold, as arrays of our own."""
+    """Copies of the values of tensors."""
     return [np.array(tensor.asnumpy(), copy=True) for tensor in tensors]
 
 
 def read_index(graphs: str) -> Fields:
-    """Graph -> kind, number of inputs and outputs, tolerance."""
+    """Read the index of the graphs: name -> ``kind``, ``inputs``, ``outputs`` (numbers) and ``tolerance``."""
     with open(os.path.join(graphs, INDEX_NAME), encoding="utf-8") as stream:
         index: Fields = json.load(stream)
     return index
 
 
 def graphs_of_kind(kind: str) -> Callable[[Fields], Sequence[str]]:
-    """Finds the graphs of one kind: they are the cases of a probe."""
+    """A function that lists the graphs of one kind in an index; they are the cases of a probe."""
 
     def find(index: Fields) -> Sequence[str]:
         return [name for name, facts in index.items() if facts["kind"] == kind]
@@ -237,7 +237,7 @@ def slow_inputs(bench: Bench) -> list[Array]:
 
 
 def runs_worth(session: Session, feed: Array, seconds: float) -> int:
-    """How many runs take so long, between 1 and 64."""
+    """How many runs take about this many seconds, between 1 and 64."""
     session.run(feed)
     start = time.perf_counter()
     session.run(feed)

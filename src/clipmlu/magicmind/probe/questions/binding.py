@@ -73,7 +73,7 @@ def _surface(bench: Bench, _case: str) -> Finding:
 
 
 def _first_lines(value: Any) -> str:
-    """Signature lines of a docstring: where a pybind11 function keeps its keywords."""
+    """The signature lines of a docstring, at most 300 characters; pybind11 writes keywords there."""
     text = getattr(value, "__doc__", None) if callable(value) else None
     lines = [line.strip() for line in str(text or "").splitlines() if line.strip()]
     signatures = [line for line in lines if "(" in line and "->" in line] or lines[:1]

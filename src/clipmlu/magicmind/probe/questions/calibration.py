@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from .bench import Bench
-from .calls import Trail, need
+from .calls import CallLog, need
 from .findings import Array, Fields, Finding
 from .probe import probe
 
 
 class Recorder:
-    """Calibration batches, and a record of what is asked of them.
+    """Calibration data that records which of its methods the SDK calls.
 
     Args:
-        bench: where the SDK is.
+        bench: gives the SDK.
         batches: one array each.
-        calls: where the calls are noted, as ``0.next``.
+        calls: gets an entry for each call, such as ``0.next``.
         number: index of the network's input.
     """
 
@@ -57,7 +57,7 @@ class Recorder:
 
 
 def make_batches(count: int) -> list[Array]:
-    """So many batches of two rows for the graph "base"."""
+    """A number of batches for the graph "base": float32, shape (2, 8) each."""
     return [np.full((2, 8), 0.5 + number, np.float32) for number in range(count)]
 
 
@@ -100,16 +100,16 @@ def _calibration(bench: Bench, case: str) -> Finding:
         need("set_quantization_algorithm", calibrator.set_quantization_algorithm, chosen)
         return calibrator.calibrate(network, config)
 
-    trail = Trail()
-    trail.call("calibrate", calibrate)
+    log = CallLog()
+    log.call("calibrate", calibrate)
     if case == "twice on one network":
-        trail.call("again", calibrate)
-    if trail.good:
-        trail.make("build_model", sdk.Builder().build_model, "probe", network, config)
+        log.call("again", calibrate)
+    if log.good:
+        log.make("build_model", sdk.Builder().build_model, "probe", network, config)
     raw = {"calls": calls[:80], "next": calls.count("0.next"), "reset": calls.count("0.reset")}
-    if case.startswith("calls") and trail.good:
+    if case.startswith("calls") and log.good:
         return Finding(_describe_calls(calls), good=True, **raw)
-    return trail.finding(**raw)
+    return log.finding(**raw)
 
 
 def _describe_calls(calls: Sequence[str]) -> str:

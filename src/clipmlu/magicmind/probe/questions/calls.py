@@ -1,4 +1,4 @@
-"""Calls of the SDK: whatever comes back is a finding."""
+"""Calls of the SDK: what they return or raise is recorded as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .findings import Finding, NotReachedError, shorten
 
 
 class Attempt:
-    """One call and what came of it.
+    """One call and its outcome.
 
     Attributes:
         text: ``OK``, ``None``, a type's name, ``bad Status '...'`` or ``raises ...``.
@@ -33,8 +33,8 @@ class Attempt:
             self.text = describe(self.value)
 
 
-class Trail:
-    """Calls in a row; the first that goes wrong ends it."""
+class CallLog:
+    """A sequence of calls and their outcomes; after a call that fails no more are made."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
@@ -42,11 +42,11 @@ class Trail:
 
     @property
     def text(self) -> str:
-        """All calls and what came of them."""
+        """All calls and their outcomes."""
         return "; ".join(self.steps)
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Make a call unless an earlier one went wrong."""
+        """Make a call, unless an earlier one failed; returns its value or None."""
         if not self.good:
             return None
         attempt = Attempt(function, *arguments)
@@ -55,26 +55,26 @@ class Trail:
         return attempt.value
 
     def make(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The same for a call that makes an object: None is wrong."""
+        """Make a call that returns an object; None counts as a failure."""
         value = self.call(name, function, *arguments)
         self.good = self.good and value is not None
         return value
 
     def note(self, text: str) -> None:
-        """Add what was seen, unless an earlier call went wrong."""
+        """Add a remark, unless an earlier call failed."""
         if self.good:
             self.steps.append(text)
 
     def finding(self, **raw: Any) -> Finding:
-        """What all this showed."""
+        """The finding that lists all calls and whether they succeeded."""
         return Finding(self.text, good=self.good, **raw)
 
 
 def need(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Make a call that is not in question.
+    """Make a call that the probe needs but does not test.
 
     Raises:
-        NotReachedError: it went wrong all the same.
+        NotReachedError: it failed or returned None.
     """
     attempt = Attempt(function, *arguments)
     if not attempt.good or attempt.value is None:
@@ -83,12 +83,12 @@ def need(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def is_status(value: Any) -> bool:
-    """Whether this is a Status: these two methods are seen in public code (api 2.1)."""
+    """Whether this is a Status: it has the two methods that public code calls (api 2.1)."""
     return callable(getattr(value, "ok", None)) and callable(getattr(value, "error_message", None))
 
 
 def describe(value: Any) -> str:
-    """A returned value in a few words."""
+    """A returned value as text: ``OK``, ``bad Status '...'``, ``None`` or a type's name."""
     if is_status(value):
         return "OK" if value.ok() else f"bad Status '{shorten(str(value))}'"
     return "None" if value is None else type(value).__name__

@@ -1,4 +1,4 @@
-"""All questions, in the order in which they are asked and reported."""
+"""All probes, in the order in which they run and are reported, and the questions that none of them tries."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MODULES = (
     limits,
 )
 PROBES = {each.name: each for module in _MODULES for each in vars(module).values() if isinstance(each, Probe)}
-"""Name -> probe: those of a module in the order in which it defines them."""
+"""Name -> probe; the probes of a module are in the order in which it defines them."""
 
 LEFT_OUT = (
     (

@@ -1,4 +1,4 @@
-"""A process that tries cases of one probe and notes each as it comes."""
+"""The child process: runs cases of one probe and writes a line of notes for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .probe import Probe
 
 
 def run_cases(probe_: Probe, bench: Bench, cases: Sequence[str], note: Callable[[Fields], None]) -> None:
-    """Carry out cases; each is noted before it begins and when it has ended, so that a crash shows where it happened."""
+    """Run cases; each is noted before it begins and after it has ended, so that a crash can be traced to its case."""
     for case in cases:
         note({"case": case})
         start = time.perf_counter()
@@ -38,7 +38,7 @@ def run_cases(probe_: Probe, bench: Bench, cases: Sequence[str], note: Callable[
 
 
 def plain(value: Any) -> Any:
-    """The same in types that JSON knows; NaN and infinity as text."""
+    """Convert a value to what JSON can hold; NaN and infinity become text."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -51,7 +51,7 @@ def plain(value: Any) -> Any:
 
 
 def child_main(options: argparse.Namespace) -> int:
-    """``--run NAME``."""
+    """Run ``--cases`` of the probe that ``--run`` names; notes go to the file ``--notes``, or are printed."""
     import resource  # Unix only, as the SDK is
 
     faulthandler.enable()

@@ -1,19 +1,17 @@
-"""What the vendor's SDK does where public sources leave it open: each question is tried on a tiny graph.
+"""The command line: tests undocumented behaviour of the MagicMind SDK on tiny graphs and writes a report.
 
-This runs where the SDK lives: Python 3.7, its standard library, NumPy and ``magicmind``; nothing else of clipmlu.
-``clipmlu doctor --probe-sdk`` runs it where clipmlu is; ``clipmlu doctor --write-probe DIR`` writes it and its graphs into a
-folder, to be copied to where clipmlu is not:
+It needs Python 3.7 or newer, the standard library, NumPy and ``magicmind``. ``clipmlu doctor --probe-sdk`` runs it where clipmlu is
+installed; ``clipmlu doctor --write-probe DIR`` writes it and its graphs into a folder, to be copied to a machine without clipmlu:
 
-    python3.7 probes.pyz --graphs graphs                     all questions; writes magicmind-probe.json and magicmind-probe.md
-    python3.7 probes.pyz --graphs graphs --only casts json   some of them
-    python3.7 probes.pyz --list                              the questions
+    python3.7 clipmlu_probe.pyz                     run all probes; writes magicmind-probe.json and magicmind-probe.md
+    python3.7 clipmlu_probe.pyz --only casts json   run some of them
+    python3.7 clipmlu_probe.pyz --list              list the questions
 
-Every probe is a process of its own: a crash, a hang or an exception is an answer like any other. A probe consists of cases;
-one that ends the process is noted, and the cases after it go on in a new process. Nothing is sent anywhere. Host name and
-home directory are left out of the report.
+Each probe runs in a child process, so that crashes, hangs and exceptions are recorded as answers. A probe consists of cases; when one
+ends the process, the cases after it run in a new process. Nothing is sent anywhere, and the report names neither host nor user.
 
-The questions are those of section 7 of clipmlu's record of public evidence, docs/magicmind-api.md ("api 7.n"); so are the
-calls that the probes rely on (api 2.15).
+"api 7.n" refers to section 7 of docs/magicmind-api.md, which lists the questions; the calls that the probes rely on are in its
+section 2.15.
 """
 
 from __future__ import annotations
@@ -30,13 +28,13 @@ from typing import Any
 
 from .catalogue import PROBES
 from .child import child_main
-from .report_files import JSON_NAME, MARKDOWN_NAME, write_report
-from .runner import Conductor, conduct, say
+from .report import JSON_NAME, MARKDOWN_NAME, write_report
+from .runner import ProbeRunner, run_probes, say
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[str]:
-    """A folder of our own, removed at the end."""
+    """A temporary folder, removed at the end."""
     path = tempfile.mkdtemp(prefix="magicmind-probe-")
     try:
         yield path
@@ -49,18 +47,18 @@ def _leave(_number: int, _frame: Any) -> None:
 
 
 def parent_main(options: argparse.Namespace) -> int:
-    """All probes, or some."""
+    """Run all probes, or those that ``--only`` names, and write the report."""
     names = list(options.only or PROBES)
     unknown = sorted(set(names) - set(PROBES))
     if unknown:
-        say(f"probes: there is no probe {', '.join(unknown)}; see --list")
+        say(f"there is no probe {', '.join(unknown)}; see --list")
         return 2
     os.makedirs(options.output, exist_ok=True)
     signal.signal(signal.SIGTERM, _leave)
     with scratch_folder() as scratch:
-        conductor = Conductor(options.graphs, scratch, options.timeout, options.arch)
+        runner = ProbeRunner(options.graphs, scratch, options.timeout, options.arch)
         try:
-            report = conduct(conductor, names, options.jobs, lambda report: write_report(options.output, report))
+            report = run_probes(runner, names, options.jobs, lambda report: write_report(options.output, report))
         except KeyboardInterrupt:
             if not options.called:
                 say(f"interrupted; what was found so far is in '{options.output}'")
@@ -68,15 +66,17 @@ def parent_main(options: argparse.Namespace) -> int:
     if options.called:
         return 0
     if report["host"]["sdk_path"] is None:
-        say(f"probes: there is no MagicMind SDK here: {report['host']['problem']}")
+        say(f"there is no MagicMind SDK here: {report['host']['problem']}")
         return 1
     say(f"written: {os.path.join(options.output, MARKDOWN_NAME)} and {JSON_NAME} beside it")
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; see the top of this file."""
-    parser = argparse.ArgumentParser(description="Find out what the MagicMind SDK does, on tiny graphs.")
+    """Parse the command line and run it; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Test undocumented behaviour of the MagicMind SDK on tiny graphs and write a report."
+    )
     here = os.path.dirname(os.path.abspath(sys.argv[0]))
     parser.add_argument(
         "--graphs", default=os.path.join(here, "graphs"), help="folder of the graphs (default: beside this program)"

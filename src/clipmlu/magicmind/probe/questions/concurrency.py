@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .bench import Bench, Session, runs_worth
-from .calls import Attempt, Trail, need
+from .calls import Attempt, CallLog, need
 from .findings import Finding
 from .probe import probe
 from .results import close, compare
@@ -43,18 +43,18 @@ def _queueing(bench: Bench, case: str) -> Finding:
     else:
         other = Session(bench, session.model, session.device)
         contexts[1], queues[1] = other.context, other.queue
-    trail = Trail()
+    log = CallLog()
     kept = []
     for number, (each, queue) in enumerate(zip(contexts, queues)):
         inputs = need("create_inputs", each.create_inputs)
         session.fill(inputs, [feeds[number]])
         outputs: list[Any] = []
-        trail.call(f"enqueue {number + 1}", each.enqueue, inputs, outputs, queue)
+        log.call(f"enqueue {number + 1}", each.enqueue, inputs, outputs, queue)
         kept.append((inputs, outputs))
     for number, queue in enumerate(queues):
-        trail.call(f"sync {number + 1}", queue.sync)
-    if not trail.good:
-        return trail.finding()
+        log.call(f"sync {number + 1}", queue.sync)
+    if not log.good:
+        return log.finding()
     right = [close(outputs[0].asnumpy(), want) for (_, outputs), want in zip(kept, expected)]
     return Finding("all results right" if all(right) else f"right: {right}", good=True)
 
@@ -76,16 +76,16 @@ def _threads(bench: Bench, case: str) -> Finding:
         return _two_threads(bench, session)
 
     def work() -> str:
-        trail = Trail()
+        log = CallLog()
         used = session
         if "after active()" in case:
-            trail.call("active", session.device.active)
+            log.call("active", session.device.active)
         if case.startswith("made"):
-            used = trail.make("open", Session, bench, session.model, session.device)
-        results = trail.call("run", lambda: used.run(feed))
-        if trail.good:
-            trail.steps = [f"result {compare(results[0], expected)}"]
-        return trail.text
+            used = log.make("open", Session, bench, session.model, session.device)
+        results = log.call("run", lambda: used.run(feed))
+        if log.good:
+            log.steps = [f"result {compare(results[0], expected)}"]
+        return log.text
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         text = pool.submit(work).result()
@@ -139,7 +139,7 @@ def _gil(bench: Bench, case: str) -> Finding:
 
 
 class _Counter:
-    """A thread that counts whenever it may."""
+    """A thread that counts while it is not blocked."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -176,12 +176,12 @@ def _fork(bench: Bench, case: str) -> Finding:
         session.run(feed)
 
     def in_child() -> str:
-        trail = Trail()
+        log = CallLog()
         used = session
         if not case.startswith("objects of the parent"):
-            used = trail.make("open", bench.session, "static")
-        results = trail.call("run", lambda: [] if used is None else used.run(feed))
-        return f"result {compare(results[0], expected)}" if trail.good else trail.text
+            used = log.make("open", bench.session, "static")
+        results = log.call("run", lambda: [] if used is None else used.run(feed))
+        return f"result {compare(results[0], expected)}" if log.good else log.text
 
     text = _in_forked_child(in_child, bench.step_seconds)
     if session is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from .bench import Bench, Session, names_of, shapes_of
-from .calls import Trail, need
+from .calls import CallLog, need
 from .findings import Finding
 from .probe import probe
 from .results import largest_difference
@@ -20,12 +20,12 @@ def _defaults(bench: Bench, case: str) -> Finding:
     size = os.path.getsize(path)
     os.remove(path)
     inputs = shapes_of(model.get_input_dimensions())
-    trail = Trail()
-    trail.note(f"dims {inputs}")
-    session = trail.make("open", lambda: Session(bench, model, bench.device()))
-    result = trail.call("run", lambda: session.run(*bench.arrays("half", "in")))
-    if not trail.good:
-        return trail.finding(inputs=inputs, bytes=size)
+    log = CallLog()
+    log.note(f"dims {inputs}")
+    session = log.make("open", lambda: Session(bench, model, bench.device()))
+    result = log.call("run", lambda: session.run(*bench.arrays("half", "in")))
+    if not log.good:
+        return log.finding(inputs=inputs, bytes=size)
     error = largest_difference(result[0], bench.arrays("half", "out")[0])
     kind = "float32" if error < 1e-4 else "float16 or less"
     shape = "fixed" if all(size > 0 for each in inputs for size in each) else "mutable"
@@ -35,6 +35,6 @@ def _defaults(bench: Bench, case: str) -> Finding:
 @probe("int64-default", "7.9", "Is type64to32_conversion on when the key is absent?", card=False)
 def _int64_default(bench: Bench, _case: str) -> Finding:
     config = bench.config({"precision_config": {"precision_mode": "force_float32"}}, {"graph_shape_mutable": False})
-    trail = Trail()
-    model = trail.make("build_model", bench.sdk.Builder().build_model, "probe", bench.network("integers"), config)
-    return Finding(" ".join(names_of(model.get_input_data_types()))) if trail.good else trail.finding()
+    log = CallLog()
+    model = log.make("build_model", bench.sdk.Builder().build_model, "probe", bench.network("integers"), config)
+    return Finding(" ".join(names_of(model.get_input_data_types()))) if log.good else log.finding()

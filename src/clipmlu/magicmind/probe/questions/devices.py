@@ -1,10 +1,10 @@
-"""Cards that are there or not, and dimensions that are set (api 7.15 and 7.16)."""
+"""Selecting a card, valid or not, and setting dimensions of inputs (api 7.15 and 7.16)."""
 
 from __future__ import annotations
 
 from .bench import Bench, Session, shapes_of
 from .calibration import Recorder, make_batches
-from .calls import Trail, need
+from .calls import CallLog, need
 from .findings import Finding
 from .probe import probe
 from .results import compare
@@ -27,30 +27,30 @@ _DEVICE_CASES = (
 )
 def _devices(bench: Bench, case: str) -> Finding:
     feed, expected = bench.rows(2)
-    trail = Trail()
+    log = CallLog()
     if case == "neither System nor active()":
         device = bench.device()
     elif case == "engine before active()":
         model = bench.load("static")
-        trail.make("create_i_engine", model.create_i_engine)
+        log.make("create_i_engine", model.create_i_engine)
         device = bench.device()
-        trail.call("active", device.active)
+        log.call("active", device.active)
     elif case == "after System.destory()":
         system = bench.sdk.System()
-        trail.call("initialize", system.initialize)
-        trail.call("destory", system.destory)
+        log.call("initialize", system.initialize)
+        log.call("destory", system.destory)
         device = bench.device()
-        trail.call("active", device.active)
+        log.call("active", device.active)
     else:
         device = bench.device(-1 if "negative" in case else 99)
         if "create_queue" in case:
-            trail.make("create_queue", device.create_queue)
+            log.make("create_queue", device.create_queue)
         else:
-            trail.call("active", device.active)
-        return trail.finding()
-    session = trail.make("open", lambda: Session(bench, bench.load("static"), device))
-    results = trail.call("run", lambda: session.run(feed))
-    return Finding(f"result {compare(results[0], expected)}", good=True) if trail.good else trail.finding()
+            log.call("active", device.active)
+        return log.finding()
+    session = log.make("open", lambda: Session(bench, bench.load("static"), device))
+    results = log.call("run", lambda: session.run(feed))
+    return Finding(f"result {compare(results[0], expected)}", good=True) if log.good else log.finding()
 
 
 _DIMENSION_CASES = (
@@ -78,11 +78,11 @@ def _set_dimension(bench: Bench, case: str) -> Finding:
     elif case == "rows outside dim_range":
         parts = bench.usual(ranges={"0": ([1, 8], [4, 8])})
     shape = {"rows outside dim_range": [9, 8], "another rank": [2, 2, 4]}.get(case, [-1, 8] if "-1" in case else [3, 8])
-    trail = Trail()
-    trail.call("set_dimension", tensor.set_dimension, sdk.Dims(shape))
+    log = CallLog()
+    log.call("set_dimension", tensor.set_dimension, sdk.Dims(shape))
     if case == "twice":
-        trail.call("again", tensor.set_dimension, sdk.Dims([4, 8]))
-    model = trail.make("build_model", sdk.Builder().build_model, "probe", network, bench.config(*parts))
-    if trail.good:
-        trail.note(f"dims {shapes_of(model.get_input_dimensions())}")
-    return trail.finding()
+        log.call("again", tensor.set_dimension, sdk.Dims([4, 8]))
+    model = log.make("build_model", sdk.Builder().build_model, "probe", network, bench.config(*parts))
+    if log.good:
+        log.note(f"dims {shapes_of(model.get_input_dimensions())}")
+    return log.finding()

@@ -1,4 +1,4 @@
-"""What one case of a probe found."""
+"""The finding of one case, and texts made of findings."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Arrays = List[Array]
 
 
 class NotReachedError(Exception):
-    """What had to work before the question could be asked did not."""
+    """A call that had to work before the tested one failed."""
 
 
 class Finding:
-    """What one case showed.
+    """The result of one case.
 
     Args:
-        text: a short text.
-        raw: the facts behind it, JSON-able.
+        text: the result in a few words.
+        raw: values that the text rests on, as JSON can hold them.
     """
 
     def __init__(self, text: str, **raw: Any) -> None:
@@ -43,7 +43,7 @@ class Finding:
 
 
 def list_findings(details: Details) -> str:
-    """``case / case: finding`` for all cases; a finding alone where there is one case without a name."""
+    """Join the findings of all cases as ``case / case: finding``; cases without a name give the finding alone."""
     grouped: dict[str, list[str]] = collections.OrderedDict()
     for case, fields in details.items():
         grouped.setdefault(fields["found"], []).append(case)

@@ -1,11 +1,11 @@
-"""The first question: for which architecture to build."""
+"""The first probe: finds the architecture for which all others build (api 7.13)."""
 
 from __future__ import annotations
 
 import os
 
 from .bench import Bench, Session
-from .calls import Trail
+from .calls import CallLog
 from .findings import Finding
 from .probe import probe
 from .results import compare
@@ -27,16 +27,16 @@ FALLBACKS = (*(f"json:{name}" for name in ARCHS), "default:any")
 def _foundation(bench: Bench, case: str) -> Finding:
     bench.arch = case
     feeds, expected = bench.arrays("base", "in"), bench.arrays("base", "out")
-    trail = Trail()
-    model = trail.make("build", bench.build, "base")
+    log = CallLog()
+    model = log.make("build", bench.build, "base")
     path = os.path.join(bench.scratch, f"foundation-{case.replace(':', '-')}.mm")
-    trail.call("serialize_to_file", lambda: model.serialize_to_file(path))
+    log.call("serialize_to_file", lambda: model.serialize_to_file(path))
     loaded = bench.sdk.Model()
-    trail.call("deserialize_from_file", loaded.deserialize_from_file, path)
-    session = trail.make("open", lambda: Session(bench, loaded, bench.device()))
-    results = trail.call("run", lambda: session.run(*feeds))
-    if not trail.good:
-        return trail.finding(right=False)
+    log.call("deserialize_from_file", loaded.deserialize_from_file, path)
+    session = log.make("open", lambda: Session(bench, loaded, bench.device()))
+    results = log.call("run", lambda: session.run(*feeds))
+    if not log.good:
+        return log.finding(right=False)
     verdict = compare(results[0], expected[0])
     return Finding(
         f"builds, loads and runs: {verdict}", good=True, right=verdict == "right", bytes=os.path.getsize(path)

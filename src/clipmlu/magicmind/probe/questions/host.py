@@ -1,4 +1,4 @@
-"""The machine and the SDK on it."""
+"""Facts about the machine and the SDK, for the head of the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .probe import Probe
 
 
 def describe_host(bench: Bench) -> Finding:
-    """The head of the report."""
+    """Versions, paths and the number of cards; ``sdk_path`` is None and ``problem`` says why where the SDK cannot be imported."""
     facts: Fields = {
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -1,4 +1,4 @@
-"""Arrays that are handed to the SDK: shapes, types, strides and when they are copied (api 7.1 and 7.2)."""
+"""Arrays that are given to the SDK: their shapes, types and strides, and when they are copied (api 7.1 and 7.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bench import RANGE, Bench, Session, copies, runs_worth, slow_inputs
-from .calls import Attempt, Trail, need
+from .calls import Attempt, CallLog, need
 from .findings import Array, Finding
 from .probe import probe
 from .results import close, compare, which_values
@@ -35,19 +35,19 @@ def _hand_over(bench: Bench, kind: str, shape: Sequence[int]) -> Finding:
     session = bench.session(kind)
     values = np.ones(shape, np.float32)
     outputs: list[Any] = []
-    trail = Trail()
-    trail.call("from_numpy", session.inputs[0].from_numpy, values)
-    trail.call("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
-    trail.call("sync", session.queue.sync)
-    if trail.good:
+    log = CallLog()
+    log.call("from_numpy", session.inputs[0].from_numpy, values)
+    log.call("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
+    log.call("sync", session.queue.sync)
+    if log.good:
         results = copies(outputs)
         fits = len(shape) == 2 and shape[1] == 8
         expected = values @ np.load(os.path.join(bench.graphs, "base.weight.npy")) if fits else None
         verdict = "" if expected is None else f", {compare(results[0], expected)}"
-        trail.note(f"result {list(results[0].shape)}{verdict}")
+        log.note(f"result {list(results[0].shape)}{verdict}")
     after = Attempt(bench.session(kind).run, bench.rows(2)[0])
     works = after.good and close(after.value[0], bench.rows(2)[1])
-    return trail.finding(works_afterwards=works)
+    return log.finding(works_afterwards=works)
 
 
 @probe(
@@ -134,14 +134,14 @@ def _strides(bench: Bench, case: str) -> Finding:
 
 def _feed(session: Session, values: Array, judge: Callable[[Array], str]) -> Finding:
     outputs: list[Any] = []
-    trail = Trail()
-    trail.call("from_numpy", session.inputs[0].from_numpy, values)
-    trail.call("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
-    trail.call("sync", session.queue.sync)
-    if trail.good:
+    log = CallLog()
+    log.call("from_numpy", session.inputs[0].from_numpy, values)
+    log.call("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
+    log.call("sync", session.queue.sync)
+    if log.good:
         result = copies(outputs)[0]
         return Finding(judge(result), good=True, first=float(result.flat[0]))
-    return trail.finding()
+    return log.finding()
 
 
 @probe(

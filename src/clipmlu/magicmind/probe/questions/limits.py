@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from .bench import Bench
-from .calls import Attempt, Trail
+from .calls import Attempt, CallLog
 from .findings import Finding, NotReachedError
 from .probe import probe
 from .results import close, compare
@@ -60,9 +60,9 @@ def _two_cards(bench: Bench, _case: str) -> Finding:
     if bench.count() < 2:
         raise NotReachedError(f"this process sees {bench.count()} card")
     feed, expected = bench.rows(2)
-    trail = Trail()
+    log = CallLog()
     for index in (0, 1):
-        session = trail.make(f"open on card {index}", lambda index=index: bench.session("static", index))
-        results = trail.call("run", lambda session=session: session.run(feed))
-        trail.note(f"result {compare(results[0], expected)}" if trail.good else "")
-    return trail.finding()
+        session = log.make(f"open on card {index}", lambda index=index: bench.session("static", index))
+        results = log.call("run", lambda session=session: session.run(feed))
+        log.note(f"result {compare(results[0], expected)}" if log.good else "")
+    return log.finding()

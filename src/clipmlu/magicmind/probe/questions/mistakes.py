@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from .bench import Bench
-from .calls import Trail
+from .calls import CallLog
 from .findings import Finding
 from .probe import probe
 
@@ -31,15 +31,15 @@ _JSON_CASES = {
 def _json(bench: Bench, case: str) -> Finding:
     network = bench.network("base")
     config = bench.sdk.BuilderConfig()
-    trail = Trail()
+    log = CallLog()
     if case == "mlu_archs":
-        trail.call("mlu_archs = ['mtp_999']", setattr, config, "mlu_archs", ["mtp_999"])
+        log.call("mlu_archs = ['mtp_999']", setattr, config, "mlu_archs", ["mtp_999"])
     else:
         if case != "an unknown architecture":
             config = bench.config()
-        trail.call("parse_from_string", config.parse_from_string, _JSON_CASES[case])
-    trail.make("build_model", bench.sdk.Builder().build_model, "probe", network, config)
-    return trail.finding()
+        log.call("parse_from_string", config.parse_from_string, _JSON_CASES[case])
+    log.make("build_model", bench.sdk.Builder().build_model, "probe", network, config)
+    return log.finding()
 
 
 _FILE_CASES = ("missing", "a directory", "empty", "random bytes", "cut short", "one byte changed", "the ONNX file")
@@ -61,14 +61,14 @@ def _model_file(bench: Bench, case: str) -> Finding:
         with open(path, "wb") as stream:
             stream.write(contents[case])
     target = {"a directory": bench.scratch, "the ONNX file": bench.path("base")}.get(case, path)
-    trail = Trail()
+    log = CallLog()
     model = bench.sdk.Model()
-    trail.call("deserialize_from_file", model.deserialize_from_file, target)
+    log.call("deserialize_from_file", model.deserialize_from_file, target)
     if bench.has_card():
-        trail.make("create_i_engine", model.create_i_engine)
+        log.make("create_i_engine", model.create_i_engine)
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
-    return trail.finding()
+    return log.finding()
 
 
 @probe(
@@ -90,11 +90,11 @@ def _onnx_file(bench: Bench, case: str) -> Finding:
     if case in contents:
         with open(path, "wb") as stream:
             stream.write(contents[case])
-    trail = Trail()
+    log = CallLog()
     network = bench.sdk.Network()
     parser = bench.sdk.Parser(bench.sdk.ModelKind.kOnnx)
-    trail.call("parse", parser.parse, network, bench.scratch if case == "a directory" else path)
-    trail.make("build_model", bench.sdk.Builder().build_model, "probe", network, bench.config(*bench.usual()))
+    log.call("parse", parser.parse, network, bench.scratch if case == "a directory" else path)
+    log.make("build_model", bench.sdk.Builder().build_model, "probe", network, bench.config(*bench.usual()))
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
-    return trail.finding()
+    return log.finding()

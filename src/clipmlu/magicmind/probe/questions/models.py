@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .bench import Bench, names_of, shapes_of
-from .calls import Trail, need
+from .calls import CallLog, need
 from .findings import Finding
 from .probe import probe
 
@@ -23,10 +23,10 @@ def _int64_type(bench: Bench, case: str) -> Finding:
         if case.startswith(name):
             need("set_data_type", network.get_input(0).set_data_type, getattr(bench.sdk.DataType, name))
     config = bench.config(*bench.usual(narrow=case != "not converted"))
-    trail = Trail()
-    model = trail.make("build_model", bench.sdk.Builder().build_model, "probe", network, config)
-    if not trail.good:
-        return trail.finding()
+    log = CallLog()
+    model = log.make("build_model", bench.sdk.Builder().build_model, "probe", network, config)
+    if not log.good:
+        return log.finding()
     return Finding(" ".join(names_of(model.get_input_data_types())), good=True)
 
 
@@ -54,17 +54,17 @@ def _dims(bench: Bench, case: str) -> Finding:
     card=False,
 )
 def _names(bench: Bench, case: str) -> Finding:
-    trail = Trail()
+    log = CallLog()
     graph = "twins" if case.startswith("two") else "names"
     network = bench.network(graph)
     nodes = [
         f"{node.get_node_name()} ({node.get_node_type()})"
-        for node in trail.call("get_all_nodes_in_network", network.get_all_nodes_in_network) or []
+        for node in log.call("get_all_nodes_in_network", network.get_all_nodes_in_network) or []
     ]
     model = bench.build(graph)
     if case != "ports":
-        return Finding(", ".join(nodes) if trail.good else trail.text, nodes=nodes)
-    inputs = trail.call("get_input_names", model.get_input_names) or []
-    outputs = trail.call("get_output_names", model.get_output_names) or []
+        return Finding(", ".join(nodes) if log.good else log.text, nodes=nodes)
+    inputs = log.call("get_input_names", model.get_input_names) or []
+    outputs = log.call("get_output_names", model.get_output_names) or []
     text = f"in the file 'in/put:0' and 'out/put.1'; in the model {inputs} and {outputs}"
-    return Finding(text if trail.good else trail.text, inputs=list(inputs), outputs=list(outputs), nodes=nodes)
+    return Finding(text if log.good else log.text, inputs=list(inputs), outputs=list(outputs), nodes=nodes)

@@ -1,4 +1,4 @@
-"""Which graphs are parsed, built and computed, and where a model loads (api 7.12 and 7.13)."""
+"""Which graphs are parsed, built and computed correctly, and which models load (api 7.12 and 7.13)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import os
 
 from .bench import Bench, Session, graphs_of_kind
-from .calls import Trail, need
+from .calls import CallLog, need
 from .findings import Details, Finding, list_findings
 from .foundation import ARCHS
 from .probe import probe
@@ -14,20 +14,20 @@ from .results import compare
 
 
 def _try_graph(bench: Bench, graph: str) -> Finding:
-    """Parse, build and run one graph; stops where it fails."""
+    """Parse, build and run one graph, up to the first step that fails, and compare its results."""
     facts = bench.index[graph]
-    trail = Trail()
+    log = CallLog()
     network = bench.sdk.Network()
     parser = bench.sdk.Parser(bench.sdk.ModelKind.kOnnx)
-    trail.call("parse", parser.parse, network, bench.path(graph))
+    log.call("parse", parser.parse, network, bench.path(graph))
     config = bench.config(*bench.usual())
-    model = trail.make("build", bench.sdk.Builder().build_model, "probe", network, config)
-    if trail.good and not bench.has_card():
+    model = log.make("build", bench.sdk.Builder().build_model, "probe", network, config)
+    if log.good and not bench.has_card():
         return Finding("parses and builds; not run, for there is no card", good=True)
-    session = trail.make("open", lambda: Session(bench, model, bench.device()))
-    results = trail.call("run", lambda: session.run(*bench.arrays(graph, "in")))
-    if not trail.good:
-        return Finding(trail.steps[-1], good=False, steps=trail.steps)
+    session = log.make("open", lambda: Session(bench, model, bench.device()))
+    results = log.call("run", lambda: session.run(*bench.arrays(graph, "in")))
+    if not log.good:
+        return Finding(log.steps[-1], good=False, steps=log.steps)
     expected = bench.arrays(graph, "out")
     verdicts = [compare(got, want, facts["tolerance"]) for got, want in zip(results, expected)]
     wrong = [verdict for verdict in verdicts if verdict != "right"]
@@ -84,8 +84,8 @@ def _other_arch(bench: Bench, case: str) -> Finding:
     path = os.path.join(bench.scratch, f"other-{case}.mm")
     need("serialize_to_file", model.serialize_to_file, path)
     loaded = bench.sdk.Model()
-    trail = Trail()
-    trail.call("deserialize_from_file", loaded.deserialize_from_file, path)
+    log = CallLog()
+    log.call("deserialize_from_file", loaded.deserialize_from_file, path)
     need("active", bench.device().active)
-    trail.make("create_i_engine", loaded.create_i_engine)
-    return trail.finding()
+    log.make("create_i_engine", loaded.create_i_engine)
+    return log.finding()

@@ -1,4 +1,4 @@
-"""A question and its cases."""
+"""A probe: one question about the SDK, and the function that tests it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .findings import Details, Fields, Finding, list_findings
 
 
 class Probe:
-    """One question.
+    """One question about the SDK.
 
     Args:
-        name: for the command line and the report.
+        name: its name on the command line and in the report.
         issue: its number in section 7 of docs/magicmind-api.md.
-        question: in one sentence.
-        run: carries out one case.
-        cases: names of the cases, or what finds them in the index of graphs.
-        card: needs a card.
-        fresh: each case gets a new process, because it may leave the SDK in a bad state.
-        alone: nothing else may run meanwhile, because it measures time.
-        sum_up: the answer from all cases; by default they are listed, equal ones together.
+        question: the question in one sentence.
+        run: tests one case.
+        cases: names of the cases, or a function that lists them from the index of graphs.
+        card: whether it needs a card.
+        fresh: whether each case gets a new process, because it may leave the SDK in a bad state.
+        alone: whether no other probe may run at the same time, because it measures time.
+        sum_up: makes the answer from the findings of all cases; None lists them, with equal ones together.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Probe:
         self._cases = cases
 
     def cases(self, index: Fields) -> list[str]:
-        """Names of the cases."""
+        """Names of the cases, given the index of graphs."""
         return list(self._cases(index) if callable(self._cases) else self._cases)
 
 
@@ -60,7 +60,7 @@ def probe(
     alone: bool = False,
     sum_up: Callable[[Details], str] | None = None,
 ) -> Callable[[Callable[[Bench, str], Finding]], Probe]:
-    """Make a probe of the function that carries out one case; see ``Probe``."""
+    """A decorator that makes a probe of the function that tests one case; see ``Probe``."""
 
     def make(run: Callable[[Bench, str], Finding]) -> Probe:
         return Probe(name, issue, question, run, cases, card, fresh, alone, sum_up)

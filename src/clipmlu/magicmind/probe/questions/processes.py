@@ -1,4 +1,4 @@
-"""Processes that end by themselves, crash or are ended, and what they leave."""
+"""Child processes: how they are started and ended, and reading their exit codes, notes and logs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LOG_TAIL = 2000
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """End a child and its children."""
+    """Kill a child process and those that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
 
 
 def describe_exit(code: int) -> str:
-    """What a return code says; empty when all is well."""
+    """A return code in words; empty for 0."""
     if code >= 0:
         return f"exit code {code}" if code else ""
     try:
@@ -33,7 +33,7 @@ def describe_exit(code: int) -> str:
 
 
 def read_notes(path: str) -> list[Fields]:
-    """What a child noted; a last line that is cut short is left out."""
+    """Read the notes of a child, one JSON object a line; an incomplete last line is ignored."""
     found = []
     with open(path, encoding="utf-8") as stream:
         for line in stream:
@@ -45,14 +45,14 @@ def read_notes(path: str) -> list[Fields]:
 
 
 def read_tail(path: str) -> str:
-    """The end of a log."""
+    """The last ``LOG_TAIL`` bytes of a log."""
     with open(path, "rb") as stream:
         stream.seek(max(0, os.path.getsize(path) - LOG_TAIL))
         return stream.read().decode("utf-8", "replace").strip()
 
 
 def cnmon_version() -> str | None:
-    """What the vendor's monitor says of its version and the driver's (api 5), or None where it is not."""
+    """The output of ``cnmon version``, the vendor's monitor (api 5), or None where there is none."""
     program = shutil.which("cnmon") or "/usr/bin/cnmon"
     if not os.access(program, os.X_OK):
         return None

@@ -1,4 +1,4 @@
-"""Results next to what was expected."""
+"""Comparison of results with expected values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from .findings import Array
 
 
 def compare(got: Any, expected: Array, tolerance: float = 1e-3) -> str:
-    """``right``, or how a result differs; the tolerance is relative to the largest expected value."""
+    """Compare a result with the expected values: ``right``, or how it differs.
+
+    Args:
+        got: the result.
+        expected: values of the same shape.
+        tolerance: allowed difference, relative to the largest expected value or to 1.
+    """
     values = np.asarray(got)
     if values.shape != expected.shape:
         return f"wrong: shape {list(values.shape)} instead of {list(expected.shape)}"
@@ -23,7 +29,7 @@ def compare(got: Any, expected: Array, tolerance: float = 1e-3) -> str:
 
 
 def largest_difference(got: Array, expected: Array) -> float:
-    """Largest absolute difference; infinite where one is not finite."""
+    """The largest absolute difference; infinity where a value is not finite."""
     with np.errstate(all="ignore"):
         differences = np.abs(got.astype(np.float64) - expected.astype(np.float64))
     if not differences.size:
@@ -32,12 +38,12 @@ def largest_difference(got: Array, expected: Array) -> float:
 
 
 def close(got: Array, expected: Array) -> bool:
-    """Whether a result is right."""
+    """Whether ``compare`` finds a result right."""
     return compare(got, expected) == "right"
 
 
 def which_values(result: Array, known: Sequence[Array]) -> str:
-    """Which of two results this is: that of the old values of an input, or that of the new ones."""
+    """Say whether a result is that of the old or of the new values of an input; ``known`` holds both results."""
     if close(result, known[0]):
         return "the result is that of the old values"
     if close(result, known[1]):

@@ -1,4 +1,4 @@
-"""Runs probes, each in a process of its own."""
+"""The parent process: runs each probe in child processes and collects the report."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from .processes import (
     read_notes,
     read_tail,
 )
-from .report_files import FORMAT
+from .report import new_report
 
 MAX_TIMEOUTS = 3  # cases of one probe that may hang before the rest of them is left out
 
 
 class Ending:
-    """How a child ended.
+    """The notes, exit and log of a child process.
 
     Attributes:
-        notes: what it noted.
-        how: empty when all is well, else in words.
-        timed_out: it took too long.
-        log: the end of what it printed.
+        notes: its notes, in order.
+        how: in words how it failed; empty when it did not.
+        timed_out: whether it was ended because a case took too long.
+        log: the end of its output.
     """
 
     def __init__(self, notes: list[Fields], how: str, timed_out: bool, log: str) -> None:
@@ -60,14 +60,14 @@ class Ending:
         self.log = log
 
 
-class Conductor:
-    """Runs probes in processes of their own.
+class ProbeRunner:
+    """Runs probes, each in child processes.
 
     Args:
         graphs: folder of the graphs.
         scratch: folder for models and logs.
         timeout: seconds for one case.
-        arch: architecture to build for, or None to find out.
+        arch: architecture to build for; None for the first that works.
     """
 
     def __init__(self, graphs: str, scratch: str, timeout: float, arch: str | None) -> None:
@@ -84,7 +84,7 @@ class Conductor:
         self._stopped = False
 
     def host(self) -> Fields:
-        """The head of the report, by a process that imports the SDK."""
+        """Facts about the host and the SDK, found by a child process."""
         ending = self._run_child(HOST, [""])
         done = [note for note in ending.notes if "outcome" in note]
         if done and done[0]["raw"]:
@@ -102,14 +102,14 @@ class Conductor:
         return facts
 
     def find_arch(self) -> Fields:
-        """Find out what to build for; the record of the probe that did."""
+        """Find the architecture to build for; returns the record of the probe "foundation"."""
         first = PROBES["foundation"]
         record = self.record(first, [self.arch] if self.arch else None)
-        if not runs(record, "good") and not self.arch and self.has_card:
+        if not cases_with(record, "good") and not self.arch and self.has_card:
             more = self.record(first, FALLBACKS)
             details = dict(record["details"], **more["details"])
             record = dict(more, details=details, answer=list_findings(details), outcome=outcome_of(details))
-        found = runs(record, "right") or runs(record, "good")
+        found = cases_with(record, "right") or cases_with(record, "good")
         if found:
             self.arch = found[0]
         elif self.has_card:
@@ -117,7 +117,7 @@ class Conductor:
         return record
 
     def record(self, probe_: Probe, cases: Sequence[str] | None = None) -> Fields:
-        """Run one probe to its end."""
+        """Run all cases of one probe, or those given; returns its record."""
         start = time.monotonic()
         base = {"name": probe_.name, "issue": probe_.issue, "question": probe_.question}
         reason = "" if not probe_.card else self.problem if self.has_card else "there is no card"
@@ -135,14 +135,14 @@ class Conductor:
         )
 
     def stop(self) -> None:
-        """End all children; what was not run is "not tried"."""
+        """Kill all children; cases that have not run are recorded as "not tried"."""
         with self._lock:
             self._stopped = True
             for child in self._living.values():
                 kill_group(child)
 
     def clean(self, text: str) -> str:
-        """Without host name, home directory and temporary folders."""
+        """Replace host name, home directory and temporary folders by placeholders."""
         for found, shown in (
             (os.path.abspath(self._scratch), "<scratch>"),
             (os.path.abspath(self._graphs), "<graphs>"),
@@ -219,7 +219,7 @@ class Conductor:
         return Ending(read_notes(f"{stem}.notes"), how, timed_out, read_tail(f"{stem}.log"))
 
     def _wait(self, child: subprocess.Popen[bytes], notes: str) -> bool:
-        """Wait for a child; True when it had to be ended because one case took too long."""
+        """Wait for a child; True when one of its cases takes longer than the timeout."""
         seen, deadline = -1, 0.0
         while child.poll() is None:
             size = os.path.getsize(notes)
@@ -231,18 +231,18 @@ class Conductor:
         return False
 
 
-def runs(record: Fields, how: str) -> list[str]:
-    """The cases of "foundation" that are ``good`` or ``right``."""
-    return [case for case, fields in record["details"].items() if fields["raw"].get(how)]
+def cases_with(record: Fields, key: str) -> list[str]:
+    """The cases of the record of "foundation" whose raw value ``key`` is true: ``good`` or ``right``."""
+    return [case for case, fields in record["details"].items() if fields["raw"].get(key)]
 
 
 def case_fields(outcome: str, found: str) -> Fields:
-    """A case that did not end by itself."""
+    """The fields of a case that gave no finding itself."""
     return {"outcome": outcome, "found": found, "raw": {}, "seconds": 0.0}
 
 
 def outcome_of(details: Details) -> str:
-    """A probe's outcome from its cases': the worst of them."""
+    """The outcome of a probe: the worst outcome of its cases."""
     outcomes = [fields["outcome"] for fields in details.values()]
     for outcome in (CRASHED, TIMED_OUT, ANSWERED):
         if outcome in outcomes:
@@ -250,24 +250,24 @@ def outcome_of(details: Details) -> str:
     return NOT_TRIED
 
 
-def conduct(conductor: Conductor, names: Sequence[str], jobs: int, save: Callable[[Fields], None]) -> Fields:
-    """Run the named probes and write the report after each.
+def run_probes(runner: ProbeRunner, names: Sequence[str], jobs: int, save: Callable[[Fields], None]) -> Fields:
+    """Run probes and save the report after each.
+
+    Args:
+        runner: runs one probe.
+        names: the probes; with all of them the report also lists the questions that are left out.
+        jobs: probes at a time.
+        save: is given the report, again and again.
 
     Returns:
         The report.
     """
-    host = conductor.host()
-    report: Fields = {
-        "format": FORMAT,
-        "title": f"{'Emulated ' if host['emulated'] else ''}MagicMind SDK: what it does",
-        "emulated": host["emulated"],
-        "host": host,
-        "arch": None,
-        "records": [],
-    }
+    report = new_report(runner.host())
     save(report)
-    if host["sdk_path"] is None:
+    if report["host"]["sdk_path"] is None:
         return report
+    left_out = LEFT_OUT if len(names) == len(PROBES) else ()
+    order = [*names, *(name for name, _, _, _ in left_out)]
     records: dict[str, Fields] = {}
 
     def add(record: Fields) -> None:
@@ -276,28 +276,31 @@ def conduct(conductor: Conductor, names: Sequence[str], jobs: int, save: Callabl
         save(report)
         say(f"[{len(records)}/{len(order)}] {record['name']}: {record['outcome']}")
 
-    order = [*names, *(item[0] for item in LEFT_OUT)] if len(names) == len(PROBES) else list(names)
-    if any(PROBES[name].card or name == "foundation" for name in names) or not conductor.arch:
-        found = conductor.find_arch()
-        report["arch"] = conductor.arch
+    if any(PROBES[name].card or name == "foundation" for name in names) or not runner.arch:
+        found = runner.find_arch()
+        report["arch"] = runner.arch
         if "foundation" in names:
             add(found)
-    chosen = [PROBES[name] for name in names if name != "foundation"]
+    _run_chosen(runner, [PROBES[name] for name in names if name != "foundation"], jobs, add)
+    for name, issue, question, reason in left_out:
+        base = {"name": name, "issue": issue, "question": question}
+        add(dict(base, outcome=NOT_TRIED, answer=reason, details={}, log="", seconds=0.0))
+    return report
+
+
+def _run_chosen(runner: ProbeRunner, chosen: Sequence[Probe], jobs: int, add: Callable[[Fields], None]) -> None:
+    """Run probes, several at a time but for those that must run alone, and hand over each record."""
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        pending = [pool.submit(conductor.record, each) for each in chosen if not each.alone]
+        pending = [pool.submit(runner.record, each) for each in chosen if not each.alone]
         try:
             for future in concurrent.futures.as_completed(pending):
                 add(future.result())
             for each in chosen:
                 if each.alone:
-                    add(conductor.record(each))
+                    add(runner.record(each))
         except KeyboardInterrupt:
-            conductor.stop()
+            runner.stop()
             raise
-    for name, issue, question, reason in LEFT_OUT if len(names) == len(PROBES) else ():
-        base = {"name": name, "issue": issue, "question": question}
-        add(dict(base, outcome=NOT_TRIED, answer=reason, details={}, log="", seconds=0.0))
-    return report
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Input and output tensors: copies or views, and lists used again (api 7.5 and 7.6)."""
+"""Input and output tensors: whether arrays are copies or views, and whether lists may be reused (api 7.5 and 7.6)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bench import Bench, Session, copies, runs_worth, slow_inputs
-from .calls import Attempt, Trail, need
+from .calls import Attempt, CallLog, need
 from .findings import Finding
 from .probe import probe
 from .results import close, compare, which_values
@@ -95,12 +95,12 @@ def _output_list(bench: Bench, case: str) -> Finding:
     if "too long" in case:
         outputs.extend(outputs)
     session.fill(session.inputs, [np.ascontiguousarray(feed)])
-    trail = Trail()
-    trail.call("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
-    trail.call("sync", session.queue.sync)
-    if trail.good:
+    log = CallLog()
+    log.call("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
+    log.call("sync", session.queue.sync)
+    if log.good:
         return Finding(f"result {compare(outputs[0].asnumpy(), expected)}", good=True, length=len(outputs))
-    return trail.finding()
+    return log.finding()
 
 
 _INPUTS = (
@@ -128,16 +128,16 @@ def _input_list(bench: Bench, case: str) -> Finding:
         started = other.enqueue(feed)
         inputs = started[:1]
     outputs: list[Any] = []
-    trail = Trail()
-    trail.call("enqueue", session.context.enqueue, inputs, outputs, session.queue)
+    log = CallLog()
+    log.call("enqueue", session.context.enqueue, inputs, outputs, session.queue)
     if case.startswith("dropped"):
         del inputs
         session.inputs = []
         gc.collect()
-    trail.call("sync", session.queue.sync)
-    if trail.good:
+    log.call("sync", session.queue.sync)
+    if log.good:
         return Finding(f"result {compare(outputs[0].asnumpy(), expected)}", good=True)
-    return trail.finding()
+    return log.finding()
 
 
 def _tensor_overwritten(bench: Bench) -> Finding:
@@ -148,9 +148,9 @@ def _tensor_overwritten(bench: Bench) -> Finding:
     outputs: list[Any] = []
     session.fill(session.inputs, [old])
     need("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
-    trail = Trail()
-    trail.call("from_numpy", session.inputs[0].from_numpy, new)
-    trail.call("sync", session.queue.sync)
-    if not trail.good:
-        return trail.finding()
+    log = CallLog()
+    log.call("from_numpy", session.inputs[0].from_numpy, new)
+    log.call("sync", session.queue.sync)
+    if not log.good:
+        return log.finding()
     return Finding(which_values(copies(outputs)[0], known), good=True, runs_queued_before=len(waiting))

@@ -1,4 +1,4 @@
-"""The report as JSON and Markdown."""
+"""The report and its files: JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -17,8 +17,20 @@ JSON_NAME = "magicmind-probe.json"
 MARKDOWN_NAME = "magicmind-probe.md"
 
 
+def new_report(host: Fields) -> Fields:
+    """A report without records."""
+    return {
+        "format": FORMAT,
+        "title": f"{'Emulated ' if host['emulated'] else ''}MagicMind SDK: what it does",
+        "emulated": host["emulated"],
+        "host": host,
+        "arch": None,
+        "records": [],
+    }
+
+
 def to_markdown(report: Fields) -> str:
-    """The report for people."""
+    """Render a report as Markdown."""
     host = report["host"]
     lines = [f"# {report['title']}", ""]
     if report["emulated"]:
@@ -47,7 +59,7 @@ def _cell(value: Any) -> str:
 
 
 def shorten_cell(text: str) -> str:
-    """At most 600 characters; the JSON file has all of it."""
+    """Cut a text to 600 characters; the JSON file has all of it."""
     return text if len(text) <= 600 else text[:597] + "..."
 
 

@@ -10,12 +10,12 @@ Outcome = Literal["answered", "crashed", "timed out", "not tried"]
 
 
 class ProbeCase(Spec, frozen=True, kw_only=True):
-    """One thing tried.
+    """The result of one case.
 
     Attributes:
-        outcome: as a probe's, or ``not reached`` when something else had failed before.
-        found: what came of it, in words.
-        raw: the facts behind it.
+        outcome: as a probe's, or ``not reached`` when a call before the tested one failed.
+        found: the finding in words.
+        raw: the values that the finding rests on.
         seconds: how long it took.
     """
 
@@ -26,16 +26,16 @@ class ProbeCase(Spec, frozen=True, kw_only=True):
 
 
 class ProbeRecord(Spec, frozen=True, kw_only=True):
-    """One question and its answer.
+    """A probe: one question about the SDK, and its answer.
 
     Attributes:
         name: the probe's name.
         issue: number of the question in section 7 of docs/magicmind-api.md.
-        question: in one sentence.
+        question: the question in one sentence.
         outcome: ``crashed`` or ``timed out`` when any of its cases did.
-        answer: what was found, in words.
-        details: case -> what it showed.
-        log: the end of what the processes printed, the vendor's log among it.
+        answer: the findings of all cases in words.
+        details: name of a case -> its result.
+        log: the end of the output of its processes, which includes the vendor's log.
         seconds: how long it took.
     """
 
@@ -50,7 +50,7 @@ class ProbeRecord(Spec, frozen=True, kw_only=True):
 
 
 class ProbeHost(Spec, frozen=True, kw_only=True):
-    """Where the SDK was found.
+    """The machine and the SDK.
 
     Attributes:
         python: version of the interpreter that has it.
@@ -59,12 +59,12 @@ class ProbeHost(Spec, frozen=True, kw_only=True):
         machine: processor architecture.
         neuware_home: the variable NEUWARE_HOME.
         sdk_path: the package's file; None when it cannot be imported.
-        sdk_version: what the package says of its version, if anything.
-        emulated: it is clipmlu's emulated SDK.
-        cards: number of cards; None when that could not be asked.
-        cnmon: the vendor's monitor on its version.
-        problem: what stood in the way.
-        log: what importing printed.
+        sdk_version: the version that the package states, or None.
+        emulated: whether it is clipmlu's emulated SDK.
+        cards: number of cards; None when the SDK failed to count them.
+        cnmon: the output of ``cnmon version``, the vendor's monitor, or None.
+        problem: why the SDK could not be imported, or its cards not be counted; None when all is well.
+        log: the output of importing the SDK.
     """
 
     python: str
@@ -82,15 +82,15 @@ class ProbeHost(Spec, frozen=True, kw_only=True):
 
 
 class ProbeReport(Spec, frozen=True, kw_only=True):
-    """What an SDK does where public sources leave it open.
+    """Undocumented behaviour of an SDK, as the probes found it.
 
     Attributes:
         format: version of this format.
-        title: says whether the SDK was the emulated one.
-        emulated: nothing here says anything about a card.
-        host: where it was found.
-        arch: the architecture that graphs were built for; None when none worked.
-        records: the questions and answers.
+        title: the headline; it begins with ``Emulated`` for the emulated SDK.
+        emulated: whether the SDK was the emulated one; then nothing here is true of a card.
+        host: the machine and the SDK.
+        arch: the architecture that models were built for; None when none worked.
+        records: the probes, in order.
     """
 
     format: Literal[1]
