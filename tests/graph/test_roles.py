@@ -283,14 +283,20 @@ def test_without_blocks_a_convolution_embeds_and_a_linear_layer_projects() -> No
     assert one_operator("Conv", [[1, 3, 8, 8], [1, 5, 2, 2]], [5, 3, 4, 4], strides=[4, 4]).role == "patch_embedding"
 
 
-def test_an_unknown_shape_is_an_error() -> None:
-    unknown = helper.make_node("Thing", ["x"], ["z"], "thing", domain="elsewhere")
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (helper.make_node("Compress", ["x", "which"], ["z"], axis=0), "the shape of tensor 'z' cannot be inferred"),
+        (helper.make_node("Thing", ["x"], ["z"], "thing", domain="elsewhere"), "node 'thing': unknown operator Thing"),
+    ],
+)
+def test_an_unknown_shape_is_an_error(first: onnx.NodeProto, message: str) -> None:
     node = helper.make_node("MatMul", ["z", "w"], ["y"], "only")
-    given, result = (helper.make_tensor_value_info(name, 1, [1, 5]) for name in "xy")
+    given = [helper.make_tensor_value_info("x", 1, [1, 5]), helper.make_tensor_value_info("which", 9, [1])]
     weight = numpy_helper.from_array(np.zeros((5, 5), np.float32), "w")
-    graph = helper.make_graph([unknown, node], "one", [given], [result], [weight])
+    graph = helper.make_graph([first, node], "one", given, [helper.make_empty_tensor_value_info("y")], [weight])
     imports = [helper.make_opsetid("", 11), helper.make_opsetid("elsewhere", 1)]
-    with pytest.raises(CompileError, match="the shape of tensor 'z' cannot be inferred"):
+    with pytest.raises(CompileError, match=message):
         find_operators(helper.make_model(graph, opset_imports=imports))
 
 

@@ -1,4 +1,4 @@
-"""A graph from all sides: what makes each tensor, what takes it, and what shape it has."""
+"""Look-ups in a graph: what makes each tensor, what takes it, attributes of a node; and how a graph is written to a file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from onnx import helper
 
 EXTERNAL_DATA_BYTES = 1_900_000_000
 """A graph with more bytes of weights keeps them beside it: protobuf cannot hold more than 2 GiB in one file."""
-
-_SMALL_BYTES = 1024
 
 
 class GraphIndex:
@@ -42,37 +40,6 @@ class GraphIndex:
     def is_shared(self, weight: str) -> bool:
         """Whether several inputs take the same weight."""
         return len(self.consumers[weight]) > 1
-
-
-def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the shapes of its large weights and without their values, which are never copied.
-
-    For shape inference only, which has a limit of 2 GiB.
-    """
-    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    graph, source = bare.graph, model.graph
-    graph.name = source.name
-    graph.node.extend(source.node)
-    graph.input.extend(source.input)
-    graph.output.extend(source.output)
-    graph.value_info.extend(source.value_info)
-    for weight in source.initializer:
-        if len(weight.raw_data) <= _SMALL_BYTES:
-            graph.initializer.append(weight)
-        else:
-            graph.initializer.add(name=weight.name, dims=weight.dims, data_type=weight.data_type)
-    return bare
-
-
-def infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Type and shape of every tensor but the weights, as far as ONNX can tell."""
-    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
-    return {value.name: value for value in (*inferred.value_info, *inferred.input, *inferred.output)}
-
-
-def infer_element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """ONNX element type of every tensor but the weights."""
-    return {name: value.type.tensor_type.elem_type for name, value in infer_values(model).items()}
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:

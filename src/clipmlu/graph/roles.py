@@ -206,7 +206,7 @@ class _Graph:
         self.operators = [index for index, node in enumerate(self.nodes) if node.op_type in QUANTISED]
         self._weights = {weight.name: weight for weight in model.graph.initializer}
         self.inputs = [value for value in model.graph.input if value.name not in self._weights]
-        self._shapes = _infer_shapes(model)
+        self._shapes = _shapes_for_one_row(model)
         self.givers: list[list[int]] = []
         self.takers: list[list[int]] = [[] for _ in self.nodes]
         self.streams: list[int] = []
@@ -493,26 +493,16 @@ def _meet(one: int, other: int, above: dict[int, int], depths: dict[int, int]) -
     return one
 
 
-def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors whose sizes can be told, for a batch of 1 where it is dynamic."""
-    import onnx
+def _shapes_for_one_row(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors whose sizes can be told, for a batch of 1 where it is dynamic.
 
-    from clipmlu.graph.index import without_weights
+    Raises:
+        CompileError: the shapes contradict one another, or there is an operator that nobody knows.
+    """
+    from clipmlu.graph.shapes import infer_shapes
 
-    bare = without_weights(model)
-    bare.graph.ClearField("value_info")
-    for value in bare.graph.output:  # what is declared for another batch would contradict
-        value.type.tensor_type.ClearField("shape")
-    for value in bare.graph.input:
-        for axis in value.type.tensor_type.shape.dim:
-            axis.dim_value = axis.dim_value or 1
-    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-    shapes = {}
-    for value in [*inferred.input, *inferred.value_info, *inferred.output]:
-        axes = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
-            shapes[value.name] = tuple(axis.dim_value for axis in axes)
-    return shapes
+    found = infer_shapes(model, free_size=1)
+    return {name: each.shape for name, each in found.items() if each.shape is not None and -1 not in each.shape}
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:

@@ -1,14 +1,15 @@
-"""Shapes of every tensor of an ONNX graph, from its inputs on.
+"""Shapes of the tensors of an ONNX graph: of a whole graph, and of a single node's results.
 
 ``onnx.shape_inference`` alone does not do it: for the operators of opset 11 it does not follow computed Reshape targets
-(Shape, Gather, Concat, Reshape), which is how the exporters of that time wrote them. Here one pass in the graph's order
-infers node by node and computes what small tensors hold on the way.
+(Shape, Gather, Concat, Reshape), which is how the exporters of that time wrote them. ``infer_shapes`` goes through the nodes
+in the graph's order, infers each with ``infer_node``, and computes the values of small tensors on the way.
+``lowering.analysis``, which also folds constants, uses the same two steps for a node: ``infer_node`` and ``NodeEvaluator``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +19,39 @@ import onnx.reference
 import onnx.shape_inference
 from onnx import helper, numpy_helper
 
+from clipmlu.errors import CompileError
+
 Array = npt.NDArray[np.generic]
 Shape = tuple[int, ...]
-Shapes = dict[str, tuple[Shape | None, int]]
-"""Tensor name -> shape (-1 for an unknown axis, None for an unknown rank) and ONNX element type."""
+
+
+class TensorShape(NamedTuple):
+    """What is known of a tensor.
+
+    Attributes:
+        shape: its sizes, -1 for an unknown one; None for an unknown rank.
+        element_type: ONNX element type.
+    """
+
+    shape: Shape | None
+    element_type: int
+
+
+Shapes = dict[str, TensorShape]
+"""Tensor name -> its shape and element type."""
+
+CONTRIBUTED = "com.microsoft"
+"""Domain of onnxruntime's own operators; a graph has those that quantise, which know 16 bits at any opset."""
 
 _SMALL = 1024
 """Elements up to which a tensor's values are followed."""
 
 
-class ShapeInferenceError(ValueError):
+class ShapeInferenceError(CompileError):
     """The shapes contradict one another."""
 
 
-class UnknownOperatorError(ValueError):
+class UnknownOperatorError(CompileError):
     """The operator is in none of the imported operator sets."""
 
 
@@ -48,7 +68,7 @@ def set_shape(value: onnx.ValueInfoProto, sizes: Sequence[int]) -> None:
 
 def get_shape(value: onnx.ValueInfoProto) -> Shape | None:
     """The declared shape."""
-    return _type_shape(value.type)
+    return known_sizes(value.type)
 
 
 def without_weights(graph: bytes) -> onnx.ModelProto:
@@ -62,22 +82,119 @@ def without_weights(graph: bytes) -> onnx.ModelProto:
     return model
 
 
-def infer_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]] | None = None) -> Shapes:
-    """Infer all shapes, whatever the file declares for inner tensors and outputs.
+def infer_shapes(
+    model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]] | None = None, *, free_size: int = -1
+) -> Shapes:
+    """Infer the shapes of all tensors, weights included. Shapes that the file declares for inner tensors and outputs are ignored.
 
     Args:
         model: the model; it is not changed.
         inputs: input name -> shape to assume instead of the declared one.
+        free_size: size to assume for the inputs' axes that may vary; -1 leaves them unknown.
 
     Raises:
         ShapeInferenceError: the shapes contradict one another, as in a graph that was exported for another batch size.
         UnknownOperatorError: there is an operator that nobody knows.
     """
-    return _Inference(model, inputs or {}).run()
+    return _Inference(model, inputs or {}, free_size).run()
+
+
+def find_schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema:
+    """ONNX's schema of a node's operator.
+
+    Args:
+        node: the node.
+        opsets: domain -> version of its operator set.
+
+    Raises:
+        UnknownOperatorError: it is in none of the operator sets.
+    """
+    try:
+        return onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+    except (KeyError, onnx.defs.SchemaError) as error:
+        raise UnknownOperatorError(f"node '{node.name}': unknown operator {node.op_type}") from error
+
+
+def infer_node(
+    node: onnx.NodeProto,
+    schema: onnx.defs.OpSchema,
+    types: Mapping[str, onnx.TypeProto],
+    values: Mapping[str, onnx.TensorProto],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+    ir_version: int = onnx.IR_VERSION,
+) -> dict[str, onnx.TypeProto]:
+    """Infer the types and shapes of a node's results.
+
+    Args:
+        node: the node.
+        schema: of its operator, see ``find_schema``.
+        types: type of each input, by tensor name.
+        values: the inputs whose values are known, by tensor name.
+        opsets: the operator sets of its graph.
+        ir_version: the version of its graph's format.
+
+    Returns:
+        Tensor name -> type, of the results that ONNX can tell.
+
+    Raises:
+        ShapeInferenceError: the inputs do not fit the operator or one another; says why on one line.
+    """
+    try:
+        found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+            schema, node, dict(types), dict(values), opset_imports=list(opsets), ir_version=ir_version
+        )
+    except Exception as error:  # InferenceError, and what its native code makes of absurd numbers
+        raise ShapeInferenceError(" ".join(str(error).split())) from error
+    return found
+
+
+class NodeEvaluator:
+    """Computes the results of one node with ONNX's reference implementation.
+
+    Args:
+        node: the node.
+        opsets: the operator sets of its graph.
+        ir_version: the version of its graph's format.
+    """
+
+    def __init__(
+        self, node: onnx.NodeProto, opsets: Sequence[onnx.OperatorSetIdProto], ir_version: int = onnx.IR_VERSION
+    ) -> None:
+        self._node = node
+        graph = helper.make_graph(
+            [node],
+            "node",
+            [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(node.input) if name],
+            [onnx.ValueInfoProto(name=name) for name in node.output if name],
+        )
+        self._evaluator = onnx.reference.ReferenceEvaluator(
+            helper.make_model(graph, opset_imports=list(opsets), ir_version=ir_version)
+        )
+
+    def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the results; whatever the reference implementation raises is not converted.
+
+        Args:
+            values: of each input, by tensor name.
+
+        Returns:
+            Tensor name -> value.
+        """
+        names = [name for name in self._node.output if name]
+        results = self._evaluator.run(None, dict(values))
+        return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
+
+
+def known_sizes(kind: onnx.TypeProto) -> Shape | None:
+    """The shape of a tensor type, -1 for an unknown size; None for an unknown rank."""
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
 
 
 class _Inference:
-    def __init__(self, model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]], free_size: int) -> None:
         self._model = model
         self._opsets = list(model.opset_import)
         self._versions = {entry.domain: entry.version for entry in model.opset_import}
@@ -86,8 +203,9 @@ class _Inference:
         for value in model.graph.input:
             declared = onnx.ValueInfoProto()
             declared.CopyFrom(value)
-            if value.name in inputs:
-                set_shape(declared, inputs[value.name])
+            sizes = inputs.get(value.name, get_shape(value))
+            if sizes is not None and (value.name in inputs or free_size >= 0):
+                set_shape(declared, [free_size if size < 0 else size for size in sizes])
             self._types[value.name] = declared.type
         for weight in model.graph.initializer:
             self._types[weight.name] = helper.make_tensor_type_proto(weight.data_type, list(weight.dims))
@@ -98,38 +216,30 @@ class _Inference:
         for node in self._model.graph.node:
             self._infer(node)
             self._evaluate(node)
-        return {name: (_type_shape(kind), kind.tensor_type.elem_type) for name, kind in self._types.items()}
+        return {name: TensorShape(known_sizes(kind), kind.tensor_type.elem_type) for name, kind in self._types.items()}
 
     def _infer(self, node: onnx.NodeProto) -> None:
-        if node.domain == "com.microsoft":  # quantise and come back: the shape stays, and inference knows neither
+        if node.domain == CONTRIBUTED:  # quantise and come back: the shape stays, and inference knows neither
             self._types[node.output[0]] = self._types[node.input[0]]
             return
         names = [name for name in node.input if name]
         if any(name not in self._types for name in names):
             return  # behind something whose type cannot be known, such as a node with subgraphs
+        schema = find_schema(node, self._versions)
+        types = {name: self._types[name] for name in names}
+        values = {name: self._values[name] for name in names if name in self._values}
         try:
-            schema = onnx.defs.get_schema(node.op_type, self._versions[node.domain], node.domain)
-            found = onnx.shape_inference.infer_node_outputs(
-                schema,
-                node,
-                {name: self._types[name] for name in names},
-                {name: self._values[name] for name in names if name in self._values},
-                opset_imports=self._opsets,
-                ir_version=self._model.ir_version,
-            )
-        except onnx.shape_inference.InferenceError as error:
+            self._types.update(infer_node(node, schema, types, values, self._opsets, self._model.ir_version))
+        except ShapeInferenceError as error:
             if node.op_type in ("If", "Loop", "Scan"):
                 return
-            raise ShapeInferenceError(f"node '{node.name}': shapes do not fit together: {_one_line(error)}") from error
-        except (KeyError, onnx.defs.SchemaError) as error:
-            raise UnknownOperatorError(f"node '{node.name}': unknown operator {node.op_type}") from error
-        self._types.update(found)
+            raise ShapeInferenceError(f"node '{node.name}': shapes do not fit together: {error}") from error
         if node.op_type == "Reshape":
             self._check_reshape(node)
 
     def _check_reshape(self, node: onnx.NodeProto) -> None:
         """Inference believes a constant target; the element counts must agree too."""
-        before, after = (_type_shape(self._types[name]) for name in (node.input[0], node.output[0]))
+        before, after = (known_sizes(self._types[name]) for name in (node.input[0], node.output[0]))
         if before is None or after is None or -1 in before or -1 in after:
             return
         if np.prod(before, dtype=np.int64) != np.prod(after, dtype=np.int64):
@@ -140,46 +250,22 @@ class _Inference:
     def _evaluate(self, node: onnx.NodeProto) -> None:
         """Note what a small tensor holds, when all that it is computed from is known."""
         if node.op_type == "Shape":
-            shape = _type_shape(self._types[node.input[0]]) if node.input[0] in self._types else None
+            shape = known_sizes(self._types[node.input[0]]) if node.input[0] in self._types else None
             if shape is not None and -1 not in shape and not node.attribute:
                 self._note(node.output[0], np.array(shape, np.int64))
             return
-        shape = _type_shape(self._types[node.output[0]]) if node.output and node.output[0] in self._types else None
+        shape = known_sizes(self._types[node.output[0]]) if node.output and node.output[0] in self._types else None
         if shape is None or -1 in shape or np.prod(shape, dtype=np.int64) > _SMALL:
             return
         if not all(name in self._values for name in node.input if name) or node.op_type.startswith("Random"):
             return
         try:
-            values = self._compute(node)
+            feeds = {name: numpy_helper.to_array(self._values[name]) for name in node.input if name}
+            results = NodeEvaluator(node, self._opsets, self._model.ir_version).run(feeds)
         except Exception:  # whatever the reference cannot compute is not followed; the runtime will
             return
-        for name, value in zip(node.output, values, strict=True):
-            if name:
-                self._note(name, np.asarray(value))
-
-    def _compute(self, node: onnx.NodeProto) -> list[Any]:
-        names = [name for name in dict.fromkeys(node.input) if name]
-        graph = helper.make_graph(
-            [node],
-            "small",
-            [onnx.ValueInfoProto(name=name) for name in names],
-            [onnx.ValueInfoProto(name=name) for name in node.output if name],
-        )
-        small = helper.make_model(graph, opset_imports=self._opsets, ir_version=self._model.ir_version)
-        feeds = {name: numpy_helper.to_array(self._values[name]) for name in names}
-        results = iter(onnx.reference.ReferenceEvaluator(small).run(None, feeds))
-        return [next(results) if name else None for name in node.output]
+        for name, value in results.items():
+            self._note(name, value)
 
     def _note(self, name: str, value: Array) -> None:
         self._values[name] = numpy_helper.from_array(value, name)
-
-
-def _type_shape(kind: onnx.TypeProto) -> Shape | None:
-    tensor = kind.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

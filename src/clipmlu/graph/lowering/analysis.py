@@ -17,11 +17,18 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
-from onnx.shape_inference import infer_node_outputs
 
 from clipmlu.errors import CompileError
 from clipmlu.graph.lowering.nodes import Array, attribute, describe
+from clipmlu.graph.shapes import (
+    NodeEvaluator,
+    Shape,
+    ShapeInferenceError,
+    UnknownOperatorError,
+    find_schema,
+    infer_node,
+    known_sizes,
+)
 
 _PROBE_SIZES = ((3, 5, 7), (11, 13, 17), (19, 23, 29))
 """Sizes of the first, second, third dynamic axis: two to fit with and one to verify."""
@@ -36,8 +43,6 @@ _LARGEST_TENSOR = 1 << 31  # elements, at the small batches of the probes; eight
 
 # ONNX infers this one through its function body only, and at opset 18 not at all.
 _SHAPE_OF_FIRST_INPUT = frozenset({"GroupNormalization"})
-
-Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,10 +274,10 @@ class _Runner:
         self._node = node
         self._opsets = [onnx.helper.make_opsetid("", opset)]
         self._proto = ir.to_proto(node)
-        self._evaluator: ReferenceEvaluator | None = None
+        self._evaluator: NodeEvaluator | None = None
         try:
-            self._schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
-        except onnx.defs.SchemaError as error:
+            self._schema = find_schema(self._proto, {"": opset})
+        except UnknownOperatorError as error:
             raise CompileError(f"{describe(node)} is not an operator of ONNX opset {opset}.") from error
 
     def evaluate(self, probe: Probe) -> list[Array] | None:
@@ -288,11 +293,12 @@ class _Runner:
             return None
         feeds = {str(value.name): probe.known[value] for value in self._node.inputs if value is not None}
         try:
+            self._evaluator = self._evaluator or NodeEvaluator(self._proto, self._opsets)
             with np.errstate(all="ignore"):
-                results = self._make_evaluator(feeds).run(None, feeds)
+                results = self._evaluator.run(feeds)
+            arrays = [results[str(value.name)] for value in self._node.outputs]
         except Exception:  # the reference evaluator knows not every operator, and checks nothing
             return None
-        arrays = [np.asarray(result) for result in results]
         return None if sum(array.size for array in arrays) > _LARGEST_RESULT else arrays
 
     def _is_large(self, probe: Probe) -> bool:
@@ -333,9 +339,9 @@ class _Runner:
             if value in probe.known and probe.known[value].size <= _LARGEST_DATA:
                 data[value.name] = onnx.numpy_helper.from_array(np.asarray(probe.known[value]), value.name)
         try:
-            return infer_node_outputs(self._schema, self._proto, types, data, opset_imports=self._opsets)
-        except Exception as error:  # InferenceError, and what its native code makes of absurd numbers
-            raise CompileError(f"{describe(self._node)} does not take its inputs: {_one_line(error)}") from error
+            return infer_node(self._proto, self._schema, types, data, self._opsets)
+        except ShapeInferenceError as error:
+            raise CompileError(f"{describe(self._node)} does not take its inputs: {error}") from error
 
     def _store(self, probe: Probe, value: ir.Value, found: onnx.TypeProto | None) -> None:
         shape = None if found is None else _sizes(found)
@@ -346,28 +352,11 @@ class _Runner:
         probe.shapes[value] = shape
         value.type = ir.TensorType(ir.DataType(found.tensor_type.elem_type))
 
-    def _make_evaluator(self, feeds: Mapping[str, Array]) -> ReferenceEvaluator:
-        if self._evaluator is None:
-            inputs = [
-                onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None)
-                for name, array in feeds.items()
-            ]
-            outputs = [onnx.helper.make_empty_tensor_value_info(str(value.name)) for value in self._node.outputs]
-            graph = onnx.helper.make_graph([self._proto], "node", inputs, outputs)
-            self._evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=self._opsets))
-        return self._evaluator
-
 
 def _sizes(found: onnx.TypeProto) -> Shape | None:
     """The shape of a tensor, or None if it is not known."""
-    tensor = found.tensor_type
-    if not tensor.HasField("shape") or any(not each.HasField("dim_value") for each in tensor.shape.dim):
-        return None
-    return tuple(int(each.dim_value) for each in tensor.shape.dim)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    sizes = known_sizes(found)
+    return None if sizes is None or -1 in sizes else sizes
 
 
 def _present(value: ir.Value | None) -> ir.Value:

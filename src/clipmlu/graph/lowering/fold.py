@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from clipmlu.graph.lowering.analysis import Analysis, Shape
+from clipmlu.graph.lowering.analysis import Analysis
 from clipmlu.graph.lowering.fold_parts import fold_part
 from clipmlu.graph.lowering.folder import Folder, copies_axis
 from clipmlu.graph.lowering.nodes import Array, GraphEditor, Steps, attribute, input_or_none, producer_of
+from clipmlu.graph.shapes import Shape
 
 _BOOL = int(ir.DataType.BOOL)
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from clipmlu.graph.lowering.analysis import Analysis, Shape, Size
+from clipmlu.graph.lowering.analysis import Analysis, Size
 from clipmlu.graph.lowering.nodes import Array, GraphEditor, Steps, constant_of, input_or_none
+from clipmlu.graph.shapes import Shape
 
 _BROADCASTING = frozenset(
     {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min"}

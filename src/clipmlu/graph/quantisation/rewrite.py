@@ -21,13 +21,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.errors import CalibrationError
-from clipmlu.graph.index import infer_element_types
 from clipmlu.graph.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
 from clipmlu.graph.quantisation.derived import derived
 from clipmlu.graph.quantisation.parameters import Array, Quantisation, for_weights, from_range
+from clipmlu.graph.shapes import CONTRIBUTED, infer_shapes
 from clipmlu.specs import Precision, QuantisationOptions, TensorQuantisation
 
-_CONTRIBUTED = "com.microsoft"  # onnxruntime's own operators, which know 16 bits at any opset
 _FLOAT_TYPES = ("float16", "float32")
 _BITS = {"qint8": 8, "qint16": 16}
 
@@ -104,7 +103,7 @@ def apply_numerics(
 
     Args:
         model: the graph; it is not changed.
-        element_types: tensor -> ONNX element type, of all its tensors but the weights.
+        element_types: tensor -> ONNX element type, of all its tensors; of weights it is not looked at.
         plan: what is computed how.
 
     Returns:
@@ -155,9 +154,10 @@ def rewrite_for_runtime(
         # 16-bit integers have no kernels of their own; half needs rounding between the operators that would be fused.
         integer_kernels=precision is Precision.QINT8_MIXED_FLOAT32,
     )
-    rewritten, record = apply_numerics(model, infer_element_types(model), plan)
-    if not any(entry.domain == _CONTRIBUTED for entry in rewritten.opset_import):
-        rewritten.opset_import.append(helper.make_opsetid(_CONTRIBUTED, 1))
+    element_types = {name: found.element_type for name, found in infer_shapes(model).items()}
+    rewritten, record = apply_numerics(model, element_types, plan)
+    if not any(entry.domain == CONTRIBUTED for entry in rewritten.opset_import):
+        rewritten.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
     return rewritten, record
 
 
@@ -296,7 +296,7 @@ class _Rewriter:
             [whole, *parameters],
             [new],
             name=f"{new}_DequantizeLinear",
-            domain=_CONTRIBUTED,
+            domain=CONTRIBUTED,
             **axis,
         )
         self._nodes.append(node)
@@ -324,7 +324,7 @@ class _Rewriter:
         whole = f"{new}_integers"
         for op_type, source, target in (("QuantizeLinear", name, whole), ("DequantizeLinear", whole, new)):
             node = helper.make_node(
-                op_type, [source, *parameters], [target], name=f"{new}_{op_type}", domain=_CONTRIBUTED
+                op_type, [source, *parameters], [target], name=f"{new}_{op_type}", domain=CONTRIBUTED
             )
             self._nodes.append(node)
 

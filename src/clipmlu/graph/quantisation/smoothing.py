@@ -12,16 +12,16 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from clipmlu.graph.index import GraphIndex, attributes_of, infer_values
+from clipmlu.graph.index import GraphIndex, attributes_of
 from clipmlu.graph.quantisation.parameters import Array, Floats
 from clipmlu.graph.roles import Operator, Role
+from clipmlu.graph.shapes import Shape, infer_shapes
 from clipmlu.specs import SMOOTHED_ROLES
 
 _LINEAR = {"MatMul", "Gemm", "Conv"}
@@ -174,7 +174,7 @@ class _Finder:
     def __init__(self, model: onnx.ModelProto, operators: Sequence[Operator]) -> None:
         self._model = model
         self._index = GraphIndex(model)
-        self._values = infer_values(model)
+        self._shapes = infer_shapes(model)
         self._operators = {operator.node: operator for operator in operators}
 
     def behind_affine(self, node: onnx.NodeProto) -> Site | None:
@@ -404,16 +404,17 @@ class _Finder:
         return np.asarray(result)
 
     def _rank(self, tensor: str) -> int:
-        value = self._values.get(tensor)
-        return 0 if value is None else len(value.type.tensor_type.shape.dim)
+        return len(self._shape(tensor))
 
     def _size(self, tensor: str, axis: int) -> int | None:
-        sizes = self._values[tensor].type.tensor_type.shape.dim
-        return sizes[axis].dim_value or None
+        size = self._shape(tensor)[axis]
+        return size if size > 0 else None
 
-    def _known_shape(self, tensor: str) -> tuple[int, ...] | None:
+    def _known_shape(self, tensor: str) -> Shape | None:
         """The shape for one row of the batch."""
-        value: Any = self._values.get(tensor)
-        if value is None or not value.type.tensor_type.shape.dim:
-            return None
-        return tuple(size.dim_value or 1 for size in value.type.tensor_type.shape.dim)
+        return tuple(size if size > 0 else 1 for size in self._shape(tensor)) or None
+
+    def _shape(self, tensor: str) -> Shape:
+        """The shape, -1 for a size that may vary; empty where it is not known."""
+        found = self._shapes.get(tensor)
+        return () if found is None or found.shape is None else found.shape

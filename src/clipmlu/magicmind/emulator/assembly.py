@@ -108,7 +108,7 @@ def _shapes_at_ends(model: onnx.ModelProto, inputs: list[Port]) -> list[Shapes]:
 
 def _common_dims(ends: list[Shapes], name: str, declared: onnx.ValueInfoProto) -> Shape:
     """Return the sizes that are equal at both ends, -1 for others, and all -1 if nothing is known (api 2.11)."""
-    shapes = [end.get(name, (None, 0))[0] for end in ends]
+    shapes = [end[name].shape if name in end else None for end in ends]
     known = [shape for shape in shapes if shape is not None]
     if not known or len(known) < len(shapes):
         return (-1,) * len(get_shape(declared) or ())

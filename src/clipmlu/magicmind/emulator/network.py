@@ -14,6 +14,7 @@ from clipmlu.magicmind.emulator.types import DataType, Dims, Shape, datatype_fro
 if TYPE_CHECKING:
     import onnx
 
+    from clipmlu.graph.shapes import Shapes
     from clipmlu.magicmind.emulator.ports import CalibrationRecord
 
 
@@ -38,7 +39,7 @@ class Network:
         self.io_types: dict[str, DataType] = {}
         self.file_shapes: dict[str, Shape] = {}
         self._tensors: dict[str, ITensor] = {}
-        self._shapes: dict[str, tuple[Shape | None, int]] | None = None
+        self._shapes: Shapes | None = None
 
     @property
     def graph(self) -> onnx.GraphProto:
@@ -127,7 +128,7 @@ class Network:
         each other or the graph, as between two calls of ``set_dimension``, the other shapes are unknown, and only the
         build fails.
         """
-        from clipmlu.graph.shapes import get_shape
+        from clipmlu.graph.shapes import TensorShape, get_shape
         from clipmlu.magicmind.emulator.inference import infer_shapes
 
         for value in self.graph.input:
@@ -140,7 +141,7 @@ class Network:
             except StatusError as error:
                 _log.warning("emulated MagicMind: %s", error.status)
                 self._shapes = {}
-        return self._shapes.get(name, (None, 0))
+        return self._shapes.get(name, TensorShape(None, 0))
 
     def forget_shapes(self) -> None:
         """Discard the inferred shapes; they are inferred again on the next use."""

@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from clipmlu.graph.quantisation.derived import ADDED
 from clipmlu.host import import_onnxruntime, limited_cpus
 from clipmlu.magicmind.emulator.devices import active_device, check_device, device_lock
 from clipmlu.magicmind.emulator.dump import DumpInfo, write_dump
@@ -95,7 +96,7 @@ class Engine:
 
     def compute(self, feeds: list[Array]) -> list[Array]:
         """Run the graph on host arrays."""
-        names = [f"emulated_input_{index}" for index in range(len(feeds))]
+        names = [f"{ADDED}input_{index}" for index in range(len(feeds))]
         results: list[Array] = self._session.run(None, dict(zip(names, feeds, strict=True)))
         return results
 
@@ -115,9 +116,9 @@ class Engine:
 
         if self._skeleton is None:
             self._skeleton = without_weights(self._graph)
-        given = {f"emulated_input_{index}": shape for index, shape in enumerate(shapes)}
+        given = {f"{ADDED}input_{index}": shape for index, shape in enumerate(shapes)}
         found = infer_shapes(self._skeleton, given)
-        outputs = [found[f"emulated_output_{index}"][0] for index in range(len(self.info.outputs))]
+        outputs = [found[f"{ADDED}output_{index}"].shape for index in range(len(self.info.outputs))]
         known = [shape for shape in outputs if shape is not None and -1 not in shape]
         return known if len(known) == len(outputs) else None
 

@@ -24,13 +24,14 @@ from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.errors import BundleCorruptError, CalibrationError, SessionError
 from clipmlu.files.publish import scratch_directory
-from clipmlu.graph.index import EXTERNAL_DATA_BYTES, GraphIndex, infer_values, save_model
+from clipmlu.graph.index import EXTERNAL_DATA_BYTES, GraphIndex, save_model
 from clipmlu.graph.lowering import MAGICMIND, lower_tower
 from clipmlu.graph.operators import QUANTISED
 from clipmlu.graph.pixels import remove_normalisation, takes_uint8, with_float_pixels
 from clipmlu.graph.quantisation.derived import derived
 from clipmlu.graph.quantisation.smoothing import find_sites, smooth_graph
 from clipmlu.graph.roles import Operator, Role, find_operators
+from clipmlu.graph.shapes import infer_shapes
 from clipmlu.graph.watch import WatchingSession
 from clipmlu.magicmind.emulator.container import read_container
 from clipmlu.magicmind.emulator.status import StatusError
@@ -254,7 +255,7 @@ def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) ->
         operators: its operators, of ``find_operators``.
     """
     index = GraphIndex(structure)
-    values = infer_values(structure)
+    shapes = infer_shapes(structure)
     makers = {operator.output: operator for operator in operators}
     takers: dict[str, Operator] = {}
     for operator in operators:
@@ -266,7 +267,7 @@ def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) ->
     for name in [*given, *(name for node in structure.graph.node for name in node.output)]:
         kind: Kind | None = None
         about = makers.get(name) or takers.get(name)
-        value = values.get(name)
+        tensor = shapes.get(name)
         if name in makers:
             kind, last = "operator", makers[name]
         elif name in takers:
@@ -275,7 +276,7 @@ def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) ->
             kind = "output"
         elif _is_residual_sum(index, name):
             kind, about = "sum", last
-        if kind is None or value is None or value.type.tensor_type.elem_type != TensorProto.FLOAT:
+        if kind is None or tensor is None or tensor.element_type != TensorProto.FLOAT:
             continue
         is_operator = kind in ("operator", "input")
         found.append(
@@ -285,7 +286,7 @@ def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) ->
                 kind=kind,
                 role=about.role if about is not None and is_operator else None,
                 block=about.block if about is not None else None,
-                bytes=4 * math.prod(size.dim_value or 1 for size in value.type.tensor_type.shape.dim),
+                bytes=4 * math.prod(max(size, 1) for size in tensor.shape or ()),
             )
         )
     return found
