@@ -13,8 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from clipmlu.graph.operators import QUANTISED
-
-_SUFFIX = "/clipped"
+from clipmlu.graph.quantisation.derived import clipped
 
 
 def clip_graph(
@@ -33,24 +32,25 @@ def clip_graph(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     nodes: list[onnx.NodeProto] = []
-    clipped: dict[str, tuple[float, float]] = {}
+    applied: dict[str, tuple[float, float]] = {}
     for node in result.graph.node:
         for position in QUANTISED.get(node.op_type, ()) if node.name not in without else ():
             name = node.input[position]
             if name not in ranges:
                 continue
-            if name not in clipped:
+            inner = clipped(name)
+            if name not in applied:
                 low, high = (np.float32(end) for end in ranges[name])
-                clipped[name] = (float(low), float(high))
-                ends = [f"{name}{_SUFFIX}:{end}" for end in ("min", "max")]
+                applied[name] = (float(low), float(high))
+                ends = [f"{inner}:{end}" for end in ("min", "max")]
                 result.graph.initializer.extend(
                     numpy_helper.from_array(np.asarray(value, np.float32), end)
                     for value, end in zip((low, high), ends, strict=True)
                 )
-                nodes.append(helper.make_node("Clip", [name, *ends], [f"{name}{_SUFFIX}"], name=f"{name}{_SUFFIX}"))
-            node.input[position] = f"{name}{_SUFFIX}"
+                nodes.append(helper.make_node("Clip", [name, *ends], [inner], name=inner))
+            node.input[position] = inner
         nodes.append(node)
     copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     result.graph.ClearField("node")
     result.graph.node.extend(copied)
-    return result, clipped
+    return result, applied

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.errors import CalibrationError
 from clipmlu.graph.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
-from clipmlu.graph.quantisation.derived import derived
+from clipmlu.graph.quantisation.derived import FLIPPED, INPUT, INTEGERS, SCALE, ZERO_POINT, derived
 from clipmlu.graph.quantisation.parameters import Array, Quantisation, for_weights, from_range
 from clipmlu.graph.shapes import CONTRIBUTED, infer_shapes
 from clipmlu.specs import Precision, QuantisationOptions, TensorQuantisation
@@ -197,7 +197,7 @@ class _Rewriter:
         """A graph in binary16 takes its input in it."""
         for value in self._model.graph.input:
             if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-                new = derived(value.name, "input")
+                new = derived(value.name, INPUT)
                 self._round(value.name, new)
                 self._inputs[value.name] = new
                 self._sources[new] = value.name
@@ -286,7 +286,7 @@ class _Rewriter:
         return self._derive(weight.name, f"int{bits}_{axis}", make)
 
     def _add_integer_weight(self, new: str, values: Array, how: Quantisation) -> None:
-        whole, parameters = f"{new}_integers", [f"{new}_scale", f"{new}_zero_point"]
+        whole, parameters = f"{new}{INTEGERS}", [f"{new}{SCALE}", f"{new}{ZERO_POINT}"]
         self._add_weight(whole, how.levels(values))
         self._add_weight(parameters[0], how.scale)
         self._add_weight(parameters[1], np.zeros(how.scale.shape, how.dtype))
@@ -317,11 +317,11 @@ class _Rewriter:
 
     def _add_quantisation(self, name: str, new: str, how: Quantisation) -> None:
         """QuantizeLinear and back; the contributed operators know 16 bits at any opset."""
-        scale, zero = f"{new}_scale", f"{new}_zero_point"
+        scale, zero = f"{new}{SCALE}", f"{new}{ZERO_POINT}"
         self._add_weight(scale, how.scale.reshape(()))
         self._add_weight(zero, np.array(how.zero_point, how.dtype))
         parameters = [scale, zero]
-        whole = f"{new}_integers"
+        whole = f"{new}{INTEGERS}"
         for op_type, source, target in (("QuantizeLinear", name, whole), ("DequantizeLinear", whole, new)):
             node = helper.make_node(
                 op_type, [source, *parameters], [target], name=f"{new}_{op_type}", domain=CONTRIBUTED
@@ -348,7 +348,7 @@ def _as_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     nodes = []
     operands = list(node.input[:2])
     if attributes.get("transB", 0):
-        flipped = derived(node.input[1], "flipped")
+        flipped = derived(node.input[1], FLIPPED)
         nodes.append(helper.make_node("Transpose", [operands[1]], [flipped], name=flipped, perm=[1, 0]))
         operands[1] = flipped
     product = derived(node.output[0], "product") if len(node.input) > 2 else node.output[0]

@@ -1,4 +1,4 @@
-"""Back from a rewritten graph to the structure that it had: the operators and tensors that roles are read off.
+"""The inverse of ``rewrite``: from a rewritten graph back to the operators and tensors of the lowered one.
 
 ``rewrite`` keeps the name of every tensor and derives all names of its own from one, and the emulated SDK marks what it
 adds, as ``derived`` says. Undoing both gives the lowered graph as far as its structure goes: nodes, names and shapes. The
@@ -12,11 +12,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from clipmlu.bundle.manifest import Tower
-from clipmlu.graph.quantisation.derived import ADDED, derived, original
+from clipmlu.graph.quantisation.derived import ADDED, FLIPPED, INPUT, SCALE, ZERO_POINT, derived, is_derived, original
 from clipmlu.specs import TensorSpec
-
-_PARAMETERS = ("_scale", "_zero_point")
-_FLIPPED = derived("", "flipped")
 
 
 def restore_structure(model: onnx.ModelProto, tower: Tower) -> onnx.ModelProto:
@@ -36,7 +33,7 @@ def restore_structure(model: onnx.ModelProto, tower: Tower) -> onnx.ModelProto:
     graph.output.extend(_value(tensor) for tensor in tower.outputs)
     flipped = set()
     for source in model.graph.node:
-        if source.output[0].endswith(_FLIPPED):
+        if is_derived(source.output[0], FLIPPED):
             flipped.add(original(source.output[0]))
         inputs, outputs = [[original(name) for name in names] for names in (source.input, source.output)]
         if not source.name.startswith(ADDED) and not set(inputs) & set(outputs):
@@ -47,12 +44,23 @@ def restore_structure(model: onnx.ModelProto, tower: Tower) -> onnx.ModelProto:
     weights: dict[str, onnx.TensorProto] = {}
     for weight in model.graph.initializer:
         name = original(weight.name)
-        parameter = name != weight.name and weight.name.endswith(_PARAMETERS)
+        parameter = name != weight.name and weight.name.endswith((SCALE, ZERO_POINT))
         if not parameter and name not in made and name not in weights:
             weights[name] = _weight(weight, name, flipped=name in flipped)
     taken = {name for node in graph.node for name in node.input}
     graph.initializer.extend(weight for name, weight in weights.items() if name in taken)
     return result
+
+
+def quantised_values(model: onnx.ModelProto) -> dict[str, str]:
+    """Map each tensor of the lowered graph to the tensor of the rewritten graph that holds its values, rounded as the mode does.
+
+    Args:
+        model: the rewritten graph, or the lowered one, whose tensors are mapped to themselves.
+    """
+    made = [name for node in model.graph.node for name in node.output]
+    own = {name: name for name in [*(value.name for value in model.graph.input), *made]}
+    return own | {name.removesuffix(derived("", INPUT)): name for name in made if is_derived(name, INPUT)}
 
 
 def _weight(source: onnx.TensorProto, name: str, *, flipped: bool) -> onnx.TensorProto:

@@ -28,8 +28,9 @@ from clipmlu.graph.index import EXTERNAL_DATA_BYTES, GraphIndex, save_model
 from clipmlu.graph.lowering import MAGICMIND, lower_tower
 from clipmlu.graph.operators import QUANTISED
 from clipmlu.graph.pixels import remove_normalisation, takes_uint8, with_float_pixels
-from clipmlu.graph.quantisation.derived import derived
+from clipmlu.graph.quantisation.derived import clipped, unclipped
 from clipmlu.graph.quantisation.smoothing import find_sites, smooth_graph
+from clipmlu.graph.quantisation.undo import quantised_values, restore_structure
 from clipmlu.graph.roles import Operator, Role, find_operators
 from clipmlu.graph.shapes import infer_shapes
 from clipmlu.graph.watch import WatchingSession
@@ -45,8 +46,6 @@ Kind = Literal["operator", "input", "sum", "output"]
     output      an output of the graph
 """
 
-_CLIPPED = "/clipped"
-_ROUNDED_INPUT = derived("", "input")
 _CPU, _EMULATED = ("onnxruntime", "openvino"), "magicmind-emulated"  # both CPU backends run the same files
 
 
@@ -99,21 +98,16 @@ class TensorGraph:
     @functools.cached_property
     def structure(self) -> onnx.ModelProto:
         """The lowered graph, for its nodes and names; weights may be missing."""
-        from clipmlu.graph.quantisation.undo import restore_structure
-
         return self.lowered if self.lowered is not None else restore_structure(self.model, self._tower)
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, str]:
-        """Tensor of the lowered graph -> where its values, rounded to the mode, are found."""
-        made = [name for node in self.model.graph.node for name in node.output]
-        own = {name: name for name in [*(value.name for value in self.model.graph.input), *made]}
-        rounded = {name.removesuffix(_ROUNDED_INPUT): name for name in made if name.endswith(_ROUNDED_INPUT)}
-        return {**own, **rounded}
+        """Maps a lowered tensor to the tensor of ``model`` that holds its values, rounded as the mode does."""
+        return quantised_values(self.model)
 
     def quantisation(self, tensor: str) -> TensorQuantisation | None:
         """How an operator sees a tensor, with a clipping in between or without; None where it is not quantised."""
-        return self.record.tensors.get(tensor) or self.record.tensors.get(f"{tensor}{_CLIPPED}")
+        return self.record.tensors.get(tensor) or self.record.tensors.get(clipped(tensor))
 
     def smoothed_like(self, other: TensorGraph) -> TensorGraph:
         """The same float graph, smoothed as another one was, so that all tensors correspond; itself where it cannot be."""
@@ -260,7 +254,7 @@ def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) ->
     takers: dict[str, Operator] = {}
     for operator in operators:
         for name in operator.inputs:
-            takers.setdefault(name.removesuffix(_CLIPPED), operator)
+            takers.setdefault(unclipped(name), operator)
     found: list[Watched] = []
     last: Operator | None = None  # the operator that was passed last
     given = [value.name for value in structure.graph.input]
