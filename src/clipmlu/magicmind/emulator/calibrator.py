@@ -13,7 +13,7 @@ from clipmlu.errors import CalibrationError
 from clipmlu.magicmind.emulator.config import BuilderConfig, BuildFacts
 from clipmlu.magicmind.emulator.faults import hit
 from clipmlu.magicmind.emulator.network import Network
-from clipmlu.magicmind.emulator.ports import CalibrationRecord
+from clipmlu.magicmind.emulator.ports import CollectedRanges
 from clipmlu.magicmind.emulator.settings import current, switches
 from clipmlu.magicmind.emulator.status import Code, Status, StatusError, returns_status
 from clipmlu.magicmind.emulator.types import Array, DataType, Dims, QuantizationAlgorithm, get_numpy_dtype_by_datatype
@@ -135,7 +135,7 @@ class _Collector:
         self._data = data
         self._least_noise = least_noise
 
-    def collect(self) -> CalibrationRecord:
+    def collect(self) -> CollectedRanges:
         """Return the ranges of all quantised tensors.
 
         Raises:
@@ -150,7 +150,7 @@ class _Collector:
             threads=current().threads,
         )
         ranges, batches = collect_ranges(self._assembly.model, self._names, self._batches, how)
-        return CalibrationRecord(ranges=ranges, least_noise=self._least_noise, batches=batches)
+        return CollectedRanges(ranges=ranges, least_noise=self._least_noise, batches=batches)
 
     def _batches(self) -> Iterator[list[Array]]:
         """Yield all data once; all objects advance together. The SDK's order and number of calls are unknown (7.10)."""

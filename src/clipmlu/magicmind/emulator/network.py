@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
     from clipmlu.graph.shapes import Shapes
-    from clipmlu.magicmind.emulator.ports import CalibrationRecord
+    from clipmlu.magicmind.emulator.ports import CollectedRanges
 
 
 _log = logging.getLogger("clipmlu.magicmind.emulator")
@@ -34,7 +34,7 @@ class Network:
 
     def __init__(self) -> None:
         self.graph_model: onnx.ModelProto | None = None
-        self.calibration: CalibrationRecord | None = None
+        self.calibration: CollectedRanges | None = None
         self.node_types: dict[str, NodeTypes] = {}
         self.io_types: dict[str, DataType] = {}
         self.file_shapes: dict[str, Shape] = {}

@@ -31,7 +31,7 @@ class Port:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrationRecord:
+class CollectedRanges:
     """The result of a calibration.
 
     Attributes:
