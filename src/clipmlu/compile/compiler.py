@@ -39,7 +39,8 @@ from clipmlu.errors import (
     SessionError,
 )
 from clipmlu.graph.pixels import NORMALISATION_KEY
-from clipmlu.graph.roles import Operator, check_selections, parse_selection
+from clipmlu.graph.roles import Operator
+from clipmlu.graph.selection import check_selections, parse_selection
 from clipmlu.host import check_memory
 from clipmlu.specs import (
     CalibrationRecord,

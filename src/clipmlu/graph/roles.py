@@ -13,13 +13,11 @@ An attention is what surrounds a Softmax; inside a residual stretch it belongs t
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-from clipmlu.errors import CompileError, OptionError
+from clipmlu.errors import CompileError
 from clipmlu.graph.operators import QUANTISED
 
 if TYPE_CHECKING:  # onnx is imported where a graph is looked at: the command line parses selections without it
@@ -53,8 +51,6 @@ ROLES: tuple[Role, ...] = get_args(Role)
     other               none of these, such as the logits of a joint graph
 """
 
-_SELECTION_HINT = "expected ROLE or ROLE:BLOCKS, such as mlp_out or mlp_out:0-2,11"
-_BLOCK_RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 _JOINS = ("Add", "Sum")
 _START = -1  # in front of a tower's first node
 
@@ -79,63 +75,6 @@ class Operator:
     macs: int
     inputs: tuple[str, ...]
     output: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Operators of one role.
-
-    Attributes:
-        role: theirs.
-        blocks: the blocks that they lie in; None takes all, those outside the blocks too.
-    """
-
-    role: Role
-    blocks: frozenset[int] | None = None
-
-    def __str__(self) -> str:
-        return self.role if self.blocks is None else f"{self.role}:{_listed(self.blocks)}"
-
-    def matches(self, operator: Operator) -> bool:
-        """Whether it names that operator."""
-        return operator.role == self.role and (self.blocks is None or operator.block in self.blocks)
-
-
-def parse_selection(text: str) -> Selection:
-    """Read ``ROLE`` or ``ROLE:BLOCKS``, such as ``mlp_out:0-2,11``; ``-`` in a role is as good as ``_``.
-
-    Raises:
-        OptionError: there is no such role, or the blocks are no list of numbers.
-    """
-    name, colon, blocks = text.strip().partition(":")
-    wanted = name.strip().lower().replace("-", "_")
-    for role in ROLES:
-        if role == wanted:
-            return Selection(role=role, blocks=_parse_blocks(text, blocks) if colon else None)
-    close = difflib.get_close_matches(wanted, ROLES, n=3, cutoff=0.5)
-    known = f"close matches: {', '.join(close)}" if close else f"roles: {', '.join(ROLES)}"
-    raise OptionError(f"operators are '{text}'; unknown role '{name.strip()}', {known}; {_SELECTION_HINT}")
-
-
-def select_operators(operators: Iterable[Operator], selections: Collection[Selection]) -> list[str]:
-    """Names of the nodes that any of the selections names, in the order of the graph."""
-    return [each.node for each in operators if any(selection.matches(each) for selection in selections)]
-
-
-def check_selections(operators: Iterable[Operator], selections: Iterable[Selection]) -> None:
-    """Refuse selections that name nothing.
-
-    Args:
-        operators: those of all towers; a selection may well name operators of one tower only.
-        selections: what was asked for.
-
-    Raises:
-        OptionError: one of them names no operator at all; lists what there is.
-    """
-    present = list(operators)
-    for selection in selections:
-        if not any(map(selection.matches, present)):
-            raise OptionError(f"operators are '{selection}', but this model has none; it has {_inventory(present)}")
 
 
 def find_operators(model: onnx.ModelProto) -> list[Operator]:
@@ -518,40 +457,3 @@ def _union(sets: Iterable[int]) -> int:
     for bits in sets:
         union |= bits
     return union
-
-
-def _parse_blocks(text: str, blocks: str) -> frozenset[int]:
-    numbers: set[int] = set()
-    for part in blocks.split(","):
-        match = _BLOCK_RANGE.fullmatch(part.strip())
-        if match is None:
-            raise OptionError(f"operators are '{text}'; {_SELECTION_HINT}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise OptionError(f"operators are '{text}'; the blocks {part.strip()} run backwards; {_SELECTION_HINT}")
-        numbers.update(range(first, last + 1))
-    return frozenset(numbers)
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    """``0-2,11`` for 0, 1, 2 and 11."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def _inventory(operators: list[Operator]) -> str:
-    """All that can be selected, as selections."""
-    found = []
-    for role in ROLES:
-        blocks = {operator.block for operator in operators if operator.role == role}
-        numbers = [block for block in blocks if block is not None]
-        if numbers:
-            found.append(f"{role}:{_listed(numbers)}" + (" (and outside the blocks)" if None in blocks else ""))
-        elif blocks:
-            found.append(role)
-    return ", ".join(found) or "none that can be quantised"
