@@ -18,8 +18,9 @@ from onnx import helper, numpy_helper
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.errors import CompileError, OptionError
 from clipmlu.graph.lowering import lower_graph
+from clipmlu.graph.operator_graph import macs_by_input
 from clipmlu.graph.operators import QUANTISED
-from clipmlu.graph.roles import ROLES, Operator, find_operators, macs_by_input
+from clipmlu.graph.roles import ROLES, Operator, find_operators
 from clipmlu.graph.selection import Selection, check_selections, parse_selection, select_operators
 from clipmlu.specs import MODULE_KEY
 from tiny_models import CONFIGS

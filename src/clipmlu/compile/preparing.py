@@ -20,12 +20,13 @@ from clipmlu.data.feeds import CalibrationData, calibration_batches
 from clipmlu.errors import CompileError
 from clipmlu.graph.index import save_model
 from clipmlu.graph.lowering import lower_graph
+from clipmlu.graph.operator_graph import macs_by_input
 from clipmlu.graph.parity import FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
 from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
 from clipmlu.graph.quantisation.clipping import clip_graph
 from clipmlu.graph.quantisation.rewrite import quantised_tensors
 from clipmlu.graph.quantisation.smoothing import Site, choose_factors, find_sites, smooth_graph
-from clipmlu.graph.roles import Operator, find_operators, macs_by_input
+from clipmlu.graph.roles import Operator, find_operators
 from clipmlu.graph.selection import parse_selection, select_operators
 from clipmlu.graph.watch import WatchingSession, channel_maxima
 from clipmlu.specs import GraphQuantisation, NodeType, QuantisationOptions

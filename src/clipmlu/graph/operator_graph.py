@@ -1,0 +1,196 @@
+"""The operators of a graph, what they pass to one another, and their multiply-accumulates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from clipmlu.errors import CompileError
+from clipmlu.graph.operators import QUANTISED
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def macs_by_input(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates of all operators for one row of each input; of the products of two inputs, none.
+
+    Args:
+        model: a lowered graph, of one tower or of both; it is not changed.
+
+    Raises:
+        CompileError: a shape that the work depends on cannot be told.
+    """
+    graph = OperatorGraph(model)
+    found = {value.name: 0 for value in graph.inputs}
+    for index in graph.operators:
+        takes = graph.inputs_of(index)
+        if len(takes) == 1:
+            found[takes[0].name] += graph.macs(index)
+    return found
+
+
+class OperatorGraph:
+    """The nodes of a graph, by number in its order, and what they hand to one another.
+
+    Attributes:
+        nodes: the nodes.
+        operators: those that are quantised.
+        inputs: of the graph.
+        givers: node -> the nodes whose results it takes.
+        takers: node -> the nodes that take its results.
+        streams: node -> the inputs of the graph that its stream comes from, as bits; 0 if its result is no stream.
+        alive: node -> whether a result of the graph depends on it.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.operators = [index for index, node in enumerate(self.nodes) if node.op_type in QUANTISED]
+        self._weights = {weight.name: weight for weight in model.graph.initializer}
+        self.inputs = [value for value in model.graph.input if value.name not in self._weights]
+        self._shapes = _shapes_for_one_row(model)
+        self.givers: list[list[int]] = []
+        self.takers: list[list[int]] = [[] for _ in self.nodes]
+        self.streams: list[int] = []
+        self._makers: dict[str, int] = {}
+        self._connect()
+        results = {value.name for value in model.graph.output}
+        self.alive = [not results.isdisjoint(node.output) for node in self.nodes]
+        for index in reversed(range(len(self.nodes))):
+            self.alive[index] |= any(self.alive[taker] for taker in self.takers[index])
+
+    def is_operator(self, index: int) -> bool:
+        return self.nodes[index].op_type in QUANTISED
+
+    def is_weighted(self, index: int) -> bool:
+        """Whether it is an operator with weights, rather than a product of two activations."""
+        return self.is_operator(index) and len(self.activations(index)) < len(self._operands(index))
+
+    def is_convolution(self, index: int) -> bool:
+        return self.nodes[index].op_type in ("Conv", "ConvTranspose")
+
+    def is_pointwise(self, index: int) -> bool:
+        """Whether it is a linear layer, maybe written as a convolution of 1 x 1."""
+        if not self.is_convolution(index):
+            return self.is_weighted(index)
+        kernel = self.shape(self.nodes[index].input[1])[2:]
+        return self.is_weighted(index) and math.prod(kernel) == 1 and _attribute(self.nodes[index], "group", 1) == 1
+
+    def is_lookup(self, index: int) -> bool:
+        """Whether it looks up embeddings."""
+        from onnx import TensorProto
+
+        node = self.nodes[index]
+        table = self._weights.get(node.input[0]) if node.op_type == "Gather" else None
+        return table is not None and table.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+    def activations(self, index: int) -> tuple[str, ...]:
+        return tuple(name for name in self._operands(index) if name not in self._weights)
+
+    def is_stream(self, name: str) -> bool:
+        """Whether a tensor depends on the pixels or tokens."""
+        return name in self._makers and self.streams[self._makers[name]] > 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self._weights:
+            return tuple(self._weights[name].dims)
+        if name not in self._shapes:
+            raise CompileError(f"the shape of tensor '{name}' cannot be inferred; expected a graph that was lowered")
+        return self._shapes[name]
+
+    def macs(self, index: int) -> int:
+        """Multiply-accumulates of an operator; a static batch counts as so many rows."""
+        node = self.nodes[index]
+        first, second = (self.shape(name) for name in self._operands(index))
+        result = self.shape(node.output[0])
+        if node.op_type == "ConvTranspose":
+            total = math.prod(first) * math.prod(second[1:])
+        elif node.op_type == "Conv":
+            total = math.prod(result) * math.prod(second[1:])
+        else:
+            total = math.prod(result) * first[0 if node.op_type == "Gemm" and _attribute(node, "transA", 0) else -1]
+        rows = self._rows(index)
+        return total if total % rows else total // rows
+
+    def towers(self) -> Iterator[list[int]]:
+        """The nodes of each tower; what takes the streams of two towers counts as one more."""
+        towers: dict[int, list[int]] = {}
+        for index, stream in enumerate(self.streams):
+            if stream and self.alive[index]:
+                towers.setdefault(stream, []).append(index)
+        yield from towers.values()
+
+    def nearest(self, index: int, links: Sequence[Sequence[int]], barriers: Collection[int]) -> set[int]:
+        """The operators that are met first from a node on, along ``links`` and without entering a barrier."""
+        found: set[int] = set()
+        seen, waiting = {index}, [index]
+        while waiting:
+            for node in links[waiting.pop()]:
+                if node in seen or node in barriers:
+                    continue
+                seen.add(node)
+                if self.is_operator(node):
+                    found.add(node)
+                else:
+                    waiting.append(node)
+        return found
+
+    def _operands(self, index: int) -> tuple[str, ...]:
+        node = self.nodes[index]
+        return tuple(node.input[operand] for operand in QUANTISED[node.op_type])
+
+    def _connect(self) -> None:
+        origins = {value.name: 1 << number for number, value in enumerate(self.inputs)}  # as streams, of all tensors
+        for index, node in enumerate(self.nodes):
+            taken = () if self._says_nothing(node) else node.input
+            names = [name for name in taken if name and name not in self._weights]
+            givers = list(dict.fromkeys(self._makers[name] for name in names if name in self._makers))
+            origin = _union(origins.get(name, 0) for name in names)
+            starts = self.is_weighted(index) or self.is_lookup(index)
+            self.givers.append(givers)
+            self.streams.append(_union(self.streams[giver] for giver in givers) or (origin if starts else 0))
+            for giver in givers:
+                self.takers[giver].append(index)
+            self._makers.update(dict.fromkeys(node.output, index))
+            origins.update(dict.fromkeys(node.output, origin))
+
+    def _says_nothing(self, node: onnx.NodeProto) -> bool:
+        """Whether its result tells the shape of its input only: lowering makes columns of zeros as long as the batch."""
+        from onnx import numpy_helper
+
+        small = [self._weights[name] for name in node.input if name in self._weights] if node.op_type == "Mul" else []
+        zero = any(math.prod(weight.dims) == 1 and not numpy_helper.to_array(weight).any() for weight in small)
+        return zero or node.op_type in ("Shape", "Size")
+
+    def inputs_of(self, index: int) -> list[onnx.ValueInfoProto]:
+        """The inputs that an operator's stream comes from."""
+        stream = self.streams[index] or _union(self.streams[taker] for taker in self.nearest(index, self.takers, ()))
+        return [value for number, value in enumerate(self.inputs) if stream >> number & 1]
+
+    def _rows(self, index: int) -> int:
+        """The batch that the graph was made for, seen by an operator."""
+        return math.prod(self.shape(value.name)[0] for value in self.inputs_of(index))
+
+
+def _shapes_for_one_row(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors whose sizes can be told, for a batch of 1 where it is dynamic.
+
+    Raises:
+        CompileError: the shapes contradict one another, or there is an operator that nobody knows.
+    """
+    from clipmlu.graph.shapes import infer_shapes
+
+    found = infer_shapes(model, free_size=1)
+    return {name: each.shape for name, each in found.items() if each.shape is not None and -1 not in each.shape}
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
+def _union(sets: Iterable[int]) -> int:
+    union = 0
+    for bits in sets:
+        union |= bits
+    return union
