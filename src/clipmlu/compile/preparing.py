@@ -25,7 +25,8 @@ from clipmlu.graph.parity import FLOAT32_TOLERANCE, allowed_logit_difference, me
 from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
 from clipmlu.graph.quantisation.clipping import clip_graph
 from clipmlu.graph.quantisation.rewrite import quantised_tensors
-from clipmlu.graph.quantisation.smoothing import Site, choose_factors, find_sites, smooth_graph
+from clipmlu.graph.quantisation.sites import Site, find_sites
+from clipmlu.graph.quantisation.smoothing import choose_factors, smooth_graph
 from clipmlu.graph.roles import Operator, find_operators
 from clipmlu.graph.selection import parse_selection, select_operators
 from clipmlu.graph.watch import WatchingSession, channel_maxima

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.graph.lowering import lower_graph
-from clipmlu.graph.quantisation.smoothing import choose_factors, find_sites, smooth_graph
+from clipmlu.graph.quantisation.sites import find_sites
+from clipmlu.graph.quantisation.smoothing import choose_factors, smooth_graph
 from clipmlu.graph.roles import find_operators
 from clipmlu.graph.watch import channel_maxima
 from clipmlu.specs import SMOOTHED_ROLES, TowerName

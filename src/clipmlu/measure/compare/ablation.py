@@ -28,7 +28,8 @@ from clipmlu.graph.index import save_model
 from clipmlu.graph.pixels import with_float_pixels
 from clipmlu.graph.quantisation.clipping import clip_graph
 from clipmlu.graph.quantisation.rewrite import rewrite_for_runtime
-from clipmlu.graph.quantisation.smoothing import find_sites, smooth_graph
+from clipmlu.graph.quantisation.sites import find_sites
+from clipmlu.graph.quantisation.smoothing import smooth_graph
 from clipmlu.graph.roles import ROLES, Role, find_operators
 from clipmlu.measure.compare.predictions import compare_embeddings, predict_classes
 from clipmlu.measure.compare.tensors import lowered_model

@@ -29,7 +29,8 @@ from clipmlu.graph.lowering import MAGICMIND, lower_tower
 from clipmlu.graph.operators import QUANTISED
 from clipmlu.graph.pixels import remove_normalisation, takes_uint8, with_float_pixels
 from clipmlu.graph.quantisation.derived import clipped, unclipped
-from clipmlu.graph.quantisation.smoothing import find_sites, smooth_graph
+from clipmlu.graph.quantisation.sites import find_sites
+from clipmlu.graph.quantisation.smoothing import smooth_graph
 from clipmlu.graph.quantisation.undo import quantised_values, restore_structure
 from clipmlu.graph.roles import Operator, Role, find_operators
 from clipmlu.graph.shapes import infer_shapes
