@@ -12,7 +12,8 @@ import pytest
 from onnx import helper
 
 from clipmlu.graph.lowering import lower_graph, remaining_shape_nodes
-from clipmlu.graph.lowering.analysis import analyse_graph, fit_size
+from clipmlu.graph.lowering.analysis import analyse_graph
+from clipmlu.graph.lowering.sizes import fit_size
 
 Check = Callable[..., ir.Model]
 Build = Callable[..., onnx.ModelProto]

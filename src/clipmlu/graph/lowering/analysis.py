@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from clipmlu.errors import CompileError
 from clipmlu.graph.lowering.nodes import Array, attribute, describe
+from clipmlu.graph.lowering.sizes import Size, fit_size
 from clipmlu.graph.shapes import (
     NodeEvaluator,
     Shape,
@@ -43,41 +44,6 @@ _LARGEST_TENSOR = 1 << 31  # elements, at the small batches of the probes; eight
 
 # ONNX infers this one through its function body only, and at opset 18 not at all.
 _SHAPE_OF_FIRST_INPUT = frozenset({"GroupNormalization"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """A size, or any integer that follows from sizes: a polynomial of the dynamic axes, linear in each.
-
-    Attributes:
-        terms: axes (sorted names) -> factor, without zeros; the constant has the key ``()``.
-    """
-
-    terms: tuple[tuple[tuple[str, ...], int], ...]
-
-    @property
-    def constant(self) -> int | None:
-        """The number, if no axis is in it."""
-        if not self.terms:
-            return 0
-        return self.terms[0][1] if len(self.terms) == 1 and not self.terms[0][0] else None
-
-    @property
-    def axis(self) -> str | None:
-        """The axis, if the size is that of one axis."""
-        if len(self.terms) != 1 or len(self.terms[0][0]) != 1 or self.terms[0][1] != 1:
-            return None
-        return self.terms[0][0][0]
-
-    def __str__(self) -> str:
-        return " + ".join(self._term(axes, factor) for axes, factor in self.terms) or "0"
-
-    @staticmethod
-    def _term(axes: tuple[str, ...], factor: int) -> str:
-        names = "*".join(axes)
-        if not names:
-            return str(factor)
-        return names if factor == 1 else f"{factor}*{names}"
 
 
 @dataclasses.dataclass
@@ -201,18 +167,6 @@ def annotate_shapes(graph: ir.Graph, analysis: Analysis) -> None:
     for value in values:
         if value in analysis.probes[0].shapes:
             value.shape = ir.Shape([_dimension(size) for size in analysis.sizes(value)])
-
-
-def fit_size(axes: Sequence[str], points: Sequence[Mapping[str, int]], numbers: Sequence[int]) -> Size | None:
-    """The polynomial, linear in each axis, that takes these values at these points; None if there is none."""
-    if len(set(numbers)) == 1:
-        return Size(((((), int(numbers[0]))),) if numbers[0] else ())
-    monomials = [tuple(each) for count in range(len(axes) + 1) for each in itertools.combinations(sorted(axes), count)]
-    table = np.array([[np.prod([point[axis] for axis in each], initial=1.0) for each in monomials] for point in points])
-    solution = np.rint(np.linalg.lstsq(table, np.array(numbers, np.float64), rcond=None)[0]).astype(np.int64)
-    if not np.array_equal(table.astype(np.int64) @ solution, np.array(numbers, np.int64)):
-        return None
-    return Size(tuple((each, int(factor)) for each, factor in zip(monomials, solution, strict=True) if factor))
 
 
 def _dimension(size: Size | None) -> int | ir.SymbolicDim:

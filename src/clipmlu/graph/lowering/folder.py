@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from clipmlu.graph.lowering.analysis import Analysis, Size
+from clipmlu.graph.lowering.analysis import Analysis
 from clipmlu.graph.lowering.nodes import Array, GraphEditor, Steps, constant_of, input_or_none
+from clipmlu.graph.lowering.sizes import Size
 from clipmlu.graph.shapes import Shape
 
 _BROADCASTING = frozenset(
