@@ -1,4 +1,8 @@
-"""The operators of a graph, what they pass to one another, and their multiply-accumulates."""
+"""The nodes of a graph and which takes whose result; the operators among them, and their multiply-accumulates.
+
+The *stream* of a graph is every tensor that is computed from pixels or from looked-up embeddings. Masks, latent queries and
+columns of zeros do not belong to it.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +36,17 @@ def macs_by_input(model: onnx.ModelProto) -> dict[str, int]:
 
 
 class OperatorGraph:
-    """The nodes of a graph, by number in its order, and what they hand to one another.
+    """The nodes of a graph, numbered in its order, and which takes whose result.
 
     Attributes:
         nodes: the nodes.
-        operators: those that are quantised.
-        inputs: of the graph.
-        givers: node -> the nodes whose results it takes.
-        takers: node -> the nodes that take its results.
-        streams: node -> the inputs of the graph that its stream comes from, as bits; 0 if its result is no stream.
-        alive: node -> whether a result of the graph depends on it.
+        operators: numbers of the nodes that the ``qintN`` modes quantise.
+        inputs: inputs of the graph that are no weights.
+        givers: for each node, the nodes whose results it takes.
+        takers: for each node, the nodes that take its results.
+        streams: for each node, the inputs of the graph that its result depends on, as bits; 0 if the result is outside the
+            stream.
+        alive: for each node, whether an output of the graph depends on it.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -61,6 +66,7 @@ class OperatorGraph:
             self.alive[index] |= any(self.alive[taker] for taker in self.takers[index])
 
     def is_operator(self, index: int) -> bool:
+        """Whether the ``qintN`` modes quantise it."""
         return self.nodes[index].op_type in QUANTISED
 
     def is_weighted(self, index: int) -> bool:
@@ -68,6 +74,7 @@ class OperatorGraph:
         return self.is_operator(index) and len(self.activations(index)) < len(self._operands(index))
 
     def is_convolution(self, index: int) -> bool:
+        """Whether it is a convolution, transposed or not."""
         return self.nodes[index].op_type in ("Conv", "ConvTranspose")
 
     def is_pointwise(self, index: int) -> bool:
@@ -86,13 +93,19 @@ class OperatorGraph:
         return table is not None and table.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
     def activations(self, index: int) -> tuple[str, ...]:
+        """The tensors that an operator multiplies, without its weights."""
         return tuple(name for name in self._operands(index) if name not in self._weights)
 
     def is_stream(self, name: str) -> bool:
-        """Whether a tensor depends on the pixels or tokens."""
+        """Whether a tensor belongs to the stream."""
         return name in self._makers and self.streams[self._makers[name]] > 0
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, for a batch of 1 where it is dynamic.
+
+        Raises:
+            CompileError: it cannot be inferred.
+        """
         if name in self._weights:
             return tuple(self._weights[name].dims)
         if name not in self._shapes:
@@ -122,7 +135,7 @@ class OperatorGraph:
         yield from towers.values()
 
     def nearest(self, index: int, links: Sequence[Sequence[int]], barriers: Collection[int]) -> set[int]:
-        """The operators that are met first from a node on, along ``links`` and without entering a barrier."""
+        """The first operators on every path that starts at a node, follows ``links`` and enters no node of ``barriers``."""
         found: set[int] = set()
         seen, waiting = {index}, [index]
         while waiting:
@@ -156,7 +169,7 @@ class OperatorGraph:
             origins.update(dict.fromkeys(node.output, origin))
 
     def _says_nothing(self, node: onnx.NodeProto) -> bool:
-        """Whether its result tells the shape of its input only: lowering makes columns of zeros as long as the batch."""
+        """Whether its result depends on its input's shape only; lowering makes columns of zeros as long as the batch."""
         from onnx import numpy_helper
 
         small = [self._weights[name] for name in node.input if name in self._weights] if node.op_type == "Mul" else []

@@ -1,13 +1,13 @@
-"""What each quantisable operator of a lowered graph is for, and which of them a text such as ``mlp_out:0-2,11`` names.
+"""What each quantisable operator of a lowered graph is for: its role, and the number of its block.
 
-Roles are read off the graph's structure, never off names, so they hold for graphs that were renamed or changed:
+Roles depend on the graph's structure and on no names, so that they are the same for graphs that were renamed:
 
-    stream     what is made of pixels or of looked-up embeddings; masks, latent queries and columns of zeros are none
-    tower      the nodes whose stream comes from the same inputs of the graph; a joint graph has several
-    spine      the nodes of a tower that all of its stream passes through: the dominators of its last node
-    stretch    what lies between two neighbours of the spine; a residual one starts with a fork and ends with an addition
+    stream     tensors that are computed from pixels or from looked-up embeddings, see ``operator_graph``
+    tower      the nodes whose stream comes from the same inputs of the graph; a joint graph has several towers
+    spine      the nodes that every path of a tower passes through: the dominators of its last node
+    stretch    the nodes between two neighbours on the spine; a residual stretch starts with a fork and ends with an addition
 
-An attention is what surrounds a Softmax; inside a residual stretch it belongs to a block, on the spine it pools.
+The operators around a Softmax are an attention. In a residual stretch the attention belongs to a block; on the spine it pools.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from clipmlu.graph.operator_graph import OperatorGraph
 
-if TYPE_CHECKING:  # onnx is imported where a graph is looked at: the command line parses selections without it
+if TYPE_CHECKING:  # not at run time: the command line parses selections, which need roles, without onnx
     import onnx
 
 Role = Literal[
@@ -130,7 +130,7 @@ class _TowerRoles:
         self._name_rest()
 
     def _residual_stretches(self) -> dict[int, list[int]]:
-        """Place of the fork -> operators of the stretch, of those that end with an addition and hold weights."""
+        """Maps each residual fork, by its place on the spine, to the operators on its branch; branches without weights are left out."""
         held: dict[int, list[int]] = {}
         for node in self._nodes:
             if self._graph.is_operator(node) and node not in self._on_spine:
@@ -238,7 +238,7 @@ class _TowerRoles:
 
 
 def _find_spine(graph: OperatorGraph, nodes: list[int]) -> tuple[list[int], dict[int, int]]:
-    """The spine of a tower, ``_START`` first, and node -> place of the last node of the spine up to it.
+    """The spine of a tower, which begins with ``_START``, and for each node the place of its last dominator on the spine.
 
     Immediate dominators of an acyclic graph, in one pass in its order (Cooper, Harvey and Kennedy, "A simple, fast
     dominance algorithm", 2001).

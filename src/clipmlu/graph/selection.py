@@ -11,8 +11,6 @@ from clipmlu.errors import OptionError
 from clipmlu.graph.roles import ROLES, Operator, Role
 
 _SELECTION_HINT = "expected ROLE or ROLE:BLOCKS, such as mlp_out or mlp_out:0-2,11"
-
-
 _BLOCK_RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 

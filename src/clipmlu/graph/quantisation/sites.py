@@ -1,4 +1,4 @@
-"""Where a graph can be smoothed: tensors, the weights that make their channels and the weights that multiply them."""
+"""Finds the tensors of a graph that can be smoothed, with the weights that make their channels and those that multiply them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,18 @@ from clipmlu.graph.shapes import Shape, infer_shapes
 from clipmlu.specs import SMOOTHED_ROLES
 
 _LINEAR = {"MatMul", "Gemm", "Conv"}
-
-
 _MOVES = {"Transpose", "Reshape", "Split", "Slice", "Squeeze", "Unsqueeze", "Gather", "Identity", "Flatten"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Share:
-    """One weight that takes part.
+    """One weight that smoothing changes.
 
     Attributes:
         node: the node that takes it.
         position: which input of the node it is.
-        axis: of the channels.
-        channels: for each entry along ``axis`` the channel whose factor it gets, or -1 for none.
+        axis: the axis of the weight along which the channels lie.
+        channels: int64; for each entry along ``axis``, the channel whose factor applies, or -1 for none.
     """
 
     node: str
@@ -46,10 +44,10 @@ class Site:
 
     Attributes:
         tensor: its name; the channels are its last axis.
-        role: of the operators that take it.
-        channels: their number.
-        divided: the weights that make the channels.
-        multiplied: the weights that meet them.
+        role: role of the operators that take it.
+        channels: number of channels.
+        divided: the weights that make the channels, which are divided by the factors.
+        multiplied: the weights that the channels are multiplied with, which are multiplied by the factors.
     """
 
     tensor: str
@@ -60,7 +58,7 @@ class Site:
 
 
 def find_sites(model: onnx.ModelProto, operators: Sequence[Operator]) -> list[Site]:
-    """Everything in a lowered graph that can be smoothed, in the graph's order.
+    """Find all tensors of a lowered graph that can be smoothed: those behind a LayerNorm in the graph's order, then those of attention.
 
     Args:
         model: the graph.
@@ -80,7 +78,7 @@ class _Finder:
         self._operators = {operator.node: operator for operator in operators}
 
     def behind_affine(self, node: onnx.NodeProto) -> Site | None:
-        """The result of ``x * gain`` or ``x * gain + offset`` that nothing but linear layers take."""
+        """The result of ``x * gain`` or ``x * gain + offset``, if only linear layers take it; else None."""
         gain = self._channel_weight(node, "Mul")
         if gain is None:
             return None
@@ -102,7 +100,7 @@ class _Finder:
         return Site(tensor=tensor, role=role, channels=channels, divided=tuple(divided), multiplied=tuple(found))
 
     def behind_values(self, operator: Operator) -> Site | None:
-        """The input of attention's output projection: a weighted mean of values, each channel of its own."""
+        """The input of attention's output projection, if each of its channels is a weighted mean of one channel of the values; else None."""
         if operator.role != "attention_values":
             return None
         product = self._index.nodes[operator.node]
@@ -145,7 +143,7 @@ class _Finder:
         return None
 
     def _linear_takers(self, tensor: str, *, last_only: bool = False) -> list[Share]:
-        """The weights that meet the channels of ``tensor``, or nothing if something else takes it too."""
+        """The weights that the channels of ``tensor`` are multiplied with; empty if anything but a linear layer takes it."""
         rank = self._rank(tensor)
         found: list[Share] = []
         seen = {tensor}
@@ -186,7 +184,7 @@ class _Finder:
         return Share(node=node.name, position=1, axis=inner, channels=np.arange(weight.dims[inner]))
 
     def _axis_after(self, node: onnx.NodeProto, position: int, axis: int) -> int:
-        """Where the channels are after a node that moves rows about, or -1 where they are mixed or lost."""
+        """The axis of the channels behind a node that only moves rows, or -1 if it mixes or drops channels."""
         if position != 0:
             return -1
         attributes = attributes_of(node)
@@ -209,7 +207,7 @@ class _Finder:
         return after - 1 if moved and kept else -1
 
     def _single_path(self, tensor: str) -> tuple[str, onnx.NodeProto | None]:
-        """Through nodes that only move numbers to the first other one, as long as there is one consumer."""
+        """Follow nodes that only move values and have one consumer; gives the last tensor, and the first other node or None."""
         while True:
             takers = self._index.consumers[tensor]
             if len(takers) != 1 or tensor in self._index.outputs:
@@ -221,7 +219,7 @@ class _Finder:
             tensor = node.output[0]
 
     def _value_projection(self, product: onnx.NodeProto) -> tuple[list[Share], str] | None:
-        """Bias and weight of the linear layer that makes the values, and its result."""
+        """Weight and bias of the linear layer that makes the values, and the tensor that it gives; None if there is no such layer."""
         tensor = product.input[1]
         while (node := self._index.producers.get(tensor)) is not None and node.op_type in _MOVES:
             alone = len(self._index.consumers[tensor]) == 1 and tensor not in self._index.outputs
@@ -279,7 +277,7 @@ class _Finder:
         return found if distinct and np.array_equal(np.broadcast_to(rows[:1], rows.shape), rows) else None
 
     def _run(self, start: str, end: str, values: Array) -> Array | None:
-        """Execute the nodes that lead from one tensor to another on numbers of our own."""
+        """Compute one tensor from another with given values; None if a shape is not known well enough."""
         if start == end:
             return values
         nodes: list[onnx.NodeProto] = []

@@ -26,11 +26,11 @@ _LEAST, _MOST = 1e-4, 1e4  # bounds of a factor: beyond them a channel is as goo
 def choose_factors(
     model: onnx.ModelProto, sites: Sequence[Site], maxima: Mapping[str, Array], alpha: Mapping[str, float]
 ) -> dict[str, Floats]:
-    """Factors that share the ranges out between activations and weights.
+    """Choose the factors that balance the ranges of activations and weights.
 
     Args:
         model: the graph.
-        sites: where.
+        sites: the tensors to smooth.
         maxima: tensor of each site -> largest magnitude of each channel.
         alpha: role -> strength, 0..1: 1 makes all channels of the activations alike, 0 leaves the site out.
 
@@ -59,7 +59,7 @@ def choose_factors(
 def smooth_graph(
     model: onnx.ModelProto, sites: Sequence[Site], factors: Mapping[str, Sequence[float] | Floats]
 ) -> onnx.ModelProto:
-    """Divide and multiply; the same graph with other weights.
+    """Apply factors to the weights of a graph.
 
     Args:
         model: the graph; it is not changed.
