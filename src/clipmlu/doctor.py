@@ -245,7 +245,7 @@ def _worker_finding(worker: WorkerOptions | None) -> Finding:
         return Finding(check=check, status="optional", found=f"none named by {PYTHON_VARIABLE} or {WORKER_VARIABLE}")
     from clipmlu.magicmind.client.answers import HostFacts
     from clipmlu.magicmind.client.worker_client import WorkerClient
-    from clipmlu.magicmind.driver.command import DriverError
+    from clipmlu.magicmind.driver.errors import DriverError
 
     variable = PYTHON_VARIABLE if worker.address is None else WORKER_VARIABLE
     client = WorkerClient(dataclasses.replace(worker, start_seconds=_WORKER_SECONDS, max_failures=1))

@@ -15,7 +15,9 @@ from onnx import TensorProto, helper
 
 from clipmlu.magicmind.backend import load_emulated_sdk
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver.command import Cards, Runner, build
+from clipmlu.magicmind.driver.building import build
+from clipmlu.magicmind.driver.running import Runner
+from clipmlu.magicmind.driver.sdk import Cards
 from clipmlu.magicmind.emulator import faults
 from mlu.small import OUT, RANGES, WEIGHT, WIDTH, children, worker_options, write_graph
 

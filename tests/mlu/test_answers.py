@@ -23,7 +23,11 @@ from clipmlu.magicmind.client.peer import fetch_file, send_file
 from clipmlu.magicmind.client.program import worker_digest
 from clipmlu.magicmind.client.slots import Slot
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import command as driver
+from clipmlu.magicmind.driver.channel import SocketChannel
+from clipmlu.magicmind.driver.errors import DriverError
+from clipmlu.magicmind.driver.greeting import accept_greeting
+from clipmlu.magicmind.driver.shared_memory import ADD_SEALS, GET_SEALS
+from clipmlu.magicmind.driver.wire import PRELUDE, Connection
 from mlu.small import OUT, WIDTH, open_request, reference, rows
 
 PORTS = {
@@ -41,10 +45,10 @@ HONEST: dict[str, dict[str, Any]] = {
     "build": {"bytes": 5, "calibration_batches": 0, "warnings": [], **PORTS},
     "get": {},
 }
-Reply = Callable[[driver.Connection, dict[str, Any], Any], None]
+Reply = Callable[[Connection, dict[str, Any], Any], None]
 
 
-def answer(connection: driver.Connection, header: dict[str, Any], changes: dict[str, Any], arrays: Any = None) -> None:
+def answer(connection: Connection, header: dict[str, Any], changes: dict[str, Any], arrays: Any = None) -> None:
     """What the driver would answer, with changes; ``...`` leaves a field out."""
     fields = {"id": header.get("id"), **HONEST[header["op"]], **changes}
     if arrays is None:
@@ -84,9 +88,9 @@ class FakeWorker:
                 threading.Thread(target=self._serve, args=(self._streams[-1],), daemon=True).start()
 
     def _serve(self, stream: socket.socket) -> None:
-        connection = driver.Connection(stream)
+        connection = Connection(stream)
         with contextlib.suppress(EOFError, OSError, ValueError):
-            driver.accept_greeting(connection, None, worker_digest())
+            accept_greeting(connection, None, worker_digest())
             while True:
                 header, payload, descriptors = connection.receive()
                 self.asked.append(header["op"])
@@ -217,7 +221,7 @@ def test_texts_of_the_other_side_become_one_line(worker: FakeWorker, client: Wor
     rude = "a\nb\u001b[2J\u202e" + "x" * 100_000
     error = {"call": "enqueue", "status": rude, "arguments": [rude], "kind": "status"}
     worker.replies["open"] = changed({"error": error})
-    with pytest.raises(driver.DriverError) as caught:
+    with pytest.raises(DriverError) as caught:
         client.open_session(open_request(model_file))
     assert str(caught.value).isprintable()
     assert str(caught.value).startswith("enqueue(a b?[2J?xxx")
@@ -244,7 +248,7 @@ def test_answers_that_nobody_asked_for_end_the_connection(
 ) -> None:
     """They are neither kept, which costs memory, nor taken for the answer to the next request."""
 
-    def twice(connection: driver.Connection, header: dict[str, Any], _more: Any) -> None:
+    def twice(connection: Connection, header: dict[str, Any], _more: Any) -> None:
         answer(connection, header, {})
         answer(connection, {**header, "id": header["id"] + 1}, {}, [np.full((3, OUT), 666, np.float32)])
 
@@ -260,11 +264,11 @@ def test_answers_that_nobody_asked_for_end_the_connection(
 
 @pytest.mark.parametrize("manner", ["never", "byte by byte", "half a frame"])
 def test_answer_that_does_not_come_ends_with_the_deadline(worker: FakeWorker, model_file: Path, manner: str) -> None:
-    def dawdle(connection: driver.Connection, _header: dict[str, Any], _more: Any) -> None:
+    def dawdle(connection: Connection, _header: dict[str, Any], _more: Any) -> None:
         stream = connection._stream
         if manner == "half a frame":
-            stream.sendall(driver._PRELUDE.pack(b"CMW1", 400, 0) + b"{")
-        for byte in driver._PRELUDE.pack(b"CMW1", 400, 0) * 40 if manner == "byte by byte" else b"":
+            stream.sendall(PRELUDE.pack(b"CMW1", 400, 0) + b"{")
+        for byte in PRELUDE.pack(b"CMW1", 400, 0) * 40 if manner == "byte by byte" else b"":
             stream.sendall(bytes([byte]))
             time.sleep(0.02)
 
@@ -390,7 +394,7 @@ def test_emulated_model_file_that_is_none_is_one_line(
 
 def test_build_whose_answer_stops_in_the_middle_is_not_waited_for(worker: FakeWorker) -> None:
     """A build may take hours, its answer may not."""
-    start = driver._PRELUDE.pack(b"CMW1", 400, 0) + b"{"
+    start = PRELUDE.pack(b"CMW1", 400, 0) + b"{"
     worker.replies["build"] = lambda connection, _header, _more: connection._stream.sendall(start)
     client = WorkerClient(WorkerOptions(address=worker.address, max_failures=1, shared_memory=False, run_seconds=0.3))
     begin = time.monotonic()
@@ -417,7 +421,7 @@ def test_worker_cannot_cut_off_shared_memory(worker: FakeWorker, model_file: Pat
     """The kernel kills who touches memory that is no longer there: SIGBUS, no exception."""
     refused: list[str] = []
 
-    def cut(_connection: driver.Connection, _header: dict[str, Any], more: Any) -> None:
+    def cut(_connection: Connection, _header: dict[str, Any], more: Any) -> None:
         for call in (lambda: os.ftruncate(more[1][0], 0), lambda: os.ftruncate(more[1][0], 1 << 30)):
             try:
                 call()
@@ -427,7 +431,7 @@ def test_worker_cannot_cut_off_shared_memory(worker: FakeWorker, model_file: Pat
     token: list[Any] = []
     worker.replies["share"] = lambda *each: (cut(*each), token.append(os.dup(each[2][1][0])))  # type: ignore[func-returns-value]
 
-    def check(connection: driver.Connection, header: dict[str, Any], _more: Any) -> None:
+    def check(connection: Connection, header: dict[str, Any], _more: Any) -> None:
         with mmap.mmap(token[0], header["arrays"][0]["shape"][0]) as memory:
             answer(connection, header, {"token": memory[:16].hex()})
 
@@ -449,8 +453,8 @@ def test_memory_whose_size_may_change_is_not_taken(capfd: pytest.CaptureFixture[
     slot = Slot(1 << 16)
     with tempfile.TemporaryFile() as file:
         file.truncate(1 << 16)
-        ours, theirs = (driver.Connection(end) for end in socket.socketpair())
-        channel = driver.SocketChannel(theirs)
+        ours, theirs = (Connection(end) for end in socket.socketpair())
+        channel = SocketChannel(theirs)
         for number, descriptor in enumerate((plain, file.fileno(), slot.descriptor), 1):
             ours.send({"op": "share", "slot": number, "size": 1 << 16}, (), (descriptor,))
         ours.send({"op": "share", "slot": 9, "size": slot.size + 1}, (), (slot.descriptor,))
@@ -462,7 +466,7 @@ def test_memory_whose_size_may_change_is_not_taken(capfd: pytest.CaptureFixture[
     assert all(line.startswith("clipmlu worker: cannot map shared memory: ") for line in lines)
     seals = fcntl.fcntl(slot.descriptor, fcntl.F_GET_SEALS)
     assert seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-    assert (driver._ADD_SEALS, driver._GET_SEALS) == (fcntl.F_ADD_SEALS, fcntl.F_GET_SEALS)
+    assert (ADD_SEALS, GET_SEALS) == (fcntl.F_ADD_SEALS, fcntl.F_GET_SEALS)
     os.close(plain)
     slot.close()
     for end in (ours, theirs):
@@ -474,15 +478,15 @@ def test_memory_of_a_worker_that_was_lost_is_not_used_again(worker: FakeWorker, 
     passed: list[int] = []
     inodes: list[int] = []
 
-    def keep(_connection: driver.Connection, _header: dict[str, Any], more: Any) -> None:
+    def keep(_connection: Connection, _header: dict[str, Any], more: Any) -> None:
         passed.append(os.dup(more[1][0]))
         inodes.append(os.fstat(passed[-1]).st_ino)
 
-    def check(connection: driver.Connection, header: dict[str, Any], _more: Any) -> None:
+    def check(connection: Connection, header: dict[str, Any], _more: Any) -> None:
         with mmap.mmap(passed[-1], 1 << 16) as memory:
             answer(connection, header, {"token": memory[:16].hex()})
 
-    def once(connection: driver.Connection, header: dict[str, Any], _more: Any) -> None:
+    def once(connection: Connection, header: dict[str, Any], _more: Any) -> None:
         if worker.asked.count("run") == 1:
             connection.abort()
         else:

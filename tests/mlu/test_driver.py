@@ -15,7 +15,11 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from clipmlu.magicmind.driver.command import Cards, DriverError, Runner, build, check_status, made, made_list
+from clipmlu.magicmind.driver.building import build
+from clipmlu.magicmind.driver.calls import check_status, made, made_list
+from clipmlu.magicmind.driver.errors import DriverError
+from clipmlu.magicmind.driver.running import Runner
+from clipmlu.magicmind.driver.sdk import Cards
 from mlu.small import WIDTH, reference, rows, write_graph
 
 OpenRunner = Callable[..., Runner]

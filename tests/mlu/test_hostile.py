@@ -16,6 +16,14 @@ from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import BackendUnavailableError
 from clipmlu.magicmind.client.worker_client import WorkerClient
 from clipmlu.magicmind.driver import command as driver
+from clipmlu.magicmind.driver.address import remove_stale
+from clipmlu.magicmind.driver.errors import DriverError, GreetingError, ProtocolError
+from clipmlu.magicmind.driver.files import Reach
+from clipmlu.magicmind.driver.onnx_file import check_holds_its_weights
+from clipmlu.magicmind.driver.request import Request
+from clipmlu.magicmind.driver.secret import read_secret
+from clipmlu.magicmind.driver.service import Service
+from clipmlu.magicmind.driver.wire import KEEPALIVE, Connection
 from mlu.test_serving import check_batches, client, serve  # noqa: F401 - fixtures, taken by name
 
 HELD = [
@@ -42,9 +50,9 @@ def test_client_gets_in_while_hundreds_of_strangers_hold_connections(serve: Any,
 
 def test_host_that_dies_is_noticed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as stream:
-        driver.Connection(stream)
+        Connection(stream)
         assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        found = [stream.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name, _ in driver.KEEPALIVE]
+        found = [stream.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name, _ in KEEPALIVE]
     assert found[0] + found[1] * found[2] == 90
 
 
@@ -61,7 +69,7 @@ def test_host_that_dies_is_noticed() -> None:
 def test_strangers_header_is_one_line_in_the_log(serve: Any, header: bytes) -> None:  # noqa: F811
     served = serve("tcp")
     with served.connect() as stream:
-        connection = driver.Connection(stream)
+        connection = Connection(stream)
         connection.receive()
         stream.sendall(struct.pack("<4sIQ", b"CMW1", len(header), 0) + header)
         deadline = time.monotonic() + 10
@@ -92,9 +100,9 @@ def test_strangers_header_is_one_line_in_the_log(serve: Any, header: bytes) -> N
     ],
 )
 def test_request_that_makes_no_sense_is_answered(fields: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
-    service = driver.Service(reach=driver.Reach([]))
-    request = driver.Request(fields)
-    with pytest.raises(driver.DriverError) as caught:
+    service = Service(reach=Reach([]))
+    request = Request(fields)
+    with pytest.raises(DriverError) as caught:
         service.runner(request) if fields["op"] == "run" else service.answer(request)
     service.close()
     assert caught.value.kind == "spec"
@@ -102,13 +110,13 @@ def test_request_that_makes_no_sense_is_answered(fields: dict[str, Any], capfd: 
 
 
 def test_offset_that_no_file_has_is_answered() -> None:
-    with pytest.raises(driver.DriverError, match="cannot be read: at 9223372036854775807: Invalid argument"):
-        driver.Service().answer(driver.Request({"op": "get", "path": __file__, "offset": (1 << 63) - 1}))
+    with pytest.raises(DriverError, match="cannot be read: at 9223372036854775807: Invalid argument"):
+        Service().answer(Request({"op": "get", "path": __file__, "offset": (1 << 63) - 1}))
 
 
 def test_folder_that_is_no_text_is_answered(tmp_path: Path) -> None:
-    with pytest.raises(driver.DriverError, match="is no path"):
-        driver.Reach([str(tmp_path)]).folder("\ud800")
+    with pytest.raises(DriverError, match="is no path"):
+        Reach([str(tmp_path)]).folder("\ud800")
 
 
 @pytest.mark.parametrize(("header", "length"), [({}, 1 << 30), ({"arrays": 7}, 9), ({"arrays": [{"a": 1}]}, 9)])
@@ -117,8 +125,8 @@ def test_payload_that_the_header_does_not_list_takes_no_memory(header: dict[str,
     with ours, theirs:
         text = driver.json.dumps(header).encode()
         ours.sendall(struct.pack("<4sIQ", b"CMW1", len(text), length) + text)
-        with pytest.raises(driver.ProtocolError, match=r"payload of|bad list|bad array"):
-            driver.Connection(theirs).receive(time.monotonic() + 5)
+        with pytest.raises(ProtocolError, match=r"payload of|bad list|bad array"):
+            Connection(theirs).receive(time.monotonic() + 5)
 
 
 def test_only_regular_files_in_the_roots_are_read(tmp_path: Path) -> None:
@@ -132,22 +140,20 @@ def test_only_regular_files_in_the_roots_are_read(tmp_path: Path) -> None:
     os.symlink(root / "secret", root / "to-secret")
     os.link(outside / "b", root / "hard")
     os.mkfifo(root / "pipe")
-    reach = driver.Reach([str(root)], [str(root / "secret")])
+    reach = Reach([str(root)], [str(root / "secret")])
     with reach.open(str(root / "a")) as stream:
         assert stream.read() == b"content"
     refused = [outside / "b", root / "../root-2/b", root / "link", root / "folder/b", root / "hard", root / "pipe"]
     for path in [*refused, root / "secret", root / "to-secret", root, root / "none", "/proc/self/environ", "/dev/zero"]:
-        with pytest.raises(driver.DriverError, match="cannot be read"):
+        with pytest.raises(DriverError, match="cannot be read"):
             reach.open(str(path))
-    with pytest.raises(driver.DriverError, match="outside the folders"):
-        driver.Reach(["/"]).open("/proc/self/environ")
+    with pytest.raises(DriverError, match="outside the folders"):
+        Reach(["/"]).open("/proc/self/environ")
     os.unlink(root / "hard")
     for operation in ("get", "open"):
-        request = driver.Request(
-            {"op": operation, "path": str(outside / "b"), "model": str(outside / "b"), "offset": 0}
-        )
-        with pytest.raises(driver.DriverError, match="outside the folders"):
-            driver.Service(reach=reach).answer(request)
+        request = Request({"op": operation, "path": str(outside / "b"), "model": str(outside / "b"), "offset": 0})
+        with pytest.raises(DriverError, match="outside the folders"):
+            Service(reach=reach).answer(request)
 
 
 def test_uploaded_graph_brings_no_file_of_the_worker_back(tmp_path: Path) -> None:
@@ -159,14 +165,14 @@ def test_uploaded_graph_brings_no_file_of_the_worker_back(tmp_path: Path) -> Non
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
     model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [weight]))
     onnx.save(model, tmp_path / "own.onnx")
-    driver.check_holds_its_weights(str(tmp_path / "own.onnx"))
+    check_holds_its_weights(str(tmp_path / "own.onnx"))
     tensor = model.graph.initializer[0]
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../etc/passwd")
     (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(driver.DriverError, match="weights in other files are refused here"):
-        driver.check_holds_its_weights(str(tmp_path / "other.onnx"))
-    service = driver.Service(scratch=str(tmp_path), reach=driver.Reach([str(tmp_path)]))
+    with pytest.raises(DriverError, match="weights in other files are refused here"):
+        check_holds_its_weights(str(tmp_path / "other.onnx"))
+    service = Service(scratch=str(tmp_path), reach=Reach([str(tmp_path)]))
     inputs = [{"shape": [1, 4]}]
     for name, more, reason in (
         ("other.onnx", {}, "weights in other files are refused here"),
@@ -174,11 +180,11 @@ def test_uploaded_graph_brings_no_file_of_the_worker_back(tmp_path: Path) -> Non
         ("own.onnx", {"toolchain": "/etc"}, "outside the folders"),
     ):
         spec = {"onnx": str(tmp_path / name), "output": "upload:m", "precision": "force_float32", "archs": {}, **more}
-        with pytest.raises(driver.DriverError, match=reason):
-            service.answer(driver.Request({"op": "build", "spec": {**spec, "inputs": inputs}}))
+        with pytest.raises(DriverError, match=reason):
+            service.answer(Request({"op": "build", "spec": {**spec, "inputs": inputs}}))
     (tmp_path / "none.onnx").write_bytes(b"\xff" * 50)
-    with pytest.raises(driver.DriverError, match="it is no ONNX file"):
-        driver.check_holds_its_weights(str(tmp_path / "none.onnx"))
+    with pytest.raises(DriverError, match="it is no ONNX file"):
+        check_holds_its_weights(str(tmp_path / "none.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +204,8 @@ def test_secret_file_that_cannot_be_used_is_one_line(tmp_path: Path, kind: str, 
     elif kind != "missing":
         path.write_bytes({"empty": b"\n", "open": b"x" * 20, "long": b"x" * 5000}[kind])
         path.chmod(0o644 if kind == "open" else 0o600)
-    with pytest.raises(driver.GreetingError, match=message):
-        driver.read_secret(str(path))
+    with pytest.raises(GreetingError, match=message):
+        read_secret(str(path))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +229,6 @@ def test_address_that_is_wrong_is_one_line(model: Path, address: str, message: s
 
 def test_file_of_the_user_is_not_taken_for_a_stale_socket(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(driver.GreetingError, match="exists and is no socket"):
-        driver._remove_stale(str(tmp_path / "notes.txt"))
+    with pytest.raises(GreetingError, match="exists and is no socket"):
+        remove_stale(str(tmp_path / "notes.txt"))
     assert (tmp_path / "notes.txt").read_text() == "mine"

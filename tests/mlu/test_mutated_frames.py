@@ -17,7 +17,13 @@ from clipmlu.errors import ClipmluError
 from clipmlu.magicmind.client.answers import HostFacts
 from clipmlu.magicmind.client.peer import fetch_file
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import command as driver
+from clipmlu.magicmind.driver.arrays import layout_of
+from clipmlu.magicmind.driver.channel import SocketChannel
+from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
+from clipmlu.magicmind.driver.files import Reach
+from clipmlu.magicmind.driver.service import Service
+from clipmlu.magicmind.driver.serving import serve_requests
+from clipmlu.magicmind.driver.wire import Connection
 from mlu.small import OUT, WIDTH, open_request, rows
 from mlu.test_answers import HONEST, FakeWorker, worker  # noqa: F401 - a fixture, taken by name
 
@@ -45,7 +51,7 @@ class Damage:
 
     def frame(self, fields: dict[str, Any], arrays: list[Any]) -> bytes:
         """A frame whose header, bytes or length is damaged, or nothing."""
-        listed, length = driver.layout_of(arrays)
+        listed, length = layout_of(arrays)
         payload = bytearray(length)
         for entry, array in zip(listed, arrays, strict=True):
             payload[entry["offset"] : entry["offset"] + array.nbytes] = array.tobytes()
@@ -87,12 +93,12 @@ def test_damaged_requests_are_refused_in_one_line(
         for request in (opening, run, damage.dice.choice(others), damage.dice.choice(others)):
             ours.sendall(damage.frame(*request))
         ours.shutdown(socket.SHUT_WR)
-        connection = driver.Connection(theirs)
-        reach = driver.Reach([str(tmp_path)])
-        service = driver.Service(load=lambda: sdk, scratch=str(tmp_path / "scratch"), reach=reach)
+        connection = Connection(theirs)
+        reach = Reach([str(tmp_path)])
+        service = Service(load=lambda: sdk, scratch=str(tmp_path / "scratch"), reach=reach)
         try:
-            driver.serve_requests(driver.SocketChannel(connection, 5), service)
-        except driver.ProtocolError as error:
+            serve_requests(SocketChannel(connection, 5), service)
+        except ProtocolError as error:
             told.append(str(error))
         finally:
             connection.close()
@@ -109,7 +115,7 @@ def test_damaged_answers_are_told_in_one_line(worker: FakeWorker, tmp_path: Path
     damage = Damage(34)
     struck = ""
 
-    def reply(connection: driver.Connection, header: dict[str, Any], _more: Any) -> None:
+    def reply(connection: Connection, header: dict[str, Any], _more: Any) -> None:
         operation = header["op"]
         arrays: list[Any] = [np.ones((3, OUT), np.float32)] if operation == "run" else []
         if operation == "get":
@@ -141,7 +147,7 @@ def test_damaged_answers_are_told_in_one_line(worker: FakeWorker, tmp_path: Path
                 client.execute(lambda exchange: fetch_file(exchange, "upload:x", tmp_path / "fetched", 5), 2)
                 assert (tmp_path / "fetched").stat().st_size == 5
             right += 1
-        except (ClipmluError, driver.DriverError) as error:
+        except (ClipmluError, DriverError) as error:
             told.append(str(error))
         finally:
             client.close()

@@ -19,7 +19,8 @@ import pytest
 
 from clipmlu.errors import BackendUnavailableError
 from clipmlu.magicmind.client.program import worker_digest
-from clipmlu.magicmind.driver import command as driver
+from clipmlu.magicmind.driver.greeting import send_greeting
+from clipmlu.magicmind.driver.wire import Connection
 from mlu.small import altered_worker, open_request, reference, rows
 from mlu.test_serving import (  # noqa: F401 - fixtures, taken by name
     SECRET,
@@ -37,9 +38,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
     assert condition()
 
 
-def greeted(served: Any) -> driver.Connection:
-    connection = driver.Connection(served.connect())
-    driver.send_greeting(connection, SECRET.encode(), worker_digest())
+def greeted(served: Any) -> Connection:
+    connection = Connection(served.connect())
+    send_greeting(connection, SECRET.encode(), worker_digest())
     return connection
 
 
@@ -168,7 +169,7 @@ def test_each_malformed_frame_is_one_line_of_the_log(serve: Any, stage: str) -> 
         if stage == "greeted":
             connection = greeted(served)
         else:
-            connection = driver.Connection(served.connect())
+            connection = Connection(served.connect())
             connection.receive()
         connection._stream.sendall(frame)
         wait_for(lambda count=before + number: len(served.log.read_text().splitlines()) >= count)  # type: ignore[misc]
@@ -192,7 +193,7 @@ def test_descriptors_of_a_stranger_are_not_kept(serve: Any) -> None:  # noqa: F8
     null = os.open(os.devnull, os.O_RDONLY)
     for _ in range(5):
         with served.connect() as stream:
-            driver.Connection(stream).receive()
+            Connection(stream).receive()
             stream.sendmsg([b"C"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("4i", *[null] * 4))])
     os.close(null)
     wait_for(lambda: served.log.read_text().count("refused a client") == 5)

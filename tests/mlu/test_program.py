@@ -84,7 +84,7 @@ def test_older_archive_is_told_to_be_old(serve: Any, client: Any, model: Path, t
 
 
 def test_client_of_another_version_is_told_by_the_worker(serve: Any, client: Any, model: Path) -> None:  # noqa: F811
-    from clipmlu.magicmind.driver.command import Connection
+    from clipmlu.magicmind.driver.wire import Connection
 
     connection = Connection(serve("unix", secret=None).connect())
     assert connection.receive()[0]["digest"] == worker_digest()

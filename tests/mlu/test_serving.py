@@ -27,7 +27,13 @@ from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.magicmind.client.peer import fetch_file, send_file
 from clipmlu.magicmind.client.program import worker_digest, write_worker
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import command as driver
+from clipmlu.magicmind.driver.address import parse_address
+from clipmlu.magicmind.driver.arrays import arrays_in, layout_of
+from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
+from clipmlu.magicmind.driver.greeting import send_greeting
+from clipmlu.magicmind.driver.secret import SECRET_VARIABLE
+from clipmlu.magicmind.driver.values import DATA_TYPES
+from clipmlu.magicmind.driver.wire import Connection
 from mlu.small import altered_worker, children, open_request, reference, rows
 
 SECRET = "correct horse battery staple"
@@ -44,7 +50,7 @@ class Served:
         self.scratch = scratch
 
     def connect(self) -> socket.socket:
-        kind, where = driver.parse_address(self.address)
+        kind, where = parse_address(self.address)
         stream = socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
         stream.settimeout(10)
         stream.connect(where)
@@ -75,7 +81,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         environment = dict(emulated_worker(**settings).environment or {})
         environment["TMPDIR"] = str(scratch)
         if secret is not None:
-            environment[driver.SECRET_VARIABLE] = secret
+            environment[SECRET_VARIABLE] = secret
         log = tmp_path / f"served{len(started)}.log"
         file = file or write_worker(tmp_path, overwrite=True)
         command = [sys.executable, str(file), "--serve", address, *arguments]
@@ -214,7 +220,7 @@ def test_other_version_is_refused_by_either_side(serve: Any, client: Any, model:
     served = serve("unix", file=older)
     with pytest.raises(BackendUnavailableError, match=r"another version of the driver.*clipmlu worker --write PATH"):
         client(served).open_session(open_request(model))
-    connection = driver.Connection(serve("unix", secret=None).connect())
+    connection = Connection(serve("unix", secret=None).connect())
     connection.receive()
     connection.send({"digest": "0" * 64, "nonce": "0" * 64})
     assert "another version" in connection.receive()[0]["error"]
@@ -234,13 +240,13 @@ def test_bad_and_oversized_frames_end_the_connection_and_nothing_else(
         struct.pack("<4sIQ", b"CMW1", 2, 0) + b"[]",
     ):
         stream = served.connect()
-        connection = driver.Connection(stream)
+        connection = Connection(stream)
         if stage == "greeted":
-            driver.send_greeting(connection, None, worker_digest())
+            send_greeting(connection, None, worker_digest())
         else:
             connection.receive()
         stream.sendall(frame)
-        with contextlib.suppress(driver.ProtocolError):
+        with contextlib.suppress(ProtocolError):
             while True:
                 try:
                     header, _payload, _none = connection.receive(time.monotonic() + 5)
@@ -268,19 +274,19 @@ def test_arrays_that_leave_their_buffer_are_refused() -> None:
         {"shape": [1]},
         7,
     ):
-        with pytest.raises(driver.ProtocolError):
-            driver.arrays_in({"arrays": [entry]}, buffer, {})
-    with pytest.raises(driver.DriverError, match="do not travel"):
-        driver.layout_of([np.array([object()])])
+        with pytest.raises(ProtocolError):
+            arrays_in({"arrays": [entry]}, buffer, {})
+    with pytest.raises(DriverError, match="do not travel"):
+        layout_of([np.array([object()])])
 
 
 def test_all_types_and_empty_arrays_travel() -> None:
-    ours, theirs = (driver.Connection(end) for end in socket.socketpair())
-    arrays = [np.arange(7).astype(name).reshape(7, 1) for name in driver.DATA_TYPES.values()]
+    ours, theirs = (Connection(end) for end in socket.socketpair())
+    arrays = [np.arange(7).astype(name).reshape(7, 1) for name in DATA_TYPES.values()]
     arrays += [np.zeros((0, 3), np.float32), np.array(2.5, np.float32), np.arange(12.0).reshape(3, 4)[:, ::2]]
     ours.send({"a": 1}, arrays)
     header, payload, _none = theirs.receive()
-    for sent, received in zip(arrays, driver.arrays_in(header, payload, {}), strict=True):
+    for sent, received in zip(arrays, arrays_in(header, payload, {}), strict=True):
         assert (sent.dtype, sent.shape) == (received.dtype, received.shape)
         np.testing.assert_array_equal(sent, received)
     ours.close()
@@ -310,7 +316,7 @@ def test_files_go_both_ways_where_paths_mean_nothing(
     worker.execute(action, 20)
     assert (tmp_path / "back.bin").read_bytes() == content
     for name in ("../x", "a/b", "", ".hidden", "x" * 300):
-        with pytest.raises(driver.DriverError, match="is no name for an uploaded file"):
+        with pytest.raises(DriverError, match="is no name for an uploaded file"):
             worker.execute(
                 lambda exchange, name=name: exchange({"op": "put", "name": name, "offset": 0}, [np.zeros(1, np.uint8)]),
                 9,
@@ -319,8 +325,8 @@ def test_files_go_both_ways_where_paths_mean_nothing(
 
 def test_client_that_is_killed_leaves_no_hanging_process(serve: Any, model: Path) -> None:
     served = serve("unix", secret=None, faults="from_numpy:1:hang")
-    connection = driver.Connection(served.connect())
-    driver.send_greeting(connection, None, worker_digest())
+    connection = Connection(served.connect())
+    send_greeting(connection, None, worker_digest())
     connection.send({"op": "open", "id": 1, "model": str(model)})
     session = connection.receive()[0]["session"]
     connection.send({"op": "run", "id": 2, "session": session}, [rows(1, 0)])

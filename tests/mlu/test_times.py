@@ -13,7 +13,7 @@ from clipmlu.magicmind.backend import load_emulated_sdk
 from clipmlu.magicmind.client.local import LocalPeer
 from clipmlu.magicmind.client.peer import Peer
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver.command import BatchTimes, Runner
+from clipmlu.magicmind.driver.running import BatchTimes, Runner
 from mlu.small import open_request, reference, rows
 
 STAGES = ["copy_in", "compute", "copy_out"]

@@ -17,7 +17,7 @@ import pytest
 
 from clipmlu.errors import BackendUnavailableError, SessionError
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver.command import DriverError
+from clipmlu.magicmind.driver.errors import DriverError
 from mlu.small import altered_worker, children, open_request, reference, rows, worker_options
 
 ClientFor = Callable[..., WorkerClient]
@@ -135,6 +135,7 @@ def test_garbage_ends_the_worker_and_costs_nothing(
     flag = tmp_path / "happened"
     planted = (
         '        """Answer; the arrays go into the slot that the request offers when they fit there."""\n'
+        "        import os\n"
         "        global COUNT\n"
         "        COUNT = globals().get('COUNT', 0) + (request.fields.get('op') == 'run')\n"
         f"        if COUNT == 5 and not os.path.exists({str(flag)!r}):\n"

@@ -21,7 +21,8 @@ from clipmlu.magicmind.client.local import LocalPeer
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
 from clipmlu.magicmind.client.peer import OpenRequest, Peer
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver.command import DriverError, load_sdk
+from clipmlu.magicmind.driver.errors import DriverError
+from clipmlu.magicmind.driver.sdk import load_sdk
 from clipmlu.magicmind.session import MagicMindSession
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
 

@@ -26,7 +26,7 @@ from clipmlu.graph.pixels import PIXELS, mean_and_variance, takes_uint8, with_ui
 from clipmlu.magicmind.client.answers import BuiltFacts, HostFacts, Port, ports_from
 from clipmlu.magicmind.client.peer import Exchange, Fields, Peer, fetch_file, send_file
 from clipmlu.magicmind.client.program import worker_digest
-from clipmlu.magicmind.driver.command import DriverError, ProtocolError
+from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
 from clipmlu.specs import Spec, TensorQuantisation, TensorSpec
 
 Batch = npt.NDArray[Any] | Path

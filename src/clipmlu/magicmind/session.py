@@ -16,7 +16,7 @@ from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
 from clipmlu.magicmind.build import check_sdk
 from clipmlu.magicmind.client.peer import Opened, OpenRequest, Peer, session_error
-from clipmlu.magicmind.driver.command import DriverError
+from clipmlu.magicmind.driver.errors import DriverError
 
 
 class MagicMindSession(Session):

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from clipmlu.data.feeds import Array
-from clipmlu.magicmind.driver.command import MAX_DEPTH, ProtocolError, printable
+from clipmlu.magicmind.driver.errors import ProtocolError
+from clipmlu.magicmind.driver.service import MAX_DEPTH
+from clipmlu.magicmind.driver.values import printable
 from clipmlu.specs import LARGEST_SIZE, Spec
 
 Fields = dict[str, Any]

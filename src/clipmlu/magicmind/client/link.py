@@ -18,23 +18,15 @@ from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError
 from clipmlu.magicmind.client.peer import Fields
 from clipmlu.magicmind.client.program import open_program, worker_digest
-from clipmlu.magicmind.driver.command import (
-    LOG_TAIL,
-    MAX_NAME,
-    Connection,
-    DeadlineError,
-    DriverError,
-    GreetingError,
-    LogTail,
-    ProtocolError,
-    describe_exit,
-    digest_of,
-    parse_address,
-    printable,
-    read_secret,
-    send_greeting,
-    start_child,
-)
+from clipmlu.magicmind.driver.address import parse_address
+from clipmlu.magicmind.driver.errors import DeadlineError, DriverError, GreetingError, ProtocolError
+from clipmlu.magicmind.driver.files import digest_of
+from clipmlu.magicmind.driver.greeting import send_greeting
+from clipmlu.magicmind.driver.log import LOG_TAIL, LogTail
+from clipmlu.magicmind.driver.processes import describe_exit, start_child
+from clipmlu.magicmind.driver.secret import read_secret
+from clipmlu.magicmind.driver.values import printable
+from clipmlu.magicmind.driver.wire import Connection
 
 Frame = tuple[Fields, Array]
 GRACE_SECONDS = 5.0
@@ -270,3 +262,6 @@ def _ending_from(value: Any) -> Ending | None:
         return None
     lines = [printable(line, _LOG_WIDTH) for line in value["log"][-LOG_TAIL:].splitlines()]
     return Ending(printable(value["exit"], _LOG_WIDTH), "\n".join(lines))
+
+
+MAX_NAME = 64  # characters of what a worker calls a connection

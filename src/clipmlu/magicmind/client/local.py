@@ -13,7 +13,11 @@ from clipmlu.errors import SessionError
 from clipmlu.lifetime import keep_when_forked
 from clipmlu.magicmind.client.answers import Answer
 from clipmlu.magicmind.client.peer import Exchange, Fields, Opened, OpenRequest, Result
-from clipmlu.magicmind.driver.command import DriverError, ProtocolError, Request, Service, load_sdk, serve_requests
+from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
+from clipmlu.magicmind.driver.request import Request
+from clipmlu.magicmind.driver.sdk import load_sdk
+from clipmlu.magicmind.driver.service import Service
+from clipmlu.magicmind.driver.serving import serve_requests
 
 _PATIENCE_SECONDS = 5.0
 

@@ -16,7 +16,9 @@ from clipmlu.clock import DEVICE_STAGES, StageClock
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, DeviceError, ShapeError
 from clipmlu.magicmind.client.answers import Answer, HaveFacts, OpenedFacts
-from clipmlu.magicmind.driver.command import ALIGNMENT, CHUNK, MAX_PAYLOAD, DriverError, ProtocolError, digest_of
+from clipmlu.magicmind.driver.arrays import ALIGNMENT, MAX_PAYLOAD
+from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
+from clipmlu.magicmind.driver.files import CHUNK, digest_of
 
 Result = TypeVar("Result")
 Fields = dict[str, Any]

@@ -13,7 +13,7 @@ from typing import IO
 
 from clipmlu.files.publish import output_errors, write_file
 from clipmlu.magicmind.archive import make_archive, package_files
-from clipmlu.magicmind.driver.command import FILE_NAME
+from clipmlu.magicmind.driver import FILE_NAME
 
 PACKAGE = "clipmlu_worker"
 ENTRY = f"{PACKAGE}.command:main"

@@ -15,7 +15,8 @@ import numpy as np
 
 from clipmlu.data.feeds import Array
 from clipmlu.magicmind.client.peer import Fields
-from clipmlu.magicmind.driver.command import arrays_in, layout_of, map_slot, seal_size
+from clipmlu.magicmind.driver.arrays import arrays_in, layout_of
+from clipmlu.magicmind.driver.shared_memory import map_slot, seal_size
 
 _LEAST_BYTES = 1 << 20
 _PAGE = 1 << 16

@@ -29,7 +29,10 @@ from clipmlu.magicmind.client.answers import Answer, TokenFacts
 from clipmlu.magicmind.client.link import GRACE_SECONDS, Ending, Event, Frame, Link, LostError
 from clipmlu.magicmind.client.peer import Exchange, Fields, Opened, OpenRequest, Result, send_file
 from clipmlu.magicmind.client.slots import Slot, can_share
-from clipmlu.magicmind.driver.command import CHUNK, DriverError, ProtocolError, arrays_in, printable
+from clipmlu.magicmind.driver.arrays import arrays_in
+from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
+from clipmlu.magicmind.driver.files import CHUNK
+from clipmlu.magicmind.driver.values import printable
 
 _AHEAD = 1  # batches that wait in the worker in addition to those on the card
 _ROOM_FOR_RESULTS = 1 << 20

@@ -1,0 +1,68 @@
+"""What goes wrong: in the SDK, on the wire, when two sides meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .log import LOG_TAIL
+from .values import TEXTS, Fields, has_form, printable, show_value
+
+ERROR_KINDS = (
+    *("status", "device_lost", "out_of_memory", "none", "exception", "unexpected", "import", "model", "device"),
+    *("shape", "spec", "calibration", "not_finite", "bug"),
+)
+"""What a ``DriverError`` is about."""
+
+
+class DriverError(Exception):
+    """A call into the SDK failed, or was not made because it could not have worked.
+
+    Attributes:
+        call: the SDK's function, such as ``"enqueue"``, or the driver's own step, such as ``"check_shape"``.
+        status: what the SDK answered (code and message as it prints them), or what is wrong.
+        arguments: the call's arguments, each as a short text.
+        kind: ``status`` a bad Status; ``device_lost`` and ``out_of_memory`` the same where its text says so; ``none`` a
+            factory answered None; ``exception`` the SDK raised; ``unexpected`` it answered with something else; ``import``
+            it cannot be imported; ``model`` a model file that it does not take; ``device`` there is no such card; ``shape``
+            a batch, and ``spec`` a request, that does not fit; ``calibration`` its data; ``not_finite`` results are NaN or
+            infinite twice in a row; ``bug`` an error of the driver.
+    """
+
+    def __init__(self, call: str, status: str, arguments: Sequence[str] = (), kind: str = "status") -> None:
+        super().__init__(f"{call}({', '.join(arguments)}): {status}")
+        self.call = call
+        self.status = status
+        self.arguments = tuple(arguments)
+        self.kind = kind
+
+    def to_json(self) -> Fields:
+        """For the wire."""
+        status, arguments = self.status[:LOG_TAIL], list(self.arguments)
+        return {"call": self.call, "status": status, "arguments": arguments, "kind": self.kind}
+
+    @classmethod
+    def from_json(cls, value: Any) -> DriverError:
+        """The reverse of ``to_json``; its texts become one line, whoever wrote them.
+
+        Raises:
+            ProtocolError: it is no error.
+        """
+        form = {"call": str, "status": str, "arguments": TEXTS, "kind": str}
+        fits = isinstance(value, dict) and all(has_form(value.get(key), each) for key, each in form.items())
+        if not fits or value["kind"] not in ERROR_KINDS:
+            raise ProtocolError(f"an error that is none: {show_value(value)}")
+        arguments = [printable(item, 200) for item in value["arguments"][:16]]
+        return cls(printable(value["call"], 200), printable(value["status"], 2000), arguments, value["kind"])
+
+
+class ProtocolError(Exception):
+    """The other side sent what the protocol does not allow; the connection is of no more use."""
+
+
+class GreetingError(Exception):
+    """The other side will not talk to us, and trying again will not change that."""
+
+
+class DeadlineError(Exception):
+    """The other side took too long."""

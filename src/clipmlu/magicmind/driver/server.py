@@ -1,0 +1,220 @@
+"""Listening on an address: each client gets a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from . import FILE_NAME
+from .address import parse_address, remove_stale
+from .errors import DeadlineError, GreetingError, ProtocolError
+from .greeting import PLACE_SECONDS, accept_greeting
+from .log import log_line
+from .processes import describe_exit, start_child
+from .scratch import Scratch
+from .secret import SECRET_VARIABLE
+from .strangers import MAX_STRANGERS, Strangers
+from .values import Fields
+from .wire import Connection
+
+
+class Server:
+    """Listens, and gives each connection a process of its own, so that a crash in the SDK ends nothing else.
+
+    Args:
+        address: ``unix:PATH`` or ``tcp:HOST:PORT``.
+        program: the contents of the worker's file. The processes run a copy, which nobody else can replace meanwhile.
+        secret: what clients must prove to know; needed for TCP.
+        socket_mode: permissions of a Unix socket.
+        max_clients: clients at a time; strangers do not count.
+        idle_seconds: end a connection on which nothing was asked for so long; 0 for never.
+        roots: folders whose files clients may have read.
+        hidden: files that they may not.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        program: bytes,
+        secret: bytes | None,
+        *,
+        socket_mode: int,
+        max_clients: int,
+        idle_seconds: float,
+        roots: Sequence[str] = (),
+        hidden: Sequence[str] = (),
+    ) -> None:
+        self._kind, self._where = parse_address(address, least_port=0)
+        if self._kind == "tcp" and secret is None:
+            raise GreetingError(f"TCP needs a shared secret: give --secret-file or set {SECRET_VARIABLE}")
+        self._program = program
+        self._digest = hashlib.sha256(program).hexdigest()
+        self._secret = secret
+        self._mode = socket_mode
+        self._idle_seconds = idle_seconds
+        self._roots = list(roots)
+        self._hidden = list(hidden)
+        self._strangers = Strangers()
+        self._max_clients = max_clients
+        self._places = threading.BoundedSemaphore(max_clients)
+        self._lock = threading.Lock()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._endings: dict[str, Fields] = {}
+        self._scratch: Scratch | None = None
+
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C."""
+        awake, wake = os.pipe()
+        for number in (signal.SIGTERM, signal.SIGINT):  # an exception could be lost in a destructor
+            signal.signal(number, lambda *_: os.write(wake, b"."))
+        listener = self._listen()
+        poller = select.poll()
+        poller.register(listener, select.POLLIN)
+        poller.register(awake, select.POLLIN)
+        try:
+            self._scratch = Scratch()
+            with open(os.path.join(self._scratch.path, FILE_NAME), "wb") as copy:
+                copy.write(self._program)
+            log_line(f"serving on {listener.getsockname()}; files in: {', '.join(self._roots) or 'no folder'}")
+            while all(ready != awake for ready, _ in poller.poll()):
+                self._accept(listener)
+        finally:
+            listener.close()
+            if self._kind == "unix":
+                with contextlib.suppress(OSError):
+                    os.unlink(self._where)
+            self._end_children()
+            if self._scratch is not None:
+                self._scratch.remove()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            stream, address = listener.accept()
+        except OSError as error:  # it has gone again; or there are no descriptors left
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._strangers.make_room()
+                time.sleep(0.02)
+            return
+        connection = Connection(stream, takes_descriptors=False)
+        host = str(address[0]) if self._kind == "tcp" else ""
+        self._strangers.enter(connection, host)
+        try:
+            threading.Thread(target=self._attend, args=(connection, host), daemon=True).start()
+        except RuntimeError as error:  # there is no room for another thread
+            log_line(f"refused a client: {error}")
+            self._strangers.leave(connection)
+            connection.close()
+
+    def _listen(self) -> socket.socket:
+        if self._kind == "tcp":
+            host, port = self._where
+            try:
+                family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            except (OSError, UnicodeError) as error:
+                raise GreetingError(
+                    f"there is no host '{host}': {getattr(error, 'strerror', None) or error}"
+                ) from error
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+        else:
+            remove_stale(self._where)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            before = os.umask(0o777 & ~self._mode)
+            try:
+                listener.bind(self._where)
+            finally:
+                os.umask(before)
+        listener.listen(MAX_STRANGERS)
+        listener.setblocking(False)  # what waits may have gone before it is accepted
+        return listener
+
+    def _attend(self, connection: Connection, host: str) -> None:
+        worker = os.urandom(16).hex()
+        placed: list[bool] = []
+
+        def admit(hello: Fields) -> Fields:
+            if not self._strangers.leave(connection):
+                raise GreetingError("too many connections at once")
+            facts = self._introduce(worker, hello)
+            if not self._places.acquire(timeout=PLACE_SECONDS):
+                raise GreetingError(f"all {self._max_clients} places are taken (--max-clients)")
+            placed.append(True)
+            return facts
+
+        try:
+            accept_greeting(connection, self._secret, self._digest, admit)
+            self._run_child(connection, worker)
+        except (GreetingError, ProtocolError, DeadlineError, EOFError, OSError) as error:
+            log_line(f"refused a client{' of ' if host else ''}{host}: {error}")
+        finally:
+            self._strangers.leave(connection)
+            connection.abort()
+            connection.close()
+            if placed:
+                self._places.release()
+
+    def _introduce(self, worker: str, hello: Fields) -> Fields:
+        """Give the connection a name; a client that comes again is told how its last process ended."""
+        former = str(hello.get("replaces"))
+        with self._lock:
+            child = self._children.get(former)
+        if child is not None:
+            child.kill()
+            child.wait()
+            time.sleep(0.1)  # for the last of its log
+        with self._lock:
+            return {"worker": worker, "previous": self._endings.pop(former, None)}
+
+    def _run_child(self, connection: Connection, worker: str) -> None:
+        assert self._scratch is not None, "it is made before the first client is accepted"
+        scratch = os.path.join(self._scratch.path, worker)
+        os.mkdir(scratch, 0o700)
+        environment = {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
+        copy = os.path.join(self._scratch.path, FILE_NAME)
+        command = [sys.executable, copy, "--serve", f"fd:{connection.fileno()}", "--greeted"]
+        command += ["--scratch", scratch, "--idle-seconds", str(self._idle_seconds)]
+        command += [f"--root={root}" for root in self._roots] + [f"--hidden={path}" for path in self._hidden]
+        try:
+            child, tail = start_child(command, [connection.fileno()], environment, echo=True)
+            with self._lock:
+                self._children[worker] = child
+            self._watch(connection, child)
+            with self._lock:
+                del self._children[worker]
+                self._endings[worker] = {"exit": describe_exit(child.returncode), "log": tail.text()}
+                while len(self._endings) > 16:
+                    del self._endings[next(iter(self._endings))]
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @staticmethod
+    def _watch(connection: Connection, child: subprocess.Popen[bytes]) -> None:
+        """Wait for the child's end; end it when its client is gone and it does not notice, because the SDK hangs."""
+        while child.poll() is None:
+            if connection.peer_gone(0.2):
+                try:
+                    child.wait(2)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+    def _end_children(self) -> None:
+        with self._lock:
+            children = list(self._children.values())
+        for child in children:
+            child.kill()
+        for child in children:
+            child.wait()
+        time.sleep(0.3 if children else 0)  # for the threads that remove their files

@@ -1,0 +1,36 @@
+"""Memory that two processes share: its size is sealed."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+from .values import Array
+
+ADD_SEALS, GET_SEALS = 1033, 1034  # F_ADD_SEALS and F_GET_SEALS of linux/fcntl.h, which Python 3.7 does not name
+_SEAL_SEAL, _SEAL_SIZE = 1, 2 | 4  # F_SEAL_SEAL; F_SEAL_SHRINK and F_SEAL_GROW
+
+
+def seal_size(descriptor: int) -> None:
+    """Have the kernel keep the size of shared memory: who touches what the other side has cut off is killed.
+
+    Raises:
+        OSError: this system does not do it, or not for this descriptor.
+    """
+    import fcntl
+
+    fcntl.fcntl(descriptor, ADD_SEALS, _SEAL_SIZE | _SEAL_SEAL)
+
+
+def map_slot(descriptor: int, size: int) -> Array:
+    """Shared memory as bytes; it stays mapped as long as the array, or a view of it, lives.
+
+    Raises:
+        OSError, ValueError: it is smaller, it is no shared memory, or its size may change.
+    """
+    import fcntl
+
+    if fcntl.fcntl(descriptor, GET_SEALS) & _SEAL_SIZE != _SEAL_SIZE:
+        raise ValueError("its size may change")
+    return np.frombuffer(mmap.mmap(descriptor, size), np.uint8)

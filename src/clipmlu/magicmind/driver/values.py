@@ -1,0 +1,52 @@
+"""Values on their way: the types of arrays that travel, the forms that fields must have, and texts of somebody else."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import numpy as np
+
+DATA_TYPES = {
+    "FLOAT16": "float16",
+    "FLOAT32": "float32",
+    "FLOAT64": "float64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "BOOL": "bool",
+}
+"""Members of the SDK's DataType (api 2.3) and the NumPy types that they stand for; nothing else travels on the wire."""
+Array = np.ndarray
+Fields = Dict[str, Any]
+TEXTS = [str]
+SIZES = [int]
+NUMBERS = [(int, float)]
+
+
+def has_form(value: Any, form: Any) -> bool:
+    """Whether a value has a form: a type, None, several forms, ``[form of each item]`` or ``{"*": form of each value}``."""
+    if isinstance(form, tuple):
+        return any(has_form(value, each) for each in form)
+    if isinstance(form, list):
+        return isinstance(value, (list, tuple)) and all(has_form(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(has_form(item, form["*"]) for item in value.values())
+    if form is None:
+        return value is None
+    return isinstance(value, form) and (form is bool or not isinstance(value, bool))
+
+
+def show_value(value: Any) -> str:
+    """A value for a message, in one line that is not long."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def printable(text: str, most: int) -> str:
+    """A text of somebody else as one line of at most so many characters."""
+    line = " ".join(text[: 4 * most].split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)[:most]
