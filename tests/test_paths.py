@@ -22,6 +22,7 @@ from clipmlu.compile.recipe import read_recipe
 from clipmlu.data.calibration import CalibrationOptions, load_calibration, obtain_calibration, open_train_split
 from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.datasets import open_dataset
+from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.images import load_image
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import BundleNotFoundError, ExportError, InputError, OptionError
@@ -55,7 +56,10 @@ _SEARCH = clipmlu.SearchOptions(max_drop=0.5)
 
 def run(output: Any, data_dir: Any = None) -> object:
     options = RunOptions(
-        export=clipmlu.ExportOptions(), compile=_COMPILE, evaluate=EvalOptions(), dataset="cifar100", data_dir=data_dir
+        export=clipmlu.ExportOptions(),
+        compile=_COMPILE,
+        evaluate=EvalOptions(),
+        dataset=DatasetChoice(name="cifar100", data_dir=data_dir),
     )
     return run_chain("demo", output, options)
 

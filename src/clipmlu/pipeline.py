@@ -14,9 +14,7 @@ from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import CompilationPlan, CompileOptions, check_layout, plan_compilation
-from clipmlu.data.class_names import FolderNames
-from clipmlu.data.datasets import open_dataset
-from clipmlu.data.images import DEFAULT_MAX_PIXELS
+from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError
@@ -26,7 +24,7 @@ from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
-from clipmlu.specs import NaturalInt, PositiveInt, Spec
+from clipmlu.specs import NaturalInt, Spec
 from clipmlu.tune.bundles import obtain_bundle, obtain_compiled
 from clipmlu.tune.resume import ResultStore
 
@@ -64,27 +62,15 @@ class RunOptions:
         export: options of the export.
         compile: options of the compilation.
         evaluate: options of the evaluation.
-        dataset: the dataset's name.
-        split: which part of it; None for the usual one.
-        class_names: other names for its classes; see ``open_dataset``.
-        folder_names: see ``open_dataset``.
-        data_dir: where its files are; see ``open_dataset``.
-        download: fetch what is not on this machine.
+        dataset: what to evaluate on.
         threads: CPU threads per batch; 0 leaves it to the runtime.
-        max_pixels: largest width x height of an image that is decoded.
     """
 
     export: ExportOptions
     compile: CompileOptions
     evaluate: EvalOptions
-    dataset: str
-    split: str | None = None
-    class_names: FolderNames | None = None
-    folder_names: bool = False
-    data_dir: str | os.PathLike[str] | None = None
-    download: bool = True
+    dataset: DatasetChoice
     threads: NaturalInt = 0
-    max_pixels: PositiveInt = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -122,17 +108,7 @@ def run_chain(
     check_layout(plan, options.export.layout)
     if options.export.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"'{model}'")
-    dataset = open_dataset(
-        options.dataset,
-        options.split,
-        class_names=options.class_names,
-        folder_names=options.folder_names,
-        data_dir=options.data_dir,
-        download=options.download,
-        size=options.evaluate.samples,
-        seed=options.evaluate.seed,
-        max_pixels=options.max_pixels,
-    )
+    dataset = options.dataset.open()
     folder = output / _slug(model, options.export)
     store = ResultStore(folder / "results", on_note, on_result)
     exported, export_step = _export(model, folder / "exported", options.export, store, on_note)

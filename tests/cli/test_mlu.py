@@ -18,7 +18,7 @@ import support
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle, open_compiled
 from clipmlu.bundle.manifest import Compilation
-from clipmlu.cli._compiling import _rewritten
+from clipmlu.cli._vendor_spelling import rewrite_arguments
 from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.model import Model
 from clipmlu.specs import Precision
@@ -108,7 +108,7 @@ def test_uint8_pixels_are_asked_for_and_told(
     ],
 )
 def test_vendors_way_of_writing_becomes_ours(given: str, meant: str) -> None:
-    assert " ".join(_rewritten(given.split())) == meant
+    assert " ".join(rewrite_arguments(given.split())) == meant
 
 
 @pytest.mark.parametrize(

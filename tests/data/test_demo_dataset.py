@@ -7,7 +7,9 @@ import collections
 import numpy as np
 import pytest
 
+from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.datasets.demo import CLASS_NAMES, COLOURS, HELD_OUT, SHAPES, DemoDataset, draw, draw_shape
+from clipmlu.errors import OptionError
 
 
 def _pixels(dataset: DemoDataset, index: int) -> np.ndarray:
@@ -22,6 +24,14 @@ def test_images_are_reproducible_and_do_not_depend_on_the_size() -> None:
         assert small.key(index) == large.key(index)
     assert large.image(999_999).size == (96, 96)
     assert large.image(999_999).mode == "RGB"
+
+
+def test_a_choice_opens_the_images_that_it_names() -> None:
+    chosen = DatasetChoice(name="demo", split="train", size=5, seed=3).open()
+    assert len(chosen) == 5
+    assert np.array_equal(np.asarray(chosen.image(4)), _pixels(DemoDataset("train", size=5, seed=3), 4))
+    with pytest.raises(OptionError, match="size is 0"):
+        DatasetChoice(name="demo", size=0)
 
 
 def test_seeds_and_splits_give_different_images() -> None:

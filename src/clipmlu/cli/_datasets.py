@@ -1,76 +1,33 @@
-"""The options of the commands that read a labelled dataset, as ``DatasetChoice``."""
+"""The options that say which images: of a labelled dataset, and of a calibration."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._shared import PATH, Decorated, offline_option
+from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._shared import PATH, offline_option
+from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
-    from clipmlu.data.datasets import Dataset
+    from clipmlu.data.calibration import CalibrationOptions
+    from clipmlu.data.datasets.choice import DatasetChoice
 
 _KNOWN = "cifar100, cifar10, imagefolder:PATH or demo."
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetChoice:
-    """Which images a user means.
-
-    Attributes:
-        name: the dataset, or None where it may be left out.
-        split: which part of it; None for the usual one.
-        data_dir: where its files are.
-        class_names: a file of names for its classes.
-        folder_names: take the names of class folders as they are.
-        offline: download nothing.
-    """
-
-    name: str | None
-    split: str | None
-    data_dir: Path | None
-    class_names: Path | None
-    folder_names: bool
-    offline: bool
-
-    @property
-    def is_described(self) -> bool:
-        """Whether an option says more than the name."""
-        return any((self.split, self.data_dir, self.class_names, self.folder_names))
-
-    def open(self, *, size: int | None, seed: int, max_pixels: int) -> Dataset:
-        """The dataset; see ``open_dataset``."""
-        from clipmlu.data.datasets import open_dataset
-
-        assert self.name is not None, "asked for before"
-        return open_dataset(
-            self.name,
-            self.split,
-            class_names=self.class_names,
-            folder_names=self.folder_names,
-            data_dir=self.data_dir,
-            download=not self.offline,
-            size=size,
-            seed=seed,
-            max_pixels=max_pixels,
-        )
-
-
-def _names_options(prefix: str, whose: str) -> tuple[Callable[[Decorated], Decorated], ...]:
+def _names_options(prefix: str, whose: str) -> tuple[Option, ...]:
     return (
-        click.option(
+        Option(
             f"--{prefix}class-names",
             type=PATH,
             metavar="FILE",
             help=f"Names for the classes{whose}: one a line in the order of the folders, a map folder -> name (JSON or tab-separated), "
             "or imagenet_class_index.json.",
         ),
-        click.option(
+        Option(
             f"--{prefix}folder-names",
             is_flag=True,
             help=f"Take the names of class folders{whose} though they look like ids or splits.",
@@ -78,62 +35,113 @@ def _names_options(prefix: str, whose: str) -> tuple[Callable[[Decorated], Decor
     )
 
 
-calibration_names_options = _names_options("calib-", " of --calib")
-"""``--calib-class-names FILE`` and ``--calib-folder-names``."""
+def dataset_options(
+    default_name: Callable[[Mapping[str, Any]], str | None] = lambda _given: None,
+    default_size: int | None = None,
+    **attributes: Any,
+) -> OptionGroup[DatasetChoice | None]:
+    """The options of a labelled dataset; the command gets ``images``, a ``DatasetChoice``, or None where none is chosen.
+
+    The command also has ``--samples`` and ``--seed``, of a generated dataset too, and ``--max-pixels``.
+
+    Args:
+        default_name: dataset of a command without ``--dataset``, by its parameters.
+        default_size: number of images of a generated dataset, without ``--samples``.
+        attributes: of ``--dataset``, such as ``required`` and ``default``, or another ``help``.
+    """
+
+    def build(given: Mapping[str, Any]) -> DatasetChoice | None:
+        from clipmlu.data.datasets.choice import DatasetChoice
+
+        name = given["dataset"] or default_name(given)
+        if name is None:
+            described = (given[option] for option in ("samples", "split", "data_dir", "class_names", "folder_names"))
+            if any(described):
+                raise OptionError("options about images are for measuring accuracy; give a --dataset too")
+            return None
+        return DatasetChoice(
+            name=name,
+            split=given["split"],
+            class_names=given["class_names"],
+            folder_names=given["folder_names"],
+            data_dir=given["data_dir"],
+            download=not given["offline"],
+            size=given["samples"] or default_size,
+            seed=given["seed"],
+            max_pixels=given["max_pixels"],
+        )
+
+    options = (
+        Option("--dataset", metavar="NAME", **{"help": _KNOWN, **attributes}),
+        Option("--split", help="Which part of the dataset. [default: test, or all of a folder without splits]"),
+        Option(
+            "--data-dir",
+            type=PATH,
+            help="Folder that holds the dataset. [default: CIFAR100_DATASETS_PATH, then the cache]",
+        ),
+        *_names_options("", ""),
+        offline_option,
+    )
+    return OptionGroup("images", options, build, reads=("samples", "seed", "max_pixels"))
 
 
-def sampling_options(samples_help: str) -> Callable[[Decorated], Decorated]:
+def sampling_options(samples_help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--samples N``, ``--shuffle`` and ``--seed N`` of the commands that look at a part of a dataset."""
+    seed_help = "Seed of --shuffle and of the demo dataset."
+    options = (
+        Option("--samples", type=click.IntRange(min=1), help=samples_help),
+        Option("--shuffle", is_flag=True, help="Draw the --samples at random instead."),
+        Option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=seed_help),
+    )
 
-    def decorate(command: Decorated) -> Decorated:
-        for option in (
-            click.option(
-                "--seed",
-                type=click.IntRange(min=0),
-                default=0,
-                show_default=True,
-                help="Seed of --shuffle and of the demo dataset.",
-            ),
-            click.option("--shuffle", is_flag=True, help="Draw the --samples at random instead."),
-            click.option("--samples", type=click.IntRange(min=1), help=samples_help),
-        ):
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
             command = option(command)
         return command
 
     return decorate
 
 
-def dataset_options(**attributes: Any) -> Callable[[Decorated], Decorated]:
-    """The options that say which images; the command gets ``images``, a ``DatasetChoice``.
+def calibration_options(**attributes: Any) -> OptionGroup[CalibrationOptions | None]:
+    """The options of calibration images; the command gets ``calibration``, or None without ``--calib``.
+
+    The command also has ``--max-pixels``, and may have ``--offline``.
 
     Args:
-        attributes: of ``--dataset``, such as ``required`` and ``default``, or another ``help``.
+        attributes: of ``--calib``.
     """
+    options = (
+        Option("--calib", **attributes),
+        Option(
+            "--calib-samples",
+            type=click.IntRange(min=1),
+            default=1000,
+            show_default=True,
+            help="Images to calibrate with.",
+        ),
+        Option("--calib-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of their choice."),
+        Option("--calib-data-dir", type=PATH, help="Folder that holds the calibration dataset."),
+        *_names_options("calib-", " of --calib"),
+    )
+    return OptionGroup("calibration", options, _calibration, reads=("max_pixels", "offline"))
 
-    def decorate(command: Decorated) -> Decorated:
-        @functools.wraps(command)
-        def wrapped(**parameters: Any) -> Any:
-            chosen = {
-                name: parameters.pop(name) for name in ("split", "data_dir", "class_names", "folder_names", "offline")
-            }
-            images = DatasetChoice(name=parameters.pop("dataset"), **chosen)
-            return command(**parameters, images=images)
 
-        decorated: Any = wrapped
-        for option in (
-            offline_option,
-            *reversed(_names_options("", "")),
-            click.option(
-                "--data-dir",
-                type=PATH,
-                help="Folder that holds the dataset. [default: CIFAR100_DATASETS_PATH, then the cache]",
-            ),
-            click.option(
-                "--split", help="Which part of the dataset. [default: test, or all of a folder without splits]"
-            ),
-            click.option("--dataset", metavar="NAME", **{"help": _KNOWN, **attributes}),
-        ):
-            decorated = option(decorated)
-        return decorated  # type: ignore[no-any-return]
+def _calibration(given: Mapping[str, Any]) -> CalibrationOptions | None:
+    from clipmlu.data.calibration import CalibrationOptions
 
-    return decorate
+    if given["calib"] is None:
+        if given["calib_class_names"] is not None or given["calib_folder_names"]:
+            raise OptionError(
+                "--calib-class-names and --calib-folder-names are about the images of --calib; give that too"
+            )
+        return None
+    return CalibrationOptions(
+        dataset=given["calib"],
+        samples=given["calib_samples"],
+        seed=given["calib_seed"],
+        data_dir=given["calib_data_dir"],
+        download=not given.get("offline", False),
+        class_names=given["calib_class_names"],
+        folder_names=given["calib_folder_names"],
+        max_pixels=given["max_pixels"],
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -10,17 +11,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipmlu.cli._groups import Option, OptionGroup
 from clipmlu.data.skipping import SKIPPED
 from clipmlu.file_names import expand_home, printable
 
 if TYPE_CHECKING:
     from clipmlu.data.finding import LeftOut
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+    from clipmlu.model import Model
 
 
 class _PathType(click.Path):
@@ -45,106 +46,120 @@ PATH = _PathType(path_type=Path)
 """A path that the library checks itself, with its own messages; ``~`` is the home folder, in quotes too."""
 
 
-def bundle_argument(command: Decorated) -> Decorated:
-    """The BUNDLE argument."""
-    return click.argument("bundle", type=PATH)(command)
+bundle_argument = click.argument("bundle", type=PATH)
+
+json_option = Option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+threads_option = Option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="CPU threads per batch; 0: the runtime decides.",
+)
+
+batch_size_option = Option(
+    "--batch-size", type=click.IntRange(min=1), default=None, help="Images per batch. [default: as compiled]"
+)
+
+workers_option = Option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Threads that read, decode and preprocess images. [default: all CPUs]",
+)
+
+max_pixels_option = Option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Largest image, width x height, that is decoded.",
+)
+
+fast_preprocess_option = Option(
+    "--fast-preprocess",
+    is_flag=True,
+    help="Decode JPEGs at a reduced scale and shrink in two steps: faster, and no longer the pixels of open_clip.",
+)
+
+templates_option = Option(
+    "--templates",
+    default="simple",
+    show_default=True,
+    metavar="TEMPLATE|SET|FILE",
+    help="One template with {}, a set (simple, openai-imagenet, cifar), or a file with one per line.",
+)
+
+layout_option = Option(
+    "--layout",
+    type=click.Choice(["towers", "joint"]),
+    default="towers",
+    show_default=True,
+    help="Two graphs, or the fused two-input graph of the vendor's sample.",
+)
+
+overwrite_option = Option("--overwrite", is_flag=True, help="Replace what is at the output path.")
+
+offline_option = Option("--offline", is_flag=True, help="Download nothing; use what is on this machine.")
+
+device_option = Option(
+    "--device",
+    "--device-id",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Index of the MLU card.",
+)
 
 
-def json_option(command: Decorated) -> Decorated:
-    """``--json``: the result as JSON on stdout."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunningOptions:
+    """How a bundle is run on images.
+
+    Attributes:
+        batch_size: images per batch; None for the bundle's own.
+        threads: CPU threads per batch; 0 leaves it to the runtime.
+        workers: threads that read and prepare images; None for all CPUs.
+        fast_preprocess: decode and shrink by shortcuts.
+        max_pixels: largest width x height of an image that is decoded.
+        device: index of the MLU card.
+    """
+
+    batch_size: int | None
+    threads: int
+    workers: int | None
+    fast_preprocess: bool
+    max_pixels: int
+    device: int
+
+    def load(self, bundle: Path, *, image_only: bool = False) -> Model:
+        """Load a compiled bundle; its threads do not wait actively, since images are prepared on the same CPUs."""
+        from clipmlu.model import load
+
+        return load(
+            bundle,
+            threads=self.threads,
+            device=self.device,
+            image_only=image_only,
+            fast_preprocess=self.fast_preprocess,
+            max_pixels=self.max_pixels,
+            busy_wait=False,
+        )
 
 
-def threads_option(command: Decorated) -> Decorated:
-    """``--threads N``."""
-    return click.option(
-        "--threads",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="CPU threads per batch; 0: the runtime decides.",
-    )(command)
-
-
-def batch_size_option(command: Decorated) -> Decorated:
-    """``--batch-size N`` of commands that run a bundle."""
-    return click.option(
-        "--batch-size", type=click.IntRange(min=1), default=None, help="Images per batch. [default: as compiled]"
-    )(command)
-
-
-def workers_option(command: Decorated) -> Decorated:
-    """``--workers N`` of commands that read images."""
-    return click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        default=None,
-        help="Threads that read, decode and preprocess images. [default: all CPUs]",
-    )(command)
-
-
-def max_pixels_option(command: Decorated) -> Decorated:
-    """``--max-pixels N`` of commands that read images."""
-    return click.option(
-        "--max-pixels",
-        type=click.IntRange(min=1),
-        default=MAX_PIXELS,
-        show_default=True,
-        help="Largest image, width x height, that is decoded.",
-    )(command)
-
-
-def fast_preprocess_option(command: Decorated) -> Decorated:
-    """``--fast-preprocess``."""
-    return click.option(
-        "--fast-preprocess",
-        is_flag=True,
-        help="Decode JPEGs at a reduced scale and shrink in two steps: faster, and no longer the pixels of open_clip.",
-    )(command)
-
-
-def templates_option(command: Decorated) -> Decorated:
-    """``--templates``."""
-    return click.option(
-        "--templates",
-        default="simple",
-        show_default=True,
-        metavar="TEMPLATE|SET|FILE",
-        help="One template with {}, a set (simple, openai-imagenet, cifar), or a file with one per line.",
-    )(command)
-
-
-def layout_option(command: Decorated) -> Decorated:
-    """``--layout``."""
-    return click.option(
-        "--layout",
-        type=click.Choice(["towers", "joint"]),
-        default="towers",
-        show_default=True,
-        help="Two graphs, or the fused two-input graph of the vendor's sample.",
-    )(command)
-
-
-def overwrite_option(command: Decorated) -> Decorated:
-    """``--overwrite``."""
-    return click.option("--overwrite", is_flag=True, help="Replace what is at the output path.")(command)
-
-
-def offline_option(command: Decorated) -> Decorated:
-    """``--offline``."""
-    return click.option("--offline", is_flag=True, help="Download nothing; use what is on this machine.")(command)
-
-
-def device_option(command: Decorated) -> Decorated:
-    """``--device N``."""
-    return click.option(
-        "--device",
-        "--device-id",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Index of the MLU card.",
-    )(command)
+_RUNNING = (
+    batch_size_option,
+    threads_option,
+    workers_option,
+    fast_preprocess_option,
+    max_pixels_option,
+    device_option,
+)
+running_options = OptionGroup(
+    "running", _RUNNING, lambda given: RunningOptions(**{option.name: given[option.name] for option in _RUNNING})
+)
+"""The command gets ``running``, a ``RunningOptions``."""
 
 
 def note(message: str) -> None:

@@ -11,17 +11,13 @@ import click
 
 from clipmlu.cli._shared import (
     PATH,
-    batch_size_option,
+    RunningOptions,
     bundle_argument,
-    device_option,
-    fast_preprocess_option,
-    max_pixels_option,
     note,
     note_inputs,
     overwrite_option,
+    running_options,
     templates_option,
-    threads_option,
-    workers_option,
 )
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
@@ -47,12 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "format_name", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table", show_default=True
 )
-@batch_size_option
-@threads_option
-@workers_option
-@fast_preprocess_option
-@max_pixels_option
-@device_option
+@running_options
 def classify_command(
     bundle: Path,
     inputs: tuple[str, ...],
@@ -63,12 +54,7 @@ def classify_command(
     templates: str,
     top_k: int,
     format_name: str,
-    batch_size: int | None,
-    threads: int,
-    workers: int | None,
-    fast_preprocess: bool,
-    max_pixels: int,
-    device: int,
+    running: RunningOptions,
 ) -> int:
     """Classify images with a compiled BUNDLE.
 
@@ -79,7 +65,6 @@ def classify_command(
     from clipmlu.data.finding import LeftOut
     from clipmlu.embed.images import run_batches
     from clipmlu.files.publish import check_files_free
-    from clipmlu.model import load
     from clipmlu.report.predictions import FORMATS
 
     if (labels is None) == (classifier_file is None):
@@ -88,27 +73,18 @@ def classify_command(
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
     check_files_free([save_classifier], overwrite=overwrite)
     broken, left_out = 0, LeftOut()
-    image_only = classifier_file is not None
-    with load(
-        bundle,
-        threads=threads,
-        device=device,
-        image_only=image_only,
-        fast_preprocess=fast_preprocess,
-        max_pixels=max_pixels,
-        busy_wait=False,
-    ) as encoder:
+    with running.load(bundle, image_only=classifier_file is not None) as encoder:
         classifier = _classifier(encoder, labels, classifier_file, templates)
         if save_classifier is not None:
             classifier.save(save_classifier, overwrite=overwrite)
             note(f"Wrote classifier file {name_from_path(save_classifier)}")
 
         if inputs:
-            if cost := classifier.scorer.describe_cost(encoder.check_batch_size(batch_size)):
+            if cost := classifier.scorer.describe_cost(encoder.check_batch_size(running.batch_size)):
                 note(cost)
             output = FORMATS[format_name](classifier, top_k)
             batches = run_batches(
-                classifier.scorer, image_items(inputs, left_out), batch_size=batch_size, workers=workers
+                classifier.scorer, image_items(inputs, left_out), batch_size=running.batch_size, workers=running.workers
             )
             with contextlib.closing(batches):
                 broken = _write(output, batches, classifier, top_k)

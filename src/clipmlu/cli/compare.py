@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._datasets import DatasetChoice, dataset_options, sampling_options
+from clipmlu.cli._datasets import dataset_options, sampling_options
 from clipmlu.cli._shared import (
     PATH,
     Number,
@@ -22,13 +22,16 @@ from clipmlu.cli._shared import (
 )
 from clipmlu.report.tables import echo_json
 
+if TYPE_CHECKING:
+    from clipmlu.data.datasets.choice import DatasetChoice
+
 _SAMPLES = 256  # as measure.compare.DEFAULT_SAMPLES, which would load the runtimes
 
 
 @click.command("compare")
 @click.argument("measured", metavar="A", type=PATH)
 @click.argument("reference", metavar="B", type=PATH)
-@dataset_options(default="demo", show_default=True)
+@dataset_options(default_size=_SAMPLES, default="demo", show_default=True)
 @sampling_options(f"Compare on this many images, the first ones. [default: {_SAMPLES}, or all of fewer]")
 @templates_option
 @batch_size_option
@@ -67,7 +70,6 @@ def compare_command(
     templates: str,
     batch_size: int | None,
     threads: int,
-    max_pixels: int,
     device: int,
     tower: Any,
     threshold: float,
@@ -108,8 +110,7 @@ def compare_command(
         threads=threads,
         device=device,
     )
-    dataset = images.open(size=samples or compare.DEFAULT_SAMPLES, seed=seed, max_pixels=max_pixels)
-    report = compare.compare_bundles(measured, reference, dataset, options, on_note=note)
+    report = compare.compare_bundles(measured, reference, images.open(), options, on_note=note)
     if as_json:
         echo_json(report)
     else:

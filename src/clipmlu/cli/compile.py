@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._compiling import CompilingCommand, compile_options
+from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._shared import PATH, Number, bundle_argument, json_option, note, overwrite_option
+from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import GateError
 from clipmlu.file_names import name_from_path
 

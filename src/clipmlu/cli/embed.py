@@ -10,16 +10,12 @@ import click
 
 from clipmlu.cli._shared import (
     PATH,
-    batch_size_option,
+    RunningOptions,
     bundle_argument,
-    device_option,
-    fast_preprocess_option,
-    max_pixels_option,
     note,
     note_inputs,
     overwrite_option,
-    threads_option,
-    workers_option,
+    running_options,
 )
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
@@ -40,24 +36,14 @@ _TEXTS_AT_ONCE = 1024
     "-o", "--output", type=PATH, required=True, help="The .npy file; the ids go to the same name with .ids.json."
 )
 @overwrite_option
-@batch_size_option
-@threads_option
-@workers_option
-@fast_preprocess_option
-@max_pixels_option
-@device_option
+@running_options
 def embed_command(
     bundle: Path,
     inputs: tuple[str, ...],
     texts: Path | None,
     output: Path,
     overwrite: bool,
-    batch_size: int | None,
-    threads: int,
-    workers: int | None,
-    fast_preprocess: bool,
-    max_pixels: int,
-    device: int,
+    running: RunningOptions,
 ) -> int:
     """Write unit-norm embeddings of images (or texts) as float32 .npy, shape (N, D), and their ids as a JSON list.
 
@@ -66,22 +52,13 @@ def embed_command(
     from clipmlu.backends.provenance import emulated_mark
     from clipmlu.data.finding import LeftOut
     from clipmlu.embed.file import EmbeddingFile, check_embedding_output
-    from clipmlu.model import load
 
     left_out = LeftOut()
     if bool(inputs) == (texts is not None):
         raise OptionError("Give either INPUT or --texts.")
     check_embedding_output(output, overwrite=overwrite)
     with (
-        load(
-            bundle,
-            threads=threads,
-            device=device,
-            image_only=texts is None,
-            fast_preprocess=fast_preprocess,
-            max_pixels=max_pixels,
-            busy_wait=False,
-        ) as encoder,
+        running.load(bundle, image_only=texts is None) as encoder,
         EmbeddingFile(output, encoder.embedding_dim, overwrite=overwrite) as file,
     ):
         mark = emulated_mark(encoder.bundle.compilation.emulated)
@@ -89,7 +66,7 @@ def embed_command(
             if texts is not None:
                 broken = _embed_texts(encoder, texts, file)
             else:
-                broken = _embed_images(encoder, inputs, left_out, file, batch_size, workers)
+                broken = _embed_images(encoder, inputs, left_out, file, running)
         except BaseException:
             _keep_finished(file, mark)
             raise
@@ -118,15 +95,16 @@ def _embed_images(
     inputs: tuple[str, ...],
     left_out: LeftOut,
     file: EmbeddingFile,
-    batch_size: int | None,
-    workers: int | None,
+    running: RunningOptions,
 ) -> int:
     """Returns how many images could not be read."""
     from clipmlu.cli._inputs import image_items
     from clipmlu.embed.images import embed_batches
 
     broken = 0
-    batches = embed_batches(encoder, image_items(inputs, left_out), batch_size=batch_size, workers=workers)
+    batches = embed_batches(
+        encoder, image_items(inputs, left_out), batch_size=running.batch_size, workers=running.workers
+    )
     with contextlib.closing(batches):
         for batch in batches:
             file.append(batch.rows, [item.id for item in batch.computed()])

@@ -7,26 +7,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._datasets import DatasetChoice, dataset_options, sampling_options
+from clipmlu.cli._datasets import dataset_options, sampling_options
 from clipmlu.cli._shared import (
     PATH,
     Number,
-    batch_size_option,
+    RunningOptions,
     bundle_argument,
-    device_option,
-    fast_preprocess_option,
     json_option,
-    max_pixels_option,
     note,
     overwrite_option,
     progress_bar,
+    running_options,
     templates_option,
-    threads_option,
-    workers_option,
 )
 from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
+    from clipmlu.data.datasets.choice import DatasetChoice
     from clipmlu.embed.encoder import Encoder
     from clipmlu.measure.accuracy.tally import Tally
 
@@ -38,12 +35,7 @@ _MAX_DROP = 0.01
 @dataset_options(required=True)
 @sampling_options("Evaluate this many images, the first ones. [default: all]")
 @templates_option
-@batch_size_option
-@threads_option
-@workers_option
-@fast_preprocess_option
-@max_pixels_option
-@device_option
+@running_options
 @click.option("--allow-overlap", is_flag=True, help="Evaluate images that the bundle was calibrated with, too.")
 @click.option(
     "--baseline", type=PATH, metavar="REPORT", help="Gate: compare with this report of --output, on the same images."
@@ -63,12 +55,7 @@ def eval_command(
     shuffle: bool,
     seed: int,
     templates: str,
-    batch_size: int | None,
-    threads: int,
-    workers: int | None,
-    fast_preprocess: bool,
-    max_pixels: int,
-    device: int,
+    running: RunningOptions,
     allow_overlap: bool,
     baseline: Path | None,
     max_drop: float | None,
@@ -84,7 +71,6 @@ def eval_command(
     from clipmlu.measure.accuracy import evaluate as accuracy
     from clipmlu.measure.accuracy.report import check_baseline, compare_with_baseline, read_report
     from clipmlu.measure.accuracy.tally import ImageResult
-    from clipmlu.model import load
     from clipmlu.report.accuracy import show_accuracy
     from clipmlu.report.vendor_files import accuracy_lines, sample_paths, write_sample_files
 
@@ -97,14 +83,14 @@ def eval_command(
         samples=samples,
         shuffle=shuffle,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=running.batch_size,
         templates=templates,
         allow_overlap=allow_overlap,
-        workers=workers,
+        workers=running.workers,
     )
     results: list[ImageResult] = []
-    with load(bundle, threads=threads, device=device, fast_preprocess=fast_preprocess, busy_wait=False) as encoder:
-        source = images.open(size=samples, seed=seed, max_pixels=max_pixels)
+    with running.load(bundle) as encoder:
+        source = images.open()
         with progress_bar("evaluating", samples or len(source)) as advance:
             report = accuracy.evaluate(
                 encoder,

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._compiling import CompilingCommand, compile_options
-from clipmlu.cli._datasets import DatasetChoice, dataset_options
+from clipmlu.cli._compiling import compile_options
+from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._shared import PATH, json_option, layout_option, note, progress_bar, templates_option, threads_option
+from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.report.tables import console, echo_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.data.datasets.choice import DatasetChoice
     from clipmlu.pipeline import Step
     from clipmlu.specs import Layout
 
 
+def _usual_dataset(given: Mapping[str, Any]) -> str:
+    return "demo" if given["model"] == "demo" else "cifar100"
+
+
 @click.command("run", cls=CompilingCommand)
 @click.argument("model")
-@dataset_options(help="As for 'clipmlu eval'. [default: demo for the demo model, else cifar100]")
+@dataset_options(_usual_dataset, help="As for 'clipmlu eval'. [default: demo for the demo model, else cifar100]")
 @click.option(
     "-o", "--output", type=PATH, default=Path("clipmlu-run"), show_default=True, help="Folder of bundles and reports."
 )
@@ -52,7 +59,6 @@ def run_command(
     shuffle: bool,
     templates: str,
     threads: int,
-    max_pixels: int,
     as_json: bool,
 ) -> int:
     """Export, compile and evaluate MODEL in one go, reusing bundles whose content still matches."""
@@ -66,19 +72,13 @@ def run_command(
             random_weights=random_weights,
             seed=seed,
             layout=layout,
-            offline=images.offline,
+            offline=not images.download,
             overwrite=True,
         ),
         compile=dataclasses.replace(options, overwrite=True),
         evaluate=EvalOptions(samples=samples, shuffle=shuffle, seed=seed, templates=templates),
-        dataset=images.name or ("demo" if model == "demo" else "cifar100"),
-        split=images.split,
-        class_names=images.class_names,
-        folder_names=images.folder_names,
-        data_dir=images.data_dir,
-        download=not images.offline,
+        dataset=images,
         threads=threads,
-        max_pixels=max_pixels,
     )
     with progress_bar("evaluating", samples) as advance:
         report = run_chain(model, output, chain, on_note=note, on_progress=advance)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._compiling import CompilingCommand, sweep_options
-from clipmlu.cli._datasets import DatasetChoice, dataset_options
+from clipmlu.cli._compiling import sweep_options
+from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._shared import (
     PATH,
     bundle_argument,
@@ -19,6 +19,7 @@ from clipmlu.cli._shared import (
     templates_option,
     threads_option,
 )
+from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json
@@ -26,6 +27,7 @@ from clipmlu.specs import Precision
 
 if TYPE_CHECKING:
     from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.data.datasets.choice import DatasetChoice
 
 
 @click.command("sweep", cls=CompilingCommand)
@@ -77,12 +79,11 @@ def sweep_command(
     output: Path,
     precisions: tuple[str, ...],
     batch_sizes: tuple[str, ...],
-    images: DatasetChoice,
+    images: DatasetChoice | None,
     samples: int | None,
     seed: int,
     templates: str,
     threads: int,
-    max_pixels: int,
     repetitions: int,
     duration: int,
     options: CompileOptions,
@@ -113,9 +114,7 @@ def sweep_command(
         repetitions=repetitions,
         duration_ms=duration,
     )
-    if images.name is None and (samples is not None or images.is_described):
-        raise OptionError("options about images are for measuring accuracy; give a --dataset too")
-    source = None if images.name is None else images.open(size=samples, seed=seed, max_pixels=max_pixels)
+    source = None if images is None else images.open()
     try:
         report = run_sweep(bundle, output, sweep, source, on_note=note)
     except BaseException:

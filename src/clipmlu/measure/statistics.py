@@ -71,10 +71,10 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return Interval(low=max(0.0, centre - half), high=min(1.0, centre + half))
 
 
-_Z_ONE_SIDED = 1.6448536269514722  # 95 % quantile of the standard normal distribution
+Z_ONE_SIDED = 1.6448536269514722  # 95 % quantile of the standard normal distribution
 
 
-def drop_interval(lost: int, won: int, images: int, z: float = _Z_ONE_SIDED) -> tuple[float, float]:
+def drop_interval(lost: int, won: int, images: int, z: float = Z_ONE_SIDED) -> tuple[float, float]:
     """Confidence limits of a loss of accuracy that two classifiers show on the same images.
 
     Args:

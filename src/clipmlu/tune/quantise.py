@@ -37,7 +37,7 @@ from clipmlu.errors import CompileError, GateError, OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key, value_digest
-from clipmlu.measure.statistics import _Z_ONE_SIDED
+from clipmlu.measure.statistics import Z_ONE_SIDED
 from clipmlu.specs import Precision, QuantisationOptions, Spec
 from clipmlu.tune.bundles import compilation_key, open_unchanged
 from clipmlu.tune.candidates import Candidates, modes_of
@@ -127,7 +127,7 @@ def _prepare(
     if isinstance(calibration, CalibrationOptions):
         calibration = obtain_calibration(exported, calibration)
     evaluator = Evaluator(exported, calibration, options, search)
-    fewest = math.ceil(_Z_ONE_SIDED / search.max_drop) - 2
+    fewest = math.ceil(Z_ONE_SIDED / search.max_drop) - 2
     if len(evaluator) < fewest:
         raise OptionError(
             f"{len(evaluator)} images cannot show that a drop is within {search.max_drop:g}, even if none of them is lost; "

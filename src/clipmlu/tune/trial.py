@@ -13,7 +13,7 @@ import numpy as np
 from clipmlu.arguments import check_fields
 from clipmlu.backends.provenance import Provenance
 from clipmlu.errors import OptionError
-from clipmlu.measure.statistics import _Z_ONE_SIDED
+from clipmlu.measure.statistics import Z_ONE_SIDED
 from clipmlu.specs import PositiveInt, Precision, QuantisationOptions, Spec
 
 _DISCORDANT = 0.05  # assumed share of images that only one of the two models classifies correctly
@@ -56,7 +56,7 @@ class SearchOptions:
         """Images to evaluate on: as many as make the uncertainty about half of what is allowed."""
         if self.samples is not None:
             return self.samples
-        return int(np.clip(math.ceil(_DISCORDANT * (2 * _Z_ONE_SIDED / self.max_drop) ** 2), _FEWEST, _MOST))
+        return int(np.clip(math.ceil(_DISCORDANT * (2 * Z_ONE_SIDED / self.max_drop) ** 2), _FEWEST, _MOST))
 
 
 class Trial(Spec, frozen=True, kw_only=True):

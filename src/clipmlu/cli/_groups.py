@@ -1,0 +1,71 @@
+"""Options as objects, and groups of them that give a command one value."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Value = TypeVar("Value")
+_NEEDED = "_needed_parameters"  # attribute of a decorated command: the names that it and its groups take
+
+
+class Option:
+    """An option that is declared once and decorates any number of commands; arguments as for ``click.option``.
+
+    Attributes:
+        name: name of the command's parameter.
+    """
+
+    def __init__(self, *declarations: str, **attributes: Any) -> None:
+        self._declarations = declarations
+        self._attributes = attributes
+        self.name = str(click.Option(declarations, **attributes).name)
+
+    def __call__(self, command: Decorated) -> Decorated:
+        return click.option(*self._declarations, **self._attributes)(command)
+
+
+class OptionGroup(Generic[Value]):
+    """Options from which one value is built; decorates commands, which get the value in place of the options.
+
+    A command that names one of the options in its signature gets that one too.
+
+    Args:
+        parameter: name of the command's parameter that gets the value.
+        options: in the order of the help text.
+        build: makes the value from the parameters of the command, by name.
+        reads: names of parameters that ``build`` takes too, and that another decorator declares.
+    """
+
+    def __init__(
+        self,
+        parameter: str,
+        options: Iterable[Option],
+        build: Callable[[Mapping[str, Any]], Value],
+        *,
+        reads: Iterable[str] = (),
+    ) -> None:
+        self.options = tuple(options)
+        self.build = build
+        self._parameter = parameter
+        self._names = {*(option.name for option in self.options), *reads}
+
+    def __call__(self, command: Callable[..., Any]) -> Callable[..., Any]:
+        needed: set[str] = getattr(command, _NEEDED, set(inspect.signature(command).parameters))
+
+        @functools.wraps(command)
+        def with_value(**parameters: Any) -> Any:
+            value = self.build(parameters)
+            rest = {name: given for name, given in parameters.items() if name in needed or name not in self._names}
+            return command(**rest, **{self._parameter: value})
+
+        setattr(with_value, _NEEDED, needed | self._names)
+        decorated: Callable[..., Any] = with_value
+        for option in reversed(self.options):
+            decorated = option(decorated)
+        return decorated

@@ -1,0 +1,48 @@
+"""Options of the compiling commands as the vendor's scripts write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from clipmlu.specs import MLU_ARCHS
+
+_SWITCHES = {
+    "--dynamic-shape": {"true": "--dynamic-shape", "false": "--static-shape"},
+    "--conv-scale-fold": {"true": "--conv-scale-fold", "false": "--no-conv-scale-fold"},
+}
+"""Options without a value here that have one in the vendor's scripts."""
+_LISTS: dict[str, Callable[[str], bool]] = {"--cluster-num": str.isdigit, "--mlu-arch": MLU_ARCHS.__contains__}
+"""Options that take several values in the vendor's scripts, and what such a value is."""
+
+
+class CompilingCommand(click.Command):
+    """A command that also takes options as the vendor's scripts write them (magicmind_cloud, python_common/build_param.py).
+
+    ``--batch_size 8 --dynamic_shape true --cluster_num 2 6 8`` means ``--batch-size 8 --dynamic-shape --cluster-num 2
+    --cluster-num 6 --cluster-num 8``.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Turn them into ours first."""
+        return super().parse_args(ctx, rewrite_arguments(args))
+
+
+def rewrite_arguments(args: list[str]) -> list[str]:
+    """Return the arguments as click takes them; see ``CompilingCommand``."""
+    result: list[str] = []
+    values_of = ""  # the option whose values we are among
+    for argument in args:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            values_of = name.replace("_", "-")
+            result.append(values_of + equals + value)
+        elif values_of in _SWITCHES and result[-1] == values_of and argument.lower() in ("true", "false"):
+            result[-1] = _SWITCHES[values_of][argument.lower()]
+        elif values_of in _LISTS and result[-1] != values_of and _LISTS[values_of](argument):
+            result += [values_of, argument]
+        else:
+            values_of = values_of if result and result[-1] == values_of else ""
+            result.append(argument)
+    return result
