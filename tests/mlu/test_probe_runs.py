@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,64 +29,89 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-PLANTED = """
-import os, signal, sys, time
+HEAD = """
+import atexit, os, signal, sys, time
 import numpy as np
-
-@probe("planted", "7.0", "What does a planted probe do?", cases=("before", "bad", "after"), card=False)
-def _planted(bench: Bench, case: str) -> Finding:
+"""
+PLANTED = """
+@probe("planted-{number}", "7.0", "What does a planted probe do?", cases=("before", "bad", "after"), card=False)
+def _planted_{number}(bench: Bench, case: str) -> Finding:
     print("the vendor's last words at " + os.path.join(bench.scratch, "x"), flush=True)
     if case == "bad":
-        PLANTED_HERE
+        {bad}
     return Finding("fine")
-
-
 """
 
 
-def run_planted(tmp_path: Path, graphs: Path, bad: str, *options: str, limits: str = "") -> dict[str, Any]:
-    """A copy of the program with one more probe, and with other limits; its record."""
+def run_planted(
+    folder: Path, graphs: Path, bad: Sequence[str], seconds: float, limits: str = ""
+) -> list[dict[str, Any]]:
+    """Run a copy of the program that has a probe more for each piece of code, and other limits; the records of these probes."""
     files = package_files("clipmlu.magicmind.probe.questions", "planted")
-    files["planted/limits.py"] += PLANTED.replace("PLANTED_HERE", bad).encode()
+    added = [HEAD, *(PLANTED.format(number=number, bad=code) for number, code in enumerate(bad))]
+    files["planted/limits.py"] += "".join(added).encode()
     files["planted/runner.py"] += limits.encode()
-    program = tmp_path / "planted.pyz"
+    program = folder / "planted.pyz"
     program.write_bytes(make_archive(files, "planted.command:main"))
-    command = [sys.executable, str(program), "--graphs", str(graphs), "--output", str(tmp_path), "--only", "planted"]
+    command = [sys.executable, str(program), "--graphs", str(graphs), "--output", str(folder), "--arch", "mtp_372"]
+    command += [
+        "--timeout",
+        str(seconds),
+        "--jobs",
+        "2",
+        "--only",
+        *(f"planted-{number}" for number in range(len(bad))),
+    ]
     environment = emulated_worker(**QUIET).environment
-    done = subprocess.run([*command, *options], env=environment, check=True, capture_output=True, text=True, timeout=60)
-    assert "planted" in done.stderr
-    record: dict[str, Any] = json.loads((tmp_path / JSON_NAME).read_bytes())["records"][0]
-    return record
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    records: list[dict[str, Any]] = json.loads((folder / JSON_NAME).read_bytes())["records"]
+    return records
 
 
-@pytest.mark.parametrize(
-    ("bad", "outcome", "said"),
-    [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed", "killed by SIGSEGV"),
-        ("os.abort()", "crashed", "killed by SIGABRT"),
-        ("os._exit(3)", "crashed", "exit code 3"),
-        ("os._exit(0)", "crashed", "the process ended without an answer"),
-        ("time.sleep(100)", "timed out", "no end within 2 s"),
-        ("raise ValueError('what now?')", "answered", "raises ValueError: what now?"),
-        ("raise NotReachedError('build_model: None')", "answered", "build_model: None"),
-        ("return Finding('x', number=np.float32('nan'), more=[object])", "answered", "x"),
-    ],
-)
+BAD = [
+    ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed", "killed by SIGSEGV"),
+    ("os.abort()", "crashed", "killed by SIGABRT"),
+    ("os._exit(3)", "crashed", "exit code 3"),
+    ("os._exit(0)", "crashed", "the process ended without an answer"),
+    ("time.sleep(100)", "timed out", "no end within 4 s"),
+    ("raise ValueError('what now?')", "answered", "raises ValueError: what now?"),
+    ("raise NotReachedError('build_model: None')", "answered", "build_model: None"),
+    ("return Finding('x', number=np.float32('nan'), more=[object])", "answered", "x"),
+]
+LEAVING = "atexit.register(os.abort)"
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory, graphs: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """The records of the probes of ``BAD`` and of ``LEAVING`` by their code, and the Markdown of the report; run once."""
+    folder = tmp_path_factory.mktemp("planted")
+    codes = [*(code for code, _, _ in BAD), LEAVING]
+    records = run_planted(folder, graphs, codes, 4)
+    return dict(zip(codes, records, strict=True)), (folder / MARKDOWN_NAME).read_text()
+
+
+@pytest.mark.parametrize(("bad", "outcome", "said"), BAD)
 def test_crash_hang_and_exception_are_findings_and_later_cases_run(
-    tmp_path: Path, graphs: Path, bad: str, outcome: str, said: str
+    planted: tuple[dict[str, dict[str, Any]], str], bad: str, outcome: str, said: str
 ) -> None:
-    record = run_planted(tmp_path, graphs, bad, "--timeout", "2", "--arch", "mtp_372")
+    records, markdown = planted
+    record = records[bad]
     assert record["outcome"] == outcome
     assert record["details"]["bad"]["found"] == said
     assert record["details"]["before"]["found"] == record["details"]["after"]["found"] == "fine"
     assert record["answer"] == f"before / after: fine; bad: {said}"
     assert "the vendor's last words at <scratch>" in record["log"]
-    assert said in (tmp_path / MARKDOWN_NAME).read_text()
+    assert f"| bad | {said} |" in markdown
+
+
+def test_crash_on_leaving_is_noted_and_spoils_no_answer(planted: tuple[dict[str, dict[str, Any]], str]) -> None:
+    record = planted[0][LEAVING]
+    assert record["outcome"] == "answered"
+    assert [case["raw"] for case in record["details"].values()] == [{}, {}, {"process_end": "killed by SIGABRT"}]
 
 
 def test_probe_that_keeps_hanging_is_given_up_after_some_cases(tmp_path: Path, graphs: Path) -> None:
-    options = ("--timeout", "1", "--arch", "mtp_372")
-    record = run_planted(tmp_path, graphs, "time.sleep(100)", *options, limits="MAX_TIMEOUTS = 1\n")
+    (record,) = run_planted(tmp_path, graphs, ["time.sleep(100)"], 2, limits="MAX_TIMEOUTS = 1\n")
     assert record["outcome"] == "timed out"
     assert [case["outcome"] for case in record["details"].values()] == ["answered", "timed out", "not tried"]
     assert record["details"]["after"]["found"] == "left out after 1 cases that hung"
@@ -114,13 +140,6 @@ def test_interrupted_run_ends_its_processes_and_keeps_what_it_found(tmp_path: Pa
 
 def children_of(parent: int) -> list[str]:
     return [pid for task in Path(f"/proc/{parent}/task").iterdir() for pid in (task / "children").read_text().split()]
-
-
-def test_crash_on_leaving_is_noted_and_spoils_no_answer(tmp_path: Path, graphs: Path) -> None:
-    leaving = "import atexit; atexit.register(os.abort)"
-    record = run_planted(tmp_path, graphs, leaving, "--arch", "mtp_372")
-    assert record["outcome"] == "answered"
-    assert [case["raw"] for case in record["details"].values()] == [{}, {}, {"process_end": "killed by SIGABRT"}]
 
 
 @pytest.mark.slow
