@@ -5,20 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.classify.classifier import build_classifier, rank_classes
+from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, open_train_split, readable_images
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
-from clipmlu.embed.encoder import Encoder
-from clipmlu.embed.images import item_from_dataset, run_items
+from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.errors import InputError
 from clipmlu.file_names import text_from_name
-from clipmlu.measure.statistics import drop_interval
+from clipmlu.measure.ranking import IntArray, embed_dataset, rank_images
+from clipmlu.measure.statistics import count_changes, drop_interval
 from clipmlu.specs import Spec
 from clipmlu.tune.trial import SearchOptions
 
@@ -69,8 +68,8 @@ class Evaluator:
             )
         self.labels = np.array([self.dataset.label(index) for index in self.indices], np.int64)
         self._exported = exported
-        self._embeddings: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
-        self._predicted: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._embeddings: FloatArray = np.empty((0, 0), np.float32)
+        self._predicted: IntArray = np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -83,7 +82,7 @@ class Evaluator:
             CompileOptions(target="cpu", check=False, overwrite=True),
         )
         with Encoder(reference) as encoder:
-            self._embeddings, self._predicted = self._predict(encoder, 0, len(self))
+            self._embeddings, self._predicted = self._predict(self._classifier(encoder), 0, len(self))
         return float(np.mean(self._predicted == self.labels))
 
     def evaluate(self, bundle: CompiledBundle, options: SessionOptions, images: int, max_drop: float | None) -> Figures:
@@ -97,33 +96,35 @@ class Evaluator:
         """
         part = max(1, images // EARLY_SHARE) if max_drop is not None else images
         with Encoder(bundle, options) as encoder:
-            embeddings, predicted = self._predict(encoder, 0, part)
+            classifier = self._classifier(encoder)
+            embeddings, predicted = self._predict(classifier, 0, part)
             figures = self._figures(embeddings, predicted)
             lower, _ = drop_interval(*self._changes(predicted), part, z=_Z_STOP)
             if part < images and (max_drop is None or lower <= max_drop):
-                rest = self._predict(encoder, part, images)
+                rest = self._predict(classifier, part, images)
                 figures = self._figures(np.concatenate([embeddings, rest[0]]), np.concatenate([predicted, rest[1]]))
         return figures
 
-    def _predict(
-        self, encoder: Encoder, start: int, stop: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        classifier = build_classifier(encoder, self.dataset.class_names, self._search.templates, cache=False)
-        items = (item_from_dataset(self.dataset, index) for index in self.indices[start:stop])
-        rows = np.stack([outcome.require_row() for outcome in run_items(classifier.scorer, items)])
-        predicted = rank_classes(classifier.logits(rows), 1)[:, 0].astype(np.int64)
+    def _classifier(self, encoder: Encoder) -> ZeroShotClassifier:
+        return build_classifier(encoder, self.dataset.class_names, self._search.templates, cache=False)
+
+    def _predict(self, classifier: ZeroShotClassifier, start: int, stop: int) -> tuple[FloatArray, IntArray]:
+        """Embeddings, shape (N, D), and best classes, shape (N,), of the images from ``start`` to ``stop``."""
+        indices = self.indices[start:stop]
+        rows = embed_dataset(classifier.scorer, self.dataset, indices, skip_unreadable=False).rows
+        predicted = rank_images(classifier, rows, 1).predicted
         if self._exported.manifest.layout == "joint":  # logits less their mean, as directions
             rows = rows - rows.mean(axis=1, keepdims=True)
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return rows, predicted
 
-    def _changes(self, predicted: npt.NDArray[np.int64]) -> tuple[int, int]:
+    def _changes(self, predicted: IntArray) -> tuple[int, int]:
         """Number of images that only float32 classifies correctly, and that only this bundle does."""
         count = len(predicted)
-        before, now = self._predicted[:count] == self.labels[:count], predicted == self.labels[:count]
-        return int((before & ~now).sum()), int((~before & now).sum())
+        labels = self.labels[:count]
+        return count_changes(self._predicted[:count] == labels, predicted == labels)
 
-    def _figures(self, embeddings: npt.NDArray[np.float32], predicted: npt.NDArray[np.int64]) -> Figures:
+    def _figures(self, embeddings: FloatArray, predicted: IntArray) -> Figures:
         count = len(predicted)
         lost, won = self._changes(predicted)
         cosines = (embeddings.astype(np.float64) * self._embeddings[:count]).sum(axis=1)
