@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,30 @@ DEMO = REPOSITORY / "src" / "clipmlu" / "assets" / "demo"
 NAMES = ("cat", "dog", "red circle", "blue star")
 
 
-@pytest.fixture
-def folder(exported: ExportedBundle, compiled: CompiledBundle, tmp_path: Path) -> Path:
+def write_folder(compiled: CompiledBundle, folder: Path) -> None:
     """Pictures in the folder of the class that the float model takes them for, so that float32 is always right."""
-    with Model(compiled) as encoder:
-        classifier = encoder.classifier(NAMES, cache=False)
+    for name in NAMES:
+        (folder / "train" / name).mkdir(parents=True)
+    with Model(compiled) as model:
+        classifier = model.classifier(NAMES, cache=False)
         for number in range(70):
             picture = support.picture(number)
             name = classifier.predict(picture).class_name  # type: ignore[union-attr]
-            place = tmp_path / "folder" / "train" / name
-            place.mkdir(parents=True, exist_ok=True)
-            picture.save(place / f"{number}.png")
-    for name in NAMES:
-        (tmp_path / "folder" / "train" / name).mkdir(exist_ok=True)
-    return tmp_path / "folder"
+            picture.save(folder / "train" / name / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("pictures")
+    exported = support.write_exported(base / "tiny")
+    write_folder(compile_bundle(exported, base / "tiny-cpu", CompileOptions(target="cpu")), base / "folder")
+    return base / "folder"
+
+
+@pytest.fixture
+def folder(pictures: Path, tmp_path: Path) -> Path:
+    """A copy of ``pictures``."""
+    return shutil.copytree(pictures, tmp_path / "folder")
 
 
 def options_for(folder: Path, **changes: Any) -> CompileOptions:
@@ -135,29 +146,42 @@ class _StopError(Exception):
     pass
 
 
-def changed_search(
-    change: str, exported: ExportedBundle, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    """Changes something that decides a search; returns the options of the changed search."""
-    dataset = f"imagefolder:{folder}"
-    if change == "class names":
-        names = {name: f"{name}s" for name in NAMES}
-        return {"calibration": CalibrationOptions(dataset=dataset, samples=8, class_names=names)}
-    if change == "versions":
-        monkeypatch.setattr(faulty_backends.RefusingBackend, "version", "2")
-    if change == "exported bundle":
-        support.edit_manifest(exported.path, logit_scale=19.0)
-    if change == "image":
-        seen = {path: path.parent for path in sorted((folder / "train").rglob("*.png"))}
-        for number, path in enumerate(seen):
-            support.picture(1000 + number).save(path)
-    if change == "label":
-        path = next((folder / "train").rglob("*.png"))
-        name = next(name for name in NAMES if name != path.parent.name)
-        path.rename(folder / "train" / name / "moved.png")
-    if change == "template file":
-        (folder.parent / "templates.txt").write_text("the {}\n")
-    return {}
+def first_note(exported: ExportedBundle, folder: Path, output: Path, **changes: Any) -> str:
+    """The first note of a search, which says whether it uses what is stored; the search is stopped there."""
+
+    def stop(note: str) -> None:
+        raise _StopError(note)
+
+    with pytest.raises(_StopError) as caught:
+        search(exported, folder, output, **changes, on_note=stop)
+    return str(caught.value)
+
+
+def check_not_taken_over(note: str, output: Path, part: str) -> None:
+    reason, _, parts = note.partition(" it was made with other ")
+    assert reason == f"not reusing {output}.search/trials/search.json:"
+    assert set(part.split(", ")) <= set(parts.split(", "))
+
+
+def interrupted_options(base: Path) -> dict[str, Any]:
+    """Options of a search whose first trial fails and is not stored."""
+    (base / "templates.txt").write_text("a {}\n")
+    templates = {"templates": base / "templates.txt"}
+    return {"target": "refusing", "samples": 20, "max_drop": 0.9, "search": templates, "min_agreement": 0.0}
+
+
+@pytest.fixture(scope="module")
+def interrupted(
+    pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ExportedBundle, dict[str, Any]]]:
+    """A search with one stored trial, in ``out`` beside its exported bundle; and its options. Not to be changed."""
+    base = tmp_path_factory.mktemp("interrupted")
+    exported = support.write_exported(base / "tiny")
+    options = interrupted_options(base)
+    with pytest.MonkeyPatch.context() as patch:
+        faulty_backends.register(patch)
+        interrupted_search(exported, pictures, base / "out", 1, **options)
+        yield exported, options
 
 
 @pytest.mark.parametrize(
@@ -175,45 +199,56 @@ def changed_search(
         ({"max_drop": 0.8}, "search.max drop"),
         ({"samples": 19}, "images, labels, compile.seen images"),
         ("class names", "class names"),
-        ("template file", "templates"),
         ("versions", "tool versions"),
-        ("exported bundle", "exported bundle"),
-        ("image", "calibration"),
-        ("label", "labels"),
     ],
     ids=str,
 )
-def test_a_search_takes_nothing_over_from_another_one(
-    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, part: str
+def test_a_search_takes_nothing_over_from_one_with_other_options(
+    interrupted: tuple[ExportedBundle, dict[str, Any]],
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Any,
+    part: str,
+) -> None:
+    exported, options = interrupted
+    output = exported.path.with_name("out")
+    assert first_note(exported, pictures, output, **options).startswith("going on with the search in")
+    changes = change if isinstance(change, dict) else {}
+    if change == "class names":
+        names = {name: f"{name}s" for name in NAMES}
+        data = CalibrationOptions(dataset=f"imagefolder:{pictures}", samples=8, class_names=names)
+        changes = {"calibration": data}
+    if change == "versions":
+        monkeypatch.setattr(faulty_backends.RefusingBackend, "version", "2")
+    check_not_taken_over(first_note(exported, pictures, output, **{**options, **changes}), output, part)
+
+
+def change_data(name: str, exported: ExportedBundle, folder: Path) -> None:
+    if name == "exported bundle":
+        support.edit_manifest(exported.path, logit_scale=19.0)
+    if name == "calibration":
+        for number, path in enumerate(sorted((folder / "train").rglob("*.png"))):
+            support.picture(1000 + number).save(path)
+    if name == "labels":
+        path = next((folder / "train").rglob("*.png"))
+        other = next(name for name in NAMES if name != path.parent.name)
+        path.rename(folder / "train" / other / "moved.png")
+    if name == "templates":
+        (folder.parent / "templates.txt").write_text("the {}\n")
+
+
+@pytest.mark.parametrize("name", ["exported bundle", "calibration", "labels", "templates"])
+def test_a_search_takes_nothing_over_from_one_on_other_data(
+    exported: ExportedBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     faulty_backends.register(monkeypatch)
-    (tmp_path / "templates.txt").write_text("a {}\n")
-    common = {
-        "target": "refusing",
-        "samples": 20,
-        "max_drop": 0.9,
-        "search": {"templates": tmp_path / "templates.txt"},
-        "min_agreement": 0.0,
-    }
-    # Trial 1 is refused and not stored.
-    interrupted_search(exported, folder, tmp_path / "out", 1, **common)
-
-    def first_note(source: ExportedBundle, **changes: Any) -> str:
-        def stop(note: str) -> None:
-            raise _StopError(note)
-
-        with pytest.raises(_StopError) as caught:
-            search(source, folder, tmp_path / "out", **{**common, **changes}, on_note=stop)
-        return str(caught.value)
-
-    assert (
-        first_note(exported) == f"going on with the search in {tmp_path / 'out.search' / 'trials'}: 1 trials are known"
-    )
-    changes = change if isinstance(change, dict) else changed_search(change, exported, folder, monkeypatch)
-    note = first_note(open_exported(exported.path), **changes)
-    reason, _, parts = note.partition(" it was made with other ")
-    assert reason == f"not reusing {tmp_path / 'out.search' / 'trials' / 'search.json'}:"
-    assert set(part.split(", ")) <= set(parts.split(", "))
+    options = interrupted_options(tmp_path)
+    interrupted_search(exported, folder, tmp_path / "out", 1, **options)
+    note = first_note(exported, folder, tmp_path / "out", **options)
+    assert note == f"going on with the search in {tmp_path}/out.search/trials: 1 trials are known"
+    change_data(name, exported, folder)
+    note = first_note(open_exported(exported.path), folder, tmp_path / "out", **options)
+    check_not_taken_over(note, tmp_path / "out", name)
 
 
 def test_a_search_on_another_sdk_starts_anew(
