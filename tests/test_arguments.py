@@ -29,7 +29,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "CompareOptions": ("clipmlu.measure.compare.compare", {}),
     "SpeedOptions": ("clipmlu.measure.speed.loads", {}),
     "MmRunOptions": ("clipmlu.magicmind.mm_run", {}),
-    "SweepOptions": ("clipmlu.tune.sweep", {"precisions": ("force_float32",), "batch_sizes": (1,)}),
+    "SweepOptions": ("clipmlu.tune.sweep_options", {"precisions": ("force_float32",), "batch_sizes": (1,)}),
     "SearchOptions": ("clipmlu.tune.quantise", {"max_drop": 0.5}),
     "RunOptions": ("clipmlu.pipeline", {"dataset": "demo"}),
     "SessionOptions": ("clipmlu.backends.base", {}),

@@ -35,7 +35,8 @@ from clipmlu.measure.speed.loads import SpeedOptions
 from clipmlu.measure.speed.speed import measure_speed
 from clipmlu.pipeline import RunOptions, run_chain
 from clipmlu.specs import Precision
-from clipmlu.tune.sweep import SweepOptions, run_sweep
+from clipmlu.tune.sweep import run_sweep
+from clipmlu.tune.sweep_options import SweepOptions
 
 
 class Own(os.PathLike[str]):

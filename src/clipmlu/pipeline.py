@@ -119,13 +119,7 @@ def run_chain(
     session = dataclasses.replace(options.compile.session, threads=options.threads)
     with Encoder(compiled, session) as encoder:
         accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress, on_note=on_note)
-    mark = emulated_mark(accuracy.provenance.emulated)
-    eval_step = Step(
-        name="eval",
-        result=f"top-1 {accuracy.top1:.4f} on {accuracy.images} images{mark}",
-        elapsed_s=time.perf_counter() - start,
-        path=name_from_path(folder / REPORT_NAME),
-    )
+    eval_step = _step("eval", _accuracy_text(accuracy), folder / REPORT_NAME, start)
     report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
     write_file(folder / REPORT_NAME, encode_json(report), overwrite=True)
     return report
@@ -150,14 +144,13 @@ def _export(
         on_note=on_note,
     )
     if reused:
-        on_note(f"reusing {name_from_path(path)}: its content matches")
         for line in bundle.manifest.export.notes:
             on_note(line)
-    return bundle, _bundle_step("export", path, start, reused=reused)
+    return bundle, _step("export", "reused" if reused else "made", path, start)
 
 
 def export_key(model: str, options: ExportOptions) -> dict[str, str]:
-    """Everything that decides an exported bundle, except the versions that ``is_current`` compares."""
+    """Return everything that decides an exported bundle, except the versions that ``is_current`` compares."""
     identity, source_files = identify_source(model, options)
     return {
         **make_key(model=identity, source_files=source_files),
@@ -177,12 +170,16 @@ def _compile(
 ) -> tuple[CompiledBundle, Step]:
     start = time.perf_counter()
     bundle, reused = obtain_compiled(exported, path, options, store, on_note)
-    return bundle, _bundle_step("compile", path, start, reused=reused)
+    return bundle, _step("compile", "reused" if reused else "made", path, start)
 
 
-def _bundle_step(name: str, path: Path, start: float, *, reused: bool) -> Step:
-    result, elapsed = "reused" if reused else "made", time.perf_counter() - start
-    return Step(name=name, result=result, elapsed_s=elapsed, path=name_from_path(path))
+def _step(name: str, result: str, path: Path, start: float) -> Step:
+    return Step(name=name, result=result, elapsed_s=time.perf_counter() - start, path=name_from_path(path))
+
+
+def _accuracy_text(accuracy: AccuracyReport) -> str:
+    mark = emulated_mark(accuracy.provenance.emulated)
+    return f"top-1 {accuracy.top1:.4f} on {accuracy.images} images{mark}"
 
 
 def _slug(model: str, options: ExportOptions) -> str:

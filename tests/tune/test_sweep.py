@@ -22,7 +22,8 @@ from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.specs import Precision, QuantisationOptions
 from clipmlu.tune.resume import ResultStore
-from clipmlu.tune.sweep import SweepOptions, run_sweep
+from clipmlu.tune.sweep import run_sweep
+from clipmlu.tune.sweep_options import SweepOptions
 from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front, pareto_front, render_markdown
 
 FLOAT32, FLOAT16, INT8 = Precision.FORCE_FLOAT32, Precision.FORCE_FLOAT16, Precision.QINT8_MIXED_FLOAT32

@@ -103,7 +103,8 @@ def sweep_command(
     """
     from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.report.sweep import show_sweep
-    from clipmlu.tune.sweep import SweepOptions, run_sweep
+    from clipmlu.tune.sweep import run_sweep
+    from clipmlu.tune.sweep_options import SweepOptions
 
     sweep = SweepOptions(
         compile=dataclasses.replace(options, overwrite=overwrite),

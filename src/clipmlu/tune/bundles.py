@@ -30,7 +30,7 @@ def obtain_bundle(
     overwrite: bool,
     on_note: Note,
 ) -> tuple[SomeBundle, bool]:
-    """The bundle at a path if it was made under this key and is unchanged; else a new one.
+    """Return the bundle at a path if it was made under this key and is unchanged; else a new one.
 
     Args:
         path: where the bundle is or is to be.
@@ -39,7 +39,7 @@ def obtain_bundle(
         open_: opens and verifies the bundle at a path.
         make: makes the bundle, replacing another one if its argument is True.
         overwrite: replace another bundle; what an interrupted attempt under the same key left is always replaced.
-        on_note: called with the reason why a bundle is not used.
+        on_note: called with a line that says that a bundle is reused, or why not.
 
     Returns:
         The bundle, and whether it was there already.
@@ -54,6 +54,7 @@ def obtain_bundle(
     if digest is not None:
         bundle = open_unchanged(path, digest, open_, on_note)
         if bundle is not None:
+            on_note(f"reusing {name_from_path(path)}: its content matches")
             return bundle, True
     overwrite = overwrite or store.is_begun(name, key)
     check_output_free(path, overwrite=overwrite)
@@ -66,7 +67,7 @@ def obtain_bundle(
 def obtain_compiled(
     exported: ExportedBundle, path: Path, options: CompileOptions, store: ResultStore, on_note: Note
 ) -> tuple[CompiledBundle, bool]:
-    """The compiled bundle at a path if it was made with these options, data and tools and is unchanged; else a new one.
+    """Return the compiled bundle at a path if it was made with these options, data and tools and is unchanged; else a new one.
 
     Returns:
         The bundle, and whether it was there already.
@@ -83,16 +84,13 @@ def obtain_compiled(
         return compile_bundle(exported, path, dataclasses.replace(options, overwrite=overwrite))
 
     key = compilation_key(exported, plan, options)
-    bundle, reused = obtain_bundle(path, store, key, open_compiled, make, overwrite=options.overwrite, on_note=on_note)
-    if reused:
-        on_note(f"reusing {name_from_path(path)}: its content matches")
-    return bundle, reused
+    return obtain_bundle(path, store, key, open_compiled, make, overwrite=options.overwrite, on_note=on_note)
 
 
 def compilation_key(
     exported: ExportedBundle, plan: CompilationPlan, options: CompileOptions, *, without: Collection[str] = ()
 ) -> dict[str, str]:
-    """Everything that decides a compiled bundle.
+    """Return everything that decides a compiled bundle.
 
     Args:
         exported: what is compiled.
@@ -118,18 +116,18 @@ def compilation_key(
 
 
 def session_key(session: SessionOptions) -> dict[str, str]:
-    """What decides the values that sessions compute, but not how fast."""
+    """Return what decides the values that sessions compute, but not how fast."""
     return options_key(session, prefix="session.", without=("in_flight", "busy_wait"))
 
 
 def _tool_versions(plan: CompilationPlan, session: SessionOptions) -> dict[str, str]:
-    """Versions of clipmlu, of the runtimes of all towers, and of ONNX Runtime, which computes the reference of the gates."""
+    """Return the versions of clipmlu, of the runtimes of all towers, and of ONNX Runtime, which computes the reference of the gates."""
     placements = [plan.main, *([] if plan.text_tower is None else [plan.text_tower])]
     return runtime_versions(("onnxruntime", *(placement.backend for placement in placements)), session)
 
 
 def open_unchanged(path: Path, digest: str, open_: Callable[[Path], SomeBundle], on_note: Note) -> SomeBundle | None:
-    """The bundle at a path, verified, if it has this digest; else None, with a note unless nothing is there."""
+    """Return the bundle at a path, verified, if it has this digest; else None, with a note unless nothing is there."""
     try:
         bundle = open_(path)
     except BundleNotFoundError:

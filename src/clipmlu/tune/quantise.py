@@ -207,7 +207,7 @@ class _Search:
         self._trials: list[Trial] = []
 
     def run(self, modes: Sequence[Precision]) -> CompiledBundle | None:
-        """The first accepted bundle, in the folder of the search; None if there is none."""
+        """Return the first accepted bundle, in the folder of the search; None if there is none."""
         for precision, how in Candidates(modes, self._trials, lambda: role_shares(self._exported), self._explore):
             trial, bundle = self._obtain(precision, how, exploratory=False)
             if trial.verdict == "accepted":
@@ -215,7 +215,7 @@ class _Search:
         return None
 
     def report(self) -> SearchReport:
-        """The report of the trials so far."""
+        """Return the report of the trials so far."""
         return SearchReport(
             provenance=self._provenance,
             max_drop=self._search.max_drop,

@@ -57,7 +57,7 @@ class ResultStore:
         self._on_result = on_result
 
     def load(self, name: str, key: Key, kind: type[Result]) -> Result | None:
-        """The result of that name, or None if there is none under an equal key."""
+        """Return the result of that name, or None if there is none under an equal key."""
         record = self._read(name)
         if record is None or not self._is_same(name, record, key) or record.result is None:
             return None
@@ -77,12 +77,12 @@ class ResultStore:
         self._write(name, _Record(key=dict(key)))
 
     def is_begun(self, name: str, key: Key) -> bool:
-        """Whether ``begin`` was the last call for that name, under an equal key."""
+        """Return whether ``begin`` was the last call for that name, under an equal key."""
         record = self._read(name)
         return record is not None and record.result is None and self._is_same(name, record, key)
 
     def count(self) -> int:
-        """The number of records."""
+        """Return the number of records."""
         return sum(1 for _path in self.folder.glob("*.json"))
 
     def clear(self) -> None:

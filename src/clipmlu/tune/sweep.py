@@ -13,87 +13,31 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from clipmlu.arguments import as_path, check_argument, check_fields
-from clipmlu.backends import SessionOptions, backend_for_target, runtime_versions
+from clipmlu.arguments import as_path, check_argument
+from clipmlu.backends import backend_for_target
 from clipmlu.backends.provenance import make_provenance
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.scoring import check_joint_templates
-from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE, DEFAULT_MAX_BATCH, CompileOptions
 from clipmlu.data.datasets import DATASETS, Dataset, check_dataset
-from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
 from clipmlu.file_names import name_from_path, printable
 from clipmlu.files.publish import encode_json, write_files
-from clipmlu.keys import make_key, options_key
-from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
+from clipmlu.measure.accuracy.evaluate import evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.machine import describe_machine
-from clipmlu.measure.samples import choose_images
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.scenarios import Graph, Limits, milliseconds, percentile, run_offline, run_streams
-from clipmlu.specs import NaturalInt, PositiveInt, Precision, Spec
-from clipmlu.tune.bundles import obtain_compiled, session_key
+from clipmlu.specs import Precision, Spec
+from clipmlu.tune.bundles import obtain_compiled
 from clipmlu.tune.resume import Key, ResultStore
+from clipmlu.tune.sweep_options import BATCHES_IN_FLIGHT, SweepOptions, accuracy_key, images_and_labels, timing_key
 from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front, render_markdown
 
-_IN_FLIGHT = 2
 _FEWEST_BATCHES = 3
 
 Note = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """What to sweep over; validated on construction.
-
-    Attributes:
-        compile: how to compile. The sweep sets the precision, the batch sizes and the shape; precisions that quantise nothing
-            take no calibration data and no options of quantisation.
-        precisions: each becomes one bundle.
-        batch_sizes: each is measured on every bundle.
-        evaluate: how to measure accuracy.
-        threads: CPU threads for one batch; 0 leaves it to the runtime.
-        repetitions: of each measurement of speed.
-        duration_ms: of one repetition; latency takes half as long again.
-    """
-
-    compile: CompileOptions
-    precisions: tuple[Precision, ...]
-    batch_sizes: tuple[PositiveInt, ...]
-    evaluate: EvalOptions = dataclasses.field(default_factory=EvalOptions)
-    threads: NaturalInt = 0
-    repetitions: PositiveInt = 3
-    duration_ms: NaturalInt = 1000
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name, values in (("precisions", self.precisions), ("batch sizes", self.batch_sizes)):
-            if not values or len(set(values)) != len(values):
-                raise OptionError(
-                    f"{name} are {[str(getattr(v, 'value', v)) for v in values]}; expected different ones"
-                )
-        quantising = any(precision.bits is not None for precision in self.precisions)
-        if not quantising and (self.compile.calibration is not None or self.compile.quantisation is not None):
-            raise OptionError("none of the precisions quantises; leave the options for how to quantise out")
-
-    @property
-    def session(self) -> SessionOptions:
-        """How sessions are opened to measure."""
-        return dataclasses.replace(self.compile.session, threads=self.threads, in_flight=_IN_FLIGHT)
-
-    def for_precision(self, precision: Precision) -> CompileOptions:
-        """How one bundle is compiled."""
-        changes: dict[str, object] = {} if precision.bits is not None else {"calibration": None, "quantisation": None}
-        return dataclasses.replace(
-            self.compile,
-            precision=precision,
-            batch_size=DEFAULT_BATCH_SIZE,
-            dynamic_shape=True,
-            max_batch=max(DEFAULT_MAX_BATCH, *self.batch_sizes),
-            **changes,  # type: ignore[arg-type]
-        )
 
 
 class Repetition(Spec, frozen=True, kw_only=True):
@@ -217,7 +161,7 @@ class _Sweep:
 
     def _obtain_accuracy(self, variant: str, bundle: CompiledBundle, dataset: Dataset) -> AccuracyReport:
         name = f"{variant}.accuracy"
-        key = self._accuracy_key(bundle, dataset)
+        key = accuracy_key(bundle, dataset, self._images, self._options)
         # The images of a folder may have changed since.
         kept = self._store.load(name, key, AccuracyReport) if dataset.name in DATASETS else None
         if kept is not None:
@@ -229,45 +173,13 @@ class _Sweep:
         self._store.save(name, key, report)
         return report
 
-    def _accuracy_key(self, bundle: CompiledBundle, dataset: Dataset) -> dict[str, str]:
-        how = self._options.evaluate
-        return {
-            **make_key(
-                bundle=bundle.digest,
-                dataset=(dataset.name, dataset.split),
-                images=self._images,
-                class_names=tuple(dataset.class_names),
-                templates=resolve_templates(how.templates),
-                max_pixels=dataset.max_pixels,
-                tool_versions=self._versions(bundle),
-            ),
-            **options_key(how, prefix="evaluate.", without=("templates", "cache", "workers")),
-            **session_key(self._options.session),
-        }
-
     @functools.cached_property
     def _images(self) -> tuple[tuple[str, int], ...]:
-        """Content digest and label of each image that is evaluated; none for a folder, which is evaluated anew each time."""
-        dataset, how = self._dataset, self._options.evaluate
-        if dataset is None or dataset.name not in DATASETS:
-            return ()
-        indices = choose_images(dataset, how.samples, shuffle=how.shuffle, seed=how.seed)
-        return tuple((content_digest(dataset.image(index)), int(dataset.label(index))) for index in indices)
+        return () if self._dataset is None else images_and_labels(self._dataset, self._options.evaluate)
 
     def _load_timing(self, variant: str, bundle: CompiledBundle, batch_size: int) -> _Timing:
         name = f"{variant}-b{batch_size}"
-        # Of the repetitions, those that are there are used; all else belongs to the bundle or to its accuracy.
-        apart = ("compile", "precisions", "batch_sizes", "evaluate", "threads", "repetitions")
-        key = {
-            **make_key(
-                bundle=bundle.digest,
-                batch_size=batch_size,
-                machine=describe_machine(),
-                tool_versions=self._versions(bundle),
-            ),
-            **options_key(self._options, without=apart),
-            **options_key(self._options.session, prefix="session."),
-        }
+        key = timing_key(bundle, batch_size, self._options)
         known = self._store.load(name, key, tuple[Repetition, ...]) or ()
         return _Timing(name=name, key=key, batch_size=batch_size, repetitions=known[: self._options.repetitions])
 
@@ -327,14 +239,10 @@ class _Sweep:
         emulated = self._backend.emulated
         return [SweepRow(precision=variant.precision, emulated=emulated, failure=reason, gate_failed=failed_gate)]
 
-    def _versions(self, bundle: CompiledBundle) -> dict[str, str]:
-        placements = [bundle.compilation.placement(tower) for tower in bundle.manifest.towers]
-        return runtime_versions((placement.backend for placement in placements), self._options.session)
-
 
 def _time(graph: Graph, batch_size: int, seconds: float) -> Repetition:
-    run_offline([graph], batch_size, _IN_FLIGHT, Limits(1, seconds / 10))
-    offline = run_offline([graph], batch_size, _IN_FLIGHT, Limits(_FEWEST_BATCHES, seconds))
+    run_offline([graph], batch_size, BATCHES_IN_FLIGHT, Limits(1, seconds / 10))
+    offline = run_offline([graph], batch_size, BATCHES_IN_FLIGHT, Limits(_FEWEST_BATCHES, seconds))
     alone = run_streams([graph], batch_size, batch_size, Limits(_FEWEST_BATCHES, seconds / 2))
     return Repetition(
         images_per_second=offline.samples / offline.seconds,
