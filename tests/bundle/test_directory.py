@@ -14,12 +14,12 @@ import support
 from clipmlu.bundle.directory import (
     CompiledBundle,
     ExportedBundle,
-    file_record,
     open_bundle,
     open_compiled,
     open_exported,
     stage_bundle,
 )
+from clipmlu.bundle.verify import file_record
 from clipmlu.errors import (
     BundleCorruptError,
     BundleError,

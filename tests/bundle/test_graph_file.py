@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import support
 from clipmlu.bundle import graph_file
-from clipmlu.bundle.directory import ExportedBundle, file_record, open_bundle
+from clipmlu.bundle.directory import ExportedBundle, open_bundle
 from clipmlu.bundle.graph_file import scan_graph
+from clipmlu.bundle.verify import file_record
 from clipmlu.errors import BundleCorruptError
 
 Change = Callable[[onnx.ModelProto], None]

@@ -11,7 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 import support
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, file_record
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.verify import file_record
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.prompts import fill_template
 from clipmlu.embed.encoder import Encoder

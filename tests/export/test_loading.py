@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from clipmlu.bundle.directory import file_record
+from clipmlu.bundle.verify import file_record
 from clipmlu.errors import ExportError, MissingDependencyError
 from clipmlu.export import loading, openai
 from clipmlu.export.exporter import ExportOptions, export_model

@@ -19,8 +19,9 @@ from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import CompiledGraph
 from clipmlu.backends.cpu_graphs import take_uint8
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, file_record, open_compiled, open_exported
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.bundle.manifest import Tower
+from clipmlu.bundle.verify import file_record
 from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import CompileError, OptionError, ShapeError

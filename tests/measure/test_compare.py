@@ -17,7 +17,8 @@ from PIL import Image
 
 import support
 from clipmlu.backends import BACKENDS, get_backend
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, file_record, open_exported
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
+from clipmlu.bundle.verify import file_record
 from clipmlu.compile.compiler import CompileOptions, compile_bundle
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.images import DEFAULT_MAX_PIXELS

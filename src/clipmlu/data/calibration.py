@@ -16,8 +16,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.arguments import as_path, check_fields, is_there
-from clipmlu.bundle.directory import Bundle, file_record
+from clipmlu.bundle.directory import Bundle
 from clipmlu.bundle.manifest import FileRecord
+from clipmlu.bundle.verify import file_record
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import DATASETS, Dataset, open_dataset, open_folder, spread_over_classes
 from clipmlu.data.feeds import CalibrationData

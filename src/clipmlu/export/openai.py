@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipmlu.bundle.directory import file_record
+from clipmlu.bundle.verify import file_record
 from clipmlu.export.checkpoint import Checkpoint
 from clipmlu.host import require
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from clipmlu.arguments import as_path, is_there
-from clipmlu.bundle.directory import file_record
 from clipmlu.bundle.manifest import TOKENIZER_NAME, FileRecord
+from clipmlu.bundle.verify import file_record
 from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
 from clipmlu.export.catalog import DEMO_MODEL, Weights, check_model_name, find_weights, read_config, tags_of
 from clipmlu.export.configuration import parse_config
