@@ -14,7 +14,8 @@ import pytest
 import support
 import tiny_models
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.export.exporter import ExportOptions, export_model
 
 LONG_FILES = (

@@ -17,7 +17,7 @@ import support
 from clipmlu.arguments import as_path
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.compile.compiler import CompileOptions
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.recipe import read_recipe
 from clipmlu.data.calibration import CalibrationOptions, load_calibration, obtain_calibration, open_train_split
 from clipmlu.data.class_names import resolve_class_names

@@ -15,7 +15,7 @@ import pytest
 import support
 from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.cli import main
-from clipmlu.compile.compiler import CompileOptions
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.export.exporter import ExportOptions
 from clipmlu.measure.accuracy.evaluate import EvalOptions
 from clipmlu.pipeline import RunOptions, export_key, run_chain

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction, Predictions
-    from clipmlu.compile.compiler import CompileOptions, compile_bundle
+    from clipmlu.compile.compiler import compile_bundle
+    from clipmlu.compile.plan import CompileOptions
     from clipmlu.data.datasets import open_dataset
     from clipmlu.embed.encoder import Encoder
     from clipmlu.errors import ClipmluError

@@ -13,7 +13,7 @@ from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.scoring import check_joint_templates
-from clipmlu.compile.compiler import CompilationPlan, CompileOptions, check_layout, plan_compilation
+from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder

@@ -19,7 +19,8 @@ import pytest
 import support
 from clipmlu.backends import AUTO_ORDER, BACKENDS, TARGETS, SessionOptions, backend_for_target, get_backend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import (
     BackendUnavailableError,

@@ -24,7 +24,8 @@ from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.openvino import OpenVinoBackend, OpenVinoSession
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.bundle.manifest import Tower
-from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import BackendUnavailableError, CompileError, OptionError, PrecisionError, SessionError
 from clipmlu.model import Model

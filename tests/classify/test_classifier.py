@@ -18,7 +18,8 @@ import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.classify.results import Prediction, Predictions
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import ImageItem, embed_items
 from clipmlu.errors import InputError, OptionError, ShapeError

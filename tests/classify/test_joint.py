@@ -17,7 +17,8 @@ from clipmlu.bundle.directory import CompiledBundle, open_exported
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.scoring import JointScorer
 from clipmlu.compile.checks import Thresholds, check_agreement
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.errors import BundleError, GateError, OptionError, ShapeError
 from clipmlu.model import Model, load
 from clipmlu.specs import MluBuild, Precision

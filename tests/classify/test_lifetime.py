@@ -26,7 +26,8 @@ from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import Session
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.classify.classifier import ZeroShotClassifier
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.errors import BundleCorruptError, BundleNotFoundError, InputError, SessionError
 from clipmlu.model import Model
 

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.bundle.verify import file_record
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.prompts import fill_template
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleCorruptError, InputError, SessionError

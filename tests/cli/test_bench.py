@@ -14,7 +14,8 @@ from click.testing import CliRunner
 import support
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.cli.bench import bench_command
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 
 Run = Callable[..., tuple[int, str, str]]
 Tool = Callable[..., Path]

@@ -14,7 +14,8 @@ import pytest
 
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.model import load
 

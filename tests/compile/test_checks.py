@@ -15,7 +15,8 @@ from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.bundle.verify import file_record
 from clipmlu.compile import checks
 from clipmlu.compile.checks import Thresholds, check_agreement
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.errors import BundleCorruptError, GateError
 from clipmlu.specs import Precision
 

@@ -13,7 +13,8 @@ from clipmlu.backends import backend_for_target
 from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
 from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.errors import BundleExistsError, GateError, OptionError, PrecisionError
 from clipmlu.specs import Precision
 

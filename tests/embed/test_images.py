@@ -20,7 +20,8 @@ from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.classify.results import Prediction
 from clipmlu.clock import StageClock
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.embed.encoder import PendingRows
 from clipmlu.embed.images import ImageItem, embed_batches, embed_items, item_from_source
 from clipmlu.errors import InputError, OptionError, OverlapError

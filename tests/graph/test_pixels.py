@@ -22,7 +22,8 @@ from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.bundle.manifest import Tower
 from clipmlu.bundle.verify import file_record
-from clipmlu.compile.compiler import CompileOptions, compile_bundle, plan_compilation
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import CompileError, OptionError, ShapeError
 from clipmlu.graph.pixels import (

@@ -19,7 +19,8 @@ import support
 from clipmlu.backends import BACKENDS, get_backend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.bundle.verify import file_record
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import BundleError, InputError, OptionError, OverlapError

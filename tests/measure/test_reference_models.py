@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.datasets import Dataset, open_dataset
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.measure.accuracy.tally import ImageResult

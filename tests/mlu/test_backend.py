@@ -13,7 +13,8 @@ from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.base import GraphOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.bundle.manifest import Tower
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.feeds import CalibrationData
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, CalibrationError, DeviceError, OptionError
 from clipmlu.magicmind.backend import MagicMindBackend, emulated_worker

@@ -15,7 +15,8 @@ import pytest
 
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.errors import BackendUnavailableError, BundleError, OptionError, SessionError, ShapeError
 from clipmlu.magicmind.mm_run import MmRunOptions, build_command, find_mm_run, parse_output, run_mm_run
 

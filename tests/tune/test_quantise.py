@@ -18,7 +18,8 @@ import faulty_backends
 import support
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.recipe import apply_recipe, read_recipe
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.images import content_digest, load_image

@@ -12,7 +12,7 @@ import pytest
 
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle
-from clipmlu.compile.compiler import CompileOptions, plan_compilation
+from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.keys import make_key, value_digest
 from clipmlu.specs import Precision, Spec

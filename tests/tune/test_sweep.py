@@ -15,7 +15,7 @@ import faulty_backends
 import support
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle, open_compiled
-from clipmlu.compile.compiler import CompileOptions
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.datasets import Dataset, open_dataset
 from clipmlu.errors import BundleExistsError, OptionError

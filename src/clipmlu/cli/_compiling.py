@@ -26,7 +26,7 @@ from clipmlu.specs import (
 )
 
 if TYPE_CHECKING:
-    from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.compile.plan import CompileOptions
     from clipmlu.specs import MluBuild, QuantisationOptions
 
 
@@ -157,7 +157,7 @@ _SET_BY_SWEEP: dict[str, Any] = {
 
 def _options_from(given: Mapping[str, Any]) -> CompileOptions:
     from clipmlu.backends import SessionOptions
-    from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.compile.plan import CompileOptions
 
     return CompileOptions(
         target=given["target"],

@@ -16,7 +16,7 @@ from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.bundle.directory import CompiledBundle
-    from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.compile.plan import CompileOptions
     from clipmlu.tune.trial import SearchOptions
 
 

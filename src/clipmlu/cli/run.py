@@ -18,7 +18,7 @@ from clipmlu.report.tables import console, echo_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.compile.plan import CompileOptions
     from clipmlu.data.datasets.choice import DatasetChoice
     from clipmlu.pipeline import Step
     from clipmlu.specs import Layout

@@ -26,7 +26,7 @@ from clipmlu.report.tables import echo_json
 from clipmlu.specs import Precision
 
 if TYPE_CHECKING:
-    from clipmlu.compile.compiler import CompileOptions
+    from clipmlu.compile.plan import CompileOptions
     from clipmlu.data.datasets.choice import DatasetChoice
 
 

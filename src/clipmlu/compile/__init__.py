@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 
 __all__ = ["CompileOptions", "compile_bundle"]

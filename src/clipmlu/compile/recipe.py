@@ -10,7 +10,7 @@ import msgspec
 from clipmlu.arguments import as_path
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.bundle.manifest import MANIFEST_NAME
-from clipmlu.compile.compiler import CompileOptions
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions, CalibrationSet
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError

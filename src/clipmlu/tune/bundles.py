@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from clipmlu.backends import SessionOptions, runtime_versions
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, check_output_free, open_compiled
-from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.file_names import name_from_path

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from clipmlu.backends import get_backend
-from clipmlu.compile.compiler import CompilationPlan
+from clipmlu.compile.plan import CompilationPlan
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions
 from clipmlu.tune.trial import Trial
 

@@ -28,7 +28,8 @@ from clipmlu.bundle.directory import (
     publish_copy,
 )
 from clipmlu.classify.scoring import check_joint_templates
-from clipmlu.compile.compiler import CompilationPlan, CompileOptions, compile_bundle, plan_compilation
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
 from clipmlu.compile.preparing import role_shares
 from clipmlu.compile.recipe import RECIPE_NAME, recipe_of
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration

@@ -7,7 +7,7 @@ import dataclasses
 from clipmlu.arguments import check_fields
 from clipmlu.backends import SessionOptions, runtime_versions
 from clipmlu.bundle.directory import CompiledBundle
-from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE, DEFAULT_MAX_BATCH, CompileOptions
+from clipmlu.compile.plan import DEFAULT_BATCH_SIZE, DEFAULT_MAX_BATCH, CompileOptions
 from clipmlu.data.datasets import DATASETS, Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates

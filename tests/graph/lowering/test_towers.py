@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 
 from clipmlu.bundle.directory import ExportedBundle
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.graph.lowering import check_int32_range, lower_tower, remaining_shape_nodes
 from clipmlu.graph.parity import (

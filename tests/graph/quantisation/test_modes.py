@@ -13,7 +13,8 @@ import pytest
 
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.compile.compiler import CompileOptions, compile_bundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import OptionError
 from clipmlu.model import Model

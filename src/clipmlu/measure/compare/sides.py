@@ -10,7 +10,7 @@ from clipmlu.backends.provenance import Provenance, backends_of, make_provenance
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_bundle
 from clipmlu.bundle.manifest import TOKENIZER_NAME, Compilation, Manifest, SeenData
 from clipmlu.bundle.runnable import RunnableModel
-from clipmlu.compile.compiler import DEFAULT_BATCH_SIZE
+from clipmlu.compile.plan import DEFAULT_BATCH_SIZE
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError
 from clipmlu.file_names import name_from_path
