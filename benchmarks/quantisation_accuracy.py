@@ -24,7 +24,8 @@ import numpy as np
 from clipmlu import CompileOptions, EvalOptions, Precision, compile_bundle, evaluate, open_dataset
 from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import ExportedBundle, open_exported
-from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
+from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.embed.encoder import Encoder
 from clipmlu.measure.accuracy.tally import ImageResult
 from clipmlu.specs import SMOOTHED_ROLES, QuantisationOptions

@@ -19,7 +19,8 @@ from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.recipe import read_recipe
-from clipmlu.data.calibration import CalibrationOptions, load_calibration, obtain_calibration, open_train_split
+from clipmlu.data.calibration import CalibrationOptions, obtain_calibration, open_train_split
+from clipmlu.data.calibration_set import load_calibration
 from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.datasets.choice import DatasetChoice

@@ -11,7 +11,7 @@ import pytest
 
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
-from clipmlu.data.calibration import load_calibration
+from clipmlu.data.calibration_set import load_calibration
 from clipmlu.model import Model
 
 Run = Callable[..., tuple[int, str, str]]

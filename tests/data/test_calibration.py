@@ -17,12 +17,8 @@ from PIL import Image
 
 import support
 from clipmlu.bundle.directory import ExportedBundle
-from clipmlu.data.calibration import (
-    CalibrationOptions,
-    draw_prompts,
-    load_calibration,
-    obtain_calibration,
-)
+from clipmlu.data.calibration import CalibrationOptions, draw_prompts, obtain_calibration
+from clipmlu.data.calibration_set import load_calibration
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
@@ -146,7 +142,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
     def write(_self: object, _content: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clipmlu.data.calibration._Writer.write", write)
+    monkeypatch.setattr("clipmlu.data.calibration_set._Writer.write", write)
     with pytest.raises(OutputError, match=r"No space left on the disk of .*set"):
         drawn.save(tmp_path / "set")
     assert not [path for path in tmp_path.iterdir() if "set" in path.name]

@@ -13,7 +13,7 @@ from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.bundle.manifest import Manifest, ParityRecord
 from clipmlu.bundle.runnable import RunnableModel
-from clipmlu.data.calibration import CalibrationSet, cut_batches
+from clipmlu.data.calibration_set import CalibrationSet, cut_batches
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor

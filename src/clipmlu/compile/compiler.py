@@ -26,7 +26,8 @@ from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.compile.checks import Thresholds, check_agreement
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.compile.preparing import joint_row_macs, prepare_graph
-from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, obtain_calibration
+from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.feeds import CalibrationData
 from clipmlu.errors import (
     BackendUnavailableError,

@@ -7,7 +7,8 @@ import dataclasses
 from clipmlu.arguments import check_fields
 from clipmlu.backends import SessionOptions, backend_for_target
 from clipmlu.bundle.manifest import Compilation, Placement
-from clipmlu.data.calibration import CalibrationOptions, CalibrationSet
+from clipmlu.data.calibration import CalibrationOptions
+from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.errors import CalibrationError, OptionError, PrecisionError
 from clipmlu.graph.pixels import NORMALISATION_KEY
 from clipmlu.specs import CalibrationRecord, Layout, MluBuild, PositiveInt, Precision, QuantisationOptions, TowerName

@@ -11,7 +11,8 @@ from clipmlu.arguments import as_path
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.bundle.manifest import MANIFEST_NAME
 from clipmlu.compile.plan import CompileOptions
-from clipmlu.data.calibration import CalibrationOptions, CalibrationSet
+from clipmlu.data.calibration import CalibrationOptions
+from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import text_from_name

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, overload
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from clipmlu.arguments import as_path, check_fields, is_there
+from clipmlu.arguments import check_fields, is_there
 from clipmlu.bundle.directory import Bundle
-from clipmlu.bundle.manifest import FileRecord
-from clipmlu.bundle.verify import file_record
+from clipmlu.data.calibration_set import HEADER_NAME, CalibrationSet, calibration_digest, load_calibration
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import DATASETS, Dataset, open_dataset, open_folder, spread_over_classes
-from clipmlu.data.feeds import CalibrationData
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, clipped_note, content_digest, is_clipped
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.skipping import log_skipped
-from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import CalibrationError, InputError, UnknownNameError, first_line, reason_of
+from clipmlu.errors import CalibrationError, InputError, UnknownNameError
 from clipmlu.file_names import expand_home, name_from_path, prefer_known_name
-from clipmlu.files.publish import encode_json, stage_directory
-from clipmlu.files.read import read_json
-from clipmlu.specs import CalibrationRecord, NaturalInt, PositiveInt, PreprocessSpec, Spec, TowerName
+from clipmlu.specs import CalibrationRecord, NaturalInt, PositiveInt
 
 DEFAULT_SAMPLES = 1000
-SCHEMA_VERSION = 1
-HEADER_NAME = "calibration-set.json"
-_PIXELS_NAME = "pixels.npy"
 _TEXTS = 256
 _EVALUATED_SETS = ("simple", "cifar")
 _NAMES_WITHOUT_CLASSES = [
@@ -100,7 +88,6 @@ _NAMES_WITHOUT_CLASSES = [
 """Everyday nouns, for the prompts of images that have no class names."""
 
 _log = logging.getLogger(__name__)
-Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,103 +119,6 @@ class CalibrationOptions:
         check_fields(self)
 
 
-class CalibrationHeader(Spec, frozen=True, kw_only=True):
-    """What a saved calibration set says of itself, beside the file of its pixels.
-
-    Attributes:
-        schema_version: version of the layout.
-        record: where the data come from, and their digest.
-        preprocess: how the images were fitted; another mean or standard deviation does not matter.
-        prompts: what the text tower is calibrated with.
-        images: content digests of the images, in order; see ``content_digest``.
-        pixels: the file of the pixels, uint8, shape (N, height, width, 3).
-    """
-
-    schema_version: NaturalInt = SCHEMA_VERSION
-    record: CalibrationRecord
-    preprocess: PreprocessSpec
-    prompts: tuple[str, ...]
-    images: tuple[str, ...]
-    pixels: FileRecord
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrationSet:
-    """Images and prompts to calibrate bundles with.
-
-    Attributes:
-        preprocess: how the images were fitted.
-        pixels: uint8, shape (N, height, width, 3), not normalised; may be mapped from a file.
-        images: content digests of the images, in order.
-        prompts: for the text tower.
-        record: what is kept in manifests.
-    """
-
-    preprocess: PreprocessSpec
-    pixels: npt.NDArray[np.uint8]
-    images: tuple[str, ...]
-    prompts: tuple[str, ...]
-    record: CalibrationRecord
-
-    def save(self, output: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the set to a directory, whole or not at all.
-
-        Raises:
-            BundleExistsError: the path is taken.
-            OutputError: it cannot be written.
-        """
-        with stage_directory(
-            as_path(output, "the output"), "calibration set", HEADER_NAME, overwrite=overwrite
-        ) as folder:
-            with (folder / _PIXELS_NAME).open("wb") as stream:
-                np.lib.format.write_array(_Writer(stream), self.pixels, allow_pickle=False)
-            header = CalibrationHeader(
-                record=self.record,
-                preprocess=self.preprocess,
-                prompts=self.prompts,
-                images=self.images,
-                pixels=file_record(folder / _PIXELS_NAME),
-            )
-            (folder / HEADER_NAME).write_bytes(encode_json(header, indent=1))
-
-    def check_fits(self, bundle: Bundle) -> None:
-        """Refuse a bundle whose images are fitted otherwise.
-
-        Raises:
-            CalibrationError: says how.
-        """
-        for field in ("height", "width", "resize_mode", "interpolation", "fill_color"):
-            ours, theirs = getattr(self.preprocess, field), getattr(bundle.manifest.preprocess, field)
-            if ours != theirs:
-                raise CalibrationError(
-                    f"The calibration set was made for images with {field} {ours}; bundle '{bundle.path}' has {theirs}. "
-                    f"Make one for it: clipmlu calibrate {bundle.path} --calib DATASET -o DIR"
-                )
-
-    def feeds(self, bundle: Bundle, tower: TowerName, batch_size: int, text_rows: int) -> dict[str, CalibrationData]:
-        """Calibration data of one tower, by input name.
-
-        All batches are full, as the vendor's sample gives them: the last one is filled up from the front. In the joint
-        layout the same prompts go with every batch of images.
-
-        Args:
-            bundle: whose normalisation and tokenizer are used.
-            tower: which tower of it.
-            batch_size: rows of a batch.
-            text_rows: texts of the joint layout.
-        """
-        images = CalibrationData(
-            batches=_PixelBatches(self.pixels, Preprocessor(bundle.manifest.preprocess), batch_size)
-        )
-        if tower == "image":
-            return {"pixel_values": images}
-        ids = Tokenizer.load(bundle.tokenizer_path, bundle.manifest.tokenizer)(list(self.prompts))
-        if tower == "text":
-            return {"input_ids": CalibrationData(batches=cut_batches(ids, batch_size))}
-        texts = CalibrationData(batches=[_first_rows(ids, text_rows)], repeat=True)
-        return {"pixel_values": images, "input_ids": texts}
-
-
 def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
     """Draw a calibration set, or open one that was saved.
 
@@ -248,61 +138,6 @@ def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> Calibrati
         found.check_fits(bundle)
         return found
     return _draw(bundle, options)
-
-
-def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
-    """Open a saved calibration set and verify it.
-
-    Raises:
-        InputError: it is damaged, or of a newer version.
-    """
-    folder = as_path(path, "the calibration set")
-    try:
-        header = read_json(folder / HEADER_NAME, CalibrationHeader)
-        if header.schema_version > SCHEMA_VERSION:
-            raise InputError(
-                f"Calibration set '{path}' has schema {header.schema_version}; this clipmlu reads up to {SCHEMA_VERSION}."
-            )
-        pixels = folder / _PIXELS_NAME
-        if file_record(pixels) != header.pixels:
-            raise InputError(
-                f"Calibration set '{path}' is damaged: '{_PIXELS_NAME}' does not match its digest. Make it again."
-            )
-        array = _map_pixels(pixels)
-    except (OSError, ValueError) as error:  # msgspec's is a ValueError
-        raise InputError(f"Calibration set '{path}' cannot be read: {reason_of(error)}. Make it again.") from error
-    problem = _problem(header, array)
-    if problem:
-        raise InputError(f"Calibration set '{path}' is damaged: {problem}. Make it again.")
-    return CalibrationSet(
-        preprocess=header.preprocess,
-        pixels=array,
-        images=header.images,
-        prompts=header.prompts,
-        record=header.record,
-    )
-
-
-def _map_pixels(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # NumPy raises nearly anything for a damaged header
-        raise ValueError(f"'{path.name}' is no array: {first_line(error)}") from error
-    return array
-
-
-def _problem(header: CalibrationHeader, pixels: npt.NDArray[np.uint8]) -> str:
-    """What does not fit together, or an empty text."""
-    spec, record = header.preprocess, header.record
-    expected = (len(header.images), spec.height, spec.width, 3)
-    if not isinstance(pixels, np.ndarray) or pixels.shape != expected or pixels.dtype != np.uint8:
-        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else "an archive"
-        return f"its pixels are {found}; expected uint8 {expected}"
-    if (record.samples, record.texts) != (len(header.images), len(header.prompts)):
-        return f"it has {len(header.images)} images and {len(header.prompts)} prompts, but was made of {record.samples} and {record.texts}"
-    if record.digest != _digest(header.images, header.prompts, spec):
-        return "its images and prompts do not match their digest"
-    return ""
 
 
 def open_train_split(options: CalibrationOptions) -> Dataset:
@@ -346,13 +181,6 @@ def _own_folder(name: str) -> Path | None:
     return folder if is_there(folder, folder=True) else None
 
 
-def cut_batches(rows: Array, batch_size: int) -> list[Array]:
-    """Full batches of the rows, the last one filled up from the front."""
-    count = -(-len(rows) // batch_size) * batch_size
-    filled = _first_rows(rows, count)
-    return [filled[start : start + batch_size] for start in range(0, count, batch_size)]
-
-
 def _draw(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
     dataset = open_train_split(options)
     if not len(dataset):
@@ -385,7 +213,7 @@ def _draw(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
         samples=len(images),
         seed=options.seed,
         texts=len(prompts),
-        digest=_digest(images, prompts, spec),
+        digest=calibration_digest(images, prompts, spec),
     )
     return CalibrationSet(preprocess=spec, pixels=pixels, images=tuple(images), prompts=tuple(prompts), record=record)
 
@@ -422,50 +250,3 @@ def draw_prompts(class_names: Sequence[str], seed: int) -> list[str]:
         for turn in range(rounds)
         for name, picks in zip(names, chosen, strict=True)
     ]
-
-
-def _digest(images: Sequence[str], prompts: Sequence[str], spec: PreprocessSpec) -> str:
-    content = msgspec.json.encode([list(images), list(prompts), spec], order="sorted")
-    return hashlib.sha256(content).hexdigest()
-
-
-class _Writer:
-    """A stream that NumPy does not take for a file: to those it writes by itself, and hides that the disk is full."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def write(self, content: bytes) -> int:
-        return self._stream.write(content)
-
-
-class _PixelBatches(Sequence[Array]):
-    """Full batches of normalised images, made when they are asked for: a thousand images need no gigabyte."""
-
-    def __init__(self, pixels: npt.NDArray[np.uint8], preprocess: Preprocessor, batch_size: int) -> None:
-        self._pixels = pixels
-        self._preprocess = preprocess
-        self._batch_size = batch_size
-
-    def __len__(self) -> int:
-        return (len(self._pixels) + self._batch_size - 1) // self._batch_size
-
-    @overload
-    def __getitem__(self, index: int) -> Array: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Array]: ...
-
-    def __getitem__(self, index: int | slice) -> Array | list[Array]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        first = index * self._batch_size
-        rows = np.arange(first, first + self._batch_size) % len(self._pixels)
-        return np.stack([self._preprocess.normalise(self._pixels[row]) for row in rows])
-
-
-def _first_rows(rows: Array, count: int) -> Array:
-    """The first rows, begun again from the front when there are not enough."""
-    return rows[np.arange(count) % len(rows)]

@@ -11,7 +11,8 @@ from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
-from clipmlu.data.calibration import CalibrationOptions, CalibrationSet, open_train_split, readable_images
+from clipmlu.data.calibration import CalibrationOptions, open_train_split, readable_images
+from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.embed.encoder import Encoder, FloatArray
