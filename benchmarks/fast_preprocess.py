@@ -23,7 +23,8 @@ from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import read_source
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.embed.encoder import Encoder
-from clipmlu.embed.images import ImageItem, embed_items
+from clipmlu.embed.images import embed_items
+from clipmlu.embed.items import ImageItem
 from clipmlu.model import load
 from clipmlu.specs import PreprocessSpec
 

@@ -31,7 +31,8 @@ from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import open_compiled
 from clipmlu.data.images import load_image
 from clipmlu.embed.encoder import Encoder
-from clipmlu.embed.images import ImageItem, embed_items
+from clipmlu.embed.images import embed_items
+from clipmlu.embed.items import ImageItem
 
 SIDE = 32
 DIFFERENT = 256

@@ -50,7 +50,8 @@ from clipmlu.data.feeds import Array
 from clipmlu.data.images import ImageSource, load_image
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
 from clipmlu.embed.encoder import Encoder
-from clipmlu.embed.images import ImageItem, embed_items
+from clipmlu.embed.images import embed_items
+from clipmlu.embed.items import ImageItem
 from clipmlu.magicmind.emulator import NOTICE
 from clipmlu.specs import TowerName
 

@@ -14,7 +14,8 @@ from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, lo
 from clipmlu.data.class_names import ClassNames
 from clipmlu.data.images import ImageSource
 from clipmlu.embed.encoder import Encoder, FloatArray
-from clipmlu.embed.images import embed_items, items_from_images
+from clipmlu.embed.images import embed_items
+from clipmlu.embed.items import items_from_images
 from clipmlu.specs import TowerName
 
 

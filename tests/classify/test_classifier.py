@@ -21,7 +21,8 @@ from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.embed.encoder import Encoder
-from clipmlu.embed.images import ImageItem, embed_items
+from clipmlu.embed.images import embed_items
+from clipmlu.embed.items import ImageItem
 from clipmlu.errors import InputError, OptionError, ShapeError
 from clipmlu.model import load
 

@@ -23,7 +23,8 @@ from clipmlu.clock import StageClock
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.embed.encoder import PendingRows
-from clipmlu.embed.images import ImageItem, embed_batches, embed_items, item_from_source
+from clipmlu.embed.images import embed_batches, embed_items
+from clipmlu.embed.items import ImageItem, item_from_source
 from clipmlu.errors import InputError, OptionError, OverlapError
 from clipmlu.model import Model, load
 

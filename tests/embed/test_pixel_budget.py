@@ -13,7 +13,8 @@ import support
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.embed import pixel_budget
-from clipmlu.embed.images import ImageItem, embed_items
+from clipmlu.embed.images import embed_items
+from clipmlu.embed.items import ImageItem
 from clipmlu.embed.pixel_budget import PixelBudget, Turn
 from clipmlu.errors import InputError
 from clipmlu.model import load

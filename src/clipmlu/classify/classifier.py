@@ -20,7 +20,8 @@ from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer, check_rows
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
-from clipmlu.embed.images import items_from_images, run_batches
+from clipmlu.embed.images import run_batches
+from clipmlu.embed.items import items_from_images
 from clipmlu.errors import BundleError, InputError, OptionError, OutputError
 from clipmlu.files.publish import write_file
 from clipmlu.host import cache_dir

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from clipmlu.data.finding import Found, LeftOut, find_images, find_matches
-from clipmlu.embed.images import ImageItem
+from clipmlu.embed.items import ImageItem
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
 

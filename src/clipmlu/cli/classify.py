@@ -24,7 +24,7 @@ from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
-    from clipmlu.embed.images import RowBatch
+    from clipmlu.embed.items import RowBatch
     from clipmlu.model import Model
     from clipmlu.report.predictions import PredictionFormat
 

@@ -18,7 +18,8 @@ from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.data.datasets import Dataset
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.embed.image_graph import ImageGraph
-from clipmlu.embed.images import RowBatch, item_from_dataset, run_batches
+from clipmlu.embed.images import run_batches
+from clipmlu.embed.items import RowBatch, item_from_dataset
 from clipmlu.errors import InputError
 from clipmlu.measure.samples import SkippedImage
 

@@ -15,7 +15,8 @@ from clipmlu.classify.classifier_file import ClassifierHeader
 from clipmlu.classify.scoring import TowerScorer
 from clipmlu.clock import DEVICE_STAGES, HOST_STAGES, STAGES, Stage, StageClock, StageTotal
 from clipmlu.embed.encoder import Encoder, FloatArray
-from clipmlu.embed.images import ImageItem, RowBatch, embed_batches, item_from_source
+from clipmlu.embed.images import embed_batches
+from clipmlu.embed.items import ImageItem, RowBatch, item_from_source
 from clipmlu.errors import InputError
 from clipmlu.measure.speed.loaded import make_samples
 from clipmlu.measure.speed.scenarios import Limits, Timer
