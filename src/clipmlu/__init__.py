@@ -38,7 +38,7 @@ _HOMES = {
     "AccuracyReport": "clipmlu.measure.accuracy.report",
     "ClipmluError": "clipmlu.errors",
     "CompareOptions": "clipmlu.measure.compare.compare",
-    "CompileOptions": "clipmlu.compile.compiler",
+    "CompileOptions": "clipmlu.compile.plan",
     "CompiledBundle": "clipmlu.bundle.directory",
     "Encoder": "clipmlu.embed.encoder",
     "EvalOptions": "clipmlu.measure.accuracy.evaluate",

@@ -31,7 +31,7 @@ from clipmlu.bundle.manifest import (
     Tower,
 )
 from clipmlu.bundle.runnable import RunnableModel, find_tower, image_graph_of
-from clipmlu.bundle.verify import check_consistency, check_files, check_graph, file_record
+from clipmlu.bundle.verify import check_files, check_graph, check_manifest, file_record
 from clipmlu.errors import (
     BundleCorruptError,
     BundleError,
@@ -170,7 +170,7 @@ def open_bundle(
     directory = as_path(path, "the bundle")
     check_argument(verify, bool, "verify")
     manifest, digest = _read_manifest(directory)
-    check_consistency(directory, manifest)
+    check_manifest(directory, manifest)
     check_files(directory, manifest, verify=verify, without=without)
     for name, tower in manifest.towers.items():
         if name not in without and tower.file.endswith(GRAPH_SUFFIX):

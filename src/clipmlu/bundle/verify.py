@@ -1,4 +1,4 @@
-"""What must hold of a bundle's directory: its manifest, the digests of its files, and its graphs."""
+"""Checks of a bundle's directory: the manifest, the digests of the files, and the graphs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from clipmlu.files.read import open_regular
 from clipmlu.specs import TowerName
 
 _INPUT_TYPES = {"pixel_values": ("float32", "uint8"), "input_ids": ("int64", "int32")}
-
-
 _OUTPUT_TYPES = ("float32", "float16")
-
-
 _CHUNK_BYTES = 1 << 20
 
 
@@ -32,7 +28,16 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(sha256=digest.hexdigest(), size=size)
 
 
-def check_consistency(directory: Path, manifest: Manifest) -> None:
+def check_manifest(directory: Path, manifest: Manifest) -> None:
+    """Refuse a manifest whose fields contradict one another, or that lists tensors that no tower has.
+
+    Args:
+        directory: the bundle's directory, for the messages.
+        manifest: the manifest.
+
+    Raises:
+        BundleCorruptError: says what is wrong.
+    """
     expected = {"joint"} if manifest.layout == "joint" else {"image", "text"}
     if set(manifest.towers) != expected:
         raise BundleCorruptError(
@@ -54,7 +59,7 @@ def check_consistency(directory: Path, manifest: Manifest) -> None:
 
 
 def _tower_problem(manifest: Manifest, name: TowerName, tower: Tower) -> str:
-    """What no tower of the model can have, or an empty text."""
+    """Say what is wrong with a tower's tensors, or return an empty text."""
     if manifest.compilation is None and not tower.file.endswith(GRAPH_SUFFIX):
         return f"has the file '{tower.file}'; expected a graph, '*{GRAPH_SUFFIX}'"
     preprocess, dim = manifest.preprocess, manifest.embedding_dim
@@ -127,6 +132,17 @@ def _sizes(shape: tuple[int | str, ...]) -> list[int | None]:
 
 
 def check_files(directory: Path, manifest: Manifest, *, verify: bool, without: Collection[TowerName]) -> None:
+    """Refuse a bundle of which a file is missing, altered or outside the directory.
+
+    Args:
+        directory: the bundle's directory.
+        manifest: its manifest.
+        verify: compute the digest of every file; sizes are always compared.
+        without: towers whose files are not checked.
+
+    Raises:
+        BundleCorruptError: says which file.
+    """
     unused = tuple(tower.file for name, tower in manifest.towers.items() if name in without)
     for name, expected in manifest.files.items():
         path = _resolve_inside(directory, name)

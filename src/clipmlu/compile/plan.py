@@ -14,8 +14,6 @@ from clipmlu.graph.pixels import NORMALISATION_KEY
 from clipmlu.specs import CalibrationRecord, Layout, MluBuild, PositiveInt, Precision, QuantisationOptions, TowerName
 
 DEFAULT_BATCH_SIZE = 32
-
-
 DEFAULT_MAX_BATCH = 64
 
 

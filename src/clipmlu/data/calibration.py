@@ -1,4 +1,4 @@
-"""Calibration data: images of a train split as the model sees them, and prompts; drawn, kept on disk and used again."""
+"""Drawing calibration data: images of a train split, preprocessed, and prompts."""
 
 from __future__ import annotations
 

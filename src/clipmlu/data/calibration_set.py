@@ -1,4 +1,4 @@
-"""A calibration set: pixels and prompts, as a directory and as what a backend calibrates with."""
+"""Calibration sets: pixels and prompts, their directory on disk, and the batches that a backend calibrates with."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ from clipmlu.files.read import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
 
 SCHEMA_VERSION = 1
-
-
 HEADER_NAME = "calibration-set.json"
-
-
 _PIXELS_NAME = "pixels.npy"
 
 
@@ -197,6 +193,7 @@ def cut_batches(rows: Array, batch_size: int) -> list[Array]:
 
 
 def calibration_digest(images: Sequence[str], prompts: Sequence[str], spec: PreprocessSpec) -> str:
+    """Digest of the content of a calibration set: SHA-256 in hex of the images' digests, the prompts and the preprocessing."""
     content = msgspec.json.encode([list(images), list(prompts), spec], order="sorted")
     return hashlib.sha256(content).hexdigest()
 

@@ -20,11 +20,7 @@ import numpy.typing as npt
 
 from clipmlu.arguments import check_argument
 from clipmlu.clock import Stage, StageClock, now
-from clipmlu.data.images import (
-    clipped_note,
-    is_clipped,
-    read_source,
-)
+from clipmlu.data.images import clipped_note, is_clipped, read_source
 from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.items import ImageItem, Outcome, RowBatch
 from clipmlu.embed.pixel_budget import PixelBudget, Turn
