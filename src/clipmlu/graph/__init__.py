@@ -1,1 +1,1 @@
-"""Everything that reads or rewrites an ONNX graph."""
+"""Reading and rewriting of ONNX graphs."""

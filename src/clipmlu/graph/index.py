@@ -1,4 +1,4 @@
-"""Look-ups in a graph: what makes each tensor, what takes it, attributes of a node; and how a graph is written to a file."""
+"""Producers and consumers of a graph's tensors, and attributes of its nodes; writing a graph to a file."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import onnx
 from onnx import helper
 
 EXTERNAL_DATA_BYTES = 1_900_000_000
-"""A graph with more bytes of weights keeps them beside it: protobuf cannot hold more than 2 GiB in one file."""
+"""A graph with more bytes of weights stores them in a second file: protobuf limits a file to 2 GiB."""
 
 
 class GraphIndex:
-    """Looks up the nodes and tensors of one graph; the graph must not change meanwhile.
+    """An index of the nodes and tensors of one graph, which must not change meanwhile.
 
     Attributes:
-        weights: initializer by name.
-        producers: tensor -> the node that makes it.
-        consumers: tensor -> nodes that take it, with the index of the input.
-        nodes: node by name.
+        weights: maps a name to the initializer.
+        producers: maps a tensor to the node that produces it.
+        consumers: maps a tensor to the nodes that use it, with the index of the input.
+        nodes: maps a name to the node.
         outputs: names of the graph's outputs.
     """
 
@@ -38,12 +38,12 @@ class GraphIndex:
                 self.consumers[name].append((node, position))
 
     def is_shared(self, weight: str) -> bool:
-        """Whether several inputs take the same weight."""
+        """Return whether several inputs use the same weight."""
         return len(self.consumers[weight]) > 1
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """Attribute name -> value."""
+    """Map each attribute name to its value."""
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 

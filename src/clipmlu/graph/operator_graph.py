@@ -1,7 +1,7 @@
-"""The nodes of a graph and which takes whose result; the operators among them, and their multiply-accumulates.
+"""The nodes of a graph and their connections; its quantisable operators and their multiply-accumulates.
 
-The *stream* of a graph is every tensor that is computed from pixels or from looked-up embeddings. Masks, latent queries and
-columns of zeros do not belong to it.
+The *stream* of a graph is every tensor that is computed from pixels or from looked-up embeddings. Masks, latent queries
+and columns of zeros do not belong to it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def macs_by_input(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates of all operators for one row of each input; of the products of two inputs, none.
+    """Return the multiply-accumulates for one row of each input, without products of two inputs.
 
     Args:
         model: a lowered graph, of one tower or of both; it is not changed.
 
     Raises:
-        CompileError: a shape that the work depends on cannot be told.
+        CompileError: a required shape cannot be inferred.
     """
     graph = OperatorGraph(model)
     found = {value.name: 0 for value in graph.inputs}
@@ -36,16 +36,16 @@ def macs_by_input(model: onnx.ModelProto) -> dict[str, int]:
 
 
 class OperatorGraph:
-    """The nodes of a graph, numbered in its order, and which takes whose result.
+    """The nodes of a graph, numbered in its order, and their connections.
 
     Attributes:
         nodes: the nodes.
         operators: numbers of the nodes that the ``qintN`` modes quantise.
-        inputs: inputs of the graph that are no weights.
-        givers: for each node, the nodes whose results it takes.
-        takers: for each node, the nodes that take its results.
-        streams: for each node, the inputs of the graph that its result depends on, as bits; 0 if the result is outside the
-            stream.
+        inputs: inputs of the graph except weights.
+        givers: for each node, the nodes that produce its inputs.
+        takers: for each node, the nodes that use its results.
+        streams: for each node, the inputs of the graph that its result depends on, as bits; 0 if the result is outside
+            the stream.
         alive: for each node, whether an output of the graph depends on it.
     """
 
@@ -66,26 +66,26 @@ class OperatorGraph:
             self.alive[index] |= any(self.alive[taker] for taker in self.takers[index])
 
     def is_operator(self, index: int) -> bool:
-        """Whether the ``qintN`` modes quantise it."""
+        """Return whether the ``qintN`` modes quantise it."""
         return self.nodes[index].op_type in QUANTISED
 
     def is_weighted(self, index: int) -> bool:
-        """Whether it is an operator with weights, rather than a product of two activations."""
+        """Return whether it is an operator with weights, not a product of two activations."""
         return self.is_operator(index) and len(self.activations(index)) < len(self._operands(index))
 
     def is_convolution(self, index: int) -> bool:
-        """Whether it is a convolution, transposed or not."""
+        """Return whether it is a convolution, transposed or not."""
         return self.nodes[index].op_type in ("Conv", "ConvTranspose")
 
     def is_pointwise(self, index: int) -> bool:
-        """Whether it is a linear layer, maybe written as a convolution of 1 x 1."""
+        """Return whether it is a linear layer, possibly written as a convolution of 1 x 1."""
         if not self.is_convolution(index):
             return self.is_weighted(index)
         kernel = self.shape(self.nodes[index].input[1])[2:]
         return self.is_weighted(index) and math.prod(kernel) == 1 and _attribute(self.nodes[index], "group", 1) == 1
 
     def is_lookup(self, index: int) -> bool:
-        """Whether it looks up embeddings."""
+        """Return whether it looks up embeddings."""
         from onnx import TensorProto
 
         node = self.nodes[index]
@@ -93,18 +93,18 @@ class OperatorGraph:
         return table is not None and table.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
     def activations(self, index: int) -> tuple[str, ...]:
-        """The tensors that an operator multiplies, without its weights."""
+        """Return the inputs that an operator multiplies, without weights."""
         return tuple(name for name in self._operands(index) if name not in self._weights)
 
     def is_stream(self, name: str) -> bool:
-        """Whether a tensor belongs to the stream."""
+        """Return whether a tensor belongs to the stream."""
         return name in self._makers and self.streams[self._makers[name]] > 0
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, for a batch of 1 where it is dynamic.
+        """Return the shape of a tensor, for a batch of 1 if it is dynamic.
 
         Raises:
-            CompileError: it cannot be inferred.
+            CompileError: the shape cannot be inferred.
         """
         if name in self._weights:
             return tuple(self._weights[name].dims)
@@ -113,7 +113,7 @@ class OperatorGraph:
         return self._shapes[name]
 
     def macs(self, index: int) -> int:
-        """Multiply-accumulates of an operator; a static batch counts as so many rows."""
+        """Return the multiply-accumulates of an operator, for one row of a static batch."""
         node = self.nodes[index]
         first, second = (self.shape(name) for name in self._operands(index))
         result = self.shape(node.output[0])
@@ -127,7 +127,7 @@ class OperatorGraph:
         return total if total % rows else total // rows
 
     def towers(self) -> Iterator[list[int]]:
-        """The nodes of each tower; what takes the streams of two towers counts as one more."""
+        """Yield the nodes of each tower; nodes that use the streams of two towers form another one."""
         towers: dict[int, list[int]] = {}
         for index, stream in enumerate(self.streams):
             if stream and self.alive[index]:
@@ -135,7 +135,7 @@ class OperatorGraph:
         yield from towers.values()
 
     def nearest(self, index: int, links: Sequence[Sequence[int]], barriers: Collection[int]) -> set[int]:
-        """The first operators on every path that starts at a node, follows ``links`` and enters no node of ``barriers``."""
+        """Return the first operators on all paths from a node along ``links``; paths end at ``barriers``."""
         found: set[int] = set()
         seen, waiting = {index}, [index]
         while waiting:
@@ -154,7 +154,7 @@ class OperatorGraph:
         return tuple(node.input[operand] for operand in QUANTISED[node.op_type])
 
     def _connect(self) -> None:
-        origins = {value.name: 1 << number for number, value in enumerate(self.inputs)}  # as streams, of all tensors
+        origins = {value.name: 1 << number for number, value in enumerate(self.inputs)}  # streams of all tensors
         for index, node in enumerate(self.nodes):
             taken = () if self._says_nothing(node) else node.input
             names = [name for name in taken if name and name not in self._weights]
@@ -169,7 +169,7 @@ class OperatorGraph:
             origins.update(dict.fromkeys(node.output, origin))
 
     def _says_nothing(self, node: onnx.NodeProto) -> bool:
-        """Whether its result depends on its input's shape only; lowering makes columns of zeros as long as the batch."""
+        """Return whether its result depends only on its input's shape, such as lowering's columns of zeros."""
         from onnx import numpy_helper
 
         small = [self._weights[name] for name in node.input if name in self._weights] if node.op_type == "Mul" else []
@@ -177,20 +177,20 @@ class OperatorGraph:
         return zero or node.op_type in ("Shape", "Size")
 
     def inputs_of(self, index: int) -> list[onnx.ValueInfoProto]:
-        """The inputs that an operator's stream comes from."""
+        """Return the inputs of an operator's stream."""
         stream = self.streams[index] or _union(self.streams[taker] for taker in self.nearest(index, self.takers, ()))
         return [value for number, value in enumerate(self.inputs) if stream >> number & 1]
 
     def _rows(self, index: int) -> int:
-        """The batch that the graph was made for, seen by an operator."""
+        """Return the batch size of the graph at an operator."""
         return math.prod(self.shape(value.name)[0] for value in self.inputs_of(index))
 
 
 def _shapes_for_one_row(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors whose sizes can be told, for a batch of 1 where it is dynamic.
+    """Return the shapes of all tensors that can be inferred, for a batch of 1 if it is dynamic.
 
     Raises:
-        CompileError: the shapes contradict one another, or there is an operator that nobody knows.
+        CompileError: the shapes contradict each other, or an operator is unknown.
     """
     from clipmlu.graph.shapes import infer_shapes
 

@@ -1,16 +1,17 @@
-"""Which operators compute in integers, and which only move numbers about."""
+"""Operators that compute in integers, and operators that only move numbers."""
 
 from __future__ import annotations
 
 QUANTISED = {"Conv": (0, 1), "ConvTranspose": (0, 1), "MatMul": (0, 1), "Gemm": (0, 1)}
-"""Operators that take N-bit inputs in the ``qintN`` modes ("conv/matmul-like operators", CV docs) -> which inputs."""
+"""Maps an operator with N-bit inputs in the ``qintN`` modes ("conv/matmul-like operators", CV docs) to these inputs."""
 
 _MOVEMENT = """
     Concat DepthToSpace Dropout Expand Flatten Gather GatherElements GatherND Identity Max MaxPool Min Neg Abs Pad Relu
     Reshape ReduceMax ReduceMin Slice Split Squeeze Tile Transpose TopK Unsqueeze Where GlobalMaxPool
 """
 MOVEMENT = frozenset(_MOVEMENT.split())
-"""Operators whose results are among their inputs (up to the sign, or zero), so that rounding them again changes nothing."""
+"""Operators whose results are a subset of their inputs (up to the sign, or zero), so that rounding again has no effect.
+"""
 
 PARAMETER_INPUTS = {"Resize": (1, 2, 3), "Upsample": (1,), "Clip": (), "Dropout": (1, 2)}
-"""Floating-point inputs that are parameters of the operator, not data, and keep their precision."""
+"""Floating-point inputs that are parameters of the operator, not data; they are not rounded."""

@@ -1,4 +1,4 @@
-"""How far two computations of the same outputs lie apart: the measure behind every parity gate."""
+"""Measuring the difference between two computations of the same outputs, for the parity gates."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ MIN_COSINE = {
     Precision.QINT8_MIXED_FLOAT32: 0.9,
     Precision.QINT8_MIXED_FLOAT16: 0.9,
 }
-"""Smallest allowed cosine similarity of a compiled embedding and its float32 reference: what a graph that works keeps,
-and a broken one (overflow in binary16, a wrong scale) does not. It is no promise of accuracy; measure that."""
+"""Smallest allowed cosine similarity of a compiled embedding and its float32 reference. A working graph reaches it, a
+broken one (overflow in binary16, a wrong scale) does not. It does not guarantee an accuracy; measure that.
+"""
 
 MIN_AGREEMENT = {
     Precision.FORCE_FLOAT32: 0.98,
@@ -38,20 +39,21 @@ MIN_AGREEMENT = {
     Precision.QINT8_MIXED_FLOAT32: 0.6,
     Precision.QINT8_MIXED_FLOAT16: 0.6,
 }
-"""Smallest allowed share of images whose best class is the same as in float32. As above: what is left when something is
-broken lies below (a binary16 build of an early SDK fell from 0.617 to 0.333 top-1), what a mode costs by nature above."""
+"""Smallest allowed share of images with the same best class as in float32. A broken graph is below it (a binary16 build
+of an early SDK fell from 0.617 to 0.333 top-1), the normal loss of a mode is above it.
+"""
 
 _CHUNK_ROWS = 4096  # float64 copies of this many rows at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far two arrays of rows lie apart.
+    """The difference between two arrays of rows.
 
     Attributes:
-        max_abs_diff: largest absolute difference of any element; infinite where the shapes differ or an element of
-            either side is not finite, so that no bound is ever met by accident. 0.0 for no rows.
-        min_cosine: smallest cosine similarity of any two rows of the same index; -1.0 where ``max_abs_diff`` is
+        max_abs_diff: largest absolute difference of any element; infinite if the shapes differ or an element of
+            either side is not finite, so that no bound is met by accident. 0.0 for no rows.
+        min_cosine: smallest cosine similarity of any two rows of the same index; -1.0 if ``max_abs_diff`` is
             infinite. 1.0 for no rows.
     """
 
@@ -59,7 +61,7 @@ class Difference:
     min_cosine: float
 
     def within(self, max_abs_diff: float, min_cosine: float | None = None) -> bool:
-        """Whether both figures keep the bounds; no bound on the cosine if it is None."""
+        """Return whether both figures are within the bounds; no bound on the cosine if it is None."""
         return self.max_abs_diff <= max_abs_diff and (min_cosine is None or self.min_cosine >= min_cosine)
 
 
@@ -68,7 +70,7 @@ def measure_difference(reference: npt.NDArray[Any], measured: npt.NDArray[Any]) 
 
     Args:
         reference: shape (N, D), any real dtype.
-        measured: the same shape, unless something is wrong.
+        measured: the same shape; another shape gives an infinite difference.
 
     Returns:
         The largest difference and the smallest cosine. Two rows of zeros have the cosine 1, a row of zeros and any
@@ -88,11 +90,11 @@ def measure_difference(reference: npt.NDArray[Any], measured: npt.NDArray[Any]) 
 
 
 def allowed_embedding_difference(precision: Precision, min_cosine: float) -> float:
-    """Allowed absolute difference of an element of a unit-norm embedding.
+    """Return the allowed absolute difference of an element of a unit-norm embedding.
 
     Args:
         precision: arithmetic of the measured side; the reference is float32.
-        min_cosine: smallest allowed cosine similarity; two unit vectors of cosine c lie sqrt(2 - 2c) apart.
+        min_cosine: smallest allowed cosine similarity; the distance of two unit vectors with cosine c is sqrt(2 - 2c).
     """
     if precision is Precision.FORCE_FLOAT32 and min_cosine >= FLOAT32_MIN_COSINE:
         return FLOAT32_TOLERANCE
@@ -100,10 +102,10 @@ def allowed_embedding_difference(precision: Precision, min_cosine: float) -> flo
 
 
 def allowed_logit_difference(tolerance: float, logit_scale: float) -> float:
-    """Allowed absolute difference of a logit, given that of an embedding's element.
+    """Return the allowed absolute difference of a logit, given that of an embedding's element.
 
     A logit is a cosine similarity times the logit scale (plus a constant), so its error grows with the scale; a scale
-    below 1 does not make the bound tighter.
+    below 1 does not reduce the bound.
 
     Args:
         tolerance: allowed difference of an embedding's element.

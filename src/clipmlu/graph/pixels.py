@@ -1,7 +1,7 @@
-"""Pixels of uint8 that a graph normalises itself: what is put in front of an ONNX graph, and taken away again.
+"""Normalisation of uint8 pixels in the graph: inserting the nodes, and removing them again.
 
-The nodes divide, subtract and divide in float32 and in the order of ``Preprocessor.normalise``, so that what the first layer
-gets is equal to the last bit to what it gets from pixels that are normalised before.
+The nodes divide, subtract and divide in float32 and in the order of ``Preprocessor.normalise``, so that the first
+layer's input is bit-identical to that from pixels normalised before.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
     import onnx
 
 PIXELS = "pixel_values"
-"""The image input of every graph, as Optimum and transformers call it."""
+"""Name of the image input of every graph, as in Optimum and transformers."""
 
 NORMALISATION_KEY = "insert_bn_before_firstnode"
-"""What has the SDK take uint8 and normalise it: (x - mean) / sqrt(var) for each channel (api 3)."""
+"""SDK key for uint8 input with normalisation: (x - mean) / sqrt(var) for each channel (api 3)."""
 
 _CHAIN = ("Cast", "Div", "Sub", "Div")
 _PREFIX = "uint8_input/"
 
 
 def takes_uint8(tower: Tower) -> bool:
-    """Whether a graph takes pixels as they are and normalises them itself."""
+    """Return whether a graph takes uint8 pixels and normalises them itself."""
     return any(tensor.name == PIXELS and tensor.dtype == "uint8" for tensor in tower.inputs)
 
 
 def with_uint8_pixels(tower: Tower) -> Tower:
-    """The same graph, whose pixels are uint8."""
+    """Return the same graph with uint8 pixels."""
     return _with_pixels(tower, "uint8")
 
 
 def with_float_pixels(tower: Tower) -> Tower:
-    """The same graph, whose pixels are float32."""
+    """Return the same graph with float32 pixels."""
     return _with_pixels(tower, "float32")
 
 
 def mean_and_variance(spec: PreprocessSpec) -> tuple[list[float], list[float]]:
-    """What the SDK takes for the normalisation: mean and variance of each channel, of pixels in 0..255."""
+    """Return the SDK's normalisation: mean and variance of each channel, of pixels in 0..255."""
     return [255 * mean for mean in spec.mean], [(255 * std) ** 2 for std in spec.std]
 
 
 def insert_normalisation(model: onnx.ModelProto, spec: PreprocessSpec) -> None:
-    """Change a graph that takes normalised pixels into one that takes uint8 and normalises them first.
+    """Change a graph that takes normalised pixels to take uint8 pixels and normalise them first.
 
     The operators and their arguments are the same in all opsets from 7 on.
 
@@ -84,7 +84,7 @@ def remove_normalisation(model: onnx.ModelProto) -> None:
     """Undo ``insert_normalisation``, in place.
 
     Raises:
-        ValueError: the graph does not begin with it.
+        ValueError: the graph does not begin with these nodes.
     """
     from onnx import TensorProto
 
@@ -116,7 +116,7 @@ def _per_channel(values: Iterable[float]) -> npt.NDArray[np.float32]:
 
 
 def _free_prefix(graph: onnx.GraphProto) -> str:
-    """What no name of the graph begins with."""
+    """Return a prefix that no name of the graph has."""
     names = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
     names.update(weight.name for weight in graph.initializer)
     prefix = _PREFIX

@@ -1,13 +1,15 @@
-"""What each quantisable operator of a lowered graph is for: its role, and the number of its block.
+"""Roles and block numbers of the quantisable operators of a lowered graph.
 
-Roles depend on the graph's structure and on no names, so that they are the same for graphs that were renamed:
+Roles depend on the graph's structure and not on names, so renaming does not change them:
 
     stream     tensors that are computed from pixels or from looked-up embeddings, see ``operator_graph``
     tower      the nodes whose stream comes from the same inputs of the graph; a joint graph has several towers
     spine      the nodes that every path of a tower passes through: the dominators of its last node
-    stretch    the nodes between two neighbours on the spine; a residual stretch starts with a fork and ends with an addition
+    stretch    the nodes between two neighbours on the spine; a residual stretch starts with a fork and ends with an
+        addition
 
-The operators around a Softmax are an attention. In a residual stretch the attention belongs to a block; on the spine it pools.
+The operators around a Softmax are an attention. In a residual stretch the attention belongs to a block; on the spine it
+pools.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from clipmlu.graph.operator_graph import OperatorGraph
 
-if TYPE_CHECKING:  # not at run time: the command line parses selections, which need roles, without onnx
+if TYPE_CHECKING:  # onnx is imported on use: the command line parses selections, which need roles, without it
     import onnx
 
 Role = Literal[
@@ -37,20 +39,20 @@ Role = Literal[
 ROLES: tuple[Role, ...] = get_args(Role)
 """All roles:
 
-    patch_embedding     convolutions (or the linear layer) that take the image, in front of the first block
-    qkv                 projections that make queries, keys and values: one that is fused, or several
+    patch_embedding     convolutions (or the linear layer) of the image, before the first block
+    qkv                 projections to queries, keys and values: a fused one, or several
     attention_scores    queries x keys
     attention_values    probabilities x values
     attention_output    projection of the attention's result
-    mlp_in, mlp_out     the two sides of a block's nonlinearity; more than one ``mlp_in`` where it is gated
+    mlp_in, mlp_out     linear layers before and after a block's nonlinearity; a gated block has several ``mlp_in``
     convolution         all other convolutions of the body
-    pooling             all of an attention pooling: queries of its own, or a single token as the result
+    pooling             all operators of an attention pooling: separate queries, or a single token as the result
     projection          linear layers after the last block, up to the embedding
     other               none of these, such as the logits of a joint graph
 """
 
 _JOINS = ("Add", "Sum")
-_START = -1  # in front of a tower's first node
+_START = -1  # before a tower's first node
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,12 +61,12 @@ class Operator:
 
     Attributes:
         node: its name in the graph.
-        role: what it is for.
-        block: number of its residual block, from 0 in each tower; attention and MLP of a transformer block share theirs.
-            None outside the blocks.
+        role: its role.
+        block: number of its residual block, from 0 in each tower; attention and MLP of a transformer block have the
+            same number. None outside the blocks.
         macs: multiply-accumulates for one row of the batch.
-        inputs: the activations that it multiplies; weights are left out.
-        output: the tensor that it makes.
+        inputs: the activations that it multiplies, without weights.
+        output: the tensor that it produces.
     """
 
     node: str
@@ -76,7 +78,7 @@ class Operator:
 
 
 def find_operators(model: onnx.ModelProto) -> list[Operator]:
-    """Find the operators that are quantised, and what they are for.
+    """Find the operators that are quantised, and their roles.
 
     Args:
         model: a lowered graph, of one tower or of both; it is not changed.
@@ -85,7 +87,7 @@ def find_operators(model: onnx.ModelProto) -> list[Operator]:
         One entry for each Conv, ConvTranspose, MatMul and Gemm, in the order of the graph.
 
     Raises:
-        CompileError: a shape that the work depends on cannot be told.
+        CompileError: a required shape cannot be inferred.
     """
     graph = OperatorGraph(model)
     roles: dict[int, Role] = {}
@@ -111,8 +113,8 @@ class _TowerRoles:
     """Roles and block numbers of one tower's operators.
 
     Attributes:
-        roles: operator -> its role, of those that have one.
-        blocks: operator -> its block, of those that lie in one.
+        roles: maps an operator to its role, if it has one.
+        blocks: maps an operator to its block, if it is in one.
     """
 
     def __init__(self, graph: OperatorGraph, nodes: list[int]) -> None:
@@ -124,13 +126,13 @@ class _TowerRoles:
         self._on_spine = frozenset(self._spine)
         self._stretches = self._residual_stretches()
         self._joins = {self._spine[place + 1] for place in self._stretches}
-        self._pooled = len(self._spine)  # place of the first attention pooling
+        self._pooled = len(self._spine)  # position of the first attention pooling
         attentive = self._name_attentions()
         self._name_blocks(attentive)
         self._name_rest()
 
     def _residual_stretches(self) -> dict[int, list[int]]:
-        """Maps each residual fork, by its place on the spine, to the operators on its branch; branches without weights are left out."""
+        """Map each residual fork, by its position on the spine, to the operators of its branch, if some have weights."""
         held: dict[int, list[int]] = {}
         for node in self._nodes:
             if self._graph.is_operator(node) and node not in self._on_spine:
@@ -146,7 +148,7 @@ class _TowerRoles:
         return self._graph.nodes[node].op_type in _JOINS and len(givers) > 1
 
     def _name_attentions(self) -> set[int]:
-        """Name the operators around each Softmax; gives the places of the stretches with self-attention."""
+        """Name the operators around each Softmax; return the positions of the stretches with self-attention."""
         places = set()
         for node in self._nodes:
             if self._graph.nodes[node].op_type != "Softmax":
@@ -167,7 +169,7 @@ class _TowerRoles:
     def _attention_around(self, softmax: int) -> dict[Role, set[int]]:
         scores = {each for each in self._before(softmax) if self._is_product(each)}
         values = {each for each in self._after(softmax) if self._is_product(each)}
-        beyond = self._joins | {softmax}  # a position bias may be computed from weights
+        beyond = self._joins | {softmax}  # weights may compute a position bias
         sources = set().union(*(self._before(product, beyond) for product in scores | values))
         results = set().union(*(self._after(product) for product in values))
         return {
@@ -178,11 +180,11 @@ class _TowerRoles:
         }
 
     def _is_product(self, operator: int) -> bool:
-        """Whether it multiplies two activations of this tower."""
+        """Return whether it multiplies two activations of this tower."""
         return operator in self._places and not self._graph.is_weighted(operator)
 
     def _is_self_attention(self, place: int, scores: set[int]) -> bool:
-        """Whether tokens look at one another beside a residual stream, as in a block; else it pools them."""
+        """Return whether tokens attend to each other beside a residual stream, as in a block; else it is a pooling."""
         return place in self._stretches and any(
             all(map(self._graph.is_stream, self._graph.activations(product)))
             and _is_square(self._graph.shape(self._graph.nodes[product].output[0]))
@@ -190,7 +192,7 @@ class _TowerRoles:
         )
 
     def _name_blocks(self, attentive: set[int]) -> None:
-        """Number the residual stretches; an MLP goes with the attention in front of it."""
+        """Number the residual stretches; an MLP has the number of the attention before it."""
         block, lacks_mlp = -1, False
         for place, operators in self._stretches.items():
             if place >= self._pooled and place not in attentive:  # the MLP of an attention pooling
@@ -207,7 +209,7 @@ class _TowerRoles:
             self.blocks.update((each, block) for each in operators if self.roles.get(each) != "pooling")
 
     def _find_mlp(self, operators: list[int]) -> dict[int, Role]:
-        """The linear layers of a stretch that follow one another directly."""
+        """Return the roles of a stretch's linear layers that directly follow each other."""
         layers = {each for each in operators if each not in self.roles and self._graph.is_pointwise(each)}
         feeders = {layer: self._before(layer, self._on_spine) & layers for layer in layers}
         first = set().union(*feeders.values())
@@ -215,7 +217,7 @@ class _TowerRoles:
         return roles | dict.fromkeys(first, "mlp_in")
 
     def _name_rest(self) -> None:
-        """Name what has weights and lies outside the blocks, by its place."""
+        """Name operators with weights outside the blocks, by their position."""
         places = [self._places[operator] for operator in self.blocks]
         first, last = (min(places), max(places)) if places else (len(self._spine), _START)
         pictures = not any(map(self._graph.is_lookup, self._nodes))
@@ -238,7 +240,7 @@ class _TowerRoles:
 
 
 def _find_spine(graph: OperatorGraph, nodes: list[int]) -> tuple[list[int], dict[int, int]]:
-    """The spine of a tower, which begins with ``_START``, and for each node the place of its last dominator on the spine.
+    """Return the spine of a tower, ``_START`` first, and the position of each node's last dominator on the spine.
 
     Immediate dominators of an acyclic graph, in one pass in its order (Cooper, Harvey and Kennedy, "A simple, fast
     dominance algorithm", 2001).
@@ -262,7 +264,7 @@ def _find_spine(graph: OperatorGraph, nodes: list[int]) -> tuple[list[int], dict
 
 
 def _meet(one: int, other: int, above: dict[int, int], depths: dict[int, int]) -> int:
-    """The last node that dominates both."""
+    """Return the last node that dominates both."""
     while one != other:
         if depths[one] < depths[other]:
             one, other = other, one

@@ -19,8 +19,8 @@ class Selection:
     """Operators of one role.
 
     Attributes:
-        role: theirs.
-        blocks: the blocks that they lie in; None takes all, those outside the blocks too.
+        role: their role.
+        blocks: numbers of their blocks; None selects all, including those outside the blocks.
     """
 
     role: Role
@@ -30,15 +30,15 @@ class Selection:
         return self.role if self.blocks is None else f"{self.role}:{_listed(self.blocks)}"
 
     def matches(self, operator: Operator) -> bool:
-        """Whether it names that operator."""
+        """Return whether the selection includes an operator."""
         return operator.role == self.role and (self.blocks is None or operator.block in self.blocks)
 
 
 def parse_selection(text: str) -> Selection:
-    """Read ``ROLE`` or ``ROLE:BLOCKS``, such as ``mlp_out:0-2,11``; ``-`` in a role is as good as ``_``.
+    """Parse ``ROLE`` or ``ROLE:BLOCKS``, such as ``mlp_out:0-2,11``; ``-`` in a role means ``_``.
 
     Raises:
-        OptionError: there is no such role, or the blocks are no list of numbers.
+        OptionError: there is no such role, or the blocks are not a list of numbers.
     """
     name, colon, blocks = text.strip().partition(":")
     wanted = name.strip().lower().replace("-", "_")
@@ -51,19 +51,19 @@ def parse_selection(text: str) -> Selection:
 
 
 def select_operators(operators: Iterable[Operator], selections: Collection[Selection]) -> list[str]:
-    """Names of the nodes that any of the selections names, in the order of the graph."""
+    """Return the names of the nodes that match any selection, in the order of the graph."""
     return [each.node for each in operators if any(selection.matches(each) for selection in selections)]
 
 
 def check_selections(operators: Iterable[Operator], selections: Iterable[Selection]) -> None:
-    """Refuse selections that name nothing.
+    """Check that each selection matches an operator in at least one tower.
 
     Args:
-        operators: those of all towers; a selection may well name operators of one tower only.
-        selections: what was asked for.
+        operators: the operators of all towers.
+        selections: the selections to check.
 
     Raises:
-        OptionError: one of them names no operator at all; lists what there is.
+        OptionError: a selection matches no operator; the message lists the available ones.
     """
     present = list(operators)
     for selection in selections:
@@ -85,7 +85,7 @@ def _parse_blocks(text: str, blocks: str) -> frozenset[int]:
 
 
 def _listed(numbers: Iterable[int]) -> str:
-    """``0-2,11`` for 0, 1, 2 and 11."""
+    """Return ``0-2,11`` for 0, 1, 2 and 11."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -96,7 +96,7 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def _inventory(operators: list[Operator]) -> str:
-    """All that can be selected, as selections."""
+    """Return all possible selections as text."""
     found = []
     for role in ROLES:
         blocks = {operator.block for operator in operators if operator.role == role}

@@ -1,9 +1,9 @@
-"""Shapes of the tensors of an ONNX graph: of a whole graph, and of a single node's results.
+"""Shape inference for the tensors of an ONNX graph: of a whole graph, and of a single node's results.
 
-``onnx.shape_inference`` alone does not do it: for the operators of opset 11 it does not follow computed Reshape targets
-(Shape, Gather, Concat, Reshape), which is how the exporters of that time wrote them. ``infer_shapes`` goes through the nodes
-in the graph's order, infers each with ``infer_node``, and computes the values of small tensors on the way.
-``lowering.analysis``, which also folds constants, uses the same two steps for a node: ``infer_node`` and ``NodeEvaluator``.
+``onnx.shape_inference`` is not sufficient: for operators of opset 11 it does not follow computed Reshape targets
+(Shape, Gather, Concat, Reshape), which exporters of that time wrote. ``infer_shapes`` visits the nodes in the graph's
+order, infers each with ``infer_node``, and computes the values of small tensors. ``lowering.analysis``, which also
+folds constants, uses the same functions for a node: ``infer_node`` and ``NodeEvaluator``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class TensorShape(NamedTuple):
-    """What is known of a tensor.
+    """Shape and type of a tensor.
 
     Attributes:
         shape: its sizes, -1 for an unknown one; None for an unknown rank.
@@ -38,25 +38,25 @@ class TensorShape(NamedTuple):
 
 
 Shapes = dict[str, TensorShape]
-"""Tensor name -> its shape and element type."""
+"""Maps a tensor name to its shape and element type."""
 
 CONTRIBUTED = "com.microsoft"
-"""Domain of onnxruntime's own operators; a graph has those that quantise, which know 16 bits at any opset."""
+"""Domain of onnxruntime's own operators; graphs use its quantising operators, which support 16 bits at any opset."""
 
 _SMALL = 1024
-"""Elements up to which a tensor's values are followed."""
+"""Largest number of elements of a tensor whose values are computed."""
 
 
 class ShapeInferenceError(CompileError):
-    """The shapes contradict one another."""
+    """The shapes contradict each other."""
 
 
 class UnknownOperatorError(CompileError):
-    """The operator is in none of the imported operator sets."""
+    """No imported operator set has the operator."""
 
 
 def set_shape(value: onnx.ValueInfoProto, sizes: Sequence[int]) -> None:
-    """Give a graph input a shape; -1 leaves an axis free."""
+    """Set the shape of a graph input; -1 makes an axis dynamic."""
     shape = value.type.tensor_type.shape
     shape.Clear()
     shape.SetInParent()
@@ -67,12 +67,12 @@ def set_shape(value: onnx.ValueInfoProto, sizes: Sequence[int]) -> None:
 
 
 def get_shape(value: onnx.ValueInfoProto) -> Shape | None:
-    """The declared shape."""
+    """Return the declared shape."""
     return known_sizes(value.type)
 
 
 def without_weights(graph: bytes) -> onnx.ModelProto:
-    """A model that keeps the shapes of its large weights and forgets their values; for ``infer_shapes`` only."""
+    """Return the model without the values of its large weights, but with their shapes; for ``infer_shapes`` only."""
     model = onnx.ModelProto()
     model.ParseFromString(graph)
     for weight in model.graph.initializer:
@@ -85,29 +85,29 @@ def without_weights(graph: bytes) -> onnx.ModelProto:
 def infer_shapes(
     model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]] | None = None, *, free_size: int = -1
 ) -> Shapes:
-    """Infer the shapes of all tensors, weights included. Shapes that the file declares for inner tensors and outputs are ignored.
+    """Infer the shapes of all tensors, including weights; declared shapes of inner tensors and outputs are ignored.
 
     Args:
         model: the model; it is not changed.
-        inputs: input name -> shape to assume instead of the declared one.
-        free_size: size to assume for the inputs' axes that may vary; -1 leaves them unknown.
+        inputs: maps input names to shapes that replace the declared ones.
+        free_size: size to assume for the inputs' dynamic axes; -1 leaves them unknown.
 
     Raises:
-        ShapeInferenceError: the shapes contradict one another, as in a graph that was exported for another batch size.
-        UnknownOperatorError: there is an operator that nobody knows.
+        ShapeInferenceError: the shapes contradict each other, as in a graph that was exported for another batch size.
+        UnknownOperatorError: an operator is unknown.
     """
     return _Inference(model, inputs or {}, free_size).run()
 
 
 def find_schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema:
-    """ONNX's schema of a node's operator.
+    """Return ONNX's schema of a node's operator.
 
     Args:
         node: the node.
-        opsets: domain -> version of its operator set.
+        opsets: maps a domain to the version of its operator set.
 
     Raises:
-        UnknownOperatorError: it is in none of the operator sets.
+        UnknownOperatorError: none of the operator sets has it.
     """
     try:
         return onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
@@ -127,23 +127,23 @@ def infer_node(
 
     Args:
         node: the node.
-        schema: of its operator, see ``find_schema``.
+        schema: schema of its operator, see ``find_schema``.
         types: type of each input, by tensor name.
         values: the inputs whose values are known, by tensor name.
-        opsets: the operator sets of its graph.
-        ir_version: the version of its graph's format.
+        opsets: operator sets of its graph.
+        ir_version: format version of its graph.
 
     Returns:
-        Tensor name -> type, of the results that ONNX can tell.
+        Maps tensor names to types, for the results that ONNX can infer.
 
     Raises:
-        ShapeInferenceError: the inputs do not fit the operator or one another; says why on one line.
+        ShapeInferenceError: the inputs do not fit the operator or each other; the message is one line.
     """
     try:
         found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             schema, node, dict(types), dict(values), opset_imports=list(opsets), ir_version=ir_version
         )
-    except Exception as error:  # InferenceError, and what its native code makes of absurd numbers
+    except Exception as error:  # InferenceError, or errors of its native code for extreme numbers
         raise ShapeInferenceError(" ".join(str(error).split())) from error
     return found
 
@@ -153,8 +153,8 @@ class NodeEvaluator:
 
     Args:
         node: the node.
-        opsets: the operator sets of its graph.
-        ir_version: the version of its graph's format.
+        opsets: operator sets of its graph.
+        ir_version: format version of its graph.
     """
 
     def __init__(
@@ -172,13 +172,13 @@ class NodeEvaluator:
         )
 
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the results; whatever the reference implementation raises is not converted.
+        """Compute the results; errors of the reference implementation are not converted.
 
         Args:
-            values: of each input, by tensor name.
+            values: values of the inputs, by tensor name.
 
         Returns:
-            Tensor name -> value.
+            Maps tensor names to values.
         """
         names = [name for name in self._node.output if name]
         results = self._evaluator.run(None, dict(values))
@@ -186,7 +186,7 @@ class NodeEvaluator:
 
 
 def known_sizes(kind: onnx.TypeProto) -> Shape | None:
-    """The shape of a tensor type, -1 for an unknown size; None for an unknown rank."""
+    """Return the shape of a tensor type, -1 for an unknown size; None for an unknown rank."""
     tensor = kind.tensor_type
     if not tensor.HasField("shape"):
         return None
@@ -219,12 +219,12 @@ class _Inference:
         return {name: TensorShape(known_sizes(kind), kind.tensor_type.elem_type) for name, kind in self._types.items()}
 
     def _infer(self, node: onnx.NodeProto) -> None:
-        if node.domain == CONTRIBUTED:  # quantise and come back: the shape stays, and inference knows neither
+        if node.domain == CONTRIBUTED:  # quantise and dequantise: not supported by inference; the shape stays
             self._types[node.output[0]] = self._types[node.input[0]]
             return
         names = [name for name in node.input if name]
         if any(name not in self._types for name in names):
-            return  # behind something whose type cannot be known, such as a node with subgraphs
+            return  # after a node of unknown type, such as one with subgraphs
         schema = find_schema(node, self._versions)
         types = {name: self._types[name] for name in names}
         values = {name: self._values[name] for name in names if name in self._values}
@@ -238,7 +238,7 @@ class _Inference:
             self._check_reshape(node)
 
     def _check_reshape(self, node: onnx.NodeProto) -> None:
-        """Inference believes a constant target; the element counts must agree too."""
+        """Check the element counts of a Reshape; inference trusts a constant target."""
         before, after = (known_sizes(self._types[name]) for name in (node.input[0], node.output[0]))
         if before is None or after is None or -1 in before or -1 in after:
             return
@@ -248,7 +248,7 @@ class _Inference:
             )
 
     def _evaluate(self, node: onnx.NodeProto) -> None:
-        """Note what a small tensor holds, when all that it is computed from is known."""
+        """Compute the values of a small tensor if all its inputs are known."""
         if node.op_type == "Shape":
             shape = known_sizes(self._types[node.input[0]]) if node.input[0] in self._types else None
             if shape is not None and -1 not in shape and not node.attribute:
@@ -262,7 +262,7 @@ class _Inference:
         try:
             feeds = {name: numpy_helper.to_array(self._values[name]) for name in node.input if name}
             results = NodeEvaluator(node, self._opsets, self._model.ir_version).run(feeds)
-        except Exception:  # whatever the reference cannot compute is not followed; the runtime will
+        except Exception:  # values that the reference cannot compute stay unknown
             return
         for name, value in results.items():
             self._note(name, value)

@@ -1,4 +1,4 @@
-"""What values the tensors of a graph take over many batches: ranges and histograms."""
+"""Ranges and histograms of a graph's tensors over many batches."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from clipmlu.graph.quantisation.parameters import Array
 from clipmlu.host import import_onnxruntime, limited_cpus
 
 _SAMPLES = 20_000
-"""Elements of one tensor and one batch that go into its histogram, about."""
+"""Approximate number of elements per tensor and batch in its histogram."""
 
 
 class WatchingSession:
-    """A graph in float32, with nodes added whose results are what it gives.
+    """A graph in float32 with additional nodes, whose results are its outputs.
 
     Args:
         model: the graph; it is not changed.
-        added: nodes to add, and the ONNX element type of their result, or 0 for one that is not asked for.
+        added: nodes to add, and the ONNX element type of their result, or 0 for a node that is not an output.
         constants: weights of the added nodes.
-        threads: CPU threads; 0 leaves it to the runtime.
+        threads: CPU threads; 0 for the runtime's default.
 
     Raises:
         CalibrationError: the graph cannot be loaded.
@@ -52,26 +52,26 @@ class WatchingSession:
                 graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # What is fused depends on the shapes that are known, and rounds differently in the last digit: ranges are to be
-        # the same wherever the graph came from.
+        # Fusion depends on the known shapes and rounds differently in the last digit; ranges must not depend on the
+        # origin of the graph.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads or limited_cpus()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in the emulator
         content = watching.SerializeToString()
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's own errors are many
+        except Exception as error:  # the runtime raises many types
             raise CalibrationError(f"the graph cannot be loaded: {first_line(error)}") from error
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
-        """Results of the added nodes for one array for each input of the graph.
+        """Return the results of the added nodes for one array per input of the graph.
 
         Raises:
-            CalibrationError: the graph does not take them.
+            CalibrationError: an array does not fit the graph.
         """
         try:
             results: list[Array] = self._session.run(None, dict(zip(self._inputs, feeds, strict=True)))
-        except Exception as error:  # such as a sample whose shape the graph does not take
+        except Exception as error:  # such as a sample of a wrong shape
             raise CalibrationError(f"a batch failed: {first_line(error)}") from error
         return results
 
@@ -79,18 +79,18 @@ class WatchingSession:
 def channel_maxima(
     model: onnx.ModelProto, channels: Mapping[str, int], batches: Iterable[Sequence[Array]]
 ) -> dict[str, Array]:
-    """The largest magnitude of each channel of some tensors over all batches.
+    """Return the largest magnitude of each channel of some tensors over all batches.
 
     Args:
         model: the graph.
-        channels: tensor -> the size of its last axis.
+        channels: maps a tensor to the size of its last axis.
         batches: one array for each input of the graph.
 
     Returns:
-        Tensor -> float32, shape (channels,).
+        A map from tensor to float32, shape (channels,).
 
     Raises:
-        CalibrationError: as ``Survey.measure``.
+        CalibrationError: as for ``Survey.measure``.
     """
     added: list[tuple[onnx.NodeProto, int]] = []
     constants = {}
@@ -111,12 +111,12 @@ def channel_maxima(
 
 
 class Survey:
-    """Runs a graph and watches some of its tensors, in float32.
+    """Runs a graph in float32 and records values of some of its tensors.
 
     Args:
         model: the graph.
-        names: the tensors to watch.
-        threads: CPU threads; 0 leaves it to the runtime.
+        names: the tensors to record.
+        threads: CPU threads; 0 for the runtime's default.
     """
 
     def __init__(self, model: onnx.ModelProto, names: list[str], *, threads: int = 0) -> None:
@@ -130,21 +130,21 @@ class Survey:
         self._session = self._open(self._range_nodes())
 
     def measure(self, feeds: list[Array]) -> None:
-        """Widen the ranges by one batch."""
+        """Extend the ranges by one batch."""
         results = np.array([float(np.asarray(value)) for value in self._run(feeds)]).reshape(4, -1)
         low, high, size, zero = results
-        # ``zero`` is NaN where the tensor holds NaN or infinity; np.minimum and np.maximum keep it so.
+        # ``zero`` is NaN if the tensor holds NaN or infinity; np.minimum and np.maximum propagate it.
         self._low, self._high = np.minimum(self._low, low + zero), np.maximum(self._high, high + zero)
         self._sizes = np.maximum(self._sizes, size.astype(np.int64))
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """Tensor -> smallest and largest value seen."""
+        """Map each tensor to its smallest and largest value."""
         return {
             name: (float(low), float(high)) for name, low, high in zip(self._names, self._low, self._high, strict=True)
         }
 
     def prepare_histograms(self, bins: int) -> None:
-        """Go over to counting, in ``bins`` bins on either side of zero; all batches are handed over once more."""
+        """Start the second pass over all batches, which counts values in ``bins`` bins on either side of zero."""
         self._counts = np.zeros((len(self._names), 2 * bins), np.int64)
         self._session = self._open(self._sample_nodes())
 
@@ -157,14 +157,14 @@ class Survey:
             self._counts[index] += counts
 
     def histograms(self) -> dict[str, tuple[npt.NDArray[np.int64], float]]:
-        """Tensor -> counts of values from minus the largest magnitude to it, and that magnitude."""
+        """Map each tensor to counts of values from minus its largest magnitude to plus it, and that magnitude."""
         bounds = np.maximum(np.abs(self._low), np.abs(self._high))
         return {
             name: (counts, float(bound)) for name, counts, bound in zip(self._names, self._counts, bounds, strict=True)
         }
 
     def _run(self, feeds: list[Array]) -> list[Array]:
-        return self._session.run(feeds) if self._names else []  # a graph with nothing to quantise
+        return self._session.run(feeds) if self._names else []  # the graph has nothing to quantise
 
     def _open(self, added: list[tuple[onnx.NodeProto, int]]) -> WatchingSession:
         constants: dict[str, Array] = {
@@ -184,7 +184,7 @@ class Survey:
             for index, name in enumerate(self._names):
                 output = f"survey_{op_type}_{index}"
                 added.append((helper.make_node(op_type, [name], [output], **attributes), kind))
-        # onnxruntime's ReduceMin and ReduceMax may pass over a NaN; a sum of zero times each element does not.
+        # onnxruntime's ReduceMin and ReduceMax may ignore a NaN; a sum of zero times each element does not.
         for index, name in enumerate(self._names):
             zeros = f"survey_zeros_{index}"
             added.append((helper.make_node("Mul", [name, "survey_zero"], [zeros]), 0))
@@ -202,7 +202,7 @@ class Survey:
 
 
 def _odd_step(size: int) -> int:
-    """A step that takes about ``_SAMPLES`` elements and does not fall into step with the channels."""
+    """Return a step that takes about ``_SAMPLES`` elements and has no small common divisor with the channels."""
     step = max(size // _SAMPLES, 1)
     while step > 1 and any(step % divisor == 0 for divisor in (2, 3, 5, 7, 11)):
         step += 1

@@ -1,7 +1,7 @@
-"""Lowering: the canonical graph of an export becomes what a target's parser takes.
+"""Lowering: rewrites the canonical graph of an export for a target's parser.
 
-``profile`` says what that is and why, ``fold`` removes shape arithmetic, ``decompose`` and ``convert`` rewrite operators,
-``check`` refuses what is left over. Importing this package loads onnx and onnx-ir.
+``profile`` defines the operators of a target, ``fold`` removes shape arithmetic, ``decompose`` and ``convert`` rewrite
+operators, ``check`` rejects what remains. Importing this package loads onnx and onnx-ir.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a graph says about sizes: every shape, and every value that follows from shapes and constants alone.
+"""Size analysis of a graph: every shape, and every value that depends on shapes and constants only.
 
-The graph is walked once for each of a few *probes*: concrete sizes of its dynamic axes. ONNX's own shape functions give
-the shapes, ONNX's reference evaluator the values. A size that fits a polynomial through the first probes and the last
-one too is written as an expression of the axes ("2*batch"). Nothing here knows an operator by name, apart from those
-that must not be evaluated; and a static graph is the case of a single probe.
+The graph is evaluated once for each of a few *probes*: concrete sizes of its dynamic axes. ONNX's own shape functions
+give the shapes, ONNX's reference evaluator the values. A size that fits a polynomial through the first probes and also
+the last one is written as an expression of the axes ("2*batch"). The analysis has no rules for single operators, except
+for those that must not be evaluated; a static graph has a single probe.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from clipmlu.graph.shapes import (
 )
 
 _PROBE_SIZES = ((3, 5, 7), (11, 13, 17), (19, 23, 29))
-"""Sizes of the first, second, third dynamic axis: two to fit with and one to verify."""
+"""Sizes of the first, second, third dynamic axis: two for the fit and one to verify it."""
 
-# The work that a precision is chosen for stays in the graph, even where all inputs are constants.
+# These operators stay in the graph even if all inputs are constants, because a precision applies to them.
 _NEVER_EVALUATED = frozenset(
     {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "RandomNormal", "RandomUniform", "Bernoulli", "Multinomial"}
 )
-_LARGEST_DATA = 4096  # elements of a tensor whose value may decide a shape
-_LARGEST_RESULT = 1 << 24  # elements of a result that is computed ahead
-_LARGEST_TENSOR = 1 << 31  # elements, at the small batches of the probes; eight times as many at a fixed batch
+_LARGEST_DATA = 4096  # elements of a tensor whose value may determine a shape
+_LARGEST_RESULT = 1 << 24  # elements of a result that is computed in advance
+_LARGEST_TENSOR = 1 << 31  # elements, at the probes' small batches; eight times as many at a fixed batch
 
-# ONNX infers this one through its function body only, and at opset 18 not at all.
+# ONNX infers its shape only through the function body, and not at all at opset 18.
 _SHAPE_OF_FIRST_INPUT = frozenset({"GroupNormalization"})
 
 
 @dataclasses.dataclass
 class Probe:
-    """What holds for one choice of sizes.
+    """The result of the analysis for one choice of sizes.
 
     Attributes:
-        sizes: dynamic axis -> size.
+        sizes: maps a dynamic axis to its size.
         shapes: shape of every tensor.
-        known: value of every tensor that follows from shapes and constants (weights included).
+        known: value of every tensor that depends on shapes and constants only (weights included).
     """
 
     sizes: Mapping[str, int]
@@ -62,14 +62,14 @@ class Probe:
 
 
 class Analysis:
-    """The probes of one graph, and what they have in common."""
+    """The probes of one graph, and their common results."""
 
     def __init__(self, axes: Sequence[str], probes: Sequence[Probe]) -> None:
         self.axes = tuple(axes)
         self.probes = tuple(probes)
 
     def register(self, value: ir.Value, like: ir.Value | None = None) -> ir.Value:
-        """Take in a tensor that is new in the graph: a constant, or one that equals ``like``."""
+        """Add a new tensor of the graph: a constant, or one that equals ``like``."""
         array = None if like is not None else _array(value)
         for probe in self.probes:
             if array is not None:
@@ -80,31 +80,31 @@ class Analysis:
         return value
 
     def shapes(self, value: ir.Value) -> tuple[Shape, ...]:
-        """Shape of a tensor at each probe."""
+        """Return the shape of a tensor at each probe."""
         return tuple(probe.shapes[value] for probe in self.probes)
 
     def known(self, value: ir.Value) -> tuple[Array, ...] | None:
-        """Value of a tensor at each probe, or None if it depends on the graph's inputs."""
+        """Return the value of a tensor at each probe, or None if it depends on the graph's inputs."""
         if any(value not in probe.known for probe in self.probes):
             return None
         return tuple(probe.known[value] for probe in self.probes)
 
     def is_known(self, value: ir.Value | None) -> bool:
-        """Whether the tensor follows from shapes and constants."""
+        """Return whether the tensor depends on shapes and constants only."""
         return value is not None and all(value in probe.known for probe in self.probes)
 
     def constant(self, value: ir.Value) -> Array | None:
-        """Value of a tensor that is the same at all probes."""
+        """Return the value of a tensor if it is the same at all probes, else None."""
         arrays = self.known(value)
         if arrays is None or any(not _same(arrays[0], other) for other in arrays[1:]):
             return None
         return arrays[0]
 
     def sizes(self, value: ir.Value) -> tuple[Size | None, ...]:
-        """The shape of a tensor as expressions; None for a size that is no polynomial of the axes.
+        """Return the shape of a tensor as expressions; None for a size that is not a polynomial of the axes.
 
         Raises:
-            CompileError: even its rank depends on the batch.
+            CompileError: the rank depends on the batch.
         """
         shapes = self.shapes(value)
         if len({len(shape) for shape in shapes}) != 1:
@@ -119,10 +119,10 @@ def analyse_graph(model: ir.Model) -> Analysis:
     """Analyse a graph.
 
     Args:
-        model: with or without shapes; they are not believed, only those of its inputs.
+        model: the graph; declared shapes are ignored, except those of its inputs.
 
     Raises:
-        CompileError: an operator is unknown to ONNX, has a body, or the size of its result depends on data.
+        CompileError: an operator is unknown to ONNX, has a subgraph, or the size of its result depends on data.
     """
     axes = dynamic_axes(model.graph)
     if len(axes) > len(_PROBE_SIZES):
@@ -144,7 +144,7 @@ def analyse_graph(model: ir.Model) -> Analysis:
 
 
 def dynamic_axes(graph: ir.Graph) -> tuple[str, ...]:
-    """Names of the dynamic axes of a graph's inputs, in order.
+    """Return the names of the dynamic axes of a graph's inputs, in order.
 
     Raises:
         CompileError: an input's rank is unknown, or a dynamic axis has no name.
@@ -162,7 +162,7 @@ def dynamic_axes(graph: ir.Graph) -> tuple[str, ...]:
 
 
 def annotate_shapes(graph: ir.Graph, analysis: Analysis) -> None:
-    """Write the shapes that were found to all tensors of the graph."""
+    """Write the inferred shapes to all tensors of the graph."""
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     for value in values:
         if value in analysis.probes[0].shapes:
@@ -176,7 +176,7 @@ def _dimension(size: Size | None) -> int | ir.SymbolicDim:
 
 
 def _probe_points(axes: Sequence[str]) -> list[dict[str, int]]:
-    """The grid of the first two sizes of every axis, and one more point that verifies a fit."""
+    """Return the grid of the first two sizes of every axis, and one more point that verifies a fit."""
     choices = dict(zip(axes, _PROBE_SIZES, strict=False))
     grid = [
         dict(zip(axes, point, strict=True)) for point in itertools.product(*(each[:2] for each in choices.values()))
@@ -215,7 +215,7 @@ def _is_evaluated(node: ir.Node, probe: Probe) -> bool:
 
 
 def _has_same_inputs(node: ir.Node, first: Probe, probe: Probe) -> bool:
-    """Whether all inputs are the very constants of the first probe, so that the result need not be computed again."""
+    """Return whether all inputs are the constants of the first probe, so that its result can be reused."""
     if node.op_type in ("Shape", "Size"):
         return False
     return all(value is None or probe.known[value] is first.known[value] for value in node.inputs)
@@ -235,7 +235,7 @@ class _Runner:
             raise CompileError(f"{describe(node)} is not an operator of ONNX opset {opset}.") from error
 
     def evaluate(self, probe: Probe) -> list[Array] | None:
-        """The outputs, or None if they cannot be computed here or are large."""
+        """Return the outputs, or None if they cannot be computed or are large."""
         if self._node.op_type == "Shape":
             shape = probe.shapes[_present(self._node.inputs[0])]
             return [np.array(shape[attribute(self._node, "start", 0) : attribute(self._node, "end")], np.int64)]
@@ -251,29 +251,29 @@ class _Runner:
             with np.errstate(all="ignore"):
                 results = self._evaluator.run(feeds)
             arrays = [results[str(value.name)] for value in self._node.outputs]
-        except Exception:  # the reference evaluator knows not every operator, and checks nothing
+        except Exception:  # the reference evaluator lacks some operators, and checks nothing
             return None
         return None if sum(array.size for array in arrays) > _LARGEST_RESULT else arrays
 
     def _is_large(self, probe: Probe) -> bool:
-        """Whether the results are larger than what is computed ahead, found out before they are."""
+        """Return, before computing, whether the results exceed the limit."""
         if self._node.op_type == "Range":
             start, limit, step = (float(probe.known[_present(value)].reshape(())) for value in self._node.inputs)
             return not (step and abs(limit - start) <= _LARGEST_RESULT * abs(step))
         try:
             shapes = [_sizes(found) for found in self._inferred(probe).values()]
-        except CompileError:  # its evaluation says whether there is a result
+        except CompileError:  # the evaluation will show whether there is a result
             return False
         return sum(math.prod(shape) for shape in shapes if shape is not None) > _LARGEST_RESULT
 
     def _gather_elements(self, probe: Probe) -> Array:
-        """In NumPy: the reference evaluator of onnx 1.23 fails where the first axis has one element."""
+        """Gather in NumPy: the reference evaluator of onnx 1.23 fails if the first axis has one element."""
         data, indices = (probe.known[_present(value)] for value in self._node.inputs)
         axis = attribute(self._node, "axis", 0)
         return np.take_along_axis(data, np.where(indices < 0, indices + data.shape[axis], indices), axis)
 
     def infer(self, probe: Probe) -> None:
-        """Shapes and types of the outputs."""
+        """Infer shapes and types of the outputs."""
         if self._node.op_type in _SHAPE_OF_FIRST_INPUT:
             source, result = _present(self._node.inputs[0]), self._node.outputs[0]
             probe.shapes[result], result.type = probe.shapes[source], source.type
@@ -284,7 +284,7 @@ class _Runner:
                 self._store(probe, value, inferred.get(value.name))
 
     def _inferred(self, probe: Probe) -> dict[str, onnx.TypeProto]:
-        """What ONNX says of the outputs, by their names."""
+        """Return ONNX's inferred types of the outputs by name."""
         types, data = {}, {}
         for value in self._node.inputs:
             if value is None or value.name is None:
@@ -308,7 +308,7 @@ class _Runner:
 
 
 def _sizes(found: onnx.TypeProto) -> Shape | None:
-    """The shape of a tensor, or None if it is not known."""
+    """Return the shape of a tensor, or None if it is not known."""
     sizes = known_sizes(found)
     return None if sizes is None or -1 in sizes else sizes
 

@@ -1,4 +1,4 @@
-"""Checks of a lowered graph: opset, operators, control flow, sizes, types, and integers that fit 32 bit."""
+"""Checks of a lowered graph: opset, operators, control flow, sizes, types, and integers that fit 32 bits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def check_profile(model: ir.Model, profile: TargetProfile = MAGICMIND) -> None:
 
     Args:
         model: a lowered graph with shapes.
-        profile: the target's.
+        profile: the target's profile.
 
     Raises:
-        CompileError: the first thing that is not allowed, with the node's name, block and operator.
+        CompileError: something is not allowed; the message gives the node's name, block and operator.
     """
     opset = model.opset_imports.get("")
     if opset != profile.opset:
@@ -42,7 +42,7 @@ def check_operators(graph: ir.Graph, profile: TargetProfile = MAGICMIND) -> None
     """Check that a graph has no control flow and only the profile's operators.
 
     Raises:
-        CompileError: the first node of another operator, with its block.
+        CompileError: a node has another operator; the message gives its block.
     """
     for node in graph:
         if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
@@ -55,10 +55,10 @@ def check_operators(graph: ir.Graph, profile: TargetProfile = MAGICMIND) -> None
 
 
 def check_int32_range(model: ir.Model) -> None:
-    """Check that all 64-bit integers of the graph fit 32 bit, to which the target converts them.
+    """Check that all 64-bit integers of the graph fit 32 bits, since the target converts them.
 
     Raises:
-        CompileError: a constant does not.
+        CompileError: a constant does not fit.
     """
     for value in model.graph.initializers.values():
         array = constant_of(value) if value.dtype in (ir.DataType.INT64, ir.DataType.UINT64) else None
@@ -69,12 +69,12 @@ def check_int32_range(model: ir.Model) -> None:
 
 
 def remaining_shape_nodes(model: ir.Model) -> tuple[str, ...]:
-    """Names of the nodes that still ask for the size of the batch."""
+    """Return the names of the nodes that read the size of the batch."""
     return tuple(str(node.name) for node in model.graph if node.op_type == "Shape")
 
 
 def _check_sizes(graph: ir.Graph, profile: TargetProfile) -> None:
-    """Only the first axis of an input may be dynamic."""
+    """Check that only the first axis of an input is dynamic."""
     for value in graph.inputs:
         for axis, size in enumerate(value.shape or ()):
             if axis and not isinstance(size, int):
@@ -84,7 +84,7 @@ def _check_sizes(graph: ir.Graph, profile: TargetProfile) -> None:
 
 
 def _check_schema(node: ir.Node, profile: TargetProfile) -> None:
-    """Attributes, number and types of the inputs are those of the opset."""
+    """Check attributes, number and types of the inputs against the opset."""
     schema = onnx.defs.get_schema(node.op_type, profile.opset, "")
     unknown = sorted(set(node.attributes) - set(schema.attributes))
     if unknown:

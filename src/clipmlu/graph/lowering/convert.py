@@ -1,4 +1,4 @@
-"""Operators that opset 11 has too, but says in another way: inputs become attributes, semantics are kept."""
+"""Conversion of operators with another form at opset 11: for instance, inputs become attributes."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _INT32_MAX = 2**31 - 1
 
 
 def convert_node(node: ir.Node, editor: GraphEditor) -> None:
-    """Convert one node in place; an operator that needs nothing is left alone."""
+    """Convert one node in place, if its operator needs a conversion."""
     rule = CONVERSIONS.get(node.op_type) if not node.domain else None
     if rule is not None:
         rule(node, editor)
 
 
 def forget_defaults(node: ir.Node, source_opset: int, opset: int) -> None:
-    """Drop attributes that ``opset`` does not know, where they say what is meant without them.
+    """Remove attributes that ``opset`` does not have, if they have the default value.
 
     Raises:
-        CompileError: one says something else.
+        CompileError: an attribute has another value.
     """
     try:
         before, after = (onnx.defs.get_schema(node.op_type, each, node.domain) for each in (source_opset, opset))
     except onnx.defs.SchemaError:
-        return  # not an operator of that opset: named by the check of operators
+        return  # not an operator of that opset: the operator check reports it
     for name in [name for name in node.attributes if name not in after.attributes]:
         known = before.attributes.get(name)
         default = onnx.helper.get_attribute_value(known.default_value) if known is not None else None
@@ -77,9 +77,9 @@ def _reduce(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _softmax(node: ir.Node, editor: GraphEditor) -> None:
-    """Softmax (13) runs along one axis; before, it flattened all axes from ``axis`` on into one.
+    """Softmax (13) uses one axis; before, it flattened all axes from ``axis`` on into one.
 
-    Over the last axis both mean the same; any other axis is transposed there and back.
+    For the last axis both are the same; for any other axis the input is transposed before and after.
     """
     rank = rank_of(node, node.inputs[0])
     axis = attribute(node, "axis", -1) % rank if rank else 0
@@ -109,7 +109,7 @@ def _split(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _slice(node: ir.Node, editor: GraphEditor) -> None:
-    """Slice: "to the end" is the largest int64, which does not fit 32 bit; the size itself is said where it is static."""
+    """Slice: the largest int64, which means "to the end", does not fit 32 bits, so static axes get their actual size."""
     starts, ends, axes, strides = (constant_input(node, index) for index in (1, 2, 3, 4))
     if starts is None or ends is None:
         return
@@ -142,7 +142,7 @@ def _slice_limits(node: ir.Node, axis: int, start: int, end: int, step: int) -> 
 
 
 def _clip(node: ir.Node, editor: GraphEditor) -> None:
-    """Clip (12) takes integers; before, floats only: Max and Min of floats in between."""
+    """Clip (12) accepts integers; before, floats only: so Max and Min are computed in float."""
     source = node.inputs[0]
     if source is None or source.dtype is None or source.dtype.is_floating_point():
         return
@@ -158,7 +158,7 @@ def _clip(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _pad(node: ir.Node, editor: GraphEditor) -> None:
-    """Pad (18) may name axes; before, all axes were meant."""
+    """Pad (18) may name axes; before, it used all axes."""
     pads, axes = constant_input(node, 1), constant_input(node, 3)
     if axes is not None and pads is not None:
         rank = rank_of(node, node.inputs[0])
@@ -169,7 +169,7 @@ def _pad(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _resize(node: ir.Node, editor: GraphEditor) -> None:
-    """Resize (13, 18): ``roi`` and ``scales`` had to be there, ``axes`` and antialiasing did not exist."""
+    """Resize (13, 18): ``roi`` and ``scales`` were required, ``axes`` and antialiasing did not exist."""
     if attribute(node, "antialias", 0) or attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
         raise CompileError(f"{describe(node)} antialiases or keeps the aspect ratio, which opset 11 cannot say.")
     axes = attribute(node, "axes")
@@ -186,7 +186,7 @@ def _resize(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _pow(node: ir.Node, editor: GraphEditor) -> None:
-    """Pow (12) takes an exponent of another type."""
+    """Pow (12) accepts an exponent of another type."""
     base, exponent = node.inputs
     if base is None or exponent is None or base.dtype is None or base.dtype == exponent.dtype:
         return
@@ -195,7 +195,7 @@ def _pow(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _arg_extreme(node: ir.Node, editor: GraphEditor) -> None:
-    """ArgMax over 64-bit integers: onnxruntime has no kernel for it at opset 11, and the card has no 64 bit either."""
+    """ArgMax over 64-bit integers: onnxruntime has no kernel at opset 11, and the card has no 64-bit integers."""
     source = node.inputs[0]
     rank = rank_of(node, source)
     set_attributes(node, axis=attribute(node, "axis", 0) % rank)
@@ -206,7 +206,7 @@ def _arg_extreme(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _gather(node: ir.Node, editor: GraphEditor) -> None:
-    """Gather: constant indices are counted from the front, since what a target does with negative ones is unknown."""
+    """Gather: negative constant indices become positive, since a target's handling of negative ones is unknown."""
     rank = rank_of(node, node.inputs[0])
     axis = attribute(node, "axis", 0) % rank
     set_attributes(node, axis=axis)
@@ -222,7 +222,7 @@ def _gather(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _reshape(node: ir.Node, editor: GraphEditor) -> None:
-    """Reshape (14): with ``allowzero`` a 0 is a size of zero, which no tower has."""
+    """Reshape (14): with ``allowzero`` a 0 is a size of zero, which no tower uses."""
     target = constant_input(node, 1) if attribute(node, "allowzero", 0) else None
     if target is not None and (target == 0).any():
         raise CompileError(f"{describe(node)} makes an empty tensor.")
@@ -230,14 +230,14 @@ def _reshape(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _batch_normalization(node: ir.Node, editor: GraphEditor) -> None:
-    """BatchNormalization (14): ``training_mode``; running statistics are used here, always."""
+    """BatchNormalization (14): ``training_mode`` is removed; running statistics are always used."""
     if attribute(node, "training_mode", 0) or len(node.outputs) > 1:
         raise CompileError(f"{describe(node)} is in training mode.")
     set_attributes(node, training_mode=None)
 
 
 def _shape(node: ir.Node, editor: GraphEditor) -> None:
-    """Shape (15) may take a part; before, a Slice did."""
+    """Shape (15) may return a part; before, this needed a Slice."""
     start, end = attribute(node, "start", 0), attribute(node, "end")
     set_attributes(node, start=None, end=None)
     rank = rank_of(node, node.inputs[0])
@@ -252,21 +252,21 @@ def _shape(node: ir.Node, editor: GraphEditor) -> None:
 
 
 def _average_pool(node: ir.Node, editor: GraphEditor) -> None:
-    """AveragePool (19): ``dilations``."""
+    """AveragePool (19): only ``dilations`` of 1 can be converted."""
     if any(each != 1 for each in attribute(node, "dilations", ())):
         raise CompileError(f"{describe(node)} is dilated.")
     set_attributes(node, dilations=None)
 
 
 def _gather_nd(node: ir.Node, editor: GraphEditor) -> None:
-    """GatherND (12): ``batch_dims``."""
+    """GatherND (12): only ``batch_dims`` of 0 can be converted."""
     if attribute(node, "batch_dims", 0):
         raise CompileError(f"{describe(node)} has batch dimensions, which opset 11 cannot say.")
     set_attributes(node, batch_dims=None)
 
 
 def _dropout(node: ir.Node, editor: GraphEditor) -> None:
-    """Dropout that folding could not remove."""
+    """Replace a Dropout that folding could not remove."""
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise CompileError(f"{describe(node)} gives its mask away.")
     Steps(editor, node).finish("Identity", input_or_none(node, 0))
@@ -296,4 +296,4 @@ CONVERSIONS: dict[str, Callable[[ir.Node, GraphEditor], None]] = {
     "Squeeze": _axes_to_attribute,
     "Unsqueeze": _axes_to_attribute,
 }
-"""Operator -> how it is said at opset 11; what is missing here is said in the same way."""
+"""Maps an operator to its conversion to opset 11; other operators have the same form."""

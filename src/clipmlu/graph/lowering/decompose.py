@@ -1,7 +1,7 @@
-"""Operators that opset 11 does not have, written with those that it has: one function each.
+"""Decomposition of operators that opset 11 does not have, one function each.
 
-The forms are those that torch 1.7 wrote at opset 10 and 11 where it had to decompose the same module, since graphs of
-that kind are what the vendor's parser is known to take.
+The forms are those of torch 1.7 for the same modules at opsets 10 and 11, since the vendor's parser is known to accept
+such graphs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clipmlu.graph.lowering.nodes import (
 
 
 def decompose_node(node: ir.Node, editor: GraphEditor) -> bool:
-    """Decompose one node in place; False if there is no rule for its operator."""
+    """Decompose one node in place; return False if there is no rule for its operator."""
     rule = DECOMPOSITIONS.get(node.op_type) if not node.domain else None
     if rule is None:
         return False
@@ -75,7 +75,7 @@ def _rms_normalization(node: ir.Node, steps: Steps) -> None:
 
 
 def _group_normalization(node: ir.Node, steps: Steps) -> None:
-    """Each group of channels to mean 0 and variance 1, then scale and bias: per group at opset 18, per channel later."""
+    """Normalise each group of channels to mean 0, variance 1; scale and bias per group at opset 18, per channel later."""
     source, scale, bias = _source(node), constant_input(node, 1), constant_input(node, 2)
     rank, groups = rank_of(node, source), attribute(node, "num_groups")
     channels = static_size(node, source, 1)
@@ -105,7 +105,7 @@ def _group_normalization(node: ir.Node, steps: Steps) -> None:
 
 
 def _instance_normalization(node: ir.Node, steps: Steps) -> None:
-    """Each channel of each image to mean 0 and variance 1."""
+    """Normalise each channel of each image to mean 0 and variance 1."""
     source, scale, bias = _source(node), constant_input(node, 1), constant_input(node, 2)
     assert scale is not None
     assert bias is not None
@@ -135,7 +135,7 @@ def _gelu(node: ir.Node, steps: Steps) -> None:
 
 
 def _line(node: ir.Node, steps: Steps, alpha: float, beta: float) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """A line alpha x + beta, and the numbers 0 and 1: what a Clip takes."""
+    """Return the line alpha x + beta, and the numbers 0 and 1: the inputs of a Clip."""
     source = _source(node)
     scaled = steps.add("Mul", source, steps.like("alpha", alpha, source))
     line = steps.add("Add", scaled, steps.like("beta", beta, source))
@@ -174,7 +174,7 @@ def _cast_like(node: ir.Node, steps: Steps) -> None:
 
 
 def _or_equal(node: ir.Node, steps: Steps) -> None:
-    """Not Greater, or not Less: the same for all numbers that are not NaN."""
+    """Not Greater, or not Less: equal for all numbers except NaN."""
     opposite = "Greater" if node.op_type == "LessOrEqual" else "Less"
     steps.finish("Not", steps.add(opposite, *node.inputs, dtype=ir.DataType.BOOL))
 
@@ -200,7 +200,7 @@ def _reduce_l1(node: ir.Node, steps: Steps) -> None:
 
 
 def _einsum(node: ir.Node, steps: Steps) -> None:
-    """A product of two tensors whose letters are batch, kept on one side, or summed: Transpose, Reshape, MatMul."""
+    """Write a product of two tensors as Transpose, Reshape, MatMul; each letter is batch, kept on one side, or summed."""
     equation = str(attribute(node, "equation")).replace(" ", "")
     terms, _, result = equation.partition("->")
     sides = terms.split(",")
@@ -240,7 +240,7 @@ def _matrices(
     parts: tuple[list[str], list[str], list[str]],
     sizes: dict[str, int | ir.SymbolicDim],
 ) -> ir.Value:
-    """One operand with the axes (batch..., rows, columns), rows and columns flattened."""
+    """Return one operand with the axes (batch..., rows, columns), rows and columns flattened."""
     order = [letter for part in parts for letter in part]
     moved = steps.add("Transpose", node.inputs[index], perm=[letters.index(letter) for letter in order])
     flat = [
@@ -309,4 +309,4 @@ DECOMPOSITIONS: dict[str, Callable[[ir.Node, Steps], None]] = {
     "ReduceL1": _reduce_l1,
     "Swish": _swish,
 }
-"""Operator -> its decomposition."""
+"""Maps an operator to its decomposition."""

@@ -1,4 +1,4 @@
-"""Folding, operator by operator: what leaves the graph, and what is said without asking for a shape."""
+"""Folding rules per operator: removing nodes, and computing sizes without reading a shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BOOL = int(ir.DataType.BOOL)
 
 
 def fold_graph(graph: ir.Graph, analysis: Analysis, editor: GraphEditor) -> None:
-    """Fold a graph in place; the shapes of its tensors must have been annotated."""
+    """Fold a graph in place; its tensors must have annotated shapes."""
     folder = Folder(analysis, editor)
     for node in list(graph):
         if not all(analysis.is_known(value) for value in node.outputs):
@@ -25,32 +25,32 @@ def fold_graph(graph: ir.Graph, analysis: Analysis, editor: GraphEditor) -> None
     for node in reversed(list(graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)
-    graph.sort()  # a column of zeros may have been made after its first user
+    graph.sort()  # a column of zeros may have been added after its first user
     drop_unused_weights(graph)
 
 
 def drop_unused_weights(graph: ir.Graph) -> None:
-    """Remove constants that nobody uses."""
+    """Remove unused constants."""
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
 
 
 def _fold_node(node: ir.Node, folder: Folder) -> None:
-    """Fold a node that computes something from the graph's inputs."""
+    """Fold a node that depends on the graph's inputs."""
     rule = _RULES.get(node.op_type) if not node.domain else None
     if rule is None or not rule(node, folder):
         folder.fold_inputs(node)
 
 
 def _fold_same(node: ir.Node, folder: Folder) -> bool:
-    """Identity, and Dropout when not training."""
+    """Remove Identity, and Dropout outside training."""
     source = node.inputs[0]
     return source is not None and folder.bypass(node, source)
 
 
 def _fold_cast(node: ir.Node, folder: Folder) -> bool:
-    """A Cast to the type that the tensor has; Cast(Cast(bool)) back to bool."""
+    """Remove a Cast to the tensor's own type, and Cast(Cast(bool)) back to bool."""
     source = node.inputs[0]
     if source is None:
         return False
@@ -65,7 +65,7 @@ def _fold_cast(node: ir.Node, folder: Folder) -> bool:
 
 
 def _fold_reshape(node: ir.Node, folder: Folder) -> bool:
-    """A Reshape to a computed shape, and one that follows another or changes nothing."""
+    """Fold a Reshape to a computed shape, and one that follows another Reshape or changes nothing."""
     source = node.inputs[0]
     if source is None or folder.analysis.is_known(source):
         return False
@@ -84,7 +84,7 @@ def _fold_reshape(node: ir.Node, folder: Folder) -> bool:
 
 
 def _swapped_axes(node: ir.Node, folder: Folder) -> tuple[ir.Value, list[int]] | None:
-    """Reshape(Transpose(Reshape(x))) that only swaps the last two axes; PyTorch writes keys of attention so."""
+    """Find Reshape(Transpose(Reshape(x))) that only swaps the last two axes, as PyTorch writes attention keys."""
     middle = producer_of(node.inputs[0], "Transpose")
     first = producer_of(middle.inputs[0], "Reshape") if middle is not None else None
     source = first.inputs[0] if first is not None else None
@@ -99,7 +99,7 @@ def _swapped_axes(node: ir.Node, folder: Folder) -> tuple[ir.Value, list[int]] |
 
 
 def _fold_expand(node: ir.Node, folder: Folder) -> bool:
-    """An Expand whose users broadcast anyway goes; any other becomes an addition of zeros."""
+    """Remove an Expand whose users broadcast; replace any other by an addition of zeros."""
     source, result = node.inputs[0], node.outputs[0]
     if source is None:
         return False
@@ -137,7 +137,7 @@ def _spread(node: ir.Node, source: ir.Value, folder: Folder) -> bool:
 
 
 def _fold_slice(node: ir.Node, folder: Folder) -> bool:
-    """A Slice that takes everything."""
+    """Remove a Slice of the whole tensor."""
     source = node.inputs[0]
     steps = input_or_none(node, 4)
     stride = folder.analysis.constant(steps) if steps is not None and folder.analysis.is_known(steps) else None
@@ -147,7 +147,7 @@ def _fold_slice(node: ir.Node, folder: Folder) -> bool:
 
 
 def _fold_gather(node: ir.Node, folder: Folder) -> bool:
-    """A Gather that takes every element of a flat tensor in order is a Reshape; timm's global pooling ends so."""
+    """Replace a Gather of all elements of a flat tensor in order by a Reshape, as after timm's global pooling."""
     if fold_part(node, folder):
         return True
     source, indices = node.inputs[0], node.inputs[1]
@@ -165,7 +165,7 @@ def _fold_gather(node: ir.Node, folder: Folder) -> bool:
 
 
 def _fold_gather_nd(node: ir.Node, folder: Folder) -> bool:
-    """A GatherND in order of the rows (the masks of transformers), and one that picks a row of each text."""
+    """Fold a GatherND of rows in order (masks of transformers), and one that selects one row of each text."""
     source, indices = node.inputs[0], node.inputs[1]
     if source is None or indices is None or attribute(node, "batch_dims", 0):
         return False
@@ -185,7 +185,7 @@ def _is_in_order(indices: Array, shape: Shape) -> bool:
 
 
 def _fold_row_choice(node: ir.Node, source: ir.Value, indices: ir.Value, folder: Folder) -> bool:
-    """x[arange(N), argmax(...)], the pooling of CLIP's text tower; indices are [arange, chosen] side by side."""
+    """Fold x[arange(N), argmax(...)], the pooling of CLIP's text tower; the indices are [arange, chosen] side by side."""
     pair = producer_of(indices, "Concat")
     if pair is None or len(pair.inputs) != 2 or any(len(shape) != 2 for shape in folder.analysis.shapes(indices)):
         return False
@@ -210,7 +210,7 @@ def _is_static(folder: Folder, value: ir.Value) -> bool:
 
 
 def _comes_from_argmax(value: ir.Value) -> bool:
-    """Whether the indices are positions that ArgMax found, hence not negative."""
+    """Return whether the indices are positions from ArgMax, which are not negative."""
     node = value.producer()
     while node is not None and node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity"):
         source = node.inputs[0]
@@ -219,7 +219,7 @@ def _comes_from_argmax(value: ir.Value) -> bool:
 
 
 def _put_flat_gather(node: ir.Node, source: ir.Value, chosen: ir.Value, shape: Shape, folder: Folder) -> None:
-    """Static batch: Gather from the flattened rows, as PyTorch 1.7 wrote this indexing at opset 10."""
+    """Static batch: use Gather on the flattened rows, as PyTorch 1.7 wrote this indexing at opset 10."""
     rows, length, width = shape
     steps = Steps(folder.editor, node)
     position = steps.add("Reshape", chosen, steps.integers("rows", [rows]))
@@ -230,7 +230,7 @@ def _put_flat_gather(node: ir.Node, source: ir.Value, chosen: ir.Value, shape: S
 
 
 def _put_masked_sum(node: ir.Node, source: ir.Value, chosen: ir.Value, shape: Shape, folder: Folder) -> None:
-    """Dynamic batch: sum over (position == chosen) * x. Exact in any float type, and no matrix product to quantise."""
+    """Dynamic batch: sum (position == chosen) * x, which is exact in any float type and needs no matrix product."""
     steps = Steps(folder.editor, node)
     dtype = chosen.dtype.numpy() if chosen.dtype is not None else np.dtype(np.int64)
     positions = steps.constant("positions", np.arange(shape[1], dtype=dtype)[None])
@@ -243,9 +243,9 @@ def _put_masked_sum(node: ir.Node, source: ir.Value, chosen: ir.Value, shape: Sh
 
 
 def _fold_where(node: ir.Node, folder: Folder) -> bool:
-    """Where(IsNaN(s), c, s) of a softmax s, PyTorch's guard for rows that are masked as a whole.
+    """Remove Where(IsNaN(s), c, s) of a softmax s, PyTorch's guard for fully masked rows.
 
-    Softmax is NaN only for a row of -inf, which a finite mask never gives, nor one that leaves each row something.
+    Softmax is NaN only for a row of -inf, which neither a finite mask gives, nor one that keeps an entry of each row.
     """
     test = producer_of(node.inputs[0], "IsNaN")
     chosen = node.inputs[2]
@@ -258,7 +258,7 @@ def _fold_where(node: ir.Node, folder: Folder) -> bool:
 
 
 def _leaves_something(mask: ir.Value | None, folder: Folder) -> bool:
-    """Whether an additive mask has a finite number in each row."""
+    """Return whether an additive mask has a finite number in each row."""
     if mask is None:
         return False
     array = folder.analysis.constant(mask) if folder.analysis.is_known(mask) else None

@@ -1,4 +1,4 @@
-"""Folding of attention's common projection: its parts are split off rather than moved about in five dimensions."""
+"""Folding of attention's fused projection: queries, keys and values become outputs of a Split."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from clipmlu.graph.lowering.nodes import Steps, attribute, producer_of
 
 
 def fold_part(node: ir.Node, folder: Folder) -> bool:
-    """One of queries, keys and values, taken from their common projection: a Split, as PyTorch 1.7 wrote it.
+    """Replace one of queries, keys and values by an output of a Split of their fused projection, as in PyTorch 1.7.
 
-    PyTorch 2 makes an axis of three of them, moves it to the front of a five-dimensional tensor and takes one by one.
+    PyTorch 2 reshapes the projection to five dimensions, moves the axis of the parts to the front and selects one by
+    one.
     """
     part = _find_part(node, folder)
     if part is None:
@@ -46,11 +47,11 @@ class _Part:
 
     Attributes:
         source: the projection; its last axis holds the parts one after the other.
-        reshape: the Reshape that made an axis of the parts.
+        reshape: the Reshape that creates the axis of the parts.
         axis: that axis.
-        count: number of the parts.
-        index: which part the node takes.
-        perm: how the other axes are moved afterwards.
+        count: number of parts.
+        index: index of the node's part.
+        perm: permutation of the other axes.
     """
 
     source: ir.Value
@@ -86,7 +87,7 @@ def _find_part(node: ir.Node, folder: Folder) -> _Part | None:
 
 
 def _first_axis_choice(node: ir.Node, folder: Folder) -> tuple[int, ir.Value] | None:
-    """(i, x) where the node is x[i]: a Gather, or a Squeeze of a Slice."""
+    """Return (i, x) if the node is x[i]: a Gather, or a Squeeze of a Slice."""
     if node.op_type == "Gather":
         index = folder.constant_input(node, 1)
         if index is None or index.ndim or attribute(node, "axis", 0) or node.inputs[0] is None:
@@ -105,7 +106,7 @@ def _first_axis_choice(node: ir.Node, folder: Folder) -> tuple[int, ir.Value] | 
 
 
 def _reshape_before(value: ir.Value) -> tuple[ir.Node | None, list[ir.Node]]:
-    """The Reshape that a tensor comes from by moving axes only, and the nodes that move them, first to last."""
+    """Return the Reshape before nodes that only move axes, and these nodes, first to last."""
     chain: list[ir.Node] = []
     node = value.producer()
     while node is not None and node.op_type in ("Transpose", "Unsqueeze", "Squeeze"):
@@ -116,7 +117,7 @@ def _reshape_before(value: ir.Value) -> tuple[ir.Node | None, list[ir.Node]]:
 
 
 def _axis_order(chain: list[ir.Node], rank: int, folder: Folder) -> list[int | None] | None:
-    """Where the axes of a tensor are after the nodes; None stands for an axis that was added."""
+    """Return the positions of a tensor's axes after the nodes; None stands for an added axis."""
     axes: list[int | None] = list(range(rank))
     for node in chain:
         if node.op_type == "Transpose":

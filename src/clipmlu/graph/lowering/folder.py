@@ -1,7 +1,7 @@
-"""Folding: shape arithmetic, constants and whatever else follows from sizes leave the graph.
+"""Folding: removes shape arithmetic, constants and all values that depend on sizes only.
 
-Everything that the analysis knows becomes a constant. What differs with the batch is expressed without asking for a
-shape: by -1 in a Reshape, by broadcasting, or by a column of zeros that is as long as the batch.
+Every known value becomes a constant. A value that depends on the batch is expressed without reading a shape: by -1 in a
+Reshape, by broadcasting, or by a column of zeros as long as the batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Folder:
         self._reshaped: dict[tuple[ir.Value, int, int], ir.Value] = {}
 
     def fold_inputs(self, node: ir.Node) -> None:
-        """Let a node take constants in place of what can be computed ahead."""
+        """Replace known inputs of a node by constants."""
         for index, value in enumerate(node.inputs):
             if value is not None and value.const_value is None and self.analysis.is_known(value):
                 self._fold_input(node, index, value)
@@ -56,13 +56,13 @@ class Folder:
                 node.replace_input_with(index, spread)
 
     def constant(self, value: ir.Value, array: Array) -> ir.Value:
-        """The constant that stands for a computed value."""
+        """Return the constant for a computed value."""
         if value not in self._constants:
             self._constants[value] = self.analysis.register(self.editor.add_constant(f"{value.name}:constant", array))
         return self._constants[value]
 
     def _core(self, value: ir.Value) -> Array | None:
-        """The constant that, repeated along the axes that depend on the batch, is the value; None if there is none."""
+        """Return the constant whose repetition along the batch-dependent axes is the value, or None."""
         arrays = self.analysis.known(value)
         if arrays is None:
             return None
@@ -81,11 +81,11 @@ class Folder:
         return self.broadcasts_with(node, {value: (shape,) * len(self.analysis.probes)})
 
     def broadcasts_with(self, node: ir.Node, replaced: Mapping[ir.Value, tuple[Shape, ...]]) -> bool:
-        """Whether the node gives the same when some of its inputs are not repeated before they get to it.
+        """Return whether the node's result stays the same if some inputs are not expanded before it.
 
         Args:
             node: the user of the inputs.
-            replaced: input -> its smaller shape at each probe.
+            replaced: maps an input to its smaller shape at each probe.
         """
         if node.op_type not in _BROADCASTING or node.domain:
             return False
@@ -103,7 +103,7 @@ class Folder:
         return True
 
     def _spread_core(self, value: ir.Value, core: Array) -> ir.Value | None:
-        """The row, repeated along the batch: row + a column of zeros."""
+        """Return the row repeated along the batch: row + a column of zeros."""
         origin = value.producer()
         column = self.zeros_for(value)
         if origin is None or column is None or core.dtype == np.bool_:
@@ -116,7 +116,7 @@ class Folder:
         return self._constants[value]
 
     def zeros_for(self, value: ir.Value) -> ir.Value | None:
-        """Zeros that broadcast a tensor to the batch sizes of ``value``; None if its sizes are no plain axes."""
+        """Return zeros that broadcast a tensor to the batch sizes of ``value``; None if its sizes are not plain axes."""
         sizes = self.analysis.sizes(value)
         if value.dtype is None:
             return None
@@ -133,7 +133,7 @@ class Folder:
         return result
 
     def _column(self, axis: str, dtype: ir.DataType) -> ir.Value | None:
-        """Zeros of shape (axis, 1, 1, ...): the first element of each row of some tensor, times zero."""
+        """Return zeros of shape (axis, 1, 1, ...): the first element of each row of some tensor, times zero."""
         source = next((value for value in self.editor.graph.inputs if _leading_axis(value) == axis), None)
         if source is None or dtype == ir.DataType.BOOL:
             return None
@@ -145,10 +145,10 @@ class Folder:
         return self._columns[axis, dtype]
 
     def _anchor(self, source: ir.Value, axis: str) -> ir.Value:
-        """What the first node makes of an input and of weights alone, rather than the input itself.
+        """Return the result of the first node on an input, if that node uses only weights besides; else the input.
 
-        Pixels of uint8 get their mean and variance in front of *the* first node (``insert_bn_before_firstnode``), so the
-        input had better have one user only.
+        The SDK adds mean and variance of uint8 pixels before *the* first node (``insert_bn_before_firstnode``), so the
+        input should have one user only.
         """
         users = [node for node in source.consumers() if not self.analysis.is_known(node.outputs[0])]
         result = users[0].outputs[0] if len(users) == 1 else source
@@ -200,16 +200,16 @@ class Folder:
         return self._reshaped[key]
 
     def is_analysed(self, value: ir.Value) -> bool:
-        """Whether the tensor was there when the graph was analysed."""
+        """Return whether the tensor existed when the graph was analysed."""
         return value in self.analysis.probes[0].shapes
 
     def constant_input(self, node: ir.Node, index: int) -> Array | None:
-        """Value of an input that is the same whatever the batch; None for any other, or none."""
+        """Return the value of an input that does not depend on the batch, else None."""
         value = input_or_none(node, index)
         return self.analysis.constant(value) if value is not None and self.analysis.is_known(value) else None
 
     def split_last_axis(self, origin: ir.Node, source: ir.Value, count: int) -> ir.Node:
-        """The Split of a tensor into equal parts of its last axis; one for all that ask. It is placed after ``origin``."""
+        """Return the Split of a tensor into equal parts of its last axis, shared by all users, after ``origin``."""
         if origin not in self._splits:
             size = self.analysis.shapes(source)[0][-1] // count
             sizes = self.editor.add_constant(f"{origin.name}/Split:sizes", np.full(count, size, np.int64))
@@ -223,7 +223,7 @@ class Folder:
         return self._splits[origin]
 
     def reshape_target(self, source: ir.Value, result: ir.Value) -> list[int] | None:
-        """What a Reshape has to say for this result: numbers, one -1, and 0 where a size is copied."""
+        """Return the target of a Reshape for this result: numbers, one -1, and 0 for a copied size; None if impossible."""
         before, after = self.analysis.sizes(source), self.analysis.sizes(result)
         target: list[int | None] = [None if size is None else size.constant for size in after]
         open_axes = [index for index, number in enumerate(target) if number is None]
@@ -236,7 +236,7 @@ class Folder:
         return [-1 if number is None else number for number in target]
 
     def put_reshape(self, node: ir.Node, source: ir.Value) -> bool:
-        """Let a node's result be a Reshape of ``source``, or ``source`` itself if that has the same shape."""
+        """Replace a node by a Reshape of ``source``, or by ``source`` itself if that has the same shape."""
         result = node.outputs[0]
         if self.analysis.shapes(source) == self.analysis.shapes(result):
             return self.bypass(node, source)
@@ -255,7 +255,7 @@ class Folder:
         return True
 
     def bypass(self, node: ir.Node, source: ir.Value) -> bool:
-        """Let everybody use ``source`` in place of the node's result."""
+        """Replace all uses of the node's result by ``source``."""
         result = node.outputs[0]
         if result.is_graph_output():
             if node.op_type != "Identity":
@@ -278,5 +278,5 @@ def _leading_axis(value: ir.Value) -> str | None:
 
 
 def copies_axis(before: tuple[Size | None, ...], after: tuple[Size | None, ...], index: int) -> bool:
-    """Whether two shapes have the same known size at an index."""
+    """Return whether two shapes have the same known size at an index."""
     return index < len(before) and before[index] is not None and before[index] == after[index]

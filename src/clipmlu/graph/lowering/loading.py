@@ -1,7 +1,7 @@
-"""Reading a graph for lowering: it is checked in full first, so that the passes may trust what they find.
+"""Reading a graph for lowering, with full checks first, so that the passes can rely on a valid graph.
 
-ONNX's checker and its shape inference look at the graph without its weights, which keeps them fast at any size; the sizes of
-the weights are compared with what the graph says of their shapes in ``wellformed``.
+ONNX's checker and its shape inference run on the graph without its weights, which is fast for any size; ``wellformed``
+compares the weights' sizes with their declared shapes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from clipmlu.graph.lowering.wellformed import (
     is_group_norm,
 )
 
-_LARGE_BYTES = 1024  # weights above that decide no shape
+_LARGE_BYTES = 1024  # larger weights determine no shape
 _LONGEST_REASON = 400
 _UNCHECKED = "clipmlu.unchecked"
 
 
 def load_graph(source: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:
-    """Read a graph, without functions, and with a name for each node.
+    """Read a graph, inline its functions, and name all nodes.
 
     Args:
-        source: the graph, or the path of its file; it is not changed. Graphs of onnx-ir were checked when they were made.
+        source: the graph, or the path of its file; it is not changed. Graphs of onnx-ir are assumed to be valid.
 
     Raises:
-        CompileError: the file cannot be read, or the graph contradicts itself.
+        CompileError: the file cannot be read, or the graph is invalid.
     """
     if isinstance(source, ir.Model):
         model = source.clone()
@@ -50,19 +50,19 @@ def load_graph(source: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> i
 
 
 def name_graph(source: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> str:
-    """What messages call a graph."""
+    """Return the graph's name for messages."""
     return f"The graph '{os.fspath(source)}'" if isinstance(source, (str, os.PathLike)) else "The graph"
 
 
 def damaged(what: str, reason: str) -> CompileError:
-    """The error of a graph that contradicts itself."""
+    """Return the error for an invalid graph."""
     return CompileError(f"{what} is damaged: {reason.rstrip('.')}. Export the model again, as a new bundle.")
 
 
 def _read(path: str | os.PathLike[str]) -> onnx.ModelProto:
     try:
         return onnx.load(os.fspath(path), load_external_data=False)
-    except Exception as error:  # protobuf has several of its own
+    except Exception as error:  # protobuf raises several types
         raise CompileError(
             f"Cannot read the graph '{os.fspath(path)}': {reason_of(error)}. Export the model again."
         ) from error
@@ -75,13 +75,13 @@ def _checked(proto: onnx.ModelProto, what: str, folder: Path | None) -> ir.Model
         check_texts(slim)
     except OSError as error:
         raise damaged(what, _reason(error)) from error
-    except (ValueError, TypeError) as error:  # onnx-ir has both for types that do not exist
+    except (ValueError, TypeError) as error:  # raised by onnx-ir for unknown types
         raise damaged(what, " ".join(str(error).split())) from error
     try:
         check_group_norms(proto)
         onnx.checker.check_model(slim, full_check=True)
         model = ir.from_proto(proto)
-    except Exception as error:  # each check of the two libraries has an exception of its own
+    except Exception as error:  # the two libraries raise many types
         raise damaged(what, _reason(error)) from error
     if "" not in model.opset_imports:
         raise damaged(what, "it does not say of which opset it is")
@@ -91,7 +91,7 @@ def _checked(proto: onnx.ModelProto, what: str, folder: Path | None) -> ir.Model
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every large weight is an input, so that a check costs the same for every size of model."""
+    """Return a copy with every large weight as an input, so that a check is fast for every model size."""
     copy = onnx.ModelProto(ir_version=proto.ir_version)
     copy.opset_import.extend(proto.opset_import)
     copy.functions.extend(proto.functions)
@@ -103,11 +103,9 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     copy.opset_import.add(domain=_UNCHECKED, version=1)
     for node in copy.graph.node:
         if is_group_norm(node):
-            node.domain = (
-                _UNCHECKED  # the checker refuses that of opset 18 as deprecated; it is taken apart all the same
-            )
+            node.domain = _UNCHECKED  # the checker rejects it as deprecated at opset 18, but it is decomposed later
     copy.graph.input.extend(proto.graph.input)
-    copy.graph.output.extend(value for value in proto.graph.output if value.HasField("type"))  # the rest says nothing
+    copy.graph.output.extend(value for value in proto.graph.output if value.HasField("type"))  # others declare nothing
     copy.graph.value_info.extend(proto.graph.value_info)
     inputs = {value.name for value in proto.graph.input}
     for tensor in proto.graph.initializer:
@@ -119,7 +117,7 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _reason(error: BaseException) -> str:
-    """The message of the first cause, on one line."""
+    """Return the message of the first cause, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:

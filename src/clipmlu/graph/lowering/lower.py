@@ -1,4 +1,4 @@
-"""``lower_graph`` and ``lower_tower``: the canonical graph becomes one that a target's parser takes."""
+"""``lower_graph`` and ``lower_tower``: rewrite the canonical graph for a target's parser."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from clipmlu.graph.lowering.nodes import GraphEditor
 from clipmlu.graph.lowering.profile import MAGICMIND, TargetProfile
 from clipmlu.specs import PositiveInt
 
-_INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference finds them
-_IR_VERSION = 6  # of onnx 1.6 and 1.7, the first releases with opset 11 and 12
+_INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference needs them
+_IR_VERSION = 6  # of onnx 1.6 and 1.7, the first releases with opsets 11 and 12
 
 
 def lower_graph(
@@ -36,17 +36,18 @@ def lower_graph(
 
     Args:
         source: the graph, or the path of its file; it is not changed.
-        profile: what the target takes.
-        batch: dynamic axis -> the size that it gets; axes that are not named stay dynamic. None: all stay dynamic.
+        profile: the profile of the target.
+        batch: maps a dynamic axis to a fixed size; other axes stay dynamic. None: all stay dynamic.
 
     Returns:
-        A graph of the profile's opset. Nodes that were taken apart are called ``<node>/<operator>``, tensors keep their
-        names, and all shapes are written; sizes that depend on the batch are expressions of it (``2*batch``).
+        A graph of the profile's opset. Nodes of a decomposition are named ``<node>/<operator>``, tensors keep their
+            names,
+        and all shapes are written; sizes that depend on the batch are expressions of it (``2*batch``).
 
     Raises:
         OptionError: ``batch`` names an axis that the graph does not have, or a size below 1.
-        CompileError: something cannot be expressed in the profile; names the node, its block and its operator. Or the
-            graph cannot be read, or contradicts itself; names the file.
+        CompileError: a node cannot be expressed in the profile; the message gives the node, its block and its operator.
+            Or the graph cannot be read or is invalid; the message gives the file.
     """
     model = load_graph(source)
     batch = dict(batch or {})
@@ -64,7 +65,7 @@ def _lower(model: ir.Model, batch: Mapping[str, int], profile: TargetProfile) ->
     model.opset_imports.clear()
     model.opset_imports[""] = profile.opset
     model.ir_version = _IR_VERSION
-    check_operators(model.graph, profile)  # before their shapes are asked for at an opset that may not know them
+    check_operators(model.graph, profile)  # first, since this opset's shape inference may lack such operators
     analysis = analyse_graph(model)
     annotate_shapes(model.graph, analysis)
     check_profile(model, profile)
@@ -78,20 +79,21 @@ def lower_tower(
     batch: Mapping[str, int] | None = None,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
 ) -> ir.Model:
-    """Lower a graph file and write the result; the same input gives the same bytes.
+    """Lower a graph file and write the result; equal input gives equal bytes.
 
     Args:
         source: the canonical graph's file.
         destination: the file to write; weights that do not fit go to ``<destination>.data``.
-        profile: what the target takes.
+        profile: the profile of the target.
         batch: as in ``lower_graph``.
-        external_data_bytes: the most bytes of weights that are kept in the file itself.
+        external_data_bytes: largest size in bytes of weights that stay in the file itself.
 
     Returns:
-        The graph, with the shapes of all tensors; the file has those of inputs and outputs only, as torch 1.7 wrote it.
+        The graph, with the shapes of all tensors; the file has those of inputs and outputs only, as in files of torch
+            1.7.
 
     Raises:
-        OptionError, CompileError: as ``lower_graph``.
+        OptionError, CompileError: as for ``lower_graph``.
     """
     model = lower_graph(source, profile, batch=batch)
     path = Path(destination)
@@ -105,7 +107,7 @@ def lower_tower(
 
 
 def _without_inner_shapes(model: ir.Model) -> ir.Model:
-    """A copy whose inner tensors have no shape: nobody knows what the vendor's parser makes of an expression there."""
+    """Return a copy without shapes of inner tensors; how the vendor's parser handles expressions there is unknown."""
     copy = model.clone()
     for node in copy.graph:
         for value in node.outputs:
@@ -124,7 +126,7 @@ def _check_batch(graph: ir.Graph, batch: Mapping[str, int]) -> None:
 
 
 def _fold(model: ir.Model, batch: Mapping[str, int]) -> None:
-    """Set the static sizes, then fold until nothing changes; two rounds are enough for all that torch writes."""
+    """Set the static sizes, then fold until nothing changes; two rounds are enough for torch's graphs."""
     for value in model.graph.inputs:
         if value.shape is not None:
             value.shape = ir.Shape([_static(size, batch) for size in value.shape])

@@ -1,4 +1,4 @@
-"""Small helpers on onnx-ir graphs: attributes, constants, and the nodes that take the place of another node."""
+"""Helpers for onnx-ir graphs: attributes, constants, and replacing one node by several."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Array = npt.NDArray[Any]
 
 
 def describe(node: ir.Node) -> str:
-    """How a node is called in messages: name, block and operator."""
+    """Return a node's name, block and operator for messages."""
     block = node.metadata_props.get(MODULE_KEY) or "(whole model)"
     domain = f"{node.domain}." if node.domain else ""
     return f"Node '{node.name}' of block '{block}' (operator {domain}{node.op_type})"
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """Value of an attribute, or the default where the node does not say it."""
+    """Return the value of an attribute, or the default if the node does not have it."""
     found = node.attributes.get(name)
     return default if found is None else found.value
 
@@ -38,19 +38,19 @@ def set_attributes(node: ir.Node, **values: Any) -> None:
 
 
 def input_or_none(node: ir.Node, index: int) -> ir.Value | None:
-    """An input, or None where it is left out."""
+    """Return an input, or None if it is missing."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
 def constant_of(value: ir.Value | None) -> Array | None:
-    """The array of a value that is a weight or constant of the graph; None for anything else."""
+    """Return the array of a weight or constant of the graph, or None for any other value."""
     if value is None or value.const_value is None or value.is_graph_input():
         return None
     return np.asarray(value.const_value.numpy())
 
 
 def constant_input(node: ir.Node, index: int) -> Array | None:
-    """The array of a constant input; None where it is left out.
+    """Return the array of a constant input, or None if the input is missing.
 
     Raises:
         CompileError: the input is computed, so that it cannot become an attribute.
@@ -65,16 +65,16 @@ def constant_input(node: ir.Node, index: int) -> Array | None:
 
 
 def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node that computes a value, if it is of that operator."""
+    """Return the node that computes a value, if it has that operator, else None."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type else None
 
 
 def rank_of(node: ir.Node, value: ir.Value | None) -> int:
-    """Number of axes.
+    """Return the number of axes.
 
     Raises:
-        CompileError: not known.
+        CompileError: it is not known.
     """
     if value is None or value.shape is None:
         raise CompileError(f"{describe(node)} has an input of unknown rank, '{value and value.name}'.")
@@ -82,10 +82,10 @@ def rank_of(node: ir.Node, value: ir.Value | None) -> int:
 
 
 def static_size(node: ir.Node, value: ir.Value | None, axis: int) -> int:
-    """Size of an axis that does not depend on the batch.
+    """Return the size of an axis that does not depend on the batch.
 
     Raises:
-        CompileError: it does.
+        CompileError: it depends on the batch.
     """
     rank = rank_of(node, value)
     assert value is not None
@@ -97,12 +97,12 @@ def static_size(node: ir.Node, value: ir.Value | None, axis: int) -> int:
 
 
 def drop_inputs(node: ir.Node, keep: int) -> None:
-    """Leave only the first inputs."""
+    """Keep the first inputs only."""
     node.resize_inputs(min(keep, len(node.inputs)))
 
 
 class GraphEditor:
-    """Adds nodes and constants to one graph, keeping all names unique."""
+    """Adds nodes and constants to one graph with unique names."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -111,7 +111,7 @@ class GraphEditor:
         self._value_names |= {value.name for node in graph.all_nodes() for value in node.outputs if value.name}
 
     def add_constant(self, name: str, array: Array) -> ir.Value:
-        """A new initializer; a number is put behind a name that is taken."""
+        """Return a new initializer; a used name gets a number as a suffix."""
         name = _free_name(name, self._value_names)
         array = np.ascontiguousarray(array) if array.ndim else array
         tensor = ir.tensor(array, name=name)
@@ -128,7 +128,7 @@ class GraphEditor:
         origin: ir.Node | None,
         num_outputs: int = 1,
     ) -> ir.Node:
-        """A new node, not yet placed in the graph; it belongs to the block of ``origin``."""
+        """Return a new node, not yet placed in the graph; it belongs to the block of ``origin``."""
         node = ir.node(op_type, inputs, attributes=dict(attributes), num_outputs=num_outputs)
         node.name = _free_name(name, self._node_names)
         if origin is not None:
@@ -138,12 +138,12 @@ class GraphEditor:
         return node
 
     def rename(self, node: ir.Node, name: str) -> None:
-        """Give a node a new name; a number is put behind one that is taken."""
+        """Rename a node; a used name gets a number as a suffix."""
         node.name = _free_name(name, self._node_names)
 
 
 class Steps:
-    """The nodes that stand for one node: named after it, ``<its name>/<operator>``; the last one is the node itself."""
+    """The nodes that replace one node, named ``<its name>/<operator>``; the last one is the node itself."""
 
     def __init__(self, editor: GraphEditor, origin: ir.Node) -> None:
         self._editor = editor
@@ -153,7 +153,7 @@ class Steps:
     def add(
         self, op_type: str, *inputs: ir.Value | None, dtype: ir.DataType | None = None, **attributes: Any
     ) -> ir.Value:
-        """One step; its result has the type of the first input unless ``dtype`` says otherwise."""
+        """Add one step; its result has the type of the first input unless ``dtype`` is given."""
         number = self._counts.get(op_type, 0)
         self._counts[op_type] = number + 1
         name = f"{self._origin.name}/{op_type}" + (f"_{number}" if number else "")
@@ -166,23 +166,23 @@ class Steps:
         return node.outputs[0]
 
     def constant(self, label: str, array: Array) -> ir.Value:
-        """A constant, ``<name of the node>:<label>``."""
+        """Return a constant named ``<name of the node>:<label>``."""
         return self._editor.add_constant(f"{self._origin.name}:{label}", array)
 
     def like(self, label: str, number: float, value: ir.Value) -> ir.Value:
-        """A scalar constant of the same type as ``value``."""
+        """Return a scalar constant of the same type as ``value``."""
         if value.dtype is None:
             raise CompileError(f"{describe(self._origin)} has an input of unknown type, '{value.name}'.")
         return self.constant(label, np.array(number, value.dtype.numpy()))
 
     def integers(self, label: str, numbers: Sequence[int]) -> ir.Value:
-        """A constant vector of int64."""
+        """Return a constant vector of int64."""
         return self.constant(label, np.array(numbers, np.int64))
 
     def finish(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> None:
-        """The last step: the node itself becomes this operator.
+        """Add the last step: the node itself gets this operator.
 
-        Its results stay the same tensors under the same names, so both graphs can be compared tensor by tensor.
+        Its results stay the same tensors with the same names, so both graphs can be compared tensor by tensor.
         """
         node = self._origin
         name = f"{node.name}/{op_type}"

@@ -1,18 +1,18 @@
-"""What a target takes: an opset, and a closed list of operators with the public evidence for each.
+"""Target profiles: an opset, and a closed list of operators with the public evidence for each.
 
-The evidence for MagicMind, whose documentation is not public (shared facts: ``magicmind-api.md``):
+The evidence for MagicMind, whose documentation is not public (docs/magicmind-api.md):
 
-- *clip*: the vendor's own CLIP sample, ``Cambricon/magicmind_cloud`` at dc085c1, ``buildin/cv/other/clip_pytorch``, hands
-  the parser what torch 1.7.1 writes for openai/CLIP at opset 10. The file is not published: the operators are derived
-  from openai/CLIP's code and torch's ``symbolic_opset9.py`` and ``symbolic_opset10.py`` of that time, not read off it.
-- *onnx*: another network that the same repository gives to the same parser as ONNX; derived in the same way, from the
-  network's code and torch's exporter: ``resnet50_onnx``, ``SwinTransformer_pytorch`` (torchvision ``swin_t``, opset 11,
-  dynamic batch), ``hoitransformer_pytorch`` (opset 11), ``WeNet_pytorch`` (opset 11).
-- *sdk*: the SDK's network API has a node of that meaning. Seen in PaddlePaddle/Paddle-Lite, NNAdapter driver
-  ``cambricon_mlu/converter`` (*pl*); in alibaba/heterogeneity-aware-lowering-and-optimization,
-  ``ODLA/platforms/magicmind/odla_magicmind.cc`` (*odla*); or in a public copy of the SDK's ``AddI...Node`` samples
-  (*sample*). That the card can do it does not prove that the ONNX parser maps it.
-- *none*: no public trace. A core operator of ONNX 11 that a decomposition needs, or that nothing better stands for.
+- *clip*: the vendor's own CLIP sample, ``Cambricon/magicmind_cloud`` at dc085c1, ``buildin/cv/other/clip_pytorch``,
+passes the file of torch 1.7.1 for openai/CLIP at opset 10 to the parser. The file is not published: the operators are
+derived from openai/CLIP's code and torch's ``symbolic_opset9.py`` and ``symbolic_opset10.py`` of that time.
+- *onnx*: another network that the same repository passes to the same parser as ONNX; derived in the same way, from the
+network's code and torch's exporter: ``resnet50_onnx``, ``SwinTransformer_pytorch`` (torchvision ``swin_t``, opset 11,
+dynamic batch), ``hoitransformer_pytorch`` (opset 11), ``WeNet_pytorch`` (opset 11).
+- *sdk*: the SDK's network API has a node with that meaning. Seen in PaddlePaddle/Paddle-Lite, NNAdapter driver
+``cambricon_mlu/converter`` (*pl*); in alibaba/heterogeneity-aware-lowering-and-optimization,
+``ODLA/platforms/magicmind/odla_magicmind.cc`` (*odla*); or in a public copy of the SDK's ``AddI...Node`` samples
+(*sample*). This shows that the card supports the operator, but not that the ONNX parser maps it.
+- *none*: no public evidence. A core operator of ONNX 11 that a decomposition needs and that has no alternative.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ EvidenceKind = Literal["clip", "onnx", "sdk", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Why an operator is on the list.
+    """The evidence for an operator.
 
     Attributes:
-        kind: how strong: ``clip`` > ``onnx`` > ``sdk`` > ``none``; see the module.
+        kind: strength: ``clip`` > ``onnx`` > ``sdk`` > ``none``; see the module.
         source: where it was seen; for ``none``, what needs it.
     """
 
@@ -40,13 +40,13 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetProfile:
-    """What a target's parser is known to take.
+    """The known abilities of a target's parser.
 
     Attributes:
-        name: for messages.
-        opset: the only opset that is written.
-        operators: operator -> evidence; nothing else may be in a graph.
-        batch_only: operators that may stay only where the size of the batch is asked for.
+        name: name for messages.
+        opset: the only opset of written graphs.
+        operators: maps each allowed operator to its evidence.
+        batch_only: operators that are allowed only for reading the size of the batch.
     """
 
     name: str
@@ -140,7 +140,7 @@ _OPERATORS = {
         Identity: an output that equals another tensor
         IsNaN: PyTorch's guard of masked softmax, where it cannot be shown to do nothing
         Neg: rotary embeddings
-        ReduceMin: twin of ReduceMax
+        ReduceMin: as ReduceMax
         Softplus: decomposition of Mish
         """,
     ),
@@ -155,4 +155,4 @@ MAGICMIND = TargetProfile(
 """Opset 11: the vendor's samples use 10 (CLIP) and 11; newer ones are lowered to 11 by its patches (WeNet)."""
 
 PROFILES: Mapping[str, TargetProfile] = MappingProxyType({"magicmind": MAGICMIND})
-"""Profiles by the name that a backend gives."""
+"""Maps a backend's profile name to the profile."""

@@ -11,24 +11,24 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A size, or any integer that follows from sizes: a polynomial of the dynamic axes, linear in each.
+    """A size, or an integer computed from sizes: a polynomial of the dynamic axes, linear in each.
 
     Attributes:
-        terms: axes (sorted names) -> factor, without zeros; the constant has the key ``()``.
+        terms: pairs of axes (sorted names) and nonzero factor; the constant has the key ``()``.
     """
 
     terms: tuple[tuple[tuple[str, ...], int], ...]
 
     @property
     def constant(self) -> int | None:
-        """The number, if no axis is in it."""
+        """The number, or None if the size depends on an axis."""
         if not self.terms:
             return 0
         return self.terms[0][1] if len(self.terms) == 1 and not self.terms[0][0] else None
 
     @property
     def axis(self) -> str | None:
-        """The axis, if the size is that of one axis."""
+        """The axis, or None if the size is not that of one axis."""
         if len(self.terms) != 1 or len(self.terms[0][0]) != 1 or self.terms[0][1] != 1:
             return None
         return self.terms[0][0][0]
@@ -45,7 +45,7 @@ class Size:
 
 
 def fit_size(axes: Sequence[str], points: Sequence[Mapping[str, int]], numbers: Sequence[int]) -> Size | None:
-    """The polynomial, linear in each axis, that takes these values at these points; None if there is none."""
+    """Return the polynomial, linear in each axis, that has these values at these points, or None."""
     if len(set(numbers)) == 1:
         return Size(((((), int(numbers[0]))),) if numbers[0] else ())
     monomials = [tuple(each) for count in range(len(axes) + 1) for each in itertools.combinations(sorted(axes), count)]

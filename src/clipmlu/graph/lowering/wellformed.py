@@ -1,4 +1,4 @@
-"""What must hold of a graph before the libraries look at it: they do not ask, or they crash on it.
+"""Checks of a graph before the libraries read it, for errors that they do not detect or that crash them.
 
 ONNX's shape inference is native code that trusts numbers (``GatherND`` with ``batch_dims`` -5 ends the process).
 """
@@ -19,21 +19,21 @@ from clipmlu.specs import LARGEST_SIZE
 
 _MOST_AXES = 64
 _GROUP_NORM = "GroupNormalization"
-_GROUP_NORM_OPSET = 21  # before, the checker refuses it as deprecated
+_GROUP_NORM_OPSET = 21  # for earlier opsets the checker rejects it as deprecated
 _AXES = frozenset({"axis", "axes", "perm"})
 _COUNTS = frozenset({"batch_dims", "group", "num_groups", "num_outputs", "start_axis"})
 
 
 def check_wellformed(proto: onnx.ModelProto, folder: Path | None) -> None:
-    """Check what the libraries do not.
+    """Check a graph for errors that the libraries do not detect.
 
     Args:
         proto: the graph.
-        folder: where its external weights lie; None for a graph that is in memory.
+        folder: folder of its external weights; None for a graph in memory.
 
     Raises:
-        ValueError, TypeError: something contradicts itself; says what.
-        OSError: the file that has the values of a weight cannot be asked.
+        ValueError, TypeError: the graph is invalid; the message says why.
+        OSError: a file of weights cannot be accessed.
     """
     for tensor in _tensors(proto):
         _check_weight(tensor, folder)
@@ -46,7 +46,7 @@ def check_wellformed(proto: onnx.ModelProto, folder: Path | None) -> None:
 
 
 def check_texts(message: Any) -> None:
-    """Check that all texts of a protobuf message are UTF-8; others are read, and fail where they are written.
+    """Check that all texts of a protobuf message are UTF-8; otherwise writing would fail later.
 
     Raises:
         ValueError: one is not.
@@ -61,7 +61,7 @@ def check_texts(message: Any) -> None:
 
 
 def check_group_norms(proto: onnx.ModelProto) -> None:
-    """Check the nodes that the checker of a whole graph refuses by their name, as those of the next opset that has them.
+    """Check nodes that the checker of a whole graph rejects as deprecated, by the rules of a later opset.
 
     Raises:
         onnx.checker.ValidationError: an attribute, an input or their number is wrong.
@@ -75,12 +75,12 @@ def check_group_norms(proto: onnx.ModelProto) -> None:
 
 
 def is_group_norm(node: onnx.NodeProto) -> bool:
-    """Whether the checker refuses the node as deprecated at opset 18, though it can be taken apart."""
+    """Return whether the checker rejects the node as deprecated at opset 18, although it can be decomposed."""
     return node.op_type == _GROUP_NORM and not node.domain
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """The weights, and the constants of the nodes."""
+    """Yield the weights, and the constants of the nodes."""
     yield from proto.graph.initializer
     if proto.graph.sparse_initializer:
         raise ValueError("it has sparse weights, which no tower has")
@@ -91,7 +91,7 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _check_weight(tensor: onnx.TensorProto, folder: Path | None) -> None:
-    """Check that a weight has as many values as its shape says."""
+    """Check that a weight has as many values as its shape requires."""
     dims = tuple(tensor.dims)
     _check_dims(f"the weight '{tensor.name}'", dims)
     if tensor.data_type == onnx.TensorProto.STRING:
@@ -108,7 +108,7 @@ def _check_weight(tensor: onnx.TensorProto, folder: Path | None) -> None:
 def _check_listed_values(tensor: onnx.TensorProto) -> None:
     try:
         ir.serde.deserialize_tensor(tensor).numpy()
-    except Exception as error:  # it asserts, too
+    except Exception as error:  # it raises AssertionError too
         raise ValueError(f"the values of the weight '{tensor.name}' do not fit: {reason_of(error)}") from error
 
 
@@ -118,7 +118,7 @@ def _check_dims(what: str, dims: tuple[int, ...]) -> None:
 
 
 def _check_outputs(graph: onnx.GraphProto) -> None:
-    """Check that something makes each output, which ONNX's checker does not ask."""
+    """Check that each output has a producer, which ONNX's checker does not."""
     made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     made.update(name for node in graph.node for name in node.output)
     for value in graph.output:
@@ -127,7 +127,7 @@ def _check_outputs(graph: onnx.GraphProto) -> None:
 
 
 def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
-    """Refuse numbers that no tower has; a constant may be any, such as the end of a Slice."""
+    """Raise for numbers that no tower uses; a constant may have any value, such as the end of a Slice."""
     if node.op_type == "Constant":
         return
     numbers = list(attribute.ints) if attribute.type == AttributeProto.INTS else [attribute.i]

@@ -1,1 +1,1 @@
-"""What the precision modes compute: one rewriting of ONNX graphs, for the CPU and for the emulated SDK alike."""
+"""The arithmetic of the precision modes: rewriting of ONNX graphs, for the CPU and for the emulated SDK."""

@@ -1,4 +1,4 @@
-"""From calibration batches to the ranges of the tensors that are quantised."""
+"""Ranges of quantised tensors from calibration batches."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from clipmlu.specs import CalibrationAlgorithm
 
 Ranges = dict[str, tuple[float, float]]
 Batches = Callable[[], Iterable[list[Array]]]
-"""Gives the batches, each time from the first one: one array for each input of the graph."""
+"""Returns the batches from the first one on, at each call: one array for each input of the graph."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RangeOptions:
-    """How ranges are found.
+    """Options for finding ranges.
 
     Attributes:
-        bits: of the integers.
-        algorithm: ``linear`` takes the smallest and the largest value, ``eqnm`` clips where that makes the quantisation noise
-            least, ``percentile`` keeps a share of the values, ``entropy`` loses the least information.
-        percentile: of the values that ``percentile`` keeps, 0..100.
-        centred: ranges are centred on zero.
-        threads: CPU threads; 0 leaves it to the runtime.
+        bits: bits of the integers.
+        algorithm: ``linear`` takes the smallest and the largest value, ``eqnm`` clips for the least quantisation noise,
+            ``percentile`` keeps a share of the values, ``entropy`` minimises the loss of information.
+        percentile: percentage of values that ``percentile`` keeps, 0..100.
+        centred: make ranges symmetric around zero.
+        threads: CPU threads; 0 for the runtime's default.
     """
 
     bits: int
@@ -53,12 +53,12 @@ def collect_ranges(
 
     Args:
         model: the graph.
-        names: the tensors to find ranges for.
+        names: the tensors that need ranges.
         batches: the data.
-        options: how.
+        options: options for finding ranges.
 
     Returns:
-        Tensor -> (smallest, largest), and the number of batches.
+        A map from tensor to (smallest, largest), and the number of batches.
 
     Raises:
         CalibrationError: there are no batches, one does not fit the graph, or a tensor is not finite.

@@ -1,7 +1,7 @@
-"""Clipping: a range that was chosen for a tensor becomes part of the graph.
+"""Clipping: adds the chosen range of a tensor to the graph.
 
-A quantiser clips to its range anyway. With the clipping in the graph, one that takes the smallest and the largest value that
-it sees, as the vendor's LINEAR algorithm does, arrives at the chosen range by itself.
+A quantiser clips to its range anyway. With a Clip in the graph, a quantiser that takes the smallest and the largest
+value, such as the vendor's LINEAR algorithm, obtains the chosen range.
 """
 
 from __future__ import annotations
@@ -19,16 +19,7 @@ from clipmlu.graph.quantisation.derived import clipped
 def clip_graph(
     model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], *, without: frozenset[str] = frozenset()
 ) -> tuple[onnx.ModelProto, dict[str, tuple[float, float]]]:
-    """Put a Clip in front of the operators that take a tensor in integers.
-
-    Args:
-        model: the graph, opset 11 or newer; it is not changed.
-        ranges: tensor -> smallest and largest value.
-        without: operators that stay in float, which take the tensor as it is.
-
-    Returns:
-        The new graph, and tensor -> the range that it is clipped to, as float32 numbers.
-    """
+    """Add a Clip before the operators that quantise a tensor."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     nodes: list[onnx.NodeProto] = []

@@ -1,41 +1,41 @@
-"""Names that rewriting a graph gives to new tensors and nodes, and how the names of the lowered graph are read off them."""
+"""Names of the tensors and nodes that rewriting adds, and the names in the lowered graph that they derive from."""
 
 from __future__ import annotations
 
 MARK = "_mode_"
-"""Stands between the name of a tensor or node of the lowered graph and what was made of it."""
+"""Separator between the name of a tensor or node of the lowered graph and the name of the derived part."""
 ADDED = "emulated_"
-"""Begins the name of every node and tensor that the emulated SDK adds around a graph."""
+"""Prefix of every node and tensor that the emulated SDK adds to a graph."""
 FLIPPED = "flipped"
-"""What was made: the weight of a Gemm, transposed for a MatMul."""
+"""Kind of a derived tensor: the weight of a Gemm, transposed for a MatMul."""
 INPUT = "input"
-"""What was made: an input of the graph, rounded to binary16."""
+"""Kind of a derived tensor: an input of the graph, rounded to binary16."""
 SCALE, ZERO_POINT, INTEGERS = "_scale", "_zero_point", "_integers"
-"""End the names of what a quantised tensor is made with: its scale, its zero point, and its integers."""
+"""Suffixes of the tensors that quantise a tensor: its scale, its zero point, and its integers."""
 
 _CLIPPED = "/clipped"
 
 
 def derived(name: str, what: str) -> str:
-    """The name of something that is made of ``name``."""
+    """Return the name of a part derived from ``name``."""
     return f"{name}{MARK}{what}"
 
 
 def is_derived(name: str, what: str) -> bool:
-    """Whether it is the name that ``derived`` gives to something of that kind."""
+    """Return whether ``derived`` gave this name to a part of that kind."""
     return name.endswith(derived("", what))
 
 
 def original(name: str) -> str:
-    """The name in the lowered graph; the name itself where nothing was derived."""
+    """Return the name in the lowered graph; the name itself if it is not derived."""
     return name.partition(MARK)[0]
 
 
 def clipped(name: str) -> str:
-    """The name of a tensor behind its Clip node, which has the same name."""
+    """Return the name of a tensor after its Clip node; the node has the same name."""
     return f"{name}{_CLIPPED}"
 
 
 def unclipped(name: str) -> str:
-    """The name of a tensor in front of its Clip node; the name itself where there is none."""
+    """Return the name of a tensor before its Clip node; the name itself if there is none."""
     return name.removesuffix(_CLIPPED)

@@ -1,9 +1,9 @@
-"""Quantisation parameters: from ranges to scales, and the algorithms that find a range.
+"""Quantisation parameters: scales from ranges, and the algorithms that find a range.
 
-The vendor's algorithms are not public beyond their names and one line each (docs/magicmind-api.md 2.4, 2.10, 7.10): LINEAR takes
-the range of the data, EQNM the one that minimises quantisation noise. What is here is the textbook reading of those words.
-``percentile`` and ``entropy`` are our own additions: the range that holds a share of the values, and the one whose quantised
-distribution loses the least information (S. Migacz, "8-bit Inference with TensorRT", GTC 2017).
+The vendor's algorithms are not public beyond their names and one line each (docs/magicmind-api.md 2.4, 2.10, 7.10):
+LINEAR uses the range of the data, EQNM the range that minimises quantisation noise. This module has textbook versions
+of them. ``percentile`` and ``entropy`` are clipmlu's additions: the range that holds a share of the values, and the
+range whose quantised distribution loses the least information (S. Migacz, "8-bit Inference with TensorRT", GTC 2017).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from clipmlu.specs import TensorQuantisation
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 BINS = 2048
-"""Bins of a histogram of magnitudes; one of values has as many on either side of zero."""
+"""Bins of a histogram of magnitudes; a histogram of values has as many on either side of zero."""
 
 _CANDIDATES = 96
-_ENTROPY_STEP = 8  # bins from one candidate bound to the next
-_ABSENT = 1e-9  # probability that stands for zero where its logarithm is taken
+_ENTROPY_STEP = 8  # bins between candidate bounds
+_ABSENT = 1e-9  # probability used instead of zero before the logarithm
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantisation:
-    """How real numbers become integers: ``round(x / scale) + zero_point``, cut to ``bits`` bits.
+    """The conversion of real numbers to integers: ``round(x / scale) + zero_point``, limited to ``bits`` bits.
 
     Attributes:
         bits: 8 or 16.
         scale: one number, or one per channel along ``axis``.
-        zero_point: 0 when symmetric.
-        axis: of the scales, or None.
+        zero_point: 0 if symmetric.
+        axis: axis of the scales, or None.
     """
 
     bits: int
@@ -48,7 +48,7 @@ class Quantisation:
         return np.dtype(f"int{self.bits}")
 
     def record(self, minimum: float, maximum: float) -> TensorQuantisation:
-        """What is kept of it, with the range that it was made for."""
+        """Return the stored form, with the range of the parameters."""
         scale = tuple(float(each) for each in self.scale.reshape(-1))
         return TensorQuantisation(
             bits=self.bits,
@@ -60,13 +60,13 @@ class Quantisation:
         )
 
     def levels(self, array: Array) -> Array:
-        """The integers, of type ``dtype``."""
+        """Return the integers, of type ``dtype``."""
         limits = np.iinfo(self.dtype)
         scaled = np.rint(np.asarray(array, np.float32) / self._scale_for(array))
         return np.asarray(np.clip(scaled + self.zero_point, limits.min, limits.max), self.dtype)
 
     def apply(self, array: Array) -> Floats:
-        """Quantise and come back: what the integer arithmetic sees of ``array``."""
+        """Quantise and dequantise: the values of ``array`` in integer arithmetic, float32."""
         levels = self.levels(array).astype(np.float32) - np.float32(self.zero_point)
         return np.asarray(levels * self._scale_for(array), np.float32)
 
@@ -79,14 +79,14 @@ class Quantisation:
 
 
 def symmetric(bits: int, bound: Any, axis: int | None = None) -> Quantisation:
-    """Levels -(2**(bits-1)-1) .. 2**(bits-1)-1 over -bound..bound; a bound of 0 leaves zeros as they are."""
+    """Return levels -(2**(bits-1)-1) .. 2**(bits-1)-1 over -bound..bound; with a bound of 0 zeros stay zero."""
     bound = np.asarray(bound, np.float32)
     scale = np.where(bound > 0, bound, 1) / np.float32(2 ** (bits - 1) - 1)
     return Quantisation(bits, np.asarray(scale, np.float32), 0, axis)
 
 
 def asymmetric(bits: int, low: float, high: float) -> Quantisation:
-    """All levels over low..high, widened to hold zero, which is met exactly."""
+    """Return all levels over low..high, widened to include zero, which is represented exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / (2**bits - 1)) if high > low else np.float32(1)
     smallest = -(2 ** (bits - 1))
@@ -95,12 +95,12 @@ def asymmetric(bits: int, low: float, high: float) -> Quantisation:
 
 
 def from_range(bits: int, low: float, high: float, *, centred: bool) -> Quantisation:
-    """Parameters for a range of activations."""
+    """Return the parameters for a range of activations."""
     return symmetric(bits, max(abs(low), abs(high))) if centred else asymmetric(bits, low, high)
 
 
 def for_weights(array: Array, bits: int, axis: int | None, *, least_noise: bool) -> Quantisation:
-    """Parameters for weights: always symmetric, by the largest magnitude or by the search, per tensor or per channel."""
+    """Return symmetric parameters for weights, by largest magnitude or by search, per tensor or per channel."""
     if axis is None:
         rows = np.abs(array).reshape(1, -1)
     else:
@@ -117,18 +117,18 @@ def _search_row(row: Array, bound: float, bits: int) -> float:
 
 
 def least_noise_bound(counts: npt.NDArray[np.int64], bound: float, bits: int) -> float:
-    """The clipping bound whose quantisation noise over a histogram of magnitudes is least.
+    """Return the clipping bound with the least quantisation noise over a histogram of magnitudes.
 
     Args:
         counts: occurrences of magnitudes in ``BINS`` equal bins over 0..bound.
         bound: the largest magnitude.
-        bits: of the integers.
+        bits: bits of the integers.
     """
     if bound <= 0:
         return bound
     centres = (np.arange(BINS) + 0.5) * (bound / BINS)
     candidates = bound * np.linspace(1.0, 0.05, _CANDIDATES)
-    # Within a bin the magnitudes are spread evenly, so that a bin wider than a step adds the step's own noise.
+    # Within a bin the magnitudes are assumed to be uniform, so a bin wider than a step adds the step's own noise.
     scales = candidates / (2 ** (bits - 1) - 1)
     clipped = np.maximum(centres[None, :] - candidates[:, None], 0.0)
     noise = np.where(clipped > 0, clipped**2, (scales**2 / 12)[:, None])
@@ -136,12 +136,12 @@ def least_noise_bound(counts: npt.NDArray[np.int64], bound: float, bits: int) ->
 
 
 def percentile_range(counts: npt.NDArray[np.int64], bound: float, percentile: float) -> tuple[float, float]:
-    """The range from which as many values stick out on the left as on the right.
+    """Return the range with equal shares of values outside on the left and on the right.
 
     Args:
         counts: occurrences of values in ``2 * BINS`` equal bins over -bound..bound.
         bound: the largest magnitude.
-        percentile: of the values that lie within, 0..100.
+        percentile: percentage of the values inside, 0..100.
 
     Returns:
         Smallest and largest value of the range: edges of bins.
@@ -156,18 +156,18 @@ def percentile_range(counts: npt.NDArray[np.int64], bound: float, percentile: fl
 
 
 def percentile_bound(counts: npt.NDArray[np.int64], bound: float, percentile: float) -> float:
-    """The magnitude below which that percentage of a histogram of magnitudes lies, as the edge of a bin."""
+    """Return the magnitude below which that percentage of a histogram of magnitudes lies, as the edge of a bin."""
     inside = np.searchsorted(np.cumsum(counts), counts.sum() * percentile / 100.0, side="left")
     return float(bound * min(int(inside) + 1, BINS) / BINS)
 
 
 def entropy_bound(counts: npt.NDArray[np.int64], bound: float, bits: int) -> float:
-    """The clipping bound whose quantised distribution diverges least from the true one (Kullback-Leibler).
+    """Return the clipping bound whose quantised distribution diverges least from the true one (Kullback-Leibler).
 
     Args:
         counts: occurrences of magnitudes in ``BINS`` equal bins over 0..bound.
         bound: the largest magnitude.
-        bits: of the integers; with more levels than bins, nothing is clipped.
+        bits: bits of the integers; if there are more levels than bins, nothing is clipped.
     """
     levels = 2 ** (bits - 1)
     if bound <= 0 or levels >= BINS:
@@ -178,7 +178,7 @@ def entropy_bound(counts: npt.NDArray[np.int64], bound: float, bits: int) -> flo
 
 
 def _divergence(counts: npt.NDArray[np.int64], stop: int, levels: int) -> float:
-    """Of the histogram clipped after ``stop`` bins from the same in ``levels`` levels."""
+    """Return the divergence of the histogram clipped after ``stop`` bins from the same in ``levels`` levels."""
     kept = counts[:stop].astype(np.float64)
     clipped = kept.copy()
     clipped[-1] += counts[stop:].sum()

@@ -1,12 +1,12 @@
-"""What a precision mode computes: an ONNX graph rewritten so that onnxruntime's float32 kernels give the mode's numbers.
+"""Rewriting an ONNX graph so that onnxruntime's float32 kernels compute the results of a precision mode.
 
-    force_float32         the graph as it is
-    force_float16         every tensor and every weight rounded to binary16 (to nearest even, overflow to infinity), sums
-                          inside an operator in float32; onnxruntime has no binary16 kernels of its own on the CPU
-    qintN_mixed_floatM    convolutions and matrix products take inputs and weights of N bits; the rest as force_floatM
+    force_float32         the graph is not changed
+    force_float16         every tensor and every weight rounded to binary16 (to nearest even, overflow to infinity),
+        sums inside an operator in float32; onnxruntime has no binary16 kernels on the CPU
+    qintN_mixed_floatM    convolutions and matrix products with N-bit inputs and weights; the rest as in force_floatM
 
-How the vendor rounds and accumulates inside an operator is not public (api 7.11); "conv/matmul-like operators in N-bit
-integers, the rest in floatM" is (CV docs). Single nodes may be given types of their own (api 2.6). "api" is
+The vendor's rounding and accumulation inside an operator are not public (api 7.11); "conv/matmul-like operators in
+N-bit integers, the rest in floatM" is (CV docs). Single nodes may have their own types (api 2.6). "api" is
 docs/magicmind-api.md.
 """
 
@@ -44,20 +44,21 @@ _NO_TYPES = NodeTypes()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is computed how.
+    """The plan of a rewriting.
 
     Attributes:
-        half: what is not quantised runs in binary16.
-        bits: of the quantised operators, or None.
+        half: operators that are not quantised use binary16.
+        bits: bits of the quantised operators, or None.
         per_axis: weights have one scale per output channel.
         centred: activations are quantised symmetrically.
-        least_noise: weights are clipped where that minimises the noise.
-        ranges: tensor -> (smallest, largest) of quantised activations; the empty name stands for all others.
-        node_types: node -> the types set for it by hand.
-        exact_nodes: names of nodes that compute nothing and whose results are left as they are, such as the conversion of
-            an output.
-        integer_kernels: write what a runtime needs to take its integer kernels for matrix products: weights stay integers
-            behind a DequantizeLinear, and Gemm becomes MatMul and Add.
+        least_noise: weights are clipped for the least noise.
+        ranges: maps a tensor to the (smallest, largest) value of quantised activations; the empty name stands for all
+            others.
+        node_types: maps a node to the types set for it explicitly.
+        exact_nodes: names of nodes whose results are not rounded because they compute nothing, such as the conversion
+            of an output.
+        integer_kernels: write the form for which a runtime uses integer kernels for matrix products: weights stay
+            integers before a DequantizeLinear, and Gemm becomes MatMul and Add.
     """
 
     half: bool = False
@@ -72,14 +73,14 @@ class Plan:
 
 
 def uniform_types(node: onnx.NodeProto, dtype: str) -> NodeTypes:
-    """The same type for all that a node takes and gives."""
+    """Return the same type for all inputs and outputs of a node."""
     return NodeTypes(
         inputs=dict.fromkeys(range(len(node.input)), dtype), outputs=dict.fromkeys(range(len(node.output)), dtype)
     )
 
 
 def quantised_tensors(model: onnx.ModelProto, without: frozenset[str] = frozenset()) -> list[str]:
-    """Activations that enter a quantised operator, each once, in the order of the graph.
+    """Return the activations that are inputs of quantised operators, each once, in the order of the graph.
 
     Args:
         model: the graph.
@@ -103,11 +104,11 @@ def apply_numerics(
 
     Args:
         model: the graph; it is not changed.
-        element_types: tensor -> ONNX element type, of all its tensors; of weights it is not looked at.
-        plan: what is computed how.
+        element_types: maps each tensor to its ONNX element type; types of weights are not used.
+        plan: the precision of each node.
 
     Returns:
-        The rewritten graph, and tensor name -> how it was quantised.
+        The rewritten graph, and a map from the name of each quantised tensor to its quantisation.
 
     Raises:
         CalibrationError: a tensor to be quantised has no range.
@@ -124,20 +125,20 @@ def rewrite_for_runtime(
     ranges: Mapping[str, tuple[float, float]],
     node_types: Mapping[str, str],
 ) -> tuple[onnx.ModelProto, dict[str, TensorQuantisation]]:
-    """Rewrite a lowered graph as onnxruntime runs it on the CPU in a mode.
+    """Rewrite a lowered graph for onnxruntime on the CPU in a mode.
 
     Args:
         model: the graph; it is not changed.
         precision: the mode.
-        how: how it quantises, if it does.
-        ranges: tensor -> (smallest, largest) of quantised activations.
-        node_types: node -> ``float16`` or ``float32`` for all that it takes and gives, whatever the mode says.
+        how: options of the quantisation.
+        ranges: maps a tensor to the (smallest, largest) value of quantised activations.
+        node_types: maps a node to ``float16`` or ``float32`` for all its inputs and outputs; overrides the mode.
 
     Returns:
-        The rewritten graph, and tensor name -> how it was quantised.
+        The rewritten graph, and a map from tensor name to its quantisation.
 
     Raises:
-        CalibrationError: a tensor to be quantised has no range.
+        CalibrationError: a tensor to quantise has no range.
     """
     plan = Plan(
         half=precision.float_type == "float16",
@@ -151,7 +152,7 @@ def rewrite_for_runtime(
             for node in model.graph.node
             if node.name in node_types
         },
-        # 16-bit integers have no kernels of their own; half needs rounding between the operators that would be fused.
+        # 16-bit integers have no kernels of their own; half needs rounding between operators that would be fused.
         integer_kernels=precision is Precision.QINT8_MIXED_FLOAT32,
     )
     element_types = {name: found.element_type for name, found in infer_shapes(model).items()}
@@ -172,7 +173,7 @@ class _Rewriter:
         self._derived: dict[tuple[str, str], str] = {}
         self._rounded: set[str] = set()
         self._inputs: dict[str, str] = {}  # input of the graph -> its rounded form
-        self._sources: dict[str, str] = {}  # and back
+        self._sources: dict[str, str] = {}  # the inverse
         self._record: dict[str, TensorQuantisation] = {}
 
     def rewrite(self) -> tuple[onnx.ModelProto, dict[str, TensorQuantisation]]:
@@ -194,7 +195,7 @@ class _Rewriter:
         return result, self._record
 
     def _round_inputs(self) -> None:
-        """A graph in binary16 takes its input in it."""
+        """Round the inputs of a graph in binary16."""
         for value in self._model.graph.input:
             if value.type.tensor_type.elem_type == TensorProto.FLOAT:
                 new = derived(value.name, INPUT)
@@ -229,7 +230,7 @@ class _Rewriter:
                 self._round(node.output[index], name)
 
     def _node_bits(self, node: onnx.NodeProto, types: NodeTypes) -> int | None:
-        """Bits of this node's operands: set by hand for it, else the mode's, for operators that can be quantised."""
+        """Return the bits of this node's operands: set for it, else the mode's, for operators that can be quantised."""
         operands = QUANTISED.get(node.op_type, ())
         given = [types.inputs[index] for index in operands if index in types.inputs]
         if not operands or any(dtype in _FLOAT_TYPES for dtype in given):
@@ -249,7 +250,7 @@ class _Rewriter:
         return name
 
     def _derive(self, name: str, kind: str, make: Any) -> str:
-        """One more form of a tensor, made once."""
+        """Return another form of a tensor, created once."""
         if (name, kind) not in self._derived:
             new = derived(name, kind)
             self._derived[name, kind] = new
@@ -257,7 +258,7 @@ class _Rewriter:
         return self._derived[name, kind]
 
     def _round(self, name: str, new: str) -> None:
-        """``new`` is ``name`` rounded to binary16."""
+        """Add nodes that round ``name`` to binary16 as ``new``."""
         small = derived(new, "float16")
         self._nodes.append(helper.make_node("Cast", [name], [small], name=derived(new, "down"), to=TensorProto.FLOAT16))
         self._nodes.append(helper.make_node("Cast", [small], [new], name=derived(new, "up"), to=TensorProto.FLOAT))
@@ -316,7 +317,7 @@ class _Rewriter:
         return self._derive(name, f"int{bits}", make)
 
     def _add_quantisation(self, name: str, new: str, how: Quantisation) -> None:
-        """QuantizeLinear and back; the contributed operators know 16 bits at any opset."""
+        """Add QuantizeLinear and DequantizeLinear; the contributed operators support 16 bits at any opset."""
         scale, zero = f"{new}{SCALE}", f"{new}{ZERO_POINT}"
         self._add_weight(scale, how.scale.reshape(()))
         self._add_weight(zero, np.array(how.zero_point, how.dtype))
@@ -340,7 +341,7 @@ class _Rewriter:
 
 
 def _as_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """A linear layer as MatMul and Add, for which there are integer kernels; anything else as it is."""
+    """Return a linear layer as MatMul and Add, which have integer kernels; other nodes unchanged."""
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     plain = all(attributes.get(name, 1.0) == 1.0 for name in ("alpha", "beta")) and not attributes.get("transA", 0)
     if node.op_type != "Gemm" or not plain:
@@ -365,7 +366,7 @@ def _values(weight: onnx.TensorProto) -> Array:
 
 
 def _channel_axis(node: onnx.NodeProto, index: int, dims: list[int]) -> int | None:
-    """The output channel's axis of a weight; per_axis is not applied to depthwise convolutions (python_common README)."""
+    """Return the output channel axis of a weight; per_axis excludes depthwise convolutions (python_common README)."""
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     if node.op_type in ("Conv", "ConvTranspose"):
         if attributes.get("group", 1) > 1 and dims[1] == 1:

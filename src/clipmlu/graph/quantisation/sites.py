@@ -1,4 +1,4 @@
-"""Finds the tensors of a graph that can be smoothed, with the weights that make their channels and those that multiply them."""
+"""Finds the tensors of a graph that can be smoothed, with the weights before and after each."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Share:
     """One weight that smoothing changes.
 
     Attributes:
-        node: the node that takes it.
-        position: which input of the node it is.
-        axis: the axis of the weight along which the channels lie.
+        node: the node that uses it.
+        position: index of the node's input.
+        axis: the axis of the weight that holds the channels.
         channels: int64; for each entry along ``axis``, the channel whose factor applies, or -1 for none.
     """
 
@@ -44,10 +44,10 @@ class Site:
 
     Attributes:
         tensor: its name; the channels are its last axis.
-        role: role of the operators that take it.
+        role: role of the operators that use it.
         channels: number of channels.
-        divided: the weights that make the channels, which are divided by the factors.
-        multiplied: the weights that the channels are multiplied with, which are multiplied by the factors.
+        divided: weights that produce the channels; they are divided by the factors.
+        multiplied: weights that the channels are multiplied with; they are multiplied by the factors.
     """
 
     tensor: str
@@ -58,11 +58,11 @@ class Site:
 
 
 def find_sites(model: onnx.ModelProto, operators: Sequence[Operator]) -> list[Site]:
-    """Find all tensors of a lowered graph that can be smoothed: those behind a LayerNorm in the graph's order, then those of attention.
+    """Find all tensors of a lowered graph that can be smoothed: first those after a LayerNorm, then those of attention.
 
     Args:
         model: the graph.
-        operators: its operators, of ``find_operators``.
+        operators: its operators, see ``find_operators``.
     """
     finder = _Finder(model, operators)
     sites = [site for node in model.graph.node if (site := finder.behind_affine(node)) is not None]
@@ -78,7 +78,7 @@ class _Finder:
         self._operators = {operator.node: operator for operator in operators}
 
     def behind_affine(self, node: onnx.NodeProto) -> Site | None:
-        """The result of ``x * gain`` or ``x * gain + offset``, if only linear layers take it; else None."""
+        """Return the result of ``x * gain`` or ``x * gain + offset`` if only linear layers use it, else None."""
         gain = self._channel_weight(node, "Mul")
         if gain is None:
             return None
@@ -100,7 +100,7 @@ class _Finder:
         return Site(tensor=tensor, role=role, channels=channels, divided=tuple(divided), multiplied=tuple(found))
 
     def behind_values(self, operator: Operator) -> Site | None:
-        """The input of attention's output projection, if each of its channels is a weighted mean of one channel of the values; else None."""
+        """Return attention's result if each of its channels is a mean of one channel of the values, else None."""
         if operator.role != "attention_values":
             return None
         product = self._index.nodes[operator.node]
@@ -120,14 +120,14 @@ class _Finder:
         rows = self._trace_heads(product.output[0], path_out, columns)
         if rows is None or len(rows) != len(met.channels):
             return None
-        # Row j of the output projection meets the column rows[j] of the value projection.
+        # Row j of the output projection is multiplied with column rows[j] of the value projection.
         channels = np.full(len(shares[0].channels), -1, np.int64)
         channels[rows] = np.arange(len(rows))
         divided = tuple(dataclasses.replace(share, channels=channels) for share in shares)
         return Site(tensor=path_out, role=target.role, channels=len(rows), divided=divided, multiplied=(met,))
 
     def _channel_weight(self, node: onnx.NodeProto, op_type: str) -> Share | None:
-        """The weight of an elementwise node that has one entry for each entry of the last axis."""
+        """Return the weight of an elementwise node with one entry for each entry of the last axis."""
         if node.op_type != op_type or len(node.input) != 2:
             return None
         for position, name in enumerate(node.input):
@@ -143,7 +143,7 @@ class _Finder:
         return None
 
     def _linear_takers(self, tensor: str, *, last_only: bool = False) -> list[Share]:
-        """The weights that the channels of ``tensor`` are multiplied with; empty if anything but a linear layer takes it."""
+        """Return the weights that multiply the channels of ``tensor``; empty if not only linear layers use it."""
         rank = self._rank(tensor)
         found: list[Share] = []
         seen = {tensor}
@@ -168,7 +168,7 @@ class _Finder:
         return found
 
     def _met(self, node: onnx.NodeProto, position: int, axis: int) -> Share | None:
-        """The weight of a linear layer whose input has its channels along ``axis``."""
+        """Return the weight of a linear layer whose input has its channels along ``axis``."""
         weight = self._index.weights.get(node.input[1])
         attributes = attributes_of(node)
         rank = self._rank(node.input[0])
@@ -184,7 +184,7 @@ class _Finder:
         return Share(node=node.name, position=1, axis=inner, channels=np.arange(weight.dims[inner]))
 
     def _axis_after(self, node: onnx.NodeProto, position: int, axis: int) -> int:
-        """The axis of the channels behind a node that only moves rows, or -1 if it mixes or drops channels."""
+        """Return the axis of the channels after a node that only moves rows, or -1 if it mixes or drops channels."""
         if position != 0:
             return -1
         attributes = attributes_of(node)
@@ -207,7 +207,7 @@ class _Finder:
         return after - 1 if moved and kept else -1
 
     def _single_path(self, tensor: str) -> tuple[str, onnx.NodeProto | None]:
-        """Follow nodes that only move values and have one consumer; gives the last tensor, and the first other node or None."""
+        """Follow single consumers through nodes that only move values; return the last tensor and the next node."""
         while True:
             takers = self._index.consumers[tensor]
             if len(takers) != 1 or tensor in self._index.outputs:
@@ -219,7 +219,7 @@ class _Finder:
             tensor = node.output[0]
 
     def _value_projection(self, product: onnx.NodeProto) -> tuple[list[Share], str] | None:
-        """Weight and bias of the linear layer that makes the values, and the tensor that it gives; None if there is no such layer."""
+        """Return weight and bias of the linear layer that produces the values, and its result; None if there is none."""
         tensor = product.input[1]
         while (node := self._index.producers.get(tensor)) is not None and node.op_type in _MOVES:
             alone = len(self._index.consumers[tensor]) == 1 and tensor not in self._index.outputs
@@ -247,7 +247,7 @@ class _Finder:
         return shares, start
 
     def _trace(self, start: str, end: str, share: Share) -> Array | None:
-        """For the values, shape (heads, tokens, width): the column of the projection that each comes from."""
+        """Return, with the shape of the values (heads, tokens, width), the column of the projection of each element."""
         shape = self._known_shape(start)
         if shape is None:
             return None
@@ -255,12 +255,12 @@ class _Finder:
         return self._run(start, end, np.ascontiguousarray(ids))
 
     def _trace_heads(self, start: str, end: str, columns: Array | None) -> npt.NDArray[np.int64] | None:
-        """For each input channel of the output projection, the column of the value projection that it comes from."""
+        """Return the column of the value projection for each input channel of the output projection."""
         if columns is None or columns.ndim < 2:
             return None
         per_head = columns[..., :1, :]
         if not np.array_equal(np.broadcast_to(per_head, columns.shape), columns):
-            return None  # a channel that differs between tokens is none
+            return None  # a channel must not differ between tokens
         shape = self._known_shape(start)
         if shape is None or shape[-1] != columns.shape[-1]:
             return None
@@ -300,7 +300,7 @@ class _Finder:
         try:
             (result,) = ReferenceEvaluator(model).run(None, {start: values})
         except (ValueError, RuntimeError, IndexError, TypeError):
-            return None  # a shape that is not known well enough: nothing is smoothed here
+            return None  # its shape is not fully known: this site is not smoothed
         return np.asarray(result)
 
     def _rank(self, tensor: str) -> int:
@@ -311,10 +311,10 @@ class _Finder:
         return size if size > 0 else None
 
     def _known_shape(self, tensor: str) -> Shape | None:
-        """The shape for one row of the batch."""
+        """Return the shape for one row of the batch."""
         return tuple(size if size > 0 else 1 for size in self._shape(tensor)) or None
 
     def _shape(self, tensor: str) -> Shape:
-        """The shape, -1 for a size that may vary; empty where it is not known."""
+        """Return the shape, with -1 for a size that may vary; empty if it is not known."""
         found = self._shapes.get(tensor)
         return () if found is None or found.shape is None else found.shape

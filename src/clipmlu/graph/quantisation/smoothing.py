@@ -1,10 +1,10 @@
-"""Smoothing: outliers of activations move into the weights of the next layer, which changes nothing in float.
+"""Smoothing: moves outliers of activations into the weights of the next layer, without changing float results.
 
-A channel of the activations is divided by a factor and the weights that meet it are multiplied by it. The division costs
-nothing where it can be folded into what makes the channel: the affine part of a LayerNorm, or the projection that makes the
-values of attention. Source of the method and of the formula for the factors: G. Xiao et al., "SmoothQuant: Accurate and
-Efficient Post-Training Quantization for Large Language Models", 2022, equation 4. As nothing but weights change, a card's
-own quantiser gets the benefit as well.
+A channel of the activations is divided by a factor and the matching weights are multiplied by it. The division needs no
+operation if it can be folded into the producer of the channel: the affine part of a LayerNorm, or the value projection
+of an attention. Source of the method and of the formula for the factors: G. Xiao et al., "SmoothQuant: Accurate and
+Efficient Post-Training Quantization for Large Language Models", 2022, equation 4. Only weights change, so a card's own
+quantiser benefits too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clipmlu.graph.index import GraphIndex
 from clipmlu.graph.quantisation.parameters import Array, Floats
 from clipmlu.graph.quantisation.sites import Share, Site
 
-_LEAST, _MOST = 1e-4, 1e4  # bounds of a factor: beyond them a channel is as good as absent
+_LEAST, _MOST = 1e-4, 1e4  # bounds of a factor: beyond them a channel has practically no effect
 
 
 def choose_factors(
@@ -31,11 +31,12 @@ def choose_factors(
     Args:
         model: the graph.
         sites: the tensors to smooth.
-        maxima: tensor of each site -> largest magnitude of each channel.
-        alpha: role -> strength, 0..1: 1 makes all channels of the activations alike, 0 leaves the site out.
+        maxima: maps the tensor of each site to the largest magnitude of each channel.
+        alpha: maps a role to its strength, 0..1: 1 gives all channels of the activations equal ranges, 0 skips the
+            site.
 
     Returns:
-        Tensor -> float32 factors, shape (channels,).
+        Maps each tensor to its factors, float32, shape (channels,).
     """
     weights = {weight.name: weight for weight in model.graph.initializer}
     nodes = {node.name: node for node in model.graph.node}
@@ -63,8 +64,8 @@ def smooth_graph(
 
     Args:
         model: the graph; it is not changed.
-        sites: of this graph.
-        factors: tensor of a site -> its factors; sites without any are left as they are.
+        sites: sites of this graph.
+        factors: maps the tensor of a site to its factors; sites without factors are not changed.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -81,7 +82,7 @@ def smooth_graph(
 
 
 class _WeightEditor:
-    """Changes weights, in float64 until all is done; one that several inputs share is copied first."""
+    """Changes weights, in float64 until the end; a weight that several inputs share is copied first."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model

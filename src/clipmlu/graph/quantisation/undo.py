@@ -1,8 +1,8 @@
-"""The inverse of ``rewrite``: from a rewritten graph back to the operators and tensors of the lowered one.
+"""Restores the structure of a lowered graph from its rewritten graph.
 
-``rewrite`` keeps the name of every tensor and derives all names of its own from one, and the emulated SDK marks what it
-adds, as ``derived`` says. Undoing both gives the lowered graph as far as its structure goes: nodes, names and shapes. The
-weights of quantised operators keep their shapes only.
+``rewrite`` keeps the name of every tensor and derives all new names from these, and the emulated SDK marks the nodes
+that it adds; see ``derived``. Undoing both restores nodes, names and shapes of the lowered graph, but of quantised
+weights only the shapes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from clipmlu.specs import TensorSpec
 
 
 def restore_structure(model: onnx.ModelProto, tower: Tower) -> onnx.ModelProto:
-    """The lowered graph that a rewritten one came from.
+    """Return the lowered graph of a rewritten one.
 
     Args:
         model: the rewritten graph; it is not changed.
-        tower: its inputs and outputs before it was rewritten.
+        tower: its inputs and outputs before the rewriting.
 
     Returns:
-        A graph with the same nodes and tensors; not to be run.
+        A graph with the same nodes and tensors, which cannot be run.
     """
     result = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = result.graph
@@ -64,7 +64,7 @@ def quantised_values(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _weight(source: onnx.TensorProto, name: str, *, flipped: bool) -> onnx.TensorProto:
-    """The weight under its old name; integers that stand for floats become floats of the same shape."""
+    """Return the weight with its old name; integers that represent floats become floats of the same shape."""
     if name != source.name and source.data_type != TensorProto.FLOAT:
         return TensorProto(name=name, dims=source.dims[::-1] if flipped else source.dims, data_type=TensorProto.FLOAT)
     weight = TensorProto()
