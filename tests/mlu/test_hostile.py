@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -15,7 +16,6 @@ import pytest
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import BackendUnavailableError
 from clipmlu.magicmind.client.worker_client import WorkerClient
-from clipmlu.magicmind.driver import command as driver
 from clipmlu.magicmind.driver.address import remove_stale
 from clipmlu.magicmind.driver.errors import DriverError, GreetingError, ProtocolError
 from clipmlu.magicmind.driver.files import Reach
@@ -123,7 +123,7 @@ def test_folder_that_is_no_text_is_answered(tmp_path: Path) -> None:
 def test_payload_that_the_header_does_not_list_takes_no_memory(header: dict[str, Any], length: int) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        text = driver.json.dumps(header).encode()
+        text = json.dumps(header).encode()
         ours.sendall(struct.pack("<4sIQ", b"CMW1", len(text), length) + text)
         with pytest.raises(ProtocolError, match=r"payload of|bad list|bad array"):
             Connection(theirs).receive(time.monotonic() + 5)

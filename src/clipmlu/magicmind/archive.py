@@ -1,7 +1,7 @@
-"""One file of a package: a zip application for machines where clipmlu is not installed.
+"""Makes a zip application of a package: one file that runs where clipmlu is not installed.
 
-A package that goes into one imports its own modules relatively and nothing else of clipmlu: in the archive it has a name of its own,
-so that it meets no other ``clipmlu`` there, such as the one that the emulated SDK imports.
+The modules of such a package import each other relatively, and nothing else of clipmlu. In the archive the package has another name,
+because a package ``clipmlu`` in it would hide an installed one, such as the one that the emulated SDK imports.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ sys.exit({function}())
 
 
 def package_files(package: str, name: str) -> dict[str, bytes]:
-    """The sources of an installed package.
+    """Read the sources of an installed package.
 
     Args:
         package: its dotted name, such as ``"clipmlu.magicmind.driver"``.
@@ -39,10 +39,10 @@ def package_files(package: str, name: str) -> dict[str, bytes]:
 
 
 def make_archive(files: Mapping[str, bytes], entry: str) -> bytes:
-    """A zip application: ``python FILE``, or FILE itself where it is executable, calls a function and exits with its result.
+    """Make a zip application. ``python FILE``, or FILE itself if it is executable, calls a function and exits with its result.
 
-    The same files give the same bytes on every machine: order, times and modes are fixed, and nothing is compressed, because versions
-    of zlib differ.
+    Equal files give equal bytes on every machine: order, times and modes are fixed, and nothing is compressed, because versions of
+    zlib differ.
 
     Args:
         files: path inside the archive -> contents, such as ``package_files`` gives.

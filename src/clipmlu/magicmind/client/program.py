@@ -1,4 +1,4 @@
-"""The worker's program: the driver as one file, written for the place where the SDK is, or started here."""
+"""The worker's program: the driver as one file, for another machine or for a process that is started here."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ENTRY = f"{PACKAGE}.command:main"
 
 @functools.cache
 def worker_program() -> bytes:
-    """The contents of the worker's file; the same on every machine for the same version of the driver."""
+    """The contents of the worker's file. Equal versions of the driver give equal bytes on every machine."""
     return make_archive(package_files("clipmlu.magicmind.driver", PACKAGE), ENTRY)
 
 
 @functools.cache
 def worker_digest() -> str:
-    """SHA-256 of the worker's file, in hex: both sides of a connection must have the same."""
+    """SHA-256 of the worker's file, in hex. Both sides of a connection must have the same."""
     return hashlib.sha256(worker_program()).hexdigest()
 
 
@@ -54,13 +54,13 @@ def write_worker(path: Path, *, overwrite: bool = False) -> Path:
 
 @contextlib.contextmanager
 def open_program(file: Path | None) -> Iterator[tuple[str, list[int]]]:
-    """A path from which a new process can run the worker, and the descriptors that it must inherit for that.
+    """Give the path of the worker's program for a new process, and the descriptors that the process must inherit.
 
-    The program of this package is in a file without a name, in memory where the system has that: no other user can reach it, a kill
-    leaves nothing behind, and no folder needs to be writable.
+    The program is a file without a name, in memory if the system supports it: no other user can open it, a kill leaves nothing
+    behind, and no folder has to be writable.
 
     Args:
-        file: a file to run instead, which needs no descriptor.
+        file: a file to run instead; it needs no descriptor.
     """
     if file is not None:
         yield str(file), []

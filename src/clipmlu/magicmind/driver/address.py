@@ -1,4 +1,4 @@
-"""Addresses of a worker."""
+"""Addresses of a worker: parsing them, and removing the socket of a worker that was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays on the wire: how a header lists them, and how they are found in a buffer."""
+"""Arrays on the wire: how a header lists them, and how they are read from a buffer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an ONNX file to a model file."""
+"""Builds a model file from an ONNX file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration data as the SDK asks for them: one batch of one input at a time."""
+"""Calibration data, handed to the SDK one batch of one input at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of the SDK: every Status, every None and every exception is looked at here, and nowhere else."""
+"""Calls of the SDK. Every Status, None and exception is checked here, and nowhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests and answers over a connection, with the shared memory that they use."""
+"""Requests and answers over a connection, including shared memory."""
 
 from __future__ import annotations
 

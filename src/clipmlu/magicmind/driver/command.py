@@ -1,8 +1,4 @@
-"""All calls into the vendor's SDK: building and running models, and serving both to another process.
-
-This package runs where the SDK lives: Python 3.7, its standard library, NumPy and ``magicmind``; nothing else of clipmlu.
-clipmlu imports it where ``magicmind`` imports, starts it in another interpreter, or reaches a copy of it in a container or
-on another host. The copy is one file, a zip application that ``clipmlu worker --write PATH`` writes:
+"""The command line of the worker.
 
     python3.7 clipmlu_worker.pyz --info                          what is found here, as JSON
     python3.7 clipmlu_worker.pyz --serve unix:/shared/mlu.sock   one Unix socket; each connection gets a process of its own
@@ -15,11 +11,6 @@ working directory; never the secret, nor a file with a second name, which may li
 own connection only, which goes with it. A place among --max-clients is taken after the proof. It is given back when the
 client ends, when its host does not answer for a minute and a half (TCP), or when nothing was asked for --idle-seconds; a
 client that was only idle connects again by itself with its next request.
-
-What public sources leave open about the SDK ("api 7.n": section 7 of clipmlu's record of them) is not depended on: arrays
-handed over are contiguous, of exactly the declared type, inside the range that the model was built for, and untouched
-until ``sync``; results are copied before anything else is enqueued; every run gets a fresh outputs list; all calls of a
-process come from one thread; a context stays with its own queue.
 """
 
 from __future__ import annotations
@@ -48,7 +39,7 @@ IDLE_SECONDS = 3600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of the worker's file; see the top."""
+    """Run the command line; the program is the file that ``sys.argv[0]`` names."""
     options = _parser().parse_args(arguments)
     try:
         with open(sys.argv[0], "rb") as stream:

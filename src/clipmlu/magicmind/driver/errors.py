@@ -1,4 +1,4 @@
-"""What goes wrong: in the SDK, on the wire, when two sides meet."""
+"""The errors of the driver."""
 
 from __future__ import annotations
 

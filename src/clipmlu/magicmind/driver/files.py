@@ -1,4 +1,4 @@
-"""Files that a client may have read."""
+"""Access to files that a client names."""
 
 from __future__ import annotations
 

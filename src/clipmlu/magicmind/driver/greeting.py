@@ -1,4 +1,4 @@
-"""The greeting: both sides prove the secret and compare versions before anything else."""
+"""The greeting of a connection: both sides prove the secret and compare versions before anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's log: its own lines, and the last lines of a process that it started."""
+"""The worker's log lines, and the last lines of a child process."""
 
 from __future__ import annotations
 

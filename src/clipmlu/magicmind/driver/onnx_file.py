@@ -1,4 +1,4 @@
-"""ONNX files of a client elsewhere: they must hold all their weights."""
+"""A check of ONNX files from clients elsewhere: no tensor may lie in another file."""
 
 from __future__ import annotations
 

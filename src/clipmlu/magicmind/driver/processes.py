@@ -1,4 +1,4 @@
-"""Processes that are started, and how they end."""
+"""Starting child processes, and describing how they ended."""
 
 from __future__ import annotations
 

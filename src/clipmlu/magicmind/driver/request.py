@@ -1,4 +1,4 @@
-"""One request."""
+"""A request: its header and its arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model on a card, with several batches in flight."""
+"""Runs a model on a card, with several batches in flight."""
 
 from __future__ import annotations
 

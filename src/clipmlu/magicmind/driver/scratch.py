@@ -1,4 +1,4 @@
-"""A folder for files that do not outlive the process."""
+"""A temporary folder that is removed with its process, or by the next process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SDK itself: where it is imported, its types, ports and cards."""
+"""The SDK: importing it, its data types, a model's inputs and outputs, and the cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shared secret: where it is read, and what a file of it must be like."""
+"""Reads the shared secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listening on an address: each client gets a process of its own."""
+"""Listens on an address and starts a process for each client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers to requests: files, builds, sessions and runs."""
+"""Answers requests: files, builds, sessions and runs."""
 
 from __future__ import annotations
 

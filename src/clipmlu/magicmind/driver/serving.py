@@ -1,4 +1,4 @@
-"""Serving one connection: requests are answered in their order, and runs start ahead of earlier results."""
+"""Serves one connection: answers requests in order, and starts runs before earlier ones have ended."""
 
 from __future__ import annotations
 

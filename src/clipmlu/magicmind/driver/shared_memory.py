@@ -1,4 +1,4 @@
-"""Memory that two processes share: its size is sealed."""
+"""Shared memory of two processes, with a sealed size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request to build a model: which keys it has, and what their values must be."""
+"""Checks a request to build a model: its keys and the form of their values."""
 
 from __future__ import annotations
 

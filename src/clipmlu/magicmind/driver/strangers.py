@@ -1,4 +1,4 @@
-"""Connections that have proved nothing yet."""
+"""Limits the connections that have not proved the secret yet."""
 
 from __future__ import annotations
 

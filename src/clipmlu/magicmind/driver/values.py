@@ -1,4 +1,4 @@
-"""Values on their way: the types of arrays that travel, the forms that fields must have, and texts of somebody else."""
+"""Array types that may be sent, checks of a field's form, and values as text for messages."""
 
 from __future__ import annotations
 
