@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from clipmlu.magicmind.probe.draft import WEIGHT, Array, Draft, random_values
-from clipmlu.magicmind.probe.operators import OPERATOR_RECIPES
+from clipmlu.magicmind.probe.operators import OPERATOR_RECIPES, Recipe
 from clipmlu.magicmind.probe.questions.bench import INDEX_NAME
 
 
@@ -48,39 +48,44 @@ def _base(draft: Draft) -> Draft:
     return draft
 
 
-def _base_graphs() -> dict[str, Draft]:
-    names = ("two", "passing", "integers", "tokens", "slow", "double", "ones", "half", "names", "twins")
-    drafts = {"base": _base(Draft()), **{name: Draft() for name in names}}
-
-    draft = drafts["two"]
+def _two(draft: Draft) -> None:
     total = draft.node("Add", draft.feed(random_values(2, 8)), draft.feed(random_values(2, 8, seed=2)))
     draft.node("MatMul", total, draft.weight(WEIGHT), output="y")
 
-    draft = drafts["passing"]
+
+def _passing(draft: Draft) -> None:
     draft.node("Relu", draft.feed(random_values(2, 8)), output="y")
 
-    draft = drafts["integers"]
+
+def _integers(draft: Draft) -> None:
     floats = draft.node("Cast", draft.feed(np.arange(6, dtype=np.int64).reshape(2, 3)), to=1)
     draft.node("Mul", floats, draft.weight(np.array([2.0], np.float32)), output="y")
 
-    draft = drafts["tokens"]
+
+def _tokens(draft: Draft) -> None:
     ids = draft.feed(np.arange(6, dtype=np.int64).reshape(2, 3))
     rows = draft.node("Gather", draft.weight(random_values(10, 8)), ids, axis=0)
     draft.node("MatMul", rows, draft.weight(WEIGHT), output="y")
 
-    draft = drafts["slow"]  # sixteen rotations: values stay as large as they are
+
+def _slow(draft: Draft) -> None:
+    """Sixteen rotations, after which values are as large as before."""
     rotation = draft.weight(np.linalg.qr(random_values(256, 256))[0].astype(np.float32))
     current = draft.feed(random_values(256, 256, seed=3))
     for _ in range(16):
         current = draft.node("MatMul", current, rotation)
 
-    draft = drafts["double"]  # twice, not once: a product by one may be optimised away
+
+def _double(draft: Draft) -> None:
+    """Twice the input, because a product by one may be optimised away."""
     draft.node("Mul", draft.feed(random_values(1, 8)), draft.weight(np.array([2.0], np.float32)), output="y")
 
-    draft = drafts["ones"]
+
+def _ones(draft: Draft) -> None:
     draft.node("MatMul", draft.feed(np.ones((1, 4096), np.float32)), draft.weight(np.ones((4096, 1), np.float32)))
 
-    draft = drafts["half"]
+
+def _half(draft: Draft) -> None:
     draft.node(
         "MatMul",
         draft.feed(random_values(8, 512, seed=4)),
@@ -88,14 +93,37 @@ def _base_graphs() -> dict[str, Draft]:
         output="y",
     )
 
-    draft = drafts["names"]
+
+def _names(draft: Draft) -> None:
     middle = draft.node("Relu", draft.feed(random_values(2, 8), "in/put:0"), label="")
     middle = draft.node("MatMul", middle, draft.weight(WEIGHT), label="blocks.0/attn/MatMul:1")
     draft.node("Relu", middle, output="out/put.1")
 
-    draft = drafts["twins"]
+
+def _twins(draft: Draft) -> None:
     middle = draft.node("Relu", draft.feed(random_values(2, 8)), label="twin")
     draft.node("MatMul", middle, draft.weight(WEIGHT), output="y", label="twin")
+
+
+_BASE_RECIPES: dict[str, Recipe] = {
+    "two": _two,
+    "passing": _passing,
+    "integers": _integers,
+    "tokens": _tokens,
+    "slow": _slow,
+    "double": _double,
+    "ones": _ones,
+    "half": _half,
+    "names": _names,
+    "twins": _twins,
+}
+
+
+def _base_graphs() -> dict[str, Draft]:
+    drafts = {"base": _base(Draft())}
+    for name, recipe in _BASE_RECIPES.items():
+        drafts[name] = Draft()
+        recipe(drafts[name])
     return drafts
 
 
