@@ -1,1 +1,1 @@
-"""Bundles: what their manifest says, how they are opened, verified and published."""
+"""Bundles: the manifest, and opening, verifying and publishing the directory."""

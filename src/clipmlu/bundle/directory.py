@@ -1,7 +1,7 @@
-"""Artifact directories: what an export and a compilation leave behind, and how it is verified.
+"""Bundle directories: the output of an export or a compilation, and its verification.
 
-A bundle is a directory with ``manifest.json`` beside the files that the manifest lists by digest. It is published as
-``files.publish`` does it, so that a path either holds a whole bundle or what it held before.
+A bundle is a directory with ``manifest.json`` and the files that the manifest lists with their digests.
+``files.publish`` writes it, so that a path holds either a complete bundle or its previous content.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from clipmlu.specs import (
     TowerName,
 )
 
-_MANIFEST_BYTES = 256 << 20  # with a scale for each channel of the largest models, some 50 MB
+_MANIFEST_BYTES = 256 << 20  # with a scale per channel, the largest models need some 50 MB
 
 
 class Bundle:
-    """A verified bundle on disk; made by ``open_bundle``.
+    """A verified bundle on disk, created by ``open_bundle``.
 
     Attributes:
         path: the directory.
@@ -78,16 +78,16 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all listed files."""
+        """Size of all listed files in bytes."""
         return sum(record.size for record in self.manifest.files.values())
 
     @property
     def image_graph(self) -> TowerName:
-        """The graph that takes images: the image tower, or the fused graph of the joint layout."""
+        """Name of the graph that takes images: the image tower, or the fused graph of the joint layout."""
         return image_graph_of(self.manifest)
 
     def tower(self, name: TowerName) -> Tower:
-        """The tower of that name.
+        """Return the tower with a name.
 
         Raises:
             BundleError: the bundle has another layout.
@@ -95,7 +95,7 @@ class Bundle:
         return find_tower(self.path, self.manifest.towers, name)
 
     def tower_path(self, name: TowerName) -> Path:
-        """Path of the tower's graph file."""
+        """Return the path of the tower's graph file."""
         return self.path / self.tower(name).file
 
 
@@ -119,7 +119,7 @@ class CompiledBundle(Bundle):
 
     @property
     def runnable(self) -> RunnableModel:
-        """Its graphs and facts as an encoder takes them."""
+        """Its graphs and facts, as the input of an encoder."""
         return RunnableModel(
             path=self.path,
             tokenizer_path=self.tokenizer_path,
@@ -130,10 +130,10 @@ class CompiledBundle(Bundle):
         )
 
     def calibration_data(self) -> SeenData:
-        """What the bundle was calibrated with, and chosen by; nothing when it was not.
+        """Read the digests of the calibration and search data; empty if there are none.
 
         Raises:
-            BundleCorruptError: the file is not what was written.
+            BundleCorruptError: the file cannot be read.
         """
         if self.compilation.calibration is None:
             return SeenData(images=(), prompts=())
@@ -155,17 +155,17 @@ class CompiledBundle(Bundle):
 def open_bundle(
     path: str | os.PathLike[str], *, verify: bool = True, without: Collection[TowerName] = ()
 ) -> ExportedBundle | CompiledBundle:
-    """Open a bundle and check that it is what its manifest says.
+    """Open a bundle and check it against its manifest.
 
     Args:
         path: the bundle's directory.
         verify: recompute every file's digest; sizes and paths are always checked.
-        without: towers that will not be used, whose files are neither needed nor checked.
+        without: towers that will not be used; their files may be missing and are not checked.
 
     Raises:
         BundleNotFoundError: there is no such directory, or no manifest in it.
-        BundleVersionError: the manifest was written by a newer clipmlu.
-        BundleCorruptError: the manifest cannot be parsed, a path leaves the bundle, a file is missing or altered.
+        BundleVersionError: a newer clipmlu wrote the manifest.
+        BundleCorruptError: the manifest cannot be parsed, a path is outside the bundle, a file is missing or altered.
     """
     directory = as_path(path, "the bundle")
     check_argument(verify, bool, "verify")
@@ -181,7 +181,7 @@ def open_bundle(
 
 
 def open_exported(path: str | os.PathLike[str], *, verify: bool = True) -> ExportedBundle:
-    """``open_bundle`` for callers that need canonical graphs.
+    """Open an exported bundle; see ``open_bundle``.
 
     Raises:
         BundleError: the bundle is a compiled one.
@@ -195,7 +195,7 @@ def open_exported(path: str | os.PathLike[str], *, verify: bool = True) -> Expor
 def open_compiled(
     path: str | os.PathLike[str], *, verify: bool = True, without: Collection[TowerName] = ()
 ) -> CompiledBundle:
-    """``open_bundle`` for callers that run the graphs.
+    """Open a compiled bundle; see ``open_bundle``.
 
     Raises:
         BundleError: the bundle is an exported one.
@@ -210,7 +210,7 @@ def open_compiled(
 
 
 class Staging:
-    """A bundle under construction.
+    """A bundle that is being written.
 
     Attributes:
         path: the temporary directory to write files into.
@@ -221,7 +221,7 @@ class Staging:
         self.manifest: Manifest | None = None
 
     def records(self) -> dict[str, FileRecord]:
-        """Digest and size of every file written so far, by relative POSIX path."""
+        """Return digest and size of every file written so far, by relative POSIX path."""
         paths = sorted(path for path in self.path.rglob("*") if path.is_file())
         return {path.relative_to(self.path).as_posix(): file_record(path) for path in paths}
 
@@ -233,16 +233,16 @@ class Staging:
 
 @contextlib.contextmanager
 def stage_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Staging]:
-    """Build a bundle in a temporary sibling of ``output`` and rename it into place when the block ends.
+    """Yield a temporary directory for a bundle and rename it to ``output`` when the block ends.
 
-    On any exception, an interrupt included, the temporary directory is removed and ``output`` is as it was.
+    On any exception, including an interrupt, the temporary directory is removed and ``output`` stays unchanged.
 
     Args:
-        output: where the bundle shall be.
-        overwrite: replace a bundle that is there already. Anything that is not a bundle is never replaced.
+        output: final path of the bundle.
+        overwrite: replace an existing bundle. A directory that is not a bundle is never replaced.
 
     Raises:
-        BundleExistsError: ``output`` is taken.
+        BundleExistsError: ``output`` already exists.
         OutputError: the directory cannot be written, for instance because the disk is full.
     """
     with stage_directory(as_path(output, "the output"), "bundle", MANIFEST_NAME, overwrite=overwrite) as temporary:
@@ -254,16 +254,16 @@ def stage_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> 
 def publish_copy(
     bundle: CompiledBundle, output: str | os.PathLike[str], files: Mapping[str, bytes], *, overwrite: bool = False
 ) -> CompiledBundle:
-    """Publish a compiled bundle at another path, with further files in it.
+    """Publish a copy of a compiled bundle at another path, with additional files.
 
     Args:
-        bundle: what to copy.
-        output: where it shall be.
-        files: name -> content.
-        overwrite: replace a bundle that is there already.
+        bundle: the bundle to copy.
+        output: path of the copy.
+        files: maps the name of an additional file to its content.
+        overwrite: replace an existing bundle.
 
     Raises:
-        BundleExistsError, OutputError: as ``stage_bundle``.
+        BundleExistsError, OutputError: as for ``stage_bundle``.
     """
     with stage_bundle(output, overwrite=overwrite) as staging:
         for name in bundle.manifest.files:
@@ -276,10 +276,10 @@ def publish_copy(
 
 
 def check_output_free(target: Path, *, overwrite: bool) -> None:
-    """Refuse an output path that is taken, before anything slow begins; see ``stage_bundle``.
+    """Check, before slow work begins, that a bundle can be written to a path; see ``stage_bundle``.
 
     Raises:
-        BundleExistsError: something is there that may not be replaced.
+        BundleExistsError: the path exists and must not be replaced.
     """
     check_directory_free(target, "bundle", MANIFEST_NAME, overwrite=overwrite)
 
@@ -288,7 +288,7 @@ def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     path = directory / MANIFEST_NAME
     try:
         if not directory.exists():
-            sweep(directory.parent)  # a kill while it was replaced may have left it aside
+            sweep(directory.parent)  # an interrupted replacement may have moved it aside
         content = read_small_file(path, _MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleNotFoundError(_not_found_message(directory)) from None

@@ -1,8 +1,8 @@
-"""What an ONNX file holds, read off its bytes: no library and no runtime sees a graph before it has been looked through.
+"""Reading the facts of an ONNX file from its bytes, so that a graph is checked before any library reads it.
 
-Only the fields that matter here are visited, and weights are skipped, so that a large file costs no more than a small one.
-Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), the encoding is that of
-https://protobuf.dev/programming-guides/encoding/.
+Only the necessary fields are visited, and weights are skipped, so that the time does not depend on the file's size.
+Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), the encoding is that
+of https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 _MOST_FIELDS = 5_000_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_EXTERNAL = 1  # of TensorProto.DataLocation
+_EXTERNAL = 1  # value of TensorProto.DataLocation
 _ELEMENT_TYPES = {
     1: "float32",
     2: "uint8",
@@ -33,9 +33,9 @@ class Port(NamedTuple):
     """An input or output of a graph.
 
     Attributes:
-        name: of the tensor.
-        dtype: NumPy's name of the element type, or ``""`` where it is none that a tower has.
-        shape: a size, or a name for an axis that may vary; None where the file does not say.
+        name: name of the tensor.
+        dtype: NumPy's name of the element type, or ``""`` for types that no tower uses.
+        shape: sizes, or names for variable axes; None if the file gives no shape.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Port(NamedTuple):
 
 
 class GraphFacts(NamedTuple):
-    """What a graph file says of itself.
+    """Facts of a graph file.
 
     Attributes:
-        inputs: without the weights.
+        inputs: inputs without the weights.
         outputs: in the graph's order.
-        data_files: files beside it that hold weights, as it names them.
+        data_files: names of files with external weights.
     """
 
     inputs: tuple[Port, ...]
@@ -59,19 +59,20 @@ class GraphFacts(NamedTuple):
 
 class _Field(NamedTuple):
     number: int
-    value: int  # of a number; 0 otherwise
+    value: int  # for a number; otherwise 0
     start: int
-    end: int  # of bytes; equal to ``start`` otherwise
+    end: int  # for bytes; otherwise equal to ``start``
 
 
 def scan_graph(source: BinaryIO | bytes) -> GraphFacts:
-    """Look a graph file through.
+    """Read the facts of a graph file.
 
     Args:
         source: the open file, or its content.
 
     Raises:
-        ValueError: it is no ONNX file, or holds what no tower has: control flow, functions, or graphs inside operators.
+        ValueError: it is not an ONNX file, or has content that no tower needs: control flow, functions, or graphs
+            inside operators.
     """
     if isinstance(source, bytes):
         return _Scanner(source).scan()
@@ -107,7 +108,7 @@ class _Scanner:
         return GraphFacts(inputs, tuple(self._outputs), frozenset(self._data_files))
 
     def _graph(self, graph: _Field) -> None:
-        """GraphProto: node 1, initializer 5, input 11, output 12, sparse_initializer 15."""
+        """Visit GraphProto: node 1, initializer 5, input 11, output 12, sparse_initializer 15."""
         for field in self._inside(graph):
             if field.number == 1:
                 self._node(field)
@@ -121,7 +122,7 @@ class _Scanner:
                 self._weights.add(self._sparse_tensor(field))
 
     def _node(self, node: _Field) -> None:
-        """NodeProto: name 3, op_type 4, attribute 5."""
+        """Visit NodeProto: name 3, op_type 4, attribute 5."""
         operator = name = ""
         inner = False
         for field in self._inside(node):
@@ -135,7 +136,7 @@ class _Scanner:
             raise ValueError(f"node '{name}' ({operator}) holds a graph of its own: control flow, which no tower has")
 
     def _attribute(self, attribute: _Field) -> bool:
-        """AttributeProto: t 5, g 6, tensors 10, graphs 11, sparse_tensor 22, sparse_tensors 23; whether there is a graph."""
+        """Visit AttributeProto (t 5, g 6, tensors 10, graphs 11, sparse tensors 22, 23); return whether it has a graph."""
         inner = False
         for field in self._inside(attribute):
             if field.number in (5, 10):
@@ -146,7 +147,7 @@ class _Scanner:
         return inner
 
     def _sparse_tensor(self, sparse: _Field) -> str:
-        """SparseTensorProto: values 1, indices 2; the name is that of the values."""
+        """Visit SparseTensorProto: values 1, indices 2; return the name of the values."""
         name = ""
         for field in self._inside(sparse):
             if field.number == 1:
@@ -156,7 +157,7 @@ class _Scanner:
         return name
 
     def _tensor(self, tensor: _Field) -> str:
-        """TensorProto: name 8, external_data 13, data_location 14; returns the name."""
+        """Visit TensorProto: name 8, external_data 13, data_location 14; return the name."""
         name = ""
         external = False
         locations: list[str] = []
@@ -175,12 +176,12 @@ class _Scanner:
         return name
 
     def _entry(self, entry: _Field) -> tuple[str, str]:
-        """StringStringEntryProto: key 1, value 2."""
+        """Read StringStringEntryProto: key 1, value 2."""
         texts = {field.number: self._text(field) for field in self._inside(entry)}
         return texts.get(1, ""), texts.get(2, "")
 
     def _port(self, port: _Field) -> Port:
-        """ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1; its elem_type 1, shape 2."""
+        """Read ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1; its elem_type 1, shape 2."""
         name, dtype = "", ""
         shape: tuple[int | str, ...] | None = None
         for field in self._inside(port):
@@ -195,7 +196,7 @@ class _Scanner:
         return Port(name, dtype, shape)
 
     def _axis(self, axis: _Field) -> int | str:
-        """Dimension: dim_value 1, dim_param 2; of a oneof the last one counts."""
+        """Read Dimension: dim_value 1, dim_param 2; the last one of a oneof counts."""
         size: int | str = ""
         for field in self._inside(axis):
             if field.number == 1:
@@ -211,7 +212,7 @@ class _Scanner:
         return self._fields(field.start, field.end)
 
     def _fields(self, position: int, end: int) -> Iterator[_Field]:
-        """The fields of the message between two offsets."""
+        """Yield the fields of the message between two offsets."""
         while position < end:
             self._fields_left -= 1
             if self._fields_left < 0:

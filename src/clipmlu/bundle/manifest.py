@@ -1,4 +1,4 @@
-"""What a bundle's manifest says."""
+"""The content of a bundle's manifest."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class Tower(Spec, frozen=True, kw_only=True):
 
 
 class ParityRecord(Spec, frozen=True, kw_only=True):
-    """One measured agreement between a graph and its reference.
+    """One measured difference between a graph and its reference.
 
     Attributes:
-        tower: which graph.
-        output: which output of it.
-        batch_size: rows in the batch that was compared.
+        tower: name of the graph.
+        output: name of the output.
+        batch_size: rows of the compared batch.
         max_abs_diff: largest absolute difference of any element.
-        min_cosine: smallest cosine similarity of any row, or None for outputs that are no embeddings.
+        min_cosine: smallest cosine similarity of any row, or None for outputs other than embeddings.
         allowed_abs_diff: the bound on ``max_abs_diff``.
     """
 
@@ -84,16 +84,16 @@ class ParityRecord(Spec, frozen=True, kw_only=True):
 
 
 class Export(Spec, frozen=True, kw_only=True):
-    """How the canonical graphs came to be.
+    """The origin of the canonical graphs.
 
     Attributes:
         opset: ONNX opset of the graphs, read back from the files.
-        exporter: which exporter wrote them, such as ``"torch.onnx dynamo"``.
+        exporter: name of the exporter, such as ``"torch.onnx dynamo"``.
         weights_digest: SHA-256 over all weights in a fixed order.
-        source_files: digests of the local files that the model was read from, by file name; empty for downloads.
-        parity: what was measured against torch before the bundle was published.
-        notes: what was taken for granted about the weights, left out or changed, a line each.
-        hub_files: versions of the files that came from the hub, by ``org/name::file``: a digest, or a commit.
+        source_files: digests of the model's local files, by file name; empty for downloads.
+        parity: differences from torch, measured before publication.
+        notes: one line for each assumption, omission or change of the weights.
+        hub_files: versions of the files from the hub, by ``org/name::file``: a digest, or a commit.
     """
 
     opset: PositiveInt
@@ -106,7 +106,7 @@ class Export(Spec, frozen=True, kw_only=True):
 
 
 class SeenData(Spec, frozen=True, kw_only=True):
-    """The content of ``calibration.json``: what had a say in how a bundle was quantised, and is not to be evaluated.
+    """The content of ``calibration.json``: data that were used to quantise a bundle and must not be evaluated.
 
     Attributes:
         images: content digests; see ``data.images.content_digest``.
@@ -118,13 +118,13 @@ class SeenData(Spec, frozen=True, kw_only=True):
 
 
 class Placement(Spec, frozen=True, kw_only=True):
-    """Where a graph runs, and how.
+    """The target and arithmetic of a graph.
 
     Attributes:
-        target: the target as named on the command line, such as ``"cpu"``.
-        backend: the runtime that executes the file, such as ``"onnxruntime"``.
+        target: the target's name on the command line, such as ``"cpu"``.
+        backend: the runtime of the file, such as ``"onnxruntime"``.
         precision: arithmetic of the graph.
-        emulated: True when the emulated vendor SDK made the file and runs it.
+        emulated: True if the emulated vendor SDK built the file and runs it.
     """
 
     target: str
@@ -134,28 +134,29 @@ class Placement(Spec, frozen=True, kw_only=True):
 
 
 class Compilation(Spec, frozen=True, kw_only=True):
-    """What was decided when an exported bundle was compiled.
+    """The record of a compilation.
 
     Attributes:
-        target: the target as named on the command line, such as ``"cpu"``.
-        backend: the runtime that executes the files, such as ``"onnxruntime"``.
+        target: the target's name on the command line, such as ``"cpu"``.
+        backend: the runtime of the files, such as ``"onnxruntime"``.
         precision: arithmetic of the graphs.
-        dynamic_shape: True when any batch of 1..``max_batch`` rows is taken; False when every batch has
-            ``batch_size`` rows (partial ones are padded and trimmed).
-        batch_size: rows of a batch: the fixed size when static, the preferred size when dynamic.
-        max_batch: the largest batch a dynamic bundle takes.
-        emulated: True when anything in the bundle was made by the emulated vendor SDK.
+        dynamic_shape: True if batches may have 1..``max_batch`` rows; False if every batch has ``batch_size`` rows
+            (partial ones are padded and trimmed).
+        batch_size: rows of a batch: the fixed size if static, the preferred size if dynamic.
+        max_batch: the largest batch of a dynamic bundle.
+        emulated: True if the emulated vendor SDK built any part of the bundle.
         source_digest: digest of the exported bundle's manifest.
-        parity: what was measured against the exported graphs before the bundle was published.
-        text_tower: where the text tower runs if not where the rest does.
-        mlu: how the graphs were built for MLU cards, or None for other targets.
-        quantisation: how the mode quantises, or None for one that does not.
-        calibration: which data the graphs were calibrated with, or None.
-        quantised: tower -> how its tensors were quantised; empty in a mode that quantises nothing.
-        agreement: share of the checked images whose best class is the same as in float32 or as good there, or None where
-            that was not measured; see ``compile.checks``.
-        uint8_input: the graph that takes images takes their pixels as uint8, 0..255, and normalises them itself.
-        row_macs: input of the fused graph -> multiply-accumulate operations of one row of it; empty in other layouts.
+        parity: differences from the exported graphs, measured before publication.
+        text_tower: placement of the text tower if it differs from the rest.
+        mlu: options of the build for MLU cards, or None for other targets.
+        quantisation: options of the quantisation, or None for a mode without.
+        calibration: the calibration data, or None.
+        quantised: maps a tower to its quantisation; empty in a mode that does not quantise.
+        agreement: share of the checked images with the same best class as in float32, or one as good there, or None if
+            it was not measured; see ``compile.checks``.
+        uint8_input: True if the graph that takes images takes uint8 pixels, 0..255, and normalises them itself.
+        row_macs: maps an input of the fused graph to the multiply-accumulate operations of one row; empty in other
+            layouts.
     """
 
     target: str
@@ -177,7 +178,7 @@ class Compilation(Spec, frozen=True, kw_only=True):
     row_macs: dict[str, NaturalInt] = msgspec.field(default_factory=dict)
 
     def placement(self, tower: TowerName) -> Placement:
-        """Where a graph runs."""
+        """Return the placement of a graph."""
         if tower == "text" and self.text_tower is not None:
             return self.text_tower
         emulated = self.emulated
@@ -188,21 +189,21 @@ class Manifest(Spec, frozen=True, kw_only=True):
     """The content of ``manifest.json``.
 
     Attributes:
-        schema_version: version of this layout; a newer one is refused.
-        kind: ``exported`` for canonical graphs, ``compiled`` for graphs bound to a target.
-        model: which model.
+        schema_version: version of this layout; newer ones are rejected.
+        kind: ``exported`` for canonical graphs, ``compiled`` for graphs of a target.
+        model: the model's identity.
         layout: ``towers`` for one graph per tower, ``joint`` for the fused two-input graph.
         towers: by tower name; ``{"image", "text"}`` or ``{"joint"}``.
-        preprocess: how images become input tensors.
-        tokenizer: how texts become token ids.
+        preprocess: preprocessing of images.
+        tokenizer: tokenization of texts.
         embedding_dim: elements of an embedding.
-        logit_scale: the multiplier of cosine similarities (the exponential of what open_clip stores).
-        logit_bias: what is added to the scaled similarities (SigLIP), or None.
-        activation: ``quick_gelu`` or the activation of the blocks otherwise, as built.
-        text_id: identifies the text tower, its tokenizer and weights; the same in a bundle and all compiled from it.
-        export: how the canonical graphs were made.
-        compilation: how they were compiled, or None for an exported bundle.
-        files: digest and size of every file but the manifest, by relative POSIX path.
+        logit_scale: the multiplier of cosine similarities (the exponential of open_clip's stored value).
+        logit_bias: added to the scaled similarities (SigLIP), or None.
+        activation: ``quick_gelu``, or the other activation of the blocks, as built.
+        text_id: digest of the text tower, its tokenizer and weights; the same for a bundle and all compiled from it.
+        export: the origin of the canonical graphs.
+        compilation: the record of the compilation, or None for an exported bundle.
+        files: digest and size of every file except the manifest, by relative POSIX path.
         tool_versions: versions of clipmlu and of the libraries that wrote the bundle.
     """
 
@@ -225,7 +226,7 @@ class Manifest(Spec, frozen=True, kw_only=True):
 
 
 def text_id_of(files: dict[str, FileRecord], tower_files: list[str], tokenizer: TokenizerSpec) -> str:
-    """Identify a text tower by the digests of its graph files, its tokenizer file and its tokenizer spec.
+    """Return a digest of a text tower: of its graph files, its tokenizer file and its tokenizer spec.
 
     Args:
         files: records of the exported bundle's files.
@@ -243,7 +244,7 @@ def text_id_of(files: dict[str, FileRecord], tower_files: list[str], tokenizer: 
 
 
 def current_tool_versions(*packages: str) -> dict[str, str]:
-    """Versions of clipmlu and of the named installed packages, for a manifest or a report."""
+    """Return the versions of clipmlu and of the named installed packages, for a manifest or a report."""
     from importlib import metadata
 
     return {"clipmlu": __version__, **{package: metadata.version(package) for package in packages}}

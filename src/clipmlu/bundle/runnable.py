@@ -1,4 +1,4 @@
-"""A model that can be run: its facts, its graphs and where their files are, in a compiled bundle or outside one."""
+"""``RunnableModel``: facts, graphs and paths of a model that can be run, in a compiled bundle or outside one."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from clipmlu.specs import TowerName
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunnableModel:
-    """What an encoder and a backend need to run a model.
+    """The input of an encoder and a backend to run a model.
 
-    ``CompiledBundle.runnable`` gives the one of a verified bundle. Graphs that belong to no compiled bundle, such as those
-    that are checked before they are published, are described by a value of their own.
+    ``CompiledBundle.runnable`` returns that of a verified bundle. Graphs outside a compiled bundle, such as those that
+    are checked before publication, have their own value.
 
     Attributes:
         path: the directory of the graph files; messages name it.
         tokenizer_path: the tokenizer file.
-        facts: what holds for every graph of the model: preprocessing, tokenizer, embedding size, logit scale. Its fields
-            ``towers``, ``files`` and ``compilation`` are not to be read from here; they may be those of another bundle.
+        facts: facts of the whole model: preprocessing, tokenizer, embedding size, logit scale. Do not use its fields
+            ``towers``, ``files`` and ``compilation``, which may be those of another bundle.
         towers: graph files and their tensors, by tower name.
-        compilation: where and how the graphs run.
-        files: digest and size of the files in ``path``, by relative POSIX path; empty where they were not computed.
+        compilation: target and arithmetic of the graphs.
+        files: digest and size of the files in ``path``, by relative POSIX path; empty if they were not computed.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class RunnableModel:
 
     @property
     def image_graph(self) -> TowerName:
-        """The graph that takes images: the image tower, or the fused graph of the joint layout."""
+        """Name of the graph that takes images: the image tower, or the fused graph of the joint layout."""
         return image_graph_of(self.facts)
 
     def tower(self, name: TowerName) -> Tower:
-        """The tower of that name.
+        """Return the tower with a name.
 
         Raises:
             BundleError: the model has another layout.
@@ -49,25 +49,25 @@ class RunnableModel:
         return find_tower(self.path, self.towers, name)
 
     def tower_path(self, name: TowerName) -> Path:
-        """Path of the tower's graph file."""
+        """Return the path of the tower's graph file."""
         return self.path / self.tower(name).file
 
 
 def image_graph_of(manifest: Manifest) -> TowerName:
-    """The graph that takes images: the image tower, or the fused graph of the joint layout."""
+    """Return the name of the graph that takes images: the image tower, or the fused graph of the joint layout."""
     return "joint" if manifest.layout == "joint" else "image"
 
 
 def find_tower(path: Path, towers: Mapping[TowerName, Tower], name: TowerName) -> Tower:
-    """The tower of that name.
+    """Return the tower with a name.
 
     Args:
         path: the bundle's directory, for the message.
-        towers: those that there are.
-        name: the one that is wanted.
+        towers: the existing towers.
+        name: name of the tower.
 
     Raises:
-        BundleError: there is none of that name, since the layout is another one.
+        BundleError: there is no such tower, because the layout is another one.
     """
     tower = towers.get(name)
     if tower is None:

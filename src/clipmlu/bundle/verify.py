@@ -18,7 +18,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def file_record(path: Path) -> FileRecord:
-    """Digest and size of a file."""
+    """Return digest and size of a file."""
     digest = hashlib.sha256()
     size = 0
     with open_regular(path) as stream:
@@ -29,14 +29,14 @@ def file_record(path: Path) -> FileRecord:
 
 
 def check_manifest(directory: Path, manifest: Manifest) -> None:
-    """Refuse a manifest whose fields contradict one another, or that lists tensors that no tower has.
+    """Check that the fields of a manifest agree, and that its towers have possible tensors.
 
     Args:
         directory: the bundle's directory, for the messages.
         manifest: the manifest.
 
     Raises:
-        BundleCorruptError: says what is wrong.
+        BundleCorruptError: a check fails.
     """
     expected = {"joint"} if manifest.layout == "joint" else {"image", "text"}
     if set(manifest.towers) != expected:
@@ -59,7 +59,7 @@ def check_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def _tower_problem(manifest: Manifest, name: TowerName, tower: Tower) -> str:
-    """Say what is wrong with a tower's tensors, or return an empty text."""
+    """Return what is wrong with a tower's tensors, or an empty text."""
     if manifest.compilation is None and not tower.file.endswith(GRAPH_SUFFIX):
         return f"has the file '{tower.file}'; expected a graph, '*{GRAPH_SUFFIX}'"
     preprocess, dim = manifest.preprocess, manifest.embedding_dim
@@ -94,10 +94,10 @@ def _batch_problem(manifest: Manifest, tower: Tower) -> str:
 
 
 def check_graph(directory: Path, manifest: Manifest, tower: Tower) -> None:
-    """Refuse a graph that is not what the manifest says, or that would run or read what no tower has to.
+    """Check a graph file against the manifest, and for content that no tower needs.
 
     Raises:
-        BundleCorruptError: what it holds.
+        BundleCorruptError: the graph is not valid; the message says why.
     """
     where = f"Graph '{tower.file}' of bundle '{directory}'"
     try:
@@ -127,12 +127,12 @@ def check_graph(directory: Path, manifest: Manifest, tower: Tower) -> None:
 
 
 def _sizes(shape: tuple[int | str, ...]) -> list[int | None]:
-    """The shape without the names of axes, which lowering may change."""
+    """Return the shape without the names of axes, which lowering may change."""
     return [size if isinstance(size, int) else None for size in shape]
 
 
 def check_files(directory: Path, manifest: Manifest, *, verify: bool, without: Collection[TowerName]) -> None:
-    """Refuse a bundle of which a file is missing, altered or outside the directory.
+    """Check that all files are in the bundle's directory and match the manifest.
 
     Args:
         directory: the bundle's directory.
@@ -141,7 +141,7 @@ def check_files(directory: Path, manifest: Manifest, *, verify: bool, without: C
         without: towers whose files are not checked.
 
     Raises:
-        BundleCorruptError: says which file.
+        BundleCorruptError: a file is missing, altered or outside the directory.
     """
     unused = tuple(tower.file for name, tower in manifest.towers.items() if name in without)
     for name, expected in manifest.files.items():
@@ -167,7 +167,7 @@ def check_files(directory: Path, manifest: Manifest, *, verify: bool, without: C
 
 
 def _resolve_inside(directory: Path, name: str) -> Path:
-    """A listed file's path; anything that could lead out of the bundle, links included, is refused."""
+    """Return the path of a listed file; raise if it is outside the bundle, also through links."""
     relative = PurePosixPath(name)
     lexically_inside = (
         name != ""

@@ -1,4 +1,4 @@
-"""Stage 2: bind an exported bundle to a target."""
+"""Stage 2: compiling an exported bundle for a target."""
 
 from __future__ import annotations
 

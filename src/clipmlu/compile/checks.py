@@ -1,4 +1,4 @@
-"""The gate at the end of every compilation: the compiled graphs against the exported ones, on real or drawn images."""
+"""The gate of a compilation: compares the compiled graphs with the exported ones, on calibration or drawn images."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from clipmlu.specs import Precision, TowerName
 
 _IMAGES = 64
 _TEMPLATE = "a photo of a {}."
-_TIE = 1e-3  # classes whose cosine similarities lie this close in float32 are as good as one another
+_TIE = 1e-3  # classes with cosine similarities this close in float32 count as equally good
 
 OpenSession = Callable[[TowerName], Session]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What is demanded; None for the precision's own, ``parity.MIN_COSINE`` and ``parity.MIN_AGREEMENT``.
+    """The required agreement; None for the precision's default, ``parity.MIN_COSINE`` and ``parity.MIN_AGREEMENT``.
 
     Attributes:
         min_cosine: smallest cosine similarity of a compiled embedding and its float32 reference.
-        min_agreement: smallest share of images whose best class is the same as in float32.
+        min_agreement: smallest share of images with the same best class as in float32.
     """
 
     min_cosine: float | None = None
@@ -53,12 +53,12 @@ class Thresholds:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What was measured.
+    """The measured agreement.
 
     Attributes:
         parity: one record per output.
-        agreement: share of images whose best class is the same as in float32, or as good there: within 0.001 of the
-            cosine similarity; of the joint layout, by its logits for the texts of one batch.
+        agreement: share of images with the same best class as in float32, or one as good there: within 0.001 of the
+            cosine similarity; for the joint layout, by its logits for the texts of one batch.
     """
 
     parity: tuple[ParityRecord, ...]
@@ -73,22 +73,22 @@ def check_agreement(
     calibration: CalibrationSet | None,
     thresholds: Thresholds,
 ) -> Agreement:
-    """Run both on the same images and texts; a compiled bundle that disagrees must not be published.
+    """Run the exported and the compiled graphs on the same images and texts; raise if the results disagree.
 
-    Images and texts are those of the calibration where there is one, else pictures that the demo dataset draws, and the
-    names of its classes. With random weights, the best class is a matter of chance and demands nothing.
+    Images and texts are those of the calibration if there is one, else images of the demo dataset and the names of its
+    classes. With random weights the best class is a matter of chance, so it is not compared by default.
 
     Args:
         exported: the exported bundle.
-        compiled: what was made of it.
+        compiled: the compiled graphs.
         open_session: opens a compiled tower.
-        precisions: of the towers.
+        precisions: maps each tower to its precision.
         calibration: the calibration data, or None.
-        thresholds: what is demanded.
+        thresholds: the required agreement.
 
     Raises:
-        GateError: they do not agree.
-        BundleCorruptError: the exported graphs give what no model gives.
+        GateError: the results disagree.
+        BundleCorruptError: the exported graphs' results cannot be right.
     """
     pixels, input_ids = _rows(exported, calibration)
     normalised = Preprocessor(exported.manifest.preprocess).normalise_batch(pixels)
@@ -123,10 +123,10 @@ def check_agreement(
 
 
 def _check_reference(exported: ExportedBundle, name: TowerName, results: Mapping[str, Array]) -> None:
-    """Refuse an exported graph whose results cannot be right, whatever is compiled from it.
+    """Check that the results of an exported graph are possible ones.
 
     Raises:
-        BundleCorruptError: results are no numbers, or logits are all the same or beyond what the scale allows.
+        BundleCorruptError: a result is not finite, or logits are all equal or beyond the logit scale.
     """
     manifest, where = exported.manifest, f"Graph '{exported.tower(name).file}' of bundle '{exported.path}'"
     for output, values in results.items():
@@ -145,23 +145,24 @@ def _check_reference(exported: ExportedBundle, name: TowerName, results: Mapping
 
 
 def _floor(precision: Precision, thresholds: Thresholds) -> float:
-    """The smallest allowed cosine similarity."""
+    """Return the smallest allowed cosine similarity."""
     return MIN_COSINE[precision] if thresholds.min_cosine is None else thresholds.min_cosine
 
 
 def _demanded_agreement(manifest: Manifest, precision: Precision, thresholds: Thresholds) -> float:
-    """The smallest allowed share of images of the same best class; none of random weights unless asked for."""
+    """Return the smallest allowed share of images with the same best class; 0 by default for random weights."""
     if thresholds.min_agreement is not None:
         return thresholds.min_agreement
     return MIN_AGREEMENT[precision] if manifest.model.random_seed is None else 0.0
 
 
 def _allowed_difference(manifest: Manifest, tower: TowerName, precision: Precision, floor: float) -> float:
-    """The largest allowed difference of an element of a tower's output."""
+    """Return the largest allowed difference of an element of a tower's output."""
     allowed = allowed_embedding_difference(precision, floor)
     if tower != "joint":
         return allowed
-    # In float32 a logit's error is that of one element; else both embeddings may lie as far off as allowed.
+    # In float32 the error of a logit is that of one element; otherwise both embeddings may differ by the allowed
+    # amount.
     per_logit = FLOAT32_TOLERANCE if allowed == FLOAT32_TOLERANCE else 2 * allowed
     return allowed_logit_difference(per_logit, manifest.logit_scale)
 
@@ -169,7 +170,7 @@ def _allowed_difference(manifest: Manifest, tower: TowerName, precision: Precisi
 def _similarities(
     results: Mapping[TowerName, tuple[Array, Array]], logit_scale: float
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Cosine similarities of images and texts, shape (N, M), of the exported and of the compiled graphs; a bias in both."""
+    """Return cosine similarities of images and texts, shape (N, M), of both sides; a logit bias is included in both."""
     if "joint" in results:
         reference, measured = results["joint"]
         return np.asarray(reference, np.float32) / logit_scale, np.asarray(measured, np.float32) / logit_scale
@@ -190,7 +191,7 @@ def _same_best_class(expected: npt.NDArray[np.float32], found: npt.NDArray[np.fl
 def _rows(
     exported: ExportedBundle, calibration: CalibrationSet | None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """What to compare on: pixels, uint8, shape (N, 3, height, width), and token ids."""
+    """Return the inputs of the comparison: pixels, uint8, shape (N, 3, height, width), and token ids."""
     preprocess = Preprocessor(exported.manifest.preprocess)
     if calibration is not None:
         pixels = calibration.pixels[:_IMAGES]
@@ -204,7 +205,7 @@ def _rows(
 
 
 def _batches(compiled: RunnableModel, tower: TowerName, rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-    """The rows in batches that the compiled tower takes; texts of the joint layout are the same each time."""
+    """Yield the rows in batches of the compiled tower's size; texts of the joint layout are the same each time."""
     facts = compiled.compilation
     inputs = compiled.tower(tower).inputs
     cut = {}

@@ -1,4 +1,4 @@
-"""Compiling: every graph of an exported bundle through one backend, checked against the graphs it came from."""
+"""Compiling every graph of an exported bundle with a backend, and comparing it with the exported graph."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def compile_bundle(
     Args:
         source: the exported bundle, or its path.
         output: directory of the compiled bundle.
-        options: how; the defaults of ``CompileOptions`` if None.
+        options: options of the compilation; defaults if None.
 
     Returns:
         The compiled bundle, published and verified.
 
     Raises:
         PrecisionError: the target does not offer the precision.
-        OptionError: options that mean nothing for the target.
+        OptionError: an option does not apply to the target.
         CompileError: a graph cannot be expressed on the target.
         CalibrationError: a mode that quantises has no calibration data, or they do not fit.
-        BackendUnavailableError: the target's runtime cannot be used here.
-        BundleExistsError: the output is taken.
+        BackendUnavailableError: the target's runtime cannot be used on this machine.
+        BundleExistsError: the output path already exists.
         GateError: the compiled graphs do not agree with the exported ones; nothing is published.
     """
     options = check_argument(options, CompileOptions | None, "options") or CompileOptions()
@@ -159,7 +159,7 @@ class _Step:
         )
 
     def compile(self, directory: Path) -> tuple[Tower, GraphQuantisation | None]:
-        """Bring the graph into the form that the backend takes, and compile it."""
+        """Lower the graph for the backend, and compile it."""
         tower = self._exported.tower(self.name)
         path = self._exported.tower_path(self.name)
         profile = self.backend.profile(self.precision)
@@ -183,7 +183,7 @@ class _Step:
         return compiled
 
     def _static_sizes(self, tower: Tower) -> dict[str, int] | None:
-        """Sizes of the axes when no shape may vary; a graph keeps its dynamic axis otherwise."""
+        """Return the sizes of the axes for a static shape, or None if the batch axis stays dynamic."""
         if self._options.dynamic_shape:
             return None
         axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
@@ -209,7 +209,7 @@ def _obtain(exported: ExportedBundle, options: CompileOptions) -> CalibrationSet
 
 
 def _check_kept_float(plan: CompilationPlan, towers: Sequence[tuple[Operator, ...]]) -> None:
-    """A selection may name what only one tower has, but must name something."""
+    """Check that each selection matches an operator in at least one tower."""
     if plan.quantisation is not None and towers:
         selections = [parse_selection(text) for text in plan.quantisation.keep_float]
         check_selections([operator for operators in towers for operator in operators], selections)

@@ -1,4 +1,4 @@
-"""The options of a compilation, and where each tower goes."""
+"""Options of a compilation, and the placement of each tower."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ DEFAULT_MAX_BATCH = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """How to compile; validated on construction.
+    """Options of a compilation; validated on construction.
 
     Attributes:
-        target: ``cpu``, ``openvino``, ``mlu``, ``emulated-mlu``, or ``auto`` for the first target that can be used here and
-            offers the precision.
+        target: ``cpu``, ``openvino``, ``mlu``, ``emulated-mlu``, or ``auto`` for the first available target that offers
+            the precision.
         precision: arithmetic of the compiled graphs.
-        batch_size: rows of a batch; the fixed size when static, the preferred one when dynamic.
-        dynamic_shape: take any batch of 1..``max_batch`` rows; otherwise partial batches are padded and trimmed.
-        max_batch: the largest batch when dynamic; None stands for 64, or ``batch_size`` if that is larger.
-        text_target: where the text tower runs; None for ``target``. It is compiled in float32 there.
-        mlu: how to build for MLU cards; None for the defaults. Other targets take none.
-        quantisation: how the modes that quantise do it; None for the defaults. Other modes take none.
-        calibration: data for the modes that quantise: which, or the set itself.
-        calibration_digest: that the calibration data must have; None for any.
-        seen_images: content digests of images that had a say in the other options, and are not to be evaluated either.
+        batch_size: rows of a batch; the fixed size if static, the preferred one if dynamic.
+        dynamic_shape: allow batches of 1..``max_batch`` rows; otherwise partial batches are padded and trimmed.
+        max_batch: the largest batch if dynamic; None for 64, or ``batch_size`` if that is larger.
+        text_target: target of the text tower, which is compiled in float32 there; None for ``target``.
+        mlu: build options for MLU cards; None for the defaults. Not allowed for other targets.
+        quantisation: options of the modes that quantise; None for the defaults. Not allowed for other modes.
+        calibration: data for the modes that quantise: options, or the set itself.
+        calibration_digest: required digest of the calibration data; None for any.
+        seen_images: content digests of other images that influenced the options and must not be evaluated.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         min_cosine: smallest cosine similarity of a compiled embedding and its float32 reference; None for the
-            precision's own bound, ``parity.MIN_COSINE``.
-        min_agreement: smallest share of images whose best class is the same as in float32; None for the precision's own,
-            ``parity.MIN_AGREEMENT``.
-        check: run the compiled graphs before they are published; False to build for a card that is not here.
-        uint8_input: let the graph that takes images take their pixels as uint8, a quarter of the bytes, and normalise them
+            precision's default, ``parity.MIN_COSINE``.
+        min_agreement: smallest share of images with the same best class as in float32; None for the precision's
+            default, ``parity.MIN_AGREEMENT``.
+        check: run the compiled graphs before publication; False to build for a card that is not in this machine.
+        uint8_input: let the graph that takes images take uint8 pixels, a quarter of the bytes, and normalise them
             itself.
-        session: where to compile: the card and the worker.
+        session: options of the compilation itself: card and worker.
         overwrite: replace a bundle at the output path.
     """
 
@@ -82,7 +82,7 @@ class CompileOptions:
 
     @property
     def largest_batch(self) -> int:
-        """The largest batch that the compiled bundle takes."""
+        """The largest batch of the compiled bundle."""
         if not self.dynamic_shape:
             return self.batch_size
         return self.max_batch if self.max_batch is not None else max(DEFAULT_MAX_BATCH, self.batch_size)
@@ -90,13 +90,13 @@ class CompileOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompilationPlan:
-    """Where each tower goes.
+    """The placement of each tower.
 
     Attributes:
-        main: where everything goes, but for what follows.
-        text_tower: where the text tower goes if not there.
-        mlu: how to build for MLU cards, or None when nothing is.
-        quantisation: how the mode quantises, or None for one that does not.
+        main: placement of all towers, except the following.
+        text_tower: placement of the text tower if it differs.
+        mlu: build options for MLU cards, or None without a card target.
+        quantisation: options of the quantisation, or None for a mode without.
     """
 
     main: Placement
@@ -105,11 +105,11 @@ class CompilationPlan:
     quantisation: QuantisationOptions | None
 
     def placement(self, tower: TowerName) -> Placement:
-        """Where a tower goes."""
+        """Return the placement of a tower."""
         return self.text_tower if tower == "text" and self.text_tower is not None else self.main
 
     def facts(self, options: CompileOptions, source_digest: str, calibration: CalibrationRecord | None) -> Compilation:
-        """The manifest's record, before anything is measured."""
+        """Return the manifest's record without measurements."""
         emulated = self.main.emulated or (self.text_tower is not None and self.text_tower.emulated)
         return Compilation(
             target=self.main.target,
@@ -130,13 +130,13 @@ class CompilationPlan:
 
 
 def plan_compilation(options: CompileOptions) -> CompilationPlan:
-    """Decide where each tower goes, before anything slow begins.
+    """Choose the placement of each tower, before slow work begins.
 
     Raises:
         UnknownNameError: there is no such target.
-        BackendUnavailableError: its runtime cannot be used here.
+        BackendUnavailableError: its runtime cannot be used on this machine.
         PrecisionError: it does not offer the precision.
-        OptionError: options that mean nothing for it.
+        OptionError: an option does not apply to it.
         CalibrationError: a mode that quantises has no calibration data.
     """
     if options.precision.bits is None:
@@ -164,7 +164,7 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
 
 
 def check_layout(plan: CompilationPlan, layout: Layout) -> None:
-    """Refuse a place of its own for a text tower that a layout does not have.
+    """Check that a layout has a text tower if a separate placement is given for it.
 
     Raises:
         OptionError: the layout is ``joint``.
@@ -183,7 +183,7 @@ def _refuse_quantisation(options: CompileOptions) -> None:
 
 
 def _refuse_normalisation(mlu: MluBuild) -> None:
-    """The SDK makes an input uint8 by a key of its configuration; only we know that the manifest has to say so too."""
+    """Raise if the build configuration makes the input uint8; only the option records that in the manifest."""
     wrapped = mlu.build_config.get("builder_config")
     if NORMALISATION_KEY in mlu.build_config or (isinstance(wrapped, dict) and NORMALISATION_KEY in wrapped):
         raise OptionError(

@@ -1,7 +1,7 @@
-"""What is done to a lowered graph before a target quantises it, so that every target, a card too, gets the benefit of it.
+"""Changes to a lowered graph before a target quantises it, so that every target, including a card, benefits.
 
-Smoothing moves outliers of activations into weights; clipping gives the ranges that a better algorithm found to a quantiser
-that takes smallest and largest values; and operators that are to stay in float are picked out by their role.
+Smoothing moves outliers of activations into weights; clipping adds the ranges of better algorithms for quantisers that
+use the smallest and largest values; and operators that stay in float are selected by role.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from clipmlu.graph.watch import WatchingSession, channel_maxima
 from clipmlu.specs import GraphQuantisation, NodeType, QuantisationOptions
 
 _OWN_ALGORITHMS = ("percentile", "entropy")
-"""Algorithms that the SDK does not know, and that are brought to it by clipping."""
+"""Algorithms that the SDK does not have; clipping implements them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,10 @@ class PreparedGraph:
     """A graph that is ready for a target's quantiser.
 
     Attributes:
-        graph: where it is.
-        options: how to compile it.
+        graph: the graph and its file.
+        options: options of its compilation.
         operators: its operators, with their roles.
-        record: what was done, without what the target will do.
+        record: the changes, without those of the target.
     """
 
     graph: SourceGraph
@@ -54,16 +54,16 @@ class PreparedGraph:
 
 
 def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float) -> PreparedGraph:
-    """Smooth, clip and choose what stays in float; the graph's file is written anew if it changed.
+    """Smooth, clip and select what stays in float; the graph's file is written again if it changed.
 
     Args:
-        graph: a lowered graph, in a folder of our own.
-        options: how it will be compiled: a mode that quantises, with calibration data.
-        logit_scale: of the model, for the joint layout.
+        graph: a lowered graph in a temporary folder.
+        options: options of its compilation: a mode that quantises, with calibration data.
+        logit_scale: the model's logit scale, for the joint layout.
 
     Raises:
         CalibrationError: the data do not fit.
-        CompileError: smoothing changed the float result, which must not happen.
+        CompileError: smoothing changed the float result, which is a bug or an overflow.
     """
     bits = options.precision.bits
     assert bits is not None, "a mode that quantises nothing needs no preparation"
@@ -106,7 +106,7 @@ def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float)
 
 
 def role_shares(exported: ExportedBundle) -> dict[str, float]:
-    """Role -> its share of the multiply-accumulate operations of all towers, for one image and one text."""
+    """Map each role to its share of the multiply-accumulate operations of all towers, for one image and one text."""
     macs: dict[str, int] = {}
     for name in exported.manifest.towers:
         model = ir.to_proto(lower_graph(exported.tower_path(name)))
@@ -117,14 +117,14 @@ def role_shares(exported: ExportedBundle) -> dict[str, float]:
 
 
 def joint_row_macs(exported: ExportedBundle) -> dict[str, int]:
-    """Input of the fused graph -> multiply-accumulate operations of one row of it; empty for two towers."""
+    """Map each input of the fused graph to the multiply-accumulate operations of one row; empty for two towers."""
     if exported.manifest.layout != "joint":
         return {}
     return macs_by_input(ir.to_proto(lower_graph(exported.tower_path("joint"))))
 
 
 def _for_the_target(how: QuantisationOptions) -> QuantisationOptions:
-    """What is left for the target to do."""
+    """Return the options that remain for the target."""
     return QuantisationOptions(
         granularity=how.granularity,
         activation=how.activation,
@@ -150,7 +150,7 @@ def _check_neutral(
     calibration: Mapping[str, CalibrationData],
     logit_scale: float,
 ) -> None:
-    """Compare the float results of both graphs on the first calibration batch."""
+    """Check that the float results of both graphs on the first calibration batch are equal within float32's tolerance."""
     feeds = next(calibration_batches(graph.tower, calibration))
     scale = logit_scale if graph.name == "joint" else 1.0
     allowed = allowed_logit_difference(FLOAT32_TOLERANCE, scale)

@@ -1,4 +1,4 @@
-"""Recipes: what decides how a graph is quantised, apart from the graph, so that the same can be compiled again."""
+"""Recipes: the quantisation options of a bundle, stored so that the same bundle can be compiled again."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SCHEMA_VERSION = 1
 
 
 class Recipe(Spec, frozen=True, kw_only=True):
-    """How a bundle was quantised.
+    """The quantisation of a bundle.
 
     Attributes:
         schema_version: version of the layout.
         precision: the mode.
-        quantisation: how it quantises, or None for a mode that does not.
-        calibration: with which data, or None.
+        quantisation: options of the quantisation, or None for a mode without.
+        calibration: the calibration data, or None.
     """
 
     schema_version: NaturalInt = SCHEMA_VERSION
@@ -40,7 +40,7 @@ class Recipe(Spec, frozen=True, kw_only=True):
 
 
 def recipe_of(bundle: CompiledBundle) -> Recipe:
-    """The recipe of a bundle."""
+    """Return the recipe of a bundle."""
     facts = bundle.compilation
     return Recipe(precision=facts.precision, quantisation=facts.quantisation, calibration=facts.calibration)
 
@@ -49,8 +49,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe from its file, or from a compiled bundle.
 
     Raises:
-        InputError: there is no such file, or it is no recipe.
-        BundleError: the bundle is not what its manifest says.
+        InputError: the file is missing or is not a recipe.
+        BundleError: the bundle's files differ from its manifest.
     """
     given = as_path(path, "the recipe")
     if (given / MANIFEST_NAME).is_file():
@@ -71,15 +71,15 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def apply_recipe(recipe: Recipe, options: CompileOptions, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> CompileOptions:
-    """Options that compile by a recipe.
+    """Return options that compile with a recipe.
 
     Args:
-        recipe: which.
-        options: everything else; calibration data are those of the recipe unless given.
-        max_pixels: largest width x height of an image of the recipe's calibration data that is decoded.
+        recipe: the recipe.
+        options: all other options; the recipe's calibration data are used unless others are given.
+        max_pixels: largest width x height of an image of the recipe's calibration data.
 
     Raises:
-        OptionError: the options say otherwise than the recipe.
+        OptionError: the options contradict the recipe.
     """
     if options.quantisation is not None:
         raise OptionError("a recipe says how to quantise; leave the options for that out, or the recipe")

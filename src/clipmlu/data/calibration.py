@@ -1,4 +1,4 @@
-"""Drawing calibration data: images of a train split, preprocessed, and prompts."""
+"""Selects calibration data: preprocessed images of a train split, and prompts."""
 
 from __future__ import annotations
 
@@ -85,25 +85,25 @@ _NAMES_WITHOUT_CLASSES = [
     "window",
     "woman",
 ]
-"""Everyday nouns, for the prompts of images that have no class names."""
+"""Common nouns for the prompts of images without class names."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """Which data to calibrate with; validated on construction.
+    """Options for calibration data; validated on construction.
 
     Attributes:
-        dataset: ``cifar100``, ``cifar10``, ``demo``, ``imagefolder:PATH`` or the path of a folder of images that are not
-            evaluated later, or the path of a calibration set that was saved; that one brings its own samples and seed.
-        samples: number of images, drawn from the train split and spread over its classes.
-        seed: of the draw.
-        data_dir: where the dataset's files are; see ``open_dataset``.
-        download: fetch what is not on this machine.
+        dataset: ``cifar100``, ``cifar10``, ``demo``, ``imagefolder:PATH`` or the path of a folder of images that are
+            not evaluated later, or the path of a saved calibration set, which has its own samples and seed.
+        samples: number of images, drawn from the train split and spread evenly over its classes.
+        seed: random seed of the selection.
+        data_dir: folder of the dataset's files; see ``open_dataset``.
+        download: download missing files.
         class_names: other names for the classes; see ``open_dataset``.
-        folder_names: take the names of class folders though they look like ids or splits.
-        max_pixels: largest width x height of an image that is decoded.
+        folder_names: use the names of class folders even if they look like ids or splits.
+        max_pixels: largest width x height of an image; larger images are errors.
     """
 
     dataset: str
@@ -120,17 +120,17 @@ class CalibrationOptions:
 
 
 def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
-    """Draw a calibration set, or open one that was saved.
+    """Select a calibration set, or open a saved one.
 
-    An image that cannot be read is logged, and another is taken for it, as long as there are some.
+    An image that cannot be read is logged and replaced by another, if there is one.
 
     Args:
-        bundle: whose preprocessing fits the images.
-        options: which data.
+        bundle: its preprocessing resizes the images.
+        options: options of the data.
 
     Raises:
-        OptionError, UnknownNameError, InputError: as ``open_dataset``.
-        CalibrationError: there are no images that can be read, or a saved set does not fit the bundle.
+        OptionError, UnknownNameError, InputError: as for ``open_dataset``.
+        CalibrationError: no image can be read, or a saved set does not fit the bundle.
     """
     folder = _own_folder(options.dataset)
     if folder is not None and (folder / HEADER_NAME).is_file():
@@ -141,11 +141,11 @@ def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> Calibrati
 
 
 def open_train_split(options: CalibrationOptions) -> Dataset:
-    """Where the images of the options come from: the train split; of a folder, its sub-folder ``train`` if there is one.
+    """Open the dataset of the images: the train split, or for a folder its sub-folder ``train`` if it exists.
 
     Raises:
         OptionError: the dataset has no train split.
-        UnknownNameError, InputError: as ``open_dataset``.
+        UnknownNameError, InputError: as for ``open_dataset``.
     """
     name = options.dataset.removeprefix("folder:")
     folder = _own_folder(name)
@@ -174,7 +174,7 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
 
 
 def _own_folder(name: str) -> Path | None:
-    """The folder that is meant, or None where no folder is; the name of a dataset wins over a folder of that name."""
+    """Return the folder of a name, or None if it is not a folder; a dataset's name wins over a folder of that name."""
     if prefer_known_name(name, DATASETS, "dataset"):
         return None
     folder = expand_home(name)
@@ -219,7 +219,7 @@ def _draw(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
 
 
 def readable_images(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-    """Images of a dataset with their positions, decoded one by one; those that cannot be read are logged and skipped."""
+    """Yield positions and decoded images of a dataset; unreadable images are logged and skipped."""
     for index in map(int, indices):
         try:
             image = dataset.image(index)
@@ -230,11 +230,11 @@ def readable_images(dataset: Dataset, indices: Iterable[int]) -> Iterator[tuple[
 
 
 def draw_prompts(class_names: Sequence[str], seed: int) -> list[str]:
-    """Prompts of all classes, none of which the usual evaluations use: their templates are left out.
+    """Return prompts of all classes with templates that common evaluations do not use.
 
     Args:
-        class_names: of the dataset; everyday nouns stand in where there are none.
-        seed: of the templates' choice.
+        class_names: the dataset's class names; common nouns are used if there are none.
+        seed: random seed of the choice of templates.
 
     Returns:
         At least one prompt per class and about 256 in all, each once.

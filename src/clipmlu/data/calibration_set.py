@@ -1,4 +1,4 @@
-"""Calibration sets: pixels and prompts, their directory on disk, and the batches that a backend calibrates with."""
+"""Calibration sets: pixels and prompts, their directory on disk, and the batches for calibration."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Array = npt.NDArray[Any]
 
 
 class CalibrationHeader(Spec, frozen=True, kw_only=True):
-    """What a saved calibration set says of itself, beside the file of its pixels.
+    """The header file of a saved calibration set.
 
     Attributes:
         schema_version: version of the layout.
-        record: where the data come from, and their digest.
-        preprocess: how the images were fitted; another mean or standard deviation does not matter.
-        prompts: what the text tower is calibrated with.
+        record: origin and digest of the data.
+        preprocess: resizing of the images; mean and standard deviation are not used.
+        prompts: prompts for the text tower.
         images: content digests of the images, in order; see ``content_digest``.
         pixels: the file of the pixels, uint8, shape (N, height, width, 3).
     """
@@ -58,11 +58,11 @@ class CalibrationSet:
     """Images and prompts to calibrate bundles with.
 
     Attributes:
-        preprocess: how the images were fitted.
-        pixels: uint8, shape (N, height, width, 3), not normalised; may be mapped from a file.
+        preprocess: resizing of the images.
+        pixels: uint8, shape (N, height, width, 3), not normalised; may be memory-mapped.
         images: content digests of the images, in order.
-        prompts: for the text tower.
-        record: what is kept in manifests.
+        prompts: prompts for the text tower.
+        record: record for manifests.
     """
 
     preprocess: PreprocessSpec
@@ -72,11 +72,11 @@ class CalibrationSet:
     record: CalibrationRecord
 
     def save(self, output: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the set to a directory, whole or not at all.
+        """Write the set to a directory atomically.
 
         Raises:
-            BundleExistsError: the path is taken.
-            OutputError: it cannot be written.
+            BundleExistsError: the path already exists.
+            OutputError: the directory cannot be written.
         """
         with stage_directory(
             as_path(output, "the output"), "calibration set", HEADER_NAME, overwrite=overwrite
@@ -93,10 +93,10 @@ class CalibrationSet:
             (folder / HEADER_NAME).write_bytes(encode_json(header, indent=1))
 
     def check_fits(self, bundle: Bundle) -> None:
-        """Refuse a bundle whose images are fitted otherwise.
+        """Check that a bundle resizes its images in the same way.
 
         Raises:
-            CalibrationError: says how.
+            CalibrationError: it does not; the message gives the difference.
         """
         for field in ("height", "width", "resize_mode", "interpolation", "fill_color"):
             ours, theirs = getattr(self.preprocess, field), getattr(bundle.manifest.preprocess, field)
@@ -107,14 +107,14 @@ class CalibrationSet:
                 )
 
     def feeds(self, bundle: Bundle, tower: TowerName, batch_size: int, text_rows: int) -> dict[str, CalibrationData]:
-        """Calibration data of one tower, by input name.
+        """Return the calibration data of one tower, by input name.
 
-        All batches are full, as the vendor's sample gives them: the last one is filled up from the front. In the joint
-        layout the same prompts go with every batch of images.
+        All batches are full, as in the vendor's sample: the last one is filled with the first rows. In the joint layout
+        every batch of images has the same prompts.
 
         Args:
-            bundle: whose normalisation and tokenizer are used.
-            tower: which tower of it.
+            bundle: gives normalisation and tokenizer.
+            tower: name of the tower.
             batch_size: rows of a batch.
             text_rows: texts of the joint layout.
         """
@@ -134,7 +134,7 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
     """Open a saved calibration set and verify it.
 
     Raises:
-        InputError: it is damaged, or of a newer version.
+        InputError: the set is damaged, or of a newer version.
     """
     folder = as_path(path, "the calibration set")
     try:
@@ -149,7 +149,7 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
                 f"Calibration set '{path}' is damaged: '{_PIXELS_NAME}' does not match its digest. Make it again."
             )
         array = _map_pixels(pixels)
-    except (OSError, ValueError) as error:  # msgspec's is a ValueError
+    except (OSError, ValueError) as error:  # msgspec's error is a ValueError
         raise InputError(f"Calibration set '{path}' cannot be read: {reason_of(error)}. Make it again.") from error
     problem = _problem(header, array)
     if problem:
@@ -166,13 +166,13 @@ def load_calibration(path: str | os.PathLike[str]) -> CalibrationSet:
 def _map_pixels(path: Path) -> npt.NDArray[np.uint8]:
     try:
         array: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # NumPy raises nearly anything for a damaged header
+    except Exception as error:  # NumPy raises many types for damaged headers
         raise ValueError(f"'{path.name}' is no array: {first_line(error)}") from error
     return array
 
 
 def _problem(header: CalibrationHeader, pixels: npt.NDArray[np.uint8]) -> str:
-    """What does not fit together, or an empty text."""
+    """Return why the parts do not fit together, or an empty text."""
     spec, record = header.preprocess, header.record
     expected = (len(header.images), spec.height, spec.width, 3)
     if not isinstance(pixels, np.ndarray) or pixels.shape != expected or pixels.dtype != np.uint8:
@@ -186,7 +186,7 @@ def _problem(header: CalibrationHeader, pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def cut_batches(rows: Array, batch_size: int) -> list[Array]:
-    """Full batches of the rows, the last one filled up from the front."""
+    """Return full batches of the rows; the last one is filled with the first rows."""
     count = -(-len(rows) // batch_size) * batch_size
     filled = _first_rows(rows, count)
     return [filled[start : start + batch_size] for start in range(0, count, batch_size)]
@@ -199,7 +199,7 @@ def calibration_digest(images: Sequence[str], prompts: Sequence[str], spec: Prep
 
 
 class _Writer:
-    """A stream that NumPy does not take for a file: to those it writes by itself, and hides that the disk is full."""
+    """A stream that NumPy does not treat as a file; it writes to files directly, without detecting a full disk."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -209,7 +209,7 @@ class _Writer:
 
 
 class _PixelBatches(Sequence[Array]):
-    """Full batches of normalised images, made when they are asked for: a thousand images need no gigabyte."""
+    """Full batches of normalised images, computed on access to save memory."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8], preprocess: Preprocessor, batch_size: int) -> None:
         self._pixels = pixels
@@ -236,5 +236,5 @@ class _PixelBatches(Sequence[Array]):
 
 
 def _first_rows(rows: Array, count: int) -> Array:
-    """The first rows, begun again from the front when there are not enough."""
+    """Return the first rows, repeated from the beginning if there are not enough."""
     return rows[np.arange(count) % len(rows)]

@@ -1,1 +1,1 @@
-"""From images and texts to embeddings."""
+"""Embeddings of images and texts."""

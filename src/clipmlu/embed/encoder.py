@@ -1,4 +1,4 @@
-"""A compiled bundle, ready to embed: images and texts in, unit-norm embeddings out."""
+"""The encoder: embeds images and texts with the graphs of a compiled bundle."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ FloatArray = npt.NDArray[np.float32]
 _SMALLEST_NORM, _LARGEST_NORM = (
     0.25,
     4.0,
-)  # squares; what rounding leaves of a unit vector in any precision lies far within
+)  # squared norms; rounding in any precision keeps a unit vector far inside these limits
 PixelArray = FloatArray | npt.NDArray[np.uint8]
 
 
 class PendingRows(Protocol):
-    """Rows of numbers that are being computed: embeddings, or logits."""
+    """Rows that are being computed: embeddings, or logits."""
 
     def result(self) -> FloatArray:
-        """Wait for them: float32, shape (N, D), owned by the caller; embeddings have unit L2 norm per row."""
+        """Wait and return the rows, float32, shape (N, D), owned by the caller; embeddings have unit L2 norm per row."""
 
 
 class Encoder:
-    """The graphs of a compiled bundle, two towers or the fused one, each opened when it is first needed.
+    """The graphs of a compiled bundle, two towers or the fused one, each opened on first use.
 
-    Threads may share one. A process that is forked may not use it: it loads the bundle itself. It is pickled by the bundle's
-    path, and what is unpickled or copied is another one, loaded from there with the same options.
+    Threads may share an encoder. A forked process must not use it, but load the bundle itself. Pickling stores the
+    bundle's path; unpickling and copying load another encoder from there with the same options.
 
     Args:
-        bundle: the bundle, or graphs that are in none.
-        options: how it is run.
+        bundle: the bundle, or graphs outside a bundle.
+        options: run-time options.
         fast_preprocess: as for ``load``.
         without: towers that will not be used, whose files were not checked.
-        check_results: refuse results with NaN or of a wrong norm; off for what measures how bad they are.
+        check_results: raise for results with NaN or of a wrong norm; False for measurements of such results.
 
     Attributes:
         runnable: the graphs and facts of the bundle.
@@ -108,7 +108,7 @@ class Encoder:
         self.close()
 
     def close(self) -> None:
-        """Release the runtime's resources; batches in flight fail, and so does what is asked later. Closing twice is fine."""
+        """Release the runtime's resources; batches in flight and later calls fail. Closing twice is allowed."""
         if not self._lifetime.end():
             return
         with self._opening:
@@ -117,10 +117,10 @@ class Encoder:
             session.close()
 
     def require_open(self) -> None:
-        """Refuse to go on when nothing can be embedded any more.
+        """Check that the encoder is open.
 
         Raises:
-            SessionError: it was closed, or belongs to a process from which this one was forked.
+            SessionError: it is closed, or this process was forked from the one that opened it.
         """
         self._lifetime.check()
 
@@ -129,7 +129,7 @@ class Encoder:
         """The bundle on disk.
 
         Raises:
-            BundleError: it was made of graphs that are in no bundle.
+            BundleError: the graphs are not in a bundle.
         """
         if self._bundle is None:
             raise BundleError(
@@ -144,27 +144,27 @@ class Encoder:
 
     @property
     def batch_size(self) -> int:
-        """The batch size that was chosen when compiling."""
+        """The batch size of the compilation."""
         return self.runnable.compilation.batch_size
 
     @property
     def options(self) -> SessionOptions:
-        """How the sessions are opened."""
+        """Options of the sessions."""
         return self._options
 
     @property
     def batches_in_flight(self) -> int:
-        """Batches that are given to the runtime at a time."""
+        """Number of batches that the runtime has at a time."""
         return self._options.in_flight
 
     @property
     def pixel_dtype(self) -> np.dtype[np.generic]:
-        """What the graph that takes images wants: float32, normalised, or uint8, which it normalises itself."""
+        """Dtype of the image graph's input: float32 for normalised pixels, or uint8 if the graph normalises them."""
         return np.dtype(self.runnable.tower(self.runnable.image_graph).inputs[0].dtype)
 
     @property
     def joint_text_rows(self) -> int | None:
-        """Texts of every batch of the fused graph; None where any number is taken.
+        """Texts per batch of the fused graph; None if the number is dynamic.
 
         Raises:
             BundleError: the bundle has two towers.
@@ -174,7 +174,7 @@ class Encoder:
 
     @functools.cached_property
     def preprocessor(self) -> Preprocessor:
-        """Turns images into input tensors as the model was trained."""
+        """Converts images to input tensors as in the model's training."""
         from clipmlu.data.images import DEFAULT_MAX_PIXELS
         from clipmlu.data.preprocess import Preprocessor
 
@@ -183,16 +183,16 @@ class Encoder:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """Turns texts into token ids as the model was trained."""
+        """Converts texts to token ids as in the model's training."""
         from clipmlu.data.tokenizer import Tokenizer
 
         return Tokenizer.load(self.runnable.tokenizer_path, self.runnable.facts.tokenizer)
 
     def check_batch_size(self, batch_size: int | None) -> int:
-        """The batch size to use: the bundle's own for None, else ``batch_size`` if the bundle takes it.
+        """Return the batch size to use: the bundle's own for None, else ``batch_size`` if the bundle supports it.
 
         Raises:
-            OptionError: it is no number of 1 or more.
+            OptionError: it is not an integer of 1 or more.
             ShapeError: the bundle was compiled for other batches.
         """
         self.require_open()
@@ -206,15 +206,15 @@ class Encoder:
         """Embed preprocessed images with the image tower.
 
         Args:
-            pixel_values: of ``pixel_dtype``, shape (N, 3, H, W); N may be 0. float32 pixels are normalised as the manifest
-                says, uint8 ones are RGB in 0..255; ``preprocessor.write`` makes both.
+            pixel_values: dtype ``pixel_dtype``, shape (N, 3, H, W); N may be 0. float32 pixels are normalised as the
+                manifest says, uint8 ones are RGB in 0..255; ``preprocessor.write`` produces both.
 
         Returns:
             float32 embeddings, shape (N, D), each row of unit L2 norm.
 
         Raises:
-            ShapeError: dtype or shape differ from what the bundle takes.
-            InputError: a pixel is NaN or infinite, which a mode that quantises would turn into some number.
+            ShapeError: the bundle has another dtype or shape.
+            InputError: a pixel is NaN or infinite, which a mode that quantises would convert to a finite number.
         """
         _check_array(pixel_values, "pixel_values")
         _check_finite(pixel_values)
@@ -230,8 +230,8 @@ class Encoder:
             float32 embeddings, shape (N, D), each row of unit L2 norm.
 
         Raises:
-            ShapeError: dtype or shape differ from what the bundle takes.
-            InputError: a token is negative or beyond the vocabulary, of which runtimes make what they like.
+            ShapeError: the bundle has another dtype or shape.
+            InputError: a token is negative or beyond the vocabulary, for which runtimes give undefined results.
         """
         self._check_tokens(input_ids)
         return self._encode("text", input_ids)
@@ -243,7 +243,7 @@ class Encoder:
             pixel_values: as for ``encode_images``; 1 <= N <= the largest batch of the bundle.
 
         Raises:
-            ShapeError: dtype or shape differ from what the bundle takes.
+            ShapeError: the bundle has another dtype or shape.
         """
         _check_array(pixel_values, "pixel_values")
         return self._submit("image", (pixel_values,))
@@ -255,7 +255,7 @@ class Encoder:
             input_ids: int64, shape (N, context length); 1 <= N <= the largest batch of the bundle.
 
         Raises:
-            ShapeError: dtype or shape differ from what the bundle takes.
+            ShapeError: the bundle has another dtype or shape.
             InputError: as for ``encode_tokens``.
         """
         self._check_tokens(input_ids)
@@ -269,11 +269,11 @@ class Encoder:
             input_ids: int64, shape (M, context length), 1 <= M <= ``joint_text_rows``; padded to that and trimmed.
 
         Returns:
-            The logits when they are done: float32, shape (N, M), scaled and shifted as the model does.
+            The pending logits: float32, shape (N, M), with the model's scale and bias.
 
         Raises:
             BundleError: the bundle has two towers.
-            ShapeError: dtype or shape differ from what the bundle takes.
+            ShapeError: the bundle has another dtype or shape.
             InputError: as for ``encode_tokens``.
         """
         self.require_open()
@@ -289,7 +289,7 @@ class Encoder:
         return self._submit("joint", (pixel_values, padded), texts)
 
     def device_clock(self, tower: TowerName) -> StageClock:
-        """What copying in, computing and copying out took so far on a tower, which is opened if it was not."""
+        """Return the clock of a tower (copying in, computing, copying out); opens the tower if necessary."""
         return self._session(tower).clock
 
     def embed_texts(self, texts: str | Sequence[str]) -> FloatArray:
@@ -299,7 +299,7 @@ class Encoder:
             float32 embeddings of unit L2 norm: shape (D,) for one text, (N, D) for many.
 
         Raises:
-            OptionError: it is no text, and no list of texts.
+            OptionError: ``texts`` is neither a string nor a list of strings.
         """
         embeddings = self._encode_text_list(as_texts(texts, "texts"))
         return embeddings[0] if isinstance(texts, str) else embeddings
@@ -310,16 +310,16 @@ class Encoder:
         return self.encode_tokens(self.tokenizer(texts)) if texts else np.zeros((0, self.embedding_dim), np.float32)
 
     def _check_tokens(self, input_ids: object) -> None:
-        """Refuse what the tokenizer cannot have made, before a runtime makes something of it.
+        """Check that token ids are valid for the tokenizer, since runtimes give undefined results for others.
 
         Raises:
-            ShapeError: it is no array of int64.
+            ShapeError: they are not an array of int64.
             InputError: a token is negative or beyond the vocabulary.
         """
         self.require_open()
         tokens = _check_array(input_ids, "input_ids")
         if tokens.dtype != np.int64 or not tokens.size:
-            return  # the session says what it takes
+            return  # the session raises
         lowest, highest, largest = int(tokens.min()), int(tokens.max()), self.tokenizer.largest_id
         if lowest < 0 or highest > largest:
             wrong = lowest if lowest < 0 else highest
@@ -334,7 +334,7 @@ class Encoder:
         session = self._sessions.get(tower)
         if session is not None:
             return session
-        with self._opening:  # once, however many threads ask
+        with self._opening:  # threads open it once only
             self.require_open()
             if tower not in self._sessions:
                 backend = get_backend(self.runnable.compilation.placement(tower).backend)
@@ -361,7 +361,7 @@ class Encoder:
         return result
 
     def _submit(self, tower: TowerName, arrays: tuple[Array, ...], columns: int | None = None) -> PendingRows:
-        """Start a batch: the first array is padded if the shape is static, and the first output trimmed to what was given."""
+        """Start a batch; for a static shape the first array is padded and the first output trimmed."""
         session = self._session(tower)
         rows = len(arrays[0])
         self._check_rows(rows, exact=False)
@@ -372,7 +372,7 @@ class Encoder:
         return _Trimmed(pending, lambda outputs: outputs[output_name][:rows, :columns], check)
 
     def _check_result(self, tower: TowerName, embeddings: FloatArray) -> None:
-        """Refuse what a graph gives that are no embeddings: of a damaged model, or of one that overflows in its precision."""
+        """Check that results are embeddings; a damaged model, or one that overflows in its precision, gives others."""
         where = f"Bundle '{self.runnable.path}' ({tower} tower)"
         if embeddings.shape[1:] != (self.embedding_dim,):
             raise SessionError(
@@ -381,7 +381,7 @@ class Encoder:
         if not self._check_results:
             return
         norms = np.einsum("ij,ij->i", embeddings, embeddings)
-        wrong = np.flatnonzero(~((norms > _SMALLEST_NORM) & (norms < _LARGEST_NORM)))  # NaN is neither
+        wrong = np.flatnonzero(~((norms > _SMALLEST_NORM) & (norms < _LARGEST_NORM)))  # also true for NaN
         if wrong.size:
             row = int(wrong[0])
             raise SessionError(
@@ -390,7 +390,7 @@ class Encoder:
             )
 
     def _check_logits(self, logits: FloatArray) -> None:
-        """Refuse what the fused graph gives that is not finite."""
+        """Check that the fused graph's results are finite."""
         wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if wrong.size and self._check_results:
             raise SessionError(
@@ -420,7 +420,7 @@ class Encoder:
 
 
 class _Trimmed:
-    """A pending batch whose padding rows are cut off when it is done, and that is then checked."""
+    """A pending batch; its result is trimmed and checked."""
 
     def __init__(
         self,
@@ -435,7 +435,7 @@ class _Trimmed:
 
     def result(self) -> FloatArray:
         trimmed: FloatArray = np.asarray(self._trim(self._pending.result()), dtype=np.float32)
-        if not self._checked:  # afterwards the array is the caller's, who may have changed it
+        if not self._checked:  # the caller may change the array afterwards
             self._check(trimmed)
             self._checked = True
         return trimmed
@@ -455,10 +455,10 @@ def _check_finite(pixel_values: PixelArray) -> None:
 
 
 def _load_again(kind: type[Encoder], path: str, digest: str, how: dict[str, Any]) -> Encoder:
-    """An encoder as it was pickled.
+    """Load a pickled encoder.
 
     Raises:
-        BundleError: the bundle is not there, or is not the one that it was.
+        BundleError: the bundle does not exist, or is another one.
     """
     bundle = open_compiled(path, without=how["without"])
     if bundle.digest != digest:
@@ -469,7 +469,7 @@ def _load_again(kind: type[Encoder], path: str, digest: str, how: dict[str, Any]
 
 
 def pad_rows(rows: Array, count: int) -> Array:
-    """Repeat the last row up to ``count``: padding is then always valid input."""
+    """Repeat the last row up to ``count`` rows, so that padding is valid input."""
     if len(rows) == count:
         return rows
     return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])

@@ -1,4 +1,4 @@
-"""Embeddings on disk: a NumPy file and the ids of its rows, written as they come and published together."""
+"""Embedding files: a NumPy file and the ids of its rows, written incrementally and published together."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from clipmlu.embed.encoder import FloatArray
 
 SUFFIX = ".npy"
-_HEADER_BYTES = 128  # of the .npy format for two axes of any length, which np.lib.format pads to
+_HEADER_BYTES = 128  # of the .npy format with two axes, which np.lib.format pads to this
 
 
 def check_embedding_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a path that ``EmbeddingFile`` would not write to, before anything slow begins.
+    """Check, before slow work begins, that ``EmbeddingFile`` can write to a path.
 
     Raises:
-        OptionError: it has another suffix than ``.npy``.
-        OutputExistsError: there are embeddings or ids already, and overwriting was not asked for.
-        OutputError: nothing can be written there.
+        OptionError: the suffix is not ``.npy``.
+        OutputExistsError: embeddings or ids already exist, and overwriting was not requested.
+        OutputError: the path cannot be written.
     """
     if path.suffix != SUFFIX:
         raise OptionError(f"output is '{path}'; expected a name that ends in {SUFFIX}, the one format of embeddings")
@@ -37,26 +37,26 @@ def check_embedding_output(path: Path, *, overwrite: bool) -> None:
 
 
 def _targets(path: Path) -> list[Path]:
-    """The file of the rows and that of their ids."""
+    """Return the files of the rows and of their ids."""
     return [path, path.with_suffix(".ids.json")]
 
 
 class EmbeddingFile:
-    """Writes ``NAME.npy`` (float32, shape (N, D)) and ``NAME.ids.json`` (a list of N strings) without holding them.
+    """Writes ``NAME.npy`` (float32, shape (N, D)) and ``NAME.ids.json`` (a list of N strings) incrementally.
 
-    Nothing is to be seen of them until ``publish``; leaving the block removes what is left of them. The ids are the last to
-    appear, and the first to go when both are replaced: where there are ids, they are those of the rows beside them.
+    The files are invisible until ``publish``; leaving the block removes unpublished ones. The ids are published last,
+    and removed first when both are replaced: so existing ids always belong to the rows beside them.
 
     Args:
         path: ``NAME.npy``.
         embedding_dim: D.
-        overwrite: replace what is there.
+        overwrite: replace existing files.
 
     Attributes:
-        rows: written so far.
+        rows: number of rows written so far.
 
     Raises:
-        OptionError, OutputExistsError, OutputError: as ``check_embedding_output``.
+        OptionError, OutputExistsError, OutputError: as for ``check_embedding_output``.
     """
 
     def __init__(self, path: Path, embedding_dim: int, *, overwrite: bool = False) -> None:
@@ -68,7 +68,7 @@ class EmbeddingFile:
         self._staged = StagedFiles(_targets(path), overwrite=overwrite)
         try:
             with output_errors(path):
-                # Unbuffered: when the disk is full, what is in a file is what was written to it.
+                # Unbuffered, so that a full disk raises at the write.
                 self._array, self._ids = (io.FileIO(staged, "w") for staged in self._staged.paths)
                 _write_all(self._array, bytes(_HEADER_BYTES))
                 _write_all(self._ids, b"[")
@@ -95,7 +95,7 @@ class EmbeddingFile:
             ids: one per row.
 
         Raises:
-            OutputError: the disk is full, or the like.
+            OutputError: the rows cannot be written, for instance because the disk is full.
         """
         lines = [f"\n{json.dumps(name, ensure_ascii=False)}".encode() for name in ids]
         with output_errors(self._path):
@@ -106,14 +106,14 @@ class EmbeddingFile:
             self.rows += len(ids)
 
     def publish(self, *, partial: bool = False) -> Path:
-        """Give both files their names, and return the first.
+        """Rename both files to their final paths, and return the first.
 
         Args:
-            partial: under a name that says so, ``NAME.partial.npy``, so that nothing whole is replaced, and what an earlier
-                interrupted run left there only with ``overwrite``: else under ``NAME.partial-2.npy``, and so on.
+            partial: publish as ``NAME.partial.npy``, which replaces no complete file; if an earlier interrupted run
+                left that and ``overwrite`` is False, as ``NAME.partial-2.npy``, and so on.
 
         Raises:
-            OutputExistsError: a file of that name was made meanwhile.
+            OutputExistsError: a file of that name was created meanwhile.
             OutputError: a file cannot be written.
         """
         path = self._partial_path() if partial else self._path
@@ -133,13 +133,13 @@ class EmbeddingFile:
         return path
 
     def _partial_path(self) -> Path:
-        """``NAME.partial.npy``, or ``NAME.partial-2.npy`` and so on while an earlier run's is there, unless that may go."""
+        """Return ``NAME.partial.npy``, or ``NAME.partial-2.npy`` and so on if it exists and must not be replaced."""
         endings = itertools.chain(("",), (f"-{number}" for number in itertools.count(2)))
         paths = (self._path.with_suffix(f".partial{ending}{SUFFIX}") for ending in endings)
         return next(path for path in paths if self._overwrite or not any(map(os.path.lexists, _targets(path))))
 
     def _seek_to_end(self) -> None:
-        """Cut off what an append that failed has written."""
+        """Remove the rest of an append that failed."""
         for stream, end in zip((self._array, self._ids), self._ends, strict=True):
             stream.seek(end)
             stream.truncate()

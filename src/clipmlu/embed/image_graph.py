@@ -1,6 +1,6 @@
-"""What gives a row of numbers for each preprocessed image: the image tower, or the fused graph with its texts.
+"""Image graphs: compute a row of numbers for each preprocessed image, by the image tower or by the fused graph.
 
-What reads, prepares and sends images does not care which (``images.run_batches``).
+Code that reads, prepares and submits images works with either (``images.run_batches``).
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 
 class ImageGraph(Protocol):
-    """What gives a row of numbers for each image."""
+    """A graph that computes a row of numbers for each image."""
 
     @property
     def encoder(self) -> Encoder:
-        """The bundle that it belongs to."""
+        """The encoder of the graph."""
 
     @property
     def width(self) -> int:
-        """Elements of a row."""
+        """Number of elements of a row."""
 
     def submit(self, pixel_values: PixelArray) -> PendingRows:
         """Start one batch and return at once; see ``Encoder.submit_images``."""
 
 
 class ImageTower:
-    """The image tower: its rows are embeddings.
+    """The image tower; its rows are embeddings.
 
     Raises:
-        BundleError: the bundle has none.
+        BundleError: the bundle has no image tower.
     """
 
     def __init__(self, encoder: Encoder) -> None:

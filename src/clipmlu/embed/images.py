@@ -1,7 +1,7 @@
-"""Many images through a graph: reading, decoding and preprocessing in a pool, batches in flight, results in order.
+"""The image pipeline: reading, decoding and preprocessing in a thread pool, batches in flight, results in order.
 
-Each batch has a place in memory from the first image read to the last row computed, and places are used again: however many
-images there are, no more than a few batches are held. Workers write preprocessed images straight into their rows.
+Each batch uses a buffer from its first image to its last computed row, and buffers are reused: for any number of images
+only a few batches are in memory. Workers write preprocessed images directly into their rows.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from clipmlu.embed.encoder import Encoder, PendingRows
 
 Rows = npt.NDArray[Any]
-"""Preprocessed images, shape (N, 3, H, W), of the dtype that the bundle takes: float32 or uint8."""
+"""Preprocessed images, shape (N, 3, H, W), dtype of the bundle: float32 or uint8."""
 
 _log = logging.getLogger(__name__)
-_IMAGES_PER_TASK = 8  # handing a task to a thread costs some 20 us; a small image is prepared in 200 us
+_IMAGES_PER_TASK = 8  # passing a task to a thread takes some 20 us; a small image is prepared in 200 us
 
 
 def embed_items(
@@ -71,15 +71,15 @@ def embed_batches(
     """Embed images; see ``run_batches``.
 
     Args:
-        encoder: what embeds them.
+        encoder: the encoder.
         items: the images.
         batch_size: images per batch; None for the bundle's own.
         workers: see ``run_batches``.
         clock: see ``run_batches``.
 
     Raises:
-        BundleError: the bundle has no image tower of its own.
-        ShapeError, OptionError: as ``run_batches``.
+        BundleError: the bundle has no separate image tower.
+        ShapeError, OptionError: as for ``run_batches``.
     """
     yield from run_batches(ImageTower(encoder), items, batch_size=batch_size, workers=workers, clock=clock)
 
@@ -94,26 +94,26 @@ def run_batches(
 ) -> Generator[RowBatch, None, None]:
     """Run images through a graph, lazily and in order; closing the generator stops the workers.
 
-    At most a few batches are held in memory, however many items there are, and no item is taken before there is room for
-    it. An image that cannot be read leaves its batch one row shorter. Large images are decoded a few at a time: see
-    ``PixelBudget``. How many were cut off to 8 bits is logged at the end.
+    Only a few batches are in memory, for any number of items, and an item is taken only when there is space for it. An
+    image that cannot be read makes its batch one row shorter. Only a few large images are decoded at a time: see
+    ``PixelBudget``. The number of images clipped to 8 bits is logged at the end.
 
     Args:
-        graph: what gives a row for each of them.
+        graph: computes a row for each image.
         items: the images.
         batch_size: images per batch; None for the bundle's own.
         workers: threads that read, decode and preprocess; None for one per CPU that this process may use.
-        clock: where to count the time of the stages before the device.
+        clock: records the time of the stages before the device.
 
     Raises:
-        ShapeError: the bundle does not take such batches.
-        OptionError: the number of workers is none of 1 or more, or the batches do not fit in memory.
+        ShapeError: the bundle does not support the batch size.
+        OptionError: the number of workers is not 1 or more, or the batches do not fit in memory.
     """
     encoder = graph.encoder
     size = encoder.check_batch_size(batch_size)
     threads: int = check_argument(workers, PositiveInt | None, "workers") or available_cpus()
     depth = encoder.batches_in_flight
-    # While the device has its batches, every worker has a task and one to follow.
+    # While the device has its batches, every worker has one task and one more in the queue.
     ahead = 1 + -(-2 * threads * _task_images(size, threads) // size)
     places = _Places(encoder, size, ahead + depth)
     check_memory(places.nbytes, f"{ahead + depth} batches of {size} images")
@@ -146,10 +146,10 @@ def _task_images(size: int, workers: int) -> int:
 
 
 class _Places:
-    """Memory for batches, used again and again; at most ``count`` are ever made.
+    """Reusable buffers for batches, at most ``count``.
 
     Attributes:
-        nbytes: of all of them.
+        nbytes: size of all buffers in bytes.
     """
 
     def __init__(self, encoder: Encoder, size: int, count: int) -> None:
@@ -171,7 +171,7 @@ class _Places:
 
 
 class _Workers:
-    """Threads that prepare images; leaving the block stops them after the image that each has in hand."""
+    """Threads that prepare images; on exit each stops after its current image."""
 
     def __init__(self, preprocess: Preprocessor, count: int, clock: StageClock | None) -> None:
         self._preprocess = preprocess
@@ -237,7 +237,7 @@ class _Workers:
 
 
 class _Batch:
-    """Items on their way: being prepared, then on the device."""
+    """A batch of items: being prepared, then on the device."""
 
     def __init__(self, items: Sequence[ImageItem], rows: Rows, workers: _Workers) -> None:
         self.rows = rows
@@ -247,7 +247,7 @@ class _Batch:
         self._pending: PendingRows | None = None
 
     def submit(self, graph: ImageGraph) -> None:
-        """Wait until the images are prepared, and send those that could be read."""
+        """Wait until the images are prepared, and submit the readable ones."""
         found = [error for task in self._tasks for error in task.result()]
         self._errors = {position: error for position, error in enumerate(found) if error is not None}
         count = len(self._items) - len(self._errors)
@@ -258,6 +258,6 @@ class _Batch:
             self._pending = graph.submit(self.rows[:count])
 
     def finish(self, width: int) -> RowBatch:
-        """Wait for the device."""
+        """Wait for the device and return the results."""
         none = np.zeros((0, width), np.float32)
         return RowBatch(self._items, none if self._pending is None else self._pending.result(), self._errors)

@@ -1,4 +1,4 @@
-"""Images to embed, each with its name, and what became of each."""
+"""Images to embed, and their results."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ImageItem:
     """One image to embed.
 
     Attributes:
-        id: what it is called.
-        load: gives the image, or what it is decoded from.
-        check: called with the decoded image; what it raises ends the run, unless it is an ``InputError``.
-        max_pixels: largest width x height that is decoded; None for what the encoder allows.
+        id: name of the image.
+        load: returns the image, or its source.
+        check: called with the decoded image; its exceptions end the run, except ``InputError``.
+        max_pixels: largest width x height; None for the encoder's limit.
     """
 
     id: str
@@ -39,14 +39,14 @@ class ImageItem:
 
 
 class Outcome(NamedTuple):
-    """What became of one item: a row of numbers, such as its embedding, or the reason why there is none."""
+    """The result of one item: a row of numbers, such as its embedding, or an error."""
 
     item: ImageItem
     row: FloatArray | None
     error: InputError | None
 
     def require_row(self) -> FloatArray:
-        """The row, shape (D,).
+        """Return the row, shape (D,).
 
         Raises:
             InputError: the image could not be read.
@@ -58,12 +58,12 @@ class Outcome(NamedTuple):
 
 
 class RowBatch(NamedTuple):
-    """What became of some items that follow one another.
+    """The results of consecutive items.
 
     Attributes:
-        items: all of them.
-        rows: float32, shape (N, D): of those that could be read, in order; see ``scoring``.
-        errors: position in ``items`` -> why that one could not.
+        items: all items.
+        rows: float32, shape (N, D), of the readable items, in order; see ``scoring``.
+        errors: maps a position in ``items`` to its error.
     """
 
     items: Sequence[ImageItem]
@@ -71,11 +71,11 @@ class RowBatch(NamedTuple):
     errors: dict[int, InputError]
 
     def computed(self) -> list[ImageItem]:
-        """The items that have a row in ``rows``."""
+        """Return the items that have a row in ``rows``."""
         return [item for position, item in enumerate(self.items) if position not in self.errors]
 
     def outcomes(self) -> Iterator[Outcome]:
-        """One by one."""
+        """Yield the result of each item."""
         rows = iter(self.rows)
         for position, item in enumerate(self.items):
             error = self.errors.get(position)
@@ -83,10 +83,10 @@ class RowBatch(NamedTuple):
 
 
 def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:
-    """Items from one image or many, and whether it was one.
+    """Return items for one image or many, and whether it was one.
 
     Raises:
-        InputError: it is neither, or a collection without an order, or with names as a dict has.
+        InputError: it is neither, or a collection without order, or a mapping.
     """
     from PIL import Image
 
@@ -103,7 +103,7 @@ def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list
 
 
 def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
-    """An item from anything that ``load_image`` reads; paths are their own id."""
+    """Return an item for any source of ``load_image``; paths are their own id."""
     name = f"image {position}"
     if isinstance(source, (str, os.PathLike)):
         name = name_from_path(source)
@@ -116,7 +116,7 @@ def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
 def item_from_dataset(
     dataset: Dataset, index: int, check: Callable[[str, Image.Image], object] | None = None
 ) -> ImageItem:
-    """An item from a dataset; ``check`` is called with its id and the decoded image."""
+    """Return an item of a dataset; ``check`` is called with its id and the decoded image."""
     key = dataset.key(index)
     checked = None if check is None else lambda image: check(key, image)
     return ImageItem(key, lambda: dataset.source(index), checked, dataset.max_pixels)

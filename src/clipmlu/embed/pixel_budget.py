@@ -1,4 +1,4 @@
-"""How many decoded pixels the threads of one pipeline hold together: large images wait for one another, small ones never."""
+"""A limit on the decoded pixels that the threads of a pipeline hold together; only large images wait."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError
 
 FREE_PIXELS = 4 << 20
-"""Images up to this size are not counted: 16 MiB for each thread."""
-_PHOTO_PIXELS = 24_000_000  # of today's cameras: so many for each thread, so that photos are decoded on all cores
+"""Images up to this number of pixels are not counted: 16 MiB per thread."""
+_PHOTO_PIXELS = 24_000_000  # a current camera photo; the budget has one per thread, so that all cores can decode photos
 
 
 class PixelBudget:
-    """Lets images be decoded in the order in which they ask, as long as all together stay below a number of pixels.
+    """Admits images to decoding in the order of requests, within a total number of pixels.
 
-    The number is that of one image of the largest size that is decoded by default, or of a camera's photo for each thread,
-    whichever is more. A larger image than that is decoded alone. A thread holds one image at a time and waits for nothing while
-    it does, so that every image gets its turn.
+    The total is one image of the default maximal size, or a camera photo per thread, whichever is more. A larger image
+    is decoded alone. A thread holds one image at a time and then waits for nothing, so that every image is admitted.
 
     Args:
-        threads: how many share it.
+        threads: number of threads.
     """
 
     def __init__(self, threads: int) -> None:
@@ -35,10 +34,10 @@ class PixelBudget:
         self._closed = False
 
     def take(self, pixels: int) -> int:
-        """Wait for a turn; returns what to give back.
+        """Wait for admission; return the number of pixels to give back.
 
         Raises:
-            InputError: the pipeline was stopped; nobody reads what becomes of the image.
+            InputError: the pipeline was stopped; the result of this image is not used.
         """
         wanted = min(pixels, self.pixels)
         ticket = object()
@@ -53,20 +52,20 @@ class PixelBudget:
         return wanted
 
     def give_back(self, pixels: int) -> None:
-        """Let others have them."""
+        """Return pixels to the budget."""
         with self._changed:
             self._free += pixels
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Send away all that wait, and all that come."""
+        """Make all current and later requests fail."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 def _return_memory() -> None:
-    """Give what was freed back to the system: glibc keeps it for the thread that freed it, while others allocate anew."""
+    """Return freed memory to the system; glibc would keep it for the thread that freed it."""
     trim = _find_trim()
     if trim is not None:
         trim(0)
@@ -74,7 +73,7 @@ def _return_memory() -> None:
 
 @functools.cache
 def _find_trim() -> Callable[[int], int] | None:
-    """Glibc's ``malloc_trim``; other libraries have none."""
+    """Return glibc's ``malloc_trim``, or None with other libraries."""
     try:
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # TypeError: Windows
@@ -83,19 +82,19 @@ def _find_trim() -> Callable[[int], int] | None:
 
 
 class Turn:
-    """What one thread holds of a budget: nothing, or the pixels of the image in hand."""
+    """The pixels of a budget that one thread holds for its current image."""
 
     def __init__(self, budget: PixelBudget) -> None:
         self._budget = budget
         self._held = 0
 
     def reserve(self, pixels: int) -> None:
-        """Wait until an image of so many pixels may be decoded; see ``PixelBudget.take``."""
+        """Wait until an image with this number of pixels may be decoded; see ``PixelBudget.take``."""
         if pixels > FREE_PIXELS:
             self._held = self._budget.take(pixels)
 
     def end(self) -> None:
-        """The image is no longer in memory."""
+        """Return the pixels; the image is no longer in memory."""
         if self._held:
             if self._held > _PHOTO_PIXELS:
                 _return_memory()
