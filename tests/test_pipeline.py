@@ -16,6 +16,7 @@ import support
 from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.cli import main
 from clipmlu.compile.plan import CompileOptions
+from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.export.exporter import ExportOptions
 from clipmlu.measure.accuracy.evaluate import EvalOptions
 from clipmlu.pipeline import RunOptions, export_key, run_chain
@@ -108,7 +109,7 @@ def chain_options(**changes: Any) -> RunOptions:
         "evaluate": EvalOptions(samples=12),
     }
     changed = {name: dataclasses.replace(part, **changes.get(name, {})) for name, part in parts.items()}
-    return RunOptions(dataset="demo", **changed)  # type: ignore[arg-type]
+    return RunOptions(dataset=DatasetChoice(name="demo", size=12), **changed)  # type: ignore[arg-type]
 
 
 CHANGED: dict[str, Any] = {
