@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 import support
 import tiny_models
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.export.exporter import ExportOptions, export_model
@@ -63,9 +64,12 @@ def exported(tmp_path: Path) -> ExportedBundle:
 
 
 @pytest.fixture
-def compiled(tmp_path: Path, exported: ExportedBundle) -> CompiledBundle:
-    """The tiny model, compiled for the CPU with any batch of 1..8 rows."""
-    return compile_bundle(exported, tmp_path / "tiny-cpu", CompileOptions(target="cpu", batch_size=4, max_batch=8))
+def compiled(tmp_path: Path, exported: ExportedBundle, compiled_once: Path) -> CompiledBundle:
+    """A copy of the tiny model of ``exported``, compiled for the CPU with any batch of 1..8 rows."""
+    bundle = open_compiled(shutil.copytree(compiled_once, tmp_path / "tiny-cpu"))
+    assert bundle.manifest.compilation is not None
+    assert bundle.manifest.compilation.source_digest == exported.digest
+    return bundle
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +84,17 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this run have in common."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def compiled_once(shared_folder: Path) -> Path:
+    """What ``compiled`` copies: compiling and its checks take 300 times as long."""
+    folder = shared_folder / "tiny-cpu"
+    with _alone(folder):
+        if not folder.exists():
+            exported = support.write_exported(shared_folder / "tiny")
+            compile_bundle(exported, folder, CompileOptions(target="cpu", batch_size=4, max_batch=8))
+    return folder
 
 
 @contextlib.contextmanager
