@@ -1,4 +1,4 @@
-"""Digests of values: a result that was measured or made for some is used again only if the digests are equal."""
+"""Digests of values: a stored result is reused only if the digests of its inputs are equal."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def value_digest(value: object) -> str:
         value: options, texts, numbers, paths, and containers of them.
 
     Raises:
-        TypeError: it holds something whose content is not known, such as an array.
+        TypeError: the value contains an unsupported type, such as an array.
     """
     plain = msgspec.to_builtins(value, str_keys=True, order="deterministic", enc_hook=_plain)
-    # The names of files may hold lone surrogates, which only the escapes of ASCII can write.
+    # File names may contain lone surrogates, which JSON can only write as escapes.
     return hashlib.sha256(json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -32,19 +32,19 @@ def make_key(**parts: object) -> dict[str, str]:
 
 
 def options_key(options: Any, *, prefix: str = "", without: Collection[str] = ()) -> dict[str, str]:
-    """Return the digest of every field of an options dataclass, by its name: a new field counts without being named here.
+    """Return the digest of every field of an options dataclass, by its name; new fields are included automatically.
 
     Args:
         options: the dataclass.
-        prefix: put before each name.
-        without: fields that do not change the result, or enter the key by other means.
+        prefix: prefix of each name.
+        without: fields that do not change the result, or enter the key in another way.
     """
     names = [field.name for field in dataclasses.fields(options) if field.name not in without]
     return {f"{prefix}{name}": value_digest(getattr(options, name)) for name in names}
 
 
 def options_digest(options: Any, *, without: Collection[str] = ()) -> str:
-    """Return one digest of what ``options_key`` gives."""
+    """Return one digest of the result of ``options_key``."""
     return value_digest(options_key(options, without=without))
 
 

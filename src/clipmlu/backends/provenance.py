@@ -1,4 +1,4 @@
-"""Where figures come from: the bundle, the target and the versions, the same keys in every report."""
+"""Provenance of measurements: the bundle, the target and the versions, with the same keys in every report."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from clipmlu.specs import ModelId, Precision, Spec
 
 
 class Provenance(Spec, frozen=True, kw_only=True):
-    """Which bundle a report is about, and what ran it.
+    """The bundle of a report, and the software and hardware that ran it.
 
     Attributes:
         model: the model.
-        bundle_digest: digest of the bundle's manifest; of the exported bundle, where several were compiled from it.
-        target: the target, as named on the command line, such as ``"cpu"``.
-        precision: arithmetic of the graphs; None where several precisions were measured.
-        emulated: True when the emulated vendor SDK had a part in it; its speed says nothing about a card.
-        devices: indices of the cards; empty where none was used.
+        bundle_digest: digest of the bundle's manifest; if several bundles were compiled, of their exported bundle.
+        target: name of the target, such as ``"cpu"``.
+        precision: arithmetic of the graphs; None if several were measured.
+        emulated: the emulated vendor SDK was used; its speed is not the speed of a card.
+        devices: indices of the used cards; empty if none was used.
         tool_versions: versions of clipmlu and of the runtimes.
     """
 
@@ -33,11 +33,11 @@ class Provenance(Spec, frozen=True, kw_only=True):
 
 
 def provenance_of(bundle: CompiledBundle, devices: Sequence[int]) -> Provenance:
-    """The provenance of what a compiled bundle computes.
+    """Return the provenance of results of a compiled bundle.
 
     Args:
         bundle: the bundle.
-        devices: indices of the cards that it ran on; left out where its target has none.
+        devices: indices of the cards that it ran on; ignored if its target has no cards.
     """
     facts = bundle.compilation
     return make_provenance(bundle, facts.target, facts.precision, backends_of(facts), devices)
@@ -51,15 +51,15 @@ def make_provenance(
     devices: Sequence[int],
     packages: Iterable[str] = (),
 ) -> Provenance:
-    """The provenance of what was computed from a bundle of either kind.
+    """Return the provenance of results of an exported or compiled bundle.
 
     Args:
         bundle: the bundle.
-        target: what its graphs ran on.
-        precision: their arithmetic; None for several.
-        backends: names of the backends that ran them.
-        devices: indices of the cards; left out where no backend has cards.
-        packages: installed packages that had a part in it beside those of the backends.
+        target: target of the graphs.
+        precision: arithmetic of the graphs; None for several.
+        backends: names of the backends that ran the graphs.
+        devices: indices of the cards; ignored if no backend has cards.
+        packages: other packages that were used, besides those of the backends.
     """
     found = [get_backend(name) for name in sorted(set(backends))]
     used = {package for backend in found for package in backend.packages}
@@ -75,10 +75,10 @@ def make_provenance(
 
 
 def backends_of(facts: Compilation) -> set[str]:
-    """Names of the backends that run the graphs of a compilation."""
+    """Return the names of the backends that run the graphs of a compilation."""
     return {facts.backend, *([] if facts.text_tower is None else [facts.text_tower.backend])}
 
 
 def emulated_mark(emulated: bool) -> str:
-    """What is put behind a figure for people: says that it is one of the emulated vendor SDK, or nothing."""
+    """Return the mark to append to a result of the emulated vendor SDK, or an empty text."""
     return " (emulated)" if emulated else ""

@@ -1,7 +1,8 @@
-"""Makes a zip application of a package: one file that runs where clipmlu is not installed.
+"""Makes a zip application of a package: one file that runs without an installation of clipmlu.
 
-The modules of such a package import each other relatively, and nothing else of clipmlu. In the archive the package has another name,
-because a package ``clipmlu`` in it would hide an installed one, such as the one that the emulated SDK imports.
+The modules of such a package import each other relatively, and nothing else of clipmlu. The package has another name in
+the archive, because a package ``clipmlu`` there would hide an installed one, such as the one that the emulated SDK
+imports.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def package_files(package: str, name: str) -> dict[str, bytes]:
 
     Args:
         package: its dotted name, such as ``"clipmlu.magicmind.driver"``.
-        name: what the archive calls it, such as ``"clipmlu_worker"``.
+        name: its name in the archive, such as ``"clipmlu_worker"``.
 
     Returns:
-        Path inside an archive, such as ``"clipmlu_worker/wire.py"``, -> contents.
+        Maps each path inside an archive, such as ``"clipmlu_worker/wire.py"``, to its content.
     """
     module = importlib.import_module(package)
     assert module.__file__ is not None, "it is a package of ours, with an __init__.py"
@@ -39,17 +40,17 @@ def package_files(package: str, name: str) -> dict[str, bytes]:
 
 
 def make_archive(files: Mapping[str, bytes], entry: str) -> bytes:
-    """Make a zip application. ``python FILE``, or FILE itself if it is executable, calls a function and exits with its result.
+    """Make a zip application: ``python FILE``, or an executable FILE, calls a function and exits with its result.
 
-    Equal files give equal bytes on every machine: order, times and modes are fixed, and nothing is compressed, because versions of
-    zlib differ.
+    Equal files give equal bytes on every machine: order, times and modes are fixed, and nothing is compressed, because
+    versions of zlib differ.
 
     Args:
-        files: path inside the archive -> contents, such as ``package_files`` gives.
+        files: maps each path inside the archive to its content; see ``package_files``.
         entry: the function to call without arguments, as ``"module:function"``.
 
     Returns:
-        The contents of the file.
+        The content of the file.
     """
     module, _, function = entry.partition(":")
     whole = {**files, "__main__.py": _MAIN.format(module=module, function=function).encode()}
@@ -58,7 +59,7 @@ def make_archive(files: Mapping[str, bytes], entry: str) -> bytes:
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(whole):
             member = zipfile.ZipInfo(path, date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # Unix, whatever system this is
+            member.create_system = 3  # Unix, on every system
             member.external_attr = 0o100644 << 16
             archive.writestr(member, whole[path])
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Which labelled dataset a user means, as one value that opens it."""
+"""The user's choice of a labelled dataset."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class DatasetChoice:
 
     Attributes:
         name: ``cifar100``, ``cifar10``, ``demo`` or ``imagefolder:PATH``.
-        split: which part of it; None for the usual one.
+        split: split of the dataset; None for its default.
         class_names: other names for its classes; see ``open_dataset``.
-        folder_names: take the names of class folders though they look like ids or splits.
-        data_dir: where its files are; see ``open_dataset``.
-        download: fetch what is not on this machine.
+        folder_names: use the names of class folders even if they look like ids or splits.
+        data_dir: folder of its files; see ``open_dataset``.
+        download: download missing datasets.
         size: number of images of a generated dataset; None for its default.
         seed: seed of a generated dataset.
         max_pixels: largest width x height of an image of a folder that is decoded.

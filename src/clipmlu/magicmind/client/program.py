@@ -1,4 +1,4 @@
-"""The worker's program: the driver as one file, for another machine or for a process that is started here."""
+"""The worker's program: the driver as one file, for another machine or for a local process."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ ENTRY = f"{PACKAGE}.command:main"
 
 @functools.cache
 def worker_program() -> bytes:
-    """The contents of the worker's file. Equal versions of the driver give equal bytes on every machine."""
+    """Return the content of the worker's file; equal versions of the driver give equal bytes on every machine."""
     return make_archive(package_files("clipmlu.magicmind.driver", PACKAGE), ENTRY)
 
 
 @functools.cache
 def worker_digest() -> str:
-    """SHA-256 of the worker's file, in hex. Both sides of a connection must have the same."""
+    """Return the SHA-256 of the worker's file, in hex; both sides of a connection must have the same."""
     return hashlib.sha256(worker_program()).hexdigest()
 
 
 def write_worker(path: Path, *, overwrite: bool = False) -> Path:
-    """Write the worker's file, whole or not at all, and make it executable.
+    """Write the worker's file atomically and make it executable.
 
     Args:
-        path: the file, or a directory to put ``clipmlu_worker.pyz`` into.
-        overwrite: replace a file that is there.
+        path: the file, or a directory for ``clipmlu_worker.pyz``.
+        overwrite: replace an existing file.
 
     Returns:
         The file.
 
     Raises:
-        OutputExistsError: there is one, and ``overwrite`` is off.
-        OutputError: it cannot be written.
+        OutputExistsError: the file exists and ``overwrite`` is off.
+        OutputError: the file cannot be written.
     """
     target = path / FILE_NAME if path.is_dir() else path
     write_file(target, worker_program(), overwrite=overwrite)
@@ -54,10 +54,10 @@ def write_worker(path: Path, *, overwrite: bool = False) -> Path:
 
 @contextlib.contextmanager
 def open_program(file: Path | None) -> Iterator[tuple[str, list[int]]]:
-    """Give the path of the worker's program for a new process, and the descriptors that the process must inherit.
+    """Yield the path of the worker's program for a new process, and the descriptors that the process must inherit.
 
-    The program is a file without a name, in memory if the system supports it: no other user can open it, a kill leaves nothing
-    behind, and no folder has to be writable.
+    The program is a file without a name, in memory if the system supports it: no other user can open it, nothing is
+    left after a kill, and no folder has to be writable.
 
     Args:
         file: a file to run instead; it needs no descriptor.
@@ -75,5 +75,5 @@ def open_program(file: Path | None) -> Iterator[tuple[str, list[int]]]:
 def _nameless_file() -> IO[bytes]:
     try:
         return os.fdopen(os.memfd_create(FILE_NAME, os.MFD_CLOEXEC), "wb")
-    except (AttributeError, OSError):  # no Linux, or one that refuses
+    except (AttributeError, OSError):  # not Linux, or memory files are not permitted
         return tempfile.TemporaryFile()
