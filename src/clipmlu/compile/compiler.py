@@ -23,7 +23,7 @@ from clipmlu.bundle.manifest import (
     current_tool_versions,
 )
 from clipmlu.bundle.runnable import RunnableModel
-from clipmlu.compile.checks import Thresholds, check_agreement
+from clipmlu.compile.checks import Agreement, Thresholds, check_agreement
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.compile.preparing import joint_row_macs, prepare_graph
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
@@ -75,9 +75,7 @@ def compile_bundle(
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
     check_layout(plan, exported.manifest.layout)
     if options.check or options.calibration is not None:
-        image = exported.manifest.preprocess
-        needed = options.batch_size * 3 * image.height * image.width * np.dtype(np.float32).itemsize
-        check_memory(needed, f"batches of {options.batch_size} images")
+        _check_batch_fits(exported, options)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
         calibration = _obtain(exported, options)
         steps = [_Step(exported, name, plan, options, calibration) for name in exported.manifest.towers]
@@ -85,42 +83,33 @@ def compile_bundle(
         _check_kept_float(plan, [step.operators for step in steps if step.precision.bits is not None])
         shutil.copyfile(exported.tokenizer_path, staging.path / TOKENIZER_NAME)
         if calibration is not None:
-            images = sorted({*calibration.images, *options.seen_images})
-            seen = SeenData(images=tuple(images), prompts=calibration.prompts)
-            (staging.path / CALIBRATION_NAME).write_bytes(msgspec.json.encode(seen))
-        facts = plan.facts(options, exported.digest, None if calibration is None else calibration.record)
-        quantised = {name: record for name, (_tower, record) in made.items() if record is not None}
-        facts = msgspec.structs.replace(facts, quantised=quantised, row_macs=joint_row_macs(exported))
-        packages = sorted({package for step in steps for package in step.backend.packages})
-        draft = msgspec.structs.replace(
-            exported.manifest,
-            kind="compiled",
-            towers={name: tower for name, (tower, _record) in made.items()},
-            compilation=facts,
-            files=staging.records(),
-            tool_versions=exported.manifest.tool_versions
-            | current_tool_versions(*packages)
-            | {name: version for step in steps for name, version in step.versions.items()},
+            _write_seen_data(calibration, options, staging.path)
+        towers = {name: tower for name, (tower, _record) in made.items()}
+        facts = msgspec.structs.replace(
+            plan.facts(options, exported.digest, None if calibration is None else calibration.record),
+            quantised={name: record for name, (_tower, record) in made.items() if record is not None},
+            row_macs=joint_row_macs(exported),
         )
+        files = staging.records()
         if options.check:
             compiled = RunnableModel(
                 path=staging.path,
                 tokenizer_path=staging.path / TOKENIZER_NAME,
                 facts=exported.manifest,
-                towers=draft.towers,
+                towers=towers,
                 compilation=facts,
             )
-            by_name = {step.name: step for step in steps}
-            checked = check_agreement(
-                exported,
-                compiled,
-                lambda name: _open_compiled(compiled, by_name[name], options),
-                {step.name: step.precision for step in steps},
-                calibration,
-                Thresholds(min_cosine=options.min_cosine, min_agreement=options.min_agreement),
-            )
-            facts = msgspec.structs.replace(facts, parity=checked.parity, agreement=checked.agreement)
-        staging.finish(msgspec.structs.replace(draft, compilation=facts))
+            found = _check(exported, compiled, steps, calibration, options)
+            facts = msgspec.structs.replace(facts, parity=found.parity, agreement=found.agreement)
+        manifest = msgspec.structs.replace(
+            exported.manifest,
+            kind="compiled",
+            towers=towers,
+            compilation=facts,
+            files=files,
+            tool_versions=_tool_versions(exported, steps),
+        )
+        staging.finish(manifest)
     return open_compiled(output, verify=False)
 
 
@@ -190,6 +179,54 @@ class _Step:
         return {
             axis: self._options.mlu.text_rows if axis == "text_batch" else self._options.batch_size for axis in axes
         }
+
+
+def _check_batch_fits(exported: ExportedBundle, options: CompileOptions) -> None:
+    """Refuse batches of images that do not fit in memory, before anything slow begins.
+
+    Raises:
+        OptionError: they do not fit.
+    """
+    image = exported.manifest.preprocess
+    needed = options.batch_size * 3 * image.height * image.width * np.dtype(np.float32).itemsize
+    check_memory(needed, f"batches of {options.batch_size} images")
+
+
+def _write_seen_data(calibration: CalibrationSet, options: CompileOptions, folder: Path) -> None:
+    """Write which images and prompts the bundle was calibrated with or chosen by."""
+    images = sorted({*calibration.images, *options.seen_images})
+    seen = SeenData(images=tuple(images), prompts=calibration.prompts)
+    (folder / CALIBRATION_NAME).write_bytes(msgspec.json.encode(seen))
+
+
+def _tool_versions(exported: ExportedBundle, steps: Sequence[_Step]) -> dict[str, str]:
+    """Versions of all that had a part in the export or the compilation."""
+    packages = sorted({package for step in steps for package in step.backend.packages})
+    of_sdks = {name: version for step in steps for name, version in step.versions.items()}
+    return exported.manifest.tool_versions | current_tool_versions(*packages) | of_sdks
+
+
+def _check(
+    exported: ExportedBundle,
+    compiled: RunnableModel,
+    steps: Sequence[_Step],
+    calibration: CalibrationSet | None,
+    options: CompileOptions,
+) -> Agreement:
+    """Compare the compiled graphs with the exported ones.
+
+    Raises:
+        GateError: they do not agree.
+    """
+    by_name = {step.name: step for step in steps}
+    return check_agreement(
+        exported,
+        compiled,
+        lambda name: _open_compiled(compiled, by_name[name], options),
+        {step.name: step.precision for step in steps},
+        calibration,
+        Thresholds(min_cosine=options.min_cosine, min_agreement=options.min_agreement),
+    )
 
 
 def _obtain(exported: ExportedBundle, options: CompileOptions) -> CalibrationSet | None:
