@@ -14,7 +14,7 @@ from clipmlu.magicmind.emulator.ports import ModelInfo
 from clipmlu.magicmind.emulator.status import Code, StatusError
 
 if TYPE_CHECKING:
-    from clipmlu.graph.quantisation.rewrite import Plan
+    from clipmlu.graph.quantisation.plan import Plan
     from clipmlu.magicmind.emulator.assembly import Assembly
 
 _log = logging.getLogger("clipmlu.magicmind.emulator")
@@ -75,7 +75,7 @@ def _plan(network: Network, facts: BuildFacts, assembly: Assembly) -> Plan:
         StatusError: the mode quantises, but there is neither a calibration nor ``custom_ranges``.
     """
     from clipmlu.graph.quantisation.derived import ADDED
-    from clipmlu.graph.quantisation.rewrite import NodeTypes, Plan
+    from clipmlu.graph.quantisation.plan import NodeTypes, Plan
 
     record = network.calibration
     if facts.bits is not None and record is None and not facts.custom_ranges:
