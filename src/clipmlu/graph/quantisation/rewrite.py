@@ -20,6 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.errors import CalibrationError
+from clipmlu.graph.index import attributes_of
 from clipmlu.graph.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
 from clipmlu.graph.quantisation.derived import FLIPPED, INPUT, INTEGERS, SCALE, ZERO_POINT, derived
 from clipmlu.graph.quantisation.parameters import Array, Quantisation, for_weights, from_range
@@ -29,8 +30,6 @@ from clipmlu.specs import Precision, QuantisationOptions, TensorQuantisation
 
 _FLOAT_TYPES = ("float16", "float32")
 _BITS = {"qint8": 8, "qint16": 16}
-
-
 _NO_TYPES = NodeTypes()
 
 
@@ -297,7 +296,7 @@ class _Rewriter:
 
 def _as_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return a linear layer as MatMul and Add, which have integer kernels; other nodes unchanged."""
-    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    attributes = attributes_of(node)
     plain = all(attributes.get(name, 1.0) == 1.0 for name in ("alpha", "beta")) and not attributes.get("transA", 0)
     if node.op_type != "Gemm" or not plain:
         return [node]
@@ -322,7 +321,7 @@ def _values(weight: onnx.TensorProto) -> Array:
 
 def _channel_axis(node: onnx.NodeProto, index: int, dims: list[int]) -> int | None:
     """Return the output channel axis of a weight; per_axis excludes depthwise convolutions (python_common README)."""
-    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    attributes = attributes_of(node)
     if node.op_type in ("Conv", "ConvTranspose"):
         if attributes.get("group", 1) > 1 and dims[1] == 1:
             return None
