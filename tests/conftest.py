@@ -15,6 +15,7 @@ import pytest
 import support
 import tiny_models
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
+from clipmlu.cli import main
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.export.exporter import ExportOptions, export_model
@@ -27,7 +28,6 @@ LONG_FILES = (
     "test_worker.py",
     "test_docs.py",
     "test_pipeline.py",
-    "test_search.py",
     "test_reference_models.py",
 )
 """Begun first, so that processes that share the files of tests end at about the same time."""
@@ -122,11 +122,11 @@ def tiny_model(libraries: None, shared_folder: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def demo_bundle(libraries: None, shared_folder: Path) -> ExportedBundle:
-    """The demo model exported, once; not to be changed."""
+    """The demo model exported by the command, once; not to be changed."""
     folder = shared_folder / "demo-bundle"
     with _alone(folder):
         if not folder.exists():
-            export_model("demo", folder, ExportOptions(offline=True))
+            assert main(["export", "demo", "-o", str(folder)]) == 0
     return open_exported(folder)
 
 

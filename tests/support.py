@@ -31,7 +31,10 @@ from clipmlu.bundle.manifest import (
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
 from clipmlu.errors import InputError
+from clipmlu.export.exporter import ExportOptions
+from clipmlu.pipeline import export_key
 from clipmlu.specs import Layout, ModelId, PreprocessSpec, TensorSpec, TokenizerSpec, TowerName
+from clipmlu.tune.resume import ResultStore
 
 SIDE = 8
 DIM = 12
@@ -292,3 +295,11 @@ def _model(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     return model
+
+
+def put_export(bundle: ExportedBundle, folder: Path) -> ResultStore:
+    """Put an export of the demo model where a run of its makes one."""
+    shutil.copytree(bundle.path, folder / "exported")
+    store = ResultStore(folder / "results", lambda _note: None)
+    store.save("exported", export_key("demo", ExportOptions()), bundle.digest)
+    return store

@@ -20,7 +20,7 @@ from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.export.exporter import ExportOptions
 from clipmlu.measure.accuracy.evaluate import EvalOptions
 from clipmlu.pipeline import RunOptions, export_key, run_chain
-from clipmlu.tune.resume import ResultStore
+from support import put_export
 
 pytestmark = pytest.mark.torch
 
@@ -67,21 +67,21 @@ def test_second_run_reuses_and_a_changed_one_makes_again(
     assert (steps["export"], steps["compile"]) == ("reused", "made")
     assert (fourth["images"], fourth["top1"]) == (48, first["top1"])
 
-    tokenizer = tmp_path / "demo" / "exported" / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text() + " ")
+
+@pytest.mark.slow
+def test_a_damaged_export_is_made_again_and_has_the_same_digest(
+    demo_bundle: ExportedBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_export(demo_bundle, tmp_path / "demo")
+    _run(capsys, tmp_path)
+    damage_tokenizer(tmp_path)
     steps, _, _ = _run(capsys, tmp_path)
-    assert (steps["export"], steps["compile"]) == (
-        "made",
-        "reused",
-    )  # the export is reproducible, so its digest is the same
+    assert (steps["export"], steps["compile"]) == ("made", "reused")
 
 
-def put_export(bundle: ExportedBundle, folder: Path) -> ResultStore:
-    """Put an export of the demo model where a run of its makes one."""
-    shutil.copytree(bundle.path, folder / "exported")
-    store = ResultStore(folder / "results", lambda _note: None)
-    store.save("exported", export_key("demo", ExportOptions()), bundle.digest)
-    return store
+def damage_tokenizer(folder: Path) -> None:
+    tokenizer = folder / "demo" / "exported" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
 
 
 class _StopError(Exception):
@@ -157,6 +157,15 @@ def test_an_export_of_another_name_has_another_folder(tmp_path: Path, name: str,
     assert keys[name] != export_key("demo", ExportOptions())[f"export.{name}"]
     notes = notes_before_the_first_step(tmp_path, model, export=given)
     assert notes[0].startswith(f"exporting {model} to {tmp_path / model}-")
+
+
+def test_a_damaged_export_is_not_reused(demo_bundle: ExportedBundle, tmp_path: Path) -> None:
+    put_export(demo_bundle, tmp_path / "demo")
+    damage_tokenizer(tmp_path)
+    notes = notes_before_the_first_step(tmp_path)
+    assert notes[0].startswith("not reusing ")
+    assert "tokenizer.json" in notes[0]
+    assert notes[-1].startswith("exporting demo")
 
 
 @pytest.mark.parametrize("tool", ["torch", "open_clip_torch", "onnxscript"])
