@@ -7,7 +7,7 @@ import dataclasses
 import click
 
 from clipmlu.cli._shared import json_option
-from clipmlu.report.tables import console, echo_json
+from clipmlu.report.tables import echo_json, print_table
 
 
 @click.command("models")
@@ -39,9 +39,5 @@ def datasets_command(as_json: bool) -> None:
     if as_json:
         echo_json([{**dataclasses.asdict(info), "location": location} for info, location in rows])
         return
-    from rich.table import Table
-
-    table = Table("name", "splits", "classes", "location", "what")
-    for info, location in rows:
-        table.add_row(info.name, ", ".join(info.splits), info.classes, location, info.description)
-    console().print(table)
+    shown = [(info.name, ", ".join(info.splits), info.classes, location, info.description) for info, location in rows]
+    print_table(("name", "splits", "classes", "location", "what"), shown, boxed=True)

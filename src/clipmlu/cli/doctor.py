@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from clipmlu.cli._shared import PATH, Number, json_option, note, overwrite_option
 from clipmlu.file_names import name_from_path
-from clipmlu.report.tables import console, echo_json
-
-if TYPE_CHECKING:
-    from clipmlu.doctor import Finding
-    from clipmlu.magicmind.probe.records import ProbeReport
+from clipmlu.report.tables import echo_json, print_table
 
 _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--only", "timeout": "--timeout"}
+_STATUS_MARKS = {"ok": "ok", "optional": "-", "problem": "!!"}
 
 
 @click.command("doctor")
@@ -74,7 +70,8 @@ def doctor_command(
     if as_json:
         echo_json(findings)
     else:
-        _print_findings(findings)
+        rows = [(_STATUS_MARKS[each.status], each.check, each.found, each.remedy) for each in findings]
+        print_table(("", "check", "found", "remedy"), rows, boxed=False)
     return 1 if any(finding.status == "problem" for finding in findings) else 0
 
 
@@ -90,20 +87,6 @@ def _check_options(context: click.Context, probe_sdk: bool, write_probe: Path | 
     ]
     if given and not probe_sdk:
         raise click.UsageError(f"{given[0]} needs --probe-sdk.")
-
-
-def _print_findings(findings: list[Finding]) -> None:
-    from rich.table import Table
-
-    table = Table("", "check", "found", "remedy", box=None)
-    for finding in findings:
-        table.add_row(
-            {"ok": "ok", "optional": "-", "problem": "!!"}[finding.status],
-            finding.check,
-            finding.found,
-            finding.remedy,
-        )
-    console().print(table)
 
 
 def _probe_sdk(
@@ -122,20 +105,12 @@ def _probe_sdk(
     if as_json:
         echo_json(report)
     else:
-        _print_report(report)
+        answers = [(record.issue, record.name, record.outcome, record.answer) for record in report.records]
+        print_table(("issue", "probe", "outcome", "answer"), answers, title=report.title, boxed=False)
     note(f"Written: {name_from_path(output / MARKDOWN_NAME)} and {name_from_path(output / JSON_NAME)}.")
     if not report.emulated:
         note("Please send both to the project: they answer questions that the SDK's public documentation leaves open.")
     return 0
-
-
-def _print_report(report: ProbeReport) -> None:
-    from rich.table import Table
-
-    table = Table("issue", "probe", "outcome", "answer", box=None, title=report.title, title_justify="left")
-    for record in report.records:
-        table.add_row(record.issue, record.name, record.outcome, record.answer)
-    console().print(table)
 
 
 def _write_probe(directory: Path, *, overwrite: bool) -> int:

@@ -24,8 +24,6 @@ from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
     from clipmlu.data.datasets.choice import DatasetChoice
-    from clipmlu.embed.encoder import Encoder
-    from clipmlu.measure.accuracy.tally import Tally
 
 _MAX_DROP = 0.01
 
@@ -71,7 +69,7 @@ def eval_command(
     from clipmlu.measure.accuracy import evaluate as accuracy
     from clipmlu.measure.accuracy.report import check_baseline, compare_with_baseline, read_report
     from clipmlu.measure.accuracy.tally import ImageResult
-    from clipmlu.report.accuracy import show_accuracy
+    from clipmlu.report.accuracy import describe_interrupted, show_accuracy
     from clipmlu.report.vendor_files import accuracy_lines, sample_paths, write_sample_files
 
     if max_drop is not None and baseline is None:
@@ -91,6 +89,7 @@ def eval_command(
     results: list[ImageResult] = []
     with running.load(bundle) as encoder:
         source = images.open()
+        emulated = encoder.bundle.compilation.emulated
         with progress_bar("evaluating", samples or len(source)) as advance:
             report = accuracy.evaluate(
                 encoder,
@@ -98,7 +97,7 @@ def eval_command(
                 options,
                 on_result=results.append if sample_files else None,
                 on_progress=advance,
-                on_interrupt=lambda tally, wanted: _tell_interrupted(encoder, tally, wanted),
+                on_interrupt=lambda tally, wanted: note(describe_interrupted(tally, wanted, emulated=emulated)),
                 on_note=note,
             )
     if earlier is not None:
@@ -118,13 +117,3 @@ def eval_command(
         note(f"skipped: {skipped.reason}")
     check_baseline(report)
     return 1 if report.skipped else 0
-
-
-def _tell_interrupted(encoder: Encoder, tally: Tally, wanted: int) -> None:
-    from clipmlu.backends.provenance import emulated_mark
-    from clipmlu.measure.statistics import wilson_interval
-
-    interval = wilson_interval(tally.correct, tally.images)
-    found = f"{tally.correct / tally.images:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
-    mark = emulated_mark(encoder.bundle.compilation.emulated)
-    note(f"Stopped after {tally.images} of {wanted} images: top-1 so far {found}{mark}.")

@@ -13,14 +13,11 @@ from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._shared import PATH, json_option, layout_option, note, progress_bar, templates_option, threads_option
 from clipmlu.cli._vendor_spelling import CompilingCommand
-from clipmlu.report.tables import console, echo_json
+from clipmlu.report.tables import echo_json, print_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from clipmlu.compile.plan import CompileOptions
     from clipmlu.data.datasets.choice import DatasetChoice
-    from clipmlu.pipeline import Step
     from clipmlu.specs import Layout
 
 
@@ -88,16 +85,8 @@ def run_command(
         from clipmlu.report.accuracy import show_accuracy
 
         show_accuracy(report.accuracy, per_class=False)
-        console().print(_steps_table(report.steps))
+        rows = [(step.name, step.result, f"{step.elapsed_s:.1f}", step.path) for step in report.steps]
+        print_table(("step", "result", "seconds", "where"), rows, boxed=True)
     for skipped in report.accuracy.skipped:
         note(f"skipped: {skipped.reason}")
     return 1 if report.accuracy.skipped else 0
-
-
-def _steps_table(steps: tuple[Step, ...]) -> Table:
-    from rich.table import Table
-
-    table = Table("step", "result", "seconds", "where")
-    for step in steps:
-        table.add_row(step.name, step.result, f"{step.elapsed_s:.1f}", step.path)
-    return table

@@ -52,14 +52,6 @@ def embed_items(
         yield from batch.outcomes()
 
 
-def run_items(
-    graph: ImageGraph, items: Iterable[ImageItem], *, batch_size: int | None = None
-) -> Generator[Outcome, None, None]:
-    """Run images one by one, lazily and in order; see ``run_batches``."""
-    for batch in run_batches(graph, items, batch_size=batch_size):
-        yield from batch.outcomes()
-
-
 def embed_batches(
     encoder: Encoder,
     items: Iterable[ImageItem],

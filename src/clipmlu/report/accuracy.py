@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipmlu.backends.provenance import emulated_mark
+from clipmlu.measure.statistics import wilson_interval
 from clipmlu.report.tables import console, describe_provenance, print_facts
 
 if TYPE_CHECKING:
     from clipmlu.measure.accuracy.report import AccuracyReport
+    from clipmlu.measure.accuracy.tally import Tally
     from clipmlu.measure.statistics import Interval
 
 
@@ -56,6 +58,18 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
         for confusion in report.confusions[:_CLASSES_SHOWN]:
             confusions.add_row(confusion.class_name, confusion.predicted, str(confusion.images))
         console().print(confusions)
+
+
+def describe_interrupted(tally: Tally, wanted: int, *, emulated: bool) -> str:
+    """Return one line about an evaluation that ends early.
+
+    Args:
+        tally: what was counted, of at least one image.
+        wanted: number of images that were to be evaluated.
+        emulated: the emulated vendor SDK had a part in it.
+    """
+    found = _with_interval(tally.correct / tally.images, wilson_interval(tally.correct, tally.images))
+    return f"Stopped after {tally.images} of {wanted} images: top-1 so far {found}{emulated_mark(emulated)}."
 
 
 def _with_interval(value: float, interval: Interval | None) -> str:

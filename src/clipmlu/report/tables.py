@@ -50,6 +50,26 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     console().print(table)
 
 
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, boxed: bool
+) -> None:
+    """Print a table of texts on stdout.
+
+    Args:
+        headings: of the columns.
+        rows: one text for each column.
+        title: above it, or None.
+        boxed: draw lines around the cells.
+    """
+    from rich.box import HEAVY_HEAD
+    from rich.table import Table
+
+    table = Table(*headings, box=HEAVY_HEAD if boxed else None, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
 def show_table(title: str, words: Sequence[str], figures: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table, unless it is empty; columns of figures are right-aligned."""
     from rich import box
