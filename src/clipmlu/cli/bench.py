@@ -154,13 +154,22 @@ def bench_command(
 
 
 def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreadable: list[str]) -> SpeedReport:
+    from clipmlu.data.finding import list_images
     from clipmlu.measure.speed.loads import DEFAULT_SCENARIOS, SpeedOptions
     from clipmlu.measure.speed.scenarios import QUERIES_PER_STREAM
     from clipmlu.measure.speed.speed import measure_speed
 
     if given["images"] is not None and given["stages"] is False:
         raise OptionError("--images is for the stage breakdown; leave out one of --images and --no-stages")
-    images = None if given["images"] is None else _photos(given["images"], unreadable)
+    images = None
+    if given["images"] is not None:
+        images, reasons = list_images(given["images"], note)
+        unreadable += reasons
+        if not images:
+            raise InputError(
+                f"'{name_from_path(given['images'])}' is no folder that holds images; expected some to measure the stages with. "
+                + " ".join(reasons)
+            )
     options = SpeedOptions(
         tower=given["tower"],
         scenarios=given["scenarios"] or DEFAULT_SCENARIOS,
@@ -176,24 +185,6 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreada
     if report.pipeline is not None:
         unreadable += report.pipeline.unreadable
     return report
-
-
-def _photos(folder: Path, unreadable: list[str]) -> tuple[Path, ...]:
-    """The images of a folder; what cannot be read and might hold some is added to ``unreadable``."""
-    from clipmlu.data.finding import LeftOut, find_images
-
-    left_out = LeftOut()
-    found = list(find_images(folder, left_out))
-    if passed_over := left_out.note():
-        note(passed_over)
-    unreadable += [str(each.error) for each in found if each.error is not None]
-    images = tuple(each.path for each in found if each.error is None)
-    if not images:
-        raise InputError(
-            f"'{name_from_path(folder)}' is no folder that holds images; expected some to measure the stages with. "
-            + " ".join(unreadable)
-        )
-    return images
 
 
 def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmRunReport:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,7 @@ from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
-    from clipmlu.data.finding import LeftOut
-    from clipmlu.embed.encoder import Encoder
     from clipmlu.embed.file import EmbeddingFile
-
-_TEXTS_AT_ONCE = 1024
 
 
 @click.command("embed")
@@ -50,8 +45,9 @@ def embed_command(
     INPUT is what 'clipmlu classify' takes. Where the run ends early, the finished part is written to OUTPUT.partial.npy.
     """
     from clipmlu.backends.provenance import emulated_mark
+    from clipmlu.cli._inputs import image_items
     from clipmlu.data.finding import LeftOut
-    from clipmlu.embed.file import EmbeddingFile, check_embedding_output
+    from clipmlu.embed.file import EmbeddingFile, check_embedding_output, embed_images_into, embed_lines_into
 
     left_out = LeftOut()
     if bool(inputs) == (texts is not None):
@@ -63,10 +59,19 @@ def embed_command(
     ):
         mark = emulated_mark(encoder.bundle.compilation.emulated)
         try:
-            if texts is not None:
-                broken = _embed_texts(encoder, texts, file)
+            if texts is None:
+                items = image_items(inputs, left_out)
+                broken = embed_images_into(
+                    file,
+                    encoder,
+                    items,
+                    batch_size=running.batch_size,
+                    workers=running.workers,
+                    on_skipped=_note_skipped,
+                )
             else:
-                broken = _embed_images(encoder, inputs, left_out, file, running)
+                broken = 0
+                embed_lines_into(file, encoder, texts, on_note=note)
         except BaseException:
             _keep_finished(file, mark)
             raise
@@ -76,6 +81,10 @@ def embed_command(
             f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {name_from_path(file.publish())}{mark}"
         )
     return note_inputs(broken, left_out)
+
+
+def _note_skipped(error: InputError) -> None:
+    note(f"skipped: {error}")
 
 
 def _keep_finished(file: EmbeddingFile, mark: str) -> None:
@@ -88,39 +97,3 @@ def _keep_finished(file: EmbeddingFile, mark: str) -> None:
         note(f"The {file.rows} embeddings that were finished are lost: {error}")
     else:
         note(f"Wrote the {file.rows} embeddings that were finished to {name_from_path(path)}{mark}")
-
-
-def _embed_images(
-    encoder: Encoder,
-    inputs: tuple[str, ...],
-    left_out: LeftOut,
-    file: EmbeddingFile,
-    running: RunningOptions,
-) -> int:
-    """Returns how many images could not be read."""
-    from clipmlu.cli._inputs import image_items
-    from clipmlu.embed.images import embed_batches
-
-    broken = 0
-    batches = embed_batches(
-        encoder, image_items(inputs, left_out), batch_size=running.batch_size, workers=running.workers
-    )
-    with contextlib.closing(batches):
-        for batch in batches:
-            file.append(batch.rows, [item.id for item in batch.computed()])
-            broken += len(batch.errors)
-            for error in batch.errors.values():
-                note(f"skipped: {error}")
-    return broken
-
-
-def _embed_texts(encoder: Encoder, texts: Path, file: EmbeddingFile) -> int:
-    from clipmlu.data.textfile import read_lines
-
-    lines = read_lines(texts, "text file", note)
-    if not lines:
-        raise InputError(f"The text file '{texts}' holds no text. Expected one text a line.")
-    for start in range(0, len(lines), _TEXTS_AT_ONCE):
-        part = lines[start : start + _TEXTS_AT_ONCE]
-        file.append(encoder.embed_texts(part), part)
-    return 0

@@ -13,7 +13,7 @@ import glob
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clipmlu.data.images import HEIF_HINT, HEIF_SUFFIXES, IMAGE_SUFFIXES, dangling_reason
@@ -291,3 +291,21 @@ def _match_below(folder: Path, parts: tuple[str, ...]) -> Iterator[Found]:
             yield Found(current, error)
             continue
         waiting += [current / entry.name for entry in reversed(entries) if not entry.name.startswith(".")]
+
+
+def list_images(folder: Path, on_note: Callable[[str], object]) -> tuple[tuple[Path, ...], list[str]]:
+    """List the images of a folder.
+
+    Args:
+        folder: the folder, searched recursively.
+        on_note: called with a line about what is in the folder and is no image.
+
+    Returns:
+        The images in sorted order, and why what might hold others cannot be read.
+    """
+    left_out = LeftOut()
+    found = list(find_images(folder, left_out))
+    if passed_over := left_out.note():
+        on_note(passed_over)
+    unreadable = [str(each.error) for each in found if each.error is not None]
+    return tuple(each.path for each in found if each.error is None), unreadable

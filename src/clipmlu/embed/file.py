@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmlu.errors import OptionError
+from clipmlu.data.textfile import read_lines
+from clipmlu.embed.images import embed_batches
+from clipmlu.embed.items import ImageItem
+from clipmlu.errors import InputError, OptionError
 from clipmlu.files.publish import StagedFiles, check_files_free, output_errors
 
 if TYPE_CHECKING:
-    from clipmlu.embed.encoder import FloatArray
+    from clipmlu.embed.encoder import Encoder, FloatArray
 
 SUFFIX = ".npy"
+_TEXTS_AT_ONCE = 1024
 _HEADER_BYTES = 128  # of the .npy format with two axes, which np.lib.format pads to this
 
 
@@ -149,3 +154,55 @@ def _write_all(stream: io.FileIO, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[stream.write(rest) :]
+
+
+def embed_images_into(
+    file: EmbeddingFile,
+    encoder: Encoder,
+    items: Iterable[ImageItem],
+    *,
+    batch_size: int | None,
+    workers: int | None,
+    on_skipped: Callable[[InputError], object],
+) -> int:
+    """Embed images and append their rows, batch by batch.
+
+    Args:
+        file: where to.
+        encoder: what embeds them.
+        items: the images.
+        batch_size: images per batch; None for the bundle's own.
+        workers: threads that read, decode and preprocess; None for all CPUs.
+        on_skipped: called with the error of each image that cannot be read.
+
+    Returns:
+        Number of images that could not be read.
+    """
+    broken = 0
+    with contextlib.closing(embed_batches(encoder, items, batch_size=batch_size, workers=workers)) as batches:
+        for batch in batches:
+            file.append(batch.rows, [item.id for item in batch.computed()])
+            broken += len(batch.errors)
+            for error in batch.errors.values():
+                on_skipped(error)
+    return broken
+
+
+def embed_lines_into(file: EmbeddingFile, encoder: Encoder, path: Path, *, on_note: Callable[[str], None]) -> None:
+    """Embed the lines of a text file and append their rows; a line is its own id.
+
+    Args:
+        file: where to.
+        encoder: what embeds them.
+        path: the text file.
+        on_note: called with a line for people, such as about blank lines.
+
+    Raises:
+        InputError: the file cannot be read, or holds no text.
+    """
+    lines = read_lines(path, "text file", on_note)
+    if not lines:
+        raise InputError(f"The text file '{path}' holds no text. Expected one text a line.")
+    for start in range(0, len(lines), _TEXTS_AT_ONCE):
+        part = lines[start : start + _TEXTS_AT_ONCE]
+        file.append(encoder.embed_texts(part), part)
