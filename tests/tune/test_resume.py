@@ -44,8 +44,10 @@ def test_a_result_is_used_under_an_equal_key(store: ResultStore, notes: list[str
     store.save("pair", KEY, PAIR)
     assert store.load("pair", dict(reversed(KEY.items())), _Pair) == PAIR
     assert (store.count(), notes) == (1, [])
+    (store.folder / "notes.txt").write_text("of the user")
     store.clear()
     assert (store.load("pair", KEY, _Pair), store.count()) == (None, 0)
+    assert [path.name for path in store.folder.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,24 +163,26 @@ def test_second_run_does_only_what_is_new(exported: ExportedBundle, tmp_path: Pa
     assert [row.batch_size for row in more.rows] == [4, 2]
 
 
-@pytest.fixture
-def swept(exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SweepOptions, Dataset]:
-    """Options and dataset of a sweep that is complete, on a runtime with one scale per channel."""
-    faulty_backends.register(monkeypatch)
-    (tmp_path / "templates.txt").write_text("a {}\n")
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, SweepOptions]]:
+    """A complete sweep of the bundle ``tiny`` into ``out``: the folder of both, and the options. Not to be changed."""
+    base = tmp_path_factory.mktemp("swept")
+    support.write_exported(base / "tiny")
+    (base / "templates.txt").write_text("a {}\n")
     compile_ = CompileOptions(target="refusing", overwrite=True)
-    evaluate_ = EvalOptions(samples=12, templates=tmp_path / "templates.txt")
+    evaluate_ = EvalOptions(samples=12, templates=base / "templates.txt")
     wanted = options(FLOAT32, batch_sizes=(2,), repetitions=1, compile=compile_, evaluate=evaluate_)
-    dataset = open_dataset("demo", size=12)
-    run_sweep(exported.path, tmp_path / "out", wanted, dataset)
-    return wanted, dataset
+    with pytest.MonkeyPatch.context() as patch:
+        faulty_backends.register(patch)
+        run_sweep(base / "tiny", base / "out", wanted, open_dataset("demo", size=12))
+        yield base, wanted
 
 
-def test_the_keys_name_every_option(swept: tuple[SweepOptions, Dataset], tmp_path: Path) -> None:
+def test_the_keys_name_every_option(swept: tuple[Path, SweepOptions]) -> None:
     """Except those that another part stands for, and those that change no result."""
 
     def parts(name: str) -> set[str]:
-        path = tmp_path / "out" / "results" / f"refusing-force_float32{name}.json"
+        path = swept[0] / "out" / "results" / f"refusing-force_float32{name}.json"
         return set(msgspec.json.decode(path.read_bytes())["key"])
 
     def fields(kind: type, prefix: str, *without: str) -> set[str]:
@@ -202,20 +205,24 @@ def test_the_keys_name_every_option(swept: tuple[SweepOptions, Dataset], tmp_pat
     assert parts("-b2") == facts | timed | {"bundle", "batch_size", "machine"}
 
 
-def changed_sweep(change: str, wanted: SweepOptions, dataset: Dataset, folder: Path) -> Dataset:
-    """Changes something outside the options that decides a result of the sweep; returns the changed dataset."""
-    if change == "images":
-        return open_dataset("demo", size=12, seed=1)
+@contextlib.contextmanager
+def changed_file(path: Path, content: bytes) -> Iterator[None]:
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def changed_dataset(change: str) -> Dataset:
+    dataset = open_dataset("demo", size=12, seed=1 if change == "images" else 0)
     if change == "labels":
         # The same picture in all places, and another label for it.
         dataset.image = [dataset.image(index) for index in range(12)].__getitem__  # type: ignore[method-assign]
         dataset.label = lambda _index: 0  # type: ignore[method-assign]
     if change == "class names":
         dataset.class_names = tuple(f"{name}s" for name in dataset.class_names)
-    if change == "template file":
-        Path(str(wanted.evaluate.templates)).write_text("the {}\n")
-    if change == "exported bundle":
-        support.edit_manifest(folder / "tiny", logit_scale=19.0)
     return dataset
 
 
@@ -246,15 +253,10 @@ def changed_sweep(change: str, wanted: SweepOptions, dataset: Dataset, folder: P
     ids=str,
 )
 def test_a_result_made_otherwise_is_not_used(
-    exported: ExportedBundle,
-    swept: tuple[SweepOptions, Dataset],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    change: Any,
-    result: str,
-    part: str,
+    swept: tuple[Path, SweepOptions], monkeypatch: pytest.MonkeyPatch, change: Any, result: str, part: str
 ) -> None:
-    wanted, dataset = swept
+    base, wanted = swept
+    files = contextlib.ExitStack()
     if isinstance(change, dict):
         nested = {
             name: dataclasses.replace(getattr(wanted, name), **value)
@@ -264,17 +266,21 @@ def test_a_result_made_otherwise_is_not_used(
         wanted = dataclasses.replace(wanted, **{**change, **nested})
     elif change == "versions":
         monkeypatch.setattr(faulty_backends.RefusingBackend, "version", "2")
-    else:
-        dataset = changed_sweep(change, wanted, dataset, tmp_path)
+    elif change == "template file":
+        files.enter_context(changed_file(base / "templates.txt", b"the {}\n"))
+    elif change == "exported bundle":
+        manifest = base / "tiny" / "manifest.json"
+        other = {**msgspec.json.decode(manifest.read_bytes()), "logit_scale": 19.0}
+        files.enter_context(changed_file(manifest, msgspec.json.encode(other)))
 
     def stop(note: str) -> None:
         if note.startswith("not reusing"):
             raise _StopError(note)
 
-    with pytest.raises(_StopError) as caught:
-        run_sweep(exported.path, tmp_path / "out", wanted, dataset, on_note=stop)
+    with files, pytest.raises(_StopError) as caught:
+        run_sweep(base / "tiny", base / "out", wanted, changed_dataset(str(change)), on_note=stop)
     reason, _, parts = str(caught.value).partition(" it was made with other ")
-    assert reason == f"not reusing {tmp_path / 'out' / 'results' / f'refusing-force_float32{result}.json'}:"
+    assert reason == f"not reusing {base / 'out' / 'results' / f'refusing-force_float32{result}.json'}:"
     assert set(part.split(", ")) == set(parts.split(", "))
 
 

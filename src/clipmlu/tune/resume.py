@@ -6,7 +6,6 @@ under an equal key. Anything else is recomputed, with a note that names the part
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ import msgspec
 
 from clipmlu.errors import reason_of
 from clipmlu.file_names import name_from_path
-from clipmlu.files.publish import encode_json, write_file
+from clipmlu.files.publish import encode_json, output_errors, write_file
 from clipmlu.files.read import read_json
 from clipmlu.keys import value_digest
 from clipmlu.specs import Spec
@@ -86,8 +85,10 @@ class ResultStore:
         return sum(1 for _path in self.folder.glob("*.json"))
 
     def clear(self) -> None:
-        """Remove all results."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove all records; other files of the folder stay."""
+        with output_errors(self.folder):
+            for path in self.folder.glob("*.json"):
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
