@@ -300,11 +300,11 @@ def test_values_that_are_not_finite_are_an_error_and_nothing_is_published(tiny_m
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_taken_output_is_refused_before_the_model_is_loaded(
-    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tiny_model("vit")
-    monkeypatch.setattr("clipmlu.export.exporter.load_model", lambda *_args: pytest.fail("it was loaded"))
+def test_taken_output_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", CONFIGS["vit"])
+    (folder / "open_clip_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ExportError, match="safetensors"):
+        export_model(f"local-dir:{folder}", tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").touch()
     with pytest.raises(BundleExistsError):
