@@ -17,20 +17,27 @@ def _bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of Cambricon's, whatever is on the machine that runs the tests."""
     for name in ("CLIPMLU_MLU_PYTHON", "CLIPMLU_MLU_WORKER", "NEUWARE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("_DEVICES", "_DRIVER_FACTS", "_MODULES", "_MONITOR", "_NEUWARE"):
-        monkeypatch.setattr(diagnostics, name, tmp_path / "absent" / name)
-    monkeypatch.setattr(diagnostics.shutil, "which", lambda _name: None)
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     monkeypatch.setattr(diagnostics, "_sdk_is_importable", lambda: False)
 
 
-def _findings() -> dict[str, Finding]:
-    return {finding.check: finding for finding in examine()}
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """What stands for ``/``; nothing is there."""
+    return tmp_path / "root"
 
 
-def test_absent_card_and_extra_are_no_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(diagnostics, "_DEVICES", tmp_path)
+def _findings(root: Path, monitor_seconds: float = 10.0) -> dict[str, Finding]:
+    return {finding.check: finding for finding in examine(root=root, monitor_seconds=monitor_seconds)}
+
+
+def _problems(found: dict[str, Finding]) -> list[Finding]:
+    return [finding for finding in found.values() if finding.status == "problem"]
+
+
+def test_absent_card_and_extra_are_no_problem(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setattr(diagnostics, "_EXTRAS", {"export": ("clipmlu export", ("no_such_module",))})
-    found = _findings()
+    found = _findings(root)
     assert found["MLU card"].status == "optional"
     assert found["extra export"] == Finding(
         check="extra export",
@@ -38,50 +45,49 @@ def test_absent_card_and_extra_are_no_problem(monkeypatch: pytest.MonkeyPatch, t
         found="absent: no_such_module",
         remedy="needed by 'clipmlu export': pip install 'clipmlu[export]'",
     )
-    assert main(["doctor"]) == 0
+    assert _problems(found) == []
 
 
-def _make_card(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> None:
-    folder.mkdir(exist_ok=True)
+def _put(root: Path, *names: str) -> None:
     for name in names:
-        (folder / name).touch()
-    monkeypatch.setattr(diagnostics, "_DEVICES", folder)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
 
 
-def test_card_is_found_by_its_device_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _make_card(monkeypatch, tmp_path / "dev", "cambricon_dev0", "cambricon_ctl")
+def test_card_is_found_by_its_device_file(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    _put(root, "dev/cambricon_dev0", "dev/cambricon_ctl")
     monkeypatch.setattr(diagnostics, "_sdk_is_importable", lambda: True)
-    found = _findings()
+    found = _findings(root)
     assert found["MLU card"] == Finding(check="MLU card", status="ok", found="cambricon_dev0")
     assert found["MagicMind SDK"].status == "ok"
 
 
-def test_card_without_an_sdk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _make_card(monkeypatch, tmp_path / "dev", "cambricon_dev0", "cambricon_dev1", "cambricon_ctl")
-    finding = _findings()["MLU card"]
+def test_card_without_an_sdk_is_a_problem(root: Path) -> None:
+    _put(root, "dev/cambricon_dev0", "dev/cambricon_dev1", "dev/cambricon_ctl")
+    finding = _findings(root)["MLU card"]
     assert finding.status == "problem"
     assert finding.found == "cambricon_dev0, cambricon_dev1"
     assert "CLIPMLU_MLU_PYTHON" in finding.remedy
 
 
-def test_card_without_its_control_device_or_access_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _make_card(monkeypatch, tmp_path / "dev", "cambricon_dev0")
+def test_card_without_its_control_device_or_access_says_so(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    _put(root, "dev/cambricon_dev0")
     monkeypatch.setattr(diagnostics, "_sdk_is_importable", lambda: True)
-    assert "cambricon_ctl" in _findings()["MLU card"].remedy
+    assert "cambricon_ctl" in _findings(root)["MLU card"].remedy
     monkeypatch.setattr(diagnostics.os, "access", lambda _path, _mode: False)
-    finding = _findings()["MLU card"]
+    finding = _findings(root)["MLU card"]
     assert (finding.status, finding.found) == ("problem", "cambricon_dev0; no access")
 
 
-def test_bare_machine_has_no_problem_and_names_what_is_optional() -> None:
-    found = _findings()
+def test_bare_machine_has_no_problem_and_names_what_is_optional(root: Path) -> None:
+    found = _findings(root)
     names = ("target mlu", "MLU card", "MLU driver", "cnmon", "NEUWARE_HOME", "MagicMind SDK", "MLU worker")
     assert {name: found[name].status for name in names} == dict.fromkeys(names, "optional")
     assert "CLIPMLU_MLU_PYTHON" in found["target mlu"].remedy
     assert found["target emulated-mlu"].status == "ok"
     assert found["target emulated-mlu"].found.startswith("emulated")
     assert "not a card" in found["target emulated-mlu"].found
-    assert main(["doctor"]) == 0
+    assert _problems(found) == []
 
 
 @pytest.mark.parametrize(
@@ -89,26 +95,24 @@ def test_bare_machine_has_no_problem_and_names_what_is_optional() -> None:
 )
 @pytest.mark.parametrize("place", ["module", "proc"])
 def test_driver_version_is_compared_with_the_oldest_that_is_known_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, status: str, place: str
+    root: Path, version: str, status: str, place: str
 ) -> None:
     if place == "module":
-        monkeypatch.setattr(diagnostics, "_MODULES", tmp_path)
-        file = tmp_path / "cambricon_drv" / "version"
+        file = root / "sys" / "module" / "cambricon_drv" / "version"
         text = f"{version}\n"
     else:
-        monkeypatch.setattr(diagnostics, "_DRIVER_FACTS", tmp_path)
-        file = tmp_path / "mlus" / "0" / "information"
+        file = root / "proc" / "driver" / "cambricon" / "mlus" / "0" / "information"
         text = f"Device name: MLU370\nDriver Version : {version}\nFirmware: 1.1.4\n"
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    finding = _findings()["MLU driver"]
+    finding = _findings(root)["MLU driver"]
     assert (finding.status, finding.found) == (status, version.removeprefix("v"))
 
 
-def test_driver_that_says_nothing_of_its_version_is_no_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "noise").write_bytes(b"\xff\xfe 1.2.3")
-    monkeypatch.setattr(diagnostics, "_DRIVER_FACTS", tmp_path)
-    assert _findings()["MLU driver"].found == "loaded; version not known"
+def test_driver_that_says_nothing_of_its_version_is_no_problem(root: Path) -> None:
+    _put(root, "proc/driver/cambricon/noise")
+    (root / "proc/driver/cambricon/noise").write_bytes(b"\xff\xfe 1.2.3")
+    assert _findings(root)["MLU driver"].found == "loaded; version not known"
 
 
 @pytest.mark.parametrize(
@@ -118,79 +122,76 @@ def test_driver_that_says_nothing_of_its_version_is_no_problem(monkeypatch: pyte
         ('[ "$1" = info ] && echo MLU370-S4 && exit 0; exit 2', "ok", "MLU370-S4"),
         ("echo no driver >&2; exit 1", "problem", "no driver"),
         ("exit 7", "problem", "exit code 7"),
-        ("exec sleep 30", "problem", "no answer within 0.3 s"),
+        ("exec /bin/sleep 30", "problem", "no answer within 0.3 s"),
     ],
 )
-def test_monitor_is_asked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, status: str, found: str
-) -> None:
-    program = tmp_path / "cnmon"
+def test_monitor_is_asked(root: Path, script: str, status: str, found: str) -> None:
+    _put(root, "usr/bin/cnmon")
+    program = root / "usr" / "bin" / "cnmon"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    monkeypatch.setattr(diagnostics, "_MONITOR", program)
-    monkeypatch.setattr(diagnostics, "_MONITOR_SECONDS", 0.3 if "sleep" in script else 10.0)
-    finding = _findings()["cnmon"]
+    finding = _findings(root, 0.3 if "sleep" in script else 10.0)["cnmon"]
     assert (finding.status, finding.found) == (status, found)
 
 
-def test_neuware_home_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_neuware_home_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: Path) -> None:
     monkeypatch.setenv("NEUWARE_HOME", str(tmp_path / "nothing"))
-    assert _findings()["NEUWARE_HOME"].status == "problem"
+    assert _findings(root)["NEUWARE_HOME"].status == "problem"
     monkeypatch.setenv("NEUWARE_HOME", str(tmp_path))
-    assert _findings()["NEUWARE_HOME"].found == f"{tmp_path}; no bin/mm_run"
+    assert _findings(root)["NEUWARE_HOME"].found == f"{tmp_path}; no bin/mm_run"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "mm_run").touch()
-    finding = _findings()["NEUWARE_HOME"]
+    finding = _findings(root)["NEUWARE_HOME"]
     assert (finding.status, finding.found) == ("ok", f"{tmp_path}, with bin/mm_run")
     monkeypatch.delenv("NEUWARE_HOME")
-    monkeypatch.setattr(diagnostics, "_NEUWARE", tmp_path)
-    assert _findings()["NEUWARE_HOME"].remedy == f"export NEUWARE_HOME={tmp_path}"
+    _put(root, "usr/local/neuware/bin/mm_run")
+    assert _findings(root)["NEUWARE_HOME"].remedy == f"export NEUWARE_HOME={root}/usr/local/neuware"
 
 
-def test_worker_tells_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_tells_what_it_has(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     from clipmlu.magicmind.emulator import site_path
 
     monkeypatch.setenv("CLIPMLU_MLU_PYTHON", sys.executable)
     monkeypatch.setenv("PYTHONPATH", str(site_path()))
-    finding = _findings()["MLU worker"]
+    finding = _findings(root)["MLU worker"]
     assert finding.status == "ok"
     assert finding.found.startswith(f"'{sys.executable}': Python 3.")
     assert finding.found.endswith("emulated SDK, cards: 1")
 
 
 def test_worker_without_an_sdk_and_no_worker_at_all_are_problems(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CLIPMLU_MLU_PYTHON", sys.executable)
-    finding = _findings()["MLU worker"]
+    finding = _findings(root)["MLU worker"]
     assert finding.status == "problem"
     assert "No module named 'magicmind'" in finding.remedy
     monkeypatch.setenv("CLIPMLU_MLU_PYTHON", str(tmp_path / "python3.7"))
-    finding = _findings()["MLU worker"]
+    finding = _findings(root)["MLU worker"]
     assert finding.status == "problem"
     assert "No such file or directory" in finding.found
     assert main(["doctor"]) == 1
     monkeypatch.setenv("CLIPMLU_MLU_WORKER", f"unix:{tmp_path}/nobody.sock")
-    finding = _findings()["MLU worker"]
+    finding = _findings(root)["MLU worker"]
     assert finding.status == "problem"
     assert "CLIPMLU_MLU_WORKER" in finding.remedy
     capsys.readouterr()
 
 
 def test_cache_that_cannot_be_written_is_a_problem_with_a_remedy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: Path
 ) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    finding = _findings()["cache"]
+    finding = _findings(root)["cache"]
     assert finding.status == "problem"
     assert "CLIPMLU_CACHE_DIR" in finding.remedy
     assert main(["doctor"]) == 1
 
 
-def test_absent_runtime_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_runtime_is_a_problem(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setattr("clipmlu.backends.onnxruntime.util.find_spec", lambda _name: None)
-    assert _findings()["target cpu"].status == "problem"
+    assert _findings(root)["target cpu"].status == "problem"
 
 
 def test_remedy_is_shown_with_its_brackets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,14 +30,13 @@ _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Maps an extra to the command that needs it and the modules that it installs."""
 
-_DEVICES = Path("/dev")
-_DRIVER_FACTS = Path("/proc/driver/cambricon")
-_MODULES = Path("/sys/module")
-_MONITOR = Path("/usr/bin/cnmon")
-_NEUWARE = Path("/usr/local/neuware")
+_DEVICES = "dev"
+_DRIVER_FACTS = "proc/driver/cambricon"
+_MODULES = "sys/module"
+_MONITOR = "usr/bin/cnmon"
+_NEUWARE = "usr/local/neuware"
 _OLDEST_DRIVER = (4, 20, 6)
 """Required by the vendor's model zoo (docs/magicmind-api.md, section 5)."""
-_MONITOR_SECONDS = 5.0
 _WORKER_SECONDS = 20.0
 
 
@@ -57,8 +56,13 @@ class Finding(Spec, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
-    """Check the interpreter, the runtimes, the extras, the cache and the datasets; never raises."""
+def examine(*, root: Path = Path("/"), monitor_seconds: float = 5.0) -> list[Finding]:
+    """Check the interpreter, the runtimes, the extras, the cache and the datasets; never raises.
+
+    Args:
+        root: folder below which the files of the vendor's driver and tools are searched.
+        monitor_seconds: longest wait for an answer of the vendor's ``cnmon``.
+    """
     return [
         Finding(
             check="clipmlu",
@@ -67,7 +71,7 @@ def examine() -> list[Finding]:
         ),
         Finding(check="cores", status="ok", found=str(_usable_cores())),
         *_backend_findings(),
-        *_mlu_findings(),
+        *_mlu_findings(root, monitor_seconds),
         *_extra_findings(),
         _cache_finding(),
         *(
@@ -116,13 +120,13 @@ def _usable_backend(check: str, backend: Backend, version: str) -> Finding:
 # ---- MLU: the facts behind these checks are in docs/magicmind-api.md, section 5 ------------------------------------------
 
 
-def _mlu_findings() -> Iterator[Finding]:
+def _mlu_findings(root: Path, monitor_seconds: float) -> Iterator[Finding]:
     worker = worker_from_environment()
     importable = _sdk_is_importable()
-    yield _card_finding(has_sdk=importable or worker is not None)
-    yield _driver_finding()
-    yield _monitor_finding()
-    yield _neuware_finding()
+    yield _card_finding(root / _DEVICES, has_sdk=importable or worker is not None)
+    yield _driver_finding(root / _DRIVER_FACTS, root / _MODULES)
+    yield _monitor_finding(root / _MONITOR, monitor_seconds)
+    yield _neuware_finding(root / _NEUWARE)
     if importable:
         yield Finding(check="MagicMind SDK", status="ok", found="importable in this process")
     else:
@@ -137,13 +141,13 @@ def _sdk_is_importable() -> bool:
     return real_sdk_is_importable()
 
 
-def _card_finding(has_sdk: bool) -> Finding:
+def _card_finding(folder: Path, has_sdk: bool) -> Finding:
     """Look for MLU cards by the driver's device files: ``/dev/cambricon_dev0``, ``/dev/cambricon_ctl``."""
     check = "MLU card"
-    devices = sorted(_DEVICES.glob("cambricon_dev*"))
+    devices = sorted(folder.glob("cambricon_dev*"))
     if not devices:
         remedy = "on a machine with a card: install its driver, and pass the devices to a container with --device"
-        return Finding(check=check, status="optional", found=f"no {_DEVICES}/cambricon_dev*", remedy=remedy)
+        return Finding(check=check, status="optional", found=f"no {folder}/cambricon_dev*", remedy=remedy)
     found = ", ".join(path.name for path in devices)
     closed = [path.name for path in devices if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
@@ -152,18 +156,18 @@ def _card_finding(has_sdk: bool) -> Finding:
     if not has_sdk:
         remedy = f"there is no SDK for it: set {PYTHON_VARIABLE} to the interpreter that has 'magicmind', or {WORKER_VARIABLE}"
         return Finding(check=check, status="problem", found=found, remedy=remedy)
-    if not (_DEVICES / "cambricon_ctl").exists():
-        remedy = f"the vendor's containers get {_DEVICES}/cambricon_ctl too: --device /dev/cambricon_ctl"
+    if not (folder / "cambricon_ctl").exists():
+        remedy = f"the vendor's containers get {folder}/cambricon_ctl too: --device /dev/cambricon_ctl"
         return Finding(check=check, status="optional", found=f"{found}; no cambricon_ctl", remedy=remedy)
     return Finding(check=check, status="ok", found=found)
 
 
-def _driver_finding() -> Finding:
+def _driver_finding(facts: Path, modules: Path) -> Finding:
     """Report the kernel driver's version."""
     check = "MLU driver"
-    if not _DRIVER_FACTS.exists() and not any(_MODULES.glob("cambricon*")):
-        return Finding(check=check, status="optional", found=f"no {_DRIVER_FACTS}")
-    version = _driver_version()
+    if not facts.exists() and not any(modules.glob("cambricon*")):
+        return Finding(check=check, status="optional", found=f"no {facts}")
+    version = _driver_version(facts, modules)
     if version is None:
         return Finding(check=check, status="ok", found="loaded; version not known")
     if tuple(int(part) for part in version.split(".")) < _OLDEST_DRIVER:
@@ -173,12 +177,12 @@ def _driver_finding() -> Finding:
     return Finding(check=check, status="ok", found=version)
 
 
-def _driver_version() -> str | None:
+def _driver_version(facts: Path, modules: Path) -> str | None:
     """Read the version from ``/sys/module/*/version``, or search /proc, whose format is not documented."""
-    for path in sorted(_MODULES.glob("cambricon*/version")):
+    for path in sorted(modules.glob("cambricon*/version")):
         if match := re.search(r"\d+\.\d+\.\d+", _head_of(path)):
             return match[0]
-    for path in sorted(_DRIVER_FACTS.rglob("*"))[:200]:
+    for path in sorted(facts.rglob("*"))[:200]:
         if match := re.search(r"driver[^\n\d]{0,40}(\d+\.\d+\.\d+)", _head_of(path), re.IGNORECASE):
             return match[1]
     return None
@@ -192,9 +196,9 @@ def _head_of(path: Path) -> str:
         return ""
 
 
-def _monitor_finding() -> Finding:
+def _monitor_finding(installed: Path, seconds: float) -> Finding:
     """Run the vendor's ``cnmon`` to read its version, if it is installed."""
-    program = shutil.which("cnmon") or str(_MONITOR)
+    program = shutil.which("cnmon") or str(installed)
     if not os.access(program, os.X_OK):
         return Finding(check="cnmon", status="optional", found="absent")
     said = "no answer"
@@ -205,11 +209,11 @@ def _monitor_finding() -> Finding:
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=_MONITOR_SECONDS,
+                timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            said = f"no answer within {_MONITOR_SECONDS:g} s"
+            said = f"no answer within {seconds:g} s"
             break
         except OSError as error:
             said = str(error.strerror)
@@ -221,15 +225,15 @@ def _monitor_finding() -> Finding:
     return Finding(check="cnmon", status="problem", found=said, remedy=remedy)
 
 
-def _neuware_finding() -> Finding:
+def _neuware_finding(usual: Path) -> Finding:
     """Report the SDK's home: NEUWARE_HOME, or the path in public scripts; ``bin/mm_run`` in it measures speed."""
     named = os.environ.get("NEUWARE_HOME")
-    home = Path(named) if named else _NEUWARE
+    home = Path(named) if named else usual
     if not home.is_dir():
         if named:
             remedy = "unset it, or set it to the folder of the vendor's tools"
             return Finding(check="NEUWARE_HOME", status="problem", found=f"'{named}' is no folder", remedy=remedy)
-        return Finding(check="NEUWARE_HOME", status="optional", found=f"not set, and no {_NEUWARE}")
+        return Finding(check="NEUWARE_HOME", status="optional", found=f"not set, and no {usual}")
     found = str(home) if named else f"not set; {home} is there"
     if not (home / "bin" / "mm_run").is_file():
         remedy = "'clipmlu bench --tool mm_run' needs it"
