@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-_MOST_FIELDS = 5_000_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EXTERNAL = 1  # value of TensorProto.DataLocation
 _ELEMENT_TYPES = {
@@ -64,30 +63,32 @@ class _Field(NamedTuple):
     end: int  # for bytes; otherwise equal to ``start``
 
 
-def scan_graph(source: BinaryIO | bytes) -> GraphFacts:
+def scan_graph(source: BinaryIO | bytes, *, max_fields: int = 5_000_000) -> GraphFacts:
     """Read the facts of a graph file.
 
     Args:
         source: the open file, or its content.
+        max_fields: largest number of fields, those of nested messages included.
 
     Raises:
-        ValueError: it is not an ONNX file, or has content that no tower needs: control flow, functions, or graphs
+        ValueError: it is not an ONNX file, has more fields, or has content that no tower needs: control flow, functions, or graphs
             inside operators.
     """
     if isinstance(source, bytes):
-        return _Scanner(source).scan()
+        return _Scanner(source, max_fields).scan()
     if not os.fstat(source.fileno()).st_size:
         raise ValueError("it is empty")
     with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _Scanner(content).scan()
+        return _Scanner(content, max_fields).scan()
 
 
 class _Scanner:
     """One pass over one file."""
 
-    def __init__(self, content: mmap.mmap | bytes) -> None:
+    def __init__(self, content: mmap.mmap | bytes, max_fields: int) -> None:
         self._content = content
-        self._fields_left = _MOST_FIELDS
+        self._max_fields = max_fields
+        self._fields_left = max_fields
         self._inputs: list[Port] = []
         self._outputs: list[Port] = []
         self._weights: set[str] = set()
@@ -216,7 +217,7 @@ class _Scanner:
         while position < end:
             self._fields_left -= 1
             if self._fields_left < 0:
-                raise ValueError(f"it has more than {_MOST_FIELDS:,} fields, which no graph of a tower has")
+                raise ValueError(f"it has more than {self._max_fields:,} fields, which no graph of a tower has")
             key, position = self._varint(position, end)
             number, wire = key >> 3, key & 7
             value = 0
