@@ -79,6 +79,7 @@ def served_over_tcp(folder: Path, settings: dict[str, Any]) -> Iterator[WorkerOp
         probe.bind(("127.0.0.1", 0))
         address = f"tcp:127.0.0.1:{probe.getsockname()[1]}"
     secret = folder / "secret"
+    secret.touch(0o600)  # the worker refuses a secret that everybody may read
     secret.write_text(os.urandom(16).hex())
     command = [sys.executable, str(write_worker(folder)), "--serve", address, "--secret-file", str(secret)]
     log = folder / "served.log"
