@@ -17,13 +17,14 @@ import pytest
 import clipmlu
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.errors import InputError, OptionError, ShapeError
 from conftest import REPOSITORY
 
 _CPU = {"target": "cpu"}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ExportOptions": ("clipmlu.export.options", {}),
-    "CompileOptions": ("clipmlu.compile.compiler", {}),
+    "CompileOptions": ("clipmlu.compile.plan", {}),
     "CalibrationOptions": ("clipmlu.data.calibration", {"dataset": "demo"}),
     "EvalOptions": ("clipmlu.measure.accuracy.evaluate", {}),
     "CompareOptions": ("clipmlu.measure.compare.compare", {}),
@@ -31,15 +32,16 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "MmRunOptions": ("clipmlu.magicmind.mm_run", {}),
     "SweepOptions": ("clipmlu.tune.sweep_options", {"precisions": ("force_float32",), "batch_sizes": (1,)}),
     "SearchOptions": ("clipmlu.tune.quantise", {"max_drop": 0.5}),
-    "RunOptions": ("clipmlu.pipeline", {"dataset": "demo"}),
+    "DatasetChoice": ("clipmlu.data.datasets.choice", {"name": "demo"}),
+    "RunOptions": ("clipmlu.pipeline", {"dataset": DatasetChoice(name="demo")}),
     "SessionOptions": ("clipmlu.backends.base", {}),
     "WorkerOptions": ("clipmlu.magicmind.client.options", {"python": "python3"}),
     "MluBuild": ("clipmlu.specs", {}),
     "QuantisationOptions": ("clipmlu.specs", {}),
 }
 """Options class -> its module and what it cannot be made without."""
-INTERNAL = {"GraphOptions", "RangeOptions", "EngineOptions", "ProfilerOptions"}
-"""Made by the library alone, or as the vendor's SDK has them."""
+INTERNAL = {"GraphOptions", "RangeOptions", "RunningOptions", "EngineOptions", "ProfilerOptions"}
+"""Made by the library or the command line alone, or as the vendor's SDK has them."""
 WHOLE, NUMBER, FLAG, PRECISION = "whole number", "number", "flag", "precision"
 WRONG: dict[str, tuple[Any, ...]] = {
     WHOLE: ("3", 2.5, True, [1], float("nan")),
@@ -135,7 +137,7 @@ def test_a_field_of_another_type_is_refused_at_once(options_class: str, field: s
         ("CompareOptions", {"batch_size": 0}, r"batch size is 0; expected 1 or more"),
         ("CompareOptions", {"threads": -1}, r"threads is -1; expected 0 or more"),
         ("SpeedOptions", {"seed": -1}, r"seed is -1; expected 0 or more"),
-        ("RunOptions", {"max_pixels": 0}, r"max pixels is 0; expected 1 or more"),
+        ("DatasetChoice", {"max_pixels": 0}, r"max pixels is 0; expected 1 or more"),
         ("RunOptions", {"threads": -1}, r"threads is -1; expected 0 or more"),
     ],
 )  # fmt: skip

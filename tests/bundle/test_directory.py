@@ -166,7 +166,7 @@ def test_reader_after_a_kill_finds_the_bundle_that_was_moved_aside(exported: Exp
 def test_directory_that_is_no_bundle_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("x")
     with (
-        pytest.raises(BundleExistsError, match="is not a bundle; it is left alone"),
+        pytest.raises(BundleExistsError, match="is not a bundle; it is not changed"),
         stage_bundle(tmp_path, overwrite=True),
     ):
         pass

@@ -204,7 +204,7 @@ def test_images_that_are_cut_off_to_eight_bits_are_counted_once_each(
     list(embed_items(encoder, items))
     (message,) = caplog.messages
     assert message.startswith("2 image(s) hold grey values outside 0..255")
-    assert "as open_clip does" in message
+    assert "as in open_clip" in message
 
 
 def test_open_files_are_images_and_not_lines(encoder: RecordingEncoder, tmp_path: Path) -> None:
