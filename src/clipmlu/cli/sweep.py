@@ -102,7 +102,7 @@ def sweep_command(
     gate, 1 for anything else.
     """
     from clipmlu.measure.accuracy.evaluate import EvalOptions
-    from clipmlu.report.sweep import show_sweep
+    from clipmlu.report.sweep import show_sweep, write_markdown
     from clipmlu.tune.sweep import run_sweep
     from clipmlu.tune.sweep_options import SweepOptions
 
@@ -118,6 +118,7 @@ def sweep_command(
     source = None if images is None else images.open()
     try:
         report = run_sweep(bundle, output, sweep, source, on_note=note)
+        write_markdown(report, output / "sweep.md")
     except BaseException:
         if output.is_dir():
             note(

@@ -1,22 +1,23 @@
-"""Sweep reports on the terminal."""
+"""Sweep reports on the terminal, and as a Markdown page."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
+from clipmlu.backends.provenance import emulated_mark
+from clipmlu.files.publish import write_file
 from clipmlu.report.tables import console
+from clipmlu.tune.sweep_report import SweepReport, SweepRow
 
-if TYPE_CHECKING:
-    from clipmlu.tune.sweep_report import SweepReport
+HEADINGS = ("precision", "batch", "images/s", "slowest", "fastest", "latency ms", "top-1", "MiB image/all", "front")
 
 
 def show_sweep(report: SweepReport) -> None:
     """Print a sweep on stdout."""
     from rich.table import Table
-
-    from clipmlu.tune.sweep_report import HEADINGS, row_cells, summary_lines
 
     table = Table(*HEADINGS)
     for column in table.columns:
@@ -26,3 +27,61 @@ def show_sweep(report: SweepReport) -> None:
     console().print(table)
     for line in summary_lines(report):
         click.echo(line)
+
+
+def row_cells(row: SweepRow) -> tuple[str, ...]:
+    """A row as text, one cell for each of ``HEADINGS``; emulated figures say so."""
+    mark = emulated_mark(row.emulated)
+    if row.failure is not None:
+        return (f"{row.precision.value}{mark}", *[""] * 7, "gate failed" if row.gate_failed else "failed")
+    return (
+        f"{row.precision.value}{mark}",
+        str(row.batch_size),
+        f"{row.images_per_second:.1f}",
+        f"{row.slowest_images_per_second:.1f}",
+        f"{row.fastest_images_per_second:.1f}",
+        f"{row.latency_ms:.3f}",
+        "" if row.top1 is None else f"{row.top1:.4f}",
+        f"{_mebibytes(row.image_tower_bytes)}/{_mebibytes(row.bundle_bytes)}",
+        "*" if row.on_front else "",
+    )
+
+
+def summary_lines(report: SweepReport) -> Iterator[str]:
+    """What the table needs to be understood, and why rows failed."""
+    origin = report.provenance
+    mark = emulated_mark(origin.emulated)
+    measured = (
+        f"top-1 on {report.images} images of {report.dataset}, {report.split}" if report.images else "no accuracy"
+    )
+    yield f"{origin.model}, {origin.target}{mark}: {measured}; {report.machine.cpu}, {report.machine.cpus} CPUs."
+    yield (
+        f"images/s: image tower, two batches in flight, median, slowest and fastest of {report.repetitions} repetitions of "
+        f"{report.duration_ms} ms, in turns with all other rows. latency: one batch alone. front: no other row is better "
+        "in accuracy, images/s and size together."
+    )
+    if origin.emulated:
+        yield "Emulated: this is the speed of an emulator on this CPU, and says nothing about any card."
+    for row in report.rows:
+        if row.failure is not None:
+            yield f"{row.precision.value} failed: {row.failure}"
+
+
+def write_markdown(report: SweepReport, path: Path) -> None:
+    """Write the report as a Markdown page; replace an older one.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_file(path, render_markdown(report).encode(), overwrite=True)
+
+
+def render_markdown(report: SweepReport) -> str:
+    """The report as a Markdown page."""
+    lines = [f"# Sweep of {report.provenance.model}", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    lines += [f"| {' | '.join(row_cells(row))} |" for row in report.rows]
+    return "\n".join([*lines, "", *(f"{line}\n" for line in summary_lines(report))])
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.2f}"

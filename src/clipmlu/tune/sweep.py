@@ -1,7 +1,7 @@
 """Accuracy, speed and size over precisions and batch sizes, from one exported bundle; interrupted sweeps go on.
 
 In the output directory are a bundle for each precision, ``results/`` with what was made and measured (see ``resume``), and the
-report as ``sweep.json`` and ``sweep.md``.
+report as ``sweep.json``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
 from clipmlu.file_names import name_from_path, printable
-from clipmlu.files.publish import encode_json, write_files
+from clipmlu.files.publish import encode_json, write_file
 from clipmlu.measure.accuracy.evaluate import evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.machine import describe_machine
@@ -33,7 +33,7 @@ from clipmlu.specs import Precision, Spec
 from clipmlu.tune.bundles import obtain_compiled
 from clipmlu.tune.resume import Key, ResultStore
 from clipmlu.tune.sweep_options import BATCHES_IN_FLIGHT, SweepOptions, accuracy_key, images_and_labels, timing_key
-from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front, render_markdown
+from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front
 
 _FEWEST_BATCHES = 3
 
@@ -83,8 +83,7 @@ def run_sweep(
         check_joint_templates(resolve_templates(options.evaluate.templates), f"bundle '{exported.path}'")
     sweep = _Sweep(exported, output, options, dataset, on_note, on_result)
     report = sweep.run()
-    files = {output / "sweep.json": encode_json(report), output / "sweep.md": render_markdown(report).encode()}
-    write_files(files, overwrite=True)
+    write_file(output / "sweep.json", encode_json(report), overwrite=True)
     return report
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from clipmlu.backends.provenance import Provenance, emulated_mark
+from clipmlu.backends.provenance import Provenance
 from clipmlu.measure.machine import Machine
 from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import Interval
 from clipmlu.specs import Precision, Spec
-
-HEADINGS = ("precision", "batch", "images/s", "slowest", "fastest", "latency ms", "top-1", "MiB image/all", "front")
 
 
 class SweepRow(Spec, frozen=True, kw_only=True):
@@ -112,52 +110,3 @@ def mark_front(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
     return tuple(
         row if row.failure is not None else msgspec.structs.replace(row, on_front=next(marked)) for row in rows
     )
-
-
-def row_cells(row: SweepRow) -> tuple[str, ...]:
-    """A row as text, one cell for each of ``HEADINGS``; emulated figures say so."""
-    mark = emulated_mark(row.emulated)
-    if row.failure is not None:
-        return (f"{row.precision.value}{mark}", *[""] * 7, "gate failed" if row.gate_failed else "failed")
-    return (
-        f"{row.precision.value}{mark}",
-        str(row.batch_size),
-        f"{row.images_per_second:.1f}",
-        f"{row.slowest_images_per_second:.1f}",
-        f"{row.fastest_images_per_second:.1f}",
-        f"{row.latency_ms:.3f}",
-        "" if row.top1 is None else f"{row.top1:.4f}",
-        f"{_mebibytes(row.image_tower_bytes)}/{_mebibytes(row.bundle_bytes)}",
-        "*" if row.on_front else "",
-    )
-
-
-def summary_lines(report: SweepReport) -> Iterator[str]:
-    """What the table needs to be understood, and why rows failed."""
-    origin = report.provenance
-    mark = emulated_mark(origin.emulated)
-    measured = (
-        f"top-1 on {report.images} images of {report.dataset}, {report.split}" if report.images else "no accuracy"
-    )
-    yield f"{origin.model}, {origin.target}{mark}: {measured}; {report.machine.cpu}, {report.machine.cpus} CPUs."
-    yield (
-        f"images/s: image tower, two batches in flight, median, slowest and fastest of {report.repetitions} repetitions of "
-        f"{report.duration_ms} ms, in turns with all other rows. latency: one batch alone. front: no other row is better "
-        "in accuracy, images/s and size together."
-    )
-    if origin.emulated:
-        yield "Emulated: this is the speed of an emulator on this CPU, and says nothing about any card."
-    for row in report.rows:
-        if row.failure is not None:
-            yield f"{row.precision.value} failed: {row.failure}"
-
-
-def render_markdown(report: SweepReport) -> str:
-    """The report as a Markdown page."""
-    lines = [f"# Sweep of {report.provenance.model}", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-    lines += [f"| {' | '.join(row_cells(row))} |" for row in report.rows]
-    return "\n".join([*lines, "", *(f"{line}\n" for line in summary_lines(report))])
-
-
-def _mebibytes(count: int | None) -> str:
-    return "" if count is None else f"{count / 2**20:.2f}"
