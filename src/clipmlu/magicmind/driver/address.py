@@ -13,11 +13,11 @@ from .errors import GreetingError
 
 
 def parse_address(text: str, *, least_port: int = 1) -> tuple[str, Any]:
-    """``unix:PATH`` as ("unix", path), ``tcp:HOST:PORT`` as ("tcp", (host, port)), ``fd:N`` as ("fd", n).
+    """Parse ``unix:PATH`` as ("unix", path), ``tcp:HOST:PORT`` as ("tcp", (host, port)), ``fd:N`` as ("fd", n).
 
     Args:
         text: the address.
-        least_port: 0 where any free port may be taken.
+        least_port: smallest allowed port; 0 allows any free port.
     """
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest:
@@ -33,7 +33,7 @@ def parse_address(text: str, *, least_port: int = 1) -> tuple[str, Any]:
 
 
 def remove_stale(path: str) -> None:
-    """Remove the socket of a worker that was killed; nothing else is removed, whatever its name."""
+    """Remove the socket of a worker that was killed; raise if the path is anything else or the worker still runs."""
     if not os.path.lexists(path):
         return
     if not stat.S_ISSOCK(os.lstat(path).st_mode):

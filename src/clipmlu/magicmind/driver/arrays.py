@@ -1,4 +1,4 @@
-"""Arrays on the wire: how a header lists them, and how they are read from a buffer."""
+"""Arrays in frames: their list in the header, and reading them from a buffer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ALIGNMENT = 64
 
 
 def bytes_of(values: Array) -> Array:
-    """The bytes of an array, as a flat array of uint8."""
+    """Return the bytes of an array as a flat array of uint8."""
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
 def layout_of(arrays: Sequence[Array], start: int = 0) -> tuple[list[Fields], int]:
-    """Where arrays go when they are put one behind the other, and where the last one ends."""
+    """Return the header entries of arrays that are stored one after the other, and the offset of the end."""
     listed, end = [], start
     for item in arrays:
         if item.dtype.name not in DATA_TYPES.values():
@@ -33,10 +33,10 @@ def layout_of(arrays: Sequence[Array], start: int = 0) -> tuple[list[Fields], in
 
 
 def arrays_in(header: Fields, payload: Array, slots: dict[int, Array]) -> list[Array]:
-    """The arrays that a header lists, as views of the payload or of a slot.
+    """Return the arrays that a header lists, as views of the payload or of a slot.
 
     Raises:
-        ProtocolError: an entry is not what ``layout_of`` writes, or leaves its buffer.
+        ProtocolError: an entry has another form than ``layout_of`` writes, or lies outside its buffer.
     """
     return [_array_in(entry, payload, slots) for entry in entries_in(header)]
 
@@ -45,10 +45,10 @@ _Entry = collections.namedtuple("_Entry", ["dtype", "shape", "offset", "nbytes",
 
 
 def entries_in(header: Fields) -> list[_Entry]:
-    """The arrays that a header lists.
+    """Return the entries of the arrays that a header lists.
 
     Raises:
-        ProtocolError: an entry is not what ``layout_of`` writes.
+        ProtocolError: an entry has another form than ``layout_of`` writes.
     """
     listed = header.get("arrays", [])
     if not isinstance(listed, list):
@@ -83,5 +83,5 @@ def _array_in(entry: _Entry, payload: Array, slots: dict[int, Array]) -> Array:
             return np.empty(entry.shape, entry.dtype)
         count = entry.nbytes // entry.dtype.itemsize
         return np.frombuffer(buffer, entry.dtype, count, entry.offset).reshape(entry.shape)
-    except ValueError as error:  # an empty array with sizes that NumPy does not multiply
+    except ValueError as error:  # an empty array whose sizes overflow in NumPy
         raise ProtocolError(f"a bad array: {entry.dtype}{entry.shape}: {error}") from error

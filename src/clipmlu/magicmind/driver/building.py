@@ -23,30 +23,24 @@ def build(sdk: Any, cards: Cards, spec: Fields) -> Fields:
     Args:
         sdk: ``magicmind.python.runtime``.
         cards: the cards of this process.
-        spec: what to build:
-
-            onnx, output: paths of the source and of the model file; the latter appears when it is complete.
-            label: a free text; default ``"clipmlu"``.
-            precision: one of ``PRECISIONS``.
-            archs: architecture -> cluster counts, such as ``{"mtp_372": [2, 6, 8]}``; an empty list names none.
-            mutable: shapes may vary at run time, within each input's ``min`` and ``max``.
-            inputs: for each network input in order: ``shape``; ``min`` and ``max`` shapes; ``dtype`` at run time;
-                ``mean`` and ``var`` per channel for uint8 input; ``layout`` as (source, destination).
-            outputs: for each output, if anything is to change: ``dtype`` and ``layout``.
-            granularity, activation: ``per_tensor`` or ``per_axis``; ``symmetric`` or ``asymmetric``; for the qint modes.
-            type64to32, conv_scale_fold: default true; computation_preference: default ``auto``.
-            toolchain: path for edge builds.
-            nodes: exact node name -> a float type for all its float inputs and outputs, or
-                ``{"inputs": {index: type}, "outputs": {index: type}}``.
-            calibration: for the qint modes: ``algorithm`` (``linear``, ``eqnm``), ``data`` (see ``Batches``) for each
-                input, ``remote`` (``ip:port``), ``remote_device``, ``device`` to make active first.
-            extra: any further configuration of the SDK, merged last, so that it wins.
+        spec: the request: onnx, output: paths of the source and of the model file; the latter is written atomically.
+            label: any text; default ``"clipmlu"``. precision: one of ``PRECISIONS``. archs: architecture -> cluster
+            counts, such as ``{"mtp_372": [2, 6, 8]}``; an empty list gives none. mutable: shapes may vary at run time,
+            within each input's ``min`` and ``max``. inputs: for each network input in order: ``shape``; ``min`` and
+            ``max`` shapes; ``dtype`` at run time; ``mean`` and ``var`` per channel for uint8 input; ``layout`` as
+            (source, destination). outputs: for each output with changes: ``dtype`` and ``layout``. granularity,
+            activation: ``per_tensor`` or ``per_axis``; ``symmetric`` or ``asymmetric``; for the qint modes. type64to32,
+            conv_scale_fold: default true; computation_preference: default ``auto``. toolchain: path for edge builds.
+            nodes: exact node name -> a float type for all its float inputs and outputs, or ``{"inputs": {index: type},
+            "outputs": {index: type}}``. calibration: for the qint modes: ``algorithm`` (``linear``, ``eqnm``), ``data``
+            (see ``Batches``) for each input, ``remote`` (``ip:port``), ``remote_device``, ``device`` to make active
+            first. extra: other configuration of the SDK; it is set last and replaces earlier settings.
 
     Returns:
-        ``inputs`` and ``outputs`` as the model reports them, ``bytes``, ``calibration_batches`` and ``warnings``.
+        ``inputs`` and ``outputs`` as reported by the model, ``bytes``, ``calibration_batches`` and ``warnings``.
 
     Raises:
-        DriverError: which step failed and why.
+        DriverError: a step failed.
     """
     return _Build(sdk, cards, spec).run()
 
@@ -63,7 +57,7 @@ class _Build:
         self._warnings: list[str] = []
 
     def run(self) -> Fields:
-        """The order of the calls is that of the vendor's CLIP sample (api 6.2)."""
+        """Build the model, with calls in the order of the vendor's CLIP sample (api 6.2)."""
         sdk, spec = self._sdk, self._spec
         network = invoke("Network", sdk.Network)
         self._parse(network)
@@ -133,7 +127,7 @@ class _Build:
         archs = self._spec["archs"]
         invoke("mlu_archs", setattr, config, "mlu_archs", list(archs))
         for part in self._settings():
-            # One call for each setting, as the samples do: a bad Status then names the setting that the SDK refuses.
+            # One call per setting, as in the samples: a bad Status then identifies the setting that the SDK rejects.
             checked("parse_from_string", config.parse_from_string, json.dumps(part))
         return config
 

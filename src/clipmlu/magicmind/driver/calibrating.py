@@ -1,4 +1,4 @@
-"""Calibration data, handed to the SDK one batch of one input at a time."""
+"""Calibration data, passed to the SDK one batch of one input at a time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .values import Array, Fields
 
 
 class Batches:
-    """The calibration batches of one input, one at a time.
+    """The calibration batches of one input.
 
     Args:
-        source: ``arrays``: a list of arrays, one batch each; or ``files``: ``.npy`` files, one batch each; or ``file`` and
-            ``batch``: one ``.npy`` file that is cut into batches along its first axis, a short rest included. With
-            ``repeat`` the only batch is given again at each step, as a fixed set of texts is.
-        narrow: hand over int64 as int32, as the vendor's CLIP sample does (api 6.3).
+        source: ``arrays``: a list of arrays, one batch each; or ``files``: ``.npy`` files, one batch each; or ``file``
+            and ``batch``: one ``.npy`` file that is split into batches along its first axis; the last one may be
+            smaller. With ``repeat`` the only batch is passed at each step, such as a fixed set of texts.
+        narrow: pass int64 as int32, as the vendor's CLIP sample does (api 6.3).
     """
 
     def __init__(self, source: Fields, narrow: bool) -> None:
@@ -37,7 +37,7 @@ class Batches:
         return len(self._pieces)
 
     def load(self, index: int) -> Array:
-        """One batch, contiguous; a repeated one for any index."""
+        """Return one batch, contiguous; with ``repeat`` the same one for any index."""
         batch = self._pieces[0 if self.repeat else index]()
         if batch.dtype == np.int64 and self._narrow:
             batch = narrowed(batch, "calibrate")
@@ -69,7 +69,7 @@ def _rows_of(rows: Array, start: int, stop: int) -> Array:
 def _load_npy(path: str) -> Array:
     try:
         loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy's reader raises many kinds for a damaged file
+    except Exception as error:  # NumPy raises many exception types for a damaged file
         raise DriverError("calibrate", f"cannot read '{path}': {error}", kind="calibration") from error
     if not isinstance(loaded, np.ndarray) or not loaded.ndim:
         raise DriverError("calibrate", f"'{path}' holds no array of rows", kind="calibration")
@@ -77,7 +77,7 @@ def _load_npy(path: str) -> Array:
 
 
 def read_sources(items: Sequence[Fields], narrow: bool) -> list[Batches]:
-    """The data of all inputs; those that do not repeat must have the same number of batches (api 7.10)."""
+    """Return the data of all inputs; those without ``repeat`` must have the same number of batches (api 7.10)."""
     sources = [Batches(item, narrow) for item in items]
     lengths = sorted({len(source) for source in sources if not source.repeat})
     if len(lengths) > 1:
@@ -86,9 +86,10 @@ def read_sources(items: Sequence[Fields], narrow: bool) -> list[Batches]:
 
 
 def make_calibration_data(sdk: Any, sources: Sequence[Batches]) -> list[Any]:
-    """One ``CalibDataInterface`` for each input (api 2.10), all of the same length.
+    """Return one ``CalibDataInterface`` for each input (api 2.10), all of the same length.
 
-    An exception must not cross the SDK's code: it is kept, the data end, and ``raise_failure`` raises it afterwards.
+    An exception must not pass through the SDK's code: it is stored, the data end, and ``raise_failure`` raises it
+    afterwards.
     """
     steps = max(len(source) for source in sources)
 

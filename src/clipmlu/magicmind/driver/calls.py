@@ -12,7 +12,7 @@ from .errors import DriverError
 
 
 def invoke(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the SDK; whether it raises or answers with a Status is not known for many mistakes (api 7.8)."""
+    """Call the SDK; for many mistakes it is not known whether it raises or returns a Status (api 7.8)."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -29,12 +29,12 @@ def check_status(call: str, answer: Any, arguments: Sequence[Any] = ()) -> None:
 
 
 def checked(call: str, function: Callable[..., Any], *arguments: Any) -> None:
-    """Make a call that answers with a Status."""
+    """Make a call that returns a Status."""
     check_status(call, invoke(call, function, *arguments), arguments)
 
 
 def made(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Make a call that answers with an object; None and a Status are failures."""
+    """Make a call that returns an object; None and a Status are failures."""
     answer = invoke(call, function, *arguments)
     if answer is None:
         raise DriverError(call, "answered None; the SDK's log says why", _brief(arguments), "none")
@@ -45,7 +45,7 @@ def made(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def made_list(call: str, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Make a call that answers with a list, or with a Status when it fails (api 2.12)."""
+    """Make a call that returns a list, or a Status on failure (api 2.12)."""
     answer = made(call, function, *arguments)
     if not isinstance(answer, list):
         raise DriverError(call, f"answered {answer!r} instead of a list", _brief(arguments), "unexpected")
@@ -53,7 +53,7 @@ def made_list(call: str, function: Callable[..., Any], *arguments: Any) -> list[
 
 
 def optional(call: str, function: Callable[..., Any], *arguments: Any) -> None:
-    """Make a call whose answer is not documented (api 7.17): a bad Status is a failure, anything else is not."""
+    """Make a call whose result is not documented (api 7.17): only a bad Status is a failure."""
     answer = invoke(call, function, *arguments)
     if _is_status(answer):
         check_status(call, answer, arguments)
@@ -64,7 +64,7 @@ def _is_status(answer: Any) -> bool:
 
 
 def _kind_of(text: str) -> str:
-    """What a Status is about. Only its text can be read from Python (api 2.1), and how it prints is not known."""
+    """Return the error kind of a Status; Python can read only its text (api 2.1), whose format is not known."""
     lowered = text.lower()
     if "unavailable" in lowered or "device lost" in lowered or "device is lost" in lowered:
         return "device_lost"

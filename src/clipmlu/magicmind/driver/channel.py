@@ -1,4 +1,4 @@
-"""Requests and answers over a connection, including shared memory."""
+"""Requests and replies over a connection, with shared memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MAX_SLOTS = 64
 
 
 class SocketChannel:
-    """Requests from, and replies to, a connection.
+    """Requests from a connection, and replies to it.
 
     Args:
-        connection: a connection that has been greeted.
-        idle_seconds: end when nothing is asked for so long; 0 for never.
+        connection: a connection after its greeting.
+        idle_seconds: end after this time without a request; 0 for never.
     """
 
     def __init__(self, connection: Connection, idle_seconds: float = 0) -> None:
@@ -30,7 +30,7 @@ class SocketChannel:
         self._slots: dict[int, Array] = {}
 
     def receive(self, wait: bool) -> Request | None:
-        """The next request; None when there is none now and ``wait`` is false."""
+        """Return the next request; None if there is none yet and ``wait`` is false."""
         while wait or self._connection.readable(0):
             if wait and self._idle_seconds and not self._connection.readable(self._idle_seconds):
                 log_line(f"ended a connection on which nothing was asked for {self._idle_seconds:g} s")
@@ -42,7 +42,7 @@ class SocketChannel:
         return None
 
     def send(self, request: Request, fields: Fields, arrays: Sequence[Array]) -> None:
-        """Answer; the arrays go into the slot that the request offers when they fit there."""
+        """Send a reply; its arrays are put into the slot that the request offers if they fit."""
         header = {**fields, "id": request.fields.get("id")}
         place = request.fields.get("reply") or {}
         slot = self._slots.get(place.get("slot", -1))
@@ -58,7 +58,7 @@ class SocketChannel:
         self._connection.send(header, arrays, deadline=self._deadline())
 
     def _deadline(self) -> float | None:
-        """A client that stops in the middle of a frame, or does not take its answer, is idle too."""
+        """Return the deadline of a frame; a client that stops within a frame, or does not read its reply, is idle too."""
         return time.monotonic() + self._idle_seconds if self._idle_seconds else None
 
     @staticmethod
@@ -71,7 +71,7 @@ class SocketChannel:
             raise ProtocolError(f"a bad number of a request: {show_value(header.get('id'))}")
 
     def _is_about_slots(self, header: Fields, descriptors: list[int]) -> bool:
-        """Requests without a reply: ``share`` brings memory, ``unshare`` lets it go."""
+        """Handle requests without a reply: ``share`` maps memory, ``unshare`` releases it; return whether it was one."""
         try:
             if header.get("op") not in ("share", "unshare"):
                 if descriptors:
@@ -87,7 +87,7 @@ class SocketChannel:
             else:
                 self._slots[number] = map_slot(descriptors[0], size)
         except (OSError, ValueError) as error:
-            # The client finds out when it checks the slot, and goes on without shared memory.
+            # The client checks the slot, detects this, and continues without shared memory.
             log_line(f"cannot map shared memory: {error}")
         finally:
             close_all(descriptors)

@@ -1,16 +1,16 @@
 """The command line of the worker.
 
-    python3.7 clipmlu_worker.pyz --info                          what is found here, as JSON
-    python3.7 clipmlu_worker.pyz --serve unix:/shared/mlu.sock   one Unix socket; each connection gets a process of its own
+    python3.7 clipmlu_worker.pyz --info                          describe this machine, as JSON
+    python3.7 clipmlu_worker.pyz --serve unix:/shared/mlu.sock   a Unix socket; each connection gets its own process
     python3.7 clipmlu_worker.pyz --serve tcp:10.0.0.5:9310       the same over TCP; needs a shared secret
 
-The secret comes from the file given with --secret-file or from CLIPMLU_WORKER_SECRET, never from the command line. It is
-proved in both directions (HMAC-SHA256 over fresh nonces) and is not sent. What follows is not encrypted: use TCP on a
-network that you trust, or through a tunnel. A client may have files read that lie in the folders given with --root, or in the
-working directory; never the secret, nor a file with a second name, which may lie elsewhere. It writes into a folder of its
-own connection only, which goes with it. A place among --max-clients is taken after the proof. It is given back when the
-client ends, when its host does not answer for a minute and a half (TCP), or when nothing was asked for --idle-seconds; a
-client that was only idle connects again by itself with its next request.
+The secret comes from the file given with --secret-file or from CLIPMLU_WORKER_SECRET, never from the command line. Both
+sides prove that they know it (HMAC-SHA256 over fresh nonces); it is not sent. Later data are not encrypted: use TCP in
+a trusted network or through a tunnel. Clients can read files in the folders given with --root, or in the working
+directory, but not the secret, and no file with several hard links, because another link may be outside. A client can
+write only into a folder of its connection, which is removed at the end. A client gets one of the --max-clients places
+after the proof. The place is free again when the client ends, when its host does not answer for 90 seconds (TCP), or
+after --idle-seconds without a request; an idle client connects again with its next request.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ IDLE_SECONDS = 3600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the program is the file that ``sys.argv[0]`` names."""
+    """Run the command line; ``sys.argv[0]`` is the file of the program."""
     options = _parser().parse_args(arguments)
     try:
         with open(sys.argv[0], "rb") as stream:
@@ -123,7 +123,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _roots(given: Sequence[str] | None) -> list[str]:
-    """The folders whose files clients may have read."""
+    """Return the folders whose files clients can read."""
     if given is None:
         return [here for here in [os.path.realpath(os.getcwd())] if here != "/"]
     for root in given:

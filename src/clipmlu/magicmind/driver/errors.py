@@ -12,21 +12,21 @@ ERROR_KINDS = (
     *("status", "device_lost", "out_of_memory", "none", "exception", "unexpected", "import", "model", "device"),
     *("shape", "spec", "calibration", "not_finite", "bug"),
 )
-"""What a ``DriverError`` is about."""
+"""Kinds of a ``DriverError``."""
 
 
 class DriverError(Exception):
-    """A call into the SDK failed, or was not made because it could not have worked.
+    """A call into the SDK failed, or was not made because it could not succeed.
 
     Attributes:
         call: the SDK's function, such as ``"enqueue"``, or the driver's own step, such as ``"check_shape"``.
-        status: what the SDK answered (code and message as it prints them), or what is wrong.
+        status: the Status of the SDK (code and message as printed), or a description of the problem.
         arguments: the call's arguments, each as a short text.
-        kind: ``status`` a bad Status; ``device_lost`` and ``out_of_memory`` the same where its text says so; ``none`` a
-            factory answered None; ``exception`` the SDK raised; ``unexpected`` it answered with something else; ``import``
-            it cannot be imported; ``model`` a model file that it does not take; ``device`` there is no such card; ``shape``
-            a batch, and ``spec`` a request, that does not fit; ``calibration`` its data; ``not_finite`` results are NaN or
-            infinite twice in a row; ``bug`` an error of the driver.
+        kind: ``status`` a bad Status; ``device_lost`` and ``out_of_memory`` the same if its text says so; ``none`` a
+            factory returned None; ``exception`` the SDK raised; ``unexpected`` it returned another type; ``import`` it
+            cannot be imported; ``model`` a model file that it rejects; ``device`` the card does not exist; ``shape`` a
+            batch, and ``spec`` a request, that does not fit; ``calibration`` its data; ``not_finite`` results are NaN
+            or infinite twice in a row; ``bug`` an error of the driver.
     """
 
     def __init__(self, call: str, status: str, arguments: Sequence[str] = (), kind: str = "status") -> None:
@@ -37,16 +37,16 @@ class DriverError(Exception):
         self.kind = kind
 
     def to_json(self) -> Fields:
-        """For the wire."""
+        """Return the error as a JSON object for a frame."""
         status, arguments = self.status[:LOG_TAIL], list(self.arguments)
         return {"call": self.call, "status": status, "arguments": arguments, "kind": self.kind}
 
     @classmethod
     def from_json(cls, value: Any) -> DriverError:
-        """The reverse of ``to_json``; its texts become one line, whoever wrote them.
+        """Return the error for the result of ``to_json``; its texts are reduced to one line each.
 
         Raises:
-            ProtocolError: it is no error.
+            ProtocolError: the value is not an error.
         """
         form = {"call": str, "status": str, "arguments": TEXTS, "kind": str}
         fits = isinstance(value, dict) and all(has_form(value.get(key), each) for key, each in form.items())
@@ -57,11 +57,11 @@ class DriverError(Exception):
 
 
 class ProtocolError(Exception):
-    """The other side sent what the protocol does not allow; the connection is of no more use."""
+    """The other side violated the protocol; the connection must be closed."""
 
 
 class GreetingError(Exception):
-    """The other side will not talk to us, and trying again will not change that."""
+    """The other side refuses the connection; another attempt would have the same result."""
 
 
 class DeadlineError(Exception):

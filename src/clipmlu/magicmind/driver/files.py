@@ -17,11 +17,11 @@ _SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
 
 
 class Reach:
-    """Which files a client may name.
+    """Checks which files a client can access.
 
     Args:
-        roots: folders whose files may be read; None for a client that started this process, and reads them itself as well.
-        hidden: files that are never read, by whatever name.
+        roots: folders with readable files; None allows all files, for a client that started this process.
+        hidden: files that cannot be read, under any name.
     """
 
     def __init__(self, roots: Sequence[str] | None = None, hidden: Sequence[str] = ()) -> None:
@@ -30,14 +30,14 @@ class Reach:
 
     @property
     def limited(self) -> bool:
-        """Whether there are files that the client may not read."""
+        """Whether some files are not readable for the client."""
         return self._roots is not None
 
     def open(self, given: Any) -> Any:
-        """Open a regular file for reading: the very file that was looked at, whatever its path leads to by then.
+        """Open a regular file for reading; the checks apply to the opened file, even if its path is changed meanwhile.
 
         Raises:
-            DriverError: it is outside, hidden, no regular file, or cannot be read.
+            DriverError: the file is outside the folders, hidden, not regular, or cannot be read.
         """
         path = as_path(given)
         try:
@@ -54,13 +54,13 @@ class Reach:
         return stream
 
     def readable(self, given: Any) -> str:
-        """The path of a file that may be read, without links, for a library that opens it itself."""
+        """Return the path of a readable file, without links, for a library that opens it itself."""
         self.open(given).close()
         real: str = os.path.realpath(given)
         return real
 
     def folder(self, given: Any) -> str:
-        """The path of a folder that may be used, without links."""
+        """Return the path of a permitted folder, without links."""
         path = as_path(given)
         real: str = os.path.realpath(path)
         self._check_inside(path, real)
@@ -79,7 +79,7 @@ class Reach:
     def _check_opened(self, path: str, real: str, descriptor: int) -> None:
         if not self.limited:
             return
-        if os.path.isdir("/proc/self/fd"):  # where it really is, if a folder was exchanged for a link meanwhile
+        if os.path.isdir("/proc/self/fd"):  # its true path, if a folder was replaced by a link meanwhile
             self._check_inside(path, os.path.realpath(f"/proc/self/fd/{descriptor}"))
         facts = os.fstat(descriptor)
         for hidden in self._hidden:
@@ -91,10 +91,10 @@ class Reach:
 
 
 def as_path(given: Any) -> str:
-    """A path of a client.
+    """Check that a value from a client can be a path.
 
     Raises:
-        DriverError: no path can look like that.
+        DriverError: it cannot.
     """
     if not isinstance(given, str) or not given or "\0" in given:
         raise DriverError("request", f"{show_value(given)} is no path", kind="spec")
@@ -110,12 +110,12 @@ def _lies_in(path: str, folder: str) -> bool:
 
 
 def unreadable(path: str, reason: str) -> DriverError:
-    """The error for a file that cannot be read, or may not be."""
+    """Return the error for a file that cannot or must not be read."""
     return DriverError("read", f"'{path}' cannot be read: {reason}", kind="spec")
 
 
 def open_regular(path: str) -> Any:
-    """A file opened for reading, unless it is a link, a pipe or a device; none of these is even opened, for it may wait."""
+    """Open a file for reading; links, pipes and devices raise OSError without being opened, which could block."""
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise OSError(0, "it is no regular file")
     flags = os.O_RDONLY
@@ -129,13 +129,13 @@ def open_regular(path: str) -> Any:
 
 
 def digest_of(path: str) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with open(path, "rb") as stream:
         return digest_of_stream(stream)
 
 
 def digest_of_stream(stream: Any) -> str:
-    """SHA-256 of what is left of an open file, in hex."""
+    """Return the SHA-256 of the rest of an open file, in hex."""
     digest = hashlib.sha256()
     for piece in iter(lambda: stream.read(1 << 20), b""):
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""The greeting of a connection: both sides prove the secret and compare versions before anything else."""
+"""The greeting of a connection: both sides prove the secret and compare versions before any request."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from .values import Fields, printable, show_value
 from .wire import MAX_HEADER, Connection, close_all
 
 PROTOCOL = 1
-MAX_GREETING = 1 << 12  # what a stranger may send before it has proved the secret
+MAX_GREETING = 1 << 12  # bytes that a client may send before it has proved the secret
 GREETING_SECONDS = 5.0
-PLACE_SECONDS = 5.0  # how long a client waits for a place, which its former connection may still hold
+PLACE_SECONDS = 5.0  # how long a client waits for a place, which its previous connection may still have
 _WRITE_AGAIN = f"write it again with: clipmlu worker --write PATH, and start {FILE_NAME} in its place"
 
 
 def accept_greeting(
     connection: Connection, secret: bytes | None, digest: str, on_accept: Callable[[Fields], Fields] = lambda _hello: {}
 ) -> None:
-    """The serving side: show who we are, and refuse strangers and other versions.
+    """Greet a client, on the worker's side; refuse clients without the secret and other versions.
 
     Args:
-        connection: a fresh connection.
-        secret: what the client must prove to know; None to ask for nothing.
-        digest: SHA-256 of this worker's file, which the client must know as its own.
-        on_accept: takes the client's greeting and gives what else to tell it, or raises a GreetingError to refuse it.
+        connection: a new connection.
+        secret: the secret that the client must prove; None for no proof.
+        digest: SHA-256 of this worker's file, which the client must have too.
+        on_accept: receives the client's greeting and returns fields of the reply, or raises a GreetingError to refuse.
 
     Raises:
-        GreetingError: the client was refused, and told why.
-        ProtocolError, EOFError, DeadlineError: it is no client of ours.
+        GreetingError: the client was refused and got the reason.
+        ProtocolError, EOFError, DeadlineError: the other side is not a clipmlu client.
     """
     deadline = time.monotonic() + GREETING_SECONDS
     nonce = os.urandom(32).hex()
@@ -77,11 +77,11 @@ def send_greeting(
     needs_secret: bool = False,
     seconds: float = GREETING_SECONDS,
 ) -> Fields:
-    """The client's side; gives what the worker tells about itself.
+    """Greet a worker, on the client's side; return its reply.
 
     Raises:
-        GreetingError: it is another version, does not know the secret, or refuses us.
-        ProtocolError, EOFError, DeadlineError: it is no worker of ours.
+        GreetingError: it is another version, does not know the secret, or refuses the client.
+        ProtocolError, EOFError, DeadlineError: the other side is not a clipmlu worker.
     """
     deadline = time.monotonic() + seconds
     theirs, _payload, _none = connection.receive(deadline, MAX_GREETING, 0)

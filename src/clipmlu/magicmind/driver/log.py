@@ -14,16 +14,16 @@ LOG_TAIL = 16 << 10
 
 
 def log_line(text: str) -> None:
-    """Tell who serves; one line, whatever a stranger sent."""
+    """Write a log line to stderr; the text is reduced to one line."""
     with contextlib.suppress(OSError):
         print(f"clipmlu worker: {printable(text, 400)}", file=sys.stderr, flush=True)
 
 
 class LogTail:
-    """The last lines of a process's error stream, where the vendor's library writes its log.
+    """The last lines of a process's error stream, which has the log of the vendor's library.
 
     Args:
-        stream: a pipe, read on a thread of its own until it ends.
+        stream: a pipe; a thread reads it to its end.
         echo: also copy it to this process's error stream.
     """
 
@@ -35,7 +35,7 @@ class LogTail:
         self._thread.start()
 
     def text(self, wait_seconds: float = 1.0) -> str:
-        """The tail; waits a little for the stream to end."""
+        """Return the last lines; waits up to ``wait_seconds`` for the end of the stream."""
         self._thread.join(wait_seconds)
         return self._tail.decode("utf-8", "replace").strip()
 

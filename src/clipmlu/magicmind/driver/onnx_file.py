@@ -1,4 +1,4 @@
-"""A check of ONNX files from clients elsewhere: no tensor may lie in another file."""
+"""A check of ONNX files from remote clients: no tensor may have its data in another file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _ONNX_PARTS = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
-"""Message -> the fields that hold further ones (onnx.proto3)."""
+"""Maps each message to its fields with submessages (onnx.proto3)."""
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 
 
 def check_holds_its_weights(path: str) -> None:
-    """Refuse an ONNX file that has the parser read other files: they may lie anywhere, and come back in the model.
+    """Refuse an ONNX file with external data: the parser would put the content of other files into the model.
 
     Raises:
-        DriverError: a tensor lies elsewhere, or it is no ONNX file.
+        DriverError: a tensor has external data, or the file is not an ONNX file.
     """
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -49,7 +49,7 @@ def check_holds_its_weights(path: str) -> None:
 
 
 def _protobuf_fields(data: Any, position: int, end: int) -> Iterable[tuple[int, int, int | None]]:
-    """The fields of a message: number, and value; or length and where it begins, for those that have one."""
+    """Yield the fields of a message: number, and value or length, and the start of a field with a length, else None."""
     while position < end:
         tag, position = _varint(data, position)
         number, wire = tag >> 3, tag & 7

@@ -15,9 +15,10 @@ from .log import LogTail
 def start_child(
     command: Sequence[str], descriptors: Sequence[int], environment: dict[str, str], echo: bool
 ) -> tuple[subprocess.Popen[bytes], LogTail]:
-    """Start a process that inherits descriptors; the last of what it and the vendor's library print is kept.
+    """Start a process that inherits descriptors; the last lines of its output are kept.
 
-    The process ends with the thread that calls this (see ``die_with_parent``), so that has to be one that lives on.
+    The process ends with the thread that calls this (see ``die_with_parent``), so the thread must live as long as it is
+    needed.
     """
     reading, writing = os.pipe()
     try:
@@ -39,13 +40,13 @@ def start_child(
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, even if the SDK hangs at that time."""
+    """Make the kernel kill this process when its parent ends, even if the SDK hangs."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def describe_exit(code: int | None) -> str:
-    """What a return code says."""
+    """Describe a return code."""
     if code is None:
         return "still running"
     if code >= 0:

@@ -17,10 +17,10 @@ class Request:
         self.arrays = list(arrays)
 
     def field(self, name: str, form: Any, default: Any = None) -> Any:
-        """A field that has a form; see ``has_form``.
+        """Return a field after a check of its form; see ``has_form``.
 
         Raises:
-            DriverError: it is missing, or is something else.
+            DriverError: the field is missing or has another form.
         """
         value = self.fields.get(name, default)
         if not has_form(value, form):
@@ -28,10 +28,10 @@ class Request:
         return value
 
     def number(self, name: str, default: Any, low: int, high: int) -> int:
-        """A field that is a whole number within bounds.
+        """Return an integer field within bounds.
 
         Raises:
-            DriverError: it is something else.
+            DriverError: the field is not such a number.
         """
         value: int = self.field(name, int, default)
         if not low <= value <= high:
@@ -39,10 +39,10 @@ class Request:
         return value
 
     def array(self, index: Any) -> Array:
-        """One of its arrays.
+        """Return one of its arrays.
 
         Raises:
-            DriverError: there is none of that number.
+            DriverError: there is no array with this index.
         """
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(self.arrays):
             raise DriverError("request", f"there is no array {show_value(index)} of {len(self.arrays)}", kind="spec")

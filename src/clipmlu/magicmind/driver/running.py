@@ -19,15 +19,15 @@ from .values import Array
 
 
 class BatchTimes:
-    """When one batch passed which point, in seconds of ``time.perf_counter``.
+    """Times of one batch, in seconds of ``time.perf_counter``.
 
     Args:
-        copied_in: when copying its inputs to the card began.
-        enqueued: when that was done and its work was handed to the queue.
+        copied_in: start of copying its inputs to the card.
+        enqueued: end of copying; its work is in the queue.
 
     Attributes:
-        synced: when ``sync`` came back.
-        copied_out: when its results were copied from the card.
+        synced: end of ``sync``.
+        copied_out: end of copying its results from the card.
     """
 
     def __init__(self, copied_in: float = 0.0, enqueued: float = 0.0) -> None:
@@ -37,11 +37,11 @@ class BatchTimes:
         self.copied_out = enqueued
 
     def stages(self, card_free: float) -> dict[str, float]:
-        """Seconds of each stage, as this host sees them; the names are those of clipmlu's stages.
+        """Return the seconds of each stage, measured on this host; the names are those of clipmlu's stages.
 
         Args:
-            card_free: when the batch before this one was done. Waiting for it is no computing, so that the computing of
-                all batches never adds up to more than the time that passed.
+            card_free: end of the previous batch. Waiting for it does not count as computing, so the computing times of
+                all batches never add up to more than the elapsed time.
         """
         return {
             "copy_in": self.enqueued - self.copied_in,
@@ -51,10 +51,10 @@ class BatchTimes:
 
 
 class _Slot:
-    """One context with its queue and input tensors: room for one batch in flight.
+    """One context with its queue and input tensors: capacity for one batch in flight.
 
-    C++ code has a context, a queue and tensors per thread (S#49760091045); a context that shares a queue, or has work
-    pending on two, is not seen anywhere (api 7.7).
+    C++ code has a context, a queue and tensors per thread (S#49760091045); no known code shares a queue between
+    contexts, or has work of one context pending in two queues (api 7.7).
     """
 
     def __init__(self, engine: Any, device: Any) -> None:
@@ -67,9 +67,9 @@ class _Slot:
         self.times = BatchTimes()
 
     def enqueue(self, feeds: list[Array], device: Any) -> None:
-        """Start one batch; the feeds are kept, unchanged, until ``collect``."""
+        """Start one batch; the feeds are kept unchanged until ``collect``."""
         self.feeds = feeds
-        self.broken = True  # until everything below has worked
+        self.broken = True  # until all calls have succeeded
         begin = time.perf_counter()
         for tensor, feed in zip(self.inputs, feeds):
             checked("from_numpy", tensor.from_numpy, feed)
@@ -80,7 +80,7 @@ class _Slot:
         self.broken = False
 
     def collect(self) -> list[Array]:
-        """Wait for the batch; copies, because ``asnumpy`` may show memory that the next run overwrites (api 7.5)."""
+        """Wait for the batch; return copies, because the next run may overwrite the memory of ``asnumpy`` (api 7.5)."""
         self.broken = True
         checked("sync", self.queue.sync)
         self.times.synced = time.perf_counter()
@@ -91,7 +91,7 @@ class _Slot:
         return results
 
     def release(self) -> None:
-        """Tensors first, then the context, then the queue (S#49216457251, "strict" order; api 5)."""
+        """Release the tensors, then the context, then the queue (S#49216457251, "strict" order; api 5)."""
         self.outputs = []
         self.inputs = []
         self.feeds = []
@@ -109,20 +109,20 @@ def _copy_of(tensor: Any) -> Array:
 
 
 class Runner:
-    """A model on one card, with room for several batches in flight that finish in the order of their start.
+    """A model on one card, with several batches in flight that finish in the order of their start.
 
     Args:
         sdk: ``magicmind.python.runtime``.
         cards: the cards of this process.
         path: the model file.
         device: index of the card.
-        depth: batches in flight; fewer when the SDK does not give so many contexts (then ``warnings`` says so).
-        ranges: for each input (smallest, largest) shape that the model was built for; None to go by what it reports.
-        check_finite: run a batch once more when its results are not finite, and fail when they are so again.
+        depth: batches in flight; fewer if the SDK does not create so many contexts (``warnings`` then says so).
+        ranges: for each input (smallest, largest) shape of the build; None to use the shapes that the model reports.
+        check_finite: repeat a batch with non-finite results once, and fail if they are non-finite again.
 
     Attributes:
         ports: see ``describe_ports``.
-        times: seconds by stage of the batch that ``finish`` gave last; see ``BatchTimes.stages``.
+        times: seconds by stage of the last finished batch; see ``BatchTimes.stages``.
     """
 
     def __init__(
@@ -160,17 +160,17 @@ class Runner:
 
     @property
     def room(self) -> int:
-        """How many more batches can be started now."""
+        """Number of batches that can be started now."""
         return len(self._free)
 
     def start(self, feeds: Sequence[Array]) -> None:
         """Start one batch; ``room`` must not be 0.
 
         Args:
-            feeds: one array per input, of the type that the model reports, or int64 where it takes int32.
+            feeds: one array per input, of the type that the model reports; int64 is accepted for int32.
 
         Raises:
-            DriverError: kind ``shape`` when the batch does not fit, before the SDK sees it.
+            DriverError: kind ``shape`` if the batch does not fit; the SDK is then not called.
         """
         prepared = self._prepare(feeds)
         slot = self._free[0]
@@ -178,7 +178,7 @@ class Runner:
         self._busy.append(self._free.popleft())
 
     def finish(self) -> list[Array]:
-        """Wait for the oldest batch; its outputs, in the model's order, belong to the caller."""
+        """Wait for the oldest batch; return its outputs in the model's order, owned by the caller."""
         slot = self._busy.popleft()
         self._free.append(slot)
         self._cards.use(self._index)
@@ -192,7 +192,7 @@ class Runner:
         return results
 
     def close(self) -> None:
-        """Wait for what is in flight, then release tensors, contexts and queues, the engine and the model."""
+        """Wait for the batches in flight, then release tensors, contexts and queues, the engine and the model."""
         for slot in self._busy:
             with contextlib.suppress(DriverError):
                 checked("sync", slot.queue.sync)
@@ -217,7 +217,7 @@ class Runner:
 
     def _run(self, slot: _Slot, feeds: list[Array]) -> None:
         self._cards.use(self._index)
-        if slot.broken:  # what state a failed call leaves a context in is not known
+        if slot.broken:  # the state of a context after a failed call is not known
             slot.release()
             slot.__init__(self._engine, self._device)  # type: ignore[misc]
         slot.enqueue(feeds, self._device)
@@ -252,10 +252,10 @@ class Runner:
         return prepared
 
     def _check_shape(self, index: int, feed: Array, reported: Sequence[int]) -> None:
-        """What the SDK does with a shape that it was not built for is not known; it may end the process (api 7.1)."""
+        """Check a shape; for shapes outside the build the SDK's behaviour is not known, and it may crash (api 7.1)."""
         if self._ranges is not None and self._ranges[index] is not None:
             low, high = self._ranges[index]
-        else:  # -1, or nothing at all, where the model does not say
+        else:  # the model reports -1 or no shape
             low = [size if size > 0 else 1 for size in reported] or [1] * feed.ndim
             high = [size if size > 0 else sys.maxsize for size in reported] or [sys.maxsize] * feed.ndim
         fits = feed.ndim == len(low) and all(a <= size <= b for a, size, b in zip(low, feed.shape, high))

@@ -1,4 +1,4 @@
-"""A temporary folder that is removed with its process, or by the next process."""
+"""A temporary folder that is removed at the end of its process, or by the next process."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 
 class Scratch:
-    """A folder of this process for files that do not outlive it; those of processes that were killed are removed before.
+    """A temporary folder of this process; folders of killed processes are removed first.
 
-    A process holds the lock on a file in its folder as long as it lives.
+    A process holds the lock of a file in its folder as long as it runs.
     """
 
     def __init__(self) -> None:
-        import fcntl  # not on Windows, where nothing is served
+        import fcntl  # not available on Windows, where no worker runs
 
         self._sweep(fcntl)
         new = tempfile.mkdtemp(prefix=".clipmlu-worker-")
         self._lock = open(os.path.join(new, ".lock"), "wb")  # noqa: SIM115 - held until the end
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.path = os.path.join(os.path.dirname(new), os.path.basename(new)[1:])
-        os.rename(new, self.path)  # only now can others find it
+        os.rename(new, self.path)  # from now on other processes can find it
 
     def remove(self) -> None:
-        """Remove it and all that is in it."""
+        """Remove the folder and its content."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 

@@ -16,10 +16,10 @@ from .values import DATA_TYPES, Array, Fields
 
 
 def load_sdk() -> Any:
-    """``magicmind.python.runtime``, usually called ``mm`` (api 1)."""
+    """Import ``magicmind.python.runtime``, usually called ``mm`` (api 1)."""
     try:
         from magicmind.python import runtime
-    except Exception as error:  # a shared library that is missing raises ImportError, a broken one anything
+    except Exception as error:  # a missing shared library raises ImportError, a broken one any type
         raise DriverError(
             "import magicmind.python.runtime", f"{type(error).__name__}: {error}", kind="import"
         ) from error
@@ -27,17 +27,17 @@ def load_sdk() -> Any:
 
 
 def is_emulated(sdk: Any) -> bool:
-    """Whether this is clipmlu's emulated SDK, which says so of itself."""
+    """Return whether this is clipmlu's emulated SDK, which has a mark."""
     return bool(getattr(sdk, "EMULATED", False))
 
 
 def parser_module() -> Any:
-    """Where some samples find the parser (MC framework_parser.py); others take it from the runtime."""
+    """Import the module of the parser in some samples (MC framework_parser.py); others use the runtime's parser."""
     return importlib.import_module("magicmind.python.runtime.parser")
 
 
 def data_type_of(sdk: Any, name: str) -> Any:
-    """The member of DataType called ``name``, by its own name or NumPy's."""
+    """Return the member of DataType with this name, its own or NumPy's."""
     known = {numpy_name: member for member, numpy_name in DATA_TYPES.items()}
     member = known.get(name, name)
     if member not in DATA_TYPES or not hasattr(sdk.DataType, member):
@@ -46,7 +46,7 @@ def data_type_of(sdk: Any, name: str) -> Any:
 
 
 def dtype_of(sdk: Any, data_type: Any) -> str:
-    """NumPy's name of a DataType; by comparison, because whether members convert to anything is not known (api 7.18)."""
+    """Return NumPy's name of a DataType; by comparison, because it is not known how members convert (api 7.18)."""
     for member, name in DATA_TYPES.items():
         if getattr(sdk.DataType, member, None) == data_type:
             return name
@@ -54,7 +54,7 @@ def dtype_of(sdk: Any, data_type: Any) -> str:
 
 
 def describe_ports(sdk: Any, model: Any) -> Fields:
-    """Shapes and types of a model's inputs and outputs, as it reports them; -1 is an axis that may vary."""
+    """Return shapes and types of a model's inputs and outputs, as it reports them; -1 is a dynamic axis."""
     facts = {}
     for side in ("input", "output"):
         dims = made_list(f"get_{side}_dimensions", getattr(model, f"get_{side}_dimensions"))
@@ -69,9 +69,9 @@ def describe_ports(sdk: Any, model: Any) -> Fields:
 
 
 class Cards:
-    """The cards of this process; makes the right one active for the calling thread before anything is done on it.
+    """The cards of this process; a card is made active in the calling thread before each use.
 
-    Whether ``active()`` holds for the thread or the process is not known (api 7.15); C++ code sets it per thread.
+    It is not known whether ``active()`` applies to the thread or the process (api 7.15); C++ code sets it per thread.
     """
 
     def __init__(self, sdk: Any) -> None:
@@ -80,13 +80,13 @@ class Cards:
         self._active: int | None = None
 
     def count(self) -> int:
-        """Number of cards that this process sees."""
-        with self._sdk.System() as entered:  # the sample uses the object that it made, not what the block gives
+        """Return the number of cards that this process sees."""
+        with self._sdk.System() as entered:  # the sample uses the object itself, not the value of the with statement
             system = entered if hasattr(entered, "device_count") else self._sdk.System()
             return int(invoke("device_count", system.device_count))
 
     def use(self, index: int) -> Any:
-        """The card, active in this thread."""
+        """Return a card after making it active in this thread."""
         if index not in self._devices:
             count = self.count()
             if not 0 <= index < count:
@@ -102,13 +102,13 @@ class Cards:
         return device
 
     def forget(self) -> None:
-        """Let go of the devices."""
+        """Release the devices."""
         self._devices.clear()
         self._active = None
 
 
 def narrowed(values: Array, call: str) -> Array:
-    """int64 as int32; what the SDK does with values that do not fit is not known (api 7.2), so they are refused."""
+    """Return int64 as int32; values that do not fit are refused, because the SDK's behaviour is not known (api 7.2)."""
     limits = np.iinfo(np.int32)
     if values.size and (values.min() < limits.min or values.max() > limits.max):
         raise DriverError(call, f"values {values.min()}..{values.max()} do not fit INT32", kind="shape")
@@ -116,7 +116,7 @@ def narrowed(values: Array, call: str) -> Array:
 
 
 def describe_host(sdk: Callable[[], tuple[Any, Cards]]) -> Fields:
-    """What is found here: interpreter, system, SDK and cards; never raises for a missing SDK."""
+    """Describe this machine: interpreter, system, SDK and cards; a missing SDK is reported, not raised."""
     facts: Fields = {
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -13,10 +13,10 @@ MAX_SECRET = 1 << 12
 
 
 def read_secret(path: str | None) -> bytes | None:
-    """The shared secret, from a file or from the environment; None when there is neither.
+    """Read the shared secret from a file or from the environment; None if neither is given.
 
     Raises:
-        GreetingError: the file cannot be read, everybody may read it, or it holds no secret.
+        GreetingError: the file cannot be read, is readable by everyone, or has no secret.
     """
     if path:
         where = f"secret file '{path}'"

@@ -30,17 +30,17 @@ from .wire import Connection
 
 
 class Server:
-    """Listens, and gives each connection a process of its own, so that a crash in the SDK ends nothing else.
+    """Listens and starts a process for each connection, so that a crash in the SDK ends only one connection.
 
     Args:
         address: ``unix:PATH`` or ``tcp:HOST:PORT``.
-        program: the contents of the worker's file. The processes run a copy, which nobody else can replace meanwhile.
-        secret: what clients must prove to know; needed for TCP.
+        program: content of the worker's file; the processes run a private copy of it.
+        secret: the secret that clients must prove; required for TCP.
         socket_mode: permissions of a Unix socket.
-        max_clients: clients at a time; strangers do not count.
-        idle_seconds: end a connection on which nothing was asked for so long; 0 for never.
-        roots: folders whose files clients may have read.
-        hidden: files that they may not.
+        max_clients: largest number of clients; clients before the proof do not count.
+        idle_seconds: end a connection after this time without a request; 0 for never.
+        roots: folders whose files clients can read.
+        hidden: files that they cannot read.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         try:
             stream, address = listener.accept()
-        except OSError as error:  # it has gone again; or there are no descriptors left
+        except OSError as error:  # the client has already closed, or no descriptors are left
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._strangers.make_room()
                 time.sleep(0.02)
@@ -111,7 +111,7 @@ class Server:
         self._strangers.enter(connection, host)
         try:
             threading.Thread(target=self._attend, args=(connection, host), daemon=True).start()
-        except RuntimeError as error:  # there is no room for another thread
+        except RuntimeError as error:  # no further thread can be started
             log_line(f"refused a client: {error}")
             self._strangers.leave(connection)
             connection.close()
@@ -137,7 +137,7 @@ class Server:
             finally:
                 os.umask(before)
         listener.listen(MAX_STRANGERS)
-        listener.setblocking(False)  # what waits may have gone before it is accepted
+        listener.setblocking(False)  # a waiting connection may be closed before accept
         return listener
 
     def _attend(self, connection: Connection, host: str) -> None:
@@ -166,14 +166,14 @@ class Server:
                 self._places.release()
 
     def _introduce(self, worker: str, hello: Fields) -> Fields:
-        """Give the connection a name; a client that comes again is told how its last process ended."""
+        """Name the connection; a client that reconnects gets the end and the log of its last process."""
         former = str(hello.get("replaces"))
         with self._lock:
             child = self._children.get(former)
         if child is not None:
             child.kill()
             child.wait()
-            time.sleep(0.1)  # for the last of its log
+            time.sleep(0.1)  # for the last lines of its log
         with self._lock:
             return {"worker": worker, "previous": self._endings.pop(former, None)}
 
@@ -201,7 +201,7 @@ class Server:
 
     @staticmethod
     def _watch(connection: Connection, child: subprocess.Popen[bytes]) -> None:
-        """Wait for the child's end; end it when its client is gone and it does not notice, because the SDK hangs."""
+        """Wait for the end of the child; kill it if its client is gone and the SDK hangs."""
         while child.poll() is None:
             if connection.peer_gone(0.2):
                 try:
@@ -217,4 +217,4 @@ class Server:
             child.kill()
         for child in children:
             child.wait()
-        time.sleep(0.3 if children else 0)  # for the threads that remove their files
+        time.sleep(0.3 if children else 0)  # for the threads that remove the folders

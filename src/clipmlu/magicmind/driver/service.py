@@ -1,4 +1,4 @@
-"""Answers requests: files, builds, sessions and runs."""
+"""Handles requests: files, builds, sessions and runs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _UPLOAD = "upload:"
 
 
 class Service:
-    """Answers requests, one after the other: files, builds, sessions and runs. All SDK calls are made here.
+    """Handles requests in order: files, builds, sessions and runs. Makes all SDK calls.
 
     Args:
-        load: gives ``magicmind.python.runtime``; called when it is first needed.
-        scratch: directory for uploaded files; None to make a temporary one when it is needed.
-        reach: which other files requests may name.
+        load: returns ``magicmind.python.runtime``; called on first use.
+        scratch: directory for uploaded files; None creates a temporary one on first use.
+        reach: checks which other files requests can access.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Service:
         self._next_session = 1
 
     def answer(self, request: Request) -> Reply:
-        """Carry out anything but a run."""
+        """Handle any request except a run."""
         operation = request.fields.get("op")
         method = getattr(self, f"_on_{operation}", None) if isinstance(operation, str) else None
         if method is None:
@@ -56,14 +56,14 @@ class Service:
         return reply
 
     def runner(self, request: Request) -> Runner:
-        """The session that a request is for."""
+        """Return the session of a request."""
         session = request.fields.get("session")
         if not has_form(session, int) or session not in self._runners:
             raise DriverError("request", f"there is no session {show_value(session)}", kind="spec")
         return self._runners[session]
 
     def close(self) -> None:
-        """Close all sessions, then let go of the cards."""
+        """Close all sessions, then release the cards."""
         while self._runners:
             self._runners.popitem()[1].close()
         if self._loaded is not None:
@@ -81,7 +81,7 @@ class Service:
         return {}, []
 
     def _on_check_slot(self, request: Request) -> Reply:
-        """Says that requests with arrays in shared memory arrive as they left."""
+        """Return the first bytes of an array in shared memory, so that the client can compare them."""
         return {"token": bytes_of(request.array(0))[:64].tobytes().hex()}, []
 
     def _on_info(self, _request: Request) -> Reply:
@@ -131,7 +131,7 @@ class Service:
         return {}, []
 
     def _on_have(self, request: Request) -> Reply:
-        """Whether a file of that size and digest is at that path here too, and may be read."""
+        """Return whether a readable file with that path, size and digest exists on this machine."""
         size, digest = request.field("size", int), request.field("sha256", str)
         try:
             with self._reach.open(request.fields.get("path")) as stream:
@@ -141,7 +141,7 @@ class Service:
         return {"have": same}, []
 
     def _on_put(self, request: Request) -> Reply:
-        """Write one piece of an uploaded file."""
+        """Write one part of an uploaded file."""
         path = self._uploaded(request.field("name", str))
         piece = request.array(0)
         offset = request.number("offset", None, 0, sys.maxsize)
@@ -155,18 +155,18 @@ class Service:
         return {}, []
 
     def _on_get(self, request: Request) -> Reply:
-        """Read one piece of a file."""
+        """Read one part of a file."""
         offset = request.number("offset", None, 0, sys.maxsize)
         path = request.field("path", str)
         with open(self._upload(path), "rb") if path.startswith(_UPLOAD) else self._reach.open(path) as stream:
             try:
                 stream.seek(offset)
                 return {}, [np.frombuffer(stream.read(CHUNK), np.uint8)]
-            except OSError as error:  # an offset that no file has, or a disk that fails
+            except OSError as error:  # an invalid offset, or a failed disk
                 raise unreadable(path, f"at {offset}: {error.strerror}") from error
 
     def _source(self, source: Fields, request: Request) -> Fields:
-        """A data source whose array numbers and uploads are replaced by arrays and paths."""
+        """Return a data source with array indices and uploads replaced by arrays and paths."""
         check_form("calibration data", source, SOURCE_FORM, ())
         source = dict(source)
         if "arrays" in source:
@@ -180,7 +180,7 @@ class Service:
         return source
 
     def _check_folders_in(self, value: Any, key: str = "") -> None:
-        """Settings of the SDK may name paths: those of a client elsewhere only folders that it may use."""
+        """Check that paths in the SDK's settings are folders that a remote client may use."""
         if isinstance(value, dict):
             for name, item in value.items():
                 self._check_folders_in(item, name)
@@ -191,13 +191,13 @@ class Service:
             self._reach.folder(value)
 
     def _readable(self, given: str) -> str:
-        """The path of a file to read: an uploaded one, or one that the client may reach."""
+        """Return the path of a file to read: an uploaded one, or one that the client can access."""
         if given.startswith(_UPLOAD):
             return self._upload(given)
         return self._reach.readable(given) if self._reach.limited else as_path(given)
 
     def _writable(self, given: str) -> str:
-        """The path of a file to write: a client elsewhere writes beside its uploads, and fetches what it wrote."""
+        """Return the path of a file to write; a remote client writes into the upload folder and downloads the file."""
         if given.startswith(_UPLOAD):
             return self._uploaded(given[len(_UPLOAD) :])
         if self._reach.limited:

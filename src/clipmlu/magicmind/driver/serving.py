@@ -1,4 +1,4 @@
-"""Serves one connection: answers requests in order, and starts runs before earlier ones have ended."""
+"""Serves one connection: replies in order, and starts runs before earlier ones have ended."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .wire import Connection
 
 
 def serve_requests(channel: Any, service: Service) -> None:
-    """Answer requests in their order until the channel ends (EOFError); runs are started ahead of earlier results.
+    """Reply to requests in order until the channel ends (EOFError); runs start before earlier ones have ended.
 
     Args:
-        channel: ``receive(wait)`` gives the next Request, or None when there is none now and ``wait`` is false;
-            ``send(request, fields, arrays)`` answers one.
-        service: what answers.
+        channel: ``receive(wait)`` returns the next Request, or None if there is none yet and ``wait`` is false;
+            ``send(request, fields, arrays)`` replies to one.
+        service: handles the requests.
     """
     waiting: collections.deque[tuple[Request, Runner | None, DriverError | None]] = collections.deque()
 
@@ -92,14 +92,14 @@ def _as_bug(error: Exception) -> DriverError:
 
 
 def serve_descriptor(descriptor: int, service: Service, *, digest: str, greeted: bool, idle_seconds: float) -> None:
-    """Serve one connection that is open already, until it ends.
+    """Serve one open connection until it ends.
 
     Args:
         descriptor: its socket.
-        service: what answers.
+        service: handles the requests.
         digest: see ``accept_greeting``.
-        greeted: the process that started this one has accepted the client.
-        idle_seconds: end when nothing is asked for so long; 0 for never.
+        greeted: the parent process has already accepted the client.
+        idle_seconds: end after this time without a request; 0 for never.
     """
     connection = Connection(socket.socket(fileno=descriptor))
     try:

@@ -8,15 +8,15 @@ import numpy as np
 
 from .values import Array
 
-ADD_SEALS, GET_SEALS = 1033, 1034  # F_ADD_SEALS and F_GET_SEALS of linux/fcntl.h, which Python 3.7 does not name
+ADD_SEALS, GET_SEALS = 1033, 1034  # F_ADD_SEALS and F_GET_SEALS of linux/fcntl.h; Python 3.7 has no names for them
 _SEAL_SEAL, _SEAL_SIZE = 1, 2 | 4  # F_SEAL_SEAL; F_SEAL_SHRINK and F_SEAL_GROW
 
 
 def seal_size(descriptor: int) -> None:
-    """Have the kernel keep the size of shared memory: who touches what the other side has cut off is killed.
+    """Make the kernel keep the size of shared memory; access beyond a reduced size would kill the process.
 
     Raises:
-        OSError: this system does not do it, or not for this descriptor.
+        OSError: the system or the descriptor does not support it.
     """
     import fcntl
 
@@ -24,10 +24,10 @@ def seal_size(descriptor: int) -> None:
 
 
 def map_slot(descriptor: int, size: int) -> Array:
-    """Shared memory as bytes; it stays mapped as long as the array, or a view of it, lives.
+    """Return shared memory as bytes; it stays mapped while the array or a view of it exists.
 
     Raises:
-        OSError, ValueError: it is smaller, it is no shared memory, or its size may change.
+        OSError, ValueError: it is smaller, it is not shared memory, or its size may change.
     """
     import fcntl
 

@@ -58,11 +58,11 @@ CALIBRATION_FORM: Fields = {
     "device": (int, None),
 }
 SOURCE_FORM: Fields = {"arrays": [(int, np.ndarray)], "files": TEXTS, "file": str, "batch": int, "repeat": bool}
-"""Key -> what its value must be; see ``has_form``."""
+"""Maps each key to the form of its value; see ``has_form``."""
 
 
 def check_spec(spec: Fields) -> None:
-    """Refuse what is misspelt or contradictory before the SDK sees it: what it would make of it is not known (api 7.8)."""
+    """Refuse unknown keys and contradictions before the SDK is called; its behaviour for them is not known (api 7.8)."""
     check_form("build", spec, BUILD_FORM, ("onnx", "output", "precision", "archs", "inputs"))
     for item in spec["inputs"]:
         check_form("inputs", item, INPUT_FORM, ("shape",))
@@ -107,10 +107,10 @@ def check_form(place: str, value: Fields, form: Fields, needed: Iterable[str]) -
     """Check the keys and the values of one part of a request.
 
     Args:
-        place: what the part is called in messages.
+        place: name of the part in messages.
         value: the part.
-        form: key -> form of its value; see ``has_form``.
-        needed: keys that it must have.
+        form: maps each key to the form of its value; see ``has_form``.
+        needed: required keys.
 
     Raises:
         DriverError: a key is missing or unknown, or a value has another form.

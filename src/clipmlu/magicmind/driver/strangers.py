@@ -7,34 +7,35 @@ import threading
 
 from .wire import Connection
 
-MAX_STRANGERS = 256  # connections that have proved nothing yet
+MAX_STRANGERS = 256  # connections before the proof of the secret
 
 
 class Strangers:
-    """Connections that have proved nothing yet: not more than ``most``, so that a silent one costs next to nothing.
+    """Connections before the proof of the secret: at most ``most``, so that silent clients use few resources.
 
-    One too many ends the oldest one of whoever has the most of them, so that a client of another host is not in their way.
+    Beyond that, the oldest connection of the host with the most connections is closed, so that clients of other hosts
+    are not affected.
     """
 
     def __init__(self, most: int = MAX_STRANGERS) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._hosts: dict[Connection, str] = {}  # the oldest first
+        self._hosts: dict[Connection, str] = {}  # oldest first
 
     def enter(self, connection: Connection, host: str) -> None:
-        """Note a new one."""
+        """Add a new connection."""
         with self._lock:
             self._hosts[connection] = host
             if len(self._hosts) > self._most:
                 self._drop_one()
 
     def leave(self, connection: Connection) -> bool:
-        """It has proved itself, or has ended; whether it had not been dropped."""
+        """Remove a connection after its proof or its end; return whether it was still open."""
         with self._lock:
             return self._hosts.pop(connection, None) is not None
 
     def make_room(self) -> None:
-        """Drop one, if there is one."""
+        """Close one connection, if there is one."""
         with self._lock:
             if self._hosts:
                 self._drop_one()

@@ -19,7 +19,7 @@ DATA_TYPES = {
     "UINT32": "uint32",
     "BOOL": "bool",
 }
-"""Members of the SDK's DataType (api 2.3) and the NumPy types that they stand for; nothing else travels on the wire."""
+"""Maps members of the SDK's DataType (api 2.3) to NumPy types; only these can be sent."""
 Array = np.ndarray
 Fields = Dict[str, Any]
 TEXTS = [str]
@@ -28,7 +28,7 @@ NUMBERS = [(int, float)]
 
 
 def has_form(value: Any, form: Any) -> bool:
-    """Whether a value has a form: a type, None, several forms, ``[form of each item]`` or ``{"*": form of each value}``."""
+    """Return whether a value has a form: a type, None, a tuple of forms, ``[item form]`` or ``{"*": value form}``."""
     if isinstance(form, tuple):
         return any(has_form(value, each) for each in form)
     if isinstance(form, list):
@@ -41,12 +41,12 @@ def has_form(value: Any, form: Any) -> bool:
 
 
 def show_value(value: Any) -> str:
-    """A value for a message, in one line that is not long."""
+    """Return a value as text for a message, at most 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
 def printable(text: str, most: int) -> str:
-    """A text of somebody else as one line of at most so many characters."""
+    """Return a text from another process as one printable line of at most ``most`` characters."""
     line = " ".join(text[: 4 * most].split())
     return "".join(letter if letter.isprintable() else "?" for letter in line)[:most]

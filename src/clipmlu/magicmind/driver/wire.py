@@ -1,7 +1,7 @@
 """Frames over a socket.
 
-A frame is: b"CMW1", length of the header (4 bytes), length of the payload (8 bytes), both little-endian; the header: a
-JSON object; the payload: the bytes of the arrays that the header lists, each at a multiple of 64. An array may also lie
+A frame has: b"CMW1", length of the header (4 bytes), length of the payload (8 bytes), both little-endian; the header: a
+JSON object; the payload: the bytes of the arrays that the header lists, each at a multiple of 64. An array may also be
 in shared memory, a "slot": memory without a name, whose descriptor the client passes over a Unix socket.
 """
 
@@ -25,11 +25,11 @@ from .values import Array, Fields, show_value
 
 MAX_HEADER = 1 << 20
 KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6), ("TCP_USER_TIMEOUT", 90000))
-"""A host that does not answer is given up after a minute and a half; the last value is in milliseconds."""
+"""TCP options: a connection fails if its host does not answer for 90 seconds; the last value is in milliseconds."""
 _MAGIC = b"CMW1"
 PRELUDE = struct.Struct("<4sIQ")
 _PIECE = 64 << 20
-_PEER_GONE = 0x2000  # POLLRDHUP of Linux, which Python 3.7's select module does not name
+_PEER_GONE = 0x2000  # POLLRDHUP of Linux; Python 3.7's select module has no name for it
 _POLL_ERRORS = sum(getattr(select, name, 0) for name in ("POLLERR", "POLLHUP", "POLLNVAL"))  # not on Windows
 
 
@@ -38,7 +38,7 @@ class Connection:
 
     Args:
         stream: a connected socket.
-        takes_descriptors: take those that come with a frame; else the system drops them.
+        takes_descriptors: accept descriptors with a frame; otherwise the system closes them.
     """
 
     def __init__(self, stream: socket.socket, *, takes_descriptors: bool = True) -> None:
@@ -68,13 +68,13 @@ class Connection:
 
         Args:
             header: a JSON object; ``arrays`` are listed in it.
-            arrays: what the payload is made of.
-            descriptors: file descriptors to pass along.
-            deadline: when to give up, on the clock ``time.monotonic``; None for never.
+            arrays: arrays of the payload.
+            descriptors: file descriptors to pass.
+            deadline: on the clock ``time.monotonic``; None for no deadline.
 
         Raises:
-            DeadlineError: it took too long.
-            EOFError: the other side is gone.
+            DeadlineError: the deadline passed.
+            EOFError: the connection ended.
         """
         listed, length = layout_of(arrays)
         text = json.dumps({**header, "arrays": [*header.get("arrays", ()), *listed]}).encode()
@@ -97,7 +97,7 @@ class Connection:
         """Receive one frame: header, payload (uint8) and passed descriptors.
 
         Raises:
-            ProtocolError: it is no frame, or larger than allowed.
+            ProtocolError: the data are not a frame, or larger than allowed.
             DeadlineError, EOFError: as ``send``.
         """
         start, descriptors = self._receive_start(deadline)
@@ -113,11 +113,11 @@ class Connection:
         return header, payload, descriptors
 
     def readable(self, seconds: float | None) -> bool:
-        """Whether something arrives, or the other side goes, within that time; None to wait for ever."""
+        """Return whether data arrive, or the connection ends, within that time; None waits without limit."""
         return bool(self._poll(select.POLLIN, seconds))
 
     def peer_gone(self, seconds: float) -> bool:
-        """Whether the other side goes within that time, whatever is still to be read."""
+        """Return whether the other side ends within that time, even if data are still unread."""
         return any(event & (_PEER_GONE | _POLL_ERRORS) for _, event in self._poll(_PEER_GONE, seconds))
 
     def abort(self) -> None:
@@ -126,7 +126,7 @@ class Connection:
             self._stream.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give up this end."""
+        """Close this end."""
         self._stream.close()
 
     def _poll(self, events: int, seconds: float | None) -> list[tuple[int, int]]:
@@ -139,7 +139,7 @@ class Connection:
             raise DeadlineError("the other side took too long")
 
     def _send_with(self, start: bytes, descriptors: Sequence[int], deadline: float | None) -> int:
-        """Send the beginning of a frame with descriptors; how many bytes went with them."""
+        """Send the beginning of a frame with descriptors; return the number of sent bytes."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         while True:
             self._await(select.POLLOUT, deadline)
@@ -156,7 +156,7 @@ class Connection:
                 view = view[self._stream.send(view, socket.MSG_DONTWAIT) :]
 
     def _receive_start(self, deadline: float | None) -> tuple[bytes, list[int]]:
-        """The fixed part of a frame, with the descriptors that came along."""
+        """Receive the fixed part of a frame, with the descriptors that came with it."""
         self._await(select.POLLIN, deadline)
         descriptors: list[int] = []
         try:
@@ -179,7 +179,7 @@ class Connection:
         return start + rest.tobytes(), descriptors
 
     def _receive_payload(self, count: int, deadline: float | None) -> Array:
-        """As ``_receive_exactly``; the memory grows with what arrives, however much was announced."""
+        """Receive bytes as ``_receive_exactly``; memory is allocated for received data, not for the announced size."""
         payload = self._receive_exactly(min(count, _PIECE), deadline)
         try:
             while payload.nbytes < count:
@@ -205,7 +205,7 @@ class Connection:
 
 
 def _keep_alive(stream: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the other side is gone already
+    with contextlib.suppress(OSError):  # the other side has already closed
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE:
@@ -240,7 +240,7 @@ def _header_from(text: bytes) -> Fields:
 
 
 def _whole_number(digits: str) -> int:
-    if len(digits) > 40:  # reading long ones takes Python for ever
+    if len(digits) > 40:  # Python takes very long to read long numbers
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
@@ -257,7 +257,7 @@ def _no_number(name: str) -> float:
 
 
 def _check_payload(header: Fields, length: int) -> None:
-    """Before memory is taken for it: the payload is exactly the arrays that the header lists."""
+    """Check, before memory is allocated, that the payload is exactly the arrays that the header lists."""
     entries = entries_in(header)
     end = max([entry.offset + entry.nbytes for entry in entries if entry.slot is None] or [0])
     if end != length:
