@@ -1,1 +1,1 @@
-"""Stage 4: how accurate, and later how fast, a compiled bundle is."""
+"""Stage 4: measuring accuracy and speed of a compiled bundle, and comparing bundles."""

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, and how much memory it took."""
+"""Facts of the machine of a measurement, and memory use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PROC = Path("/proc")
 
 
 class Machine(Spec, frozen=True, kw_only=True):
-    """Where figures come from.
+    """The machine of a measurement.
 
     Attributes:
         cpu: the processor's name.
         cpus: logical CPUs that this process may use.
-        memory_bytes: of the whole machine; None where the system does not tell.
+        memory_bytes: memory of the whole machine; None if the system does not provide it.
         system: operating system and architecture.
         python: version of the interpreter.
     """
@@ -33,7 +33,7 @@ class Machine(Spec, frozen=True, kw_only=True):
 
 
 def describe_machine() -> Machine:
-    """This machine."""
+    """Return the facts of this machine."""
     return Machine(
         cpu=_cpu_name(),
         cpus=available_cpus(),
@@ -44,7 +44,7 @@ def describe_machine() -> Machine:
 
 
 def peak_memory_bytes() -> int | None:
-    """Most memory that this process ever had resident; None where the system does not tell."""
+    """Return the peak resident memory of this process in bytes; None if the system does not provide it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -54,9 +54,9 @@ def peak_memory_bytes() -> int | None:
 
 
 def children_peak_memory_bytes() -> int | None:
-    """The same for the processes that this one started and that live, added up; None where there are none, or not on Linux.
+    """Return the sum of the peak memory of running child processes in bytes; None without any, or not on Linux.
 
-    ``getrusage`` is no help here: a child's figure starts at the size that its parent had when it was started.
+    ``getrusage`` is not suitable: a child's figure starts at the size of its parent at its start.
     """
     peaks = [peak for child in _children() if (peak := _peak_of(child)) is not None]
     return sum(peaks) if peaks else None
@@ -66,14 +66,14 @@ def _children() -> Iterator[int]:
     for task in _PROC.glob("self/task/*/children"):
         try:
             yield from (int(child) for child in task.read_text().split())
-        except OSError:  # a thread that has just ended
+        except OSError:  # the thread has just ended
             continue
 
 
 def _peak_of(process: int) -> int | None:
     try:
         lines = (_PROC / str(process) / "status").read_text().splitlines()
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return None
     peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
     return peaks[0] if peaks else None

@@ -1,7 +1,7 @@
-"""Images of a labelled dataset through a model: embedded, and their classes ranked.
+"""Embedding images of a labelled dataset, and ranking their classes.
 
-Accuracy counts the ranks, a comparison compares them, and a search of how to quantise evaluates with them. Whole datasets
-are taken batch by batch (``embed_in_batches``); what must be kept is embedded at once (``embed_dataset``).
+The accuracy counts the ranks, a comparison compares them, and a search evaluates with them. ``embed_in_batches``
+processes a dataset batch by batch; ``embed_dataset`` keeps all rows.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddedImages:
-    """Images that went through a graph, in the order of the indices that were asked for.
+    """Embedded images, in the order of the requested indices.
 
     Attributes:
-        indices: positions in the dataset of the N images that could be read.
+        indices: positions in the dataset of the N readable images.
         labels: their classes, int64, shape (N,).
-        rows: what the graph gives for them, float32, shape (N, D): embeddings, or logits of the joint layout.
+        rows: the graph's results, float32, shape (N, D): embeddings, or logits of the joint layout.
         skipped: images that could not be read.
     """
 
@@ -44,13 +44,13 @@ class EmbeddedImages:
 
     @property
     def taken(self) -> int:
-        """Number of images, those that were skipped included."""
+        """Number of images, including skipped ones."""
         return len(self.indices) + len(self.skipped)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankedImages:
-    """What a classifier takes N images for.
+    """A classifier's results for N images.
 
     Attributes:
         logits: float32, shape (N, C).
@@ -80,13 +80,13 @@ def embed_in_batches(
     Args:
         graph: the image tower, or the scorer of a classifier.
         dataset: the images.
-        indices: which of them.
+        indices: positions of the images.
         batch_size: images per batch; None for the bundle's own.
         workers: threads that read, decode and preprocess; None for all CPUs.
-        check: called with the key of each image and the image, from several threads; what it raises ends the run.
+        check: called with key and image of each image, from several threads; its exceptions end the run.
 
     Raises:
-        ShapeError: the bundle does not take such batches.
+        ShapeError: the bundle does not support the batch size.
     """
     items = (item_from_dataset(dataset, index, check) for index in indices)
     remaining = iter(indices)
@@ -103,19 +103,19 @@ def embed_dataset(
     check: Callable[[str, Image.Image], object] | None = None,
     skip_unreadable: bool = True,
 ) -> EmbeddedImages:
-    """Run images of a dataset through a graph and keep the rows of all of them.
+    """Run images of a dataset through a graph and return the rows of all of them.
 
     Args:
         graph: see ``embed_in_batches``.
         dataset: the images.
-        indices: which of them.
+        indices: positions of the images.
         batch_size: images per batch; None for the bundle's own.
         check: see ``embed_in_batches``.
-        skip_unreadable: list images that cannot be read in ``skipped``; False raises the error of the first one.
+        skip_unreadable: list images that cannot be read in ``skipped``; False raises the first error.
 
     Raises:
-        InputError: not one image could be read, or one could not with ``skip_unreadable`` off.
-        ShapeError: the bundle does not take such batches.
+        InputError: no image can be read, or one cannot and ``skip_unreadable`` is False.
+        ShapeError: the bundle does not support the batch size.
     """
     items = (item_from_dataset(dataset, index, check) for index in indices)
     batches = []
@@ -132,9 +132,9 @@ def rank_images(classifier: ZeroShotClassifier, rows: FloatArray, top_k: int) ->
     """Rank the classes for embedded images.
 
     Args:
-        classifier: whose scorer gave the rows.
+        classifier: the classifier of the rows.
         rows: float32, shape (N, D), of ``EmbeddedImages``.
-        top_k: classes per image, at most as many as there are.
+        top_k: classes per image; at most all classes are returned.
 
     Raises:
         InputError: a row holds NaN or infinity.
@@ -144,15 +144,15 @@ def rank_images(classifier: ZeroShotClassifier, rows: FloatArray, top_k: int) ->
 
 
 def check_any_read(dataset: Dataset, read: int, skipped: Sequence[SkippedImage]) -> None:
-    """Refuse a dataset of which no image could be read.
+    """Check that at least one image of a dataset was read.
 
     Args:
         dataset: the images.
-        read: how many could be read.
-        skipped: those that could not.
+        read: number of readable images.
+        skipped: the unreadable ones.
 
     Raises:
-        InputError: ``read`` is 0; it says why the first one could not.
+        InputError: ``read`` is 0; the message gives the first error.
     """
     if read == 0:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Which images are measured, which were seen before, which cannot be read."""
+"""Selection of images, and checks for overlap with the calibration."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from clipmlu.specs import Spec
 
 
 class SkippedImage(Spec, frozen=True, kw_only=True):
-    """An image that could not be read, and why."""
+    """An image that could not be read, and the reason."""
 
     id: str
     reason: str
 
 
 def choose_images(dataset: Dataset, samples: int | None, *, shuffle: bool, seed: int) -> list[int]:
-    """Which images are looked at: the first ones, or some drawn at random.
+    """Return the positions of the selected images: the first ones, or random ones.
 
     Args:
         dataset: the images.
-        samples: how many; None for all.
-        shuffle: draw them.
-        seed: of the drawing.
+        samples: number of images; None for all.
+        shuffle: select randomly.
+        seed: random seed of the selection.
 
     Raises:
-        OptionError: there are not so many.
-        InputError: there are none.
+        OptionError: the dataset has fewer images.
+        InputError: the dataset has no images.
     """
     available = len(dataset)
     if available == 0:
@@ -50,13 +50,13 @@ def choose_images(dataset: Dataset, samples: int | None, *, shuffle: bool, seed:
 
 
 class Overlap:
-    """Looks for images that a bundle was calibrated with; used from several threads.
+    """Detects images that a bundle was calibrated with; several threads may share it.
 
     Args:
-        known: content digests of the images of the calibration.
-        owner: the bundle that was calibrated with them, for messages.
-        instead: what to do with other images, for messages.
-        allowed: take such images too, and list them.
+        known: content digests of the calibration images.
+        owner: name of the calibrated bundle, for messages.
+        instead: advice on other images, for messages.
+        allowed: accept such images, and list them.
 
     Attributes:
         found: ids of such images.
@@ -70,10 +70,10 @@ class Overlap:
         self.found: list[str] = []
 
     def check(self, name: str, image: Image.Image) -> None:
-        """Refuse or list an image that a bundle was calibrated with.
+        """Raise for an image that a bundle was calibrated with, or list it if that is allowed.
 
         Raises:
-            OverlapError: it is one, and that is not allowed.
+            OverlapError: it is such an image, and that is not allowed.
         """
         if self._known and content_digest(image) in self._known:
             if not self._allowed:

@@ -1,4 +1,4 @@
-"""Whether two classifiers that saw the same images differ by more than chance."""
+"""Statistics of accuracy: McNemar's test and confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def count_changes(before: BoolArray, after: BoolArray) -> tuple[int, int]:
-    """How many images a change of the classifier loses and wins.
+    """Count the images that a change of the classifier loses and wins.
 
     Args:
-        before: which images the first classifier has right, shape (N,).
-        after: which of the same images the second one has right.
+        before: whether the first classifier is correct for each image, shape (N,).
+        after: whether the second one is correct for the same image.
 
     Returns:
-        Images that only the first one has right, and images that only the second one has right.
+        Number of images that only the first one, and that only the second one classifies correctly.
     """
     return int((before & ~after).sum()), int((after & ~before).sum())
 
 
 def mcnemar_p_value(first_only: int, second_only: int) -> float:
-    """Exact two-sided p-value of McNemar's test.
+    """Return the exact two-sided p-value of McNemar's test.
 
-    Of the images that exactly one of two classifiers gets right, each is a fair coin if both are equally good. The value
-    is the chance of a split at least as uneven as the one seen, on either side.
-    Source: Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages", 1947,
-    in its exact form, the sign test.
+    If both classifiers are equally good, each image that exactly one of them classifies correctly is a fair coin toss.
+    The value is the probability of a split at least as uneven as the observed one, on either side. Source: Q. McNemar,
+    "Note on the sampling error of the difference between correlated proportions or percentages", 1947, in its exact
+    form, the sign test.
 
     Args:
-        first_only: images that only the first one gets right, 0 or more.
-        second_only: images that only the second one gets right, 0 or more.
+        first_only: number of images that only the first one classifies correctly, 0 or more.
+        second_only: number of images that only the second one classifies correctly, 0 or more.
 
     Returns:
-        0..1, correctly rounded; 1 where no image tells them apart. Sums are of whole numbers, so thousands of images lose
-        nothing; what is smaller than the smallest float is 0.
+        0..1, correctly rounded; 1 if no image distinguishes them. Sums are of integers, so they are exact for thousands
+            of
+        images; values below the smallest float are 0.
     """
     trials, least = first_only + second_only, min(first_only, second_only)
-    ways = total = 1  # binomial coefficients, of 0 successes first
+    ways = total = 1  # binomial coefficients, beginning with 0 successes
     for successes in range(1, least + 1):
         ways = ways * (trials - successes + 1) // successes
         total += ways
@@ -60,7 +61,7 @@ class Interval(Spec, frozen=True, kw_only=True):
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
-    """95 % score interval of a binomial fraction.
+    """Return the 95 % score interval of a binomial fraction.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
     """
@@ -75,16 +76,17 @@ Z_ONE_SIDED = 1.6448536269514722  # 95 % quantile of the standard normal distrib
 
 
 def drop_interval(lost: int, won: int, images: int, z: float = Z_ONE_SIDED) -> tuple[float, float]:
-    """Confidence limits of a loss of accuracy that two classifiers show on the same images.
+    """Return confidence limits of the loss of accuracy between two classifiers on the same images.
 
     Args:
-        lost: images that only the first one has right.
-        won: images that only the second one has right.
-        images: all images.
+        lost: number of images that only the first one classifies correctly.
+        won: number of images that only the second one classifies correctly.
+        images: number of all images.
         z: quantile of the normal distribution; the default gives one-sided 95 % limits.
 
     Returns:
-        Lower and upper limit. Source: A. Agresti and Y. Min, "Simple improved confidence intervals for comparing matched
+        Lower and upper limit. Source: A. Agresti and Y. Min, "Simple improved confidence intervals for comparing
+            matched
         proportions", 2005: half an image is added to each of the four cells.
     """
     total = images + 2

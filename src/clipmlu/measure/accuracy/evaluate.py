@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of a compiled bundle on a labelled dataset: every image counted, none twice."""
+"""Zero-shot accuracy of a compiled bundle on a labelled dataset; every image is counted once."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ CONFUSIONS_SHOWN = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """How to evaluate; validated on construction.
+    """Options of an evaluation; validated on construction.
 
     Attributes:
-        samples: images to evaluate; None for all.
-        shuffle: draw them at random; otherwise the first ones are taken.
-        seed: seed of the drawing.
+        samples: number of images; None for all.
+        shuffle: select images randomly; otherwise the first ones.
+        seed: random seed of the selection.
         batch_size: images per batch; None for the bundle's own.
         templates: see ``prompts.resolve_templates``.
-        cache: keep class embeddings in the cache directory.
-        allow_overlap: evaluate images that the bundle was calibrated with; the report counts them.
+        cache: store class embeddings in the cache directory.
+        allow_overlap: also evaluate images that the bundle was calibrated with; the report counts them.
         workers: threads that decode and preprocess; None for all CPUs.
     """
 
@@ -71,18 +71,18 @@ def evaluate(
     Args:
         encoder: the model.
         dataset: labelled images.
-        options: how; the defaults of ``EvalOptions`` if None.
-        on_result: called for every image evaluated, in the order of evaluation.
-        on_progress: called with the number of images done since the last call.
-        on_interrupt: called with what was counted and the number of images wanted, before what ends
-            the run early, a Ctrl-C or an error, goes on its way.
-        on_note: called with a line for people, such as what a bundle of the joint layout computes in vain.
+        options: options of the evaluation; defaults if None.
+        on_result: called for every evaluated image, in the order of evaluation.
+        on_progress: called with the number of images since the last call.
+        on_interrupt: called with the counts so far and the number of requested images if Ctrl-C or an error ends the
+            run early; the exception is then raised again.
+        on_note: called with a line for the user, such as the repeated computations of a bundle of the joint layout.
 
     Raises:
         OptionError: more samples than the dataset has, or an argument of another type.
-        ShapeError: the bundle does not take such batches.
-        InputError: not one image could be read.
-        OverlapError: an image is one that the bundle was calibrated with, and ``allow_overlap`` is off.
+        ShapeError: the bundle does not support the batch size.
+        InputError: no image can be read.
+        OverlapError: the bundle was calibrated with an image, and ``allow_overlap`` is False.
     """
     options = check_argument(options, EvalOptions | None, "options") or EvalOptions()
     check_argument(encoder, Encoder, "encoder")
@@ -111,7 +111,7 @@ def evaluate(
                     on_result(result)
             if on_progress:
                 on_progress(batch.taken)
-    except OverlapError:  # what was counted is no accuracy
+    except OverlapError:  # the counts are not an accuracy
         raise
     except BaseException:
         if on_interrupt and tally.images:

@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it compares with an earlier one."""
+"""The report of an evaluation, and its comparison with an earlier one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ClassAccuracy(Spec, frozen=True, kw_only=True):
     """One row of the per-class table.
 
     Attributes:
-        class_name: the class; one of several of that name has its position behind it, ``crane (134)``.
-        images: images of that class among those evaluated.
-        correct: of these, how many were classified rightly.
+        class_name: the class; a repeated name has its position as a suffix, ``crane (134)``.
+        images: evaluated images of that class.
+        correct: number of correctly classified images among them.
         top1: ``correct / images``, or None without images.
     """
 
@@ -36,7 +36,7 @@ class ClassAccuracy(Spec, frozen=True, kw_only=True):
 
 
 class Confusion(Spec, frozen=True, kw_only=True):
-    """How often images of one class were taken for another."""
+    """Number of images of one class that were classified as another."""
 
     class_name: str
     predicted: str
@@ -44,13 +44,13 @@ class Confusion(Spec, frozen=True, kw_only=True):
 
 
 class BaselineComparison(Spec, frozen=True, kw_only=True):
-    """How a report compares with an earlier one of the same images.
+    """The comparison with an earlier report of the same images.
 
     Attributes:
         bundle_digest: the bundle of the earlier report.
         top1: its top-1.
-        drop: ``top1`` less that of the new report.
-        max_drop: what is allowed.
+        drop: ``top1`` minus that of the new report.
+        max_drop: largest allowed drop.
     """
 
     bundle_digest: str
@@ -60,32 +60,32 @@ class BaselineComparison(Spec, frozen=True, kw_only=True):
 
 
 class AccuracyReport(Spec, frozen=True, kw_only=True):
-    """What ``clipmlu eval`` measured.
+    """The report of ``clipmlu eval``.
 
     Attributes:
         schema_version: version of the layout.
-        provenance: the bundle, and what ran it.
+        provenance: the bundle, its target and versions.
         dataset: the dataset's name.
         split: the split.
-        templates: what the prompts were made from.
+        templates: templates of the prompts.
         batch_size: images per batch.
         classes: number of classes.
-        images: images evaluated, the last partial batch included.
-        skipped: images that could not be read; they are not in ``images``.
-        top1: fraction of images whose best class is right, 0..1.
+        images: number of evaluated images, including the last partial batch.
+        skipped: images that could not be read; not included in ``images``.
+        top1: fraction of images with the correct best class, 0..1.
         top1_interval: its 95 % confidence interval (Wilson).
-        top5: fraction of images with the right class among the best five, or None with fewer than six classes.
+        top5: fraction of images with the correct class among the best five, or None with fewer than six classes.
         top5_interval: its 95 % confidence interval, or None.
-        mean_per_class: mean of the per-class accuracies over the classes that have images.
-        expected_calibration_error: mean gap of confidence and accuracy over 15 bins, weighted by images, 0..1.
+        mean_per_class: mean of the per-class accuracies over the classes with images.
+        expected_calibration_error: mean difference of confidence and accuracy over 15 bins, weighted by images, 0..1.
         per_class: one row per class, in the dataset's order.
         confusions: the most frequent wrong pairs, most frequent first.
-        elapsed_s: wall time of the evaluation in seconds, class embeddings and opening not counted.
+        elapsed_s: wall time of the evaluation in seconds, without opening and class embeddings.
         images_per_second: ``images / elapsed_s``.
-        calibration_overlap: images that the bundle was calibrated with, when that was allowed; else None.
-        calibration_prompts: prompts of this evaluation that the text tower was calibrated with.
+        calibration_overlap: number of images that the bundle was calibrated with, if these were allowed; else None.
+        calibration_prompts: number of prompts of this evaluation that the text tower was calibrated with.
         baseline: comparison with an earlier report, or None.
-        fast_preprocess: the images were decoded and shrunk by shortcuts.
+        fast_preprocess: True if images were decoded and shrunk by the fast path.
     """
 
     schema_version: NaturalInt = SCHEMA_VERSION
@@ -114,10 +114,10 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
 
 
 def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
-    """Read a report as ``clipmlu eval --output`` writes it.
+    """Read a report of ``clipmlu eval --output``.
 
     Raises:
-        InputError: there is none, it was written by an older or newer clipmlu in another layout, or it is something else.
+        InputError: it is missing, has the layout of an older or newer clipmlu, or is not a report.
     """
     try:
         content = read_small_file(as_path(path, "the report"))
@@ -130,7 +130,7 @@ def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
 
 
 def _check_schema(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
-    """Refuse a report of another layout, by name."""
+    """Raise if a report has another layout."""
     version = fields.get("schema_version")
     if version is None and {"top1", "dataset", "per_class"} <= fields.keys():
         raise InputError(
@@ -142,10 +142,10 @@ def _check_schema(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> No
 
 
 def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_drop: float) -> AccuracyReport:
-    """The report with its comparison; whether it passes is for ``check_baseline`` to say.
+    """Return the report with a comparison; ``check_baseline`` decides whether it passes.
 
     Raises:
-        OptionError: the two are not about the same images, classes and prompts, or ``max_drop`` is not in 0..1.
+        OptionError: the reports have other images, classes or prompts, or ``max_drop`` is not in 0..1.
     """
     if not 0 <= max_drop <= 1:
         raise OptionError(f"max drop is {max_drop:g}; expected a fraction, 0 to 1")
@@ -176,13 +176,13 @@ def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_
 
 
 def check_baseline(report: AccuracyReport) -> None:
-    """Refuse a report that lost too much.
+    """Check that the drop against the baseline is allowed.
 
     Raises:
-        GateError: by how much.
+        GateError: it is too large; the message gives it.
     """
     found = report.baseline
-    # Counted in images: fractions that are equal on paper may differ in their last digit.
+    # Counted in images, because equal fractions may differ in their last digit.
     if found is not None and round(found.drop * report.images) > found.max_drop * report.images + 1e-9:
         raise GateError(
             f"Top-1 {report.top1:.4f} is {found.drop:.4f} below the baseline's {found.top1:.4f}; allowed are "

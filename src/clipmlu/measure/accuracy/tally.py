@@ -1,4 +1,4 @@
-"""Counting right and wrong answers."""
+"""Counts of correct and wrong predictions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOP_K = 5
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-    """What one image was taken for: position in the dataset, its label, and the best five classes, best first."""
+    """The prediction for one image: position in the dataset, label, and the best five classes, best first."""
 
     index: int
     label: int
@@ -23,13 +23,13 @@ class ImageResult:
 
 
 class Tally:
-    """Counts that add up: of one run, or of many parts of one.
+    """Additive counts of one run, or of many parts of one.
 
     Attributes:
         confusion: int64, shape (C, C): images by label (row) and prediction (column).
-        top5_correct: images whose label is among the best five.
+        top5_correct: number of images whose label is among the best five.
         bin_images: int64, shape (15,): images by confidence.
-        bin_correct: int64, shape (15,): right ones among them.
+        bin_correct: int64, shape (15,): correct ones among them.
         bin_confidence: float64, shape (15,): sum of their confidences.
     """
 
@@ -44,7 +44,7 @@ class Tally:
         """Count images.
 
         Args:
-            labels: shape (N,), the right classes.
+            labels: shape (N,), the correct classes.
             ranked: shape (N, K), the best classes, best first.
             confidence: shape (N,), probability of the best class, 0..1.
         """
@@ -66,12 +66,12 @@ class Tally:
 
     @property
     def images(self) -> int:
-        """Images counted."""
+        """Number of counted images."""
         return int(self.confusion.sum())
 
     @property
     def correct(self) -> int:
-        """Images whose best class is right."""
+        """Number of images with the correct best class."""
         return int(self.confusion.trace())
 
     @property

@@ -1,1 +1,1 @@
-"""Two bundles side by side."""
+"""Comparison of two bundles."""

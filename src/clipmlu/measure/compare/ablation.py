@@ -1,7 +1,7 @@
-"""Which role costs how much: a quantised bundle rebuilt with the operators of one role kept in float, for each in turn.
+"""The accuracy cost of each role: a quantised bundle is rebuilt with the operators of one role in float, for each role.
 
-The rebuilt graphs quantise everything else with the ranges that the bundle's manifest keeps; nothing is calibrated again.
-They run on the CPU, for bundles of the CPU and of the emulated SDK alike, which quantise the same numbers.
+The rebuilt graphs quantise everything else with the ranges in the bundle's manifest, without a new calibration. They
+run on the CPU, for bundles of the CPU and of the emulated SDK, which quantise to the same numbers.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from clipmlu.specs import MluBuild, NodeType, Spec, TowerName
 
 
 class RoleCost(Spec, frozen=True, kw_only=True):
-    """What quantising the operators of one role costs: the bundle with them in float, all else as it is.
+    """The cost of quantising one role: the bundle's results with the role in float.
 
     Attributes:
-        tower: where the operators are; the other tower stays as it is.
-        role: theirs.
-        operators: their number, of those that are quantised.
+        tower: tower of the operators; the other tower stays unchanged.
+        role: their role.
+        operators: number of the role's quantised operators.
         macs_share: their share of the tower's multiply-accumulates, 0..1.
-        mean_cosine: mean cosine similarity of the tower's embeddings and those of the float source; None where one is not
+        mean_cosine: mean cosine similarity of the tower's embeddings and those of the float source; None if one is not
             finite.
-        recovered: how much larger that is than the bundle's own: the part of 1 - mean cosine that the role causes.
-        agreement: share of images of the same best class as in float, 0..1.
-        top1: share of images classified rightly.
-        top1_gain: how much larger that is than the bundle's own: what the role costs in top-1.
-        mcnemar_p: exact two-sided p-value of McNemar's test that both classify equally well; a gain means little where it
-            is large.
+        recovered: ``mean_cosine`` minus that of the bundle itself: the loss of cosine that the role causes.
+        agreement: share of images with the same best class as in float, 0..1.
+        top1: share of correctly classified images.
+        top1_gain: ``top1`` minus that of the bundle itself: the loss of top-1 that the role causes.
+        mcnemar_p: exact two-sided p-value of McNemar's test that both classify equally well; a gain with a large
+            value may be chance.
     """
 
     tower: TowerName
@@ -69,15 +69,16 @@ class RoleCost(Spec, frozen=True, kw_only=True):
 
 
 class Ablation(Spec, frozen=True, kw_only=True):
-    """The keep-one-float ablation of a quantised bundle.
+    """The ablation of a quantised bundle, with one role after the other in float.
 
     Attributes:
-        images: images that it was measured on.
-        mean_cosine: tower -> mean cosine similarity of the bundle's embeddings and those of the float source.
-        agreement: share of images of the same best class as in float, of the bundle itself.
-        top1: share of images that it classifies rightly.
+        images: number of images.
+        mean_cosine: maps a tower to the mean cosine similarity of the bundle's embeddings and those of the float
+            source.
+        agreement: the bundle's share of images with the same best class as in float.
+        top1: the bundle's share of correctly classified images.
         float_top1: the same of the float source.
-        roles: by tower, and in a tower the role that recovers most first.
+        roles: by tower, and in a tower the role with the largest recovery first.
     """
 
     images: int
@@ -101,25 +102,25 @@ class Embeddings:
     text: FloatArray
 
     def of(self, tower: TowerName) -> FloatArray:
-        """Those of one tower."""
+        """Return the embeddings of one tower."""
         return self.image if tower == "image" else self.text
 
     def replace(self, tower: TowerName, embeddings: FloatArray) -> Embeddings:
-        """The same with another tower's."""
+        """Return a copy with other embeddings of one tower."""
         changes = {"image": embeddings} if tower == "image" else {"text": embeddings}
         return dataclasses.replace(self, **changes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AblationData:
-    """What the rebuilt graphs are measured on.
+    """The data for measuring the rebuilt graphs.
 
     Attributes:
         dataset: the images.
-        indices: which of them; all can be read.
-        templates: of the prompts.
+        indices: positions of readable images.
+        templates: templates of the prompts.
         batch_size: images per batch; None for the bundle's own.
-        threads: CPU threads; 0 leaves it to the runtime.
+        threads: CPU threads; 0 for the runtime's default.
     """
 
     dataset: Dataset
@@ -132,16 +133,16 @@ class AblationData:
 def check_ablation(
     bundle: ExportedBundle | CompiledBundle, source: ExportedBundle | None, towers: Sequence[TowerName]
 ) -> None:
-    """Refuse what cannot be ablated, before anything slow begins.
+    """Check, before slow work begins, that a bundle can be ablated.
 
     Args:
-        bundle: whose roles are to be ablated.
+        bundle: the bundle to ablate.
         source: its float source, or None.
-        towers: where to look for roles.
+        towers: towers whose roles are ablated.
 
     Raises:
-        OptionError: the towers quantise nothing, their ranges are not known, or the float source was not given.
-        BundleError: the source is not the one that it was compiled from.
+        OptionError: the towers are not quantised, their ranges are not known, or the float source is missing.
+        BundleError: the bundle was not compiled from the source.
     """
     if not isinstance(bundle, CompiledBundle) or bundle.compilation.precision.bits is None:
         raise OptionError(f"ablation takes roles out of the quantisation, but bundle '{bundle.path}' quantises nothing")
@@ -161,10 +162,10 @@ def check_ablation(
 
 
 def check_source(bundle: CompiledBundle, source: ExportedBundle) -> None:
-    """Refuse a source that the bundle was not compiled from.
+    """Check that a bundle was compiled from a source.
 
     Raises:
-        BundleError: it is another one.
+        BundleError: it was not.
     """
     if bundle.compilation.source_digest != source.digest:
         raise BundleError(f"Bundle '{bundle.path}' was not compiled from '{source.path}', but from another export.")
@@ -184,19 +185,19 @@ def ablate_roles(
 
     Args:
         bundle: the quantised bundle; see ``check_ablation``.
-        source: what it was compiled from.
-        own: its embeddings of the data.
-        floats: the source's.
+        source: its float source.
+        own: the bundle's embeddings of the data.
+        floats: the source's embeddings of the data.
         data: the data.
-        towers: where to look for roles.
-        on_note: called with a line for people at each step.
+        towers: towers whose roles are ablated.
+        on_note: called with a line for the user at each step.
     """
     judge = _Judge(own, floats, data)
     cosines: dict[TowerName, float | None] = {}
     costs: list[RoleCost] = []
     for tower in towers:
         if not bundle.compilation.quantised.get(tower):
-            continue  # it stays in float on the CPU
+            continue  # it runs in float on the CPU
         rebuilder = Rebuilder(bundle, source, tower)
         found = []
         for role in rebuilder.roles:
@@ -215,12 +216,12 @@ def ablate_roles(
 
 
 class _Judge:
-    """Measures embeddings against those of the float source and of the bundle itself.
+    """Compares embeddings with those of the float source and of the bundle itself.
 
     Attributes:
-        labels: right classes, int64, shape (N,).
-        own_classes: what the bundle itself chooses.
-        float_classes: what the float source chooses.
+        labels: correct classes, int64, shape (N,).
+        own_classes: predictions of the bundle itself.
+        float_classes: predictions of the float source.
     """
 
     def __init__(self, own: Embeddings, floats: Embeddings, data: AblationData) -> None:
@@ -233,7 +234,7 @@ class _Judge:
         return compare_embeddings(self._own.of(tower), self._floats.of(tower)).mean_cosine
 
     def cost(self, rebuilder: Rebuilder, role: Role, embeddings: FloatArray) -> RoleCost:
-        """What the tower's embeddings with the role in float say about it."""
+        """Return the cost of a role from the tower's embeddings with the role in float."""
         tower = rebuilder.tower
         changed = self._own.replace(tower, embeddings)
         classes = predict_classes(changed.image, changed.text)
@@ -255,11 +256,11 @@ class _Judge:
 
 
 class Rebuilder:
-    """Makes one tower of a quantised bundle again, with more of its operators in float.
+    """Rebuilds one tower of a quantised bundle with more operators in float.
 
     Attributes:
-        tower: which tower.
-        roles: of the operators that the bundle quantises, in the order of ``ROLES``.
+        tower: name of the tower.
+        roles: roles of the bundle's quantised operators, in the order of ``ROLES``.
     """
 
     def __init__(self, bundle: CompiledBundle, source: ExportedBundle, tower: TowerName) -> None:
@@ -279,19 +280,19 @@ class Rebuilder:
         self.roles: tuple[Role, ...] = tuple(role for role in ROLES if role in present)
 
     def nodes(self, role: Role) -> list[str]:
-        """Names of the quantised operators of a role."""
+        """Return the names of a role's quantised operators."""
         return [operator.node for operator in self._quantised if operator.role == role]
 
     def macs_share(self, role: Role) -> float:
-        """Their share of the tower's multiply-accumulates."""
+        """Return a role's share of the tower's multiply-accumulates."""
         macs = sum(operator.macs for operator in self._quantised if operator.role == role)
         return macs / max(sum(operator.macs for operator in self._operators), 1)
 
     def rebuild(self, in_float: Sequence[str]) -> onnx.ModelProto:
-        """The rewritten graph, as the CPU runs it.
+        """Return the rewritten graph for the CPU.
 
         Args:
-            in_float: operators that stay in the mode's float type, besides those that the bundle keeps in it.
+            in_float: operators that stay in the mode's float type, in addition to those of the bundle.
         """
         facts = self._bundle.compilation
         how = facts.quantisation

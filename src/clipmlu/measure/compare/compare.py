@@ -1,4 +1,4 @@
-"""``clipmlu compare``: two bundles of one model on the same images, from the first node to the last prediction."""
+"""``clipmlu compare``: two bundles of one model on the same images, from the nodes to the predictions."""
 
 from __future__ import annotations
 
@@ -57,25 +57,25 @@ BundleLike = str | os.PathLike[str] | Bundle
 
 
 class ComparisonReport(Spec, frozen=True, kw_only=True):
-    """What ``clipmlu compare A B`` found; all of it measures A against B.
+    """The report of ``clipmlu compare A B``; all figures measure A against B.
 
     Attributes:
         measured: A.
         reference: B.
         dataset: the dataset's name.
         split: the split.
-        templates: what the prompts were made from.
-        images: images that both sides embedded.
+        templates: templates of the prompts.
+        images: number of images that both sides embedded.
         skipped: images that could not be read.
-        calibration_overlap: images that a side was calibrated with, when that was allowed; else None.
-        calibration_prompts: prompts that a side's text tower was calibrated with.
-        threshold: the smallest cosine of a node that does not diverge.
-        towers: tower -> its nodes. Their values come from float32 kernels on the CPU, see ``measure.tensors``.
-        embeddings: tower -> its embeddings, of images and of classes, as the bundles' own runtimes compute them; empty where
-            a side has the joint layout, which gives none.
-        predictions: zero-shot predictions, of the same runtimes.
-        logits: the logits of every image over the classes, where there are no embeddings; else None.
-        ablation: which role costs how much, or None when that was not asked for.
+        calibration_overlap: number of images that a side was calibrated with, if these were allowed; else None.
+        calibration_prompts: number of prompts that a side's text tower was calibrated with.
+        threshold: smallest cosine of a node that does not diverge.
+        towers: maps a tower to its nodes. Float32 kernels on the CPU compute their values, see ``measure.tensors``.
+        embeddings: maps a tower to its embeddings, of images or of classes, from the bundles' own runtimes; empty if a
+            side has the joint layout, which returns none.
+        predictions: zero-shot predictions, from the same runtimes.
+        logits: the logits of the images over the classes if there are no embeddings; else None.
+        ablation: the cost of each role, or None if it was not requested.
         elapsed_s: wall time in seconds.
     """
 
@@ -98,17 +98,17 @@ class ComparisonReport(Spec, frozen=True, kw_only=True):
 
     @property
     def model(self) -> ModelId:
-        """The model, which is the same on both sides."""
+        """The model of both sides."""
         return self.measured.provenance.model
 
     @property
     def emulated(self) -> bool:
-        """True when the emulated vendor SDK had a part in either side."""
+        """True if the emulated vendor SDK was used for either side."""
         return self.measured.provenance.emulated or self.reference.provenance.emulated
 
     @property
     def first_divergences(self) -> dict[TowerName, NodeComparison]:
-        """Tower -> its first node that diverges, of those that have one."""
+        """Maps each tower with a divergent node to the first one."""
         return {
             name: tower.first_divergence for name, tower in self.towers.items() if tower.first_divergence is not None
         }
@@ -116,21 +116,21 @@ class ComparisonReport(Spec, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """How to compare; validated on construction.
+    """Options of a comparison; validated on construction.
 
     Attributes:
-        samples: images to compare on; None for 256, or all where there are fewer. Prompts are as many at most.
-        shuffle: draw them at random; otherwise the first ones are taken.
-        seed: seed of the drawing.
+        samples: number of images; None for 256, or all if there are fewer. Also the largest number of prompts.
+        shuffle: select images randomly; otherwise the first ones.
+        seed: random seed of the selection.
         batch_size: images per batch; None for the bundles' own.
         templates: see ``prompts.resolve_templates``.
-        tower: whose nodes are compared, and whose roles are ablated.
-        threshold: a node diverges below this cosine.
+        tower: tower whose nodes are compared and whose roles are ablated.
+        threshold: a node with a smaller cosine diverges.
         ablate: measure A with one role after the other in float.
-        source: the exported bundle that A was compiled from, where B is not that; for ``ablate``, and for the roles.
-        allow_overlap: compare on images that a bundle was calibrated with; the report counts them.
-        cache: keep class embeddings in the cache directory.
-        threads: CPU threads per batch; 0 leaves it to the runtime.
+        source: the exported bundle of A if that is not B; for ``ablate``, and for the roles.
+        allow_overlap: also use images that a bundle was calibrated with; the report counts them.
+        cache: store class embeddings in the cache directory.
+        threads: CPU threads per batch; 0 for the runtime's default.
         device: index of the MLU card.
     """
 
@@ -155,7 +155,7 @@ class CompareOptions:
 
     @property
     def towers(self) -> tuple[TowerName, ...]:
-        """The towers that are looked into."""
+        """The towers whose nodes are compared."""
         return ("image", "text") if self.tower == "both" else (self.tower,)
 
 
@@ -169,28 +169,28 @@ def compare_bundles(
 ) -> ComparisonReport:
     """Measure one bundle against another of the same model.
 
-    Either may be an exported bundle, which stands for its own float graphs: they run in float32 on the CPU, smoothed as
-    the other side was, so that names and values of all tensors correspond. Two bundles that were smoothed differently
-    differ rightly in the smoothed tensors; these are left out and counted.
+    Either may be an exported bundle, which represents its own float graphs: they run in float32 on the CPU, smoothed
+    like the other side, so that names and values of all tensors correspond. If two bundles were smoothed differently,
+    their smoothed tensors are different by design; these are skipped and counted.
 
-    Nodes run on the CPU in float32 kernels that simulate the mode, whatever the bundles run on; embeddings and predictions
-    are those of the bundles' own runtimes. Bundles for real cards have predictions only. Where a side has the joint layout,
-    logits are compared in place of embeddings, and no nodes.
+    Nodes run on the CPU in float32 kernels that simulate the mode, for bundles of any target; embeddings and
+    predictions are those of the bundles' own runtimes. Bundles for real cards have predictions only. If a side has the
+    joint layout, logits are compared instead of embeddings, and no nodes.
 
     Args:
         measured: A, a bundle or its path.
-        reference: B, what A is measured against.
+        reference: B, the reference for A.
         dataset: labelled images.
-        options: how; the defaults of ``CompareOptions`` if None.
-        on_note: called with a line for people at each step.
+        options: options of the comparison; defaults if None.
+        on_note: called with a line for the user at each step.
 
     Raises:
-        BundleError: one of them is no bundle, or they are not of one model.
-        OptionError: an option that does not fit the bundles or the dataset.
-        ShapeError: a bundle does not take such batches.
-        InputError: not one image could be read.
-        OverlapError: an image is one that a bundle was calibrated with, and ``allow_overlap`` is off.
-        BackendUnavailableError: a bundle's runtime cannot be used here.
+        BundleError: one of them is not a bundle, or they are of different models.
+        OptionError: an option does not fit the bundles or the dataset.
+        ShapeError: a bundle does not support the batch size.
+        InputError: no image can be read.
+        OverlapError: a bundle was calibrated with an image, and ``allow_overlap`` is False.
+        BackendUnavailableError: a bundle's runtime cannot be used on this machine.
     """
     options = check_argument(options, CompareOptions | None, "options") or CompareOptions()
     check_dataset(dataset)
@@ -203,7 +203,7 @@ def compare_bundles(
 
 
 def _find_source(a: Side, b: Side, options: CompareOptions) -> ExportedBundle | None:
-    """A's float source, checked for what is asked."""
+    """Return A's float source, checked for the options."""
     source: ExportedBundle | None = None
     if options.source is not None:
         source = options.source if isinstance(options.source, ExportedBundle) else open_exported(options.source)
@@ -224,13 +224,13 @@ def _is_joint(*sides: Side) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Result:
-    """What one side makes of the images.
+    """The results of one side for the images.
 
     Attributes:
-        embedded: its rows, with the images that they are of.
-        overlap: how many of them a bundle was calibrated with.
-        logits: of the rows, shape (N, C).
-        embeddings: of images and classes; None for the joint layout.
+        embedded: its rows, with their images.
+        overlap: number of these that a bundle was calibrated with.
+        logits: logits of the rows, shape (N, C).
+        embeddings: embeddings of images and classes; None for the joint layout.
     """
 
     embedded: EmbeddedImages
@@ -247,7 +247,7 @@ class _Result:
 
 
 class _Comparison:
-    """One comparison under way."""
+    """The state of one comparison."""
 
     def __init__(
         self,
@@ -320,7 +320,7 @@ class _Comparison:
             embedded = embed_dataset(
                 classifier.scorer, self._dataset, self._indices, batch_size=options.batch_size, check=overlap.check
             )
-            logits = classifier.scorer.logits(embedded.rows)  # NaN is reported here, not refused
+            logits = classifier.scorer.logits(embedded.rows)  # NaN is reported, not an error
             embeddings = None
             if not _is_joint(side):
                 embeddings = Embeddings(image=embedded.rows, text=classifier.class_embeddings)
@@ -357,7 +357,7 @@ class _Comparison:
         )
 
     def _rows(self, tower: TowerName, indices: Sequence[int]) -> Iterable[Array]:
-        """What goes into a tower, row by row: uint8 pixels, or token ids of prompts that begin with each class once."""
+        """Return the input rows of a tower: uint8 pixels, or token ids of prompts, which begin with each class once."""
         given = self._a.given
         if tower == "image":
             preprocess = Preprocessor(given.manifest.preprocess)
@@ -384,7 +384,7 @@ class _Comparison:
 
 
 def cut_rows(rows: Iterable[Array], count: int, *, fixed: bool) -> Iterator[Array]:
-    """Batches of ``count`` rows, lazily; a last one with fewer is filled up from the front where the size is fixed."""
+    """Yield batches of ``count`` rows; if the size is fixed, the last one is filled with the first rows."""
     first: list[Array] = []
     batch: list[Array] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Two graphs of one model, node by node on the same batches: where they part, and by how much."""
+"""Comparison of two graphs of one model, tensor by tensor on the same batches."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from clipmlu.specs import Spec, TensorQuantisation
 FLOAT16_LARGEST = 65504.0
 """The largest finite number of binary16."""
 
-_WATCHED_BYTES = 1 << 29  # of the values of one batch that are held at once, for each side
-_CHUNK = 1 << 15  # elements that are turned into float64 at once
+_WATCHED_BYTES = 1 << 29  # limit for the values of one batch in memory, for each side
+_CHUNK = 1 << 15  # elements converted to float64 at once
 
 Values = npt.NDArray[np.floating[Any]]
 Batches = Callable[[int], Iterable[Array]]
-"""Gives batches of at most so many rows, each time from the first one."""
+"""Returns batches of at most the given number of rows, from the first one on, at each call."""
 
 
 class NodeComparison(Spec, frozen=True, kw_only=True):
-    """How one tensor differs between the measured side and the reference, over all batches.
+    """The difference of one tensor between the measured side and the reference, over all batches.
 
     Attributes:
         tensor: its name in the lowered graph.
-        node: the operator that makes or takes it, else the node that makes it.
-        kind: ``operator`` for the result of a convolution or matrix product, ``input`` for what enters one, ``sum`` for the
-            result of a residual addition, ``output`` for an output of the graph.
-        role: of the operator, or None.
-        block: of the operator; of a residual addition, the block that it ends; None outside the blocks.
-        elements: numbers compared.
-        cosine: cosine similarity of all values together; None where the measured ones are not finite and should be.
-        snr_db: energy of the reference over energy of the difference in dB; None where there is no difference, no energy,
-            or what makes ``cosine`` None.
-        max_abs_diff: the largest difference of values that are finite on both sides.
+        node: the operator that produces or uses it, else the node that produces it.
+        kind: ``operator`` for the result of a convolution or matrix product, ``input`` for an input of one, ``sum`` for
+            the result of a residual addition, ``output`` for an output of the graph.
+        role: role of the operator, or None.
+        block: block of the operator; of a residual addition, the block before it; None outside the blocks.
+        elements: number of compared elements.
+        cosine: cosine similarity of all values together; None if measured values are not finite but should be.
+        snr_db: energy of the reference over energy of the difference in dB; None without a difference or energy, or if
+            ``cosine`` is None.
+        max_abs_diff: largest difference of values that are finite on both sides.
         minimum: smallest finite value of the measured side.
-        maximum: the largest.
+        maximum: largest finite value of the measured side.
         reference_minimum: smallest finite value of the reference.
-        reference_maximum: the largest.
-        float16_share: the largest magnitude of both sides, as a share of the largest number of binary16, 65504; above 1
-            it overflows there.
-        non_finite: measured values that are NaN or infinite where the reference is finite.
-        reference_non_finite: values of the reference that are NaN or infinite.
-        quantised_range: smallest and largest number that the integers of the measured side can stand for, or None where
-            no operator takes the tensor in integers.
-        outside: share of the measured values that are cut off at that range, 0..1, or None.
-        diverges: whether values are not finite and should be, or the cosine is below the threshold.
+        reference_maximum: largest finite value of the reference.
+        float16_share: largest magnitude of both sides, as a share of binary16's largest number, 65504; binary16
+            overflows above 1.
+        non_finite: number of measured values that are NaN or infinite although the reference is finite.
+        reference_non_finite: number of values of the reference that are NaN or infinite.
+        quantised_range: smallest and largest number that the integers of the measured side represent, or None if no
+            operator takes the tensor in integers.
+        outside: share of the measured values that are clipped at that range, 0..1, or None.
+        diverges: True if values are not finite but should be, or the cosine is below the threshold.
     """
 
     tensor: str
@@ -78,7 +78,7 @@ class NodeComparison(Spec, frozen=True, kw_only=True):
 
     @property
     def place(self) -> str:
-        """Where it is, for people: block and role."""
+        """Block and role as text."""
         block = "" if self.block is None else f"block {self.block} "
         if self.kind == "operator":
             return f"{block}{self.role}"
@@ -88,7 +88,7 @@ class NodeComparison(Spec, frozen=True, kw_only=True):
 
     @property
     def is_exact(self) -> bool:
-        """Whether both sides hold the same numbers."""
+        """Whether both sides have the same numbers."""
         return self.max_abs_diff == 0 and not self.non_finite
 
 
@@ -96,11 +96,11 @@ class TowerComparison(Spec, frozen=True, kw_only=True):
     """The nodes of one tower.
 
     Attributes:
-        rows: images or prompts that were run; where batches have a fixed size, some of the first ones twice.
-        nodes: one entry for each tensor, in the order of the graph; empty where ``hidden`` says why.
-        first_divergence: the first of them that diverges, or None.
-        smoothed_apart: tensors that were left out, because the sides smoothed them differently and they rightly differ.
-        absent: tensors that were left out, because one side does not have them.
+        rows: number of images or prompts; with a fixed batch size some of the first ones count twice.
+        nodes: one entry for each tensor, in the order of the graph; empty if ``hidden`` has a reason.
+        first_divergence: the first node that diverges, or None.
+        smoothed_apart: number of skipped tensors that the sides smoothed differently.
+        absent: number of skipped tensors that one side does not have.
         hidden: why there are no nodes, or None.
     """
 
@@ -123,23 +123,23 @@ def compare_tower(
     fixed: bool = False,
     threads: int = 0,
 ) -> TowerComparison:
-    """Run both sides on the same batches and compare the tensors that both have.
+    """Run both sides on the same batches and compare their common tensors.
 
-    However many batches there are, only the watched values of one are held: of large models fewer rows at once, and the
-    tensors in groups, each with a run of its own.
+    Only the selected values of one batch are in memory: large models run fewer rows at once, and the tensors in groups
+    with separate runs.
 
     Args:
-        measured: the side that is measured.
-        reference: what it is measured against.
-        structure: the lowered graph, which says what the tensors are.
+        measured: the measured side.
+        reference: the reference.
+        structure: the lowered graph, which determines the roles of tensors.
         batches: the data.
-        batch_size: rows of a batch, at most.
-        threshold: the smallest cosine that does not diverge.
-        fixed: both sides take batches of exactly that size.
-        threads: CPU threads; 0 leaves it to the runtime.
+        batch_size: largest number of rows of a batch.
+        threshold: smallest cosine of a node that does not diverge.
+        fixed: True if both sides need batches of exactly that size.
+        threads: CPU threads; 0 for the runtime's default.
 
     Raises:
-        SessionError: a graph fails.
+        SessionError: running a graph fails.
     """
     operators = find_operators(structure)
     wanted = choose_watched(structure, operators)
@@ -171,7 +171,7 @@ def compare_tower(
 
 
 def hidden_tower(reason: str) -> TowerComparison:
-    """A tower whose nodes cannot be compared."""
+    """Return a tower whose nodes cannot be compared."""
     return TowerComparison(rows=0, nodes=(), first_divergence=None, smoothed_apart=0, absent=0, hidden=reason)
 
 
@@ -190,7 +190,7 @@ def _groups(watched: Sequence[Watched], rows: int) -> Iterator[list[Watched]]:
 
 @dataclasses.dataclass
 class _Range:
-    """The finite values of one side."""
+    """The range of one side's finite values."""
 
     low: float = math.inf
     high: float = -math.inf
@@ -206,7 +206,7 @@ class _Range:
 
 
 class _Sums:
-    """What is added up over the batches of one tensor, in float64."""
+    """Sums over the batches of one tensor, in float64."""
 
     def __init__(self, quantisation: TensorQuantisation | None) -> None:
         self._bounds = None if quantisation is None else _representable(quantisation)
@@ -231,7 +231,7 @@ class _Sums:
             found, expected = self._without_bad(found, expected)
         wide, wide_expected = found.astype(np.float64), expected.astype(np.float64)
         difference = wide - wide_expected
-        # Not as dot products: BLAS would spread each of these small ones over threads that wait for the graphs' own.
+        # Not as dot products, which BLAS would spread over threads that compete with those of the graphs.
         self._product += float((wide * wide_expected).sum())
         self._measured += float((wide * wide).sum())
         self._reference += float((wide_expected * wide_expected).sum())
@@ -243,7 +243,7 @@ class _Sums:
         self._outside += self._count_outside(wide)
 
     def _without_bad(self, found: Values, expected: Values) -> tuple[Values, Values]:
-        """Count what is not finite, and leave it out of what is added up; it counts as cut off, too."""
+        """Count values that are not finite, and exclude them from the sums; they also count as clipped."""
         finite, expected_finite = np.isfinite(found), np.isfinite(expected)
         self._reference_bad += int(np.count_nonzero(~expected_finite))
         self._bad += int(np.count_nonzero(expected_finite & ~finite))
@@ -254,7 +254,7 @@ class _Sums:
         return found[both], expected[both]
 
     def _count_outside(self, values: Values) -> int:
-        """Values that are cut off by more than the rounding of a step."""
+        """Return the number of values that are clipped by more than half a step."""
         if self._bounds is None or not values.size:
             return 0
         low, high = self._bounds[0] - self._step / 2, self._bounds[1] + self._step / 2
@@ -289,7 +289,7 @@ class _Sums:
         )
 
     def _cosine(self) -> float:
-        """As ``parity.measure_difference`` has it: two tensors of zeros are alike, one of zeros is like no other."""
+        """Return the cosine as in ``parity.measure_difference``: 1 for two tensors of zeros, 0 for one of zeros."""
         if self._error == 0:
             return 1.0
         norms = math.sqrt(self._measured) * math.sqrt(self._reference)
@@ -302,13 +302,13 @@ class _Sums:
 
 
 def _is_finite(values: Values) -> bool:
-    """Whether all are: a sum that is finite has finite terms; one that is not may only be large."""
+    """Return whether all values are finite; a finite sum proves it, an infinite one does not disprove it."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
 
 
 def _representable(quantisation: TensorQuantisation) -> tuple[float, float]:
-    """The smallest and the largest number that the integers stand for."""
+    """Return the smallest and the largest number that the integers represent."""
     most = 2 ** (quantisation.bits - 1) - 1
     scale = quantisation.scale[0]
     return (-most - 1 - quantisation.zero_point) * scale, (most - quantisation.zero_point) * scale

@@ -1,4 +1,4 @@
-"""What two bundles make of the same images: embeddings, best classes, and which of them changed."""
+"""Comparison of two bundles' results for the same images: embeddings, best classes, and changed classes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from clipmlu.measure.statistics import count_changes, mcnemar_p_value
 from clipmlu.specs import Spec
 
 FLIPS_SHOWN = 20
-_NO_CLASS = -1  # of an image whose embedding is not finite
+_NO_CLASS = -1  # for an image whose embedding is not finite
 
 
 class EmbeddingComparison(Spec, frozen=True, kw_only=True):
-    """How the embeddings of two sides differ, as their own runtimes compute them.
+    """The difference of two sides' embeddings, from their own runtimes.
 
     Attributes:
-        rows: embeddings compared: of images, or of classes; or the logits of so many images.
-        mean_cosine: mean cosine similarity of two embeddings of the same; None where one is not finite.
+        rows: number of compared embeddings of images or classes, or of images with logits.
+        mean_cosine: mean cosine similarity of two embeddings of the same input; None if one is not finite.
         min_cosine: the smallest one, or None.
-        snr_db: energy of the reference over energy of the difference in dB; None where there is no difference, or one
+        snr_db: energy of the reference over energy of the difference in dB; None without a difference, or if an
             embedding is not finite.
-        max_abs_diff: the largest difference of an element, of unit-norm embeddings or of logits; None where one is not finite.
-        non_finite: measured embeddings with NaN or infinity in them.
+        max_abs_diff: largest difference of an element, of unit-norm embeddings or of logits; None if one is not finite.
+        non_finite: number of measured embeddings with NaN or infinity.
     """
 
     rows: int
@@ -41,7 +41,7 @@ class EmbeddingComparison(Spec, frozen=True, kw_only=True):
 
 
 class FlippedImage(Spec, frozen=True, kw_only=True):
-    """An image that the two sides take for different classes; a class is None where the embedding is not finite."""
+    """An image that the two sides classify differently; a class is None if the embedding is not finite."""
 
     id: str
     class_name: str
@@ -50,19 +50,19 @@ class FlippedImage(Spec, frozen=True, kw_only=True):
 
 
 class PredictionComparison(Spec, frozen=True, kw_only=True):
-    """What two sides take the images for.
+    """The comparison of two sides' predictions.
 
     Attributes:
-        images: images that both classified.
-        classes: classes to choose from.
-        agreement: share of images of the same best class, 0..1.
-        top1: share of images that the measured side classifies rightly.
-        reference_top1: the same of the reference.
-        right_to_wrong: images that only the reference classifies rightly.
-        wrong_to_right: images that only the measured side classifies rightly.
-        wrong_to_wrong: images that both classify wrongly, and differently.
+        images: number of images that both classified.
+        classes: number of classes.
+        agreement: share of images with the same best class, 0..1.
+        top1: share of images that the measured side classifies correctly.
+        reference_top1: share of images that the reference classifies correctly.
+        right_to_wrong: number of images that only the reference classifies correctly.
+        wrong_to_right: number of images that only the measured side classifies correctly.
+        wrong_to_wrong: number of images that both classify wrongly, as different classes.
         mcnemar_p: exact two-sided p-value of McNemar's test that both are equally good.
-        flips: the first images that they take for different classes.
+        flips: the first images that they classify differently.
     """
 
     images: int
@@ -78,14 +78,14 @@ class PredictionComparison(Spec, frozen=True, kw_only=True):
 
 
 def predict_classes(embeddings: FloatArray, class_embeddings: FloatArray) -> IntArray:
-    """The best class of each image, int64, shape (N,); -1 where no class can be told, for want of finite numbers."""
+    """Return the best class of each image, int64, shape (N,); -1 if its similarities are not finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         similarities = embeddings @ class_embeddings.T
     return best_classes(similarities)
 
 
 def best_classes(similarities: FloatArray) -> IntArray:
-    """As ``predict_classes``, for similarities or logits, shape (N, C)."""
+    """Return the best classes like ``predict_classes``, for similarities or logits, shape (N, C)."""
     best = rank_classes(similarities, 1)[:, 0].astype(np.int64)
     return np.where(np.isfinite(similarities).all(axis=1), best, _NO_CLASS)
 
@@ -116,7 +116,7 @@ def compare_embeddings(measured: FloatArray, reference: FloatArray) -> Embedding
 
 
 def row_cosines(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Cosine similarity of each row with the same row of the other, at most 1; 0 for a row of zeros."""
+    """Return the cosine similarity of equal rows, at most 1; 0 for a row of zeros."""
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products = (first * second).sum(axis=1)
     cosines: npt.NDArray[np.float64] = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
@@ -129,10 +129,10 @@ def compare_predictions(
     """Compare the best classes of the same images.
 
     Args:
-        dataset: where the images are from.
-        images: which of them.
-        predicted: what the measured side takes them for, shape (N,), of ``predict_classes``.
-        reference: what the reference takes them for.
+        dataset: dataset of the images.
+        images: the images.
+        predicted: classes of the measured side, shape (N,), from ``predict_classes``.
+        reference: classes of the reference.
     """
     labels = images.labels
     right, reference_right = predicted == labels, reference == labels

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: bundles of the same model, each with something that runs it."""
+"""The two sides of a comparison: bundles of the same model, each with its runnable graphs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from clipmlu.errors import BundleError
 from clipmlu.file_names import name_from_path
 from clipmlu.specs import Precision, QuantisationOptions, Spec, TowerName
 
-_ANY_BATCH = 1 << 16  # canonical graphs take batches of any size
+_ANY_BATCH = 1 << 16  # canonical graphs support any batch size
 
 
 class SideFacts(Spec, frozen=True, kw_only=True):
-    """What is compared.
+    """Facts of one side.
 
     Attributes:
         path: the bundle's directory.
         kind: ``exported`` for a float source, ``compiled`` for a bundle of a target.
-        provenance: its digest, and what ran it; a float source runs in float32 on the CPU.
-        quantisation: how it was quantised, or None.
+        provenance: its digest, target and versions; a float source runs in float32 on the CPU.
+        quantisation: options of its quantisation, or None.
     """
 
     path: str
@@ -41,14 +41,14 @@ class Side:
 
     Attributes:
         given: the bundle.
-        runs: its graphs as they are run: the canonical graphs of an exported bundle on the CPU, unchanged.
+        runs: its runnable graphs; for an exported bundle the canonical graphs on the CPU, unchanged.
     """
 
     given: ExportedBundle | CompiledBundle
     runs: RunnableModel
 
     def describe(self, device: int) -> SideFacts:
-        """Its description for a report, where it ran on a card of that index."""
+        """Return its facts for a report, for a run on the card with this index."""
         facts = self.runs.compilation
         return SideFacts(
             path=name_from_path(self.given.path),
@@ -66,18 +66,18 @@ class Side:
 
     @property
     def seen(self) -> SeenData:
-        """The images and prompts that it was calibrated with, or chosen by."""
+        """The images and prompts of its calibration and search."""
         return (
             self.given.calibration_data() if isinstance(self.given, CompiledBundle) else SeenData(images=(), prompts=())
         )
 
     def fixed_rows(self, tower: TowerName) -> int | None:
-        """Rows of every batch of a tower, or None where any number is taken."""
+        """Return the fixed number of rows of a tower's batches, or None if it is dynamic."""
         size = self.given.tower(tower).inputs[0].shape[0]
         return size if isinstance(size, int) else None
 
     def encoder(self, threads: int = 0, device: int = 0) -> Encoder:
-        """Open it for use; a device means something for cards only."""
+        """Open an encoder; the device is used for cards only."""
         has_cards = get_backend(self.runs.compilation.backend).has_cards
         options = SessionOptions(threads=threads, device=device if has_cards else 0, busy_wait=False)
         return Encoder(self.runs, options, check_results=False)
@@ -87,7 +87,7 @@ def open_side(bundle: str | os.PathLike[str] | Bundle) -> Side:
     """Open a bundle of either kind.
 
     Raises:
-        BundleError: there is no such bundle, or it is not what its manifest says.
+        BundleError: there is no bundle, or its files differ from the manifest.
     """
     given = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     assert isinstance(given, (ExportedBundle, CompiledBundle)), "there are no others"
@@ -95,7 +95,7 @@ def open_side(bundle: str | os.PathLike[str] | Bundle) -> Side:
 
 
 def float_model(exported: ExportedBundle) -> RunnableModel:
-    """An exported bundle's own graphs, run in float32 on the CPU; nothing is copied."""
+    """Return an exported bundle's own graphs, to run in float32 on the CPU; nothing is copied."""
     facts = Compilation(
         target="cpu",
         backend="onnxruntime",
@@ -118,10 +118,10 @@ def float_model(exported: ExportedBundle) -> RunnableModel:
 
 
 def check_same_model(measured: Side, reference: Side) -> None:
-    """Refuse to compare different models.
+    """Check that both sides are of the same model.
 
     Raises:
-        BundleError: says what differs.
+        BundleError: they are not; the message gives the difference.
     """
     sides = (measured, reference)
     if measured.source_digest == reference.source_digest:
@@ -149,6 +149,6 @@ def check_same_model(measured: Side, reference: Side) -> None:
 
 
 def _weights(manifest: Manifest, *, same_graphs: bool) -> tuple[object, ...]:
-    """What two bundles of one model have in common; their texts' graph too, unless their layouts differ."""
+    """Return the values that two bundles of one model share; without the text graph if their layouts differ."""
     texts = (manifest.text_id,) if same_graphs else (manifest.tokenizer, manifest.files[TOKENIZER_NAME].sha256)
     return (manifest.export.weights_digest, manifest.logit_scale, manifest.logit_bias, *texts)

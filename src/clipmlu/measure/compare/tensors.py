@@ -1,8 +1,8 @@
-"""Graphs whose inner tensors can be looked at, and which of them are worth it.
+"""Graphs with readable inner tensors, and the selection of tensors to compare.
 
-Tensors keep the names of the lowered graph in every mode, so two graphs of one model are compared name by name. They run on
-the CPU with all fusing switched off, in float32 kernels: where a mode quantises, the values are those of the integers, but
-what a kernel adds up in integers is added up in float32 here, and may differ in the last digits.
+Tensors keep the names of the lowered graph in every mode, so two graphs of one model are compared name by name. They
+run on the CPU without any fusing, in float32 kernels: in a mode that quantises the values are those of the integers,
+but sums that a kernel computes in integers are computed in float32 here, and may differ in the last digits.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from clipmlu.magicmind.emulator.status import StatusError
 from clipmlu.specs import GraphQuantisation, Precision, PreprocessSpec, TensorQuantisation, TowerName
 
 Kind = Literal["operator", "input", "sum", "output"]
-"""
+"""Kinds of tensors:
+
     operator    the result of a convolution or a matrix product
-    input       what enters one: the result of a LayerNorm, an activation, a softmax
+    input       an input of one: the result of a LayerNorm, an activation, a softmax
     sum         the result of a residual addition
     output      an output of the graph
 """
@@ -52,15 +53,15 @@ _CPU, _EMULATED = ("onnxruntime", "openvino"), "magicmind-emulated"  # both CPU 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Watched:
-    """One tensor to look at.
+    """One tensor to read.
 
     Attributes:
         tensor: its name.
-        node: the node that it is about: the operator that makes or takes it, else the node that makes it.
-        kind: what it is.
-        role: of the operator, or None.
-        block: of the operator; of a residual addition, the block that it ends.
-        bytes: of one row, about; of the whole batch where its size is fixed.
+        node: the operator that produces or uses it, else the node that produces it.
+        kind: kind of the tensor.
+        role: role of the operator, or None.
+        block: block of the operator; of a residual addition, the block before it.
+        bytes: approximate size of one row; of the whole batch if its size is fixed.
     """
 
     tensor: str
@@ -72,13 +73,13 @@ class Watched:
 
 
 class TensorGraph:
-    """One tower of a bundle, as a graph that can be watched.
+    """One tower of a bundle, as a graph with readable tensors.
 
     Attributes:
-        model: what runs.
-        lowered: the float graph that ``model`` is; None where it was rewritten for a mode.
-        record: how it was quantised.
-        pixels: how uint8 pixels are normalised before they go into a graph that takes floats; None for token ids.
+        model: the graph that runs.
+        lowered: the float graph if it is ``model``; None if that was rewritten for a mode.
+        record: the quantisation.
+        pixels: normalisation of uint8 pixels for a graph that takes floats; None for token ids.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class TensorGraph:
 
     @functools.cached_property
     def structure(self) -> onnx.ModelProto:
-        """The lowered graph, for its nodes and names; weights may be missing."""
+        """The lowered graph's nodes and names; weights may be missing."""
         return self.lowered if self.lowered is not None else restore_structure(self.model, self._tower)
 
     @functools.cached_property
@@ -107,11 +108,11 @@ class TensorGraph:
         return quantised_values(self.model)
 
     def quantisation(self, tensor: str) -> TensorQuantisation | None:
-        """How an operator sees a tensor, with a clipping in between or without; None where it is not quantised."""
+        """Return the quantisation of a tensor as an operator's input, with or without a Clip, or None."""
         return self.record.tensors.get(tensor) or self.record.tensors.get(clipped(tensor))
 
     def smoothed_like(self, other: TensorGraph) -> TensorGraph:
-        """The same float graph, smoothed as another one was, so that all tensors correspond; itself where it cannot be."""
+        """Return the float graph smoothed like another one, so that all tensors correspond; itself if it is rewritten."""
         factors = other.record.smoothing
         if self.lowered is None or not factors:
             return self
@@ -121,7 +122,7 @@ class TensorGraph:
         return TensorGraph(model, lowered=model, tower=self._tower, record=record, pixels=self.pixels)
 
     def watch(self, names: Sequence[str], threads: int = 0) -> TensorWatcher:
-        """Open the graph with the named tensors as its results.
+        """Open the graph with the named tensors as its outputs.
 
         Raises:
             SessionError: the runtime cannot load it.
@@ -130,7 +131,7 @@ class TensorGraph:
 
 
 class TensorWatcher:
-    """Runs a graph and gives the values of some of its tensors."""
+    """Runs a graph and returns the values of some of its tensors."""
 
     def __init__(self, graph: TensorGraph, names: Sequence[str], threads: int) -> None:
         kinds = [value.type.tensor_type.elem_type for value in graph.model.graph.input]
@@ -146,13 +147,13 @@ class TensorWatcher:
             raise SessionError(f"The inner tensors cannot be looked at: {error}") from error
 
     def run(self, rows: Array) -> list[Array]:
-        """Values of the tensors for one batch.
+        """Return the values of the tensors for one batch.
 
         Args:
-            rows: token ids, or pixels: uint8, shape (N, 3, H, W), which are normalised here for a graph that takes floats.
+            rows: token ids, or pixels: uint8, shape (N, 3, H, W), which are normalised for a graph that takes floats.
 
         Raises:
-            SessionError: the runtime fails.
+            SessionError: running the graph fails.
         """
         (dtype,) = self._dtypes
         if self._preprocess is not None and rows.dtype == np.uint8 and dtype != np.uint8:
@@ -164,7 +165,7 @@ class TensorWatcher:
 
 
 def hidden_reason(bundle: ExportedBundle | CompiledBundle, tower: TowerName) -> str | None:
-    """Why the inner tensors of a tower cannot be seen, as a sentence; None when they can."""
+    """Return a sentence why the inner tensors of a tower cannot be read, or None if they can."""
     if isinstance(bundle, CompiledBundle):
         placement = bundle.compilation.placement(tower)
         backend = placement.backend
@@ -189,12 +190,12 @@ def hidden_reason(bundle: ExportedBundle | CompiledBundle, tower: TowerName) -> 
 
 
 def tensor_graph(bundle: ExportedBundle | CompiledBundle, tower: TowerName, rows: int | None = None) -> TensorGraph:
-    """A tower whose inner tensors can be seen; see ``hidden_reason``.
+    """Return a tower with readable inner tensors; see ``hidden_reason``.
 
     Args:
         bundle: the bundle.
-        tower: which tower of it.
-        rows: the batch that a dynamic float graph is fixed to, as its other side was; None leaves it dynamic.
+        tower: name of the tower.
+        rows: fixed batch size for a dynamic float graph, equal to that of the other side; None leaves it dynamic.
 
     Raises:
         BundleCorruptError: its file cannot be read.
@@ -220,12 +221,12 @@ def tensor_graph(bundle: ExportedBundle | CompiledBundle, tower: TowerName, rows
 
 
 def lowered_model(path: Path, tower: Tower, rows: int | None = None) -> onnx.ModelProto:
-    """A canonical graph, lowered as compiling lowers it; without what normalises uint8 pixels in front of it.
+    """Lower a canonical graph as in a compilation, without the nodes that normalise uint8 pixels.
 
     Args:
         path: its file.
         tower: its inputs and outputs.
-        rows: the size of its dynamic axes; None leaves them dynamic.
+        rows: size of its dynamic axes; None leaves them dynamic.
 
     Raises:
         CompileError: it cannot be lowered.
@@ -243,11 +244,11 @@ def lowered_model(path: Path, tower: Tower, rows: int | None = None) -> onnx.Mod
 
 
 def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) -> list[Watched]:
-    """The tensors that matter, in the order of the graph: around every operator, after residual additions, and at the end.
+    """Return the tensors to compare: around every operator, after residual additions, and the outputs, in graph order.
 
     Args:
         structure: a lowered graph.
-        operators: its operators, of ``find_operators``.
+        operators: its operators, from ``find_operators``.
     """
     index = GraphIndex(structure)
     shapes = infer_shapes(structure)
@@ -257,7 +258,7 @@ def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) ->
         for name in operator.inputs:
             takers.setdefault(unclipped(name), operator)
     found: list[Watched] = []
-    last: Operator | None = None  # the operator that was passed last
+    last: Operator | None = None  # the previous operator
     given = [value.name for value in structure.graph.input]
     for name in [*given, *(name for node in structure.graph.node for name in node.output)]:
         kind: Kind | None = None
@@ -290,10 +291,10 @@ def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) ->
 def smoothed_tensors(
     structure: onnx.ModelProto, operators: Sequence[Operator], first: TensorGraph, second: TensorGraph
 ) -> frozenset[str]:
-    """Tensors that rightly differ, because smoothing divided their channels by other factors, or on one side only.
+    """Return the tensors that differ by design, because smoothing divided their channels by other factors.
 
-    They lie between the weights that are divided, the gain of a LayerNorm or the projection that makes the values of
-    attention, and the operators whose weights are multiplied.
+    They are between the divided weights (the gain of a LayerNorm, or an attention's value projection) and the operators
+    with multiplied weights.
     """
     ours, theirs = first.record.smoothing, second.record.smoothing
     index = GraphIndex(structure)
@@ -306,7 +307,7 @@ def smoothed_tensors(
 
 
 def _tensors_before(index: GraphIndex, products: set[str], tensor: str) -> set[str]:
-    """Back to the node whose weights are divided."""
+    """Return the tensors back to the node whose weights are divided."""
     found = {tensor}
     while (node := index.producers.get(tensor)) is not None:
         data = [name for name in node.input if name and name not in index.weights]
@@ -321,7 +322,7 @@ def _tensors_before(index: GraphIndex, products: set[str], tensor: str) -> set[s
 
 
 def _tensors_behind(index: GraphIndex, tensor: str) -> set[str]:
-    """On to the operators, through what only moves channels."""
+    """Return the tensors up to the operators, through nodes that only move channels."""
     found, waiting = {tensor}, [tensor]
     while waiting:
         for node, _position in index.consumers[waiting.pop()]:
@@ -332,7 +333,7 @@ def _tensors_behind(index: GraphIndex, tensor: str) -> set[str]:
 
 
 def _is_residual_sum(index: GraphIndex, name: str) -> bool:
-    """Whether it is the sum of two activations that goes on along two ways: to the next layer, and past it."""
+    """Return whether it is a sum of two activations with two users: the next layer, and the next addition."""
     node = index.producers.get(name)
     if node is None or node.op_type != "Add" or any(each in index.weights for each in node.input):
         return False

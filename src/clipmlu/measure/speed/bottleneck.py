@@ -1,4 +1,4 @@
-"""Which stage limits the pipeline from image files to embeddings: each measured on its own, then all of them together."""
+"""The stage that limits the pipeline from image files to embeddings: each stage alone, then all of them together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Bound = Literal["host", "device", "post_process", "cores"]
 DRAWN_PHOTOS = 64
 _SHORTEST, _LONGEST = 320, 1200
 _NOISE = 6
-_CLASSES = 100  # that images are ranked among
+_CLASSES = 100  # number of classes to rank
 _ALONE_BATCHES, _WARMING_FILES = 3, 8
 
 _PARTS: dict[Bound, tuple[Stage, ...]] = {
@@ -45,13 +45,13 @@ _NAMES: dict[Bound, str] = {
 
 
 class StageCost(Spec, frozen=True, kw_only=True):
-    """What one stage costs.
+    """The cost of one stage.
 
     Attributes:
-        seconds_per_image: with nothing else running.
-        share: of the sum over all stages, 0..1.
-        images_per_second: what this stage alone would allow, with all workers or cards at it.
-        together_seconds_per_image: while the whole pipeline ran, waiting for a core included; None if not counted there.
+        seconds_per_image: alone, without other load.
+        share: share of the sum over all stages, 0..1.
+        images_per_second: limit of this stage with all its workers or cards.
+        together_seconds_per_image: in the running pipeline, including waits for a core; None if not measured.
     """
 
     seconds_per_image: float
@@ -61,15 +61,15 @@ class StageCost(Spec, frozen=True, kw_only=True):
 
 
 class Verdict(Spec, frozen=True, kw_only=True):
-    """What the pipeline is bound by.
+    """The limit of the pipeline.
 
     Attributes:
         bound_by: the part with the lowest rate.
-        slowest_stage: the stage that costs most in it.
-        limits: part -> images a second that it alone would allow; ``cores`` where decoding and computing share the CPU.
-        images_per_second: the lowest of them.
-        measured_images_per_second: what the whole pipeline did.
-        fraction: the measured rate divided by the bound.
+        slowest_stage: the most expensive stage of that part.
+        limits: maps a part to its limit in images per second; ``cores`` if decoding and computing share the CPU.
+        images_per_second: the lowest limit.
+        measured_images_per_second: rate of the whole pipeline.
+        fraction: the measured rate divided by the limit.
         text: the same in a sentence.
     """
 
@@ -83,19 +83,19 @@ class Verdict(Spec, frozen=True, kw_only=True):
 
 
 class PipelineReport(Spec, frozen=True, kw_only=True):
-    """The pipeline from image files to embeddings.
+    """The measurement of the pipeline from image files to embeddings.
 
     Attributes:
-        images: images embedded while the clock ran.
-        skipped: images that could not be read, each as often as it was tried.
-        files: number of different files, which are read again and again, and so come from the system's cache.
-        drawn: they were made for this measurement.
+        images: number of images embedded in the measured time.
+        skipped: number of attempts on images that cannot be read.
+        files: number of different files, which are read repeatedly and so come from the system's cache.
+        drawn: True if the files were created for this measurement.
         workers: threads that decode.
         elapsed_s: seconds.
         images_per_second: ``images / elapsed_s``.
-        stages: what each stage costs.
-        verdict: what limits it all.
-        unreadable: which files could not be read, and why.
+        stages: the cost of each stage.
+        verdict: the limit of the pipeline.
+        unreadable: errors of files that could not be read.
     """
 
     images: int
@@ -120,20 +120,20 @@ def judge(
     threads: int,
     shares_cores: bool,
 ) -> Verdict:
-    """Find what limits the pipeline.
+    """Determine the limit of the pipeline.
 
-    The host's stages run ``workers`` at a time, if there are so many cores; the stages of one card follow one another;
-    post-processing is one thread. Where the graph runs on the same cores, all stages together cannot use more than
-    those: computing counts ``threads`` times there.
+    The host's stages run ``workers`` at a time, but at most one per core; the stages of a card run one after the other;
+    post-processing is one thread. If the graph runs on the same cores, all stages together are limited by them;
+    computing then counts ``threads`` times.
 
     Args:
-        costs: stage -> seconds for one image, measured on its own.
-        measured: images a second of the whole pipeline.
+        costs: maps a stage to the seconds for one image, measured alone.
+        measured: images per second of the whole pipeline.
         workers: threads that decode.
-        devices: cards.
+        devices: number of cards.
         cores: CPUs that this process may use.
         threads: CPU threads of one batch.
-        shares_cores: the graph runs on these CPUs.
+        shares_cores: True if the graph runs on these CPUs.
     """
     at_once: dict[Bound, int] = {"host": min(workers, cores), "device": devices, "post_process": 1}
     limits: dict[Bound, float] = {}
@@ -176,21 +176,21 @@ def measure_pipeline(
     drawn: bool,
     timer: Timer | None = None,
 ) -> PipelineReport:
-    """Measure every stage on its own, then the pipeline as it runs.
+    """Measure every stage alone, then the whole pipeline.
 
     Args:
         encoder: the model, on one card.
-        files: images, at least one.
+        files: at least one image.
         batch_size: images of a batch.
-        limits: how many images, and how long.
-        cores: CPUs that this process may use; so many threads decode.
+        limits: number of images and time.
+        cores: CPUs that this process may use; as many threads decode.
         threads: CPU threads of one batch.
-        shares_cores: the graph runs on these CPUs.
-        drawn: the files were made for this.
+        shares_cores: True if the graph runs on these CPUs.
+        drawn: True if the files were created for this measurement.
         timer: the clock.
 
     Raises:
-        InputError: not one of the files could be read.
+        InputError: no file can be read.
     """
     timer = timer or Timer()
     classifier = _stand_in_classifier(encoder)
@@ -229,14 +229,14 @@ def measure_pipeline(
 
 
 def draw_photos(folder: Path, count: int = DRAWN_PHOTOS, seed: int = 0) -> list[Path]:
-    """Write JPEG files of the sizes that photos on the web have: pictures of the demo dataset, enlarged, with noise.
+    """Write JPEG files with typical sizes of web photos: images of the demo dataset, enlarged, with noise.
 
-    The noise is there so that they compress, and decode, somewhat like photos.
+    The noise makes their compression and decoding similar to those of photos.
 
     Args:
-        folder: where to; it exists.
-        count: how many.
-        seed: of sizes and noise.
+        folder: existing output folder.
+        count: number of files.
+        seed: random seed of sizes and noise.
     """
     from clipmlu.data.datasets import open_dataset
 
@@ -254,7 +254,7 @@ def draw_photos(folder: Path, count: int = DRAWN_PHOTOS, seed: int = 0) -> list[
 
 
 class _IdleDevice:
-    """An encoder whose image tower takes no time, so that the host's stages have the machine for themselves."""
+    """An encoder whose image tower takes no time, so that the host's stages are measured alone."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -275,14 +275,14 @@ class _Done:
 
 
 def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> tuple[dict[Stage, float], tuple[str, ...]]:
-    """Every file once, by one worker, without a graph; and why some could not be read."""
+    """Measure every file once, with one worker and without a graph; also return the errors."""
     idle = cast("Encoder", _IdleDevice(encoder))
 
     def run(some: Sequence[Path], clock: StageClock) -> list[RowBatch]:
         items = (item_from_source(path) for path in some)
         return list(embed_batches(idle, items, batch_size=batch_size, workers=1, clock=clock))
 
-    run(files[:_WARMING_FILES], StageClock())  # the first images also load the decoders
+    run(files[:_WARMING_FILES], StageClock())  # the first images load the decoders
     clock = StageClock()
     batches = run(files, clock)
     if not any(len(batch.rows) for batch in batches):
@@ -291,7 +291,7 @@ def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> tup
 
 
 def _device_costs(encoder: Encoder, batch_size: int) -> dict[Stage, float]:
-    """A few full batches, one after the other, without decoding."""
+    """Measure a few full batches, one after the other, without decoding."""
     samples = cast("FloatArray", make_samples(encoder, "image", batch_size))
     encoder.submit_images(samples).result()
     clock = encoder.device_clock("image")
@@ -313,14 +313,14 @@ def _post_process_costs(
 
 
 def _rank(classifier: ZeroShotClassifier, embeddings: FloatArray, clock: StageClock, timer: Timer) -> None:
-    """What ``classify`` does with a batch when it comes back."""
+    """Do the same with a batch of results as ``classify``."""
     start = timer.now()
     classifier.predictions_from_rows(embeddings, [""] * len(embeddings))
     clock.add({"post_process": timer.now() - start}, len(embeddings))
 
 
 def _stand_in_classifier(encoder: Encoder) -> ZeroShotClassifier:
-    """A classifier that needs no text tower: ranking costs the same whatever the classes are."""
+    """Return a classifier that needs no text tower; the time of ranking does not depend on the classes."""
     manifest = encoder.bundle.manifest
     embeddings = _unit_rows(_CLASSES, encoder.embedding_dim)
     header = ClassifierHeader(
@@ -344,7 +344,7 @@ def _unit_rows(rows: int, embedding_dim: int) -> FloatArray:
 
 
 def _items_until(files: Iterable[Path], limits: Limits, timer: Timer) -> Iterator[ImageItem]:
-    """The files again and again, until both limits are reached."""
+    """Yield the files repeatedly, until both limits are reached."""
     start = timer.now()
     for number, path in enumerate(itertools.cycle(files)):
         if limits.reached(number, timer.now() - start):

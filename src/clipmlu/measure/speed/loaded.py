@@ -1,4 +1,4 @@
-"""The graphs of a bundle as the scenarios take them: opened on one card each, with samples to run."""
+"""Opened graphs of a bundle with samples, for the scenarios."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _TEXTS = ("a photo of a cat.", "a red circle", "a drawing of two large dogs in f
 
 
 class TowerGraph:
-    """A graph through an ``Encoder``, as every other command runs it; see ``scenarios.Graph``.
+    """A graph run by an ``Encoder``, as in all other commands; see ``scenarios.Graph``.
 
     Args:
-        encoder: of the card that is wanted.
-        tower: which graph.
+        encoder: encoder of the card.
+        tower: name of the graph.
         samples: see ``make_samples``.
-        texts: token ids, which go into the fused graph with every batch of images.
+        texts: token ids, which every batch of the fused graph uses.
     """
 
     def __init__(self, encoder: Encoder, tower: TowerName, samples: Array, texts: Array | None = None) -> None:
@@ -33,7 +33,7 @@ class TowerGraph:
         self._texts: Any = texts
 
     def submit(self, first: int, rows: int) -> PendingRows:
-        """Start one batch; a static shape is padded by the encoder."""
+        """Start one batch; the encoder pads it for a static shape."""
         batch = self._samples[_window(first, rows, len(self._samples))]
         if self._tower == "joint":
             return self._encoder.submit_pairs(batch, self._texts)
@@ -44,29 +44,29 @@ def open_graph(encoder: Encoder, tower: TowerName, samples: Array) -> TowerGraph
     """Open one graph, which stays open until the encoder is closed.
 
     Args:
-        encoder: of the card that is wanted.
-        tower: which graph.
+        encoder: encoder of the card.
+        tower: name of the graph.
         samples: see ``make_samples``.
 
     Raises:
         BundleError: the bundle has no such graph.
-        BackendUnavailableError: its runtime cannot be used here.
+        BackendUnavailableError: its runtime cannot be used on this machine.
     """
     encoder.device_clock(tower)  # opens it
     return TowerGraph(encoder, tower, samples, _tokens(encoder, text_rows(encoder)) if tower == "joint" else None)
 
 
 def make_samples(encoder: Encoder, tower: TowerName, rows: int, seed: int = 0) -> Array:
-    """Inputs to run: drawn pixels, or a few real texts again and again.
+    """Return input samples: random pixels, or a few texts repeatedly.
 
     Args:
-        encoder: of the bundle.
-        tower: which graph.
-        rows: how many.
-        seed: of the pixels.
+        encoder: encoder of the bundle.
+        tower: name of the graph.
+        rows: number of samples.
+        seed: random seed of the pixels.
 
     Returns:
-        As the graph takes them: shape (rows, 3, H, W), or (rows, context length).
+        Inputs of the graph: shape (rows, 3, H, W), or (rows, context length).
     """
     if tower == "text":
         return _tokens(encoder, rows)
@@ -89,6 +89,6 @@ def _fixed(spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _window(first: int, rows: int, available: int) -> slice:
-    """``rows`` neighbours, so that a batch is one piece of memory and not put together while the clock runs."""
+    """Return a slice of ``rows`` consecutive samples, so that a batch needs no copy in the measured time."""
     start = first % (available - rows + 1)
     return slice(start, start + rows)

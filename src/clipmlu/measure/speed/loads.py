@@ -1,4 +1,4 @@
-"""One load scenario on one graph: warm-up, the run, and the figures that come of it."""
+"""Measuring one load scenario on one graph: warm-up, run and figures."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ _METRICS: dict[ScenarioName, Metric] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
-    """What to measure, and how long; validated on construction.
+    """Options of a speed measurement; validated on construction.
 
     Attributes:
-        tower: which graph; None for the image tower, or the only graph of the joint layout.
-        scenarios: which ones, in this order.
+        tower: name of the graph; None for the image tower, or the only graph of the joint layout.
+        scenarios: scenarios in the order of measurement.
         batch_size: samples of a batch; None for the bundle's own.
         warmup_ms: milliseconds before each scenario that are not measured; at least one query runs.
-        duration_ms: the shortest time to measure in each scenario, and at each rate of the server scenario, where 20
-            times the latency bound is the least.
-        iterations: the fewest queries (offline: batches) to measure.
-        threads: CPU threads for one batch; 0 leaves it to the runtime.
-        devices: indices of the cards; batches are spread over them.
+        duration_ms: shortest measuring time of each scenario in milliseconds, and of each rate of the server scenario,
+            there at least 20 times the latency bound.
+        iterations: smallest number of measured queries (offline: batches).
+        threads: CPU threads for one batch; 0 for the runtime's default.
+        devices: indices of the cards; batches are distributed over them.
         in_flight: batches on a card at a time.
-        latency_bound_ms: of the server scenario, which needs it.
+        latency_bound_ms: latency bound of the server scenario, which requires it.
         queries_per_stream: samples of a multi-stream query.
         stages: also measure the pipeline from image files to embeddings, on the first card.
         images: files for that; None to draw some.
-        max_pixels: largest width x height of such a file that is decoded; None for 178,956,970.
-        seed: of drawn inputs and of arrivals.
+        max_pixels: largest width x height of such a file; None for 178,956,970.
+        seed: random seed of inputs and arrivals.
     """
 
     tower: Literal["image", "text", "both", "joint"] | None = None
@@ -88,27 +88,27 @@ class SpeedOptions:
 
     @property
     def limits(self) -> Limits:
-        """How long to measure."""
+        """Number of queries and time of a measurement."""
         return Limits(self.iterations, self.duration_ms / 1e3)
 
 
 class ScenarioResult(Spec, frozen=True, kw_only=True):
-    """What one scenario measured on one graph.
+    """The measurement of one scenario on one graph.
 
     Attributes:
-        scenario: which one.
-        metric: the figure that MLPerf's rules name for it.
-        value: that figure; None when no rate held the server scenario's bound.
-        queries: queries that were answered; batches in the offline scenario.
+        scenario: name of the scenario.
+        metric: the metric of the scenario in MLPerf's rules.
+        value: that metric; None if no rate met the server scenario's bound.
+        queries: number of answered queries; batches in the offline scenario.
         samples_per_query: samples of each; of each batch in the offline scenario.
-        padding_per_query: rows that a static shape adds to each (server: at most), which are computed and thrown away.
-        elapsed_s: from the start to the last answer.
-        images_per_second: images answered a second; None for the text tower.
+        padding_per_query: rows of padding in each because of a static shape (server: at most).
+        elapsed_s: seconds from the start to the last answer.
+        images_per_second: answered images per second; None for the text tower.
         texts_per_second: the same for the text tower; None for others.
-        latency: of a query; of a batch in the offline scenario, where it includes waiting for the batch before.
-        latencies_ms: each of them, rounded to microseconds.
-        latency_bound_ms: of the server scenario.
-        probes: the rates that the server scenario tried; none when already a query alone breaks the bound.
+        latency: latency of a query; in the offline scenario of a batch, including the wait for the previous batch.
+        latencies_ms: all latencies, rounded to microseconds.
+        latency_bound_ms: latency bound of the server scenario.
+        probes: rates that the server scenario tried; empty if a single query already exceeds the bound.
     """
 
     scenario: ScenarioName
@@ -137,12 +137,12 @@ def measure_scenario(
     """Measure one scenario.
 
     Args:
-        bundle: where the graphs come from.
+        bundle: the bundle of the graphs.
         graphs: one graph, opened on each card.
-        tower: which graph that is.
-        scenario: which scenario.
-        batch_size: samples of a batch at most.
-        options: how long, and what the scenario needs to know.
+        tower: name of the graph.
+        scenario: name of the scenario.
+        batch_size: largest number of samples of a batch.
+        options: time limits and options of the scenario.
     """
     run, rate, probes = run_scenario(graphs, scenario, batch_size, options)
     samples = {"multi-stream": options.queries_per_stream, "offline": batch_size}.get(scenario, 1)
@@ -175,8 +175,8 @@ def run_scenario(
     """Warm up, then run one scenario.
 
     Returns:
-        What was measured, the rate of the server scenario, and the rates that it tried; the first two are None when no
-        rate held its bound.
+        The run, the rate of the server scenario, and the rates that it tried; the first two are None if no rate met
+        its bound.
     """
     warmup = Limits(1, options.warmup_ms / 1e3)
     if scenario == "offline":
@@ -197,6 +197,6 @@ def run_scenario(
         arrivals = poisson_arrivals(rate, server_queries(rate, options.limits, bound), options.seed + seed)
         return run_server(graphs, arrivals, batch_size, options.in_flight, bound)
 
-    # One query after the other is what a graph can do without batches; the search starts at half of that.
+    # Single queries one after the other show the rate without batches; the search starts at half of it.
     found = search_rate(run_at, bound, 0.5 * alone.samples / alone.seconds)
     return found.run, found.rate, found.probes

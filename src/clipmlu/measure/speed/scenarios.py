@@ -1,8 +1,8 @@
 """The four load scenarios of MLPerf Inference, run on one graph of a bundle.
 
-What each does and which figure it yields follows the "Scenarios" table of the MLPerf Inference rules (mlcommons,
-inference_policies, ``inference_rules.adoc``) and LoadGen (mlcommons, inference, ``loadgen``). These are the scenarios only:
-a result of this module is no MLPerf result, whose rules ask for far longer runs, other data sets and LoadGen itself.
+Loads and metrics follow the "Scenarios" table of the MLPerf Inference rules (mlcommons, inference_policies,
+``inference_rules.adoc``) and LoadGen (mlcommons, inference, ``loadgen``). Only the scenarios are the same: results of
+this module are not MLPerf results, whose rules require far longer runs, other data sets and LoadGen itself.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ class Pending(Protocol):
     """A batch in flight."""
 
     def result(self) -> Any:
-        """Wait for it."""
+        """Wait for the batch."""
 
 
 class Graph(Protocol):
-    """One graph on one card, with samples at hand."""
+    """One graph on one card, with samples."""
 
     def submit(self, first: int, rows: int) -> Pending:
-        """Start one batch: ``rows`` samples from number ``first`` on, which starts again when there are no more."""
+        """Start one batch: ``rows`` samples from number ``first`` on, cyclically."""
 
 
 class Timer:
-    """The clock of a run, in seconds; tests give one that moves only when told."""
+    """The clock of a run, in seconds; tests replace it by one that they control."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Return seconds since a fixed time."""
         return time.perf_counter()
 
     def sleep_until(self, moment: float) -> None:
-        """Return when that moment is past."""
+        """Sleep until a time."""
         if (seconds := moment - self.now()) > 0:
             time.sleep(seconds)
 
 
 class Limits(NamedTuple):
-    """How long to measure: at least so many queries, and at least so many seconds."""
+    """Smallest number of queries and smallest number of seconds of a measurement."""
 
     queries: int
     seconds: float
 
     def reached(self, queries: int, seconds: float) -> bool:
-        """Whether both are."""
+        """Return whether both limits are reached."""
         return queries >= self.queries and seconds >= self.seconds
 
 
 class Run(NamedTuple):
-    """What was measured.
+    """The result of a run.
 
     Attributes:
-        latencies: of each query in seconds, those that were answered.
-        samples: how many were answered.
-        seconds: from the start to the last answer.
+        latencies: latency of each answered query in seconds.
+        samples: number of answered samples.
+        seconds: time from the start to the last answer.
     """
 
     latencies: list[float]
@@ -86,14 +86,14 @@ class LatencyStatistics(Spec, frozen=True, kw_only=True):
 
 
 def milliseconds(seconds: float) -> float:
-    """Seconds as milliseconds, rounded to microseconds."""
+    """Convert seconds to milliseconds, rounded to microseconds."""
     return round(seconds * 1e3, 3)
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
-    """The element at position ``count * percent / 100``, counted from 0 and rounded down, without interpolation.
+    """Return the element at position ``count * percent / 100``, from 0 and rounded down, without interpolation.
 
-    This is how LoadGen picks it (``PerformanceSummary::ProcessLatencies``).
+    LoadGen uses the same rule (``PerformanceSummary::ProcessLatencies``).
 
     Args:
         ordered: at least one number, smallest first.
@@ -103,7 +103,7 @@ def percentile(ordered: Sequence[float], percent: int) -> float:
 
 
 def latency_statistics(latencies: Sequence[float]) -> LatencyStatistics:
-    """Statistics of at least one latency in seconds."""
+    """Return the statistics of at least one latency in seconds."""
     ordered = sorted(latencies)
     return LatencyStatistics(
         mean_ms=milliseconds(math.fsum(ordered) / len(ordered)),
@@ -118,13 +118,13 @@ def latency_statistics(latencies: Sequence[float]) -> LatencyStatistics:
 def run_streams(
     graphs: Sequence[Graph], samples: int, batch_size: int, limits: Limits, timer: Timer | None = None
 ) -> Run:
-    """Single-stream (one sample) and multi-stream (several): the next query starts when the last one is answered.
+    """Run single-stream (one sample) or multi-stream (several): each query starts after the previous answer.
 
     Args:
         graphs: one for each card; batches go to them in turn.
-        samples: of one query.
-        batch_size: samples of a batch at most; a larger query is cut, and its batches are in flight together.
-        limits: how long to measure.
+        samples: samples of one query.
+        batch_size: largest number of samples of a batch; the batches of a larger query are in flight together.
+        limits: number of queries and time.
         timer: the clock.
     """
     timer = timer or Timer()
@@ -149,10 +149,10 @@ def run_streams(
 def run_offline(
     graphs: Sequence[Graph], batch_size: int, in_flight: int, limits: Limits, timer: Timer | None = None
 ) -> Run:
-    """Offline: all samples are there at once, and every card has ``in_flight`` full batches at any time.
+    """Run offline: all samples are available at once, and every card has ``in_flight`` full batches at any time.
 
     Returns:
-        What was measured; the latencies are those of batches, which wait for the ones before them.
+        The run; its latencies are those of batches, including the wait for earlier batches.
     """
     timer = timer or Timer()
     lock = threading.Lock()

@@ -1,6 +1,6 @@
-"""The server scenario of MLPerf Inference: queries that come at random, and the highest rate that a bound allows.
+"""The server scenario of MLPerf Inference: random arrivals, and the highest rate within a latency bound.
 
-See ``scenarios`` for where the rules come from.
+See ``scenarios`` for the source of the rules.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 from clipmlu.measure.speed.scenarios import Graph, Limits, Run, Timer, at_every_place, milliseconds, percentile
 from clipmlu.specs import Spec
 
-_LEAST_QUERIES = 100  # below it, the 99th percentile is the slowest query of all
+_LEAST_QUERIES = 100  # with fewer, the 99th percentile is the slowest query
 _RATE_TOLERANCE = 0.05
-_MOST_DOUBLINGS, _MOST_HALVINGS = 16, 3  # so much slower, a query that waits for others is rare
+_MOST_DOUBLINGS, _MOST_HALVINGS = 16, 3  # at such low rates queries rarely wait for others
 _BOUNDS_PER_RUN = 20
 _CONFIRMATIONS = 5
 
 
 class ServerProbe(Spec, frozen=True, kw_only=True):
-    """One rate that was tried in the server scenario.
+    """One rate of the server scenario's search.
 
     Attributes:
         queries_per_second: the rate.
-        queries: how many were answered.
+        queries: number of answered queries.
         p99_ms: 99th percentile of their latencies.
-        within_bound: whether that is within the bound. A run that cannot hold it any more is ended early.
+        within_bound: True if that is within the bound. A run that can no longer meet it is ended early.
     """
 
     queries_per_second: float
@@ -40,12 +40,12 @@ class ServerProbe(Spec, frozen=True, kw_only=True):
 
 
 def poisson_arrivals(rate: float, queries: int, seed: int) -> list[float]:
-    """When queries come: a Poisson process, whose gaps follow an exponential distribution.
+    """Return arrival times of a Poisson process, with exponentially distributed gaps.
 
     Args:
-        rate: queries a second, on average.
-        queries: how many.
-        seed: of the gaps.
+        rate: mean queries per second.
+        queries: number of queries.
+        seed: random seed of the gaps.
 
     Returns:
         Seconds from the start, in order.
@@ -63,17 +63,17 @@ def run_server(
     bound: float = math.inf,
     timer: Timer | None = None,
 ) -> Run:
-    """Server: queries of one sample come when they come, and are answered in their order.
+    """Run the server scenario: queries of one sample arrive at given times and are answered in order.
 
-    Whenever a card has room for a batch, all queries that wait are taken together, up to the batch size. A latency counts
-    from the moment when its query was to come, so that waiting in line is part of it.
+    Whenever a card can take a batch, all waiting queries are combined, up to the batch size. A latency starts at the
+    arrival of its query, so that waiting is included.
 
     Args:
         graphs: one for each card.
         arrivals: see ``poisson_arrivals``.
-        batch_size: queries of a batch at most.
+        batch_size: largest number of queries of a batch.
         in_flight: batches on a card at a time.
-        bound: seconds. When so many queries took longer that the 99th percentile must lie above, no more are taken.
+        bound: seconds. The run ends early when so many queries took longer that the 99th percentile must exceed it.
         timer: the clock.
     """
     timer = timer or Timer()
@@ -95,7 +95,7 @@ def run_server(
     def serve(graph: Graph, stop: threading.Event) -> None:
         nonlocal late, last
         while not stop.is_set():
-            with line:  # whoever sleeps in here waits for the next query; the others wait for the one after it
+            with line:  # the thread inside sleeps until the next query; others wait for the lock
                 if taken == len(arrivals) or late > may_be_late:
                     return
                 first, rows = take()
@@ -112,7 +112,7 @@ def run_server(
 
 
 class RateSearch(NamedTuple):
-    """The highest rate found, its run, and every rate that was tried; the first two are None when none held the bound."""
+    """The highest rate, its run, and every rate that was tried; the first two are None if none met the bound."""
 
     rate: float | None
     run: Run | None
@@ -122,17 +122,17 @@ class RateSearch(NamedTuple):
 def search_rate(
     run_at: Callable[[float, int], Run], bound: float, start: float, *, tolerance: float = _RATE_TOLERANCE
 ) -> RateSearch:
-    """Find the highest rate at which the 99th percentile of the latencies stays within a bound.
+    """Find the highest rate at which the 99th percentile of the latencies is within a bound.
 
-    Doubles the rate until the bound is broken (or halves it until it holds, a few times), halves the interval between until its ends
-    are within ``tolerance`` of each other, and confirms the lower one with other arrivals; where that fails, the rate goes
-    down by ``tolerance`` and is tried again, a few times.
+    The search doubles the rate until the bound is exceeded (or halves it a few times until it is met), bisects the
+    interval to a relative width of ``tolerance``, and confirms the lower end with other arrivals. If the confirmation
+    fails, it reduces the rate by ``tolerance`` and tries again, a few times.
 
     Args:
-        run_at: measures at a rate (queries a second) with arrivals of a seed.
+        run_at: measures at a rate (queries per second) with arrivals of a seed.
         bound: seconds.
         start: the first rate, above 0.
-        tolerance: relative.
+        tolerance: relative tolerance.
     """
     probes: list[ServerProbe] = []
 
@@ -161,17 +161,17 @@ def search_rate(
 
 
 def server_queries(rate: float, limits: Limits, bound: float) -> int:
-    """How many queries to send at a rate.
+    """Return the number of queries at a rate.
 
-    A rate that is too high by a share ``x`` breaks a bound of ``bound`` seconds only after ``bound / x``: a run lasts long
-    enough to notice 5 %.
+    A rate that is too high by a share ``x`` exceeds a bound of ``bound`` seconds only after ``bound / x`` seconds: the
+    run is long enough to detect 5 %.
     """
     seconds = max(limits.seconds, _BOUNDS_PER_RUN * bound)
     return max(limits.queries, _LEAST_QUERIES, math.ceil(rate * seconds))
 
 
 def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float | None, float]:
-    """A rate that holds and one that does not, one twice the other; the same rate twice when the highest one holds."""
+    """Return a rate that meets the bound and its double, which does not; the same rate twice if the highest one does."""
     rate = start
     if holds(rate):
         for _ in range(_MOST_DOUBLINGS):

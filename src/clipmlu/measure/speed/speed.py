@@ -1,4 +1,4 @@
-"""How fast a compiled bundle is: start-up, the load scenarios of each graph, memory, and what limits the whole pipeline."""
+"""The speed of a compiled bundle: start-up, load scenarios of each graph, memory, and the limit of the pipeline."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class TowerSpeed(Spec, frozen=True, kw_only=True):
     """The speed of one graph.
 
     Attributes:
-        tower: which one.
-        target: what it was compiled for.
+        tower: name of the graph.
+        target: its target.
         precision: its arithmetic.
-        kernels: which kernels computed it, where the CPU decides that; else empty.
-        emulated: the emulated vendor SDK ran it.
+        kernels: its kernels, if the CPU determines them; else empty.
+        emulated: True if the emulated vendor SDK ran it.
         load_s: seconds to load it, on all cards, one after the other.
         first_batch_s: seconds of the first batch, on the first card.
-        scenarios: what was measured.
+        scenarios: measurements of the scenarios.
     """
 
     tower: TowerName
@@ -56,20 +56,20 @@ class TowerSpeed(Spec, frozen=True, kw_only=True):
 
 
 class SpeedReport(Spec, frozen=True, kw_only=True):
-    """What ``clipmlu bench`` measured.
+    """The report of ``clipmlu bench``.
 
     Attributes:
-        provenance: the bundle, the cards, and what ran it.
-        dynamic_shape: False when smaller batches are padded.
+        provenance: the bundle, the cards, its target and versions.
+        dynamic_shape: False if smaller batches are padded.
         batch_size: samples of a full batch.
-        threads: CPU threads of one batch; 0: as many as the runtime likes.
+        threads: CPU threads of one batch; 0 for the runtime's default.
         in_flight: batches on a card at a time.
-        open_s: seconds to open the bundle, digests of all files included.
-        towers: one for each graph that was measured.
-        pipeline: from image files to embeddings, or None where that was not measured.
-        peak_memory_bytes: most memory that this process had resident, from its start; None where that is not told.
-        worker_peak_memory_bytes: the same of the processes that it started, or None.
-        machine: where this was.
+        open_s: seconds to open the bundle, including the digests of all files.
+        towers: one for each measured graph.
+        pipeline: from image files to embeddings, or None if not measured.
+        peak_memory_bytes: peak resident memory of this process since its start; None if not known.
+        worker_peak_memory_bytes: the same of its child processes, or None.
+        machine: facts of the machine.
     """
 
     provenance: Provenance
@@ -95,14 +95,14 @@ def measure_speed(
 
     Args:
         path: its directory.
-        options: how; the defaults of ``SpeedOptions`` if None.
-        on_note: called with a line for people before each part.
+        options: options of the measurement; defaults if None.
+        on_note: called with a line for the user before each part.
 
     Raises:
-        BundleError: there is no such bundle, or it has no such graph.
-        ShapeError: it does not take such batches.
-        BackendUnavailableError: its runtime cannot be used here.
-        InputError: not one of the images could be read.
+        BundleError: there is no bundle, or it has no such graph.
+        ShapeError: it does not support the batch size.
+        BackendUnavailableError: its runtime cannot be used on this machine.
+        InputError: no image can be read.
     """
     options = check_argument(options, SpeedOptions | None, "options") or SpeedOptions()
     start = time.perf_counter()
@@ -121,7 +121,7 @@ def measure_speed(
     pipeline = None
     if options.stages and "image" in towers:
         on_note("measuring the pipeline from image files to embeddings")
-        # As the commands open it that read images: without threads that spin on the cores which decode.
+        # As in the commands that read images: without threads that wait actively on the decoding cores.
         with Encoder(
             bundle, dataclasses.replace(sessions[0], busy_wait=False), max_pixels=options.max_pixels
         ) as encoder:
