@@ -1,4 +1,4 @@
-"""The whole chain behind ``clipmlu run``: export, compile, evaluate, each reused where its result is still valid."""
+"""The steps of ``clipmlu run``: export, compile, evaluate. Results that are still valid are reused."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Step(Spec, frozen=True, kw_only=True):
 
     Attributes:
         name: ``export``, ``compile`` or ``eval``.
-        result: ``made``, ``reused``, or what was measured.
+        result: ``made``, ``reused``, or the measured accuracy as text.
         elapsed_s: wall time in seconds.
-        path: where the result is.
+        path: path of the result.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Step(Spec, frozen=True, kw_only=True):
 
 
 class RunReport(Spec, frozen=True, kw_only=True):
-    """What ``clipmlu run`` did and measured."""
+    """Report of ``clipmlu run``: the steps and the accuracy."""
 
     steps: tuple[Step, ...]
     accuracy: AccuracyReport
@@ -56,14 +56,14 @@ class RunReport(Spec, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How to run the chain.
+    """Options of a run.
 
     Attributes:
         export: options of the export.
         compile: options of the compilation.
         evaluate: options of the evaluation.
-        dataset: what to evaluate on.
-        threads: CPU threads per batch; 0 leaves it to the runtime.
+        dataset: dataset of the evaluation.
+        threads: CPU threads per batch; 0 lets the runtime choose.
     """
 
     export: ExportOptions
@@ -87,21 +87,22 @@ def run_chain(
 ) -> RunReport:
     """Export, compile and evaluate a model.
 
-    A bundle in ``output`` is used again if it is unchanged and was made from the same content (the files of a local model; the
-    name, tag and seed of any other; the exported bundle; the calibration data) with the same options and versions.
+    A bundle in ``output`` is reused if it is unchanged and was made from the same content with the same options and
+    versions. The content is the files of a local model, or the name, tag and seed of any other; the exported bundle;
+    the calibration data.
 
     Args:
         model: as for ``export_model``.
         output: folder for the bundles and ``report.json``.
-        options: how.
-        on_note: called with a line for people at each step.
+        options: options of the run.
+        on_note: called with a line for the user at each step.
         on_progress: called with numbers of evaluated images.
         on_result: called with the name of each bundle when it is made and recorded.
 
     Raises:
-        ClipmluError: as the steps raise it.
+        ClipmluError: as the steps.
     """
-    # What can be known to be wrong is found before the slow steps begin.
+    # Errors that can be found early are raised before the slow steps.
     output = as_path(output, "the output")
     check_argument(options, RunOptions, "options")
     plan = plan_compilation(options.compile)
@@ -150,7 +151,7 @@ def _export(
 
 
 def export_key(model: str, options: ExportOptions) -> dict[str, str]:
-    """Return everything that decides an exported bundle, except the versions that ``is_current`` compares."""
+    """Return the key of an exported bundle without the versions that ``is_current`` compares."""
     identity, source_files = identify_source(model, options)
     return {
         **make_key(model=identity, source_files=source_files),
@@ -183,7 +184,7 @@ def _accuracy_text(accuracy: AccuracyReport) -> str:
 
 
 def _slug(model: str, options: ExportOptions) -> str:
-    """A folder name for a model: its name, weights and layout, with what no file name should have replaced."""
+    """Return the folder name of a model: its name, weights and layout; ``-`` replaces characters unsafe in file names."""
     random = f"random-{options.seed}" if options.random_weights else ""
     parts = [model, options.pretrained or "", random, "joint" if options.layout == "joint" else ""]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")

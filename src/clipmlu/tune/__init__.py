@@ -1,1 +1,1 @@
-"""Choosing a bundle by measuring."""
+"""Searches and sweeps that choose a compiled bundle by measurement."""

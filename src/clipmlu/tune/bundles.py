@@ -1,4 +1,4 @@
-"""Bundles that a sweep or a run makes, each used again under an equal key; see ``resume``."""
+"""Bundles of a sweep or a run, which are reused if their key is equal; see ``resume``."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def obtain_bundle(
     overwrite: bool,
     on_note: Note,
 ) -> tuple[SomeBundle, bool]:
-    """Return the bundle at a path if it was made under this key and is unchanged; else a new one.
+    """Return the bundle at a path if it was made under this key and is unchanged; otherwise make a new one.
 
     Args:
-        path: where the bundle is or is to be.
-        store: holds the digest of the bundle under the name of the path.
-        key: everything that decides the bundle.
+        path: path of the bundle.
+        store: stores the digest of the bundle under the file name of the path.
+        key: all inputs that determine the bundle.
         open_: opens and verifies the bundle at a path.
-        make: makes the bundle, replacing another one if its argument is True.
-        overwrite: replace another bundle; what an interrupted attempt under the same key left is always replaced.
+        make: makes the bundle; replaces another one if its argument is True.
+        overwrite: replace another bundle. What an interrupted attempt under the same key left is always replaced.
         on_note: called with a line that says that a bundle is reused, or why not.
 
     Returns:
-        The bundle, and whether it was there already.
+        The bundle, and whether it was reused.
 
     Raises:
-        BundleExistsError: something else is there and may not be replaced.
-        OutputError: nothing can be written there.
+        BundleExistsError: something else is at the path and may not be replaced.
+        OutputError: the path cannot be written.
     """
-    check_output_free(path, overwrite=True)  # that it can be written at all
+    check_output_free(path, overwrite=True)  # the path must be writable
     name = path.name
     digest = store.load(name, key, str)
     if digest is not None:
@@ -68,10 +68,10 @@ def obtain_bundle(
 def obtain_compiled(
     exported: ExportedBundle, path: Path, options: CompileOptions, store: ResultStore, on_note: Note
 ) -> tuple[CompiledBundle, bool]:
-    """Return the compiled bundle at a path if it was made with these options, data and tools and is unchanged; else a new one.
+    """Return the compiled bundle at a path if its key is equal and it is unchanged; otherwise compile a new one.
 
     Returns:
-        The bundle, and whether it was there already.
+        The bundle, and whether it was reused.
 
     Raises:
         ClipmluError: as ``compile_bundle``.
@@ -91,16 +91,16 @@ def obtain_compiled(
 def compilation_key(
     exported: ExportedBundle, plan: CompilationPlan, options: CompileOptions, *, without: Collection[str] = ()
 ) -> dict[str, str]:
-    """Return everything that decides a compiled bundle.
+    """Return the key of a compiled bundle: all inputs that determine it.
 
     Args:
-        exported: what is compiled.
-        plan: of the options.
-        options: how; the calibration data, if any, as a set that was obtained already.
-        without: fields of the options that vary under this key.
+        exported: the exported bundle.
+        plan: the plan for these options.
+        options: options of the compilation; calibration data must be given as a calibration set.
+        without: fields of the options that the key leaves out.
     """
     assert not isinstance(options.calibration, CalibrationOptions), "only the data themselves say what they are"
-    # The plan has the target that "auto" stands for; the record of the calibration set has the digest of its data.
+    # The plan has the resolved target; the record of the calibration set has the digest of its data.
     apart = ("target", "calibration", "session", "overwrite", *without)
     return {
         **make_key(
@@ -117,18 +117,18 @@ def compilation_key(
 
 
 def session_key(session: SessionOptions) -> dict[str, str]:
-    """Return what decides the values that sessions compute, but not how fast."""
+    """Return the key of the session options that determine computed values, without those that affect only speed."""
     return options_key(session, prefix="session.", without=("in_flight", "busy_wait"))
 
 
 def _tool_versions(plan: CompilationPlan, session: SessionOptions) -> dict[str, str]:
-    """Return the versions of clipmlu, of the runtimes of all towers, and of ONNX Runtime, which computes the reference of the gates."""
+    """Return the versions of clipmlu, of the towers' runtimes, and of ONNX Runtime, the reference of the gates."""
     placements = [plan.main, *([] if plan.text_tower is None else [plan.text_tower])]
     return runtime_versions(("onnxruntime", *(placement.backend for placement in placements)), session)
 
 
 def open_unchanged(path: Path, digest: str, open_: Callable[[Path], SomeBundle], on_note: Note) -> SomeBundle | None:
-    """Return the bundle at a path, verified, if it has this digest; else None, with a note unless nothing is there."""
+    """Open and verify the bundle at a path; None, with a note, if it has another digest; None if nothing is there."""
     try:
         bundle = open_(path)
     except BundleNotFoundError:

@@ -1,4 +1,4 @@
-"""What a search tries: modes from cheap to dear, and the ways to quantise in each."""
+"""Candidates of a search: modes in the order of their expected cost, and quantisation options for each."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ MODES: dict[str, tuple[Precision, ...]] = {
         Precision.FORCE_FLOAT32,
     ),
 }
-"""Modes that a search tries, from cheap to dear, as far as the target offers them. On the CPU the other modes are computed in float32
-and save no time. The order for cards is by the number of bits: there is no public figure of the speed of each mode."""
+"""Modes that a search tries, the expected fastest first, where the target offers them. On the CPU the other modes
+are computed in float32 and save no time. The order for cards is by the number of bits, because no speeds per mode are
+published.
+"""
 
 ALPHAS = (0.5, 0.75, 0.9)
-"""Strengths of smoothing that are tried, after none at all."""
+"""Strengths of smoothing that are tried, after no smoothing."""
 
 Candidate = tuple[Precision, QuantisationOptions | None]
 _PER_AXIS = QuantisationOptions(granularity="per_axis")
 
 
 def modes_of(plan: CompilationPlan) -> tuple[Precision, ...]:
-    """Modes that a target offers, from cheap to dear."""
+    """Modes that a target offers, the expected fastest first."""
     offered = get_backend(plan.main.backend).precisions
     return tuple(mode for mode in MODES["cpu" if plan.mlu is None else "mlu"] if mode in offered)
 
 
 class Candidates:
-    """Iterates over what to try next, given the trials so far.
+    """Iterates over the candidates; the next one depends on the trials so far.
 
     Args:
         modes: in the order of trying.
-        trials: those so far; the caller appends to it between two candidates.
-        roles: gives the share of the multiply-accumulate operations of each role of the model.
-        explore: evaluates one candidate on a part of the images.
+        trials: trials so far; the caller appends to it between two candidates.
+        roles: returns the share of multiply-accumulate operations of each role of the model.
+        explore: evaluates one candidate on a subset of the images.
     """
 
     def __init__(
@@ -65,13 +67,13 @@ class Candidates:
             if mode.bits is None:
                 yield mode, None
             elif position and mode.bits == self._modes[0].bits:
-                best = self._best()  # the same integers with another float type
+                best = self._best()  # the same integer type with another float type
                 yield mode, _PER_AXIS if best is None else best.quantisation
             else:
                 yield from ((mode, how) for how in self._ways(mode))
 
     def _ways(self, mode: Precision) -> Iterator[QuantisationOptions]:
-        """Quantisation options of one mode, in the order of trying; those with operators in float, which run slower, come last."""
+        """Quantisation options of one mode, in the order of trying; slower ones, with operators in float, come last."""
         yield QuantisationOptions()
         yield _PER_AXIS
         yield msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
@@ -88,7 +90,7 @@ class Candidates:
     def _with_float_roles(
         self, mode: Precision, plain: Trial, how: QuantisationOptions
     ) -> Iterator[QuantisationOptions]:
-        """More and more roles in float, first those that lower the embedding error most for their share of the work."""
+        """Keep one more role in float each time, in the order of the gain in embedding error per share of work."""
         gains = []
         for role, share in sorted(self._roles().items(), key=lambda entry: entry[1]):
             trial = self._explore(mode, msgspec.structs.replace(how, keep_float=(role,)))
@@ -96,12 +98,12 @@ class Candidates:
                 continue
             gains.append(((plain.embedding_error - trial.embedding_error) / max(share, 1e-9), role))
         kept: tuple[str, ...] = ()
-        for _gain, role in sorted(gains, reverse=True)[:-1]:  # with the last one, nothing would be left to quantise
+        for _gain, role in sorted(gains, reverse=True)[:-1]:  # the last role must stay quantised
             kept = (*kept, role)
             yield msgspec.structs.replace(how, keep_float=kept)
 
     def _best(self, mode: Precision | None = None) -> Trial | None:
-        """The evaluated trial (of a mode) with the smallest drop; of equals, the one with the smallest embedding error."""
+        """The evaluated trial (of a mode) with the smallest drop; the embedding error decides between equal drops."""
         evaluated = [
             trial
             for trial in self._trials
@@ -109,7 +111,7 @@ class Candidates:
             and trial.verdict in ("rejected", "stopped_early")
             and mode in (None, trial.precision)
         ]
-        # A trial that stopped early has a drop of fewer images: complete ones go before it.
+        # A trial that stopped early measured its drop on fewer images, so complete trials are preferred.
         return min(
             evaluated,
             key=lambda trial: (trial.verdict == "stopped_early", trial.drop or 0.0, trial.embedding_error or 0.0),

@@ -1,4 +1,4 @@
-"""Evaluates compiled bundles on held-out images beside float32, for the search of how to quantise."""
+"""Evaluation of compiled bundles against float32 on held-out images, for the search of quantisation options."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from clipmlu.measure.statistics import count_changes, drop_interval
 from clipmlu.specs import Spec
 from clipmlu.tune.trial import SearchOptions
 
-EARLY_SHARE = 4  # after this part of the images, a trial beyond the allowed drop stops
+EARLY_SHARE = 4  # a trial with too large a drop stops after 1/4 of the images
 _Z_STOP = 3.0
 
 
 class Figures(Spec, frozen=True, kw_only=True):
-    """What was measured of a bundle on the first ``images`` images; see ``Trial``."""
+    """Measurements of a bundle on the first ``images`` images; see ``Trial``."""
 
     images: int
     top1: float
@@ -42,9 +42,9 @@ class Evaluator:
     """Held-out evaluation set with the float32 predictions.
 
     Attributes:
-        dataset: where the images come from.
-        indices: their positions in it.
-        digests: their content digests.
+        dataset: dataset of the images.
+        indices: positions of the images in the dataset.
+        digests: content digests of the images.
         labels: int64, shape (N,).
     """
 
@@ -77,7 +77,7 @@ class Evaluator:
         return len(self.indices)
 
     def evaluate_reference(self, folder: Path) -> float:
-        """Run the float32 model on the images; returns its top-1."""
+        """Run the float32 model on the images and return its top-1 accuracy."""
         reference = compile_bundle(
             self._exported,
             folder / "reference",
@@ -91,10 +91,11 @@ class Evaluator:
         """Evaluate a bundle.
 
         Args:
-            bundle: which.
-            options: of its session.
-            images: number of images, the first ones.
-            max_drop: stop after a part of them where the drop is beyond doubt larger than this; None to take all.
+            bundle: the compiled bundle.
+            options: options of its session.
+            images: number of images to evaluate, from the first one.
+            max_drop: stop after 1/``EARLY_SHARE`` of them if the drop is significantly larger than this; None: never
+                stop.
         """
         part = max(1, images // EARLY_SHARE) if max_drop is not None else images
         with Encoder(bundle, options) as encoder:
@@ -115,13 +116,13 @@ class Evaluator:
         indices = self.indices[start:stop]
         rows = embed_dataset(classifier.scorer, self.dataset, indices, skip_unreadable=False).rows
         predicted = rank_images(classifier, rows, 1).predicted
-        if self._exported.manifest.layout == "joint":  # logits less their mean, as directions
+        if self._exported.manifest.layout == "joint":  # the directions of the mean-centred logits
             rows = rows - rows.mean(axis=1, keepdims=True)
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return rows, predicted
 
     def _changes(self, predicted: IntArray) -> tuple[int, int]:
-        """Number of images that only float32 classifies correctly, and that only this bundle does."""
+        """Numbers of images that only float32, and that only this bundle, classifies correctly."""
         count = len(predicted)
         labels = self.labels[:count]
         return count_changes(self._predicted[:count] == labels, predicted == labels)
@@ -142,7 +143,7 @@ class Evaluator:
 
 def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search: SearchOptions) -> Dataset:
     given = options.calibration if isinstance(options.calibration, CalibrationOptions) else None
-    # A generated dataset has to be large enough for both.
+    # A generated dataset must be large enough for calibration and evaluation.
     wanted = 2 * (calibration.record.samples + search.wanted_samples)
     return open_train_split(
         CalibrationOptions(
@@ -159,10 +160,10 @@ def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search:
 
 
 def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tuple[list[int], tuple[str, ...]]:
-    """Positions and digests of images spread over the classes, without duplicates and without images of the calibration."""
+    """Positions and digests of images, spread over the classes, without duplicates and calibration images."""
     taken = set(calibration.images)
     indices, digests = [], []
-    # The calibration took the first images of the order of its own seed.
+    # Calibration used the first images in the order of its own seed.
     order = spread_over_classes(dataset, calibration.record.seed + 1)
     for index, image in readable_images(dataset, order):
         digest = content_digest(image)

@@ -1,8 +1,9 @@
-"""The search behind ``clipmlu compile --max-drop``: the cheapest way to quantise whose accuracy holds.
+"""Search of quantisation options for ``clipmlu compile --max-drop``.
 
-It tries the modes of the target from cheap to dear. Each trial compiles a bundle for the target and measures its zero-shot accuracy
-on images of the train split that the calibration does not use. The search stops at the first trial whose loss against float32 is,
-with confidence, within the allowed drop. Each trial is stored, so that an interrupted search goes on.
+The search tries the modes of the target, the expected fastest first. Each trial compiles a bundle for the target and
+measures its zero-shot accuracy on images of the train split that the calibration does not use. The search stops at the
+first trial whose loss of accuracy against float32 is, with 95 % confidence, within the allowed drop. Each trial is
+stored, so that an interrupted search can resume.
 """
 
 from __future__ import annotations
@@ -63,21 +64,21 @@ def search_bundle(
     on_note: Note = lambda _message: None,
     on_result: Callable[[str], None] = lambda _name: None,
 ) -> tuple[CompiledBundle, SearchReport]:
-    """Find the cheapest way to quantise within the allowed drop, and publish its bundle with the recipe and the report.
+    """Find the first candidate within the allowed drop, and publish its bundle with the recipe and the report.
 
     Args:
         source: the exported bundle, or its path.
         output: directory of the compiled bundle.
-        options: everything that is not searched; with calibration data, and without a quantisation of its own.
-        search: what is demanded.
-        on_note: called with a line for people after each trial.
-        on_result: called with the name of each trial when it is stored.
+        options: options that are not searched; with calibration data and without quantisation options.
+        search: options of the search.
+        on_note: called with a line for the user after each trial.
+        on_result: called with the name of each trial after it is stored.
 
     Returns:
         The bundle, and the report.
 
     Raises:
-        GateError: no trial is within the allowed drop; the message names the file of what was tried.
+        GateError: no trial is within the allowed drop; the message names the file of the report.
         InputError: the dataset has no labelled images to evaluate on.
         ClipmluError: as ``compile_bundle``.
     """
@@ -87,7 +88,7 @@ def search_bundle(
     exported = source if isinstance(source, ExportedBundle) else open_exported(source)
     _check_request(exported, options, search)
     check_output_free(output, overwrite=options.overwrite)
-    # A target without 8 bits has nothing to search for, and refuses them here.
+    # A target without 8-bit modes is refused here.
     wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
     plan = plan_compilation(dataclasses.replace(options, precision=wanted))
     evaluator, base = _prepare(exported, plan, options, search)
@@ -122,7 +123,7 @@ def _check_request(exported: ExportedBundle, options: CompileOptions, search: Se
 def _prepare(
     exported: ExportedBundle, plan: CompilationPlan, options: CompileOptions, search: SearchOptions
 ) -> tuple[Evaluator, CompileOptions]:
-    """The held-out images, and the options that all trials have in common."""
+    """The held-out images, and the options that all trials share."""
     calibration = options.calibration
     assert calibration is not None, "plan_compilation asked for it"
     if isinstance(calibration, CalibrationOptions):
@@ -150,7 +151,7 @@ def _provenance(exported: ExportedBundle, plan: CompilationPlan, base: CompileOp
 def _search_key(
     exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions, evaluator: Evaluator, search: SearchOptions
 ) -> dict[str, str]:
-    """Everything that decides the result of a trial, except the mode and the quantisation options."""
+    """Key of a trial without its mode and its quantisation options."""
     return {
         **compilation_key(exported, plan, base, without=("precision", "quantisation")),
         **make_key(
@@ -165,7 +166,7 @@ def _search_key(
 
 
 def _resume(store: ResultStore, key: Key, on_note: Note) -> None:
-    """Keep the trials of the same search; remove those of another one."""
+    """Keep the stored trials of the same search; remove those of another one."""
     if store.is_begun(_SEARCH_RECORD, key):
         on_note(f"going on with the search in {name_from_path(store.folder)}: {store.count() - 1} trials are known")
     else:
@@ -208,7 +209,7 @@ class _Search:
         self._trials: list[Trial] = []
 
     def run(self, modes: Sequence[Precision]) -> CompiledBundle | None:
-        """Return the first accepted bundle, in the folder of the search; None if there is none."""
+        """Return the first accepted bundle, in the folder of the search; None if no trial is accepted."""
         for precision, how in Candidates(modes, self._trials, lambda: role_shares(self._exported), self._explore):
             trial, bundle = self._obtain(precision, how, exploratory=False)
             if trial.verdict == "accepted":
@@ -256,7 +257,7 @@ class _Search:
     def _run_trial(
         self, precision: Precision, how: QuantisationOptions | None, *, exploratory: bool
     ) -> tuple[Trial, CompiledBundle | None, bool]:
-        """Compile and evaluate: the trial, its bundle if it has one, and whether to store it."""
+        """Compile and evaluate a candidate; returns the trial, its bundle or None, and whether to store the trial."""
         self._reference()
         start = time.perf_counter()
         calibration = self._base.calibration if precision.bits is not None else None
@@ -271,7 +272,7 @@ class _Search:
         except (GateError, CompileError) as error:
             elapsed = time.perf_counter() - start
             trial = Trial(precision=precision, quantisation=how, verdict="failed", reason=str(error), elapsed_s=elapsed)
-            # A failed gate is a result. A worker, a card or memory that failed may not fail the next time.
+            # A failed gate is a result. A failure of a worker, of a card or of memory may not recur.
             return trial, None, isinstance(error, GateError)
         trial = Trial(
             precision=precision,

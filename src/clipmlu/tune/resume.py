@@ -1,7 +1,7 @@
-"""Results that a search, a sweep or a run keeps on disk, so that the same command resumes after an interruption.
+"""Results on disk of a search, a sweep or a run, so that the same command resumes after an interruption.
 
-Each result is one file with its key: the digest of everything that decides the result, part by part. It is used again only
-under an equal key. Anything else is recomputed, with a note that names the parts that differ.
+Each result is one file with its key: digests of all inputs that determine the result, by name. A result is reused only
+if the key is equal. Otherwise it is recomputed, and a note names the parts that differ.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class _Record(Spec, frozen=True, kw_only=True):
     """Content of one file.
 
     Attributes:
-        key: what decides the result.
-        result: its plain JSON value; None while it is being made.
+        key: digests of the inputs that determine the result.
+        result: the result as a JSON value; None until it is complete.
     """
 
     key: dict[str, str]
@@ -40,8 +40,8 @@ class ResultStore:
     """Named results in one folder.
 
     Args:
-        folder: where; made with the first result.
-        on_note: called with a line for people where a file is not used, and why.
+        folder: folder of the results; created with the first result.
+        on_note: called with the reason if a stored result is not used.
         on_result: called with the name of each result after it was written.
     """
 
@@ -56,7 +56,7 @@ class ResultStore:
         self._on_result = on_result
 
     def load(self, name: str, key: Key, kind: type[Result]) -> Result | None:
-        """Return the result of that name, or None if there is none under an equal key."""
+        """Return the result of that name, or None if none is stored under an equal key."""
         record = self._read(name)
         if record is None or not self._is_same(name, record, key) or record.result is None:
             return None
@@ -67,16 +67,16 @@ class ResultStore:
             return None
 
     def save(self, name: str, key: Key, result: object) -> None:
-        """Write a result, whole or not at all, over what has its name."""
+        """Write a result atomically and replace the record of the same name."""
         self._write(name, _Record(key=dict(key), result=msgspec.to_builtins(result)))
         self._on_result(name)
 
     def begin(self, name: str, key: Key) -> None:
-        """Record that a result is being made, over what has its name."""
+        """Record that a result is being made; replaces the record of the same name."""
         self._write(name, _Record(key=dict(key)))
 
     def is_begun(self, name: str, key: Key) -> bool:
-        """Return whether ``begin`` was the last call for that name, under an equal key."""
+        """Return whether ``begin`` was the last call for that name and key."""
         record = self._read(name)
         return record is not None and record.result is None and self._is_same(name, record, key)
 

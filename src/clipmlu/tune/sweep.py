@@ -1,6 +1,6 @@
-"""Accuracy, speed and size over precisions and batch sizes, from one exported bundle; interrupted sweeps go on.
+"""Accuracy, speed and size over precisions and batch sizes, from one exported bundle. An interrupted sweep can resume.
 
-In the output directory are a bundle for each precision, ``results/`` with what was made and measured (see ``resume``), and the
+The output directory has one bundle for each precision, ``results/`` with the stored results (see ``resume``), and the
 report as ``sweep.json``.
 """
 
@@ -41,7 +41,7 @@ Note = Callable[[str], None]
 
 
 class Repetition(Spec, frozen=True, kw_only=True):
-    """One measurement of a bundle at one batch size: offline throughput, and the median latency of a batch alone."""
+    """Speed at one batch size: offline throughput, and median latency of a batch with no other in flight."""
 
     images_per_second: float
     latency_ms: float
@@ -58,21 +58,21 @@ def run_sweep(
 ) -> SweepReport:
     """Compile, evaluate and time every precision; see ``SweepOptions``.
 
-    A precision that cannot be compiled or fails a gate is a row with the reason; the others go on.
+    If a precision cannot be compiled or fails a gate, its row has the reason, and the sweep continues with the others.
 
     Args:
         source: the exported bundle.
-        output: the directory.
-        options: what to sweep over.
-        dataset: what to measure accuracy on; None to leave that out.
-        on_note: called with a line for people at each step.
-        on_result: called with the name of each result when it is stored: a bundle, an accuracy, a repetition.
+        output: directory of the results.
+        options: options of the sweep.
+        dataset: dataset for accuracy; None measures no accuracy.
+        on_note: called with a line for the user at each step.
+        on_result: called with the name of each result (a bundle, an accuracy, a repetition) after it is stored.
 
     Raises:
-        BundleError: there is no such bundle.
-        BackendUnavailableError: the target's runtime cannot be used here.
-        BundleExistsError: a bundle in ``output`` would have to be replaced, and overwriting was not asked for.
-        OptionError: options that mean nothing for the target.
+        BundleError: the exported bundle does not exist or is invalid.
+        BackendUnavailableError: the target's runtime is not available.
+        BundleExistsError: ``output`` has another bundle, and overwriting was not requested.
+        OptionError: the target does not support an option.
     """
     output = as_path(output, "the output")
     check_argument(options, SweepOptions, "options")
@@ -99,7 +99,7 @@ class _Timing:
 
 @dataclasses.dataclass(kw_only=True)
 class _Variant:
-    """One precision: its bundle, its accuracy and its timings, or why there are none."""
+    """One precision: its bundle, its accuracy and its timings, or its failure."""
 
     precision: Precision
     name: str
@@ -133,7 +133,7 @@ class _Sweep:
         ]
 
     def run(self) -> SweepReport:
-        """Make and measure what is missing."""
+        """Make and measure missing results and return the report."""
         for variant in self._variants:
             try:
                 self._prepare(variant)
@@ -149,7 +149,7 @@ class _Sweep:
         variant.failure = error
 
     def _prepare(self, variant: _Variant) -> None:
-        """Compile, evaluate, and load the repetitions that are stored."""
+        """Compile, evaluate, and load the stored repetitions."""
         path = self._output / variant.name
         options = self._options.for_precision(variant.precision)
         bundle, _reused = obtain_compiled(self._exported, path, options, self._store, self._note)
@@ -183,7 +183,7 @@ class _Sweep:
         return _Timing(name=name, key=key, batch_size=batch_size, repetitions=known[: self._options.repetitions])
 
     def _measure_speed(self) -> None:
-        """Measure all bundles in turns, so that other work of the machine at one time affects all of them alike."""
+        """Measure each repetition on all bundles before the next one, so that other load affects all of them."""
         wanted = self._options.repetitions
         done = sum(len(timing.repetitions) for variant in self._variants for timing in variant.timings)
         if done:
@@ -202,7 +202,7 @@ class _Sweep:
                     self._fail(variant, error)
 
     def _repeat(self, variant: _Variant, missing: list[_Timing]) -> None:
-        """One more repetition of some batch sizes of a bundle, each stored when it is done."""
+        """Measure one more repetition of some batch sizes of a bundle, and store each."""
         assert variant.bundle is not None, "it has timings"
         with Encoder(variant.bundle, self._options.session) as encoder:
             tower = encoder.bundle.image_graph
@@ -264,7 +264,7 @@ def _row(bundle: CompiledBundle, accuracy: AccuracyReport | None, timing: _Timin
         image_tower_bytes=sum(
             record.size
             for name, record in bundle.manifest.files.items()
-            if name == file or name.startswith(f"{file}.")  # weights and records beside it
+            if name == file or name.startswith(f"{file}.")  # with external weights and records
         ),
         bundle_bytes=bundle.size_bytes,
         emulated=bundle.compilation.emulated,

@@ -1,4 +1,4 @@
-"""Options of a sweep, and the keys of its results: everything among them that decides each."""
+"""Options of a sweep, and the keys of its results."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ BATCHES_IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """What to sweep over; validated on construction.
+    """Options of a sweep; validated on construction.
 
     Attributes:
-        compile: how to compile. The sweep sets the precision, the batch sizes and the shape; precisions that quantise nothing
-            take no calibration data and no options of quantisation.
-        precisions: each becomes one bundle.
+        compile: options of the compilation. The sweep sets the precision, the batch sizes and the shape; for float
+            precisions it removes the calibration data and the quantisation options.
+        precisions: one bundle is compiled for each.
         batch_sizes: each is measured on every bundle.
-        evaluate: how to measure accuracy.
-        threads: CPU threads for one batch; 0 leaves it to the runtime.
-        repetitions: of each measurement of speed.
-        duration_ms: of one repetition; latency takes half as long again.
+        evaluate: options of the accuracy measurement.
+        threads: CPU threads per batch; 0 lets the runtime choose.
+        repetitions: number of repetitions of each speed measurement.
+        duration_ms: duration of the throughput measurement of a repetition; latency is measured for half as long.
     """
 
     compile: CompileOptions
@@ -58,11 +58,11 @@ class SweepOptions:
 
     @property
     def session(self) -> SessionOptions:
-        """How sessions are opened to measure."""
+        """Session options for measurements."""
         return dataclasses.replace(self.compile.session, threads=self.threads, in_flight=BATCHES_IN_FLIGHT)
 
     def for_precision(self, precision: Precision) -> CompileOptions:
-        """How one bundle is compiled."""
+        """Options to compile the bundle of one precision."""
         changes: dict[str, object] = {} if precision.bits is not None else {"calibration": None, "quantisation": None}
         return dataclasses.replace(
             self.compile,
@@ -75,7 +75,7 @@ class SweepOptions:
 
 
 def images_and_labels(dataset: Dataset, how: EvalOptions) -> tuple[tuple[str, int], ...]:
-    """Return the content digest and label of each image to evaluate; none for a folder, which is evaluated anew each time."""
+    """Return content digest and label of each image to evaluate; empty for a folder, which is always reevaluated."""
     if dataset.name not in DATASETS:
         return ()
     indices = choose_images(dataset, how.samples, shuffle=how.shuffle, seed=how.seed)
@@ -85,13 +85,13 @@ def images_and_labels(dataset: Dataset, how: EvalOptions) -> tuple[tuple[str, in
 def accuracy_key(
     bundle: CompiledBundle, dataset: Dataset, images: tuple[tuple[str, int], ...], options: SweepOptions
 ) -> dict[str, str]:
-    """Return everything that decides the accuracy of a bundle.
+    """Return the key of a bundle's accuracy: all inputs that determine it.
 
     Args:
-        bundle: which.
-        dataset: what is evaluated.
-        images: as ``images_and_labels`` gives them.
-        options: of the sweep.
+        bundle: the bundle.
+        dataset: dataset of the evaluation.
+        images: result of ``images_and_labels``.
+        options: options of the sweep.
     """
     how = options.evaluate
     return {
@@ -110,8 +110,8 @@ def accuracy_key(
 
 
 def timing_key(bundle: CompiledBundle, batch_size: int, options: SweepOptions) -> dict[str, str]:
-    """Return everything that decides the speed of a bundle at a batch size."""
-    # The bundle has its own digest, the threads are an option of the session, and more repetitions add to those that are stored.
+    """Return the key of a bundle's speed at a batch size: all inputs that determine it."""
+    # The bundle has its own digest, the threads are a session option, and stored repetitions are reused for any number.
     apart = ("compile", "precisions", "batch_sizes", "evaluate", "threads", "repetitions")
     return {
         **make_key(

@@ -1,4 +1,4 @@
-"""What a sweep found: one row for each precision and batch size, which of them are worth having, and the table."""
+"""Report of a sweep: one row for each precision and batch size, the Pareto front, and the table."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from clipmlu.specs import Precision, Spec
 
 
 class SweepRow(Spec, frozen=True, kw_only=True):
-    """One precision at one batch size; or a precision that failed, with the reason and no figures.
+    """One precision at one batch size; or a failed precision, with the reason and without measurements.
 
     Attributes:
-        precision: arithmetic.
-        batch_size: images of a batch; None in a row that failed.
-        images_per_second: offline throughput of the image tower, median of the repetitions.
-        slowest_images_per_second: the slowest repetition.
-        fastest_images_per_second: the fastest.
-        latency_ms: of one batch with no other in flight: its median, median of the repetitions.
-        top1: accuracy, 0..1; None where it was not measured.
+        precision: the precision.
+        batch_size: images per batch; None in a failed row.
+        images_per_second: offline throughput of the image tower, median over the repetitions.
+        slowest_images_per_second: throughput of the slowest repetition.
+        fastest_images_per_second: throughput of the fastest repetition.
+        latency_ms: median latency of one batch with no other in flight; median over the repetitions.
+        top1: accuracy, 0..1; None if not measured.
         top1_interval: its 95 % confidence interval.
         image_tower_bytes: size of the image tower's files.
         bundle_bytes: size of all files.
         on_front: no other row is at least as good in accuracy, throughput and size, and better in one of them.
-        emulated: the emulated vendor SDK ran it: its speed says nothing about any card.
-        failure: why there are no figures, or None.
-        gate_failed: that was a gate: agreement, or images that were calibrated with.
+        emulated: the emulated vendor SDK ran it; its speed is not the speed of a card.
+        failure: reason of the failure, or None.
+        gate_failed: the failure is a failed gate: agreement, or evaluation on calibration images.
     """
 
     precision: Precision
@@ -50,18 +50,18 @@ class SweepRow(Spec, frozen=True, kw_only=True):
 
 
 class SweepReport(Spec, frozen=True, kw_only=True):
-    """What ``clipmlu sweep`` measured.
+    """Report of ``clipmlu sweep``.
 
     Attributes:
-        provenance: the exported bundle that all were compiled from, and what ran them.
-        dataset: what accuracy was measured on, or None.
-        split: which part of it.
-        images: how many images of it; None without any.
-        threads: CPU threads of one batch; 0: as many as the runtime likes.
-        repetitions: how often each cell was measured, in turns with all others.
-        duration_ms: of one repetition.
-        rows: in the order of precisions and batch sizes as given.
-        machine: where this was.
+        provenance: the exported bundle of all rows, and the software and hardware.
+        dataset: dataset of the accuracy, or None.
+        split: split of the dataset, or None.
+        images: number of evaluated images; None if accuracy was not measured.
+        threads: CPU threads per batch; 0: chosen by the runtime.
+        repetitions: number of speed measurements of each row.
+        duration_ms: duration of one repetition.
+        rows: in the order of the precisions and batch sizes as given.
+        machine: the machine of the measurements.
         skipped: images that could not be read.
     """
 
@@ -78,21 +78,22 @@ class SweepReport(Spec, frozen=True, kw_only=True):
 
     @property
     def exit_code(self) -> int:
-        """What the command line returns: 3 after a failed gate, 1 after any other failure or with skipped images, else 0."""
+        """Exit code of the command: 3 after a failed gate, 1 after another failure or with skipped images, else 0."""
         if any(row.gate_failed for row in self.rows):
             return 3
         return 1 if self.skipped or any(row.failure is not None for row in self.rows) else 0
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Which points no other one beats.
+    """Mark the points on the Pareto front.
 
     Args:
-        points: of equal length, more is better in each coordinate.
+        points: points of equal length; larger is better in each coordinate.
 
     Returns:
-        For each point, whether no other one is at least as good in every coordinate and better in one. Equal points are
-        all on the front, or none of them is.
+        For each point, True if no other one is at least as good in every coordinate and better in one. Equal points
+            have
+        equal marks.
     """
 
     def beats(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -103,7 +104,7 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
 
 
 def mark_front(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
-    """The rows, with those on the front of accuracy (where measured), throughput and size of the image tower marked."""
+    """Mark the rows on the Pareto front of accuracy (where measured), throughput and size of the image tower."""
     whole = [row for row in rows if row.failure is None]
     points = [(row.top1 or 0.0, row.images_per_second or 0.0, -(row.image_tower_bytes or 0)) for row in whole]
     marked = iter(pareto_front(points))

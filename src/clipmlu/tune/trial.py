@@ -1,4 +1,4 @@
-"""Values of the search of how to quantise: its options, its trials and its report."""
+"""Options, trials and report of the search of quantisation options."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Verdict = Literal["accepted", "rejected", "stopped_early", "failed", "explorator
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """What the search must keep and how it measures it; validated on construction.
+    """Options of a search; validated on construction.
 
     Attributes:
-        max_drop: allowed loss of top-1 against float32, 0..1.
-        samples: held-out images to evaluate on; None chooses by ``max_drop``.
-        templates: of the prompts; see ``prompts.resolve_templates``.
+        max_drop: allowed loss of top-1 accuracy against float32, above 0 and below 1.
+        samples: number of held-out images; None chooses it from ``max_drop``.
+        templates: prompt templates; see ``prompts.resolve_templates``.
         precision: search within this mode only; None for all modes of the target.
     """
 
@@ -47,35 +47,35 @@ class SearchOptions:
 
     @property
     def templates_text(self) -> str:
-        """The templates as they were given, in one text."""
+        """The given templates as one text."""
         given = self.templates
         return str(given) if isinstance(given, (str, os.PathLike)) else ", ".join(given)
 
     @property
     def wanted_samples(self) -> int:
-        """Images to evaluate on: as many as make the uncertainty about half of what is allowed."""
+        """Number of images to evaluate; by default the standard error of the drop is then about half of ``max_drop``."""
         if self.samples is not None:
             return self.samples
         return int(np.clip(math.ceil(_DISCORDANT * (2 * Z_ONE_SIDED / self.max_drop) ** 2), _FEWEST, _MOST))
 
 
 class Trial(Spec, frozen=True, kw_only=True):
-    """One way to quantise that was tried.
+    """Result of one candidate.
 
     Attributes:
         precision: the mode.
-        quantisation: how it quantises, or None for a mode that does not.
-        verdict: ``accepted``; ``rejected``; ``stopped_early`` after a part of the images; ``failed`` when it did not
-            compile or a gate failed; ``exploratory`` for the effect of one role in float.
-        images: images evaluated.
-        top1: fraction of them that are right, or None when it failed.
-        drop: float32's fraction on the same images less ``top1``, or None.
-        drop_bound: upper end of its one-sided 95 % confidence interval, or None.
-        agreement: share of the images that get the same class as in float32, or None.
-        embedding_error: 1 less the mean cosine similarity to float32's image embeddings, or, of the joint layout, to its
-            logits less their mean; or None.
-        quantised_share: of the multiply-accumulate operations of both towers.
-        reason: why it failed; else empty.
+        quantisation: quantisation options; None for a float mode.
+        verdict: ``accepted``; ``rejected``; ``stopped_early`` after a part of the images; ``failed`` if it did not
+            compile or a gate failed; ``exploratory`` if it measured the effect of one role in float.
+        images: number of evaluated images.
+        top1: top-1 accuracy, 0..1; None if the trial failed.
+        drop: float32's top-1 on the same images minus ``top1``, or None.
+        drop_bound: upper end of the one-sided 95 % confidence interval of the drop, or None.
+        agreement: share of the images with the same predicted class as float32, or None.
+        embedding_error: 1 minus the mean cosine similarity to float32's image embeddings (joint layout: to its
+            mean-centred logits), or None.
+        quantised_share: quantised share of the multiply-accumulate operations of both towers, or None.
+        reason: reason of a failure; else empty.
         elapsed_s: wall time in seconds.
     """
 
@@ -94,18 +94,18 @@ class Trial(Spec, frozen=True, kw_only=True):
 
 
 class SearchReport(Spec, frozen=True, kw_only=True):
-    """What the search tried, in order.
+    """Report of a search.
 
     Attributes:
-        provenance: the exported bundle, and what the trials ran on.
-        max_drop: the allowed loss of top-1.
-        confidence: of the bounds.
-        dataset: where the held-out images come from.
-        split: which part of it.
-        images: their number.
-        templates: of the prompts.
-        reference_top1: float32's top-1 on them.
-        trials: in order; the last one was chosen, if it is accepted.
+        provenance: the exported bundle, and the software and hardware of the trials.
+        max_drop: allowed loss of top-1 accuracy.
+        confidence: confidence level of the bounds.
+        dataset: dataset of the held-out images.
+        split: split of the dataset.
+        images: number of held-out images.
+        templates: prompt templates.
+        reference_top1: top-1 accuracy of float32 on the held-out images.
+        trials: in order; if the last one is accepted, it was chosen.
     """
 
     provenance: Provenance
@@ -120,7 +120,7 @@ class SearchReport(Spec, frozen=True, kw_only=True):
 
 
 def describe_trial(trial: Trial) -> str:
-    """One line for people."""
+    """Describe a trial in one line."""
     how = trial.quantisation
     words = [trial.precision.value]
     if how is not None:
@@ -138,7 +138,7 @@ def describe_trial(trial: Trial) -> str:
 
 
 def best_text(report: SearchReport) -> str:
-    """The trial that loses least, for the message that none holds."""
+    """Describe the trial with the smallest drop, for the message of a failed search."""
     evaluated = [trial for trial in report.trials if trial.drop is not None and trial.verdict != "exploratory"]
     if not evaluated:
         return f"nothing could be evaluated, at last because: {report.trials[-1].reason.rstrip('.')}"
