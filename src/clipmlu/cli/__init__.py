@@ -1,4 +1,4 @@
-"""The command line: one thin file per command, and the one place where errors become messages and exit codes."""
+"""Command line: one module per command. This module turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from clipmlu.cli.worker import worker_command
 from clipmlu.errors import ClipmluError
 from clipmlu.file_names import name_from_path
 
-_INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
-_SIGNALLED = 128  # and for one ended by another signal, this plus its number
+_INTERRUPTED = 130  # exit code of a shell for a program ended by Ctrl-C
+_SIGNALLED = 128  # plus the signal number: exit code for a program ended by another signal
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -42,7 +42,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done; 1 an error, or some inputs could not be read; 2 wrong usage;
-    3 a gate failed (parity, agreement, accuracy); 130 interrupted, 143 told to end (SIGTERM).
+    3 a gate failed (parity, agreement, accuracy); 130 interrupted; 143 ended by SIGTERM.
     """
 
 
@@ -66,13 +66,13 @@ for _command in (
 ):
     cli.add_command(_command)
 
-#: What the system says of a path that somebody gave: a folder on the way that is closed to us, or a name that is too long.
+# #: Errors of a path that the user gave: no permission, or the name is too long.
 _OF_THE_PATH = (errno.EACCES, errno.ENAMETOOLONG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; only a bug of ours raises."""
-    if sys.stdout is None:  # started with `>&-`: the first file that is opened would take its place
+    """Run the command line and return its exit code; an exception that leaves this function is a bug of clipmlu."""
+    if sys.stdout is None:  # started with `>&-`: the next opened file would get its descriptor
         note("clipmlu: Standard output is closed, and results are written there. Redirect it, to /dev/null if need be.")
         return 1
     with TerminationSignals() as signals:
@@ -81,14 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, click.Abort):
             pass
         except Exception:
-            if signals.received is None:  # otherwise a library made something else of the interruption
+            if signals.received is None:  # otherwise a library turned the interruption into another error
                 raise
     note("clipmlu: interrupted; nothing half-written was left behind.")
     return _INTERRUPTED if signals.received is None else _SIGNALLED + signals.received
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Run the command line; errors become messages and exit codes, and an interruption goes on its way."""
+    """Run the command line; errors become messages and exit codes, interruptions are raised."""
     try:
         with LibraryNotes() as notes, quiet_pillow():
             code = cli.main(
@@ -96,7 +96,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             )
         sys.stdout.flush()
     except click.ClickException as error:
-        with contextlib.suppress(OSError):  # standard error takes no more: there is nobody to tell
+        with contextlib.suppress(OSError):  # standard error is closed
             error.show()
         return error.exit_code
     except ClipmluError as error:
@@ -106,7 +106,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         note(f"clipmlu: Out of memory: {_one_line(error) or 'none is left'}. Use smaller batches or fewer workers.")
         return 1
     except BrokenPipeError:
-        # The reader went away, as in `clipmlu classify ... | head`: leave quietly, whatever is still buffered.
+        # The reader ended, as in `clipmlu classify ... | head`: end without a message, even if output is still
+        # buffered.
         _drop_output()
         return 1
     except OSError as error:
@@ -123,7 +124,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _output_fails() -> bool:
-    """Whether standard output takes no more, found out by an empty line: an error that names no file may be from there."""
+    """Whether standard output fails; an empty line is written to test it, because the error names no file."""
     try:
         sys.stdout.write("\n")
         sys.stdout.flush()
@@ -133,7 +134,7 @@ def _output_fails() -> bool:
 
 
 def _drop_output() -> None:
-    """Let what is still to be written to standard output go nowhere, so that the interpreter can end in peace."""
+    """Redirect standard output to the null device, so that the interpreter ends without another error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""The options of the commands that compile, as ``CompileOptions``."""
+"""Options of the commands that compile, converted to ``CompileOptions``."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ _SET_BY_SWEEP: dict[str, Any] = {
     "dynamic_shape": True,
     "max_batch": None,
 }
-"""Options that a sweep does not have, since it sets them for each bundle, and what stands for them until then."""
+"""Options that a sweep does not have, with placeholders; the sweep sets them for each bundle."""
 
 
 def _options_from(given: Mapping[str, Any]) -> CompileOptions:
@@ -179,7 +179,7 @@ def _options_from(given: Mapping[str, Any]) -> CompileOptions:
 
 
 def _mlu_build(given: Mapping[str, Any]) -> MluBuild | None:
-    """None when no option about building for cards was given."""
+    """Build options for cards; None if none was given."""
     from clipmlu.specs import MluBuild
 
     chosen: dict[str, Any] = {
@@ -198,7 +198,7 @@ def _mlu_build(given: Mapping[str, Any]) -> MluBuild | None:
 
 
 def _quantisation(given: Mapping[str, Any]) -> QuantisationOptions | None:
-    """None when no option about quantisation was given."""
+    """Quantisation options; None if none was given."""
     from clipmlu.specs import QuantisationOptions
 
     chosen = {
@@ -214,7 +214,7 @@ def _quantisation(given: Mapping[str, Any]) -> QuantisationOptions | None:
 
 
 def _smoothing(texts: tuple[str, ...]) -> dict[str, float]:
-    """Role -> strength; one without a role is for all of them, and later ones win."""
+    """Map each role to its strength. A value without a role is for all roles; later values replace earlier ones."""
     chosen: dict[str, float] = {}
     for text in texts:
         role, equals, strength = text.rpartition("=")
@@ -247,11 +247,11 @@ def _read_build_config(path: Path) -> dict[str, Any]:
 
 
 compile_options = OptionGroup("options", _OPTIONS, _options_from)
-"""The command gets ``options``, a ``CompileOptions`` that overwrites nothing."""
+"""Adds the compiling options; the command gets ``options``, a ``CompileOptions`` without overwriting."""
 
 sweep_options = OptionGroup(
     "options",
     (option for option in _OPTIONS if option.name not in _SET_BY_SWEEP),
     lambda given: _options_from({**given, **_SET_BY_SWEEP}),
 )
-"""The same for a command that compiles several times, without precision, batch sizes and shape."""
+"""As ``compile_options``, for a command that compiles several times: without precision, batch sizes and shape."""

@@ -1,4 +1,4 @@
-"""The options that say which images: of a labelled dataset, and of a calibration."""
+"""Options of labelled datasets and of calibration data."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def dataset_options(
     default_size: int | None = None,
     **attributes: Any,
 ) -> OptionGroup[DatasetChoice | None]:
-    """The options of a labelled dataset; the command gets ``images``, a ``DatasetChoice``, or None where none is chosen.
+    """Return the options of a labelled dataset; the command gets ``images``, a ``DatasetChoice``, or None without one.
 
-    The command also has ``--samples`` and ``--seed``, of a generated dataset too, and ``--max-pixels``.
+    The command must also have ``--samples``, ``--seed`` and ``--max-pixels``.
 
     Args:
-        default_name: dataset of a command without ``--dataset``, by its parameters.
+        default_name: returns the dataset of a command without ``--dataset``, from its parameters.
         default_size: number of images of a generated dataset, without ``--samples``.
-        attributes: of ``--dataset``, such as ``required`` and ``default``, or another ``help``.
+        attributes: attributes of ``--dataset``, such as ``required``, ``default`` or another ``help``.
     """
 
     def build(given: Mapping[str, Any]) -> DatasetChoice | None:
@@ -86,7 +86,7 @@ def dataset_options(
 
 
 def sampling_options(samples_help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--samples N``, ``--shuffle`` and ``--seed N`` of the commands that look at a part of a dataset."""
+    """``--samples N``, ``--shuffle`` and ``--seed N`` of the commands that read a part of a dataset."""
     seed_help = "Seed of --shuffle and of the demo dataset."
     options = (
         Option("--samples", type=click.IntRange(min=1), help=samples_help),
@@ -103,12 +103,12 @@ def sampling_options(samples_help: str) -> Callable[[Callable[..., Any]], Callab
 
 
 def calibration_options(**attributes: Any) -> OptionGroup[CalibrationOptions | None]:
-    """The options of calibration images; the command gets ``calibration``, or None without ``--calib``.
+    """Return the options of calibration data; the command gets ``calibration``, or None without ``--calib``.
 
-    The command also has ``--max-pixels``, and may have ``--offline``.
+    The command must also have ``--max-pixels``, and may have ``--offline``.
 
     Args:
-        attributes: of ``--calib``.
+        attributes: attributes of ``--calib``.
     """
     options = (
         Option("--calib", **attributes),

@@ -1,4 +1,4 @@
-"""Options as objects, and groups of them that give a command one value."""
+"""Options as objects, and groups of options that are combined into one value."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import click
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Value = TypeVar("Value")
-_NEEDED = "_needed_parameters"  # attribute of a decorated command: the names that it and its groups take
+_NEEDED = "_needed_parameters"  # attribute of a decorated command: parameter names of the command and its groups
 
 
 class Option:
-    """An option that is declared once and decorates any number of commands; arguments as for ``click.option``.
+    """An option for several commands; arguments as for ``click.option``.
 
     Attributes:
         name: name of the command's parameter.
@@ -31,15 +31,15 @@ class Option:
 
 
 class OptionGroup(Generic[Value]):
-    """Options from which one value is built; decorates commands, which get the value in place of the options.
+    """Options that are combined into one value; a decorated command gets the value instead of the options.
 
-    A command that names one of the options in its signature gets that one too.
+    A command that has one of the options in its signature also gets that option.
 
     Args:
-        parameter: name of the command's parameter that gets the value.
+        parameter: name of the command's parameter for the value.
         options: in the order of the help text.
         build: makes the value from the parameters of the command, by name.
-        reads: names of parameters that ``build`` takes too, and that another decorator declares.
+        reads: names of other parameters that ``build`` uses and another decorator declares.
     """
 
     def __init__(

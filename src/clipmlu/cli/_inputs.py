@@ -1,4 +1,4 @@
-"""Which images a user means: files, folders, glob patterns, or a list on stdin."""
+"""Image inputs of a command: files, folders, glob patterns, or a list on stdin."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _CHUNK_BYTES = 1 << 16
 
 
 def image_items(inputs: Iterable[str], left_out: LeftOut) -> Iterator[ImageItem]:
-    """Items for all inputs, lazily, folders in sorted order.
+    """Yield the images of all inputs; folders in sorted order.
 
-    Whatever is wrong with an input, such as a path that does not exist or an empty folder, becomes an item that fails when it
-    is loaded, so that it is reported like any image that cannot be read, and the others go on.
+    An input that is wrong, such as a missing path or an empty folder, becomes an item that fails when it is loaded. It
+    is then reported like an unreadable image, and the other inputs are processed.
 
     Args:
-        inputs: what the user gave.
-        left_out: counts what is in folders and is no image.
+        inputs: inputs as given by the user.
+        left_out: counts files in folders that are not images.
     """
     for text in inputs:
         for found in _listed(left_out) if text == STDIN else _found(text, left_out):
@@ -36,7 +36,7 @@ def image_items(inputs: Iterable[str], left_out: LeftOut) -> Iterator[ImageItem]
 
 
 def _listed(left_out: LeftOut) -> Iterator[Found]:
-    """What the list on stdin names; a list without a path, or a stdin that is closed, is an entry that says so."""
+    """Images of the list on stdin; an empty list or a closed stdin becomes an entry with an error."""
     lines = iter(()) if sys.stdin is None else _lines(sys.stdin)
     found = chain.from_iterable(_found(line, left_out) for line in lines)
     message = "standard input is closed." if sys.stdin is None else "the list on standard input names no path."
@@ -44,15 +44,15 @@ def _listed(left_out: LeftOut) -> Iterator[Found]:
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
-    """Lines that are not blank, or what stands between zero bytes, as ``find -print0`` writes it.
+    """Lines that are not blank, or the entries between zero bytes, as ``find -print0`` writes them.
 
-    Bytes that are no UTF-8 stay in them, as in the names of files.
+    Bytes that are not UTF-8 are kept, as in file names.
     """
     raw = getattr(stream, "buffer", None)
     if raw is not None and not hasattr(raw, "peek"):
         raw = io.BufferedReader(raw)
     start = b"" if raw is None else raw.peek()
-    if raw is not None and start.count(b"\0") > start.count(b"\n"):  # one in a list of lines is a damaged line
+    if raw is not None and start.count(b"\0") > start.count(b"\n"):  # one zero byte: a damaged line
         yield from map(os.fsdecode, filter(None, _between_zeros(raw)))
         return
     for line in stream if raw is None else map(os.fsdecode, raw):
@@ -80,7 +80,7 @@ def _found(text: str, left_out: LeftOut) -> Iterator[Found]:
 
 
 def _require(found: Iterator[Found], path: Path, message: str) -> Iterator[Found]:
-    """What was found, or an entry that says that nothing was."""
+    """The found images, or an entry with an error if there are none."""
     first = next(found, None)
     if first is None:
         return iter((Found(path, InputError(f"Cannot read '{name_from_path(path)}': {message}")),))

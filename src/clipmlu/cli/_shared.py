@@ -1,4 +1,4 @@
-"""What several commands share: options, output and progress."""
+"""Options, output and progress that several commands share."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class _PathType(click.Path):
 
 
 class Number(click.FloatRange):
-    """A number in a range; ``nan`` and ``inf``, which Python takes for numbers and no range keeps out, are none."""
+    """A finite number in a range; click accepts ``nan`` and ``inf`` in any range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse a value, or refuse it."""
+        """Parse a value; raises a usage error if it is not finite or out of range."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"'{value}' is not a finite number.", param, ctx)
         return number
 
 
-MAX_PIXELS = 178_956_970  # as data.images.DEFAULT_MAX_PIXELS, which would load NumPy
+MAX_PIXELS = 178_956_970  # equals data.images.DEFAULT_MAX_PIXELS; importing that would load NumPy
 
 PATH = _PathType(path_type=Path)
-"""A path that the library checks itself, with its own messages; ``~`` is the home folder, in quotes too."""
+"""A path that the library checks itself; a leading ``~`` is the home folder."""
 
 
 bundle_argument = click.argument("bundle", type=PATH)
@@ -115,13 +115,13 @@ device_option = Option(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunningOptions:
-    """How a bundle is run on images.
+    """Options for running a bundle on images.
 
     Attributes:
         batch_size: images per batch; None for the bundle's own.
-        threads: CPU threads per batch; 0 leaves it to the runtime.
+        threads: CPU threads per batch; 0 lets the runtime choose.
         workers: threads that read and prepare images; None for all CPUs.
-        fast_preprocess: decode and shrink by shortcuts.
+        fast_preprocess: decode at a reduced scale and shrink in two steps.
         max_pixels: largest width x height of an image that is decoded.
         device: index of the MLU card.
     """
@@ -134,7 +134,7 @@ class RunningOptions:
     device: int
 
     def load(self, bundle: Path, *, image_only: bool = False) -> Model:
-        """Load a compiled bundle; its threads do not wait actively, since images are prepared on the same CPUs."""
+        """Load a compiled bundle; its threads wait passively, because images are prepared on the same CPUs."""
         from clipmlu.model import load
 
         return load(
@@ -159,17 +159,17 @@ _RUNNING = (
 running_options = OptionGroup(
     "running", _RUNNING, lambda given: RunningOptions(**{option.name: given[option.name] for option in _RUNNING})
 )
-"""The command gets ``running``, a ``RunningOptions``."""
+"""Adds the options for running a bundle; the command gets ``running``, a ``RunningOptions``."""
 
 
 def note(message: str) -> None:
-    """Say something that is not the result, on stderr; where that takes no more, nobody is there to be told."""
+    """Print a message on stderr; a closed stderr is ignored."""
     with contextlib.suppress(OSError):
         click.echo(printable(message), err=True)
 
 
 def note_inputs(broken: int, left_out: LeftOut) -> int:
-    """Say how many inputs could not be read and what was left out, and return the command's exit code."""
+    """Print the number of unreadable inputs and of skipped files, and return the exit code of the command."""
     passed_over = left_out.note()
     if passed_over is not None:
         note(passed_over)
@@ -180,7 +180,7 @@ def note_inputs(broken: int, left_out: LeftOut) -> int:
 
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """While the block runs, Pillow says nothing on stderr about odd images; what it cannot read is an error anyway."""
+    """Suppress Pillow's messages on stderr inside the block; images that it cannot read are reported as errors."""
     logger, handler = logging.getLogger("PIL"), logging.NullHandler()
     logger.addHandler(handler)
     try:
@@ -192,10 +192,10 @@ def quiet_pillow() -> Iterator[None]:
 
 
 class LibraryNotes(logging.Handler):
-    """While the block runs, what the library logs from ``WARNING`` on goes to stderr, one line each, the same only once.
+    """Print the library's log records from ``WARNING`` on to stderr inside the block, each text once in one line.
 
     Attributes:
-        skipped: some input was left out because it could not be read.
+        skipped: an input was skipped because it could not be read.
     """
 
     def __init__(self) -> None:
@@ -211,7 +211,7 @@ class LibraryNotes(logging.Handler):
         logging.getLogger("clipmlu").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
+        """Print the message of a record if it is new."""
         message = " ".join(record.getMessage().split())
         self.skipped |= getattr(record, SKIPPED, False)
         if message not in self._said:
@@ -221,7 +221,7 @@ class LibraryNotes(logging.Handler):
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr where that is a terminal; yields what to call with each number of finished items."""
+    """Show a progress bar on stderr if that is a terminal; yields a function to call with numbers of finished items."""
     if not sys.stderr.isatty():
         yield lambda _count: None
         return

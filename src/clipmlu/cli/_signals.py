@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: what was finished is kept, and no temporary files are left."""
+"""SIGTERM and SIGHUP end a command like Ctrl-C: finished results are kept and temporary files removed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-_QUIET_SECONDS = 2.0  # in which another signal does not disturb the clean-up; supervisors repeat theirs
+_QUIET_SECONDS = 2.0  # further signals within this time are ignored, so that they do not interrupt the clean-up
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was told to end.
+    """A signal requested the end of the process.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,12 +25,12 @@ class Terminated(KeyboardInterrupt):
 
 
 class TerminationSignals:
-    """While the block runs, a signal that would end the process raises ``Terminated`` in the main thread.
+    """Raise ``Terminated`` in the main thread if a termination signal arrives inside the block.
 
-    A signal that is ignored already (``nohup``) stays ignored, and a handler that a program has set stays in place.
+    A signal that is already ignored (``nohup``) stays ignored, and a handler that was set before is kept.
 
     Attributes:
-        received: the number of the first one that came, or None.
+        received: number of the first received signal, or None.
     """
 
     def __init__(self) -> None:

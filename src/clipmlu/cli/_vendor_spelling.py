@@ -1,4 +1,4 @@
-"""Options of the compiling commands as the vendor's scripts write them."""
+"""Option syntax of the vendor's scripts, for the compiling commands."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _SWITCHES = {
     "--dynamic-shape": {"true": "--dynamic-shape", "false": "--static-shape"},
     "--conv-scale-fold": {"true": "--conv-scale-fold", "false": "--no-conv-scale-fold"},
 }
-"""Options without a value here that have one in the vendor's scripts."""
+"""Flags here that take true or false in the vendor's scripts."""
 _LISTS: dict[str, Callable[[str], bool]] = {"--cluster-num": str.isdigit, "--mlu-arch": MLU_ARCHS.__contains__}
-"""Options that take several values in the vendor's scripts, and what such a value is."""
+"""Options that take several values in the vendor's scripts, each with a test of a value."""
 
 
 class CompilingCommand(click.Command):
-    """A command that also takes options as the vendor's scripts write them (magicmind_cloud, python_common/build_param.py).
+    """A command that also accepts options as in the vendor's scripts (magicmind_cloud, python_common/build_param.py).
 
     ``--batch_size 8 --dynamic_shape true --cluster_num 2 6 8`` means ``--batch-size 8 --dynamic-shape --cluster-num 2
     --cluster-num 6 --cluster-num 8``.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Turn them into ours first."""
+        """Convert the arguments to the syntax of clipmlu and parse them."""
         return super().parse_args(ctx, rewrite_arguments(args))
 
 
 def rewrite_arguments(args: list[str]) -> list[str]:
-    """Return the arguments as click takes them; see ``CompilingCommand``."""
+    """Return the arguments in the syntax of clipmlu; see ``CompilingCommand``."""
     result: list[str] = []
-    values_of = ""  # the option whose values we are among
+    values_of = ""  # the option that the next values belong to
     for argument in args:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")

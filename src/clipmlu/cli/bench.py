@@ -33,12 +33,12 @@ _OURS_ONLY = {
     "stages": "--stages/--no-stages",
     "images": "--images",
 }
-"""Parameter -> option that means nothing for the vendor's tool."""
+"""Parameters, and their options, that do not apply to the vendor's tool."""
 _DEFAULTS = {
     None: {"warmup": 500, "duration": 10_000, "iterations": 10, "threads": 0},
     "mm_run": {"warmup": 200, "duration": 3000, "iterations": 100, "threads": 1},
 }
-"""Tool -> defaults; None is our own measurement."""
+"""Map each tool to its defaults; None is clipmlu's own measurement."""
 
 
 def _defaults(name: str) -> str:
@@ -111,17 +111,18 @@ def bench_command(
 ) -> int:
     """Measure the speed of a compiled BUNDLE.
 
-    Without --tool: start-up, memory, the load scenarios of MLPerf Inference (as LoadGen defines them; no MLPerf result), and
-    the pipeline from image files to embeddings with the stage that limits it. A static shape pads smaller batches.
+    Without --tool: start-up, memory, the load scenarios of MLPerf Inference (as LoadGen defines them; not an MLPerf
+    result), and the pipeline from image files to embeddings with the stage that limits it. A static shape pads smaller
+    batches.
 
     \b
     single-stream  one query of one image at a time; 90th percentile of the latency
     multi-stream   one query of several images at a time; 99th percentile
-    server         queries come at random; highest rate whose 99th percentile is within --latency-bound-ms
+    server         queries at random times; highest rate whose 99th percentile is within --latency-bound-ms
     offline        all images at once, two batches in flight; images per second
 
-    With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per batch:
-    with several inputs the tool's own figure may count texts.
+    With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per
+    batch, because the tool's own figure may count texts if the graph has several inputs.
     """
     from clipmlu.files.publish import check_files_free, encode_json, write_file
     from clipmlu.report.speed import show_speed, show_tool
@@ -146,7 +147,7 @@ def bench_command(
         show_speed(report)
     else:
         show_tool(report)
-    if output is not None:  # shown first: a disk that is full then takes nothing away
+    if output is not None:  # after the output, which a failed write must not prevent
         write_file(output, encode_json(report), overwrite=overwrite)
     for reason in unreadable:
         note(f"skipped: {reason}")

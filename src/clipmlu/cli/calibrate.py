@@ -39,10 +39,10 @@ def calibrate_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Draw calibration data for BUNDLE and keep them, for 'clipmlu compile --calib' on this or another machine.
+    """Select calibration data for BUNDLE and save them, for 'clipmlu compile --calib' on this or another machine.
 
-    The images are kept as the model sees them, the prompts as texts: the set fits all models that take images of the same
-    size. It is verified by digest when it is used.
+    The images are saved as preprocessed pixels, the prompts as texts; the set can be used with all models of the same
+    image size. Its digest is verified when it is used.
     """
     from clipmlu.bundle.directory import open_bundle
     from clipmlu.data.calibration import obtain_calibration

@@ -14,7 +14,7 @@ from clipmlu.report.tables import echo_json, print_table
 @click.argument("pattern", default="")
 @json_option
 def models_command(pattern: str, as_json: bool) -> None:
-    """List the models that can be exported, and the tags of their weights; PATTERN selects by part of the name."""
+    """List the models that can be exported, with the tags of their weights; PATTERN selects by part of the name."""
     from clipmlu.export.catalog import list_models
 
     models = {name: tags for name, tags in list_models().items() if pattern.casefold() in name.casefold()}
@@ -32,7 +32,7 @@ def models_command(pattern: str, as_json: bool) -> None:
 @click.command("datasets")
 @json_option
 def datasets_command(as_json: bool) -> None:
-    """List the datasets that 'clipmlu eval' reads, and where they are on this machine."""
+    """List the datasets that 'clipmlu eval' reads, with their locations on this machine."""
     from clipmlu.data.datasets import DATASETS, locate_dataset
 
     rows = [(info, locate_dataset(info.name)) for info in DATASETS.values()]

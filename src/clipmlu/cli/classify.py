@@ -101,9 +101,9 @@ def _classifier(encoder: Model, labels: str | None, file: Path | None, templates
 
 
 def _write(output: PredictionFormat, batches: Iterable[RowBatch], classifier: ZeroShotClassifier, top_k: int) -> int:
-    """Print predictions as they come, and count the images that could not be read.
+    """Print predictions after each batch, and return the number of images that could not be read.
 
-    Whatever ends the run early, a Ctrl-C too, what was printed is a complete document of the finished images.
+    If the run ends early, also by Ctrl-C, the printed output is a complete document of the finished images.
     """
     broken = 0
     begun = False

@@ -25,7 +25,7 @@ from clipmlu.report.tables import echo_json
 if TYPE_CHECKING:
     from clipmlu.data.datasets.choice import DatasetChoice
 
-_SAMPLES = 256  # as measure.compare.DEFAULT_SAMPLES, which would load the runtimes
+_SAMPLES = 256  # equals measure.compare.DEFAULT_SAMPLES; importing that would load the runtimes
 
 
 @click.command("compare")
@@ -82,11 +82,11 @@ def compare_command(
     allow_overlap: bool,
     as_json: bool,
 ) -> int:
-    """Measure bundle A against bundle B of the same model, node by node and by their predictions.
+    """Compare bundle A with bundle B of the same model, node by node and by predictions.
 
-    B is the reference: another compiled bundle, or the exported bundle that A was compiled from, which stands for its own
-    float graphs. Nodes run on the CPU in float32 kernels that simulate the mode, embeddings and predictions on the bundles'
-    own targets. The inner tensors of a bundle for a real MLU card cannot be read.
+    B is the reference: another compiled bundle, or the exported bundle that A was compiled from (float graphs). Nodes
+    run on the CPU in float32 kernels that simulate the mode, embeddings and predictions on the bundles' own targets.
+    The intermediate tensors of a bundle for a real MLU card cannot be read.
     """
     from clipmlu.files.publish import check_files_free, encode_json, write_files
     from clipmlu.measure.compare import compare
@@ -115,7 +115,7 @@ def compare_command(
         echo_json(report)
     else:
         show_comparison(report, show_all=show_all)
-    # Shown first: a disk that is full then takes nothing away.
+    # After the output, which a failed write must not prevent.
     files = {} if output is None else {output: encode_json(report)}
     if heatmap is not None:
         files[heatmap] = draw_comparison(report, heatmap)

@@ -59,11 +59,11 @@ def compile_command(
 ) -> None:
     """Compile an exported BUNDLE for one target.
 
-    Options that say MLU are for the targets mlu and emulated-mlu. Their names are also taken with underscores, and
-    --dynamic-shape with true or false, as the vendor's scripts write them.
+    Options marked MLU are for the targets mlu and emulated-mlu. As in the vendor's scripts, option names may have
+    underscores, and --dynamic-shape may have the value true or false.
 
-    With --max-drop, a search tries ways to quantise from cheap to dear and evaluates each on the target; an interrupted search
-    goes on with the same command. --precision keeps it within one mode.
+    With --max-drop, a search tries quantisation options, the expected fastest first, and evaluates each on the target.
+    To resume an interrupted search, run the same command again. --precision limits the search to one mode.
     """
     from clipmlu.compile.compiler import compile_bundle
     from clipmlu.compile.recipe import apply_recipe, read_recipe
@@ -97,7 +97,7 @@ def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchO
 
     try:
         compiled, _report = search_bundle(open_exported(bundle), output, options, search, on_note=note)
-    except GateError:  # says itself where it is kept
+    except GateError:  # its message already names the file
         raise
     except BaseException:
         if Path(f"{output}.search").is_dir():

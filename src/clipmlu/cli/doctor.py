@@ -54,10 +54,11 @@ def doctor_command(
     overwrite: bool,
     as_json: bool,
 ) -> int:
-    """Check what works on this machine; every finding comes with its remedy.
+    """Check what works on this machine; each finding has a remedy.
 
-    With --probe-sdk: test undocumented behaviour of the vendor's SDK on tiny graphs, each question in a process of its own, and
-    write a report; please send it to us. The report names neither this host nor its user, and nothing is sent by itself.
+    With --probe-sdk: test undocumented behaviour of the vendor's SDK on small graphs, each probe in its own process,
+    and write a report; please send it to the project. The report contains neither host nor user names, and nothing is
+    sent automatically.
     """
     _check_options(context, probe_sdk, write_probe)
     if write_probe is not None:

@@ -42,7 +42,7 @@ def embed_command(
 ) -> int:
     """Write unit-norm embeddings of images (or texts) as float32 .npy, shape (N, D), and their ids as a JSON list.
 
-    INPUT is what 'clipmlu classify' takes. Where the run ends early, the finished part is written to OUTPUT.partial.npy.
+    INPUT is as for 'clipmlu classify'. If the run ends early, the finished rows are written to OUTPUT.partial.npy.
     """
     from clipmlu.backends.provenance import emulated_mark
     from clipmlu.cli._inputs import image_items
@@ -88,7 +88,7 @@ def _note_skipped(error: InputError) -> None:
 
 
 def _keep_finished(file: EmbeddingFile, mark: str) -> None:
-    """Publish the rows of a run that ends early; that they cannot be written hides no reason why it ends."""
+    """Write the finished rows of a run that ends early; a failed write does not replace the reason of the end."""
     if not file.rows:
         return
     try:

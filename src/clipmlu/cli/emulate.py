@@ -21,8 +21,8 @@ from clipmlu.cli._signals import Terminated
 def emulate_command(command: tuple[str, ...]) -> int:
     """Run a program on the emulated MagicMind SDK: `clipmlu emulate -- python gen_model.py ...`.
 
-    COMMAND sees a package `magicmind` that computes on this CPU. The environment variables CLIPMLU_EMULATOR_MODE,
-    _DEVICES, _ARCH, _LATENCY_MS, _FAULTS and others shape it; the exit code is COMMAND's own.
+    COMMAND imports a package `magicmind` that computes on this CPU. The environment variables CLIPMLU_EMULATOR_MODE,
+    _DEVICES, _ARCH, _LATENCY_MS, _FAULTS and others configure it. The exit code is that of COMMAND.
     """
     from clipmlu.magicmind.emulator import NOTICE, emulated_environment
 
@@ -37,13 +37,13 @@ def emulate_command(command: tuple[str, ...]) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The return code of a program, to which the signals that would end this one are passed on."""
+    """Wait for a program and return its return code; termination signals are passed on to it."""
     while True:
         try:
             return process.wait()
         except Terminated as signalled:
             process.send_signal(signalled.number)
         except KeyboardInterrupt:
-            # A terminal sends Ctrl-C to both; where it came to this process alone, the program does not know of it.
+            # A terminal sends Ctrl-C to both processes; without one, only this process received the signal.
             if not sys.stdin.isatty():
                 process.send_signal(signal.SIGINT)

@@ -108,7 +108,7 @@ def eval_command(
         show_accuracy(report, per_class=per_class)
         for line in accuracy_lines(report) if sample_files is not None else ():
             click.echo(line)
-    # Shown first: a disk that is full then takes nothing away.
+    # After the output, which a failed write must not prevent.
     if output is not None:
         write_file(output, encode_json(report), overwrite=overwrite)
     if sample_files is not None:

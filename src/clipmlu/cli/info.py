@@ -13,7 +13,7 @@ from clipmlu.cli._shared import bundle_argument, json_option
 @bundle_argument
 @json_option
 def info_command(bundle: Path, as_json: bool) -> None:
-    """Show what is in a BUNDLE, after verifying its digests."""
+    """Verify the digests of a BUNDLE and show its contents."""
     from clipmlu.bundle.directory import open_bundle
     from clipmlu.report.bundle import show_bundle
 

@@ -58,7 +58,7 @@ def run_command(
     threads: int,
     as_json: bool,
 ) -> int:
-    """Export, compile and evaluate MODEL in one go, reusing bundles whose content still matches."""
+    """Export, compile and evaluate MODEL; bundles in the output folder are reused if they are still valid."""
     from clipmlu.export.exporter import ExportOptions
     from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.pipeline import RunOptions, run_chain

@@ -90,16 +90,16 @@ def sweep_command(
     overwrite: bool,
     as_json: bool,
 ) -> int:
-    """Compile an exported BUNDLE in several precisions; measure accuracy, speed and size of each at several batch sizes.
+    """Compile an exported BUNDLE in several precisions; measure their accuracy, speed and size at several batch sizes.
 
-    The image tower is timed: images per second with two batches in flight, and the latency of one batch alone. Rows that no
-    other one beats in accuracy, images per second and size are marked as the front. The table is also written to DIR as
-    sweep.json and sweep.md.
+    The image tower is timed: images per second with two batches in flight, and the latency of one batch alone. A row is
+    marked as on the front if no other row is better in accuracy, images per second and size together. The table is
+    also written to DIR as sweep.json and sweep.md.
 
-    The same command goes on where an interrupted one stopped, and measures only what is new or no longer valid.
+    To resume an interrupted sweep, run the same command again: only missing or invalid results are measured.
 
-    A precision that the target does not offer, or that fails a gate, is a row with the reason: the exit code is then 3 for a
-    gate, 1 for anything else.
+    If a precision is not offered by the target or fails a gate, its row has the reason. The exit code is then 3 for a
+    gate, 1 otherwise.
     """
     from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.report.sweep import show_sweep, write_markdown

@@ -14,7 +14,7 @@ from clipmlu.file_names import name_from_path
 @click.option("--write", "path", type=PATH, required=True, metavar="PATH", help="File to write, or a directory for it.")
 @overwrite_option
 def worker_command(path: Path, overwrite: bool) -> None:
-    """Write the one file that runs models where the vendor's SDK lives.
+    """Write the worker, a file that runs models on the machine with the vendor's SDK.
 
     Copy it into the vendor's container or to the host with the card; it needs Python 3.7 or newer, NumPy and magicmind.
     """
