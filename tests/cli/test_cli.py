@@ -468,19 +468,18 @@ def _interrupted(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # communicate() would lose what a buffer of readline() still holds
         env=_environment(tmp_path),
         # A shell starts background jobs with SIGINT ignored, and a test run may be one of them.
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - no threads are running yet
     )
     assert process.stdin is not None
     assert process.stderr is not None
-    process.stdin.write(listed)
-    process.stdin.flush()
-    assert awaited in process.stderr.readline()  # it is at work, and waits for the rest of the list
+    process.stdin.write(listed.encode())
+    assert awaited.encode() in process.stderr.readline()  # it is at work, and waits for the rest of the list
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    return process.returncode, out.decode(), err.decode()
 
 
 ENDINGS = pytest.mark.parametrize(
