@@ -125,6 +125,18 @@ def test_the_first_trial_within_the_drop_is_published_with_the_report(
     assert any("accepted" in note for note in notes)
 
 
+def test_files_of_the_user_in_the_folder_of_a_search_stay(
+    exported: ExportedBundle, folder: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "out.search" / "notes" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    interrupted_search(exported, folder, tmp_path / "out", 1)
+    search(exported, folder, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out.search").iterdir()] == ["notes"]
+    assert mine.read_text() == "precious"
+
+
 def test_the_key_of_a_trial_names_every_option(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
     """Except those that another part stands for, and those that change no result."""
     interrupted_search(exported, folder, tmp_path / "out", 1)

@@ -24,6 +24,7 @@ from clipmlu.specs import Spec
 from clipmlu.tune.trial import SearchOptions
 
 EARLY_SHARE = 4  # a trial with too large a drop stops after 1/4 of the images
+REFERENCE_NAME = "reference"  # the float32 bundle in the folder of a search
 _Z_STOP = 3.0
 
 
@@ -80,7 +81,7 @@ class Evaluator:
         """Run the float32 model on the images and return its top-1 accuracy."""
         reference = compile_bundle(
             self._exported,
-            folder / "reference",
+            folder / REFERENCE_NAME,
             CompileOptions(target="cpu", check=False, overwrite=True),
         )
         with Encoder(reference) as encoder:

@@ -8,6 +8,7 @@ stored, so that an interrupted search can resume.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -35,7 +36,7 @@ from clipmlu.compile.preparing import role_shares
 from clipmlu.compile.recipe import RECIPE_NAME, recipe_of
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.errors import CompileError, GateError, OptionError
+from clipmlu.errors import CompileError, GateError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key, value_digest
@@ -43,11 +44,12 @@ from clipmlu.measure.statistics import Z_ONE_SIDED
 from clipmlu.specs import Precision, QuantisationOptions, Spec
 from clipmlu.tune.bundles import compilation_key, open_unchanged
 from clipmlu.tune.candidates import Candidates, modes_of
-from clipmlu.tune.evaluator import EARLY_SHARE, Evaluator, Figures
+from clipmlu.tune.evaluator import EARLY_SHARE, REFERENCE_NAME, Evaluator, Figures
 from clipmlu.tune.resume import Key, ResultStore
 from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, Verdict, best_text, describe_trial
 
 SEARCH_NAME = "search.json"
+_CANDIDATE_NAME, _EXPLORATORY_NAME = "candidate", "exploratory"
 _CONFIDENCE = 0.95
 _FOLDER_SUFFIX = ".search"
 _SEARCH_RECORD = "search"
@@ -107,8 +109,19 @@ def search_bundle(
         )
     files = {SEARCH_NAME: encode_json(report), RECIPE_NAME: encode_json(recipe_of(found))}
     bundle = publish_copy(found, output, files, overwrite=options.overwrite)
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove_trials(folder, store)
     return bundle, report
+
+
+def _remove_trials(folder: Path, store: ResultStore) -> None:
+    """Remove what a search wrote to its folder, as far as possible; other files there stay."""
+    for name in (REFERENCE_NAME, _CANDIDATE_NAME, _EXPLORATORY_NAME):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    with contextlib.suppress(OSError, OutputError):
+        store.clear()
+        (folder / SEARCH_NAME).unlink(missing_ok=True)
+        store.folder.rmdir()
+        folder.rmdir()
 
 
 def _check_request(exported: ExportedBundle, options: CompileOptions, search: SearchOptions) -> None:
@@ -266,7 +279,7 @@ class _Search:
         limit = None if exploratory else self._search.max_drop
         try:
             bundle = compile_bundle(
-                self._exported, self._folder / "exploratory" if exploratory else self._candidate_path, options
+                self._exported, self._folder / _EXPLORATORY_NAME if exploratory else self._candidate_path, options
             )
             figures = self._evaluator.evaluate(bundle, options.session, images, limit)
         except (GateError, CompileError) as error:
@@ -286,7 +299,7 @@ class _Search:
 
     @property
     def _candidate_path(self) -> Path:
-        return self._folder / "candidate"
+        return self._folder / _CANDIDATE_NAME
 
     def _verdict(self, figures: Figures) -> Verdict:
         if figures.images < len(self._evaluator):
