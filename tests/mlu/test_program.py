@@ -40,6 +40,18 @@ def test_digest_is_that_of_the_file(tmp_path: Path) -> None:
     assert written.stat().st_mode & 0o777 == 0o755
 
 
+def test_permissions_of_a_pipe_or_device_stay(tmp_path: Path) -> None:
+    """``--write /dev/null`` by root must not take the device from everybody else."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pipe.chmod(0o666)
+    with subprocess.Popen(["/bin/cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        write_worker(pipe)
+        assert hashlib.sha256(reader.stdout.read()).hexdigest() == worker_digest()
+    assert pipe.stat().st_mode & 0o777 == 0o666
+
+
 @pytest.fixture
 def former_worker(tmp_path: Path) -> Iterator[str]:
     """Greets once as ``clipmlu_worker.py`` of the version before archives did, with the digest of that file."""

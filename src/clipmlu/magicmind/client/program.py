@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from clipmlu.files.publish import output_errors, write_file
+from clipmlu.files.publish import StagedFiles, output_errors
 from clipmlu.magicmind.archive import make_archive, package_files
 from clipmlu.magicmind.driver import FILE_NAME
 
@@ -46,9 +46,11 @@ def write_worker(path: Path, *, overwrite: bool = False) -> Path:
         OutputError: the file cannot be written.
     """
     target = path / FILE_NAME if path.is_dir() else path
-    write_file(target, worker_program(), overwrite=overwrite)
-    with output_errors(target):
-        target.chmod(0o755)
+    with StagedFiles([target], overwrite=overwrite) as staged:
+        with output_errors(target):
+            staged.paths[0].write_bytes(worker_program())
+            staged.paths[0].chmod(0o755)
+        staged.publish()
     return target
 
 
