@@ -26,7 +26,8 @@ from clipmlu.graph.parity import (
     MIN_COSINE,
     allowed_embedding_difference,
     allowed_logit_difference,
-    measure_difference,
+    compare_outputs,
+    is_within,
 )
 from clipmlu.graph.pixels import PIXELS, takes_uint8
 from clipmlu.specs import Precision, TowerName
@@ -103,11 +104,12 @@ def check_agreement(
         taken = pixels if takes_uint8(compiled.tower(name)) else normalised
         with open_session(name) as session:
             measured = _run(session, _batches(compiled, name, {PIXELS: taken, "input_ids": input_ids}))
+        allowed = _allowed_difference(exported.manifest, name, precision, floor)
         found = [
-            _compare(exported.manifest, name, output, reference[output], measured[output], precision, floor)
-            for output in reference
+            compare_outputs(name, output, rows, measured[output], batch_size=len(rows), allowed=allowed)
+            for output, rows in reference.items()
         ]
-        failed = [record for record in found if not _agrees(record, record.allowed_abs_diff, floor)]
+        failed = [record for record in found if not is_within(record, floor)]
         if failed:
             raise GateError(_disagreement(max(failed, key=lambda record: record.max_abs_diff), floor))
         records += found
@@ -233,29 +235,4 @@ def _disagreement(record: ParityRecord, floor: float) -> str:
     return (
         f"Compiled {record.tower} tower differs from the exported one by {record.max_abs_diff:.3g} in '{record.output}'; "
         f"allowed are {record.allowed_abs_diff:.3g}{cosine}. No bundle was written."
-    )
-
-
-def _agrees(record: ParityRecord, allowed: float, floor: float) -> bool:
-    same_direction = record.min_cosine is None or record.min_cosine >= floor
-    return record.max_abs_diff <= allowed and same_direction
-
-
-def _compare(
-    manifest: Manifest,
-    tower: TowerName,
-    output: str,
-    reference: Array,
-    measured: Array,
-    precision: Precision,
-    floor: float,
-) -> ParityRecord:
-    difference = measure_difference(reference, measured)
-    return ParityRecord(
-        tower=tower,
-        output=output,
-        batch_size=len(reference),
-        max_abs_diff=difference.max_abs_diff,
-        min_cosine=None if tower == "joint" else difference.min_cosine,
-        allowed_abs_diff=_allowed_difference(manifest, tower, precision, floor),
     )

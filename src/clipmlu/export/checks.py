@@ -20,7 +20,7 @@ from clipmlu.export.options import ExportOptions
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.tokenizers import TokenSampler
 from clipmlu.export.towers import TowerProgram
-from clipmlu.graph.parity import allowed_logit_difference, measure_difference
+from clipmlu.graph.parity import allowed_logit_difference, compare_outputs, is_within
 from clipmlu.host import require
 from clipmlu.specs import PreprocessSpec, TowerName
 
@@ -56,6 +56,7 @@ def check_parity(
         ExportError: the graph does not run, or torch itself gives values that are not finite.
     """
     label = f"The exported {program.tower} graph"
+    allowed = allowed_difference(program.tower, model.logit_scale, options)
     records: list[ParityRecord] = []
     failed: list[ParityRecord] = []
     with OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions(busy_wait=False)) as session:
@@ -63,9 +64,11 @@ def check_parity(
             expected = _run_torch(program, feeds)
             found = _run_graph(session, feeds, label, batch_size)
             for output in program.outputs:
-                record = _compare(program, model, output, batch_size, expected[output], found[output], options)
+                record = compare_outputs(
+                    program.tower, output, expected[output], found[output], batch_size=batch_size, allowed=allowed
+                )
                 records.append(record)
-                if not is_within(record, model.logit_scale, options):
+                if not is_within(record, options.min_cosine):
                     failed.append(record)
     if failed:
         raise ParityError(_message(failed[0], len(failed), options), map(msgspec.structs.asdict, failed))
@@ -119,33 +122,7 @@ def _run_graph(session: Session, feeds: Mapping[str, _Array], label: str, batch_
         raise ExportError(f"{label} does not run with a batch of {batch_size}: {error}") from error
 
 
-def _compare(
-    program: TowerProgram,
-    model: LoadedModel,
-    output: str,
-    batch_size: int,
-    expected: _Array,
-    found: _Array,
-    options: ExportOptions,
-) -> ParityRecord:
-    difference = measure_difference(expected, found)
-    return ParityRecord(
-        tower=program.tower,
-        output=output,
-        batch_size=batch_size,
-        max_abs_diff=difference.max_abs_diff,
-        min_cosine=None if program.tower == "joint" else difference.min_cosine,
-        allowed_abs_diff=_allowed(program.tower, model.logit_scale, options),
-    )
-
-
-def is_within(record: ParityRecord, logit_scale: float, options: ExportOptions) -> bool:
-    """Return whether a record's measured values are within the bounds of the options."""
-    cosine_is_within = record.min_cosine is None or record.min_cosine >= options.min_cosine
-    return record.max_abs_diff <= _allowed(record.tower, logit_scale, options) and cosine_is_within
-
-
-def _allowed(tower: TowerName, logit_scale: float, options: ExportOptions) -> float:
+def allowed_difference(tower: TowerName, logit_scale: float, options: ExportOptions) -> float:
     """Return the largest allowed difference of an element of a tower's output."""
     tolerance = options.max_abs_diff
     return allowed_logit_difference(tolerance, logit_scale) if tower == "joint" else tolerance

@@ -1,4 +1,4 @@
-"""Measuring the difference between two computations of the same outputs, for the parity gates."""
+"""Measures the difference between two computations of the same outputs, for the parity gates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.specs import Precision
+from clipmlu.bundle.manifest import ParityRecord
+from clipmlu.specs import Precision, TowerName
 
 FLOAT32_TOLERANCE = 1e-5
 """Allowed absolute difference of an element of a unit-norm embedding, both sides in float32."""
@@ -60,10 +61,6 @@ class Difference:
     max_abs_diff: float
     min_cosine: float
 
-    def within(self, max_abs_diff: float, min_cosine: float | None = None) -> bool:
-        """Return whether both figures are within the bounds; no bound on the cosine if it is None."""
-        return self.max_abs_diff <= max_abs_diff and (min_cosine is None or self.min_cosine >= min_cosine)
-
 
 def measure_difference(reference: npt.NDArray[Any], measured: npt.NDArray[Any]) -> Difference:
     """Compare two arrays row by row, in float64.
@@ -87,6 +84,45 @@ def measure_difference(reference: npt.NDArray[Any], measured: npt.NDArray[Any]) 
         max_abs_diff = max(max_abs_diff, float(np.abs(expected - found).max(initial=0.0)))
         min_cosine = min(min_cosine, float(_cosines(expected, found).min(initial=1.0)))
     return Difference(max_abs_diff=max_abs_diff, min_cosine=min_cosine)
+
+
+def compare_outputs(
+    tower: TowerName,
+    output: str,
+    reference: npt.NDArray[Any],
+    measured: npt.NDArray[Any],
+    *,
+    batch_size: int,
+    allowed: float,
+) -> ParityRecord:
+    """Measure the difference of one output and return its record.
+
+    Args:
+        tower: name of the graph; only outputs of ``image`` and ``text`` are embeddings, which have a cosine.
+        output: name of the output.
+        reference: shape (N, D), any real dtype.
+        measured: the same shape.
+        batch_size: rows of the compared batch.
+        allowed: allowed absolute difference of an element.
+    """
+    difference = measure_difference(reference, measured)
+    return ParityRecord(
+        tower=tower,
+        output=output,
+        batch_size=batch_size,
+        max_abs_diff=difference.max_abs_diff,
+        min_cosine=None if tower == "joint" else difference.min_cosine,
+        allowed_abs_diff=allowed,
+    )
+
+
+def is_within(record: ParityRecord, min_cosine: float) -> bool:
+    """Return whether the measured values of a record are within its allowed difference and a smallest cosine.
+
+    Outputs other than embeddings have no cosine; for them ``min_cosine`` is ignored.
+    """
+    cosine_is_within = record.min_cosine is None or record.min_cosine >= min_cosine
+    return record.max_abs_diff <= record.allowed_abs_diff and cosine_is_within
 
 
 def allowed_embedding_difference(precision: Precision, min_cosine: float) -> float:
