@@ -15,7 +15,8 @@ from clipmlu.arguments import check_fields, is_there
 from clipmlu.bundle.directory import Bundle
 from clipmlu.data.calibration_set import HEADER_NAME, CalibrationSet, calibration_digest, load_calibration
 from clipmlu.data.class_names import FolderNames
-from clipmlu.data.datasets import DATASETS, Dataset, open_dataset, open_folder, spread_over_classes
+from clipmlu.data.datasets import DATASETS, Dataset, open_folder, spread_over_classes
+from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, clipped_note, content_digest, is_clipped
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
@@ -160,9 +161,8 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
         raise UnknownNameError(
             "dataset", name, DATASETS, "Or give a folder of images, or a set of 'clipmlu calibrate'."
         )
-    return open_dataset(
-        name,
-        default_split="train",
+    choice = DatasetChoice(
+        name=name,
         class_names=options.class_names,
         folder_names=options.folder_names,
         data_dir=options.data_dir,
@@ -171,6 +171,7 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
         seed=options.seed,
         max_pixels=options.max_pixels,
     )
+    return choice.open(default_split="train")
 
 
 def _own_folder(name: str) -> Path | None:

@@ -41,8 +41,11 @@ class DatasetChoice:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def open(self) -> Dataset:
+    def open(self, *, default_split: str = "test") -> Dataset:
         """Open the dataset.
+
+        Args:
+            default_split: see ``open_dataset``.
 
         Raises:
             UnknownNameError, OptionError, InputError: as ``open_dataset``.
@@ -50,6 +53,7 @@ class DatasetChoice:
         return open_dataset(
             self.name,
             self.split,
+            default_split=default_split,
             class_names=self.class_names,
             folder_names=self.folder_names,
             data_dir=self.data_dir,
