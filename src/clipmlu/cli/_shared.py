@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,11 @@ import click
 
 from clipmlu.cli._groups import Option, OptionGroup
 from clipmlu.data.skipping import SKIPPED
-from clipmlu.file_names import expand_home, printable
+from clipmlu.file_names import expand_home, name_from_path, printable
 
 if TYPE_CHECKING:
     from clipmlu.data.finding import LeftOut
+    from clipmlu.measure.samples import SkippedImage
     from clipmlu.model import Model
 
 
@@ -176,6 +177,34 @@ def note_inputs(broken: int, left_out: LeftOut) -> int:
     if broken:
         note(f"{broken} image(s) could not be read.")
     return 1 if broken else 0
+
+
+def note_skipped(skipped: Iterable[SkippedImage]) -> int:
+    """Print the images that could not be read, and return the exit code of the command."""
+    code = 0
+    for image in skipped:
+        note(f"skipped: {image.reason}")
+        code = 1
+    return code
+
+
+@contextlib.contextmanager
+def note_kept(folder: Path, content: str, *, named_by: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """If the block fails and the folder exists, print that it holds the content, from which the same command resumes.
+
+    Args:
+        folder: the folder.
+        content: its content, as the beginning of a sentence.
+        named_by: errors whose message names the folder; nothing is printed for them.
+    """
+    try:
+        yield
+    except named_by:
+        raise
+    except BaseException:
+        if folder.is_dir():
+            note(f"{content} is kept in {name_from_path(folder)}; the same command goes on from there.")
+        raise
 
 
 @contextlib.contextmanager

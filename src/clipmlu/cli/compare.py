@@ -16,6 +16,7 @@ from clipmlu.cli._shared import (
     json_option,
     max_pixels_option,
     note,
+    note_skipped,
     overwrite_option,
     templates_option,
     threads_option,
@@ -120,6 +121,4 @@ def compare_command(
     if heatmap is not None:
         files[heatmap] = draw_comparison(report, heatmap)
     write_files(files, overwrite=overwrite)
-    for skipped in report.skipped:
-        note(f"skipped: {skipped.reason}")
-    return 1 if report.skipped else 0
+    return note_skipped(report.skipped)

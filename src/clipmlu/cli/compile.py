@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._compiling import compile_options
-from clipmlu.cli._shared import PATH, Number, bundle_argument, json_option, note, overwrite_option
+from clipmlu.cli._shared import PATH, Number, bundle_argument, json_option, note, note_kept, overwrite_option
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import GateError
 from clipmlu.file_names import name_from_path
@@ -95,12 +95,6 @@ def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchO
     from clipmlu.bundle.directory import open_exported
     from clipmlu.tune.quantise import search_bundle
 
-    try:
+    with note_kept(Path(f"{output}.search"), "What was measured", named_by=(GateError,)):
         compiled, _report = search_bundle(open_exported(bundle), output, options, search, on_note=note)
-    except GateError:  # its message already names the file
-        raise
-    except BaseException:
-        if Path(f"{output}.search").is_dir():
-            note(f"What was measured is kept in {name_from_path(output)}.search; the same command goes on from there.")
-        raise
     return compiled

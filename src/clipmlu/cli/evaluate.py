@@ -15,6 +15,7 @@ from clipmlu.cli._shared import (
     bundle_argument,
     json_option,
     note,
+    note_skipped,
     overwrite_option,
     progress_bar,
     running_options,
@@ -113,7 +114,6 @@ def eval_command(
         write_file(output, encode_json(report), overwrite=overwrite)
     if sample_files is not None:
         write_sample_files(sample_files, results, source.original_names, report, overwrite=overwrite)
-    for skipped in report.skipped:
-        note(f"skipped: {skipped.reason}")
+    exit_code = note_skipped(report.skipped)
     check_baseline(report)
-    return 1 if report.skipped else 0
+    return exit_code

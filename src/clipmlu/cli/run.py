@@ -11,7 +11,16 @@ import click
 
 from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._datasets import dataset_options
-from clipmlu.cli._shared import PATH, json_option, layout_option, note, progress_bar, templates_option, threads_option
+from clipmlu.cli._shared import (
+    PATH,
+    json_option,
+    layout_option,
+    note,
+    note_skipped,
+    progress_bar,
+    templates_option,
+    threads_option,
+)
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.report.tables import echo_json, print_table
 
@@ -87,6 +96,4 @@ def run_command(
         show_accuracy(report.accuracy, per_class=False)
         rows = [(step.name, step.result, f"{step.elapsed_s:.1f}", step.path) for step in report.steps]
         print_table(("step", "result", "seconds", "where"), rows, boxed=True)
-    for skipped in report.accuracy.skipped:
-        note(f"skipped: {skipped.reason}")
-    return 1 if report.accuracy.skipped else 0
+    return note_skipped(report.accuracy.skipped)

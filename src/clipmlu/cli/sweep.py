@@ -15,13 +15,14 @@ from clipmlu.cli._shared import (
     bundle_argument,
     json_option,
     note,
+    note_kept,
+    note_skipped,
     overwrite_option,
     templates_option,
     threads_option,
 )
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import OptionError
-from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json
 from clipmlu.specs import Precision
 
@@ -116,21 +117,14 @@ def sweep_command(
         duration_ms=duration,
     )
     source = None if images is None else images.open()
-    try:
+    with note_kept(output, "What was compiled and measured"):
         report = run_sweep(bundle, output, sweep, source, on_note=note)
         write_markdown(report, output / "sweep.md")
-    except BaseException:
-        if output.is_dir():
-            note(
-                f"What was compiled and measured is kept in {name_from_path(output)}; the same command goes on from there."
-            )
-        raise
     if as_json:
         echo_json(report)
     else:
         show_sweep(report)
-    for skipped in report.skipped:
-        note(f"skipped: {skipped.reason}")
+    note_skipped(report.skipped)
     return report.exit_code
 
 
