@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,7 @@ from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
-    from clipmlu.embed.items import RowBatch
     from clipmlu.model import Model
-    from clipmlu.report.predictions import PredictionFormat
 
 
 @click.command("classify")
@@ -65,7 +62,7 @@ def classify_command(
     from clipmlu.data.finding import LeftOut
     from clipmlu.embed.images import run_batches
     from clipmlu.files.publish import check_files_free
-    from clipmlu.report.predictions import FORMATS
+    from clipmlu.report.predictions import FORMATS, write_predictions
 
     if (labels is None) == (classifier_file is None):
         raise OptionError("Give either --labels or --classifier.")
@@ -87,7 +84,7 @@ def classify_command(
                 classifier.scorer, image_items(inputs, left_out), batch_size=running.batch_size, workers=running.workers
             )
             with contextlib.closing(batches):
-                broken = _write(output, batches, classifier, top_k)
+                broken = write_predictions(output, batches, on_note=note)
     return note_inputs(broken, left_out)
 
 
@@ -98,25 +95,3 @@ def _classifier(encoder: Model, labels: str | None, file: Path | None, templates
         return encoder.load_classifier(file)
     assert labels is not None
     return encoder.classifier(resolve_class_names(labels, on_note=note), templates)
-
-
-def _write(output: PredictionFormat, batches: Iterable[RowBatch], classifier: ZeroShotClassifier, top_k: int) -> int:
-    """Print predictions after each batch, and return the number of images that could not be read.
-
-    If the run ends early, also by Ctrl-C, the printed output is a complete document of the finished images.
-    """
-    broken = 0
-    begun = False
-    try:
-        for batch in batches:
-            sources = [item.id for item in batch.computed()]
-            rows = classifier.predictions_from_rows(batch.rows, sources, top_k=top_k)
-            click.echo(("" if begun else output.head) + "".join(map(output.row, rows)), nl=False)
-            begun = True
-            broken += len(batch.errors)
-            for error in batch.errors.values():
-                note(f"skipped: {error}")
-    finally:
-        if begun:
-            click.echo(output.tail, nl=False)
-    return broken

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from textwrap import indent
 from typing import TYPE_CHECKING
 
-from clipmlu.backends.provenance import emulated_mark, provenance_of
+import click
+
+from clipmlu.backends.provenance import provenance_of
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.data.class_names import distinct_names
 from clipmlu.files.publish import encode_json
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction
+    from clipmlu.embed.items import RowBatch
 
 
 class PredictionFormat:
@@ -24,7 +28,9 @@ class PredictionFormat:
     head: str = ""
     tail: str = ""
 
-    def __init__(self, classifier: ZeroShotClassifier, _top_k: int) -> None:
+    def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
+        self.classifier = classifier
+        self.top_k = top_k
         self._provenance = provenance_of(classifier.encoder.bundle, (classifier.encoder.options.device,))
         self._emulated = self._provenance.emulated
         self._names = distinct_names(classifier.class_names)
@@ -98,3 +104,35 @@ def _csv_line(cells: Iterable[str]) -> str:
 
 
 FORMATS: dict[str, type[PredictionFormat]] = {"table": _Table, "json": _Json, "jsonl": _JsonLines, "csv": _Csv}
+
+
+def write_predictions(
+    output: PredictionFormat, batches: Iterable[RowBatch], *, on_note: Callable[[str], object]
+) -> int:
+    """Print predictions on stdout after each batch.
+
+    If the run ends early, also by Ctrl-C, the printed output is a complete document of the finished images.
+
+    Args:
+        output: the format.
+        batches: rows of the format's classifier.
+        on_note: called with one line for each image that could not be read.
+
+    Returns:
+        The number of images that could not be read.
+    """
+    broken = 0
+    begun = False
+    try:
+        for batch in batches:
+            sources = [item.id for item in batch.computed()]
+            rows = output.classifier.predictions_from_rows(batch.rows, sources, top_k=output.top_k)
+            click.echo(("" if begun else output.head) + "".join(map(output.row, rows)), nl=False)
+            begun = True
+            broken += len(batch.errors)
+            for error in batch.errors.values():
+                on_note(f"skipped: {error}")
+    finally:
+        if begun:
+            click.echo(output.tail, nl=False)
+    return broken
