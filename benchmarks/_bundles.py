@@ -9,8 +9,8 @@ from pathlib import Path
 
 from clipmlu import CompileOptions, ExportOptions, Precision, compile_bundle, export_model
 from clipmlu.backends import TARGETS, get_backend
-from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import ClipmluError
 from clipmlu.specs import Layout, QuantisationOptions

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from clipmlu.backends import SessionOptions
-from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import open_compiled
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.embed.encoder import Encoder
 
 WARM_UP = 3

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from clipmlu import CompileOptions, EvalOptions, Precision, compile_bundle, evaluate, open_dataset
-from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import ExportedBundle, open_exported
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.embed.encoder import Encoder

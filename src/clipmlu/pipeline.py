@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipmlu.arguments import as_path, check_argument, check_fields
-from clipmlu.backends.provenance import emulated_mark
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.datasets.choice import DatasetChoice

@@ -35,7 +35,7 @@ def compile_tiny(run: Run, exported: ExportedBundle, tmp_path: Path) -> Callable
         output = tmp_path / name
         code, out, err = run("compile", exported.path, "--target", "emulated-mlu", *arguments, "-o", output)
         assert code == 0, err
-        assert "emulated-mlu (magicmind-emulated), emulated" in out
+        assert "emulated-mlu (magicmind-emulated) (emulated)" in out
         return output
 
     return compile_one

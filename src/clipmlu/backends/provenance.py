@@ -77,8 +77,3 @@ def make_provenance(
 def backends_of(facts: Compilation) -> set[str]:
     """Return the names of the backends that run the graphs of a compilation."""
     return {facts.backend, *([] if facts.text_tower is None else [facts.text_tower.backend])}
-
-
-def emulated_mark(emulated: bool) -> str:
-    """Return the mark to append to a result of the emulated vendor SDK, or an empty text."""
-    return " (emulated)" if emulated else ""

@@ -29,6 +29,7 @@ from clipmlu.bundle.manifest import (
     Manifest,
     SeenData,
     Tower,
+    emulated_mark,
 )
 from clipmlu.bundle.runnable import RunnableModel, find_tower, image_graph_of
 from clipmlu.bundle.verify import check_files, check_graph, check_manifest, file_record
@@ -148,8 +149,8 @@ class CompiledBundle(Bundle):
     def _facts(self) -> str:
         facts = self.compilation
         batch = f"1..{facts.max_batch}" if facts.dynamic_shape else str(facts.batch_size)
-        mark = ", emulated" if facts.emulated else ""
-        return f"target='{facts.target}', precision='{facts.precision.value}', batch={batch}{mark}"
+        mark = emulated_mark(facts.emulated)
+        return f"target='{facts.target}'{mark}, precision='{facts.precision.value}', batch={batch}"
 
 
 def open_bundle(

@@ -185,6 +185,11 @@ class Compilation(Spec, frozen=True, kw_only=True):
         return Placement(target=self.target, backend=self.backend, precision=self.precision, emulated=emulated)
 
 
+def emulated_mark(emulated: bool) -> str:
+    """Return the mark to append to a result of the emulated vendor SDK, or an empty text."""
+    return " (emulated)" if emulated else ""
+
+
 class Manifest(Spec, frozen=True, kw_only=True):
     """The content of ``manifest.json``.
 

@@ -44,7 +44,7 @@ def embed_command(
 
     INPUT is as for 'clipmlu classify'. If the run ends early, the finished rows are written to OUTPUT.partial.npy.
     """
-    from clipmlu.backends.provenance import emulated_mark
+    from clipmlu.bundle.manifest import emulated_mark
     from clipmlu.cli._inputs import image_items
     from clipmlu.data.finding import LeftOut
     from clipmlu.embed.file import EmbeddingFile, check_embedding_output, embed_images_into, embed_lines_into

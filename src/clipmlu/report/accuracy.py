@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipmlu.backends.provenance import emulated_mark
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.report.tables import console, describe_provenance, print_facts
 

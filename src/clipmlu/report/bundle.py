@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clipmlu.bundle.directory import Bundle, CompiledBundle
-from clipmlu.bundle.manifest import ParityRecord
+from clipmlu.bundle.manifest import ParityRecord, emulated_mark
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json, print_facts
 from clipmlu.specs import MluBuild, QuantisationOptions
@@ -47,7 +47,7 @@ def bundle_facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
 def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
     facts = bundle.compilation
-    yield "target", f"{facts.target} ({facts.backend}){', emulated' if facts.emulated else ''}"
+    yield "target", f"{facts.target} ({facts.backend}){emulated_mark(facts.emulated)}"
     yield "precision", facts.precision.value
     yield (
         "batch",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from clipmlu.arguments import as_path
-from clipmlu.backends.provenance import emulated_mark
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.measure.compare.sides import SideFacts
 from clipmlu.report.heatmap import check_drawable, draw_heatmap

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.backends.provenance import emulated_mark
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.report.tables import console, describe_provenance, print_facts
 
 if TYPE_CHECKING:

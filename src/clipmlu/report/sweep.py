@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from clipmlu.backends.provenance import emulated_mark
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.files.publish import write_file
 from clipmlu.report.tables import console
 from clipmlu.tune.sweep_report import SweepReport, SweepRow

@@ -31,7 +31,7 @@ def console() -> Console:
 
 def describe_provenance(provenance: Provenance) -> str:
     """Return the model, target and precision in one line, with the mark of emulated figures."""
-    from clipmlu.backends.provenance import emulated_mark
+    from clipmlu.bundle.manifest import emulated_mark
 
     parts = [str(provenance.model), provenance.target]
     if provenance.precision is not None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from clipmlu.arguments import as_path, check_argument
-from clipmlu.backends.provenance import Provenance, emulated_mark, make_provenance
+from clipmlu.backends.provenance import Provenance, make_provenance
 from clipmlu.bundle.directory import (
     CompiledBundle,
     ExportedBundle,
@@ -29,6 +29,7 @@ from clipmlu.bundle.directory import (
     open_exported,
     publish_copy,
 )
+from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
