@@ -175,7 +175,7 @@ class Session(abc.ABC):
         """
         self._lifetime.check()
         self.check_feeds(feeds)
-        return _Guarded(self._start(feeds), self._lifetime, self._label)
+        return _SessionBatch(self._start(feeds), self._lifetime, self._label)
 
     def close(self) -> None:
         """Release the runtime's resources; batches in flight fail, and the session cannot be used afterwards."""
@@ -230,7 +230,7 @@ class Session(abc.ABC):
         self.close()
 
 
-class _Guarded:
+class _SessionBatch:
     """A batch in flight; waiting for it in a forked process is an error."""
 
     def __init__(self, pending: PendingBatch, lifetime: Lifetime, label: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from concurrent.futures import Future
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,19 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
+from clipmlu.backends.base import Availability, CompiledGraph, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, runtime_path, write_mode
+from clipmlu.backends.cpu_session import CpuSession
 from clipmlu.backends.integer_products import integer_product_graph, products_are_exact
-from clipmlu.backends.ordered import OrderedThread
-from clipmlu.bundle.manifest import Tower
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import now
 from clipmlu.data.feeds import Array
-from clipmlu.errors import (
-    BundleCorruptError,
-    SessionError,
-    first_line,
-)
+from clipmlu.errors import BundleCorruptError, first_line
 from clipmlu.host import import_onnxruntime, limited_cpus
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
 
@@ -84,31 +78,20 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeSession(model.tower(tower), model.tower_path(tower), label, options, precision)
 
 
-class OnnxRuntimeSession(Session):
-    """A session that runs its batches one after the other on its own thread."""
+class OnnxRuntimeSession(CpuSession):
+    """A graph in ONNX Runtime; see ``CpuSession``."""
 
-    def __init__(
-        self,
-        tower: Tower,
-        path: Path,
-        label: str,
-        options: SessionOptions,
-        precision: Precision = Precision.FORCE_FLOAT32,
-    ) -> None:
-        super().__init__(tower, label)
+    runtime = "onnxruntime"
+
+    def _load(self, path: Path, options: SessionOptions, precision: Precision) -> None:
         self._session = _load(path, options, precision)
         self._output_names = list(self.outputs)
         self._run_options = _run_options()
-        # One thread keeps the order of the batches; the runtime distributes one batch over the cores.
-        self._worker = OrderedThread("onnxruntime", label)
-
-    def _start(self, feeds: Feeds) -> Future[dict[str, Array]]:
-        return self._worker.submit(self._run, feeds)
 
     def _release(self) -> None:
         """Stop the running batch at its next operator, drop queued batches, and stop the thread."""
         self._run_options.terminate = True
-        self._worker.stop(wait=True)
+        self._stop(wait=True)
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         start = now()
@@ -116,9 +99,7 @@ class OnnxRuntimeSession(Session):
             results = self._session.run(self._output_names, feeds, self._run_options)
         except Exception as error:
             # onnxruntime's exceptions have no common base class of their own.
-            if self._lifetime.closed:
-                raise SessionError(f"{self._label}: the session was closed while the batch ran.") from error
-            raise SessionError(f"{self._label}: onnxruntime failed: {first_line(error)}") from error
+            raise self._failure(first_line(error)) from error
         self.clock.add({"compute": now() - start}, len(next(iter(feeds.values()))))
         return {name: np.asarray(result) for name, result in zip(self._output_names, results, strict=True)}
 

@@ -16,8 +16,7 @@ import numpy as np
 from clipmlu.backends import openvino_runtime
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, write_mode
-from clipmlu.backends.ordered import OrderedThread
-from clipmlu.bundle.manifest import Tower
+from clipmlu.backends.cpu_session import CpuSession
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import now
 from clipmlu.data.feeds import Array
@@ -106,18 +105,12 @@ class OpenVinoBackend:
         return OpenVinoSession(model.tower(tower), model.tower_path(tower), label, options, precision)
 
 
-class OpenVinoSession(Session):
-    """A session that runs its batches one after the other on its own thread."""
+class OpenVinoSession(CpuSession):
+    """A graph in OpenVINO; see ``CpuSession``."""
 
-    def __init__(
-        self,
-        tower: Tower,
-        path: Path,
-        label: str,
-        options: SessionOptions,
-        precision: Precision = Precision.FORCE_FLOAT32,
-    ) -> None:
-        super().__init__(tower, label)
+    runtime = "openvino"
+
+    def _load(self, path: Path, options: SessionOptions, precision: Precision) -> None:
         try:
             graph = openvino_runtime.read_graph(path)
             self._table_sizes = _table_sizes(graph)
@@ -127,23 +120,21 @@ class OpenVinoSession(Session):
             # OpenVINO's exceptions have no common base class of their own.
             raise BundleCorruptError(f"openvino cannot load '{path}': {_reason(error)}") from error
         self._check_precision(precision)
-        # One thread keeps the order of the batches; the runtime distributes one batch over the cores.
-        self._worker = OrderedThread("openvino", label)
 
     def _start(self, feeds: Feeds) -> Future[dict[str, Array]]:
         """Queue one batch.
 
         Raises:
-            SessionError: a token id is outside its embedding table.
+            SessionError: a token id is outside its embedding table; or as ``CpuSession``.
         """
         self._check_ids(feeds)
-        return self._worker.submit(self._run, feeds)
+        return super()._start(feeds)
 
     def _release(self) -> None:
         """Cancel the batches in flight, including the running one, and stop the thread."""
-        self._worker.stop(wait=False)
+        self._stop(wait=False)
         self._request.cancel()
-        self._worker.stop(wait=True)
+        self._stop(wait=True)
 
     def read_property(self, name: str) -> Any:
         """Return a property of the compiled model."""
@@ -160,9 +151,7 @@ class OpenVinoSession(Session):
             computed = now()
             results = {name: np.array(self._request.get_tensor(name).data) for name in self.outputs}
         except Exception as error:
-            if self._lifetime.closed:
-                raise SessionError(f"{self._label}: the session was closed while the batch ran.") from error
-            raise SessionError(f"{self._label}: openvino failed: {_reason(error)}") from error
+            raise self._failure(_reason(error)) from error
         spent = {"compute": computed - start, "copy_out": now() - computed}
         self.clock.add(spent, len(next(iter(feeds.values()))))  # type: ignore[arg-type]
         return results
