@@ -244,5 +244,5 @@ def test_a_path_below_a_closed_folder_is_not_said_to_be_absent(
         return real(path, *given, **named)
 
     monkeypatch.setattr(os, "stat", stat)
-    with pytest.raises(InputError, match=rf"^Cannot look at '{closed}/x.*': Permission denied\. "):
+    with pytest.raises(InputError, match=rf"^Cannot access '{closed}/x.*': Permission denied\. "):
         CLOSED[name](f"{closed}/x")

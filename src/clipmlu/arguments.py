@@ -64,7 +64,7 @@ def is_there(path: str | os.PathLike[str], *, folder: bool = False) -> bool:
         mode = os.stat(path).st_mode
     except PermissionError as error:
         raise InputError(
-            f"Cannot look at '{name_from_path(path)}': {error.strerror}. Give another path, or ask its owner."
+            f"Cannot access '{name_from_path(path)}': {error.strerror}. Give another path, or ask its owner."
         ) from error
     except (OSError, ValueError):
         return False

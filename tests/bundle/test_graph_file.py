@@ -106,9 +106,9 @@ def _add_training(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_add_loop, r"node 'endless' \(Loop\) holds a graph of its own"),
-        (_add_if, r"node 'branch' \(If\) holds a graph of its own"),
-        (_add_list_of_graphs, "holds a graph of its own"),
+        (_add_loop, r"node 'endless' \(Loop\) contains a subgraph"),
+        (_add_if, r"node 'branch' \(If\) contains a subgraph"),
+        (_add_list_of_graphs, "contains a subgraph"),
         (_add_function, "functions"),
         (_add_training, "training"),
     ],
@@ -185,7 +185,7 @@ def test_external_weights_without_a_name_are_refused(exported: ExportedBundle) -
         model.graph.initializer[0].data_location = TensorProto.EXTERNAL
 
     _publish(exported, change)
-    with pytest.raises(BundleCorruptError, match="lies in another file, which is not named"):
+    with pytest.raises(BundleCorruptError, match="is in another file, but the file name is missing"):
         open_bundle(exported.path)
 
 

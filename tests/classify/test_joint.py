@@ -166,7 +166,7 @@ def test_a_compiled_graph_that_chooses_other_classes_is_refused(tmp_path: Path, 
     session = OnnxRuntimeSession(
         turned.tower("joint"), turned.tower_path("joint"), "turned", SessionOptions(busy_wait=False)
     )
-    with pytest.raises(GateError, match=r"same class .* for 0\.\d+ of the checked images; demanded are"):
+    with pytest.raises(GateError, match=r"same class .* for 0\.\d+ of the checked images; required:"):
         check_agreement(
             open_exported(source.path),
             other,

@@ -332,7 +332,7 @@ def test_pickled_model_refuses_a_bundle_that_changed_since(
     if change == "replaced":
         options = CompileOptions(target="cpu", batch_size=2, max_batch=8, overwrite=True)
         compile_bundle(exported, compiled.path, options)
-        expected, message = BundleCorruptError, "is not the one of the pickled model: it was replaced since"
+        expected, message = BundleCorruptError, "is not the bundle of the pickled model: it was replaced"
     elif change == "damaged":
         graph = compiled.tower_path("image")
         content = bytearray(graph.read_bytes())

@@ -100,11 +100,11 @@ def test_missing_image_does_not_stop_the_others(run: Run, compiled: CompiledBund
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ("no*match", r"there is no such file, and as a pattern it matches no image"),
-        ("IMG[1].jpg", r"'IMG\[1\]\.jpg': there is no such file, and as a pattern"),
+        ("no*match", r"the file does not exist, and the pattern matches no image"),
+        ("IMG[1].jpg", r"'IMG\[1\]\.jpg': the file does not exist, and the pattern"),
         ("empty", r"'empty': it holds no images"),
         ("x" * 300, "Cannot read image 'x*': File name too long"),
-        ("[x]" * 300, "as a pattern it matches no image"),
+        ("[x]" * 300, "the pattern matches no image"),
         ("a\0b.png", r"a\\x00b\.png': .*null"),
         ("/dev/zero", "'/dev/zero': it is not a regular file"),
         ("pipe.png", "'pipe.png': it is not a regular file"),
@@ -140,7 +140,11 @@ def test_one_bad_entry_is_reported_and_the_others_go_on(
 
 @pytest.mark.parametrize(
     ("stdin", "reason"),
-    [(None, "standard input is closed"), (b"", "names no path"), (b"\n \n", "names no path")],
+    [
+        (None, "standard input is closed"),
+        (b"", "standard input has no paths"),
+        (b"\n \n", "standard input has no paths"),
+    ],
 )
 def test_list_on_stdin_without_a_path_is_reported(
     run: Run, compiled: CompiledBundle, photos: Path, monkeypatch: pytest.MonkeyPatch, stdin: bytes | None, reason: str
@@ -317,7 +321,7 @@ def test_compile_and_info_show_the_same_bundle(run: Run, exported: ExportedBundl
     ("arguments", "code", "pattern"),
     [
         (("--precision", "qint8_mixed_float16"), 1, "qint8_mixed_float16 needs calibration data: give --calib"),
-        (("--granularity", "per_axis"), 2, "force_float32 quantises nothing; leave the options"),
+        (("--granularity", "per_axis"), 2, "force_float32 quantises nothing; leave out the quantisation options"),
         (("--target", "gpu"), 1, "Unknown target 'gpu'"),
         (("--batch-size", "65", "--max-batch", "64"), 2, "batch size 65 is larger than max batch 64"),
         (("--static-shape", "--max-batch", "64"), 2, "a static shape takes exactly 32"),
@@ -495,7 +499,7 @@ def test_signal_is_one_line_and_its_exit_code(
     code, out, err = _interrupted(arguments, "absent.png\n" * 100, "absent.png", tmp_path, number)
     assert (code, out) == (expected, "")
     lines = [line for line in err.splitlines() if line and not line.startswith("skipped: ")]
-    assert lines == ["clipmlu: interrupted; nothing half-written was left behind."]
+    assert lines == ["clipmlu: interrupted; no incomplete files remain."]
     assert not [path for path in tmp_path.iterdir() if "out" in path.name or path.suffix == ".tmp"]
 
 

@@ -76,7 +76,7 @@ def test_written_probe_has_its_graphs_beside_it(run: Run, tmp_path: Path) -> Non
     [
         (["--emulated"], "--emulated needs --probe-sdk"),
         (["--output", "x"], "--output needs --probe-sdk"),
-        (["--probe-sdk", "--write-probe", "x"], "exclude one another"),
+        (["--probe-sdk", "--write-probe", "x"], "cannot be used together"),
         (["--write-probe", "x", "--only", "dims"], "--only needs --probe-sdk"),
         (["--probe-sdk", "--timeout", "0"], "--timeout"),
     ],

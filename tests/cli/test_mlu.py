@@ -281,7 +281,7 @@ def test_images_that_were_calibrated_with_are_not_evaluated(
         (
             ("--target", "emulated-mlu", "--min-cosine", "1", "--precision", "force_float16"),
             3,
-            r"allowed are 0 \(smallest cosine .*, allowed 1\)",
+            r"allowed: 0 \(smallest cosine .*, allowed 1\)",
         ),
     ],
 )

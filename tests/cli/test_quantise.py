@@ -111,11 +111,11 @@ def test_search_and_recipe(run: Run, exported: ExportedBundle, folder: Path, tmp
         (
             ("--max-drop", "0.1", "--calib", "demo", "--granularity", "per_axis"),
             2,
-            "the search chooses how to quantise",
+            "the search chooses the quantisation options",
         ),
         (("--max-drop", "0.1", "--calib", "demo", "--precision", "force_float16"), 2, "there is nothing to search for"),
         (("--recipe", "absent.json"), 1, "Cannot read the recipe 'absent.json'"),
-        (("--recipe", "absent.json", "--max-drop", "0.1"), 2, "leave --max-drop and --precision out"),
+        (("--recipe", "absent.json", "--max-drop", "0.1"), 2, "leave out --max-drop and --precision"),
         (
             (*QINT8, "--smooth-alpha", "much"),
             2,
@@ -165,7 +165,7 @@ def test_a_loss_against_the_baseline_is_a_failed_gate(
     report = json.loads(out)
     assert report["top1"] < 0.9
     assert code == 3
-    assert re.search(r"below the baseline's 1\.0000; allowed are 0\.05 \(--max-drop\)", err)
+    assert re.search(r"below the baseline's 1\.0000; allowed: 0\.05 \(--max-drop\)", err)
     assert report["baseline"]["drop"] == pytest.approx(1.0 - report["top1"])
     assert json.loads((tmp_path / "new.json").read_text()) == report, "the report is written all the same"
     lost = 1.0 - report["top1"]

@@ -67,11 +67,11 @@ def test_a_trained_model_that_chooses_other_classes_is_refused(
             Thresholds(min_agreement=floor),
         ).agreement
 
-    with pytest.raises(GateError, match=r"same class as the exported ones for 0\.500 .*demanded are 0\.98"):
+    with pytest.raises(GateError, match=r"same class as the exported ones for 0\.500 .*required: 0\.98"):
         check(trained)
     assert check(trained, 0.4) == 0.5
     assert check(exported) == 0.5
-    with pytest.raises(GateError, match=r"demanded are 0\.6"):
+    with pytest.raises(GateError, match=r"required: 0\.6"):
         check(exported, 0.6)
 
 

@@ -42,9 +42,9 @@ def test_graphs_outside_a_bundle_embed(loose: RunnableModel) -> None:
 
 def test_graphs_outside_a_bundle_have_no_bundle_and_are_not_pickled(loose: RunnableModel) -> None:
     with Encoder(loose) as encoder:
-        with pytest.raises(BundleError, match="loose' are in no compiled bundle"):
+        with pytest.raises(BundleError, match="loose' are not part of a compiled bundle"):
             _ = encoder.bundle
-        with pytest.raises(BundleError, match="loose' are in no compiled bundle"):
+        with pytest.raises(BundleError, match="loose' are not part of a compiled bundle"):
             pickle.dumps(encoder)
 
 

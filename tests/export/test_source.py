@@ -21,7 +21,7 @@ pytestmark = pytest.mark.torch
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pretrained": "openai", "random_weights": True}, "'openai' and random weights exclude one another"),
+        ({"pretrained": "openai", "random_weights": True}, "'openai' and random weights cannot be used together"),
         ({"pretrained": " "}, "tag of the pretrained weights is empty"),
         ({"seed": -1}, "seed is -1; expected 0 or more"),
         ({"layout": "fused"}, "layout is 'fused'; expected one of towers, joint"),

@@ -406,7 +406,7 @@ def test_graphs_that_are_too_large_are_not_looked_into(tiny: ExportedBundle, mon
     report = compare_bundles(tiny, tiny, Pictures(), CompareOptions(batch_size=100))
     assert len(report.towers["image"].nodes) == 3
     assert report.towers["text"].hidden is not None
-    assert "GB, more than can be looked into: only its outputs" in report.towers["text"].hidden
+    assert "GB, too many to read its intermediate tensors: only its outputs" in report.towers["text"].hidden
 
 
 @pytest.fixture
@@ -446,10 +446,10 @@ def test_real_card_has_predictions_and_no_nodes(tiny: ExportedBundle, compile_fo
         assert tower.nodes == ()
         assert tower.first_divergence is None
         assert tower.hidden is not None
-        assert "a model file of 'magicmind', whose inner tensors cannot be read" in tower.hidden
+        assert "a model file of 'magicmind', whose intermediate tensors cannot be read" in tower.hidden
     assert report.embeddings["image"].mean_cosine == pytest.approx(1, abs=0.05)
     assert report.predictions.images == 9
-    with pytest.raises(OptionError, match=r"does not tell how its tensors were quantised.*--target cpu"):
+    with pytest.raises(OptionError, match=r"has no record of the quantisation of its tensors.*--target cpu"):
         compare_bundles(card, tiny, Pictures(), CompareOptions(ablate=True))
 
 

@@ -225,7 +225,7 @@ def test_a_search_takes_nothing_over_from_one_with_other_options(
 ) -> None:
     exported, options = interrupted
     output = exported.path.with_name("out")
-    assert first_note(exported, pictures, output, **options).startswith("going on with the search in")
+    assert first_note(exported, pictures, output, **options).startswith("resuming the search in")
     changes = change if isinstance(change, dict) else {}
     if change == "class names":
         names = {name: f"{name}s" for name in NAMES}
@@ -258,7 +258,7 @@ def test_a_search_takes_nothing_over_from_one_on_other_data(
     options = interrupted_options(tmp_path)
     interrupted_search(exported, folder, tmp_path / "out", 1, **options)
     note = first_note(exported, folder, tmp_path / "out", **options)
-    assert note == f"going on with the search in {tmp_path}/out.search/trials: 1 trials are known"
+    assert note == f"resuming the search in {tmp_path}/out.search/trials: 1 trials are stored"
     change_data(name, exported, folder)
     note = first_note(open_exported(exported.path), folder, tmp_path / "out", **options)
     check_not_taken_over(note, tmp_path / "out", name)
@@ -272,7 +272,7 @@ def test_a_search_on_another_sdk_starts_anew(
     monkeypatch.setenv("CLIPMLU_EMULATOR_MODE", "lenient")
     bundle, _report, notes = search(exported, folder, tmp_path / "out", **common)
     assert any(note.endswith("it was made with other tool versions") for note in notes)
-    assert not any("going on" in note for note in notes)
+    assert not any("resuming" in note for note in notes)
     assert bundle.compilation.emulated
 
 
@@ -288,7 +288,7 @@ def test_an_accepted_bundle_that_is_not_there_any_more_is_made_again(
     else:
         (candidate / "image.onnx").write_bytes(b"")
     bundle, _report, notes = search(exported, folder, tmp_path / "out")
-    assert any("going on" in note for note in notes)
+    assert any("resuming" in note for note in notes)
     assert any(note.startswith(f"not reusing {candidate}") for note in notes)
     assert bundle.compilation.source_digest == exported.digest
 
@@ -328,7 +328,7 @@ def test_nothing_within_the_drop_is_a_failed_gate_that_keeps_its_trials(
     """And a search that was interrupted in between ends with the same trials, none of which is made twice."""
     faulty_backends.register(monkeypatch)
     with pytest.raises(
-        GateError, match=r"No way to quantise stays within a drop of 0\.1.*the best was qint8"
+        GateError, match=r"No quantisation options stay within a drop of 0\.1.*the best was qint8"
     ) as caught:
         search(exported, folder, tmp_path / "whole", 0.1, **WRONG)
     assert caught.value.exit_code == 3
@@ -373,7 +373,7 @@ def test_a_build_that_failed_in_passing_is_tried_again_by_the_next_search(
     (stored,) = stored_trials(tmp_path / "out")
     assert stored["trial"]["verdict"] == "accepted", "the second way; the first one is not known"
     _bundle, report, notes = search(exported, folder, tmp_path / "out", **common)
-    assert any("going on" in note for note in notes)
+    assert any("resuming" in note for note in notes)
     assert [trial.verdict for trial in report.trials] == ["accepted"]
     assert report.trials[0].quantisation == QuantisationOptions()
 
@@ -407,7 +407,7 @@ def test_a_recipe_is_refused_with_other_data(exported: ExportedBundle, folder: P
     bundle, _, _ = search(exported, folder, tmp_path / "out")
     options = apply_recipe(read_recipe(bundle.path), CompileOptions(target="cpu", batch_size=8))
     next((folder / "train").rglob("*.png")).unlink()
-    with pytest.raises(CalibrationError, match="are not those of the recipe"):
+    with pytest.raises(CalibrationError, match="differ from those of the recipe"):
         compile_bundle(exported, tmp_path / "again", options)
 
 
@@ -417,11 +417,11 @@ def test_contradictions_are_refused(exported: ExportedBundle, folder: Path, tmp_
             SearchOptions(max_drop=drop)
     with pytest.raises(OptionError, match="quantises nothing"):
         SearchOptions(max_drop=0.1, precision=Precision.FORCE_FLOAT16)
-    with pytest.raises(OptionError, match="the search chooses how to quantise"):
+    with pytest.raises(OptionError, match="the search chooses the quantisation options"):
         search(exported, folder, tmp_path / "out", quantisation=QuantisationOptions(granularity="per_axis"))
     with pytest.raises(OptionError, match=r"60 images cannot show that a drop is within 0\.01.* at least 163 can"):
         search(exported, folder, tmp_path / "out", 0.01)
-    with pytest.raises(OptionError, match="a search runs what it compiles"):
+    with pytest.raises(OptionError, match="a search runs the compiled graphs"):
         search(exported, folder, tmp_path / "out", check=False)
     with pytest.raises(CalibrationError, match="needs calibration data"):
         search(exported, folder, tmp_path / "out", calibration=None)
@@ -433,7 +433,7 @@ def test_contradictions_are_refused(exported: ExportedBundle, folder: Path, tmp_
     with pytest.raises(InputError, match="is not a recipe"):
         read_recipe(plain / "1.png")
     recipe = read_recipe(search(exported, folder, tmp_path / "out")[0].path)
-    with pytest.raises(OptionError, match="leave the options for that out"):
+    with pytest.raises(OptionError, match="leave out those options"):
         apply_recipe(recipe, CompileOptions(quantisation=QuantisationOptions()))
 
 

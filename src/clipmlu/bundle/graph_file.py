@@ -102,9 +102,9 @@ class _Scanner:
                 graphs += 1
                 self._graph(field)
             elif field.number in (20, 25):
-                raise ValueError("it holds functions or a training graph, which no tower has")
+                raise ValueError("it contains functions or a training graph, which are not supported")
         if graphs != 1:
-            raise ValueError("it is no ONNX file with one graph")
+            raise ValueError("it is not an ONNX file with one graph")
         inputs = tuple(port for port in self._inputs if port.name not in self._weights)
         return GraphFacts(inputs, tuple(self._outputs), frozenset(self._data_files))
 
@@ -134,7 +134,7 @@ class _Scanner:
             elif field.number == 5:
                 inner |= self._attribute(field)
         if inner:
-            raise ValueError(f"node '{name}' ({operator}) holds a graph of its own: control flow, which no tower has")
+            raise ValueError(f"node '{name}' ({operator}) contains a subgraph; control flow is not supported")
 
     def _attribute(self, attribute: _Field) -> bool:
         """Visit AttributeProto (t 5, g 6, tensors 10, graphs 11, sparse tensors 22, 23); return whether it has a graph."""
@@ -172,7 +172,7 @@ class _Scanner:
             elif field.number == 14:
                 external |= field.value == _EXTERNAL
         if external and not locations:
-            raise ValueError(f"the weight '{name}' lies in another file, which is not named")
+            raise ValueError(f"the weight '{name}' is in another file, but the file name is missing")
         self._data_files.update(locations)
         return name
 
@@ -217,7 +217,7 @@ class _Scanner:
         while position < end:
             self._fields_left -= 1
             if self._fields_left < 0:
-                raise ValueError(f"it has more than {self._max_fields:,} fields, which no graph of a tower has")
+                raise ValueError(f"it has more than {self._max_fields:,} fields, more than any supported graph")
             key, position = self._varint(position, end)
             number, wire = key >> 3, key & 7
             value = 0
@@ -231,7 +231,7 @@ class _Scanner:
             elif wire in (_FIXED32, _FIXED64):
                 start = position = position + (4 if wire == _FIXED32 else 8)
             if wire not in (_VARINT, _BYTES, _FIXED32, _FIXED64) or number == 0 or position > end:
-                raise ValueError(f"it is no ONNX file, or damaged at byte {start:,}")
+                raise ValueError(f"it is not an ONNX file, or damaged at byte {start:,}")
             yield _Field(number, value, start, position)
 
     def _varint(self, position: int, end: int) -> tuple[int, int]:
@@ -243,4 +243,4 @@ class _Scanner:
             if byte < 0x80:
                 return value, position
             shift += 7
-        raise ValueError(f"it is no ONNX file, or damaged at byte {position:,}")
+        raise ValueError(f"it is not an ONNX file, or damaged at byte {position:,}")

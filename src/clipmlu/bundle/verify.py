@@ -89,7 +89,7 @@ def _batch_problem(manifest: Manifest, tower: Tower) -> str:
         rows = tensor.shape[0]
         if isinstance(rows, int) != static or (facts is not None and static and rows != facts.batch_size):
             said = f"static batches of {facts.batch_size}" if facts is not None and static else "any batch"
-            return f"has '{tensor.name}' with {rows} rows, and was made for {said}"
+            return f"has '{tensor.name}' with {rows} rows, but was compiled for {said}"
     return ""
 
 
@@ -181,5 +181,5 @@ def _resolve_inside(directory: Path, name: str) -> Path:
         if path.resolve().is_relative_to(directory.resolve()):
             return path
     raise BundleCorruptError(
-        f"Manifest of '{directory}' lists the path '{name}', which leaves the bundle. Do not use this bundle."
+        f"Manifest of '{directory}' lists the path '{name}', which is outside the bundle. Do not use this bundle."
     )

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception:
             if signals.received is None:  # otherwise a library turned the interruption into another error
                 raise
-    note("clipmlu: interrupted; nothing half-written was left behind.")
+    note("clipmlu: interrupted; no incomplete files remain.")
     return _INTERRUPTED if signals.received is None else _SIGNALLED + signals.received
 
 
@@ -112,12 +112,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     except OSError as error:
         if error.errno in _OF_THE_PATH and error.filename is not None:
-            note(f"clipmlu: Cannot look at '{name_from_path(error.filename)}': {error.strerror}. Give another path.")
+            note(f"clipmlu: Cannot access '{name_from_path(error.filename)}': {error.strerror}. Give another path.")
             return 1
         if error.filename is not None or not _output_fails():
             raise
         _drop_output()
-        note(f"clipmlu: Cannot write to standard output: {error.strerror}. What was not written is lost; run again.")
+        note(
+            f"clipmlu: Cannot write to standard output: {error.strerror}. Unwritten output is lost; run the command again."
+        )
         return 1
     code = code if isinstance(code, int) else 0
     return code or int(notes.skipped)

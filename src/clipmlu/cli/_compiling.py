@@ -43,21 +43,21 @@ _OPTIONS = (
         "--target",
         default="auto",
         show_default=True,
-        help="cpu, openvino, mlu, emulated-mlu, or auto for the first of mlu, openvino, cpu that can be used here and offers the precision.",
+        help="cpu, openvino, mlu, emulated-mlu, or auto: the first of mlu, openvino, cpu that is available and offers the precision.",
     ),
     Option(
         "--precision",
         type=click.Choice([precision.value for precision in Precision]),
         default=Precision.FORCE_FLOAT32.value,
         show_default=True,
-        help="Arithmetic of the compiled graphs; force_bfloat16 needs --target openvino and a CPU that has it.",
+        help="Arithmetic of the compiled graphs; force_bfloat16 needs --target openvino and a CPU that supports it.",
     ),
     Option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."),
     Option(
         "--dynamic-shape/--static-shape",
         default=True,
         show_default=True,
-        help="Take any batch up to --max-batch, or exactly --batch-size (partial ones are padded).",
+        help="Accept batches up to --max-batch, or exactly --batch-size (smaller ones are padded).",
     ),
     Option(
         "--max-batch", type=click.IntRange(min=1), default=None, help="Largest batch of a dynamic shape. [default: 64]"
@@ -65,24 +65,26 @@ _OPTIONS = (
     Option(
         "--uint8-input",
         is_flag=True,
-        help="Take pixels as uint8 and normalise them in the graph: a quarter of the bytes.",
+        help="Accept uint8 pixels and normalise them in the graph; input has a quarter of the bytes.",
     ),
-    Option("--text-target", metavar="TARGET", help="cpu or openvino: run the text tower there, in float32."),
+    Option(
+        "--text-target", metavar="TARGET", help="cpu or openvino: compile the text tower for this target, in float32."
+    ),
     Option(
         "--min-cosine",
         type=Number(-1, 1),
-        help="Gate: least cosine of a compiled embedding and its float32 reference. [default: by precision]",
+        help="Gate: smallest cosine similarity of compiled and float32 embeddings. [default: by precision]",
     ),
     Option(
         "--min-agreement",
         type=Number(0, 1),
-        help="Gate: least share of images with the same best class as in float32. [default: by precision]",
+        help="Gate: smallest share of images with the same best class as in float32. [default: by precision]",
     ),
     Option(
         "--check/--no-check",
         default=True,
         show_default=True,
-        help="Run the compiled graphs before they are published, or build for a card that is not here.",
+        help="Run the compiled graphs and compare them with float32; without a card, use --no-check.",
     ),
     *_CALIBRATION.options,
     max_pixels_option,
@@ -90,24 +92,24 @@ _OPTIONS = (
         "--calib-server",
         "--rpc-server",
         metavar="IP:PORT",
-        help="A card elsewhere that calibrates for a host without one.",
+        help="Card of another host for calibration, if this host has no card.",
     ),
     Option(
         "--calib-algo",
         "--calibration-algo",
         type=_choice(CalibrationAlgorithm),
-        help="How calibration finds ranges. [default: linear]",
+        help="Algorithm that chooses ranges. [default: linear]",
     ),
     Option(
         "--calib-percentile",
         type=Number(0, 100, min_open=True),
-        help="Values kept by --calib-algo percentile. [default: 99.99]",
+        help="Percentage of values in the range, for --calib-algo percentile. [default: 99.99]",
     ),
     Option(
         "--smooth-alpha",
         metavar="ALPHA|ROLE=ALPHA",
         multiple=True,
-        help="Move outliers of activations into weights, 0 (off) to 1, for all roles or one. [default: 0]",
+        help="Strength of smoothing (moves activation outliers into weights), 0 (off) to 1, for all roles or one. [default: 0]",
     ),
     Option(
         "--keep-float",
@@ -132,7 +134,7 @@ _OPTIONS = (
     Option(
         "--computation-preference",
         type=_choice(ComputationPreference),
-        help="MLU: how operators compute. [default: auto]",
+        help="MLU: optimise for speed or precision. [default: auto]",
     ),
     Option(
         "--conv-scale-fold/--no-conv-scale-fold",
@@ -141,7 +143,12 @@ _OPTIONS = (
     ),
     Option("--text-rows", type=click.IntRange(min=1), help="MLU, joint layout: number of texts. [default: 100]"),
     Option("--toolchain", "--toolchain-path", metavar="DIR", help="MLU: cross-compiler for the edge part tp_322."),
-    Option("--build-config", type=PATH, metavar="FILE", help="MLU: JSON for the SDK, merged last."),
+    Option(
+        "--build-config",
+        type=PATH,
+        metavar="FILE",
+        help="MLU: JSON configuration for the SDK; it overrides other options.",
+    ),
     device_option,
 )
 

@@ -24,13 +24,13 @@ def _names_options(prefix: str, whose: str) -> tuple[Option, ...]:
             f"--{prefix}class-names",
             type=PATH,
             metavar="FILE",
-            help=f"Names for the classes{whose}: one a line in the order of the folders, a map folder -> name (JSON or tab-separated), "
+            help=f"Names for the classes{whose}: one per line in the order of the folders, a map folder -> name (JSON or tab-separated), "
             "or imagenet_class_index.json.",
         ),
         Option(
             f"--{prefix}folder-names",
             is_flag=True,
-            help=f"Take the names of class folders{whose} though they look like ids or splits.",
+            help=f"Take the names of class folders{whose} even if they look like ids or splits.",
         ),
     )
 
@@ -73,7 +73,7 @@ def dataset_options(
 
     options = (
         Option("--dataset", metavar="NAME", **{"help": _KNOWN, **attributes}),
-        Option("--split", help="Which part of the dataset. [default: test, or all of a folder without splits]"),
+        Option("--split", help="Split of the dataset. [default: test, or all of a folder without splits]"),
         Option(
             "--data-dir",
             type=PATH,
@@ -90,7 +90,7 @@ def sampling_options(samples_help: str) -> Callable[[Callable[..., Any]], Callab
     seed_help = "Seed of --shuffle and of the demo dataset."
     options = (
         Option("--samples", type=click.IntRange(min=1), help=samples_help),
-        Option("--shuffle", is_flag=True, help="Draw the --samples at random instead."),
+        Option("--shuffle", is_flag=True, help="Select --samples at random instead."),
         Option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=seed_help),
     )
 
@@ -119,7 +119,13 @@ def calibration_options(**attributes: Any) -> OptionGroup[CalibrationOptions | N
             show_default=True,
             help="Images to calibrate with.",
         ),
-        Option("--calib-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of their choice."),
+        Option(
+            "--calib-seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Seed of the image selection.",
+        ),
         Option("--calib-data-dir", type=PATH, help="Folder that holds the calibration dataset."),
         *_names_options("calib-", " of --calib"),
     )

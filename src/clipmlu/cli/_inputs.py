@@ -39,7 +39,7 @@ def _listed(left_out: LeftOut) -> Iterator[Found]:
     """Images of the list on stdin; an empty list or a closed stdin becomes an entry with an error."""
     lines = iter(()) if sys.stdin is None else _lines(sys.stdin)
     found = chain.from_iterable(_found(line, left_out) for line in lines)
-    message = "standard input is closed." if sys.stdin is None else "the list on standard input names no path."
+    message = "standard input is closed." if sys.stdin is None else "the list on standard input has no paths."
     return _require(found, Path(STDIN), message)
 
 
@@ -74,7 +74,7 @@ def _found(text: str, left_out: LeftOut) -> Iterator[Found]:
         return _require(find_images(path, left_out), path, "it holds no images.")
     if glob.has_magic(text) and not os.path.lexists(path):
         return _require(
-            find_matches(str(path), left_out), path, "there is no such file, and as a pattern it matches no image."
+            find_matches(str(path), left_out), path, "the file does not exist, and the pattern matches no image."
         )
     return iter((Found(path),))
 

@@ -81,7 +81,7 @@ max_pixels_option = Option(
 fast_preprocess_option = Option(
     "--fast-preprocess",
     is_flag=True,
-    help="Decode JPEGs at a reduced scale and shrink in two steps: faster, and no longer the pixels of open_clip.",
+    help="Decode JPEGs at a reduced scale and shrink in two steps: faster, but pixels differ from open_clip's.",
 )
 
 templates_option = Option(
@@ -97,12 +97,12 @@ layout_option = Option(
     type=click.Choice(["towers", "joint"]),
     default="towers",
     show_default=True,
-    help="Two graphs, or the fused two-input graph of the vendor's sample.",
+    help="Two towers, or the fused two-input graph of the vendor's sample.",
 )
 
-overwrite_option = Option("--overwrite", is_flag=True, help="Replace what is at the output path.")
+overwrite_option = Option("--overwrite", is_flag=True, help="Replace existing output.")
 
-offline_option = Option("--offline", is_flag=True, help="Download nothing; use what is on this machine.")
+offline_option = Option("--offline", is_flag=True, help="Download nothing; use local files only.")
 
 device_option = Option(
     "--device",

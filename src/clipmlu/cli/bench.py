@@ -48,12 +48,14 @@ def _defaults(name: str) -> str:
 @click.command("bench")
 @bundle_argument
 @click.option(
-    "--tool", type=click.Choice(["mm_run"]), help="Measure with the vendor's mm_run, on cards. [default: our own]"
+    "--tool",
+    type=click.Choice(["mm_run"]),
+    help="Measure with the vendor's mm_run, on cards. [default: clipmlu's own measurement]",
 )
 @click.option(
     "--tower",
     type=click.Choice(["image", "text", "both", "joint"]),
-    help="Which graph. [default: image, or joint if fused]",
+    help="Graph to measure. [default: image, or joint if fused]",
 )
 @click.option(
     "--scenario",
@@ -66,17 +68,17 @@ def _defaults(name: str) -> str:
 @click.option(
     "--warmup",
     type=click.IntRange(min=0),
-    help=f"Milliseconds that run before anything is measured. {_defaults('warmup')}",
+    help=f"Milliseconds of warm-up before the measurement. {_defaults('warmup')}",
 )
 @click.option(
     "--duration",
     type=click.IntRange(min=0),
-    help=f"Measure at least so many milliseconds, in each scenario and at each rate. {_defaults('duration')}",
+    help=f"Minimum milliseconds of each scenario and each rate. {_defaults('duration')}",
 )
 @click.option(
     "--iterations",
     type=click.IntRange(min=1),
-    help=f"And at least so many queries; batches offline and in mm_run. {_defaults('iterations')}",
+    help=f"Minimum number of queries; of batches offline and in mm_run. {_defaults('iterations')}",
 )
 @click.option(
     "--threads",
@@ -89,13 +91,13 @@ def _defaults(name: str) -> str:
 @click.option(
     "--latency-bound-ms",
     type=Number(min=0, min_open=True),
-    help="Server: what the 99th percentile of the latencies must not exceed.",
+    help="Server: largest allowed 99th percentile of the latency.",
 )
 @click.option(
     "--queries-per-stream", type=click.IntRange(min=1), help="Multi-stream: images of one query. [default: 8]"
 )
 @click.option(
-    "--images", type=PATH, metavar="FOLDER", help="Photos for the stage breakdown. [default: 64 that are drawn]"
+    "--images", type=PATH, metavar="FOLDER", help="Photos for the stage breakdown. [default: 64 generated images]"
 )
 @max_pixels_option
 @click.option(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command("calibrate")
 @bundle_argument
-@calibration_options(required=True, metavar="DATASET|FOLDER", help="Whose train split, or which folder of images.")
+@calibration_options(required=True, metavar="DATASET|FOLDER", help="Dataset (its train split) or folder of images.")
 @max_pixels_option
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the calibration set.")
 @offline_option

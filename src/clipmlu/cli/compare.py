@@ -33,7 +33,7 @@ _SAMPLES = 256  # equals measure.compare.DEFAULT_SAMPLES; importing that would l
 @click.argument("measured", metavar="A", type=PATH)
 @click.argument("reference", metavar="B", type=PATH)
 @dataset_options(default_size=_SAMPLES, default="demo", show_default=True)
-@sampling_options(f"Compare on this many images, the first ones. [default: {_SAMPLES}, or all of fewer]")
+@sampling_options(f"Compare on the first N images. [default: {_SAMPLES}, or all of fewer]")
 @templates_option
 @batch_size_option
 @threads_option
@@ -44,22 +44,26 @@ _SAMPLES = 256  # equals measure.compare.DEFAULT_SAMPLES; importing that would l
     type=click.Choice(["image", "text", "both"]),
     default="both",
     show_default=True,
-    help="Whose nodes are compared.",
+    help="Towers whose nodes are compared.",
 )
 @click.option(
     "--threshold",
     type=Number(-1, 1),
     default=0.99,
     show_default=True,
-    help="A node diverges when its cosine is smaller.",
+    help="A node diverges if its cosine similarity is smaller.",
 )
-@click.option("--ablate", is_flag=True, help="Rank the roles by what quantising them costs: each in float in turn.")
-@click.option("--source", type=PATH, metavar="EXPORTED", help="The float source of A, where B is not that.")
+@click.option(
+    "--ablate", is_flag=True, help="Rank the roles by their quantisation error: keep one role at a time in float."
+)
+@click.option(
+    "--source", type=PATH, metavar="EXPORTED", help="Exported bundle that A was compiled from, if B is another bundle."
+)
 @click.option("--all", "show_all", is_flag=True, help="Show every node in the graph's order, not only the worst ones.")
 @click.option("--heatmap", type=PATH, metavar="FILE", help="Draw blocks and roles to this .png or .svg file.")
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @overwrite_option
-@click.option("--allow-overlap", is_flag=True, help="Take images that a bundle was calibrated with, too.")
+@click.option("--allow-overlap", is_flag=True, help="Also compare images that a bundle was calibrated with.")
 @json_option
 def compare_command(
     measured: Path,

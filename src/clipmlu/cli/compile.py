@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-drop",
     type=Number(0, 1),
-    help="Find the cheapest way to quantise that loses at most this much top-1, such as 0.01, against float32.",
+    help="Search quantisation options that lose at most this much top-1 accuracy against float32, such as 0.01.",
 )
 @click.option(
     "--search-samples",
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     "--recipe",
     type=PATH,
     metavar="FILE|BUNDLE",
-    help="Quantise as a search found, or as another bundle was compiled.",
+    help="Use the quantisation options of a search or of a compiled bundle.",
 )
 @compile_options
 @overwrite_option
@@ -74,7 +74,9 @@ def compile_command(
     given_precision = context.get_parameter_source("precision") is not click.core.ParameterSource.DEFAULT
     if recipe is not None:
         if max_drop is not None or given_precision:
-            raise OptionError("a recipe says how to quantise; leave --max-drop and --precision out")
+            raise OptionError(
+                "a recipe sets the precision and the quantisation options; leave out --max-drop and --precision"
+            )
         options = apply_recipe(read_recipe(recipe), options, max_pixels=max_pixels)
     if max_drop is None:
         compiled = compile_bundle(bundle, output, options)

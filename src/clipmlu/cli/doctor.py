@@ -78,7 +78,7 @@ def doctor_command(
 
 def _check_options(context: click.Context, probe_sdk: bool, write_probe: Path | None) -> None:
     if probe_sdk and write_probe is not None:
-        raise click.UsageError("--probe-sdk and --write-probe exclude one another.")
+        raise click.UsageError("--probe-sdk and --write-probe cannot be used together.")
     if context.params["overwrite"] and not probe_sdk and write_probe is None:
         raise click.UsageError("--overwrite needs --probe-sdk or --write-probe.")
     given = [

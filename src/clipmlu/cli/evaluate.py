@@ -32,10 +32,10 @@ _MAX_DROP = 0.01
 @click.command("eval")
 @bundle_argument
 @dataset_options(required=True)
-@sampling_options("Evaluate this many images, the first ones. [default: all]")
+@sampling_options("Evaluate the first N images. [default: all]")
 @templates_option
 @running_options
-@click.option("--allow-overlap", is_flag=True, help="Evaluate images that the bundle was calibrated with, too.")
+@click.option("--allow-overlap", is_flag=True, help="Also evaluate images that the bundle was calibrated with.")
 @click.option(
     "--baseline", type=PATH, metavar="REPORT", help="Gate: compare with this report of --output, on the same images."
 )

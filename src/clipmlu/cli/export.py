@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @click.option(
     "--pretrained", metavar="TAG|FILE", help="Weights: an open_clip tag such as 'openai', or a checkpoint file."
 )
-@click.option("--random-weights", is_flag=True, help="Untrained weights, for speed work.")
+@click.option("--random-weights", is_flag=True, help="Untrained weights, for speed measurements.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of --random-weights.")
 @layout_option
 @click.option("--tokenizer", type=PATH, help="A tokenizer.json, or a directory with one, instead of the model's own.")
-@click.option("--cache-dir", type=PATH, help="Where downloads are kept. [default: Hugging Face's cache, see HF_HOME]")
+@click.option("--cache-dir", type=PATH, help="Folder of downloads. [default: Hugging Face's cache, see HF_HOME]")
 @offline_option
 @overwrite_option
 @json_option

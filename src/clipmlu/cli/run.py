@@ -44,11 +44,15 @@ def _usual_dataset(given: Mapping[str, Any]) -> str:
 @click.option("--random-weights", is_flag=True, help="As for 'clipmlu export'.")
 @layout_option
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, drawing and demo images."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of random weights, --shuffle and demo images.",
 )
 @compile_options
 @click.option("--samples", type=click.IntRange(min=1), default=None, help="Images to evaluate. [default: all]")
-@click.option("--shuffle", is_flag=True, help="Draw the --samples at random.")
+@click.option("--shuffle", is_flag=True, help="Select --samples at random.")
 @templates_option
 @threads_option
 @json_option

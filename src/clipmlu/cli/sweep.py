@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     help="Images of a batch; may be repeated.",
 )
 @dataset_options(help="Measure accuracy on it: cifar100, cifar10, imagefolder:PATH or demo.")
-@click.option("--samples", type=click.IntRange(min=1), help="Evaluate so many images, the first ones. [default: all]")
+@click.option("--samples", type=click.IntRange(min=1), help="Evaluate the first N images. [default: all]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the demo dataset.")
 @templates_option
 @threads_option
@@ -63,14 +63,14 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=3,
     show_default=True,
-    help="Measure each precision and batch size so often, in turns with the others; medians are shown.",
+    help="Repetitions for each precision and batch size, alternating with the others; medians are shown.",
 )
 @click.option(
     "--duration",
     type=click.IntRange(min=0),
     default=1000,
     show_default=True,
-    help="Milliseconds of one repetition; its latency takes half as long again.",
+    help="Milliseconds of a throughput repetition; latency is measured for half as long.",
 )
 @sweep_options
 @overwrite_option

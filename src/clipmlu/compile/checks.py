@@ -119,7 +119,7 @@ def check_agreement(
     if agreement < demanded:
         raise GateError(
             f"The compiled graphs choose the same class as the exported ones for {agreement:.3f} of the checked images; "
-            f"demanded are {demanded:g} (--min-agreement). No bundle was written."
+            f"required: {demanded:g} (--min-agreement). No bundle was written."
         )
     return Agreement(parity=tuple(records), agreement=agreement)
 
@@ -234,5 +234,5 @@ def _disagreement(record: ParityRecord, floor: float) -> str:
     cosine = "" if record.min_cosine is None else f" (smallest cosine {record.min_cosine:.6f}, allowed {floor:g})"
     return (
         f"Compiled {record.tower} tower differs from the exported one by {record.max_abs_diff:.3g} in '{record.output}'; "
-        f"allowed are {record.allowed_abs_diff:.3g}{cosine}. No bundle was written."
+        f"allowed: {record.allowed_abs_diff:.3g}{cosine}. No bundle was written."
     )

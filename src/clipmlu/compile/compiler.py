@@ -239,8 +239,8 @@ def _obtain(exported: ExportedBundle, options: CompileOptions) -> CalibrationSet
     wanted, found = options.calibration_digest, calibration.record.digest
     if wanted and wanted != found:
         raise CalibrationError(
-            f"The calibration data of '{calibration.record.dataset}' are not those of the recipe (digest {found[:12]}, "
-            f"there {wanted[:12]}). Give the same data, or search again."
+            f"The calibration data of '{calibration.record.dataset}' differ from those of the recipe (digest {found[:12]}, "
+            f"recipe: {wanted[:12]}). Give the same data, or search again."
         )
     return calibration
 
@@ -270,5 +270,5 @@ def _open_compiled(compiled: RunnableModel, step: _Step, options: CompileOptions
             raise
         raise CompileError(
             f"The {step.name} tower was built, but cannot be checked here: {str(error).rstrip('.')}. "
-            "To build for a card that is not here, leave the check out: --no-check"
+            "To build without running the graphs, add --no-check"
         ) from error

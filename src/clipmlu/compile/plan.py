@@ -154,7 +154,7 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
             "or --calib imagefolder:PATH of images that you do not evaluate later."
         )
     if not backend.has_cards and options.mlu is not None:
-        raise OptionError(f"target '{target}' has no MLU cards; leave the options for building for cards out")
+        raise OptionError(f"target '{target}' has no MLU cards; leave out the MLU options")
     if options.mlu is not None:
         _refuse_normalisation(options.mlu)
     main = Placement(target=target, backend=backend.name, precision=options.precision, emulated=backend.emulated)
@@ -177,9 +177,7 @@ def _refuse_quantisation(options: CompileOptions) -> None:
     if options.calibration is not None:
         raise OptionError(f"precision {options.precision.value} quantises nothing; leave --calib out")
     if options.quantisation is not None:
-        raise OptionError(
-            f"precision {options.precision.value} quantises nothing; leave the options for how to quantise out"
-        )
+        raise OptionError(f"precision {options.precision.value} quantises nothing; leave out the quantisation options")
 
 
 def _refuse_normalisation(mlu: MluBuild) -> None:
@@ -198,6 +196,6 @@ def _place_text(options: CompileOptions, main: Placement) -> Placement | None:
     target, backend = backend_for_target(options.text_target, Precision.FORCE_FLOAT32)
     if backend.has_cards:
         raise OptionError(
-            f"text target is '{target}'; expected cpu or openvino, or nothing for the same as the image tower"
+            f"text target is '{target}'; expected cpu or openvino, or no value for the target of the image tower"
         )
     return Placement(target=target, backend=backend.name, precision=Precision.FORCE_FLOAT32, emulated=backend.emulated)

@@ -159,7 +159,7 @@ def _check_neutral(
         difference = measure_difference(reference, measured).max_abs_diff
         if difference > allowed:
             raise CompileError(
-                f"Smoothing changed '{name}' of the {graph.name} tower by {difference:.3g} in float32; allowed are {allowed:.3g}. "
+                f"Smoothing changed '{name}' of the {graph.name} tower by {difference:.3g} in float32; allowed: {allowed:.3g}. "
                 "Compile without --smooth-alpha, or with a smaller one."
             )
 

@@ -82,7 +82,7 @@ def apply_recipe(recipe: Recipe, options: CompileOptions, *, max_pixels: int = D
         OptionError: the options contradict the recipe.
     """
     if options.quantisation is not None:
-        raise OptionError("a recipe says how to quantise; leave the options for that out, or the recipe")
+        raise OptionError("a recipe sets the quantisation options; leave out those options, or the recipe")
     calibration = options.calibration
     if recipe.calibration is None:
         if calibration is not None:

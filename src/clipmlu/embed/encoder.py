@@ -133,7 +133,7 @@ class Encoder:
         """
         if self._bundle is None:
             raise BundleError(
-                f"The graphs in '{self.runnable.path}' are in no compiled bundle. Compile the model, and load its bundle."
+                f"The graphs in '{self.runnable.path}' are not part of a compiled bundle. Compile the model, and load its bundle."
             )
         return self._bundle
 
@@ -283,7 +283,7 @@ class Encoder:
         if not 1 <= texts <= (fixed or texts):
             raise ShapeError(
                 f"There are {texts} texts, but bundle '{self.runnable.path}' takes exactly {fixed or 'one or more'} at a time; "
-                "fewer are padded. Cut them into pieces, or compile with another --text-rows."
+                "fewer are padded. Split them, or compile with another --text-rows."
             )
         padded = input_ids if fixed is None else pad_rows(input_ids, fixed)
         return self._submit("joint", (pixel_values, padded), texts)
@@ -463,7 +463,7 @@ def _load_again(kind: type[Encoder], path: str, digest: str, how: dict[str, Any]
     bundle = open_compiled(path, without=how["without"])
     if bundle.digest != digest:
         raise BundleCorruptError(
-            f"Bundle '{path}' is not the one of the pickled model: it was replaced since. Load it and pickle it again."
+            f"Bundle '{path}' is not the bundle of the pickled model: it was replaced. Load it and pickle it again."
         )
     return kind(bundle, **how)
 

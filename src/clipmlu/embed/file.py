@@ -37,7 +37,7 @@ def check_embedding_output(path: Path, *, overwrite: bool) -> None:
         OutputError: the path cannot be written.
     """
     if path.suffix != SUFFIX:
-        raise OptionError(f"output is '{path}'; expected a name that ends in {SUFFIX}, the one format of embeddings")
+        raise OptionError(f"output is '{path}'; expected a name that ends in {SUFFIX}, the only format of embeddings")
     check_files_free(_targets(path), overwrite=overwrite)
 
 

@@ -61,7 +61,7 @@ class ExportOptions:
         check_fields(self)
         if self.pretrained is not None and self.random_weights:
             raise OptionError(
-                f"pretrained weights '{self.pretrained}' and random weights exclude one another; leave one of them out"
+                f"pretrained weights '{self.pretrained}' and random weights cannot be used together; leave one of them out"
             )
         if self.pretrained is not None and not self.pretrained.strip():
             raise OptionError("the tag of the pretrained weights is empty; give a tag, a checkpoint file, or none")

@@ -137,6 +137,6 @@ def open_unchanged(path: Path, digest: str, open_: Callable[[Path], SomeBundle],
         on_note(f"not reusing {name_from_path(path)}: {error}")
         return None
     if bundle.digest != digest:
-        on_note(f"not reusing {name_from_path(path)}: it is not the bundle that was made there")
+        on_note(f"not reusing {name_from_path(path)}: another bundle is at this path")
         return None
     return bundle

@@ -105,8 +105,8 @@ def search_bundle(
     if found is None:
         write_file(folder / SEARCH_NAME, encode_json(report), overwrite=True)
         raise GateError(
-            f"No way to quantise stays within a drop of {search.max_drop:g}: {best_text(report)}. "
-            f"All that was tried is in '{folder / SEARCH_NAME}'. Allow more with --max-drop, or leave --precision out."
+            f"No quantisation options stay within a drop of {search.max_drop:g}: {best_text(report)}. "
+            f"All trials are in '{folder / SEARCH_NAME}'. Allow more with --max-drop, or leave --precision out."
         )
     files = {SEARCH_NAME: encode_json(report), RECIPE_NAME: encode_json(recipe_of(found))}
     bundle = publish_copy(found, output, files, overwrite=options.overwrite)
@@ -129,9 +129,9 @@ def _check_request(exported: ExportedBundle, options: CompileOptions, search: Se
     if exported.manifest.layout == "joint":
         check_joint_templates(resolve_templates(search.templates), f"bundle '{exported.path}'")
     if options.quantisation is not None:
-        raise OptionError("the search chooses how to quantise; leave the options for that out, or --max-drop")
+        raise OptionError("the search chooses the quantisation options; leave out those options, or --max-drop")
     if not options.check:
-        raise OptionError("a search runs what it compiles; leave --no-check out")
+        raise OptionError("a search runs the compiled graphs; leave out --no-check")
 
 
 def _prepare(
@@ -182,7 +182,7 @@ def _search_key(
 def _resume(store: ResultStore, key: Key, on_note: Note) -> None:
     """Keep the stored trials of the same search; remove those of another one."""
     if store.is_begun(_SEARCH_RECORD, key):
-        on_note(f"going on with the search in {name_from_path(store.folder)}: {store.count() - 1} trials are known")
+        on_note(f"resuming the search in {name_from_path(store.folder)}: {store.count() - 1} trials are stored")
     else:
         store.clear()
         store.begin(_SEARCH_RECORD, key)

@@ -97,7 +97,7 @@ class ResultStore:
         try:
             content = read_json(self._path(name), dict[str, Any])
             if content.pop(_SEAL, None) != value_digest(content):
-                raise msgspec.DecodeError("it is not as it was written")
+                raise msgspec.DecodeError("its content was changed")
             return msgspec.convert(content, _Record)
         except FileNotFoundError:
             return None

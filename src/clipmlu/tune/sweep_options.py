@@ -54,7 +54,7 @@ class SweepOptions:
                 )
         quantising = any(precision.bits is not None for precision in self.precisions)
         if not quantising and (self.compile.calibration is not None or self.compile.quantisation is not None):
-            raise OptionError("none of the precisions quantises; leave the options for how to quantise out")
+            raise OptionError("none of the precisions quantises; leave out the quantisation options")
 
     @property
     def session(self) -> SessionOptions:

@@ -141,5 +141,5 @@ def best_text(report: SearchReport) -> str:
     """Describe the trial with the smallest drop, for the message of a failed search."""
     evaluated = [trial for trial in report.trials if trial.drop is not None and trial.verdict != "exploratory"]
     if not evaluated:
-        return f"nothing could be evaluated, at last because: {report.trials[-1].reason.rstrip('.')}"
+        return f"no trial could be evaluated; last reason: {report.trials[-1].reason.rstrip('.')}"
     return f"the best was {describe_trial(min(evaluated, key=lambda trial: trial.drop or 0.0))}"

@@ -53,13 +53,13 @@ def _add_external(model: onnx.ModelProto, **entries: str) -> None:
         (lambda m: m.graph.node.append(m.graph.node[0]), "multiple times"),
         (lambda m: m.graph.node[0].attribute.__delitem__(slice(None)), "Required attribute"),
         (lambda m: m.opset_import.__delitem__(slice(None)), "opset"),
-        (lambda m: _set(m.graph.output[0], name="nope"), "nothing makes the output 'nope'"),
+        (lambda m: _set(m.graph.output[0], name="nope"), "no node produces the output 'nope'"),
         (
             lambda m: m.graph.initializer[0].int64_data.append(1) or m.graph.initializer[0].ClearField("raw_data"),
             "the values of the weight 'weight' do not fit",
         ),
         (lambda m: m.MergeFromString(b"\x1a\x02\xc3\x28"), "can't decode byte 0xc3"),
-        (lambda m: m.graph.node[0].MergeFromString(b"\x1a\x02\xc3\x28"), "'name' is no UTF-8"),
+        (lambda m: m.graph.node[0].MergeFromString(b"\x1a\x02\xc3\x28"), "'name' is not UTF-8"),
         (
             lambda m: _set(m.graph.input[0].type.tensor_type.shape.dim[1], dim_value=2**40),
             "has the shape (0, 1099511627776",

@@ -153,4 +153,4 @@ def test_control_flow_in_a_model_file_is_a_status(mm: ModuleType, saved: Path) -
     node = helper.make_node("If", ["x"], ["y"], name="branch", then_branch=inner, else_branch=inner)
     graph = helper.make_model(helper.make_graph([node], "g", [], []))
     _rewrite(saved, lambda header: header, graph.SerializeToString())
-    assert "node 'branch' (If) holds a graph of its own" in str(_load(mm, saved))
+    assert "node 'branch' (If) contains a subgraph" in str(_load(mm, saved))

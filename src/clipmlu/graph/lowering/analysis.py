@@ -126,7 +126,7 @@ def analyse_graph(model: ir.Model) -> Analysis:
     """
     axes = dynamic_axes(model.graph)
     if len(axes) > len(_PROBE_SIZES):
-        raise CompileError(f"The graph has {len(axes)} dynamic axes ({', '.join(axes)}); at most 3 are taken.")
+        raise CompileError(f"The graph has {len(axes)} dynamic axes ({', '.join(axes)}); at most 3 are supported.")
     probes = [Probe(sizes) for sizes in _probe_points(axes)]
     opset = model.opset_imports.get("", 0)
     for value in model.graph.inputs:
@@ -192,7 +192,7 @@ def _array(value: ir.Value) -> Array:
 
 def _visit(node: ir.Node, probes: Sequence[Probe], opset: int) -> None:
     if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
-        raise CompileError(f"{describe(node)} is control flow, which the target does not take.")
+        raise CompileError(f"{describe(node)} is control flow, which the target does not support.")
     runner = _Runner(node, opset)
     arrays: list[Array] | None = None
     for index, probe in enumerate(probes):
@@ -295,7 +295,7 @@ class _Runner:
         try:
             return infer_node(self._proto, self._schema, types, data, self._opsets)
         except ShapeInferenceError as error:
-            raise CompileError(f"{describe(self._node)} does not take its inputs: {error}") from error
+            raise CompileError(f"{describe(self._node)} has invalid inputs: {error}") from error
 
     def _store(self, probe: Probe, value: ir.Value, found: onnx.TypeProto | None) -> None:
         shape = None if found is None else _sizes(found)

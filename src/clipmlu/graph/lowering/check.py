@@ -27,7 +27,7 @@ def check_profile(model: ir.Model, profile: TargetProfile = MAGICMIND) -> None:
     if opset != profile.opset:
         raise CompileError(f"The graph is of opset {opset}; {profile.name} takes {profile.opset}.")
     if model.functions:
-        raise CompileError(f"The graph calls functions, which {profile.name} does not take.")
+        raise CompileError(f"The graph calls functions, which {profile.name} does not support.")
     _check_sizes(model.graph, profile)
     dynamic = any(not value.shape.is_static() for value in model.graph.inputs if value.shape is not None)
     check_operators(model.graph, profile)
@@ -46,11 +46,11 @@ def check_operators(graph: ir.Graph, profile: TargetProfile = MAGICMIND) -> None
     """
     for node in graph:
         if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
-            raise CompileError(f"{describe(node)} is control flow, which {profile.name} does not take.")
+            raise CompileError(f"{describe(node)} is control flow, which {profile.name} does not support.")
         if node.domain or node.op_type not in profile.operators:
             raise CompileError(
                 f"{describe(node)} is not on the list of operators that {profile.name} takes. "
-                "If the card's parser knows it, add it to the profile with its evidence; or run this tower on the CPU."
+                "If the card's parser supports it, add it to the profile with its evidence; or run this tower on the CPU."
             )
 
 

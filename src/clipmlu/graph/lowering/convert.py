@@ -47,7 +47,9 @@ def forget_defaults(node: ir.Node, source_opset: int, opset: int) -> None:
         default = onnx.helper.get_attribute_value(known.default_value) if known is not None else None
         value = attribute(node, name)
         if (value.encode() if isinstance(value, str) else value) != default:
-            raise CompileError(f"{describe(node)} has the attribute {name}={value!r}, which opset {opset} cannot say.")
+            raise CompileError(
+                f"{describe(node)} has the attribute {name}={value!r}, which opset {opset} cannot express."
+            )
         set_attributes(node, **{name: None})
 
 
@@ -171,11 +173,11 @@ def _pad(node: ir.Node, editor: GraphEditor) -> None:
 def _resize(node: ir.Node, editor: GraphEditor) -> None:
     """Resize (13, 18): ``roi`` and ``scales`` were required, ``axes`` and antialiasing did not exist."""
     if attribute(node, "antialias", 0) or attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise CompileError(f"{describe(node)} antialiases or keeps the aspect ratio, which opset 11 cannot say.")
+        raise CompileError(f"{describe(node)} antialiases or keeps the aspect ratio, which opset 11 cannot express.")
     axes = attribute(node, "axes")
     rank = rank_of(node, node.inputs[0])
     if axes is not None and [axis % rank for axis in axes] != list(range(rank)):
-        raise CompileError(f"{describe(node)} resizes some axes only, which opset 11 cannot say.")
+        raise CompileError(f"{describe(node)} resizes some axes only, which opset 11 cannot express.")
     set_attributes(node, antialias=None, keep_aspect_ratio_policy=None, axes=None)
     steps = Steps(editor, node)
     if len(node.inputs) < 3:
@@ -261,14 +263,14 @@ def _average_pool(node: ir.Node, editor: GraphEditor) -> None:
 def _gather_nd(node: ir.Node, editor: GraphEditor) -> None:
     """GatherND (12): only ``batch_dims`` of 0 can be converted."""
     if attribute(node, "batch_dims", 0):
-        raise CompileError(f"{describe(node)} has batch dimensions, which opset 11 cannot say.")
+        raise CompileError(f"{describe(node)} has batch dimensions, which opset 11 cannot express.")
     set_attributes(node, batch_dims=None)
 
 
 def _dropout(node: ir.Node, editor: GraphEditor) -> None:
     """Replace a Dropout that folding could not remove."""
     if len(node.outputs) > 1 and node.outputs[1].uses():
-        raise CompileError(f"{describe(node)} gives its mask away.")
+        raise CompileError(f"{describe(node)} has its mask output in use.")
     Steps(editor, node).finish("Identity", input_or_none(node, 0))
 
 

@@ -210,7 +210,9 @@ def _einsum(node: ir.Node, steps: Steps) -> None:
         or "." in equation
         or any(len(set(each)) != len(each) for each in (*sides, result))
     ):
-        raise CompileError(f"{describe(node)} has the equation '{equation}', which is no plain product of two tensors.")
+        raise CompileError(
+            f"{describe(node)} has the equation '{equation}', which is not a plain product of two tensors."
+        )
     left, right = sides
     shared = set(left) & set(right)
     batch = [letter for letter in result if letter in shared]
@@ -218,7 +220,7 @@ def _einsum(node: ir.Node, steps: Steps) -> None:
     rows = [letter for letter in result if letter in set(left) - shared]
     columns = [letter for letter in result if letter in set(right) - shared]
     if len(batch) + len(rows) + len(columns) != len(result) or (set(left) | set(right)) - set(result) - set(summed):
-        raise CompileError(f"{describe(node)} has the equation '{equation}', which sums a letter of one side.")
+        raise CompileError(f"{describe(node)} has the equation '{equation}', which sums an index of only one input.")
     sizes: dict[str, int | ir.SymbolicDim] = {}
     for side, value in zip(sides, node.inputs, strict=True):
         assert value is not None

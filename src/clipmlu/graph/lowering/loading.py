@@ -84,7 +84,7 @@ def _checked(proto: onnx.ModelProto, what: str, folder: Path | None) -> ir.Model
     except Exception as error:  # the two libraries raise many types
         raise damaged(what, _reason(error)) from error
     if "" not in model.opset_imports:
-        raise damaged(what, "it does not say of which opset it is")
+        raise damaged(what, "it does not state its opset")
     if folder is not None:
         ir.external_data.set_base_dir(model.graph, folder)
     return model

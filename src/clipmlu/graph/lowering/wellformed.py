@@ -54,7 +54,7 @@ def check_texts(message: Any) -> None:
     for field, value in message.ListFields():
         repeated = value if field.is_repeated else [value]
         if field.type == field.TYPE_STRING and any(isinstance(text, bytes) for text in repeated):
-            raise ValueError(f"its '{field.name}' is no UTF-8")
+            raise ValueError(f"its '{field.name}' is not UTF-8")
         if field.type == field.TYPE_MESSAGE:
             for each in repeated:
                 check_texts(each)
@@ -83,7 +83,7 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield the weights, and the constants of the nodes."""
     yield from proto.graph.initializer
     if proto.graph.sparse_initializer:
-        raise ValueError("it has sparse weights, which no tower has")
+        raise ValueError("it has sparse weights, which are not supported")
     for node in proto.graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
@@ -123,7 +123,7 @@ def _check_outputs(graph: onnx.GraphProto) -> None:
     made.update(name for node in graph.node for name in node.output)
     for value in graph.output:
         if value.name not in made:
-            raise ValueError(f"nothing makes the output '{value.name}'")
+            raise ValueError(f"no node produces the output '{value.name}'")
 
 
 def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:

@@ -69,7 +69,7 @@ def collect_ranges(
         survey.measure(feeds)
         count += 1
     if not count:
-        raise CalibrationError("the data hold no batch at all")
+        raise CalibrationError("the calibration data have no batch")
     ranges = survey.ranges()
     bad = [name for name, ends in ranges.items() if not np.isfinite(ends).all()]
     if bad:

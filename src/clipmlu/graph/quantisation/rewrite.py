@@ -261,7 +261,7 @@ class _Rewriter:
         tensor = self._sources.get(name, name)
         ends = self._plan.ranges.get(tensor) or self._plan.ranges.get("")
         if ends is None:
-            raise CalibrationError(f"tensor '{tensor}' is to be quantised and was not calibrated")
+            raise CalibrationError(f"tensor '{tensor}' must be quantised, but was not calibrated")
         how = from_range(bits, *ends, centred=self._plan.centred)
 
         def make(new: str) -> None:

@@ -185,7 +185,7 @@ def check_baseline(report: AccuracyReport) -> None:
     # Counted in images, because equal fractions may differ in their last digit.
     if found is not None and round(found.drop * report.images) > found.max_drop * report.images + 1e-9:
         raise GateError(
-            f"Top-1 {report.top1:.4f} is {found.drop:.4f} below the baseline's {found.top1:.4f}; allowed are "
+            f"Top-1 {report.top1:.4f} is {found.drop:.4f} below the baseline's {found.top1:.4f}; allowed: "
             f"{found.max_drop:g} (--max-drop)."
         )
 

@@ -151,7 +151,7 @@ def check_ablation(
         raise OptionError(f"ablation looks at the {towers[0]} tower, which bundle '{bundle.path}' does not quantise")
     if not any(record.tensors for record in records):
         raise OptionError(
-            f"bundle '{bundle.path}' does not tell how its tensors were quantised, which ablation needs; "
+            f"bundle '{bundle.path}' has no record of the quantisation of its tensors, which ablation needs; "
             "compile it for --target cpu, which quantises the same operators"
         )
     if source is None:

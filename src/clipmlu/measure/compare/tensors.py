@@ -144,7 +144,7 @@ class TensorWatcher:
         try:
             self._session = WatchingSession(graph.model, added, {}, threads=threads)
         except CalibrationError as error:
-            raise SessionError(f"The inner tensors cannot be looked at: {error}") from error
+            raise SessionError(f"The intermediate tensors cannot be read: {error}") from error
 
     def run(self, rows: Array) -> list[Array]:
         """Return the values of the tensors for one batch.
@@ -161,7 +161,7 @@ class TensorWatcher:
         try:
             return self._session.run([rows.astype(dtype)])
         except CalibrationError as error:
-            raise SessionError(f"The inner tensors cannot be looked at: {error}") from error
+            raise SessionError(f"The intermediate tensors cannot be read: {error}") from error
 
 
 def hidden_reason(bundle: ExportedBundle | CompiledBundle, tower: TowerName) -> str | None:
@@ -171,19 +171,19 @@ def hidden_reason(bundle: ExportedBundle | CompiledBundle, tower: TowerName) -> 
         backend = placement.backend
         if placement.precision is Precision.FORCE_BFLOAT16:
             return (
-                f"The {tower} tower of '{bundle.path}' is computed in bfloat16 by '{backend}' alone, which shows no inner tensors: "
+                f"The {tower} tower of '{bundle.path}' is computed in bfloat16 by '{backend}' alone, which does not expose intermediate tensors: "
                 "only its outputs and predictions are compared."
             )
         if backend not in (*_CPU, _EMULATED):
             return (
-                f"The {tower} tower of '{bundle.path}' is a model file of '{backend}', whose inner tensors cannot be read: "
+                f"The {tower} tower of '{bundle.path}' is a model file of '{backend}', whose intermediate tensors cannot be read: "
                 "only its outputs and predictions are compared."
             )
     file = bundle.tower(tower).file
     size = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(file))
     if size > EXTERNAL_DATA_BYTES:
         return (
-            f"The {tower} tower of '{bundle.path}' has {size / 1e9:.1f} GB, more than can be looked into: "
+            f"The {tower} tower of '{bundle.path}' has {size / 1e9:.1f} GB, too many to read its intermediate tensors: "
             "only its outputs and predictions are compared."
         )
     return None
