@@ -320,9 +320,9 @@ def _header(
 
 
 def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...]) -> Path | None:
-    """Where class embeddings are cached, or None for graphs whose digests are not known.
+    """Return the cache file of class embeddings, or None for graphs whose digests are not known.
 
-    The file name holds everything that decides the embeddings: the graph, its runtime here, names and templates.
+    The file name has a digest of all inputs of the embeddings: the graph, its runtime here, names and templates.
     """
     runnable = encoder.runnable
     if not runnable.files:

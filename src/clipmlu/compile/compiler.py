@@ -193,14 +193,14 @@ def _check_batch_fits(exported: ExportedBundle, options: CompileOptions) -> None
 
 
 def _write_seen_data(calibration: CalibrationSet, options: CompileOptions, folder: Path) -> None:
-    """Write which images and prompts the bundle was calibrated with or chosen by."""
+    """Write the digests of the calibration and search images, and the prompts."""
     images = sorted({*calibration.images, *options.seen_images})
     seen = SeenData(images=tuple(images), prompts=calibration.prompts)
     (folder / CALIBRATION_NAME).write_bytes(msgspec.json.encode(seen))
 
 
 def _tool_versions(exported: ExportedBundle, steps: Sequence[_Step]) -> dict[str, str]:
-    """Versions of all that had a part in the export or the compilation."""
+    """Return the versions of all tools of the export and the compilation."""
     packages = sorted({package for step in steps for package in step.backend.packages})
     of_sdks = {name: version for step in steps for name, version in step.versions.items()}
     return exported.manifest.tool_versions | current_tool_versions(*packages) | of_sdks

@@ -13,7 +13,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def count_changes(before: BoolArray, after: BoolArray) -> tuple[int, int]:
-    """Count the images that a change of the classifier loses and wins.
+    """Count the images whose correctness differs between two classifiers.
 
     Args:
         before: whether the first classifier is correct for each image, shape (N,).

@@ -64,9 +64,9 @@ def describe_interrupted(tally: Tally, wanted: int, *, emulated: bool) -> str:
     """Return one line about an evaluation that ends early.
 
     Args:
-        tally: what was counted, of at least one image.
-        wanted: number of images that were to be evaluated.
-        emulated: the emulated vendor SDK had a part in it.
+        tally: counts so far, of at least one image.
+        wanted: number of requested images.
+        emulated: the emulated vendor SDK was used.
     """
     found = _with_interval(tally.correct / tally.images, wilson_interval(tally.correct, tally.images))
     return f"Stopped after {tally.images} of {wanted} images: top-1 so far {found}{emulated_mark(emulated)}."

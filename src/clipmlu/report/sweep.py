@@ -30,7 +30,7 @@ def show_sweep(report: SweepReport) -> None:
 
 
 def row_cells(row: SweepRow) -> tuple[str, ...]:
-    """A row as text, one cell for each of ``HEADINGS``; emulated figures say so."""
+    """Return the text of a row, one cell for each of ``HEADINGS``; emulated rows are marked."""
     mark = emulated_mark(row.emulated)
     if row.failure is not None:
         return (f"{row.precision.value}{mark}", *[""] * 7, "gate failed" if row.gate_failed else "failed")
@@ -48,7 +48,7 @@ def row_cells(row: SweepRow) -> tuple[str, ...]:
 
 
 def summary_lines(report: SweepReport) -> Iterator[str]:
-    """What the table needs to be understood, and why rows failed."""
+    """Yield the lines below the table: how the columns were measured, and why rows failed."""
     origin = report.provenance
     mark = emulated_mark(origin.emulated)
     measured = (
@@ -77,7 +77,7 @@ def write_markdown(report: SweepReport, path: Path) -> None:
 
 
 def render_markdown(report: SweepReport) -> str:
-    """The report as a Markdown page."""
+    """Render the report as a Markdown page."""
     lines = [f"# Sweep of {report.provenance.model}", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
     lines += [f"| {' | '.join(row_cells(row))} |" for row in report.rows]
     return "\n".join([*lines, "", *(f"{line}\n" for line in summary_lines(report))])

@@ -56,10 +56,10 @@ def print_table(
     """Print a table of texts on stdout.
 
     Args:
-        headings: of the columns.
+        headings: headings of the columns.
         rows: one text for each column.
-        title: above it, or None.
-        boxed: draw lines around the cells.
+        title: title above the table, or None.
+        boxed: with lines around the cells.
     """
     from rich.box import HEAVY_HEAD
     from rich.table import Table

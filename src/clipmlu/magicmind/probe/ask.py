@@ -130,14 +130,14 @@ def write_probe(directory: Path, *, overwrite: bool = False) -> Path:
     """Write the program and its graphs into a folder, to be copied to a machine that has the SDK but not clipmlu.
 
     Args:
-        directory: the folder; made when it is not there.
+        directory: the folder; created if missing.
         overwrite: replace files of these names.
 
     Returns:
         The program's path.
 
     Raises:
-        OutputExistsError: one is there, and ``overwrite`` is off.
+        OutputExistsError: a file exists, and ``overwrite`` is off.
         OutputError: it cannot be written.
     """
     program = directory / PROGRAM_NAME

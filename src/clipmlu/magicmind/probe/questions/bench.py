@@ -1,4 +1,4 @@
-"""What a probe needs to try something: the SDK, the graphs, and models that are built, loaded and run."""
+"""The test bench of the probes: the SDK, the graphs, and models that are built, loaded and run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .findings import Array, Fields
 INDEX_NAME = "graphs.json"
 
 
-RANGE = (2, 4)  # rows that the model "dynamic" takes
+RANGE = (2, 4)  # smallest and largest batch of the model "dynamic"
 
 
 class Bench:

@@ -1,4 +1,4 @@
-"""All probes, in the order in which they run and are reported, and the questions that none of them tries."""
+"""All probes, in the order in which they run and are reported, and the questions that have no probe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MODULES = (
     limits,
 )
 PROBES = {each.name: each for module in _MODULES for each in vars(module).values() if isinstance(each, Probe)}
-"""Name -> probe; the probes of a module are in the order in which it defines them."""
+"""Maps names to probes; the probes of a module are in the order of their definition."""
 
 LEFT_OUT = (
     (
@@ -57,4 +57,4 @@ LEFT_OUT = (
         "needs torch_mlu, which the probes do without",
     ),
 )
-"""(name, issue, question, reason) of what is not tried."""
+"""(name, issue, question, reason) of each question without a probe."""

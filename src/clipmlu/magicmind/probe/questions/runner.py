@@ -40,7 +40,7 @@ from .processes import (
 )
 from .report import new_report
 
-MAX_TIMEOUTS = 3  # cases of one probe that may hang before the rest of them is left out
+MAX_TIMEOUTS = 3  # cases of one probe that may hang; after that the other cases are skipped
 
 
 class Ending:
@@ -48,7 +48,7 @@ class Ending:
 
     Attributes:
         notes: its notes, in order.
-        how: in words how it failed; empty when it did not.
+        how: description of the failure; empty without one.
         timed_out: whether it was ended because a case took too long.
         log: the end of its output.
     """
