@@ -32,7 +32,7 @@ ORDER = (
     ("",),
 )
 """Parts of the package from the bottom up, "" being the package itself; a part imports what stands in earlier lines. Those of one
-line are strangers."""
+line do not import each other."""
 LAYERS = {part: height for height, parts in enumerate(ORDER) for part in parts}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -15,7 +15,7 @@ from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.embed import pixel_budget
 from clipmlu.embed.images import embed_items
 from clipmlu.embed.items import ImageItem
-from clipmlu.embed.pixel_budget import PixelBudget, Turn
+from clipmlu.embed.pixel_budget import PixelBudget, PixelReservation
 from clipmlu.errors import InputError
 from clipmlu.model import load
 
@@ -31,14 +31,14 @@ def test_threads_together_stay_below_the_budget_and_all_get_their_turn() -> None
     sizes = np.random.default_rng(0).integers(5_000_000, 2 * DEFAULT_MAX_PIXELS, 200).tolist()
 
     def hold(pixels: int) -> None:
-        turn = Turn(budget)
-        turn.reserve(pixels)
+        reservation = PixelReservation(budget)
+        reservation.reserve(pixels)
         with lock:
             held[0] += min(pixels, budget.pixels)
             most[0] = max(most[0], held[0])
         with lock:
             held[0] -= min(pixels, budget.pixels)
-        turn.end()
+        reservation.end()
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(hold, sizes, timeout=60))
@@ -48,7 +48,7 @@ def test_threads_together_stay_below_the_budget_and_all_get_their_turn() -> None
 
 def test_large_image_waits_until_there_is_room() -> None:
     budget = PixelBudget(1)
-    first, second = Turn(budget), Turn(budget)
+    first, second = PixelReservation(budget), PixelReservation(budget)
     first.reserve(budget.pixels - pixel_budget.FREE_PIXELS)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(second.reserve, pixel_budget.FREE_PIXELS + 1)
@@ -63,18 +63,18 @@ def test_memory_of_more_than_a_photo_goes_back_to_the_system(
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(pixel_budget, "_find_trim", lambda: calls.append)
-    turn = Turn(PixelBudget(1))
-    turn.reserve(pixels)
-    turn.end()
+    reservation = PixelReservation(PixelBudget(1))
+    reservation.reserve(pixels)
+    reservation.end()
     assert len(calls) == returned
 
 
 def test_small_images_never_wait() -> None:
     budget = PixelBudget(1)
     budget.take(budget.pixels)
-    turn = Turn(budget)
-    turn.reserve(pixel_budget.FREE_PIXELS)
-    turn.end()
+    reservation = PixelReservation(budget)
+    reservation.reserve(pixel_budget.FREE_PIXELS)
+    reservation.end()
 
 
 def test_closing_sends_waiting_threads_away() -> None:

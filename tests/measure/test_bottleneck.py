@@ -14,7 +14,7 @@ from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.clock import Stage, StageClock
 from clipmlu.errors import InputError
 from clipmlu.measure.speed import bottleneck
-from clipmlu.measure.speed.bottleneck import draw_photos, judge, measure_pipeline
+from clipmlu.measure.speed.bottleneck import draw_photos, find_limit, measure_pipeline
 from clipmlu.measure.speed.scenarios import Limits
 from clipmlu.model import load
 
@@ -31,7 +31,7 @@ CARD = {"workers": 4, "devices": 1, "cores": 8, "threads": 0, "shares_cores": Fa
 
 
 def test_slow_decoding_before_a_fast_card_is_bound_by_the_host() -> None:
-    verdict = judge(COSTS, measured=300.0, **CARD)
+    verdict = find_limit(COSTS, measured=300.0, **CARD)
     # 10 ms of an image's decoding on four workers; 2 ms on the card; 0.1 ms behind it.
     assert verdict.limits == {
         "host": pytest.approx(400.0),
@@ -44,18 +44,18 @@ def test_slow_decoding_before_a_fast_card_is_bound_by_the_host() -> None:
 
 
 def test_more_workers_move_the_bound_to_the_card_and_a_second_card_back() -> None:
-    one = judge(COSTS, measured=450.0, **{**CARD, "workers": 6})
+    one = find_limit(COSTS, measured=450.0, **{**CARD, "workers": 6})
     assert (one.bound_by, one.slowest_stage, one.images_per_second) == ("device", "compute", pytest.approx(500.0))
-    two = judge(COSTS, measured=450.0, **{**CARD, "workers": 6, "devices": 2})
+    two = find_limit(COSTS, measured=450.0, **{**CARD, "workers": 6, "devices": 2})
     assert (two.bound_by, two.limits["device"]) == ("host", pytest.approx(1000.0))
 
 
 def test_more_workers_than_cores_are_no_faster() -> None:
-    assert judge(COSTS, measured=1.0, **{**CARD, "workers": 64}).limits["host"] == pytest.approx(800.0)
+    assert find_limit(COSTS, measured=1.0, **{**CARD, "workers": 64}).limits["host"] == pytest.approx(800.0)
 
 
 def test_slow_post_processing_is_one_thread() -> None:
-    verdict = judge({**COSTS, "post_process": 0.02}, measured=50.0, **CARD)
+    verdict = find_limit({**COSTS, "post_process": 0.02}, measured=50.0, **CARD)
     assert (verdict.bound_by, verdict.images_per_second, verdict.fraction) == (
         "post_process",
         pytest.approx(50.0),
@@ -65,7 +65,7 @@ def test_slow_post_processing_is_one_thread() -> None:
 
 def test_graph_on_the_same_cpu_shares_its_cores_with_decoding() -> None:
     costs: dict[Stage, float] = {"decode": 0.006, "preprocess": 0.002, "compute": 0.006}
-    verdict = judge(costs, measured=75.0, workers=2, devices=1, cores=2, threads=2, shares_cores=True)
+    verdict = find_limit(costs, measured=75.0, workers=2, devices=1, cores=2, threads=2, shares_cores=True)
     # 8 ms of one core and 6 ms of two: 20 ms of a core for an image, two cores.
     assert verdict.limits == {
         "host": pytest.approx(250.0),
@@ -78,7 +78,7 @@ def test_graph_on_the_same_cpu_shares_its_cores_with_decoding() -> None:
 
 def test_one_thread_of_many_cores_is_bound_by_computing() -> None:
     costs: dict[Stage, float] = {"decode": 0.006, "compute": 0.02}
-    verdict = judge(costs, measured=40.0, workers=8, devices=1, cores=8, threads=1, shares_cores=True)
+    verdict = find_limit(costs, measured=40.0, workers=8, devices=1, cores=8, threads=1, shares_cores=True)
     assert (verdict.bound_by, verdict.limits["cores"]) == ("device", pytest.approx(8 / 0.026))
     assert verdict.images_per_second == pytest.approx(50.0)
     assert "share the cores" in verdict.text

@@ -50,7 +50,7 @@ def test_full_worker_says_so_and_a_place_that_is_free_again_is_used(
     model: Path,
     tmp_path: Path,
 ) -> None:
-    quick = altered_worker(tmp_path, "PLACE_SECONDS = 5.0", "PLACE_SECONDS = 0.1")
+    quick = altered_worker(tmp_path, "ADMISSION_SECONDS = 5.0", "ADMISSION_SECONDS = 0.1")
     served = serve("tcp", file=quick, arguments=["--max-clients", "1"])
     first = client(served, driver=quick)
     check_batches(first, model, 1)

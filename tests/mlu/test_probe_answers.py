@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from clipmlu.graph.lowering import MAGICMIND
-from clipmlu.magicmind.probe.ask import probe_emulated_sdk
 from clipmlu.magicmind.probe.operators import OPERATOR_RECIPES
 from clipmlu.magicmind.probe.questions.catalogue import LEFT_OUT, PROBES
 from clipmlu.magicmind.probe.records import ProbeReport
+from clipmlu.magicmind.probe.run import probe_emulated_sdk
 from mlu.probe import QUIET, found
 
 FEW = ("casts", "asnumpy", "output-list", "operators", "status")

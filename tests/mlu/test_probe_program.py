@@ -13,9 +13,9 @@ import pytest
 
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
 from clipmlu.magicmind.archive import package_files
-from clipmlu.magicmind.probe.ask import probe_names, probe_sdk, write_probe
 from clipmlu.magicmind.probe.questions.report import JSON_NAME
 from clipmlu.magicmind.probe.records import ProbeReport
+from clipmlu.magicmind.probe.run import probe_names, probe_sdk, write_probe
 from mlu.test_driver_file import ALLOWED, imports, newer_than_37
 
 SOURCES = {

@@ -15,9 +15,9 @@ import pytest
 
 from clipmlu.magicmind.archive import make_archive, package_files
 from clipmlu.magicmind.backend import emulated_worker
-from clipmlu.magicmind.probe.ask import probe_emulated_sdk, probe_sdk
 from clipmlu.magicmind.probe.graphs import make_graphs
 from clipmlu.magicmind.probe.questions.report import JSON_NAME, MARKDOWN_NAME
+from clipmlu.magicmind.probe.run import probe_emulated_sdk, probe_sdk
 from mlu.probe import QUIET, found
 
 

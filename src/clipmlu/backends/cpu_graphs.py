@@ -71,10 +71,10 @@ def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
         shutil.copyfile(path, directory / path.name)
     if options.dynamic_shape:
         shutil.copyfile(graph.path, directory / spec.file)
-        return _with_wanted_pixels(CompiledGraph(tower=spec), options, directory)
+        return _with_pixel_input(CompiledGraph(tower=spec), options, directory)
     sizes = _static_sizes(spec, options)
     _write_static(graph.path, directory / spec.file, sizes)
-    return _with_wanted_pixels(CompiledGraph(tower=_tower_with_sizes(spec, sizes)), options, directory)
+    return _with_pixel_input(CompiledGraph(tower=_tower_with_sizes(spec, sizes)), options, directory)
 
 
 def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
@@ -99,15 +99,17 @@ def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
     ranges: Ranges = {}
     if bits is not None:
         names = quantised_tensors(model, without=frozenset(options.node_types))
-        wanted = RangeOptions(bits=bits, algorithm=how.algorithm)
-        ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
+        range_options = RangeOptions(bits=bits, algorithm=how.algorithm)
+        ranges, _ = collect_ranges(
+            model, names, lambda: calibration_batches(graph.tower, options.calibration), range_options
+        )
     rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
     save_model(rewritten, directory / graph.tower.file)
     tower = _tower_with_sizes(graph.tower, {} if options.dynamic_shape else _static_sizes(graph.tower, options))
-    return _with_wanted_pixels(CompiledGraph(tower=tower, quantised=record), options, directory)
+    return _with_pixel_input(CompiledGraph(tower=tower, quantised=record), options, directory)
 
 
-def _with_wanted_pixels(compiled: CompiledGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+def _with_pixel_input(compiled: CompiledGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
     return compiled if options.pixels is None else take_uint8(compiled, options.pixels, directory)
 
 

@@ -55,7 +55,7 @@ class ZeroShotClassifier:
         self.class_names = header.class_names
         self.templates = header.templates
         self.scorer = scorer
-        _tell_about(self.class_names, shares=header.logit_bias is None)
+        _warn_about(self.class_names, shares=header.logit_bias is None)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"'{name}'" for name in self.class_names[:4])
@@ -208,19 +208,19 @@ def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.d
 
 
 @lru_cache(maxsize=64)
-def _tell_about(class_names: tuple[str, ...], *, shares: bool) -> None:
+def _warn_about(class_names: tuple[str, ...], *, shares: bool) -> None:
     """Warn about a single class and about repeated class names, once per list of names."""
     if len(class_names) == 1 and shares:
         _log.warning("There is one class only: every image will be 100 %% '%s'.", class_names[0])
     repeated = repeated_names(class_names)
     if repeated:
-        name, places = next(iter(repeated.items()))
+        name, positions = next(iter(repeated.items()))
         _log.warning(
             "%d class name(s) occur more than once, such as '%s' at the positions %s: positions are kept, the embedding is shared, "
             "and of equal classes the first one is predicted.",
             len(repeated),
             name,
-            " and ".join(map(str, places)),
+            " and ".join(map(str, positions)),
         )
 
 

@@ -93,8 +93,8 @@ class JointScorer:
         self.encoder = encoder
         self.width = len(prompts)
         different = list(dict.fromkeys(prompts))
-        places = {prompt: place for place, prompt in enumerate(different)}
-        self._columns = np.array([places[prompt] for prompt in prompts])
+        positions = {prompt: position for position, prompt in enumerate(different)}
+        self._columns = np.array([positions[prompt] for prompt in prompts])
         tokens = encoder.tokenizer(different)
         size = text_rows(encoder)
         self._pieces = [tokens[start : start + size] for start in range(0, len(tokens), size)]

@@ -230,7 +230,7 @@ class LibraryNotes(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.skipped = False
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     def __enter__(self) -> LibraryNotes:
         logging.getLogger("clipmlu").addHandler(self)
@@ -243,8 +243,8 @@ class LibraryNotes(logging.Handler):
         """Print the message of a record if it is new."""
         message = " ".join(record.getMessage().split())
         self.skipped |= getattr(record, SKIPPED, False)
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._printed:
+            self._printed.add(message)
             note(message)
 
 

@@ -93,16 +93,16 @@ def _check_options(context: click.Context, probe_sdk: bool, write_probe: Path | 
 def _probe_sdk(
     output: Path, *, emulated: bool, only: tuple[str, ...], timeout: float, overwrite: bool, as_json: bool
 ) -> int:
-    from clipmlu.magicmind.probe import ask
     from clipmlu.magicmind.probe.questions.report import JSON_NAME, MARKDOWN_NAME
+    from clipmlu.magicmind.probe.run import probe_emulated_sdk, probe_sdk
 
     if emulated:
         from clipmlu.magicmind.emulator import NOTICE
 
         note(NOTICE)
-        report = ask.probe_emulated_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
+        report = probe_emulated_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     else:
-        report = ask.probe_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
+        report = probe_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     if as_json:
         echo_json(report)
     else:
@@ -115,7 +115,7 @@ def _probe_sdk(
 
 
 def _write_probe(directory: Path, *, overwrite: bool) -> int:
-    from clipmlu.magicmind.probe.ask import write_probe
+    from clipmlu.magicmind.probe.run import write_probe
 
     program = write_probe(directory, overwrite=overwrite)
     click.echo(str(program))

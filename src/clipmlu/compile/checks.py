@@ -115,11 +115,11 @@ def check_agreement(
         records += found
         results[name] = (next(iter(reference.values())), next(iter(measured.values())))
     agreement = _same_best_class(*_similarities(results, exported.manifest.logit_scale))
-    demanded = _demanded_agreement(exported.manifest, precisions[exported.image_graph], thresholds)
-    if agreement < demanded:
+    required = _required_agreement(exported.manifest, precisions[exported.image_graph], thresholds)
+    if agreement < required:
         raise GateError(
             f"The compiled graphs choose the same class as the exported ones for {agreement:.3f} of the checked images; "
-            f"required: {demanded:g} (--min-agreement). No bundle was written."
+            f"required: {required:g} (--min-agreement). No bundle was written."
         )
     return Agreement(parity=tuple(records), agreement=agreement)
 
@@ -151,7 +151,7 @@ def _floor(precision: Precision, thresholds: Thresholds) -> float:
     return MIN_COSINE[precision] if thresholds.min_cosine is None else thresholds.min_cosine
 
 
-def _demanded_agreement(manifest: Manifest, precision: Precision, thresholds: Thresholds) -> float:
+def _required_agreement(manifest: Manifest, precision: Precision, thresholds: Thresholds) -> float:
     """Return the smallest allowed share of images with the same best class; 0 by default for random weights."""
     if thresholds.min_agreement is not None:
         return thresholds.min_agreement

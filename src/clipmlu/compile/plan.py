@@ -160,7 +160,7 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
     main = Placement(target=target, backend=backend.name, precision=options.precision, emulated=backend.emulated)
     mlu = (options.mlu or MluBuild()) if backend.has_cards else None
     quantisation = (options.quantisation or QuantisationOptions()) if options.precision.bits is not None else None
-    return CompilationPlan(main=main, text_tower=_place_text(options, main), mlu=mlu, quantisation=quantisation)
+    return CompilationPlan(main=main, text_tower=_placement_of_text(options, main), mlu=mlu, quantisation=quantisation)
 
 
 def check_layout(plan: CompilationPlan, layout: Layout) -> None:
@@ -190,7 +190,7 @@ def _refuse_normalisation(mlu: MluBuild) -> None:
         )
 
 
-def _place_text(options: CompileOptions, main: Placement) -> Placement | None:
+def _placement_of_text(options: CompileOptions, main: Placement) -> Placement | None:
     if options.text_target is None or options.text_target == main.target:
         return None
     target, backend = backend_for_target(options.text_target, Precision.FORCE_FLOAT32)

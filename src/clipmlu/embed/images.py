@@ -23,7 +23,7 @@ from clipmlu.clock import Stage, StageClock, now
 from clipmlu.data.images import clipped_note, is_clipped, read_source
 from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.items import ImageItem, Outcome, RowBatch
-from clipmlu.embed.pixel_budget import PixelBudget, Turn
+from clipmlu.embed.pixel_budget import PixelBudget, PixelReservation
 from clipmlu.errors import InputError
 from clipmlu.host import available_cpus, check_memory
 from clipmlu.specs import PositiveInt
@@ -107,8 +107,8 @@ def run_batches(
     depth = encoder.batches_in_flight
     # While the device has its batches, every worker has one task and one more in the queue.
     ahead = 1 + -(-2 * threads * _task_images(size, threads) // size)
-    places = _Places(encoder, size, ahead + depth)
-    check_memory(places.nbytes, f"{ahead + depth} batches of {size} images")
+    buffers = _BatchBuffers(encoder, size, ahead + depth)
+    check_memory(buffers.nbytes, f"{ahead + depth} batches of {size} images")
     source = iter(items)
     with _Workers(encoder.preprocessor, threads, clock) as pool:
         preparing: deque[_Batch] = deque()
@@ -119,7 +119,7 @@ def run_batches(
                 taken = list(islice(source, size))
                 exhausted = len(taken) < size
                 if taken:
-                    preparing.append(_Batch(taken, places.take(), pool))
+                    preparing.append(_Batch(taken, buffers.take(), pool))
             if preparing and len(running) < depth:
                 batch = preparing.popleft()
                 batch.submit(graph)
@@ -127,7 +127,7 @@ def run_batches(
             elif running:
                 batch = running.popleft()
                 result = batch.finish(graph.width)
-                places.give_back(batch.rows)
+                buffers.give_back(batch.rows)
                 yield result
             else:
                 return
@@ -137,7 +137,7 @@ def _task_images(size: int, workers: int) -> int:
     return max(1, min(_IMAGES_PER_TASK, size // (2 * workers)))
 
 
-class _Places:
+class _BatchBuffers:
     """Reusable buffers for batches, at most ``count``.
 
     Attributes:
@@ -154,12 +154,12 @@ class _Places:
     def take(self) -> Rows:
         if self._free:
             return self._free.pop()
-        assert self._left > 0, "there are more batches under way than places"
+        assert self._left > 0, "there are more batches under way than buffers"
         self._left -= 1
         return np.empty(self._shape, self._dtype)
 
-    def give_back(self, place: Rows) -> None:
-        self._free.append(place)
+    def give_back(self, buffer: Rows) -> None:
+        self._free.append(buffer)
 
 
 class _Workers:
@@ -195,24 +195,28 @@ class _Workers:
     def _prepare(self, items: Sequence[ImageItem], rows: Rows) -> list[InputError | None]:
         errors: list[InputError | None] = []
         spent: dict[Stage, float] = {"read": 0.0, "decode": 0.0, "preprocess": 0.0}
-        turn = Turn(self._budget)
+        reservation = PixelReservation(self._budget)
         for item, row in zip(items, rows, strict=False):
             if self._stopped.is_set():
                 break
             try:
-                errors.append(self._prepare_one(item, row, spent, turn))
+                errors.append(self._prepare_one(item, row, spent, reservation))
             finally:
-                turn.end()
+                reservation.end()
         if self._clock is not None:
             self._clock.add(spent, len(errors))
         return errors
 
-    def _prepare_one(self, item: ImageItem, row: Rows, spent: dict[Stage, float], turn: Turn) -> InputError | None:
+    def _prepare_one(
+        self, item: ImageItem, row: Rows, spent: dict[Stage, float], reservation: PixelReservation
+    ) -> InputError | None:
         start = now()
         try:
             source = read_source(item.load())
             read = now()
-            image = self._preprocess.decode(source, name=item.id, max_pixels=item.max_pixels, reserve=turn.reserve)
+            image = self._preprocess.decode(
+                source, name=item.id, max_pixels=item.max_pixels, reserve=reservation.reserve
+            )
             if is_clipped(image):
                 self._clipped.add(item.id)
             if item.check is not None:

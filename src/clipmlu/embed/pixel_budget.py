@@ -39,17 +39,17 @@ class PixelBudget:
         Raises:
             InputError: the pipeline was stopped; the result of this image is not used.
         """
-        wanted = min(pixels, self.pixels)
-        ticket = object()
+        admitted = min(pixels, self.pixels)
+        request = object()
         with self._changed:
-            self._waiting.append(ticket)
-            self._changed.wait_for(lambda: self._closed or (self._waiting[0] is ticket and self._free >= wanted))
-            self._waiting.remove(ticket)
+            self._waiting.append(request)
+            self._changed.wait_for(lambda: self._closed or (self._waiting[0] is request and self._free >= admitted))
+            self._waiting.remove(request)
             if self._closed:
                 raise InputError("The pipeline was stopped.")
-            self._free -= wanted
+            self._free -= admitted
             self._changed.notify_all()
-        return wanted
+        return admitted
 
     def give_back(self, pixels: int) -> None:
         """Return pixels to the budget."""
@@ -81,7 +81,7 @@ def _find_trim() -> Callable[[int], int] | None:
     return trim
 
 
-class Turn:
+class PixelReservation:
     """The pixels of a budget that one thread holds for its current image."""
 
     def __init__(self, budget: PixelBudget) -> None:

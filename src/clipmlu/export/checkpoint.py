@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clipmlu.errors import ExportError
-from clipmlu.export.filetypes import Format, own_words, unusable_weights
+from clipmlu.export.filetypes import Format, error_text, unusable_weights
 from clipmlu.host import require
 
 _PURPOSE = "Exporting a model"
@@ -102,7 +102,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}, dict(archive.metadata() or {})  # noqa: SIM118 - no mapping
     except Exception as error:  # SafetensorError, or a torch error for an unsupported type
-        raise unusable_weights(path, f"it is a damaged safetensors file: {own_words(error)}. {_AGAIN}") from error
+        raise unusable_weights(path, f"it is a damaged safetensors file: {error_text(error)}. {_AGAIN}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -121,7 +121,7 @@ def _read_torch(path: Path) -> Any:
 def _refusal(path: Path, error: Exception) -> ExportError:
     objects = _FOREIGN_OBJECT.findall(str(error)) if "nsupported" in str(error) else []
     if not objects:
-        return unusable_weights(path, f"it is damaged or not complete: {own_words(error)}. {_AGAIN}")
+        return unusable_weights(path, f"it is damaged or not complete: {error_text(error)}. {_AGAIN}")
     return unusable_weights(
         path,
         f"beside or instead of weights it holds the Python object '{objects[0]}', and making that could run any code. "

@@ -174,7 +174,7 @@ def _describe_text(head: bytes) -> str | None:
     return None
 
 
-def own_words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return the first line of a foreign error, or only its type if that line gives unsuitable advice."""
     line = first_line(error)
     advice = (

@@ -16,7 +16,7 @@ from clipmlu.export.catalog import tags_of
 from clipmlu.export.checkpoint import Checkpoint, read_checkpoint
 from clipmlu.export.configuration import check_text_config, parse_config
 from clipmlu.export.downloads import checkpoint_names, fetch_file
-from clipmlu.export.filetypes import Format, identify_weights, own_words, unusable_weights
+from clipmlu.export.filetypes import Format, error_text, identify_weights, unusable_weights
 from clipmlu.export.fitting import has_logit_bias, load_weights
 from clipmlu.export.openai import is_openai_file, read_openai_file
 from clipmlu.export.options import ExportOptions
@@ -252,7 +252,7 @@ def _load_big_vision(module: Any, path: Path) -> None:
         convert.load_big_vision_weights(module, str(path))
     except Exception as error:  # KeyError, RuntimeError, BadZipFile, ...: open_clip does not check the file
         raise unusable_weights(
-            path, f"it does not fit as an .npz of Google's big_vision, for SigLIP models: {own_words(error)}."
+            path, f"it does not fit as an .npz of Google's big_vision, for SigLIP models: {error_text(error)}."
         ) from error
 
 

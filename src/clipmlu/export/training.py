@@ -66,10 +66,10 @@ def learn_training(
         facts: numbers and strings in the file.
         tensors: its tensors.
     """
-    found = _told_by_content(checkpoint, facts, tensors)
+    found = _training_from_content(checkpoint, facts, tensors)
     for path in files_beside(checkpoint):
-        told = _told_by_config(path, model_cfg) if path.name == CONFIG_NAME else _told_by_parameters(path)
-        found = _join(found, told)
+        is_config = path.name == CONFIG_NAME
+        found = _join(found, _training_from_config(path, model_cfg) if is_config else _training_from_parameters(path))
     return found
 
 
@@ -90,17 +90,17 @@ def note_activation(name: str, checkpoint: Path, training: Training) -> str | No
 
 
 def _join(first: Training, second: Training) -> Training:
-    told = first if first.quick_gelu is not None else second
+    activated = first if first.quick_gelu is not None else second
     prepared = first if first.preprocess else second
     return Training(
-        quick_gelu=told.quick_gelu,
-        gelu_source=told.gelu_source,
+        quick_gelu=activated.quick_gelu,
+        gelu_source=activated.gelu_source,
         preprocess=prepared.preprocess,
         preprocess_source=prepared.preprocess_source,
     )
 
 
-def _told_by_content(checkpoint: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Training:
+def _training_from_content(checkpoint: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Training:
     entries = {name.rpartition(".")[2] for name in (*facts, *tensors)}
     if entries.issuperset(_OPENAI_ENTRIES):
         source = f"'{_OPENAI_ENTRIES[0]}' in it, which only OpenAI's own package writes,"
@@ -120,7 +120,7 @@ def _as_flag(value: object) -> bool | None:
     return {"true": True, "false": False}.get(str(value).lower())
 
 
-def _told_by_config(path: Path, model_cfg: Mapping[str, Any]) -> Training:
+def _training_from_config(path: Path, model_cfg: Mapping[str, Any]) -> Training:
     try:
         content = read_json(path, dict[str, Any], _MOST_BYTES)
     except (OSError, msgspec.DecodeError):
@@ -131,18 +131,18 @@ def _told_by_config(path: Path, model_cfg: Mapping[str, Any]) -> Training:
     ):
         return Training()
     preprocess = content.get("preprocess_cfg")
-    told = (
+    known = (
         {key: preprocess[key] for key in PREPROCESS_KEYS if key in preprocess} if isinstance(preprocess, dict) else {}
     )
     return Training(
         quick_gelu=bool(config.get("quick_gelu", False)),
         gelu_source=f"'{path}'",
-        preprocess=told,
+        preprocess=known,
         preprocess_source=f"'{path}'",
     )
 
 
-def _told_by_parameters(path: Path) -> Training:
+def _training_from_parameters(path: Path) -> Training:
     try:
         lines = read_small_file(path, _MOST_BYTES).decode("utf-8", "replace").splitlines()
     except OSError:

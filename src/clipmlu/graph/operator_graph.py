@@ -42,8 +42,8 @@ class OperatorGraph:
         nodes: the nodes.
         operators: numbers of the nodes that the ``qintN`` modes quantise.
         inputs: inputs of the graph except weights.
-        givers: for each node, the nodes that produce its inputs.
-        takers: for each node, the nodes that use its results.
+        predecessors: for each node, the nodes that produce its inputs.
+        successors: for each node, the nodes that use its results.
         streams: for each node, the inputs of the graph that its result depends on, as bits; 0 if the result is outside
             the stream.
         alive: for each node, whether an output of the graph depends on it.
@@ -55,15 +55,15 @@ class OperatorGraph:
         self._weights = {weight.name: weight for weight in model.graph.initializer}
         self.inputs = [value for value in model.graph.input if value.name not in self._weights]
         self._shapes = _shapes_for_one_row(model)
-        self.givers: list[list[int]] = []
-        self.takers: list[list[int]] = [[] for _ in self.nodes]
+        self.predecessors: list[list[int]] = []
+        self.successors: list[list[int]] = [[] for _ in self.nodes]
         self.streams: list[int] = []
-        self._makers: dict[str, int] = {}
+        self._producers: dict[str, int] = {}
         self._connect()
         results = {value.name for value in model.graph.output}
         self.alive = [not results.isdisjoint(node.output) for node in self.nodes]
         for index in reversed(range(len(self.nodes))):
-            self.alive[index] |= any(self.alive[taker] for taker in self.takers[index])
+            self.alive[index] |= any(self.alive[successor] for successor in self.successors[index])
 
     def is_operator(self, index: int) -> bool:
         """Return whether the ``qintN`` modes quantise it."""
@@ -98,7 +98,7 @@ class OperatorGraph:
 
     def is_stream(self, name: str) -> bool:
         """Return whether a tensor belongs to the stream."""
-        return name in self._makers and self.streams[self._makers[name]] > 0
+        return name in self._producers and self.streams[self._producers[name]] > 0
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, for a batch of 1 if it is dynamic.
@@ -156,19 +156,21 @@ class OperatorGraph:
     def _connect(self) -> None:
         origins = {value.name: 1 << number for number, value in enumerate(self.inputs)}  # streams of all tensors
         for index, node in enumerate(self.nodes):
-            taken = () if self._says_nothing(node) else node.input
+            taken = () if self._depends_on_shape_only(node) else node.input
             names = [name for name in taken if name and name not in self._weights]
-            givers = list(dict.fromkeys(self._makers[name] for name in names if name in self._makers))
+            predecessors = list(dict.fromkeys(self._producers[name] for name in names if name in self._producers))
             origin = _union(origins.get(name, 0) for name in names)
             starts = self.is_weighted(index) or self.is_lookup(index)
-            self.givers.append(givers)
-            self.streams.append(_union(self.streams[giver] for giver in givers) or (origin if starts else 0))
-            for giver in givers:
-                self.takers[giver].append(index)
-            self._makers.update(dict.fromkeys(node.output, index))
+            self.predecessors.append(predecessors)
+            self.streams.append(
+                _union(self.streams[predecessor] for predecessor in predecessors) or (origin if starts else 0)
+            )
+            for predecessor in predecessors:
+                self.successors[predecessor].append(index)
+            self._producers.update(dict.fromkeys(node.output, index))
             origins.update(dict.fromkeys(node.output, origin))
 
-    def _says_nothing(self, node: onnx.NodeProto) -> bool:
+    def _depends_on_shape_only(self, node: onnx.NodeProto) -> bool:
         """Return whether its result depends only on its input's shape, such as lowering's columns of zeros."""
         from onnx import numpy_helper
 
@@ -178,7 +180,9 @@ class OperatorGraph:
 
     def inputs_of(self, index: int) -> list[onnx.ValueInfoProto]:
         """Return the inputs of an operator's stream."""
-        stream = self.streams[index] or _union(self.streams[taker] for taker in self.nearest(index, self.takers, ()))
+        stream = self.streams[index] or _union(
+            self.streams[successor] for successor in self.nearest(index, self.successors, ())
+        )
         return [value for number, value in enumerate(self.inputs) if stream >> number & 1]
 
     def _rows(self, index: int) -> int:

@@ -122,10 +122,10 @@ class _TowerRoles:
         self.blocks: dict[int, int] = {}
         self._graph = graph
         self._nodes = nodes
-        self._spine, self._places = _find_spine(graph, nodes)
+        self._spine, self._positions = _find_spine(graph, nodes)
         self._on_spine = frozenset(self._spine)
         self._stretches = self._residual_stretches()
-        self._joins = {self._spine[place + 1] for place in self._stretches}
+        self._joins = {self._spine[position + 1] for position in self._stretches}
         self._pooled = len(self._spine)  # position of the first attention pooling
         attentive = self._name_attentions()
         self._name_blocks(attentive)
@@ -136,35 +136,35 @@ class _TowerRoles:
         held: dict[int, list[int]] = {}
         for node in self._nodes:
             if self._graph.is_operator(node) and node not in self._on_spine:
-                held.setdefault(self._places[node], []).append(node)
+                held.setdefault(self._positions[node], []).append(node)
         return {
-            place: operators
-            for place, operators in sorted(held.items())
-            if place and self._is_join(self._spine[place + 1]) and any(map(self._graph.is_weighted, operators))
+            position: operators
+            for position, operators in sorted(held.items())
+            if position and self._is_join(self._spine[position + 1]) and any(map(self._graph.is_weighted, operators))
         }
 
     def _is_join(self, node: int) -> bool:
-        givers = [giver for giver in self._graph.givers[node] if giver in self._places]
-        return self._graph.nodes[node].op_type in _JOINS and len(givers) > 1
+        predecessors = [predecessor for predecessor in self._graph.predecessors[node] if predecessor in self._positions]
+        return self._graph.nodes[node].op_type in _JOINS and len(predecessors) > 1
 
     def _name_attentions(self) -> set[int]:
         """Name the operators around each Softmax; return the positions of the stretches with self-attention."""
-        places = set()
+        positions = set()
         for node in self._nodes:
             if self._graph.nodes[node].op_type != "Softmax":
                 continue
             attention = self._attention_around(node)
             if not attention["attention_scores"] or not attention["attention_values"]:
                 continue
-            place = self._places[node]
-            if self._is_self_attention(place, attention["attention_scores"]):
-                places.add(place)
+            position = self._positions[node]
+            if self._is_self_attention(position, attention["attention_scores"]):
+                positions.add(position)
             else:
-                self._pooled = min(self._pooled, place)
+                self._pooled = min(self._pooled, position)
                 attention = {"pooling": set().union(*attention.values())}
             for role, operators in attention.items():
                 self.roles.update(dict.fromkeys(operators, role))
-        return places
+        return positions
 
     def _attention_around(self, softmax: int) -> dict[Role, set[int]]:
         scores = {each for each in self._before(softmax) if self._is_product(each)}
@@ -181,11 +181,11 @@ class _TowerRoles:
 
     def _is_product(self, operator: int) -> bool:
         """Return whether it multiplies two activations of this tower."""
-        return operator in self._places and not self._graph.is_weighted(operator)
+        return operator in self._positions and not self._graph.is_weighted(operator)
 
-    def _is_self_attention(self, place: int, scores: set[int]) -> bool:
+    def _is_self_attention(self, position: int, scores: set[int]) -> bool:
         """Return whether tokens attend to each other beside a residual stream, as in a block; else it is a pooling."""
-        return place in self._stretches and any(
+        return position in self._stretches and any(
             all(map(self._graph.is_stream, self._graph.activations(product)))
             and _is_square(self._graph.shape(self._graph.nodes[product].output[0]))
             for product in scores
@@ -194,8 +194,8 @@ class _TowerRoles:
     def _name_blocks(self, attentive: set[int]) -> None:
         """Number the residual stretches; an MLP has the number of the attention before it."""
         block, lacks_mlp = -1, False
-        for place, operators in self._stretches.items():
-            if place >= self._pooled and place not in attentive:  # the MLP of an attention pooling
+        for position, operators in self._stretches.items():
+            if position >= self._pooled and position not in attentive:  # the MLP of an attention pooling
                 self.roles.update(dict.fromkeys(operators, "pooling"))
                 continue
             mlp = self._find_mlp(operators)
@@ -203,9 +203,9 @@ class _TowerRoles:
             for operator in operators:
                 if operator not in self.roles and self._graph.is_convolution(operator):
                     self.roles[operator] = "convolution"
-            if not (mlp and lacks_mlp and place not in attentive):
+            if not (mlp and lacks_mlp and position not in attentive):
                 block += 1
-            lacks_mlp = place in attentive and not mlp
+            lacks_mlp = position in attentive and not mlp
             self.blocks.update((each, block) for each in operators if self.roles.get(each) != "pooling")
 
     def _find_mlp(self, operators: list[int]) -> dict[int, Role]:
@@ -218,25 +218,25 @@ class _TowerRoles:
 
     def _name_rest(self) -> None:
         """Name operators with weights outside the blocks, by their position."""
-        places = [self._places[operator] for operator in self.blocks]
-        first, last = (min(places), max(places)) if places else (len(self._spine), _START)
+        positions = [self._positions[operator] for operator in self.blocks]
+        first, last = (min(positions), max(positions)) if positions else (len(self._spine), _START)
         pictures = not any(map(self._graph.is_lookup, self._nodes))
         for node in self._nodes:
             if node in self.roles or node in self.blocks or not self._graph.is_weighted(node):
                 continue
-            place = self._places[node]
+            position = self._positions[node]
             if self._graph.is_convolution(node):
-                self.roles[node] = "patch_embedding" if place <= first else "convolution"
-            elif place > last:
+                self.roles[node] = "patch_embedding" if position <= first else "convolution"
+            elif position > last:
                 self.roles[node] = "projection"
-            elif place <= first and pictures:
+            elif position <= first and pictures:
                 self.roles[node] = "patch_embedding"
 
     def _before(self, node: int, barriers: Collection[int] | None = None) -> set[int]:
-        return self._graph.nearest(node, self._graph.givers, self._joins if barriers is None else barriers)
+        return self._graph.nearest(node, self._graph.predecessors, self._joins if barriers is None else barriers)
 
     def _after(self, node: int) -> set[int]:
-        return self._graph.nearest(node, self._graph.takers, self._joins)
+        return self._graph.nearest(node, self._graph.successors, self._joins)
 
 
 def _find_spine(graph: OperatorGraph, nodes: list[int]) -> tuple[list[int], dict[int, int]]:
@@ -248,19 +248,19 @@ def _find_spine(graph: OperatorGraph, nodes: list[int]) -> tuple[list[int], dict
     above: dict[int, int] = {}
     depths = {_START: 0}
     for node in nodes:
-        givers = [giver for giver in graph.givers[node] if giver in above] or [_START]
-        above[node] = givers[0]
-        for giver in givers[1:]:
-            above[node] = _meet(above[node], giver, above, depths)
+        predecessors = [predecessor for predecessor in graph.predecessors[node] if predecessor in above] or [_START]
+        above[node] = predecessors[0]
+        for predecessor in predecessors[1:]:
+            above[node] = _meet(above[node], predecessor, above, depths)
         depths[node] = depths[above[node]] + 1
     spine = [nodes[-1]]
     while spine[-1] != _START:
         spine.append(above[spine[-1]])
     spine.reverse()
-    places = {node: place for place, node in enumerate(spine)}
+    positions = {node: position for position, node in enumerate(spine)}
     for node in nodes:
-        places.setdefault(node, places[above[node]])
-    return spine, places
+        positions.setdefault(node, positions[above[node]])
+    return spine, positions
 
 
 def _meet(one: int, other: int, above: dict[int, int], depths: dict[int, int]) -> int:

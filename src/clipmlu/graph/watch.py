@@ -172,7 +172,7 @@ class Survey:
             "survey_zero": np.zeros((), np.float32),
         }
         for index, size in enumerate(self._sizes):
-            step = _odd_step(int(size))
+            step = _sampling_step(int(size))
             for name, value in (("start", 0), ("end", np.iinfo(np.int64).max), ("axis", 0), ("step", step)):
                 constants[f"survey_{index}_{name}"] = np.array([value], np.int64)
         return WatchingSession(self._model, added, constants, threads=self._threads)
@@ -201,7 +201,7 @@ class Survey:
         return added
 
 
-def _odd_step(size: int) -> int:
+def _sampling_step(size: int) -> int:
     """Return a step that takes about ``_SAMPLES`` elements and has no small common divisor with the channels."""
     step = max(size // _SAMPLES, 1)
     while step > 1 and any(step % divisor == 0 for divisor in (2, 3, 5, 7, 11)):

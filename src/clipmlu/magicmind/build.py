@@ -232,17 +232,17 @@ def _input_request(name: str, shapes: Shapes, options: GraphOptions) -> Fields:
     return request
 
 
-def check_sdk(found_emulated: bool, wanted_emulated: bool) -> None:
+def check_sdk(found_emulated: bool, expects_emulated: bool) -> None:
     """Check that the SDK is the emulated one if and only if that is wanted.
 
     Raises:
         BackendUnavailableError: it is the other one.
     """
-    if found_emulated and not wanted_emulated:
+    if found_emulated and not expects_emulated:
         raise BackendUnavailableError(
             "The 'magicmind' found is the emulated one, which is no card. Use --target emulated-mlu, or remove it from the path."
         )
-    if wanted_emulated and not found_emulated:
+    if expects_emulated and not found_emulated:
         raise BackendUnavailableError("The worker has another 'magicmind' than the emulated one; use --target mlu.")
 
 

@@ -165,18 +165,18 @@ def find_mm_run(environ: Mapping[str, str]) -> Path:
         BackendUnavailableError: it is in none of them.
     """
     given, home = environ.get(PATH_VARIABLE), environ.get(HOME_VARIABLE)
-    places = [Path(given), Path(given) / "mm_run"] if given else []
-    places += [Path(home) / "bin" / "mm_run"] if home else []
-    places += [Path(place) for place in _FIXED_PLACES]
-    for place in places:
-        if place.is_file() and os.access(place, os.X_OK):
-            return place
+    candidates = [Path(given), Path(given) / "mm_run"] if given else []
+    candidates += [Path(home) / "bin" / "mm_run"] if home else []
+    candidates += [Path(candidate) for candidate in _FIXED_PLACES]
+    for candidate in candidates:
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return candidate
     found = shutil.which("mm_run", path=environ.get("PATH", ""))
     if found is not None:
         return Path(found)
-    looked = ", ".join(str(place) for place in places)
+    searched = ", ".join(str(candidate) for candidate in candidates)
     raise BackendUnavailableError(
-        f"The vendor's tool mm_run was not found ({looked}, PATH). It comes with the SDK; set {PATH_VARIABLE} to its directory."
+        f"The vendor's tool mm_run was not found ({searched}, PATH). It comes with the SDK; set {PATH_VARIABLE} to its directory."
     )
 
 
@@ -318,8 +318,8 @@ def _check_against_request(
     for summary in summaries:
         counted = {max(leading)} if summary.format == "new" else set(leading)
         if summary.counted_rows not in counted:
-            asked = " and ".join(str(size) for size in leading)
-            _refuse(f"ran batches of {summary.counted_rows} by its figures, but was asked for {asked}", output)
+            requested = " and ".join(str(size) for size in leading)
+            _refuse(f"ran batches of {summary.counted_rows} by its figures, but was asked for {requested}", output)
     if summaries[0].format == "new" and len(summaries) != len(options.devices):
         _refuse(f"printed {len(summaries)} summaries for {len(options.devices)} cards", output)
 

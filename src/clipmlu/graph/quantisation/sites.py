@@ -84,11 +84,11 @@ class _Finder:
             return None
         divided = [gain]
         tensor = node.output[0]
-        takers = self._index.consumers[tensor]
-        if len(takers) == 1 and (offset := self._channel_weight(takers[0][0], "Add")) is not None:
+        consumers = self._index.consumers[tensor]
+        if len(consumers) == 1 and (offset := self._channel_weight(consumers[0][0], "Add")) is not None:
             divided.append(offset)
-            tensor = takers[0][0].output[0]
-        found = self._linear_takers(tensor)
+            tensor = consumers[0][0].output[0]
+        found = self._linear_consumers(tensor)
         channels = len(gain.channels)
         if not found or any(
             len(share.channels) != channels or len(d.channels) != channels for share in found for d in divided
@@ -107,7 +107,7 @@ class _Finder:
         path_out, end = self._single_path(product.output[0])
         if end is None:
             return None
-        found = self._linear_takers(path_out, last_only=True)
+        found = self._linear_consumers(path_out, last_only=True)
         made = self._value_projection(product)
         if len(found) != 1 or made is None:
             return None
@@ -142,7 +142,7 @@ class _Finder:
                 return Share(node=node.name, position=position, axis=len(weight.dims) - 1, channels=np.arange(count))
         return None
 
-    def _linear_takers(self, tensor: str, *, last_only: bool = False) -> list[Share]:
+    def _linear_consumers(self, tensor: str, *, last_only: bool = False) -> list[Share]:
         """Return the weights that multiply the channels of ``tensor``; empty if not only linear layers use it."""
         rank = self._rank(tensor)
         found: list[Share] = []
@@ -209,10 +209,10 @@ class _Finder:
     def _single_path(self, tensor: str) -> tuple[str, onnx.NodeProto | None]:
         """Follow single consumers through nodes that only move values; return the last tensor and the next node."""
         while True:
-            takers = self._index.consumers[tensor]
-            if len(takers) != 1 or tensor in self._index.outputs:
+            consumers = self._index.consumers[tensor]
+            if len(consumers) != 1 or tensor in self._index.outputs:
                 return tensor, None
-            node, position = takers[0]
+            node, position = consumers[0]
             fixed = all(name in self._index.weights for name in node.input[1:] if name)
             if node.op_type not in _MOVES or position != 0 or len(node.output) != 1 or not fixed:
                 return tensor, node

@@ -103,7 +103,7 @@ class Link:
         """Whether memory can be shared with the worker."""
         return self._connection.passes_descriptors
 
-    def ask(self, fields: Fields, arrays: list[Array], deadline: float, most_bytes: int) -> None:
+    def request(self, fields: Fields, arrays: list[Array], deadline: float, most_bytes: int) -> None:
         """Send one request that has an answer.
 
         Args:
@@ -116,10 +116,10 @@ class Link:
             LostError: the worker ended, or does not receive the request in time.
         """
         self._awaited.append(most_bytes)
-        self.tell(fields, arrays, deadline)
+        self.send(fields, arrays, deadline)
 
-    def tell(self, fields: Fields, arrays: Sequence[Array], deadline: float, descriptors: tuple[int, ...] = ()) -> None:
-        """Send one request that has no answer; see ``ask``."""
+    def send(self, fields: Fields, arrays: Sequence[Array], deadline: float, descriptors: tuple[int, ...] = ()) -> None:
+        """Send one request that has no answer; see ``request``."""
         try:
             self._connection.send(fields, arrays, descriptors, deadline)
         except (EOFError, DeadlineError) as error:

@@ -56,13 +56,13 @@ class LocalPeer:
         """Start one batch."""
         result: Future[list[Array]] = Future()
         result.set_running_or_notify_cancel()
-        answer = self._channel.ask({"op": "run", "session": opened.number}, arrays)
+        answer = self._channel.request({"op": "run", "session": opened.number}, arrays)
         answer.add_done_callback(lambda done: _pass_on(done, result, opened, arrays))
         return result
 
     def close_session(self, opened: Opened) -> None:
         """Close a session after its batches in flight; returns at once."""
-        self._channel.ask({"op": "close", "session": opened.number}, ())
+        self._channel.request({"op": "close", "session": opened.number}, ())
 
     def close(self) -> None:
         """Finish the batches in flight and end the thread; a thread inside the SDK ends with the process."""
@@ -73,7 +73,7 @@ class LocalPeer:
         """Do nothing: the SDK's objects belong to a thread that the forked process does not have."""
 
     def _exchange(self, fields: Fields, arrays: Sequence[Array]) -> Answer:
-        return self._channel.ask(fields, arrays).result()
+        return self._channel.request(fields, arrays).result()
 
 
 class _Channel:
@@ -85,7 +85,7 @@ class _Channel:
         self._lock = threading.Lock()
         self._open = True
 
-    def ask(self, fields: Fields, arrays: Sequence[Array]) -> Future[Answer]:
+    def request(self, fields: Fields, arrays: Sequence[Array]) -> Future[Answer]:
         """Queue a request."""
         answer: Future[Answer] = Future()
         answer.set_running_or_notify_cancel()

@@ -233,11 +233,11 @@ class WorkerClient:
         deadline = time.monotonic() + job.seconds
         most_bytes = job.opened.most_bytes(job.arrays)
         if not self._shares_memory:
-            link.ask(fields, list(job.arrays), deadline, most_bytes)
+            link.request(fields, list(job.arrays), deadline, most_bytes)
             return
         job.slot = self._slot_for(link, job, deadline)
         job.slot.fill(job.arrays)
-        link.ask({**fields, **job.slot.request()}, [], deadline, most_bytes)
+        link.request({**fields, **job.slot.request()}, [], deadline, most_bytes)
 
     def _slot_for(self, link: Link, job: _Job, deadline: float) -> Slot:
         size = sum(array.nbytes + 64 for array in job.arrays) + _ROOM_FOR_RESULTS
@@ -248,14 +248,14 @@ class WorkerClient:
         while self._slots:  # all are too small for the new batches
             slot = self._slots.pop()
             slot.close()
-            link.tell({"op": "unshare", "slot": slot.number}, [], deadline)
+            link.send({"op": "unshare", "slot": slot.number}, [], deadline)
         return self._shared(link, Slot(size), deadline)
 
     @staticmethod
     def _shared(link: Link, slot: Slot, deadline: float) -> Slot:
         """Pass a slot to the worker and return it."""
         try:
-            link.tell({"op": "share", "slot": slot.number, "size": slot.size}, [], deadline, (slot.descriptor,))
+            link.send({"op": "share", "slot": slot.number, "size": slot.size}, [], deadline, (slot.descriptor,))
         except BaseException:
             slot.close()
             raise
@@ -283,7 +283,7 @@ class WorkerClient:
     def _read_results(self, job: _Job, header: Fields, payload: Array) -> tuple[list[Array], DriverError | None]:
         assert job.opened is not None, "only batches are settled"
         try:
-            answer = _answer_to("run", job.id, header, payload, job.slot)
+            answer = _read_answer("run", job.id, header, payload, job.slot)
         except DriverError as error:
             return [], error
         return job.opened.results(answer, job.arrays), None
@@ -319,7 +319,7 @@ class WorkerClient:
         if operation not in _SLOW:
             seconds = min(seconds, self.options.run_seconds)
         deadline = time.monotonic() + seconds
-        link.ask({**fields, "id": number}, list(arrays), deadline, CHUNK if operation == "get" else 0)
+        link.request({**fields, "id": number}, list(arrays), deadline, CHUNK if operation == "get" else 0)
         self._exchanging = True
         try:
             while not self._frames:
@@ -329,7 +329,7 @@ class WorkerClient:
                     raise LostError(f"no answer to '{operation}' within {seconds:g} s")
         finally:
             self._exchanging = False
-        return _answer_to(operation, number, *self._frames.popleft())
+        return _read_answer(operation, number, *self._frames.popleft())
 
     # ---- connections
 
@@ -405,8 +405,10 @@ class WorkerClient:
             time.sleep(min(1.0, 0.05 * 2 ** len(self._failures)))
 
     def _give_up(self) -> ClipmluError:
-        told = [text if text not in self._failures[:place] else "the same" for place, text in enumerate(self._failures)]
-        attempts = "; ".join(f"{number}. {text}" for number, text in enumerate(told, 1))
+        texts = [
+            text if text not in self._failures[:place] else "the same" for place, text in enumerate(self._failures)
+        ]
+        attempts = "; ".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
         message = f"The MagicMind worker {self.options} failed {len(self._failures)} times in a row: {attempts}."
         if self._log:
             message += f" The end of its log:\n{self._log}"
@@ -434,7 +436,7 @@ class WorkerClient:
         self._fail_all(SessionError("The session was closed."))
 
 
-def _answer_to(operation: str, number: int, header: Fields, payload: Array, slot: Slot | None = None) -> Answer:
+def _read_answer(operation: str, number: int, header: Fields, payload: Array, slot: Slot | None = None) -> Answer:
     """Return the answer in a frame, with copies of its arrays, so that the frame can be freed.
 
     Raises:

@@ -18,7 +18,7 @@ from .wire import MAX_HEADER, Connection, close_all
 PROTOCOL = 1
 MAX_GREETING = 1 << 12  # bytes that a client may send before it has proved the secret
 GREETING_SECONDS = 5.0
-PLACE_SECONDS = 5.0  # how long a client waits for a place, which its previous connection may still have
+ADMISSION_SECONDS = 5.0  # how long a client waits for a place, which its previous connection may still have
 _WRITE_AGAIN = f"write it again with: clipmlu worker --write PATH, and start {FILE_NAME} in its place"
 
 
@@ -63,9 +63,9 @@ def accept_greeting(
             raise GreetingError(problem)
         answer.update(on_accept(hello))
     except GreetingError as error:
-        connection.send({"ok": False, "error": str(error)}, deadline=deadline + PLACE_SECONDS)
+        connection.send({"ok": False, "error": str(error)}, deadline=deadline + ADMISSION_SECONDS)
         raise
-    connection.send(answer, deadline=deadline + PLACE_SECONDS)
+    connection.send(answer, deadline=deadline + ADMISSION_SECONDS)
 
 
 def send_greeting(

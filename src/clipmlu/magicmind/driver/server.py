@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from . import FILE_NAME
 from .address import parse_address, remove_stale
 from .errors import DeadlineError, GreetingError, ProtocolError
-from .greeting import PLACE_SECONDS, accept_greeting
+from .greeting import ADMISSION_SECONDS, accept_greeting
 from .log import log_line
 from .processes import describe_exit, start_child
 from .scratch import Scratch
 from .secret import SECRET_VARIABLE
-from .strangers import MAX_STRANGERS, Strangers
+from .unauthenticated import MAX_UNAUTHENTICATED, UnauthenticatedConnections
 from .values import Fields
 from .wire import Connection
 
@@ -65,9 +65,9 @@ class Server:
         self._idle_seconds = idle_seconds
         self._roots = list(roots)
         self._hidden = list(hidden)
-        self._strangers = Strangers()
+        self._unauthenticated = UnauthenticatedConnections()
         self._max_clients = max_clients
-        self._places = threading.BoundedSemaphore(max_clients)
+        self._free_clients = threading.BoundedSemaphore(max_clients)
         self._lock = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._endings: dict[str, Fields] = {}
@@ -103,17 +103,17 @@ class Server:
             stream, address = listener.accept()
         except OSError as error:  # the client has already closed, or no descriptors are left
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._strangers.make_room()
+                self._unauthenticated.close_one()
                 time.sleep(0.02)
             return
         connection = Connection(stream, takes_descriptors=False)
         host = str(address[0]) if self._kind == "tcp" else ""
-        self._strangers.enter(connection, host)
+        self._unauthenticated.add(connection, host)
         try:
-            threading.Thread(target=self._attend, args=(connection, host), daemon=True).start()
+            threading.Thread(target=self._serve_client, args=(connection, host), daemon=True).start()
         except RuntimeError as error:  # no further thread can be started
             log_line(f"refused a client: {error}")
-            self._strangers.leave(connection)
+            self._unauthenticated.remove(connection)
             connection.close()
 
     def _listen(self) -> socket.socket:
@@ -136,21 +136,21 @@ class Server:
                 listener.bind(self._where)
             finally:
                 os.umask(before)
-        listener.listen(MAX_STRANGERS)
+        listener.listen(MAX_UNAUTHENTICATED)
         listener.setblocking(False)  # a waiting connection may be closed before accept
         return listener
 
-    def _attend(self, connection: Connection, host: str) -> None:
+    def _serve_client(self, connection: Connection, host: str) -> None:
         worker = os.urandom(16).hex()
-        placed: list[bool] = []
+        admitted: list[bool] = []
 
         def admit(hello: Fields) -> Fields:
-            if not self._strangers.leave(connection):
+            if not self._unauthenticated.remove(connection):
                 raise GreetingError("too many connections at once")
-            facts = self._introduce(worker, hello)
-            if not self._places.acquire(timeout=PLACE_SECONDS):
+            facts = self._describe_connection(worker, hello)
+            if not self._free_clients.acquire(timeout=ADMISSION_SECONDS):
                 raise GreetingError(f"all {self._max_clients} places are taken (--max-clients)")
-            placed.append(True)
+            admitted.append(True)
             return facts
 
         try:
@@ -159,13 +159,13 @@ class Server:
         except (GreetingError, ProtocolError, DeadlineError, EOFError, OSError) as error:
             log_line(f"refused a client{' of ' if host else ''}{host}: {error}")
         finally:
-            self._strangers.leave(connection)
+            self._unauthenticated.remove(connection)
             connection.abort()
             connection.close()
-            if placed:
-                self._places.release()
+            if admitted:
+                self._free_clients.release()
 
-    def _introduce(self, worker: str, hello: Fields) -> Fields:
+    def _describe_connection(self, worker: str, hello: Fields) -> Fields:
         """Name the connection; a client that reconnects gets the end and the log of its last process."""
         former = str(hello.get("replaces"))
         with self._lock:

@@ -175,7 +175,7 @@ class Context:
             raise TypeError("enqueue(): expected (list, list, Queue)")
         check_process(self._process, "enqueue")
         trick = hit("enqueue", self._device)
-        self._check_place(queue)
+        self._check_devices(queue)
         self._check_inputs("enqueue", inputs)
         shapes = self._engine.output_shapes(tuple(tensor.shape for tensor in inputs))
         self._prepare_outputs(outputs, shapes)
@@ -191,7 +191,7 @@ class Context:
         """Write the results of runs to files (S#33294089808)."""
         self._dump = info
 
-    def _check_place(self, queue: Queue) -> None:
+    def _check_devices(self, queue: Queue) -> None:
         strict = switches()
         if queue.device != self._device:
             raise StatusError(

@@ -192,7 +192,7 @@ def ablate_roles(
         towers: towers whose roles are ablated.
         on_note: called with a line for the user at each step.
     """
-    judge = _Judge(own, floats, data)
+    comparison = _Comparison(own, floats, data)
     cosines: dict[TowerName, float | None] = {}
     costs: list[RoleCost] = []
     for tower in towers:
@@ -202,20 +202,20 @@ def ablate_roles(
         found = []
         for role in rebuilder.roles:
             on_note(f"ablation: {tower} tower with {role} in float")
-            found.append(judge.cost(rebuilder, role, _embed_without(rebuilder, role, data)))
+            found.append(comparison.cost(rebuilder, role, _embed_without(rebuilder, role, data)))
         costs += sorted(found, key=lambda cost: -(cost.recovered if cost.recovered is not None else -np.inf))
-        cosines[tower] = judge.own_cosine(tower)
+        cosines[tower] = comparison.own_cosine(tower)
     return Ablation(
-        images=len(judge.labels),
+        images=len(comparison.labels),
         mean_cosine=cosines,
-        agreement=float(np.mean(judge.own_classes == judge.float_classes)),
-        top1=float(np.mean(judge.own_classes == judge.labels)),
-        float_top1=float(np.mean(judge.float_classes == judge.labels)),
+        agreement=float(np.mean(comparison.own_classes == comparison.float_classes)),
+        top1=float(np.mean(comparison.own_classes == comparison.labels)),
+        float_top1=float(np.mean(comparison.float_classes == comparison.labels)),
         roles=tuple(costs),
     )
 
 
-class _Judge:
+class _Comparison:
     """Compares embeddings with those of the float source and of the bundle itself.
 
     Attributes:

@@ -252,21 +252,21 @@ def choose_watched(structure: onnx.ModelProto, operators: Sequence[Operator]) ->
     """
     index = GraphIndex(structure)
     shapes = infer_shapes(structure)
-    makers = {operator.output: operator for operator in operators}
-    takers: dict[str, Operator] = {}
+    producers = {operator.output: operator for operator in operators}
+    consumers: dict[str, Operator] = {}
     for operator in operators:
         for name in operator.inputs:
-            takers.setdefault(unclipped(name), operator)
+            consumers.setdefault(unclipped(name), operator)
     found: list[Watched] = []
     last: Operator | None = None  # the previous operator
     given = [value.name for value in structure.graph.input]
     for name in [*given, *(name for node in structure.graph.node for name in node.output)]:
         kind: Kind | None = None
-        about = makers.get(name) or takers.get(name)
+        about = producers.get(name) or consumers.get(name)
         tensor = shapes.get(name)
-        if name in makers:
-            kind, last = "operator", makers[name]
-        elif name in takers:
+        if name in producers:
+            kind, last = "operator", producers[name]
+        elif name in consumers:
             kind = "input"
         elif name in index.outputs:
             kind = "output"

@@ -110,7 +110,7 @@ class PipelineReport(Spec, frozen=True, kw_only=True):
     unreadable: tuple[str, ...] = ()
 
 
-def judge(
+def find_limit(
     costs: Mapping[Stage, float],
     *,
     measured: float,
@@ -137,10 +137,10 @@ def judge(
     """
     at_once: dict[Bound, int] = {"host": min(workers, cores), "device": devices, "post_process": 1}
     limits: dict[Bound, float] = {}
-    for part, places in at_once.items():
+    for part, parallel in at_once.items():
         seconds = sum(costs.get(stage, 0.0) for stage in _PARTS[part])
         if seconds > 0:
-            limits[part] = places / seconds
+            limits[part] = parallel / seconds
     used = min(threads, cores) if shares_cores else 1
     busy = {stage: seconds * (used if stage == "compute" else 1) for stage, seconds in costs.items()}
     if shares_cores:
@@ -215,7 +215,7 @@ def measure_pipeline(
         elapsed_s=elapsed,
         images_per_second=good / elapsed,
         stages=_stage_costs(alone, together, workers=cores),
-        verdict=judge(
+        verdict=find_limit(
             alone,
             measured=good / elapsed,
             workers=cores,

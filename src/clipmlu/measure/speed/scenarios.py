@@ -129,15 +129,15 @@ def run_streams(
     """
     timer = timer or Timer()
     latencies: list[float] = []
-    turn = 0
+    number = 0
     start = timer.now()
     while True:
         begin = timer.now()
         pending = []
         for first in range(0, samples, batch_size):
-            graph = graphs[turn % len(graphs)]
-            pending.append(graph.submit(turn * batch_size, min(batch_size, samples - first)))
-            turn += 1
+            graph = graphs[number % len(graphs)]
+            pending.append(graph.submit(number * batch_size, min(batch_size, samples - first)))
+            number += 1
         for batch in pending:
             batch.result()
         end = timer.now()
@@ -175,17 +175,17 @@ def run_offline(
                 last = max(last, end)
                 latencies.append(end - begin)
 
-    at_every_place(graphs, in_flight, serve)
+    run_in_flight(graphs, in_flight, serve)
     return Run(latencies, len(latencies) * batch_size, last - start)
 
 
-def at_every_place(graphs: Sequence[Graph], in_flight: int, serve: Callable[[Graph, threading.Event], None]) -> None:
+def run_in_flight(graphs: Sequence[Graph], in_flight: int, serve: Callable[[Graph, threading.Event], None]) -> None:
     """Run ``serve`` on a thread for every batch that may be in flight; the first failure ends them all."""
     stop = threading.Event()
     with ThreadPoolExecutor(len(graphs) * in_flight, thread_name_prefix="clipmlu-bench") as pool:
-        places = [pool.submit(serve, graph, stop) for graph in graphs for _ in range(in_flight)]
+        futures = [pool.submit(serve, graph, stop) for graph in graphs for _ in range(in_flight)]
         try:
-            for place in as_completed(places):
-                place.result()
+            for future in as_completed(futures):
+                future.result()
         finally:
             stop.set()

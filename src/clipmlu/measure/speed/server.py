@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipmlu.measure.speed.scenarios import Graph, Limits, Run, Timer, at_every_place, milliseconds, percentile
+from clipmlu.measure.speed.scenarios import Graph, Limits, Run, Timer, milliseconds, percentile, run_in_flight
 from clipmlu.specs import Spec
 
 _LEAST_QUERIES = 100  # with fewer, the 99th percentile is the slowest query
@@ -107,7 +107,7 @@ def run_server(
                 latencies.extend(waited)
                 late += sum(seconds > bound for seconds in waited)
 
-    at_every_place(graphs, in_flight, serve)
+    run_in_flight(graphs, in_flight, serve)
     return Run(latencies, len(latencies), last - start)
 
 
@@ -136,7 +136,7 @@ def search_rate(
     """
     probes: list[ServerProbe] = []
 
-    def holds(rate: float, seed: int = 0) -> Run | None:
+    def within_bound(rate: float, seed: int = 0) -> Run | None:
         run = run_at(rate, seed)
         tail = percentile(sorted(run.latencies), 99)
         within = tail <= bound
@@ -147,14 +147,14 @@ def search_rate(
         )
         return run if within else None
 
-    low, high = _bracket(lambda rate: holds(rate) is not None, start)
+    low, high = _bracket(lambda rate: within_bound(rate) is not None, start)
     if low is None:
         return RateSearch(None, None, tuple(probes))
     while high / low > 1 + tolerance:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if holds(middle) is not None else (low, middle)
+        low, high = (middle, high) if within_bound(middle) is not None else (low, middle)
     for attempt in range(_CONFIRMATIONS):
-        if (confirmed := holds(low, attempt + 1)) is not None:
+        if (confirmed := within_bound(low, attempt + 1)) is not None:
             return RateSearch(low, confirmed, tuple(probes))
         low *= 1 - tolerance
     return RateSearch(None, None, tuple(probes))
@@ -170,17 +170,17 @@ def server_queries(rate: float, limits: Limits, bound: float) -> int:
     return max(limits.queries, _LEAST_QUERIES, math.ceil(rate * seconds))
 
 
-def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float | None, float]:
+def _bracket(within_bound: Callable[[float], bool], start: float) -> tuple[float | None, float]:
     """Return a rate that meets the bound and its double, which does not; the same rate twice if the highest one does."""
     rate = start
-    if holds(rate):
+    if within_bound(rate):
         for _ in range(_MOST_DOUBLINGS):
-            if not holds(rate * 2):
+            if not within_bound(rate * 2):
                 return rate, rate * 2
             rate *= 2
         return rate, rate
     for _ in range(_MOST_HALVINGS):
         rate /= 2
-        if holds(rate):
+        if within_bound(rate):
             return rate, rate * 2
     return None, rate

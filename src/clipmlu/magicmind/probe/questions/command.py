@@ -29,7 +29,7 @@ from typing import Any
 from .catalogue import PROBES
 from .child import child_main
 from .report import JSON_NAME, MARKDOWN_NAME, write_report
-from .runner import ProbeRunner, run_probes, say
+from .runner import ProbeRunner, print_note, run_probes
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def parent_main(options: argparse.Namespace) -> int:
     names = list(options.only or PROBES)
     unknown = sorted(set(names) - set(PROBES))
     if unknown:
-        say(f"there is no probe {', '.join(unknown)}; see --list")
+        print_note(f"there is no probe {', '.join(unknown)}; see --list")
         return 2
     os.makedirs(options.output, exist_ok=True)
     signal.signal(signal.SIGTERM, _leave)
@@ -61,14 +61,14 @@ def parent_main(options: argparse.Namespace) -> int:
             report = run_probes(runner, names, options.jobs, lambda report: write_report(options.output, report))
         except KeyboardInterrupt:
             if not options.called:
-                say(f"interrupted; what was found so far is in '{options.output}'")
+                print_note(f"interrupted; what was found so far is in '{options.output}'")
             return 130
     if options.called:
         return 0
     if report["host"]["sdk_path"] is None:
-        say(f"there is no MagicMind SDK here: {report['host']['problem']}")
+        print_note(f"there is no MagicMind SDK here: {report['host']['problem']}")
         return 1
-    say(f"written: {os.path.join(options.output, MARKDOWN_NAME)} and {JSON_NAME} beside it")
+    print_note(f"written: {os.path.join(options.output, MARKDOWN_NAME)} and {JSON_NAME} beside it")
     return 0
 
 

@@ -274,7 +274,7 @@ def run_probes(runner: ProbeRunner, names: Sequence[str], jobs: int, save: Calla
         records[record["name"]] = record
         report["records"] = [records[name] for name in order if name in records]
         save(report)
-        say(f"[{len(records)}/{len(order)}] {record['name']}: {record['outcome']}")
+        print_note(f"[{len(records)}/{len(order)}] {record['name']}: {record['outcome']}")
 
     if any(PROBES[name].card or name == "foundation" for name in names) or not runner.arch:
         found = runner.find_arch()
@@ -303,6 +303,6 @@ def _run_chosen(runner: ProbeRunner, chosen: Sequence[Probe], jobs: int, add: Ca
             raise
 
 
-def say(text: str) -> None:
+def print_note(text: str) -> None:
     """Print to stderr, at once."""
     print(text, file=sys.stderr, flush=True)
