@@ -17,7 +17,20 @@ PACKAGE = {
     "tool/command.py": b"import sys\n\nfrom .sums import double\n\n\ndef main():\n    print(double(sys.argv[1]))\n    return 3\n",
     "tool/sums.py": b"def double(text):\n    return 2 * int(text)\n",
 }
-MAIN = b"import sys\n\nfrom tool.command import main\n\nsys.exit(main())\n"
+MAIN = b"""\
+import sys
+
+if sys.version_info < (3, 7):
+    sys.exit("this program needs Python 3.7 or newer; %s is %s" % (sys.executable, sys.version.split()[0]))
+try:
+    import numpy
+except ImportError as error:
+    sys.exit("this program needs NumPy, which %s cannot import: %s" % (sys.executable, error))
+
+from tool.command import main
+
+sys.exit(main())
+"""
 
 
 def zip_of(members: dict[str, bytes], prefix: bytes) -> bytes:

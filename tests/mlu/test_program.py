@@ -40,6 +40,24 @@ def test_digest_is_that_of_the_file(tmp_path: Path) -> None:
     assert written.stat().st_mode & 0o777 == 0o755
 
 
+def test_program_names_what_its_interpreter_lacks(tmp_path: Path) -> None:
+    written = str(write_worker(tmp_path))
+    older = (
+        f"import runpy, sys; sys.argv = [{written!r}, '--info']; "
+        f"sys.version_info, sys.version = (3, 6, 15), '3.6.15 (default)'; runpy.run_path({written!r}, run_name='__main__')"
+    )
+    commands = {
+        f"this program needs Python 3.7 or newer; {sys.executable} is 3.6.15": ["-c", older],
+        f"this program needs NumPy, which {sys.executable} cannot import: No module named 'numpy'": ["-S", written],
+    }
+    for message, arguments in commands.items():
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr.strip()) == (1, message)
+
+
 def test_permissions_of_a_pipe_or_device_stay(tmp_path: Path) -> None:
     """``--write /dev/null`` by root must not take the device from everybody else."""
     pipe = tmp_path / "pipe"

@@ -14,8 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _SHEBANG = b"#!/usr/bin/env python3\n"
+# Python 2 can parse it too, so that every interpreter gets one line instead of a traceback.
 _MAIN = """\
 import sys
+
+if sys.version_info < (3, 7):
+    sys.exit("this program needs Python 3.7 or newer; %s is %s" % (sys.executable, sys.version.split()[0]))
+try:
+    import numpy
+except ImportError as error:
+    sys.exit("this program needs NumPy, which %s cannot import: %s" % (sys.executable, error))
 
 from {module} import {function}
 
@@ -44,6 +52,8 @@ def make_archive(files: Mapping[str, bytes], entry: str) -> bytes:
 
     Equal files give equal bytes on every machine: order, times and modes are fixed, and nothing is compressed, because
     versions of zlib differ.
+
+    The program ends with a message of one line on Python older than 3.7 or without NumPy.
 
     Args:
         files: maps each path inside the archive to its content; see ``package_files``.
