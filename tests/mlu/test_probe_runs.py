@@ -101,6 +101,8 @@ def test_crash_hang_and_exception_are_findings_and_later_cases_run(
     assert record["details"]["before"]["found"] == record["details"]["after"]["found"] == "fine"
     assert record["answer"] == f"before / after: fine; bad: {said}"
     assert "the vendor's last words at <scratch>" in record["log"]
+    if "kill" in bad or "abort" in bad:
+        assert 'File "<program>/planted.pyz' in record["log"], "without the name of the folder, which can name a user"
     assert f"| bad | {said} |" in markdown
 
 

@@ -146,6 +146,7 @@ class ProbeRunner:
         for found, shown in (
             (os.path.abspath(self._scratch), "<scratch>"),
             (os.path.abspath(self._graphs), "<graphs>"),
+            (os.path.dirname(os.path.abspath(sys.argv[0])), "<program>"),  # in tracebacks
             (os.path.expanduser("~"), "~"),
         ):
             if len(found) > 1:
