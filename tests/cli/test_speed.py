@@ -22,7 +22,6 @@ from clipmlu.model import load
 Run = Callable[..., tuple[int, str, str]]
 
 QUICK = ("--warmup", 0, "--duration", 30, "--iterations", 5)
-LATENCY = ("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
 
 
 @pytest.fixture

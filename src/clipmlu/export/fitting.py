@@ -278,8 +278,8 @@ def _shape(tensor: Any) -> str:
     return str(tuple(tensor.shape))
 
 
-def _first(names: list[str], count: int = 2) -> str:
-    return ", ".join(f"'{name}'" for name in names[:count]) + (", ..." if len(names) > count else "")
+def _first(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:2]) + (", ..." if len(names) > 2 else "")
 
 
 def _listed(names: list[str]) -> str:

@@ -47,7 +47,7 @@ class Reach:
         except (OSError, ValueError) as error:
             raise unreadable(path, getattr(error, "strerror", None) or str(error)) from error
         try:
-            self._check_opened(path, real, stream.fileno())
+            self._check_opened(path, stream.fileno())
         except BaseException:
             stream.close()
             raise
@@ -76,7 +76,7 @@ class Reach:
         if not inside or any(not _lies_in(root, top) for root in inside for top in system):
             raise unreadable(path, "it is outside the folders that this worker was given (--root)")
 
-    def _check_opened(self, path: str, real: str, descriptor: int) -> None:
+    def _check_opened(self, path: str, descriptor: int) -> None:
         if not self.limited:
             return
         if os.path.isdir("/proc/self/fd"):  # its true path, if a folder was replaced by a link meanwhile

@@ -174,7 +174,6 @@ def measure_pipeline(
     threads: int,
     shares_cores: bool,
     drawn: bool,
-    timer: Timer | None = None,
 ) -> PipelineReport:
     """Measure every stage alone, then the whole pipeline.
 
@@ -187,12 +186,11 @@ def measure_pipeline(
         threads: CPU threads of one batch.
         shares_cores: True if the graph runs on these CPUs.
         drawn: True if the files were created for this measurement.
-        timer: the clock.
 
     Raises:
         InputError: no file can be read.
     """
-    timer = timer or Timer()
+    timer = Timer()
     classifier = _stand_in_classifier(encoder)
     host, unreadable = _host_costs(encoder, files, batch_size)
     alone = {**host, **_device_costs(encoder, batch_size)}

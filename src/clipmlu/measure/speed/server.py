@@ -119,20 +119,17 @@ class RateSearch(NamedTuple):
     probes: tuple[ServerProbe, ...]
 
 
-def search_rate(
-    run_at: Callable[[float, int], Run], bound: float, start: float, *, tolerance: float = _RATE_TOLERANCE
-) -> RateSearch:
+def search_rate(run_at: Callable[[float, int], Run], bound: float, start: float) -> RateSearch:
     """Find the highest rate at which the 99th percentile of the latencies is within a bound.
 
     The search doubles the rate until the bound is exceeded (or halves it a few times until it is met), bisects the
-    interval to a relative width of ``tolerance``, and confirms the lower end with other arrivals. If the confirmation
-    fails, it reduces the rate by ``tolerance`` and tries again, a few times.
+    interval to a relative width of 5 %, and confirms the lower end with other arrivals. If the confirmation
+    fails, it reduces the rate by as much and tries again, a few times.
 
     Args:
         run_at: measures at a rate (queries per second) with arrivals of a seed.
         bound: seconds.
         start: the first rate, above 0.
-        tolerance: relative tolerance.
     """
     probes: list[ServerProbe] = []
 
@@ -150,13 +147,13 @@ def search_rate(
     low, high = _bracket(lambda rate: within_bound(rate) is not None, start)
     if low is None:
         return RateSearch(None, None, tuple(probes))
-    while high / low > 1 + tolerance:
+    while high / low > 1 + _RATE_TOLERANCE:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if within_bound(middle) is not None else (low, middle)
     for attempt in range(_CONFIRMATIONS):
         if (confirmed := within_bound(low, attempt + 1)) is not None:
             return RateSearch(low, confirmed, tuple(probes))
-        low *= 1 - tolerance
+        low *= 1 - _RATE_TOLERANCE
     return RateSearch(None, None, tuple(probes))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import numpy as np
 
@@ -20,9 +20,6 @@ Fields = Dict[str, Any]
 
 
 Details = Dict[str, Fields]
-
-
-Arrays = List[Array]
 
 
 class NotReachedError(Exception):
