@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from clipmlu._version import __version__
-from clipmlu.cli._shared import LibraryNotes, note, quiet_pillow
+from clipmlu.cli._notes import LibraryNotes, note, quiet_pillow
 from clipmlu.cli._signals import TerminationSignals
 from clipmlu.cli.bench import bench_command
 from clipmlu.cli.calibrate import calibrate_command

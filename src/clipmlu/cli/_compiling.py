@@ -12,7 +12,7 @@ import msgspec
 
 from clipmlu.cli._datasets import calibration_options
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._shared import PATH, Number, device_option, max_pixels_option
+from clipmlu.cli._options import PATH, Number, device_option, max_pixels_option
 from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.files.read import read_json
 from clipmlu.specs import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._shared import PATH, offline_option
+from clipmlu.cli._options import PATH, offline_option
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._shared import (
+from clipmlu.cli._notes import note
+from clipmlu.cli._options import (
     PATH,
     Number,
     batch_size_option,
     bundle_argument,
     json_option,
     max_pixels_option,
-    note,
     overwrite_option,
 )
 from clipmlu.errors import InputError, OptionError

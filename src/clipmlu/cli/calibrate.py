@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._datasets import calibration_options
-from clipmlu.cli._shared import (
-    PATH,
-    bundle_argument,
-    json_option,
-    max_pixels_option,
-    note,
-    offline_option,
-    overwrite_option,
-)
+from clipmlu.cli._notes import note
+from clipmlu.cli._options import PATH, bundle_argument, json_option, max_pixels_option, offline_option, overwrite_option
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import print_facts
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from clipmlu.cli._shared import json_option
+from clipmlu.cli._options import json_option
 from clipmlu.report.tables import echo_json, print_table
 
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import (
+from clipmlu.cli._notes import note, note_inputs
+from clipmlu.cli._options import (
     PATH,
     RunningOptions,
     bundle_argument,
-    note,
-    note_inputs,
     overwrite_option,
     running_options,
     templates_option,

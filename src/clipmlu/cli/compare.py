@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipmlu.cli._datasets import dataset_options, sampling_options
-from clipmlu.cli._shared import (
+from clipmlu.cli._notes import note, note_skipped
+from clipmlu.cli._options import (
     PATH,
     Number,
     batch_size_option,
     device_option,
     json_option,
     max_pixels_option,
-    note,
-    note_skipped,
     overwrite_option,
     templates_option,
     threads_option,

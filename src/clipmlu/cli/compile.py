@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._compiling import compile_options
-from clipmlu.cli._shared import PATH, Number, bundle_argument, json_option, note, note_kept, overwrite_option
+from clipmlu.cli._notes import note, note_kept
+from clipmlu.cli._options import PATH, Number, bundle_argument, json_option, overwrite_option
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import GateError
 from clipmlu.file_names import name_from_path

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from clipmlu.cli._shared import PATH, Number, json_option, note, overwrite_option
+from clipmlu.cli._notes import note
+from clipmlu.cli._options import PATH, Number, json_option, overwrite_option
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json, print_table
 

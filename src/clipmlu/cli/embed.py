@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import (
-    PATH,
-    RunningOptions,
-    bundle_argument,
-    note,
-    note_inputs,
-    overwrite_option,
-    running_options,
-)
+from clipmlu.cli._notes import note, note_inputs
+from clipmlu.cli._options import PATH, RunningOptions, bundle_argument, overwrite_option, running_options
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
 

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._datasets import dataset_options, sampling_options
-from clipmlu.cli._shared import (
+from clipmlu.cli._notes import note, note_skipped, progress_bar
+from clipmlu.cli._options import (
     PATH,
     Number,
     RunningOptions,
     bundle_argument,
     json_option,
-    note,
-    note_skipped,
     overwrite_option,
-    progress_bar,
     running_options,
     templates_option,
 )

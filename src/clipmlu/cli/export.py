@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._shared import PATH, json_option, layout_option, note, offline_option, overwrite_option
+from clipmlu.cli._notes import note
+from clipmlu.cli._options import PATH, json_option, layout_option, offline_option, overwrite_option
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from clipmlu.cli._shared import bundle_argument, json_option
+from clipmlu.cli._options import bundle_argument, json_option
 
 
 @click.command("info")

@@ -11,16 +11,8 @@ import click
 
 from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._datasets import dataset_options
-from clipmlu.cli._shared import (
-    PATH,
-    json_option,
-    layout_option,
-    note,
-    note_skipped,
-    progress_bar,
-    templates_option,
-    threads_option,
-)
+from clipmlu.cli._notes import note, note_skipped, progress_bar
+from clipmlu.cli._options import PATH, json_option, layout_option, templates_option, threads_option
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.report.tables import echo_json, print_table
 

@@ -10,17 +10,8 @@ import click
 
 from clipmlu.cli._compiling import sweep_options
 from clipmlu.cli._datasets import dataset_options
-from clipmlu.cli._shared import (
-    PATH,
-    bundle_argument,
-    json_option,
-    note,
-    note_kept,
-    note_skipped,
-    overwrite_option,
-    templates_option,
-    threads_option,
-)
+from clipmlu.cli._notes import note, note_kept, note_skipped
+from clipmlu.cli._options import PATH, bundle_argument, json_option, overwrite_option, templates_option, threads_option
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import OptionError
 from clipmlu.report.tables import echo_json

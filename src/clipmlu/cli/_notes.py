@@ -1,0 +1,120 @@
+"""Notes, warnings of libraries and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clipmlu.data.skipping import SKIPPED
+from clipmlu.file_names import name_from_path, printable
+
+if TYPE_CHECKING:
+    from clipmlu.data.finding import LeftOut
+    from clipmlu.measure.samples import SkippedImage
+
+
+def note(message: str) -> None:
+    """Print a message on stderr; a closed stderr is ignored."""
+    with contextlib.suppress(OSError):
+        click.echo(printable(message), err=True)
+
+
+def note_inputs(broken: int, left_out: LeftOut) -> int:
+    """Print the number of unreadable inputs and of skipped files, and return the exit code of the command."""
+    passed_over = left_out.note()
+    if passed_over is not None:
+        note(passed_over)
+    if broken:
+        note(f"{broken} image(s) could not be read.")
+    return 1 if broken else 0
+
+
+def note_skipped(skipped: Iterable[SkippedImage]) -> int:
+    """Print the images that could not be read, and return the exit code of the command."""
+    code = 0
+    for image in skipped:
+        note(f"skipped: {image.reason}")
+        code = 1
+    return code
+
+
+@contextlib.contextmanager
+def note_kept(folder: Path, content: str, *, named_by: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """If the block fails and the folder exists, print that it holds the content, from which the same command resumes.
+
+    Args:
+        folder: the folder.
+        content: its content, as the beginning of a sentence.
+        named_by: errors whose message names the folder; nothing is printed for them.
+    """
+    try:
+        yield
+    except named_by:
+        raise
+    except BaseException:
+        if folder.is_dir():
+            note(f"{content} is kept in {name_from_path(folder)}; the same command goes on from there.")
+        raise
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Suppress Pillow's messages on stderr inside the block; images that it cannot read are reported as errors."""
+    logger, handler = logging.getLogger("PIL"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class LibraryNotes(logging.Handler):
+    """Print the library's log records from ``WARNING`` on to stderr inside the block, each text once in one line.
+
+    Attributes:
+        skipped: an input was skipped because it could not be read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.skipped = False
+        self._printed: set[str] = set()
+
+    def __enter__(self) -> LibraryNotes:
+        logging.getLogger("clipmlu").addHandler(self)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        logging.getLogger("clipmlu").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a record if it is new."""
+        message = " ".join(record.getMessage().split())
+        self.skipped |= getattr(record, SKIPPED, False)
+        if message not in self._printed:
+            self._printed.add(message)
+            note(message)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr if that is a terminal; yields a function to call with numbers of finished items."""
+    if not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)
