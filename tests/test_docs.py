@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -19,6 +20,9 @@ from conftest import REPOSITORY
 from support import put_export
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+DESIGN = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
+CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PACKAGE = REPOSITORY / "src" / "clipmlu"
 
 
 def _blocks(language: str) -> list[str]:
@@ -105,3 +109,37 @@ def test_cli_reference_is_what_the_commands_say() -> None:
     specification.loader.exec_module(module)
     written = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
     assert written == module.render_reference(), "run: python tools/write_cli_reference.py"
+
+
+def test_the_map_names_every_folder_and_module_of_the_package() -> None:
+    rows = re.findall(r"^\| (`.*?) \| .* \|$", DESIGN, flags=re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    folders = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert sorted(named) == sorted(folders | {path.name for path in PACKAGE.glob("[a-z]*.py")})
+
+
+def test_folders_named_in_the_map_are_in_the_folder_of_their_row() -> None:
+    rows = re.findall(r"^\| `([a-z]+)/` \| (.*) \|$", DESIGN, flags=re.MULTILINE)
+    inner = [(room, name) for room, text in rows for name in re.findall(r"`([a-z_]+/|[a-z_]+\.py)`", text)]
+    assert ("magicmind", "driver/") in inner
+    assert [name for room, name in inner if not any((PACKAGE / top / name).exists() for top in (room, ""))] == []
+
+
+@pytest.mark.parametrize("text", [DESIGN, CONTRIBUTING], ids=["design", "contributing"])
+def test_files_and_modules_named_in_the_documents_exist(text: str) -> None:
+    files = re.findall(r"`([a-z_]+/[a-z_/]+(?:\.py|/))`", text)
+    assert files
+    assert [name for name in files if not any((top / name).exists() for top in (PACKAGE, REPOSITORY))] == []
+    dotted = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", text)
+    modules = [name for name in dotted if not name.endswith((".py", ".toml"))]
+    assert modules
+    assert [name for name in modules if not _is_defined(name)] == []
+
+
+def _is_defined(name: str) -> bool:
+    """Whether a dotted name is a module of the package, or something in one."""
+    full = name if name.startswith("clipmlu.") else f"clipmlu.{name}"
+    above, _, last = full.rpartition(".")
+    return importlib.util.find_spec(above) is not None and (
+        hasattr(importlib.import_module(above), last) or importlib.util.find_spec(full) is not None
+    )
