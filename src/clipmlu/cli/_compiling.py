@@ -12,7 +12,7 @@ import msgspec
 
 from clipmlu.cli._datasets import calibration_options
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._options import PATH, Number, device_option, max_pixels_option
+from clipmlu.cli._options import PATH, Number, comma_separated, device_option, max_pixels_option
 from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.files.read import read_json
 from clipmlu.specs import (
@@ -236,7 +236,7 @@ def _smoothing(texts: tuple[str, ...]) -> dict[str, float]:
 
 
 def _counts(texts: tuple[str, ...]) -> tuple[int, ...]:
-    pieces = [piece.strip() for text in texts for piece in text.split(",")]
+    pieces = comma_separated(*texts)
     if not all(piece.isdigit() and int(piece) > 0 for piece in pieces):
         raise OptionError(f"cluster number is '{','.join(texts)}'; expected numbers such as 6 or 2,6,8")
     return tuple(int(piece) for piece in pieces)

@@ -17,7 +17,6 @@ from clipmlu.file_names import name_from_path, printable
 
 if TYPE_CHECKING:
     from clipmlu.data.finding import LeftOut
-    from clipmlu.measure.samples import SkippedImage
 
 
 def note(message: str) -> None:
@@ -36,11 +35,11 @@ def note_inputs(broken: int, left_out: LeftOut) -> int:
     return 1 if broken else 0
 
 
-def note_skipped(skipped: Iterable[SkippedImage]) -> int:
-    """Print the images that could not be read, and return the exit code of the command."""
+def note_skipped(reasons: Iterable[str]) -> int:
+    """Print why each skipped image could not be read, and return the exit code of the command."""
     code = 0
-    for image in skipped:
-        note(f"skipped: {image.reason}")
+    for reason in reasons:
+        note(f"skipped: {reason}")
         code = 1
     return code
 

@@ -153,3 +153,8 @@ running_options = OptionGroup(
     "running", _RUNNING, lambda given: RunningOptions(**{option.name: given[option.name] for option in _RUNNING})
 )
 """Adds the options for running a bundle; the command gets ``running``, a ``RunningOptions``."""
+
+
+def comma_separated(*texts: str) -> list[str]:
+    """Return the values of an option that takes several, separated by commas or by repetition."""
+    return [piece.strip() for text in texts for piece in text.split(",")]

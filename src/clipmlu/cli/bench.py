@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._notes import note
+from clipmlu.cli._notes import note, note_skipped
 from clipmlu.cli._options import (
     PATH,
     Number,
     batch_size_option,
     bundle_argument,
+    comma_separated,
     json_option,
     max_pixels_option,
     overwrite_option,
@@ -151,9 +152,7 @@ def bench_command(
         show_tool(report)
     if output is not None:  # after the output, which a failed write must not prevent
         write_file(output, encode_json(report), overwrite=overwrite)
-    for reason in unreadable:
-        note(f"skipped: {reason}")
-    return 1 if unreadable else 0
+    return note_skipped(unreadable)
 
 
 def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreadable: list[str]) -> SpeedReport:
@@ -203,7 +202,7 @@ def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmR
 
 
 def _devices(text: str) -> tuple[int, ...]:
-    pieces = [piece.strip() for piece in text.split(",")]
+    pieces = comma_separated(text)
     if not all(piece.isdecimal() for piece in pieces):
         raise OptionError(f"devices are '{text}'; expected indices such as 0 or 0,1")
     return tuple(int(piece) for piece in pieces)

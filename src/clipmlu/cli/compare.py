@@ -124,4 +124,4 @@ def compare_command(
     if heatmap is not None:
         files[heatmap] = draw_comparison(report, heatmap)
     write_files(files, overwrite=overwrite)
-    return note_skipped(report.skipped)
+    return note_skipped(image.reason for image in report.skipped)

@@ -112,6 +112,6 @@ def eval_command(
         write_file(output, encode_json(report), overwrite=overwrite)
     if sample_files is not None:
         write_sample_files(sample_files, results, source.original_names, report, overwrite=overwrite)
-    exit_code = note_skipped(report.skipped)
+    exit_code = note_skipped(image.reason for image in report.skipped)
     check_baseline(report)
     return exit_code

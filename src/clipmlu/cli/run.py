@@ -92,4 +92,4 @@ def run_command(
         show_accuracy(report.accuracy, per_class=False)
         rows = [(step.name, step.result, f"{step.elapsed_s:.1f}", step.path) for step in report.steps]
         print_table(("step", "result", "seconds", "where"), rows, boxed=True)
-    return note_skipped(report.accuracy.skipped)
+    return note_skipped(image.reason for image in report.accuracy.skipped)

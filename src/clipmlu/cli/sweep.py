@@ -11,7 +11,15 @@ import click
 from clipmlu.cli._compiling import sweep_options
 from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._notes import note, note_kept, note_skipped
-from clipmlu.cli._options import PATH, bundle_argument, json_option, overwrite_option, templates_option, threads_option
+from clipmlu.cli._options import (
+    PATH,
+    bundle_argument,
+    comma_separated,
+    json_option,
+    overwrite_option,
+    templates_option,
+    threads_option,
+)
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import OptionError
 from clipmlu.report.tables import echo_json
@@ -100,8 +108,8 @@ def sweep_command(
 
     sweep = SweepOptions(
         compile=dataclasses.replace(options, overwrite=overwrite),
-        precisions=tuple(_precision(text) for text in _pieces(precisions)),
-        batch_sizes=tuple(_batch_size(text) for text in _pieces(batch_sizes)),
+        precisions=tuple(_precision(text) for text in comma_separated(*precisions)),
+        batch_sizes=tuple(_batch_size(text) for text in comma_separated(*batch_sizes)),
         evaluate=EvalOptions(samples=samples, seed=seed, templates=templates),
         threads=threads,
         repetitions=repetitions,
@@ -115,12 +123,8 @@ def sweep_command(
         echo_json(report)
     else:
         show_sweep(report)
-    note_skipped(report.skipped)
+    note_skipped(image.reason for image in report.skipped)
     return report.exit_code
-
-
-def _pieces(texts: tuple[str, ...]) -> list[str]:
-    return [piece.strip() for text in texts for piece in text.split(",")]
 
 
 def _precision(text: str) -> Precision:
