@@ -19,7 +19,30 @@ _SHOWN = 5
 _log = logging.getLogger(__name__)
 
 
-class ImageFolder:
+class _FolderImages:
+    """The listed images below a folder; see ``Dataset``."""
+
+    max_pixels: int
+    _root: Path
+    _items: list[Found]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def image(self, index: int) -> Image.Image:
+        """Return the decoded image."""
+        return load_image(self.source(index), max_pixels=self.max_pixels)
+
+    def source(self, index: int) -> Path:
+        """Return the image's file."""
+        return self._items[index].source()
+
+    def key(self, index: int) -> str:
+        """Return the image's path relative to the folder."""
+        return name_from_path(self._items[index].path.relative_to(self._root).as_posix())
+
+
+class ImageFolder(_FolderImages):
     """Labelled images below ``root``; see ``Dataset``.
 
     The sorted sub-folders are the classes and the images below them are the items, in the order of torchvision's
@@ -60,7 +83,8 @@ class ImageFolder:
         images = [_images_below(folder, left_out) for folder in folders]
         _log_left_out(left_out)
         _check_filled(self._root, folders, images)
-        self._items = [(found, label) for label, below in enumerate(images) for found in below]
+        self._items = [found for below in images for found in below]
+        self._labels = [label for label, below in enumerate(images) for _ in below]
         names = [folder.name for folder in folders]
         self.original_names: tuple[str, ...] = tuple(map(name_from_path, names))
         if class_names is not None:
@@ -69,27 +93,12 @@ class ImageFolder:
             _check_words(self._root, names, folder_names=folder_names)
             self.class_names = tuple(name.replace("_", " ").strip() for name in self.original_names)
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def label(self, index: int) -> int:
         """Return the position of the image's sub-folder in sorted order."""
-        return self._items[index][1]
-
-    def image(self, index: int) -> Image.Image:
-        """Return the decoded image."""
-        return load_image(self.source(index), max_pixels=self.max_pixels)
-
-    def source(self, index: int) -> Path:
-        """Return the image's file."""
-        return self._items[index][0].source()
-
-    def key(self, index: int) -> str:
-        """Return the image's path relative to the folder."""
-        return name_from_path(self._items[index][0].path.relative_to(self._root).as_posix())
+        return self._labels[index]
 
 
-class UnlabelledFolder:
+class UnlabelledFolder(_FolderImages):
     """All images below a folder, without classes, for calibration; see ``Dataset``.
 
     Raises:
@@ -111,24 +120,9 @@ class UnlabelledFolder:
         if not self._items:
             raise InputError(f"Image folder '{root}' has no images.")
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def label(self, index: int) -> int:
         """Return 0 for every image, since there are no classes."""
         return 0
-
-    def image(self, index: int) -> Image.Image:
-        """Return the decoded image."""
-        return load_image(self.source(index), max_pixels=self.max_pixels)
-
-    def source(self, index: int) -> Path:
-        """Return the image's file."""
-        return self._items[index].source()
-
-    def key(self, index: int) -> str:
-        """Return the image's path relative to the folder."""
-        return name_from_path(self._items[index].path.relative_to(self._root).as_posix())
 
 
 def _check_filled(root: Path, folders: Sequence[Path], images: Sequence[Sequence[Found]]) -> None:
