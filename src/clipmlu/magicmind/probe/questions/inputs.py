@@ -31,14 +31,19 @@ _RANKS = {
 }
 
 
-def _hand_over(bench: Bench, kind: str, shape: Sequence[int]) -> Finding:
-    session = bench.session(kind)
-    values = np.ones(shape, np.float32)
+def _run(session: Session, values: Array) -> tuple[CallLog, list[Any]]:
+    """Run a session of one input with ``from_numpy``; return the log of the calls and the list of outputs."""
     outputs: list[Any] = []
     log = CallLog()
     log.call("from_numpy", session.inputs[0].from_numpy, values)
     log.call("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
     log.call("sync", session.queue.sync)
+    return log, outputs
+
+
+def _hand_over(bench: Bench, kind: str, shape: Sequence[int]) -> Finding:
+    values = np.ones(shape, np.float32)
+    log, outputs = _run(bench.session(kind), values)
     if log.good:
         results = copies(outputs)
         fits = len(shape) == 2 and shape[1] == 8
@@ -133,11 +138,7 @@ def _strides(bench: Bench, case: str) -> Finding:
 
 
 def _feed(session: Session, values: Array, judge: Callable[[Array], str]) -> Finding:
-    outputs: list[Any] = []
-    log = CallLog()
-    log.call("from_numpy", session.inputs[0].from_numpy, values)
-    log.call("enqueue", session.context.enqueue, session.inputs, outputs, session.queue)
-    log.call("sync", session.queue.sync)
+    log, outputs = _run(session, values)
     if log.good:
         result = copies(outputs)[0]
         return Finding(judge(result), good=True, first=float(result.flat[0]))
