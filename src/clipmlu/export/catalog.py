@@ -17,7 +17,7 @@ from clipmlu.host import require
 
 DEMO_MODEL = "demo"
 
-_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # keys that open_clip.factory requires in a configuration
+MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # keys that open_clip.factory requires in a configuration
 _QUICK_GELU_SUFFIX = "-quickgelu"
 
 
@@ -127,7 +127,7 @@ def _config_paths() -> dict[str, Path]:
 
 
 def _is_model(path: Path) -> bool:
-    return all(key in json.loads(path.read_text(encoding="utf-8")) for key in _MODEL_KEYS)
+    return all(key in json.loads(path.read_text(encoding="utf-8")) for key in MODEL_KEYS)
 
 
 def _natural_key(name: str) -> list[tuple[int, str]]:

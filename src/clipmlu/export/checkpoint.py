@@ -14,9 +14,9 @@ import numpy as np
 
 from clipmlu.errors import ExportError
 from clipmlu.export.filetypes import Format, error_text, unusable_weights
+from clipmlu.export.options import PURPOSE
 from clipmlu.host import require
 
-_PURPOSE = "Exporting a model"
 _MOST_NESTING = 8
 _AGAIN = "Download or copy it again."
 
@@ -68,7 +68,7 @@ def read_checkpoint(path: Path, form: Format) -> Checkpoint:
         content = _read_torch(path)
     tensors: dict[str, Any] = {}
     nests: dict[str, str] = {}
-    torch = require("torch", "export", _PURPOSE)
+    torch = require("torch", "export", PURPOSE)
     for nest, key, value in _walk(content, "", set(), 0):
         if isinstance(value, torch.Tensor):
             tensors[nest + key], nests[nest + key] = value, nest
@@ -97,7 +97,7 @@ def _walk(value: Any, nest: str, above: set[int], depth: int) -> Iterator[tuple[
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    safetensors = require("safetensors", "export", _PURPOSE)
+    safetensors = require("safetensors", "export", PURPOSE)
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}, dict(archive.metadata() or {})  # noqa: SIM118 - no mapping
@@ -106,7 +106,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> Any:
-    torch = require("torch", "export", _PURPOSE)
+    torch = require("torch", "export", PURPOSE)
     scalar = np.float64(0).__reduce__()[0]
     plain = [*_PLAIN_TYPES, *((scalar, name) for name in _SCALAR_NAMES)]
     try:

@@ -15,8 +15,8 @@ from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle.manifest import ParityRecord, Tower
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import ClipmluError, ExportError, ParityError
-from clipmlu.export.loading import PURPOSE, LoadedModel
-from clipmlu.export.options import ExportOptions
+from clipmlu.export.loading import LoadedModel
+from clipmlu.export.options import PURPOSE, ExportOptions
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.tokenizers import TokenSampler
 from clipmlu.export.towers import TowerProgram

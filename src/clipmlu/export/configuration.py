@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from clipmlu.errors import ExportError, reason_of
+from clipmlu.export.catalog import MODEL_KEYS
 from clipmlu.files.read import read_json
 
-_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 _MOST_BYTES = 16 << 20
 _FLOAT_BYTES = 4
 
@@ -52,8 +52,8 @@ def parse_config(path: Path) -> dict[str, Any]:
     """
     config = _read(path)
     model = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(model, dict) or not all(key in model for key in _MODEL_KEYS):
-        raise ExportError(f"'{path}' describes no model: expected 'model_cfg' with {', '.join(_MODEL_KEYS)}.")
+    if not isinstance(model, dict) or not all(key in model for key in MODEL_KEYS):
+        raise ExportError(f"'{path}' describes no model: expected 'model_cfg' with {', '.join(MODEL_KEYS)}.")
     if not isinstance(config.get("preprocess_cfg", {}), dict):
         raise ExportError(f"'{path}' has a 'preprocess_cfg' that is no object.")
     _check_numbers(path, "model_cfg", {"embed_dim": model["embed_dim"]})

@@ -10,7 +10,7 @@ from typing import Any
 
 from clipmlu.host import require
 
-_PURPOSE = "Downloading a model"
+PURPOSE = "Downloading a model"
 _STATUSES = {
     401: "it requires a login, or rejects the token. Set HF_TOKEN to a valid one, or unset it",
     403: "access is refused. The account or token lacks the permission",
@@ -36,7 +36,7 @@ def download_reason(error: BaseException, repo: str, cache: str) -> str:
         repo: ``org/name``.
         cache: its cache directory.
     """
-    endpoint = str(require("huggingface_hub.constants", "export", _PURPOSE).ENDPOINT)
+    endpoint = str(require("huggingface_hub.constants", "export", PURPOSE).ENDPOINT)
     chain = list(_causes(error))
     for each in chain:
         found = _of_the_hub(each, repo, endpoint) or _of_the_system(each, endpoint, cache) or _of_http(each, endpoint)
@@ -48,7 +48,7 @@ def download_reason(error: BaseException, repo: str, cache: str) -> str:
 
 
 def _of_the_hub(error: BaseException, repo: str, endpoint: str) -> str | None:
-    errors = require("huggingface_hub.errors", "export", _PURPOSE)
+    errors = require("huggingface_hub.errors", "export", PURPOSE)
     if isinstance(error, errors.GatedRepoError):
         return f"'{repo}' is gated. Ask for access at {endpoint}/{repo}, and set HF_TOKEN to your token"
     if isinstance(error, errors.DisabledRepoError):

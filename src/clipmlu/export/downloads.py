@@ -12,12 +12,11 @@ from importlib import util
 from pathlib import Path
 
 from clipmlu.errors import DownloadError
-from clipmlu.export.download_reasons import digest_of, download_reason
+from clipmlu.export.download_reasons import PURPOSE, digest_of, download_reason
 from clipmlu.host import require
 
 _RECORD: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("files of the hub", default=None)
 _TIMEOUT_S = 10.0
-_PURPOSE = "Downloading a model"
 
 # File names that open_clip looks for in a repository, in its order (``pretrained.download_pretrained_from_hf``).
 _USUAL_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -50,7 +49,7 @@ def are_cached(record: Mapping[str, str], cache_dir: str | os.PathLike[str] | No
     """Return False if the cache now holds another version of a recorded file; files missing in the cache are ignored."""
     if not record or util.find_spec("huggingface_hub") is None:
         return True
-    hub = require("huggingface_hub", "export", _PURPOSE)
+    hub = require("huggingface_hub", "export", PURPOSE)
     for place, version in record.items():
         repo, _, file = place.partition("::")
         cached = hub.try_to_load_from_cache(repo, file, cache_dir=cache_dir)
@@ -98,9 +97,9 @@ def _fetch_file(
     Raises:
         DownloadError: no file is cached and none can be downloaded, or its digest is not the announced one.
     """
-    hub = require("huggingface_hub", "export", _PURPOSE)
-    errors = require("huggingface_hub.errors", "export", _PURPOSE)
-    constants = require("huggingface_hub.constants", "export", _PURPOSE)
+    hub = require("huggingface_hub", "export", PURPOSE)
+    errors = require("huggingface_hub.errors", "export", PURPOSE)
+    constants = require("huggingface_hub.constants", "export", PURPOSE)
     for name in names:
         cached = hub.try_to_load_from_cache(repo, name, cache_dir=cache_dir)
         if isinstance(cached, str):
@@ -130,8 +129,8 @@ def is_hub_reachable(repo: str, name: str) -> bool:
 
     It is called before code of other libraries that would try for a minute to find a newer version of cached files.
     """
-    hub = require("huggingface_hub", "export", _PURPOSE)
-    errors = require("huggingface_hub.errors", "export", _PURPOSE)
+    hub = require("huggingface_hub", "export", PURPOSE)
+    errors = require("huggingface_hub.errors", "export", PURPOSE)
     try:
         hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S)
     except errors.HfHubHTTPError:

@@ -12,9 +12,8 @@ from clipmlu.errors import ExportError
 from clipmlu.export.architectures import describe_shapes, matching_architectures
 from clipmlu.export.checkpoint import Checkpoint
 from clipmlu.export.filetypes import TRANSFORMERS_ADVICE, unusable_weights
+from clipmlu.export.options import PURPOSE
 from clipmlu.host import require
-
-_PURPOSE = "Exporting a model"
 
 # Modules that wrap another one and prefix its names: torch.compile, FSDP, activation checkpointing, DDP, Lightning
 # Fabric.
@@ -110,11 +109,11 @@ def _convert(module: Any, checkpoint: Checkpoint, prefix: str) -> dict[str, Any]
     }
     if any(name in state for name in _MOBILE_CLIP):
         try:
-            state = require("open_clip.convert", "export", _PURPOSE).convert_state_dict(module, state)
+            state = require("open_clip.convert", "export", PURPOSE).convert_state_dict(module, state)
         except Exception as error:  # weights are missing or have another shape
             raise unusable_weights(checkpoint.path, f"its MobileCLIP weights do not fit the model: {error}") from error
     if "positional_embedding" in state and not hasattr(module, "positional_embedding"):
-        state = dict(require("open_clip.model", "export", _PURPOSE).convert_to_custom_text_state_dict(state))
+        state = dict(require("open_clip.model", "export", PURPOSE).convert_to_custom_text_state_dict(state))
     return state
 
 
@@ -178,7 +177,7 @@ def _fill(module: Any, state: dict[str, Any], checkpoint: Checkpoint, model: str
 
 
 def _check_kind(name: str, tensor: Any, expected: Any, checkpoint: Checkpoint) -> None:
-    torch = require("torch", "export", _PURPOSE)
+    torch = require("torch", "export", PURPOSE)
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
         raise unusable_weights(
@@ -199,7 +198,7 @@ def _check_kind(name: str, tensor: Any, expected: Any, checkpoint: Checkpoint) -
 
 def _interpolate(module: Any, state: dict[str, Any], expected: Mapping[str, Any], model: str) -> list[str]:
     """Interpolate as open_clip does for other image sizes and context lengths, and return a note for each tensor."""
-    resize = require("open_clip.model", "export", _PURPOSE)
+    resize = require("open_clip.model", "export", PURPOSE)
     notes = []
     for name, function, cause in (
         ("visual.positional_embedding", resize.resize_pos_embed, "image size or patch size"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from clipmlu.bundle.manifest import Tower
 from clipmlu.errors import ExportError, first_line
-from clipmlu.export.loading import PURPOSE
+from clipmlu.export.options import PURPOSE
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.towers import MODEL_ATTRIBUTE, TowerProgram
 from clipmlu.host import require

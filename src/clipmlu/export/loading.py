@@ -19,14 +19,12 @@ from clipmlu.export.downloads import checkpoint_names, fetch_file
 from clipmlu.export.filetypes import Format, error_text, identify_weights, unusable_weights
 from clipmlu.export.fitting import has_logit_bias, load_weights
 from clipmlu.export.openai import is_openai_file, read_openai_file
-from clipmlu.export.options import ExportOptions
+from clipmlu.export.options import PURPOSE, ExportOptions
 from clipmlu.export.source import Source, model_config, text_model_folder
 from clipmlu.export.training import CONFIG_NAME, PREPROCESS_KEYS, Training, learn_training, note_activation
 from clipmlu.files.publish import scratch_directory
 from clipmlu.host import require
 from clipmlu.specs import LARGEST_LOGIT, PreprocessSpec
-
-PURPOSE = "Exporting a model"
 
 _WEIGHTS_HINT = (
     "Copy the file into that cache (HF_HOME or --cache-dir) from a machine that has it, "

@@ -10,6 +10,9 @@ from clipmlu.errors import OptionError
 from clipmlu.graph.parity import FLOAT32_MIN_COSINE, FLOAT32_TOLERANCE
 from clipmlu.specs import Layout
 
+PURPOSE = "Exporting a model"
+"""What needs the extra ``export``, in the message of a missing package."""
+
 OPSETS = (18, 20)
 """Opset 18 is the oldest that torch's exporter writes; from 20 on GELU is one node. Both have LayerNormalization."""
 

@@ -21,8 +21,8 @@ from clipmlu.data.tokenizer import START_OF_TEXT, Tokenizer, write_clip_tokenize
 from clipmlu.errors import DownloadError, ExportError, first_line, reason_of
 from clipmlu.export.catalog import open_clip_folder
 from clipmlu.export.downloads import fetch_file, is_hub_reachable
-from clipmlu.export.loading import PURPOSE, LoadedModel
-from clipmlu.export.options import ExportOptions
+from clipmlu.export.loading import LoadedModel
+from clipmlu.export.options import PURPOSE, ExportOptions
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import Source, tokenizer_file
 from clipmlu.files.read import read_json, read_small_file

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from clipmlu.export.loading import PURPOSE, LoadedModel
+from clipmlu.export.loading import LoadedModel
+from clipmlu.export.options import PURPOSE
 from clipmlu.host import require
 from clipmlu.specs import Layout, TowerName
 

@@ -15,10 +15,9 @@ from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.file_names import name_from_path
 from clipmlu.keys import make_key, options_key
-from clipmlu.tune.resume import Key, ResultStore
+from clipmlu.tune.resume import Key, Note, ResultStore
 
 SomeBundle = TypeVar("SomeBundle", bound=Bundle)
-Note = Callable[[str], None]
 
 
 def obtain_bundle(

@@ -46,7 +46,7 @@ from clipmlu.specs import Precision, QuantisationOptions, Spec
 from clipmlu.tune.bundles import compilation_key, open_unchanged
 from clipmlu.tune.candidates import Candidates, modes_of
 from clipmlu.tune.evaluator import EARLY_SHARE, REFERENCE_NAME, Evaluator, Figures
-from clipmlu.tune.resume import Key, ResultStore
+from clipmlu.tune.resume import Key, Note, ResultStore
 from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, Verdict, best_text, describe_trial
 
 SEARCH_NAME = "search.json"
@@ -54,8 +54,6 @@ _CANDIDATE_NAME, _EXPLORATORY_NAME = "candidate", "exploratory"
 _CONFIDENCE = 0.95
 _FOLDER_SUFFIX = ".search"
 _SEARCH_RECORD = "search"
-
-Note = Callable[[str], None]
 
 
 def search_bundle(

@@ -20,6 +20,7 @@ from clipmlu.keys import value_digest
 from clipmlu.specs import Spec
 
 Key = Mapping[str, str]
+Note = Callable[[str], None]
 Result = TypeVar("Result")
 _SEAL = "seal"
 
@@ -48,7 +49,7 @@ class ResultStore:
     def __init__(
         self,
         folder: Path,
-        on_note: Callable[[str], None],
+        on_note: Note,
         on_result: Callable[[str], None] = lambda _name: None,
     ) -> None:
         self.folder = folder

@@ -31,13 +31,11 @@ from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.scenarios import Graph, Limits, milliseconds, percentile, run_offline, run_streams
 from clipmlu.specs import Precision, Spec
 from clipmlu.tune.bundles import obtain_compiled
-from clipmlu.tune.resume import Key, ResultStore
+from clipmlu.tune.resume import Key, Note, ResultStore
 from clipmlu.tune.sweep_options import BATCHES_IN_FLIGHT, SweepOptions, accuracy_key, images_and_labels, timing_key
 from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front
 
 _FEWEST_BATCHES = 3
-
-Note = Callable[[str], None]
 
 
 class Repetition(Spec, frozen=True, kw_only=True):

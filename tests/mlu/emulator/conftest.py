@@ -37,13 +37,6 @@ def mm(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         del sys.modules[name]
 
 
-@pytest.fixture(params=["strict", "lenient"])
-def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both readings, one after the other."""
-    monkeypatch.setenv("CLIPMLU_EMULATOR_MODE", request.param)
-    return str(request.param)
-
-
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lenient reading."""
