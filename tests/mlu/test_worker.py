@@ -140,16 +140,15 @@ def test_garbage_ends_the_worker_and_costs_nothing(
     client_for: ClientFor, model: Path, tmp_path: Path, garbage: str
 ) -> None:
     flag = tmp_path / "happened"
+    old = '        header = {**fields, "id": request.fields.get("id")}\n'
     planted = (
-        '        """Answer; the arrays go into the slot that the request offers when they fit there."""\n'
         "        import os\n"
         "        global COUNT\n"
         "        COUNT = globals().get('COUNT', 0) + (request.fields.get('op') == 'run')\n"
         f"        if COUNT == 5 and not os.path.exists({str(flag)!r}):\n"
         f"            open({str(flag)!r}, 'w').close()\n"
-        f"            {garbage}\n"
+        f"            {garbage}\n" + old
     )
-    old = '        """Answer; the arrays go into the slot that the request offers when they fit there."""\n'
     client = client_for(driver=altered_worker(tmp_path, old, planted))
     run_all(client, model, 20)
     assert flag.exists()
