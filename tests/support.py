@@ -7,8 +7,10 @@ Text tower: sum of token embeddings, unit norm.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -303,3 +305,22 @@ def put_export(bundle: ExportedBundle, folder: Path) -> ResultStore:
     store = ResultStore(folder / "results", lambda _note: None)
     store.save("exported", export_key("demo", ExportOptions()), bundle.digest)
     return store
+
+
+def hold_until_waited_for(folder: Path) -> tuple[list[str], Callable[[str], None]]:
+    """Lock a folder of results, as another process does that works with them.
+
+    Returns:
+        Collected notes, and a callback for notes that unlocks the folder at the note that somebody waits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    notes: list[str] = []
+
+    def take_note(note: str) -> None:
+        notes.append(note)
+        if note == f"waiting for another process that works with the results in {folder}":
+            os.close(held)
+
+    return notes, take_note

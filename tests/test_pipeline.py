@@ -188,6 +188,13 @@ def test_a_source_that_changed_is_another_source(tiny_model: Callable[[str], Pat
     assert [part for part in key if key[part] != changed[part]] == ["source_files"]
 
 
+def test_a_run_waits_for_another_one_of_the_same_model(demo_bundle: ExportedBundle, tmp_path: Path) -> None:
+    put_export(demo_bundle, tmp_path / "demo")
+    notes, take_note = support.hold_until_waited_for(tmp_path / "demo" / "results")
+    run_chain("demo", tmp_path, chain_options(), on_note=take_note)
+    assert "waiting for another process" in notes[0]
+
+
 def test_an_interrupted_run_goes_on(demo_bundle: ExportedBundle, tmp_path: Path) -> None:
     for name in ("out", "whole"):
         put_export(demo_bundle, tmp_path / name / "demo")

@@ -112,17 +112,18 @@ def run_chain(
     dataset = options.dataset.open()
     folder = output / _slug(model, options.export)
     store = ResultStore(folder / "results", on_note, on_result)
-    exported, export_step = _export(model, folder / "exported", options.export, store, on_note)
-    compiled, compile_step = _compile(
-        exported, folder / _compiled_name(plan, options.compile), options.compile, store, on_note
-    )
-    start = time.perf_counter()
-    session = dataclasses.replace(options.compile.session, threads=options.threads)
-    with Encoder(compiled, session) as encoder:
-        accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress, on_note=on_note)
-    eval_step = _step("eval", _accuracy_text(accuracy), folder / REPORT_NAME, start)
-    report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
-    write_file(folder / REPORT_NAME, encode_json(report), overwrite=True)
+    with store.lock():
+        exported, export_step = _export(model, folder / "exported", options.export, store, on_note)
+        compiled, compile_step = _compile(
+            exported, folder / _compiled_name(plan, options.compile), options.compile, store, on_note
+        )
+        start = time.perf_counter()
+        session = dataclasses.replace(options.compile.session, threads=options.threads)
+        with Encoder(compiled, session) as encoder:
+            accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress, on_note=on_note)
+        eval_step = _step("eval", _accuracy_text(accuracy), folder / REPORT_NAME, start)
+        report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
+        write_file(folder / REPORT_NAME, encode_json(report), overwrite=True)
     return report
 
 

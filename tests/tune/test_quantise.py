@@ -23,7 +23,7 @@ from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.recipe import apply_recipe, read_recipe
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.images import content_digest, load_image
-from clipmlu.errors import CalibrationError, GateError, InputError, OptionError
+from clipmlu.errors import BundleExistsError, CalibrationError, GateError, InputError, OptionError
 from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.magicmind.emulator import faults
 from clipmlu.measure.statistics import drop_interval
@@ -135,6 +135,24 @@ def test_files_of_the_user_in_the_folder_of_a_search_stay(
     search(exported, folder, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out.search").iterdir()] == ["notes"]
     assert mine.read_text() == "precious"
+
+
+def test_a_search_waits_for_another_one_with_the_same_output(
+    exported: ExportedBundle, folder: Path, tmp_path: Path
+) -> None:
+    """They would replace one another's candidate between its compilation and its evaluation."""
+    notes, take_note = support.hold_until_waited_for(tmp_path / "out.search" / "trials")
+    search(exported, folder, tmp_path / "out", on_note=take_note)
+    assert "waiting for another process" in notes[0]
+    notes, take_note = support.hold_until_waited_for(tmp_path / "other.search" / "trials")
+
+    def publish(note: str) -> None:
+        shutil.copytree(tmp_path / "out", tmp_path / "other")
+        take_note(note)
+
+    with pytest.raises(BundleExistsError):
+        search(exported, folder, tmp_path / "other", on_note=publish)
+    assert len(notes) == 1, "no trial was made for nothing"
 
 
 def test_the_key_of_a_trial_names_every_option(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:

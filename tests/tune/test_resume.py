@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -172,3 +175,34 @@ def test_each_option_of_the_session_decides_a_compiled_bundle(exported: Exported
     # The version of the runtime is asked with the options as they are.
     key = compilation_key(exported, plan, other)
     assert key[f"session.{name}"] == value_digest(_Other())
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from clipmlu.tune.resume import ResultStore
+with ResultStore(Path(sys.argv[1]), print).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_waits_until_the_first_one_ends(store: ResultStore, tmp_path: Path) -> None:
+    waits: list[str] = []
+    command = [sys.executable, "-c", HOLD, str(store.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+
+        def kill(note: str) -> None:
+            waits.append(note)
+            first.kill()
+
+        with ResultStore(store.folder, kill).lock():
+            assert first.wait(20) == -signal.SIGKILL
+            assert store.folder.is_dir()
+    assert waits == [f"waiting for another process that works with the results in {store.folder}"]
+    assert list(tmp_path.iterdir()) == [store.folder], "the first one made it, and was killed"
+    with ResultStore(tmp_path / "new" / "results", waits.append).lock():
+        pass
+    assert (len(waits), list(tmp_path.iterdir())) == (1, [store.folder]), "an empty folder is not left behind"

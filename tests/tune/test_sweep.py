@@ -297,6 +297,12 @@ def test_an_accuracy_on_a_folder_is_measured_anew_for_its_images_may_have_change
     assert sum(note.startswith("evaluating") for note in notes) == 2
 
 
+def test_a_sweep_waits_for_another_one_in_its_folder(exported: ExportedBundle, tmp_path: Path) -> None:
+    notes, take_note = support.hold_until_waited_for(tmp_path / "out" / "results")
+    run_sweep(exported.path, tmp_path / "out", options(FLOAT32), on_note=take_note)
+    assert "waiting for another process" in notes[0]
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_an_interrupted_sweep_goes_on(exported: ExportedBundle, tmp_path: Path, count: int) -> None:
     """After the bundle, the accuracy, and the first repetition of the second round: nothing is made twice."""

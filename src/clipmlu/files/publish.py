@@ -224,14 +224,28 @@ def check_file_free(target: Path, *, overwrite: bool) -> None:
 @contextlib.contextmanager
 def _folder_for_output(folder: Path) -> Iterator[None]:
     """Create a folder and its missing parents; on exit remove those that are still empty."""
-    missing = [each for each in (folder, *folder.parents) if not _exists(each)]
+    missing = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        for each in missing:  # innermost first
-            with contextlib.suppress(OSError):  # the folder is not empty
-                each.rmdir()
+        remove_empty(missing)
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return those of a folder and its parents that do not exist, innermost first.
+
+    Raises:
+        OSError: existence cannot be determined.
+    """
+    return [each for each in (folder, *folder.parents) if not _exists(each)]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are empty, innermost first."""
+    for each in folders:
+        with contextlib.suppress(OSError):  # the folder is not empty
+            each.rmdir()
 
 
 @contextlib.contextmanager

@@ -96,19 +96,23 @@ def search_bundle(
     folder = output.with_name(output.name + _FOLDER_SUFFIX)
     store = ResultStore(folder / "trials", on_note, on_result)
     key = _search_key(exported, plan, base, evaluator, search)
-    _resume(store, key, on_note)
-    process = _Search(exported, base, evaluator, search, folder, store, key, on_note, _provenance(exported, plan, base))
-    found = process.run(modes_of(plan) if search.precision is None else (search.precision,))
-    report = process.report()
-    if found is None:
-        write_file(folder / SEARCH_NAME, encode_json(report), overwrite=True)
-        raise GateError(
-            f"No quantisation options stay within a drop of {search.max_drop:g}: {best_text(report)}. "
-            f"All trials are in '{folder / SEARCH_NAME}'. Allow more with --max-drop, or leave --precision out."
+    with store.lock():
+        check_output_free(output, overwrite=options.overwrite)  # another search may have published it meanwhile
+        _resume(store, key, on_note)
+        process = _Search(
+            exported, base, evaluator, search, folder, store, key, on_note, _provenance(exported, plan, base)
         )
-    files = {SEARCH_NAME: encode_json(report), RECIPE_NAME: encode_json(recipe_of(found))}
-    bundle = publish_copy(found, output, files, overwrite=options.overwrite)
-    _remove_trials(folder, store)
+        found = process.run(modes_of(plan) if search.precision is None else (search.precision,))
+        report = process.report()
+        if found is None:
+            write_file(folder / SEARCH_NAME, encode_json(report), overwrite=True)
+            raise GateError(
+                f"No quantisation options stay within a drop of {search.max_drop:g}: {best_text(report)}. "
+                f"All trials are in '{folder / SEARCH_NAME}'. Allow more with --max-drop, or leave --precision out."
+            )
+        files = {SEARCH_NAME: encode_json(report), RECIPE_NAME: encode_json(recipe_of(found))}
+        bundle = publish_copy(found, output, files, overwrite=options.overwrite)
+        _remove_trials(folder, store)
     return bundle, report
 
 

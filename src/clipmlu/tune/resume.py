@@ -6,6 +6,7 @@ if the key is equal. Otherwise it is recomputed, and a note names the parts that
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import msgspec
 
 from clipmlu.errors import reason_of
 from clipmlu.file_names import name_from_path
+from clipmlu.files.folder_lock import lock_folder
 from clipmlu.files.publish import encode_json, output_errors, write_file
 from clipmlu.files.read import read_json
 from clipmlu.keys import value_digest
@@ -55,6 +57,13 @@ class ResultStore:
         self.folder = folder
         self._on_note = on_note
         self._on_result = on_result
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which no other process works with these results; waits for one that does, with a note."""
+        folder = name_from_path(self.folder)
+        return lock_folder(
+            self.folder, lambda: self._on_note(f"waiting for another process that works with the results in {folder}")
+        )
 
     def load(self, name: str, key: Key, kind: type[Result]) -> Result | None:
         """Return the result of that name, or None if none is stored under an equal key."""

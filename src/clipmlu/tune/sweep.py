@@ -80,8 +80,9 @@ def run_sweep(
     if exported.manifest.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"bundle '{exported.path}'")
     sweep = _Sweep(exported, output, options, dataset, on_note, on_result)
-    report = sweep.run()
-    write_file(output / "sweep.json", encode_json(report), overwrite=True)
+    with sweep.store.lock():
+        report = sweep.run()
+        write_file(output / "sweep.json", encode_json(report), overwrite=True)
     return report
 
 
@@ -108,7 +109,11 @@ class _Variant:
 
 
 class _Sweep:
-    """One run of a sweep."""
+    """One run of a sweep.
+
+    Attributes:
+        store: the stored results.
+    """
 
     def __init__(
         self,
@@ -124,7 +129,7 @@ class _Sweep:
         self._options = options
         self._dataset = dataset
         self._note = on_note
-        self._store = ResultStore(output / "results", on_note, on_result)
+        self.store = ResultStore(output / "results", on_note, on_result)
         self._target, self._backend = backend_for_target(options.compile.target)
         self._variants = [
             _Variant(precision=precision, name=f"{self._target}-{precision.value}") for precision in options.precisions
@@ -150,7 +155,7 @@ class _Sweep:
         """Compile, evaluate, and load the stored repetitions."""
         path = self._output / variant.name
         options = self._options.for_precision(variant.precision)
-        bundle, _reused = obtain_compiled(self._exported, path, options, self._store, self._note)
+        bundle, _reused = obtain_compiled(self._exported, path, options, self.store, self._note)
         variant.bundle = bundle
         if self._dataset is not None:
             variant.accuracy = self._obtain_accuracy(variant.name, bundle, self._dataset)
@@ -160,14 +165,14 @@ class _Sweep:
         name = f"{variant}.accuracy"
         key = accuracy_key(bundle, dataset, self._images, self._options)
         # The images of a folder may have changed since.
-        kept = self._store.load(name, key, AccuracyReport) if dataset.name in DATASETS else None
+        kept = self.store.load(name, key, AccuracyReport) if dataset.name in DATASETS else None
         if kept is not None:
             self._note(f"reusing {name}: same bundle, images and prompts")
             return kept
         self._note(f"evaluating {name_from_path(bundle.path)}")
         with Encoder(bundle, self._options.session) as encoder:
             report = evaluate(encoder, dataset, self._options.evaluate, on_note=self._note)
-        self._store.save(name, key, report)
+        self.store.save(name, key, report)
         return report
 
     @functools.cached_property
@@ -177,7 +182,7 @@ class _Sweep:
     def _load_timing(self, variant: str, bundle: CompiledBundle, batch_size: int) -> _Timing:
         name = f"{variant}-b{batch_size}"
         key = timing_key(bundle, batch_size, self._options)
-        known = self._store.load(name, key, tuple[Repetition, ...]) or ()
+        known = self.store.load(name, key, tuple[Repetition, ...]) or ()
         return _Timing(name=name, key=key, batch_size=batch_size, repetitions=known[: self._options.repetitions])
 
     def _measure_speed(self) -> None:
@@ -208,7 +213,7 @@ class _Sweep:
             for timing in missing:
                 repetition = _time(graph, timing.batch_size, self._options.duration_ms / 1e3)
                 timing.repetitions = (*timing.repetitions, repetition)
-                self._store.save(timing.name, timing.key, timing.repetitions)
+                self.store.save(timing.name, timing.key, timing.repetitions)
 
     def _report(self) -> SweepReport:
         options, dataset = self._options, self._dataset

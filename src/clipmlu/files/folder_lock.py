@@ -1,0 +1,75 @@
+"""A lock on a folder, so that one process at a time works in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from clipmlu.files.publish import missing_folders, output_errors, remove_empty
+
+if sys.platform != "win32":
+    import fcntl
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # EBADF: a folder on NFS
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a folder; another process, or thread, that calls this waits until the block or the process ends.
+
+    On a system without such locks nothing is locked.
+
+    Args:
+        folder: the folder; it is created, and removed on exit if it was missing and is empty.
+        on_wait: called before waiting for another process.
+
+    Raises:
+        OutputError: the folder cannot be created.
+    """
+    with contextlib.ExitStack() as stack:
+        with output_errors(folder):
+            missing = missing_folders(folder)
+            stack.callback(os.close, _lock(folder, on_wait))
+        stack.callback(remove_empty, missing)  # before the lock is released
+        yield
+
+
+def _lock(folder: Path, on_wait: Callable[[], None]) -> int:
+    """Lock a folder and return the descriptor that holds the lock.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)  # the last process may have removed it
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            continue
+        try:
+            _take(descriptor, on_wait)
+            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _take(descriptor: int, on_wait: Callable[[], None]) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        on_wait()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
