@@ -16,7 +16,7 @@ import pytest
 import support
 from clipmlu.data import finding
 from clipmlu.data.datasets import open_dataset, open_folder
-from clipmlu.data.finding import Found, LeftOut, find_images, find_matches
+from clipmlu.data.finding import Found, SkippedFiles, find_images, find_matches
 from clipmlu.data.images import load_image
 from clipmlu.errors import InputError
 
@@ -33,10 +33,10 @@ def fill(root: Path, *names: str) -> None:
             path.write_text("x")
 
 
-def found_in(folder: Path, left_out: LeftOut | None = None) -> list[str]:
+def found_in(folder: Path, skipped_files: SkippedFiles | None = None) -> list[str]:
     return [
         each.path.relative_to(folder).as_posix() + (" !" if each.error else "")
-        for each in find_images(folder, left_out or LeftOut())
+        for each in find_images(folder, skipped_files or SkippedFiles())
     ]
 
 
@@ -83,8 +83,8 @@ def test_a_folder_that_cannot_be_listed_is_an_entry_with_the_reason(tmp_path: Pa
         return {found.name: read(found) for found in entries}
 
     try:
-        found = as_another_user(tmp_path, lambda: read_all(find_images(Path(), LeftOut())))
-        matched = as_another_user(tmp_path, lambda: read_all(find_matches("*/*.png", LeftOut())))
+        found = as_another_user(tmp_path, lambda: read_all(find_images(Path(), SkippedFiles())))
+        matched = as_another_user(tmp_path, lambda: read_all(find_matches("*/*.png", SkippedFiles())))
     finally:
         (tmp_path / "closed").chmod(0o755)
     size = [support.SIDE, support.SIDE]
@@ -104,9 +104,9 @@ def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> Non
     (root / "a" / "up").symlink_to(root)
     (root / "linked").symlink_to(tmp_path / "outside")
     (root / "linked_again").symlink_to(tmp_path / "outside")
-    left_out = LeftOut()
-    assert found_in(root, left_out) == ["b.png", "a/1.png", "linked/o.png"]
-    assert left_out.note() == "Left out: 2 folder(s) reached again through a link."
+    skipped_files = SkippedFiles()
+    assert found_in(root, skipped_files) == ["b.png", "a/1.png", "linked/o.png"]
+    assert skipped_files.note() == "Left out: 2 folder(s) reached again through a link."
 
 
 def test_links_that_lead_nowhere_are_entries_that_say_so(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_links_that_lead_nowhere_are_entries_that_say_so(tmp_path: Path) -> None
     (tmp_path / "gone.png").symlink_to("nowhere/x.png")
     (tmp_path / "photos_2024").symlink_to("/nowhere/photos")
     (tmp_path / "self.jpg").symlink_to("self.jpg")
-    found = {each.path.name: each for each in find_images(tmp_path, LeftOut())}
+    found = {each.path.name: each for each in find_images(tmp_path, SkippedFiles())}
     assert sorted(found) == ["1.png", "gone.png", "photos_2024", "self.jpg"]
     with pytest.raises(InputError, match=r"gone\.png': it is a link to 'nowhere/x\.png', which does not exist"):
         found["gone.png"].source()
@@ -129,13 +129,13 @@ def test_links_that_lead_nowhere_are_entries_that_say_so(tmp_path: Path) -> None
 def test_what_is_left_out_is_counted_in_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "_reads_heif", lambda: False)
     fill(tmp_path, "a.HEIC", "sub/b.heic", "c.txt", "noend", "._d.png", "__MACOSX/e.png", "f.JPG")
-    left_out = LeftOut()
-    assert found_in(tmp_path, left_out) == ["f.JPG"]
-    assert left_out.note() == (
+    skipped_files = SkippedFiles()
+    assert found_in(tmp_path, skipped_files) == ["f.JPG"]
+    assert skipped_files.note() == (
         "Left out: 4 file(s) of other types (.heic 2, without suffix 1, .txt 1); 2 of macOS's own (__MACOSX, ._*). "
         "HEIC and HEIF are read with pillow-heif: pip install 'clipmlu[heif]'."
     )
-    assert LeftOut().note() is None
+    assert SkippedFiles().note() is None
 
 
 def test_heic_is_read_as_its_plugin_reads_it(tmp_path: Path) -> None:
@@ -162,7 +162,9 @@ def test_a_pattern_gives_each_file_once_and_folders_are_searched(tmp_path: Path)
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path)
 
     def matches(pattern: str) -> list[str]:
-        return [each.path.relative_to(tmp_path).as_posix() for each in find_matches(f"{tmp_path}/{pattern}", LeftOut())]
+        return [
+            each.path.relative_to(tmp_path).as_posix() for each in find_matches(f"{tmp_path}/{pattern}", SkippedFiles())
+        ]
 
     assert sorted(matches("**/*.png")) == ["a/1.png", "a/b/2.png", "a/x[1]/4.png", "c.png"]
     assert sorted(matches("**")) == [".hidden/3.png", "a/1.png", "a/b/2.png", "a/x[1]/4.png", "c.png"]

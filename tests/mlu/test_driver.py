@@ -63,7 +63,7 @@ def test_batches_in_flight_finish_in_order_and_belong_to_the_caller(open_runner:
     waiting: collections.deque[Any] = collections.deque()
     results: list[tuple[Any, Any]] = []
     for seed in range(12):
-        if not runner.room:
+        if not runner.free_slots:
             results.append((waiting.popleft(), runner.finish()[0]))
         batch = rows(1 + seed % 5, seed)
         runner.start([batch])
@@ -102,7 +102,7 @@ def test_batches_that_do_not_fit_are_refused_before_the_sdk_sees_them(open_runne
     ):
         with pytest.raises(DriverError, match=message):
             runner.start(feeds)
-    assert runner.room == 2
+    assert runner.free_slots == 2
     np.testing.assert_allclose(run(runner, rows(2, 0))[0], reference(rows(2, 0)), atol=1e-6)
 
 
@@ -469,7 +469,7 @@ def test_second_context_that_cannot_be_had_is_done_without(
 ) -> None:
     monkeypatch.setenv("CLIPMLU_EMULATOR_FAULTS", "create_i_context:2:oom")
     runner = open_runner(depth=2)
-    assert runner.room == 1
+    assert runner.free_slots == 1
     assert "batches in flight: 1 instead of 2" in runner.warnings[0]
     np.testing.assert_allclose(run(runner, rows(2, 0))[0], reference(rows(2, 0)), atol=1e-6)
 

@@ -18,7 +18,7 @@ from clipmlu.errors import BackendUnavailableError
 from clipmlu.magicmind.client.worker_client import WorkerClient
 from clipmlu.magicmind.driver.address import remove_stale
 from clipmlu.magicmind.driver.errors import DriverError, GreetingError, ProtocolError
-from clipmlu.magicmind.driver.files import Reach
+from clipmlu.magicmind.driver.files import FileAccess
 from clipmlu.magicmind.driver.onnx_file import check_holds_its_weights
 from clipmlu.magicmind.driver.request import Request
 from clipmlu.magicmind.driver.secret import read_secret
@@ -100,7 +100,7 @@ def test_strangers_header_is_one_line_in_the_log(serve: Any, header: bytes) -> N
     ],
 )
 def test_request_that_makes_no_sense_is_answered(fields: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
-    service = Service(reach=Reach([]))
+    service = Service(file_access=FileAccess([]))
     request = Request(fields)
     with pytest.raises(DriverError) as caught:
         service.runner(request) if fields["op"] == "run" else service.answer(request)
@@ -116,7 +116,7 @@ def test_offset_that_no_file_has_is_answered() -> None:
 
 def test_folder_that_is_no_text_is_answered(tmp_path: Path) -> None:
     with pytest.raises(DriverError, match="is no path"):
-        Reach([str(tmp_path)]).folder("\ud800")
+        FileAccess([str(tmp_path)]).folder("\ud800")
 
 
 @pytest.mark.parametrize(("header", "length"), [({}, 1 << 30), ({"arrays": 7}, 9), ({"arrays": [{"a": 1}]}, 9)])
@@ -140,20 +140,20 @@ def test_only_regular_files_in_the_roots_are_read(tmp_path: Path) -> None:
     os.symlink(root / "secret", root / "to-secret")
     os.link(outside / "b", root / "hard")
     os.mkfifo(root / "pipe")
-    reach = Reach([str(root)], [str(root / "secret")])
-    with reach.open(str(root / "a")) as stream:
+    file_access = FileAccess([str(root)], [str(root / "secret")])
+    with file_access.open(str(root / "a")) as stream:
         assert stream.read() == b"content"
     refused = [outside / "b", root / "../root-2/b", root / "link", root / "folder/b", root / "hard", root / "pipe"]
     for path in [*refused, root / "secret", root / "to-secret", root, root / "none", "/proc/self/environ", "/dev/zero"]:
         with pytest.raises(DriverError, match="cannot be read"):
-            reach.open(str(path))
+            file_access.open(str(path))
     with pytest.raises(DriverError, match="outside the folders"):
-        Reach(["/"]).open("/proc/self/environ")
+        FileAccess(["/"]).open("/proc/self/environ")
     os.unlink(root / "hard")
     for operation in ("get", "open"):
         request = Request({"op": operation, "path": str(outside / "b"), "model": str(outside / "b"), "offset": 0})
         with pytest.raises(DriverError, match="outside the folders"):
-            Service(reach=reach).answer(request)
+            Service(file_access=file_access).answer(request)
 
 
 def test_uploaded_graph_brings_no_file_of_the_worker_back(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_uploaded_graph_brings_no_file_of_the_worker_back(tmp_path: Path) -> Non
     (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(DriverError, match="weights in other files are refused here"):
         check_holds_its_weights(str(tmp_path / "other.onnx"))
-    service = Service(scratch=str(tmp_path), reach=Reach([str(tmp_path)]))
+    service = Service(scratch=str(tmp_path), file_access=FileAccess([str(tmp_path)]))
     inputs = [{"shape": [1, 4]}]
     for name, more, reason in (
         ("other.onnx", {}, "weights in other files are refused here"),

@@ -20,7 +20,7 @@ from clipmlu.magicmind.client.worker_client import WorkerClient
 from clipmlu.magicmind.driver.arrays import layout_of
 from clipmlu.magicmind.driver.channel import SocketChannel
 from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
-from clipmlu.magicmind.driver.files import Reach
+from clipmlu.magicmind.driver.files import FileAccess
 from clipmlu.magicmind.driver.service import Service
 from clipmlu.magicmind.driver.serving import serve_requests
 from clipmlu.magicmind.driver.wire import Connection
@@ -94,8 +94,8 @@ def test_damaged_requests_are_refused_in_one_line(
             ours.sendall(damage.frame(*request))
         ours.shutdown(socket.SHUT_WR)
         connection = Connection(theirs)
-        reach = Reach([str(tmp_path)])
-        service = Service(load=lambda: sdk, scratch=str(tmp_path / "scratch"), reach=reach)
+        file_access = FileAccess([str(tmp_path)])
+        service = Service(load=lambda: sdk, scratch=str(tmp_path / "scratch"), file_access=file_access)
         try:
             serve_requests(SocketChannel(connection, 5), service)
         except ProtocolError as error:

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
-from clipmlu.data.finding import Found, LeftOut, find_images, find_matches
+from clipmlu.data.finding import Found, SkippedFiles, find_images, find_matches
 from clipmlu.embed.items import ImageItem
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
@@ -20,7 +20,7 @@ STDIN = "-"
 _CHUNK_BYTES = 1 << 16
 
 
-def image_items(inputs: Iterable[str], left_out: LeftOut) -> Iterator[ImageItem]:
+def image_items(inputs: Iterable[str], skipped_files: SkippedFiles) -> Iterator[ImageItem]:
     """Yield the images of all inputs; folders in sorted order.
 
     An input that is wrong, such as a missing path or an empty folder, becomes an item that fails when it is loaded. It
@@ -28,17 +28,17 @@ def image_items(inputs: Iterable[str], left_out: LeftOut) -> Iterator[ImageItem]
 
     Args:
         inputs: inputs as given by the user.
-        left_out: counts files in folders that are not images.
+        skipped_files: counts files in folders that are not images.
     """
     for text in inputs:
-        for found in _listed(left_out) if text == STDIN else _found(text, left_out):
+        for found in _listed(skipped_files) if text == STDIN else _found(text, skipped_files):
             yield ImageItem(found.name, found.source)
 
 
-def _listed(left_out: LeftOut) -> Iterator[Found]:
+def _listed(skipped_files: SkippedFiles) -> Iterator[Found]:
     """Images of the list on stdin; an empty list or a closed stdin becomes an entry with an error."""
     lines = iter(()) if sys.stdin is None else _lines(sys.stdin)
-    found = chain.from_iterable(_found(line, left_out) for line in lines)
+    found = chain.from_iterable(_found(line, skipped_files) for line in lines)
     message = "standard input is closed." if sys.stdin is None else "the list on standard input has no paths."
     return _require(found, Path(STDIN), message)
 
@@ -68,13 +68,13 @@ def _between_zeros(raw: io.BufferedReader) -> Iterator[bytes]:
     yield rest
 
 
-def _found(text: str, left_out: LeftOut) -> Iterator[Found]:
+def _found(text: str, skipped_files: SkippedFiles) -> Iterator[Found]:
     path = expand_home(text)
     if os.path.isdir(path):
-        return _require(find_images(path, left_out), path, "it holds no images.")
+        return _require(find_images(path, skipped_files), path, "it holds no images.")
     if glob.has_magic(text) and not os.path.lexists(path):
         return _require(
-            find_matches(str(path), left_out), path, "the file does not exist, and the pattern matches no image."
+            find_matches(str(path), skipped_files), path, "the file does not exist, and the pattern matches no image."
         )
     return iter((Found(path),))
 

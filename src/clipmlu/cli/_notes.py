@@ -16,7 +16,7 @@ from clipmlu.data.skipping import SKIPPED
 from clipmlu.file_names import name_from_path, printable
 
 if TYPE_CHECKING:
-    from clipmlu.data.finding import LeftOut
+    from clipmlu.data.finding import SkippedFiles
 
 
 def note(message: str) -> None:
@@ -25,9 +25,9 @@ def note(message: str) -> None:
         click.echo(printable(message), err=True)
 
 
-def note_inputs(broken: int, left_out: LeftOut) -> int:
+def note_inputs(broken: int, skipped_files: SkippedFiles) -> int:
     """Print the number of unreadable inputs and of skipped files, and return the exit code of the command."""
-    passed_over = left_out.note()
+    passed_over = skipped_files.note()
     if passed_over is not None:
         note(passed_over)
     if broken:

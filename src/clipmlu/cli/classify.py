@@ -58,7 +58,7 @@ def classify_command(
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
     from clipmlu.cli._inputs import image_items
-    from clipmlu.data.finding import LeftOut
+    from clipmlu.data.finding import SkippedFiles
     from clipmlu.embed.images import run_batches
     from clipmlu.files.publish import check_files_free
     from clipmlu.report.predictions import FORMATS, write_predictions
@@ -68,7 +68,7 @@ def classify_command(
     if not inputs and save_classifier is None:
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
     check_files_free([save_classifier], overwrite=overwrite)
-    broken, left_out = 0, LeftOut()
+    broken, skipped_files = 0, SkippedFiles()
     with running.load(bundle, image_only=classifier_file is not None) as encoder:
         classifier = _classifier(encoder, labels, classifier_file, templates)
         if save_classifier is not None:
@@ -80,11 +80,14 @@ def classify_command(
                 note(cost)
             output = FORMATS[format_name](classifier, top_k)
             batches = run_batches(
-                classifier.scorer, image_items(inputs, left_out), batch_size=running.batch_size, workers=running.workers
+                classifier.scorer,
+                image_items(inputs, skipped_files),
+                batch_size=running.batch_size,
+                workers=running.workers,
             )
             with contextlib.closing(batches):
                 broken = write_predictions(output, batches, on_note=note)
-    return note_inputs(broken, left_out)
+    return note_inputs(broken, skipped_files)
 
 
 def _classifier(encoder: Model, labels: str | None, file: Path | None, templates: str) -> ZeroShotClassifier:

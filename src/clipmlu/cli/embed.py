@@ -39,10 +39,10 @@ def embed_command(
     """
     from clipmlu.bundle.manifest import emulated_mark
     from clipmlu.cli._inputs import image_items
-    from clipmlu.data.finding import LeftOut
+    from clipmlu.data.finding import SkippedFiles
     from clipmlu.embed.file import EmbeddingFile, check_embedding_output, embed_images_into, embed_lines_into
 
-    left_out = LeftOut()
+    skipped_files = SkippedFiles()
     if bool(inputs) == (texts is not None):
         raise OptionError("Give either INPUT or --texts.")
     check_embedding_output(output, overwrite=overwrite)
@@ -53,7 +53,7 @@ def embed_command(
         mark = emulated_mark(encoder.bundle.compilation.emulated)
         try:
             if texts is None:
-                items = image_items(inputs, left_out)
+                items = image_items(inputs, skipped_files)
                 broken = embed_images_into(
                     file,
                     encoder,
@@ -73,7 +73,7 @@ def embed_command(
         note(
             f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {name_from_path(file.publish())}{mark}"
         )
-    return note_inputs(broken, left_out)
+    return note_inputs(broken, skipped_files)
 
 
 def _note_skipped(error: InputError) -> None:

@@ -52,7 +52,7 @@ class Found:
         return self.path
 
 
-class LeftOut:
+class SkippedFiles:
     """Counts of the folder entries that are not used as images.
 
     Attributes:
@@ -95,7 +95,7 @@ class LeftOut:
         return ", ".join([*shown, *([f"others {others}"] if others else [])])
 
 
-def find_images(folder: Path, left_out: LeftOut) -> Iterator[Found]:
+def find_images(folder: Path, skipped_files: SkippedFiles) -> Iterator[Found]:
     """Yield the images below a folder lazily: the sorted files of each folder, then its sub-folders.
 
     Links to folders are followed, as in torchvision's ImageFolder, but each real folder is read once, so that loops
@@ -103,14 +103,14 @@ def find_images(folder: Path, left_out: LeftOut) -> Iterator[Found]:
 
     Args:
         folder: the folder to search; if it cannot be listed, it is returned as an entry with an error.
-        left_out: counts skipped entries while the result is consumed.
+        skipped_files: counts skipped entries while the result is consumed.
     """
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
         current = waiting.pop()
         if not _first_time(current, seen):
-            left_out.repeated += 1
+            skipped_files.repeated += 1
             continue
         try:
             entries = list_folder(current)
@@ -118,7 +118,7 @@ def find_images(folder: Path, left_out: LeftOut) -> Iterator[Found]:
             yield Found(current, error)
             continue
         folders: list[Path] = []
-        yield from _files(entries, folders, left_out)
+        yield from _files(entries, folders, skipped_files)
         waiting += reversed(folders)
 
 
@@ -147,14 +147,14 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
         raise _unlistable(folder, error) from error
 
 
-def sub_folders(folder: Path, left_out: LeftOut) -> list[Found]:
+def sub_folders(folder: Path, skipped_files: SkippedFiles) -> list[Found]:
     """Return the direct sub-folders, links to folders included, sorted by name, without hidden ones and those of macOS.
 
     A dangling link may have pointed to a folder, so it is an entry with an error, unless it has the name of an image.
 
     Args:
         folder: the folder to search.
-        left_out: counts skipped entries.
+        skipped_files: counts skipped entries.
 
     Raises:
         InputError: the folder cannot be listed.
@@ -162,13 +162,13 @@ def sub_folders(folder: Path, left_out: LeftOut) -> list[Found]:
     found = []
     for entry in list_folder(folder):
         if _is_of_macos(entry.name):
-            left_out.macos += 1
+            skipped_files.macos += 1
             continue
         is_folder, error = _classify(entry)
         if not is_folder and (error is None or is_image_name(entry.name)):
-            left_out.beside += is_image_name(entry.name)
+            skipped_files.beside += is_image_name(entry.name)
         elif entry.name.startswith("."):
-            left_out.hidden += 1
+            skipped_files.hidden += 1
         else:
             found.append(Found(Path(entry.path), error))
     return found
@@ -180,11 +180,11 @@ def is_image_name(name: str) -> bool:
     return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and _reads_heif())
 
 
-def _files(entries: list[os.DirEntry[str]], folders: list[Path], left_out: LeftOut) -> Iterator[Found]:
+def _files(entries: list[os.DirEntry[str]], folders: list[Path], skipped_files: SkippedFiles) -> Iterator[Found]:
     """Yield the images among some entries; folders are appended to ``folders``."""
     for entry in entries:
         if _is_of_macos(entry.name):
-            left_out.macos += 1
+            skipped_files.macos += 1
             continue
         is_folder, error = _classify(entry)
         if error is not None:
@@ -194,7 +194,7 @@ def _files(entries: list[os.DirEntry[str]], folders: list[Path], left_out: LeftO
         elif is_image_name(entry.name):
             yield Found(Path(entry.path))
         else:
-            left_out.suffixes[os.path.splitext(entry.name)[1].lower()] += 1
+            skipped_files.suffixes[os.path.splitext(entry.name)[1].lower()] += 1
 
 
 def _is_of_macos(name: str) -> bool:
@@ -224,7 +224,7 @@ def _reads_heif() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def find_matches(pattern: str, left_out: LeftOut) -> Iterator[Found]:
+def find_matches(pattern: str, skipped_files: SkippedFiles) -> Iterator[Found]:
     """Yield the images that a glob pattern matches, lazily and sorted, like ``glob.glob(pattern, recursive=True)``.
 
     Differences: a folder that cannot be listed is an entry with an error, ``**`` reads each real folder once, and a
@@ -233,14 +233,14 @@ def find_matches(pattern: str, left_out: LeftOut) -> Iterator[Found]:
 
     Args:
         pattern: a path with ``*``, ``?``, ``[...]`` or ``**``.
-        left_out: counts skipped entries of matching folders.
+        skipped_files: counts skipped entries of matching folders.
     """
     path = Path(pattern)
     start, parts = (Path(path.anchor), path.parts[1:]) if path.anchor else (Path(), path.parts)
     given: set[str] = set()  # '**/*' matches a folder, and then its content
     for matched in _match(start, parts):
         is_folder = matched.error is None and os.path.isdir(matched.path)
-        for found in find_images(matched.path, left_out) if is_folder else (matched,):
+        for found in find_images(matched.path, skipped_files) if is_folder else (matched,):
             real = os.path.realpath(found.path) if "**" in parts else str(found.path)
             if real not in given:
                 given.add(real)
@@ -303,9 +303,9 @@ def list_images(folder: Path, on_note: Callable[[str], object]) -> tuple[tuple[P
     Returns:
         The images in sorted order, and why what might hold others cannot be read.
     """
-    left_out = LeftOut()
-    found = list(find_images(folder, left_out))
-    if passed_over := left_out.note():
+    skipped_files = SkippedFiles()
+    found = list(find_images(folder, skipped_files))
+    if passed_over := skipped_files.note():
         on_note(passed_over)
     unreadable = [str(each.error) for each in found if each.error is not None]
     return tuple(each.path for each in found if each.error is None), unreadable

@@ -98,7 +98,7 @@ class StagedFiles:
         except FileExistsError as error:
             for mine in placed:
                 mine.unlink()
-            raise OutputExistsError(_taken_message("File", target)) from error
+            raise OutputExistsError(_exists_message("File", target)) from error
 
 
 def write_file(path: str | os.PathLike[str], content: bytes, *, overwrite: bool) -> None:
@@ -188,7 +188,7 @@ def check_directory_free(target: Path, kind: str, marker: str, *, overwrite: boo
             f"Output '{target}' exists and is not a {kind}; it is not changed. Choose another path."
         )
     if not overwrite:
-        raise BundleExistsError(_taken_message(kind.capitalize(), target))
+        raise BundleExistsError(_exists_message(kind.capitalize(), target))
 
 
 def check_files_free(targets: Iterable[Path | None], *, overwrite: bool) -> None:
@@ -218,7 +218,7 @@ def check_file_free(target: Path, *, overwrite: bool) -> None:
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
         taken = _exists(target)
     if taken and not overwrite:
-        raise OutputExistsError(_taken_message("File", target))
+        raise OutputExistsError(_exists_message("File", target))
 
 
 @contextlib.contextmanager
@@ -293,7 +293,7 @@ def _refusal(target: str | os.PathLike[str], error: OSError) -> str:
     return f"Cannot write '{target}': {error.strerror or error}. Choose a path that can be written."
 
 
-def _taken_message(kind: str, target: Path) -> str:
+def _exists_message(kind: str, target: Path) -> str:
     return f"{kind} '{target}' exists. Choose another path, or replace it with --overwrite."
 
 

@@ -16,7 +16,7 @@ from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError
 from clipmlu.lifetime import keep_when_forked
-from clipmlu.magicmind.build import BuildRecord, ask_versions, build_graph, read_record
+from clipmlu.magicmind.build import BuildRecord, build_graph, read_record, read_sdk_versions
 from clipmlu.magicmind.client.local import LocalPeer
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
 from clipmlu.magicmind.client.peer import OpenRequest, Peer
@@ -71,7 +71,7 @@ class MagicMindBackend:
     def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
         """Return the versions of the SDK and the driver, asked from the worker or this process."""
         with self._peers.lease(self._endpoint(options.worker), options.device) as peer:
-            return ask_versions(peer)
+            return read_sdk_versions(peer)
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Build one graph; see ``Backend.compile_tower``.

@@ -90,7 +90,7 @@ def read_record(model: Path) -> BuildRecord:
         ) from error
 
 
-def ask_versions(peer: Peer) -> dict[str, str]:
+def read_sdk_versions(peer: Peer) -> dict[str, str]:
     """Return the versions of the SDK and of the driver of a peer; see ``Backend.sdk_versions``."""
     try:
         return _versions(peer.execute(lambda exchange: exchange({"op": "info"}, ()).read(HostFacts), _INFO_SECONDS))

@@ -168,10 +168,10 @@ def open_folder(
     """
     from clipmlu.data.datasets.imagefolder import ImageFolder, UnlabelledFolder
     from clipmlu.data.datasets.splits import find_calibration_folder
-    from clipmlu.data.finding import LeftOut, sub_folders
+    from clipmlu.data.finding import SkippedFiles, sub_folders
 
     root = find_calibration_folder(path)
-    names = [found.path.name for found in sub_folders(root, LeftOut()) if found.error is None]
+    names = [found.path.name for found in sub_folders(root, SkippedFiles()) if found.error is None]
     if names and (class_names is not None or folder_names or not look_like_ids(names)):
         split = None if root == path else root.name
         return ImageFolder(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
 from clipmlu.data.datasets.splits import find_split
-from clipmlu.data.finding import Found, LeftOut, find_images, sub_folders
+from clipmlu.data.finding import Found, SkippedFiles, find_images, sub_folders
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, load_image
 from clipmlu.errors import InputError
 from clipmlu.file_names import name_from_path
@@ -78,10 +78,10 @@ class ImageFolder(_FolderImages):
         self.max_pixels = max_pixels
         self._root, self.split = find_split(root, split, default_split, folder_names=folder_names)
         self.name = f"imagefolder:{name_from_path(root)}"
-        left_out = LeftOut()
-        folders = [found.source() for found in sub_folders(self._root, left_out)]
-        images = [_images_below(folder, left_out) for folder in folders]
-        _log_left_out(left_out)
+        skipped_files = SkippedFiles()
+        folders = [found.source() for found in sub_folders(self._root, skipped_files)]
+        images = [_images_below(folder, skipped_files) for folder in folders]
+        _log_skipped_files(skipped_files)
         _check_filled(self._root, folders, images)
         self._items = [found for below in images for found in below]
         self._labels = [label for label, below in enumerate(images) for _ in below]
@@ -114,9 +114,9 @@ class UnlabelledFolder(_FolderImages):
         self.name, self.split = f"folder:{name_from_path(root)}", "all"
         if not root.is_dir():
             raise InputError(f"Image folder '{root}' does not exist. Expected a folder of images.")
-        left_out = LeftOut()
-        self._items = _images_below(root, left_out)
-        _log_left_out(left_out)
+        skipped_files = SkippedFiles()
+        self._items = _images_below(root, skipped_files)
+        _log_skipped_files(skipped_files)
         if not self._items:
             raise InputError(f"Image folder '{root}' has no images.")
 
@@ -151,12 +151,12 @@ def _check_words(root: Path, names: Sequence[str], *, folder_names: bool) -> Non
         )
 
 
-def _images_below(folder: Path, left_out: LeftOut) -> list[Found]:
+def _images_below(folder: Path, skipped_files: SkippedFiles) -> list[Found]:
     """Return the images in torchvision's order: by the folder's path as text, then by the file's name."""
-    return sorted(find_images(folder, left_out), key=lambda found: (str(found.path.parent), found.path.name))
+    return sorted(find_images(folder, skipped_files), key=lambda found: (str(found.path.parent), found.path.name))
 
 
-def _log_left_out(left_out: LeftOut) -> None:
-    note = left_out.note()
+def _log_skipped_files(skipped_files: SkippedFiles) -> None:
+    note = skipped_files.note()
     if note is not None:
         _log.warning("%s", note)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from clipmlu.arguments import is_there
-from clipmlu.data.finding import LeftOut, sub_folders
+from clipmlu.data.finding import SkippedFiles, sub_folders
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
 
@@ -79,7 +79,7 @@ def _folders(folder: Path) -> list[str]:
         raise InputError(
             f"Image folder '{_short(name_from_path(folder))}' does not exist. Expected a folder with one sub-folder per class."
         )
-    return [found.path.name for found in sub_folders(folder, LeftOut()) if found.error is None]
+    return [found.path.name for found in sub_folders(folder, SkippedFiles()) if found.error is None]
 
 
 def _has_default(root: Path, default: str, names: list[str]) -> bool:

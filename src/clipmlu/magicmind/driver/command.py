@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 from .address import parse_address
 from .errors import GreetingError
-from .files import Reach
+from .files import FileAccess
 from .log import log_line
 from .processes import die_with_parent
 from .request import Request
@@ -94,8 +94,8 @@ def _run(options: argparse.Namespace, program: bytes) -> int:
     if kind == "fd":
         die_with_parent()
         faulthandler.enable()
-        reach = Reach(options.root or [], options.hidden) if options.greeted else Reach()
-        service = Service(scratch=options.scratch, reach=reach)
+        file_access = FileAccess(options.root or [], options.hidden) if options.greeted else FileAccess()
+        service = Service(scratch=options.scratch, file_access=file_access)
         serve_descriptor(where, service, digest=digest, greeted=options.greeted, idle_seconds=options.idle_seconds)
         return 0
     _check_options(options)

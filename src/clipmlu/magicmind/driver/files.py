@@ -16,7 +16,7 @@ CHUNK = 16 << 20
 _SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
 
 
-class Reach:
+class FileAccess:
     """Checks which files a client can access.
 
     Args:

@@ -159,12 +159,12 @@ class Runner:
         self._make_slots(depth)
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """Number of batches that can be started now."""
         return len(self._free)
 
     def start(self, feeds: Sequence[Array]) -> None:
-        """Start one batch; ``room`` must not be 0.
+        """Start one batch; ``free_slots`` must not be 0.
 
         Args:
             feeds: one array per input, of the type that the model reports; int64 is accepted for int32.

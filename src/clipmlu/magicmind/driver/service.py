@@ -13,7 +13,7 @@ import numpy as np
 from .arrays import bytes_of
 from .building import build
 from .errors import DriverError
-from .files import CHUNK, Reach, as_path, digest_of_stream, unreadable
+from .files import CHUNK, FileAccess, as_path, digest_of_stream, unreadable
 from .onnx_file import check_holds_its_weights
 from .request import Reply, Request
 from .running import Runner
@@ -32,17 +32,17 @@ class Service:
     Args:
         load: returns ``magicmind.python.runtime``; called on first use.
         scratch: directory for uploaded files; None creates a temporary one on first use.
-        reach: checks which other files requests can access.
+        file_access: checks which other files requests can access.
     """
 
     def __init__(
-        self, load: Callable[[], Any] = load_sdk, scratch: str | None = None, reach: Reach | None = None
+        self, load: Callable[[], Any] = load_sdk, scratch: str | None = None, file_access: FileAccess | None = None
     ) -> None:
         self._load = load
         self._loaded: tuple[Any, Cards] | None = None
         self._scratch = scratch
         self._own_scratch: Scratch | None = None
-        self._reach = reach or Reach()
+        self._file_access = file_access or FileAccess()
         self._runners: dict[int, Runner] = {}
         self._next_session = 1
 
@@ -92,11 +92,11 @@ class Service:
         check_spec(spec)
         spec["onnx"] = self._readable(spec["onnx"])
         spec["output"] = self._writable(spec["output"])
-        if self._reach.limited:
+        if self._file_access.limited:
             check_holds_its_weights(spec["onnx"])
             self._check_folders_in(spec.get("extra"))
         if spec.get("toolchain"):
-            spec["toolchain"] = self._reach.folder(spec["toolchain"])
+            spec["toolchain"] = self._file_access.folder(spec["toolchain"])
         if spec.get("calibration"):
             spec["calibration"] = dict(spec["calibration"])
             spec["calibration"]["data"] = [self._source(item, request) for item in spec["calibration"]["data"]]
@@ -119,7 +119,7 @@ class Service:
         facts: Fields = {
             "session": session,
             "warnings": runner.warnings,
-            "depth": runner.room,
+            "depth": runner.free_slots,
             "emulated": is_emulated(sdk),
         }
         return {**facts, **runner.ports}, []
@@ -134,7 +134,7 @@ class Service:
         """Return whether a readable file with that path, size and digest exists on this machine."""
         size, digest = request.field("size", int), request.field("sha256", str)
         try:
-            with self._reach.open(request.fields.get("path")) as stream:
+            with self._file_access.open(request.fields.get("path")) as stream:
                 same = os.fstat(stream.fileno()).st_size == size and digest_of_stream(stream) == digest
         except DriverError:
             same = False
@@ -158,7 +158,7 @@ class Service:
         """Read one part of a file."""
         offset = request.number("offset", None, 0, sys.maxsize)
         path = request.field("path", str)
-        with open(self._upload(path), "rb") if path.startswith(_UPLOAD) else self._reach.open(path) as stream:
+        with open(self._upload(path), "rb") if path.startswith(_UPLOAD) else self._file_access.open(path) as stream:
             try:
                 stream.seek(offset)
                 return {}, [np.frombuffer(stream.read(CHUNK), np.uint8)]
@@ -188,19 +188,19 @@ class Service:
             for item in value:
                 self._check_folders_in(item, key)
         elif isinstance(value, str) and ("/" in value or re.search("path|dir|file|folder", key)):
-            self._reach.folder(value)
+            self._file_access.folder(value)
 
     def _readable(self, given: str) -> str:
         """Return the path of a file to read: an uploaded one, or one that the client can access."""
         if given.startswith(_UPLOAD):
             return self._upload(given)
-        return self._reach.readable(given) if self._reach.limited else as_path(given)
+        return self._file_access.readable(given) if self._file_access.limited else as_path(given)
 
     def _writable(self, given: str) -> str:
         """Return the path of a file to write; a remote client writes into the upload folder and downloads the file."""
         if given.startswith(_UPLOAD):
             return self._uploaded(given[len(_UPLOAD) :])
-        if self._reach.limited:
+        if self._file_access.limited:
             raise DriverError("build", f"'{given}' is no place to write to; expected '{_UPLOAD}NAME'", kind="spec")
         return as_path(given)
 

@@ -54,7 +54,7 @@ def serve_requests(channel: Any, service: Service) -> None:
             runner, error = None, None
             try:
                 runner = service.runner(request)
-                while not runner.room:
+                while not runner.free_slots:
                     finish_oldest()
                 runner.start(request.arrays)
             except DriverError as failure:
@@ -109,8 +109,8 @@ def serve_descriptor(descriptor: int, service: Service, *, digest: str, greeted:
     except (ProtocolError, GreetingError, DeadlineError) as error:
         log_line(f"ended a connection: {error}")
         with contextlib.suppress(EOFError, DeadlineError):
-            told = {"error": DriverError("request", str(error), kind="spec").to_json(), "id": None}
-            connection.send(told, deadline=time.monotonic() + 1)
+            refusal = {"error": DriverError("request", str(error), kind="spec").to_json(), "id": None}
+            connection.send(refusal, deadline=time.monotonic() + 1)
     except EOFError:
         pass
     finally:

@@ -60,7 +60,7 @@ class StageCost(Spec, frozen=True, kw_only=True):
     together_seconds_per_image: float | None = None
 
 
-class Verdict(Spec, frozen=True, kw_only=True):
+class PipelineLimit(Spec, frozen=True, kw_only=True):
     """The limit of the pipeline.
 
     Attributes:
@@ -106,7 +106,7 @@ class PipelineReport(Spec, frozen=True, kw_only=True):
     elapsed_s: float
     images_per_second: float
     stages: dict[Stage, StageCost]
-    verdict: Verdict
+    verdict: PipelineLimit
     unreadable: tuple[str, ...] = ()
 
 
@@ -119,7 +119,7 @@ def find_limit(
     cores: int,
     threads: int,
     shares_cores: bool,
-) -> Verdict:
+) -> PipelineLimit:
     """Determine the limit of the pipeline.
 
     The host's stages run ``workers`` at a time, but at most one per core; the stages of a card run one after the other;
@@ -153,7 +153,7 @@ def find_limit(
         decoding = sum(busy.get(stage, 0.0) for stage in HOST_STAGES) / sum(busy.values())
         computing = busy.get("compute", 0.0) / sum(busy.values())
         text += f"; decoding ({decoding:.0%}) and computing ({computing:.0%}) share the cores"
-    return Verdict(
+    return PipelineLimit(
         bound_by=bound_by,
         slowest_stage=slowest,
         limits=limits,

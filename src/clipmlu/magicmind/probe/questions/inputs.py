@@ -41,7 +41,7 @@ def _run(session: Session, values: Array) -> tuple[CallLog, list[Any]]:
     return log, outputs
 
 
-def _hand_over(bench: Bench, kind: str, shape: Sequence[int]) -> Finding:
+def _feed_shape(bench: Bench, kind: str, shape: Sequence[int]) -> Finding:
     values = np.ones(shape, np.float32)
     log, outputs = _run(bench.session(kind), values)
     if log.good:
@@ -63,12 +63,12 @@ def _hand_over(bench: Bench, kind: str, shape: Sequence[int]) -> Finding:
     fresh=True,
 )
 def _shape_outside(bench: Bench, case: str) -> Finding:
-    return _hand_over(bench, *_SHAPES[case])
+    return _feed_shape(bench, *_SHAPES[case])
 
 
 @probe("rank", "7.2", "Does from_numpy look at the rank?", cases=tuple(_RANKS), fresh=True)
 def _rank(bench: Bench, case: str) -> Finding:
-    return _hand_over(bench, *_RANKS[case])
+    return _feed_shape(bench, *_RANKS[case])
 
 
 _CASTS = {
