@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import support
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.compile.plan import CompileOptions, plan_compilation
@@ -203,6 +205,20 @@ def test_a_second_process_waits_until_the_first_one_ends(store: ResultStore, tmp
             assert store.folder.is_dir()
     assert waits == [f"waiting for another process that works with the results in {store.folder}"]
     assert list(tmp_path.iterdir()) == [store.folder], "the first one made it, and was killed"
-    with ResultStore(tmp_path / "new" / "results", waits.append).lock():
+
+
+def test_a_lock_leaves_no_empty_folder(tmp_path: Path) -> None:
+    """Even if the process that was waited for made the folder, and removed it at its end as a search does."""
+    with ResultStore(tmp_path / "new" / "results", print).lock():
         pass
-    assert (len(waits), list(tmp_path.iterdir())) == (1, [store.folder]), "an empty folder is not left behind"
+    assert list(tmp_path.iterdir()) == []
+    notes, take_note = support.hold_until_waited_for(tmp_path / "made" / "results")
+
+    def remove(note: str) -> None:
+        shutil.rmtree(tmp_path / "made")
+        take_note(note)
+
+    with ResultStore(tmp_path / "made" / "results", remove).lock():
+        assert len(notes) == 1
+        assert (tmp_path / "made" / "results").is_dir()
+    assert list(tmp_path.iterdir()) == []

@@ -32,20 +32,21 @@ def lock_folder(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         with output_errors(folder):
-            missing = missing_folders(folder)
-            stack.callback(os.close, _lock(folder, on_wait))
-        stack.callback(remove_empty, missing)  # before the lock is released
+            descriptor, made = _lock(folder, on_wait)
+        stack.callback(os.close, descriptor)
+        stack.callback(remove_empty, made)  # before the lock is released
         yield
 
 
-def _lock(folder: Path, on_wait: Callable[[], None]) -> int:
-    """Lock a folder and return the descriptor that holds the lock.
+def _lock(folder: Path, on_wait: Callable[[], None]) -> tuple[int, list[Path]]:
+    """Lock a folder; return the descriptor that holds the lock, and the folders that were created, innermost first.
 
     Raises:
         OSError: the folder cannot be opened.
     """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)  # the last process may have removed it
+        missing = missing_folders(folder)  # the last process may have removed it
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except FileNotFoundError:
@@ -53,7 +54,7 @@ def _lock(folder: Path, on_wait: Callable[[], None]) -> int:
         try:
             _take(descriptor, on_wait)
             if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-                return descriptor
+                return descriptor, missing
         except FileNotFoundError:
             pass
         except BaseException:
