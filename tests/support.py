@@ -93,9 +93,9 @@ def embed_images(pixel_values: FloatArray, seed: int = 0) -> FloatArray:
     return _unit(quarters @ weights(seed)[0])
 
 
-def embed_tokens(input_ids: npt.NDArray[np.int64], seed: int = 0) -> FloatArray:
+def embed_tokens(input_ids: npt.NDArray[np.int64]) -> FloatArray:
     """The text tower in NumPy, float64 inside."""
-    return _unit(weights(seed)[1].astype(np.float64)[input_ids].sum(axis=1))
+    return _unit(weights()[1].astype(np.float64)[input_ids].sum(axis=1))
 
 
 def preprocess(image: Image.Image) -> FloatArray:

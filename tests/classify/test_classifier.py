@@ -36,10 +36,10 @@ def encoder(compiled: CompiledBundle) -> Iterator[Encoder]:
         yield opened
 
 
-def _class_embeddings(encoder: Encoder, templates: tuple[str, ...] = TEMPLATES) -> support.FloatArray:
+def _class_embeddings(encoder: Encoder) -> support.FloatArray:
     means = []
     for name in NAMES:
-        prompts = [template.format(name) for template in templates]
+        prompts = [template.format(name) for template in TEMPLATES]
         means.append(support.embed_tokens(encoder.tokenizer(prompts)).astype(np.float64).mean(axis=0))
     stacked = np.stack(means)
     return (stacked / np.linalg.norm(stacked, axis=1, keepdims=True)).astype(np.float32)

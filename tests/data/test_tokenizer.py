@@ -336,8 +336,8 @@ def test_other_tokenizers_are_not_taken_for_clips(stand_in: Path) -> None:
 # Any other fast tokenizer
 
 
-def train_text(count: int = 400) -> list[str]:
-    return [clean_lower(text) for text in random_texts(count, seed=3)] + [
+def train_text() -> list[str]:
+    return [clean_lower(text) for text in random_texts(400, seed=3)] + [
         "a photo of a dog",
         "a bad photo of the cat",
     ] * 20

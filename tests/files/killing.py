@@ -27,14 +27,14 @@ def write_one(folder: Path, *, overwrite: bool = True) -> None:
     write_files({folder / "one": b"new"}, overwrite=overwrite)
 
 
-def write_pair(folder: Path, *, overwrite: bool = True) -> None:
+def write_pair(folder: Path) -> None:
     """Two files that belong together."""
-    write_files({folder / "rows": b"new", folder / "ids": b"new"}, overwrite=overwrite)
+    write_files({folder / "rows": b"new", folder / "ids": b"new"}, overwrite=True)
 
 
-def write_directory(folder: Path, *, overwrite: bool = True) -> None:
+def write_directory(folder: Path) -> None:
     """A directory of two files."""
-    with stage_directory(folder / "bundle", "bundle", "marker", overwrite=overwrite) as made:
+    with stage_directory(folder / "bundle", "bundle", "marker", overwrite=True) as made:
         (made / "data").write_text("new")
         (made / "marker").write_text("new")
 

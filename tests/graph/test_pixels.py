@@ -64,8 +64,8 @@ def compile_both(exported: ExportedBundle, folder: Path, **options: Any) -> tupl
     return plain, compile_bundle(exported, folder / "uint8", CompileOptions(**given, uint8_input=True))
 
 
-def noise(rows: int, side: int = support.SIDE) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.random.default_rng(5).integers(0, 256, (rows, 3, side, side), np.uint8)
+def noise(rows: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(5).integers(0, 256, (rows, 3, support.SIDE, support.SIDE), np.uint8)
 
 
 def graph_of(opset: int, *clashing: str) -> onnx.ModelProto:

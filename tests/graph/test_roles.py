@@ -108,12 +108,12 @@ def places(operators: list[Operator]) -> list[Place]:
     return [(operator.role, operator.block) for operator in operators]
 
 
-def scrambled(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
+def scrambled(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with meaningless names, without metadata, and with a Clip in front of everything that is multiplied."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    numbers = random.Random(seed).sample(range(10**6), 10**4)
+    numbers = random.Random(0).sample(range(10**6), 10**4)
     names: dict[str, str] = {"": ""}
 
     def renamed(name: str) -> str:

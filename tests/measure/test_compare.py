@@ -130,8 +130,8 @@ def smoothed(vit: ExportedBundle, compile_for: Compile) -> CompiledBundle:
     )
 
 
-def nodes_of(report: ComparisonReport, tower: Any = "image") -> dict[str, NodeComparison]:
-    return {node.tensor: node for node in report.towers[tower].nodes}
+def nodes_of(report: ComparisonReport) -> dict[str, NodeComparison]:
+    return {node.tensor: node for node in report.towers["image"].nodes}
 
 
 def change_weight(

@@ -31,8 +31,8 @@ from mlu.test_serving import (  # noqa: F401 - fixtures, taken by name
 )
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()

@@ -15,16 +15,13 @@ class Attempt:
         text: ``OK``, ``None``, a type's name, ``bad Status '...'`` or ``raises ...``.
         value: what it returned.
         good: it neither raised nor answered with a bad Status.
-        raised: it raised.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
         self.value: Any = None
-        self.raised = False
         try:
             self.value = function(*arguments, **keywords)
         except Exception as error:
-            self.raised = True
             self.good = False
             named = "" if isinstance(error, NotReachedError) else f"raises {type(error).__name__}: "
             self.text = shorten(f"{named}{error}")
