@@ -16,6 +16,7 @@ import faulty_backends
 import support
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle, open_compiled
+from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.datasets import Dataset, open_dataset
@@ -381,6 +382,36 @@ def test_failed_gate_is_a_row_and_the_others_go_on(exported: ExportedBundle, tmp
     assert report.exit_code == 3
     assert not (tmp_path / "out" / "cpu-qint8_mixed_float32").exists()
     assert "| qint8_mixed_float32 |  |  |  |  |  |  |  | gate failed |" in render_markdown(report)
+
+
+def test_table_of_an_earlier_sweep_does_not_stay_beside_the_new_report(
+    exported: ExportedBundle, tmp_path: Path
+) -> None:
+    """The command writes sweep.md after this; a caller in Python may not."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sweep.md").write_text("of an earlier sweep")
+    run_sweep(exported.path, tmp_path / "out", options(FLOAT32, batch_sizes=(1,), repetitions=1))
+    assert [path.name for path in (tmp_path / "out").glob("sweep.*")] == ["sweep.json"]
+
+
+def test_a_failed_build_takes_nothing_from_the_bundle_at_its_path(exported: ExportedBundle, tmp_path: Path) -> None:
+    """Neither one that the user made after the failure, nor an earlier one that was to be replaced."""
+    calibration = CalibrationOptions(dataset="demo", samples=20)
+    fine = CompileOptions(target="cpu", calibration=calibration, check=False)
+    strict = CompileOptions(target="cpu", calibration=calibration, min_cosine=0.999999)
+    output = tmp_path / "out"
+    few: dict[str, Any] = {"batch_sizes": (1,), "repetitions": 1}
+    run_sweep(exported.path, output, options(INT8, compile=strict, **few))
+    own = compile_bundle(exported, output / "cpu-qint8_mixed_float32", dataclasses.replace(fine, precision=INT8))
+    with pytest.raises(BundleExistsError):
+        run_sweep(exported.path, output, options(INT8, compile=strict, **few))
+    assert open_compiled(own.path).digest == own.digest
+    again = dataclasses.replace(fine, overwrite=True)
+    run_sweep(exported.path, output, options(INT8, compile=again, **few))
+    run_sweep(exported.path, output, options(INT8, compile=dataclasses.replace(strict, overwrite=True), **few))
+    notes: list[str] = []
+    run_sweep(exported.path, output, options(INT8, compile=fine, **few), on_note=notes.append)
+    assert any(note.endswith("its content matches") for note in notes)
 
 
 def test_quantising_without_data_is_a_row_and_no_gate(exported: ExportedBundle, tmp_path: Path) -> None:

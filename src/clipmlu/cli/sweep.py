@@ -103,7 +103,7 @@ def sweep_command(
     """
     from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.report.sweep import show_sweep, write_markdown
-    from clipmlu.tune.sweep import run_sweep
+    from clipmlu.tune.sweep import TABLE_NAME, run_sweep
     from clipmlu.tune.sweep_options import SweepOptions
 
     sweep = SweepOptions(
@@ -118,7 +118,7 @@ def sweep_command(
     source = None if images is None else images.open()
     with note_kept(output, "What was compiled and measured"):
         report = run_sweep(bundle, output, sweep, source, on_note=note)
-        write_markdown(report, output / "sweep.md")
+        write_markdown(report, output / TABLE_NAME)
     if as_json:
         echo_json(report)
     else:

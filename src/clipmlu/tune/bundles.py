@@ -58,8 +58,8 @@ def obtain_bundle(
             return bundle, True
     overwrite = overwrite or store.is_begun(name, key)
     check_output_free(path, overwrite=overwrite)
-    store.begin(name, key)
-    bundle = make(overwrite)
+    with store.making(name, key):
+        bundle = make(overwrite)
     store.save(name, key, bundle.digest)
     return bundle, False
 

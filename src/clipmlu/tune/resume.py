@@ -7,13 +7,13 @@ if the key is equal. Otherwise it is recomputed, and a note names the parts that
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from clipmlu.errors import reason_of
+from clipmlu.errors import ClipmluError, OutputError, reason_of
 from clipmlu.file_names import name_from_path
 from clipmlu.files.folder_lock import lock_folder
 from clipmlu.files.publish import encode_json, output_errors, write_file
@@ -85,8 +85,24 @@ class ResultStore:
         """Record that a result is being made; replaces the record of the same name."""
         self._write(name, _Record(key=dict(key)))
 
+    @contextlib.contextmanager
+    def making(self, name: str, key: Key) -> Iterator[None]:
+        """Record that a result is being made in this block; an error of the block restores the record before it."""
+        path = self._path(name)
+        former = path.read_bytes() if path.is_file() else None
+        self.begin(name, key)
+        try:
+            yield
+        except ClipmluError:
+            with contextlib.suppress(OSError, OutputError):
+                if former is None:
+                    path.unlink()
+                else:
+                    write_file(path, former, overwrite=True)
+            raise
+
     def is_begun(self, name: str, key: Key) -> bool:
-        """Return whether ``begin`` was the last call for that name and key."""
+        """Return whether the result of that name and key was begun and is not complete."""
         record = self._read(name)
         return record is not None and record.result is None and self._is_same(name, record, key)
 

@@ -23,7 +23,7 @@ from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
 from clipmlu.file_names import name_from_path, printable
-from clipmlu.files.publish import encode_json, write_file
+from clipmlu.files.publish import encode_json, output_errors, write_file
 from clipmlu.measure.accuracy.evaluate import evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.machine import describe_machine
@@ -34,6 +34,9 @@ from clipmlu.tune.bundles import obtain_compiled
 from clipmlu.tune.resume import Key, Note, ResultStore
 from clipmlu.tune.sweep_options import BATCHES_IN_FLIGHT, SweepOptions, accuracy_key, images_and_labels, timing_key
 from clipmlu.tune.sweep_report import SweepReport, SweepRow, mark_front
+
+TABLE_NAME = "sweep.md"
+"""The report as a table, which ``clipmlu sweep`` writes; that of an earlier sweep is removed before the new report."""
 
 _FEWEST_BATCHES = 3
 
@@ -82,6 +85,8 @@ def run_sweep(
     sweep = _Sweep(exported, output, options, dataset, on_note, on_result)
     with sweep.store.lock():
         report = sweep.run()
+        with output_errors(output):
+            (output / TABLE_NAME).unlink(missing_ok=True)
         write_file(output / "sweep.json", encode_json(report), overwrite=True)
     return report
 
