@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from clipmlu import doctor as diagnostics
 from clipmlu.cli import main
 from clipmlu.doctor import Finding, examine
+from fake_packages import install_sdk
+
+
+class _NoSdk:
+    """An importer that finds no package ``magicmind``, not even an installed one."""
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> None:
+        if name == "magicmind":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +27,7 @@ def _bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("CLIPMLU_MLU_PYTHON", "CLIPMLU_MLU_WORKER", "NEUWARE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
-    monkeypatch.setattr(diagnostics, "_sdk_is_importable", lambda: False)
+    monkeypatch.setattr(sys, "meta_path", [_NoSdk(), *sys.meta_path])
 
 
 @pytest.fixture
@@ -36,13 +45,14 @@ def _problems(found: dict[str, Finding]) -> list[Finding]:
 
 
 def test_absent_card_and_extra_are_no_problem(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    monkeypatch.setattr(diagnostics, "_EXTRAS", {"export": ("clipmlu export", ("no_such_module",))})
+    for module in ("torch", "open_clip", "onnxscript", "transformers"):
+        monkeypatch.setitem(sys.modules, module, None)
     found = _findings(root)
     assert found["MLU card"].status == "optional"
     assert found["extra export"] == Finding(
         check="extra export",
         status="optional",
-        found="absent: no_such_module",
+        found="absent: torch, open_clip, onnxscript, transformers",
         remedy="needed by 'clipmlu export': pip install 'clipmlu[export]'",
     )
     assert _problems(found) == []
@@ -56,7 +66,7 @@ def _put(root: Path, *names: str) -> None:
 
 def test_card_is_found_by_its_device_file(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     _put(root, "dev/cambricon_dev0", "dev/cambricon_ctl")
-    monkeypatch.setattr(diagnostics, "_sdk_is_importable", lambda: True)
+    install_sdk(monkeypatch, root)
     found = _findings(root)
     assert found["MLU card"] == Finding(check="MLU card", status="ok", found="cambricon_dev0")
     assert found["MagicMind SDK"].status == "ok"
@@ -72,9 +82,9 @@ def test_card_without_an_sdk_is_a_problem(root: Path) -> None:
 
 def test_card_without_its_control_device_or_access_says_so(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     _put(root, "dev/cambricon_dev0")
-    monkeypatch.setattr(diagnostics, "_sdk_is_importable", lambda: True)
+    install_sdk(monkeypatch, root)
     assert "cambricon_ctl" in _findings(root)["MLU card"].remedy
-    monkeypatch.setattr(diagnostics.os, "access", lambda _path, _mode: False)
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
     finding = _findings(root)["MLU card"]
     assert (finding.status, finding.found) == ("problem", "cambricon_dev0; no access")
 
@@ -190,11 +200,11 @@ def test_cache_that_cannot_be_written_is_a_problem_with_a_remedy(
 
 
 def test_absent_runtime_is_a_problem(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    monkeypatch.setattr("clipmlu.backends.onnxruntime.util.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert _findings(root)["target cpu"].status == "problem"
 
 
 def test_remedy_is_shown_with_its_brackets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(diagnostics, "_EXTRAS", {"export": ("clipmlu export", ("no_such_module",))})
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     main(["doctor"])
     assert "'clipmlu[export]'" in capsys.readouterr().out

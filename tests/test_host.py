@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from clipmlu import host as _machine
+from clipmlu import host
 from clipmlu.errors import OptionError
 
 
-def _quota(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+def _arrange(root: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    """Write files of the kernel, those of control groups by their names, for a machine of 16 CPUs."""
     for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content)
-    monkeypatch.setattr(_machine, "_CGROUP", folder)
+        path = root / "proc" / name if name == "meminfo" else root / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(content)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(16)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
 
@@ -37,9 +38,9 @@ def _quota(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str])
 def test_quota_of_the_container_counts(
     files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _quota(tmp_path, monkeypatch, files)
-    assert _machine.available_cpus() == expected
-    assert _machine.limited_cpus() == (expected if expected < 16 else 0)
+    _arrange(tmp_path, monkeypatch, files)
+    assert host.available_cpus(tmp_path) == expected
+    assert host.limited_cpus(tmp_path) == (expected if expected < 16 else 0)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +57,11 @@ def test_quota_of_the_container_counts(
 def test_work_beyond_the_memory_of_system_and_container_is_refused(
     files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _quota(tmp_path, monkeypatch, files)
-    monkeypatch.setattr(_machine, "_MEMINFO", tmp_path / "meminfo")
-    assert _machine.available_memory() == expected
+    _arrange(tmp_path, monkeypatch, files)
+    assert host.available_memory(tmp_path) == expected
     if expected is None:
-        _machine.check_memory(1 << 62, "batches")
+        host.check_memory(1 << 62, "batches", tmp_path)
     else:
-        _machine.check_memory(expected, "batches")
+        host.check_memory(expected, "batches", tmp_path)
         with pytest.raises(OptionError, match=r"batches need .* choose a smaller --batch-size"):
-            _machine.check_memory(expected + 1, "batches")
+            host.check_memory(expected + 1, "batches", tmp_path)

@@ -121,8 +121,10 @@ def _usable_backend(check: str, backend: Backend, version: str) -> Finding:
 
 
 def _mlu_findings(root: Path, monitor_seconds: float) -> Iterator[Finding]:
+    from clipmlu.magicmind.backend import real_sdk_is_importable
+
     worker = worker_from_environment()
-    importable = _sdk_is_importable()
+    importable = real_sdk_is_importable()
     yield _card_finding(root / _DEVICES, has_sdk=importable or worker is not None)
     yield _driver_finding(root / _DRIVER_FACTS, root / _MODULES)
     yield _monitor_finding(root / _MONITOR, monitor_seconds)
@@ -132,13 +134,6 @@ def _mlu_findings(root: Path, monitor_seconds: float) -> Iterator[Finding]:
     else:
         yield Finding(check="MagicMind SDK", status="optional", found="not importable in this process")
     yield _worker_finding(worker)
-
-
-def _sdk_is_importable() -> bool:
-    """Return whether the vendor's package can be imported here; the emulated one does not count."""
-    from clipmlu.magicmind.backend import real_sdk_is_importable
-
-    return real_sdk_is_importable()
 
 
 def _card_finding(folder: Path, has_sdk: bool) -> Finding:

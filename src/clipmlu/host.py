@@ -17,54 +17,63 @@ CACHE_VARIABLE = "CLIPMLU_CACHE_DIR"
 CIFAR100_VARIABLE = "CIFAR100_DATASETS_PATH"
 """The variable that the vendor's CLIP sample reads for the folder of CIFAR-100."""
 
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
+_ROOT = Path("/")
+_CGROUP = "sys/fs/cgroup"
+_MEMINFO = "proc/meminfo"
 
 
-def available_cpus() -> int:
+def available_cpus(root: Path = _ROOT) -> int:
     """Return the number of CPUs that this process may use: its affinity, or a container's smaller limit.
 
     A container limited to two of sixty-four CPUs still shows sixty-four, and a runtime with a thread for each would be
     slower.
+
+    Args:
+        root: folder below which the kernel's files are read.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = _container_share()
+    share = _container_share(root / _CGROUP)
     return bound if share is None else max(1, min(bound, share))
 
 
-def limited_cpus() -> int:
+def limited_cpus(root: Path = _ROOT) -> int:
     """Return ``available_cpus`` if that is less than the machine's number, else 0 for the runtime's own choice."""
-    available = available_cpus()
+    available = available_cpus(root)
     return available if available < (os.cpu_count() or 1) else 0
 
 
-def available_memory() -> int | None:
+def available_memory(root: Path = _ROOT) -> int | None:
     """Return the bytes of memory that this process can still allocate: the system's, or a container's smaller limit.
 
     Source: the Linux kernel's documentation of ``/proc/meminfo`` (``MemAvailable``) and of cgroups (``memory.max``,
     ``memory.current``).
 
+    Args:
+        root: folder below which the kernel's files are read.
+
     Returns:
         None if the system does not provide it.
     """
-    found = [int(line.split()[1]) * 1024 for line in _read(_MEMINFO).splitlines() if line.startswith("MemAvailable:")]
-    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
+    lines = _read(root / _MEMINFO).splitlines()
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    limit, used = (_read(root / _CGROUP / name).strip() for name in ("memory.max", "memory.current"))
     if limit.isdecimal() and used.isdecimal():  # "max": no limit
         found.append(max(0, int(limit) - int(used)))
     return min(found, default=None)
 
 
-def check_memory(needed: int, what: str) -> None:
+def check_memory(needed: int, what: str, root: Path = _ROOT) -> None:
     """Raise if work cannot fit in memory, before the operating system kills the process.
 
     Args:
         needed: bytes.
         what: the work, as the plural subject of the message, such as ``"batches of 100 images"``.
+        root: folder below which the kernel's files are read.
 
     Raises:
         OptionError: more is needed than is available.
     """
-    available = available_memory()
+    available = available_memory(root)
     if available is not None and needed > available:
         raise OptionError(
             f"{what} need {needed / 1e9:.1f} GB of memory for their inputs alone, and {available / 1e9:.1f} GB are available "
@@ -72,16 +81,16 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
-def _container_share() -> int | None:
+def _container_share(cgroup: Path) -> int | None:
     """Return the number of CPUs of the control group's quota, rounded up, or None without a quota.
 
     Source: the Linux kernel's documentation of cgroups, ``cpu.max`` (version 2) and ``cpu.cfs_quota_us`` (version 1).
     """
-    quota = _read(_CGROUP / "cpu.max").split()
+    quota = _read(cgroup / "cpu.max").split()
     if not quota:
         quota = [
-            *_read(_CGROUP / "cpu" / "cpu.cfs_quota_us").split(),
-            *_read(_CGROUP / "cpu" / "cpu.cfs_period_us").split(),
+            *_read(cgroup / "cpu" / "cpu.cfs_quota_us").split(),
+            *_read(cgroup / "cpu" / "cpu.cfs_period_us").split(),
         ]
     if len(quota) != 2 or not all(each.isdecimal() for each in quota) or int(quota[1]) == 0:  # "max", or -1: no limit
         return None

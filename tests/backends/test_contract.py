@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fake_packages
 import support
 from clipmlu.backends import AUTO_ORDER, BACKENDS, TARGETS, SessionOptions, backend_for_target, get_backend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
@@ -30,7 +32,7 @@ from clipmlu.errors import (
     ShapeError,
     UnknownNameError,
 )
-from clipmlu.magicmind.backend import emulated_worker
+from clipmlu.magicmind.backend import MagicMindBackend, emulated_worker
 from clipmlu.model import Model, load
 
 TOLERANCE = 1e-6
@@ -229,7 +231,7 @@ def test_unknown_target_is_answered_with_the_known_ones() -> None:
 def test_absent_runtime_is_reported_and_never_replaced(
     monkeypatch: pytest.MonkeyPatch, compiled: CompiledBundle
 ) -> None:
-    monkeypatch.setattr("clipmlu.backends.onnxruntime.util.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
         BackendUnavailableError, match=r"Target 'cpu' cannot be used here .*'onnxruntime' is not installed"
     ):
@@ -252,12 +254,25 @@ def test_device_of_a_bundle_for_the_cpu_is_refused(compiled: CompiledBundle) -> 
         encoder.encode_images(_pixels(1))
 
 
-def test_auto_takes_a_card_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("clipmlu.magicmind.backend._DEVICES", tmp_path)
-    monkeypatch.setattr("clipmlu.magicmind.backend.real_sdk_is_importable", lambda: True)
+def _devices_in_current_folder() -> MagicMindBackend:
+    return MagicMindBackend(devices=Path())
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The vendor's SDK is importable, and the driver's device files are in this folder."""
+    fake_packages.install_sdk(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(BACKENDS, "magicmind", (__name__, "_devices_in_current_folder"))
+    get_backend.cache_clear()
+    yield tmp_path
+    get_backend.cache_clear()
+
+
+def test_auto_takes_a_card_only_where_there_is_one(devices: Path) -> None:
     assert backend_for_target("auto")[0] in ("openvino", "cpu")
     assert backend_for_target("mlu")[0] == "mlu", "asked for by name, to build without a card"
-    (tmp_path / "cambricon_dev0").touch()
+    (devices / "cambricon_dev0").touch()
     assert backend_for_target("auto")[0] == "mlu"
 
 

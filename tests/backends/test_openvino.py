@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import fake_packages
 import support
 from clipmlu.backends import SessionOptions, backend_for_target, get_backend, openvino_runtime
-from clipmlu.backends.base import Availability
 from clipmlu.backends.integer_products import integer_product_graph, products_are_exact
-from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.backends.openvino import OpenVinoBackend, OpenVinoSession
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.bundle.manifest import Tower
@@ -34,7 +35,6 @@ from clipmlu.tune.candidates import modes_of
 from clipmlu.tune.quantise import search_bundle
 from clipmlu.tune.trial import SearchOptions
 
-_really_exact = openvino_runtime.int8_is_exact  # tests replace it
 _ABSENT = not OpenVinoBackend().probe().ok
 needs_openvino = pytest.mark.skipif(_ABSENT, reason="needs the openvino extra, not older than 2025.3")
 
@@ -48,14 +48,44 @@ def bundle(exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
     return compile_bundle(exported, tmp_path / "compiled", CompileOptions(target="openvino", batch_size=4))
 
 
+def _forget_this_cpu() -> None:
+    for known in (openvino_runtime.core, openvino_runtime.has_bfloat16, openvino_runtime.int8_is_exact):
+        known.cache_clear()
+
+
 @pytest.fixture
-def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_runtime, "has_bfloat16", lambda: False)
+def other_cpu() -> Iterator[None]:
+    """What OpenVINO found out about this CPU is forgotten before the test and after it."""
+    _forget_this_cpu()
+    yield
+    _forget_this_cpu()
+
+
+@pytest.fixture(scope="module")
+def really_exact() -> bool:
+    """Whether 8-bit products are exact on this CPU."""
+    return openvino_runtime.int8_is_exact()
+
+
+OnCpu = Callable[..., None]
+
+
+@pytest.fixture
+def on_cpu(other_cpu: None, monkeypatch: pytest.MonkeyPatch) -> OnCpu:
+    """``on_cpu(bfloat16=False, exact=True)``: OpenVINO says that this CPU is such a one, and computes as it does here."""
+    real = openvino_runtime.core()
+
+    def arrange(*, bfloat16: bool = False, exact: bool = True) -> None:
+        core = functools.partial(fake_packages.Core, bfloat16=bfloat16, exact=exact, real=real)
+        monkeypatch.setattr(openvino_runtime.import_openvino(), "Core", core)
+        _forget_this_cpu()
+
+    return arrange
 
 
 @pytest.fixture(params=[True, False], ids=["exact", "saturating"])
-def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(openvino_runtime, "int8_is_exact", lambda: request.param)
+def exact(request: pytest.FixtureRequest, on_cpu: OnCpu) -> bool:
+    on_cpu(exact=request.param)
     return bool(request.param)
 
 
@@ -235,23 +265,15 @@ def test_small_integer_products_are_exact_and_the_largest_where_it_says_so() -> 
         assert np.array_equal(openvino_runtime.int8_products(rows, weights), expected) is always
 
 
-@needs_openvino
 @pytest.mark.parametrize("faulty", [False, True])
 def test_products_decide_whether_8_bits_are_exact(faulty: bool) -> None:
-    def multiply(rows: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """As the kernels for CPUs without VNNI do it: unsigned times signed bytes, pairs of products in 16 bits."""
-        shifted = rows.astype(np.int64) + 128
-        wide = weights.astype(np.int64)
-        pairs = shifted[:, ::2, None] * wide[None, ::2] + shifted[:, 1::2, None] * wide[None, 1::2]
-        sums = (np.clip(pairs, -(2**15), 2**15 - 1) if faulty else pairs).sum(axis=1)
-        return (sums - 128 * wide.sum(axis=0)).astype(np.float32)
-
+    multiply = functools.partial(fake_packages.multiply_bytes, saturates=faulty)
     assert products_are_exact(multiply) is not faulty
 
 
 @needs_openvino
 def test_8_bits_are_offered_where_they_are_exact(
-    exact: bool, exported: ExportedBundle, tmp_path: Path, folder: Path
+    really_exact: bool, exact: bool, exported: ExportedBundle, tmp_path: Path, folder: Path
 ) -> None:
     options = _quantised("openvino", folder)
     if not exact:
@@ -267,25 +289,24 @@ def test_8_bits_are_offered_where_they_are_exact(
         assert compiled.tower_path(tower).read_bytes() == reference.tower_path(tower).read_bytes()
     assert compiled.compilation.quantised == reference.compilation.quantised
     with Model(compiled) as own, Model(reference) as other:
-        atol = 2e-6 if _really_exact() else 0.05  # told that they are exact, OpenVINO's sums may saturate here
+        atol = 2e-6 if really_exact else 0.05  # told that they are exact, OpenVINO's sums may saturate here
         np.testing.assert_allclose(own.encode_images(_pixels(8)), other.encode_images(_pixels(8)), atol=atol)
 
 
 @needs_openvino
 def test_bundle_in_8_bits_from_another_machine_is_refused_here(
-    exported: ExportedBundle, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    exported: ExportedBundle, tmp_path: Path, folder: Path, on_cpu: OnCpu
 ) -> None:
-    monkeypatch.setattr(openvino_runtime, "int8_is_exact", lambda: True)
+    on_cpu(exact=True)
     compiled = compile_bundle(exported, tmp_path / "out", _quantised("openvino", folder))
-    monkeypatch.setattr(openvino_runtime, "int8_is_exact", lambda: False)
+    on_cpu(exact=False)
     with pytest.raises(BackendUnavailableError, match=r"in qint8_mixed_float32, which cannot run here.*--target cpu"):
         _open(compiled)
 
 
 @needs_openvino
-def test_bfloat16_is_refused_where_the_cpu_has_none(
-    without_bfloat16: None, exported: ExportedBundle, tmp_path: Path
-) -> None:
+def test_bfloat16_is_refused_where_the_cpu_has_none(on_cpu: OnCpu, exported: ExportedBundle, tmp_path: Path) -> None:
+    on_cpu(bfloat16=False)
     options = CompileOptions(target="openvino", precision=Precision.FORCE_BFLOAT16)
     with pytest.raises(PrecisionError, match=r"It offers: force_float32.*This CPU has no bfloat16 instructions"):
         compile_bundle(exported, tmp_path / "out", options)
@@ -302,11 +323,12 @@ def _takes_bfloat16() -> bool:
 
 @needs_openvino
 def test_bfloat16_runs_where_the_cpu_has_it_and_is_never_replaced(
-    exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: ExportedBundle, tmp_path: Path, on_cpu: OnCpu
 ) -> None:
-    monkeypatch.setattr(openvino_runtime, "has_bfloat16", lambda: True)
+    takes_bfloat16 = _takes_bfloat16()
+    on_cpu(bfloat16=True)
     options = CompileOptions(target="openvino", precision=Precision.FORCE_BFLOAT16, batch_size=4)
-    if not _takes_bfloat16():  # told that there are instructions for it, OpenVINO computes in float32, and is found out
+    if not takes_bfloat16:  # told that there are instructions for it, OpenVINO computes in float32, and is found out
         with pytest.raises(BackendUnavailableError, match=r"compute in bf16 for force_bfloat16, and computes in f32"):
             compile_bundle(exported, tmp_path / "out", options)
         assert not (tmp_path / "out").exists()
@@ -325,14 +347,25 @@ def test_bfloat16_runs_where_the_cpu_has_it_and_is_never_replaced(
 
 @pytest.fixture
 def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipmlu.magicmind.backend import MagicMindBackend
+    """Neither an SDK nor a worker of Cambricon's."""
+    monkeypatch.setitem(sys.modules, "magicmind", None)
+    for variable in ("CLIPMLU_MLU_PYTHON", "CLIPMLU_MLU_WORKER"):
+        monkeypatch.delenv(variable, raising=False)
 
-    monkeypatch.setattr(MagicMindBackend, "probe", lambda _self: Availability(False, None, "no SDK"))
+
+Offer = Callable[..., None]
 
 
-def _offer(monkeypatch: pytest.MonkeyPatch, *precisions: Precision) -> None:
-    monkeypatch.setattr(OpenVinoBackend, "probe", lambda _self: Availability(True, "2026.0"))
-    monkeypatch.setattr(OpenVinoBackend, "precisions", precisions)
+@pytest.fixture
+def offer(no_card: None, other_cpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Offer:
+    """``offer(bfloat16=..., exact=...)``: OpenVINO is installed, on a CPU that can do this."""
+
+    def install(*, bfloat16: bool, exact: bool) -> None:
+        facts = f"bfloat16={bfloat16}, exact={exact}"
+        code = f"import fake_packages\ndef Core():\n    return fake_packages.Core({facts})\n"
+        fake_packages.install_openvino(monkeypatch, tmp_path, code)
+
+    return install
 
 
 @pytest.mark.parametrize(
@@ -345,45 +378,49 @@ def _offer(monkeypatch: pytest.MonkeyPatch, *precisions: Precision) -> None:
     ],
 )
 def test_auto_takes_the_first_target_that_offers_the_precision(
-    no_card: None, monkeypatch: pytest.MonkeyPatch, precision: Precision | None, expected: str
+    offer: Offer, precision: Precision | None, expected: str
 ) -> None:
-    _offer(monkeypatch, Precision.FORCE_FLOAT32)
+    offer(bfloat16=False, exact=False)
     assert backend_for_target("auto", precision)[0] == expected
 
 
-def test_auto_prefers_openvino_for_what_it_offers(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    _offer(monkeypatch, Precision.FORCE_FLOAT32, Precision.FORCE_BFLOAT16, Precision.QINT8_MIXED_FLOAT32)
+def test_auto_prefers_openvino_for_what_it_offers(offer: Offer) -> None:
+    offer(bfloat16=True, exact=True)
     assert backend_for_target("auto", Precision.FORCE_BFLOAT16)[0] == "openvino"
     assert backend_for_target("auto", Precision.QINT8_MIXED_FLOAT32)[0] == "openvino"
 
 
-def test_auto_without_a_target_for_the_precision_says_why(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    _offer(monkeypatch, Precision.FORCE_FLOAT32)
+def test_auto_without_a_target_for_the_precision_says_why(offer: Offer) -> None:
+    offer(bfloat16=False, exact=False)
     message = (
-        r"No target .* offers the precision 'force_bfloat16' \(mlu: no SDK; openvino: This CPU has no bfloat16.*; cpu: "
+        r"No target .* offers the precision 'force_bfloat16' "
+        r"\(mlu: the package 'magicmind' is not importable.*; openvino: This CPU has no bfloat16.*; cpu: "
     )
     with pytest.raises(PrecisionError, match=message):
         backend_for_target("auto", Precision.FORCE_BFLOAT16)
 
 
 def test_auto_without_openvino_takes_onnxruntime(no_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenVinoBackend, "probe", lambda _self: Availability(False, None, "it is absent"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
     assert backend_for_target("auto")[0] == "cpu"
-    with pytest.raises(BackendUnavailableError, match=r"Target 'openvino' cannot be used here .*it is absent"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"Target 'openvino' cannot be used here .*'openvino' is not installed"
+    ):
         backend_for_target("openvino")
-    monkeypatch.setattr(OnnxRuntimeBackend, "probe", lambda _self: Availability(False, None, "so is it"))
-    with pytest.raises(BackendUnavailableError, match=r"'auto' .*mlu: no SDK; openvino: it is absent; cpu: so is it"):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    message = (
+        r"'auto' .*mlu: the package 'magicmind' is not .*; openvino: the package 'openvino' is not installed.*; "
+        r"cpu: the package 'onnxruntime' is not installed"
+    )
+    with pytest.raises(BackendUnavailableError, match=message):
         backend_for_target("auto", Precision.FORCE_FLOAT32)
 
 
 def test_broken_openvino_is_passed_over_by_auto_and_told_to_who_names_it(
-    no_card: None, monkeypatch: pytest.MonkeyPatch, exported: ExportedBundle, tmp_path: Path
+    no_card: None, other_cpu: None, monkeypatch: pytest.MonkeyPatch, exported: ExportedBundle, tmp_path: Path
 ) -> None:
-    def fail() -> None:
-        raise ImportError("libopenvino.so: cannot open shared object file")
-
-    monkeypatch.setattr(OpenVinoBackend, "probe", lambda _self: Availability(True, "2026.0"))
-    monkeypatch.setattr(openvino_runtime, "has_bfloat16", fail)
+    code = "raise ImportError('libopenvino.so: cannot open shared object file')\n"
+    fake_packages.install_openvino(monkeypatch, tmp_path, code)
     assert backend_for_target("auto", Precision.FORCE_FLOAT32)[0] == "cpu"
     with pytest.raises(BackendUnavailableError, match=r"OpenVINO cannot be loaded here: libopenvino\.so"):
         compile_bundle(exported, tmp_path / "out", CompileOptions(target="openvino"))
@@ -392,9 +429,13 @@ def test_broken_openvino_is_passed_over_by_auto_and_told_to_who_names_it(
 @pytest.mark.parametrize(
     ("version", "reason"), [(None, "not installed; pip install 'clipmlu"), ("2025.2.0", "2025.2.0 is too old")]
 )
-def test_absent_or_old_package_is_no_runtime(monkeypatch: pytest.MonkeyPatch, version: str | None, reason: str) -> None:
-    monkeypatch.setattr("clipmlu.backends.openvino.util.find_spec", lambda _name: version)
-    monkeypatch.setattr("clipmlu.backends.openvino.metadata.version", lambda _name: version)
+def test_absent_or_old_package_is_no_runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str | None, reason: str
+) -> None:
+    if version is None:
+        monkeypatch.setitem(sys.modules, "openvino", None)
+    else:
+        fake_packages.install_openvino(monkeypatch, tmp_path, "", version)
     availability = OpenVinoBackend().probe()
     assert not availability.ok
     assert reason in availability.reason
@@ -440,9 +481,9 @@ def test_search_runs_where_8_bits_are_exact_and_is_refused_elsewhere(
     ],
 )
 def test_search_tries_the_modes_that_the_target_offers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str, modes: list[str]
+    offer: Offer, tmp_path: Path, target: str, modes: list[str]
 ) -> None:
-    _offer(monkeypatch, Precision.FORCE_FLOAT32, Precision.FORCE_BFLOAT16, Precision.QINT8_MIXED_FLOAT32)
+    offer(bfloat16=True, exact=True)
     plan = plan_compilation(_quantised(target, tmp_path))
     assert [mode.value for mode in modes_of(plan)] == modes
 
@@ -506,13 +547,11 @@ def test_plain_import_would_send_and_keep_an_id(tmp_path: Path) -> None:
     assert (tmp_path / "intel").is_dir()
 
 
-def test_hidden_telemetry_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_telemetry_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = type(sys)("openvino_telemetry")
     monkeypatch.setitem(sys.modules, "openvino_telemetry", given)
-    seen: list[Any] = []
-    monkeypatch.setattr(openvino_runtime, "require", lambda *_: seen.append(sys.modules["openvino_telemetry"]))
-    openvino_runtime.import_openvino()
-    assert seen == [None]
+    fake_packages.install_openvino(monkeypatch, tmp_path, "import sys\nseen = [sys.modules['openvino_telemetry']]\n")
+    assert openvino_runtime.import_openvino().seen == [None]
     assert sys.modules["openvino_telemetry"] is given
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -388,16 +389,21 @@ def test_stand_in_is_as_strict_as_the_tool(
     assert (message or "") in done.stderr
 
 
-def test_tool_is_looked_for_where_the_sdk_puts_it(tmp_path: Path, mm_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_is_looked_for_where_the_sdk_puts_it(tmp_path: Path, mm_run: Any) -> None:
     environ, _ = mm_run()
     tool = tmp_path / "neuware" / "bin" / "mm_run"
     assert find_mm_run(environ) == tool
     assert find_mm_run({"MM_RUN_PATH": str(tool.parent)}) == tool
     assert find_mm_run({"MM_RUN_PATH": str(tool)}) == tool
     assert find_mm_run({"PATH": str(tool.parent)}) == tool
-    monkeypatch.setattr("clipmlu.magicmind.mm_run._FIXED_PLACES", ())
+    root = tmp_path / "root"
     with pytest.raises(BackendUnavailableError, match=r"mm_run was not found .*set MM_RUN_PATH to its directory"):
-        find_mm_run({"PATH": str(tmp_path), "NEUWARE_HOME": str(tmp_path)})
+        find_mm_run({"PATH": str(tmp_path), "NEUWARE_HOME": str(tmp_path)}, root=root)
+    for place in ("mps", "usr/local/neuware"):  # the second is searched first
+        usual = root / place / "bin" / "mm_run"
+        usual.parent.mkdir(parents=True)
+        shutil.copy(tool, usual)
+        assert find_mm_run({"PATH": str(tmp_path)}, root=root) == usual
 
 
 def test_bundles_that_are_not_for_a_card_are_refused(

@@ -27,11 +27,14 @@ from clipmlu.magicmind.session import MagicMindSession
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TowerName
 
 _ROOT = "magicmind"
-_DEVICES = Path("/dev")
 
 
 class MagicMindBackend:
-    """Builds and runs with the vendor's SDK, in this process or in a worker; see ``Backend``."""
+    """Builds and runs with the vendor's SDK, in this process or in a worker; see ``Backend``.
+
+    Args:
+        devices: folder of the driver's device files.
+    """
 
     name = "magicmind"
     precisions = VENDOR_PRECISIONS
@@ -39,7 +42,8 @@ class MagicMindBackend:
     emulated = False
     has_cards = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, devices: Path = Path("/dev")) -> None:
+        self._devices = devices
         self._peers = _Peers(self._local_peer)
 
     def why_not(self, precision: Precision) -> str:
@@ -60,7 +64,7 @@ class MagicMindBackend:
         if worker is not None:
             return Availability(True, f"worker {worker}")
         if real_sdk_is_importable():
-            return Availability(True, "in this process", has_device=any(_DEVICES.glob("cambricon_dev*")))
+            return Availability(True, "in this process", has_device=any(self._devices.glob("cambricon_dev*")))
         return Availability(
             False,
             None,

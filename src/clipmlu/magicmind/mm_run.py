@@ -26,7 +26,7 @@ from clipmlu.specs import NaturalInt, PositiveInt, Spec, TensorSpec, TowerName
 
 PATH_VARIABLE = "MM_RUN_PATH"
 HOME_VARIABLE = "NEUWARE_HOME"
-_FIXED_PLACES = ("/usr/local/neuware/bin/mm_run", "/mps/bin/mm_run")
+_FIXED_PLACES = ("usr/local/neuware/bin/mm_run", "mps/bin/mm_run")
 _TAIL_LINES, _KEPT_LINES = 8, 60  # in messages, in reports
 _TOOL_WARMUP_MS, _TOOL_DURATION_MS = 200, 3000  # api 4.3
 _AGREEMENT = 1e-3  # printed figures are rounded to five or six digits, and from 100000 on printed like 1.2346e+05
@@ -158,8 +158,12 @@ class MmRunReport(Spec, frozen=True, kw_only=True):
     output_tail: str
 
 
-def find_mm_run(environ: Mapping[str, str]) -> Path:
+def find_mm_run(environ: Mapping[str, str], *, root: Path = Path("/")) -> Path:
     """Return the tool's path: MM_RUN_PATH (a directory or the file), $NEUWARE_HOME/bin, the usual places, PATH.
+
+    Args:
+        environ: environment variables.
+        root: folder below which the usual places are.
 
     Raises:
         BackendUnavailableError: it is in none of them.
@@ -167,7 +171,7 @@ def find_mm_run(environ: Mapping[str, str]) -> Path:
     given, home = environ.get(PATH_VARIABLE), environ.get(HOME_VARIABLE)
     candidates = [Path(given), Path(given) / "mm_run"] if given else []
     candidates += [Path(home) / "bin" / "mm_run"] if home else []
-    candidates += [Path(candidate) for candidate in _FIXED_PLACES]
+    candidates += [root / place for place in _FIXED_PLACES]
     for candidate in candidates:
         if candidate.is_file() and os.access(candidate, os.X_OK):
             return candidate
