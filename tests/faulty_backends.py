@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from clipmlu.backends import BACKENDS, TARGETS, Session, SessionOptions, get_backend
 from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
@@ -13,7 +15,7 @@ from clipmlu.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.data.feeds import Array
 from clipmlu.errors import CompileError
-from clipmlu.specs import QuantisationOptions, TowerName
+from clipmlu.specs import Precision, QuantisationOptions, TowerName
 
 
 class _RolledSession(OnnxRuntimeSession):
@@ -49,9 +51,33 @@ class RefusingBackend(OnnxRuntimeBackend):
         return super().compile_tower(graph, options, directory)
 
 
+class NarrowBackend(OnnxRuntimeBackend):
+    """Offers float32 alone."""
+
+    name = "narrow"
+    precisions = (Precision.FORCE_FLOAT32,)
+
+
+class SpoilingBackend(OnnxRuntimeBackend):
+    """Adds 0.001 to twenty numbers of a graph's first weight."""
+
+    name = "spoiling"
+
+    def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
+        compiled = super().compile_tower(graph, options, directory)
+        path = directory / compiled.tower.file
+        model = onnx.load(path)
+        weight = model.graph.initializer[0]
+        values = numpy_helper.to_array(weight).copy()
+        values.flat[:20] += 1e-3
+        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+        onnx.save(model, path)
+        return compiled
+
+
 def register(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the targets ``wrong`` and ``refusing``."""
-    for kind in (WrongBackend, RefusingBackend):
+    """Add the targets ``wrong``, ``refusing``, ``narrow`` and ``spoiling``."""
+    for kind in (WrongBackend, RefusingBackend, NarrowBackend, SpoilingBackend):
         monkeypatch.setitem(BACKENDS, kind.name, (__name__, kind.__name__))
         monkeypatch.setitem(TARGETS, kind.name, kind.name)
         get_backend(kind.name)

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from onnx import numpy_helper
 
+import faulty_backends
 import support
 from clipmlu.backends import backend_for_target
-from clipmlu.backends.base import CompiledGraph, GraphOptions, SourceGraph
-from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
@@ -44,10 +42,10 @@ def test_auto_takes_the_first_available_target(exported: ExportedBundle, tmp_pat
 def test_precision_that_is_not_offered_is_a_clear_error(
     exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OnnxRuntimeBackend, "precisions", (Precision.FORCE_FLOAT32,))
-    options = CompileOptions(target="cpu", precision=Precision.FORCE_FLOAT16)
+    faulty_backends.register(monkeypatch)
+    options = CompileOptions(target="narrow", precision=Precision.FORCE_FLOAT16)
     with pytest.raises(
-        PrecisionError, match=r"Target 'cpu' does not offer the precision 'force_float16' yet.*force_float32"
+        PrecisionError, match=r"Target 'narrow' does not offer the precision 'force_float16' yet.*force_float32"
     ):
         compile_bundle(exported, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
@@ -80,22 +78,9 @@ def test_taken_output_is_refused(exported: ExportedBundle, compiled: CompiledBun
 def test_graph_that_disagrees_is_never_published(
     exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = OnnxRuntimeBackend.compile_tower
-
-    def spoil(self: OnnxRuntimeBackend, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
-        compiled = original(self, graph, options, directory)
-        path = directory / compiled.tower.file
-        model = onnx.load(path)
-        weight = model.graph.initializer[0]
-        values = numpy_helper.to_array(weight).copy()
-        values.flat[:20] += 1e-3
-        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-        onnx.save(model, path)
-        return compiled
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "compile_tower", spoil)
+    faulty_backends.register(monkeypatch)
     with pytest.raises(
         GateError, match=r"Compiled (image|text) tower differs from the exported one by .*No bundle was written"
     ):
-        compile_bundle(exported, tmp_path / "out", CompileOptions(target="cpu"))
+        compile_bundle(exported, tmp_path / "out", CompileOptions(target="spoiling"))
     assert not (tmp_path / "out").exists()

@@ -126,8 +126,17 @@ def test_links_that_lead_nowhere_are_entries_that_say_so(tmp_path: Path) -> None
         load_image(tmp_path / "gone.png")
 
 
-def test_what_is_left_out_is_counted_in_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "_reads_heif", lambda: False)
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package pillow_heif is not installed."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    finding._reads_heif.cache_clear()
+    yield
+    finding._reads_heif.cache_clear()
+
+
+@pytest.mark.usefixtures("without_heif")
+def test_what_is_left_out_is_counted_in_one_note(tmp_path: Path) -> None:
     fill(tmp_path, "a.HEIC", "sub/b.heic", "c.txt", "noend", "._d.png", "__MACOSX/e.png", "f.JPG")
     skipped_files = SkippedFiles()
     assert found_in(tmp_path, skipped_files) == ["f.JPG"]

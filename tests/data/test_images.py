@@ -16,8 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from clipmlu.data import images
-from clipmlu.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, content_digest, is_clipped, load_image, read_source
+from clipmlu.data.images import (
+    DEFAULT_MAX_PIXELS,
+    IMAGE_SUFFIXES,
+    content_digest,
+    cut_strips,
+    is_clipped,
+    load_image,
+    read_source,
+)
 from clipmlu.errors import InputError, OptionError
 
 RNG = np.random.default_rng(0)
@@ -254,13 +261,13 @@ def test_suffixes_are_lower_case_and_known_to_pillow() -> None:
         assert known.get(suffix) in Image.OPEN, suffix
 
 
-def test_file_is_read_whole_unless_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_read_whole_unless_it_is_large(tmp_path: Path) -> None:
     content = encode(Image.fromarray(PHOTO), "PNG")
     path = tmp_path / "image.png"
     path.write_bytes(content)
     assert read_source(str(path)) == content
     assert read_source(content) is content
-    monkeypatch.setattr(images, "_WHOLE_FILE_BYTES", len(content) - 1)
+    os.truncate(path, (64 << 20) + 1)  # sparse: it takes no space on the disk
     assert read_source(path) == path
 
 
@@ -313,12 +320,13 @@ def test_open_files_that_give_no_image_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA", "CMYK", "1", "I;16"])
-def test_digest_is_that_of_the_whole_image_however_it_is_cut(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = Image.fromarray(PHOTO).convert("L" if mode == "I;16" else mode).convert(mode)
-    expected = hashlib.sha256(b"31x23\n" + image.convert("RGB").tobytes()).hexdigest()
-    assert content_digest(image) == expected
-    monkeypatch.setattr(images, "_STRIP_PIXELS", 100)
-    assert content_digest(image) == expected
+@pytest.mark.parametrize(("copies", "strips"), [(1, 1), (40, 2)])  # of 713 pixels; a strip has a million
+def test_digest_is_that_of_the_whole_image_however_it_is_cut(mode: str, copies: int, strips: int) -> None:
+    photo = Image.fromarray(np.tile(PHOTO, (copies, copies, 1)))
+    image = photo.convert("L" if mode == "I;16" else mode).convert(mode)
+    size = f"{31 * copies}x{23 * copies}\n".encode()
+    assert content_digest(image) == hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()
+    assert len(list(cut_strips(image))) == strips
 
 
 @pytest.mark.parametrize(

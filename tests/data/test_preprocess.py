@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmlu.data import images, preprocess
+from clipmlu.data import preprocess
 from clipmlu.data.images import load_image
 from clipmlu.data.preprocess import Preprocessor, spec_from_open_clip
 from clipmlu.errors import InputError
@@ -352,16 +352,12 @@ def test_image_is_written_into_its_place_of_a_batch(dtype: type) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("size", [(64, 48), (97, 31), (17, 200), (5, 4), (300, 1000)])
-def test_large_images_with_alpha_are_shrunk_in_strips_to_the_same_pixels(
-    mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_with_alpha_are_shrunk_in_strips_to_the_same_pixels(mode: str, size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 4), np.uint8)
     image = Image.fromarray(pixels, "RGBA").convert(mode)
     wanted = (13, 9)
     expected = image.resize(wanted, Image.Resampling.BICUBIC)
-    monkeypatch.setattr(preprocess, "_LARGE_PIXELS", 1)
-    monkeypatch.setattr(images, "_STRIP_PIXELS", 300)
-    found = preprocess._resize(image, wanted, Image.Resampling.BICUBIC, None)
+    found = preprocess._resize(image, wanted, Image.Resampling.BICUBIC, None, large=1, strip=300)
     assert found.mode == expected.mode
     assert found.tobytes() == expected.tobytes()
 

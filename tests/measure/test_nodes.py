@@ -11,7 +11,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.bundle.manifest import Tower
-from clipmlu.measure.compare import nodes as module
 from clipmlu.measure.compare.compare import cut_rows
 from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison, compare_tower
 from clipmlu.measure.compare.tensors import TensorGraph
@@ -55,21 +54,20 @@ def rows() -> Array:
     return np.random.default_rng(1).standard_normal((11, 6), dtype=np.float32)
 
 
-@pytest.mark.parametrize("budget", [1 << 29, 40])
-def test_figures_are_those_of_numpy_over_all_batches(rows: Array, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget of 40 bytes leaves one row and one tensor at a time."""
-    monkeypatch.setattr(module, "_WATCHED_BYTES", budget)
-    monkeypatch.setattr(module, "_CHUNK", 7)
+@pytest.mark.parametrize(("count", "batch_size", "budget"), [(11, 4, 1 << 29), (11, 4, 40), (8000, 7000, 1 << 29)])
+def test_figures_are_those_of_numpy_over_all_batches(count: int, batch_size: int, budget: int) -> None:
+    """A budget of 40 bytes leaves one row and one tensor at a time; 7000 rows are summed in two chunks."""
+    rows = np.random.default_rng(1).standard_normal((count, 6), dtype=np.float32)
     other = WEIGHT + np.float32(0.1) * np.random.default_rng(2).standard_normal(WEIGHT.shape, dtype=np.float32)
-    comparison = compare(graph(other), rows)
+    comparison = compare(graph(other), rows, batch_size=batch_size, watched_bytes=budget)
     found = by_name(comparison)
-    assert comparison.rows == 11
+    assert comparison.rows == count
     assert [(node.tensor, node.kind) for node in comparison.nodes] == [("r", "input"), ("y", "operator")]
     r = np.maximum(rows, 0).astype(np.float64)
     ours, theirs = r @ other, r @ WEIGHT
     node = found["y"]
     assert node.node == "product"
-    assert node.elements == 55
+    assert node.elements == 5 * count
     norms = np.linalg.norm(ours) * np.linalg.norm(theirs)
     assert node.cosine == pytest.approx((ours * theirs).sum() / norms, abs=1e-6)
     assert node.snr_db == pytest.approx(10 * np.log10((theirs**2).sum() / ((ours - theirs) ** 2).sum()), abs=1e-3)

@@ -46,7 +46,7 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes
 EXPECTED_IMAGE = "Expected a path, bytes, an open binary file, a Pillow image or a uint8 NumPy array."
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # grey of more than 8 bits
-_STRIP_PIXELS = 1 << 20
+STRIP_PIXELS = 1 << 20
 _EXPECTED = f"Expected an image file ({', '.join(FORMATS)})."
 _EXPECTED_ARRAY = (
     "Expected uint8, 0..255, of shape (H, W, 3) for RGB, (H, W, 4) for RGBA, (H, W) or (H, W, 1) for grey."
@@ -174,9 +174,9 @@ def content_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def cut_strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield an image in horizontal strips of at most a million pixels, to limit the memory of later steps."""
-    rows = max(1, _STRIP_PIXELS // image.width)
+def cut_strips(image: Image.Image, pixels: int = STRIP_PIXELS) -> Iterator[Image.Image]:
+    """Yield an image in horizontal strips of at most this number of pixels, to limit the memory of later steps."""
+    rows = max(1, pixels // image.width)
     if rows >= image.height:
         yield image
         return

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from clipmlu.data.images import DEFAULT_MAX_PIXELS, ImageSource, cut_strips, load_image
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, STRIP_PIXELS, ImageSource, cut_strips, load_image
 from clipmlu.errors import InputError
 from clipmlu.specs import PreprocessSpec
 
@@ -263,23 +263,38 @@ def _triple(value: object) -> tuple[object, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
 
 
-def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling, gap: float | None) -> Image.Image:
+def _resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    gap: float | None,
+    *,
+    large: int = _LARGE_PIXELS,
+    strip: int = STRIP_PIXELS,
+) -> Image.Image:
     """Resize like ``Image.resize``, with less memory for large images with an alpha channel.
 
     Pillow resizes a copy of the image whose colours are multiplied by alpha, each channel separately. This function
-    multiplies
-    and resizes one channel at a time, which needs a quarter of the memory.
+    multiplies and resizes one channel at a time, which needs a quarter of the memory.
+
+    Args:
+        image: the image.
+        size: width and height of the result.
+        resample: the filter.
+        gap: Pillow's ``reducing_gap`` for images that are not large.
+        large: number of pixels from which on an image is large.
+        strip: number of pixels that are multiplied at a time.
     """
     premultiplied = _PREMULTIPLIED.get(image.mode)
-    if premultiplied is None or image.width * image.height < _LARGE_PIXELS:
+    if premultiplied is None or image.width * image.height < large:
         return image.resize(size, resample, reducing_gap=gap)
     channels = []
     for band in range(len(image.getbands())):
         channel = Image.new("L", image.size)
         top = 0
-        for strip in cut_strips(image):
-            channel.paste(strip.convert(premultiplied).getchannel(band), (0, top))
-            top += strip.height
+        for part in cut_strips(image, strip):
+            channel.paste(part.convert(premultiplied).getchannel(band), (0, top))
+            top += part.height
         channels.append(channel.resize(size, resample))
         del channel  # free it before the next channel is created
     return Image.merge(premultiplied, channels).convert(image.mode)

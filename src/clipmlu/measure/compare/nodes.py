@@ -122,6 +122,7 @@ def compare_tower(
     threshold: float,
     fixed: bool = False,
     threads: int = 0,
+    watched_bytes: int = _WATCHED_BYTES,
 ) -> TowerComparison:
     """Run both sides on the same batches and compare their common tensors.
 
@@ -137,6 +138,7 @@ def compare_tower(
         threshold: smallest cosine of a node that does not diverge.
         fixed: True if both sides need batches of exactly that size.
         threads: CPU threads; 0 for the runtime's default.
+        watched_bytes: limit for the values of one batch in memory, for each side.
 
     Raises:
         SessionError: running a graph fails.
@@ -147,10 +149,10 @@ def compare_tower(
     apart = smoothed_tensors(structure, operators, measured, reference)
     chosen = [each for each in present if each.tensor not in apart]
     held = sum(each.bytes for each in chosen)
-    rows = batch_size if fixed else max(1, min(batch_size, _WATCHED_BYTES // max(held, 1)))
+    rows = batch_size if fixed else max(1, min(batch_size, watched_bytes // max(held, 1)))
     nodes: list[NodeComparison] = []
     count = 0
-    for group in _groups(chosen, 1 if fixed else rows):
+    for group in _groups(chosen, 1 if fixed else rows, watched_bytes):
         sums = [_Sums(measured.quantisation(each.tensor)) for each in group]
         names = [each.tensor for each in group]
         ours, theirs = measured.watch(names, threads), reference.watch(names, threads)
@@ -175,11 +177,11 @@ def hidden_tower(reason: str) -> TowerComparison:
     return TowerComparison(rows=0, nodes=(), first_divergence=None, smoothed_apart=0, absent=0, hidden=reason)
 
 
-def _groups(watched: Sequence[Watched], rows: int) -> Iterator[list[Watched]]:
+def _groups(watched: Sequence[Watched], rows: int, limit: int) -> Iterator[list[Watched]]:
     group: list[Watched] = []
     held = 0
     for each in watched:
-        if group and held + each.bytes * rows > _WATCHED_BYTES:
+        if group and held + each.bytes * rows > limit:
             yield group
             group, held = [], 0
         group.append(each)
