@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -294,7 +294,7 @@ def _run_chosen(runner: ProbeRunner, chosen: Sequence[Probe], jobs: int, add: Ca
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         pending = [pool.submit(runner.record, each) for each in chosen if not each.alone]
         try:
-            for future in concurrent.futures.as_completed(pending):
+            for future in _as_completed(pending):
                 add(future.result())
             for each in chosen:
                 if each.alone:
@@ -302,6 +302,14 @@ def _run_chosen(runner: ProbeRunner, chosen: Sequence[Probe], jobs: int, add: Ca
         except KeyboardInterrupt:
             runner.stop()
             raise
+
+
+def _as_completed(pending: Iterable[concurrent.futures.Future[Fields]]) -> Iterator[concurrent.futures.Future[Fields]]:
+    """Give futures when they are done. Waits in short intervals: a signal just before a wait does not interrupt that wait."""
+    left = set(pending)
+    while left:
+        done, left = concurrent.futures.wait(left, 0.5, concurrent.futures.FIRST_COMPLETED)
+        yield from done
 
 
 def print_note(text: str) -> None:
