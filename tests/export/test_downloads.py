@@ -20,22 +20,12 @@ from clipmlu.errors import DownloadError
 from clipmlu.export.download_reasons import download_reason
 from clipmlu.export.downloads import are_cached, checkpoint_names, fetch_file, is_hub_reachable, record_downloads
 from clipmlu.export.exporter import ExportOptions, export_model, is_current
+from hub_cache import put_into_cache
 
 pytest.importorskip("huggingface_hub", reason="needs the export extra (huggingface_hub)", exc_type=ImportError)
 pytestmark = pytest.mark.torch
 
 CLOSED_PORT = "http://127.0.0.1:9"
-
-
-def put_into_cache(cache: Path, repo: str, name: str, content: bytes, commit: str = "0" * 40) -> Path:
-    """As huggingface_hub lays out its cache: refs/main names a snapshot."""
-    folder = cache / f"models--{repo.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True, exist_ok=True)
-    (folder / "refs" / "main").write_text(commit)
-    file = folder / "snapshots" / commit / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
-    return file
 
 
 def fetch(cache: Path, *, offline: bool = False) -> Path:

@@ -28,6 +28,7 @@ from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import resolve_source
 from clipmlu.export.towers import tower_programs
 from clipmlu.specs import MODULE_KEY
+from hub_cache import put_into_cache
 from tiny_models import CONFIGS, CONTEXT, EMBED_DIM, write_config
 
 pytestmark = pytest.mark.torch
@@ -326,19 +327,18 @@ def test_identity_is_what_the_manifest_says(tiny_model: Tiny, tiny_bundle: Expor
 
 
 def test_listed_quick_gelu_weights_are_loaded_as_quick_gelu_under_the_plain_name(
-    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Tiny, tmp_path: Path, give_config: Callable[..., None]
 ) -> None:
     """ViT-B-32 with OpenAI's weights: the architecture's own configuration has plain GELU."""
     import torch
 
-    from clipmlu.export import loading
-
     folder = tiny_model("quick-gelu")
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     config.pop("quick_gelu")
-    monkeypatch.setattr(loading, "model_config", lambda _source: {"model_cfg": config})
-    monkeypatch.setattr(loading, "fetch_file", lambda *_args, **_kwargs: folder / "open_clip_model.safetensors")
-    options = ExportOptions()
+    give_config(lambda _name: config)
+    name = "open_clip_model.safetensors"
+    put_into_cache(tmp_path, "timm/vit_base_patch32_clip_224.openai", name, (folder / name).read_bytes())
+    options = ExportOptions(cache_dir=tmp_path, offline=True)
     with quiet_libraries():
         source = resolve_source("ViT-B-32::openai", options)
         loaded = load_model(source, options)

@@ -91,8 +91,9 @@ def test_tanh_gelu_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_openais_own_files_are_recognised_and_quick_gelu(
-    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Tiny, tmp_path: Path, give_config: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import open_clip
     import torch
 
     folder = tiny_model("quick-gelu")
@@ -104,11 +105,11 @@ def test_openais_own_files_are_recognised_and_quick_gelu(
         torch.jit.save(traced, str(file))
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     config.pop("quick_gelu")
-    monkeypatch.setattr(loading, "model_config", lambda _source: {"model_cfg": config})
+    give_config(lambda _name: config)
     with pytest.raises(ExportError, match="Cannot load the weights"):  # somebody else's code is not trusted
         load("ViT-B-32", pretrained=str(file))
-    digests = frozenset({file_record(file).sha256})
-    monkeypatch.setattr(openai, "_published_digests", lambda: digests)
+    address = f"https://openaipublic.azureedge.net/clip/models/{file_record(file).sha256}/ViT-B-32.pt"
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED["ViT-B-32"]["openai"], "url", address)
     loaded = load("ViT-B-32", pretrained=str(file))
     assert loaded.activation == "quick_gelu"
     assert torch.equal(loaded.module.visual.proj, module.visual.proj)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -12,12 +11,11 @@ from typing import Any
 import pytest
 
 from clipmlu.errors import ClipmluError
-from clipmlu.export import loading
 from clipmlu.export.catalog import read_config
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source
 from clipmlu.export.loading import LoadedModel, load_model
 from clipmlu.export.quiet import quiet_libraries
-from clipmlu.export.source import Source, model_config, resolve_source
+from clipmlu.export.source import resolve_source
 from clipmlu.export.training import learn_training, note_activation
 from tiny_models import CONFIGS
 
@@ -29,18 +27,16 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 
 @pytest.fixture
-def weights(tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def weights(tiny_model: Tiny, tmp_path: Path, give_config: Callable[..., None]) -> Path:
     """A checkpoint file alone in a folder; every named model has its tiny architecture, with the name's activation."""
     import torch
     from safetensors.torch import load_file
 
-    def tiny_config(source: Source) -> dict[str, Any] | None:
-        if source.name is None:
-            return model_config(source)
-        quick = {"quick_gelu": True} if source.name.endswith("-quickgelu") else {}
-        return {"model_cfg": {"embed_dim": 24, **copy.deepcopy(SIZES), **quick}}
+    def tiny_config(name: str) -> dict[str, Any]:
+        quick = {"quick_gelu": True} if name.endswith("-quickgelu") else {}
+        return {"embed_dim": 24, **SIZES, **quick}
 
-    monkeypatch.setattr(loading, "model_config", tiny_config)
+    give_config(tiny_config)
     path = tmp_path / "run" / "checkpoints" / "mine.pt"
     path.parent.mkdir(parents=True)
     torch.save(
