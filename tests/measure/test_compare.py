@@ -27,7 +27,6 @@ from clipmlu.errors import BundleError, InputError, OptionError, OverlapError
 from clipmlu.files.publish import encode_json
 from clipmlu.graph.quantisation.undo import restore_structure
 from clipmlu.graph.roles import find_operators
-from clipmlu.measure.compare import tensors
 from clipmlu.measure.compare.ablation import Rebuilder
 from clipmlu.measure.compare.compare import CompareOptions, ComparisonReport, compare_bundles
 from clipmlu.measure.compare.nodes import NodeComparison
@@ -401,12 +400,14 @@ def test_ablation_is_refused_where_it_means_nothing(tiny: ExportedBundle, compil
         compare_bundles(bundle, plain, Pictures(), CompareOptions(source=plain.path))
 
 
-def test_graphs_that_are_too_large_are_not_looked_into(tiny: ExportedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "EXTERNAL_DATA_BYTES", tiny.manifest.files["image.onnx"].size)
-    report = compare_bundles(tiny, tiny, Pictures(), CompareOptions(batch_size=100))
+def test_graphs_that_are_too_large_are_not_looked_into(tiny: ExportedBundle) -> None:
+    files = tiny.manifest.files
+    files = {**files, "text.onnx": msgspec.structs.replace(files["text.onnx"], size=1_900_000_001)}
+    large = ExportedBundle(tiny.path, msgspec.structs.replace(tiny.manifest, files=files), tiny.digest)
+    report = compare_bundles(large, large, Pictures(), CompareOptions(batch_size=100))
     assert len(report.towers["image"].nodes) == 3
     assert report.towers["text"].hidden is not None
-    assert "GB, too many to read its intermediate tensors: only its outputs" in report.towers["text"].hidden
+    assert "has 1.9 GB, too many to read its intermediate tensors: only its outputs" in report.towers["text"].hidden
 
 
 @pytest.fixture

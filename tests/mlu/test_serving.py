@@ -295,10 +295,7 @@ def test_all_types_and_empty_arrays_travel() -> None:
     theirs.close()
 
 
-def test_files_go_both_ways_where_paths_mean_nothing(
-    serve: Any, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clipmlu.magicmind.client.peer.CHUNK", 1000)
+def test_files_go_both_ways_where_paths_mean_nothing(serve: Any, client: Any, tmp_path: Path) -> None:
     worker = client(serve("tcp"))
     content = os.urandom(5003)
     (tmp_path / "model.bin").write_bytes(content)
@@ -308,7 +305,7 @@ def test_files_go_both_ways_where_paths_mean_nothing(
             path = "/not/there" if fields["op"] == "have" else fields.get("path")
             return exchange({**fields, **({"path": path} if path else {})}, arrays)
 
-        remote = send_file(elsewhere, tmp_path / "model.bin")
+        remote = send_file(elsewhere, tmp_path / "model.bin", chunk=1000)
         assert remote == f"upload:{hashlib.sha256(content).hexdigest()[:16]}-model.bin"
         fetch_file(exchange, remote, tmp_path / "back.bin", len(content))
         assert send_file(exchange, tmp_path / "model.bin") == str(tmp_path / "model.bin")

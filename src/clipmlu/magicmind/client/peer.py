@@ -168,22 +168,22 @@ class Peer(Protocol):
         """Close the connection; batches in flight fail."""
 
 
-def send_file(exchange: Exchange, path: Path) -> str:
-    """Make a file available to a driver without access to it; return its name there."""
+def send_file(exchange: Exchange, path: Path, *, chunk: int = CHUNK) -> str:
+    """Make a file available to a driver without access to it, in parts of ``chunk`` bytes; return its name there."""
     size, digest = path.stat().st_size, digest_of(str(path))
     answer = exchange({"op": "have", "path": str(path.resolve()), "size": size, "sha256": digest}, ())
     if answer.read(HaveFacts).have:
         return str(path.resolve())
     name = f"{digest[:16]}-{path.name}"
-    upload_file(exchange, path, name)
+    upload_file(exchange, path, name, chunk=chunk)
     return f"upload:{name}"
 
 
-def upload_file(exchange: Exchange, path: Path, name: str) -> None:
-    """Send a file in parts; its name there is ``upload:<name>``."""
+def upload_file(exchange: Exchange, path: Path, name: str, *, chunk: int = CHUNK) -> None:
+    """Send a file in parts of ``chunk`` bytes; its name there is ``upload:<name>``."""
     offset = 0
     with path.open("rb") as stream:
-        while (piece := stream.read(CHUNK)) or not offset:
+        while (piece := stream.read(chunk)) or not offset:
             exchange({"op": "put", "name": name, "offset": offset}, [np.frombuffer(piece, np.uint8)]).nothing()
             offset += len(piece)
             if not piece:
