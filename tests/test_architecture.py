@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def _module(path: Path) -> str:
 MODULES = {_module(path): path for path in FILES}
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     """Modules that are imported anywhere in a file: in functions and for the type checker too."""
     found = set()

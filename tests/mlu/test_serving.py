@@ -158,8 +158,14 @@ def test_several_clients_each_have_a_process_of_their_own(serve: Any, client: An
     assert len(descendants(served.process.pid)) == 3
 
 
-@pytest.mark.parametrize("kind", ["unix", "tcp"])
-@pytest.mark.parametrize("fault", ["enqueue:5:crash", "enqueue:6:device_lost", "sync:4:hang"])
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        *((fault, "unix") for fault in ("enqueue:5:crash", "enqueue:6:device_lost", "sync:4:hang")),
+        ("enqueue:5:crash", "tcp"),
+        *(pytest.param(fault, "tcp", marks=pytest.mark.slow) for fault in ("enqueue:6:device_lost", "sync:4:hang")),
+    ],
+)
 def test_crashes_and_hangs_over_an_address(
     serve: Any, client: Any, model: Path, tmp_path: Path, kind: str, fault: str
 ) -> None:
