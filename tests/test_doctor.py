@@ -208,3 +208,27 @@ def test_remedy_is_shown_with_its_brackets(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     main(["doctor"])
     assert "'clipmlu[export]'" in capsys.readouterr().out
+
+
+def test_fractional_quota_and_instructions_of_the_cores_are_reported(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1, 2, 3}, raising=False)
+    for cpu in range(4):
+        _write(root, f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{cpu % 2},{cpu % 2 + 2}\n")
+    _write(root, "proc/cpuinfo", "flags : fpu avx2 avx512f avx512_vnni\n")
+    _write(root, "sys/fs/cgroup/cpu.max", "150000 100000\n")
+    assert _findings(root)["cores"] == Finding(
+        check="cores",
+        status="ok",
+        found="4 CPUs on 2 cores with hyper-threads; the container's quota is 1.5; AVX2, AVX512, VNNI",
+        remedy="2 threads share 1.5 CPUs and stop in turn: give the container a whole number of CPUs",
+    )
+    _write(root, "sys/fs/cgroup/cpu.max", "200000 100000\n")
+    assert _findings(root)["cores"].remedy == ""
+
+
+def _write(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)

@@ -19,7 +19,15 @@ from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.data.datasets import DATASETS, locate_dataset
 from clipmlu.errors import BackendUnavailableError, ClipmluError
-from clipmlu.host import CACHE_VARIABLE, cache_dir
+from clipmlu.host import (
+    CACHE_VARIABLE,
+    allowed_cpus,
+    available_cpus,
+    cache_dir,
+    cpu_instructions,
+    cpu_quota,
+    describe_cores,
+)
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
 from clipmlu.specs import VENDOR_PRECISIONS, Spec
 
@@ -69,7 +77,7 @@ def examine(*, root: Path = Path("/"), monitor_seconds: float = 5.0) -> list[Fin
             status="ok",
             found=f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
         ),
-        Finding(check="cores", status="ok", found=str(_usable_cores())),
+        _cores_finding(root),
         *_backend_findings(),
         *_mlu_findings(root, monitor_seconds),
         *_extra_findings(),
@@ -82,9 +90,15 @@ def examine(*, root: Path = Path("/"), monitor_seconds: float = 5.0) -> list[Fin
     ]
 
 
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+def _cores_finding(root: Path) -> Finding:
+    """Report the CPUs that this process may use, a container's quota, and the instructions that decide their speed."""
+    found, instructions = describe_cores(root), cpu_instructions(root)
+    known = "instructions not known" if instructions is None else ", ".join(instructions) or "no AVX2"
+    quota, workers = cpu_quota(root), available_cpus(root)
+    remedy = ""
+    if quota is not None and quota < workers <= len(allowed_cpus()):
+        remedy = f"{workers} threads share {quota:g} CPUs and stop in turn: give the container a whole number of CPUs"
+    return Finding(check="cores", status="ok", found=f"{found}; {known}", remedy=remedy)
 
 
 def _backend_findings() -> Iterator[Finding]:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipmlu.errors import MissingDependencyError, OptionError
@@ -19,11 +21,24 @@ CIFAR100_VARIABLE = "CIFAR100_DATASETS_PATH"
 
 _ROOT = Path("/")
 _CGROUP = "sys/fs/cgroup"
+_OWN_GROUPS = "proc/self/cgroup"
 _MEMINFO = "proc/meminfo"
+_CPUINFO = "proc/cpuinfo"
+_SIBLINGS = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+_INSTRUCTIONS: dict[str, frozenset[str]] = {
+    "AVX2": frozenset({"avx2"}),
+    "AVX512": frozenset({"avx512f"}),
+    "VNNI": frozenset({"avx512_vnni", "avx_vnni"}),
+    "BF16": frozenset({"avx512_bf16", "bf16"}),
+    "AMX": frozenset({"amx_int8", "amx_bf16"}),
+    "DOTPROD": frozenset({"asimddp"}),
+    "I8MM": frozenset({"i8mm"}),
+}
+"""Maps the name of an instruction set to the kernel's names of it, of which one is enough."""
 
 
 def available_cpus(root: Path = _ROOT) -> int:
-    """Return the number of CPUs that this process may use: its affinity, or a container's smaller limit.
+    """Return the number of CPUs that this process may use: its affinity, or a container's smaller limit, rounded up.
 
     A container limited to two of sixty-four CPUs still shows sixty-four, and a runtime with a thread for each would be
     slower.
@@ -31,9 +46,86 @@ def available_cpus(root: Path = _ROOT) -> int:
     Args:
         root: folder below which the kernel's files are read.
     """
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = _container_share(root / _CGROUP)
-    return bound if share is None else max(1, min(bound, share))
+    return max(1, math.ceil(usable_cores(root)))
+
+
+def usable_cores(root: Path = _ROOT) -> float:
+    """Return the computing time that this process may use per second: its CPUs, or a container's smaller quota, such as 1.5.
+
+    Args:
+        root: folder below which the kernel's files are read.
+    """
+    quota = cpu_quota(root)
+    allowed = len(allowed_cpus())
+    return allowed if quota is None else min(allowed, quota)
+
+
+def allowed_cpus() -> frozenset[int]:
+    """Return the numbers of the logical CPUs in the affinity of this process; all CPUs on systems without affinities."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def physical_cores(root: Path = _ROOT) -> int | None:
+    """Return the number of physical cores behind ``allowed_cpus``: hyper-threads of one core count once.
+
+    Source: the Linux kernel's documentation of ``/sys/devices/system/cpu`` (``topology/thread_siblings_list``).
+
+    Args:
+        root: folder below which the kernel's files are read.
+
+    Returns:
+        None if the system does not provide it.
+    """
+    cores = {_read(root / _SIBLINGS.format(cpu)).strip() for cpu in allowed_cpus()}
+    return None if "" in cores else len(cores)
+
+
+def cpu_quota(root: Path = _ROOT) -> float | None:
+    """Return the CPU seconds per second that the control groups of this process allow, or None without a quota.
+
+    Source: the Linux kernel's documentation of cgroups, ``cpu.max`` (version 2) and ``cpu.cfs_quota_us`` (version 1). The
+    quotas of all enclosing groups apply, and a container sees its own group as the outermost one.
+
+    Args:
+        root: folder below which the kernel's files are read.
+    """
+    quotas = [_quota_of(group) for group in _cpu_groups(root)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def describe_cores(root: Path = _ROOT) -> str:
+    """Return the CPUs that this process may use in words, such as ``16 CPUs on 8 cores with hyper-threads``.
+
+    Args:
+        root: folder below which the kernel's files are read.
+    """
+    count, cores, quota = len(allowed_cpus()), physical_cores(root), cpu_quota(root)
+    text = f"{count} CPU{'' if count == 1 else 's'}"
+    if cores is None:
+        text += ", hyper-threads not known"
+    elif cores < count:
+        text += f" on {cores} core{'' if cores == 1 else 's'} with hyper-threads"
+    return text if quota is None else f"{text}; the container's quota is {quota:g}"
+
+
+def cpu_instructions(root: Path = _ROOT) -> tuple[str, ...] | None:
+    """Return the instruction sets of this CPU that matter for matrix products and images, such as ``AVX2`` and ``VNNI``.
+
+    Source: ``/proc/cpuinfo`` of Linux, ``flags`` on x86 and ``Features`` on Arm.
+
+    Args:
+        root: folder below which the kernel's files are read.
+
+    Returns:
+        None if the system does not provide it.
+    """
+    lines = [line.partition(":") for line in _read(root / _CPUINFO).splitlines()]
+    flags = next((value.split() for name, _, value in lines if name.strip() in ("flags", "Features")), None)
+    return (
+        None if flags is None else tuple(name for name, known in _INSTRUCTIONS.items() if not known.isdisjoint(flags))
+    )
 
 
 def limited_cpus(root: Path = _ROOT) -> int:
@@ -81,20 +173,25 @@ def check_memory(needed: int, what: str, root: Path = _ROOT) -> None:
         )
 
 
-def _container_share(cgroup: Path) -> int | None:
-    """Return the number of CPUs of the control group's quota, rounded up, or None without a quota.
+def _cpu_groups(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's control groups and of the enclosing ones, as far as they are visible."""
+    for line in ("0::/", "0:cpu:/", *_read(root / _OWN_GROUPS).splitlines()):
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        path = PurePosixPath(group.lstrip("/"))
+        base = root / _CGROUP / ("cpu" if controllers else "")
+        yield from (base / each for each in (path, *path.parents))
 
-    Source: the Linux kernel's documentation of cgroups, ``cpu.max`` (version 2) and ``cpu.cfs_quota_us`` (version 1).
-    """
-    quota = _read(cgroup / "cpu.max").split()
+
+def _quota_of(group: Path) -> float | None:
+    quota = _read(group / "cpu.max").split()
     if not quota:
-        quota = [
-            *_read(cgroup / "cpu" / "cpu.cfs_quota_us").split(),
-            *_read(cgroup / "cpu" / "cpu.cfs_period_us").split(),
-        ]
+        quota = [*_read(group / "cpu.cfs_quota_us").split(), *_read(group / "cpu.cfs_period_us").split()]
     if len(quota) != 2 or not all(each.isdecimal() for each in quota) or int(quota[1]) == 0:  # "max", or -1: no limit
         return None
-    return -(-int(quota[0]) // int(quota[1]))
+    return int(quota[0]) / int(quota[1])
 
 
 def _read(path: Path) -> str:

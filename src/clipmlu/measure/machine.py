@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipmlu.host import available_cpus
+from clipmlu.host import available_cpus, cpu_instructions, physical_cores, usable_cores
 from clipmlu.specs import Spec
 
 _PROC = Path("/proc")
@@ -19,7 +19,10 @@ class Machine(Spec, frozen=True, kw_only=True):
 
     Attributes:
         cpu: the processor's name.
-        cpus: logical CPUs that this process may use.
+        cpus: logical CPUs that this process may use; a container's quota, rounded up, if that is less.
+        cores: CPU seconds per second that it may use: fewer than ``cpus`` if a container's quota is a fraction.
+        physical_cores: cores behind its CPUs, without hyper-threads; None if the system does not provide it.
+        instructions: instruction sets that decide the speed, such as ``VNNI``; None if the system does not provide them.
         memory_bytes: memory of the whole machine; None if the system does not provide it.
         system: operating system and architecture.
         python: version of the interpreter.
@@ -27,6 +30,9 @@ class Machine(Spec, frozen=True, kw_only=True):
 
     cpu: str
     cpus: int
+    cores: float
+    physical_cores: int | None
+    instructions: tuple[str, ...] | None
     memory_bytes: int | None
     system: str
     python: str
@@ -37,6 +43,9 @@ def describe_machine() -> Machine:
     return Machine(
         cpu=_cpu_name(),
         cpus=available_cpus(),
+        cores=usable_cores(),
+        physical_cores=physical_cores(),
+        instructions=cpu_instructions(),
         memory_bytes=_memory_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
