@@ -303,9 +303,35 @@ def test_image_without_pixels_is_refused() -> None:
         Preprocessor(spec()).batch([Image.new("RGB", (5, 5)), Image.new("RGB", (0, 5))])
 
 
-def test_what_is_no_image_is_a_type_error() -> None:
-    with pytest.raises(InputError, match="Expected a Pillow image, not 'ndarray'"):
-        Preprocessor(spec())(np.zeros((5, 5, 3), np.uint8))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("cat.jpg", "not 'str'"),
+        (np.zeros((5, 5, 3), np.float32), r"not an array of float32 and shape \(5, 5, 3\)"),
+        (np.zeros((5, 5, 4), np.uint8), r"not an array of uint8 and shape \(5, 5, 4\)"),
+        (np.zeros((5, 5), np.uint8), r"not an array of uint8 and shape \(5, 5\)"),
+    ],
+)
+def test_what_is_no_decoded_image_is_refused(source: object, words: str) -> None:
+    with pytest.raises(InputError, match=r"Expected a Pillow image or a uint8 array of shape .*" + words):
+        Preprocessor(spec())(source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(1, 1), (50, 41), (32, 32), (31, 90), (300, 200)])
+def test_array_of_pixels_counts_as_the_image_with_these_pixels(resize_mode: str, size: tuple[int, int]) -> None:
+    preprocess = Preprocessor(spec((24, 32), resize_mode=resize_mode))
+    image = make_image("RGB", size)
+    array = np.asarray(image)
+    expected = preprocess(image)
+    np.testing.assert_array_equal(preprocess(array), expected)
+    np.testing.assert_array_equal(preprocess(np.asfortranarray(array)), expected)
+    np.testing.assert_array_equal(preprocess(np.repeat(array, 2, axis=1)[:, ::2]), expected)
+
+
+def test_array_without_pixels_is_refused() -> None:
+    with pytest.raises(InputError, match="size 0x5: it has no pixels"):
+        Preprocessor(spec())(np.zeros((5, 0, 3), np.uint8))
 
 
 def _photo_like(width: int, height: int) -> Image.Image:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, STRIP_PIXELS, ImageSource, cut_strips, load_image
+from clipmlu.data.picture import Picture, check_picture, picture_size, pillow_image
 from clipmlu.errors import InputError
 from clipmlu.specs import PreprocessSpec
 
@@ -37,7 +38,7 @@ _OPEN_CLIP_KEYS = frozenset({"size", "mode", "mean", "std", "interpolation", "re
 
 
 class Preprocessor:
-    """Converts Pillow images to normalised input tensors as a ``PreprocessSpec`` defines.
+    """Converts decoded images to normalised input tensors as a ``PreprocessSpec`` defines.
 
     Instances have no mutable state, so threads may share one.
 
@@ -66,11 +67,12 @@ class Preprocessor:
         """Shape of one input tensor: (3, height, width)."""
         return (3, self.spec.height, self.spec.width)
 
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+    def __call__(self, image: Picture) -> npt.NDArray[np.float32]:
         """Preprocess one image.
 
         Args:
-            image: any mode, any size of at least one pixel; not changed.
+            image: a Pillow image of any mode, or a uint8 array of shape (H, W, 3), RGB in 0..255, with the result of
+                the Pillow image of mode RGB that has these pixels; any size of at least one pixel; not changed.
 
         Returns:
             float32, shape (3, height, width), normalised; owned by the caller.
@@ -81,9 +83,7 @@ class Preprocessor:
         """
         return self.normalise(self.pixels(image))
 
-    def batch(
-        self, images: Sequence[Image.Image], out: npt.NDArray[np.float32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def batch(self, images: Sequence[Picture], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
         """Preprocess several images into one array.
 
         Args:
@@ -132,7 +132,7 @@ class Preprocessor:
         limit = self.max_pixels if max_pixels is None else max_pixels
         return load_image(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve)
 
-    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+    def pixels(self, image: Picture) -> npt.NDArray[np.uint8]:
         """Resize, crop and convert one image to RGB, without normalising it.
 
         Args:
@@ -142,19 +142,16 @@ class Preprocessor:
             uint8, shape (height, width, 3), RGB in 0..255, read-only: it may be Pillow's own buffer.
 
         Raises:
-            InputError: as for calling the preprocessor, or ``image`` is not a Pillow image.
+            InputError: as for calling the preprocessor, or ``image`` is not a ``Picture``.
         """
-        if not isinstance(image, Image.Image):
-            raise InputError(
-                f"Expected a Pillow image, not '{type(image).__name__}'. clipmlu.data.images.load_image makes one."
-            )
+        check_picture(image)
+        size = _resized_size(picture_size(image), self.spec)
+        source = pillow_image(image)
         try:
-            return np.asarray(_to_rgb(self._fit(image)))
-        except InputError:
-            raise
+            return np.asarray(_to_rgb(self._fit(source, size)))
         except Exception as error:  # Pillow raises ValueError, OSError, TypeError or KeyError for unsupported modes
             raise InputError(
-                f"Cannot preprocess an image of mode {image.mode} and size {image.width}x{image.height}: {error}. "
+                f"Cannot preprocess an image of mode {source.mode} and size {source.width}x{source.height}: {error}. "
                 "Convert it to RGB first."
             ) from error
 
@@ -187,7 +184,7 @@ class Preprocessor:
             self.normalise(planes.transpose(1, 2, 0), place)
         return out
 
-    def write(self, image: Image.Image, out: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> None:
+    def write(self, image: Picture, out: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> None:
         """Preprocess one image into its place in a batch.
 
         Args:
@@ -205,9 +202,8 @@ class Preprocessor:
         else:
             self.normalise(pixels, out.view(np.float32))
 
-    def _fit(self, image: Image.Image) -> Image.Image:
+    def _fit(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         spec = self.spec
-        size = _resized_size(image.size, spec)
         if size != image.size:
             gap = float(_FAST_MARGIN) if self.fast else None
             image = _resize(image, size, _filter(spec), gap)
