@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from clipmlu.bundle.manifest import Tower
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions
+from clipmlu.doctor import examine
 from clipmlu.errors import BackendUnavailableError, CompileError, OptionError, PrecisionError, SessionError
 from clipmlu.model import Model
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TensorSpec, TowerName
@@ -49,7 +51,8 @@ def bundle(exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
 
 
 def _forget_this_cpu() -> None:
-    for known in (openvino_runtime.core, openvino_runtime.has_bfloat16, openvino_runtime.int8_is_exact):
+    runtime = openvino_runtime
+    for known in (runtime.core, runtime.has_bfloat16, runtime.bfloat16_speed, runtime.int8_is_exact):
         known.cache_clear()
 
 
@@ -358,10 +361,10 @@ Offer = Callable[..., None]
 
 @pytest.fixture
 def offer(no_card: None, other_cpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Offer:
-    """``offer(bfloat16=..., exact=...)``: OpenVINO is installed, on a CPU that can do this."""
+    """``offer(bfloat16=..., exact=..., speed=...)``: OpenVINO is installed, on a CPU that can do this."""
 
-    def install(*, bfloat16: bool, exact: bool) -> None:
-        facts = f"bfloat16={bfloat16}, exact={exact}"
+    def install(*, bfloat16: bool, exact: bool, speed: float = 2.0) -> None:
+        facts = f"bfloat16={bfloat16}, exact={exact}, speed={speed}"
         code = f"import fake_packages\ndef Core():\n    return fake_packages.Core({facts})\n"
         fake_packages.install_openvino(monkeypatch, tmp_path, code)
 
@@ -486,6 +489,29 @@ def test_search_tries_the_modes_that_the_target_offers(
     offer(bfloat16=True, exact=True)
     plan = plan_compilation(_quantised(target, tmp_path))
     assert [mode.value for mode in modes_of(plan)] == modes
+
+
+def test_bfloat16_that_is_slower_than_float32_is_not_advised_but_available_by_name(
+    offer: Offer, tmp_path: Path
+) -> None:
+    offer(bfloat16=True, exact=True, speed=0.6)
+    searched = modes_of(plan_compilation(_quantised("openvino", tmp_path)))
+    assert searched == (Precision.QINT8_MIXED_FLOAT32, Precision.FORCE_FLOAT32)
+    asked = plan_compilation(CompileOptions(target="openvino", precision=Precision.FORCE_BFLOAT16))
+    assert asked.main.precision is Precision.FORCE_BFLOAT16
+    (finding,) = [each for each in examine(root=tmp_path) if each.check == "target openvino"]
+    assert re.search(
+        r"force_bfloat16.*; products in bfloat16 have 0\.[4-8]\d times the speed of float32 on this CPU, so force_float32 is",
+        finding.found,
+    )
+
+
+def test_bfloat16_that_is_faster_is_reported_with_its_speed(offer: Offer, tmp_path: Path) -> None:
+    offer(bfloat16=True, exact=True, speed=2.0)
+    (finding,) = [each for each in examine(root=tmp_path) if each.check == "target openvino"]
+    assert re.search(
+        r"products in bfloat16 have (1\.[3-9]|2\.\d)\d times the speed of float32 on this CPU$", finding.found
+    )
 
 
 # ---- telemetry -------------------------------------------------------------------------------------------------------

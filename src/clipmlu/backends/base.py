@@ -271,6 +271,9 @@ class Backend(Protocol):
     def kernels(self, precision: Precision) -> str:
         """Which kernels compute a precision, in a few words, where this CPU decides it; else empty. May import the runtime."""
 
+    def is_slower(self, precision: Precision) -> bool:
+        """Whether a precision that it offers is measured here not to be faster than float32; searches leave it out."""
+
     def profile(self, precision: Precision) -> str | None:
         """Return the name of the lowering profile of its graphs, or None for the canonical graphs."""
 

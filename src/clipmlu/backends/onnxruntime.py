@@ -51,6 +51,10 @@ class OnnxRuntimeBackend:
             return "fast 8-bit kernels, which are exact on this CPU"
         return "slower 8-bit kernels, because the fast ones are inexact on this CPU"
 
+    def is_slower(self, precision: Precision) -> bool:
+        """Return False: its modes in 8 bits are the only ones that are faster, and the others are not for speed."""
+        return False
+
     def profile(self, precision: Precision) -> str | None:
         """Use the card's lowered graph for all modes but force_float32, so that both quantise the same tensors."""
         return None if precision is Precision.FORCE_FLOAT32 else "magicmind"

@@ -17,11 +17,11 @@ from clipmlu.backends import openvino_runtime
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, write_mode
 from clipmlu.backends.cpu_session import CpuSession
+from clipmlu.backends.product_speed import CLEARLY_FASTER
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import now
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, SessionError
-from clipmlu.host import limited_cpus
 from clipmlu.specs import Precision, TowerName
 
 _REMEDY = "pip install 'clipmlu[openvino]'"
@@ -68,8 +68,17 @@ class OpenVinoBackend:
         return "Take --target cpu, which computes the numbers of every mode of the vendor's SDK."
 
     def kernels(self, precision: Precision) -> str:
-        """Empty: a mode that this CPU does not compute exactly is not offered."""
-        return ""
+        """The measured speed of bfloat16; else empty, because a mode that this CPU does not compute exactly is not offered."""
+        if precision is not Precision.FORCE_BFLOAT16 or precision not in self.precisions:
+            return ""
+        advice = ", so force_float32 is the better choice" if self.is_slower(precision) else ""
+        speed = openvino_runtime.bfloat16_speed()
+        return f"products in bfloat16 have {speed:.2f} times the speed of float32 on this CPU{advice}"
+
+    def is_slower(self, precision: Precision) -> bool:
+        """Whether bfloat16, which CPUs with AVX512-BF16 and without AMX may compute slower, is not clearly faster here."""
+        offered = precision is Precision.FORCE_BFLOAT16 and precision in self.precisions
+        return offered and openvino_runtime.bfloat16_speed() < CLEARLY_FASTER
 
     def profile(self, precision: Precision) -> str | None:
         """Use the card's lowered graph for modes that quantise, like the other CPU target."""
@@ -181,8 +190,6 @@ def _float_type(precision: Precision) -> str:
 
 def _settings(options: SessionOptions, precision: Precision) -> dict[str, Any]:
     """Return all settings that the CPU plugin would otherwise choose for the machine."""
-    count = options.threads or limited_cpus()
-    threads = {"INFERENCE_NUM_THREADS": count} if count else {}
     return {
         "INFERENCE_PRECISION_HINT": _float_type(precision),
         "PERFORMANCE_HINT": "LATENCY",
@@ -190,7 +197,7 @@ def _settings(options: SessionOptions, precision: Precision) -> dict[str, Any]:
         # With pinning, two processes on one Linux machine share the same first cores (Intel's support article
         # 000058227), and the session shares its cores with the threads that decode images.
         "ENABLE_CPU_PINNING": False,
-        **threads,
+        **openvino_runtime.thread_settings(options.threads),
     }
 
 

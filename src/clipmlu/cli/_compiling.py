@@ -50,7 +50,7 @@ _OPTIONS = (
         type=click.Choice([precision.value for precision in Precision]),
         default=Precision.FORCE_FLOAT32.value,
         show_default=True,
-        help="Arithmetic of the compiled graphs; force_bfloat16 needs --target openvino and a CPU that supports it.",
+        help="Arithmetic of the compiled graphs; force_bfloat16 needs --target openvino and a CPU that supports it; 'clipmlu doctor' measures whether it is faster.",
     ),
     Option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."),
     Option(

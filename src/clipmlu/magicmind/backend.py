@@ -54,6 +54,10 @@ class MagicMindBackend:
         """Return an empty text: the card computes."""
         return ""
 
+    def is_slower(self, precision: Precision) -> bool:
+        """Return False: the speed of a card is not measured here."""
+        return False
+
     def profile(self, precision: Precision) -> str | None:
         """Return the MagicMind profile: all graphs are lowered."""
         return "magicmind"

@@ -22,9 +22,9 @@ MODES: dict[str, tuple[Precision, ...]] = {
         Precision.FORCE_FLOAT32,
     ),
 }
-"""Modes that a search tries, the expected fastest first, where the target offers them. On the CPU the other modes
-are computed in float32 and save no time. The order for cards is by the number of bits, because no speeds per mode are
-published.
+"""Modes that a search tries, the expected fastest first, where the target offers them and they are not slower than float32.
+On the CPU the other modes are computed in float32 and save no time. The order for cards is by the number of bits, because
+no speeds per mode are published.
 """
 
 ALPHAS = (0.5, 0.75, 0.9)
@@ -35,9 +35,11 @@ _PER_AXIS = QuantisationOptions(granularity="per_axis")
 
 
 def modes_of(plan: CompilationPlan) -> tuple[Precision, ...]:
-    """Modes that a target offers, the expected fastest first."""
-    offered = get_backend(plan.main.backend).precisions
-    return tuple(mode for mode in MODES["cpu" if plan.mlu is None else "mlu"] if mode in offered)
+    """Modes that a search tries on a target, the expected fastest first."""
+    backend = get_backend(plan.main.backend)
+    offered = backend.precisions
+    known = MODES["cpu" if plan.mlu is None else "mlu"]
+    return tuple(mode for mode in known if mode in offered and not backend.is_slower(mode))
 
 
 class Candidates:
