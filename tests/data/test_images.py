@@ -271,6 +271,10 @@ def test_file_is_read_whole_unless_it_is_large(tmp_path: Path) -> None:
     assert read_source(path) == path
 
 
+def test_file_without_a_size_is_read_to_its_end() -> None:
+    assert read_source(Path("/proc/self/cmdline")) == Path("/proc/self/cmdline").read_bytes()
+
+
 def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.png': there is no such file"):
         read_source(tmp_path / "absent.png")

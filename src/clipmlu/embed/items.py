@@ -107,7 +107,8 @@ def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
     name = f"image {position}"
     if isinstance(source, (str, os.PathLike)):
         name = name_from_path(source)
-        source = expand_home(source)
+        if os.fspath(source).startswith("~"):
+            source = expand_home(source)
     elif is_stream(source):
         name = name_of_stream(source) or name
     return ImageItem(name, lambda: source)
