@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -92,8 +95,8 @@ def test_every_image_comes_out_once_and_in_order(
 def test_memory_is_used_again_however_many_images_there_are(encoder: RecordingEncoder, workers: int) -> None:
     assert sum(1 for _ in embed_items(encoder, _items(400), batch_size=4, workers=workers)) == 400
     assert len(encoder.addresses) == 100
-    # As many as are on the device, and those that keep the workers busy: 2 tasks for each, and one batch that is ready.
-    ahead = 1 + -(-2 * workers * max(1, 4 // (2 * workers)) // 4)
+    # As many as are on the device, and those that keep the workers busy: 2 images for each, and one batch that is ready.
+    ahead = 1 + -(-2 * workers // 4)
     assert len(set(encoder.addresses)) <= encoder.batches_in_flight + ahead
 
 
@@ -145,6 +148,80 @@ def test_a_bug_in_a_worker_is_no_broken_image(encoder: RecordingEncoder) -> None
         list(embed_items(encoder, [ImageItem("0", fail)]))
 
 
+def test_a_slow_image_holds_up_no_other(encoder: RecordingEncoder) -> None:
+    others = threading.Semaphore(0)
+
+    def slow() -> Image.Image:
+        for _ in range(7):
+            assert others.acquire(timeout=10), "images waited for the slow one"
+        return support.picture(0)
+
+    def quick(number: int) -> Image.Image:
+        others.release()
+        return support.picture(number)
+
+    items = [ImageItem("0", slow)]
+    items += [ImageItem(str(number), lambda number=number: quick(number)) for number in range(1, 8)]  # type: ignore[misc]
+    outcomes = list(embed_items(encoder, items, batch_size=8, workers=2))
+    assert [outcome.item.id for outcome in outcomes] == [str(number) for number in range(8)]
+    pixels = np.stack([support.preprocess(support.picture(number)) for number in range(8)])
+    rows = np.stack([outcome.require_row() for outcome in outcomes])
+    np.testing.assert_allclose(rows, support.embed_images(pixels), atol=1e-6)
+
+
+def test_a_bug_ends_the_run_before_the_images_that_wait(encoder: RecordingEncoder) -> None:
+    loaded = []
+
+    def load_picture(number: int) -> Image.Image:
+        loaded.append(number)
+        time.sleep(0.02)
+        if number in (3, 4):
+            raise ZeroDivisionError(f"image {number}")
+        return support.picture(number)
+
+    items = [ImageItem(str(number), lambda number=number: load_picture(number)) for number in range(32)]  # type: ignore[misc]
+    with pytest.raises(ZeroDivisionError, match="image 3"):
+        list(embed_items(encoder, items, batch_size=8, workers=2))
+    assert len(loaded) < 8
+
+
+def test_interrupt_while_images_are_prepared_ends_the_workers(encoder: RecordingEncoder) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupting(number: int) -> Image.Image:
+        if number == 5:
+            signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.01)
+        return support.picture(0)
+
+    items = (ImageItem(str(number), lambda number=number: interrupting(number)) for number in range(10_000))  # type: ignore[misc]
+    with pytest.raises(KeyboardInterrupt):
+        list(embed_items(encoder, items, batch_size=8, workers=2))
+    deadline = time.monotonic() + 10
+    while any(thread.name.startswith("clipmlu-preprocess") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "a worker goes on after the interrupt"
+        time.sleep(0.01)
+
+
+def test_process_ends_although_a_run_is_not_finished(compiled: CompiledBundle) -> None:
+    program = """
+import sys
+import numpy as np
+from clipmlu import load
+from clipmlu.embed.images import embed_batches
+from clipmlu.embed.items import item_from_source
+
+pixels = np.zeros((32, 32, 3), np.uint8)
+stream = embed_batches(load(sys.argv[1]), (item_from_source(pixels) for _ in range(10_000)), batch_size=4, workers=3)
+print(len(next(stream).rows))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(compiled.path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
 def test_closing_stops_the_workers(encoder: RecordingEncoder) -> None:
     started = 0
     lock = threading.Lock()
@@ -193,6 +270,16 @@ def test_file_is_named_in_its_error(encoder: RecordingEncoder, tmp_path: Path) -
     assert [outcome.row for outcome in outcomes] == [None, None]
     assert f"image '{tmp_path / 'broken.jpg'}'" in str(outcomes[0].error)
     assert f"image '{tmp_path / 'absent.jpg'}': there is no such file" in str(outcomes[1].error)
+
+
+def test_errors_of_a_batch_are_in_the_order_of_its_images(encoder: RecordingEncoder) -> None:
+    def broken(number: int) -> Image.Image:
+        time.sleep(0.02 * (number % 3 == 0))  # these fail after the ones that follow
+        raise InputError(f"{number} is broken")
+
+    items = [ImageItem(str(number), lambda number=number: broken(number)) for number in range(8)]  # type: ignore[misc]
+    (batch,) = embed_batches(encoder, items, batch_size=8, workers=4)
+    assert [str(error) for error in batch.errors.values()] == [f"{number} is broken" for number in range(8)]
 
 
 def test_images_that_are_cut_off_to_eight_bits_are_counted_once_each(

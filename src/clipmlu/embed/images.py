@@ -11,7 +11,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ Rows = npt.NDArray[Any]
 """Preprocessed images, shape (N, 3, H, W), dtype of the bundle: float32 or uint8."""
 
 _log = logging.getLogger(__name__)
-_IMAGES_PER_TASK = 8  # passing a task to a thread takes some 20 us; a small image is prepared in 200 us
 
 
 def embed_items(
@@ -105,8 +104,8 @@ def run_batches(
     size = encoder.check_batch_size(batch_size)
     threads: int = check_argument(workers, PositiveInt | None, "workers") or available_cpus()
     depth = encoder.batches_in_flight
-    # While the device has its batches, every worker has one task and one more in the queue.
-    ahead = 1 + -(-2 * threads * _task_images(size, threads) // size)
+    # While one batch waits for its last image, every worker has two images of the next ones.
+    ahead = 1 + -(-2 * threads // size)
     buffers = _BatchBuffers(encoder, size, ahead + depth)
     check_memory(buffers.nbytes, f"{ahead + depth} batches of {size} images")
     source = iter(items)
@@ -119,7 +118,8 @@ def run_batches(
                 taken = list(islice(source, size))
                 exhausted = len(taken) < size
                 if taken:
-                    preparing.append(_Batch(taken, buffers.take(), pool))
+                    preparing.append(_Batch(taken, buffers.take()))
+                    pool.start(preparing[-1])
             if preparing and len(running) < depth:
                 batch = preparing.popleft()
                 batch.submit(graph)
@@ -131,10 +131,6 @@ def run_batches(
                 yield result
             else:
                 return
-
-
-def _task_images(size: int, workers: int) -> int:
-    return max(1, min(_IMAGES_PER_TASK, size // (2 * workers)))
 
 
 class _BatchBuffers:
@@ -163,13 +159,21 @@ class _BatchBuffers:
 
 
 class _Workers:
-    """Threads that prepare images; on exit each stops after its current image."""
+    """Threads that prepare the images of batches; on exit each stops after its current image.
+
+    A thread takes image after image of the batches that are open, and ends when there is none. Nothing is passed from
+    thread to thread for an image: a future for each would hold the interpreter's lock for longer than all else that
+    Python does for an image.
+    """
 
     def __init__(self, preprocess: Preprocessor, count: int, clock: StageClock | None) -> None:
         self._preprocess = preprocess
         self._clock = clock
         self._count = count
-        self._stopped = threading.Event()
+        self._running = 0
+        self._open: deque[_Batch] = deque()
+        self._lock = threading.Lock()
+        self._stopped = False
         self._budget = PixelBudget(count)
         self._clipped: set[str] = set()
         self._pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix="clipmlu-preprocess")
@@ -178,34 +182,53 @@ class _Workers:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._stopped.set()
+        self._stopped = True
         self._budget.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._clipped:
             _log.warning("%s", clipped_note(self._clipped))
 
-    def start(self, items: Sequence[ImageItem], rows: Rows) -> list[Future[list[InputError | None]]]:
-        """Prepare the items into the rows, in tasks of a few."""
-        step = _task_images(len(rows), self._count)
-        return [
-            self._pool.submit(self._prepare, items[start : start + step], rows[start : start + step])
-            for start in range(0, len(items), step)
-        ]
+    def start(self, batch: _Batch) -> None:
+        """Prepare the batch after those that were started before it."""
+        with self._lock:
+            self._open.append(batch)
+            starting = min(self._count - self._running, len(batch.items))
+            self._running += starting
+        for _ in range(starting):
+            self._pool.submit(self._work)
 
-    def _prepare(self, items: Sequence[ImageItem], rows: Rows) -> list[InputError | None]:
-        errors: list[InputError | None] = []
+    def _work(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            self._prepare(batch)
+
+    def _next_batch(self) -> _Batch | None:
+        """Return the first batch with images that no thread has taken; None to end the thread."""
+        with self._lock:
+            while self._open and not self._open[0].waiting:
+                self._open.popleft()
+            if self._open and not self._stopped:
+                return self._open[0]
+            self._running -= 1
+            return None
+
+    def _prepare(self, batch: _Batch) -> None:
+        """Prepare images of the batch until none is left."""
         spent: dict[Stage, float] = {"read": 0.0, "decode": 0.0, "preprocess": 0.0}
         reservation = PixelReservation(self._budget)
-        for item, row in zip(items, rows, strict=False):
-            if self._stopped.is_set():
-                break
+        done = 0
+        while not self._stopped and (position := batch.take()) is not None:
             try:
-                errors.append(self._prepare_one(item, row, spent, reservation))
+                error = self._prepare_one(batch.items[position], batch.rows[position], spent, reservation)
+                if error is not None:
+                    batch.errors[position] = error
+            except BaseException as failure:  # raised again where the batch is submitted
+                batch.fail(position, failure)
             finally:
                 reservation.end()
+            done += 1
         if self._clock is not None:
-            self._clock.add(spent, len(errors))
-        return errors
+            self._clock.add(spent, done)
+        batch.finish_images(done)
 
     def _prepare_one(
         self, item: ImageItem, row: Rows, spent: dict[Stage, float], reservation: PixelReservation
@@ -233,22 +256,57 @@ class _Workers:
 
 
 class _Batch:
-    """A batch of items: being prepared, then on the device."""
+    """A batch of items: being prepared, then on the device.
 
-    def __init__(self, items: Sequence[ImageItem], rows: Rows, workers: _Workers) -> None:
+    Attributes:
+        items: the images.
+        rows: buffer of the prepared images, one row for each item.
+        errors: maps a position in ``items`` to the error of its image.
+        waiting: positions that no thread has taken.
+    """
+
+    def __init__(self, items: Sequence[ImageItem], rows: Rows) -> None:
+        self.items = items
         self.rows = rows
-        self._items = items
-        self._tasks = workers.start(items, rows)
-        self._errors: dict[int, InputError] = {}
+        self.errors: dict[int, InputError] = {}
+        self.waiting = deque(range(len(items)))
+        self._failures: dict[int, BaseException] = {}
+        self._left = len(items)
+        self._lock = threading.Lock()
+        self._prepared = threading.Event()
         self._pending: PendingRows | None = None
+
+    def take(self) -> int | None:
+        """Return the position of an image for the calling thread to prepare, or None if all are taken."""
+        try:
+            return self.waiting.popleft()
+        except IndexError:
+            return None
+
+    def fail(self, position: int, failure: BaseException) -> None:
+        """Store an exception that ends the run; the images that wait are not prepared."""
+        self._failures[position] = failure
+        skipped = 0
+        while self.take() is not None:
+            skipped += 1
+        self.finish_images(skipped)
+
+    def finish_images(self, count: int) -> None:
+        """Count images as finished."""
+        with self._lock:
+            self._left -= count
+            if not self._left:
+                self._prepared.set()
 
     def submit(self, graph: ImageGraph) -> None:
         """Wait until the images are prepared, and submit the readable ones."""
-        found = [error for task in self._tasks for error in task.result()]
-        self._errors = {position: error for position, error in enumerate(found) if error is not None}
-        count = len(self._items) - len(self._errors)
-        if self._errors:
-            good = [position for position in range(len(self._items)) if position not in self._errors]
+        self._prepared.wait()
+        if self._failures:
+            raise self._failures[min(self._failures)]
+        count = len(self.items) - len(self.errors)
+        if self.errors:
+            self.errors = dict(sorted(self.errors.items()))
+            good = [position for position in range(len(self.items)) if position not in self.errors]
             self.rows[:count] = self.rows[good]
         if count:
             self._pending = graph.submit(self.rows[:count])
@@ -256,4 +314,4 @@ class _Batch:
     def finish(self, width: int) -> RowBatch:
         """Wait for the device and return the results."""
         none = np.zeros((0, width), np.float32)
-        return RowBatch(self._items, none if self._pending is None else self._pending.result(), self._errors)
+        return RowBatch(self.items, none if self._pending is None else self._pending.result(), self.errors)
