@@ -14,7 +14,8 @@ from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.clock import Stage, StageClock
 from clipmlu.errors import InputError
 from clipmlu.measure.speed import bottleneck
-from clipmlu.measure.speed.bottleneck import draw_photos, find_limit, measure_pipeline
+from clipmlu.measure.speed.bottleneck import draw_photos, measure_pipeline
+from clipmlu.measure.speed.limit import find_limit
 from clipmlu.measure.speed.scenarios import Limits
 from clipmlu.model import load
 
