@@ -42,6 +42,9 @@ class RefusingBackend(OnnxRuntimeBackend):
     name = "refusing"
     version = "1"
 
+    def count_devices(self, options: SessionOptions) -> int:
+        return 0
+
     def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
         return {"refusing": self.version}
 

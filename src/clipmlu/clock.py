@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, get_args
 
 Stage = Literal["read", "decode", "preprocess", "copy_in", "compute", "copy_out", "post_process"]
@@ -62,3 +62,26 @@ class StageClock:
                 for stage in STAGES
                 if stage in self._seconds
             }
+
+
+class SummedClock(StageClock):
+    """The sum of several clocks.
+
+    Args:
+        clocks: the clocks; their later times count too.
+    """
+
+    def __init__(self, clocks: Iterable[StageClock]) -> None:
+        super().__init__()
+        self._clocks = tuple(clocks)
+
+    def totals(self) -> dict[Stage, StageTotal]:
+        """Map each used stage to its totals so far over all clocks, in the order of ``STAGES``."""
+        found = [clock.totals() for clock in self._clocks]
+        used = [stage for stage in STAGES if any(stage in totals for totals in found)]
+        return {stage: _sum(totals[stage] for totals in found if stage in totals) for stage in used}
+
+
+def _sum(totals: Iterable[StageTotal]) -> StageTotal:
+    seconds, items = zip(*totals, strict=True)
+    return StageTotal(sum(seconds), sum(items))

@@ -16,6 +16,7 @@ from clipmlu.data.images import ImageSource
 from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.embed.images import embed_items
 from clipmlu.embed.items import items_from_images
+from clipmlu.errors import OptionError
 from clipmlu.specs import TowerName
 
 
@@ -23,7 +24,8 @@ def load(
     path: str | os.PathLike[str],
     *,
     threads: int = 0,
-    device: int = 0,
+    device: int | None = None,
+    devices: Sequence[int] | str | None = None,
     verify: bool = True,
     image_only: bool = False,
     fast_preprocess: bool = False,
@@ -35,7 +37,9 @@ def load(
     Args:
         path: directory of a compiled bundle.
         threads: CPU threads for one batch; 0 for the runtime's default.
-        device: index of the MLU card, for bundles that run on one.
+        device: index of the MLU card, for bundles that run on one; None for the first card.
+        devices: instead of ``device``, several cards that share the images: their indices, or ``"all"``. Texts are
+            embedded on the first of them.
         verify: recompute the digests of the bundle's files.
         image_only: do not use the text tower, whose files may then be missing; for use with a classifier file.
         fast_preprocess: decode JPEGs at a reduced scale and shrink large images in two steps; the pixels then differ
@@ -50,9 +54,13 @@ def load(
         BackendUnavailableError: its runtime cannot be used on this machine; raised on first use of a tower.
     """
     unused: tuple[TowerName, ...] = ("text",) if check_argument(image_only, bool, "image only") else ()
-    options = SessionOptions(threads=threads, device=device, busy_wait=busy_wait)
+    if device is not None and devices is not None:
+        raise OptionError("device and devices exclude each other; give one of them")
+    options = SessionOptions(threads=threads, device=0 if device is None else device, busy_wait=busy_wait)
     bundle = open_compiled(path, verify=verify, without=unused)
-    return Model(bundle, options, fast_preprocess=fast_preprocess, without=unused, max_pixels=max_pixels)
+    return Model(
+        bundle, options, devices=devices, fast_preprocess=fast_preprocess, without=unused, max_pixels=max_pixels
+    )
 
 
 class Model(Encoder):

@@ -213,7 +213,7 @@ def test_bound_that_nothing_holds_has_no_rate(run: Run, compiled: CompiledBundle
     [
         (["--scenario", "server"], "the server scenario and a latency bound go together"),
         (["--latency-bound-ms", "5"], "the server scenario and a latency bound go together"),
-        (["--devices", "0,0"], "devices are [0, 0]"),
+        (["--devices", "0,0"], "devices are '0,0', which names card 0 twice"),
         (["--devices", "1"], "runs on the CPU"),
         (["--images", "nowhere", "--no-stages"], "leave out one of --images and --no-stages"),
         (["--scenario", "sideways"], "'sideways' is not one of"),

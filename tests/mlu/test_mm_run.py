@@ -451,8 +451,8 @@ def test_batches_that_the_bundle_does_not_take_are_refused(
     [
         ({"batch_size": 0}, "batch size is 0"),
         ({"iterations": 0}, "iterations is 0"),
-        ({"devices": ()}, "expected one or more indices"),
-        ({"devices": (1, 1)}, "one is named twice"),
+        ({"devices": ()}, "expected different indices"),
+        ({"devices": (1, 1)}, "names card 1 twice"),
         ({"devices": (-1,)}, r"devices is \(-1,\); expected .* 0 or more"),
         ({"timeout_s": 0.0}, "timeout is 0 s"),
     ],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
@@ -76,6 +76,8 @@ class SessionOptions:
     Attributes:
         threads: CPU threads for one batch; 0 for the runtime's default.
         device: index of the card, for targets with several.
+        one_of_several: other sessions run on other cards: this one gets a process or a thread of its own, and its
+            errors name the card.
         in_flight: number of batches on the card at a time.
         worker: the process that holds the vendor's SDK; None for the environment's setting, else this process.
         busy_wait: let the threads of a CPU runtime wait actively: lowest latency if no other threads need the cores.
@@ -84,6 +86,7 @@ class SessionOptions:
 
     threads: NaturalInt = 0
     device: NaturalInt = 0
+    one_of_several: bool = False
     in_flight: PositiveInt = 2
     worker: WorkerOptions | None = None
     busy_wait: bool = True
@@ -144,6 +147,9 @@ class PendingBatch(Protocol):
 
     def result(self) -> dict[str, Array]:
         """Wait for the batch and return its outputs; the caller owns the arrays."""
+
+    def add_done_callback(self, call: Callable[[Any], object], /) -> None:
+        """Call a function with one argument when the batch has ended: at once, or later on a thread of the runtime."""
 
 
 class Session(abc.ABC):
@@ -245,6 +251,9 @@ class _SessionBatch:
         except CancelledError as error:
             raise SessionError(f"{self._label}: the session was closed before the batch began.") from error
 
+    def add_done_callback(self, call: Callable[[Any], object], /) -> None:
+        self._pending.add_done_callback(call)
+
 
 class Backend(Protocol):
     """One runtime.
@@ -282,6 +291,13 @@ class Backend(Protocol):
 
     def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
         """Return versions of tools that are not packages of this interpreter, as a build would record them.
+
+        Raises:
+            BackendUnavailableError: the SDK cannot be reached.
+        """
+
+    def count_devices(self, options: SessionOptions) -> int:
+        """Return the number of cards that the vendor's SDK reports; 0 if the backend has no cards.
 
         Raises:
             BackendUnavailableError: the SDK cannot be reached.

@@ -63,6 +63,10 @@ class OnnxRuntimeBackend:
         """Return an empty map: the runtime is a package."""
         return {}
 
+    def count_devices(self, options: SessionOptions) -> int:
+        """Return 0: the runtime has no cards."""
+        return 0
+
     def probe(self) -> Availability:
         """Look for the package without importing it."""
         if util.find_spec("onnxruntime") is None:

@@ -344,7 +344,7 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
         compilation.max_batch,
         facts.tool_versions,
         runtime_versions((placement.backend,), encoder.options),
-        options_digest(encoder.options, without=("in_flight", "busy_wait")),
+        options_digest(encoder.options, without=("in_flight", "busy_wait", "one_of_several")),
         # These are stored in the file.
         facts.model,
         facts.logit_scale,

@@ -106,6 +106,18 @@ device_option = Option(
 )
 
 
+_running_device_option = Option(
+    "--device", "--device-id", type=click.IntRange(min=0), default=None, help="Index of the MLU card. [default: 0]"
+)
+
+_devices_option = Option(
+    "--devices",
+    default=None,
+    metavar="N[,N...]|all",
+    help="Indices of the MLU cards that share the images, or all of them; instead of --device.",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunningOptions:
     """Options for running a bundle on images.
@@ -116,7 +128,8 @@ class RunningOptions:
         workers: threads that read and prepare images; None for all CPUs.
         fast_preprocess: decode at a reduced scale and shrink in two steps.
         max_pixels: largest width x height of an image that is decoded.
-        device: index of the MLU card.
+        device: index of the MLU card; None for the first one.
+        devices: several cards, as ``load`` takes them; None for one card.
     """
 
     batch_size: int | None
@@ -124,7 +137,8 @@ class RunningOptions:
     workers: int | None
     fast_preprocess: bool
     max_pixels: int
-    device: int
+    device: int | None
+    devices: str | None
 
     def load(self, bundle: Path, *, image_only: bool = False) -> Model:
         """Load a compiled bundle; its threads wait passively, because images are prepared on the same CPUs."""
@@ -134,6 +148,7 @@ class RunningOptions:
             bundle,
             threads=self.threads,
             device=self.device,
+            devices=self.devices,
             image_only=image_only,
             fast_preprocess=self.fast_preprocess,
             max_pixels=self.max_pixels,
@@ -147,7 +162,8 @@ _RUNNING = (
     workers_option,
     fast_preprocess_option,
     max_pixels_option,
-    device_option,
+    _running_device_option,
+    _devices_option,
 )
 running_options = OptionGroup(
     "running", _RUNNING, lambda given: RunningOptions(**{option.name: given[option.name] for option in _RUNNING})

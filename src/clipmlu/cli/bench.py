@@ -13,7 +13,6 @@ from clipmlu.cli._options import (
     Number,
     batch_size_option,
     bundle_argument,
-    comma_separated,
     json_option,
     max_pixels_option,
     overwrite_option,
@@ -87,7 +86,12 @@ def _defaults(name: str) -> str:
     help=f"CPU threads per batch, 0: the runtime decides; mm_run: threads for each card. {_defaults('threads')}",
 )
 @click.option(
-    "--devices", "--device", default="0", show_default=True, metavar="N[,N...]", help="Indices of the MLU cards."
+    "--devices",
+    "--device",
+    default="0",
+    show_default=True,
+    metavar="N[,N...]|all",
+    help="Indices of the MLU cards, or (not with --tool) all of them.",
 )
 @click.option(
     "--latency-bound-ms",
@@ -127,6 +131,7 @@ def bench_command(
     With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per
     batch, because the tool's own figure may count texts if the graph has several inputs.
     """
+    from clipmlu.backends.several_devices import check_devices
     from clipmlu.files.publish import check_files_free, encode_json, write_file
     from clipmlu.report.speed import show_speed, show_tool
 
@@ -139,7 +144,7 @@ def bench_command(
         "duration_ms": chosen["duration"],
         "iterations": chosen["iterations"],
         "threads": chosen["threads"],
-        "devices": _devices(devices),
+        "devices": check_devices(devices),
     }
     unreadable: list[str] = []
     report: Any
@@ -199,10 +204,3 @@ def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmR
         raise OptionError(f"{what} is not for --tool mm_run; leave one of them out")
     options = MmRunOptions(tower=given["tower"], batch_size=given["batch_size"], **times)
     return run_mm_run(open_compiled(bundle), options)
-
-
-def _devices(text: str) -> tuple[int, ...]:
-    pieces = comma_separated(text)
-    if not all(piece.isdecimal() for piece in pieces):
-        raise OptionError(f"devices are '{text}'; expected indices such as 0 or 0,1")
-    return tuple(int(piece) for piece in pieces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -15,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.arguments import as_texts, check_argument, shown
-from clipmlu.backends import PendingBatch, Session, SessionOptions, get_backend
+from clipmlu.backends import Backend, PendingBatch, Session, SessionOptions, get_backend
+from clipmlu.backends.several_devices import (
+    batches_under_way,
+    check_devices,
+    check_has_cards,
+    open_on_devices,
+    resolve_devices,
+)
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import StageClock
@@ -54,6 +62,7 @@ class Encoder:
     Args:
         bundle: the bundle, or graphs outside a bundle.
         options: run-time options.
+        devices: as for ``load``; None for the card of ``options``.
         fast_preprocess: as for ``load``.
         without: towers that will not be used, whose files were not checked.
         check_results: raise for results with NaN or of a wrong norm; False for measurements of such results.
@@ -67,6 +76,7 @@ class Encoder:
         bundle: CompiledBundle | RunnableModel,
         options: SessionOptions | None = None,
         *,
+        devices: Sequence[int] | str | None = None,
         fast_preprocess: bool = False,
         without: tuple[TowerName, ...] = (),
         max_pixels: int | None = None,
@@ -80,6 +90,12 @@ class Encoder:
         self._fast_preprocess = check_argument(fast_preprocess, bool, "fast preprocess")
         self._without = without
         self._options = check_argument(options, SessionOptions | None, "options") or SessionOptions()
+        self._devices = None if devices is None else check_devices(devices)
+        if self._devices is not None:
+            check_has_cards(self._backend(self.runnable.image_graph), self.runnable, self._devices)
+            first = 0 if self._devices == "all" else self._devices[0]
+            several = self._devices == "all" or len(self._devices) > 1
+            self._options = dataclasses.replace(self._options, device=first, one_of_several=several)
         self._sessions: dict[TowerName, Session] = {}
         self._opening = threading.RLock()
         self._lifetime = Lifetime(f"Bundle '{bundle.path}'", f"Load it again: clipmlu.load('{bundle.path}').")
@@ -91,6 +107,7 @@ class Encoder:
         self.require_open()
         how = {
             "options": self._options,
+            "devices": self._devices,
             "fast_preprocess": self._fast_preprocess,
             "without": self._without,
             "max_pixels": self._max_pixels,
@@ -149,13 +166,24 @@ class Encoder:
 
     @property
     def options(self) -> SessionOptions:
-        """Options of the sessions."""
+        """Options of the sessions; with several cards those of the first one, which also runs the text tower."""
         return self._options
+
+    @functools.cached_property
+    def devices(self) -> tuple[int, ...]:
+        """Indices of the cards that compute images; if all were chosen, the SDK is asked.
+
+        Raises:
+            BackendUnavailableError: the SDK cannot be reached, or reports no card.
+        """
+        if self._devices is None:
+            return (self._options.device,)
+        return resolve_devices(self._backend(self.runnable.image_graph), self.runnable, self._devices, self._options)
 
     @property
     def batches_in_flight(self) -> int:
         """Number of batches that the runtime has at a time."""
-        return self._options.in_flight
+        return batches_under_way(self.devices, self._options.in_flight)
 
     @property
     def pixel_dtype(self) -> np.dtype[np.generic]:
@@ -337,9 +365,17 @@ class Encoder:
         with self._opening:  # threads open it once only
             self.require_open()
             if tower not in self._sessions:
-                backend = get_backend(self.runnable.compilation.placement(tower).backend)
-                self._sessions[tower] = backend.open(self.runnable, tower, self._options)
+                self._sessions[tower] = self._open(tower)
             return self._sessions[tower]
+
+    def _open(self, tower: TowerName) -> Session:
+        backend = self._backend(tower)
+        if tower == self.runnable.image_graph and len(self.devices) > 1:
+            return open_on_devices(backend, self.runnable, tower, self._options, self.devices)
+        return backend.open(self.runnable, tower, self._options)
+
+    def _backend(self, tower: TowerName) -> Backend:
+        return get_backend(self.runnable.compilation.placement(tower).backend)
 
     def _encode(self, tower: TowerName, rows: Array) -> FloatArray:
         self.require_open()

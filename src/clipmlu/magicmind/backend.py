@@ -16,7 +16,7 @@ from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError
 from clipmlu.lifetime import keep_when_forked
-from clipmlu.magicmind.build import BuildRecord, build_graph, read_record, read_sdk_versions
+from clipmlu.magicmind.build import BuildRecord, build_graph, count_cards, read_record, read_sdk_versions
 from clipmlu.magicmind.client.local import LocalPeer
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
 from clipmlu.magicmind.client.peer import OpenRequest, Peer
@@ -44,7 +44,7 @@ class MagicMindBackend:
 
     def __init__(self, *, devices: Path = Path("/dev")) -> None:
         self._devices = devices
-        self._peers = _Peers(self._local_peer)
+        self._peers = _Peers(self._local_peer, thread_per_card=self.emulated)
 
     def why_not(self, precision: Precision) -> str:
         """Return an empty text: the SDK's precisions do not depend on the machine."""
@@ -78,8 +78,13 @@ class MagicMindBackend:
 
     def sdk_versions(self, options: SessionOptions) -> dict[str, str]:
         """Return the versions of the SDK and the driver, asked from the worker or this process."""
-        with self._peers.lease(self._endpoint(options.worker), options.device) as peer:
+        with self._peers.lease(self._endpoint(options), options.device) as peer:
             return read_sdk_versions(peer)
+
+    def count_devices(self, options: SessionOptions) -> int:
+        """Return the number of cards that the worker or this process sees."""
+        with self._peers.lease(self._endpoint(options), options.device) as peer:
+            return count_cards(peer)
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Build one graph; see ``Backend.compile_tower``.
@@ -95,16 +100,17 @@ class MagicMindBackend:
             BackendUnavailableError: there is no SDK.
         """
         session = options.session
-        with self._peers.lease(self._endpoint(session.worker), session.device) as peer:
+        with self._peers.lease(self._endpoint(session), session.device) as peer:
             return build_graph(peer, graph, options, directory, emulated=self.emulated)
 
     def open(self, model: RunnableModel, tower: TowerName, options: SessionOptions) -> Session:
         """Open a session on one graph; see ``Backend.open``."""
-        label = f"Bundle '{model.path}' ({tower} tower)"
+        card = f", card {options.device}" if options.one_of_several else ""
+        label = f"Bundle '{model.path}' ({tower} tower{card})"
         path = model.tower_path(tower)
         record = read_record(path)
         self._check_kind(record, path, label)
-        endpoint = self._endpoint(options.worker)
+        endpoint = self._endpoint(options)
         request = OpenRequest(
             model=path,
             tower=model.tower(tower),
@@ -118,17 +124,21 @@ class MagicMindBackend:
             model.tower(tower), label, peer, request, lambda: self._peers.release(endpoint, options.device)
         )
 
-    def _endpoint(self, worker: WorkerOptions | None) -> WorkerOptions | None:
+    def _endpoint(self, options: SessionOptions) -> WorkerOptions | None:
         """Return the worker to use, or None for this process.
+
+        One of several cards always gets a worker: it is not known whether several threads may call the SDK (api 7.7).
 
         Raises:
             BackendUnavailableError: neither is available.
         """
-        worker = worker or worker_from_environment()
+        worker = options.worker or worker_from_environment()
         if worker is None:
             availability = self.probe()
             if not availability.ok:
                 raise BackendUnavailableError(f"MagicMind cannot be used here: {availability.reason}.")
+            if options.one_of_several:
+                return WorkerOptions(python=sys.executable)
         return worker
 
     def _local_peer(self) -> Peer:
@@ -164,12 +174,12 @@ class EmulatedMagicMindBackend(MagicMindBackend):
             return Availability(False, None, problem)
         return Availability(True, f"emulated, on onnxruntime {metadata.version('onnxruntime')}")
 
-    def _endpoint(self, worker: WorkerOptions | None) -> WorkerOptions | None:
+    def _endpoint(self, options: SessionOptions) -> WorkerOptions | None:
         availability = self.probe()
         if not availability.ok:
             raise BackendUnavailableError(f"The emulated MagicMind SDK cannot be used here: {availability.reason}.")
-        if worker is not None:
-            return worker
+        if options.worker is not None:
+            return options.worker
         return None if self._in_process else emulated_worker()
 
     def _local_peer(self) -> Peer:
@@ -253,10 +263,16 @@ def _real_sdk_is_loaded() -> str:
 
 
 class _Peers:
-    """One peer for each worker and card, shared by its sessions and closed with the last of them."""
+    """One peer for each worker and card, shared by its sessions and closed with the last of them.
 
-    def __init__(self, make_local: Callable[[], Peer]) -> None:
+    Args:
+        make_local: creates a peer in this process.
+        thread_per_card: in this process each card has a peer, which is a thread; else one thread makes all calls.
+    """
+
+    def __init__(self, make_local: Callable[[], Peer], *, thread_per_card: bool) -> None:
         self._make_local = make_local
+        self._thread_per_card = thread_per_card
         self._lock = threading.Lock()
         self._peers: dict[tuple[str, int], tuple[Peer, int]] = {}
         keep_when_forked(self)
@@ -295,7 +311,7 @@ class _Peers:
         finally:
             self.release(endpoint, device)
 
-    @staticmethod
-    def _key(endpoint: WorkerOptions | None, device: int) -> tuple[str, int]:
-        # In this process all cards share the single thread that calls the SDK.
-        return ("", 0) if endpoint is None else (repr(endpoint), device)
+    def _key(self, endpoint: WorkerOptions | None, device: int) -> tuple[str, int]:
+        if endpoint is None:
+            return ("", device if self._thread_per_card else 0)
+        return (repr(endpoint), device)

@@ -92,12 +92,22 @@ def read_record(model: Path) -> BuildRecord:
 
 def read_sdk_versions(peer: Peer) -> dict[str, str]:
     """Return the versions of the SDK and of the driver of a peer; see ``Backend.sdk_versions``."""
+    return _versions(_host_facts(peer, "The version of MagicMind"))
+
+
+def count_cards(peer: Peer) -> int:
+    """Return the number of cards that a peer's driver sees; see ``Backend.count_devices``."""
+    host = _host_facts(peer, "The number of cards")
+    if host.cards is None:
+        raise BackendUnavailableError(f"The number of cards cannot be read: {host.problem}. See: clipmlu doctor")
+    return host.cards
+
+
+def _host_facts(peer: Peer, what: str) -> HostFacts:
     try:
-        return _versions(peer.execute(lambda exchange: exchange({"op": "info"}, ()).read(HostFacts), _INFO_SECONDS))
+        return peer.execute(lambda exchange: exchange({"op": "info"}, ()).read(HostFacts), _INFO_SECONDS)
     except DriverError as error:
-        raise BackendUnavailableError(
-            f"The version of MagicMind cannot be read: {error}. See: clipmlu doctor"
-        ) from error
+        raise BackendUnavailableError(f"{what} cannot be read: {error}. See: clipmlu doctor") from error
 
 
 def _versions(host: HostFacts) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Literal, NoReturn
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.provenance import Provenance, provenance_of
+from clipmlu.backends.several_devices import check_devices
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError
 from clipmlu.specs import NaturalInt, PositiveInt, Spec, TensorSpec, TowerName
@@ -82,10 +83,7 @@ class MmRunOptions:
         check_fields(self)
         if self.timeout_s <= 0:
             raise OptionError(f"timeout is {self.timeout_s:g} s; expected more than 0")
-        if not self.devices:
-            raise OptionError(f"devices are {list(self.devices)}; expected one or more indices of 0 or more")
-        if len(set(self.devices)) != len(self.devices):
-            raise OptionError(f"devices are {list(self.devices)}; one is named twice")
+        check_devices(self.devices)
 
 
 class Latency(Spec, frozen=True, kw_only=True):

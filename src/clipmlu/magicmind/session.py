@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
@@ -126,3 +127,7 @@ class PendingResult:
                 raise self._session.explain(error) from error
             self._named = self._session.name_results(arrays)
         return self._named
+
+    def add_done_callback(self, call: Callable[[Any], object], /) -> None:
+        """Call a function when the batch has ended; see ``PendingBatch``."""
+        self._future.add_done_callback(call)

@@ -31,7 +31,7 @@ class PredictionFormat:
     def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
         self.classifier = classifier
         self.top_k = top_k
-        self._provenance = provenance_of(classifier.encoder.bundle, (classifier.encoder.options.device,))
+        self._provenance = provenance_of(classifier.encoder.bundle, classifier.encoder.devices)
         self._emulated = self._provenance.emulated
         self._names = distinct_names(classifier.class_names)
 

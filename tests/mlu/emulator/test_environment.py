@@ -33,7 +33,7 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"CLIPMLU_EMULATOR_{name}", value)
     settings = current()
     assert (settings.switches, settings.device_count, settings.arch) == (LENIENT, 3, "tp_322")
-    assert (settings.latency_ms, settings.threads) == (1.5, 2)
+    assert (settings.latency_ms, settings.threads) == ((1.5,), 2)
     monkeypatch.setenv("MLU_VISIBLE_DEVICES", "2,0,7,1")
     assert current().visible == (2, 0)
     assert current().device_count == 2
@@ -41,7 +41,7 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MODE", "harsh"), ("DEVICES", "-1"), ("DEVICES", "two"), ("ARCH", "mtp_1"), ("LATENCY_MS", "x"), ("SWITCHES", "fly=1"), ("SWITCHES", "check_rank")],
+    [("MODE", "harsh"), ("DEVICES", "-1"), ("DEVICES", "two"), ("ARCH", "mtp_1"), ("LATENCY_MS", "x"), ("LATENCY_MS", "1,,2,x"), ("SWITCHES", "fly=1"), ("SWITCHES", "check_rank")],
 )  # fmt: skip
 def test_bad_variables_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"CLIPMLU_EMULATOR_{name}", value)

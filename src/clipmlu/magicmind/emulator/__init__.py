@@ -30,7 +30,7 @@ def site_path() -> Path:
 def emulated_version() -> str:
     """Return the emulated package's version: clipmlu's, and a digest of the settings that affect results."""
     settings = current()
-    decides = dataclasses.replace(settings, devices=0, latency_ms=0.0, faults="", fault_log="", visible=None)
+    decides = dataclasses.replace(settings, devices=0, latency_ms=(0.0,), faults="", fault_log="", visible=None)
     digest = hashlib.sha256(repr(decides).encode()).hexdigest()
     return f"{__version__} emulated, {settings.mode}, settings {digest[:8]}"
 

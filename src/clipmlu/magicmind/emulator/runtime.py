@@ -259,7 +259,7 @@ class Context:
         with device_lock(self._device):
             if trick == "hang":
                 sleep_forever()
-            if latency_ms := current().latency_ms:
+            if latency_ms := current().latency_of(self._device):
                 time.sleep(latency_ms / 1000)
             results = self._engine.compute(arrays)
         if trick == "nan":

@@ -8,7 +8,8 @@ Variables, all optional:
     CLIPMLU_EMULATOR_DEVICES     number of emulated cards, default 1; 0 is a host without a card
     CLIPMLU_EMULATOR_ARCH        architecture of all cards: mtp_372 (default), mtp_592 or tp_322
     CLIPMLU_EMULATOR_CLUSTERS    clusters of each card, default 8 (MLU370 logs show 6 or 8; api section 5)
-    CLIPMLU_EMULATOR_LATENCY_MS  time added to every enqueue, spent on the queue's own thread, default 0
+    CLIPMLU_EMULATOR_LATENCY_MS  time added to every enqueue, spent on the queue's own thread, default 0; "2,2,20" gives
+                                 each card its own, and the last one to all further cards
     CLIPMLU_EMULATOR_THREADS     CPU threads of one engine, default 0 (onnxruntime decides)
     CLIPMLU_EMULATOR_FAULTS      injected failures, see ``clipmlu.magicmind.emulator.faults``
     CLIPMLU_EMULATOR_FAULT_LOG   file that records injected faults; a recorded fault is not injected again, in any
@@ -105,7 +106,7 @@ class Settings:
     devices: int = 1
     arch: str = "mtp_372"
     clusters: int = 8
-    latency_ms: float = 0.0
+    latency_ms: tuple[float, ...] = (0.0,)
     threads: int = 0
     faults: str = ""
     fault_log: str = ""
@@ -115,6 +116,10 @@ class Settings:
     def device_count(self) -> int:
         """Number of cards that this process sees."""
         return self.devices if self.visible is None else len(self.visible)
+
+    def latency_of(self, device: int) -> float:
+        """Milliseconds that are added to every enqueue on a card."""
+        return self.latency_ms[min(device, len(self.latency_ms) - 1)]
 
 
 _FIELDS = ("MODE", "SWITCHES", "DEVICES", "ARCH", "CLUSTERS", "LATENCY_MS", "THREADS", "FAULTS", "FAULT_LOG")
@@ -151,7 +156,7 @@ def _parse(values: tuple[str, ...], visible: str | None) -> Settings:
         devices=devices,
         arch=arch,
         clusters=int(_number(given, "CLUSTERS", 8)),
-        latency_ms=_number(given, "LATENCY_MS", 0),
+        latency_ms=tuple(_checked("LATENCY_MS", text, 0) for text in given["LATENCY_MS"].split(",")),
         threads=int(_number(given, "THREADS", 0)),
         faults=given["FAULTS"],
         fault_log=given["FAULT_LOG"],
@@ -160,7 +165,10 @@ def _parse(values: tuple[str, ...], visible: str | None) -> Settings:
 
 
 def _number(given: dict[str, str], name: str, default: float) -> float:
-    text = given[name]
+    return _checked(name, given[name], default)
+
+
+def _checked(name: str, text: str, default: float) -> float:
     try:
         value = float(text) if text else default
     except ValueError:

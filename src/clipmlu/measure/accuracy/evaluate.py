@@ -148,7 +148,7 @@ def _report(
     per_class = _per_class(tally, names)
     has_top5 = len(names) > TOP_K
     return AccuracyReport(
-        provenance=provenance_of(encoder.bundle, (encoder.options.device,)),
+        provenance=provenance_of(encoder.bundle, encoder.devices),
         dataset=dataset.name,
         split=dataset.split,
         templates=classifier.templates,

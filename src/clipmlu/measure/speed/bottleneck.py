@@ -13,7 +13,7 @@ from PIL import Image
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.classifier_file import ClassifierHeader
 from clipmlu.classify.scoring import TowerScorer
-from clipmlu.clock import HOST_STAGES, STAGES, Stage, StageClock, StageTotal
+from clipmlu.clock import DEVICE_STAGES, HOST_STAGES, STAGES, Stage, StageClock, StageTotal
 from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.embed.images import embed_batches
 from clipmlu.embed.items import ImageItem, RowBatch, item_from_source
@@ -88,7 +88,7 @@ def measure_pipeline(
     """Measure every stage alone, then the whole pipeline.
 
     Args:
-        encoder: the model, on one card.
+        encoder: the model, on one or several cards.
         files: at least one image.
         batch_size: images of a batch.
         limits: number of images and time.
@@ -122,12 +122,12 @@ def measure_pipeline(
         workers=cores,
         elapsed_s=elapsed,
         images_per_second=good / elapsed,
-        stages=_stage_costs(alone, together, workers=cores),
+        stages=_stage_costs(alone, together, workers=cores, devices=len(encoder.devices)),
         verdict=find_limit(
             alone,
             measured=good / elapsed,
             workers=cores,
-            devices=1,
+            devices=len(encoder.devices),
             cores=cores,
             threads=threads,
             shares_cores=shares_cores,
@@ -272,13 +272,16 @@ def _per_item(totals: Mapping[Stage, StageTotal]) -> dict[Stage, float]:
     return {stage: total.seconds / total.items for stage, total in totals.items() if total.items}
 
 
-def _stage_costs(alone: Mapping[Stage, float], together: Mapping[Stage, float], workers: int) -> dict[Stage, StageCost]:
+def _stage_costs(
+    alone: Mapping[Stage, float], together: Mapping[Stage, float], workers: int, devices: int
+) -> dict[Stage, StageCost]:
     whole = sum(alone.values())
+    at_once = {**dict.fromkeys(HOST_STAGES, workers), **dict.fromkeys(DEVICE_STAGES, devices)}
     return {
         stage: StageCost(
             seconds_per_image=seconds,
             share=seconds / whole,
-            images_per_second=(workers if stage in HOST_STAGES else 1) / max(seconds, 1e-9),
+            images_per_second=at_once.get(stage, 1) / max(seconds, 1e-9),
             together_seconds_per_image=together.get(stage),
         )
         for stage in STAGES

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from clipmlu.arguments import check_fields
+from clipmlu.backends.several_devices import check_devices
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.errors import OptionError
 from clipmlu.measure.speed.scenarios import (
@@ -51,11 +52,11 @@ class SpeedOptions:
             there at least 20 times the latency bound.
         iterations: smallest number of measured queries (offline: batches).
         threads: CPU threads for one batch; 0 for the runtime's default.
-        devices: indices of the cards; batches are distributed over them.
+        devices: indices of the cards, or ``"all"``; batches are distributed over them.
         in_flight: batches on a card at a time.
         latency_bound_ms: latency bound of the server scenario, which requires it.
         queries_per_stream: samples of a multi-stream query.
-        stages: also measure the pipeline from image files to embeddings, on the first card.
+        stages: also measure the pipeline from image files to embeddings.
         images: files for that; None to draw some.
         max_pixels: largest width x height of such a file; None for 178,956,970.
         seed: random seed of inputs and arrivals.
@@ -68,7 +69,7 @@ class SpeedOptions:
     duration_ms: NaturalInt = 10_000
     iterations: PositiveInt = 10
     threads: NaturalInt = 0
-    devices: tuple[NaturalInt, ...] = (0,)
+    devices: tuple[NaturalInt, ...] | Literal["all"] = (0,)
     in_flight: PositiveInt = 2
     latency_bound_ms: float | None = None
     queries_per_stream: PositiveInt = QUERIES_PER_STREAM
@@ -79,8 +80,7 @@ class SpeedOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.devices or len(set(self.devices)) != len(self.devices):
-            raise OptionError(f"devices are {list(self.devices)}; expected different indices of 0 or more")
+        check_devices(self.devices)
         if ("server" in self.scenarios) != (self.latency_bound_ms is not None):
             raise OptionError("the server scenario and a latency bound go together; give both or none")
         if self.latency_bound_ms is not None and not 0 < self.latency_bound_ms < math.inf:

@@ -12,6 +12,7 @@ from pathlib import Path
 from clipmlu.arguments import check_argument
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.provenance import Provenance, provenance_of
+from clipmlu.backends.several_devices import resolve_devices
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
@@ -109,12 +110,13 @@ def measure_speed(
     bundle = open_compiled(path)
     open_s = time.perf_counter() - start
     towers = _towers(bundle, options)
-    sessions = [
-        SessionOptions(threads=options.threads, device=device, in_flight=options.in_flight)
-        for device in options.devices
-    ]
+    session = SessionOptions(threads=options.threads, in_flight=options.in_flight)
+    devices = _devices(bundle, options, session)
+    session = dataclasses.replace(session, device=devices[0], one_of_several=len(devices) > 1)
     with contextlib.ExitStack() as stack:
-        encoders = [stack.enter_context(Encoder(bundle, session)) for session in sessions]
+        encoders = [
+            stack.enter_context(Encoder(bundle, dataclasses.replace(session, device=device))) for device in devices
+        ]
         batch_size = encoders[0].check_batch_size(options.batch_size)
         speeds = tuple(_measure_tower(encoders, tower, batch_size, options, on_note) for tower in towers)
         worker_memory = children_peak_memory_bytes()
@@ -123,12 +125,15 @@ def measure_speed(
         on_note("measuring the pipeline from image files to embeddings")
         # As in the commands that read images: without threads that wait actively on the decoding cores.
         with Encoder(
-            bundle, dataclasses.replace(sessions[0], busy_wait=False), max_pixels=options.max_pixels
+            bundle,
+            dataclasses.replace(session, busy_wait=False),
+            devices=devices if len(devices) > 1 else None,
+            max_pixels=options.max_pixels,
         ) as encoder:
             pipeline = _measure_pipeline(encoder, batch_size, options)
     facts = bundle.compilation
     return SpeedReport(
-        provenance=provenance_of(bundle, options.devices),
+        provenance=provenance_of(bundle, devices),
         dynamic_shape=facts.dynamic_shape,
         batch_size=batch_size,
         threads=options.threads,
@@ -140,6 +145,13 @@ def measure_speed(
         worker_peak_memory_bytes=worker_memory,
         machine=describe_machine(),
     )
+
+
+def _devices(bundle: CompiledBundle, options: SpeedOptions, session: SessionOptions) -> tuple[int, ...]:
+    if options.devices != "all":
+        return options.devices
+    backend = get_backend(bundle.compilation.backend)
+    return resolve_devices(backend, bundle.runnable, "all", session)
 
 
 def _towers(bundle: CompiledBundle, options: SpeedOptions) -> tuple[TowerName, ...]:
