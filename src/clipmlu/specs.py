@@ -38,8 +38,8 @@ CalibrationAlgorithm = Literal["linear", "eqnm", "percentile", "entropy"]
 NodeType = Literal["float32", "float16"]
 ComputationPreference = Literal["auto", "fast", "high_precision"]
 
-SMOOTHED_ROLES = ("qkv", "attention_output", "mlp_in", "pooling", "projection")
-"""Roles whose inputs can be smoothed: the inputs follow a LayerNorm, or are the output projection's values."""
+SMOOTHED_ROLES = ("qkv", "attention_output", "mlp_in", "mlp_out", "pooling", "projection")
+"""Roles whose inputs can be smoothed: the inputs follow a LayerNorm, are the output projection's values, or an MLP's hidden layer."""
 
 MAX_SIDE = 1 << 13
 """Largest image height and width in pixels: more than any model uses, and still small enough for memory."""

@@ -127,9 +127,9 @@ def test_search_and_recipe(run: Run, exported: ExportedBundle, folder: Path, tmp
             "expected 0 .off. to 1",
         ),
         (
-            (*QINT8, "--smooth-alpha", "mlp_out=0.5"),
+            (*QINT8, "--smooth-alpha", "attention_scores=0.5"),
             2,
-            "role to smooth is 'mlp_out'; expected one of qkv",
+            "role to smooth is 'attention_scores'; expected one of qkv",
         ),
         ((*QINT8, "--keep-float", "mlp_uot"), 2, "mlp_out"),
         ((*QINT8, "--keep-float", "qkv:x"), 2, "ROLE:BLOCKS"),

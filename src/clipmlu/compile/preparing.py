@@ -73,7 +73,7 @@ def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float)
     kept = select_operators(operators, [parse_selection(text) for text in how.keep_float])
     factors: Mapping[str, Sequence[float]] = {}
     if any(how.smooth_alpha.values()):
-        sites = find_sites(model, operators)
+        sites = [site for site in find_sites(model, operators) if not site.only_slows(kept)]
         factors = _smoothing_factors(model, sites, graph, options)
         smoothed = smooth_graph(model, sites, factors)
         _check_neutral(model, smoothed, graph, options.calibration, logit_scale)
@@ -137,7 +137,7 @@ def _smoothing_factors(
 ) -> dict[str, tuple[float, ...]]:
     alpha = options.quantisation.smooth_alpha
     used = [site for site in sites if alpha.get(site.role)]
-    channels = {site.tensor: site.channels for site in used}
+    channels = {site.source: site.channels for site in used}
     maxima = channel_maxima(model, channels, calibration_batches(graph.tower, options.calibration))
     found = choose_factors(model, used, maxima, alpha)
     return {name: tuple(float(each) for each in values) for name, values in found.items()}

@@ -24,15 +24,15 @@ from clipmlu.specs import SMOOTHED_ROLES, TowerName
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SITES: dict[tuple[str, TowerName], dict[str, int]] = {
-    ("vit", "image"): {"qkv": 2, "attention_output": 2, "mlp_in": 2, "projection": 1},
-    ("vit", "text"): {"qkv": 2, "attention_output": 2, "mlp_in": 2},
-    ("siglip", "image"): {"qkv": 6, "attention_output": 6, "mlp_in": 6, "pooling": 2},
-    ("siglip", "text"): {"qkv": 2, "attention_output": 2, "mlp_in": 2, "projection": 1},
+    ("vit", "image"): {"qkv": 2, "attention_output": 2, "mlp_in": 2, "mlp_out": 2, "projection": 1},
+    ("vit", "text"): {"qkv": 2, "attention_output": 2, "mlp_in": 2, "mlp_out": 2},
+    ("siglip", "image"): {"qkv": 6, "attention_output": 6, "mlp_in": 6, "mlp_out": 6, "pooling": 2},
+    ("siglip", "text"): {"qkv": 2, "attention_output": 2, "mlp_in": 2, "mlp_out": 2, "projection": 1},
     ("resnet", "image"): {},
-    ("convnext", "image"): {"mlp_in": 9},
-    ("hf-text", "text"): {"attention_output": 2},
+    ("convnext", "image"): {"mlp_in": 9, "mlp_out": 9},
+    ("hf-text", "text"): {"attention_output": 2, "mlp_out": 2},
 }
-"""By hand from the architectures: LayerNorms that feed linear layers only, and value/output pairs. A residual connection that
+"""By hand from the architectures: LayerNorms that feed linear layers only, value/output pairs, and MLPs. A residual connection that
 starts behind the LayerNorm (BERT) leaves none; a text's token is picked behind the last LayerNorm by a masked sum."""
 
 
@@ -70,7 +70,12 @@ def test_any_factors_leave_the_float_result_as_it_is(
     before = {weight.name: weight.raw_data for weight in model.graph.initializer}
     changed = [weight for weight in smoothed.graph.initializer if before.get(weight.name) != weight.raw_data]
     assert len(changed) >= len(sites)
-    assert [node.op_type for node in smoothed.graph.node] == [node.op_type for node in model.graph.node]
+    added = [site.tensor for site in sites if site.role == "mlp_out"]
+    kept = [(node.name, node.op_type) for node in smoothed.graph.node if node.name not in added]
+    assert kept == [(node.name, node.op_type) for node in model.graph.node]
+    assert len(smoothed.graph.node) == len(kept) + len(added)
+    roles = [(each.node, each.role, each.block, each.macs) for each in find_operators(model)]
+    assert [(each.node, each.role, each.block, each.macs) for each in find_operators(smoothed)] == roles
 
 
 def affine_graph(*, shared_weight: bool = False, leaks: bool = False) -> onnx.ModelProto:
@@ -151,8 +156,54 @@ def test_what_something_else_takes_too_is_left_alone() -> None:
 
 def test_roles_that_cannot_be_smoothed_are_left_alone() -> None:
     model = affine_graph()
+    assert find_sites(model, operators_of(model, "attention_scores")) == []
+    assert "attention_scores" not in SMOOTHED_ROLES
+
+
+def hidden_graph(*, leaks: bool = False) -> onnx.ModelProto:
+    """``x * sigmoid(x)`` into a MatMul: the hidden layer of an MLP, which no weight can scale."""
+    generator = np.random.default_rng(0)
+    node = helper.make_node
+    nodes = [
+        node("Sigmoid", ["x"], ["s"], name="sigmoid"),
+        node("Mul", ["x", "s"], ["hidden"], name="swish"),
+        node("MatMul", ["hidden", "w"], ["y"], name="second"),
+        *([node("Identity", ["hidden"], ["z"], name="other")] if leaks else []),
+    ]
+    outputs = [("y", 3), *([("z", 4)] if leaks else [])]
+    graph = helper.make_graph(
+        nodes,
+        "hidden",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in outputs],
+        [numpy_helper.from_array(generator.standard_normal((4, 3), dtype=np.float32), "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+
+
+def test_a_hidden_layer_is_divided_by_a_mul_that_binary16_does_not_round() -> None:
+    model = hidden_graph()
+    x = np.random.default_rng(2).standard_normal((64, 4)).astype(np.float32) * np.float32([1, 1, 50, 1])
+    (site,) = find_sites(model, operators_of(model, "mlp_out"))
+    assert (site.source, site.channels, site.role) == ("hidden", 4, "mlp_out")
+    hidden = x / (1 + np.exp(-x.astype(np.float64)))
+    maxima = np.abs(hidden).max(axis=0)
+    factors = choose_factors(model, [site], {"hidden": maxima}, {"mlp_out": 0.75})
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    np.testing.assert_allclose(factors[site.tensor], maxima**0.75 / np.abs(weight).max(axis=1) ** 0.25, rtol=2**-11)
+    smoothed = smooth_graph(model, [site], factors)
+    onnx.checker.check_model(smoothed, full_check=True)
+    (divided,) = channel_maxima(smoothed, {site.tensor: 4}, [[x]]).values()
+    np.testing.assert_allclose(divided, maxima / factors[site.tensor], rtol=1e-5)
+    np.testing.assert_allclose(run(smoothed, {"x": x}), run(model, {"x": x}), rtol=1e-4, atol=1e-5)
+    assert [node.name for node in smoothed.graph.node if node.op_type != "Mul"] == ["sigmoid", "second"]
+    inverse = numpy_helper.to_array(next(each for each in smoothed.graph.initializer if each.name != "w"))
+    np.testing.assert_array_equal(inverse, inverse.astype(np.float16).astype(np.float32))
+
+
+def test_a_hidden_layer_that_something_else_uses_is_left_alone() -> None:
+    model = hidden_graph(leaks=True)
     assert find_sites(model, operators_of(model, "mlp_out")) == []
-    assert "mlp_out" not in SMOOTHED_ROLES
 
 
 def test_a_channel_that_is_always_zero_keeps_its_factor_of_one() -> None:

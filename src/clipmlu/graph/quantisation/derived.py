@@ -14,6 +14,7 @@ SCALE, ZERO_POINT, INTEGERS = "_scale", "_zero_point", "_integers"
 """Suffixes of the tensors that quantise a tensor: its scale, its zero point, and its integers."""
 
 _CLIPPED = "/clipped"
+_SMOOTHED = "/smoothed"
 
 
 def derived(name: str, what: str) -> str:
@@ -39,3 +40,8 @@ def clipped(name: str) -> str:
 def unclipped(name: str) -> str:
     """Return the name of a tensor before its Clip node; the name itself if there is none."""
     return name.removesuffix(_CLIPPED)
+
+
+def smoothed(name: str) -> str:
+    """Return the name of a tensor after the Mul that divides its channels; the node has the same name."""
+    return f"{name}{_SMOOTHED}"

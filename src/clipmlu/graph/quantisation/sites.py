@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from clipmlu.graph.index import GraphIndex, attributes_of
+from clipmlu.graph.quantisation.derived import smoothed
 from clipmlu.graph.quantisation.parameters import Array
 from clipmlu.graph.roles import Operator, Role
 from clipmlu.graph.shapes import Shape, infer_shapes
@@ -43,22 +44,28 @@ class Site:
     """A tensor whose channels can be smoothed.
 
     Attributes:
-        tensor: its name; the channels are its last axis.
+        tensor: its name after smoothing; the channels are its last axis.
+        source: its name before; another one if smoothing adds a Mul, because no weight can take the division.
         role: role of the operators that use it.
         channels: number of channels.
-        divided: weights that produce the channels; they are divided by the factors.
+        divided: weights that produce the channels; they are divided by the factors. Empty if smoothing adds a Mul.
         multiplied: weights that the channels are multiplied with; they are multiplied by the factors.
     """
 
     tensor: str
+    source: str
     role: Role
     channels: int
     divided: tuple[Share, ...]
     multiplied: tuple[Share, ...]
 
+    def only_slows(self, in_float: Collection[str]) -> bool:
+        """Return whether smoothing adds a Mul although all operators that use the tensor stay in float."""
+        return self.tensor != self.source and all(share.node in in_float for share in self.multiplied)
+
 
 def find_sites(model: onnx.ModelProto, operators: Sequence[Operator]) -> list[Site]:
-    """Find all tensors of a lowered graph that can be smoothed: first those after a LayerNorm, then those of attention.
+    """Find all tensors of a lowered graph that can be smoothed: after LayerNorms, after attentions, inside MLPs.
 
     Args:
         model: the graph.
@@ -67,6 +74,8 @@ def find_sites(model: onnx.ModelProto, operators: Sequence[Operator]) -> list[Si
     finder = _Finder(model, operators)
     sites = [site for node in model.graph.node if (site := finder.behind_affine(node)) is not None]
     sites += [site for operator in operators if (site := finder.behind_values(operator)) is not None]
+    hidden = dict.fromkeys(operator.inputs[0] for operator in operators if operator.role == "mlp_out")
+    sites += [site for tensor in hidden if (site := finder.behind_nonlinearity(tensor)) is not None]
     return sites
 
 
@@ -97,7 +106,9 @@ class _Finder:
         roles = {self._operators[share.node].role for share in found if share.node in self._operators}
         if len(roles) != 1 or (role := roles.pop()) not in SMOOTHED_ROLES:
             return None
-        return Site(tensor=tensor, role=role, channels=channels, divided=tuple(divided), multiplied=tuple(found))
+        return Site(
+            tensor=tensor, source=tensor, role=role, channels=channels, divided=tuple(divided), multiplied=tuple(found)
+        )
 
     def behind_values(self, operator: Operator) -> Site | None:
         """Return attention's result if each of its channels is a mean of one channel of the values, else None."""
@@ -124,7 +135,29 @@ class _Finder:
         channels = np.full(len(shares[0].channels), -1, np.int64)
         channels[rows] = np.arange(len(rows))
         divided = tuple(dataclasses.replace(share, channels=channels) for share in shares)
-        return Site(tensor=path_out, role=target.role, channels=len(rows), divided=divided, multiplied=(met,))
+        return Site(
+            tensor=path_out,
+            source=path_out,
+            role=target.role,
+            channels=len(rows),
+            divided=divided,
+            multiplied=(met,),
+        )
+
+    def behind_nonlinearity(self, tensor: str) -> Site | None:
+        """Return the input of an MLP's second layers if nothing else uses it, else None."""
+        found = self._linear_consumers(tensor)
+        roles = {self._operators[share.node].role for share in found if share.node in self._operators}
+        if roles != {"mlp_out"} or len({len(share.channels) for share in found}) != 1:
+            return None
+        return Site(
+            tensor=smoothed(tensor),
+            source=tensor,
+            role="mlp_out",
+            channels=len(found[0].channels),
+            divided=(),
+            multiplied=tuple(found),
+        )
 
     def _channel_weight(self, node: onnx.NodeProto, op_type: str) -> Share | None:
         """Return the weight of an elementwise node with one entry for each entry of the last axis."""

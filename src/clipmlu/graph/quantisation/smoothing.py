@@ -2,9 +2,9 @@
 
 A channel of the activations is divided by a factor and the matching weights are multiplied by it. The division needs no
 operation if it can be folded into the producer of the channel: the affine part of a LayerNorm, or the value projection
-of an attention. Source of the method and of the formula for the factors: G. Xiao et al., "SmoothQuant: Accurate and
-Efficient Post-Training Quantization for Large Language Models", 2022, equation 4. Only weights change, so a card's own
-quantiser benefits too.
+of an attention. After the nonlinearity of an MLP it is a Mul. Source of the method and of the formula for the factors: G. Xiao et al., "SmoothQuant: Accurate and
+Efficient Post-Training Quantization for Large Language Models", 2022, equation 4. The float graph changes, so a card's
+own quantiser benefits too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from clipmlu.graph.index import GraphIndex
 from clipmlu.graph.quantisation.parameters import Array, Floats
@@ -31,7 +31,7 @@ def choose_factors(
     Args:
         model: the graph.
         sites: the tensors to smooth.
-        maxima: maps the tensor of each site to the largest magnitude of each channel.
+        maxima: maps the source of each site to the largest magnitude of each channel.
         alpha: maps a role to its strength, 0..1: 1 gives all channels of the activations equal ranges, 0 skips the
             site.
 
@@ -50,17 +50,23 @@ def choose_factors(
             values = numpy_helper.to_array(weights[nodes[share.node].input[share.position]])
             rows = np.abs(np.moveaxis(values, share.axis, 0)).reshape(values.shape[share.axis], -1).max(axis=1)
             np.maximum.at(facing, share.channels, rows)
-        seen = np.asarray(maxima[site.tensor], np.float64)
+        seen = np.asarray(maxima[site.source], np.float64)
         alive = (seen > 0) & (facing > 0)
         powers = np.where(alive, seen, 1.0) ** strength / np.where(alive, facing, 1.0) ** (1.0 - strength)
-        factors[site.tensor] = np.asarray(np.where(alive, np.clip(powers, _LEAST, _MOST), 1.0), np.float32)
+        chosen = np.where(alive, np.clip(powers, _LEAST, _MOST), 1.0)
+        factors[site.tensor] = np.asarray(chosen if site.divided else _exact_in_half(chosen), np.float32)
     return factors
+
+
+def _exact_in_half(factors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the nearest factors whose inverses, the weights of a Mul, a mode with binary16 does not round."""
+    return 1.0 / (1.0 / factors).astype(np.float16).astype(np.float64)
 
 
 def smooth_graph(
     model: onnx.ModelProto, sites: Sequence[Site], factors: Mapping[str, Sequence[float] | Floats]
 ) -> onnx.ModelProto:
-    """Apply factors to the weights of a graph.
+    """Apply factors to a graph: change weights, and add a Mul where no weight can take the division.
 
     Args:
         model: the graph; it is not changed.
@@ -78,7 +84,21 @@ def smooth_graph(
             for share in site.multiplied:
                 editor.scale(share, values.astype(np.float64))
     editor.finish()
+    for site in sites:
+        if site.tensor in factors and site.tensor != site.source:
+            _add_division(result.graph, site, np.asarray(factors[site.tensor], np.float32))
     return result
+
+
+def _add_division(graph: onnx.GraphProto, site: Site, factors: Floats) -> None:
+    """Divide the channels of a tensor by factors; only the site's operators use the result."""
+    weight = f"{site.tensor}:factors"
+    graph.initializer.append(numpy_helper.from_array(1 / factors, weight))
+    nodes = list(graph.node)
+    for node in nodes:
+        node.input[:] = [site.tensor if name == site.source else name for name in node.input]
+    (producer,) = [position for position, node in enumerate(nodes) if site.source in node.output]
+    graph.node.insert(producer + 1, helper.make_node("Mul", [site.source, weight], [site.tensor], name=site.tensor))
 
 
 class _WeightEditor:
