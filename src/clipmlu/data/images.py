@@ -21,6 +21,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.arguments import check_argument
+from clipmlu.data.jpeg import decode_jpeg, read_ordinary_header
+from clipmlu.data.jpeg_header import coefficient_pixels
+from clipmlu.data.picture import Picture
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
 from clipmlu.specs import PositiveInt
@@ -172,15 +175,14 @@ def load_image(
         InputError: the source cannot be read as an image, has no pixels or too many, or is of another type.
         OptionError: ``max_pixels`` is not an integer of 1 or more.
     """
-    check_argument(max_pixels, PositiveInt, "max pixels")
+    _check_limit(max_pixels)
     if isinstance(source, Image.Image):
         where = f"the Pillow image (mode {source.mode})"
         return _load_pixels(source, where, max_pixels, reserve, _coefficient_pixels(source))
     if isinstance(source, np.ndarray):
         return _image_from_array(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        where = f"the {_byte_count(source)} bytes given" if name is None else f"image '{name}'"
-        return _decode(io.BytesIO(source), where, max_pixels, at_least, reserve)
+        return _decode(io.BytesIO(source), _where(source, name), max_pixels, at_least, reserve)
     if is_stream(source):
         content = _read_stream(source)
         return load_image(
@@ -190,6 +192,50 @@ def load_image(
         with _open_file(expand_home(source)) as stream:
             return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least, reserve)
     raise InputError(f"Cannot read an image from a value of type '{type(source).__name__}'. {EXPECTED_IMAGE}")
+
+
+def load_picture(
+    source: ImageSource,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    name: str | None = None,
+    at_least: tuple[int, int] | None = None,
+    reserve: Callable[[int], None] | None = None,
+) -> Picture:
+    """Decode one image completely, by the fastest decoder that gives Pillow's pixels.
+
+    Arguments and errors are those of ``load_image``.
+
+    Returns:
+        For an ordinary JPEG, if the package simplejpeg is installed: uint8, shape (height, width, 3), RGB, with the
+        pixels of ``load_image``. Else the result of ``load_image``.
+    """
+    name = _name_of_source(source, name)
+    content = _content_of_source(source)
+    if isinstance(content, bytes) and at_least is None and (header := read_ordinary_header(content)) is not None:
+        _check_limit(max_pixels)
+        _check_size((header.width, header.height), _where(content, name), max_pixels)
+        if reserve is not None:
+            reserve(header.width * header.height + header.coefficient_pixels)
+            reserve = None
+        pixels = decode_jpeg(content)
+        if pixels is not None:
+            return pixels
+    return load_image(content, max_pixels=max_pixels, name=name, at_least=at_least, reserve=reserve)
+
+
+def _name_of_source(source: ImageSource, name: str | None) -> str | None:
+    if isinstance(source, (str, os.PathLike)):
+        return name_from_path(source)
+    return name or (name_of_stream(source) if is_stream(source) else None)
+
+
+def _content_of_source(source: ImageSource) -> ImageSource:
+    """Return the bytes of a file, except of one above 64 MiB; and other sources unchanged."""
+    if isinstance(source, (str, os.PathLike)):
+        content = read_source(expand_home(source))
+        return content if isinstance(content, bytes) else source
+    return bytes(source) if isinstance(source, (bytearray, memoryview)) else read_source(source)
 
 
 def content_digest(image: Image.Image) -> str:
@@ -210,12 +256,12 @@ def cut_strips(image: Image.Image, pixels: int = STRIP_PIXELS) -> Iterator[Image
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def is_clipped(image: Image.Image) -> bool:
+def is_clipped(image: Picture) -> bool:
     """Return whether an image holds grey values that the conversion to 8 bits clips, as in open_clip's transform.
 
     In 16-bit and 32-bit grey images values above 255 become white; floating-point images in 0..1 become black.
     """
-    if image.mode not in _DEEP_MODES:
+    if not isinstance(image, Image.Image) or image.mode not in _DEEP_MODES:
         return False
     if image.mode in ("I", "F", "I;16"):
         low, high = cast("tuple[float, float]", image.getextrema())
@@ -342,18 +388,11 @@ def _heif_factory() -> Callable[[IO[bytes], str], Image.Image] | None:
 
 
 def _coefficient_pixels(image: Image.Image) -> int:
-    """Return the memory that libjpeg needs in addition to the pixels, in pixels of four bytes.
-
-    A progressive JPEG consists of scans over the whole image, so libjpeg keeps all coefficients until the last scan: 16
-    bits
-    for each sample of each component (libjpeg.txt, "Progressive JPEG support"). Other JPEGs need a few rows only.
-    """
+    """Return the memory that libjpeg needs in addition to the pixels, in pixels of four bytes; 0 for other formats."""
     layers = getattr(image, "layer", None)  # (component, horizontal, vertical sampling, table), from the header
     if image.format != "JPEG" or not image.info.get("progressive") or not layers:
         return 0
-    largest = max(layer[1] for layer in layers) * max(layer[2] for layer in layers)
-    samples = image.width * image.height * sum(layer[1] * layer[2] for layer in layers)
-    return int(samples * 2 // (4 * max(1, largest)))
+    return coefficient_pixels(image.width * image.height, tuple((across, down) for _, across, down, _ in layers))
 
 
 def _load_pixels(
@@ -367,6 +406,11 @@ def _load_pixels(
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise InputError(f"Cannot decode {where}: {_reason(error)}. Expected a complete, undamaged image.") from error
     return image
+
+
+def _check_limit(max_pixels: int) -> None:
+    if type(max_pixels) is not int or max_pixels < 1:  # the usual case takes no time of the interpreter
+        check_argument(max_pixels, PositiveInt, "max pixels")
 
 
 def _check_size(size: tuple[int, int], where: str, max_pixels: int) -> None:
@@ -398,8 +442,9 @@ def _image_from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
     return Image.fromarray(array).copy()
 
 
-def _byte_count(source: bytes | bytearray | memoryview) -> int:
-    return source.nbytes if isinstance(source, memoryview) else len(source)
+def _where(content: bytes | bytearray | memoryview, name: str | None) -> str:
+    count = content.nbytes if isinstance(content, memoryview) else len(content)
+    return f"the {count} bytes given" if name is None else f"image '{name}'"
 
 
 def _reason(error: BaseException) -> str:

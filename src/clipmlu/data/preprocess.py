@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from clipmlu.data.images import DEFAULT_MAX_PIXELS, STRIP_PIXELS, ImageSource, cut_strips, load_image
+from clipmlu.data.images import DEFAULT_MAX_PIXELS, STRIP_PIXELS, ImageSource, cut_strips, load_picture
 from clipmlu.data.picture import Picture, check_picture, picture_size, pillow_image
 from clipmlu.errors import InputError
 from clipmlu.specs import PreprocessSpec
@@ -116,8 +116,8 @@ class Preprocessor:
         name: str | None = None,
         max_pixels: int | None = None,
         reserve: Callable[[int], None] | None = None,
-    ) -> Image.Image:
-        """Decode an image for this preprocessor; see ``load_image``.
+    ) -> Picture:
+        """Decode an image for this preprocessor; see ``load_picture``.
 
         Args:
             source: see ``load_image``.
@@ -130,7 +130,7 @@ class Preprocessor:
         """
         at_least = (_FAST_MARGIN * self.spec.width, _FAST_MARGIN * self.spec.height) if self.fast else None
         limit = self.max_pixels if max_pixels is None else max_pixels
-        return load_image(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve)
+        return load_picture(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve)
 
     def pixels(self, image: Picture) -> npt.NDArray[np.uint8]:
         """Resize, crop and convert one image to RGB, without normalising it.

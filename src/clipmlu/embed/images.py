@@ -21,6 +21,7 @@ import numpy.typing as npt
 from clipmlu.arguments import check_argument
 from clipmlu.clock import Stage, StageClock, now
 from clipmlu.data.images import clipped_note, is_clipped, read_source
+from clipmlu.data.picture import pillow_image
 from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.items import ImageItem, Outcome, RowBatch
 from clipmlu.embed.pixel_budget import PixelBudget, PixelReservation
@@ -243,7 +244,7 @@ class _Workers:
             if is_clipped(image):
                 self._clipped.add(item.id)
             if item.check is not None:
-                item.check(image)
+                item.check(pillow_image(image))
             decoded = now()
             self._preprocess.write(image, row)
         except InputError as error:
