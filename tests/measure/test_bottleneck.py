@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 import support
@@ -15,7 +16,7 @@ from clipmlu.clock import Stage, StageClock
 from clipmlu.errors import InputError
 from clipmlu.measure.speed import bottleneck
 from clipmlu.measure.speed.bottleneck import draw_photos, measure_pipeline
-from clipmlu.measure.speed.limit import find_limit
+from clipmlu.measure.speed.limit import PipelineSetup, find_limit
 from clipmlu.measure.speed.scenarios import Limits
 from clipmlu.model import load
 
@@ -28,11 +29,11 @@ COSTS: dict[Stage, float] = {
     "copy_out": 0.0005,
     "post_process": 0.0001,
 }
-CARD = {"workers": 4, "devices": 1, "cores": 8, "threads": 0, "shares_cores": False}
+CARD = PipelineSetup(workers=4, devices=1, cores=8, threads=0, shares_cores=False)
 
 
 def test_slow_decoding_before_a_fast_card_is_bound_by_the_host() -> None:
-    verdict = find_limit(COSTS, measured=300.0, **CARD)
+    verdict = find_limit(COSTS, CARD, measured=300.0)
     # 10 ms of an image's decoding on four workers; 2 ms on the card; 0.1 ms behind it.
     assert verdict.limits == {
         "host": pytest.approx(400.0),
@@ -45,18 +46,18 @@ def test_slow_decoding_before_a_fast_card_is_bound_by_the_host() -> None:
 
 
 def test_more_workers_move_the_bound_to_the_card_and_a_second_card_back() -> None:
-    one = find_limit(COSTS, measured=450.0, **{**CARD, "workers": 6})
+    one = find_limit(COSTS, replace(CARD, workers=6), measured=450.0)
     assert (one.bound_by, one.slowest_stage, one.images_per_second) == ("device", "compute", pytest.approx(500.0))
-    two = find_limit(COSTS, measured=450.0, **{**CARD, "workers": 6, "devices": 2})
+    two = find_limit(COSTS, replace(CARD, workers=6, devices=2), measured=450.0)
     assert (two.bound_by, two.limits["device"]) == ("host", pytest.approx(1000.0))
 
 
 def test_more_workers_than_cores_are_no_faster() -> None:
-    assert find_limit(COSTS, measured=1.0, **{**CARD, "workers": 64}).limits["host"] == pytest.approx(800.0)
+    assert find_limit(COSTS, replace(CARD, workers=64), measured=1.0).limits["host"] == pytest.approx(800.0)
 
 
 def test_slow_post_processing_is_one_thread() -> None:
-    verdict = find_limit({**COSTS, "post_process": 0.02}, measured=50.0, **CARD)
+    verdict = find_limit({**COSTS, "post_process": 0.02}, CARD, measured=50.0)
     assert (verdict.bound_by, verdict.images_per_second, verdict.fraction) == (
         "post_process",
         pytest.approx(50.0),
@@ -66,7 +67,8 @@ def test_slow_post_processing_is_one_thread() -> None:
 
 def test_graph_on_the_same_cpu_shares_its_cores_with_decoding() -> None:
     costs: dict[Stage, float] = {"decode": 0.006, "preprocess": 0.002, "compute": 0.006}
-    verdict = find_limit(costs, measured=75.0, workers=2, devices=1, cores=2, threads=2, shares_cores=True)
+    setup = PipelineSetup(workers=2, devices=1, cores=2, threads=2, shares_cores=True)
+    verdict = find_limit(costs, setup, measured=75.0)
     # 8 ms of one core and 6 ms of two: 20 ms of a core for an image, two cores.
     assert verdict.limits == {
         "host": pytest.approx(250.0),
@@ -79,10 +81,36 @@ def test_graph_on_the_same_cpu_shares_its_cores_with_decoding() -> None:
 
 def test_one_thread_of_many_cores_is_bound_by_computing() -> None:
     costs: dict[Stage, float] = {"decode": 0.006, "compute": 0.02}
-    verdict = find_limit(costs, measured=40.0, workers=8, devices=1, cores=8, threads=1, shares_cores=True)
+    setup = PipelineSetup(workers=8, devices=1, cores=8, threads=1, shares_cores=True)
+    verdict = find_limit(costs, setup, measured=40.0)
     assert (verdict.bound_by, verdict.limits["cores"]) == ("device", pytest.approx(8 / 0.026))
     assert verdict.images_per_second == pytest.approx(50.0)
     assert "share the cores" in verdict.text
+
+
+def test_quota_of_a_fraction_of_a_core_limits_the_host_and_the_shared_cores() -> None:
+    card = find_limit(COSTS, replace(CARD, workers=2, cores=1.5), measured=75.0)
+    assert (card.bound_by, card.images_per_second) == ("host", pytest.approx(150.0))  # 1.5 cores, 10 ms each image
+    costs: dict[Stage, float] = {"decode": 0.008, "compute": 0.008}
+    shared = PipelineSetup(workers=2, devices=1, cores=1.5, threads=2, shares_cores=True)
+    # Two threads get 1.5 cores while they compute: 8 + 12 ms of a core for an image.
+    assert find_limit(costs, shared, measured=60.0).limits == {
+        "host": pytest.approx(187.5),
+        "device": pytest.approx(125.0),
+        "cores": pytest.approx(75.0),
+    }
+
+
+def test_several_devices_that_compute_on_the_same_cores_are_bound_by_them() -> None:
+    costs: dict[Stage, float] = {"decode": 0.006, "compute": 0.002}
+    setup = PipelineSetup(workers=8, devices=4, cores=8, threads=1, shares_cores=True)
+    verdict = find_limit(costs, setup, measured=900.0)
+    assert verdict.limits == {
+        "host": pytest.approx(8 / 0.006),
+        "device": pytest.approx(2000.0),
+        "cores": pytest.approx(1000.0),
+    }
+    assert (verdict.bound_by, verdict.fraction) == ("cores", pytest.approx(0.9))
 
 
 def test_stages_are_those_of_the_pipeline_and_of_the_session(
@@ -111,12 +139,17 @@ def test_stages_are_those_of_the_pipeline_and_of_the_session(
             [tmp_path / "a.png", tmp_path / "broken.png"],
             batch_size=4,
             limits=Limits(20, 0.0),
-            cores=3,
-            threads=3,
-            shares_cores=True,
+            setup=PipelineSetup(workers=3, devices=1, cores=3, threads=3, shares_cores=True),
             drawn=False,
         )
-    assert workers == [1, 1, 3], "warm-up, each stage on its own, then all of them"
+    assert workers == [1, 1, *[1] * 4, 3], (
+        "warm-up, each stage on its own, two options and the same without, then all of them"
+    )
+    assert {option: set(costs) for option, costs in report.host_options.items()} == {
+        "--fast-preprocess": {"read", "decode", "preprocess"},
+        "'clipmlu compile --uint8-input'": {"read", "decode", "preprocess"},
+    }
+    assert report.host_options["--fast-preprocess"]["decode"] == pytest.approx(0.004)
     assert (report.images, report.skipped, report.files, report.workers) == (10, 10, 2, 3)
     assert list(report.stages) == ["read", "decode", "preprocess", "compute", "post_process"]
     assert report.stages["decode"].seconds_per_image == pytest.approx(0.004)
@@ -139,9 +172,7 @@ def test_files_of_which_none_can_be_read_are_an_error(compiled: CompiledBundle, 
             [tmp_path / "broken.png"],
             batch_size=4,
             limits=Limits(1, 0.0),
-            cores=1,
-            threads=1,
-            shares_cores=True,
+            setup=PipelineSetup(workers=1, devices=1, cores=1, threads=1, shares_cores=True),
             drawn=False,
         )
 

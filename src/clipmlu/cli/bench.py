@@ -16,6 +16,7 @@ from clipmlu.cli._options import (
     json_option,
     max_pixels_option,
     overwrite_option,
+    workers_option,
 )
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
@@ -32,6 +33,7 @@ _OURS_ONLY = {
     "queries_per_stream": "--queries-per-stream",
     "stages": "--stages/--no-stages",
     "images": "--images",
+    "workers": "--workers",
 }
 """Parameters, and their options, that do not apply to the vendor's tool."""
 _DEFAULTS = {
@@ -104,6 +106,7 @@ def _defaults(name: str) -> str:
 @click.option(
     "--images", type=PATH, metavar="FOLDER", help="Photos for the stage breakdown. [default: 64 generated images]"
 )
+@workers_option
 @max_pixels_option
 @click.option(
     "--stages/--no-stages",
@@ -185,6 +188,7 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreada
         queries_per_stream=given["queries_per_stream"] or QUERIES_PER_STREAM,
         stages=given["stages"] is not False,
         images=images,
+        workers=given["workers"],
         max_pixels=given["max_pixels"],
         **times,
     )

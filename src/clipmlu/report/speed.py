@@ -12,6 +12,7 @@ from clipmlu.report.tables import console, describe_provenance, print_facts
 
 if TYPE_CHECKING:
     from clipmlu.magicmind.mm_run import MmRunReport
+    from clipmlu.measure.machine import Machine
     from clipmlu.measure.speed.bottleneck import PipelineReport
     from clipmlu.measure.speed.loads import ScenarioResult
     from clipmlu.measure.speed.speed import SpeedReport
@@ -31,7 +32,7 @@ def show_speed(report: SpeedReport) -> None:
     facts = {
         "model": describe_provenance(report.provenance),
         "shape": f"{shape}, {report.in_flight} in flight, threads: {threads}",
-        "machine": f"{report.machine.cpu}, {report.machine.cpus} CPUs",
+        "machine": _describe_machine(report.machine),
         **({"kernels": "; ".join(sorted(kernels))} if kernels else {}),
         "start-up": f"open {report.open_s:.3f} s, "
         + ", ".join(
@@ -53,6 +54,15 @@ def show_speed(report: SpeedReport) -> None:
             click.echo(line + mark)
     if report.pipeline is not None:
         _show_pipeline(report.pipeline, mark)
+
+
+def _describe_machine(machine: Machine) -> str:
+    text = f"{machine.cpu}, {machine.cpus} CPUs"
+    if machine.cores < machine.cpus:
+        text += f", of which the container's quota allows {machine.cores:g}"
+    if machine.physical_cores is not None and machine.physical_cores < machine.cpus:
+        text += f" on {machine.physical_cores} cores with hyper-threads"
+    return ", ".join([text, *(machine.instructions or ())])
 
 
 def _scenario_cells(result: ScenarioResult) -> Iterator[str]:
@@ -108,6 +118,8 @@ def _show_pipeline(pipeline: PipelineReport, mark: str) -> None:
     )
     click.echo(measured)
     click.echo(f"verdict: {pipeline.verdict.text}{mark}")
+    for sentence in pipeline.advice:
+        click.echo(f"advice: {sentence}{mark}")
 
 
 def _mebibytes(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -18,16 +18,22 @@ from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.embed.images import embed_batches
 from clipmlu.embed.items import ImageItem, RowBatch, item_from_source
 from clipmlu.errors import InputError
-from clipmlu.measure.speed.limit import PipelineLimit, find_limit
+from clipmlu.host import allowed_cpus, physical_cores
+from clipmlu.measure.speed.advice import Estimate, PipelineFigures, advise
+from clipmlu.measure.speed.limit import PipelineLimit, PipelineSetup, find_limit
 from clipmlu.measure.speed.loaded import make_samples
 from clipmlu.measure.speed.scenarios import Limits, Timer
 from clipmlu.specs import Spec
+
+if TYPE_CHECKING:
+    from clipmlu.data.preprocess import Preprocessor
 
 DRAWN_PHOTOS = 64
 _SHORTEST, _LONGEST = 320, 1200
 _NOISE = 6
 _CLASSES = 100  # number of classes to rank
-_ALONE_BATCHES, _WARMING_FILES = 3, 8
+_ALONE_BATCHES, _BATCH_ROUNDS = 3, 2
+_WARMING_FILES, _OPTION_FILES = 8, 64
 
 
 class StageCost(Spec, frozen=True, kw_only=True):
@@ -58,7 +64,10 @@ class PipelineReport(Spec, frozen=True, kw_only=True):
         elapsed_s: seconds.
         images_per_second: ``images / elapsed_s``.
         stages: the cost of each stage.
+        batch_rates: maps a batch size to the images per second of one device; empty if the bundle has a static shape.
+        host_options: maps an option of the commands to the seconds that the host's stages take for one image with it.
         verdict: the limit of the pipeline.
+        advice: sentences on what would make it faster; see ``advise``.
         unreadable: errors of files that could not be read.
     """
 
@@ -70,7 +79,10 @@ class PipelineReport(Spec, frozen=True, kw_only=True):
     elapsed_s: float
     images_per_second: float
     stages: dict[Stage, StageCost]
+    batch_rates: dict[int, float]
+    host_options: dict[str, dict[Stage, float]]
     verdict: PipelineLimit
+    advice: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
 
 
@@ -80,10 +92,9 @@ def measure_pipeline(
     *,
     batch_size: int,
     limits: Limits,
-    cores: int,
-    threads: int,
-    shares_cores: bool,
+    setup: PipelineSetup,
     drawn: bool,
+    estimates: tuple[Estimate, ...] = (),
 ) -> PipelineReport:
     """Measure every stage alone, then the whole pipeline.
 
@@ -92,10 +103,9 @@ def measure_pipeline(
         files: at least one image.
         batch_size: images of a batch.
         limits: number of images and time.
-        cores: CPUs that this process may use; as many threads decode.
-        threads: CPU threads of one batch.
-        shares_cores: True if the graph runs on these CPUs.
+        setup: what runs the stages.
         drawn: True if the files were created for this measurement.
+        estimates: changes for the advice that are not measured here.
 
     Raises:
         InputError: no file can be read.
@@ -104,33 +114,44 @@ def measure_pipeline(
     classifier = _stand_in_classifier(encoder)
     host, unreadable = _host_costs(encoder, files, batch_size)
     alone = {**host, **_device_costs(encoder, batch_size)}
+    host_options = _host_options(encoder, files, host, batch_size)
+    computing = sum(alone.get(stage, 0.0) for stage in DEVICE_STAGES)
+    batch_rates = _batch_rates(encoder, batch_size, computing, limits.seconds)
     alone |= _post_process_costs(classifier, encoder.embedding_dim, batch_size, timer)
     clock, device_before = StageClock(), encoder.device_clock("image").totals()
     start = timer.now()
     good = broken = 0
     items = _items_until(files, limits, timer)
-    for batch in embed_batches(encoder, items, batch_size=batch_size, workers=cores, clock=clock):
+    for batch in embed_batches(encoder, items, batch_size=batch_size, workers=setup.workers, clock=clock):
         _rank(classifier, batch.rows, clock, timer)
         good, broken = good + len(batch.rows), broken + len(batch.errors)
     elapsed = timer.now() - start
+    verdict = find_limit(alone, setup, measured=good / elapsed)
     together = _per_item({**clock.totals(), **_difference(encoder.device_clock("image").totals(), device_before)})
     return PipelineReport(
         images=good,
         skipped=broken,
         files=len(files),
         drawn=drawn,
-        workers=cores,
+        workers=setup.workers,
         elapsed_s=elapsed,
         images_per_second=good / elapsed,
-        stages=_stage_costs(alone, together, workers=cores, devices=len(encoder.devices)),
-        verdict=find_limit(
-            alone,
-            measured=good / elapsed,
-            workers=cores,
-            devices=len(encoder.devices),
-            cores=cores,
-            threads=threads,
-            shares_cores=shares_cores,
+        stages=_stage_costs(alone, together, workers=setup.workers, devices=setup.devices),
+        batch_rates=batch_rates,
+        host_options=host_options,
+        verdict=verdict,
+        advice=advise(
+            PipelineFigures(
+                costs=alone,
+                setup=setup,
+                limit=verdict,
+                batch_size=batch_size,
+                cpus=len(allowed_cpus()),
+                physical_cores=physical_cores(),
+                host_options=host_options,
+                batch_rates=batch_rates,
+                estimates=estimates,
+            )
         ),
         unreadable=unreadable,
     )
@@ -162,10 +183,16 @@ def draw_photos(folder: Path, count: int = DRAWN_PHOTOS, seed: int = 0) -> list[
 
 
 class _IdleDevice:
-    """An encoder whose image tower takes no time, so that the host's stages are measured alone."""
+    """An encoder whose image tower takes no time, so that the host's stages are measured alone.
 
-    def __init__(self, encoder: Encoder) -> None:
+    Args:
+        encoder: the encoder.
+        changes: attributes that differ from those of the encoder.
+    """
+
+    def __init__(self, encoder: Encoder, **changes: Any) -> None:
         self._encoder = encoder
+        self.__dict__ |= changes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
@@ -184,27 +211,67 @@ class _Done:
 
 def _host_costs(encoder: Encoder, files: Sequence[Path], batch_size: int) -> tuple[dict[Stage, float], tuple[str, ...]]:
     """Measure every file once, with one worker and without a graph; also return the errors."""
-    idle = cast("Encoder", _IdleDevice(encoder))
-
-    def run(some: Sequence[Path], clock: StageClock) -> list[RowBatch]:
-        items = (item_from_source(path) for path in some)
-        return list(embed_batches(idle, items, batch_size=batch_size, workers=1, clock=clock))
-
-    run(files[:_WARMING_FILES], StageClock())  # the first images load the decoders
-    clock = StageClock()
-    batches = run(files, clock)
+    _prepare(_IdleDevice(encoder), files[:_WARMING_FILES], batch_size)  # the first images load the decoders
+    costs, batches = _prepare(_IdleDevice(encoder), files, batch_size)
     if not any(len(batch.rows) for batch in batches):
         raise InputError(f"Not one of {len(files)} image(s) could be read. First: {batches[0].errors[0]}")
-    return _per_item(clock.totals()), tuple(str(error) for batch in batches for error in batch.errors.values())
+    return costs, tuple(str(error) for batch in batches for error in batch.errors.values())
 
 
-def _device_costs(encoder: Encoder, batch_size: int) -> dict[Stage, float]:
+def _prepare(idle: _IdleDevice, files: Sequence[Path], batch_size: int) -> tuple[dict[Stage, float], list[RowBatch]]:
+    clock, items = StageClock(), (item_from_source(path) for path in files)
+    batches = list(embed_batches(cast("Encoder", idle), items, batch_size=batch_size, workers=1, clock=clock))
+    return _per_item(clock.totals()), batches
+
+
+def _host_options(
+    encoder: Encoder, files: Sequence[Path], plain: Mapping[Stage, float], batch_size: int
+) -> dict[str, dict[Stage, float]]:
+    """Measure the host's stages with options that are not in use, beside the plain ones, on some of the files."""
+    idle = _IdleDevice(encoder)
+    exact: Preprocessor = encoder.preprocessor
+    options: dict[str, _IdleDevice] = {}
+    if not exact.fast:
+        fast = type(exact)(exact.spec, fast=True, max_pixels=exact.max_pixels)
+        options["--fast-preprocess"] = _IdleDevice(encoder, preprocessor=fast)
+    if encoder.pixel_dtype != np.uint8:
+        options["'clipmlu compile --uint8-input'"] = _IdleDevice(encoder, pixel_dtype=np.dtype(np.uint8))
+    found: dict[str, dict[Stage, float]] = {}
+    for option, changed in options.items():
+        before, _ = _prepare(idle, files[:_OPTION_FILES], batch_size)
+        after, _ = _prepare(changed, files[:_OPTION_FILES], batch_size)
+        # The files are a sample, and the machine's speed changes: only ratios are taken from these runs.
+        found[option] = {stage: cost * after[stage] / before[stage] for stage, cost in plain.items() if stage in before}
+    return found
+
+
+def _batch_rates(encoder: Encoder, batch_size: int, seconds_per_image: float, limit_seconds: float) -> dict[int, float]:
+    """Map smaller and larger batches, as far as the bundle and the time allow, to images per second: the best of two batches."""
+    facts = encoder.bundle.compilation
+    if not facts.dynamic_shape:
+        return {}
+    sizes, left = [], limit_seconds
+    for size in (batch_size, batch_size // 2, batch_size // 4, 2 * batch_size):
+        left -= (1 + _BATCH_ROUNDS) * size * seconds_per_image
+        if left > 0 and 1 <= size <= facts.max_batch:
+            sizes.append(size)
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for number in range(_BATCH_ROUNDS):
+        for size, taken in seconds.items():
+            taken.append(sum(_device_costs(encoder, size, batches=1, warm_up=not number).values()))
+    return {size: 1 / min(seconds[size]) for size in sorted(seconds)}
+
+
+def _device_costs(
+    encoder: Encoder, batch_size: int, *, batches: int = _ALONE_BATCHES, warm_up: bool = True
+) -> dict[Stage, float]:
     """Measure a few full batches, one after the other, without decoding."""
     samples = cast("FloatArray", make_samples(encoder, "image", batch_size))
-    encoder.submit_images(samples).result()
+    if warm_up:
+        encoder.submit_images(samples).result()
     clock = encoder.device_clock("image")
     before = clock.totals()
-    for _ in range(_ALONE_BATCHES):
+    for _ in range(batches):
         encoder.submit_images(samples).result()
     return _per_item(_difference(clock.totals(), before))
 

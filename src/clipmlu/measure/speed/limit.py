@@ -49,46 +49,66 @@ class PipelineLimit(Spec, frozen=True, kw_only=True):
     text: str
 
 
-def find_limit(
-    costs: Mapping[Stage, float],
-    *,
-    measured: float,
-    workers: int,
-    devices: int,
-    cores: int,
-    threads: int,
-    shares_cores: bool,
-) -> PipelineLimit:
-    """Determine the limit of the pipeline.
+class PipelineSetup(Spec, frozen=True, kw_only=True):
+    """What runs the stages of a pipeline.
 
-    The host's stages run ``workers`` at a time, but at most one per core; the stages of a card run one after the other;
-    post-processing is one thread. If the graph runs on the same cores, all stages together are limited by them;
-    computing then counts ``threads`` times.
-
-    Args:
-        costs: maps a stage to the seconds for one image, measured alone.
-        measured: images per second of the whole pipeline.
+    Attributes:
         workers: threads that decode.
         devices: number of cards.
-        cores: CPUs that this process may use.
+        cores: CPU seconds per second that this process may use; a container's quota may be a fraction.
         threads: CPU threads of one batch.
         shares_cores: True if the graph runs on these CPUs.
     """
-    at_once: dict[Bound, int] = {"host": min(workers, cores), "device": devices, "post_process": 1}
-    limits: dict[Bound, float] = {}
-    for part, parallel in at_once.items():
-        seconds = sum(costs.get(stage, 0.0) for stage in _PARTS[part])
-        if seconds > 0:
-            limits[part] = parallel / seconds
-    used = min(threads, cores) if shares_cores else 1
-    busy = {stage: seconds * (used if stage == "compute" else 1) for stage, seconds in costs.items()}
-    if shares_cores:
-        limits["cores"] = cores / sum(busy.values())
+
+    workers: int
+    devices: int
+    cores: float
+    threads: int
+    shares_cores: bool
+
+    def core_seconds(self, costs: Mapping[Stage, float]) -> dict[Stage, float]:
+        """Map each stage to the CPU seconds for one image, if the graph runs on these CPUs: a batch uses its threads."""
+        used = min(self.threads, self.cores) if self.shares_cores else 1
+        return {stage: seconds * (used if stage == "compute" else 1) for stage, seconds in costs.items()}
+
+    def limits(self, costs: Mapping[Stage, float]) -> dict[Bound, float]:
+        """Map each part of the pipeline to its limit in images per second.
+
+        The host's stages run ``workers`` at a time, but at most one per core; the stages of a card run one after the other;
+        post-processing is one thread. If the graph runs on the same cores, all stages together are limited by them.
+
+        Args:
+            costs: maps a stage to the seconds for one image, measured alone; not all 0.
+        """
+        at_once: dict[Bound, float] = {
+            "host": min(self.workers, self.cores),
+            "device": self.devices,
+            "post_process": min(1, self.cores),
+        }
+        limits: dict[Bound, float] = {}
+        for part, parallel in at_once.items():
+            seconds = sum(costs.get(stage, 0.0) for stage in _PARTS[part])
+            if seconds > 0:
+                limits[part] = parallel / seconds
+        if self.shares_cores:
+            limits["cores"] = self.cores / sum(self.core_seconds(costs).values())
+        return limits
+
+
+def find_limit(costs: Mapping[Stage, float], setup: PipelineSetup, *, measured: float) -> PipelineLimit:
+    """Determine the limit of the pipeline.
+
+    Args:
+        costs: maps a stage to the seconds for one image, measured alone.
+        setup: what runs the stages.
+        measured: images per second of the whole pipeline.
+    """
+    limits, busy = setup.limits(costs), setup.core_seconds(costs)
     bound_by = min(limits, key=lambda part: limits[part])
     slowest = max((stage for stage in _PARTS[bound_by] if stage in busy), key=lambda stage: busy[stage])
     bound = limits[bound_by]
     text = f"bound by {_NAMES[bound_by]}, most of it {slowest.replace('_', ' ')}"
-    if shares_cores:
+    if setup.shares_cores:
         decoding = sum(busy.get(stage, 0.0) for stage in HOST_STAGES) / sum(busy.values())
         computing = busy.get("compute", 0.0) / sum(busy.values())
         text += f"; decoding ({decoding:.0%}) and computing ({computing:.0%}) share the cores"

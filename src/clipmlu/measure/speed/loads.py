@@ -52,6 +52,7 @@ class SpeedOptions:
             there at least 20 times the latency bound.
         iterations: smallest number of measured queries (offline: batches).
         threads: CPU threads for one batch; 0 for the runtime's default.
+        workers: threads that read and prepare images in the pipeline; None for all CPUs.
         devices: indices of the cards, or ``"all"``; batches are distributed over them.
         in_flight: batches on a card at a time.
         latency_bound_ms: latency bound of the server scenario, which requires it.
@@ -69,6 +70,7 @@ class SpeedOptions:
     duration_ms: NaturalInt = 10_000
     iterations: PositiveInt = 10
     threads: NaturalInt = 0
+    workers: PositiveInt | None = None
     devices: tuple[NaturalInt, ...] | Literal["all"] = (0,)
     in_flight: PositiveInt = 2
     latency_bound_ms: float | None = None

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import util
 from pathlib import Path
 
 from clipmlu.arguments import check_argument
@@ -18,14 +19,16 @@ from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home
 from clipmlu.files.publish import scratch_directory
-from clipmlu.host import available_cpus
+from clipmlu.host import available_cpus, cpu_instructions, usable_cores
 from clipmlu.measure.machine import (
     Machine,
     children_peak_memory_bytes,
     describe_machine,
     peak_memory_bytes,
 )
+from clipmlu.measure.speed.advice import known_estimates
 from clipmlu.measure.speed.bottleneck import PipelineReport, draw_photos, measure_pipeline
+from clipmlu.measure.speed.limit import PipelineSetup
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.loads import ScenarioResult, SpeedOptions, measure_scenario
 from clipmlu.measure.speed.scenarios import Graph
@@ -196,18 +199,31 @@ def _measure_tower(
 
 def _measure_pipeline(encoder: Encoder, batch_size: int, options: SpeedOptions) -> PipelineReport:
     placement = encoder.bundle.compilation.placement("image")
-    cores = available_cpus()
+    has_cards = get_backend(placement.backend).has_cards
+    cpus = available_cpus()
+    setup = PipelineSetup(
+        workers=options.workers or cpus,
+        devices=len(encoder.devices),
+        cores=usable_cores(),
+        threads=options.threads or cpus,
+        # The emulated card computes on this CPU too.
+        shares_cores=placement.emulated or not has_cards,
+    )
+    estimates = known_estimates(
+        simplejpeg=util.find_spec("simplejpeg") is not None,
+        quantised=placement.precision.bits is not None,
+        on_cpu=not has_cards,
+        vnni="VNNI" in (cpu_instructions() or ()),
+    )
     with _image_files(options) as files:
         return measure_pipeline(
             encoder,
             files,
             batch_size=batch_size,
             limits=options.limits,
-            cores=cores,
-            threads=options.threads or cores,
-            # The emulated card computes on this CPU too.
-            shares_cores=placement.emulated or not get_backend(placement.backend).has_cards,
+            setup=setup,
             drawn=options.images is None,
+            estimates=estimates,
         )
 
 
