@@ -11,8 +11,10 @@ from msgspec.structs import replace
 from PIL import Image
 
 import support
-from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.clock import Stage, StageClock
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.errors import InputError
 from clipmlu.measure.speed import bottleneck
 from clipmlu.measure.speed.bottleneck import draw_photos, measure_pipeline
@@ -111,6 +113,40 @@ def test_several_devices_that_compute_on_the_same_cores_are_bound_by_them() -> N
         "cores": pytest.approx(1000.0),
     }
     assert (verdict.bound_by, verdict.fraction) == ("cores", pytest.approx(0.9))
+
+
+def test_emulated_cards_that_wait_leave_the_cores_to_the_host() -> None:
+    costs: dict[Stage, float] = {"decode": 0.006, "compute": 0.01}
+    setup = PipelineSetup(workers=2, devices=2, cores=2, threads=2, shares_cores=True, computing_cores=0.1)
+    verdict = find_limit(costs, setup, measured=200.0)
+    # 6 ms of decoding, and 1 ms of a core while the card takes 10 ms.
+    assert verdict.limits == {
+        "host": pytest.approx(2 / 0.006),
+        "device": pytest.approx(200.0),
+        "cores": pytest.approx(2 / 0.007),
+    }
+    assert verdict.bound_by == "device"
+
+
+def test_two_emulated_cards_with_a_latency_are_the_limit_although_they_share_the_cores(
+    exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMLU_EMULATOR_DEVICES", "2")
+    emulated = compile_bundle(exported, tmp_path / "compiled", CompileOptions(target="emulated-mlu", batch_size=4))
+    support.picture(0).save(tmp_path / "a.png")
+    monkeypatch.setenv("CLIPMLU_EMULATOR_LATENCY_MS", "100")
+    with load(emulated.path, devices=(0, 1)) as encoder:
+        report = measure_pipeline(
+            encoder,
+            [tmp_path / "a.png"],
+            batch_size=4,
+            limits=Limits(24, 0.0),
+            setup=PipelineSetup(workers=2, devices=2, cores=2, threads=2, shares_cores=True),
+            drawn=False,
+        )
+    assert report.verdict.bound_by == "device"
+    assert 20 < report.verdict.limits["device"] <= 80, "two cards, four images in 100 ms and more"
+    assert report.verdict.limits["cores"] > 2 * report.verdict.limits["device"], "the cards sleep"
 
 
 def test_stages_are_those_of_the_pipeline_and_of_the_session(

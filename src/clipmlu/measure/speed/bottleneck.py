@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -113,7 +115,9 @@ def measure_pipeline(
     timer = Timer()
     classifier = _stand_in_classifier(encoder)
     host, unreadable = _host_costs(encoder, files, batch_size)
+    busy, start = time.process_time(), timer.now()
     alone = {**host, **_device_costs(encoder, batch_size)}
+    setup = msgspec.structs.replace(setup, computing_cores=(time.process_time() - busy) / (timer.now() - start))
     host_options = _host_options(encoder, files, host, batch_size)
     computing = sum(alone.get(stage, 0.0) for stage in DEVICE_STAGES)
     batch_rates = _batch_rates(encoder, batch_size, computing, limits.seconds)

@@ -58,6 +58,7 @@ class PipelineSetup(Spec, frozen=True, kw_only=True):
         cores: CPU seconds per second that this process may use; a container's quota may be a fraction.
         threads: CPU threads of one batch.
         shares_cores: True if the graph runs on these CPUs.
+        computing_cores: CPU seconds per second that computing one batch uses, measured; None for one for each thread.
     """
 
     workers: int
@@ -65,10 +66,15 @@ class PipelineSetup(Spec, frozen=True, kw_only=True):
     cores: float
     threads: int
     shares_cores: bool
+    computing_cores: float | None = None
 
     def core_seconds(self, costs: Mapping[Stage, float]) -> dict[Stage, float]:
-        """Map each stage to the CPU seconds for one image, if the graph runs on these CPUs: a batch uses its threads."""
-        used = min(self.threads, self.cores) if self.shares_cores else 1
+        """Map each stage to the CPU seconds for one image, if the graph runs on these CPUs.
+
+        A batch uses as many cores as were measured: an emulated card with a latency mostly sleeps.
+        """
+        threads = self.threads if self.computing_cores is None else self.computing_cores
+        used = min(threads, self.cores) if self.shares_cores else 1
         return {stage: seconds * (used if stage == "compute" else 1) for stage, seconds in costs.items()}
 
     def limits(self, costs: Mapping[Stage, float]) -> dict[Bound, float]:
