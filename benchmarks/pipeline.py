@@ -1,10 +1,11 @@
 """The whole pipeline relative to its slowest stage: preprocessing alone, the device alone, and both together.
 
-    python benchmarks/pipeline.py [--bundle BUNDLE...] [--latency-ms MS...] [--workers N] [--threads N] [--rounds N]
-        [--json FILE]
+    python benchmarks/pipeline.py [--bundle BUNDLE...] [--latency-ms MS...] [--devices N...] [--in-workers]
+        [--workers N] [--threads N] [--rounds N] [--json FILE]
 
 Each round measures every device three times with the same images: a pool with as many workers as the pipeline decodes
-and preprocesses the images and discards them; the same number of batches is submitted to the device, two in flight; and
+and preprocesses the images and discards them; the same number of batches is submitted to the device, as many in flight as
+the pipeline has; and
 ``embed_items`` does both. "whole / slower stage" is the rate of the whole relative to the slower of the two: the median
 of the ratios of the rounds. 1 means that the pipeline adds no time to its slowest stage.
 
@@ -16,13 +17,15 @@ Devices, besides the bundles given:
 
 Both run a tiny model, created here. No figure was measured on a card. With a bundle for the CPU both stages need the
 same cores, so that the whole cannot reach its slowest stage; ``end_to_end.py`` has the bound for that case. With
-``--small`` the images are 32 x 32 arrays for a model of that size: preparing them is cheap, so that a slow device is
-the slower stage.
+``--small`` the images are 32 x 32 arrays for a model of that size that takes uint8 pixels: preparing them is cheap, so
+that a slow device is the slower stage. ``--devices 1 2 4`` measures so many emulated cards that share the batches, each
+on a thread of this process, or with ``--in-workers`` in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -52,11 +55,12 @@ from clipmlu.data.tokenizer import write_stand_in_tokenizer
 from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import embed_items
 from clipmlu.embed.items import ImageItem
+from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.magicmind.emulator import NOTICE
 from clipmlu.specs import TowerName
 
-LATENCY_VARIABLE = "CLIPMLU_EMULATOR_LATENCY_MS"
 IN_FLIGHT = 2
+SMALL_SIDE = 32
 STAGES = ("host", "device", "whole")
 TINY_TEXT = {
     "context_length": 8,
@@ -147,6 +151,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="where things are made and kept")
     parser.add_argument("--bundle", type=Path, nargs="*", default=[], help="compiled bundles to measure too")
     parser.add_argument("--latency-ms", type=float, nargs="*", default=[0.5, 2.0, 10.0])
+    parser.add_argument("--devices", type=int, nargs="*", default=[1], help="numbers of emulated cards")
+    parser.add_argument("--in-workers", action="store_true", help="each emulated card in a process of its own")
+    parser.add_argument("--no-sleeping", action="store_true", help="only the emulated cards")
     parser.add_argument("--images", type=Path, help="folder of the JPEGs; made and kept there")
     parser.add_argument("--image-count", type=int, default=2000, help="JPEGs in the folder")
     parser.add_argument("--count", type=int, default=512, help="images of a run")
@@ -162,7 +169,7 @@ def _parse() -> argparse.Namespace:
 def _sources(options: argparse.Namespace) -> list[ImageSource]:
     if options.small:
         generator = np.random.default_rng(0)
-        return [generator.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(options.count)]
+        return [generator.integers(0, 256, (SMALL_SIDE, SMALL_SIDE, 3), dtype=np.uint8) for _ in range(options.count)]
     paths = obtain_images(options.images or options.work / "images", options.image_count)
     return [paths[number % len(paths)] for number in range(options.count)]
 
@@ -175,19 +182,32 @@ def _devices(options: argparse.Namespace) -> list[Device]:
         for bundle in [open_compiled(path, verify=False)]
     ]
     stand_in, emulated = (
-        _tiny_bundle(options.work, 32 if options.small else 224, target) for target in ("cpu", "emulated-mlu")
+        _tiny_bundle(options.work, SMALL_SIDE if options.small else 224, target) for target in ("cpu", "emulated-mlu")
     )
-    for latency_ms in options.latency_ms:
+    for latency_ms in [] if options.no_sleeping else options.latency_ms:
         devices.append(Device(f"sleeping, {latency_ms:g} ms", SleepingEncoder(stand_in, latency_ms / 1000), {}))
-    for latency_ms in options.latency_ms:
-        environment = {LATENCY_VARIABLE: str(latency_ms), "CLIPMLU_EMULATOR_THREADS": "1"}
-        devices.append(Device(f"emulated, {latency_ms:g} ms", Encoder(emulated, session), environment))
-    return devices
+    return devices + [
+        _emulated(emulated, session, latency_ms, count, in_workers=options.in_workers)
+        for latency_ms in options.latency_ms
+        for count in options.devices
+    ]
+
+
+def _emulated(
+    bundle: CompiledBundle, session: SessionOptions, latency_ms: float, count: int, *, in_workers: bool
+) -> Device:
+    settings = {"latency_ms": latency_ms, "threads": 1, "devices": count}
+    if in_workers:
+        session = dataclasses.replace(session, worker=emulated_worker(**settings))
+    name = f"emulated, {latency_ms:g} ms" + (f", {count} cards" if count > 1 else "")
+    environment = {f"CLIPMLU_EMULATOR_{key.upper()}": str(value) for key, value in settings.items()}
+    return Device(name, Encoder(bundle, session, devices=range(count)), environment)
 
 
 def _tiny_bundle(work: Path, side: int, target: str) -> CompiledBundle:
     """Return a bundle whose computing time is negligible beside the transfer of its pixels."""
-    folder, exported, compiled = (work / f"tiny-{side}-{name}" for name in ("source", "exported", target))
+    compiled_name = f"{target}-uint8" if side == SMALL_SIDE else target
+    folder, exported, compiled = (work / f"tiny-{side}-{name}" for name in ("source", "exported", compiled_name))
     if not exported.exists():
         folder.mkdir(parents=True, exist_ok=True)
         vision = {"image_size": side, "layers": 1, "width": 16, "head_width": 16, "patch_size": side // 2}
@@ -197,7 +217,8 @@ def _tiny_bundle(work: Path, side: int, target: str) -> CompiledBundle:
         write_stand_in_tokenizer(folder / "tokenizer.json", 300)
         export_model(f"local-dir:{folder}", exported, ExportOptions(random_weights=True))
     if not compiled.exists():
-        compile_bundle(open_exported(exported), compiled, CompileOptions(target=target))
+        options = CompileOptions(target=target, uint8_input=side == SMALL_SIDE)
+        compile_bundle(open_exported(exported), compiled, options)
     return open_compiled(compiled, verify=False)
 
 
@@ -242,7 +263,7 @@ def _submit(encoder: Encoder, count: int, batch_size: int) -> None:
     pending: deque[Any] = deque()
     for start in range(0, count, batch_size):
         pending.append(encoder.submit_images(pixels[: count - start]))
-        if len(pending) > IN_FLIGHT:
+        if len(pending) > encoder.batches_in_flight:
             pending.popleft().result()
     for batch in pending:
         batch.result()
