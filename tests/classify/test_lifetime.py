@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -204,7 +205,7 @@ from clipmlu.errors import SessionError
 
 def open_one():
     options = SessionOptions(worker=emulated_worker()) if {worker} else None
-    return Model(open_compiled({bundle!r}), options)
+    return Model(open_compiled({bundle!r}), options, devices={devices})
 
 model = open_one()
 rows = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
@@ -253,14 +254,19 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(("target", "how"), [*((target, "os.fork") for target in TARGETS), ("cpu", "pool")])
+@pytest.mark.parametrize(
+    ("target", "how"),
+    [*((target, "os.fork") for target in (*TARGETS, "emulated-mlu on two cards")), ("cpu", "pool")],
+)
 def test_forked_process_is_told_what_to_do_and_can_load_its_own(
     bundle_for: Callable[[str], CompiledBundle], target: str, how: str
 ) -> None:
     bundle = bundle_for(target.split(maxsplit=1)[0])
-    script = FORKED.format(path=sys.path, bundle=str(bundle.path), worker="worker" in target, how=how)
+    devices = [0, 1] if "two cards" in target else None
+    script = FORKED.format(path=sys.path, bundle=str(bundle.path), worker="worker" in target, how=how, devices=devices)
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    environment = {**os.environ, "CLIPMLU_EMULATOR_DEVICES": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found = json.loads(done.stdout)

@@ -16,7 +16,7 @@ import pytest
 
 import support
 from clipmlu.backends import SessionOptions
-from clipmlu.bundle.directory import ExportedBundle, open_compiled
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
 from clipmlu.bundle.manifest import Compilation
 from clipmlu.cli._vendor_spelling import rewrite_arguments
 from clipmlu.magicmind.backend import emulated_worker
@@ -191,6 +191,64 @@ def test_second_card_is_used_and_an_absent_one_is_told(
     assert err.count("\n") == 1
     monkeypatch.setenv("CLIPMLU_EMULATOR_DEVICES", "2")
     assert run(*arguments, 1)[0] == 0
+
+
+def test_several_cards_give_the_files_and_counts_of_one(
+    run: Run, compile_tiny: Callable[..., Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMLU_EMULATOR_DEVICES", "3")
+    bundle = compile_tiny("--text-target", "cpu", "--batch-size", 2)
+    (folder / "cat" / "broken.png").write_bytes(b"no image")
+    found = {}
+    for name, chosen in {"one": ("--device", 2), "two": ("--devices", "2,0"), "all": ("--devices", "all")}.items():
+        assert run("embed", bundle, folder, *chosen, "-o", tmp_path / f"{name}.npy")[0] == 1
+        code, listed, _ = run("classify", bundle, folder, "--labels", LABELS, "--format", "csv", *chosen)
+        assert code == 1
+        code, out, _ = run("eval", bundle, "--dataset", f"imagefolder:{folder}", "--json", *chosen)
+        report = json.loads(out)
+        provenance = report.pop("provenance")
+        assert provenance["emulated"]
+        assert provenance["devices"] == {"one": [2], "two": [2, 0], "all": [0, 1, 2]}[name]
+        report = {key: value for key, value in report.items() if not key.endswith("_s") and "second" not in key}
+        found[name] = (
+            (tmp_path / f"{name}.npy").read_bytes(),
+            (tmp_path / f"{name}.ids.json").read_text(),
+            listed,
+            report,
+        )
+    assert found["one"] == found["two"] == found["all"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "code", "message"),
+    [
+        (
+            ("--devices", "0,0"),
+            2,
+            "devices are '0,0', which names card 0 twice; expected different indices of 0 or more",
+        ),
+        (
+            ("--devices", "-1"),
+            2,
+            "devices are '-1'; expected different indices of 0 or more, such as 0 or 0,1, or 'all'",
+        ),
+        (("--devices", "a"), 2, "devices are 'a'; expected different indices"),
+        (("--devices", "0", "--device", "0"), 2, "device and devices exclude each other; give one of them"),
+        (("--devices", "0,3"), 1, "(image tower, card 3): there is no card 3; this process sees 1."),
+    ],
+)
+def test_wrong_devices_are_one_line(
+    run: Run, compile_tiny: Callable[..., Path], photos: Path, chosen: tuple[str, ...], code: int, message: str
+) -> None:
+    found, out, err = run("classify", compile_tiny(), photos / "0.png", "--labels", LABELS, *chosen)
+    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert message in err
+
+
+def test_devices_of_a_bundle_for_the_cpu_are_one_line(run: Run, compiled: CompiledBundle, photos: Path) -> None:
+    code, _, err = run("classify", compiled.path, photos / "0.png", "--labels", LABELS, "--devices", "all")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"devices are all, but bundle '{compiled.path}' runs on the CPU; leave them out" in err
 
 
 def test_text_tower_may_run_on_the_cpu(

@@ -189,6 +189,19 @@ def test_several_cards_share_the_batches(run: Run, card: CompiledBundle, monkeyp
     assert report["towers"][0]["scenarios"][0]["queries"] >= 5
 
 
+def test_pipeline_on_several_cards_is_limited_by_all_of_them(
+    run: Run, card: CompiledBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMLU_EMULATOR_DEVICES", "3")
+    monkeypatch.setenv("CLIPMLU_EMULATOR_LATENCY_MS", "60")
+    report = _json(run, card.path, *QUICK, "--devices", "all", "--scenario", "offline", "--iterations", 24)
+    assert report["provenance"]["devices"] == [0, 1, 2]
+    limit, batches_per_second = report["pipeline"]["verdict"], 1 / 0.060
+    assert 0.5 * 3 * 4 * batches_per_second < limit["limits"]["device"] <= 3 * 4 * batches_per_second
+    assert report["pipeline"]["stages"]["compute"]["images_per_second"] >= limit["limits"]["device"]
+    assert limit["measured_images_per_second"] == report["pipeline"]["images_per_second"]
+
+
 def test_server_tells_the_rates_that_it_tried(run: Run, compiled: CompiledBundle) -> None:
     """Which rate it finds on real graphs is up to the machine; ``tests/measure/test_scenarios.py`` knows the right one."""
     report = _json(run, compiled.path, *QUICK, "--scenario", "server", "--latency-bound-ms", 5, "--no-stages")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +26,7 @@ from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import embed_batches
 from clipmlu.embed.items import item_from_source
 from clipmlu.errors import BackendUnavailableError, DeviceError, OptionError, SessionError
-from clipmlu.magicmind.backend import emulated_worker
+from clipmlu.magicmind.backend import MagicMindBackend, emulated_worker
 from clipmlu.model import Model
 from mlu.small import children
 
@@ -146,6 +149,32 @@ def test_bundle_for_the_cpu_takes_no_devices(compiled: CompiledBundle, devices: 
 def test_device_and_devices_exclude_each_other(card: CompiledBundle) -> None:
     with pytest.raises(OptionError, match="device and devices exclude each other"):
         clipmlu.load(card.path, device=0, devices=[1])
+
+
+def test_pickled_model_keeps_its_devices(card: CompiledBundle) -> None:
+    with clipmlu.load(card.path, devices="2,0") as model:
+        pickled = pickle.dumps(model)
+    with pickle.loads(pickled) as again:
+        assert again.devices == (2, 0)
+        np.testing.assert_allclose(again.encode_images(pixels(9)), support.embed_images(pixels(9)), atol=1e-5)
+
+
+def test_class_embeddings_are_cached_for_any_number_of_cards(card: CompiledBundle) -> None:
+    folder = Path(os.environ["CLIPMLU_CACHE_DIR"]) / "classifiers"
+    for devices in (None, "0,1", "all"):
+        with clipmlu.load(card.path, devices=devices) as model:
+            model.classifier(support.NAMES)
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_one_of_several_real_cards_is_always_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not known whether several threads may call the SDK."""
+    stub = Path(__file__).with_name("stub_sdk")
+    monkeypatch.syspath_prepend(stub)
+    monkeypatch.setenv("PYTHONPATH", str(stub))
+    backend = MagicMindBackend()
+    assert backend.count_devices(SessionOptions(one_of_several=True)) == 1
+    assert "magicmind" not in sys.modules, "this process has not called it"
 
 
 def test_closing_in_the_middle_fails_the_batches_and_ends_the_threads(
