@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, STRIP_PIXELS, ImageSource, cut_strips, load_picture
 from clipmlu.data.picture import Picture, check_picture, picture_size, pillow_image
-from clipmlu.data.resize.geometry import resized_size
+from clipmlu.data.resize.geometry import centre, resized_size
+from clipmlu.data.resize.kernel import Crop, load_kernel
 from clipmlu.errors import InputError
 from clipmlu.specs import PreprocessSpec
 
@@ -59,6 +60,11 @@ class Preprocessor:
         self._std = np.asarray(spec.std, dtype=np.float32)
         if not self._std.all():
             raise ValueError(f"The standard deviation must not be zero, but std is {spec.std}.")
+        levels = np.arange(256, dtype=np.uint8)
+        self._table = np.empty((3, 256), np.float32)
+        for channel in range(3):
+            self._normalise_channel(levels, channel, self._table[channel])
+        load_kernel()  # here, not in several threads at once; instances do not hold it, so that they can be pickled
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,7 +85,9 @@ class Preprocessor:
             InputError: Pillow cannot resize, pad or convert the image (open_clip fails on it as well), or its aspect
                 ratio asks for a resized image of more than ``MAX_RESIZED_PIXELS``.
         """
-        return self.normalise(self.pixels(image))
+        out = np.empty(self.shape, np.float32)
+        self.write(image, out)
+        return out
 
     def batch(self, images: Sequence[Picture], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
         """Preprocess several images into one array.
@@ -102,7 +110,7 @@ class Preprocessor:
             raise ValueError(f"out must be float32 of shape {shape}, not {out.dtype} of shape {out.shape}.")
         for index, image in enumerate(images):
             try:
-                self.normalise(self.pixels(image), out[index])
+                self.write(image, out[index])
             except InputError as error:
                 raise InputError(f"Image {index} of the batch: {error}") from error
         return out
@@ -144,6 +152,12 @@ class Preprocessor:
         """
         check_picture(image)
         size = resized_size(picture_size(image), self.spec)
+        out = np.empty((self.spec.height, self.spec.width, 3), np.uint8)
+        if self._write_with_kernel(image, size, out.transpose(2, 0, 1)):
+            return out
+        return self._pixels_of_pillow(image, size)
+
+    def _pixels_of_pillow(self, image: Picture, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         source = pillow_image(image)
         try:
             return np.asarray(_to_rgb(self._fit(source, size)))
@@ -164,16 +178,19 @@ class Preprocessor:
         """
         if out is None:
             out = np.empty(self.shape, dtype=np.float32)
-        # The reference's float32 operations of ToTensor and Normalize in the same order, each correctly rounded (IEEE
-        # 754). They
-        # release the interpreter's lock, which a lookup in a table of 256 values does not.
-        for channel, (mean, std) in enumerate(zip(self._mean, self._std, strict=True)):
-            plane = out[channel]
-            np.copyto(plane, pixels[:, :, channel])
-            np.divide(plane, _FULL_SCALE, out=plane)
-            np.subtract(plane, mean, out=plane)
-            np.divide(plane, std, out=plane)
+        for channel in range(3):
+            self._normalise_channel(pixels[:, :, channel], channel, out[channel])
         return out
+
+    def _normalise_channel(self, values: npt.NDArray[np.uint8], channel: int, out: npt.NDArray[np.float32]) -> None:
+        """Apply the reference's float32 operations of ToTensor and Normalize, each correctly rounded (IEEE 754), in their order.
+
+        They release the interpreter's lock, which a lookup in a table of 256 values does not.
+        """
+        np.copyto(out, values)
+        np.divide(out, _FULL_SCALE, out=out)
+        np.subtract(out, self._mean[channel], out=out)
+        np.divide(out, self._std[channel], out=out)
 
     def normalise_batch(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Normalise uint8 pixels of shape (N, 3, height, width), as written by ``write``, to float32 of the same shape."""
@@ -194,11 +211,31 @@ class Preprocessor:
         Raises:
             InputError: as for calling the preprocessor.
         """
-        pixels = self.pixels(image)
+        check_picture(image)
+        size = resized_size(picture_size(image), self.spec)
+        if self._write_with_kernel(image, size, out):
+            return
+        pixels = self._pixels_of_pillow(image, size)
         if out.dtype == np.uint8:
             np.copyto(out, pixels.transpose(2, 0, 1))
         else:
             self.normalise(pixels, out.view(np.float32))
+
+    def _write_with_kernel(
+        self, image: Picture, size: tuple[int, int], out: npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+    ) -> bool:
+        """Preprocess an image with the compiled kernel, and return whether it took the image."""
+        kernel = load_kernel()
+        if isinstance(kernel, str):
+            return False
+        left, column, width = centre(size[0], self.spec.width)
+        top, row, height = centre(size[1], self.spec.height)
+        table = None if out.dtype == np.uint8 else self._table
+        if (width, height) != (self.spec.width, self.spec.height):
+            fill = _fill(self.spec)
+            out[:] = fill if table is None else table[:, fill].reshape(3, 1, 1)
+            out = out[:, row : row + height, column : column + width]
+        return kernel.write(image, Crop(size, left, top), _filter(self.spec), out, table)
 
     def _fit(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         spec = self.spec
@@ -207,8 +244,7 @@ class Preprocessor:
             image = _resize(image, size, _filter(spec), gap)
         if spec.resize_mode == "squash":
             return image
-        fill = spec.fill_color if spec.resize_mode == "longest" else 0
-        return _crop_centre(_pad_centre(image, spec, fill), spec)
+        return _crop_centre(_pad_centre(image, spec, _fill(spec)), spec)
 
 
 def spec_from_open_clip(config: Mapping[str, Any]) -> PreprocessSpec:
@@ -292,6 +328,10 @@ def _resize(
         channels.append(channel.resize(size, resample))
         del channel  # free it before the next channel is created
     return Image.merge(premultiplied, channels).convert(image.mode)
+
+
+def _fill(spec: PreprocessSpec) -> int:
+    return spec.fill_color if spec.resize_mode == "longest" else 0
 
 
 def _filter(spec: PreprocessSpec) -> Image.Resampling:

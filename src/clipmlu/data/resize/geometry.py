@@ -37,3 +37,15 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
             f"{MAX_RESIZED_PIXELS:,} pixels. Crop it to a less extreme aspect ratio first."
         )
     return resized
+
+
+def centre(length: int, target: int) -> tuple[int, int, int]:
+    """Return how one side of a resized image is cropped or padded to the target's length, as torchvision's ``center_crop`` does.
+
+    Returns:
+        The first value of the image that is kept, its place in the result, and how many are kept. An odd pixel of padding
+        comes after the image.
+    """
+    if length < target:
+        return 0, (target - length) // 2, length
+    return round((length - target) / 2.0), 0, target  # rounds half to even

@@ -1,0 +1,231 @@
+"""The compiled kernel that resizes, crops and normalises an image in one call, with the pixels of the installed Pillow."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clipmlu.data.picture import Picture, picture_size
+from clipmlu.data.resize.build import digest_of, library_path, source_digest
+from clipmlu.data.resize.order import PassOrder, describe_pillow, noise, pass_order, vertical_first
+
+_BUILD = "python -m clipmlu.data.resize.build"
+_DONE, _OUT_OF_MEMORY = 0, 1
+_FILTERS = {Image.Resampling.BILINEAR: 0, Image.Resampling.BICUBIC: 1}
+_RGB_BYTES = 3
+# (width, height) of the image and of the result, in which each direction and each order of the passes occurs.
+_PROBES = (
+    ((61, 40), (29, 19)),
+    ((40, 61), (19, 29)),
+    ((23, 90), (12, 31)),
+    ((90, 23), (31, 12)),
+    ((7, 5), (33, 24)),
+    ((30, 41), (40, 30)),
+    ((41, 30), (30, 40)),
+    ((20, 33), (20, 17)),
+    ((33, 20), (17, 20)),
+    ((1, 9), (3, 4)),
+    ((200, 160), (16, 13)),
+)
+
+
+class KernelUnavailableError(Exception):
+    """The compiled kernel cannot be used; the message is the reason."""
+
+
+class Crop(NamedTuple):
+    """A part of a resized image.
+
+    Attributes:
+        resized: width and height of the whole resized image.
+        left: first column of the part.
+        top: first row of the part.
+    """
+
+    resized: tuple[int, int]
+    left: int
+    top: int
+
+
+class Kernel:
+    """The functions of the compiled library.
+
+    Args:
+        path: the library.
+        order: the order of Pillow's passes.
+
+    Raises:
+        KernelUnavailableError: there is no library, or it was compiled from another source.
+    """
+
+    def __init__(self, path: Path, order: PassOrder) -> None:
+        if not path.exists():
+            raise KernelUnavailableError(f"it is not compiled; with a C compiler: {_BUILD}")
+        try:
+            library = ctypes.CDLL(str(path))
+            if digest_of(library) != source_digest():
+                raise KernelUnavailableError(
+                    f"it was compiled from another version of its source; compile it again: {_BUILD}"
+                )
+        except OSError as error:
+            raise KernelUnavailableError(f"it cannot be loaded: {' '.join(str(error).split())}") from error
+        self._tall_first = order == "vertical first if tall"
+        self._resize = _declare_resize(library)
+        self._arrow_pixels = library.clipmlu_arrow_pixels
+        self._arrow_pixels.restype = ctypes.c_void_p
+        self._arrow_pixels.argtypes = (ctypes.c_void_p, ctypes.c_int64)
+        library.clipmlu_variant_name.restype = ctypes.c_char_p
+        self.variants = [library.clipmlu_variant_name(index).decode() for index in range(library.clipmlu_variants())]
+        self.variant = len(self.variants) - 1
+
+    def write(
+        self,
+        picture: Picture,
+        crop: Crop,
+        resample: Image.Resampling,
+        out: npt.NDArray[np.float32] | npt.NDArray[np.uint8],
+        table: npt.NDArray[np.float32] | None = None,
+    ) -> bool:
+        """Resize a picture and write a part of the result.
+
+        Args:
+            picture: a Pillow image, or an array.
+            crop: the part; its size is that of ``out``.
+            resample: bicubic or bilinear.
+            out: shape (3, height, width), any strides; float32 with a table, else uint8.
+            table: contiguous float32 of shape (3, 256), by channel and value.
+
+        Returns:
+            False if the kernel does not take this picture, and nothing useful was written: Pillow must resize it.
+
+        Raises:
+            MemoryError: there is not enough memory.
+        """
+        source = self._pixels_of(picture)
+        if source is None:
+            return False
+        address, row_bytes, pixel_bytes, _owner = source
+        width, height = picture_size(picture)
+        itemsize = out.itemsize
+        channel_stride, row_stride, column_stride = (stride // itemsize for stride in out.strides)
+        status = self._resize(
+            address,
+            width,
+            height,
+            row_bytes,
+            pixel_bytes,
+            *crop.resized,
+            crop.left,
+            crop.top,
+            out.shape[2],
+            out.shape[1],
+            _FILTERS[resample],
+            self._tall_first and vertical_first((width, height), crop.resized),
+            self.variant,
+            None if table is None else _address(table),
+            _address(out),
+            channel_stride,
+            row_stride,
+            column_stride,
+        )
+        if status == _OUT_OF_MEMORY:
+            raise MemoryError(f"not enough memory to resize an image of {width}x{height} pixels")
+        return bool(status == _DONE)
+
+    def _pixels_of(self, picture: Picture) -> tuple[int, int, int, object] | None:
+        """Return address, bytes of a row, bytes of a pixel, and the object that keeps them; None if Pillow has no such pixels."""
+        if isinstance(picture, np.ndarray):
+            if picture.strides[1:] != (_RGB_BYTES, 1):
+                picture = np.ascontiguousarray(picture)
+            return _address(picture), picture.strides[0], _RGB_BYTES, picture
+        if picture.mode != "RGB" or not _exports_pixels():
+            return None
+        try:
+            capsules = picture.__arrow_c_array__()  # holds the image's memory while it lives
+        except ValueError:  # above 16 MiB Pillow stores an image in several blocks
+            return None
+        address = self._arrow_pixels(_capsule_address(capsules[1], b"arrow_array"), picture.width * picture.height)
+        return None if address is None else (address, picture.width * 4, 4, capsules)
+
+
+@functools.cache
+def load_kernel() -> Kernel | str:
+    """Return the kernel, or the reason why Pillow resizes instead.
+
+    The first call compares the kernel with the installed Pillow on some images, which takes a few milliseconds.
+    """
+    try:
+        return checked_kernel(library_path())
+    except KernelUnavailableError as error:
+        return str(error)
+
+
+def checked_kernel(path: Path) -> Kernel:
+    """Return the kernel of a library whose results equal the installed Pillow's.
+
+    Raises:
+        KernelUnavailableError: it cannot be loaded, or its results differ.
+    """
+    order = pass_order()
+    if order == "unknown":
+        raise KernelUnavailableError(f"the installed Pillow {describe_pillow()} resizes in another way")
+    kernel = Kernel(path, order)
+    for size, resized in _PROBES:
+        pixels = noise(*size)
+        image = Image.fromarray(pixels)
+        for resample in _FILTERS:
+            expected = np.asarray(image.resize(resized, resample)).transpose(2, 0, 1)
+            for source in (image, pixels):
+                found = np.zeros(expected.shape, np.uint8)
+                taken = kernel.write(source, Crop(resized, 0, 0), resample, found)
+                if taken and not np.array_equal(found, expected):
+                    raise KernelUnavailableError(
+                        f"its results differ from those of the installed Pillow {describe_pillow()}"
+                    )
+    return kernel
+
+
+def describe_kernel() -> str:
+    """Return what resizes images here, and the order of Pillow's passes, in one line."""
+    kernel = load_kernel()
+    if isinstance(kernel, Kernel):
+        return f"compiled kernel ({kernel.variants[kernel.variant]}), equal to Pillow {describe_pillow()}"
+    return f"Pillow {describe_pillow()}, no compiled kernel: {kernel}"
+
+
+@functools.cache
+def _exports_pixels() -> bool:
+    """Return whether Pillow gives access to its pixels as an Arrow array (11.2 and newer), without gaps between rows."""
+    return hasattr(Image.Image, "__arrow_c_array__") and Image.core.get_alignment() == 1  # type: ignore[attr-defined]
+
+
+def _address(array: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _capsule_address(capsule: object, name: bytes) -> int:
+    address: int = _get_pointer()(capsule, name)
+    return address
+
+
+@functools.cache
+def _get_pointer() -> ctypes._NamedFuncPointer:
+    function = ctypes.pythonapi.PyCapsule_GetPointer
+    function.restype = ctypes.c_void_p
+    function.argtypes = (ctypes.py_object, ctypes.c_char_p)
+    return function
+
+
+def _declare_resize(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
+    pointer, number, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    function = library.clipmlu_resize
+    function.restype = number
+    function.argtypes = (pointer, number, number, wide, *[number] * 10, pointer, pointer, wide, wide, wide)
+    return function
