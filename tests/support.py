@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -324,3 +325,15 @@ def hold_until_waited_for(folder: Path) -> tuple[list[str], Callable[[str], None
             os.close(held)
 
     return notes, take_note
+
+
+def plant_outliers(model: Path, output: Path) -> int:
+    """Write a copy of a model with four outlier channels in each LayerNorm, and return the number of LayerNorms."""
+    path = Path(__file__).resolve().parent.parent / "tools" / "plant_outliers.py"
+    spec = importlib.util.spec_from_file_location("plant_outliers", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    planted: int = tool.plant_outliers(model, output, channels=4, factor=64.0, seed=0)
+    return planted

@@ -35,11 +35,20 @@ TextCleaning = Literal["lower", "whitespace", "canonicalize"]
 Granularity = Literal["per_tensor", "per_axis"]
 ActivationQuantisation = Literal["symmetric", "asymmetric"]
 CalibrationAlgorithm = Literal["linear", "eqnm", "percentile", "entropy"]
+SmoothingStrength = float | Literal["auto"]
 NodeType = Literal["float32", "float16"]
 ComputationPreference = Literal["auto", "fast", "high_precision"]
 
+SYMMETRIC_ALGORITHMS: tuple[CalibrationAlgorithm, ...] = ("eqnm", "entropy")
+"""Calibration algorithms that find symmetric ranges only; the SDK's documentation says so of eqnm (docs/magicmind-api.md,
+section 3).
+"""
+
 SMOOTHED_ROLES = ("qkv", "attention_output", "mlp_in", "mlp_out", "pooling", "projection")
 """Roles whose inputs can be smoothed: the inputs follow a LayerNorm, are the output projection's values, or an MLP's hidden layer."""
+
+AUTO_SMOOTHING: Literal["auto"] = "auto"
+"""Smoothing strength that is chosen for each tensor by the calibration data; see ``graph.quantisation.outliers``."""
 
 MAX_SIDE = 1 << 13
 """Largest image height and width in pixels: more than any model uses, and still small enough for memory."""
@@ -235,6 +244,9 @@ class MluBuild(Spec, frozen=True, kw_only=True):
 class QuantisationOptions(Spec, frozen=True, kw_only=True):
     """Options of quantisation; the defaults are those of the vendor's CLIP sample.
 
+    The recommended options of a target, which a compilation without quantisation options uses, are in
+    ``compile.quantisation``.
+
     Attributes:
         granularity: one scale for each weight tensor, or for each of its output channels.
         activation: whether activation ranges are symmetric around zero.
@@ -243,8 +255,9 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
             the loss of information. The SDK supports the first two; the other two add Clip nodes to the graph on every
             target.
         percentile: percentage of the values that ``percentile`` keeps, above 0 and up to 100.
-        smooth_alpha: maps a role to the share of its input outliers that moves into its weights, 0..1; roles that are
-            not listed are not smoothed. See ``graph.quantisation.smoothing``.
+        smooth_alpha: maps a role to the share of its input outliers that moves into its weights, 0..1, or to
+            ``"auto"`` to smooth only those inputs whose calibration data have outlier channels; roles that are not
+            listed are not smoothed. See ``graph.quantisation.smoothing``.
         keep_float: operators that stay in the mode's float type, each ``ROLE`` or ``ROLE:BLOCKS``; see
             ``graph.roles``.
     """
@@ -253,7 +266,7 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
     activation: ActivationQuantisation = "symmetric"
     algorithm: CalibrationAlgorithm = "linear"
     percentile: float = 99.99
-    smooth_alpha: dict[str, float] = {}
+    smooth_alpha: dict[str, SmoothingStrength] = {}
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -263,16 +276,33 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
             OptionError: a field has a value that no target accepts.
         """
         check_fields(self)
-        if self.algorithm in ("eqnm", "entropy") and self.activation == "asymmetric":
+        if self.algorithm in SYMMETRIC_ALGORITHMS and self.activation == "asymmetric":
             raise OptionError(f"the calibration algorithm {self.algorithm} works with symmetric activations only")
         if not 0 < self.percentile <= 100:
             raise OptionError(f"calibration percentile is {self.percentile:g}; expected more than 0 and up to 100")
         unknown = sorted(set(self.smooth_alpha) - set(SMOOTHED_ROLES))
         if unknown:
             raise OptionError(f"role to smooth is '{unknown[0]}'; expected one of {', '.join(SMOOTHED_ROLES)}")
-        wrong = [alpha for alpha in self.smooth_alpha.values() if not 0 <= alpha <= 1]
+        wrong = [alpha for alpha in self.smooth_alpha.values() if alpha != AUTO_SMOOTHING and not 0 <= alpha <= 1]
         if wrong:
-            raise OptionError(f"smoothing strength is {wrong[0]:g}; expected 0 (off) to 1")
+            raise OptionError(f"smoothing strength is {wrong[0]:g}; expected 0 (off) to 1, or {AUTO_SMOOTHING}")
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether a role has a strength of smoothing other than 0."""
+        return any(self.smooth_alpha.values())
+
+    @property
+    def smoothing_text(self) -> str:
+        """The strengths of smoothing as text: one value if all roles have it, else each role with its value."""
+        strengths = {
+            role: f"{alpha:g}" if isinstance(alpha, (int, float)) else alpha
+            for role, alpha in self.smooth_alpha.items()
+            if alpha
+        }
+        if strengths.keys() == set(SMOOTHED_ROLES) and len(set(strengths.values())) == 1:
+            return next(iter(strengths.values()))
+        return ", ".join(f"{role} {text}" for role, text in strengths.items())
 
 
 class TensorQuantisation(Spec, frozen=True, kw_only=True):

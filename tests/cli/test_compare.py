@@ -29,14 +29,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def int8(run: Run, exported: ExportedBundle, folder: Path) -> Callable[..., Path]:
-    """``int8(target)``: the tiny model in eight bits."""
+    """``int8(target)``: the tiny model in eight bits, with the same options on each target."""
 
     def compile_one(target: str = "cpu") -> Path:
         output = Path(f"int8-{target}")
         data = ("--calib", "calibration", "--calib-samples", 6)
-        code, _out, err = run(
-            "compile", exported.path, "--target", target, "--precision", "qint8_mixed_float16", *data, "-o", output
-        )
+        mode = ("--precision", "qint8_mixed_float16", "--quantisation", "vendor")
+        code, _out, err = run("compile", exported.path, "--target", target, *mode, *data, "-o", output)
         assert code == 0, err
         return output
 

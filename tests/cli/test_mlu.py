@@ -105,6 +105,11 @@ def test_uint8_pixels_are_asked_for_and_told(
         ("--mlu_arch mtp_372 mtp_592 -o x", "--mlu-arch mtp_372 --mlu-arch mtp_592 -o x"),
         ("--batch_size=8 under_score --calib-seed 3 4", "--batch-size=8 under_score --calib-seed 3 4"),
         ("-o --overwrite", "-o --overwrite"),
+        ("--calibration_algo eqnm b32", "--calibration-algo eqnm b32 --quantisation vendor"),
+        (
+            "--weight_quant_granularity=per_axis --quantisation recommended",
+            "--weight-quant-granularity=per_axis --quantisation recommended",
+        ),
     ],
 )
 def test_vendors_way_of_writing_becomes_ours(given: str, meant: str) -> None:
@@ -285,7 +290,8 @@ def test_quantised_modes_calibrate_with_a_folder(
     shown = run("info", bundle.path)[1]
     assert re.search(r"calibration\s+10 images of\s+imagefolder", shown)
     assert "mtp_372 (2, 6, 8 clusters)" in shown
-    assert "per_tensor weights, symmetric activations, linear calibration" in shown
+    algorithm = "eqnm" if "qint8" in precision else "linear"
+    assert f"per_axis weights, symmetric activations, {algorithm} calibration" in shown
     record = msgspec.json.decode((bundle.path / "image.mm.json").read_bytes())
     assert record["calibration_batches"] == 3, "ten pictures in batches of four, the last one filled up"
     pixels = np.stack([support.preprocess(support.picture(number)) for number in range(5)])
@@ -329,7 +335,7 @@ def test_images_that_were_calibrated_with_are_not_evaluated(
         (("--target", "emulated-mlu", "--cluster-num", "six"), 2, "cluster number is 'six'; expected numbers"),
         (("--target", "emulated-mlu", "--cluster-num", "0"), 2, "cluster number is '0'; expected numbers such as 6"),
         (("--target", "emulated-mlu", "--mlu-arch", "mtp_270"), 2, "'mtp_270' is not one of"),
-        (("--target", "emulated-mlu", "--calib-algo", "eqnm", "--activation-quant", "asymmetric"), 2, "symmetric"),
+        (("--target", "emulated-mlu", "--calib-algo", "eqnm", "--activation-quant", "asymmetric"), 2, "symmetric act"),
         (
             ("--target", "emulated-mlu", "--mlu-arch", "mtp_592"),
             1,

@@ -83,6 +83,26 @@ def test_info_says_how_much_is_in_integers(run: Run, exported: ExportedBundle, f
     assert all(set(entry) >= {"bits", "scale", "zero_point", "minimum", "maximum"} for entry in tensors.values())
 
 
+def test_quantisation_options_are_chosen_by_name_and_changed_singly(
+    run: Run, exported: ExportedBundle, folder: Path, tmp_path: Path
+) -> None:
+    common = ("--target", "cpu", "--precision", "qint8_mixed_float32", "--calib", folder, "--calib-samples", 12)
+    for number, (given, quantisation, smoothing) in enumerate(
+        [
+            ((), "per_axis weights, asymmetric activations, linear", "auto"),
+            (("--quantisation", "vendor"), "per_tensor weights, symmetric activations, linear", None),
+            (("--weight_quant_granularity", "per_axis"), "per_axis weights, symmetric activations, linear", None),
+            (("--calib-algo", "eqnm", "--smooth-alpha", 0), "per_axis weights, symmetric activations, eqnm", None),
+            (("--smooth-alpha", 0, "--smooth-alpha", "qkv=auto"), "per_axis weights, asymmetric", "qkv auto"),
+        ]
+    ):
+        code, out, err = run("compile", exported.path, *common, *given, "-o", tmp_path / str(number))
+        assert code == 0, err
+        assert re.search(rf"quantisation +{quantisation}", out)
+        found = re.search(r"smoothing +(.*): 0 tensors smoothed", out)
+        assert (found and found[1]) == smoothing
+
+
 def test_search_and_recipe(run: Run, exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
     common = ("--target", "cpu", "--calib", folder, "--calib-samples", 8, "--batch-size", 8)
     code, _, err = run(

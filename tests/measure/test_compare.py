@@ -91,7 +91,7 @@ def compile_for(calibration: CalibrationOptions, tmp_path_factory: pytest.TempPa
             precision=Precision(precision),
             batch_size=4,
             calibration=calibration if precision.startswith("qint") else None,
-            quantisation=QuantisationOptions(**fields) if fields else None,
+            quantisation=QuantisationOptions(**fields) if precision.startswith("qint") else None,
             check=False,
             **options,
         )

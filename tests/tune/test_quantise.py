@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
+from clipmlu.compile.quantisation import CPU_RECOMMENDED
 from clipmlu.compile.recipe import apply_recipe, read_recipe
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.images import content_digest, load_image
@@ -375,7 +375,7 @@ def test_a_failed_compilation_is_a_trial(
     bundle, report, _ = search(exported, folder, tmp_path / "out", target="refusing")
     assert [trial.verdict for trial in report.trials] == ["failed", "accepted"]
     assert report.trials[0].reason == "MagicMind cannot build the image tower: no"
-    assert bundle.compilation.quantisation == QuantisationOptions(granularity="per_axis")
+    assert bundle.compilation.quantisation == CPU_RECOMMENDED[8], "the second way"
 
 
 @pytest.mark.parametrize("fault", ["build_model:1:oom", "serialize_to_file:2:status"])
@@ -481,16 +481,6 @@ def test_the_number_of_images_follows_the_demand() -> None:
     assert [SearchOptions(max_drop=drop).wanted_samples for drop in (0.1, 0.02, 0.001)] == [1000, 1353, 5000]
 
 
-def plant_outliers(model: Path, output: Path) -> int:
-    spec = importlib.util.spec_from_file_location("plant_outliers", REPOSITORY / "tools" / "plant_outliers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    planted: int = tool.plant_outliers(model, output, channels=4, factor=64.0, seed=0)
-    return planted
-
-
 @pytest.mark.torch
 def test_planted_outliers_change_nothing_in_float(libraries: None, tmp_path: Path) -> None:
     """By open_clip itself; that a search recovers from them in 8 bits is a slow test."""
@@ -499,7 +489,7 @@ def test_planted_outliers_change_nothing_in_float(libraries: None, tmp_path: Pat
 
     from clipmlu.export.quiet import quiet_libraries
 
-    assert plant_outliers(DEMO, tmp_path / "planted") == 12
+    assert support.plant_outliers(DEMO, tmp_path / "planted") == 12
     found = []
     for folder in (DEMO, tmp_path / "planted"):
         with quiet_libraries(), torch.no_grad():
@@ -514,7 +504,7 @@ def test_planted_outliers_change_nothing_in_float(libraries: None, tmp_path: Pat
 @pytest.mark.slow
 def test_planted_outliers_break_the_vendor_recipe_and_the_search_recovers(libraries: None, tmp_path: Path) -> None:
     """The demo model with outlier channels in front of every linear layer: the same in float, poison for one scale per tensor."""
-    assert plant_outliers(DEMO, tmp_path / "planted") == 12
+    assert support.plant_outliers(DEMO, tmp_path / "planted") == 12
     plain = export_model("demo", tmp_path / "plain-export", ExportOptions())
     planted = export_model(f"local-dir:{tmp_path / 'planted'}", tmp_path / "export", ExportOptions())
     pixels = np.random.default_rng(0).standard_normal((4, 3, 48, 48), dtype=np.float32)
@@ -551,6 +541,6 @@ def test_a_trial_is_described_in_one_line() -> None:
         elapsed_s=1.0,
     )
     assert describe_trial(trial) == (
-        "qint8_mixed_float16 per_axis linear smoothing 0.5 float mlp_out: top-1 0.5000, drop 1.23 points "
+        "qint8_mixed_float16 per_axis linear smoothing qkv 0.5 float mlp_out: top-1 0.5000, drop 1.23 points "
         "(95 %: at most 2.00) on 1000 images: rejected"
     )

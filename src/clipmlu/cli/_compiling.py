@@ -16,6 +16,7 @@ from clipmlu.cli._options import PATH, Number, comma_separated, device_option, m
 from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.files.read import read_json
 from clipmlu.specs import (
+    AUTO_SMOOTHING,
     MLU_ARCHS,
     SMOOTHED_ROLES,
     ActivationQuantisation,
@@ -27,7 +28,8 @@ from clipmlu.specs import (
 
 if TYPE_CHECKING:
     from clipmlu.compile.plan import CompileOptions
-    from clipmlu.specs import MluBuild, QuantisationOptions
+    from clipmlu.compile.quantisation import QuantisationChoice
+    from clipmlu.specs import MluBuild, SmoothingStrength
 
 
 def _choice(values: Any) -> click.Choice[str]:
@@ -95,10 +97,16 @@ _OPTIONS = (
         help="Card of another host for calibration, if this host has no card.",
     ),
     Option(
+        "--quantisation",
+        type=click.Choice(["recommended", "vendor"]),
+        help="Quantisation options: the recommended ones of the target, or those of the vendor's CLIP sample. The following options "
+        "replace single ones. [default: recommended]",
+    ),
+    Option(
         "--calib-algo",
         "--calibration-algo",
         type=_choice(CalibrationAlgorithm),
-        help="Algorithm that chooses ranges. [default: linear]",
+        help="Algorithm that chooses ranges. [default: by --quantisation]",
     ),
     Option(
         "--calib-percentile",
@@ -109,7 +117,8 @@ _OPTIONS = (
         "--smooth-alpha",
         metavar="ALPHA|ROLE=ALPHA",
         multiple=True,
-        help="Strength of smoothing (moves activation outliers into weights), 0 (off) to 1, for all roles or one. [default: 0]",
+        help="Strength of smoothing (moves activation outliers into weights) for all roles or one: 0 (off) to 1, or auto, which smooths "
+        "only inputs with outliers. [default: by --quantisation]",
     ),
     Option(
         "--keep-float",
@@ -121,13 +130,13 @@ _OPTIONS = (
         "--granularity",
         "--weight-quant-granularity",
         type=_choice(Granularity),
-        help="Scales of quantised weights. [default: per_tensor]",
+        help="Scales of quantised weights. [default: by --quantisation]",
     ),
     Option(
         "--activation-quant",
         "--activation-quant-algo",
         type=_choice(ActivationQuantisation),
-        help="Quantisation of activations. [default: symmetric]",
+        help="Quantisation of activations. [default: by --quantisation]",
     ),
     Option("--mlu-arch", type=click.Choice(MLU_ARCHS), multiple=True, help="MLU: architecture. [default: mtp_372]"),
     Option("--cluster-num", metavar="N[,N...]", multiple=True, help="MLU: clusters to optimise for. [default: 2,6,8]"),
@@ -204,33 +213,35 @@ def _mlu_build(given: Mapping[str, Any]) -> MluBuild | None:
     return MluBuild(**chosen) if chosen else None
 
 
-def _quantisation(given: Mapping[str, Any]) -> QuantisationOptions | None:
-    """Quantisation options; None if none was given."""
-    from clipmlu.specs import QuantisationOptions
+def _quantisation(given: Mapping[str, Any]) -> QuantisationChoice | None:
+    """The choice of quantisation options; None if no option was given."""
+    from clipmlu.compile.quantisation import QuantisationChoice
 
-    chosen = {
+    changes: dict[str, Any] = {
         "granularity": given["granularity"],
         "activation": given["activation_quant"],
         "algorithm": given["calib_algo"],
         "percentile": given["calib_percentile"],
-        "smooth_alpha": _smoothing(given["smooth_alpha"]) or None,
+        "smooth_alpha": _smoothing(given["smooth_alpha"]) if given["smooth_alpha"] else None,
         "keep_float": given["keep_float"] or None,
     }
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    return QuantisationOptions(**chosen) if chosen else None
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if given["quantisation"] is None and not changes:
+        return None
+    return QuantisationChoice(name=given["quantisation"] or "recommended", changes=changes)
 
 
-def _smoothing(texts: tuple[str, ...]) -> dict[str, float]:
+def _smoothing(texts: tuple[str, ...]) -> dict[str, SmoothingStrength]:
     """Map each role to its strength. A value without a role is for all roles; later values replace earlier ones."""
-    chosen: dict[str, float] = {}
+    chosen: dict[str, SmoothingStrength] = {}
     for text in texts:
         role, equals, strength = text.rpartition("=")
         try:
-            value = float(strength)
+            value: SmoothingStrength = AUTO_SMOOTHING if strength == AUTO_SMOOTHING else float(strength)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise OptionError(f"smoothing strength is '{text}'; expected such as 0.5 or mlp_in=0.5")
+        if value != AUTO_SMOOTHING and not math.isfinite(value):
+            raise OptionError(f"smoothing strength is '{text}'; expected such as 0.5, mlp_in=0.5 or {AUTO_SMOOTHING}")
         chosen.update(dict.fromkeys([role.replace("-", "_")] if equals else SMOOTHED_ROLES, value))
     return {role: value for role, value in chosen.items() if value}
 

@@ -15,13 +15,15 @@ _SWITCHES = {
 """Flags here that take true or false in the vendor's scripts."""
 _LISTS: dict[str, Callable[[str], bool]] = {"--cluster-num": str.isdigit, "--mlu-arch": MLU_ARCHS.__contains__}
 """Options that take several values in the vendor's scripts, each with a test of a value."""
+_QUANTISING = ("--weight-quant-granularity", "--activation-quant-algo", "--calibration-algo")
+"""The vendor's names of the quantisation options; they change the options of the vendor's sample."""
 
 
 class CompilingCommand(click.Command):
     """A command that also accepts options as in the vendor's scripts (magicmind_cloud, python_common/build_param.py).
 
     ``--batch_size 8 --dynamic_shape true --cluster_num 2 6 8`` means ``--batch-size 8 --dynamic-shape --cluster-num 2
-    --cluster-num 6 --cluster-num 8``.
+    --cluster-num 6 --cluster-num 8``. The vendor's names of quantisation options imply ``--quantisation vendor``.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -45,4 +47,7 @@ def rewrite_arguments(args: list[str]) -> list[str]:
         else:
             values_of = values_of if result and result[-1] == values_of else ""
             result.append(argument)
+    given = {argument.partition("=")[0] for argument in result}
+    if given.intersection(_QUANTISING) and "--quantisation" not in given:
+        result += ["--quantisation", "vendor"]
     return result

@@ -7,6 +7,7 @@ import dataclasses
 from clipmlu.arguments import check_fields
 from clipmlu.backends import SessionOptions, backend_for_target
 from clipmlu.bundle.manifest import Compilation, Placement
+from clipmlu.compile.quantisation import QuantisationChoice, resolve_quantisation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.errors import CalibrationError, OptionError, PrecisionError
@@ -30,7 +31,8 @@ class CompileOptions:
         max_batch: the largest batch if dynamic; None for 64, or ``batch_size`` if that is larger.
         text_target: target of the text tower, which is compiled in float32 there; None for ``target``.
         mlu: build options for MLU cards; None for the defaults. Not allowed for other targets.
-        quantisation: options of the modes that quantise; None for the defaults. Not allowed for other modes.
+        quantisation: options of the modes that quantise, or a choice of named ones with changes; None for those that
+            are recommended for the target. Not allowed for other modes.
         calibration: data for the modes that quantise: options, or the set itself.
         calibration_digest: required digest of the calibration data; None for any.
         seen_images: content digests of other images that influenced the options and must not be evaluated.
@@ -53,7 +55,7 @@ class CompileOptions:
     max_batch: PositiveInt | None = None
     text_target: str | None = None
     mlu: MluBuild | None = None
-    quantisation: QuantisationOptions | None = None
+    quantisation: QuantisationOptions | QuantisationChoice | None = None
     calibration: CalibrationOptions | CalibrationSet | None = None
     calibration_digest: str | None = None
     seen_images: tuple[str, ...] = ()
@@ -159,7 +161,9 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
         _refuse_normalisation(options.mlu)
     main = Placement(target=target, backend=backend.name, precision=options.precision, emulated=backend.emulated)
     mlu = (options.mlu or MluBuild()) if backend.has_cards else None
-    quantisation = (options.quantisation or QuantisationOptions()) if options.precision.bits is not None else None
+    quantisation = None
+    if options.precision.bits is not None:
+        quantisation = resolve_quantisation(options.quantisation, backend, options.precision)
     return CompilationPlan(main=main, text_tower=_placement_of_text(options, main), mlu=mlu, quantisation=quantisation)
 
 

@@ -24,13 +24,14 @@ from clipmlu.graph.operator_graph import macs_by_input
 from clipmlu.graph.parity import FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
 from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
 from clipmlu.graph.quantisation.clipping import clip_graph
+from clipmlu.graph.quantisation.outliers import OUTLIER_STRENGTH, has_outliers
 from clipmlu.graph.quantisation.rewrite import quantised_tensors
 from clipmlu.graph.quantisation.sites import Site, find_sites
 from clipmlu.graph.quantisation.smoothing import choose_factors, smooth_graph
 from clipmlu.graph.roles import Operator, find_operators
 from clipmlu.graph.selection import parse_selection, select_operators
 from clipmlu.graph.watch import WatchingSession, channel_maxima
-from clipmlu.specs import GraphQuantisation, NodeType, QuantisationOptions
+from clipmlu.specs import AUTO_SMOOTHING, GraphQuantisation, NodeType, QuantisationOptions
 
 _OWN_ALGORITHMS = ("percentile", "entropy")
 """Algorithms that the SDK does not have; clipping implements them."""
@@ -72,9 +73,10 @@ def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float)
     operators = find_operators(model)
     kept = select_operators(operators, [parse_selection(text) for text in how.keep_float])
     factors: Mapping[str, Sequence[float]] = {}
-    if any(how.smooth_alpha.values()):
+    if how.is_smoothed:
         sites = [site for site in find_sites(model, operators) if not site.only_slows(kept)]
         factors = _smoothing_factors(model, sites, graph, options)
+    if factors:
         smoothed = smooth_graph(model, sites, factors)
         _check_neutral(model, smoothed, graph, options.calibration, logit_scale)
         model = smoothed
@@ -139,7 +141,9 @@ def _smoothing_factors(
     used = [site for site in sites if alpha.get(site.role)]
     channels = {site.source: site.channels for site in used}
     maxima = channel_maxima(model, channels, calibration_batches(graph.tower, options.calibration))
-    found = choose_factors(model, used, maxima, alpha)
+    used = [site for site in used if alpha[site.role] != AUTO_SMOOTHING or has_outliers(maxima[site.source])]
+    strengths = {role: OUTLIER_STRENGTH if value == AUTO_SMOOTHING else value for role, value in alpha.items()}
+    found = choose_factors(model, used, maxima, strengths)
     return {name: tuple(float(each) for each in values) for name, values in found.items()}
 
 

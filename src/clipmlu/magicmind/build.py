@@ -27,7 +27,7 @@ from clipmlu.magicmind.client.answers import BuiltFacts, HostFacts, Port, ports_
 from clipmlu.magicmind.client.peer import Exchange, Fields, Peer, fetch_file, send_file
 from clipmlu.magicmind.client.program import worker_digest
 from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
-from clipmlu.specs import Spec, TensorQuantisation, TensorSpec
+from clipmlu.specs import QuantisationOptions, Spec, TensorQuantisation, TensorSpec
 
 Batch = npt.NDArray[Any] | Path
 MODEL_SUFFIX = ".mm"
@@ -35,6 +35,7 @@ _RECORD_SUFFIX = ".json"
 _BUILD_SECONDS = 7200.0
 _INFO_SECONDS = 300.0  # the first request imports the SDK
 _TEXT_AXIS = "text_batch"
+_QUANTISING_CALLS = ("parse_from_string", "set_quantization_algorithm", "calibrate", "build_model")
 
 
 class BuildRecord(Spec, frozen=True, kw_only=True):
@@ -141,7 +142,8 @@ def build_graph(
             raise BackendUnavailableError(f"MagicMind cannot be used: {error.status}. See: clipmlu doctor") from error
         if error.kind == "calibration":
             raise CalibrationError(f"MagicMind cannot calibrate the {graph.name} tower: {error.status}.") from error
-        raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}") from error
+        hint = _quantisation_hint(error, options)
+        raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}{hint}") from error
     except SessionError as error:
         raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}") from error
     tower = Tower(
@@ -155,6 +157,18 @@ def build_graph(
     record = _record(facts, host, shapes, emulated=emulated)
     output.with_name(output.name + _RECORD_SUFFIX).write_bytes(encode_json(record))
     return CompiledGraph(tower=tower, quantised=quantised, versions=_versions(host))
+
+
+def _quantisation_hint(error: DriverError, options: GraphOptions) -> str:
+    """Return what to do if the SDK refused the quantisation options; empty if they cannot be the reason."""
+    how = options.quantisation
+    is_refusal = error.call in _QUANTISING_CALLS and error.kind in ("status", "none", "exception")
+    if options.precision.bits is None or how == QuantisationOptions() or not is_refusal:
+        return ""
+    return (
+        f". If this SDK or card refuses {how.granularity} weights, {how.activation} activations or {how.algorithm} "
+        "calibration, use the options of the vendor's sample: --quantisation vendor"
+    )
 
 
 def _check_pixels(tower: Tower, facts: BuiltFacts) -> None:

@@ -72,8 +72,9 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
             "quantisation",
             f"{how.granularity} weights, {how.activation} activations, {_algorithm_text(how)} calibration",
         )
-        if any(how.smooth_alpha.values()):
-            yield "smoothing", ", ".join(f"{role} {alpha:g}" for role, alpha in how.smooth_alpha.items() if alpha)
+        if how.is_smoothed:
+            smoothed = sum(len(record.smoothing) for record in facts.quantised.values())
+            yield "smoothing", f"{how.smoothing_text}: {smoothed} tensors smoothed"
         if how.keep_float:
             yield "kept in float", ", ".join(how.keep_float)
     for name, record in facts.quantised.items():

@@ -99,7 +99,8 @@ def compilation_key(
         without: fields of the options that the key leaves out.
     """
     assert not isinstance(options.calibration, CalibrationOptions), "only the data themselves say what they are"
-    # The plan has the resolved target; the record of the calibration set has the digest of its data.
+    # The plan has the resolved target and quantisation; the record of the calibration set has the digest of its data.
+    resolved = dataclasses.replace(options, quantisation=plan.quantisation)
     apart = ("target", "calibration", "session", "overwrite", *without)
     return {
         **make_key(
@@ -110,7 +111,7 @@ def compilation_key(
             calibration=None if options.calibration is None else options.calibration.record,
             tool_versions=_tool_versions(plan, options.session),
         ),
-        **options_key(options, prefix="compile.", without=apart),
+        **options_key(resolved, prefix="compile.", without=apart),
         **session_key(options.session),
     }
 

@@ -8,6 +8,7 @@ import msgspec
 
 from clipmlu.backends import get_backend
 from clipmlu.compile.plan import CompilationPlan
+from clipmlu.compile.quantisation import VENDOR
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions
 from clipmlu.tune.trial import Trial
 
@@ -28,7 +29,7 @@ no speeds per mode are published.
 """
 
 ALPHAS = (0.5, 0.75, 0.9)
-"""Strengths of smoothing that are tried, after no smoothing."""
+"""Strengths of smoothing that are tried, after no smoothing and the recommended one."""
 
 Candidate = tuple[Precision, QuantisationOptions | None]
 _PER_AXIS = QuantisationOptions(granularity="per_axis")
@@ -50,6 +51,7 @@ class Candidates:
         trials: trials so far; the caller appends to it between two candidates.
         roles: returns the share of multiply-accumulate operations of each role of the model.
         explore: evaluates one candidate on a subset of the images.
+        recommend: returns the options that are recommended for the target in a mode that quantises.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class Candidates:
         trials: Sequence[Trial],
         roles: Callable[[], Mapping[str, float]],
         explore: Callable[[Precision, QuantisationOptions], Trial],
+        recommend: Callable[[Precision], QuantisationOptions],
     ) -> None:
         self._modes = modes
         self._trials = trials
         self._roles = roles
         self._explore = explore
+        self._recommend = recommend
 
     def __iter__(self) -> Iterator[Candidate]:
         for position, mode in enumerate(self._modes):
@@ -70,17 +74,18 @@ class Candidates:
                 yield mode, None
             elif position and mode.bits == self._modes[0].bits:
                 best = self._best()  # the same integer type with another float type
-                yield mode, _PER_AXIS if best is None else best.quantisation
+                yield mode, self._recommend(mode) if best is None else best.quantisation
             else:
                 yield from ((mode, how) for how in self._ways(mode))
 
     def _ways(self, mode: Precision) -> Iterator[QuantisationOptions]:
         """Quantisation options of one mode, in the order of trying; slower ones, with operators in float, come last."""
-        yield QuantisationOptions()
-        yield _PER_AXIS
-        yield msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
-        for algorithm in ("eqnm", "percentile", "entropy"):
-            yield msgspec.structs.replace(_PER_AXIS, algorithm=algorithm)
+        yield VENDOR
+        recommended = self._recommend(mode)
+        yield recommended
+        asymmetric = msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
+        others = (msgspec.structs.replace(_PER_AXIS, algorithm=name) for name in ("eqnm", "percentile", "entropy"))
+        yield from (how for how in (_PER_AXIS, asymmetric, *others) if how != recommended)
         best = self._best(mode)
         base = _PER_AXIS if best is None or best.quantisation is None else best.quantisation
         for alpha in ALPHAS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from clipmlu.arguments import as_path, check_argument
+from clipmlu.backends import get_backend
 from clipmlu.backends.provenance import Provenance, make_provenance
 from clipmlu.bundle.directory import (
     CompiledBundle,
@@ -34,6 +36,7 @@ from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
 from clipmlu.compile.preparing import role_shares
+from clipmlu.compile.quantisation import recommended_quantisation
 from clipmlu.compile.recipe import RECIPE_NAME, recipe_of
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.prompts import resolve_templates
@@ -102,7 +105,8 @@ def search_bundle(
         process = _Search(
             exported, base, evaluator, search, folder, store, key, on_note, _provenance(exported, plan, base)
         )
-        found = process.run(modes_of(plan) if search.precision is None else (search.precision,))
+        modes = modes_of(plan) if search.precision is None else (search.precision,)
+        found = process.run(modes, functools.partial(recommended_quantisation, get_backend(plan.main.backend)))
         report = process.report()
         if found is None:
             write_file(folder / SEARCH_NAME, encode_json(report), overwrite=True)
@@ -224,9 +228,17 @@ class _Search:
         self._reference_top1: float | None = None
         self._trials: list[Trial] = []
 
-    def run(self, modes: Sequence[Precision]) -> CompiledBundle | None:
-        """Return the first accepted bundle, in the folder of the search; None if no trial is accepted."""
-        for precision, how in Candidates(modes, self._trials, lambda: role_shares(self._exported), self._explore):
+    def run(
+        self, modes: Sequence[Precision], recommend: Callable[[Precision], QuantisationOptions]
+    ) -> CompiledBundle | None:
+        """Return the first accepted bundle, in the folder of the search; None if no trial is accepted.
+
+        Args:
+            modes: the modes to try.
+            recommend: returns the options that are recommended for the target in a mode that quantises.
+        """
+        shares = functools.partial(role_shares, self._exported)
+        for precision, how in Candidates(modes, self._trials, shares, self._explore, recommend):
             trial, bundle = self._obtain(precision, how, exploratory=False)
             if trial.verdict == "accepted":
                 return bundle

@@ -126,7 +126,7 @@ def describe_trial(trial: Trial) -> str:
     if how is not None:
         words += [how.granularity, how.algorithm]
         words += ["asymmetric"] if how.activation == "asymmetric" else []
-        words += [f"smoothing {max(how.smooth_alpha.values()):g}"] if how.smooth_alpha else []
+        words += [f"smoothing {how.smoothing_text}"] if how.is_smoothed else []
         words += [f"float {', '.join(how.keep_float)}"] if how.keep_float else []
     verdict = trial.verdict.replace("_", " ")
     if trial.top1 is None:

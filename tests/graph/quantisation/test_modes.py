@@ -15,6 +15,7 @@ import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
+from clipmlu.compile.quantisation import VENDOR
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import OptionError
 from clipmlu.model import Model
@@ -85,7 +86,7 @@ def unit(rows: Array) -> Array:
 def test_int8_is_what_numpy_gives_by_hand(exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
     """Symmetric, per tensor, by the largest magnitude: levels of bound/127, rounded to the nearest even."""
     data = f"imagefolder:{folder}"
-    bundle = compile_for("cpu", exported, tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data)
+    bundle = compile_for("cpu", exported, tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data, quantisation=VENDOR)
     calibration = pooled(np.stack([support.preprocess(support.picture(number)) for number in range(6)]))
     matrix = support.weights()[0]
     pixels = np.stack([support.preprocess(support.picture(number)) for number in (2, 40, 41)])
@@ -162,7 +163,9 @@ def test_real_architectures_agree_bit_for_bit(
     found, records = [], []
     for target in ("cpu", "emulated-mlu"):
         data = f"imagefolder:{folder}"
-        bundle = compile_for(target, exported, tmp_path / target, precision, data, min_cosine=0.5, min_agreement=0)
+        how = None if precision.bits is None else VENDOR
+        gates = {"min_cosine": 0.5, "min_agreement": 0.0}
+        bundle = compile_for(target, exported, tmp_path / target, precision, data, quantisation=how, **gates)
         records.append({tower: record_of(bundle, tower) for tower in ("image", "text")})
         with Model(bundle) as encoder:
             found.append((encoder.encode_images(pixels), encoder.encode_tokens(ids)))

@@ -1,0 +1,99 @@
+"""Named quantisation options: those that are recommended for a target, and those of the vendor's CLIP sample.
+
+The figures behind the recommended options, and the reasons, are in docs/quantisation.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from clipmlu.arguments import check_fields
+from clipmlu.backends import Backend
+from clipmlu.errors import OptionError
+from clipmlu.specs import AUTO_SMOOTHING, SMOOTHED_ROLES, SYMMETRIC_ALGORITHMS, Precision, QuantisationOptions
+
+QuantisationName = Literal["recommended", "vendor"]
+
+VENDOR = QuantisationOptions()
+"""The options of the vendor's CLIP sample (docs/magicmind-api.md, section 6.2)."""
+
+_AUTO: Mapping[str, Any] = {"smooth_alpha": dict.fromkeys(SMOOTHED_ROLES, AUTO_SMOOTHING)}
+
+CPU_RECOMMENDED = {
+    8: QuantisationOptions(granularity="per_axis", activation="asymmetric", **_AUTO),
+    16: QuantisationOptions(granularity="per_axis", **_AUTO),
+}
+"""Maps the number of bits to the options for CPU runtimes, whose integer kernels take zero points at no cost."""
+
+CARD_RECOMMENDED = {
+    8: QuantisationOptions(granularity="per_axis", algorithm="eqnm", **_AUTO),
+    16: QuantisationOptions(granularity="per_axis", **_AUTO),
+}
+"""Maps the number of bits to the options for MLU cards. Public scripts for cards use per_axis and eqnm; none uses asymmetric
+ranges, so their speed on a card is unknown (docs/magicmind-api.md, section 3).
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantisationChoice:
+    """Named quantisation options, with changes; validated on construction.
+
+    Attributes:
+        name: ``recommended`` for the target and precision, or ``vendor`` for those of the vendor's CLIP sample.
+        changes: maps fields of ``QuantisationOptions`` to values that replace the named ones.
+    """
+
+    name: QuantisationName = "recommended"
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        unknown = sorted(set(self.changes) - set(QuantisationOptions.__struct_fields__))
+        if unknown:
+            known = ", ".join(QuantisationOptions.__struct_fields__)
+            raise OptionError(f"quantisation option is '{unknown[0]}'; expected one of {known}")
+        QuantisationOptions(**self.changes)  # checks the values, and that no two changes contradict each other
+
+
+def recommended_quantisation(backend: Backend, precision: Precision) -> QuantisationOptions:
+    """Return the recommended options of a target for a mode that quantises.
+
+    Args:
+        backend: the target's backend.
+        precision: the mode.
+    """
+    assert precision.bits is not None, "a mode that quantises nothing has no such options"
+    return (CARD_RECOMMENDED if backend.has_cards else CPU_RECOMMENDED)[precision.bits]
+
+
+def resolve_quantisation(
+    given: QuantisationOptions | QuantisationChoice | None, backend: Backend, precision: Precision
+) -> QuantisationOptions:
+    """Return the options of a compilation in a mode that quantises.
+
+    Args:
+        given: options, which are complete; or a choice; or None for the recommended options.
+        backend: the target's backend.
+        precision: the mode.
+
+    Raises:
+        OptionError: the options contradict each other.
+    """
+    if isinstance(given, QuantisationOptions):
+        return given
+    choice = given or QuantisationChoice()
+    base = VENDOR if choice.name == "vendor" else recommended_quantisation(backend, precision)
+    values = {name: getattr(base, name) for name in base.__struct_fields__} | dict(choice.changes)
+    return QuantisationOptions(**_without_conflict(values, choice.changes))
+
+
+def _without_conflict(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace a named value that contradicts a change; two changes that contradict each other stay."""
+    if values["algorithm"] in SYMMETRIC_ALGORITHMS and values["activation"] == "asymmetric":
+        if "activation" not in changes:
+            return {**values, "activation": "symmetric"}
+        if "algorithm" not in changes:
+            return {**values, "algorithm": VENDOR.algorithm}
+    return values
