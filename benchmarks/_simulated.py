@@ -10,10 +10,11 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 from unittest import mock
 
+import numpy as np
 from PIL import Image
 
 _END_OF_JPEG = b"\xff\xd9"
@@ -27,12 +28,14 @@ class NativeCall:
         name: name for people.
         calls: number of calls that were recorded.
         seconds: their time of a core.
+        shapes: maps the length of a file to the shape of its pixels.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.calls = 0
         self.seconds = 0.0
+        self.shapes: dict[int, tuple[int, ...]] = {}
         self._units = 0.0
 
     def record(self, units: float, action: Callable[[], Any]) -> Any:
@@ -50,7 +53,7 @@ class NativeCall:
 
 
 class _Decoder:
-    """A decoder of Pillow, which takes a file in blocks."""
+    """Pillow's decoder of JPEGs, which takes a file in blocks."""
 
     def __init__(self, call: NativeCall, decoder: Any, record: bool) -> None:
         self._call = call
@@ -71,8 +74,9 @@ class _Decoder:
 def _pillow_decoder(call: NativeCall, record: bool) -> Any:
     real = Image._getdecoder
 
-    def get(*arguments: Any) -> Any:
-        return _Decoder(call, real(*arguments), record)
+    def get(mode: str, name: str, *arguments: Any) -> Any:
+        decoder = real(mode, name, *arguments)
+        return _Decoder(call, decoder, record) if name == "jpeg" else decoder
 
     return mock.patch.object(Image, "_getdecoder", get)
 
@@ -90,8 +94,27 @@ def _pillow_resize(call: NativeCall, record: bool) -> Any:
     return mock.patch.object(Image.Image, "resize", resize)
 
 
+def _simplejpeg(call: NativeCall, record: bool) -> Any:
+    try:
+        import simplejpeg
+    except ImportError:
+        return nullcontext()
+    real = simplejpeg.decode_jpeg
+
+    def decode(content: bytes, *arguments: Any) -> Any:
+        if record:
+            pixels = call.record(len(content), lambda: real(content, *arguments))
+            call.shapes[len(content)] = pixels.shape
+            return pixels
+        call.sleep(len(content))
+        return np.empty(call.shapes[len(content)], np.uint8)
+
+    return mock.patch.object(simplejpeg, "decode_jpeg", decode)
+
+
 _EDGES: dict[str, Callable[[NativeCall, bool], Any]] = {
-    "Pillow's decoder": _pillow_decoder,
+    "simplejpeg": _simplejpeg,
+    "Pillow's JPEG decoder": _pillow_decoder,
     "Pillow's resize": _pillow_resize,
 }
 

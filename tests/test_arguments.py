@@ -136,6 +136,7 @@ def test_a_field_of_another_type_is_refused_at_once(options_class: str, field: s
         ("EvalOptions", {"templates": b"a {}"}, r"templates is b'a {}'; expected a text"),
         ("CompareOptions", {"batch_size": 0}, r"batch size is 0; expected 1 or more"),
         ("CompareOptions", {"threads": -1}, r"threads is -1; expected 0 or more"),
+        ("CompareOptions", {"workers": 0}, r"workers is 0; expected 1 or more"),
         ("SpeedOptions", {"seed": -1}, r"seed is -1; expected 0 or more"),
         ("DatasetChoice", {"max_pixels": 0}, r"max pixels is 0; expected 1 or more"),
         ("RunOptions", {"threads": -1}, r"threads is -1; expected 0 or more"),

@@ -66,13 +66,20 @@ def load(
 class Model(Encoder):
     """A compiled bundle, ready for use; created by ``load``. See ``Encoder`` for closing and for preprocessed input."""
 
-    def embed_images(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int | None = None) -> FloatArray:
+    def embed_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> FloatArray:
         """Embed images.
 
         Args:
             images: one image or many: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file,
                 open binary file.
             batch_size: images per batch; None for the bundle's own.
+            workers: threads that read and prepare images; None for one per CPU that this process may use.
 
         Returns:
             float32 embeddings of unit L2 norm: shape (D,) for one image, (N, D) for many.
@@ -81,7 +88,7 @@ class Model(Encoder):
             InputError: an image cannot be read.
         """
         items, single = items_from_images(images)
-        outcomes = embed_items(self, items, batch_size=batch_size)
+        outcomes = embed_items(self, items, batch_size=batch_size, workers=workers)
         rows = [outcome.require_row() for outcome in outcomes]
         embeddings = np.stack(rows) if rows else np.zeros((0, self.embedding_dim), np.float32)
         return embeddings[0] if single else embeddings

@@ -23,6 +23,7 @@ import pytest
 import clipmlu
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.cli import cli
 
 Run = Callable[..., tuple[int, str, str]]
 LABELS = "cat,dog,red circle"
@@ -667,3 +668,10 @@ def test_notes_that_cannot_be_written_change_no_result(
         silent = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
     assert said.stderr or given == [str(photos)]
     assert (silent.stdout, silent.returncode) == (said.stdout, said.returncode)
+
+
+@pytest.mark.parametrize("name", ["classify", "embed", "eval", "bench", "compare", "run", "sweep"])
+def test_every_command_that_prepares_images_has_workers(name: str) -> None:
+    (option,) = [option for option in cli.commands[name].params if option.name == "workers"]
+    assert option.get_error_hint(None) == "'--workers'"
+    assert option.type.name == "integer range"

@@ -308,3 +308,25 @@ def test_open_files_are_images_and_not_lines(encoder: RecordingEncoder, tmp_path
     assert isinstance(prediction, Prediction)
     assert prediction.source == str(tmp_path / "0.png")
     assert isinstance(classifier.predict(content), Prediction)
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_python_calls_take_the_workers_that_they_are_given(encoder: RecordingEncoder, workers: int) -> None:
+    threads = set()
+
+    class Stream(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            threads.add(threading.current_thread().name)
+            time.sleep(0.005)  # time for another worker to wait for its turn
+            return super().read(size)
+
+    content = io.BytesIO()
+    support.picture(0).save(content, "PNG")
+    streams = [Stream(content.getvalue()) for _ in range(10 * workers)]
+    encoder.embed_images(streams, workers=workers)
+    assert len(threads) == workers
+    threads.clear()
+    encoder.classifier(["cat", "dog"], cache=False).predict(streams, workers=workers)
+    assert len(threads) == workers
+    with pytest.raises(OptionError, match="workers is 0; expected 1 or more"):
+        encoder.embed_images(streams, workers=0)

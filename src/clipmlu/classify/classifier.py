@@ -81,7 +81,12 @@ class ZeroShotClassifier:
         return self.scorer.class_embeddings
 
     def predict(
-        self, images: ImageSource | Iterable[ImageSource], *, top_k: int = DEFAULT_TOP_K, batch_size: int | None = None
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        batch_size: int | None = None,
+        workers: int | None = None,
     ) -> Prediction | Predictions:
         """Classify one image or many.
 
@@ -90,19 +95,20 @@ class ZeroShotClassifier:
                 iterable of these (including an array of shape (N, H, W, 3)).
             top_k: classes per image; at most all classes are returned.
             batch_size: images per batch; None for the bundle's own.
+            workers: threads that read and prepare images; None for one per CPU that this process may use.
 
         Returns:
             A Prediction for one image, Predictions in the same order for many.
 
         Raises:
             InputError: an image cannot be read.
-            OptionError: ``top_k`` or ``batch_size`` is not an integer of 1 or more.
+            OptionError: ``top_k``, ``batch_size`` or ``workers`` is not an integer of 1 or more.
         """
         self.encoder.require_open()
         check_argument(top_k, PositiveInt, "top k")
         items, single = items_from_images(images)
         predictions = Predictions()
-        for batch in run_batches(self.scorer, items, batch_size=batch_size):
+        for batch in run_batches(self.scorer, items, batch_size=batch_size, workers=workers):
             for error in batch.errors.values():
                 raise error
             sources = [item.id for item in batch.items]

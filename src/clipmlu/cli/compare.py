@@ -19,6 +19,7 @@ from clipmlu.cli._options import (
     overwrite_option,
     templates_option,
     threads_option,
+    workers_option,
 )
 from clipmlu.report.tables import echo_json
 
@@ -36,6 +37,7 @@ _SAMPLES = 256  # equals measure.compare.DEFAULT_SAMPLES; importing that would l
 @templates_option
 @batch_size_option
 @threads_option
+@workers_option
 @max_pixels_option
 @device_option
 @click.option(
@@ -74,6 +76,7 @@ def compare_command(
     templates: str,
     batch_size: int | None,
     threads: int,
+    workers: int | None,
     device: int,
     tower: Any,
     threshold: float,
@@ -112,6 +115,7 @@ def compare_command(
         source=source,
         allow_overlap=allow_overlap,
         threads=threads,
+        workers=workers,
         device=device,
     )
     report = compare.compare_bundles(measured, reference, images.open(), options, on_note=note)

@@ -12,7 +12,7 @@ import click
 from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._notes import note, note_skipped, progress_bar
-from clipmlu.cli._options import PATH, json_option, layout_option, templates_option, threads_option
+from clipmlu.cli._options import PATH, json_option, layout_option, templates_option, threads_option, workers_option
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.report.tables import echo_json, print_table
 
@@ -47,6 +47,7 @@ def _usual_dataset(given: Mapping[str, Any]) -> str:
 @click.option("--shuffle", is_flag=True, help="Select --samples at random.")
 @templates_option
 @threads_option
+@workers_option
 @json_option
 def run_command(
     model: str,
@@ -61,6 +62,7 @@ def run_command(
     shuffle: bool,
     templates: str,
     threads: int,
+    workers: int | None,
     as_json: bool,
 ) -> int:
     """Export, compile and evaluate MODEL; bundles in the output folder are reused if they are still valid."""
@@ -78,7 +80,7 @@ def run_command(
             overwrite=True,
         ),
         compile=dataclasses.replace(options, overwrite=True),
-        evaluate=EvalOptions(samples=samples, shuffle=shuffle, seed=seed, templates=templates),
+        evaluate=EvalOptions(samples=samples, shuffle=shuffle, seed=seed, templates=templates, workers=workers),
         dataset=images,
         threads=threads,
     )

@@ -19,6 +19,7 @@ from clipmlu.cli._options import (
     overwrite_option,
     templates_option,
     threads_option,
+    workers_option,
 )
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import OptionError
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the demo dataset.")
 @templates_option
 @threads_option
+@workers_option
 @click.option(
     "--repetitions",
     type=click.IntRange(min=1),
@@ -84,6 +86,7 @@ def sweep_command(
     seed: int,
     templates: str,
     threads: int,
+    workers: int | None,
     repetitions: int,
     duration: int,
     options: CompileOptions,
@@ -110,7 +113,7 @@ def sweep_command(
         compile=dataclasses.replace(options, overwrite=overwrite),
         precisions=tuple(_precision(text) for text in comma_separated(*precisions)),
         batch_sizes=tuple(_batch_size(text) for text in comma_separated(*batch_sizes)),
-        evaluate=EvalOptions(samples=samples, seed=seed, templates=templates),
+        evaluate=EvalOptions(samples=samples, seed=seed, templates=templates, workers=workers),
         threads=threads,
         repetitions=repetitions,
         duration_ms=duration,

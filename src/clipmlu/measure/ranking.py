@@ -100,6 +100,7 @@ def embed_dataset(
     indices: Sequence[int],
     *,
     batch_size: int | None = None,
+    workers: int | None = None,
     check: Callable[[str, Image.Image], object] | None = None,
     skip_unreadable: bool = True,
 ) -> EmbeddedImages:
@@ -110,6 +111,7 @@ def embed_dataset(
         dataset: the images.
         indices: positions of the images.
         batch_size: images per batch; None for the bundle's own.
+        workers: see ``embed_in_batches``.
         check: see ``embed_in_batches``.
         skip_unreadable: list images that cannot be read in ``skipped``; False raises the first error.
 
@@ -119,7 +121,7 @@ def embed_dataset(
     """
     items = (item_from_dataset(dataset, index, check) for index in indices)
     batches = []
-    for batch in run_batches(graph, items, batch_size=batch_size):
+    for batch in run_batches(graph, items, batch_size=batch_size, workers=workers):
         if batch.errors and not skip_unreadable:
             raise next(iter(batch.errors.values()))
         batches.append(batch)

@@ -121,6 +121,7 @@ class AblationData:
         templates: templates of the prompts.
         batch_size: images per batch; None for the bundle's own.
         threads: CPU threads; 0 for the runtime's default.
+        workers: threads that read and prepare images; None for one per CPU that this process may use.
     """
 
     dataset: Dataset
@@ -128,6 +129,7 @@ class AblationData:
     templates: Sequence[str]
     batch_size: int | None
     threads: int
+    workers: int | None
 
 
 def check_ablation(
@@ -334,6 +336,8 @@ def _embed_without(rebuilder: Rebuilder, role: Role, data: AblationData) -> Floa
         with Encoder(rebuilt, options, check_results=False) as encoder:
             if rebuilder.tower == "image":
                 graph = ImageTower(encoder)
-                return embed_dataset(graph, data.dataset, data.indices, batch_size=data.batch_size).rows
+                return embed_dataset(
+                    graph, data.dataset, data.indices, batch_size=data.batch_size, workers=data.workers
+                ).rows
             with np.errstate(invalid="ignore", over="ignore"):
                 return embed_classes(encoder, data.dataset.class_names, data.templates)

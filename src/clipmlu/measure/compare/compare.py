@@ -131,6 +131,7 @@ class CompareOptions:
         allow_overlap: also use images that a bundle was calibrated with; the report counts them.
         cache: store class embeddings in the cache directory.
         threads: CPU threads per batch; 0 for the runtime's default.
+        workers: threads that read and prepare images; None for one per CPU that this process may use.
         device: index of the MLU card.
     """
 
@@ -146,6 +147,7 @@ class CompareOptions:
     allow_overlap: bool = False
     cache: bool = True
     threads: NaturalInt = 0
+    workers: PositiveInt | None = None
     device: NaturalInt = 0
 
     def __post_init__(self) -> None:
@@ -318,7 +320,12 @@ class _Comparison:
                 self._seen_images, "a compared bundle", "Compare on others", allowed=options.allow_overlap
             )
             embedded = embed_dataset(
-                classifier.scorer, self._dataset, self._indices, batch_size=options.batch_size, check=overlap.check
+                classifier.scorer,
+                self._dataset,
+                self._indices,
+                batch_size=options.batch_size,
+                workers=options.workers,
+                check=overlap.check,
             )
             logits = classifier.scorer.logits(embedded.rows)  # NaN is reported, not an error
             embeddings = None
@@ -378,6 +385,7 @@ class _Comparison:
             templates=self._templates,
             batch_size=self._options.batch_size,
             threads=self._options.threads,
+            workers=self._options.workers,
         )
         towers = self._options.towers
         return ablate_roles(self._a.given, self._source, own, floats, data, towers=towers, on_note=self._note)
