@@ -7,6 +7,8 @@ import json
 import tempfile
 from pathlib import Path
 
+from _progress import note
+
 from clipmlu import CompileOptions, ExportOptions, Precision, compile_bundle, export_model
 from clipmlu.backends import TARGETS, get_backend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
@@ -38,6 +40,7 @@ def obtain_exported(options: argparse.Namespace, layout: Layout = "towers") -> E
         return open_exported(options.exported, verify=False)
     path: Path = options.work / f"{MODEL}-{layout}"
     if not path.exists():
+        note(f"exporting {MODEL} as {layout}")
         export_model(MODEL, path, ExportOptions(random_weights=True, layout=layout))
     return open_exported(path, verify=False)
 
@@ -52,12 +55,16 @@ def obtain_compiled(options: argparse.Namespace, left_out: dict[str, str]) -> li
         if not availability.ok:
             left_out[f"clipmlu {target}"] = availability.reason
             continue
-        for precision in backend.precisions:
-            if _is_fast(precision):
-                try:
-                    bundles.append(_compile(exported, target, precision, options))
-                except ClipmluError as error:
-                    left_out[f"clipmlu {target} {precision.value}"] = str(error)
+        for precision in filter(_is_fast, Precision):
+            if precision not in backend.precisions:
+                if reason := backend.why_not(precision):
+                    left_out[f"clipmlu {target} {precision.value}"] = reason
+                continue
+            note(f"opening or compiling: clipmlu {target} {precision.value}")
+            try:
+                bundles.append(_compile(exported, target, precision, options))
+            except ClipmluError as error:
+                left_out[f"clipmlu {target} {precision.value}"] = str(error)
     return bundles
 
 

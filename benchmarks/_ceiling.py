@@ -19,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 SHAPES = ((1600, 768, 3072), (1600, 3072, 768), (1600, 768, 768))
 """Rows, depth, columns of a block's products at batch 32, 50 tokens per image."""
 
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
 Product = Callable[[], object]
 Maker = Callable[[int, int, int, int], Product]
 
@@ -33,6 +35,8 @@ def measure_ceiling(threads: int, rounds: int) -> tuple[list[dict[str, Any]], di
     """
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
+    if not cpu_flags() & _BFLOAT16_FLAGS:
+        left_out["bfloat16"] = f"this CPU has none of the instructions {', '.join(sorted(_BFLOAT16_FLAGS))}"
     for dtype, way, maker in _ways():
         try:
             for shape in SHAPES:
@@ -71,7 +75,7 @@ def _ways() -> Iterator[tuple[str, str, Maker]]:
     yield "float32", "torch oneDNN linear", _torch_linear("float32")
     yield "float32", "onnxruntime MatMul", _onnxruntime_float
     yield "float32", "OpenVINO MatMul", _openvino("f32")
-    if cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+    if cpu_flags() & _BFLOAT16_FLAGS:
         yield "bfloat16", "torch.mm", _torch_mm("bfloat16")
         yield "bfloat16", "torch oneDNN linear", _torch_linear("bfloat16")
         yield "bfloat16", "OpenVINO MatMul", _openvino("bf16")

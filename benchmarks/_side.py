@@ -144,6 +144,10 @@ def main() -> None:
         value = actions["run"]()  # warm-up
         facts = actions["facts"]() if "facts" in actions else {}
         _reply(channel, {"seconds": time.perf_counter() - start, "value": value, "facts": facts})
+    except ModuleNotFoundError as error:
+        missing = (error.name or str(error)).partition(".")[0]
+        _reply(channel, {"error": f"the package '{missing}' is not installed in {sys.executable}"})
+        return
     except Exception as error:  # the error is the child's answer
         text = " ".join(str(error).split())[:300]
         _reply(channel, {"error": f"{type(error).__name__}: {text}"})

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from _progress import Progress
+
 PACKAGES = (
     "clipmlu",
     "numpy",
@@ -73,8 +75,16 @@ def timed(action: Callable[[], object], items: int) -> Callable[[], Sample]:
     return run
 
 
-def take_turns(sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def take_turns(
+    sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: int = 1, what: str = ""
+) -> dict[str, list[float]]:
     """Run all sides in each round, each time in another order, so that other load affects all sides equally.
+
+    Args:
+        sides: maps a side to what measures it once.
+        rounds: number of rounds.
+        warm_up: runs of each side before them.
+        what: what is measured, for the lines of progress.
 
     Returns:
         Maps a side to its seconds per item in each round.
@@ -83,6 +93,7 @@ def take_turns(sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: 
     for name in names * warm_up:
         sides[name]()
     times: dict[str, list[float]] = {name: [] for name in names}
+    progress = Progress(name for _ in range(rounds) for name in names)
     for number in range(rounds):
         for name in rotated(names, number):
             # onnxruntime's threads wait actively for a while after a batch: without a pause they would slow the next
@@ -90,6 +101,8 @@ def take_turns(sides: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: 
             time.sleep(_PAUSE_S)
             sample = sides[name]()
             times[name].append(sample.seconds / sample.items)
+            rate = len(times[name]) / sum(times[name])
+            progress.step(name, f"{what}round {number + 1} of {rounds}, {rate:.1f}/s so far")
     return times
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/end_to_end.py [--compiled BUNDLE...] [--threads N...] [--count N] [--rounds N] [--only TEXT...]
         [--json FILE]
+    python benchmarks/end_to_end.py --quick [--json FILE]
 
 Each side runs in its own process, bound to as many cores as it has threads, once in each round; a ratio to the first
 side is the median of the ratios of the rounds, with quartiles. Sides that encode the labels once run over ``--count``
@@ -9,6 +10,10 @@ images per round; those that encode the labels with every call (the pipelines an
 ``--slow-count``. Weights are random. clipmlu, open_clip and the plain runtimes use the same weights: "same best" is the
 share of images with the same best class as on the first side. The Hugging Face models have their own random weights,
 with the same architecture and tokenizer.
+
+``--quick`` measures the sides of ``TARGETS`` only, compared with open_clip and a DataLoader, and prints a table of those
+ratios: 5 to 8 minutes on two cores, after a first run that creates the bundles. Each run that ends is a line on stderr.
+A side that cannot start, or fails in a round, is left out with its reason, below the table and in the JSON.
 
 The bound is the speed at which decoding and computing keep all cores busy:
 
@@ -34,6 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from _bundles import add_bundle_options, describe_bundle, obtain_compiled, obtain_exported
 from _images import obtain_images
+from _progress import Progress
 from _side import Settings, SideError, SideProcess
 from _sides import TEMPLATE
 from _timing import compare, cores, print_machine, print_table, rotated, write_json
@@ -47,6 +53,17 @@ LABELS = tuple(
     for colour in ("red", "green", "blue", "yellow", "black", "white", "brown", "grey", "pink", "orange")
     for thing in ("bicycle", "bird", "boat", "car", "cat", "dog", "flower", "horse", "house", "train")
 )
+LOADER = "open_clip eager, DataLoader"
+TARGETS = (
+    ("clipmlu openvino qint8_mixed_float32", LOADER, 2.6),
+    ("clipmlu openvino force_float32", LOADER, None),
+    ("clipmlu cpu qint8_mixed_float32", LOADER, 2.2),
+    ("clipmlu cpu force_float32", LOADER, None),
+    ("clipmlu openvino force_float32", "fused graph, onnxruntime, batch 32", 3.4),
+    ("clipmlu openvino force_float32", "fused graph, onnxruntime, batch 1", 80.0),
+)
+"""Sides, the side that each is compared with, and the ratio of speeds on two cores with VNNI that is to be reached, or None."""
+QUICK_COUNT, QUICK_SLOW_COUNT, QUICK_ROUNDS = 96, 2, 5
 STAGES = ("decode, one thread", "decode, all cores", "tower")
 
 
@@ -83,6 +100,8 @@ def main() -> None:
     _write_texts([*exact, *bundles][0], options.work)
     files = [str(path) for path in obtain_images(options.images or options.work / "images", options.image_count)]
     sides = [side for side in _sides(bundles, options) if _wanted(side.name, options.only)]
+    if options.quick:
+        sides.sort(key=lambda side: side.name != LOADER)  # the others are compared with it
     print_machine()
     results = [_measure(sides, files, threads, options, dict(left_out)) for threads in options.threads]
     write_json(options.json, {"benchmark": "end_to_end", "results": results})
@@ -102,7 +121,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--optimum-python", default=sys.executable, help="a Python that has Optimum")
     parser.add_argument("--only", nargs="*", default=[], help="run the sides whose names hold one of these")
+    parser.add_argument("--quick", action="store_true", help="the ratios of TARGETS, in at most 8 minutes on two cores")
     parser.add_argument("--json", type=Path)
+    if "--quick" in sys.argv:
+        names = sorted({name for first, second, _ratio in TARGETS for name in (first, second)})
+        parser.set_defaults(
+            count=QUICK_COUNT, slow_count=QUICK_SLOW_COUNT, rounds=QUICK_ROUNDS, calib="demo", only=names
+        )
     return parser.parse_args()
 
 
@@ -145,23 +170,50 @@ def _measure(
 ) -> dict[str, Any]:
     """Measure all sides with a number of threads."""
     with ExitStack() as stack:
-        running: dict[str, SideProcess] = {}
-        for side in sides:
-            try:
-                running[side.name] = _start(side, files, threads, options)
-            except SideError as error:
-                left_out[side.name] = str(error)
-                continue
-            stack.callback(running[side.name].close)
-        staged = [side.name for side in sides if side.entry == "clipmlu_side" and side.name in running]
+        running = _start_all(sides, files, threads, options, left_out, stack)
         times: dict[str, list[float]] = {name: [] for name in running}
+        staged = [side.name for side in sides if side.entry == "clipmlu_side" and side.name in running]
         stages: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in staged}
+        progress = Progress(name for _ in range(options.rounds) for name in running)
         for number in range(options.rounds):
             for name in rotated(list(running), number):
-                times[name].append(_per_image(running[name], "run"))
-                for stage, taken in stages.get(name, {}).items():
-                    taken.append(_per_image(running[name], stage))
-        return _report(running, times, stages, threads, left_out)
+                try:
+                    times[name].append(_per_image(running[name], "run"))
+                    for stage, taken in stages.get(name, {}).items():
+                        taken.append(_per_image(running[name], stage))
+                except SideError as error:
+                    left_out[name] = f"failed in round {number + 1}: {error}"
+                    for records in (running, times, stages):
+                        records.pop(name, None)
+                    progress.drop(name, left_out[name])
+                else:
+                    rate = len(times[name]) / sum(times[name])
+                    progress.step(name, f"round {number + 1} of {options.rounds}, {rate:.2f} images/s so far")
+        report = _report(running, times, stages, threads, left_out)
+        return report | ({"targets": _print_targets(times)} if options.quick else {})
+
+
+def _start_all(
+    sides: list[Side],
+    files: list[str],
+    threads: int,
+    options: argparse.Namespace,
+    left_out: dict[str, str],
+    stack: ExitStack,
+) -> dict[str, SideProcess]:
+    """Start the sides; ``left_out`` gets the reasons of those that cannot run here, and ``stack`` ends the others."""
+    running: dict[str, SideProcess] = {}
+    progress = Progress(side.name for side in sides)
+    for side in sides:
+        try:
+            running[side.name] = _start(side, files, threads, options)
+        except SideError as error:
+            left_out[side.name] = str(error)
+            progress.drop(side.name, left_out[side.name])
+            continue
+        stack.callback(running[side.name].close)
+        progress.step(side.name, f"started, {len(running)} of {len(sides)} sides so far")
+    return running
 
 
 def _start(side: Side, files: list[str], threads: int, options: argparse.Namespace) -> SideProcess:
@@ -177,7 +229,6 @@ def _start(side: Side, files: list[str], threads: int, options: argparse.Namespa
         work=str(options.work / "sides"),
         option=side.option,
     )
-    print(f"Starting: {side.name}", file=sys.stderr, flush=True)
     return SideProcess(side.name, settings, options.optimum_python if side.foreign else sys.executable)
 
 
@@ -247,6 +298,28 @@ def _report(
         "stages": stages,
         "left_out": left_out,
     }
+
+
+def _print_targets(times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Print the ratios of ``TARGETS`` of sides that ran."""
+    rows = []
+    for name, other, least in TARGETS:
+        if name in times and other in times:
+            row = compare({key: times[key] for key in (other, name)})[1]
+            rows.append({**row._asdict(), "than": other, "target": least})
+    print_table(
+        ["side", "than", "times as fast (quartiles)", "at least"],
+        [
+            (
+                row["name"],
+                row["than"],
+                f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+                row["target"] or "",
+            )
+            for row in rows
+        ],
+    )
+    return rows
 
 
 def _compile_text(side: SideProcess) -> str:

@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from _bundles import DEFAULT_WORK
 from _images import obtain_images
+from _progress import Progress
 from _timing import cores, print_machine, print_table, rotated, row_from_ratios, write_json
 
 from clipmlu import CompileOptions, ExportOptions, compile_bundle, export_model
@@ -228,7 +229,9 @@ def _measure(
     """Map each device and stage to the seconds per image of each round; the first round is the warm-up."""
     times: dict[str, dict[str, list[float]]] = {device.name: {stage: [] for stage in STAGES} for device in devices}
     by_name = {device.name: device for device in devices}
-    for number in range(1 + options.rounds):
+    rounds = range(1 + options.rounds)
+    progress = Progress(name for _ in rounds for name in by_name)
+    for number in rounds:
         for name in rotated(list(by_name), number):
             device = by_name[name]
             os.environ.update(device.environment)
@@ -242,6 +245,10 @@ def _measure(
                 actions[stage]()
                 if number:
                     times[name][stage].append((time.perf_counter() - start) / len(sources))
+            rates = [f"{stage} {len(taken) / sum(taken):.1f}" for stage, taken in times[name].items() if taken]
+            progress.step(
+                name, f"round {number} of {options.rounds}, {', '.join(rates)} images/s" if rates else "warm-up"
+            )
     return times
 
 

@@ -16,10 +16,12 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _progress import Progress, note
 
 from clipmlu import CompileOptions, EvalOptions, Precision, compile_bundle, evaluate, open_dataset
 from clipmlu.bundle.directory import ExportedBundle, open_exported
@@ -27,9 +29,12 @@ from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.embed.encoder import Encoder
+from clipmlu.errors import PrecisionError
 from clipmlu.measure.accuracy.tally import ImageResult
 from clipmlu.specs import SMOOTHED_ROLES, QuantisationOptions
 
+_NOTED = 1000
+Run = tuple[str, str, Precision, QuantisationOptions | None]
 AXIS = QuantisationOptions(granularity="per_axis")
 LADDER = {
     "vendor recipe": QuantisationOptions(),
@@ -80,8 +85,10 @@ class Measurement:
             compiled = compile_bundle(self._exported, Path(folder) / "bundle", options)
             with Encoder(compiled) as encoder:
                 start = time.perf_counter()
+                total = len(self._dataset) if self._samples is None else self._samples
+                how_many = EvalOptions(samples=self._samples, cache=False)
                 report = evaluate(
-                    encoder, self._dataset, EvalOptions(samples=self._samples, cache=False), on_result=results.append
+                    encoder, self._dataset, how_many, on_result=_keep_and_report(results, f"{label}, {target}", total)
                 )
                 elapsed = time.perf_counter() - start
             records = compiled.compilation.quantised.values()
@@ -110,6 +117,32 @@ class Measurement:
                 stream.write(json.dumps(row) + "\n")
 
 
+def _keep_and_report(results: list[ImageResult], name: str, total: int) -> Callable[[ImageResult], None]:
+    """Return a function that appends to ``results`` and prints a line on stderr for every thousand images."""
+    start = time.perf_counter()
+
+    def keep(result: ImageResult) -> None:
+        results.append(result)
+        if len(results) % _NOTED == 0:
+            rate = len(results) / (time.perf_counter() - start)
+            note(f"{name}: {len(results)} of {total} images, {rate:.0f}/s, {(total - len(results)) / rate:.0f} s left")
+
+    return keep
+
+
+def _plan(part: str) -> Iterator[Run]:
+    """Yield label, target, precision and quantisation of each row."""
+    yield "force_float32", "cpu", Precision.FORCE_FLOAT32, None
+    if part in ("modes", "all"):
+        for precision, target in itertools.product(Precision, ("cpu", "emulated-mlu")):
+            if (precision, target) != (Precision.FORCE_FLOAT32, "cpu"):
+                yield precision.value, target, precision, QuantisationOptions()
+    if part in ("ladder", "all"):
+        for label, how in LADDER.items():
+            yield f"int8/float32, {label}", "cpu", Precision.QINT8_MIXED_FLOAT32, how
+            yield f"int8/float16, {label}", "emulated-mlu", Precision.QINT8_MIXED_FLOAT16, how
+
+
 def main() -> int:
     """Run the requested part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,15 +155,19 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="also append each row as JSON to this file")
     arguments = parser.parse_args()
     measurement = Measurement(open_exported(arguments.bundle), arguments)
-    measurement.run("force_float32", "cpu", Precision.FORCE_FLOAT32, None)
-    if arguments.part in ("modes", "all"):
-        for precision, target in itertools.product(Precision, ("cpu", "emulated-mlu")):
-            if (precision, target) != (Precision.FORCE_FLOAT32, "cpu"):
-                measurement.run(precision.value, target, precision, QuantisationOptions())
-    if arguments.part in ("ladder", "all"):
-        for label, how in LADDER.items():
-            measurement.run(f"int8/float32, {label}", "cpu", Precision.QINT8_MIXED_FLOAT32, how)
-            measurement.run(f"int8/float16, {label}", "emulated-mlu", Precision.QINT8_MIXED_FLOAT16, how)
+    plan, left_out = list(_plan(arguments.part)), {}
+    progress = Progress(f"{label}, {target}" for label, target, _, _ in plan)
+    for label, target, precision, how in plan:
+        name = f"{label}, {target}"
+        try:
+            measurement.run(label, target, precision, how)
+        except PrecisionError as error:
+            left_out[name] = str(error)
+            progress.drop(name, str(error))
+        else:
+            progress.step(name, "measured")
+    for name, reason in left_out.items():
+        print(f"\nLeft out: {name}: {reason}")
     return 0
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from _bundles import add_bundle_options, describe_bundle, obtain_compiled, obtain_exported
 from _ceiling import best_rates, measure_ceiling
+from _progress import note
 from _runtimes import open_onnxruntime, open_openvino
 from _sides import MODEL, SEED
 from _timing import Row, Sample, compare, cores, print_machine, print_table, take_turns, timed, write_json
@@ -66,6 +67,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Measure the ceiling, then both towers at each batch size."""
     print(f"### {threads} thread(s)\n")
+    note(f"measuring the fastest matrix products with {threads} thread(s)")
     rates, left_out = measure_ceiling(threads, options.rounds)
     best = best_rates(rates)
     print_table(
@@ -90,6 +92,7 @@ def _measure(
         session_options = SessionOptions(threads=threads)
         encoders = [stack.enter_context(Encoder(bundle, session_options)) for bundle in bundles]
         for tower in TOWERS:
+            note(f"{tower} tower: opening {len(encoders)} bundle(s) and torch")
             sides = [_TowerSide(encoder, tower, threads) for encoder in encoders]
             eager = _torch_eager(tower, threads)
             for batch_size in options.batch_size if tower == "image" else options.text_batch_size:
@@ -123,7 +126,7 @@ def _measure_batch(sides: list[_TowerSide], eager: Callable[[Any], object], batc
     tower = sides[0].tower
     feed = np.asarray(sides[0].draw(batch_size), np.float32 if tower == "image" else np.int64)
     runs["torch eager"] = timed(lambda: eager(feed), batch_size)
-    times = take_turns(runs, rounds)
+    times = take_turns(runs, rounds, what=f"{tower} tower, batch {batch_size}, ")
     rows = []
     for side in sides:
         bare, own = compare({key: times[key] for key in (f"bare {side.name}", side.name)})
