@@ -89,12 +89,11 @@ class SleepingSession(Session):
         self._seconds = seconds
         self._worker = ThreadPoolExecutor(max_workers=1)
 
-    def submit(self, feeds: Feeds) -> Future[dict[str, Array]]:
+    def _start(self, feeds: Feeds) -> Future[dict[str, Array]]:
         """Queue one batch."""
-        self.check_feeds(feeds)
         return self._worker.submit(self._run, len(next(iter(feeds.values()))))
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Stop its thread."""
         self._worker.shutdown()
 
@@ -109,7 +108,7 @@ class SleepingEncoder(Encoder):
     """An encoder on a sleeping card."""
 
     def __init__(self, bundle: CompiledBundle, seconds: float) -> None:
-        super().__init__(bundle)
+        super().__init__(bundle, check_results=False)
         self._sleeping = SleepingSession(bundle.tower("image"), seconds)
 
     def close(self) -> None:
