@@ -15,7 +15,7 @@ from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compil
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import ClipmluError
-from clipmlu.specs import Layout, QuantisationOptions
+from clipmlu.specs import Layout
 
 MODEL = "ViT-B-32"
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "clipmlu-benchmarks"
@@ -92,16 +92,16 @@ def _compile(
     exported: ExportedBundle, target: str, precision: Precision, options: argparse.Namespace
 ) -> CompiledBundle:
     source = json.loads((exported.path / "manifest.json").read_text())["export"]["weights_digest"][:8]
-    path: Path = options.work / f"{MODEL}-{source}-{target}-{precision.value}"
+    quantises = precision.bits is not None
+    name = f"{MODEL}-{source}-{target}-{precision.value}{'-recommended' if quantises else ''}"
+    path: Path = options.work / name
     if path.exists():
         return open_compiled(path, verify=False)
-    quantises = precision.bits is not None
     if quantises and options.calib is None:
         raise ClipmluError("needs calibration images: give --calib, or a compiled bundle as --compiled")
     how = CompileOptions(
         target=target,
         precision=precision,
-        quantisation=QuantisationOptions(granularity="per_axis") if quantises else None,
         calibration=CalibrationOptions(dataset=options.calib, samples=128, download=False) if quantises else None,
         # With random weights all images have nearly the same result, so agreement has no meaning.
         min_cosine=-1.0,

@@ -94,22 +94,25 @@ def test_change_of_a_part_that_is_not_the_limit_is_not_advised() -> None:
     assert _advice(slow_card, CARD, measured=50.0, estimates=estimates, host_options=options) == []
 
 
+NOTHING = {"slow_jpegs": False, "no_kernel": "", "quantised": True, "on_cpu": True, "vnni": True}
+
+
 @pytest.mark.parametrize(
-    ("simplejpeg", "quantised", "on_cpu", "vnni", "stages"),
+    ("facts", "stages"),
     [
-        (False, False, True, True, ["decode", "compute"]),
-        (True, False, True, True, ["compute"]),
-        (True, True, True, True, []),
-        (True, False, True, False, []),
-        (True, False, False, True, []),
+        ({}, []),
+        ({"slow_jpegs": True}, ["decode"]),
+        ({"no_kernel": "it is not compiled"}, ["preprocess"]),
+        ({"quantised": False}, ["compute"]),
+        ({"quantised": False, "vnni": False}, []),
+        ({"quantised": False, "on_cpu": False}, []),
     ],
 )
-def test_estimates_are_those_that_apply(
-    simplejpeg: bool, quantised: bool, on_cpu: bool, vnni: bool, stages: list[str]
-) -> None:
-    found = known_estimates(simplejpeg=simplejpeg, quantised=quantised, on_cpu=on_cpu, vnni=vnni)
+def test_estimates_are_those_that_apply(facts: dict[str, Any], stages: list[str]) -> None:
+    found = known_estimates(**{**NOTHING, **facts})
     assert [each.stage for each in found] == stages
     assert all(0 < each.factor < 1 for each in found)
+    assert all(facts["no_kernel"] in each.change for each in found if each.stage == "preprocess")
 
 
 def test_fastest_measured_batch_is_advised_where_computing_is_the_limit() -> None:

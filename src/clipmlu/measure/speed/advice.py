@@ -62,18 +62,23 @@ class PipelineFigures:
     estimates: tuple[Estimate, ...] = ()
 
 
-def known_estimates(*, simplejpeg: bool, quantised: bool, on_cpu: bool, vnni: bool) -> tuple[Estimate, ...]:
+def known_estimates(
+    *, slow_jpegs: bool, no_kernel: str, quantised: bool, on_cpu: bool, vnni: bool
+) -> tuple[Estimate, ...]:
     """Return the changes that may help a bundle, with factors measured on other machines (``docs/speed.md``).
 
     Args:
-        simplejpeg: True if the package that decodes JPEGs faster is in use.
+        slow_jpegs: True if there are JPEGs, and the package that decodes them faster is not installed.
+        no_kernel: why Pillow resizes instead of the compiled kernel, with the remedy; empty if it does not.
         quantised: True if the image tower computes in 8 bits.
         on_cpu: True if a CPU runtime computes it.
         vnni: True if the CPU has instructions for sums of 8-bit products.
     """
     found = []
-    if not simplejpeg:
+    if slow_jpegs:
         found.append(Estimate("pip install 'clipmlu[jpeg]'", "decode", 0.6))
+    if no_kernel:
+        found.append(Estimate(f"the compiled kernel that resizes ({no_kernel})", "preprocess", 0.25))
     if on_cpu and vnni and not quantised:
         found.append(Estimate("'clipmlu compile --precision qint8_mixed_float32'", "compute", 0.42))
     return tuple(found)

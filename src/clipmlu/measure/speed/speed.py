@@ -15,6 +15,8 @@ from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.provenance import Provenance, provenance_of
 from clipmlu.backends.several_devices import resolve_devices
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
+from clipmlu.bundle.manifest import Placement
+from clipmlu.data.resize.kernel import load_kernel
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home
@@ -26,7 +28,7 @@ from clipmlu.measure.machine import (
     describe_machine,
     peak_memory_bytes,
 )
-from clipmlu.measure.speed.advice import known_estimates
+from clipmlu.measure.speed.advice import Estimate, known_estimates
 from clipmlu.measure.speed.bottleneck import PipelineReport, draw_photos, measure_pipeline
 from clipmlu.measure.speed.limit import PipelineSetup
 from clipmlu.measure.speed.loaded import make_samples, open_graph
@@ -199,7 +201,6 @@ def _measure_tower(
 
 def _measure_pipeline(encoder: Encoder, batch_size: int, options: SpeedOptions) -> PipelineReport:
     placement = encoder.bundle.compilation.placement("image")
-    has_cards = get_backend(placement.backend).has_cards
     cpus = available_cpus()
     setup = PipelineSetup(
         workers=options.workers or cpus,
@@ -207,13 +208,7 @@ def _measure_pipeline(encoder: Encoder, batch_size: int, options: SpeedOptions) 
         cores=usable_cores(),
         threads=options.threads or cpus,
         # The emulated card computes on this CPU too.
-        shares_cores=placement.emulated or not has_cards,
-    )
-    estimates = known_estimates(
-        simplejpeg=util.find_spec("simplejpeg") is not None,
-        quantised=placement.precision.bits is not None,
-        on_cpu=not has_cards,
-        vnni="VNNI" in (cpu_instructions() or ()),
+        shares_cores=placement.emulated or not get_backend(placement.backend).has_cards,
     )
     with _image_files(options) as files:
         return measure_pipeline(
@@ -223,8 +218,21 @@ def _measure_pipeline(encoder: Encoder, batch_size: int, options: SpeedOptions) 
             limits=options.limits,
             setup=setup,
             drawn=options.images is None,
-            estimates=estimates,
+            estimates=_estimates(files, placement),
         )
+
+
+def _estimates(files: Sequence[Path], placement: Placement) -> tuple[Estimate, ...]:
+    """Return the changes that may help on this machine and are not measured."""
+    kernel = load_kernel()
+    jpegs = any(path.suffix.lower() in (".jpg", ".jpeg") for path in files)
+    return known_estimates(
+        slow_jpegs=jpegs and util.find_spec("simplejpeg") is None,
+        no_kernel=kernel if isinstance(kernel, str) else "",
+        quantised=placement.precision.bits is not None,
+        on_cpu=not get_backend(placement.backend).has_cards,
+        vnni="VNNI" in (cpu_instructions() or ()),
+    )
 
 
 @contextlib.contextmanager
