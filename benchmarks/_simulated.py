@@ -8,6 +8,7 @@ Not simulated: memory bandwidth, page faults, caches and clock rates of many bus
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -16,6 +17,8 @@ from unittest import mock
 
 import numpy as np
 from PIL import Image
+
+from clipmlu.data.resize.kernel import load_kernel
 
 _END_OF_JPEG = b"\xff\xd9"
 _SET_TIMER_SLACK = 29  # prctl: without it each sleep lasts some 50 us longer
@@ -28,14 +31,18 @@ class NativeCall:
         name: name for people.
         calls: number of calls that were recorded.
         seconds: their time of a core.
+        instant: whether simulated calls take no time.
         shapes: maps the length of a file to the shape of its pixels.
+        contents: maps the length of a file to its bytes.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.calls = 0
+        self.instant = False
         self.seconds = 0.0
         self.shapes: dict[int, tuple[int, ...]] = {}
+        self.contents: dict[int, bytes] = {}
         self._units = 0.0
 
     def record(self, units: float, action: Callable[[], Any]) -> Any:
@@ -48,8 +55,9 @@ class NativeCall:
         return result
 
     def sleep(self, units: float) -> None:
-        """Sleep for the length of a call with this amount of work."""
-        time.sleep(units * self.seconds / self._units)
+        """Sleep for the length of a call with this amount of work, unless calls are instant."""
+        if not self.instant:
+            time.sleep(units * self.seconds / self._units)
 
 
 class _Decoder:
@@ -112,9 +120,41 @@ def _simplejpeg(call: NativeCall, record: bool) -> Any:
     return mock.patch.object(simplejpeg, "decode_jpeg", decode)
 
 
+def _kernel(call: NativeCall, record: bool) -> Any:
+    kernel = load_kernel()
+    if isinstance(kernel, str):
+        return nullcontext()
+    real = kernel._resize
+
+    def resize(*arguments: Any) -> Any:
+        _, width, height, *_ = arguments
+        if record:
+            return call.record(width * height, lambda: real(*arguments))
+        call.sleep(width * height)
+        return 0
+
+    return mock.patch.object(kernel, "_resize", resize)
+
+
+def _read(call: NativeCall, record: bool) -> Any:
+    real = os.read
+    contents: dict[int, bytes] = call.contents
+
+    def read(descriptor: int, size: int) -> bytes:
+        if record:
+            contents[size] = call.record(size, lambda: real(descriptor, size))
+        else:
+            call.sleep(size)
+        return contents[size]
+
+    return mock.patch.object(os, "read", read)
+
+
 _EDGES: dict[str, Callable[[NativeCall, bool], Any]] = {
+    "read": _read,
     "simplejpeg": _simplejpeg,
     "Pillow's JPEG decoder": _pillow_decoder,
+    "the compiled kernel": _kernel,
     "Pillow's resize": _pillow_resize,
 }
 

@@ -10,15 +10,13 @@ Sides:
     DataLoader           torch's DataLoader with N worker processes and open_clip's transform
 
 "efficiency" is the rate with N workers relative to N times the rate of the same side with one. Every side runs for
-``--seconds`` at each N, the sides in turn; the whole takes some (4 x numbers of workers + 8) x seconds.
+``--seconds`` at each N, the sides in turn; the whole takes some (4 x numbers of workers + 7) x seconds.
 
-The interpreter's lock: while one worker prepares images, another thread runs Python without a pause. "lock, us per
-image" is the time for which that thread waited for the lock, for each image; it includes the hand-over, twice for each
-native call. "lock-bound from" is the number of workers that would need the lock all the time.
-
-With ``--simulated`` the native calls are replaced by sleeps of their measured length, so that N threads run as on N
-cores even where there are fewer: see ``_simulated.py``. The column says what Python and its lock allow. It needs one
-core that is not busy otherwise.
+The interpreter's lock: with ``--simulated`` the native calls of an image (reading, decoding, resizing), which run
+without the lock, are first replaced by calls that do nothing. The time of a core that is left is at most what an image
+holds the lock. Then they are replaced by sleeps of their measured length, so that N threads run as on N cores even
+where there are fewer: see ``_simulated.py``. Those rates say what Python and its lock allow, and need one core that is
+not busy otherwise.
 
 The JPEGs are in the system's cache, so that reading them costs no disk.
 """
@@ -28,7 +26,6 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,8 +41,6 @@ from _timing import cores, print_machine, print_table, write_json
 from clipmlu.data.images import ImageSource
 from clipmlu.embed.images import run_batches
 from clipmlu.embed.items import item_from_source
-
-SWITCH_S = 1e-5
 
 
 def main() -> None:
@@ -65,8 +60,6 @@ def main() -> None:
     left_out: dict[str, str] = {}
     rates = _measure(sides, job, options.workers, left_out)
     _print_rates(rates, options.workers)
-    lock = _measure_lock(job)
-    _print_lock(lock)
     simulated = _simulate(job, options.simulated) if options.simulated else {}
     for name, reason in left_out.items():
         print(f"\nLeft out: {name}: {reason}")
@@ -75,7 +68,6 @@ def main() -> None:
         "small": options.small,
         "uint8": options.uint8,
         "rates": {name: {str(n): rate._asdict() for n, rate in own.items()} for name, own in rates.items()},
-        "lock": lock,
         "simulated": simulated,
         "left_out": left_out,
     }
@@ -162,103 +154,52 @@ def _efficiency(own: dict[int, Rate], number: int) -> float:
     return own[number].per_second / (number * own[1].per_second)
 
 
-class Spinner:
-    """A thread that runs Python without a pause, and the time for which it had no lock."""
-
-    def __init__(self) -> None:
-        self._stop = False
-        self._waited = 0.0
-        self._thread = threading.Thread(target=self._spin)
-
-    def __enter__(self) -> Spinner:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.finish()
-
-    def finish(self) -> float:
-        """Stop it and return the seconds in which it neither ran nor waited for a core."""
-        self._stop = True
-        self._thread.join()
-        return self._waited
-
-    def _spin(self) -> None:
-        start, used = time.perf_counter(), _scheduled()
-        while not self._stop:
-            for _ in range(1000):
-                pass
-        self._waited = time.perf_counter() - start - (_scheduled() - used)
-
-
-def _scheduled() -> float:
-    """Return the seconds that the calling thread ran or waited for a core (Linux, sched-stats.rst)."""
-    running, waiting, _ = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()
-    return (int(running) + int(waiting)) * 1e-9
-
-
-def _measure_lock(job: Job) -> dict[str, float]:
-    """Measure one worker beside a spinning thread: microseconds per image of the lock and of a core."""
-    _say("the interpreter's lock")
-    graph = IdleGraph(job)
-    alone = run_pipeline(graph, job, 1)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_S)
-    try:
-        with Spinner() as spinner:
-            beside = run_pipeline(graph, job, 1)
-            waited = spinner.finish()
-    finally:
-        sys.setswitchinterval(interval)
-    core = 1e6 * (alone.core_seconds or 0.0) / alone.images
-    lock = 1e6 * waited / beside.images
-    return {"core_us": core, "lock_us": lock, "share": lock / core}
-
-
-def _print_lock(lock: dict[str, float]) -> None:
-    print_table(
-        ["core, us per image", "lock, us per image", "share", "lock-bound from"],
-        [
-            (
-                f"{lock['core_us']:.0f}",
-                f"{lock['lock_us']:.0f}",
-                f"1/{1 / lock['share']:.0f}",
-                f"{1 / lock['share']:.0f} workers",
-            )
-        ],
-    )
-    print()
-
-
 def _simulate(job: Job, numbers: Sequence[int]) -> dict[str, Any]:
-    """Measure threads whose native calls sleep."""
+    """Measure what holds the interpreter's lock, and threads on simulated cores."""
     _say("simulated cores: recording the native calls")
     graph = IdleGraph(job)
     few = job._replace(sources=job.sources[:64])
-    once = functools.partial(_prepare_all, graph, few.sources)
+    alone = run_pipeline(graph, few, 1)
+    core = 1e6 * (alone.core_seconds or 0.0) / alone.images
     rates: dict[int, Rate] = {}
-    with simulated_cores(once) as calls:
-        if not calls:
-            print("Simulated cores: no native call was found.\n")
-            return {}
+    with simulated_cores(functools.partial(_prepare_all, graph, few.sources)) as calls:
+        for call in calls:
+            call.instant = True
+        rest = run_pipeline(graph, few, 1)
+        for call in calls:
+            call.instant = False
         for number in numbers:
             _say(f"threads, {number} simulated core(s)")
             rates[number] = run_pipeline(graph, few, number)
-    lengths = {call.name: 1e6 * call.seconds / len(few.sources) for call in calls}
-    print(f"Simulated cores: {', '.join(f'{name} {us:.0f} us an image' for name, us in lengths.items())} are sleeps.\n")
+    lock = 1e6 * (rest.core_seconds or 0.0) / rest.images
+    native = {call.name: 1e6 * call.seconds / len(few.sources) for call in calls}
+    _print_lock(core, lock, native)
+    _print_simulated(rates)
+    return {
+        "core_us": core,
+        "lock_us": lock,
+        "native_us": native,
+        "rates": {str(number): rate._asdict() for number, rate in rates.items()},
+    }
+
+
+def _print_lock(core: float, lock: float, native: dict[str, float]) -> None:
+    print(f"One worker: {core:.0f} us of a core for an image. Without the lock, us: {_listed(native)}")
+    print(f"The rest, at most: {lock:.0f} us, 1/{core / lock:.0f}: the lock is enough for {core / lock:.0f} workers\n")
+
+
+def _listed(native: dict[str, float]) -> str:
+    return ", ".join(f"{name} {us:.0f}" for name, us in native.items()) or "none"
+
+
+def _print_simulated(rates: dict[int, Rate]) -> None:
     print_table(
-        ["workers", "images/s", "efficiency", "Python, us per image"],
+        ["simulated cores = workers", "images/s", "efficiency"],
         [
-            (
-                number,
-                f"{rate.per_second:.0f}",
-                f"{_efficiency(rates, number):.2f}" if 1 in rates else "",
-                f"{1e6 * (rate.core_seconds or 0) / rate.images:.0f}",
-            )
+            (number, f"{rate.per_second:.0f}", f"{_efficiency(rates, number):.2f}" if 1 in rates else "")
             for number, rate in rates.items()
         ],
     )
-    return {"native_us": lengths, "rates": {str(number): rate._asdict() for number, rate in rates.items()}}
 
 
 def _prepare_all(graph: IdleGraph, sources: Sequence[ImageSource]) -> None:
