@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
+import time
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from clipmlu.backends.base import Feeds, Session
-from clipmlu.backends.several_devices import MultiDeviceSession, batches_under_way, check_devices
+from clipmlu.backends.base import Feeds, Session, SessionOptions
+from clipmlu.backends.several_devices import (
+    MultiDeviceSession,
+    batches_under_way,
+    check_devices,
+    open_on_devices,
+)
 from clipmlu.bundle.manifest import Tower
 from clipmlu.clock import StageTotal
 from clipmlu.errors import BackendUnavailableError, DeviceError, OptionError, SessionError, ShapeError
@@ -21,6 +30,9 @@ TOWER = Tower(
     inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 1)),),
     outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 1)),),
 )
+
+
+MODEL: Any = SimpleNamespace(path="bundle", tower=lambda _name: TOWER)
 
 
 def feeds(number: float) -> dict[str, Any]:
@@ -173,6 +185,52 @@ def test_closing_closes_every_card_and_fails_what_runs_and_what_waits(caplog: py
             each.result()
     with pytest.raises(SessionError, match="The graph was closed"):
         session.submit(feeds(1))
+
+
+class SlowBackend:
+    """Opens a card only when the test says so; a card of ``absent`` does not exist."""
+
+    def __init__(self, absent: frozenset[int] = frozenset()) -> None:
+        self.ready = threading.Event()
+        self.cards: list[Card] = []
+        self.started: list[int] = []
+        self._absent = absent
+
+    def open(self, _model: Any, _tower: Any, options: SessionOptions) -> Card:
+        self.started.append(options.device)
+        if options.device in self._absent:
+            raise BackendUnavailableError(f"there is no card {options.device}")
+        self.ready.wait(10)
+        self.cards.append(Card(options.device))
+        return self.cards[-1]
+
+    def closed_cards(self, count: int) -> bool:
+        """Wait until so many cards were opened and closed again."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if len(self.cards) == count and all(card.closings == 1 for card in self.cards):
+                return True
+            time.sleep(0.01)
+        return False
+
+
+def test_interrupt_while_cards_are_opened_waits_for_none_of_them() -> None:
+    backend: Any = SlowBackend()
+    threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        open_on_devices(backend, MODEL, "image", SessionOptions(), [0, 1, 2])
+    assert not backend.cards
+    assert sorted(backend.started) == [0, 1, 2], "all at the same time"
+    backend.ready.set()
+    assert backend.closed_cards(3)
+
+
+def test_card_that_cannot_be_opened_closes_the_others() -> None:
+    backend: Any = SlowBackend(absent=frozenset({1}))
+    threading.Timer(0.2, backend.ready.set).start()
+    with pytest.raises(BackendUnavailableError, match="there is no card 1"):
+        open_on_devices(backend, MODEL, "image", SessionOptions(), [0, 1, 2])
+    assert backend.closed_cards(2)
 
 
 def test_clock_adds_up_the_cards() -> None:

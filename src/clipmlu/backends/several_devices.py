@@ -7,9 +7,9 @@ import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Literal, TypeVar
 
 from clipmlu.arguments import check_argument, shown
 from clipmlu.backends.base import Backend, Feeds, PendingBatch, Session, SessionOptions
@@ -20,6 +20,7 @@ from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, ClipmluError, DeviceError, OptionError, SessionError
 from clipmlu.specs import NaturalInt, TowerName
 
+Result = TypeVar("Result")
 Devices = tuple[int, ...] | Literal["all"]
 
 _log = logging.getLogger(__name__)
@@ -107,31 +108,42 @@ def open_on_devices(
     """Open one graph on several cards at the same time.
 
     Raises:
-        BackendUnavailableError: a card does not exist, or its SDK cannot be reached; nothing stays open.
+        BackendUnavailableError: a card does not exist, or its SDK cannot be reached; the others are closed.
     """
 
     def open_one(device: int) -> Session:
         return backend.open(model, tower, dataclasses.replace(options, device=device, one_of_several=True))
 
-    with _pool(len(devices)) as pool:
-        opening = [pool.submit(open_one, device) for device in devices]
-        try:
-            sessions = [each.result() for each in opening]
-        except BaseException:
-            for each in opening:
-                each.add_done_callback(_close_opened)  # at once, or when it is open
-            raise
+    opening = [_start_thread(functools.partial(open_one, device)) for device in devices]
+    try:
+        sessions = [each.result() for each in opening]
+    except BaseException:
+        for each in opening:
+            each.add_done_callback(_close_opened)  # at once, or when it is open
+        raise
     label = f"Bundle '{model.path}' ({tower} tower)"
     cards = dict(zip(devices, sessions, strict=True))
     return MultiDeviceSession(model.tower(tower), label, cards, options.in_flight)
 
 
-def _pool(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="clipmlu-cards")
+def _start_thread(work: Callable[[], Result]) -> Future[Result]:
+    """Run a function on a thread of its own, which neither an interrupt nor the end of the program waits for."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="clipmlu-cards", daemon=True).start()
+    return future
 
 
 def _close_opened(opening: Future[Session]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
+    if opening.exception() is None:
         opening.result().close()
 
 
@@ -189,9 +201,8 @@ class MultiDeviceSession(Session):
 
     def _release(self) -> None:
         """Close the sessions at the same time; batches that wait for a card fail."""
-        with _pool(len(self._cards)) as pool:
-            for closing in [pool.submit(card.session.close) for card in self._cards]:
-                closing.result()
+        for closing in [_start_thread(card.session.close) for card in self._cards]:
+            closing.result()
         self._fail_waiting(SessionError(f"{self._label}: the session was closed before the batch began."))
 
     def _dispatch(self) -> None:
