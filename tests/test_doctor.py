@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import PIL
 import pytest
 
 from clipmlu.cli import main
@@ -56,6 +57,17 @@ def test_absent_card_and_extra_are_no_problem(monkeypatch: pytest.MonkeyPatch, r
         remedy="needed by 'clipmlu export': pip install 'clipmlu[export]'",
     )
     assert _problems(found) == []
+
+
+def test_resize_kernel_is_reported_with_pillows_version(root: Path) -> None:
+    finding = _findings(root)["image resize"]
+    assert f"Pillow {PIL.__version__} (" in finding.found
+    if finding.status == "ok":
+        assert finding.found.startswith("compiled kernel (")
+        assert finding.remedy == ""
+    else:  # it is not compiled where the tests run
+        assert finding.found.endswith("without the compiled kernel")
+        assert "python -m clipmlu.data.resize.build" in finding.remedy
 
 
 def _put(root: Path, *names: str) -> None:

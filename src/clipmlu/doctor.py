@@ -18,6 +18,7 @@ from clipmlu._version import __version__
 from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.data.datasets import DATASETS, locate_dataset
+from clipmlu.data.resize.kernel import describe_kernel, load_kernel
 from clipmlu.errors import BackendUnavailableError, ClipmluError
 from clipmlu.host import (
     CACHE_VARIABLE,
@@ -78,6 +79,7 @@ def examine(*, root: Path = Path("/"), monitor_seconds: float = 5.0) -> list[Fin
             found=f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
         ),
         _cores_finding(root),
+        _resize_finding(),
         *_backend_findings(),
         *_mlu_findings(root, monitor_seconds),
         *_extra_findings(),
@@ -88,6 +90,19 @@ def examine(*, root: Path = Path("/"), monitor_seconds: float = 5.0) -> list[Fin
             if ":" not in name
         ),
     ]
+
+
+def _resize_finding() -> Finding:
+    """Report whether the compiled resize kernel is used, and why not."""
+    kernel = load_kernel()
+    if isinstance(kernel, str):
+        return Finding(
+            check="image resize",
+            status="optional",
+            found=describe_kernel(),
+            remedy=f"{kernel}; images are resized more slowly",
+        )
+    return Finding(check="image resize", status="ok", found=describe_kernel())
 
 
 def _cores_finding(root: Path) -> Finding:

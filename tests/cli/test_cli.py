@@ -24,6 +24,7 @@ import clipmlu
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli import cli
+from clipmlu.data.resize.order import describe_pillow
 
 Run = Callable[..., tuple[int, str, str]]
 LABELS = "cat,dog,red circle"
@@ -61,7 +62,10 @@ def test_formats_agree(run: Run, compiled: CompiledBundle, photos: Path) -> None
         "precision": "force_float32",
         "emulated": False,
         "devices": [],
-        "tool_versions": {name: metadata.version(name) for name in ("clipmlu", "onnxruntime")},
+        "tool_versions": {
+            **{name: metadata.version(name) for name in ("clipmlu", "onnxruntime")},
+            "pillow": describe_pillow(),
+        },
     }
     assert len(lines) == len(rows) == len(table) == 3
     for line, row, text in zip(lines, rows, table, strict=True):

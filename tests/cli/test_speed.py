@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 
 import support
@@ -73,7 +74,8 @@ def test_every_scenario_of_both_towers(run: Run, compiled: CompiledBundle, photo
     origin = report["provenance"]
     assert (origin["target"], origin["precision"], origin["emulated"]) == ("cpu", "force_float32", False)
     assert (report["batch_size"], origin["devices"], report["in_flight"]) == (4, [], 2)
-    assert set(origin["tool_versions"]) == {"clipmlu", "onnxruntime"}
+    assert set(origin["tool_versions"]) == {"clipmlu", "onnxruntime", "pillow"}
+    assert origin["tool_versions"]["pillow"].startswith(f"{PIL.__version__} (")
     assert report["machine"]["cpus"] >= 1
     assert report["machine"]["memory_bytes"] > report["peak_memory_bytes"] > 10 * 2**20
     assert report["open_s"] > 0

@@ -104,7 +104,7 @@ def test_manifest_tells_what_was_exported(tiny_model: Tiny, tiny_bundle: Exporte
     assert {record.batch_size for record in manifest.export.parity} == {1, 2, 5, 8}
     assert {record.output for record in manifest.export.parity} == {"image_embeds", "text_embeds"}
     assert all(record.max_abs_diff <= 1e-5 for record in manifest.export.parity)
-    assert {"clipmlu", "torch", "open_clip_torch", "onnxscript"} <= set(manifest.tool_versions)
+    assert {"clipmlu", "torch", "open_clip_torch", "onnxscript", "pillow"} <= set(manifest.tool_versions)
     assert open_exported(bundle.path).digest == bundle.digest
 
 

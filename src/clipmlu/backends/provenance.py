@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from clipmlu.backends import get_backend
 from clipmlu.bundle.directory import Bundle, CompiledBundle
 from clipmlu.bundle.manifest import Compilation, current_tool_versions
+from clipmlu.data.resize.order import pillow_versions
 from clipmlu.specs import ModelId, Precision, Spec
 
 
@@ -20,7 +21,7 @@ class Provenance(Spec, frozen=True, kw_only=True):
         precision: arithmetic of the graphs; None if several were measured.
         emulated: the emulated vendor SDK was used; its speed is not the speed of a card.
         devices: indices of the used cards; empty if none was used.
-        tool_versions: versions of clipmlu and of the runtimes.
+        tool_versions: versions of clipmlu, of the runtimes, and of Pillow with the order of its resize's passes.
     """
 
     model: ModelId
@@ -70,7 +71,7 @@ def make_provenance(
         precision=precision,
         emulated=any(backend.emulated for backend in found),
         devices=tuple(devices) if any(backend.has_cards for backend in found) else (),
-        tool_versions=current_tool_versions(*sorted({*used, *packages})),
+        tool_versions=current_tool_versions(*sorted({*used, *packages})) | pillow_versions(),
     )
 
 

@@ -29,6 +29,7 @@ from clipmlu.compile.preparing import joint_row_macs, prepare_graph
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.feeds import CalibrationData
+from clipmlu.data.resize.order import pillow_versions
 from clipmlu.errors import (
     BackendUnavailableError,
     CalibrationError,
@@ -203,7 +204,7 @@ def _tool_versions(exported: ExportedBundle, steps: Sequence[_Step]) -> dict[str
     """Return the versions of all tools of the export and the compilation."""
     packages = sorted({package for step in steps for package in step.backend.packages})
     of_sdks = {name: version for step in steps for name, version in step.versions.items()}
-    return exported.manifest.tool_versions | current_tool_versions(*packages) | of_sdks
+    return exported.manifest.tool_versions | current_tool_versions(*packages) | pillow_versions() | of_sdks
 
 
 def _check(

@@ -23,6 +23,7 @@ from clipmlu.bundle.manifest import (
     current_tool_versions,
     text_id_of,
 )
+from clipmlu.data.resize.order import pillow_versions
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.export.checks import check_parity
 from clipmlu.export.downloads import are_cached, record_downloads
@@ -164,7 +165,7 @@ def _describe(
             notes=loaded.notes,
         ),
         files=files,
-        tool_versions=current_tool_versions(*_installed_tools()),
+        tool_versions=current_tool_versions(*_installed_tools()) | pillow_versions(),
     )
 
 

@@ -12,6 +12,7 @@ from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, che
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.data.resize.order import pillow_versions
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.file_names import name_from_path
 from clipmlu.keys import make_key, options_key
@@ -124,7 +125,8 @@ def session_key(session: SessionOptions) -> dict[str, str]:
 def _tool_versions(plan: CompilationPlan, session: SessionOptions) -> dict[str, str]:
     """Return the versions of clipmlu, of the towers' runtimes, and of ONNX Runtime, the reference of the gates."""
     placements = [plan.main, *([] if plan.text_tower is None else [plan.text_tower])]
-    return runtime_versions(("onnxruntime", *(placement.backend for placement in placements)), session)
+    backends = ("onnxruntime", *(placement.backend for placement in placements))
+    return runtime_versions(backends, session) | pillow_versions()
 
 
 def open_unchanged(path: Path, digest: str, open_: Callable[[Path], SomeBundle], on_note: Note) -> SomeBundle | None:

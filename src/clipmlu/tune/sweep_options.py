@@ -11,6 +11,7 @@ from clipmlu.compile.plan import DEFAULT_BATCH_SIZE, DEFAULT_MAX_BATCH, CompileO
 from clipmlu.data.datasets import DATASETS, Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
+from clipmlu.data.resize.order import pillow_versions
 from clipmlu.errors import OptionError
 from clipmlu.keys import make_key, options_key
 from clipmlu.measure.accuracy.evaluate import EvalOptions
@@ -127,4 +128,4 @@ def timing_key(bundle: CompiledBundle, batch_size: int, options: SweepOptions) -
 
 def _versions(bundle: CompiledBundle, options: SweepOptions) -> dict[str, str]:
     placements = [bundle.compilation.placement(tower) for tower in bundle.manifest.towers]
-    return runtime_versions((placement.backend for placement in placements), options.session)
+    return runtime_versions((placement.backend for placement in placements), options.session) | pillow_versions()

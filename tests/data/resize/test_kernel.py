@@ -217,15 +217,16 @@ def test_without_the_library_results_are_equal(tmp_path: Path) -> None:
     script = """
 import pickle, sys
 from clipmlu.data.preprocess import Preprocessor
-from clipmlu.data.resize.kernel import describe_kernel
+from clipmlu.data.resize.kernel import describe_kernel, load_kernel
 images, specs = pickle.load(open(sys.argv[1], "rb"))
 results = [Preprocessor(spec).batch(images) for spec in specs]
-pickle.dump((describe_kernel(), results), open(sys.argv[2], "wb"))
+pickle.dump((describe_kernel(), load_kernel(), results), open(sys.argv[2], "wb"))
 """
     command = [sys.executable, "-c", script, str(tmp_path / "given.pickle"), str(tmp_path / "found.pickle")]
     subprocess.run(command, check=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""})
-    described, results = pickle.loads((tmp_path / "found.pickle").read_bytes())
-    assert "no compiled kernel: it is not compiled" in described
+    described, reason, results = pickle.loads((tmp_path / "found.pickle").read_bytes())
+    assert "without the compiled kernel" in described
+    assert "it is not compiled; with a C compiler:" in reason
     for spec, expected in zip(specs, results, strict=True):
         np.testing.assert_array_equal(Preprocessor(spec).batch(images), expected)
 

@@ -192,11 +192,11 @@ def checked_kernel(path: Path) -> Kernel:
 
 
 def describe_kernel() -> str:
-    """Return what resizes images here, and the order of Pillow's passes, in one line."""
+    """Return what resizes RGB images here, and the order of Pillow's passes, in one line."""
     kernel = load_kernel()
     if isinstance(kernel, Kernel):
-        return f"compiled kernel ({kernel.variants[kernel.variant]}), equal to Pillow {describe_pillow()}"
-    return f"Pillow {describe_pillow()}, no compiled kernel: {kernel}"
+        return f"compiled kernel ({kernel.variants[kernel.variant]}), pixels of Pillow {describe_pillow()}"
+    return f"Pillow {describe_pillow()}, without the compiled kernel"
 
 
 @functools.cache

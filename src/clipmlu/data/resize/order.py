@@ -53,6 +53,11 @@ def describe_pillow() -> str:
     return f"{PIL.__version__} ({pass_order()})"
 
 
+def pillow_versions() -> dict[str, str]:
+    """Return what decides the pixels of resized images, as an entry of the tool versions of manifests and reports."""
+    return {"pillow": describe_pillow()}
+
+
 def _begins_with(size: tuple[int, int], resized: tuple[int, int]) -> Literal["horizontal", "vertical", "neither"]:
     """Return the first pass of a resize of noise. Between the passes Pillow rounds to 8 bits, so the order shows."""
     image = Image.fromarray(noise(*size))
