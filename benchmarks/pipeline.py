@@ -51,11 +51,11 @@ from clipmlu.bundle.directory import CompiledBundle, open_compiled, open_exporte
 from clipmlu.bundle.manifest import Tower
 from clipmlu.clock import now
 from clipmlu.data.feeds import Array
-from clipmlu.data.images import ImageSource, load_image
+from clipmlu.data.images import ImageSource
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
 from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import embed_items
-from clipmlu.embed.items import ImageItem
+from clipmlu.embed.items import item_from_source
 from clipmlu.magicmind.backend import emulated_worker
 from clipmlu.magicmind.emulator import NOTICE
 from clipmlu.specs import TowerName
@@ -258,7 +258,7 @@ def _prepare(encoder: Encoder, sources: list[ImageSource], workers: int) -> None
     def prepare(part: list[ImageSource]) -> None:
         place = np.empty(preprocessor.shape, dtype)
         for source in part:
-            preprocessor.write(load_image(source), place)
+            preprocessor.write(preprocessor.decode(source), place)
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(prepare, [sources[first::workers] for first in range(workers)]))
@@ -276,7 +276,7 @@ def _submit(encoder: Encoder, count: int, batch_size: int) -> None:
 
 
 def _embed(encoder: Encoder, sources: list[ImageSource], options: argparse.Namespace) -> None:
-    items = (ImageItem(str(number), functools.partial(load_image, source)) for number, source in enumerate(sources))
+    items = (item_from_source(source, number) for number, source in enumerate(sources))
     for outcome in embed_items(encoder, items, batch_size=options.batch_size, workers=options.workers):
         outcome.require_row()
 

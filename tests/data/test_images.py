@@ -23,9 +23,12 @@ from clipmlu.data.images import (
     cut_strips,
     is_clipped,
     load_image,
+    load_picture,
     read_source,
 )
+from clipmlu.data.preprocess import Preprocessor
 from clipmlu.errors import InputError, OptionError
+from clipmlu.specs import PreprocessSpec
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (23, 31, 3), dtype=np.uint8)
@@ -122,6 +125,24 @@ def test_uint8_array_becomes_the_image_that_it_shows(array: np.ndarray, mode: st
     image = load_image(array)
     assert image.mode == mode
     np.testing.assert_array_equal(np.asarray(image), array[:, :, 0] if array.shape[2:] == (1,) else array)
+
+
+@pytest.mark.parametrize("array", [PHOTO, np.asfortranarray(PHOTO), PHOTO[::2, ::-1]], ids=["C", "Fortran", "view"])
+def test_rgb_array_is_a_picture_already(array: np.ndarray) -> None:
+    assert load_picture(array) is array
+    spec = PreprocessSpec(height=24, width=24, mean=(0.5,) * 3, std=(0.25,) * 3)
+    preprocessor = Preprocessor(spec)
+    np.testing.assert_array_equal(preprocessor(load_picture(array)), preprocessor(Image.fromarray(array)))
+
+
+def test_array_that_is_no_picture_is_refused_as_before() -> None:
+    with pytest.raises(InputError, match="more than the limit of 100"):
+        load_picture(PHOTO, max_pixels=100)
+    with pytest.raises(InputError, match="has no pixels"):
+        load_picture(np.zeros((0, 5, 3), np.uint8))
+    with pytest.raises(InputError, match="the range of floating-point pixels is not known"):
+        load_picture(PHOTO / 255)
+    assert isinstance(load_picture(PHOTO[:, :, 0]), Image.Image)
 
 
 def test_later_writes_to_the_array_do_not_reach_the_image() -> None:

@@ -208,8 +208,10 @@ def load_picture(
 
     Returns:
         For an ordinary JPEG, if the package simplejpeg is installed: uint8, shape (height, width, 3), RGB, with the
-        pixels of ``load_image``. Else the result of ``load_image``.
+        pixels of ``load_image``. For such an array, that array itself. Else the result of ``load_image``.
     """
+    if isinstance(source, np.ndarray) and _is_rgb(source, max_pixels):
+        return source
     name = _name_of_source(source, name)
     content = _content_of_source(source)
     if isinstance(content, bytes) and at_least is None and (header := read_ordinary_header(content)) is not None:
@@ -222,6 +224,14 @@ def load_picture(
         if pixels is not None:
             return pixels
     return load_image(content, max_pixels=max_pixels, name=name, at_least=at_least, reserve=reserve)
+
+
+def _is_rgb(array: npt.NDArray[Any], max_pixels: int) -> bool:
+    """Return whether an array is a ``Picture`` with at least one pixel and at most ``max_pixels``."""
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        return False
+    _check_limit(max_pixels)
+    return bool(0 < array.shape[0] * array.shape[1] <= max_pixels)
 
 
 def _name_of_source(source: ImageSource, name: str | None) -> str | None:

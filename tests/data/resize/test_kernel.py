@@ -6,6 +6,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.resize.build import BuildError, build, library_path
 from clipmlu.data.resize.kernel import Crop, Kernel, KernelUnavailableError, checked_kernel, load_kernel
+from clipmlu.data.resize.order import noise
 from clipmlu.specs import PreprocessSpec
 from conftest import REPOSITORY
 
@@ -235,3 +238,34 @@ def test_preprocessor_can_be_pickled() -> None:
     preprocess = Preprocessor(PreprocessSpec(height=8, width=8, mean=MEAN, std=STD))
     pixels = draw_pixels(np.random.default_rng(3), (20, 10), 0)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(preprocess))(pixels), preprocess(pixels))
+
+
+@pytest.mark.parametrize(("size", "releases"), [((32, 32), False), ((640, 480), True)])
+def test_only_a_long_call_gives_the_interpreters_lock_to_another_thread(
+    kernel: Kernel, size: tuple[int, int], releases: bool
+) -> None:
+    turns, stopped = 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not stopped.is_set():
+            turns += 1
+            time.sleep(0)  # gives the lock away
+
+    picture, out = noise(*size), np.empty((3, 32, 32), np.uint8)
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    sys.setswitchinterval(1000)  # nobody is made to give it away
+    try:
+        before = turns
+        for _ in range(50):
+            assert kernel.write(picture, Crop((32, 32), 0, 0), Image.Resampling.BICUBIC, out)
+        after = turns
+    finally:
+        sys.setswitchinterval(interval)
+        stopped.set()
+        thread.join()
+    assert (after > before) is releases
+    expected = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(out.transpose(1, 2, 0), expected)

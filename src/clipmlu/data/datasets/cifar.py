@@ -141,12 +141,12 @@ class CifarDataset:
 
     def image(self, index: int) -> Image.Image:
         """Return the image, RGB, 32 x 32 pixels."""
-        planes = self._pixels[index].reshape(3, _SIDE, _SIDE)
-        return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+        return Image.fromarray(self.source(index))
 
-    def source(self, index: int) -> Image.Image:
-        """Return the image itself."""
-        return self.image(index)
+    def source(self, index: int) -> npt.NDArray[np.uint8]:
+        """Return the image's pixels, shape (32, 32, 3), RGB: a Pillow image of them would take longer than all else."""
+        planes = self._pixels[index].reshape(3, _SIDE, _SIDE)
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
     def key(self, index: int) -> str:
         """Return an identifier such as ``"cifar100/test/000017"``."""

@@ -19,6 +19,7 @@ _BUILD = "python -m clipmlu.data.resize.build"
 _DONE, _OUT_OF_MEMORY = 0, 1
 _FILTERS = {Image.Resampling.BILINEAR: 0, Image.Resampling.BICUBIC: 1}
 _RGB_BYTES = 3
+_SMALL_PIXELS = 1 << 12  # resized in some 20 us: releasing the interpreter's lock and taking it again would take longer
 # (width, height) of the image and of the result, in which each direction and each order of the passes occurs.
 _PROBES = (
     ((61, 40), (29, 19)),
@@ -68,7 +69,7 @@ class Kernel:
         if not path.exists():
             raise KernelUnavailableError(f"it is not compiled; with a C compiler: {_BUILD}")
         try:
-            library = ctypes.CDLL(str(path))
+            library, locked = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
             if digest_of(library) != source_digest():
                 raise KernelUnavailableError(
                     f"it was compiled from another version of its source; compile it again: {_BUILD}"
@@ -77,7 +78,8 @@ class Kernel:
             raise KernelUnavailableError(f"it cannot be loaded: {' '.join(str(error).split())}") from error
         self._tall_first = order == "vertical first if tall"
         self._resize = _declare_resize(library)
-        self._arrow_pixels = library.clipmlu_arrow_pixels
+        self._resize_small = _declare_resize(locked)
+        self._arrow_pixels = locked.clipmlu_arrow_pixels
         self._arrow_pixels.restype = ctypes.c_void_p
         self._arrow_pixels.argtypes = (ctypes.c_void_p, ctypes.c_int64)
         library.clipmlu_variant_name.restype = ctypes.c_char_p
@@ -92,7 +94,7 @@ class Kernel:
         out: npt.NDArray[np.float32] | npt.NDArray[np.uint8],
         table: npt.NDArray[np.float32] | None = None,
     ) -> bool:
-        """Resize a picture and write a part of the result.
+        """Resize a picture and write a part of the result, without the interpreter's lock unless all is small.
 
         Args:
             picture: a Pillow image, or an array.
@@ -114,7 +116,8 @@ class Kernel:
         width, height = picture_size(picture)
         itemsize = out.itemsize
         channel_stride, row_stride, column_stride = (stride // itemsize for stride in out.strides)
-        status = self._resize(
+        small = max(width * height, out.shape[1] * out.shape[2]) <= _SMALL_PIXELS
+        status = (self._resize_small if small else self._resize)(
             address,
             width,
             height,
