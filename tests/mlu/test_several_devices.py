@@ -219,12 +219,13 @@ def test_fused_graph_runs_on_several_cards(tmp_path: Path) -> None:
 @pytest.fixture
 def worker_model(card: CompiledBundle) -> Iterator[Callable[..., Encoder]]:
     """Opens models with a worker process for each card, and checks that nothing of them is left."""
-    before = children()
+    before, memory = children(), _shared_memory()
     with contextlib.ExitStack() as stack:
         yield lambda devices, **settings: stack.enter_context(
             Model(card, SessionOptions(worker=emulated_worker(**settings)), devices=devices)
         )
     _wait_until(lambda: children() == before)
+    _wait_until(lambda: _shared_memory() == memory)
 
 
 def test_each_card_has_a_worker_and_a_killed_one_is_replaced(
@@ -250,10 +251,12 @@ def test_worker_that_dies_again_and_again_is_a_lost_card(
     assert "failed 3 times in a row" in message
 
 
-def test_closing_in_the_middle_leaves_no_process(worker_model: Callable[..., Encoder]) -> None:
+def test_closing_in_the_middle_leaves_no_process_and_no_shared_memory(worker_model: Callable[..., Encoder]) -> None:
+    memory = _shared_memory()
     model = worker_model("0,1", latency_ms=30)
     pending = [model.submit_images(pixels(4)) for _ in range(20)]
     pending[0].result()
+    assert _shared_memory() > memory, "the batches are in shared memory"
     start = time.monotonic()
     model.close()
     assert time.monotonic() - start < 10
@@ -274,6 +277,15 @@ def test_eval_counts_and_report_of_several_cards(card: CompiledBundle) -> None:
     assert (several.top1, several.top5, several.images) == (one.top1, one.top5, one.images)
     assert several.skipped == one.skipped
     assert len(several.skipped) == 2
+
+
+def _shared_memory() -> int:
+    """Number of anonymous files of shared memory that this process holds."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += os.readlink(link).startswith("/memfd:")
+    return found
 
 
 def _card_threads() -> int:

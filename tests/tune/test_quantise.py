@@ -162,7 +162,7 @@ def test_the_key_of_a_trial_names_every_option(exported: ExportedBundle, folder:
     key = msgspec.json.decode(path.read_bytes())["key"].keys()
     apart = {
         CompileOptions: {"target", "precision", "quantisation", "calibration", "session", "overwrite"},
-        SessionOptions: {"in_flight", "busy_wait"},
+        SessionOptions: {"in_flight", "busy_wait", "one_of_several"},
         SearchOptions: {"samples", "templates", "precision"},
     }
     prefixes = {CompileOptions: "compile.", SessionOptions: "session.", SearchOptions: "search."}

@@ -167,7 +167,7 @@ def test_each_option_decides_a_compiled_bundle(exported: ExportedBundle, name: s
     assert [part for part in key if changed[part] != key[part]] == [f"compile.{name}"]
 
 
-@pytest.mark.parametrize("name", fields_of(SessionOptions, without=("in_flight", "busy_wait")))
+@pytest.mark.parametrize("name", fields_of(SessionOptions, without=("in_flight", "busy_wait", "one_of_several")))
 def test_each_option_of_the_session_decides_a_compiled_bundle(exported: ExportedBundle, name: str) -> None:
     options = CompileOptions(target="cpu")
     plan = plan_compilation(options)

@@ -189,7 +189,7 @@ def test_the_keys_name_every_option(swept: tuple[Path, SweepOptions]) -> None:
     def fields(kind: type, prefix: str, *without: str) -> set[str]:
         return {f"{prefix}{field.name}" for field in dataclasses.fields(kind) if field.name not in without}
 
-    session = fields(SessionOptions, "session.", "in_flight", "busy_wait")
+    session = fields(SessionOptions, "session.", "in_flight", "busy_wait", "one_of_several")
     facts = {"tool_versions"}
     compiled = fields(CompileOptions, "compile.", "target", "calibration", "session", "overwrite")
     assert parts("") == {

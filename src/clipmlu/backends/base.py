@@ -95,6 +95,10 @@ class SessionOptions:
         check_fields(self)
 
 
+OPTIONS_WITHOUT_EFFECT = ("in_flight", "busy_wait", "one_of_several")
+"""Fields of ``SessionOptions`` that change no computed value; keys of stored results do not hold them."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphOptions:
     """Options for compiling one graph.

@@ -14,6 +14,7 @@ import numpy as np
 
 from clipmlu.arguments import check_argument
 from clipmlu.backends import runtime_versions
+from clipmlu.backends.base import OPTIONS_WITHOUT_EFFECT
 from clipmlu.bundle.manifest import TOKENIZER_NAME, current_tool_versions
 from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
 from clipmlu.classify.results import Prediction, Predictions
@@ -350,7 +351,7 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
         compilation.max_batch,
         facts.tool_versions,
         runtime_versions((placement.backend,), encoder.options),
-        options_digest(encoder.options, without=("in_flight", "busy_wait", "one_of_several")),
+        options_digest(encoder.options, without=OPTIONS_WITHOUT_EFFECT),
         # These are stored in the file.
         facts.model,
         facts.logit_scale,

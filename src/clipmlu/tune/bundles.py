@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from clipmlu.backends import SessionOptions, runtime_versions
+from clipmlu.backends.base import OPTIONS_WITHOUT_EFFECT
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, check_output_free, open_compiled
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
@@ -119,7 +120,7 @@ def compilation_key(
 
 def session_key(session: SessionOptions) -> dict[str, str]:
     """Return the key of the session options that determine computed values, without those that affect only speed."""
-    return options_key(session, prefix="session.", without=("in_flight", "busy_wait"))
+    return options_key(session, prefix="session.", without=OPTIONS_WITHOUT_EFFECT)
 
 
 def _tool_versions(plan: CompilationPlan, session: SessionOptions) -> dict[str, str]:
