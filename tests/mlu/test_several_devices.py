@@ -95,6 +95,14 @@ def test_cards_work_at_the_same_time(card: CompiledBundle, monkeypatch: pytest.M
     assert passed < 0.6 * 16 * 0.050, "16 batches of 50 ms, one after the other, take 0.8 s"
 
 
+def test_batches_in_flight_together_reach_every_card(card: CompiledBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LATENCY, "30")
+    with clipmlu.load(card.path, devices="all") as model:
+        for pending in [model.submit_images(pixels(4)) for _ in model.devices]:
+            pending.result()
+        assert [rows_of(model, index) for index in range(4)] == [4, 4, 4, 4]
+
+
 def test_lost_card_is_named_and_costs_no_result(
     card: CompiledBundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -271,8 +271,9 @@ def _device_costs(
 ) -> dict[Stage, float]:
     """Measure a few full batches, one after the other, without decoding."""
     samples = cast("FloatArray", make_samples(encoder, "image", batch_size))
-    if warm_up:
-        encoder.submit_images(samples).result()
+    if warm_up:  # of every card: batches that are in flight together go to different ones
+        for pending in [encoder.submit_images(samples) for _ in encoder.devices]:
+            pending.result()
     clock = encoder.device_clock("image")
     before = clock.totals()
     for _ in range(batches):
