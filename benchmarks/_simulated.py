@@ -109,9 +109,9 @@ def _simplejpeg(call: NativeCall, record: bool) -> Any:
         return nullcontext()
     real = simplejpeg.decode_jpeg
 
-    def decode(content: bytes, *arguments: Any) -> Any:
+    def decode(content: bytes, *arguments: Any, **options: Any) -> Any:
         if record:
-            pixels = call.record(len(content), lambda: real(content, *arguments))
+            pixels = call.record(len(content), lambda: real(content, *arguments, **options))
             call.shapes[len(content)] = pixels.shape
             return pixels
         call.sleep(len(content))

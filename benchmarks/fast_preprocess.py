@@ -2,8 +2,8 @@
 
     python benchmarks/fast_preprocess.py PHOTOS [--bundle BUNDLE --data-dir DIR --samples N --side N]
 
-PHOTOS is a folder of JPEGs; both methods are timed in alternation and their pixels compared at 224 x 224. With a
-compiled bundle of a model trained on CIFAR-100, test images are enlarged to ``--side`` pixels and stored as JPEGs, and
+PHOTOS is a folder of JPEGs; both methods are timed in alternation and their pixels compared at 224 x 224, and with a
+bundle also their embeddings. With a compiled bundle of a model trained on CIFAR-100, test images are enlarged to ``--side`` pixels and stored as JPEGs, and
 both methods are evaluated on them: these are photographs, but without the detail of a camera image of that size.
 """
 
@@ -21,10 +21,13 @@ from PIL import Image
 from clipmlu.classify.classifier import rank_classes
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import read_source
+from clipmlu.data.jpeg import describe_decoder
+from clipmlu.data.picture import picture_size
 from clipmlu.data.preprocess import Preprocessor
+from clipmlu.data.resize.kernel import describe_kernel
 from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import embed_items
-from clipmlu.embed.items import ImageItem
+from clipmlu.embed.items import ImageItem, item_from_source
 from clipmlu.model import load
 from clipmlu.specs import PreprocessSpec
 
@@ -44,31 +47,64 @@ def main() -> None:
     options = parser.parse_args()
     compare_pixels(options.photos, options.rounds)
     if options.bundle is not None:
+        compare_embeddings(options)
         compare_accuracy(options)
 
 
 def compare_pixels(folder: Path, rounds: int) -> None:
-    """Print differences and times for each photograph."""
+    """Print differences and times for each photograph, and the means."""
     spec = PreprocessSpec(height=224, width=224, mean=MEAN, std=STD)
     exact, fast = Preprocessor(spec), Preprocessor(spec, fast=True)
-    print("| photograph | pixels | largest difference, of 255 | mean | exact, ms | fast, ms | exact / fast |")
-    print("|---|---|---|---|---|---|---|")
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+    print(f"{describe_decoder().found}; {describe_kernel()}\n")
+    print("| photograph | pixels | decoded | largest difference, of 255 | mean | exact, ms | fast, ms | exact / fast |")
+    print("|---|---|---|---|---|---|---|---|")
+    times: list[list[float]] = []
+    means = []
+    for path in photographs(folder):
         content = read_source(path)
-        width, height = exact.decode(content).size
-        pixels = [each.pixels(each.decode(content)).astype(np.int16) for each in (exact, fast)]
+        pictures = [each.decode(content) for each in (exact, fast)]
+        pixels = [each.pixels(picture).astype(np.int16) for each, picture in zip((exact, fast), pictures, strict=True)]
         difference = np.abs(pixels[0] - pixels[1])
-        times: list[list[float]] = [[], []]
-        for _ in range(rounds):
-            for each, taken in zip((exact, fast), times, strict=True):
-                start = time.perf_counter()
-                each(each.decode(content))
-                taken.append(1000 * (time.perf_counter() - start))
-        slow, quick = (statistics.median(taken) for taken in times)
-        ratio = statistics.median(first / second for first, second in zip(*times, strict=True))
-        print(
-            f"| {path.name} | {width}x{height} | {difference.max()} | {difference.mean():.3f} | {slow:.2f} | {quick:.2f} | {ratio:.2f} |"
-        )
+        slow, quick, ratio = compare_times(exact, fast, content, rounds)
+        sizes = " | ".join("x".join(map(str, picture_size(picture))) for picture in pictures)
+        measured = f"{difference.max()} | {difference.mean():.3f} | {slow:.2f} | {quick:.2f} | {ratio:.2f}"
+        print(f"| {path.name} | {sizes} | {measured} |")
+        times.append([slow, quick])
+        means.append(difference.mean())
+    slow, quick = np.mean(times, axis=0)
+    print(
+        f"\nmean: difference {np.mean(means):.3f}, exact {slow:.2f} ms, fast {quick:.2f} ms, ratio {slow / quick:.2f}"
+    )
+
+
+def compare_times(exact: Preprocessor, fast: Preprocessor, content: object, rounds: int) -> tuple[float, float, float]:
+    """Return the medians of a core's milliseconds of both methods, and of their ratio in each round."""
+    times: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        for each, taken in zip((exact, fast), times, strict=True):
+            start = time.thread_time()
+            each(each.decode(content))  # type: ignore[arg-type]
+            taken.append(1000 * (time.thread_time() - start))
+    slow, quick = (statistics.median(taken) for taken in times)
+    return slow, quick, statistics.median(first / second for first, second in zip(*times, strict=True))
+
+
+def photographs(folder: Path) -> list[Path]:
+    """Return the JPEGs of a folder."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def compare_embeddings(options: argparse.Namespace) -> None:
+    """Print how near the embeddings of the photographs are, for the bundle's model."""
+    items = [item_from_source(path) for path in photographs(options.photos)]
+    rows = []
+    for fast in (False, True):
+        with load(options.bundle, fast_preprocess=fast) as encoder:
+            rows.append(embed(encoder, items))
+    cosines = (rows[0] * rows[1]).sum(axis=1)
+    print(
+        f"\n{len(items)} photographs, cosine of the embeddings: mean {cosines.mean():.6f}, smallest {cosines.min():.4f}"
+    )
 
 
 def compare_accuracy(options: argparse.Namespace) -> None:

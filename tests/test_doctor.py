@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import PIL
@@ -68,6 +69,14 @@ def test_resize_kernel_is_reported_with_pillows_version(root: Path) -> None:
     else:  # it is not compiled where the tests run
         assert finding.found.endswith("without the compiled kernel")
         assert "python -m clipmlu.data.resize.build" in finding.remedy
+
+
+def test_decoder_of_jpegs_is_named(root: Path) -> None:
+    pytest.importorskip("simplejpeg", reason="needs the extra jpeg")
+    finding = _findings(root)["JPEG decoding"]
+    assert finding.status == "ok"
+    assert finding.found.startswith(f"simplejpeg {metadata.version('simplejpeg')} for 4:4:4, 4:2:2, 4:2:0")
+    assert f"Pillow {metadata.version('pillow')}" in finding.found
 
 
 def _put(root: Path, *names: str) -> None:

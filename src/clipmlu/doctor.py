@@ -18,6 +18,7 @@ from clipmlu._version import __version__
 from clipmlu.backends import BACKENDS, TARGETS, Backend, get_backend
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.data.datasets import DATASETS, locate_dataset
+from clipmlu.data.jpeg import describe_decoder
 from clipmlu.data.resize.kernel import describe_kernel, load_kernel
 from clipmlu.errors import BackendUnavailableError, ClipmluError
 from clipmlu.host import (
@@ -79,6 +80,7 @@ def examine(*, root: Path = Path("/"), monitor_seconds: float = 5.0) -> list[Fin
             found=f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
         ),
         _cores_finding(root),
+        _jpeg_finding(),
         _resize_finding(),
         *_backend_findings(),
         *_mlu_findings(root, monitor_seconds),
@@ -90,6 +92,13 @@ def examine(*, root: Path = Path("/"), monitor_seconds: float = 5.0) -> list[Fin
             if ":" not in name
         ),
     ]
+
+
+def _jpeg_finding() -> Finding:
+    """Report whether simplejpeg decodes JPEGs, and why not."""
+    decoder = describe_decoder()
+    status: Literal["ok", "optional"] = "ok" if decoder.is_fast else "optional"
+    return Finding(check="JPEG decoding", status=status, found=decoder.found, remedy=decoder.remedy)
 
 
 def _resize_finding() -> Finding:

@@ -42,7 +42,7 @@ def load(
             embedded on the first of them.
         verify: recompute the digests of the bundle's files.
         image_only: do not use the text tower, whose files may then be missing; for use with a classifier file.
-        fast_preprocess: decode JPEGs at a reduced scale and shrink large images in two steps; the pixels then differ
+        fast_preprocess: decode large JPEGs at a reduced scale, which is faster; the pixels then differ
             from those of open_clip.
         busy_wait: let the threads of a CPU runtime wait actively, for the lowest latency of single images. False gives
             more images per second if decoding and computing share the CPU.

@@ -267,6 +267,19 @@ def test_damaged_files_have_pillows_outcome(seed: int) -> None:
     assert equal > 50  # and often only in the pixels
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("size", [(100, 80), (129, 65), (167, 250), (16, 400), (33, 31)])
+def test_reduced_pixels_are_those_of_pillows_draft(size: tuple[int, int], sampling: str) -> None:
+    content = simplejpeg.encode_jpeg(photo(*size), 90, "RGB", sampling)
+    for at_least in ((1, 1), (8, 8), (16, 12), (30, 30), (200, 200)):
+        asked: list[list[int]] = [[], []]
+        picture = load_picture(content, at_least=at_least, reserve=asked[0].append)
+        image = load_image(content, at_least=at_least, reserve=asked[1].append)
+        assert isinstance(picture, np.ndarray)
+        np.testing.assert_array_equal(picture, np.asarray(image))
+        assert asked[0] == asked[1] == [image.width * image.height]
+
+
 def test_limit_and_reservation_are_pillows() -> None:
     for options in ({}, {"progressive": True}, {"progressive": True, "subsampling": 0}):
         content = encode(photo(64, 48), **options)
@@ -339,7 +352,7 @@ def other_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]
 def test_proof_finds_another_transform_and_another_upsampling(
     other_package: types.ModuleType, settings: dict[str, bool], proven: set[tuple[int, int]]
 ) -> None:
-    other_package.decode_jpeg = lambda content, colours: simplejpeg.decode_jpeg(content, colours, **settings)  # type: ignore[attr-defined]
+    other_package.decode_jpeg = lambda *content, **size: simplejpeg.decode_jpeg(*content, **size, **settings)  # type: ignore[attr-defined]
     assert jpeg.proven_samplings() == proven
     for name, sampling in SAMPLINGS.items():
         content = simplejpeg.encode_jpeg(photo(50, 40), 90, "RGB", name)
@@ -347,26 +360,27 @@ def test_proof_finds_another_transform_and_another_upsampling(
 
 
 def test_broken_package_leaves_all_to_pillow(other_package: types.ModuleType) -> None:
-    def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
         raise ValueError("cannot create a decoder")
 
     other_package.decode_jpeg = fail  # type: ignore[attr-defined]
     assert_left(encode(photo(50, 40)))
-    used, text = jpeg.describe_decoder()
-    assert not used
-    assert "pixels differ" in text
+    decoder = jpeg.describe_decoder()
+    assert not decoder.is_fast
+    assert "pixels differ" in decoder.found
 
 
 def test_without_the_package_pillow_decodes() -> None:
     script = (
         "import sys; sys.modules['simplejpeg'] = None\n"
         "from clipmlu.data.images import load_picture; from clipmlu.data.jpeg import describe_decoder\n"
-        "print(type(load_picture(sys.stdin.buffer.read())).__name__, *describe_decoder())"
+        "print(type(load_picture(sys.stdin.buffer.read())).__name__, describe_decoder())"
     )
     done = subprocess.run([sys.executable, "-c", script], input=encode(photo(50, 40)), capture_output=True, check=True)
     words = done.stdout.decode()
-    assert words.startswith("JpegImageFile False Pillow ")
+    assert words.startswith("JpegImageFile Decoder(is_fast=False, found='Pillow ")
     assert "simplejpeg is absent" in words
+    assert "pip install 'clipmlu[jpeg]'" in words
 
 
 def test_parser_of_pillow_is_the_one_that_was_read() -> None:

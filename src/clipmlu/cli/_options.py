@@ -73,7 +73,7 @@ max_pixels_option = Option(
 fast_preprocess_option = Option(
     "--fast-preprocess",
     is_flag=True,
-    help="Decode JPEGs at a reduced scale and shrink in two steps: faster, but pixels differ from open_clip's.",
+    help="Decode large JPEGs at a reduced scale: faster, but pixels differ from open_clip's.",
 )
 
 templates_option = Option(
@@ -126,7 +126,7 @@ class RunningOptions:
         batch_size: images per batch; None for the bundle's own.
         threads: CPU threads per batch; 0 lets the runtime choose.
         workers: threads that read and prepare images; None for all CPUs.
-        fast_preprocess: decode at a reduced scale and shrink in two steps.
+        fast_preprocess: decode large JPEGs at a reduced scale.
         max_pixels: largest width x height of an image that is decoded.
         device: index of the MLU card; None for the first one.
         devices: several cards, as ``load`` takes them; None for one card.

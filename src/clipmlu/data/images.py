@@ -214,13 +214,14 @@ def load_picture(
         return source
     name = _name_of_source(source, name)
     content = _content_of_source(source)
-    if isinstance(content, bytes) and at_least is None and (header := read_ordinary_header(content)) is not None:
+    if isinstance(content, bytes) and (header := read_ordinary_header(content)) is not None:
         _check_limit(max_pixels)
         _check_size((header.width, header.height), _where(content, name), max_pixels)
+        width, height = header.reduced_size(at_least)
         if reserve is not None:
-            reserve(header.width * header.height + header.coefficient_pixels)
+            reserve(width * height + header.coefficient_pixels)
             reserve = None
-        pixels = decode_jpeg(content)
+        pixels = decode_jpeg(content, (width, height))
         if pixels is not None:
             return pixels
     return load_image(content, max_pixels=max_pixels, name=name, at_least=at_least, reserve=reserve)

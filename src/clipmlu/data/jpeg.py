@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +28,22 @@ def read_ordinary_header(content: bytes) -> JpegHeader | None:
     return header if header is not None and header.sampling in proven_samplings() else None
 
 
-def decode_jpeg(content: bytes) -> npt.NDArray[np.uint8] | None:
+def decode_jpeg(content: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
     """Decode an ordinary JPEG, without the interpreter's lock.
 
     Args:
         content: a file for which ``read_ordinary_header`` gives a header.
+        size: width and height of the result, one that ``JpegHeader.reduced_size`` gives.
 
     Returns:
         uint8, shape (height, width, 3), RGB in 0..255, owned by the caller; None if the file is damaged in any way, or
         memory is short.
     """
+    width, height = size
     try:
-        pixels: npt.NDArray[np.uint8] = _package().decode_jpeg(content, "RGB")  # strict: errors for warnings too
+        # By default it is strict: warnings about damage are errors too. Its options fastdct and fastupsample save 4 and
+        # 3 % of the time, and change photographs by 0.9 and 0.2 of 255 in the mean.
+        pixels: npt.NDArray[np.uint8] = _package().decode_jpeg(content, "RGB", min_width=width, min_height=height)
     except (ValueError, RuntimeError, MemoryError):
         return None
     return pixels
@@ -72,7 +76,7 @@ def _is_equal(sampling: Sampling, width: int, height: int) -> bool:
     content = _package().encode_jpeg(picture, quality=90, colorsubsampling=_SAMPLINGS[sampling])
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(image)
-    pixels = decode_jpeg(content)
+    pixels = decode_jpeg(content, (width, height))
     return pixels is not None and np.array_equal(pixels, expected)
 
 
@@ -82,14 +86,29 @@ def forget_proof() -> None:
     proven_samplings.cache_clear()
 
 
-def describe_decoder() -> tuple[bool, str]:
-    """Return whether simplejpeg is used, and what decodes JPEGs."""
+class Decoder(NamedTuple):
+    """What decodes JPEGs here.
+
+    Attributes:
+        is_fast: whether simplejpeg is used.
+        found: packages, versions and samplings.
+        remedy: advice, or empty.
+    """
+
+    is_fast: bool
+    found: str
+    remedy: str = ""
+
+
+def describe_decoder() -> Decoder:
+    """Return what decodes JPEGs here."""
     turbo = features.version_feature("libjpeg_turbo")
     pillow = f"Pillow {PIL.__version__}, {f'libjpeg-turbo {turbo}' if turbo else 'without libjpeg-turbo'}"
     if _package() is None:
-        return False, f"{pillow}; simplejpeg is absent"
+        return Decoder(False, f"{pillow}; simplejpeg is absent", "decode JPEGs faster: pip install 'clipmlu[jpeg]'")
     package = f"simplejpeg {getattr(_package(), '__version__', 'of unknown version')}"
     proven = [":".join(name) for sampling, name in _SAMPLINGS.items() if sampling in proven_samplings()]
     if not proven:
-        return False, f"{pillow}; {package} is not used, because its pixels differ"
-    return True, f"{package} for {', '.join(proven)}, with the pixels of {pillow}, which decodes all others"
+        remedy = "install current versions of both: pip install --upgrade pillow simplejpeg"
+        return Decoder(False, f"{pillow}; {package} is not used, because its pixels differ", remedy)
+    return Decoder(True, f"{package} for {', '.join(proven)}, with the pixels of {pillow}, which decodes all others")

@@ -46,6 +46,17 @@ class JpegHeader(NamedTuple):
         """Memory for the coefficients; see the function of this name."""
         return coefficient_pixels(self.width * self.height, (self.sampling, (1, 1), (1, 1))) if self.progressive else 0
 
+    def reduced_size(self, at_least: tuple[int, int] | None) -> tuple[int, int]:
+        """Return the width and height at 1/8, 1/4, 1/2 or the full scale: the smallest that is not below ``at_least``.
+
+        This is the choice of Pillow's ``draft``. libjpeg has other scales, but no vector instructions for them.
+        """
+        if at_least is None:
+            return self.width, self.height
+        ratio = min(self.width // at_least[0], self.height // at_least[1])
+        scale = next((each for each in (8, 4, 2) if ratio >= each), 1)
+        return -(-self.width // scale), -(-self.height // scale)
+
 
 def coefficient_pixels(pixels: int, samplings: tuple[Sampling, ...]) -> int:
     """Return the memory of a progressive JPEG's coefficients, in pixels of four bytes.

@@ -7,6 +7,7 @@ resize in the image's own mode, crop or pad the centre, convert to RGB, scale to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,10 @@ from clipmlu.data.resize.kernel import Crop, load_kernel
 from clipmlu.errors import InputError
 from clipmlu.specs import PreprocessSpec
 
-_FAST_MARGIN = (
-    2  # the fast path shrinks to at least this multiple of the target size, and the exact filter does the rest
-)
+# The fast path shrinks to at least this multiple of the target size, and the exact filter does the rest. With 1 for JPEGs
+# a model trained on CIFAR-100 gave 4 to 14 % of enlarged images another class, with 1.5 it gave 2 to 4 %.
+_DECODED_MARGIN = 1.5
+_REDUCING_GAP = 2.0
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 _LARGE_PIXELS = 1 << 24
 _FULL_SCALE = np.float32(255)
@@ -43,9 +45,8 @@ class Preprocessor:
 
     Args:
         spec: size, resize mode, filter, mean and standard deviation.
-        fast: decode JPEGs at a reduced scale and shrink large images in two steps, which is faster but gives other
-            pixels.
-            If False, the result is bit-identical to the reference.
+        fast: decode JPEGs at a reduced scale, and without the compiled kernel shrink large images in two steps; this is
+            faster, but gives other pixels. If False, the result is bit-identical to the reference.
         max_pixels: largest width x height for ``decode``.
 
     Raises:
@@ -134,7 +135,9 @@ class Preprocessor:
         Raises:
             InputError: the source cannot be read as an image.
         """
-        at_least = (_FAST_MARGIN * self.spec.width, _FAST_MARGIN * self.spec.height) if self.fast else None
+        at_least = None
+        if self.fast:
+            at_least = (math.ceil(_DECODED_MARGIN * self.spec.width), math.ceil(_DECODED_MARGIN * self.spec.height))
         limit = self.max_pixels if max_pixels is None else max_pixels
         return load_picture(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve)
 
@@ -240,7 +243,7 @@ class Preprocessor:
     def _fit(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         spec = self.spec
         if size != image.size:
-            gap = float(_FAST_MARGIN) if self.fast else None
+            gap = _REDUCING_GAP if self.fast else None
             image = _resize(image, size, _filter(spec), gap)
         if spec.resize_mode == "squash":
             return image
