@@ -75,7 +75,7 @@ def draw_source(pixels: np.ndarray, kind: int) -> np.ndarray | Image.Image:
     """The pixels as an array, a Pillow image, or an array with other strides."""
     if kind == 0:
         return pixels
-    if kind == 1:
+    if kind == 1 and hasattr(Image.Image, "__arrow_c_array__"):  # Pillow 11.2 and newer
         return Image.fromarray(pixels)
     if kind == 2:
         return np.flipud(np.flipud(pixels).copy())
@@ -127,7 +127,7 @@ def test_photo_sizes_equal_pillow_in_every_variant(any_variant: Kernel, size: tu
     for variant in range(len(any_variant.variants)):
         any_variant.variant = variant
         found = np.empty((3, 224, 224), np.uint8)
-        assert any_variant.write(Image.fromarray(pixels), Crop((224, 224), 0, 0), Image.Resampling.BICUBIC, found)
+        assert any_variant.write(pixels, Crop((224, 224), 0, 0), Image.Resampling.BICUBIC, found)
         np.testing.assert_array_equal(found, expected)
 
 

@@ -33,6 +33,8 @@ _PROBES = (
     ((33, 20), (17, 20)),
     ((1, 9), (3, 4)),
     ((200, 160), (16, 13)),
+    ((3, 301), (7, 40)),
+    ((301, 3), (40, 7)),
 )
 
 
@@ -76,7 +78,7 @@ class Kernel:
                 )
         except OSError as error:
             raise KernelUnavailableError(f"it cannot be loaded: {' '.join(str(error).split())}") from error
-        self._tall_first = order == "vertical first if tall"
+        self._order = order
         self._resize = _declare_resize(library)
         self._resize_small = _declare_resize(locked)
         self._arrow_pixels = locked.clipmlu_arrow_pixels
@@ -129,7 +131,7 @@ class Kernel:
             out.shape[2],
             out.shape[1],
             _FILTERS[resample],
-            self._tall_first and vertical_first((width, height), crop.resized),
+            vertical_first(self._order, (width, height), crop.resized),
             self.variant,
             None if table is None else _address(table),
             _address(out),

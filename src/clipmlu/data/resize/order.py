@@ -10,34 +10,51 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-PassOrder = Literal["horizontal first", "vertical first if tall", "unknown"]
-"""``horizontal first``: always, Pillow before 13. ``vertical first if tall``: the vertical pass comes first where the
-height loses more than twice as many pixels as the width, Pillow 13 (``ImagingResampleInner`` in its Resample.c)."""
+PassOrder = Literal["horizontal first", "vertical first if 100 times as tall", "vertical first if tall", "unknown"]
+"""``horizontal first``: always, Pillow before 12.2.
+``vertical first if 100 times as tall``: and not in other images, Pillow 12.2 and 12.3 (``resize`` in its Image.py).
+``vertical first if tall``: where the height loses more than twice as many pixels as the width, Pillow 13
+(``ImagingResampleInner`` in its Resample.c).
+"""
+Size = tuple[int, int]
+"""Width and height."""
+
+_PROBES: tuple[tuple[Size, Size], ...] = (
+    ((20, 60), (11, 41)),
+    ((20, 60), (11, 42)),
+    ((20, 60), (30, 59)),
+    ((20, 60), (30, 70)),
+    ((60, 20), (25, 11)),
+    ((2, 201), (5, 150)),
+    ((2, 200), (5, 150)),
+    ((201, 2), (150, 5)),
+)
+"""Sizes of images and results that tell the orders apart."""
 
 
-def vertical_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
-    """Return whether the order ``vertical first if tall`` begins with the vertical pass.
-
-    Args:
-        size: width and height.
-        resized: width and height of the result.
-    """
+def vertical_first(order: PassOrder, size: Size, resized: Size) -> bool:
+    """Return whether a resize begins with the vertical pass."""
     lost = size[1] - resized[1]
-    return lost > 0 and lost > 2 * (size[0] - resized[0])
+    if order == "vertical first if tall":
+        return lost > 0 and lost > 2 * (size[0] - resized[0])
+    if order == "vertical first if 100 times as tall":
+        return lost > 0 and size[1] > 100 * size[0]
+    return False
 
 
 @functools.cache
 def pass_order() -> PassOrder:
     """Return the order of the installed Pillow, found by comparing resizes with two resizes in one direction each."""
-    tall = [_begins_with(size, resized) for size, resized in (((20, 60), (11, 41)), ((20, 60), (30, 59)))]
-    others = [_begins_with(size, resized) for size, resized in (((20, 60), (11, 42)), ((60, 20), (25, 11)))]
-    if set(others) != {"horizontal"}:
-        return "unknown"
-    orders: dict[frozenset[str], PassOrder] = {
-        frozenset({"horizontal"}): "horizontal first",
-        frozenset({"vertical"}): "vertical first if tall",
-    }
-    return orders.get(frozenset(tall), "unknown")
+    found = [_begins_with(size, resized) for size, resized in _PROBES]
+    orders: tuple[PassOrder, ...] = (
+        "horizontal first",
+        "vertical first if 100 times as tall",
+        "vertical first if tall",
+    )
+    for order in orders:
+        if found == ["vertical" if vertical_first(order, *probe) else "horizontal" for probe in _PROBES]:
+            return order
+    return "unknown"
 
 
 def noise(width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -58,7 +75,7 @@ def pillow_versions() -> dict[str, str]:
     return {"pillow": describe_pillow()}
 
 
-def _begins_with(size: tuple[int, int], resized: tuple[int, int]) -> Literal["horizontal", "vertical", "neither"]:
+def _begins_with(size: Size, resized: Size) -> Literal["horizontal", "vertical", "neither"]:
     """Return the first pass of a resize of noise. Between the passes Pillow rounds to 8 bits, so the order shows."""
     image = Image.fromarray(noise(*size))
     bicubic = Image.Resampling.BICUBIC
