@@ -325,12 +325,25 @@ class TensorQuantisation(Spec, frozen=True, kw_only=True):
     maximum: float
 
 
+class PixelScaling(Spec, frozen=True, kw_only=True):
+    """Factors and summands of normalised pixels before the first convolution; see ``graph.quantisation.pixel_scaling``.
+
+    Attributes:
+        scale: factor of each colour.
+        shift: added to each colour after the multiplication.
+    """
+
+    scale: Triple
+    shift: Triple
+
+
 class GraphQuantisation(Spec, frozen=True, kw_only=True):
     """The quantisation of one graph.
 
     Attributes:
         tensors: maps a tensor of the lowered graph to its quantisation; empty if the SDK does not report it.
         smoothing: maps a tensor to the divisors of its channels along the last axis.
+        pixel_scaling: scaling of the pixels, or None.
         clipped: maps a tensor to the smallest and largest value of its Clip node.
         float_nodes: names of operators that could be quantised but were kept in the float type.
         macs: multiply-accumulate operations of all convolutions and matrix products, for one row.
@@ -339,6 +352,7 @@ class GraphQuantisation(Spec, frozen=True, kw_only=True):
 
     tensors: dict[str, TensorQuantisation] = {}
     smoothing: dict[str, tuple[float, ...]] = {}
+    pixel_scaling: PixelScaling | None = None
     clipped: dict[str, tuple[float, float]] = {}
     float_nodes: tuple[str, ...] = ()
     macs: NaturalInt

@@ -530,6 +530,16 @@ def test_smoothed_bundle_lines_up_with_its_source(vit: ExportedBundle, smoothed:
 
 
 @pytest.mark.torch
+def test_scaled_pixels_line_up_with_the_source(vit: ExportedBundle, compile_for: Compile) -> None:
+    scaled = compile_for(vit, "qint8_mixed_float32", activation="asymmetric", granularity="per_axis")
+    dataset = Pictures(CALIBRATED, side=32, first=0)
+    report = compare_bundles(scaled, vit, dataset, CompareOptions(allow_overlap=True, tower="image"))
+    assert report.towers["image"].absent == 0
+    given = nodes_of(report)["pixel_values/scaled"]
+    assert (given.cosine or 0.0) > 0.99999
+
+
+@pytest.mark.torch
 def test_what_was_smoothed_otherwise_is_left_out_and_nothing_else(
     vit: ExportedBundle, smoothed: CompiledBundle, compile_for: Compile
 ) -> None:
@@ -589,7 +599,9 @@ def test_rebuilt_graph_is_the_bundles_own(
     vit: ExportedBundle, smoothed: CompiledBundle, int8: CompiledBundle, compile_for: Compile
 ) -> None:
     eqnm = compile_for(vit, "qint8_mixed_float32", algorithm="eqnm")
-    for bundle in (smoothed, int8, eqnm):
+    scaled = compile_for(vit, "qint8_mixed_float32", activation="asymmetric")
+    assert scaled.compilation.quantised["image"].pixel_scaling is not None
+    for bundle in (smoothed, int8, eqnm, scaled):
         for tower in bundle.manifest.towers:
             rebuilt = Rebuilder(bundle, vit, tower).rebuild(())
             own = onnx.load(bundle.tower_path(tower))

@@ -162,7 +162,8 @@ class _Step:
             graph = _lower(self.name, path, tower, Path(folder), profile, self._static_sizes(tower))
             if self.precision.bits is None or not self._options.calibration:
                 return self._build(graph, self._options, directory).tower, None
-            prepared = prepare_graph(graph, self._options, self._exported.manifest.logit_scale)
+            manifest = self._exported.manifest
+            prepared = prepare_graph(graph, self._options, manifest.logit_scale, manifest.preprocess)
             self.operators = prepared.operators
             compiled = self._build(prepared.graph, prepared.options, directory)
             return compiled.tower, msgspec.structs.replace(prepared.record, tensors=dict(compiled.quantised))

@@ -25,14 +25,17 @@ from clipmlu.graph.parity import FLOAT32_TOLERANCE, allowed_logit_difference, me
 from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
 from clipmlu.graph.quantisation.clipping import clip_graph
 from clipmlu.graph.quantisation.outliers import OUTLIER_STRENGTH, has_outliers
+from clipmlu.graph.quantisation.pixel_scaling import choose_scaling, scale_pixels
 from clipmlu.graph.quantisation.rewrite import quantised_tensors
 from clipmlu.graph.quantisation.sites import Site, find_sites
 from clipmlu.graph.quantisation.smoothing import choose_factors, smooth_graph
 from clipmlu.graph.roles import Operator, find_operators
 from clipmlu.graph.selection import parse_selection, select_operators
 from clipmlu.graph.watch import WatchingSession, channel_maxima
-from clipmlu.specs import AUTO_SMOOTHING, GraphQuantisation, NodeType, QuantisationOptions
+from clipmlu.specs import AUTO_SMOOTHING, GraphQuantisation, NodeType, PreprocessSpec, QuantisationOptions
 
+_PIXEL_BITS = 8
+"""Bits of a colour: a quantiser with as many, and a zero point, can represent all values."""
 _OWN_ALGORITHMS = ("percentile", "entropy")
 """Algorithms that the SDK does not have; clipping implements them."""
 
@@ -54,13 +57,16 @@ class PreparedGraph:
     record: GraphQuantisation
 
 
-def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float) -> PreparedGraph:
+def prepare_graph(
+    graph: SourceGraph, options: GraphOptions, logit_scale: float, preprocess: PreprocessSpec
+) -> PreparedGraph:
     """Smooth, clip and select what stays in float; the graph's file is written again if it changed.
 
     Args:
         graph: a lowered graph in a temporary folder.
         options: options of its compilation: a mode that quantises, with calibration data.
         logit_scale: the model's logit scale, for the joint layout.
+        preprocess: mean and standard deviation of the pixels.
 
     Raises:
         CalibrationError: the data do not fit.
@@ -72,12 +78,16 @@ def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float)
     model = onnx.load(str(graph.path))
     operators = find_operators(model)
     kept = select_operators(operators, [parse_selection(text) for text in how.keep_float])
+    sites: list[Site] = []
     factors: Mapping[str, Sequence[float]] = {}
     if how.is_smoothed:
         sites = [site for site in find_sites(model, operators) if not site.only_slows(kept)]
         factors = _smoothing_factors(model, sites, graph, options)
-    if factors:
-        smoothed = smooth_graph(model, sites, factors)
+    scaling = None
+    if bits == _PIXEL_BITS and how.activation == "asymmetric":
+        scaling = choose_scaling(model, operators, preprocess, in_float=kept)
+    if factors or scaling:
+        smoothed = scale_pixels(smooth_graph(model, sites, factors), scaling)
         _check_neutral(model, smoothed, graph, options.calibration, logit_scale)
         model = smoothed
     clipped: dict[str, tuple[float, float]] = {}
@@ -88,7 +98,7 @@ def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float)
         names = quantised_tensors(model, without=frozenset(kept))
         ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
         model, clipped = clip_graph(model, ranges, without=frozenset(kept))
-    if factors or clipped:
+    if factors or scaling or clipped:
         save_model(model, graph.path)
     float_type: NodeType = options.precision.float_type
     prepared = dataclasses.replace(
@@ -99,6 +109,7 @@ def prepare_graph(graph: SourceGraph, options: GraphOptions, logit_scale: float)
     total = sum(operator.macs for operator in operators)
     record = GraphQuantisation(
         smoothing={name: tuple(float(each) for each in values) for name, values in factors.items()},
+        pixel_scaling=scaling,
         clipped=clipped,
         float_nodes=tuple(kept),
         macs=total,

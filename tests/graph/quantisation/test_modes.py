@@ -188,7 +188,8 @@ def test_what_stays_in_float_is_the_same_on_both_targets(
         granularity="per_axis",
         algorithm="percentile",
         smooth_alpha={"qkv": 0.5, "attention_output": 0.5, "mlp_out": 0.75},
-        keep_float=("mlp_out:0", "qkv:1", "patch-embedding"),
+        activation="asymmetric",
+        keep_float=("mlp_out:0", "qkv:1", "attention-values:0"),
     )
     found, bundles = [], []
     for target in ("cpu", "emulated-mlu"):
@@ -200,7 +201,9 @@ def test_what_stays_in_float_is_the_same_on_both_targets(
     here, there = (bundle.compilation.quantised for bundle in bundles)
     assert here == there
     image = here["image"]
-    assert len(image.float_nodes) == 3, "one mlp_out, one qkv, the patch embedding"
+    assert len(image.float_nodes) == 3, "one mlp_out, one qkv, one attention_values"
+    assert image.pixel_scaling is not None
+    assert here["text"].pixel_scaling is None
     assert len(image.smoothing) == 5, "no Mul before the mlp_out that stays in float"
     assert image.clipped
     assert 0.3 < image.quantised_macs / image.macs < 0.8

@@ -27,6 +27,7 @@ from clipmlu.files.publish import scratch_directory
 from clipmlu.graph.index import save_model
 from clipmlu.graph.pixels import with_float_pixels
 from clipmlu.graph.quantisation.clipping import clip_graph
+from clipmlu.graph.quantisation.pixel_scaling import scale_pixels
 from clipmlu.graph.quantisation.rewrite import rewrite_for_runtime
 from clipmlu.graph.quantisation.sites import find_sites
 from clipmlu.graph.quantisation.smoothing import smooth_graph
@@ -275,7 +276,7 @@ class Rebuilder:
         self._operators = find_operators(model)
         if self._record.smoothing:
             model = smooth_graph(model, find_sites(model, self._operators), self._record.smoothing)
-        self._model = model
+        self._model = scale_pixels(model, self._record.pixel_scaling)
         kept = set(self._record.float_nodes)
         self._quantised = [operator for operator in self._operators if operator.node not in kept]
         present = {operator.role for operator in self._quantised}

@@ -349,7 +349,7 @@ class _Comparison:
         rows = next(iter(fixed), None)
         graphs = [tensor_graph(side.given, tower, rows) for side in sides]
         measured, reference = graphs[0].smoothed_like(graphs[1]), graphs[1].smoothed_like(graphs[0])
-        structure = next((graph.lowered for graph in graphs if graph.lowered is not None), None)
+        structure = next((graph.lowered for graph in (measured, reference) if graph.lowered is not None), None)
         if structure is None and self._source is not None:
             structure = lowered_model(self._source.tower_path(tower), self._source.tower(tower), rows)
         return compare_tower(

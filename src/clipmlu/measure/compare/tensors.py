@@ -29,6 +29,7 @@ from clipmlu.graph.lowering import MAGICMIND, lower_tower
 from clipmlu.graph.operators import QUANTISED
 from clipmlu.graph.pixels import remove_normalisation, takes_uint8, with_float_pixels
 from clipmlu.graph.quantisation.derived import clipped, unclipped
+from clipmlu.graph.quantisation.pixel_scaling import scale_pixels
 from clipmlu.graph.quantisation.sites import find_sites
 from clipmlu.graph.quantisation.smoothing import smooth_graph
 from clipmlu.graph.quantisation.undo import quantised_values, restore_structure
@@ -113,12 +114,12 @@ class TensorGraph:
 
     def smoothed_like(self, other: TensorGraph) -> TensorGraph:
         """Return the float graph smoothed like another one, so that all tensors correspond; itself if it is rewritten."""
-        factors = other.record.smoothing
-        if self.lowered is None or not factors:
+        factors, scaling = other.record.smoothing, other.record.pixel_scaling
+        if self.lowered is None or not (factors or scaling):
             return self
         sites = find_sites(self.lowered, find_operators(self.lowered))
-        model = smooth_graph(self.lowered, sites, factors)
-        record = GraphQuantisation(smoothing=factors, macs=0, quantised_macs=0)
+        model = scale_pixels(smooth_graph(self.lowered, sites, factors), scaling)
+        record = GraphQuantisation(smoothing=factors, pixel_scaling=scaling, macs=0, quantised_macs=0)
         return TensorGraph(model, lowered=model, tower=self._tower, record=record, pixels=self.pixels)
 
     def watch(self, names: Sequence[str], threads: int = 0) -> TensorWatcher:
