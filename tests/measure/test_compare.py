@@ -153,7 +153,13 @@ def test_figures_of_an_int8_bundle_are_those_of_numpy(tiny: ExportedBundle, tmp_
         (tmp_path / "data").mkdir(exist_ok=True)
         support.picture(number).save(tmp_path / "data" / f"{number}.png")
     data = CalibrationOptions(dataset=str(tmp_path / "data"), samples=6)
-    options = CompileOptions(target="cpu", precision=Precision.QINT8_MIXED_FLOAT32, batch_size=3, calibration=data)
+    options = CompileOptions(
+        target="cpu",
+        precision=Precision.QINT8_MIXED_FLOAT32,
+        batch_size=3,
+        quantisation=QuantisationOptions(),
+        calibration=data,
+    )
     bundle = compile_bundle(tiny, tmp_path / "q8", options)
     dataset = Pictures()
     report = compare_bundles(bundle, tiny, dataset)
