@@ -121,6 +121,8 @@ def test_fastest_measured_batch_is_advised_where_computing_is_the_limit() -> Non
     assert _advice(ON_CPU, CPU, measured=50.0, batch_rates=rates) == [sentence]
     assert _advice(ON_CPU, CPU, measured=50.0, batch_rates={**rates, 8: 65.0}) == [], "4 % are within the noise"
     assert not any("Batches" in each for each in _advice(SLOW_HOST, CARD, measured=400.0, batch_rates=rates))
+    little: dict[Stage, float] = {"decode": 0.038, "compute": 0.001}  # 2 of 40 ms
+    assert _advice(little, CPU, measured=50.0, batch_rates=rates) == []
 
 
 def test_threads_that_leave_cores_idle_are_told() -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from clipmlu.clock import HOST_STAGES, Stage
+from clipmlu.clock import DEVICE_STAGES, HOST_STAGES, Stage
 from clipmlu.measure.speed.limit import PipelineLimit, PipelineSetup
 
 GOOD_FRACTION = 0.95
@@ -160,15 +160,16 @@ def _options(figures: PipelineFigures) -> Iterator[str]:
 
 
 def _batch_size(figures: PipelineFigures) -> Iterator[str]:
-    """The batch size with the highest rate of those measured, if computing takes part in the limit."""
+    """The batch size with the highest rate of those measured, if computing takes enough of the time."""
     rates, own = figures.batch_rates, figures.batch_size
-    if figures.limit.bound_by not in ("device", "cores") or own not in rates:
+    if own not in rates:
         return
     best = max(rates, key=lambda size: rates[size])
-    if rates[best] >= _WORTHWHILE_BATCH * rates[own]:
+    faster = {stage: figures.costs.get(stage, 0.0) * rates[own] / rates[best] for stage in DEVICE_STAGES}
+    if rates[best] >= _WORTHWHILE_BATCH * rates[own] and _rate_with(figures, faster) is not None:
         yield (
-            f"Batches of {best} are computed {rates[best] / rates[own] - 1:.0%} faster than batches of {own} ({rates[best]:.1f} "
-            f"and {rates[own]:.1f} images/s, measured here): use --batch-size {best}."
+            f"Batches of {best} are computed {rates[best] / rates[own] - 1:.0%} faster than batches of {own} ({_shown(rates[best])} "
+            f"and {_shown(rates[own])} images/s, measured here): use --batch-size {best}."
         )
 
 
