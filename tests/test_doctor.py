@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from clipmlu.cli import main
 from clipmlu.doctor import Finding, examine
+from clipmlu.measure.speed.host_rate import prepared_per_core_second
 from fake_packages import install_sdk
 
 
@@ -253,3 +256,27 @@ def _write(root: Path, name: str, text: str) -> None:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def test_rate_of_the_host_is_measured_for_one_core_and_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1, 2, 3}, raising=False)
+    for cpu in range(4):
+        _write(root, f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{cpu % 2},{cpu % 2 + 2}\n")
+    _write(root, "sys/fs/cgroup/cpu.max", "250000 100000\n")
+    finding = _findings(root)["image rate"]
+    match = re.search(r"one core prepares (\d+) photos/s .*, 2\.5 at most (\d+), less because 2 cores", finding.found)
+    assert match is not None, finding
+    rate, most = map(int, match.groups())
+    assert 1 < rate < 5000
+    assert abs(most - 2.5 * rate) <= 2
+    assert finding.status == "ok"
+
+
+def test_no_place_for_temporary_files_is_a_problem_and_no_traceback(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared_per_core_second.cache_clear()
+    monkeypatch.setattr(tempfile, "tempdir", str(root / "gone"))
+    finding = _findings(root)["image rate"]
+    assert (finding.status, finding.found) == ("problem", "not measured")
+    assert re.search(r"Cannot write '.*gone'", finding.remedy)

@@ -20,7 +20,7 @@ from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.data.datasets import DATASETS, locate_dataset
 from clipmlu.data.jpeg import describe_decoder
 from clipmlu.data.resize.kernel import describe_kernel, load_kernel
-from clipmlu.errors import BackendUnavailableError, ClipmluError
+from clipmlu.errors import BackendUnavailableError, ClipmluError, OutputError
 from clipmlu.host import (
     CACHE_VARIABLE,
     allowed_cpus,
@@ -29,8 +29,11 @@ from clipmlu.host import (
     cpu_instructions,
     cpu_quota,
     describe_cores,
+    physical_cores,
+    usable_cores,
 )
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE, worker_from_environment
+from clipmlu.measure.speed.host_rate import prepared_per_core_second
 from clipmlu.specs import VENDOR_PRECISIONS, Spec
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -82,6 +85,7 @@ def examine(*, root: Path = Path("/"), monitor_seconds: float = 5.0) -> list[Fin
         _cores_finding(root),
         _jpeg_finding(),
         _resize_finding(),
+        _images_finding(root),
         *_backend_findings(),
         *_mlu_findings(root, monitor_seconds),
         *_extra_findings(),
@@ -123,6 +127,21 @@ def _cores_finding(root: Path) -> Finding:
     if quota is not None and quota < workers <= len(allowed_cpus()):
         remedy = f"{workers} threads share {quota:g} CPUs and stop in turn: give the container a whole number of CPUs"
     return Finding(check="cores", status="ok", found=f"{found}; {known}", remedy=remedy)
+
+
+def _images_finding(root: Path) -> Finding:
+    """Measure how many images the cores can prepare: a faster device waits for them."""
+    check = "image rate"
+    try:
+        rate = prepared_per_core_second()
+    except OutputError as error:
+        return Finding(check=check, status="problem", found="not measured", remedy=str(error))
+    cores, physical = usable_cores(root), physical_cores(root)
+    found = f"one core prepares {rate:.0f} photos/s (JPEG, 0.6 megapixels, for 224 x 224), {cores:g} at most {cores * rate:.0f}"
+    if physical is not None and physical < cores:
+        found = f"{found}, less because {physical} cores with hyper-threads are counted twice"
+    remedy = "a device that takes more waits for the host: 'clipmlu bench' says how long, and what would help"
+    return Finding(check=check, status="ok", found=found, remedy=remedy)
 
 
 def _backend_findings() -> Iterator[Finding]:

@@ -78,7 +78,7 @@ def known_estimates(
     if slow_jpegs:
         found.append(Estimate("pip install 'clipmlu[jpeg]'", "decode", 0.6))
     if no_kernel:
-        found.append(Estimate(f"the compiled kernel that resizes ({no_kernel})", "preprocess", 0.25))
+        found.append(Estimate(f"the compiled kernel that resizes ({no_kernel})", "preprocess", 0.2))
     if on_cpu and vnni and not quantised:
         found.append(Estimate("'clipmlu compile --precision qint8_mixed_float32'", "compute", 0.42))
     return tuple(found)
