@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from clipmlu.data.images import HEIF_HINT, HEIF_SUFFIXES, IMAGE_SUFFIXES, dangling_reason
+from clipmlu.data.formats import HEIF_HINT
+from clipmlu.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES, dangling_reason
 from clipmlu.errors import InputError
 from clipmlu.file_names import name_from_path
 

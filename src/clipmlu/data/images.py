@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import hashlib
-import importlib
 import io
 import os
 import stat
-import struct
 import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -21,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.arguments import check_argument
+from clipmlu.data.formats import FORMATS, open_with_plugin, reason_of
 from clipmlu.data.jpeg import decode_jpeg, read_ordinary_header
 from clipmlu.data.jpeg_header import coefficient_pixels
 from clipmlu.data.picture import Picture
@@ -31,10 +27,6 @@ from clipmlu.specs import PositiveInt
 # Pillow rejects images above twice Image.MAX_IMAGE_PIXELS (a quarter of a gigabyte of RGB); this is that limit.
 DEFAULT_MAX_PIXELS = 178_956_970
 
-# Raster formats with a signature. Not included: formats that start another program (EPS), that have no signature, so
-# that any text can be mistaken for them (TGA), or that exist only as icons and textures.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
@@ -42,8 +34,6 @@ IMAGE_SUFFIXES = frozenset(
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 """Suffixes that are read if the package pillow-heif is installed."""
-HEIF_HINT = "HEIC and HEIF are read with pillow-heif: pip install 'clipmlu[heif]'."
-
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any]
 
 EXPECTED_IMAGE = "Expected a path, bytes, an open binary file, a Pillow image or a uint8 NumPy array."
@@ -53,10 +43,6 @@ STRIP_PIXELS = 1 << 20
 _EXPECTED = f"Expected an image file ({', '.join(FORMATS)})."
 _EXPECTED_ARRAY = (
     "Expected uint8, 0..255, of shape (H, W, 3) for RGB, (H, W, 4) for RGBA, (H, W) or (H, W, 1) for grey."
-)
-# The first box of a HEIF file (ISO/IEC 23008-12, annex B): brands of still images that HEVC coded, and of any codec.
-_HEIF_STARTS = tuple(
-    b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 )
 _WHOLE_FILE_BYTES = 64 << 20  # larger files are read during decoding
 _STREAM_BYTES = 256 << 20  # limit for reading an open file into memory
@@ -92,7 +78,7 @@ def read_source(source: ImageSource) -> ImageSource:
                 return path
             return stream.read()
         except OSError as error:
-            raise InputError(f"Cannot read image '{name_from_path(path)}': {_reason(error)}. {_EXPECTED}") from error
+            raise InputError(f"Cannot read image '{name_from_path(path)}': {reason_of(error)}. {_EXPECTED}") from error
 
 
 def _read_plain_file(path: str | os.PathLike[str]) -> bytes | None:
@@ -126,7 +112,7 @@ def _read_stream(stream: IO[bytes]) -> bytes:
                 stream.seek(0)
             content = stream.read(_STREAM_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: the file is closed
-        raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
+        raise InputError(f"Cannot read {where}: {reason_of(error)}. {_EXPECTED}") from error
     if not isinstance(content, bytes):
         raise InputError(f"Cannot read {where}: it was opened as text. Open it with mode 'rb'.")
     if len(content) > _STREAM_BYTES:
@@ -304,7 +290,7 @@ def _open_file(path: Path) -> IO[bytes]:
     except FileNotFoundError as error:
         raise InputError(f"Cannot read {where}: {dangling_reason(path)}. {_EXPECTED}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
+        raise InputError(f"Cannot read {where}: {reason_of(error)}. {_EXPECTED}") from error
 
 
 def dangling_reason(path: Path) -> str:
@@ -326,9 +312,9 @@ def _decode(
     if not prefix:
         raise InputError(f"Cannot read {where}: it is empty. {_EXPECTED}")
     try:
-        image, notes = _identify(stream, prefix)
+        image, notes = open_with_plugin(stream, prefix)
     except Exception as error:  # a damaged header raises nearly anything in Pillow's parsers
-        raise InputError(f"Cannot read {where}: {_reason(error)}. {_EXPECTED}") from error
+        raise InputError(f"Cannot read {where}: {reason_of(error)}. {_EXPECTED}") from error
     if image is None:
         raise InputError(f"Cannot read {where}: {notes or 'its content is not a supported image format'}. {_EXPECTED}")
     held = _coefficient_pixels(image)  # of the full-size image, independent of the decoding scale
@@ -338,64 +324,6 @@ def _decode(
         # unchanged.
         image.draft(None, at_least)
     return _load_pixels(image, where, max_pixels, reserve, held)
-
-
-def _identify(stream: IO[bytes], prefix: bytes) -> tuple[Image.Image | None, str]:
-    """Read the header with the first plugin that accepts the file.
-
-    Same as ``Image.open(stream, formats=FORMATS)`` without its size check, which warns through Python's process-wide
-    filters
-    and reads its limit from a module global; a thread can set neither for itself.
-
-    Returns:
-        The unloaded image or None; and the messages of plugins without their codec.
-    """
-    if any(name not in Image.OPEN for name in FORMATS):
-        Image.init()
-    notes = []
-    for name in FORMATS:
-        factory, accepts = Image.OPEN.get(name, (None, None))
-        if factory is None:  # AVIF is supported since Pillow 11.3
-            continue
-        verdict = not accepts or accepts(prefix)
-        if name == "TIFF" and verdict is True:
-            _silence_libtiff()
-        if isinstance(verdict, str):
-            notes.append(verdict)
-        elif verdict:
-            stream.seek(0)
-            try:
-                return factory(stream, ""), ""
-            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # raised for other formats
-                notes.append(f"it starts like {name}, but its header is damaged ({_reason(error)})")
-    if prefix[4:12] in _HEIF_STARTS:
-        heif_factory = _heif_factory()
-        if heif_factory is None:
-            return None, f"it is HEIC or HEIF. {HEIF_HINT}".rstrip(".")
-        stream.seek(0)
-        return heif_factory(stream, ""), ""
-    return None, "; ".join(notes)
-
-
-@functools.cache
-def _silence_libtiff() -> None:
-    """Prevent libtiff from writing its errors to stderr; Pillow raises them as exceptions as well.
-
-    Pillow itself disables libtiff's warnings only. The change applies to Pillow's own copy of the library.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # not Linux, or the library is linked statically
-        mapped = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines()}
-        for path in mapped:
-            if "libtiff" in os.path.basename(path):
-                ctypes.CDLL(path).TIFFSetErrorHandler(None)
-
-
-def _heif_factory() -> Callable[[IO[bytes], str], Image.Image] | None:
-    """Return Pillow's plugin for HEIF without registering it globally, or None if it is not installed."""
-    try:
-        return importlib.import_module("pillow_heif").HeifImageFile  # type: ignore[no-any-return]
-    except ModuleNotFoundError:
-        return None
 
 
 def _coefficient_pixels(image: Image.Image) -> int:
@@ -415,7 +343,7 @@ def _load_pixels(
     try:
         image.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise InputError(f"Cannot decode {where}: {_reason(error)}. Expected a complete, undamaged image.") from error
+        raise InputError(f"Cannot decode {where}: {reason_of(error)}. Expected a complete, undamaged image.") from error
     return image
 
 
@@ -456,9 +384,3 @@ def _image_from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
 def _where(content: bytes | bytearray | memoryview, name: str | None) -> str:
     count = content.nbytes if isinstance(content, memoryview) else len(content)
     return f"the {count} bytes given" if name is None else f"image '{name}'"
-
-
-def _reason(error: BaseException) -> str:
-    """Return the error's message as one line without a full stop."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()).rstrip(".") or type(error).__name__
