@@ -49,6 +49,18 @@ LADDER = {
     "per_axis, smoothing 0.5, float mlp_out": QuantisationOptions(
         granularity="per_axis", smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, 0.5), keep_float=("mlp_out",)
     ),
+    "per_axis, smoothing 0.75": QuantisationOptions(
+        granularity="per_axis", smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, 0.75)
+    ),
+    "per_axis, asymmetric, smoothing 0.75": QuantisationOptions(
+        granularity="per_axis", activation="asymmetric", smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, 0.75)
+    ),
+    "per_axis, asymmetric, smoothing 0.75, float attention and projection": QuantisationOptions(
+        granularity="per_axis",
+        activation="asymmetric",
+        smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, 0.75),
+        keep_float=("attention_scores", "attention_values", "projection"),
+    ),
 }
 
 
