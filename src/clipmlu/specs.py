@@ -258,8 +258,8 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
         smooth_alpha: maps a role to the share of its input outliers that moves into its weights, 0..1, or to
             ``"auto"`` to smooth only those inputs whose calibration data have outlier channels; roles that are not
             listed are not smoothed. See ``graph.quantisation.smoothing``.
-        keep_float: operators that stay in the mode's float type, each ``ROLE`` or ``ROLE:BLOCKS``; see
-            ``graph.roles``.
+        keep_float: operators that stay in the mode's float type, each ``ROLE`` or ``ROLE:BLOCKS``, and with a ``?`` at the
+            end if a model may have none; see ``graph.roles``.
     """
 
     granularity: Granularity = "per_tensor"

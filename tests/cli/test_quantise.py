@@ -62,7 +62,8 @@ def test_a_calibration_set_is_kept_and_used_again(
 
 
 def test_info_says_how_much_is_in_integers(run: Run, exported: ExportedBundle, folder: Path, tmp_path: Path) -> None:
-    options = ("--calib", folder, "--calib-samples", 12, "--calib-algo", "percentile", "--calib-percentile", "99.9")
+    algorithm = ("--quantisation", "vendor", "--calib-algo", "percentile", "--calib-percentile", "99.9")
+    options = ("--calib", folder, "--calib-samples", 12, *algorithm)
     code, out, err = run(
         "compile",
         exported.path,
@@ -89,7 +90,7 @@ def test_quantisation_options_are_chosen_by_name_and_changed_singly(
     common = ("--target", "cpu", "--precision", "qint8_mixed_float32", "--calib", folder, "--calib-samples", 12)
     for number, (given, quantisation, smoothing) in enumerate(
         [
-            ((), "per_axis weights, asymmetric activations, linear", "auto"),
+            ((), "per_axis weights, asymmetric activations, linear", "0.75"),
             (("--quantisation", "vendor"), "per_tensor weights, symmetric activations, linear", None),
             (("--weight_quant_granularity", "per_axis"), "per_axis weights, symmetric activations, linear", None),
             (("--calib-algo", "eqnm", "--smooth-alpha", 0), "per_axis weights, symmetric activations, eqnm", None),

@@ -21,9 +21,11 @@ from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.graph.quantisation.outliers import has_outliers
 from clipmlu.magicmind.emulator import faults
 from clipmlu.model import Model
-from clipmlu.specs import Precision, QuantisationOptions
+from clipmlu.specs import AUTO_SMOOTHING, SMOOTHED_ROLES, Precision, QuantisationOptions
 
 INT8, INT16 = Precision.QINT8_MIXED_FLOAT32, Precision.QINT16_MIXED_FLOAT32
+ATTENTION = ("attention_scores?", "attention_values?", "projection?")
+AUTO = dict.fromkeys(SMOOTHED_ROLES, AUTO_SMOOTHING)
 
 
 def resolve(
@@ -41,22 +43,22 @@ def main_fields(how: QuantisationOptions) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize(
-    ("target", "precision", "expected"),
+    ("target", "precision", "expected", "smoothing", "kept"),
     [
-        ("cpu", INT8, ("per_axis", "asymmetric", "linear")),
-        ("cpu", INT16, ("per_axis", "symmetric", "linear")),
-        ("emulated-mlu", INT8, ("per_axis", "symmetric", "eqnm")),
-        ("emulated-mlu", INT16, ("per_axis", "symmetric", "linear")),
+        ("cpu", INT8, ("per_axis", "asymmetric", "linear"), "0.75", ATTENTION),
+        ("cpu", INT16, ("per_axis", "symmetric", "linear"), "auto", ()),
+        ("emulated-mlu", INT8, ("per_axis", "symmetric", "linear"), "0.75", ()),
+        ("emulated-mlu", INT16, ("per_axis", "symmetric", "linear"), "auto", ()),
     ],
 )
 def test_without_options_each_target_gets_its_recommended_ones(
-    target: str, precision: Precision, expected: tuple[str, str, str]
+    target: str, precision: Precision, expected: tuple[str, str, str], smoothing: str, kept: tuple[str, ...]
 ) -> None:
     for given in (None, QuantisationChoice(), QuantisationChoice(name="recommended")):
         how = resolve(given, target, precision)
         assert main_fields(how) == expected
-        assert how.smoothing_text == "auto"
-        assert not how.keep_float
+        assert how.smoothing_text == smoothing
+        assert how.keep_float == kept
 
 
 @pytest.mark.parametrize("target", ["cpu", "emulated-mlu"])
@@ -76,7 +78,7 @@ def test_options_of_the_vendors_sample_have_a_name(target: str) -> None:
         ("cpu", {"algorithm": "eqnm"}, ("per_axis", "symmetric", "eqnm")),
         ("cpu", {"algorithm": "entropy"}, ("per_axis", "symmetric", "entropy")),
         ("emulated-mlu", {"activation": "asymmetric"}, ("per_axis", "asymmetric", "linear")),
-        ("emulated-mlu", {"algorithm": "linear"}, ("per_axis", "symmetric", "linear")),
+        ("emulated-mlu", {"algorithm": "eqnm"}, ("per_axis", "symmetric", "eqnm")),
     ],
 )
 def test_a_given_option_wins_over_the_named_ones(
@@ -84,7 +86,7 @@ def test_a_given_option_wins_over_the_named_ones(
 ) -> None:
     how = resolve(QuantisationChoice(changes=changes), target)
     assert main_fields(how) == expected
-    assert how.smoothing_text == "auto", "the other fields stay"
+    assert how.smoothing_text == "0.75", "the other fields stay"
 
 
 def test_smoothing_can_be_switched_off() -> None:
@@ -147,25 +149,40 @@ def image_error(bundle: CompiledBundle, reference: ExportedBundle, folder: Path)
 
 
 @pytest.mark.torch
-def test_outliers_are_found_and_smoothed_without_an_option(
+def test_automatic_smoothing_finds_the_outliers(
     tiny_model: Callable[[str], Path], tiny_bundle: Callable[..., ExportedBundle], pictures: Path, tmp_path: Path
 ) -> None:
-    """Where LayerNorms have outlier channels, and nowhere else; the two targets find the same."""
-    plain = compile_for("cpu", tiny_bundle("vit"), tmp_path / "plain", pictures).compilation
+    """Where LayerNorms have outlier channels, and nowhere else; the two targets find the same. The default smooths them too."""
+    plain = compile_for("cpu", tiny_bundle("vit"), tmp_path / "plain", pictures, smooth_alpha=AUTO).compilation
     assert [record.smoothing for record in plain.quantised.values()] == [{}, {}]
     assert support.plant_outliers(tiny_model("vit"), tmp_path / "model") == 8
     planted = export_model(f"local-dir:{tmp_path / 'model'}", tmp_path / "planted", ExportOptions())
-    bundle = compile_for("cpu", planted, tmp_path / "cpu", pictures)
+    bundle = compile_for("cpu", planted, tmp_path / "cpu", pictures, smooth_alpha=AUTO)
+    card = compile_for("emulated-mlu", planted, tmp_path / "card", pictures, smooth_alpha=AUTO)
     for name, record in bundle.compilation.quantised.items():
         assert len(record.smoothing) == 4, "two LayerNorms in each of two blocks"
         for factors in record.smoothing.values():
             assert (np.sort(factors)[-4:] > 4 * np.median(factors)).all(), "the four planted channels"
-        card = compile_for("emulated-mlu", planted, tmp_path / f"card-{name}", pictures).compilation.quantised[name]
-        assert card.smoothing == record.smoothing
+        assert card.compilation.quantised[name].smoothing == record.smoothing
     rough = compile_for("cpu", planted, tmp_path / "rough", pictures, smooth_alpha={})
     assert rough.compilation.quantised["image"].smoothing == {}
-    errors = [image_error(each, planted, tmp_path / "float") for each in (bundle, rough)]
-    assert errors[0] < errors[1] / 4
+    default = compile_for("cpu", planted, tmp_path / "default", pictures)
+    errors = [image_error(each, planted, tmp_path / "float") for each in (bundle, default, rough)]
+    assert max(errors[:2]) < errors[2] / 4
+
+
+@pytest.mark.torch
+def test_a_model_without_attention_in_blocks_takes_the_recommended_options_too(
+    tiny_bundle: Callable[..., ExportedBundle], pictures: Path, tmp_path: Path
+) -> None:
+    """A role with a question mark stays in float where a tower has it."""
+    found = compile_for("cpu", tiny_bundle("convnext"), tmp_path / "out", pictures).compilation
+    assert found.quantisation is not None
+    assert found.quantisation.keep_float == ATTENTION
+    assert not [node for node in found.quantised["image"].float_nodes if "attn" in node]
+    assert len(found.quantised["text"].float_nodes) >= 4, "two products of each of two attentions"
+    with pytest.raises(OptionError, match="operators are 'pooling', but this model has none"):
+        compile_for("cpu", tiny_bundle("convnext"), tmp_path / "x", pictures, keep_float=("pooling",))
 
 
 def test_a_card_that_refuses_the_recommended_options_is_told_of_the_vendors(
@@ -173,7 +190,7 @@ def test_a_card_that_refuses_the_recommended_options_is_told_of_the_vendors(
 ) -> None:
     faults.reset()
     monkeypatch.setenv("CLIPMLU_EMULATOR_FAULTS", "calibrate:1:status")
-    with pytest.raises(CompileError, match=r"refuses per_axis weights, .*eqnm calibration.*--quantisation vendor$"):
+    with pytest.raises(CompileError, match=r"refuses per_axis weights, .*linear calibration.*--quantisation vendor$"):
         compile_for("emulated-mlu", exported, tmp_path / "out", pictures)
     faults.reset()
     vendor = msgspec.structs.asdict(QuantisationOptions())

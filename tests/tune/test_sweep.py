@@ -18,6 +18,7 @@ from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle, open_compiled
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
+from clipmlu.compile.quantisation import VENDOR
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.datasets import Dataset, open_dataset
 from clipmlu.errors import BundleExistsError, OptionError
@@ -372,7 +373,7 @@ def test_damaged_result_is_measured_again(exported: ExportedBundle, tmp_path: Pa
 def test_failed_gate_is_a_row_and_the_others_go_on(exported: ExportedBundle, tmp_path: Path) -> None:
     """Eight bits cannot reach what float32 does."""
     calibration = CalibrationOptions(dataset="demo", samples=20)
-    strict = CompileOptions(target="cpu", min_cosine=0.999999, calibration=calibration)
+    strict = CompileOptions(target="cpu", min_cosine=0.999999, calibration=calibration, quantisation=VENDOR)
     report = run_sweep(exported.path, tmp_path / "out", options(INT8, FLOAT32, compile=strict, batch_sizes=(2,)))
     failed, good = report.rows
     assert (failed.precision, failed.batch_size, failed.gate_failed, failed.on_front) == (INT8, None, True, False)
@@ -398,7 +399,7 @@ def test_a_failed_build_takes_nothing_from_the_bundle_at_its_path(exported: Expo
     """Neither one that the user made after the failure, nor an earlier one that was to be replaced."""
     calibration = CalibrationOptions(dataset="demo", samples=20)
     fine = CompileOptions(target="cpu", calibration=calibration, check=False)
-    strict = CompileOptions(target="cpu", calibration=calibration, min_cosine=0.999999)
+    strict = CompileOptions(target="cpu", calibration=calibration, min_cosine=0.999999, quantisation=VENDOR)
     output = tmp_path / "out"
     few: dict[str, Any] = {"batch_sizes": (1,), "repetitions": 1}
     run_sweep(exported.path, output, options(INT8, compile=strict, **few))

@@ -19,20 +19,25 @@ QuantisationName = Literal["recommended", "vendor"]
 VENDOR = QuantisationOptions()
 """The options of the vendor's CLIP sample (docs/magicmind-api.md, section 6.2)."""
 
-_AUTO: Mapping[str, Any] = {"smooth_alpha": dict.fromkeys(SMOOTHED_ROLES, AUTO_SMOOTHING)}
+_SMOOTHED: Mapping[str, Any] = {"smooth_alpha": dict.fromkeys(SMOOTHED_ROLES, 0.75)}
+_SIXTEEN_BITS = QuantisationOptions(granularity="per_axis", smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, AUTO_SMOOTHING))
 
 CPU_RECOMMENDED = {
-    8: QuantisationOptions(granularity="per_axis", activation="asymmetric", **_AUTO),
-    16: QuantisationOptions(granularity="per_axis", **_AUTO),
+    8: QuantisationOptions(
+        granularity="per_axis",
+        activation="asymmetric",
+        keep_float=("attention_scores?", "attention_values?", "projection?"),
+        **_SMOOTHED,
+    ),
+    16: _SIXTEEN_BITS,
 }
-"""Maps the number of bits to the options for CPU runtimes, whose integer kernels take zero points at no cost."""
+"""Maps the number of bits to the options for CPU runtimes. Their integer kernels take zero points at no cost, and compute the
+small products of attention in float no slower.
+"""
 
-CARD_RECOMMENDED = {
-    8: QuantisationOptions(granularity="per_axis", algorithm="eqnm", **_AUTO),
-    16: QuantisationOptions(granularity="per_axis", **_AUTO),
-}
-"""Maps the number of bits to the options for MLU cards. Public scripts for cards use per_axis and eqnm; none uses asymmetric
-ranges, so their speed on a card is unknown (docs/magicmind-api.md, section 3).
+CARD_RECOMMENDED = {8: QuantisationOptions(granularity="per_axis", **_SMOOTHED), 16: _SIXTEEN_BITS}
+"""Maps the number of bits to the options for MLU cards: what public scripts use. None of them uses asymmetric ranges, and one
+sets the precision of single nodes (docs/magicmind-api.md, sections 2.6 and 3), so their effect on a card is unknown.
 """
 
 

@@ -21,10 +21,12 @@ class Selection:
     Attributes:
         role: their role.
         blocks: numbers of their blocks; None selects all, including those outside the blocks.
+        optional: a model without such operators is no error.
     """
 
     role: Role
     blocks: frozenset[int] | None = None
+    optional: bool = False
 
     def __str__(self) -> str:
         return self.role if self.blocks is None else f"{self.role}:{_listed(self.blocks)}"
@@ -37,14 +39,19 @@ class Selection:
 def parse_selection(text: str) -> Selection:
     """Parse ``ROLE`` or ``ROLE:BLOCKS``, such as ``mlp_out:0-2,11``; ``-`` in a role means ``_``.
 
+    A ``?`` at the end makes the selection optional.
+
     Raises:
         OptionError: there is no such role, or the blocks are not a list of numbers.
     """
-    name, colon, blocks = text.strip().partition(":")
+    required = text.strip().removesuffix("?")
+    optional = required != text.strip()
+    name, colon, blocks = required.partition(":")
     wanted = name.strip().lower().replace("-", "_")
     for role in ROLES:
         if role == wanted:
-            return Selection(role=role, blocks=_parse_blocks(text, blocks) if colon else None)
+            numbers = _parse_blocks(text, blocks) if colon else None
+            return Selection(role=role, blocks=numbers, optional=optional)
     close = difflib.get_close_matches(wanted, ROLES, n=3, cutoff=0.5)
     known = f"close matches: {', '.join(close)}" if close else f"roles: {', '.join(ROLES)}"
     raise OptionError(f"operators are '{text}'; unknown role '{name.strip()}', {known}; {_SELECTION_HINT}")
@@ -56,7 +63,7 @@ def select_operators(operators: Iterable[Operator], selections: Collection[Selec
 
 
 def check_selections(operators: Iterable[Operator], selections: Iterable[Selection]) -> None:
-    """Check that each selection matches an operator in at least one tower.
+    """Check that each selection that is not optional matches an operator in at least one tower.
 
     Args:
         operators: the operators of all towers.
@@ -67,7 +74,7 @@ def check_selections(operators: Iterable[Operator], selections: Iterable[Selecti
     """
     present = list(operators)
     for selection in selections:
-        if not any(map(selection.matches, present)):
+        if not selection.optional and not any(map(selection.matches, present)):
             raise OptionError(f"operators are '{selection}', but this model has none; it has {_inventory(present)}")
 
 

@@ -9,6 +9,7 @@ import msgspec
 from clipmlu.backends import get_backend
 from clipmlu.compile.plan import CompilationPlan
 from clipmlu.compile.quantisation import VENDOR
+from clipmlu.graph.selection import parse_selection
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions
 from clipmlu.tune.trial import Trial
 
@@ -98,13 +99,16 @@ class Candidates:
         self, mode: Precision, plain: Trial, how: QuantisationOptions
     ) -> Iterator[QuantisationOptions]:
         """Keep one more role in float each time, in the order of the gain in embedding error per share of work."""
+        already = {parse_selection(text).role for text in how.keep_float}
         gains = []
         for role, share in sorted(self._roles().items(), key=lambda entry: entry[1]):
-            trial = self._explore(mode, msgspec.structs.replace(how, keep_float=(role,)))
+            if role in already:
+                continue
+            trial = self._explore(mode, msgspec.structs.replace(how, keep_float=(*how.keep_float, role)))
             if trial.embedding_error is None or plain.embedding_error is None:
                 continue
             gains.append(((plain.embedding_error - trial.embedding_error) / max(share, 1e-9), role))
-        kept: tuple[str, ...] = ()
+        kept = how.keep_float
         for _gain, role in sorted(gains, reverse=True)[:-1]:  # the last role must stay quantised
             kept = (*kept, role)
             yield msgspec.structs.replace(how, keep_float=kept)
