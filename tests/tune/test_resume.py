@@ -18,9 +18,10 @@ import support
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.compile.plan import CompileOptions, plan_compilation
+from clipmlu.compile.quantisation import QuantisationChoice
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.keys import make_key, value_digest
-from clipmlu.specs import Precision, Spec
+from clipmlu.specs import Precision, QuantisationOptions, Spec
 from clipmlu.tune.bundles import compilation_key
 from clipmlu.tune.resume import ResultStore
 
@@ -157,7 +158,10 @@ INT8 = CompileOptions(
 )
 
 
-@pytest.mark.parametrize("name", fields_of(CompileOptions, without=("target", "calibration", "session", "overwrite")))
+_RESOLVED = ("target", "quantisation")  # by the plan
+
+
+@pytest.mark.parametrize("name", fields_of(CompileOptions, without=(*_RESOLVED, "calibration", "session", "overwrite")))
 def test_each_option_decides_a_compiled_bundle(exported: ExportedBundle, name: str) -> None:
     options = dataclasses.replace(INT8, calibration=obtain_calibration(exported, INT8.calibration))  # type: ignore[arg-type]
     plan = plan_compilation(options)
@@ -165,6 +169,19 @@ def test_each_option_decides_a_compiled_bundle(exported: ExportedBundle, name: s
     assert compilation_key(exported, plan, dataclasses.replace(options, overwrite=True)) == key
     changed = compilation_key(exported, plan, altered(options, name))
     assert [part for part in key if changed[part] != key[part]] == [f"compile.{name}"]
+
+
+def test_the_quantisation_options_that_are_used_decide_a_compiled_bundle(exported: ExportedBundle) -> None:
+    calibration = obtain_calibration(exported, INT8.calibration)  # type: ignore[arg-type]
+
+    def key_with(given: QuantisationOptions | QuantisationChoice | None) -> dict[str, str]:
+        options = dataclasses.replace(INT8, calibration=calibration, quantisation=given)
+        return compilation_key(exported, plan_compilation(options), options)
+
+    recommended, vendor = key_with(None), key_with(QuantisationOptions())
+    assert key_with(QuantisationChoice()) == recommended
+    assert key_with(QuantisationChoice(name="vendor")) == vendor
+    assert [part for part in vendor if vendor[part] != recommended[part]] == ["compile.quantisation"]
 
 
 @pytest.mark.parametrize("name", fields_of(SessionOptions, without=("in_flight", "busy_wait", "one_of_several")))

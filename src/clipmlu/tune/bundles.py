@@ -16,7 +16,7 @@ from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.resize.order import pillow_versions
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.file_names import name_from_path
-from clipmlu.keys import make_key, options_key
+from clipmlu.keys import make_key, options_key, value_digest
 from clipmlu.tune.resume import Key, Note, ResultStore
 
 SomeBundle = TypeVar("SomeBundle", bound=Bundle)
@@ -102,8 +102,8 @@ def compilation_key(
     """
     assert not isinstance(options.calibration, CalibrationOptions), "only the data themselves say what they are"
     # The plan has the resolved target and quantisation; the record of the calibration set has the digest of its data.
-    resolved = dataclasses.replace(options, quantisation=plan.quantisation)
-    apart = ("target", "calibration", "session", "overwrite", *without)
+    apart = ("target", "calibration", "session", "overwrite", "quantisation", *without)
+    quantisation = {} if "quantisation" in without else {"compile.quantisation": value_digest(plan.quantisation)}
     return {
         **make_key(
             exported_bundle=exported.digest,
@@ -113,7 +113,8 @@ def compilation_key(
             calibration=None if options.calibration is None else options.calibration.record,
             tool_versions=_tool_versions(plan, options.session),
         ),
-        **options_key(resolved, prefix="compile.", without=apart),
+        **options_key(options, prefix="compile.", without=apart),
+        **quantisation,
         **session_key(options.session),
     }
 
