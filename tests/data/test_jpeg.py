@@ -8,6 +8,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 import types
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from clipmlu.data import jpeg
 from clipmlu.data.images import content_digest, is_clipped, load_image, load_picture
+from clipmlu.data.jpeg import read_ordinary_header
 from clipmlu.data.picture import Picture, pillow_image
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.errors import InputError, OptionError
@@ -225,6 +227,18 @@ def test_each_scan_is_needed_for_a_whole_progressive_file() -> None:
     scans = [at for at in range(len(content)) if content[at : at + 2] == b"\xff\xda"] + [len(content) - 2]
     for start, end in itertools.pairwise(scans):
         assert_left(content[:start] + content[end:])
+
+
+@pytest.mark.parametrize("filling", [b"\xff\xda", b"\xff\xff", b"\xff\xda" + bytes(14)])
+def test_file_of_markers_takes_little_memory(filling: bytes) -> None:
+    whole = encode(photo(64, 48), progressive=True)
+    content = whole[: whole.index(b"\xff\xda") + 14] + filling * ((1 << 20) // len(filling)) + b"\xff\xd9"
+    tracemalloc.start()
+    try:
+        assert read_ordinary_header(content) is None
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(content)
+    finally:
+        tracemalloc.stop()
 
 
 def test_truncated_files_have_pillows_outcome() -> None:

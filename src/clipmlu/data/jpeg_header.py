@@ -21,6 +21,8 @@ _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length including its own two b
 _FRAME = struct.Struct(">BHHB3s3s3s")  # bits, height, width, components; each with its number, samplings and table
 _COMPONENTS = 3
 _ALL_COEFFICIENTS = (1 << 64) - 1
+_MAX_SCANS = 1000  # encoders write some ten
+_MAX_MARKER_SHARE = 8  # at most every eighth byte may be 0xFF; in coded data it is every 256th
 
 Sampling = tuple[int, int]
 """Horizontal and vertical samples of Y for each sample of Cb and Cr."""
@@ -122,7 +124,8 @@ def _read_frame(body: bytes, progressive: bool) -> JpegHeader | None:
 def _is_complete(content: bytes, scan: int) -> bool:
     """Return whether the scans give all coefficients in full.
 
-    libjpeg smooths the blocks of other images, and its versions do so differently.
+    libjpeg smooths the blocks of other images, and its versions do so differently. A file with more scans or marker
+    bytes than any encoder writes is not examined, since that could take seconds and gigabytes.
 
     Args:
         content: a progressive JPEG.
@@ -132,12 +135,16 @@ def _is_complete(content: bytes, scan: int) -> bool:
         IndexError, ValueError: the header of a scan is damaged.
     """
     values = np.frombuffer(content, np.uint8)
-    marks = np.flatnonzero(values[scan:-1] == 0xFF) + scan
+    starts = values[scan:-1] == 0xFF
+    if np.count_nonzero(starts) * _MAX_MARKER_SHARE > len(starts):
+        return False
+    marks = np.flatnonzero(starts) + scan
     markers = values[marks + 1]
-    if np.count_nonzero(markers == _EOI) != 1:  # another image may follow
+    scans = marks[markers == _SOS]
+    if np.count_nonzero(markers == _EOI) != 1 or len(scans) > _MAX_SCANS:  # after the end another image may follow
         return False
     given = [0] * _COMPONENTS  # a bit for each coefficient
-    for at in marks[markers == _SOS].tolist():
+    for at in scans.tolist():
         numbers_end = at + 5 + 2 * content[at + 4]
         first, last, precision = content[numbers_end : numbers_end + 3]
         if precision & 15 == 0:  # no lower bits are missing
