@@ -27,6 +27,9 @@ def test_absent_or_failing_compiler_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("CC", f"{sys.executable} -c 'import sys; sys.exit(\"it is Python\")'")
     with pytest.raises(build.BuildError, match="failed: it is Python"):
         build.build(tmp_path / "kernel.so")
+    monkeypatch.setenv("CC", 'gcc "-O2')
+    with pytest.raises(build.BuildError, match="CC is 'gcc \"-O2', which is no command: No closing quotation"):
+        build.build(tmp_path / "kernel.so")
     assert not list(tmp_path.iterdir())
 
 

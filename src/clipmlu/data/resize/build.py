@@ -81,7 +81,11 @@ def digest_of(library: ctypes.CDLL) -> str | None:
 
 
 def _compiler() -> list[str]:
-    named = shlex.split(os.environ.get(COMPILER_VARIABLE, ""))
+    given = os.environ.get(COMPILER_VARIABLE, "")
+    try:
+        named = shlex.split(given)
+    except ValueError as error:
+        raise BuildError(f"{COMPILER_VARIABLE} is '{given}', which is no command: {error}") from error
     if named:
         return named
     for name in COMPILERS:
