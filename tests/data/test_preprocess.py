@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -264,6 +265,49 @@ def test_empty_batch_has_no_rows() -> None:
 def test_batch_refuses_an_array_that_does_not_fit(out: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"out must be float32 of shape \(2, 3, 32, 32\)"):
         Preprocessor(spec()).batch([gradient((8, 8))] * 2, out)
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 10), (3, 40, 40), (32, 32, 3)])
+def test_place_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"out must be a writeable array .* and shape \(3, 32, 32\), not an array"):
+        Preprocessor(spec()).write(gradient((40, 30)), np.zeros(shape, np.float32))
+
+
+def test_place_of_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="not an array of float64"):
+        Preprocessor(spec()).write(gradient((40, 30)), np.zeros((3, 32, 32)))  # type: ignore[arg-type]
+
+
+def test_read_only_array_is_not_written() -> None:
+    out = np.zeros((1, 3, 32, 32), np.float32)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="not a read-only array"):
+        Preprocessor(spec()).batch([gradient((40, 30))], out)
+    assert not out.any()
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest"])
+def test_batch_fills_the_field_of_packed_records(resize_mode: str) -> None:
+    preprocess = Preprocessor(spec(resize_mode=resize_mode))
+    records = np.zeros((1, 3, 32, 32), [("other", np.uint8), ("value", np.float32)])  # values are five bytes apart
+    preprocess.batch([gradient((40, 30))], records["value"])
+    np.testing.assert_array_equal(records["value"][0], preprocess(gradient((40, 30))))
+    assert not records["other"].any()
+
+
+def open_damaged(kind: str) -> Image.Image:
+    stream = io.BytesIO()
+    make_image("RGB", (90, 70)).save(stream, "PNG")
+    content, middle = stream.getvalue(), stream.tell() // 2
+    return Image.open(io.BytesIO(content[:middle] + (b"" if kind == "cut" else bytes(40) + content[middle + 40 :])))
+
+
+@pytest.mark.parametrize("kind", ["cut", "overwritten"])
+def test_damaged_image_that_is_still_in_its_file_is_refused(kind: str) -> None:
+    preprocess = Preprocessor(spec())
+    for use in (preprocess, preprocess.pixels):
+        with pytest.raises(InputError, match="Cannot preprocess an image of mode RGB and size 90x70: "):
+            use(open_damaged(kind))
 
 
 def test_pixels_are_what_is_normalised() -> None:

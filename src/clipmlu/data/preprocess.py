@@ -30,6 +30,7 @@ _REDUCING_GAP = 2.0
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 _LARGE_PIXELS = 1 << 24
 _FULL_SCALE = np.float32(255)
+_RESULT_TYPES = (np.dtype(np.float32), np.dtype(np.uint8))
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 # open_clip.constants.OPENAI_DATASET_MEAN and OPENAI_DATASET_STD: open_clip's defaults for models without their own.
@@ -102,7 +103,7 @@ class Preprocessor:
 
         Raises:
             InputError: as for one image; the message gives the image's index. ``out`` is then partly written.
-            ValueError: ``out`` has another shape or dtype.
+            ValueError: ``out`` has another shape or dtype, or is read-only.
         """
         shape = (len(images), *self.shape)
         if out is None:
@@ -153,7 +154,7 @@ class Preprocessor:
         Raises:
             InputError: as for calling the preprocessor, or ``image`` is not a ``Picture``.
         """
-        check_picture(image)
+        _load(image)
         size = resized_size(picture_size(image), self.spec)
         out = np.empty((self.spec.height, self.spec.width, 3), np.uint8)
         if self._write_with_kernel(image, size, out.transpose(2, 0, 1)):
@@ -165,10 +166,7 @@ class Preprocessor:
         try:
             return np.asarray(_to_rgb(self._fit(source, size)))
         except Exception as error:  # Pillow raises ValueError, OSError, TypeError or KeyError for unsupported modes
-            raise InputError(
-                f"Cannot preprocess an image of mode {source.mode} and size {source.width}x{source.height}: {error}. "
-                "Convert it to RGB first."
-            ) from error
+            raise _refusal(source, error) from error
 
     def normalise(
         self, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.float32] | None = None
@@ -209,12 +207,14 @@ class Preprocessor:
             image: as for calling the preprocessor.
             out: shape (3, height, width): float32 for a graph with normalised input, uint8 for one that normalises
                 pixels
-                itself.
+                itself. Writeable.
 
         Raises:
             InputError: as for calling the preprocessor.
+            ValueError: ``out`` is another array.
         """
-        check_picture(image)
+        _check_result(out, self.shape)
+        _load(image)
         size = resized_size(picture_size(image), self.spec)
         if self._write_with_kernel(image, size, out):
             return
@@ -331,6 +331,36 @@ def _resize(
         channels.append(channel.resize(size, resample))
         del channel  # free it before the next channel is created
     return Image.merge(premultiplied, channels).convert(image.mode)
+
+
+def _load(image: Picture) -> None:
+    """Refuse what is not a ``Picture``, and load a Pillow image that is still in its file.
+
+    Loading it twice would not do: Pillow takes an image whose decoder failed once for a loaded one.
+    """
+    check_picture(image)
+    if isinstance(image, Image.Image):
+        try:
+            image.load()
+        except Exception as error:
+            raise _refusal(image, error) from error
+
+
+def _check_result(out: npt.NDArray[Any], shape: tuple[int, int, int]) -> None:
+    """Refuse an array that the kernel must not write to: it gets an address only."""
+    if out.shape != shape or out.dtype not in _RESULT_TYPES or not out.flags.writeable:
+        kind = "an array" if out.flags.writeable else "a read-only array"
+        raise ValueError(
+            f"out must be a writeable array of float32 or uint8 and shape {shape}, not {kind} of {out.dtype} and shape "
+            f"{out.shape}."
+        )
+
+
+def _refusal(image: Image.Image, error: Exception) -> InputError:
+    return InputError(
+        f"Cannot preprocess an image of mode {image.mode} and size {image.width}x{image.height}: {error}. "
+        "Convert it to RGB first."
+    )
 
 
 def _fill(spec: PreprocessSpec) -> int:

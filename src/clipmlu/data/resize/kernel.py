@@ -102,7 +102,7 @@ class Kernel:
             picture: a Pillow image, or an array.
             crop: the part; its size is that of ``out``.
             resample: bicubic or bilinear.
-            out: shape (3, height, width), any strides; float32 with a table, else uint8.
+            out: shape (3, height, width), any strides, writeable; float32 with a table, else uint8.
             table: contiguous float32 of shape (3, 256), by channel and value.
 
         Returns:
@@ -111,7 +111,7 @@ class Kernel:
         Raises:
             MemoryError: there is not enough memory.
         """
-        source = self._pixels_of(picture)
+        source = self._pixels_of(picture) if out.flags.aligned else None
         if source is None:
             return False
         address, row_bytes, pixel_bytes, _owner = source
