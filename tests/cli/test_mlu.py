@@ -105,7 +105,8 @@ def test_uint8_pixels_are_asked_for_and_told(
         ("--mlu_arch mtp_372 mtp_592 -o x", "--mlu-arch mtp_372 --mlu-arch mtp_592 -o x"),
         ("--batch_size=8 under_score --calib-seed 3 4", "--batch-size=8 under_score --calib-seed 3 4"),
         ("-o --overwrite", "-o --overwrite"),
-        ("--calibration_algo eqnm b32", "--calibration-algo eqnm b32 --quantisation vendor"),
+        ("--calibration_algo eqnm b32", "--quantisation vendor --calibration-algo eqnm b32"),
+        ("--calibration_algo eqnm -- b32", "--quantisation vendor --calibration-algo eqnm -- b32"),
         (
             "--weight_quant_granularity=per_axis --quantisation recommended",
             "--weight-quant-granularity=per_axis --quantisation recommended",

@@ -90,7 +90,16 @@ def test_a_given_option_wins_over_the_named_ones(
 
 
 def test_smoothing_can_be_switched_off() -> None:
-    assert not resolve(QuantisationChoice(changes={"smooth_alpha": {}})).is_smoothed
+    off = dict.fromkeys(SMOOTHED_ROLES, 0)
+    assert resolve(QuantisationChoice(changes={"smooth_alpha": off})).smooth_alpha == {}
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(0, {}), (0.5, {"mlp_out": 0.5})])
+def test_a_strength_of_one_role_leaves_those_of_the_others(strength: float, expected: dict[str, float]) -> None:
+    changes = {"smooth_alpha": {"mlp_out": strength}}
+    others = {role: 0.75 for role in SMOOTHED_ROLES if role != "mlp_out"}
+    assert resolve(QuantisationChoice(changes=changes)).smooth_alpha == {**others, **expected}
+    assert resolve(QuantisationChoice(name="vendor", changes=changes)).smooth_alpha == expected
 
 
 @pytest.mark.parametrize(
@@ -164,7 +173,7 @@ def test_automatic_smoothing_finds_the_outliers(
         for factors in record.smoothing.values():
             assert (np.sort(factors)[-4:] > 4 * np.median(factors)).all(), "the four planted channels"
         assert card.compilation.quantised[name].smoothing == record.smoothing
-    rough = compile_for("cpu", planted, tmp_path / "rough", pictures, smooth_alpha={})
+    rough = compile_for("cpu", planted, tmp_path / "rough", pictures, smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, 0))
     assert rough.compilation.quantised["image"].smoothing == {}
     default = compile_for("cpu", planted, tmp_path / "default", pictures)
     errors = [image_error(each, planted, tmp_path / "float") for each in (bundle, default, rough)]

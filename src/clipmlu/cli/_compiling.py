@@ -243,7 +243,7 @@ def _smoothing(texts: tuple[str, ...]) -> dict[str, SmoothingStrength]:
         if value != AUTO_SMOOTHING and not math.isfinite(value):
             raise OptionError(f"smoothing strength is '{text}'; expected such as 0.5, mlp_in=0.5 or {AUTO_SMOOTHING}")
         chosen.update(dict.fromkeys([role.replace("-", "_")] if equals else SMOOTHED_ROLES, value))
-    return {role: value for role, value in chosen.items() if value}
+    return chosen
 
 
 def _counts(texts: tuple[str, ...]) -> tuple[int, ...]:

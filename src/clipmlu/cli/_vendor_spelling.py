@@ -49,5 +49,5 @@ def rewrite_arguments(args: list[str]) -> list[str]:
             result.append(argument)
     given = {argument.partition("=")[0] for argument in result}
     if given.intersection(_QUANTISING) and "--quantisation" not in given:
-        result += ["--quantisation", "vendor"]
+        result[:0] = ["--quantisation", "vendor"]  # in front: what follows a -- is no option
     return result

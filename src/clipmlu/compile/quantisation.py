@@ -47,7 +47,8 @@ class QuantisationChoice:
 
     Attributes:
         name: ``recommended`` for the target and precision, or ``vendor`` for those of the vendor's CLIP sample.
-        changes: maps fields of ``QuantisationOptions`` to values that replace the named ones.
+        changes: maps fields of ``QuantisationOptions`` to values that replace the named ones; strengths of smoothing replace
+            those of the same roles, and 0 switches a role off.
     """
 
     name: QuantisationName = "recommended"
@@ -91,6 +92,8 @@ def resolve_quantisation(
     choice = given or QuantisationChoice()
     base = VENDOR if choice.name == "vendor" else recommended_quantisation(backend, precision)
     values = {name: getattr(base, name) for name in base.__struct_fields__} | dict(choice.changes)
+    strengths = {**base.smooth_alpha, **choice.changes.get("smooth_alpha", {})}
+    values["smooth_alpha"] = {role: strength for role, strength in strengths.items() if strength}
     return QuantisationOptions(**_without_conflict(values, choice.changes))
 
 
