@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -31,6 +33,24 @@ def test_absent_or_failing_compiler_is_named(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(build.BuildError, match="CC is 'gcc \"-O2', which is no command: No closing quotation"):
         build.build(tmp_path / "kernel.so")
     assert not list(tmp_path.iterdir())
+
+
+def test_unfinished_library_stays_out_of_packages_and_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = shutil.which("git") or pytest.skip("no git")
+    folder = tmp_path / build.SOURCE.parent.relative_to(REPOSITORY)
+    folder.mkdir(parents=True)
+    shutil.copy(REPOSITORY / ".gitignore", tmp_path)  # hatchling reads it too
+    subprocess.run([git, "init", "-q", tmp_path], check=True)
+    compiler = tmp_path / "compiler.py"
+    compiler.write_text(
+        "import pathlib, subprocess, sys\n"
+        "made = pathlib.Path(sys.argv[sys.argv.index('-o') + 1])\n"
+        "made.touch()\n"
+        f"sys.exit(subprocess.run([{git!r}, 'status', '--short', '-uall'], cwd=made.parent, stdout=sys.stderr).returncode or 1)\n"
+    )
+    monkeypatch.setenv("CC", shlex.join([sys.executable, str(compiler)]))
+    with pytest.raises(build.BuildError, match=r"failed: \?\? \S*\.gitignore \?\? \S*compiler\.py$"):
+        build.build(folder / "kernel-any.so")
 
 
 @pytest.fixture
