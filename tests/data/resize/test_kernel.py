@@ -152,6 +152,26 @@ def test_images_without_plain_rgb_pixels_are_left_to_pillow(kernel: Kernel) -> N
         assert not kernel.write(image, Crop((5, 5), 0, 0), Image.Resampling.BICUBIC, np.zeros((3, 5, 5), np.uint8))
 
 
+class Growing(Image.Image):
+    """An image that another thread makes larger while the kernel asks for its pixels."""
+
+    reads = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        self.reads += 1
+        return (9, 9) if self.reads <= 3 else (9, 10)
+
+
+def test_size_and_pixels_of_an_image_belong_together(kernel: Kernel) -> None:
+    pixels = draw_pixels(np.random.default_rng(3), (9, 9), 0)
+    expected = np.asarray(Image.fromarray(pixels).resize((5, 5), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    image, found = Image.fromarray(pixels), np.zeros((3, 5, 5), np.uint8)
+    image.__class__ = Growing
+    assert kernel.write(image, Crop((5, 5), 0, 0), Image.Resampling.BICUBIC, found)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_large_image_that_pillow_stores_in_blocks_is_preprocessed() -> None:
     image = Image.new("RGB", (2100, 2100), (10, 200, 30))
     preprocess = Preprocessor(PreprocessSpec(height=8, width=8, mean=MEAN, std=STD))

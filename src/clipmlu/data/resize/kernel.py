@@ -111,11 +111,11 @@ class Kernel:
         Raises:
             MemoryError: there is not enough memory.
         """
-        source = self._pixels_of(picture) if out.flags.aligned else None
+        width, height = picture_size(picture)  # once: another thread may change the image
+        source = self._pixels_of(picture, width, height) if out.flags.aligned else None
         if source is None:
             return False
         address, row_bytes, pixel_bytes, _owner = source
-        width, height = picture_size(picture)
         itemsize = out.itemsize
         channel_stride, row_stride, column_stride = (stride // itemsize for stride in out.strides)
         small = max(width * height, out.shape[1] * out.shape[2]) <= _SMALL_PIXELS
@@ -143,8 +143,14 @@ class Kernel:
             raise MemoryError(f"not enough memory to resize an image of {width}x{height} pixels")
         return bool(status == _DONE)
 
-    def _pixels_of(self, picture: Picture) -> tuple[int, int, int, object] | None:
-        """Return address, bytes of a row, bytes of a pixel, and the object that keeps them; None if Pillow has no such pixels."""
+    def _pixels_of(self, picture: Picture, width: int, height: int) -> tuple[int, int, int, object] | None:
+        """Return address, bytes of a row, bytes of a pixel, and the object that keeps them; None if Pillow has no such pixels.
+
+        Args:
+            picture: the picture.
+            width: its width; an image that meanwhile has another number of pixels is not taken.
+            height: its height.
+        """
         if isinstance(picture, np.ndarray):
             if picture.strides[1:] != (_RGB_BYTES, 1):
                 picture = np.ascontiguousarray(picture)
@@ -155,8 +161,8 @@ class Kernel:
             capsules = picture.__arrow_c_array__()  # holds the image's memory while it lives
         except ValueError:  # above 16 MiB Pillow stores an image in several blocks
             return None
-        address = self._arrow_pixels(_capsule_address(capsules[1], b"arrow_array"), picture.width * picture.height)
-        return None if address is None else (address, picture.width * 4, 4, capsules)
+        address = self._arrow_pixels(_capsule_address(capsules[1], b"arrow_array"), width * height)
+        return None if address is None else (address, width * 4, 4, capsules)
 
 
 @functools.cache
