@@ -31,6 +31,7 @@ from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.doctor import examine
 from clipmlu.errors import BackendUnavailableError, CompileError, OptionError, PrecisionError, SessionError
+from clipmlu.host import import_onnxruntime
 from clipmlu.model import Model
 from clipmlu.specs import VENDOR_PRECISIONS, Precision, TensorSpec, TowerName
 from clipmlu.tune.candidates import modes_of
@@ -118,6 +119,54 @@ def test_nothing_is_cached_on_disk(bundle: CompiledBundle) -> None:
     with _open(bundle) as session:
         session.run({"pixel_values": _pixels(1)})
     assert openvino_runtime.core().get_property("CACHE_DIR") == ""
+
+
+@needs_openvino
+@pytest.mark.parametrize("zero_point", [0, 5])
+def test_patches_in_8_bits_with_a_scale_per_channel_are_those_of_onnxruntime(tmp_path: Path, zero_point: int) -> None:
+    random = np.random.default_rng(0)
+    channels, side = 64, 8
+    weights = {
+        "scale": np.float32(0.02),
+        "zero": np.int8(zero_point),
+        "kernel": random.integers(-127, 128, (channels, 3, side, side), np.int8),
+        "kernel_scales": random.uniform(0.001, 0.01, channels).astype(np.float32),
+        "kernel_zeros": np.zeros(channels, np.int8),
+        "first": np.int64([0, 0]),
+        "second": np.int64([1, 1]),
+        "plane": np.int64([2, 3]),
+        "nothing": np.float32(0),
+        "row": random.standard_normal((1, 1, channels), np.float32),
+        "row_shape": np.int64([0, 1, channels]),
+        "patches_shape": np.int64([0, channels, -1]),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["pixels", "scale", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["kernel", "kernel_scales", "kernel_zeros"], ["rounded_kernel"], axis=0),
+        helper.make_node("Conv", ["rounded", "rounded_kernel"], ["patches"], strides=[side, side]),
+        helper.make_node("Slice", ["patches", "first", "second", "plane"], ["corner"]),
+        helper.make_node("Mul", ["corner", "nothing"], ["zeros"]),
+        helper.make_node("Reshape", ["zeros", "row_shape"], ["zero_rows"]),
+        helper.make_node("Add", ["row", "zero_rows"], ["class_rows"]),
+        helper.make_node("Reshape", ["patches", "patches_shape"], ["columns"]),
+        helper.make_node("Transpose", ["columns"], ["tokens"], perm=[0, 2, 1]),
+        helper.make_node("Concat", ["class_rows", "tokens"], ["all"], axis=1),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["rows", 3, 32, 32])
+    results = helper.make_tensor_value_info("all", TensorProto.FLOAT, None)
+    stored = [numpy_helper.from_array(np.asarray(values), name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "patches", [pixels], [results], stored)
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "patches.onnx")
+    feeds = {"pixels": random.standard_normal((4, 3, 32, 32), np.float32)}
+
+    session = import_onnxruntime().InferenceSession(tmp_path / "patches.onnx", providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, feeds)
+    compiled = openvino_runtime.core().compile_model(
+        openvino_runtime.read_graph(tmp_path / "patches.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    np.testing.assert_allclose(compiled(feeds)[0], expected, atol=0.1)  # values up to 30; a pixel may round differently
 
 
 @needs_openvino

@@ -64,7 +64,28 @@ def read_graph(path: Path) -> Any:
     """
     frontends = import_openvino().frontend.FrontEndManager()
     frontend = frontends.load_by_framework("onnx")
-    return frontend.convert(frontend.load(runtime_path(path)))
+    graph = frontend.convert(frontend.load(runtime_path(path)))
+    _separate_reshapes(graph)
+    return graph
+
+
+def _separate_reshapes(graph: Any) -> None:
+    """Put a Maximum with minus infinity, which changes no value, before a Reshape that shares its input, a convolution's result.
+
+    OpenVINO 2026.4.1 moves the scales of an 8-bit convolution behind the operators that follow it. Where one is a Reshape
+    and there is another, results were wrong with one scale per channel. Its transformations do not move scales behind a
+    Maximum.
+    """
+    if not any(node.get_type_name() == "FakeQuantize" for node in graph.get_ops()):
+        return
+    operators = import_openvino().opset13
+    for node in graph.get_ops():
+        users = list(node.output(0).get_target_inputs()) if node.get_type_name() == "Convolution" else []
+        reshaping = [user for user in users if user.get_node().get_type_name() == "Reshape"]
+        if reshaping and len(users) > 1:
+            separate = operators.maximum(node.output(0), operators.constant(np.float32(-np.inf)))
+            for user in reshaping:
+                user.replace_source_output(separate.output(0))
 
 
 def thread_settings(threads: int) -> dict[str, int]:
