@@ -38,7 +38,7 @@ def check_devices(devices: object) -> Devices:
     Raises:
         OptionError: it is neither, or names a card twice.
     """
-    if devices == "all":
+    if isinstance(devices, str) and devices == "all":
         return "all"
     try:
         found: object = tuple(devices) if isinstance(devices, range) else devices
