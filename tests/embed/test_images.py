@@ -185,6 +185,22 @@ def test_a_bug_ends_the_run_before_the_images_that_wait(encoder: RecordingEncode
     assert len(loaded) < 8
 
 
+def test_a_bug_ends_the_preparation_of_later_batches(encoder: RecordingEncoder) -> None:
+    loaded = []
+
+    def load_picture(number: int) -> Image.Image:
+        loaded.append(number)
+        if number == 1:
+            raise ZeroDivisionError("image 1")
+        time.sleep(0.2)
+        return support.picture(number)
+
+    items = [ImageItem(str(number), lambda number=number: load_picture(number)) for number in range(32)]  # type: ignore[misc]
+    with pytest.raises(ZeroDivisionError, match="image 1"):
+        list(embed_items(encoder, items, batch_size=1, workers=2))
+    assert sorted(loaded) == [0, 1]
+
+
 def test_interrupt_while_images_are_prepared_ends_the_workers(encoder: RecordingEncoder) -> None:
     main = threading.main_thread().ident
     assert main is not None

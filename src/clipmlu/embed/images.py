@@ -223,6 +223,7 @@ class _Workers:
                 if error is not None:
                     batch.errors[position] = error
             except BaseException as failure:  # raised again where the batch is submitted
+                self._stopped = True  # all images before this one are taken, and those after it are not needed
                 batch.fail(position, failure)
             finally:
                 reservation.end()
