@@ -252,7 +252,27 @@ def test_choices_of_cards(given: Any, expected: object) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "a", "-1", "0,", "0.5", "²", "٣", "0;1", "all,0", "ALL", [], [-1], [True], ["0"], 0, None, [0.5], b"0", np.array([0, 1])],
+    [
+        "",
+        "a",
+        "-1",
+        "0,",
+        "0.5",
+        "²",
+        "٣",
+        "0;1",
+        "all,0",
+        "ALL",
+        [],
+        [-1],
+        [True],
+        ["0"],
+        0,
+        None,
+        [0.5],
+        b"0",
+        np.array([0, 1]),
+    ],
 )
 def test_wrong_choices_of_cards_are_quoted(wrong: Any) -> None:
     with pytest.raises(

@@ -206,3 +206,10 @@ def test_a_card_that_refuses_the_recommended_options_is_told_of_the_vendors(
     with pytest.raises(CompileError) as caught:
         compile_for("emulated-mlu", exported, tmp_path / "out", pictures, **vendor)
     assert "--quantisation" not in str(caught.value)
+
+
+def test_convolutions_with_a_bias_take_the_recommended_options(
+    tiny_bundle: Callable[..., ExportedBundle], pictures: Path, tmp_path: Path
+) -> None:
+    found = compile_for("cpu", tiny_bundle("resnet"), tmp_path / "out", pictures)
+    assert found.compilation.quantised["image"].quantised_macs > 0

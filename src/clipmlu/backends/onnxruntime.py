@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _FUSED_PRECISIONS = (Precision.FORCE_FLOAT32, Precision.QINT8_MIXED_FLOAT32)
-_INT8_DISABLED = ["MatMulAddFusion"]
-"""This optimizer makes one Gemm of a product and its bias, which has no integer kernel with a float32 result."""
+_INT8_DISABLED = ["MatMulAddFusion", "WeightBiasQuantization"]
+"""The first optimizer makes one Gemm of a product and its bias, which has no integer kernel with a float32 result. The second one
+rounds biases of convolutions, and in onnxruntime 1.32 its nodes are invalid for weights with a scale per channel.
+"""
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 0 verbose .. 4 fatal
 
 
