@@ -38,7 +38,7 @@ from clipmlu.magicmind.build import _check_pixels
 from clipmlu.magicmind.client.answers import BuiltFacts
 from clipmlu.model import Model
 from clipmlu.pipeline import _compiled_name
-from clipmlu.specs import MluBuild, Precision, PreprocessSpec, TensorSpec
+from clipmlu.specs import MluBuild, Precision, PreprocessSpec, QuantisationOptions, TensorSpec
 
 SPEC = PreprocessSpec(height=16, width=16, mean=support.CLIP_MEAN, std=support.CLIP_STD)
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -176,7 +176,8 @@ def test_calibrated_on_the_same_data_both_quantise_the_same_numbers(
 ) -> None:
     """The emulated calibrator too gets normalised floats."""
     precision = Precision.QINT8_MIXED_FLOAT32
-    plain, taking = compile_both(clip, tmp_path, target=target, precision=precision, calibration=calibration)
+    given = {"precision": precision, "calibration": calibration, "quantisation": QuantisationOptions()}
+    plain, taking = compile_both(clip, tmp_path, target=target, **given)
     records = [bundle.compilation.quantised["image"].tensors for bundle in (plain, taking)]
     assert records[0]
     assert records[0] == records[1]

@@ -231,9 +231,8 @@ def test_int8_weights_are_stored_and_computed_as_integers(
 ) -> None:
     exported = tiny_bundle("vit")
     data = f"imagefolder:{folder}"
-    bundle = compile_for(
-        "cpu", exported, tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data, min_cosine=0.5, min_agreement=0
-    )
+    allowed = {"min_cosine": 0.5, "min_agreement": 0, "quantisation": VENDOR}
+    bundle = compile_for("cpu", exported, tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data, **allowed)
     model = onnx.load(bundle.tower_path("image"))
     kinds = {weight.name: weight.data_type for weight in model.graph.initializer}
     dequantised = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in kinds]
