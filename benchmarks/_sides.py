@@ -36,7 +36,7 @@ def clipmlu_side(settings: Settings) -> dict[str, Action]:
 
     classifier_file = scratch(settings, f"labels-{Path(settings.bundle).name}.clf")
     with clipmlu.load(settings.bundle, threads=settings.threads, verify=False) as encoder:
-        encoder.classifier(settings.labels, [TEMPLATE], cache=False).save(classifier_file)
+        encoder.classifier(settings.labels, [TEMPLATE], cache=False).save(classifier_file, overwrite=True)
     encoder = clipmlu.load(settings.bundle, threads=settings.threads, verify=False, image_only=True)
     classifier = encoder.load_classifier(classifier_file)
     preprocessor, dtype = encoder.preprocessor, encoder.pixel_dtype
