@@ -25,7 +25,7 @@ ORDER = (
     ("classify",),
     ("model",),
     ("measure",),
-    ("tune",),
+    ("tune", "jobs"),
     ("report",),
     ("pipeline", "doctor"),
     ("cli",),

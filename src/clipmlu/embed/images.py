@@ -101,6 +101,32 @@ def run_batches(
         ShapeError: the bundle does not support the batch size.
         OptionError: the number of workers is not 1 or more, or the batches do not fit in memory.
     """
+    size = graph.encoder.check_batch_size(batch_size)
+    source = iter(items)
+    groups = iter(lambda: list(islice(source, size)), [])
+    yield from run_groups(graph, groups, batch_size=size, workers=workers, clock=clock)
+
+
+def run_groups(
+    graph: ImageGraph,
+    groups: Iterable[Sequence[ImageItem]],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    clock: StageClock | None = None,
+) -> Generator[RowBatch, None, None]:
+    """Run images through a graph, lazily and in order; each group becomes one batch. See ``run_batches``.
+
+    Args:
+        graph: computes a row for each image.
+        groups: the images of each batch, 1 to ``batch_size``.
+        batch_size: largest number of images per batch; None for the bundle's own.
+        workers: see ``run_batches``.
+        clock: see ``run_batches``.
+
+    Raises:
+        ShapeError, OptionError: as for ``run_batches``.
+    """
     encoder = graph.encoder
     size = encoder.check_batch_size(batch_size)
     threads: int = check_argument(workers, PositiveInt | None, "workers") or available_cpus()
@@ -109,16 +135,16 @@ def run_batches(
     ahead = 1 + -(-2 * threads // size)
     buffers = _BatchBuffers(encoder, size, ahead + depth)
     check_memory(buffers.nbytes, f"{ahead + depth} batches of {size} images")
-    source = iter(items)
+    source = iter(groups)
     with _Workers(encoder.preprocessor, threads, clock) as pool:
         preparing: deque[_Batch] = deque()
         running: deque[_Batch] = deque()
         exhausted = False
         while True:
             while not exhausted and len(preparing) < ahead:
-                taken = list(islice(source, size))
-                exhausted = len(taken) < size
-                if taken:
+                taken = next(source, None)
+                exhausted = taken is None
+                if taken is not None:
                     preparing.append(_Batch(taken, buffers.take()))
                     pool.start(preparing[-1])
             if preparing and len(running) < depth:

@@ -1,0 +1,44 @@
+"""The input of a job: what the user gave, how it is cut into pieces, and how a piece is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+
+from clipmlu.data.finding import Found
+from clipmlu.embed.items import ImageItem
+from clipmlu.errors import InputError
+from clipmlu.file_names import path_from_name
+from clipmlu.jobs.pieces import FileEntry, FilesPiece, Piece
+
+
+def cut_files(found: Iterator[Found], shard_size: int) -> Iterator[Piece]:
+    """Cut image files into pieces of ``shard_size`` files, lazily; the last one may be shorter."""
+    while files := tuple(map(_entry, islice(found, shard_size))):
+        yield FilesPiece(files=files)
+
+
+def open_piece(piece: Piece) -> Iterator[ImageItem]:
+    """Yield the images of a piece; an entry that cannot be read is an item whose ``load`` raises ``InputError``."""
+    for entry in piece.files:
+        yield _item(entry)
+
+
+def _entry(found: Found) -> FileEntry:
+    if found.error is not None:
+        return FileEntry(name=found.name, error=str(found.error))
+    try:
+        facts = os.stat(found.path)
+    except (OSError, ValueError):  # reading it reports the reason
+        return FileEntry(name=found.name)
+    return FileEntry(name=found.name, size=facts.st_size, mtime_ns=facts.st_mtime_ns)
+
+
+def _item(entry: FileEntry) -> ImageItem:
+    def load() -> os.PathLike[str]:
+        if entry.error is not None:
+            raise InputError(entry.error)
+        return path_from_name(entry.name)
+
+    return ImageItem(entry.name, load)
