@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tempfile
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from clipmlu.cli import main
 from clipmlu.doctor import Finding, examine
 from clipmlu.measure.speed.host_rate import prepared_per_core_second
+from conftest import REPOSITORY
 from fake_packages import install_sdk
 
 
@@ -61,6 +63,21 @@ def test_absent_card_and_extra_are_no_problem(monkeypatch: pytest.MonkeyPatch, r
         remedy="needed by 'clipmlu export': pip install 'clipmlu[export]'",
     )
     assert _problems(found) == []
+
+
+def test_every_extra_has_a_line(root: Path) -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    others = {
+        "heif",
+        "jpeg",
+        "test",
+        "lint",
+        "all",
+    }  # image formats have lines of their own, the rest is for developers
+    found = {check.removeprefix("extra ") for check in _findings(root) if check.startswith("extra ")}
+    assert found == extras.keys() - others
 
 
 def test_resize_kernel_is_reported_with_pillows_version(root: Path) -> None:

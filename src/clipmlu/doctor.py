@@ -37,8 +37,10 @@ from clipmlu.measure.speed.host_rate import prepared_per_core_second
 from clipmlu.specs import VENDOR_PRECISIONS, Spec
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bulk": ("clipmlu embed -o DIR", ("pyarrow", "webdataset")),
     "export": ("clipmlu export", ("torch", "open_clip", "onnxscript", "transformers")),
     "openvino": ("clipmlu compile --target openvino", ("openvino",)),
+    "ray": ("clipmlu embed -o DIR --engine ray", ("ray",)),
     "report": ("clipmlu compare --heatmap", ("matplotlib",)),
 }
 """Maps an extra to the command that needs it and the modules that it installs."""

@@ -68,7 +68,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base class of the stored values: immutable, keyword-only; unknown keys are errors."""
 
 
-class Precision(str, enum.Enum):
+class Precision(enum.StrEnum):
     """The arithmetic of a compiled bundle: the six modes of the vendor's SDK, and ``force_bfloat16``."""
 
     FORCE_FLOAT32 = "force_float32"

@@ -420,6 +420,7 @@ HEAVY = (
     "onnx",
     "onnx_ir",
     "pyarrow",
+    "webdataset",
     "magicmind",
     "numpy",
     "rich",

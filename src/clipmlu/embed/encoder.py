@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,6 @@ from clipmlu.lifetime import Lifetime
 from clipmlu.specs import PositiveInt, TowerName
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from clipmlu.data.preprocess import Preprocessor
     from clipmlu.data.tokenizer import Tokenizer
 
