@@ -162,7 +162,7 @@ def sub_folders(folder: Path, skipped_files: SkippedFiles) -> list[Found]:
     """
     found = []
     for entry in list_folder(folder):
-        if _is_of_macos(entry.name):
+        if is_of_macos(entry.name):
             skipped_files.macos += 1
             continue
         is_folder, error = _classify(entry)
@@ -184,7 +184,7 @@ def is_image_name(name: str) -> bool:
 def _files(entries: list[os.DirEntry[str]], folders: list[Path], skipped_files: SkippedFiles) -> Iterator[Found]:
     """Yield the images among some entries; folders are appended to ``folders``."""
     for entry in entries:
-        if _is_of_macos(entry.name):
+        if is_of_macos(entry.name):
             skipped_files.macos += 1
             continue
         is_folder, error = _classify(entry)
@@ -198,7 +198,8 @@ def _files(entries: list[os.DirEntry[str]], folders: list[Path], skipped_files: 
             skipped_files.suffixes[os.path.splitext(entry.name)[1].lower()] += 1
 
 
-def _is_of_macos(name: str) -> bool:
+def is_of_macos(name: str) -> bool:
+    """Return whether a file or folder of this name is one that macOS adds to folders and archives."""
     return name == _MACOS_FOLDER or name.startswith(_MACOS_PREFIX)
 
 

@@ -1,0 +1,1 @@
+"""Images inside files that hold many: tar archives, Parquet and Arrow files."""
