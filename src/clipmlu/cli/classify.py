@@ -57,9 +57,10 @@ def classify_command(
     INPUT is a file, a folder (searched recursively), a glob pattern, or - for a list of paths on stdin, one per line.
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
-    from clipmlu.cli._inputs import image_items
     from clipmlu.data.finding import SkippedFiles
+    from clipmlu.data.listing import find_inputs
     from clipmlu.embed.images import run_batches
+    from clipmlu.embed.items import items_from_found
     from clipmlu.files.publish import check_files_free
     from clipmlu.report.predictions import FORMATS, write_predictions
 
@@ -81,7 +82,7 @@ def classify_command(
             output = FORMATS[format_name](classifier, top_k)
             batches = run_batches(
                 classifier.scorer,
-                image_items(inputs, skipped_files),
+                items_from_found(find_inputs(inputs, skipped_files)),
                 batch_size=running.batch_size,
                 workers=running.workers,
             )

@@ -38,9 +38,10 @@ def embed_command(
     INPUT is as for 'clipmlu classify'. If the run ends early, the finished rows are written to OUTPUT.partial.npy.
     """
     from clipmlu.bundle.manifest import emulated_mark
-    from clipmlu.cli._inputs import image_items
     from clipmlu.data.finding import SkippedFiles
+    from clipmlu.data.listing import find_inputs
     from clipmlu.embed.file import EmbeddingFile, check_embedding_output, embed_images_into, embed_lines_into
+    from clipmlu.embed.items import items_from_found
 
     skipped_files = SkippedFiles()
     if bool(inputs) == (texts is not None):
@@ -53,7 +54,7 @@ def embed_command(
         mark = emulated_mark(encoder.bundle.compilation.emulated)
         try:
             if texts is None:
-                items = image_items(inputs, skipped_files)
+                items = items_from_found(find_inputs(inputs, skipped_files))
                 broken = embed_images_into(
                     file,
                     encoder,

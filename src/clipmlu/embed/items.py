@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipmlu.data.datasets import Dataset
+    from clipmlu.data.finding import Found
     from clipmlu.embed.encoder import FloatArray
 
 
@@ -80,6 +81,12 @@ class RowBatch(NamedTuple):
         for position, item in enumerate(self.items):
             error = self.errors.get(position)
             yield Outcome(item, None if error else next(rows), error)
+
+
+def items_from_found(found: Iterable[Found]) -> Iterator[ImageItem]:
+    """Yield an item for each found file; one that cannot be read fails when it is loaded."""
+    for each in found:
+        yield ImageItem(each.name, each.source)
 
 
 def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:

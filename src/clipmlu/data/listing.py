@@ -1,4 +1,4 @@
-"""Image inputs of a command: files, folders, glob patterns, or a list on stdin."""
+"""Inputs as users give them: files, folders, glob patterns, or a list on stdin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TextIO
 
 from clipmlu.data.finding import Found, SkippedFiles, find_images, find_matches
-from clipmlu.embed.items import ImageItem
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
 
@@ -20,10 +19,10 @@ STDIN = "-"
 _CHUNK_BYTES = 1 << 16
 
 
-def image_items(inputs: Iterable[str], skipped_files: SkippedFiles) -> Iterator[ImageItem]:
-    """Yield the images of all inputs; folders in sorted order.
+def find_inputs(inputs: Iterable[str], skipped_files: SkippedFiles) -> Iterator[Found]:
+    """Yield the image files of all inputs, lazily; folders in sorted order.
 
-    An input that is wrong, such as a missing path or an empty folder, becomes an item that fails when it is loaded. It
+    An input that is wrong, such as a missing path or an empty folder, becomes an entry that fails when it is read. It
     is then reported like an unreadable image, and the other inputs are processed.
 
     Args:
@@ -31,8 +30,7 @@ def image_items(inputs: Iterable[str], skipped_files: SkippedFiles) -> Iterator[
         skipped_files: counts files in folders that are not images.
     """
     for text in inputs:
-        for found in _listed(skipped_files) if text == STDIN else _found(text, skipped_files):
-            yield ImageItem(found.name, found.source)
+        yield from _listed(skipped_files) if text == STDIN else _found(text, skipped_files)
 
 
 def _listed(skipped_files: SkippedFiles) -> Iterator[Found]:
