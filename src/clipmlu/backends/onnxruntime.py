@@ -167,11 +167,20 @@ def _load(path: Path, options: SessionOptions, precision: Precision) -> onnxrunt
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if precision is Precision.QINT8_MIXED_FLOAT32 and not fast_int8_is_exact():
         _take_exact_int8(settings)
-    location = runtime_path(path)
     disabled = _INT8_DISABLED if precision is Precision.QINT8_MIXED_FLOAT32 else []
     try:
         return onnxruntime.InferenceSession(
-            location, settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            _graph(path, precision), settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:
         raise BundleCorruptError(f"onnxruntime cannot load '{path}': {first_line(error)}") from error
+
+
+def _graph(path: Path, precision: Precision) -> str | bytes:
+    """Return a graph's path, or the graph itself, prepared for the kernels in 8 bits."""
+    location = runtime_path(path)
+    if precision is not Precision.QINT8_MIXED_FLOAT32:
+        return location
+    from clipmlu.backends.onnxruntime_graph import read_prepared
+
+    return read_prepared(path) or location

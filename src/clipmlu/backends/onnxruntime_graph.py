@@ -1,0 +1,174 @@
+"""Prepares an 8-bit graph for onnxruntime's kernels when it is loaded; the graph's values stay the same.
+
+onnxruntime recognises products of integers between QuantizeLinear and DequantizeLinear, but adds a bias afterwards, in a
+pass of its own over the result, and joins it to a GELU whose kernel has half the speed of the one without a bias. It also
+converts the integers of a convolution's weight back to floats for every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from clipmlu.graph.index import GraphIndex, attributes_of
+from clipmlu.graph.quantisation.parameters import Array
+from clipmlu.graph.shapes import CONTRIBUTED
+
+_PREFIX = "onnxruntime/"
+_ZERO = f"{_PREFIX}no zero point"
+_SIGN = 128
+
+
+def read_prepared(path: Path) -> bytes | None:
+    """Read an 8-bit graph and prepare it for onnxruntime.
+
+    Args:
+        path: a file that ``graph.quantisation.rewrite`` has made.
+
+    Returns:
+        The prepared graph, serialised; None if the weights are in a second file, because they may not fit into one.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    if any(weight.data_location == TensorProto.EXTERNAL for weight in model.graph.initializer):
+        return None
+    prepare(model)
+    return bytes(model.SerializeToString())
+
+
+def prepare(model: onnx.ModelProto) -> None:
+    """Make one operator of each product of integers and its bias, and floats of the weights that products in float32 use.
+
+    Args:
+        model: an 8-bit graph, changed in place.
+    """
+    _Preparation(model).run()
+
+
+class _Preparation:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
+        self._index = GraphIndex(model)
+        self._made: dict[str, Array] = {_ZERO: np.array(0, np.int8)}
+        self._replaced: dict[str, onnx.NodeProto] = {}  # an operator's result -> the node that computes it now
+
+    def run(self) -> None:
+        for node in self._graph.node:
+            if node.op_type == "MatMul":
+                self._join_product(node)
+            elif node.op_type == "Conv" and not self._is_quantised(node.output[0]):
+                self._dequantise(node.input[1])
+        nodes = [
+            self._replaced.get(node.output[0], node)
+            for node in self._graph.node
+            if self._made.keys().isdisjoint(node.output)
+        ]
+        kept = _used_nodes(nodes, self._index.outputs)
+        used = {name for node in kept for name in node.input}
+        weights = {name: weight for name, weight in self._index.weights.items() if name not in self._made}
+        weights |= {name: numpy_helper.from_array(values, name) for name, values in self._made.items()}
+        del self._graph.node[:], self._graph.initializer[:]
+        self._graph.node.extend(kept)
+        self._graph.initializer.extend(weight for name, weight in weights.items() if name in used)
+
+    def _join_product(self, node: onnx.NodeProto) -> None:
+        rows, weight = self._rows(node.input[0]), self._weight(node.input[1])
+        if rows is None or weight is None:
+            return
+        operands = [rows[0], weight[0], rows[1], weight[1], rows[2], _ZERO]
+        result = node.output[0]
+        addition = self._bias_addition(node)
+        if addition is not None:
+            operands.append(next(name for name in addition.input if name != result))
+            result = addition.output[0]
+        self._replaced[result] = helper.make_node(
+            "MatMulIntegerToFloat", operands, [result], name=node.name, domain=CONTRIBUTED
+        )
+
+    def _rows(self, name: str) -> tuple[str, str, str] | None:
+        """Return a quantised activation's integers, made unsigned, its scale and zero point; None for another tensor."""
+        node = self._index.producers.get(name)
+        if node is None or node.op_type != "DequantizeLinear" or len(node.input) != 3:
+            return None
+        integers, scale, zero = node.input
+        quantise = self._index.producers.get(integers)
+        users = [user for user, _ in self._index.consumers[integers]]
+        if quantise is None or quantise.op_type != "QuantizeLinear" or integers in self._index.outputs:
+            return None
+        levels = self._values(zero)
+        if levels is None or levels.size != 1 or any(user.op_type != "DequantizeLinear" for user in users):
+            return None
+        if levels.dtype == np.int8:
+            zero = f"{_PREFIX}unsigned/{zero}"
+            self._made[zero] = (levels.astype(np.int16) + _SIGN).astype(np.uint8)
+            for each in (quantise, *users):
+                each.input[2] = zero
+        return integers, scale, zero
+
+    def _weight(self, name: str) -> tuple[str, str] | None:
+        """Return a weight's integers, one column for each output, and its scale; None for another tensor."""
+        node = self._index.producers.get(name)
+        flipped = node is not None and node.op_type == "Transpose"
+        if node is not None and flipped:
+            node = self._index.producers.get(node.input[0])
+        if node is None or node.op_type != "DequantizeLinear" or len(node.input) != 3:
+            return None
+        levels, scale, zero = (self._values(each) for each in node.input)
+        if levels is None or scale is None or zero is None or levels.dtype != np.int8 or levels.ndim != 2 or zero.any():
+            return None
+        if scale.size > 1 and attributes_of(node).get("axis", 1) != (0 if flipped else 1):
+            return None
+        if not flipped:
+            return node.input[0], node.input[1]
+        columns = f"{_PREFIX}columns/{name}"
+        self._made[columns] = np.ascontiguousarray(levels.T)
+        return columns, node.input[1]
+
+    def _bias_addition(self, product: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the node that adds one constant to each column of a product, if nothing else uses the product."""
+        result = product.output[0]
+        users = [user for user, _ in self._index.consumers[result]]
+        if result in self._index.outputs or len(users) != 1 or users[0].op_type != "Add":
+            return None
+        bias = next((self._values(name) for name in users[0].input if name != result), None)
+        return users[0] if bias is not None and bias.ndim == 1 and bias.size > 1 else None
+
+    def _is_quantised(self, name: str) -> bool:
+        """Return whether a result is quantised, possibly after a Relu: then onnxruntime computes it in integers."""
+        users = [user for user, _ in self._index.consumers[name]]
+        return any(
+            user.op_type == "QuantizeLinear"
+            or (user.op_type in ("Relu", "Clip") and self._is_quantised(user.output[0]))
+            for user in users
+        )
+
+    def _dequantise(self, name: str) -> None:
+        """Store the floats of an integer weight."""
+        node = self._index.producers.get(name)
+        if node is None or node.op_type != "DequantizeLinear" or len(node.input) != 3:
+            return
+        levels, scale, zero = (self._values(each) for each in node.input)
+        if levels is None or scale is None or zero is None:
+            return
+        if scale.size > 1:
+            shape = [1] * levels.ndim
+            shape[attributes_of(node).get("axis", 1)] = scale.size
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        self._made[name] = (levels.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
+
+    def _values(self, name: str) -> Array | None:
+        weight = self._index.weights.get(name)
+        return self._made.get(name) if weight is None else numpy_helper.to_array(weight)
+
+
+def _used_nodes(nodes: list[onnx.NodeProto], outputs: Collection[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that the outputs depend on."""
+    used, kept = set(outputs), []
+    for node in reversed(nodes):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(node)
+    return kept[::-1]
