@@ -119,7 +119,8 @@ class JobFolder:
         targets = [self.shards_path / f"{shard.name}{suffix}" for suffix in shard_format.suffixes]
         with StagedFiles(targets, overwrite=True) as staged:
             with output_errors(targets[0]):
-                shard_format.write(rows, manifest.schema, staged.paths)
+                with shard_format.open(manifest.schema, manifest.provenance, staged.paths) as append:
+                    append(rows)
                 digests = {target.name: _digest(path) for target, path in zip(targets, staged.paths, strict=True)}
             staged.publish()
         errors = [

@@ -41,6 +41,8 @@ class ShardRows:
         embeddings: float32 or float16, shape (N, D), unit L2 norm, NaN in rows with an error; None if the job stores none.
         classes: int32, shape (N, K): the best classes, best first, -1 in rows with an error; None if the job does not classify.
         scores: float32, shape (N, K): their probabilities, NaN in rows with an error; None if the job does not classify.
+
+    Texts that no file can hold, since they are not valid Unicode, are stored with escapes, as ``backslashreplace`` gives them.
     """
 
     ids: list[str]
@@ -50,3 +52,12 @@ class ShardRows:
     embeddings: npt.NDArray[np.floating] | None
     classes: npt.NDArray[np.int32] | None
     scores: npt.NDArray[np.float32] | None
+
+    def __post_init__(self) -> None:
+        """Make all texts valid Unicode."""
+        object.__setattr__(self, "ids", list(map(_valid_text, self.ids)))
+        object.__setattr__(self, "errors", [error and _valid_text(error) for error in self.errors])
+
+
+def _valid_text(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

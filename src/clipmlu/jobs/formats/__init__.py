@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
 
+from clipmlu.backends.provenance import Provenance
 from clipmlu.jobs.formats.npy import NpyFormat
+from clipmlu.jobs.formats.parquet import ParquetFormat
 from clipmlu.jobs.rows import RowSchema, ShardRows
 
-FormatName = Literal["npy"]
+FormatName = Literal["parquet", "npy"]
 
 
 class ShardFormat(Protocol):
@@ -19,16 +22,21 @@ class ShardFormat(Protocol):
     def suffixes(self) -> tuple[str, ...]:
         """Suffixes of the files, such as ``(".npy", ".jsonl")``."""
 
-    def write(self, rows: ShardRows, schema: RowSchema, paths: Sequence[Path]) -> None:
-        """Write the rows; equal rows give equal bytes.
+    def open(
+        self, schema: RowSchema, provenance: Provenance, paths: Sequence[Path]
+    ) -> AbstractContextManager[Callable[[ShardRows], None]]:
+        """Return a context manager that yields a function, which appends rows; the files are complete when it ends.
+
+        Equal calls give equal bytes.
 
         Args:
-            rows: the rows.
-            schema: their columns.
+            schema: columns of the rows.
+            provenance: what computed them; the files say it where the format has a place for it.
             paths: one for each suffix.
 
         Raises:
             OSError: a file cannot be written.
+            MissingDependencyError: the format needs an optional package.
         """
 
     def read(self, schema: RowSchema, paths: Sequence[Path]) -> ShardRows:
@@ -36,7 +44,8 @@ class ShardFormat(Protocol):
 
         Raises:
             InputError: a file is damaged, or is not of this schema.
+            MissingDependencyError: the format needs an optional package.
         """
 
 
-FORMATS: dict[FormatName, ShardFormat] = {"npy": NpyFormat()}
+FORMATS: dict[FormatName, ShardFormat] = {"parquet": ParquetFormat(), "npy": NpyFormat()}
