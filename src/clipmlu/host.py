@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -250,3 +253,16 @@ def import_onnxruntime() -> Any:
     """
     refuse_onnxruntime_telemetry()
     return importlib.import_module("onnxruntime")
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Suppress Pillow's messages on stderr inside the block; images that it cannot read are reported as errors."""
+    logger, handler = logging.getLogger("PIL"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        logger.removeHandler(handler)

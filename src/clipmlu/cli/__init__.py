@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from clipmlu._version import __version__
-from clipmlu.cli._notes import LibraryNotes, note, quiet_pillow
+from clipmlu.cli._notes import LibraryNotes, note
 from clipmlu.cli._signals import TerminationSignals
 from clipmlu.cli.bench import bench_command
 from clipmlu.cli.calibrate import calibrate_command
@@ -30,6 +30,7 @@ from clipmlu.cli.sweep import sweep_command
 from clipmlu.cli.worker import worker_command
 from clipmlu.errors import ClipmluError
 from clipmlu.file_names import name_from_path
+from clipmlu.host import quiet_pillow
 
 _INTERRUPTED = 130  # exit code of a shell for a program ended by Ctrl-C
 _SIGNALLED = 128  # plus the signal number: exit code for a program ended by another signal

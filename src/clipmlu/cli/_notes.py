@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,19 +60,6 @@ def note_kept(folder: Path, content: str, *, named_by: tuple[type[Exception], ..
         if folder.is_dir():
             note(f"{content} is kept in {name_from_path(folder)}; the same command goes on from there.")
         raise
-
-
-@contextlib.contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Suppress Pillow's messages on stderr inside the block; images that it cannot read are reported as errors."""
-    logger, handler = logging.getLogger("PIL"), logging.NullHandler()
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        logger.removeHandler(handler)
 
 
 class LibraryNotes(logging.Handler):
