@@ -10,11 +10,12 @@ from clipmlu.backends.provenance import provenance_of
 from clipmlu.bundle.directory import open_compiled
 from clipmlu.data.finding import Found
 from clipmlu.files.folder_lock import lock_folder
+from clipmlu.jobs.engines.dispatch import run_tasks
+from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
 from clipmlu.jobs.folder import JobFolder, JobManifest, ShardRecord, encode_pieces
 from clipmlu.jobs.inputs import cut_files
 from clipmlu.jobs.rows import RowSchema
 from clipmlu.jobs.shard_work import ShardWork
-from clipmlu.jobs.work import run_here
 from clipmlu.keys import make_key
 
 
@@ -24,6 +25,7 @@ def run_embed_job(
     found: Iterator[Found],
     *,
     shard_size: int,
+    engine: EngineOptions = THIS_PROCESS,
     on_shard: Callable[[ShardRecord], None] = lambda _record: None,
 ) -> None:
     """Embed images into the shards of a job; shards that are done already are not computed again."""
@@ -45,5 +47,6 @@ def run_embed_job(
         else:
             job.check_same(stored, manifest)
         waiting = (shard for shard in job.shards() if job.read_record(shard.number) is None)
-        for record in run_here(ShardWork(bundle=bundle_path, folder=folder, manifest=manifest), waiting):
+        work = ShardWork(bundle=bundle_path, folder=folder, manifest=manifest)
+        for record in run_tasks(work, waiting, engine, describe=lambda shard: shard.name):
             on_shard(record)

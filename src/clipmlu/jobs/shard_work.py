@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from clipmlu.jobs.folder import JobFolder, JobManifest, ShardRecord
 from clipmlu.jobs.inputs import open_piece
 from clipmlu.jobs.pieces import Shard
 from clipmlu.jobs.rows import ShardRows
-from clipmlu.jobs.work import Worker
+from clipmlu.jobs.work import MachineShare, Worker
 from clipmlu.model import Model, load
 
 
@@ -39,12 +39,14 @@ class ShardWork:
     batch_size: int | None = None
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Worker[Shard, ShardRecord]]:
+    def open(self, share: MachineShare) -> Iterator[Worker[Shard, ShardRecord]]:
         """Load the bundle."""
-        with load(self.bundle, image_only=True, busy_wait=False) as model:
-            yield lambda shards: self._run(model, shards)
+        with load(
+            self.bundle, image_only=True, busy_wait=False, threads=share.cpus or 0, devices=share.devices
+        ) as model:
+            yield lambda shards: self._run(model, shards, share.cpus)
 
-    def _run(self, model: Model, shards: Iterable[Shard]) -> Iterator[ShardRecord]:
+    def _run(self, model: Model, shards: Iterable[Shard], workers: int | None) -> Generator[ShardRecord, None, None]:
         size = model.check_batch_size(self.batch_size)
         started: deque[tuple[Shard, int]] = deque()  # shards with batches under way: number of batches of each
         folder = JobFolder(self.folder)
@@ -58,7 +60,7 @@ class ShardWork:
                 started.append((shard, count))
 
         collected: list[RowBatch] = []
-        with contextlib.closing(run_groups(ImageTower(model), groups(), batch_size=size)) as batches:
+        with contextlib.closing(run_groups(ImageTower(model), groups(), batch_size=size, workers=workers)) as batches:
             for batch in batches:
                 collected.append(batch)
                 while started and len(collected) >= started[0][1]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -12,11 +13,24 @@ Task_contra = TypeVar("Task_contra", contravariant=True)
 Result_co = TypeVar("Result_co", covariant=True)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MachineShare:
+    """The part of a machine that one of several workers may use.
+
+    Attributes:
+        cpus: number of threads where the caller gave none; None if the worker has all CPUs of the process.
+        devices: indices of the cards that no other worker uses; None for the cards that the caller gave.
+    """
+
+    cpus: int | None = None
+    devices: tuple[int, ...] | None = None
+
+
 class Worker(Protocol[Task_contra, Result_co]):
     """Does tasks, one result for each, in order; it takes a task only when it has capacity for it."""
 
-    def __call__(self, tasks: Iterable[Task_contra]) -> Iterator[Result_co]:
-        """Yield the result of each task; closing the iterator stops the work.
+    def __call__(self, tasks: Iterable[Task_contra]) -> Generator[Result_co, None, None]:
+        """Yield the result of each task; closing the generator stops the work. It can be called again after the last.
 
         Raises:
             ClipmluError: a task cannot be done; the tasks that have no result are not done.
@@ -26,11 +40,9 @@ class Worker(Protocol[Task_contra, Result_co]):
 class Work(Protocol[Task_contra, Result_co]):
     """A picklable value that opens workers; tasks and results are picklable, too."""
 
-    def open(self) -> AbstractContextManager[Worker[Task_contra, Result_co]]:
-        """Open a worker, which for instance loads a bundle once; leaving the context releases it."""
+    def open(self, share: MachineShare) -> AbstractContextManager[Worker[Task_contra, Result_co]]:
+        """Open a worker, which for instance loads a bundle once; leaving the context releases it.
 
-
-def run_here(work: Work[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    """Do all tasks in this process and yield the results in order."""
-    with work.open() as worker:
-        yield from worker(tasks)
+        Args:
+            share: what the worker may use of its machine.
+        """

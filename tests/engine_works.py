@@ -1,0 +1,89 @@
+"""Works for tests of engines; they stand in a module that worker processes can import."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+
+from clipmlu.errors import InputError
+from clipmlu.jobs.work import MachineShare, Worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Squares:
+    """Squares numbers; like a pipeline, a worker holds up to ``depth`` of them.
+
+    Attributes:
+        depth: numbers that a worker takes before it yields the first result.
+        folder: each worker writes a file ``opened-PID`` with its share, and appends the numbers that it takes to ``taken``.
+        seconds: time for a number.
+        kills: maps a number to how many workers it kills.
+        refused: a number that is an error.
+        warned: a number that is logged.
+    """
+
+    folder: Path
+    depth: int = 1
+    seconds: float = 0.0
+    kills: tuple[tuple[int, int], ...] = ()
+    refused: int | None = None
+    warned: int | None = None
+
+    @contextlib.contextmanager
+    def open(self, share: MachineShare) -> Iterator[Worker[int, int]]:
+        (self.folder / f"opened-{os.getpid()}").write_text(repr(share))
+        yield self._run
+
+    def _run(self, numbers: Iterable[int]) -> Generator[int, None, None]:
+        held: list[int] = []
+        try:
+            for number in numbers:
+                with (self.folder / "taken").open("a") as file:
+                    file.write(f"{number}\n")
+                held.append(number)
+                if len(held) == self.depth:
+                    yield self._square(held.pop(0))
+            while held:
+                yield self._square(held.pop(0))
+        finally:
+            (self.folder / f"left-{os.getpid()}").touch()
+
+    def _square(self, number: int) -> int:
+        time.sleep(self.seconds)
+        for killer, times in self.kills:
+            mark = self.folder / f"killed-{number}"
+            with contextlib.suppress(FileNotFoundError):
+                if mark.stat().st_size >= times:
+                    continue
+            if number == killer:
+                with mark.open("a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+        if number == self.refused:
+            raise InputError(f"number {number} is refused")
+        if number == self.warned:
+            logging.getLogger("clipmlu.test").warning("number %d is odd", number)
+        return number * number
+
+    def taken(self) -> list[int]:
+        """Numbers that workers took, in order."""
+        return list(map(int, (self.folder / "taken").read_text().split()))
+
+    def opened(self) -> set[int]:
+        """Process ids of the workers."""
+        return {int(path.name.partition("-")[2]) for path in self.folder.glob("opened-*")}
+
+
+class Broken:
+    """Ends every worker when it opens."""
+
+    @contextlib.contextmanager
+    def open(self, share: MachineShare) -> Iterator[Worker[int, int]]:
+        os._exit(7)
+        yield lambda numbers: (number for number in numbers)

@@ -1,0 +1,106 @@
+"""Worker processes: results, replacement of killed ones, errors, and that nothing is left."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipmlu.errors import InputError, OptionError, SessionError
+from clipmlu.jobs.engines.dispatch import run_tasks, split_machine
+from clipmlu.jobs.engines.options import EngineOptions
+from engine_works import Broken, Squares
+
+TWO = EngineOptions(processes=2)
+
+
+def _name(number: int) -> str:
+    return f"number {number}"
+
+
+@pytest.mark.parametrize("depth", [1, 3, 50])
+def test_every_task_has_one_result_however_many_a_worker_holds(tmp_path: Path, depth: int) -> None:
+    results = list(run_tasks(Squares(tmp_path, depth), range(20), TWO))
+    assert sorted(results) == [number * number for number in range(20)]
+
+
+def test_tasks_are_shared_and_taken_only_when_a_worker_has_space(tmp_path: Path) -> None:
+    given: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(1_000_000):
+            given.append(number)
+            yield number
+
+    work = Squares(tmp_path, depth=2, seconds=0.02)
+    results = run_tasks(work, numbers(), TWO)
+    for done in range(1, 20):
+        next(results)
+        assert len(given) <= done + 6  # two workers with two tasks, and one more each on its way
+    results.close()
+    assert len(work.opened()) == 2
+    assert {_ppid(pid) for pid in work.opened()} == {None}
+
+
+def test_a_killed_worker_is_replaced_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = Squares(tmp_path, depth=2, kills=((5, 1),))
+    assert sorted(run_tasks(work, range(12), TWO, describe=_name)) == [number * number for number in range(12)]
+    assert len(work.opened()) == 3
+    [message] = [record.getMessage() for record in caplog.records]
+    pid = next(pid for pid in work.opened() if f"process {pid} " in message)
+    assert message.startswith(f"worker process {pid} was killed by SIGKILL with number 5")
+    assert message.endswith("which will be computed again; a new one is started")
+
+
+def test_a_task_that_kills_three_workers_is_given_up_and_named_and_all_others_are_done(tmp_path: Path) -> None:
+    work = Squares(tmp_path, depth=3, kills=((5, 9),))
+    results: list[int] = []
+    with pytest.raises(SessionError, match=r"^number 5: 3 workers in a row were killed"):
+        results += run_tasks(work, range(12), TWO, describe=_name)  # extends as it goes, unlike list()
+    assert sorted(results) == [number * number for number in range(12) if number != 5]
+    assert (tmp_path / "killed-5").read_text() == "xxx"
+
+
+def test_an_error_of_a_worker_is_raised_as_it_is_and_ends_the_others(tmp_path: Path) -> None:
+    work = Squares(tmp_path, refused=3, seconds=0.01)
+    with pytest.raises(InputError, match=r"^number 3 is refused$"):
+        list(run_tasks(work, range(1000), TWO))
+    assert {_ppid(pid) for pid in work.opened()} == {None}
+    assert len(work.taken()) < 100
+
+
+def test_workers_that_cannot_start_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(
+        SessionError, match=r"cannot start: worker process \d+ ended with exit code 7 before it was ready"
+    ):
+        list(run_tasks(Broken(), range(3), TWO))
+
+
+def test_a_warning_of_a_worker_is_logged_in_the_parent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    list(run_tasks(Squares(tmp_path, warned=2), range(4), TWO))
+    assert [(record.name, record.levelno, record.getMessage()) for record in caplog.records] == [
+        ("clipmlu.test", logging.WARNING, "number 2 is odd")
+    ]
+
+
+def test_workers_get_equal_shares_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(7)))
+    shares = split_machine(3, (4, 5, 6, 7))
+    assert [(share.cpus, share.devices) for share in shares] == [(2, (4, 7)), (2, (5,)), (2, (6,))]
+    assert [share.devices for share in split_machine(2, None)] == [None, None]
+
+
+def test_more_processes_than_cards_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"^3 processes cannot share 2 card\(s\)"):
+        list(run_tasks(Squares(tmp_path), range(3), EngineOptions(processes=3), devices=(0, 1)))
+
+
+def _ppid(pid: int) -> int | None:
+    """Parent of a process, None if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except FileNotFoundError:
+        return None
