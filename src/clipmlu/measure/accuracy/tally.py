@@ -11,6 +11,8 @@ from clipmlu.measure.ranking import IntArray
 
 CALIBRATION_BINS = 15
 TOP_K = 5
+CONFIDENCE_UNITS = 2**32
+"""A confidence of 1 in the integers that are summed: 2 billion images fit, and a sum of integers depends on no order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Tally:
         top5_correct: number of images whose label is among the best five.
         bin_images: int64, shape (15,): images by confidence.
         bin_correct: int64, shape (15,): correct ones among them.
-        bin_confidence: float64, shape (15,): sum of their confidences.
+        bin_confidence: int64, shape (15,): sum of their confidences in units of 2^-32.
     """
 
     def __init__(self, classes: int) -> None:
@@ -38,7 +40,7 @@ class Tally:
         self.top5_correct = 0
         self.bin_images: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
         self.bin_correct: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
-        self.bin_confidence: npt.NDArray[np.float64] = np.zeros(CALIBRATION_BINS, np.float64)
+        self.bin_confidence: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
 
     def add(self, labels: IntArray, ranked: IntArray, confidence: npt.NDArray[np.float32]) -> None:
         """Count images.
@@ -54,10 +56,11 @@ class Tally:
         bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
         np.add.at(self.bin_images, bins, 1)
         np.add.at(self.bin_correct, bins, (predicted == labels).astype(np.int64))
-        np.add.at(self.bin_confidence, bins, confidence.astype(np.float64))
+        units = np.rint(confidence.astype(np.float64) * CONFIDENCE_UNITS).astype(np.int64)
+        np.add.at(self.bin_confidence, bins, units)
 
     def merge(self, other: Tally) -> None:
-        """Add the counts of another part."""
+        """Add the counts of another part; the order of the parts does not change the sums."""
         self.confusion += other.confusion
         self.top5_correct += other.top5_correct
         self.bin_images += other.bin_images
@@ -80,5 +83,5 @@ class Tally:
 
         Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
         """
-        gaps = np.abs(self.bin_correct - self.bin_confidence)
-        return float(gaps.sum() / max(self.images, 1))
+        gaps = np.abs(self.bin_correct * CONFIDENCE_UNITS - self.bin_confidence)
+        return int(gaps.sum()) / (max(self.images, 1) * CONFIDENCE_UNITS)
