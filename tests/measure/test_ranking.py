@@ -13,7 +13,7 @@ from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.image_graph import ImageTower
 from clipmlu.errors import InputError
 from clipmlu.measure.accuracy.evaluate import evaluate
-from clipmlu.measure.ranking import EmbeddedImages, embed_dataset, embed_in_batches, rank_images
+from clipmlu.measure.ranking import EmbeddedImages, IndexGroup, embed_dataset, embed_groups, rank_images
 from clipmlu.measure.statistics import count_changes
 from clipmlu.model import load
 from support import Pictures
@@ -49,7 +49,8 @@ def test_unreadable_images_are_listed_and_all_others_keep_their_order(encoder: E
 
 def test_batches_hold_what_the_whole_holds(encoder: Encoder) -> None:
     dataset = Pictures(12, broken=BROKEN)
-    batches = list(embed_in_batches(ImageTower(encoder), dataset, INDICES, batch_size=3))
+    groups = [IndexGroup(INDICES[:3]), IndexGroup(INDICES[3:6]), IndexGroup(INDICES[6:])]
+    batches = list(embed_groups(ImageTower(encoder), dataset, groups, batch_size=3))
     assert [batch.taken for batch in batches] == [3, 3, 1]
     assert [index for batch in batches for index in batch.indices] == list(GOOD)
     assert [image.id for batch in batches for image in batch.skipped] == ["pictures/3", "pictures/7"]

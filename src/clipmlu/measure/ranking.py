@@ -1,14 +1,16 @@
 """Embedding images of a labelled dataset, and ranking their classes.
 
-The accuracy counts the ranks, a comparison compares them, and a search evaluates with them. ``embed_in_batches``
+The accuracy counts the ranks, a comparison compares them, and a search evaluates with them. ``embed_groups``
 processes a dataset batch by batch; ``embed_dataset`` keeps all rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +20,24 @@ from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
 from clipmlu.data.datasets import Dataset
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.embed.image_graph import ImageGraph
-from clipmlu.embed.images import run_batches
-from clipmlu.embed.items import RowBatch, item_from_dataset
+from clipmlu.embed.images import run_batches, run_groups
+from clipmlu.embed.items import ImageItem, RowBatch, item_from_dataset
 from clipmlu.errors import InputError
 from clipmlu.measure.samples import SkippedImage
 
 IntArray = npt.NDArray[np.int64]
+
+
+class IndexGroup(NamedTuple):
+    """The images of one batch.
+
+    Attributes:
+        indices: positions in the dataset.
+        check: called with key and image of each image, from several threads; its exceptions end the run.
+    """
+
+    indices: Sequence[int]
+    check: Callable[[str, Image.Image], object] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,32 +80,36 @@ class RankedImages:
         return self.ranked[:, 0]
 
 
-def embed_in_batches(
+def embed_groups(
     graph: ImageGraph,
     dataset: Dataset,
-    indices: Sequence[int],
+    groups: Iterable[IndexGroup],
     *,
     batch_size: int | None = None,
     workers: int | None = None,
-    check: Callable[[str, Image.Image], object] | None = None,
 ) -> Generator[EmbeddedImages, None, None]:
-    """Run images of a dataset through a graph, lazily: one value for each batch.
+    """Run images of a dataset through a graph, lazily: one value for each group, in order.
 
     Args:
         graph: the image tower, or the scorer of a classifier.
         dataset: the images.
-        indices: positions of the images.
-        batch_size: images per batch; None for the bundle's own.
+        groups: the images of each batch.
+        batch_size: largest number of images per batch; None for the bundle's own.
         workers: threads that read, decode and preprocess; None for all CPUs.
-        check: called with key and image of each image, from several threads; its exceptions end the run.
 
     Raises:
         ShapeError: the bundle does not support the batch size.
     """
-    items = (item_from_dataset(dataset, index, check) for index in indices)
-    remaining = iter(indices)
-    for batch in run_batches(graph, items, batch_size=batch_size, workers=workers):
-        yield _embedded([batch], dataset, list(islice(remaining, len(batch.items))))
+    under_way: deque[IndexGroup] = deque()
+
+    def items() -> Iterator[list[ImageItem]]:
+        for group in groups:
+            under_way.append(group)
+            yield [item_from_dataset(dataset, index, group.check) for index in group.indices]
+
+    with contextlib.closing(run_groups(graph, items(), batch_size=batch_size, workers=workers)) as batches:
+        for batch in batches:
+            yield _embedded([batch], dataset, under_way.popleft().indices)
 
 
 def embed_dataset(
@@ -107,12 +125,12 @@ def embed_dataset(
     """Run images of a dataset through a graph and return the rows of all of them.
 
     Args:
-        graph: see ``embed_in_batches``.
+        graph: see ``embed_groups``.
         dataset: the images.
         indices: positions of the images.
         batch_size: images per batch; None for the bundle's own.
-        workers: see ``embed_in_batches``.
-        check: see ``embed_in_batches``.
+        workers: see ``embed_groups``.
+        check: see ``IndexGroup``.
         skip_unreadable: list images that cannot be read in ``skipped``; False raises the first error.
 
     Raises:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import msgspec
 import numpy as np
 
 from clipmlu.arguments import check_argument, check_fields
@@ -18,10 +18,11 @@ from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.prompts import fill_template
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import OverlapError
+from clipmlu.measure.accuracy.counting import ImageRange, RangeCounter, RangeCounts, cut_ranges
 from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion
 from clipmlu.measure.accuracy.tally import TOP_K, ImageResult, Tally
-from clipmlu.measure.ranking import EmbeddedImages, check_any_read, embed_in_batches, rank_images
-from clipmlu.measure.samples import Overlap, SkippedImage, choose_images
+from clipmlu.measure.ranking import check_any_read
+from clipmlu.measure.samples import SkippedImage, choose_images
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.specs import NaturalInt, PositiveInt
 
@@ -84,6 +85,87 @@ def evaluate(
         InputError: no image can be read.
         OverlapError: the bundle was calibrated with an image, and ``allow_overlap`` is False.
     """
+    evaluation = prepare_evaluation(encoder, dataset, options, on_note)
+    counter = evaluation.counter(evaluation.classifier, dataset, keep_results=on_result is not None)
+    with contextlib.closing(counter(evaluation.ranges(1))) as batches:
+        return evaluation.collect(batches, on_result=on_result, on_progress=on_progress, on_interrupt=on_interrupt)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evaluation that is ready to run, in this process or in parts elsewhere; see ``prepare_evaluation``.
+
+    Attributes:
+        encoder: the model.
+        dataset: the images.
+        options: options of the evaluation.
+        batch_size: images per batch.
+        indices: positions of the selected images.
+        classifier: classifier of the dataset's classes.
+    """
+
+    encoder: Encoder
+    dataset: Dataset
+    options: EvalOptions
+    batch_size: int
+    indices: Sequence[int]
+    classifier: ZeroShotClassifier
+
+    def ranges(self, batches: int) -> Iterator[ImageRange]:
+        """Yield ranges of ``batches`` batches each, the last one shorter: whatever their length, the batches are the same."""
+        yield from cut_ranges(self.indices, batches * self.batch_size)
+
+    def counter(self, classifier: ZeroShotClassifier, dataset: Dataset, *, keep_results: bool) -> RangeCounter:
+        """Return a counter for ranges.
+
+        Args:
+            classifier: ``classifier``, or an equal one with another encoder.
+            dataset: ``dataset``, or an equal one.
+            keep_results: return the prediction of each image.
+        """
+        return RangeCounter(
+            classifier=classifier,
+            dataset=dataset,
+            batch_size=self.batch_size,
+            workers=self.options.workers,
+            allow_overlap=self.options.allow_overlap,
+            keep_results=keep_results,
+        )
+
+    def collect(
+        self,
+        parts: Iterator[RangeCounts],
+        *,
+        on_result: Callable[[ImageResult], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        on_interrupt: Callable[[Tally, int], None] | None = None,
+    ) -> AccuracyReport:
+        """Add up the counts of all ranges, which may come in any order; see ``evaluate``."""
+        total = _Total(len(self.dataset.class_names))
+        start = time.perf_counter()
+        try:
+            for part in parts:
+                for result in total.add(part):
+                    if on_result:
+                        on_result(result)
+                if on_progress:
+                    on_progress(part.taken)
+        except OverlapError:  # the counts are not an accuracy
+            raise
+        except BaseException:
+            if on_interrupt and total.tally.images:
+                on_interrupt(total.tally, len(self.indices))
+            raise
+        elapsed = time.perf_counter() - start
+        assert total.taken == len(self.indices), "an image was lost, or counted twice"
+        check_any_read(self.dataset, total.tally.images, total.skipped())
+        return _report(self, total, elapsed)
+
+
+def prepare_evaluation(
+    encoder: Encoder, dataset: Dataset, options: EvalOptions | None, on_note: Callable[[str], None]
+) -> Evaluation:
+    """Check the arguments, select the images and compute the class embeddings; see ``evaluate``."""
     options = check_argument(options, EvalOptions | None, "options") or EvalOptions()
     check_argument(encoder, Encoder, "encoder")
     check_dataset(dataset)
@@ -92,70 +174,68 @@ def evaluate(
     classifier = build_classifier(encoder, dataset.class_names, options.templates, cache=options.cache)
     if cost := classifier.scorer.describe_cost(batch_size):
         on_note(cost)
-    tally = Tally(len(dataset.class_names))
-    skipped: list[SkippedImage] = []
-    start = time.perf_counter()
-    calibrated = encoder.bundle.calibration_data()
-    overlap = Overlap(
-        calibrated.images, f"bundle '{encoder.bundle.path}'", "Evaluate others", allowed=options.allow_overlap
-    )
-    batches = embed_in_batches(
-        classifier.scorer, dataset, indices, batch_size=batch_size, workers=options.workers, check=overlap.check
-    )
-    try:
-        for batch in batches:
-            skipped += batch.skipped
-            results = _count(tally, classifier, batch)
-            if on_result:
-                for result in results:
-                    on_result(result)
-            if on_progress:
-                on_progress(batch.taken)
-    except OverlapError:  # the counts are not an accuracy
-        raise
-    except BaseException:
-        if on_interrupt and tally.images:
-            on_interrupt(tally, len(indices))
-        raise
-    elapsed = time.perf_counter() - start
-    check_any_read(dataset, tally.images, skipped)
-    report = _report(encoder, classifier, dataset, tally, tuple(skipped), batch_size, elapsed)
-    prompts = {fill_template(template, name) for template in classifier.templates for name in classifier.class_names}
-    return msgspec.structs.replace(
-        report,
-        calibration_overlap=len(overlap.found) if options.allow_overlap else None,
-        calibration_prompts=len(prompts.intersection(calibrated.prompts)),
+    return Evaluation(
+        encoder=encoder,
+        dataset=dataset,
+        options=options,
+        batch_size=batch_size,
+        indices=indices,
+        classifier=classifier,
     )
 
 
-def _count(tally: Tally, classifier: ZeroShotClassifier, batch: EmbeddedImages) -> list[ImageResult]:
-    found = rank_images(classifier, batch.rows, TOP_K)
-    tally.add(batch.labels, found.ranked, classifier.scores(found.logits).max(axis=1))
-    results = zip(batch.indices, batch.labels.tolist(), found.ranked.tolist(), strict=True)
-    return [ImageResult(index, label, tuple(best)) for index, label, best in results]
+class _Total:
+    """Sum of the counts of ranges, which may come in any order.
+
+    Attributes:
+        taken: number of images, including skipped ones.
+        tally: counts of the predictions.
+        overlap: number of images that the bundle was calibrated with.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.taken = 0
+        self.tally = Tally(classes)
+        self.overlap = 0
+        self._skipped: dict[int, list[SkippedImage]] = {}
+        self._early: dict[int, RangeCounts] = {}
+        self._next = 0
+
+    def add(self, part: RangeCounts) -> Iterator[ImageResult]:
+        """Add a range; return the results that are next in the order of the images."""
+        self.taken += part.taken
+        self.tally.merge(part.tally)
+        self.overlap += part.overlap
+        if part.skipped:
+            self._skipped[part.start] = part.skipped
+        self._early[part.start] = part
+        return self._results()
+
+    def skipped(self) -> tuple[SkippedImage, ...]:
+        """Return the images that could not be read, in order."""
+        return tuple(image for start in sorted(self._skipped) for image in self._skipped[start])
+
+    def _results(self) -> Iterator[ImageResult]:
+        while (part := self._early.pop(self._next, None)) is not None:
+            self._next += part.taken
+            yield from part.results
 
 
-def _report(
-    encoder: Encoder,
-    classifier: ZeroShotClassifier,
-    dataset: Dataset,
-    tally: Tally,
-    skipped: tuple[SkippedImage, ...],
-    batch_size: int,
-    elapsed_s: float,
-) -> AccuracyReport:
-    images, names = tally.images, distinct_names(dataset.class_names)
-    per_class = _per_class(tally, names)
+def _report(evaluation: Evaluation, total: _Total, elapsed_s: float) -> AccuracyReport:
+    encoder, dataset, classifier = evaluation.encoder, evaluation.dataset, evaluation.classifier
+    tally, names = total.tally, distinct_names(dataset.class_names)
+    images, per_class = tally.images, _per_class(tally, names)
     has_top5 = len(names) > TOP_K
+    prompts = {fill_template(template, name) for template in classifier.templates for name in classifier.class_names}
     return AccuracyReport(
         provenance=provenance_of(encoder.bundle, encoder.devices),
         dataset=dataset.name,
         split=dataset.split,
         templates=classifier.templates,
-        batch_size=batch_size,
+        batch_size=evaluation.batch_size,
         classes=len(names),
         images=images,
-        skipped=skipped,
+        skipped=total.skipped(),
         top1=tally.correct / images,
         top1_interval=wilson_interval(tally.correct, images),
         top5=tally.top5_correct / images if has_top5 else None,
@@ -166,13 +246,15 @@ def _report(
         confusions=_confusions(tally, names),
         elapsed_s=elapsed_s,
         images_per_second=images / elapsed_s,
+        calibration_overlap=total.overlap if evaluation.options.allow_overlap else None,
+        calibration_prompts=len(prompts.intersection(encoder.bundle.calibration_data().prompts)),
         fast_preprocess=encoder.preprocessor.fast,
     )
 
 
 def _per_class(tally: Tally, names: Sequence[str]) -> tuple[ClassAccuracy, ...]:
-    counts = tally.confusion.sum(axis=1)
-    rows = zip(names, counts.tolist(), tally.confusion.diagonal().tolist(), strict=True)
+    confusion = tally.confusion
+    rows = zip(names, confusion.sum(axis=1).tolist(), confusion.diagonal().tolist(), strict=True)
     return tuple(
         ClassAccuracy(class_name=name, images=images, correct=correct, top1=correct / images if images else None)
         for name, images, correct in rows
@@ -180,7 +262,7 @@ def _per_class(tally: Tally, names: Sequence[str]) -> tuple[ClassAccuracy, ...]:
 
 
 def _confusions(tally: Tally, names: Sequence[str]) -> tuple[Confusion, ...]:
-    wrong = tally.confusion.copy()
+    wrong = tally.confusion
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS_SHOWN]
     pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,8 @@ class Tally:
     """Additive counts of one run, or of many parts of one.
 
     Attributes:
-        confusion: int64, shape (C, C): images by label (row) and prediction (column).
+        classes: number of classes, C.
+        pairs: maps ``label * C + prediction`` to the number of such images; most of the C x C pairs never occur.
         top5_correct: number of images whose label is among the best five.
         bin_images: int64, shape (15,): images by confidence.
         bin_correct: int64, shape (15,): correct ones among them.
@@ -36,7 +38,8 @@ class Tally:
     """
 
     def __init__(self, classes: int) -> None:
-        self.confusion: IntArray = np.zeros((classes, classes), np.int64)
+        self.classes = classes
+        self.pairs: Counter[int] = Counter()
         self.top5_correct = 0
         self.bin_images: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
         self.bin_correct: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
@@ -51,7 +54,7 @@ class Tally:
             confidence: shape (N,), probability of the best class, 0..1.
         """
         predicted = ranked[:, 0]
-        np.add.at(self.confusion, (labels, predicted), 1)
+        self.pairs.update((labels * self.classes + predicted).tolist())
         self.top5_correct += int((ranked[:, :TOP_K] == labels[:, None]).any(axis=1).sum())
         bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
         np.add.at(self.bin_images, bins, 1)
@@ -61,21 +64,28 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another part; the order of the parts does not change the sums."""
-        self.confusion += other.confusion
+        self.pairs.update(other.pairs)
         self.top5_correct += other.top5_correct
         self.bin_images += other.bin_images
         self.bin_correct += other.bin_correct
         self.bin_confidence += other.bin_confidence
 
     @property
+    def confusion(self) -> IntArray:
+        """The images by label (row) and prediction (column): int64, shape (C, C)."""
+        counts = np.zeros(self.classes**2, np.int64)
+        counts[list(self.pairs.keys())] = list(self.pairs.values())
+        return counts.reshape(self.classes, self.classes)
+
+    @property
     def images(self) -> int:
         """Number of counted images."""
-        return int(self.confusion.sum())
+        return int(self.bin_images.sum())
 
     @property
     def correct(self) -> int:
         """Number of images with the correct best class."""
-        return int(self.confusion.trace())
+        return int(self.bin_correct.sum())
 
     @property
     def expected_calibration_error(self) -> float:
