@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs
 from clipmlu.cli._options import PATH, RunningOptions, bundle_argument, overwrite_option, running_options
 from clipmlu.errors import InputError, OptionError, OutputError
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("--texts", type=PATH, help="Embed the lines of this file instead of images.")
 @click.option(
-    "-o", "--output", type=PATH, required=True, help="The .npy file; the ids go to the same name with .ids.json."
+    "-o",
+    "--output",
+    type=PATH,
+    required=True,
+    help="A .npy file, with the ids in the same name with .ids.json; or the folder of a job.",
 )
 @overwrite_option
+@job_options
 @running_options
 def embed_command(
     bundle: Path,
@@ -31,12 +37,36 @@ def embed_command(
     texts: Path | None,
     output: Path,
     overwrite: bool,
+    job: JobChoice,
     running: RunningOptions,
 ) -> int:
     """Write unit-norm embeddings of images (or texts) as float32 .npy, shape (N, D), and their ids as a JSON list.
 
     INPUT is as for 'clipmlu classify'. If the run ends early, the finished rows are written to OUTPUT.partial.npy.
+
+    With a folder as OUTPUT it is a job for any number of images: its shards hold a row for each image, errors.jsonl lists
+    those that could not be read, and the same command goes on where it was interrupted.
     """
+    if bool(inputs) == (texts is not None):
+        raise OptionError("Give either INPUT or --texts.")
+    if output.suffix == ".npy" and not output.is_dir():
+        job.refuse("a .npy file")
+        return _write_file(bundle, inputs, texts, output, running, overwrite=overwrite)
+    check_job_output(output, ", or a file NAME.npy")
+    if texts is not None:
+        raise OptionError(f"--texts writes a file; expected -o NAME.npy, not the folder '{output}'")
+    return run_job_command(bundle, inputs, output, job.options(running, overwrite=overwrite), "embedding")
+
+
+def _write_file(
+    bundle: Path,
+    inputs: tuple[str, ...],
+    texts: Path | None,
+    output: Path,
+    running: RunningOptions,
+    *,
+    overwrite: bool,
+) -> int:
     from clipmlu.bundle.manifest import emulated_mark
     from clipmlu.data.finding import SkippedFiles
     from clipmlu.data.listing import find_inputs
@@ -44,8 +74,6 @@ def embed_command(
     from clipmlu.embed.items import items_from_found
 
     skipped_files = SkippedFiles()
-    if bool(inputs) == (texts is not None):
-        raise OptionError("Give either INPUT or --texts.")
     check_embedding_output(output, overwrite=overwrite)
     with (
         running.load(bundle, image_only=texts is None) as encoder,

@@ -7,41 +7,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from clipmlu.backends.provenance import Provenance
-from clipmlu.errors import BundleExistsError, InputError, OptionError, reason_of
-from clipmlu.files.publish import StagedFiles, encode_json, output_errors, write_file
+from clipmlu.errors import BundleExistsError, InputError, reason_of
+from clipmlu.file_names import name_from_path
+from clipmlu.files.folder_lock import lock_folder
+from clipmlu.files.publish import StagedFiles, output_errors, remove_empty
 from clipmlu.files.read import decode_json, read_json
-from clipmlu.jobs.formats import FORMATS, FormatName
+from clipmlu.files.workspace import sweep
+from clipmlu.jobs.manifest import JobManifest
 from clipmlu.jobs.pieces import Piece, Shard, shard_name
-from clipmlu.jobs.rows import RowSchema, ShardRows
 from clipmlu.specs import NaturalInt, Spec
 
 JOB_FILE, INPUTS_FILE, ERRORS_FILE = "job.json", "inputs.jsonl", "errors.jsonl"
-
-
-class JobManifest(Spec, frozen=True, kw_only=True):
-    """Content of ``job.json``.
-
-    Attributes:
-        key: digest of everything that decides the results, by name; a job resumes only with an equal key.
-        schema: columns of the rows.
-        shard_format: format of the shard files.
-        shards: number of shards.
-        provenance: bundle and software that compute the results.
-    """
-
-    key: dict[str, str]
-    schema: RowSchema
-    shard_format: FormatName
-    shards: NaturalInt
-    provenance: Provenance
+_OWN_FILE = re.compile(r"part-\d{8}\.\w+")
 
 
 class FileDigest(Spec, frozen=True, kw_only=True):
@@ -76,13 +61,53 @@ class ShardRecord(Spec, frozen=True, kw_only=True):
     errors: tuple[ImageError, ...]
 
 
+class ErrorLine(Spec, frozen=True, kw_only=True):
+    """One line of ``errors.jsonl``.
+
+    Attributes:
+        id: name of the image.
+        reason: why it could not be read.
+        shard: name of its shard.
+    """
+
+    id: str
+    reason: str
+    shard: str
+
+
 class JobFolder:
     """Reads and writes the folder of a job."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.inputs_path = path / INPUTS_FILE
         self.shards_path = path / "shards"
         self.records_path = path / "records"
+
+    def lock(self, on_note: Callable[[str], object]) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which no other process runs this job; waits for one that does, with a note."""
+
+        def note() -> None:
+            on_note(f"waiting for another process that works on the job in {self.name}")
+
+        return lock_folder(self.path, note)
+
+    def check_output(self) -> None:
+        """Check that the path is free or holds a job, after completing what a killed process left.
+
+        Raises:
+            BundleExistsError: it holds something else.
+            OutputError: it cannot be accessed.
+        """
+        sweep(self.path)
+        with output_errors(self.path):
+            if not os.path.lexists(self.path) or (self.path / JOB_FILE).is_file():
+                return
+            if self.path.is_dir() and not any(self.path.iterdir()):
+                return
+        raise BundleExistsError(
+            f"Output '{self.path}' exists and is not a job; it is not changed. Choose another path."
+        )
 
     def read_manifest(self) -> JobManifest | None:
         """Return the content of ``job.json``, or None if there is none.
@@ -95,70 +120,74 @@ class JobFolder:
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:
-            raise InputError(f"Cannot read '{self.path / JOB_FILE}': {reason_of(error)}.") from error
+            raise InputError(
+                f"Cannot read '{self.path / JOB_FILE}': {reason_of(error)}. Replace the job with --overwrite."
+            ) from error
 
-    def create(self, manifest: JobManifest, inputs: bytes) -> None:
-        """Write the files of a new job, the manifest last."""
-        if self.path.exists() and any(self.path.iterdir()):
-            raise BundleExistsError(
-                f"Output '{self.path}' exists and is not a job; it is not changed. Choose another path."
-            )
-        write_file(self.path / INPUTS_FILE, inputs, overwrite=True)
-        write_file(self.path / JOB_FILE, encode_json(manifest), overwrite=False)
+    def stage(self) -> StagedFiles:
+        """Return the files of a new job before they are published, ``job.json`` last."""
+        return StagedFiles([self.inputs_path, self.path / JOB_FILE], overwrite=True)
 
-    def check_same(self, manifest: JobManifest, other: JobManifest) -> None:
-        """Raise ``OptionError`` that names the parts of the key that differ."""
-        differing = [part for part in {**manifest.key, **other.key} if manifest.key.get(part) != other.key.get(part)]
-        if differing:
-            names = ", ".join(part.replace("_", " ") for part in differing)
-            raise OptionError(f"job '{self.path}' was begun with other {names}; give the same, or another output")
+    def clear(self) -> None:
+        """Remove all results; other files stay.
 
-    def write_shard(self, shard: Shard, rows: ShardRows, manifest: JobManifest) -> ShardRecord:
-        """Write the files of a shard and then its record; both replace those of an unfinished attempt."""
-        shard_format = FORMATS[manifest.shard_format]
-        targets = [self.shards_path / f"{shard.name}{suffix}" for suffix in shard_format.suffixes]
-        with StagedFiles(targets, overwrite=True) as staged:
-            with output_errors(targets[0]):
-                with shard_format.open(manifest.schema, manifest.provenance, staged.paths) as append:
-                    append(rows)
-                digests = {target.name: _digest(path) for target, path in zip(targets, staged.paths, strict=True)}
-            staged.publish()
-        errors = [
-            ImageError(id=name, reason=error)
-            for name, error in zip(rows.ids, rows.errors, strict=True)
-            if error is not None
-        ]
-        record = ShardRecord(
-            number=shard.number, piece_digest=shard.digest, files=digests, rows=len(rows.ids), errors=tuple(errors)
-        )
-        write_file(self._record_path(shard.number), encode_json(record), overwrite=True)
-        return record
+        Raises:
+            OutputError: a file cannot be removed.
+        """
+        with output_errors(self.path):
+            for folder in (self.records_path, self.shards_path):  # records first: a shard without one is not done
+                sweep(folder)
+                with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                    for entry in entries:
+                        if _OWN_FILE.fullmatch(entry.name):
+                            os.unlink(entry.path)
+            (self.path / ERRORS_FILE).unlink(missing_ok=True)
+            remove_empty((self.records_path, self.shards_path))
 
     def read_record(self, number: int) -> ShardRecord | None:
         """Return the record of a shard; None if it is not done, or its files are missing or of another size."""
         try:
-            record = read_json(self._record_path(number), ShardRecord)
+            record = read_json(self.record_path(number), ShardRecord)
             sizes = {name: os.stat(self.shards_path / name).st_size for name in record.files}
         except (OSError, msgspec.DecodeError):
             return None
         return record if all(sizes[name] == file.size for name, file in record.files.items()) else None
 
+    def records(self, shards: int) -> Iterator[ShardRecord]:
+        """Yield the records of the finished shards, in order."""
+        return (record for number in range(shards) if (record := self.read_record(number)) is not None)
+
     def shards(self) -> Iterator[Shard]:
         """Yield all shards, in order, from ``inputs.jsonl``."""
-        with (self.path / INPUTS_FILE).open("rb") as stream:
+        with self.inputs_path.open("rb") as stream:
             for number, line in enumerate(stream):
                 yield Shard(number, decode_json(line, Piece))
 
-    def _record_path(self, number: int) -> Path:
+    def write_errors(self, shards: int) -> None:
+        """Write ``errors.jsonl`` from the records; without errors there is no such file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        target = self.path / ERRORS_FILE
+        with StagedFiles([target], overwrite=True) as staged, output_errors(target):
+            count = 0
+            with staged.paths[0].open("wb") as stream:
+                for record in self.records(shards):
+                    for each in record.errors:
+                        line = ErrorLine(id=each.id, reason=each.reason, shard=shard_name(record.number))
+                        stream.write(msgspec.json.encode(line) + b"\n")
+                        count += 1
+            if count:
+                staged.publish()
+            else:
+                target.unlink(missing_ok=True)
+
+    def record_path(self, number: int) -> Path:
+        """Return the path of a shard's record."""
         return self.records_path / f"{shard_name(number)}.json"
 
-
-def encode_pieces(pieces: Iterable[Piece]) -> Iterator[bytes]:
-    """Yield one line for each piece."""
-    for piece in pieces:
-        yield msgspec.json.encode(piece) + b"\n"
-
-
-def _digest(path: Path) -> FileDigest:
-    with path.open("rb") as stream:
-        return FileDigest(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+    @property
+    def name(self) -> str:
+        """The path as text."""
+        return name_from_path(self.path)

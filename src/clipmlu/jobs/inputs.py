@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from clipmlu.data.finding import Found
+from clipmlu.data.finding import Found, SkippedFiles
+from clipmlu.data.listing import find_inputs
 from clipmlu.embed.items import ImageItem
 from clipmlu.errors import InputError
 from clipmlu.file_names import path_from_name
 from clipmlu.jobs.pieces import FileEntry, FilesPiece, Piece
+
+
+def cut_inputs(inputs: Iterable[str], shard_size: int, skipped_files: SkippedFiles) -> Iterator[Piece]:
+    """Cut all inputs of a user into pieces, lazily.
+
+    Args:
+        inputs: files, folders, glob patterns, or ``-`` for a list on stdin.
+        shard_size: images per piece; the last one may be shorter.
+        skipped_files: counts files in folders that are not images.
+    """
+    return cut_files(find_inputs(inputs, skipped_files), shard_size)
 
 
 def cut_files(found: Iterator[Found], shard_size: int) -> Iterator[Piece]:

@@ -2,51 +2,214 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from clipmlu.arguments import as_path, check_argument
 from clipmlu.backends.provenance import provenance_of
-from clipmlu.bundle.directory import open_compiled
-from clipmlu.data.finding import Found
-from clipmlu.files.folder_lock import lock_folder
+from clipmlu.bundle.directory import CompiledBundle, open_compiled
+from clipmlu.clock import now
+from clipmlu.data.finding import SkippedFiles
+from clipmlu.errors import InputError, OptionError, OutputError
+from clipmlu.files.publish import encode_json, output_errors
 from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
-from clipmlu.jobs.folder import JobFolder, JobManifest, ShardRecord, encode_pieces
-from clipmlu.jobs.inputs import cut_files
+from clipmlu.jobs.folder import ERRORS_FILE, JobFolder, ShardRecord
+from clipmlu.jobs.inputs import cut_inputs
+from clipmlu.jobs.manifest import InputPlan, JobManifest, JobSettings, describe_differences, make_manifest
+from clipmlu.jobs.options import JobOptions
+from clipmlu.jobs.pieces import Shard
+from clipmlu.jobs.plan import describe_other_input, write_plan
 from clipmlu.jobs.rows import RowSchema
 from clipmlu.jobs.shard_work import ShardWork
-from clipmlu.keys import make_key
 
 
-def run_embed_job(
-    bundle_path: Path,
-    folder: Path,
-    found: Iterator[Found],
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobReport:
+    """What a run of a job did.
+
+    Attributes:
+        path: folder of the job.
+        images: images of the job, each of which has a row.
+        errors: those among them that could not be read.
+        shards: shards of the job.
+        computed_images: images that this run read; the others were done before.
+        computed_shards: shards that this run wrote.
+        seconds: duration of computing them.
+        emulated: the emulated vendor SDK was used.
+        skipped_files: note about files in folders that are no images, or None.
+    """
+
+    path: Path
+    images: int
+    errors: int
+    shards: int
+    computed_images: int
+    computed_shards: int
+    seconds: float
+    emulated: bool
+    skipped_files: str | None
+
+    @property
+    def errors_path(self) -> Path:
+        """The list of images that could not be read; it exists if there are any."""
+        return self.path / ERRORS_FILE
+
+
+def run_job(
+    bundle: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    options: JobOptions | None = None,
     *,
-    shard_size: int,
     engine: EngineOptions = THIS_PROCESS,
-    on_shard: Callable[[ShardRecord], None] = lambda _record: None,
-) -> None:
-    """Embed images into the shards of a job; shards that are done already are not computed again."""
-    job = JobFolder(folder)
-    bundle = open_compiled(bundle_path)
-    inputs = list(encode_pieces(cut_files(found, shard_size)))
-    schema = RowSchema(embedding_dim=bundle.manifest.embedding_dim)
-    manifest = JobManifest(
-        key=make_key(bundle=bundle.digest, inputs=hashlib.sha256(b"".join(inputs)).hexdigest(), schema=schema),
-        schema=schema,
-        shard_format="npy",
-        shards=len(inputs),
-        provenance=provenance_of(bundle, ()),
+    on_plan: Callable[[int | None, int], object] = lambda _images, _done: None,
+    on_shard: Callable[[ShardRecord], object] = lambda _record: None,
+    on_note: Callable[[str], object] = lambda _note: None,
+) -> JobReport:
+    """Embed images into the shards of a job; shards that are done already are not computed again.
+
+    Args:
+        bundle: directory of a compiled bundle.
+        inputs: files, folders, glob patterns, or ``-`` for a list on stdin.
+        output: folder of the job.
+        options: options; None for the defaults.
+        engine: where the shards are computed.
+        on_plan: called with the number of images, or None, and the number of those that are done, before the work begins.
+        on_shard: called with the record of each finished shard.
+        on_note: called with a line for people, such as that another process works on this job.
+
+    Raises:
+        OptionError: the job was begun with other options or inputs.
+        OutputExistsError: the output is something else than a job.
+        InputError: there are no images, or none could be read.
+        OutputError: a file cannot be written; the finished shards stay.
+    """
+    options = check_argument(options, JobOptions | None, "options") or JobOptions()
+    job = JobFolder(as_path(output, "the output"))
+    compiled = open_compiled(bundle, verify=False)
+    skipped_files = SkippedFiles()
+    pieces = cut_inputs((os.fspath(each) for each in inputs), options.shard_size, skipped_files)
+    job.check_output()
+    with job.lock(on_note):
+        job.check_output()  # another process may have written there meanwhile
+        with job.stage() as staged:
+            plan = write_plan(pieces, staged.paths[0], job.inputs_path)
+            manifest = _manifest(compiled, options, plan)
+            if not _is_begun(job, manifest, staged.paths[0], overwrite=options.overwrite):
+                job.clear()
+                with output_errors(job.path):
+                    staged.paths[1].write_bytes(encode_json(manifest))
+                staged.publish()
+        tally = _Tally(job, manifest)
+        on_plan(plan.images, tally.images)
+        work = ShardWork(bundle=compiled.path, folder=job.path, manifest=manifest, options=options)
+        started = now()
+        with _errors_written(job, plan.shards):
+            devices = _devices(compiled.path, options, engine)
+            for record in run_tasks(work, tally.waiting(), engine, devices=devices, describe=lambda shard: shard.name):
+                tally.add(record)
+                on_shard(record)
+        if tally.errors == tally.images:
+            raise InputError(f"Not one of {tally.images} image(s) could be read; see '{job.path / ERRORS_FILE}'.")
+        return JobReport(
+            path=job.path,
+            images=tally.images,
+            errors=tally.errors,
+            shards=plan.shards,
+            computed_images=tally.computed_images,
+            computed_shards=tally.computed_shards,
+            seconds=now() - started,
+            emulated=manifest.provenance.emulated,
+            skipped_files=skipped_files.note(),
+        )
+
+
+def _manifest(bundle: CompiledBundle, options: JobOptions, plan: InputPlan) -> JobManifest:
+    with options.load(bundle.path) as model:
+        batch_size = model.check_batch_size(options.batch_size)
+    settings = JobSettings(
+        kind="embed",
+        shard_size=options.shard_size,
+        shard_format=options.shard_format,
+        batch_size=batch_size,
+        fast_preprocess=options.fast_preprocess,
+        max_pixels=options.max_pixels,
     )
-    with lock_folder(folder, lambda: None):
+    schema = RowSchema(embedding_dim=bundle.manifest.embedding_dim, embedding_dtype=options.dtype)
+    return make_manifest(settings, schema, plan, provenance_of(bundle, ()))
+
+
+def _devices(bundle: Path, options: JobOptions, engine: EngineOptions) -> tuple[int, ...] | None:
+    """Return the cards that several workers share, or None."""
+    if options.devices is None or engine.processes in (None, 1):
+        return None
+    with options.load(bundle) as model:
+        return model.devices
+
+
+def _is_begun(job: JobFolder, manifest: JobManifest, inputs: Path, *, overwrite: bool) -> bool:
+    """Return whether the folder holds this job.
+
+    Raises:
+        OptionError: it holds another job, which must not be replaced.
+    """
+    try:
         stored = job.read_manifest()
-        if stored is None:
-            job.create(manifest, b"".join(inputs))
-        else:
-            job.check_same(stored, manifest)
-        waiting = (shard for shard in job.shards() if job.read_record(shard.number) is None)
-        work = ShardWork(bundle=bundle_path, folder=folder, manifest=manifest)
-        for record in run_tasks(work, waiting, engine, describe=lambda shard: shard.name):
-            on_shard(record)
+    except InputError:
+        if overwrite:
+            return False
+        raise
+    if stored is None or stored.key == manifest.key:
+        return stored is not None
+    if overwrite:
+        return False
+    differences = describe_differences(stored, manifest)
+    if stored.inputs.digest != manifest.inputs.digest:
+        differences.append(describe_other_input(job.inputs_path, inputs, (stored.inputs, manifest.inputs)))
+    raise OptionError(
+        f"job '{job.name}' was begun with {'; '.join(differences)}. Give the same again, choose another output, or replace "
+        "the job with --overwrite"
+    )
+
+
+class _Tally:
+    """Counts of a job's images, first those of the shards that are done."""
+
+    def __init__(self, job: JobFolder, manifest: JobManifest) -> None:
+        self._job = job
+        self._done: set[int] = set()
+        self.images = self.errors = 0
+        for record in job.records(manifest.shards):
+            self._done.add(record.number)
+            self._count(record)
+        self.computed_images = self.computed_shards = 0
+
+    def waiting(self) -> Iterator[Shard]:
+        """Yield the shards that are not done."""
+        return (shard for shard in self._job.shards() if shard.number not in self._done)
+
+    def add(self, record: ShardRecord) -> None:
+        """Count a shard that was finished now."""
+        self._count(record)
+        self.computed_images += record.rows
+        self.computed_shards += 1
+
+    def _count(self, record: ShardRecord) -> None:
+        self.images += record.rows
+        self.errors += len(record.errors)
+
+
+@contextlib.contextmanager
+def _errors_written(job: JobFolder, shards: int) -> Iterator[None]:
+    """Write the list of errors at the end of the block; after a failure of the block that one is raised."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OutputError):
+            job.write_errors(shards)
+        raise
+    job.write_errors(shards)

@@ -14,12 +14,16 @@ import numpy as np
 from clipmlu.embed.image_graph import ImageTower
 from clipmlu.embed.images import run_groups
 from clipmlu.embed.items import ImageItem, RowBatch
-from clipmlu.jobs.folder import JobFolder, JobManifest, ShardRecord
+from clipmlu.errors import BundleCorruptError
+from clipmlu.jobs.folder import JobFolder, ShardRecord
 from clipmlu.jobs.inputs import open_piece
+from clipmlu.jobs.manifest import JobManifest
+from clipmlu.jobs.options import JobOptions
 from clipmlu.jobs.pieces import Shard
-from clipmlu.jobs.rows import ShardRows
+from clipmlu.jobs.rows import RowSchema, ShardRows
+from clipmlu.jobs.shard_writer import ShardWriter
 from clipmlu.jobs.work import MachineShare, Worker
-from clipmlu.model import Model, load
+from clipmlu.model import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,26 +34,32 @@ class ShardWork:
         bundle: directory of the bundle.
         folder: directory of the job.
         manifest: content of its ``job.json``.
-        batch_size: images per batch; None for the bundle's own.
+        options: its options; the fields that decide results are those of the manifest.
     """
 
     bundle: Path
     folder: Path
     manifest: JobManifest
-    batch_size: int | None = None
+    options: JobOptions
 
     @contextlib.contextmanager
     def open(self, share: MachineShare) -> Iterator[Worker[Shard, ShardRecord]]:
-        """Load the bundle."""
-        with load(
-            self.bundle, image_only=True, busy_wait=False, threads=share.cpus or 0, devices=share.devices
-        ) as model:
-            yield lambda shards: self._run(model, shards, share.cpus)
+        """Load the bundle.
 
-    def _run(self, model: Model, shards: Iterable[Shard], workers: int | None) -> Generator[ShardRecord, None, None]:
-        size = model.check_batch_size(self.batch_size)
-        started: deque[tuple[Shard, int]] = deque()  # shards with batches under way: number of batches of each
-        folder = JobFolder(self.folder)
+        Raises:
+            BundleCorruptError: the bundle was replaced since the job began.
+        """
+        options = self.options.on(share)
+        with options.load(self.bundle) as model, ShardWriter(JobFolder(self.folder), self.manifest) as writer:
+            if model.bundle.digest != self.manifest.provenance.bundle_digest:
+                raise BundleCorruptError(f"Bundle '{self.bundle}' is not the bundle of the job: it was replaced.")
+            yield lambda shards: self._run(model, writer, shards, options.workers)
+
+    def _run(
+        self, model: Model, writer: ShardWriter, shards: Iterable[Shard], workers: int | None
+    ) -> Generator[ShardRecord, None, None]:
+        size = self.manifest.settings.batch_size
+        cut: deque[tuple[Shard, int]] = deque()  # shards whose images were all taken, and the number of their batches
 
         def groups() -> Iterator[list[ImageItem]]:
             for shard in shards:
@@ -57,26 +67,28 @@ class ShardWork:
                 while group := list(islice(items, size)):
                     count += 1
                     yield group
-                started.append((shard, count))
+                cut.append((shard, count))
 
-        collected: list[RowBatch] = []
-        with contextlib.closing(run_groups(ImageTower(model), groups(), batch_size=size, workers=workers)) as batches:
+        finished: list[RowBatch] = []
+        running = run_groups(ImageTower(model), groups(), batch_size=size, workers=workers)
+        with contextlib.closing(running) as batches:
             for batch in batches:
-                collected.append(batch)
-                while started and len(collected) >= started[0][1]:
-                    shard, count = started.popleft()
-                    mine, collected = collected[:count], collected[count:]
-                    yield folder.write_shard(shard, _rows(mine, model.embedding_dim), self.manifest)
+                finished.append(batch)
+                while cut and len(finished) >= cut[0][1]:
+                    shard, count = cut.popleft()
+                    mine, finished = finished[:count], finished[count:]
+                    yield writer.write(shard, _rows(mine, self.manifest.schema))
 
 
-def _rows(batches: list[RowBatch], width: int) -> ShardRows:
+def _rows(batches: list[RowBatch], schema: RowSchema) -> ShardRows:
     items = [item for batch in batches for item in batch.items]
     errors = [
         str(error) if (error := batch.errors.get(place)) else None
         for batch in batches
         for place in range(len(batch.items))
     ]
-    embeddings = np.full((len(items), width), np.nan, np.float32)
+    assert schema.embedding_dim is not None
+    embeddings = np.full((len(items), schema.embedding_dim), np.nan, schema.embedding_dtype)
     embeddings[[error is None for error in errors]] = np.concatenate([batch.rows for batch in batches])
     return ShardRows(
         ids=[item.id for item in items],

@@ -1,0 +1,141 @@
+"""Options of bulk jobs, and running one from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._notes import note, note_kept, progress_bar
+from clipmlu.cli._options import RunningOptions
+from clipmlu.errors import BundleExistsError, OptionError
+from clipmlu.file_names import name_from_path
+
+if TYPE_CHECKING:
+    from clipmlu.jobs.options import JobOptions
+    from clipmlu.jobs.run import JobReport
+
+_FILE_SUFFIXES = frozenset({".npy", ".npz", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".h5"})
+
+_SHARD_OPTIONS = (
+    Option("--shard-size", type=click.IntRange(min=1), help="Images per shard of a job. [default: 10000]"),
+    Option("--shard-format", type=click.Choice(["parquet", "npy"]), help="Files of a job's shards. [default: parquet]"),
+    Option(
+        "--dtype", type=click.Choice(["float32", "float16"]), help="Embeddings as a job stores them. [default: float32]"
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobChoice:
+    """Options of a job as given; None for the default of ``JobOptions``.
+
+    Attributes:
+        given: values by the names of ``JobOptions``, without those that were not given.
+    """
+
+    given: Mapping[str, Any]
+
+    def refuse(self, output: str) -> None:
+        """Raise ``OptionError`` if an option was given, for an output that is no job."""
+        for name in self.given:
+            raise OptionError(f"--{name.replace('_', '-')} is for a job: give -o DIR, not {output}")
+
+    def options(self, running: RunningOptions, *, overwrite: bool) -> JobOptions:
+        """Return the options of a job."""
+        from clipmlu.jobs.options import JobOptions
+
+        devices: Any = running.devices
+        return JobOptions(
+            batch_size=running.batch_size,
+            threads=running.threads,
+            workers=running.workers,
+            fast_preprocess=running.fast_preprocess,
+            max_pixels=running.max_pixels,
+            device=running.device,
+            devices=devices,
+            overwrite=overwrite,
+            **self.given,
+        )
+
+
+def _choice(given: Mapping[str, Any]) -> JobChoice:
+    names = (option.name for option in _SHARD_OPTIONS)
+    return JobChoice(given={name: given[name] for name in names if given[name] is not None})
+
+
+job_options = OptionGroup("job", _SHARD_OPTIONS, _choice)
+"""Adds the options of jobs; the command gets ``job``, a ``JobChoice``."""
+
+
+def check_job_output(output: Path, instead: str) -> None:
+    """Check that an output is not meant to be a file.
+
+    Args:
+        output: the path.
+        instead: files that the command can write, as the end of a sentence.
+
+    Raises:
+        OptionError: it has the suffix of a file, and is no folder.
+    """
+    if output.suffix.lower() in _FILE_SUFFIXES and not output.is_dir():
+        raise OptionError(f"output is '{output}'; expected a folder for a job{instead}")
+
+
+def run_job_command(bundle: Path, inputs: Sequence[str], output: Path, options: JobOptions, label: str) -> int:
+    """Run a job, print what it did, and return the exit code of the command."""
+    from clipmlu.jobs.run import run_job
+
+    bar = _Bar(label)
+    with note_kept(output, "What was computed", named_by=(OptionError, BundleExistsError)), bar:
+        report = run_job(
+            bundle,
+            inputs,
+            output,
+            options,
+            on_plan=bar.start,
+            on_shard=lambda record: bar.advance(record.rows),
+            on_note=note,
+        )
+    return _note_report(report)
+
+
+class _Bar:
+    """A progress bar that begins when the number of images is known."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._stack = contextlib.ExitStack()
+        self.advance: Callable[[int], None] = lambda _count: None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    def start(self, images: int | None, done: int) -> None:
+        """Show the bar."""
+        self.advance = self._stack.enter_context(progress_bar(self._label, images))
+        self.advance(done)
+
+
+def _note_report(report: JobReport) -> int:
+    from clipmlu.bundle.manifest import emulated_mark
+
+    if report.skipped_files is not None:
+        note(report.skipped_files)
+    if report.errors:
+        note(f"{report.errors} image(s) could not be read; see {name_from_path(report.errors_path)}")
+    speed = ""
+    if report.computed_images:
+        rate = report.computed_images / max(report.seconds, 1e-9)
+        speed = f"; {report.computed_images} images in {report.seconds:.1f} s, {rate:.1f} images/s"
+    folder = name_from_path(report.path)
+    note(f"Wrote {report.images} rows in {report.shards} shard(s) to {folder}{emulated_mark(report.emulated)}{speed}")
+    return 1 if report.errors else 0

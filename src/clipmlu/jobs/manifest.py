@@ -1,0 +1,112 @@
+"""Content of ``job.json``: everything that decides the results of a job, by value."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from clipmlu.backends.provenance import Provenance
+from clipmlu.jobs.formats import FormatName
+from clipmlu.jobs.rows import RowSchema
+from clipmlu.keys import make_key
+from clipmlu.specs import NaturalInt, PositiveInt, Spec
+
+_SHOWN_CHARACTERS = 60
+
+
+class JobSettings(Spec, frozen=True, kw_only=True):
+    """The options that decide the results of a job, besides its columns; see ``JobOptions``."""
+
+    kind: Literal["embed"]
+    shard_size: PositiveInt
+    shard_format: FormatName
+    batch_size: PositiveInt
+    fast_preprocess: bool
+    max_pixels: PositiveInt
+
+
+class InputPlan(Spec, frozen=True, kw_only=True):
+    """The input of a job as it was listed.
+
+    Attributes:
+        digest: SHA-256 in hex of ``inputs.jsonl``, which holds names, sizes and times of all files.
+        shards: number of pieces.
+        images: number of images; None if it is known only when the files are read.
+    """
+
+    digest: str
+    shards: NaturalInt
+    images: NaturalInt | None
+
+
+class JobManifest(Spec, frozen=True, kw_only=True):
+    """Content of ``job.json``.
+
+    Attributes:
+        key: digest of everything that decides the results, by name; a job resumes only with an equal key.
+        settings: options that decide the results.
+        schema: columns of the rows.
+        inputs: the input.
+        provenance: bundle and software that compute the results.
+    """
+
+    key: dict[str, str]
+    settings: JobSettings
+    schema: RowSchema
+    inputs: InputPlan
+    provenance: Provenance
+
+    @property
+    def shard_format(self) -> FormatName:
+        """Format of the shard files."""
+        return self.settings.shard_format
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return self.inputs.shards
+
+
+def make_manifest(settings: JobSettings, schema: RowSchema, inputs: InputPlan, provenance: Provenance) -> JobManifest:
+    """Return the manifest of a job with its key."""
+    parts = _deciding(settings, schema, provenance)
+    return JobManifest(
+        key=make_key(inputs=inputs.digest, **parts),
+        settings=settings,
+        schema=schema,
+        inputs=inputs,
+        provenance=provenance,
+    )
+
+
+def describe_differences(stored: JobManifest, wanted: JobManifest) -> list[str]:
+    """Return the parts of two keys that differ, in words, with the values if they are short; without the input."""
+    old, new = (_deciding(each.settings, each.schema, each.provenance) for each in (stored, wanted))
+    names = [name for name in {**stored.key, **wanted.key} if name != "inputs"]
+    return [
+        _describe(name.replace("_", " "), old.get(name), new.get(name))
+        for name in names
+        if stored.key.get(name) != wanted.key.get(name)
+    ]
+
+
+def _deciding(settings: JobSettings, schema: RowSchema, provenance: Provenance) -> dict[str, object]:
+    """Return what decides the results, by name, besides the input."""
+    return {
+        "bundle": provenance.bundle_digest,
+        **msgspec.structs.asdict(settings),
+        **msgspec.structs.asdict(schema),
+        **{f"version of {name}": version for name, version in provenance.tool_versions.items()},
+    }
+
+
+def _describe(name: str, old: object, new: object) -> str:
+    values = [_shown(value) for value in (old, new)]
+    if any(len(value) > _SHOWN_CHARACTERS for value in values) or name == "bundle":
+        return f"another {name}"
+    return f"{name} {values[0]}, not {values[1]}"
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

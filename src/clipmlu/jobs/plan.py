@@ -1,0 +1,77 @@
+"""Planning a job: its input is listed once, written piece by piece, and compared with the input of a stored job."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+import msgspec
+
+from clipmlu.errors import InputError
+from clipmlu.files.publish import output_errors
+from clipmlu.files.read import decode_json
+from clipmlu.jobs.manifest import InputPlan
+from clipmlu.jobs.pieces import FileEntry, Piece
+
+
+def write_plan(pieces: Iterable[Piece], path: Path, target: Path) -> InputPlan:
+    """Write one line for each piece, as the pieces come.
+
+    Args:
+        pieces: the input.
+        path: the file to write.
+        target: its later name, for messages.
+
+    Raises:
+        InputError: there is no image, or none can be read; nothing was computed for it.
+        OutputError: the file cannot be written.
+    """
+    digest, shards, images = hashlib.sha256(), 0, 0
+    reason: str | None = None
+    readable = False
+    with output_errors(target), io.FileIO(path, "w") as raw, io.BufferedWriter(raw) as stream:
+        for piece in pieces:
+            line = msgspec.json.encode(piece) + b"\n"
+            stream.write(line)
+            digest.update(line)
+            shards += 1
+            images += len(piece.files)
+            readable = readable or any(entry.size is not None for entry in piece.files)
+            reason = reason or next((_reason(entry) for entry in piece.files if entry.size is None), None)
+    if not readable:
+        raise InputError(f"There are no images to read: {reason or 'the input is empty.'}")
+    return InputPlan(digest=digest.hexdigest(), shards=shards, images=images)
+
+
+def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, InputPlan]) -> str:
+    """Return how two inputs differ, in words.
+
+    Args:
+        stored: ``inputs.jsonl`` of a job.
+        wanted: the same file of the new input.
+        plans: what was recorded of both.
+    """
+    counts = f"other inputs ({plans[0].images} images then, {plans[1].images} now"
+    pairs = zip_longest(_entries(stored), _entries(wanted))
+    first = next(((old, new) for old, new in pairs if old != new), None)
+    if first is None:
+        return f"{counts})"
+    old, new = first
+    if old is not None and new is not None and old.name == new.name:
+        return f"{counts}; the first that was changed: '{new.name}')"
+    place = "the end" if old is None else f"'{old.name}'"
+    now = "the end" if new is None else f"'{new.name}'"
+    return f"{counts}; the first difference: {place} then, {now} now)"
+
+
+def _entries(path: Path) -> Iterator[FileEntry]:
+    with path.open("rb") as stream:
+        for line in stream:
+            yield from decode_json(line, Piece).files
+
+
+def _reason(entry: FileEntry) -> str:
+    return entry.error or f"Cannot read '{entry.name}': there is no such file, or it is not accessible."
