@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from clipmlu.backends.provenance import Provenance
+from clipmlu.jobs.formats.csv import CsvFormat
+from clipmlu.jobs.formats.jsonl import JsonLinesFormat
 from clipmlu.jobs.formats.npy import NpyFormat
 from clipmlu.jobs.formats.parquet import ParquetFormat
 from clipmlu.jobs.rows import RowSchema, ShardRows
 
-FormatName = Literal["parquet", "npy"]
+FormatName = Literal["parquet", "npy", "csv", "jsonl"]
 
 
 class ShardFormat(Protocol):
@@ -48,4 +50,9 @@ class ShardFormat(Protocol):
         """
 
 
-FORMATS: dict[FormatName, ShardFormat] = {"parquet": ParquetFormat(), "npy": NpyFormat()}
+FORMATS: dict[FormatName, ShardFormat] = {
+    "parquet": ParquetFormat(),
+    "npy": NpyFormat(),
+    "csv": CsvFormat(),
+    "jsonl": JsonLinesFormat(),
+}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clipmlu.backends.provenance import Provenance
-from clipmlu.data.class_names import distinct_names
+from clipmlu.files.read import open_regular
+from clipmlu.jobs.formats.checks import check_values, read_errors
+from clipmlu.jobs.formats.jsonl import encode_lines, read_lines, rows_from_lines
 from clipmlu.jobs.rows import RowSchema, ShardRows
 
 
@@ -26,50 +29,61 @@ class NpyFormat:
     ) -> Iterator[Callable[[ShardRows], None]]:
         """Yield a function that appends rows."""
         array, lines = paths
-        names = None if schema.class_names is None else distinct_names(schema.class_names)
-        mark = {"emulated": True} if provenance.emulated else {}
-        with array.open("wb") as stream, lines.open("w", encoding="utf-8", newline="\n") as text:
+        with array.open("wb") as stream, lines.open("wb") as text:
             count = 0
-            _write_header(stream, schema, count)
+            stream.write(_header(count, schema))
 
             def append(rows: ShardRows) -> None:
                 nonlocal count
                 if rows.embeddings is not None:
-                    stream.write(np.ascontiguousarray(rows.embeddings, _dtype(schema)).tobytes())
-                for position in range(len(rows.ids)):
-                    text.write(json.dumps({**_line(rows, names, position), **mark}, ensure_ascii=False) + "\n")
+                    stream.write(np.ascontiguousarray(rows.embeddings, _dtype(schema)).data)
+                text.writelines(encode_lines(rows, schema, provenance, embeddings=False))
                 count += len(rows.ids)
 
             yield append
             stream.seek(0)
-            _write_header(stream, schema, count)
+            stream.write(_header(count, schema))
 
     def read(self, schema: RowSchema, paths: Sequence[Path]) -> ShardRows:
-        """Read the rows."""
-        raise NotImplementedError
+        """Read the rows; the embeddings are a read-only memory map."""
+        array, text = paths
+        with read_errors(text):
+            lines = list(read_lines(text))
+        with read_errors(array):
+            embeddings = _map_array(array, len(lines), schema)
+        with read_errors(text):
+            rows = rows_from_lines(lines, schema, None if schema.embedding_dim is None else embeddings)
+        with read_errors(array):
+            return check_values(rows)
 
 
 def _dtype(schema: RowSchema) -> np.dtype[Any]:
     return np.dtype(schema.embedding_dtype).newbyteorder("<")
 
 
-def _write_header(stream: Any, schema: RowSchema, count: int) -> None:
-    """Write the header, which has the same length for every count."""
+def _header(count: int, schema: RowSchema) -> bytes:
+    """Return the header of version 1.0, which has the same length for every count."""
     shape = (count, schema.embedding_dim or 0)
     header = {"descr": np.lib.format.dtype_to_descr(_dtype(schema)), "fortran_order": False, "shape": shape}
+    stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
 
 
-def _line(rows: ShardRows, names: Sequence[str] | None, position: int) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "id": rows.ids[position],
-        "width": rows.widths[position],
-        "height": rows.heights[position],
-        "error": rows.errors[position],
-    }
-    if names is not None and rows.errors[position] is None:
-        assert rows.classes is not None
-        assert rows.scores is not None
-        line["classes"] = [names[index] for index in rows.classes[position]]
-        line["scores"] = [float(score) for score in rows.scores[position]]
-    return line
+def _map_array(path: Path, count: int, schema: RowSchema) -> npt.NDArray[np.floating]:
+    """Map an array with ``count`` rows.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such array.
+    """
+    shape, dtype, header = (count, schema.embedding_dim or 0), _dtype(schema), _header(count, schema)
+    with open_regular(path) as stream:
+        if stream.read(len(header)) != header:
+            raise ValueError(f"it is not an array of {dtype} of the shape {shape}")
+        size, expected = stream.seek(0, 2), len(header) + shape[0] * shape[1] * dtype.itemsize
+        if size != expected:
+            raise ValueError(f"it has {size:,} bytes; its shape {shape} needs {expected:,}")
+        if size == len(header):
+            return np.zeros(shape, dtype)
+        return np.memmap(stream, dtype, "r", len(header), shape)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from clipmlu.backends.provenance import Provenance
 from clipmlu.data.class_names import distinct_names
-from clipmlu.errors import InputError, reason_of
 from clipmlu.files.read import open_regular
 from clipmlu.host import require
+from clipmlu.jobs.formats.checks import check_values, failed_rows, read_errors
 from clipmlu.jobs.rows import RowSchema, ShardRows
 
 _ROWS_IN_GROUP = 16_384  # 34 MB of 512 float32: what a reader of a large file holds at least
@@ -56,15 +56,13 @@ class ParquetFormat:
         """Read the rows."""
         pyarrow, parquet = (require(name, "bulk", _PURPOSE) for name in ("pyarrow", "pyarrow.parquet"))
         (path,) = paths
-        try:
+        with read_errors(path, pyarrow.ArrowException):
             with open_regular(path) as stream:
                 file = parquet.ParquetFile(stream, page_checksum_verification=True)
                 _check_columns(file.schema_arrow, arrow_schema(schema))
                 table = file.read()
             table.validate(full=True)
-            return _rows(table, schema)
-        except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
-            raise InputError(f"Cannot read '{path}': {reason_of(error)}. Compute the shard again.") from error
+            return check_values(_rows(table, schema))
 
 
 _EMBEDDING = "embedding.list.element"
@@ -118,7 +116,7 @@ def _class_lists(rows: ShardRows, class_names: Sequence[str], columns: Any) -> l
     pa = require("pyarrow", "bulk", _PURPOSE)
     assert rows.classes is not None
     assert rows.scores is not None
-    failed = np.array([error is not None for error in rows.errors], bool)
+    failed = failed_rows(rows.errors)
     ends = np.cumsum(np.where(failed, 0, rows.classes.shape[1]), dtype=np.int32)
     offsets, mask = pa.array(np.concatenate([np.zeros(1, np.int32), ends])), pa.array(failed)
     names = pa.array(distinct_names(class_names), pa.string())
@@ -141,7 +139,7 @@ def _check_columns(found: Any, expected: Any) -> None:
 
 def _rows(table: Any, schema: RowSchema) -> ShardRows:
     errors = table["error"].to_pylist()
-    failed = np.array([error is not None for error in errors], bool)
+    failed = failed_rows(errors)
     embeddings = classes = scores = None
     if schema.embedding_dim is not None:
         elements = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
