@@ -71,6 +71,7 @@ ENCODER_CALLS: dict[str, Callable[[Model], Any]] = {
     "embed_texts": lambda model: model.embed_texts("cat"),
     "embed_texts, none": lambda model: model.embed_texts([]),
     "classifier": lambda model: model.classifier(NAMES),
+    "recipe": lambda model: model.recipe(),
     "load_classifier": lambda model: model.load_classifier("/nowhere.clf"),
     "with": lambda model: model.__enter__(),
     "pickle": pickle.dumps,
@@ -83,6 +84,7 @@ CLASSIFIER_CALLS: dict[str, Callable[[ZeroShotClassifier], Any]] = {
     "logits": lambda classifier: classifier.logits(classifier.class_embeddings),
     "scores": lambda classifier: classifier.scores(np.zeros((1, 3), np.float32)),
     "save": lambda classifier: classifier.save("/nowhere/x.clf"),
+    "detach": lambda classifier: classifier.detach(),
     "pickle": pickle.dumps,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -66,6 +67,12 @@ class ZeroShotClassifier:
     def __reduce__(self) -> tuple[Any, ...]:
         self.encoder.require_open()
         return ZeroShotClassifier, (self._header, self.scorer)
+
+    def detach(self) -> DetachedClassifier:
+        """Return the classifier without its encoder, for instance for other processes, which attach one of their own."""
+        self.encoder.require_open()
+        joint = isinstance(self.scorer, JointScorer)
+        return DetachedClassifier(header=self._header, class_embeddings=None if joint else self.class_embeddings)
 
     @property
     def encoder(self) -> Encoder:
@@ -194,6 +201,25 @@ class ZeroShotClassifier:
         write_file(path, encode_classifier(self._header, self.class_embeddings), overwrite=overwrite)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetachedClassifier:
+    """A classifier without its encoder: a value for other processes.
+
+    Attributes:
+        header: class names, templates and scale.
+        class_embeddings: float32, shape (C, D), unit L2 norm per row; None for the joint layout.
+    """
+
+    header: ClassifierHeader
+    class_embeddings: FloatArray | None
+
+    def attach(self, encoder: Encoder) -> ZeroShotClassifier:
+        """Return the classifier with an encoder of the bundle that made it."""
+        if self.class_embeddings is not None:
+            return _tower_classifier(encoder, self.header, self.class_embeddings)
+        return ZeroShotClassifier(self.header, JointScorer(encoder, self.header.class_names, self.header.templates))
+
+
 def _check_finite(rows: FloatArray) -> None:
     if not np.isfinite(rows).all():
         row = int(np.argmin(np.isfinite(rows).all(axis=1)))
@@ -238,7 +264,7 @@ def build_classifier(
     names = resolve_class_names(class_names)
     resolved = resolve_templates(templates)
     if encoder.runnable.facts.layout == "joint":
-        return ZeroShotClassifier(_header(encoder, names, resolved), JointScorer(encoder, names, resolved))
+        return DetachedClassifier(header=_header(encoder, names, resolved), class_embeddings=None).attach(encoder)
     path = _cache_path(encoder, names, resolved) if cache else None
     if path is not None and os.path.isfile(path):
         try:

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -102,16 +102,22 @@ class Encoder:
         return f"{type(self).__name__}({self._bundle or self.runnable!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        return EncoderRecipe.load, (self.recipe(),)
+
+    def recipe(self) -> EncoderRecipe:
+        """Return how to load another encoder of this bundle with the same options, for instance in another process."""
         self.require_open()
-        how = {
-            "options": self._options,
-            "devices": self._devices,
-            "fast_preprocess": self._fast_preprocess,
-            "without": self._without,
-            "max_pixels": self._max_pixels,
-            "check_results": self._check_results,
-        }
-        return _load_again, (type(self), os.path.abspath(self.bundle.path), self.bundle.digest, how)
+        return EncoderRecipe(
+            kind=type(self),
+            path=os.path.abspath(self.bundle.path),
+            digest=self.bundle.digest,
+            options=self._options,
+            devices=self._devices,
+            fast_preprocess=self._fast_preprocess,
+            without=self._without,
+            max_pixels=self._max_pixels,
+            check_results=self._check_results,
+        )
 
     def __enter__(self) -> Self:
         self.require_open()
@@ -488,18 +494,49 @@ def _check_finite(pixel_values: PixelArray) -> None:
     raise InputError(f"pixel_values[{row}] holds NaN or infinity; expected pixels, normalised as the manifest says.")
 
 
-def _load_again(kind: type[Encoder], path: str, digest: str, how: dict[str, Any]) -> Encoder:
-    """Load a pickled encoder.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderRecipe:
+    """How an encoder is loaded: a value for other processes.
 
-    Raises:
-        BundleError: the bundle does not exist, or is another one.
+    Attributes:
+        kind: class of the encoder.
+        path: absolute path of the bundle.
+        digest: digest of the bundle.
+        options: run-time options.
+        devices: see ``Encoder``, and so for the others.
+        fast_preprocess, without, max_pixels, check_results: see ``Encoder``.
     """
-    bundle = open_compiled(path, without=how["without"])
-    if bundle.digest != digest:
-        raise BundleCorruptError(
-            f"Bundle '{path}' is not the bundle of the pickled model: it was replaced. Load it and pickle it again."
+
+    kind: type[Encoder]
+    path: str
+    digest: str
+    options: SessionOptions
+    devices: Sequence[int] | Literal["all"] | None
+    fast_preprocess: bool
+    without: tuple[TowerName, ...]
+    max_pixels: int | None
+    check_results: bool
+
+    def load(self) -> Encoder:
+        """Load the encoder.
+
+        Raises:
+            BundleError: the bundle does not exist, or is another one.
+        """
+        bundle = open_compiled(self.path, without=self.without)
+        if bundle.digest != self.digest:
+            raise BundleCorruptError(
+                f"Bundle '{self.path}' is not the bundle of the pickled model: it was replaced. Load it and pickle it again."
+            )
+        return self.kind(
+            bundle,
+            self.options,
+            devices=self.devices,
+            fast_preprocess=self.fast_preprocess,
+            without=self.without,
+            max_pixels=self.max_pixels,
+            check_results=self.check_results,
         )
-    return kind(bundle, **how)
 
 
 def pad_rows(rows: Array, count: int) -> Array:

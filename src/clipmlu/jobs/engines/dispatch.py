@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 from clipmlu.errors import OptionError
 from clipmlu.host import available_cpus
@@ -19,7 +19,7 @@ def run_tasks(
     *,
     devices: Sequence[int] | None = None,
     describe: Callable[[Task], str] = str,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Do tasks and yield the result of each when it is there, in the order of completion.
 
     Tasks are taken lazily, when a worker has space for them. Closing the iterator ends the workers.

@@ -49,24 +49,35 @@ class RangeCounts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RangeCounter:
-    """Evaluates ranges of a dataset's images.
+class CountOptions:
+    """Options of a ``RangeCounter``.
 
     Attributes:
-        classifier: classifier of the dataset's classes.
-        dataset: the images.
         batch_size: images per batch; a range has a multiple of it, except the last one.
         workers: threads that read, decode and preprocess; None for all CPUs.
         allow_overlap: also count images that the bundle was calibrated with.
         keep_results: return the prediction of each image.
     """
 
-    classifier: ZeroShotClassifier
-    dataset: Dataset
     batch_size: int
     workers: int | None
     allow_overlap: bool
     keep_results: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeCounter:
+    """Evaluates ranges of a dataset's images.
+
+    Attributes:
+        classifier: classifier of the dataset's classes.
+        dataset: the images.
+        options: batches, threads and results.
+    """
+
+    classifier: ZeroShotClassifier
+    dataset: Dataset
+    options: CountOptions
 
     def __call__(self, ranges: Iterable[ImageRange]) -> Generator[RangeCounts, None, None]:
         """Yield the counts of each range, in order; the next range begins before the one before it has ended.
@@ -76,9 +87,8 @@ class RangeCounter:
         """
         under_way: deque[tuple[ImageRange, Overlap]] = deque()
         groups = self._groups(ranges, under_way)
-        embedded = embed_groups(
-            self.classifier.scorer, self.dataset, groups, batch_size=self.batch_size, workers=self.workers
-        )
+        size, workers = self.options.batch_size, self.options.workers
+        embedded = embed_groups(self.classifier.scorer, self.dataset, groups, batch_size=size, workers=workers)
         counts: RangeCounts | None = None
         with contextlib.closing(embedded):
             for batch in embedded:
@@ -97,9 +107,11 @@ class RangeCounter:
         bundle = self.classifier.encoder.bundle
         calibrated = frozenset(bundle.calibration_data().images)
         for images in ranges:
-            overlap = Overlap(calibrated, f"bundle '{bundle.path}'", "Evaluate others", allowed=self.allow_overlap)
+            overlap = Overlap(
+                calibrated, f"bundle '{bundle.path}'", "Evaluate others", allowed=self.options.allow_overlap
+            )
             under_way.append((images, overlap))
-            for part in cut_ranges(images.indices, self.batch_size):
+            for part in cut_ranges(images.indices, self.options.batch_size):
                 yield IndexGroup(part.indices, overlap.check)
 
     def _count(self, counts: RangeCounts, batch: EmbeddedImages) -> None:
@@ -107,7 +119,7 @@ class RangeCounter:
         counts.tally.add(batch.labels, found.ranked, self.classifier.scores(found.logits).max(axis=1))
         counts.taken += batch.taken
         counts.skipped += batch.skipped
-        if self.keep_results:
+        if self.options.keep_results:
             results = zip(batch.indices, batch.labels.tolist(), found.ranked.tolist(), strict=True)
             counts.results += [ImageResult(index, label, tuple(best)) for index, label, best in results]
 

@@ -18,7 +18,7 @@ from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.prompts import fill_template
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import OverlapError
-from clipmlu.measure.accuracy.counting import ImageRange, RangeCounter, RangeCounts, cut_ranges
+from clipmlu.measure.accuracy.counting import CountOptions, ImageRange, RangeCounter, RangeCounts, cut_ranges
 from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion
 from clipmlu.measure.accuracy.tally import TOP_K, ImageResult, Tally
 from clipmlu.measure.ranking import check_any_read
@@ -86,7 +86,7 @@ def evaluate(
         OverlapError: the bundle was calibrated with an image, and ``allow_overlap`` is False.
     """
     evaluation = prepare_evaluation(encoder, dataset, options, on_note)
-    counter = evaluation.counter(evaluation.classifier, dataset, keep_results=on_result is not None)
+    counter = RangeCounter(evaluation.classifier, dataset, evaluation.count_options(keep_results=on_result is not None))
     with contextlib.closing(counter(evaluation.ranges(1))) as batches:
         return evaluation.collect(batches, on_result=on_result, on_progress=on_progress, on_interrupt=on_interrupt)
 
@@ -115,17 +115,9 @@ class Evaluation:
         """Yield ranges of ``batches`` batches each, the last one shorter: whatever their length, the batches are the same."""
         yield from cut_ranges(self.indices, batches * self.batch_size)
 
-    def counter(self, classifier: ZeroShotClassifier, dataset: Dataset, *, keep_results: bool) -> RangeCounter:
-        """Return a counter for ranges.
-
-        Args:
-            classifier: ``classifier``, or an equal one with another encoder.
-            dataset: ``dataset``, or an equal one.
-            keep_results: return the prediction of each image.
-        """
-        return RangeCounter(
-            classifier=classifier,
-            dataset=dataset,
+    def count_options(self, *, keep_results: bool) -> CountOptions:
+        """Return the options of the counters; see ``CountOptions``."""
+        return CountOptions(
             batch_size=self.batch_size,
             workers=self.options.workers,
             allow_overlap=self.options.allow_overlap,

@@ -1,0 +1,161 @@
+"""An evaluation in parts: several workers count ranges of the images, and the report equals that of one process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pickle
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import NamedTuple
+
+from clipmlu.arguments import check_argument
+from clipmlu.classify.classifier import DetachedClassifier
+from clipmlu.data.datasets import Dataset, check_dataset
+from clipmlu.data.datasets.choice import DatasetChoice
+from clipmlu.embed.encoder import Encoder, EncoderRecipe
+from clipmlu.errors import InputError, OptionError
+from clipmlu.jobs.engines.dispatch import run_tasks
+from clipmlu.jobs.engines.options import EngineOptions
+from clipmlu.jobs.work import MachineShare, Worker
+from clipmlu.keys import value_digest
+from clipmlu.measure.accuracy.counting import CountOptions, ImageRange, RangeCounter, RangeCounts
+from clipmlu.measure.accuracy.evaluate import EvalOptions, Evaluation, prepare_evaluation
+from clipmlu.measure.accuracy.report import AccuracyReport
+from clipmlu.measure.accuracy.tally import ImageResult, Tally
+
+_MOST_IMAGES = 1024
+_LEAST_RANGES = 64
+
+
+class EvalTask(NamedTuple):
+    """A range of images to count.
+
+    Attributes:
+        images: the range.
+        digest: digest of their keys and labels.
+    """
+
+    images: ImageRange
+    digest: str
+
+    def __str__(self) -> str:
+        return f"images {self.images.start} to {self.images.start + len(self.images.indices) - 1}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalWork:
+    """Counts ranges of a dataset's images; see ``Work``.
+
+    Attributes:
+        recipe: how the model is loaded.
+        classifier: classifier of the dataset's classes.
+        dataset: how each worker opens the dataset, or an open one, which is pickled with this value.
+        options: batches, threads and results.
+    """
+
+    recipe: EncoderRecipe
+    classifier: DetachedClassifier
+    dataset: DatasetChoice | Dataset
+    options: CountOptions
+
+    @contextlib.contextmanager
+    def open(self, share: MachineShare) -> Iterator[Worker[EvalTask, RangeCounts]]:
+        """Load the model and open the dataset."""
+        options = dataclasses.replace(self.options, workers=self.options.workers or share.cpus)
+        dataset = self.dataset.open() if isinstance(self.dataset, DatasetChoice) else self.dataset
+        with _share_of(self.recipe, share).load() as encoder:
+            counter = RangeCounter(self.classifier.attach(encoder), dataset, options)
+            yield lambda tasks: _count(counter, tasks)
+
+
+def evaluate_in_parts(
+    encoder: Encoder,
+    dataset: DatasetChoice | Dataset,
+    options: EvalOptions | None = None,
+    engine: EngineOptions | None = None,
+    *,
+    on_result: Callable[[ImageResult], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    on_interrupt: Callable[[Tally, int], None] | None = None,
+    on_note: Callable[[str], None] = lambda _message: None,
+) -> AccuracyReport:
+    """Measure zero-shot accuracy with several workers.
+
+    The report is that of ``evaluate`` with the same options, except for the time, which contains the start of the workers.
+
+    Args:
+        encoder: the model; each worker loads its bundle.
+        dataset: labelled images: how to open them, or an open dataset that can be pickled.
+        options: options of the evaluation; defaults if None.
+        engine: where the workers run; in this process if None.
+        on_result: see ``evaluate``.
+        on_progress: see ``evaluate``.
+        on_interrupt: see ``evaluate``.
+        on_note: see ``evaluate``.
+
+    Raises:
+        OptionError: the dataset cannot be pickled, or as for ``evaluate`` and ``run_tasks``.
+        InputError: a worker finds other images; or as for ``evaluate``.
+        ShapeError, OverlapError, SessionError: as for ``evaluate`` and ``run_tasks``.
+    """
+    engine = check_argument(engine, EngineOptions | None, "engine") or EngineOptions()
+    opened = dataset.open() if isinstance(dataset, DatasetChoice) else _check_picklable(dataset)
+    evaluation = prepare_evaluation(encoder, opened, options, on_note)
+    work = EvalWork(
+        recipe=encoder.recipe(),
+        classifier=evaluation.classifier.detach(),
+        dataset=dataset,
+        options=evaluation.count_options(keep_results=on_result is not None),
+    )
+    devices = encoder.devices if encoder.options.one_of_several else None
+    parts = run_tasks(work, cut_tasks(evaluation), engine, devices=devices)
+    with contextlib.closing(parts):
+        return evaluation.collect(parts, on_result=on_result, on_progress=on_progress, on_interrupt=on_interrupt)
+
+
+def cut_tasks(evaluation: Evaluation) -> Iterator[EvalTask]:
+    """Yield the ranges of an evaluation: small enough for many workers, and for progress that is seen."""
+    images, size = len(evaluation.indices), evaluation.batch_size
+    batches = max(1, min(_MOST_IMAGES // size, images // (size * _LEAST_RANGES)))
+    for part in evaluation.ranges(batches):
+        yield EvalTask(part, _identify(evaluation.dataset, part))
+
+
+def _count(counter: RangeCounter, tasks: Iterable[EvalTask]) -> Generator[RangeCounts, None, None]:
+    yield from counter(_checked(counter.dataset, task) for task in tasks)
+
+
+def _checked(dataset: Dataset, task: EvalTask) -> ImageRange:
+    """Return the images of a task.
+
+    Raises:
+        InputError: the dataset holds others.
+    """
+    if max(task.images.indices) >= len(dataset) or _identify(dataset, task.images) != task.digest:
+        raise InputError(
+            f"A worker finds other images in '{dataset.name}', split '{dataset.split}', than the process that started it "
+            f"({task}). Its files must be the same for all workers, and must not change meanwhile."
+        )
+    return task.images
+
+
+def _identify(dataset: Dataset, images: ImageRange) -> str:
+    return value_digest([(dataset.key(index), int(dataset.label(index))) for index in images.indices])
+
+
+def _share_of(recipe: EncoderRecipe, share: MachineShare) -> EncoderRecipe:
+    session = dataclasses.replace(recipe.options, threads=recipe.options.threads or share.cpus or 0)
+    devices = recipe.devices if share.devices is None else share.devices
+    return dataclasses.replace(recipe, options=session, devices=devices)
+
+
+def _check_picklable(dataset: Dataset) -> Dataset:
+    check_dataset(dataset)
+    try:
+        pickle.dumps(dataset)
+    except Exception as error:
+        raise OptionError(
+            f"dataset '{dataset.name}' cannot be sent to other processes ({error}); evaluate it in one process, or write "
+            "its class without open files, locks and local functions"
+        ) from error
+    return dataset
