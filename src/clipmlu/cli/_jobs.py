@@ -17,6 +17,7 @@ from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
+    from clipmlu.data.url.options import UrlOptions
     from clipmlu.jobs.options import JobOptions
     from clipmlu.jobs.run import JobReport
 
@@ -46,7 +47,7 @@ class JobChoice:
         for name in self.given:
             raise OptionError(f"--{name.replace('_', '-')} is for a job: give -o DIR, not {output}")
 
-    def options(self, running: RunningOptions, *, overwrite: bool) -> JobOptions:
+    def options(self, running: RunningOptions, urls: UrlOptions | None, *, overwrite: bool) -> JobOptions:
         """Return the options of a job."""
         from clipmlu.jobs.options import JobOptions
 
@@ -59,6 +60,7 @@ class JobChoice:
             max_pixels=running.max_pixels,
             device=running.device,
             devices=devices,
+            urls=urls,
             overwrite=overwrite,
             **self.given,
         )

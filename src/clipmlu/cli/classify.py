@@ -17,11 +17,13 @@ from clipmlu.cli._options import (
     running_options,
     templates_option,
 )
+from clipmlu.cli._urls import url_options
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
+    from clipmlu.data.url.options import UrlOptions
     from clipmlu.model import Model
 
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "format_name", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table", show_default=True
 )
+@url_options
 @running_options
 def classify_command(
     bundle: Path,
@@ -50,11 +53,13 @@ def classify_command(
     templates: str,
     top_k: int,
     format_name: str,
+    urls: UrlOptions | None,
     running: RunningOptions,
 ) -> int:
     """Classify images with a compiled BUNDLE.
 
     INPUT is a file, a folder (searched recursively), a glob pattern, or - for a list of paths on stdin, one per line.
+    With --allow-urls, it or a line of the list may be a URL.
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
     from clipmlu.data.finding import SkippedFiles
@@ -82,7 +87,7 @@ def classify_command(
             output = FORMATS[format_name](classifier, top_k)
             batches = run_batches(
                 classifier.scorer,
-                items_from_found(find_inputs(inputs, skipped_files)),
+                items_from_found(find_inputs(inputs, skipped_files, urls)),
                 batch_size=running.batch_size,
                 workers=running.workers,
             )

@@ -10,10 +10,12 @@ import click
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs
 from clipmlu.cli._options import PATH, RunningOptions, bundle_argument, overwrite_option, running_options
+from clipmlu.cli._urls import url_options
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
+    from clipmlu.data.url.options import UrlOptions
     from clipmlu.embed.file import EmbeddingFile
 
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     help="A .npy file, with the ids in the same name with .ids.json; or the folder of a job.",
 )
 @overwrite_option
+@url_options
 @job_options
 @running_options
 def embed_command(
@@ -37,6 +40,7 @@ def embed_command(
     texts: Path | None,
     output: Path,
     overwrite: bool,
+    urls: UrlOptions | None,
     job: JobChoice,
     running: RunningOptions,
 ) -> int:
@@ -51,11 +55,11 @@ def embed_command(
         raise OptionError("Give either INPUT or --texts.")
     if output.suffix == ".npy" and not output.is_dir():
         job.refuse("a .npy file")
-        return _write_file(bundle, inputs, texts, output, running, overwrite=overwrite)
+        return _write_file(bundle, inputs, texts, output, running, urls, overwrite=overwrite)
     check_job_output(output, ", or a file NAME.npy")
     if texts is not None:
         raise OptionError(f"--texts writes a file; expected -o NAME.npy, not the folder '{output}'")
-    return run_job_command(bundle, inputs, output, job.options(running, overwrite=overwrite), "embedding")
+    return run_job_command(bundle, inputs, output, job.options(running, urls, overwrite=overwrite), "embedding")
 
 
 def _write_file(
@@ -64,6 +68,7 @@ def _write_file(
     texts: Path | None,
     output: Path,
     running: RunningOptions,
+    urls: UrlOptions | None,
     *,
     overwrite: bool,
 ) -> int:
@@ -82,7 +87,7 @@ def _write_file(
         mark = emulated_mark(encoder.bundle.compilation.emulated)
         try:
             if texts is None:
-                items = items_from_found(find_inputs(inputs, skipped_files))
+                items = items_from_found(find_inputs(inputs, skipped_files, urls))
                 broken = embed_images_into(
                     file,
                     encoder,

@@ -1,4 +1,4 @@
-"""Inputs as users give them: files, folders, glob patterns, or a list on stdin."""
+"""Inputs as users give them: files, folders, glob patterns, URLs, or a list on stdin."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TextIO
 
 from clipmlu.data.finding import Found, SkippedFiles, find_images, find_matches
+from clipmlu.data.url.found import FoundUrl
+from clipmlu.data.url.location import is_url
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
 
@@ -19,7 +22,9 @@ STDIN = "-"
 _CHUNK_BYTES = 1 << 16
 
 
-def find_inputs(inputs: Iterable[str], skipped_files: SkippedFiles) -> Iterator[Found]:
+def find_inputs(
+    inputs: Iterable[str], skipped_files: SkippedFiles, urls: UrlOptions | None = None
+) -> Iterator[Found | FoundUrl]:
     """Yield the image files of all inputs, lazily; folders in sorted order.
 
     An input that is wrong, such as a missing path or an empty folder, becomes an entry that fails when it is read. It
@@ -28,15 +33,16 @@ def find_inputs(inputs: Iterable[str], skipped_files: SkippedFiles) -> Iterator[
     Args:
         inputs: inputs as given by the user.
         skipped_files: counts files in folders that are not images.
+        urls: limits for fetching URLs; None if that is not allowed.
     """
     for text in inputs:
-        yield from _listed(skipped_files) if text == STDIN else _found(text, skipped_files)
+        yield from _listed(skipped_files, urls) if text == STDIN else _found(text, skipped_files, urls)
 
 
-def _listed(skipped_files: SkippedFiles) -> Iterator[Found]:
+def _listed(skipped_files: SkippedFiles, urls: UrlOptions | None) -> Iterator[Found | FoundUrl]:
     """Images of the list on stdin; an empty list or a closed stdin becomes an entry with an error."""
     lines = iter(()) if sys.stdin is None else _lines(sys.stdin)
-    found = chain.from_iterable(_found(line, skipped_files) for line in lines)
+    found = chain.from_iterable(_found(line, skipped_files, urls) for line in lines)
     message = "standard input is closed." if sys.stdin is None else "the list on standard input has no paths."
     return _require(found, Path(STDIN), message)
 
@@ -66,7 +72,9 @@ def _between_zeros(raw: io.BufferedReader) -> Iterator[bytes]:
     yield rest
 
 
-def _found(text: str, skipped_files: SkippedFiles) -> Iterator[Found]:
+def _found(text: str, skipped_files: SkippedFiles, urls: UrlOptions | None) -> Iterator[Found | FoundUrl]:
+    if is_url(text.lstrip()):
+        return iter((FoundUrl(text.strip(), urls),))
     path = expand_home(text)
     if os.path.isdir(path):
         return _require(find_images(path, skipped_files), path, "it holds no images.")
@@ -77,7 +85,7 @@ def _found(text: str, skipped_files: SkippedFiles) -> Iterator[Found]:
     return iter((Found(path),))
 
 
-def _require(found: Iterator[Found], path: Path, message: str) -> Iterator[Found]:
+def _require(found: Iterator[Found | FoundUrl], path: Path, message: str) -> Iterator[Found | FoundUrl]:
     """The found images, or an entry with an error if there are none."""
     first = next(found, None)
     if first is None:

@@ -22,6 +22,7 @@ from clipmlu.arguments import check_argument
 from clipmlu.clock import Stage, StageClock, now
 from clipmlu.data.images import clipped_note, is_clipped, read_source
 from clipmlu.data.picture import pillow_image
+from clipmlu.data.url.location import redact
 from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.items import ImageItem, Outcome, RowBatch
 from clipmlu.embed.pixel_budget import PixelBudget, PixelReservation
@@ -261,15 +262,13 @@ class _Workers:
     def _prepare_one(
         self, item: ImageItem, row: Rows, spent: dict[Stage, float], reservation: PixelReservation
     ) -> InputError | None:
-        start = now()
+        start, name = now(), redact(item.id)
         try:
             source = read_source(item.load())
             read = now()
-            image = self._preprocess.decode(
-                source, name=item.id, max_pixels=item.max_pixels, reserve=reservation.reserve
-            )
+            image = self._preprocess.decode(source, name=name, max_pixels=item.max_pixels, reserve=reservation.reserve)
             if is_clipped(image):
-                self._clipped.add(item.id)
+                self._clipped.add(name)
             if item.check is not None:
                 item.check(pillow_image(image))
             decoded = now()

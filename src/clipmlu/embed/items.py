@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from clipmlu.data.datasets import Dataset
     from clipmlu.data.finding import Found
+    from clipmlu.data.url.found import FoundUrl
     from clipmlu.embed.encoder import FloatArray
 
 
@@ -83,8 +84,8 @@ class RowBatch(NamedTuple):
             yield Outcome(item, None if error else next(rows), error)
 
 
-def items_from_found(found: Iterable[Found]) -> Iterator[ImageItem]:
-    """Yield an item for each found file; one that cannot be read fails when it is loaded."""
+def items_from_found(found: Iterable[Found | FoundUrl]) -> Iterator[ImageItem]:
+    """Yield an item for each found file or URL; one that cannot be read fails when it is loaded."""
     for each in found:
         yield ImageItem(each.name, each.source)
 

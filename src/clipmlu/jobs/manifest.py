@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from clipmlu.backends.provenance import Provenance
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.rows import RowSchema
 from clipmlu.keys import make_key
@@ -24,6 +25,7 @@ class JobSettings(Spec, frozen=True, kw_only=True):
     batch_size: PositiveInt
     fast_preprocess: bool
     max_pixels: PositiveInt
+    urls: UrlOptions | None = None
 
 
 class InputPlan(Spec, frozen=True, kw_only=True):

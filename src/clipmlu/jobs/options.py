@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clipmlu.arguments import check_fields
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.jobs.work import MachineShare
@@ -32,6 +33,7 @@ class JobOptions:
         max_pixels: largest width x height of an image.
         device: index of the MLU card; None for the first one.
         devices: several cards, as ``load`` takes them; None for one card.
+        urls: limits for fetching images by URL; None if that is not allowed.
         overwrite: replace a job with other inputs or options; one with the same is continued.
 
     Raises:
@@ -48,6 +50,7 @@ class JobOptions:
     max_pixels: PositiveInt = DEFAULT_MAX_PIXELS
     device: NaturalInt | None = None
     devices: Sequence[int] | str | None = None
+    urls: UrlOptions | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:

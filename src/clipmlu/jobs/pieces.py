@@ -12,9 +12,9 @@ class FileEntry(Spec, frozen=True, kw_only=True):
     """An image file as it was when the input was listed.
 
     Attributes:
-        name: the image's path as text; see ``name_from_path``.
-        size: bytes; None if the file could not be read.
-        mtime_ns: time of the last change in nanoseconds; None if the file could not be read.
+        name: the image's path or URL as text; see ``name_from_path``.
+        size: bytes; None if the file could not be read, or is named by a URL.
+        mtime_ns: time of the last change in nanoseconds; None if the file could not be read, or is named by a URL.
         error: why the entry cannot be read, such as an empty folder, or None.
     """
 

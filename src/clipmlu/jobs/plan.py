@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from clipmlu.data.url.location import is_url, redact
 from clipmlu.errors import InputError
 from clipmlu.files.publish import output_errors
 from clipmlu.files.read import decode_json
@@ -39,8 +40,8 @@ def write_plan(pieces: Iterable[Piece], path: Path, target: Path) -> InputPlan:
             digest.update(line)
             shards += 1
             images += len(piece.files)
-            readable = readable or any(entry.size is not None for entry in piece.files)
-            reason = reason or next((_reason(entry) for entry in piece.files if entry.size is None), None)
+            readable = readable or any(map(_may_be_readable, piece.files))
+            reason = reason or next((_reason(entry) for entry in piece.files if not _may_be_readable(entry)), None)
     if not readable:
         raise InputError(f"There are no images to read: {reason or 'the input is empty.'}")
     return InputPlan(digest=digest.hexdigest(), shards=shards, images=images)
@@ -61,9 +62,9 @@ def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, Inp
         return f"{counts})"
     old, new = first
     if old is not None and new is not None and old.name == new.name:
-        return f"{counts}; the first that was changed: '{new.name}')"
-    place = "the end" if old is None else f"'{old.name}'"
-    now = "the end" if new is None else f"'{new.name}'"
+        return f"{counts}; the first that was changed: '{redact(new.name)}')"
+    place = "the end" if old is None else f"'{redact(old.name)}'"
+    now = "the end" if new is None else f"'{redact(new.name)}'"
     return f"{counts}; the first difference: {place} then, {now} now)"
 
 
@@ -71,6 +72,10 @@ def _entries(path: Path) -> Iterator[FileEntry]:
     with path.open("rb") as stream:
         for line in stream:
             yield from decode_json(line, Piece).files
+
+
+def _may_be_readable(entry: FileEntry) -> bool:
+    return entry.size is not None or (entry.error is None and is_url(entry.name))
 
 
 def _reason(entry: FileEntry) -> str:

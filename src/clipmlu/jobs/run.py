@@ -74,7 +74,7 @@ def run_job(
 
     Args:
         bundle: directory of a compiled bundle.
-        inputs: files, folders, glob patterns, or ``-`` for a list on stdin.
+        inputs: files, folders, glob patterns, URLs, or ``-`` for a list on stdin.
         output: folder of the job.
         options: options; None for the defaults.
         engine: where the shards are computed.
@@ -92,7 +92,7 @@ def run_job(
     job = JobFolder(as_path(output, "the output"))
     compiled = open_compiled(bundle, verify=False)
     skipped_files = SkippedFiles()
-    pieces = cut_inputs((os.fspath(each) for each in inputs), options.shard_size, skipped_files)
+    pieces = cut_inputs((os.fspath(each) for each in inputs), options.shard_size, skipped_files, options.urls)
     job.check_output()
     with job.lock(on_note):
         job.check_output()  # another process may have written there meanwhile
@@ -138,6 +138,7 @@ def _manifest(bundle: CompiledBundle, options: JobOptions, plan: InputPlan) -> J
         batch_size=batch_size,
         fast_preprocess=options.fast_preprocess,
         max_pixels=options.max_pixels,
+        urls=options.urls,
     )
     schema = RowSchema(embedding_dim=bundle.manifest.embedding_dim, embedding_dtype=options.dtype)
     return make_manifest(settings, schema, plan, provenance_of(bundle, ()))

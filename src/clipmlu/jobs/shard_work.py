@@ -63,7 +63,7 @@ class ShardWork:
 
         def groups() -> Iterator[list[ImageItem]]:
             for shard in shards:
-                items, count = open_piece(shard.piece), 0
+                items, count = open_piece(shard.piece, self.manifest.settings.urls), 0
                 while group := list(islice(items, size)):
                     count += 1
                     yield group

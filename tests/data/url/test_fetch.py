@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from clipmlu.data.url.connection import tls_context
-from clipmlu.data.url.fetch import UrlOptions, fetch_image
+from clipmlu.data.url.fetch import fetch_image
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError, OptionError
 from image_server import ImageServer, content, redirect, serving
 

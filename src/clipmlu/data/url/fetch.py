@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import email.utils
 import http.client
@@ -11,42 +10,18 @@ import time
 import zlib
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Annotated
 
-import msgspec
-
-from clipmlu.arguments import check_fields
 from clipmlu.data.url.connection import CUT, Deadline, Response, request
 from clipmlu.data.url.errors import CutError, UrlError
 from clipmlu.data.url.location import Location, parse_url, redact
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError, first_line, reason_of
 from clipmlu.file_names import name_from_path
-from clipmlu.specs import NaturalInt, PositiveInt
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _COMPLETE = frozenset({200, 203})
 _PAUSES_S = (0.5, 1.5)
 """Pauses before the second and third attempt."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UrlOptions:
-    """Limits for the images that are fetched by URL.
-
-    Attributes:
-        max_bytes: largest file; checked while it is received, and again while it is decompressed.
-        timeout_s: seconds for one image: names, connections, redirects, repeated attempts and content together.
-        max_redirects: redirects that are followed for one image; each is checked like the first URL.
-        allow_private: also connect to addresses that are not on the public internet, such as 127.0.0.1 and 10.0.0.1.
-    """
-
-    max_bytes: PositiveInt = 64 << 20
-    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
-    max_redirects: NaturalInt = 5
-    allow_private: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def fetch_image(url: str, options: UrlOptions) -> bytes:
