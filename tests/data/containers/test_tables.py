@@ -15,7 +15,10 @@ from clipmlu.data.containers.columns import Columns
 from clipmlu.data.containers.entry import Entry
 from clipmlu.data.containers.parquet import parquet_entries, read_parquet_footer
 from clipmlu.data.containers.table import Groups
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError, OptionError
+from image_server import content as answer
+from image_server import serving
 
 Loaded = list[tuple[str, object]]
 
@@ -46,9 +49,9 @@ def plan(path: Path, image: str | None = None, id_column: str | None = None) -> 
     return read(path, image, id_column)
 
 
-def entries(path: Path, columns: Columns, first: int, count: int) -> Iterator[Entry]:
+def entries(path: Path, columns: Columns, first: int, count: int, urls: UrlOptions | None = None) -> Iterator[Entry]:
     read = arrow_entries if path.suffix == ".arrow" else parquet_entries
-    return read(path, columns, first, count)
+    return read(path, columns, first, count, urls)
 
 
 def load(found: Iterator[Entry]) -> Loaded:
@@ -110,9 +113,9 @@ def test_paths_are_looked_up_beside_the_file_and_then_in_the_current_folder(
             (folder / name).write_bytes(b"x")
     monkeypatch.chdir(here)
     absolute = str(data / "data.png")
-    paths = pa.array(
-        ["both.png", "data.png", "here.png", absolute, "none.png", "http://a/b.png", ""], pa.string()
-    ).cast(kind)
+    paths = pa.array(["both.png", "data.png", "here.png", absolute, "none.png", "s3://a/b.png", ""], pa.string()).cast(
+        kind
+    )
     loaded = read_all(write(name_for(write, data), pa.table({"caption": ["t"] * 7, "Path": paths})))
     assert [value for _, value in loaded[:4]] == [
         data / "both.png",
@@ -122,8 +125,25 @@ def test_paths_are_looked_up_beside_the_file_and_then_in_the_current_folder(
     ]
     messages = [str(value) for _, value in loaded[4:]]
     assert f"there is no file '{data}/none.png' or 'none.png'" in messages[0]
-    assert "the URL 'http://a/b.png'" in messages[1]
+    assert "'s3://a/b.png', which is neither a path nor an http or https URL" in messages[1]
     assert "holds the path ''" in messages[2]
+
+
+@KINDS
+def test_urls_are_fetched_only_when_that_is_allowed(tmp_path: Path, write: Write) -> None:
+    with serving() as server:
+        server.answers["/a.png"] = answer(b"of the server")
+        urls = [server.url("/a.png"), server.url("/b.png?key=k")]
+        path = write(name_for(write, tmp_path), pa.table({"caption": ["a", "b"], "url": urls}))
+        columns, _ = plan(path)
+        (_, refused), _ = load(entries(path, columns, 0, 2))
+        assert str(refused).startswith(
+            f"Cannot read image '{server.url('/a.png')}': URLs are not fetched unless that is"
+        )
+        assert server.heads == []
+        (name, fetched), (_, missing) = load(entries(path, columns, 0, 2, UrlOptions(allow_private=True)))
+        assert (name, fetched) == (f"{path}#0", b"of the server")
+        assert str(missing) == f"Cannot read image '{server.url('/b.png')}?key=***': its server answers 404 Not Found."
 
 
 @KINDS

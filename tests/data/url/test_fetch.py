@@ -10,6 +10,7 @@ import struct
 import subprocess
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -89,6 +90,17 @@ def test_gzip_that_was_not_asked_for_is_undone_within_the_limit(server: ImageSer
     fails(server.url("/bomb"), "it has more than 1,048,576 bytes", small)
     fails(server.url("/wrong"), "the result is damaged")
     fails(server.url("/br"), "compressed it with 'br'")
+
+
+def test_decompression_holds_little_more_than_the_limit_in_memory(server: ImageServer) -> None:
+    server.answers["/bomb"] = content(gzip.compress(bytes(60 << 20)), Content_Encoding="gzip")
+    tracemalloc.start()
+    try:
+        fails(server.url("/bomb"), "it has more than", UrlOptions(allow_private=True, max_bytes=1 << 20))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_size_limit_holds_for_announced_and_for_sent_bytes(server: ImageServer) -> None:
@@ -458,7 +470,9 @@ def test_time_limit_holds_for_a_handshake(server: ImageServer) -> None:
     """A server that takes the connection and never answers the TLS greeting."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]
+        start = time.monotonic()
         fails(f"https://127.0.0.1:{port}/", "it took longer than 0.2 s", UrlOptions(allow_private=True, timeout_s=0.2))
+        assert time.monotonic() - start < 4
     fails(server.url("/a").replace("http", "https"), "no secure connection: ")
 
 

@@ -11,6 +11,7 @@ from clipmlu.data.containers.columns import Columns, choose_columns, import_pyar
 from clipmlu.data.containers.entry import Entry
 from clipmlu.data.containers.rows import arrow_errors, cut_batches, row_entries
 from clipmlu.data.containers.table import Groups, check_counts, damaged, file_size
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import first_line
 from clipmlu.file_names import name_from_path
 from clipmlu.files.read import open_regular
@@ -55,7 +56,9 @@ def read_arrow_counts(
     return columns, Groups(tuple(counts), error)
 
 
-def arrow_entries(path: Path, columns: Columns, first: int, count: int) -> Iterator[Entry]:
+def arrow_entries(
+    path: Path, columns: Columns, first: int, count: int, urls: UrlOptions | None = None
+) -> Iterator[Entry]:
     """Yield one entry for each of ``count`` rows, in order.
 
     The file is mapped into memory, of which the system keeps as much as fits. Rows that are damaged are entries that cannot be read, and
@@ -66,12 +69,13 @@ def arrow_entries(path: Path, columns: Columns, first: int, count: int) -> Itera
         columns: the columns to read.
         first: number of the first row, from 0.
         count: number of rows.
+        urls: limits for fetching URLs among the paths; None if that is not allowed.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
     """
     parts = cut_batches(_batches(path, columns), first, first + count, "the file")
-    yield from row_entries(parts, path, columns, first)
+    yield from row_entries(parts, path, columns, first, urls)
 
 
 def _read_schema(path: Path) -> Any:

@@ -12,6 +12,7 @@ from clipmlu.data.containers.columns import Columns, choose_columns, import_pyar
 from clipmlu.data.containers.entry import Entry
 from clipmlu.data.containers.rows import Rows, arrow_errors, cut_batches, row_entries
 from clipmlu.data.containers.table import Groups, check_counts, damaged, file_size
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError, first_line
 from clipmlu.file_names import name_from_path
 
@@ -49,7 +50,9 @@ def read_parquet_footer(
     return columns, Groups(counts)
 
 
-def parquet_entries(path: Path, columns: Columns, first: int, count: int) -> Iterator[Entry]:
+def parquet_entries(
+    path: Path, columns: Columns, first: int, count: int, urls: UrlOptions | None = None
+) -> Iterator[Entry]:
     """Yield one entry for each of ``count`` rows, in order; only the row groups that hold them are read.
 
     Memory holds a page of each column and some 8 MB of rows. Rows that are damaged are entries that cannot be read, and so are the rows
@@ -60,11 +63,12 @@ def parquet_entries(path: Path, columns: Columns, first: int, count: int) -> Ite
         columns: the columns to read.
         first: number of the first row, from 0.
         count: number of rows.
+        urls: limits for fetching URLs among the paths; None if that is not allowed.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
     """
-    yield from row_entries(_parts(path, columns, first, first + count), path, columns, first)
+    yield from row_entries(_parts(path, columns, first, first + count), path, columns, first, urls)
 
 
 def _open(path: Path) -> Any:

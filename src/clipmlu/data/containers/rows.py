@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 from clipmlu.data.containers.columns import Columns, image_kind, import_pyarrow, split_name
 from clipmlu.data.containers.entry import Entry, unreadable
 from clipmlu.data.images import ImageSource
+from clipmlu.data.url.found import FoundUrl
+from clipmlu.data.url.location import is_url
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError, first_line
 from clipmlu.file_names import name_from_path
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_OTHER_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Rows(NamedTuple):
@@ -55,7 +58,9 @@ def cut_batches(batches: Iterable[Any], low: int, high: int, what: str) -> Itera
     yield Rows(high - low, reason=reason)
 
 
-def row_entries(parts: Iterable[Rows], path: Path, columns: Columns, first: int) -> Iterator[Entry]:
+def row_entries(
+    parts: Iterable[Rows], path: Path, columns: Columns, first: int, urls: UrlOptions | None = None
+) -> Iterator[Entry]:
     """Yield one entry for each row, in order.
 
     An entry is called by the id in its row, or ``<file>#<row>``, counted from 0. A relative path in a row is looked up in the folder of
@@ -66,6 +71,7 @@ def row_entries(parts: Iterable[Rows], path: Path, columns: Columns, first: int)
         path: the file.
         columns: the columns to read.
         first: number of the first row.
+        urls: limits for fetching URLs among the paths; None if that is not allowed.
     """
     where = name_from_path(path)
     for part in parts:
@@ -74,7 +80,7 @@ def row_entries(parts: Iterable[Rows], path: Path, columns: Columns, first: int)
         reason = part.reason
         if part.batch is not None:
             try:
-                values = _Values(part.batch, columns, path)
+                values = _Values(part.batch, columns, path, urls)
             except arrow_errors() as error:
                 reason = f"it is damaged: {first_line(error)}"
             else:
@@ -91,13 +97,14 @@ def arrow_errors() -> tuple[type[Exception], ...]:
 class _Values:
     """The ids and images in a batch of rows."""
 
-    def __init__(self, batch: Any, columns: Columns, path: Path) -> None:
+    def __init__(self, batch: Any, columns: Columns, path: Path, urls: UrlOptions | None) -> None:
         """Check the columns, so that damaged offsets are an error and never a read outside the buffers.
 
         Raises:
             One of ``arrow_errors``: the columns are damaged.
         """
         self._folder = path.parent
+        self._urls = urls
         self._ids = None if columns.id is None else _column(batch, columns.id)
         image = _column(batch, columns.image)
         self._bytes, self._paths = None, None
@@ -126,8 +133,12 @@ class _Values:
         return Entry(name, lambda: self._locate(name, text))
 
     def _locate(self, name: str, text: str) -> ImageSource:
-        if _URL.match(text):
-            raise InputError(f"Cannot read '{name}': its row holds the URL '{name_from_path(text)}', not a path.")
+        if is_url(text):
+            return FoundUrl(text, self._urls).source()
+        if _OTHER_URL.match(text):
+            raise InputError(
+                f"Cannot read '{name}': its row holds '{name_from_path(text)}', which is neither a path nor an http or https URL."
+            )
         if not text or "\0" in text:
             raise InputError(f"Cannot read '{name}': its row holds the path '{name_from_path(text)}'.")
         beside = self._folder / text
