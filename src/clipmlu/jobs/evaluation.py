@@ -14,6 +14,7 @@ from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.embed.encoder import Encoder, EncoderRecipe
 from clipmlu.errors import InputError, OptionError
+from clipmlu.jobs.engines.cards import choose_cards
 from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import EngineOptions
 from clipmlu.jobs.work import MachineShare, Worker
@@ -107,8 +108,7 @@ def evaluate_in_parts(
         dataset=dataset,
         options=evaluation.count_options(keep_results=on_result is not None),
     )
-    devices = encoder.devices if encoder.options.one_of_several else None
-    parts = run_tasks(work, cut_tasks(evaluation), engine, devices=devices)
+    parts = run_tasks(work, cut_tasks(evaluation), engine, cards=choose_cards(encoder, engine))
     with contextlib.closing(parts):
         return evaluation.collect(parts, on_result=on_result, on_progress=on_progress, on_interrupt=on_interrupt)
 

@@ -15,6 +15,7 @@ from clipmlu.clock import now
 from clipmlu.data.finding import SkippedFiles
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.files.publish import encode_json, output_errors
+from clipmlu.jobs.engines.cards import Cards, choose_cards
 from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
 from clipmlu.jobs.folder import ERRORS_FILE, JobFolder, ShardRecord
@@ -109,8 +110,8 @@ def run_job(
         work = ShardWork(bundle=compiled.path, folder=job.path, manifest=manifest, options=options)
         started = now()
         with _errors_written(job, plan.shards):
-            devices = _devices(compiled.path, options, engine)
-            for record in run_tasks(work, tally.waiting(), engine, devices=devices, describe=lambda shard: shard.name):
+            cards = _cards(compiled.path, options, engine)
+            for record in run_tasks(work, tally.waiting(), engine, cards=cards, describe=lambda shard: shard.name):
                 tally.add(record)
                 on_shard(record)
         if tally.errors == tally.images:
@@ -144,12 +145,12 @@ def _manifest(bundle: CompiledBundle, options: JobOptions, plan: InputPlan) -> J
     return make_manifest(settings, schema, plan, provenance_of(bundle, ()))
 
 
-def _devices(bundle: Path, options: JobOptions, engine: EngineOptions) -> tuple[int, ...] | None:
+def _cards(bundle: Path, options: JobOptions, engine: EngineOptions) -> Cards | None:
     """Return the cards that several workers share, or None."""
-    if options.devices is None or engine.processes in (None, 1):
+    if engine == THIS_PROCESS:
         return None
     with options.load(bundle) as model:
-        return model.devices
+        return choose_cards(model, engine)
 
 
 def _is_begun(job: JobFolder, manifest: JobManifest, inputs: Path, *, overwrite: bool) -> bool:

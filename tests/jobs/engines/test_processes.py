@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipmlu.errors import InputError, OptionError, SessionError
+from clipmlu.jobs.engines.cards import Cards
 from clipmlu.jobs.engines.dispatch import run_tasks, split_machine
 from clipmlu.jobs.engines.options import EngineOptions
 from engine_works import Broken, Squares
@@ -88,14 +89,14 @@ def test_a_warning_of_a_worker_is_logged_in_the_parent(tmp_path: Path, caplog: p
 
 def test_workers_get_equal_shares_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(7)))
-    shares = split_machine(3, (4, 5, 6, 7))
+    shares = split_machine(3, Cards(indices=(4, 5, 6, 7)))
     assert [(share.cpus, share.devices) for share in shares] == [(2, (4, 7)), (2, (5,)), (2, (6,))]
     assert [share.devices for share in split_machine(2, None)] == [None, None]
 
 
 def test_more_processes_than_cards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"^3 processes cannot share 2 card\(s\)"):
-        list(run_tasks(Squares(tmp_path), range(3), EngineOptions(processes=3), devices=(0, 1)))
+        list(run_tasks(Squares(tmp_path), range(3), EngineOptions(processes=3), cards=Cards(indices=(0, 1))))
 
 
 def _ppid(pid: int) -> int | None:

@@ -8,7 +8,6 @@ after ``IDLE`` it ends the process.
 from __future__ import annotations
 
 import contextlib
-import copy
 import enum
 import logging
 import multiprocessing
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 from clipmlu.errors import ClipmluError
 from clipmlu.host import quiet_pillow
+from clipmlu.jobs.engines.logs import sendable
 from clipmlu.jobs.work import MachineShare, Work
 
 END_SECONDS = 5.0
@@ -127,10 +127,8 @@ class _LogSender(logging.Handler):
         self._link = link
 
     def emit(self, record: logging.LogRecord) -> None:
-        record = copy.copy(record)
-        record.msg, record.args, record.exc_info = record.getMessage(), None, None
         with contextlib.suppress(OSError):  # the parent has ended, and this process ends, too
-            self._link.send(Kind.LOG, record)
+            self._link.send(Kind.LOG, sendable(record))
 
 
 def _prepare_signals() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 
 from clipmlu.errors import OptionError
 from clipmlu.host import available_cpus
+from clipmlu.jobs.engines.cards import Cards
 from clipmlu.jobs.engines.here import run_here
 from clipmlu.jobs.engines.options import EngineOptions
 from clipmlu.jobs.engines.processes import run_in_processes
+from clipmlu.jobs.engines.ray_actors import run_on_ray
 from clipmlu.jobs.work import MachineShare, Result, Task, Work
 
 
@@ -17,7 +19,7 @@ def run_tasks(
     tasks: Iterable[Task],
     options: EngineOptions,
     *,
-    devices: Sequence[int] | None = None,
+    cards: Cards | None = None,
     describe: Callable[[Task], str] = str,
 ) -> Generator[Result, None, None]:
     """Do tasks and yield the result of each when it is there, in the order of completion.
@@ -28,7 +30,7 @@ def run_tasks(
         work: opens the workers.
         tasks: the tasks; any number.
         options: the engine.
-        devices: indices of the cards that the workers share; None for a bundle on the CPU, or for the first card.
+        cards: the cards that the workers share; None if the bundle runs on the CPU. See ``choose_cards``.
         describe: names a task in messages.
 
     Raises:
@@ -36,23 +38,30 @@ def run_tasks(
         OptionError: there are more processes than cards.
         SessionError: workers cannot start, or a task was given up, because three workers in a row ended with it; all
             others are done then.
+        MissingDependencyError, BackendUnavailableError: Ray is not installed, or there is no cluster at the address, or one
+            of its machines has other versions of packages.
     """
-    count = options.processes or 1
-    if devices is not None and count > len(devices):
-        raise OptionError(
-            f"{count} processes cannot share {len(devices)} card(s), because each needs its own; "
-            f"use at most --processes {len(devices)}, or more --devices"
-        )
-    if count == 1:
+    if options.engine == "ray":
+        yield from run_on_ray(work, tasks, options, cards, describe)
+    elif (options.processes or 1) == 1:
         yield from run_here(work, tasks)
     else:
-        yield from run_in_processes(work, tasks, split_machine(count, devices), describe)
+        yield from run_in_processes(work, tasks, split_machine(options.processes or 1, cards), describe)
 
 
-def split_machine(count: int, devices: Sequence[int] | None) -> list[MachineShare]:
-    """Return equal shares of the CPUs, and of the cards: share i has the cards i, i + count and so on."""
+def split_machine(count: int, cards: Cards | None) -> list[MachineShare]:
+    """Return equal shares of the CPUs, and of the cards: share i has the cards i, i + count and so on.
+
+    Raises:
+        OptionError: there are fewer cards than shares.
+    """
+    indices = None if cards is None else cards.indices
+    if indices is not None and count > len(indices):
+        raise OptionError(
+            f"{count} processes cannot share {len(indices)} card(s), because each needs its own; "
+            f"use at most --processes {len(indices)}, or more --devices"
+        )
     cpus = max(1, available_cpus() // count)
     return [
-        MachineShare(cpus=cpus, devices=None if devices is None else tuple(devices[place::count]))
-        for place in range(count)
+        MachineShare(cpus=cpus, devices=None if indices is None else indices[place::count]) for place in range(count)
     ]

@@ -20,6 +20,7 @@ from typing import Any, Generic
 from clipmlu.errors import SessionError
 from clipmlu.jobs.engines.backlog import MOST_LOSSES, Assignment, Backlog
 from clipmlu.jobs.engines.child import END_SECONDS, Given, Kind, run_child
+from clipmlu.jobs.engines.logs import log_again
 from clipmlu.jobs.work import MachineShare, Result, Task, Work
 
 _log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class _Pool(Generic[Task, Result]):
             child.opened = child.idle = True
             self._failed_starts = 0
         elif kind is Kind.LOG:
-            logging.getLogger(value.name).handle(value)
+            log_again([value])
         else:
             raise value
 

@@ -1,0 +1,99 @@
+"""Ray actors: results, restarts, cards, versions; one local Ray for the module."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmlu.errors import InputError, OptionError, SessionError
+from clipmlu.jobs.engines.cards import Cards
+from clipmlu.jobs.engines.dispatch import run_tasks
+from clipmlu.jobs.engines.options import EngineOptions
+from clipmlu.jobs.engines.ray_session import open_ray
+from conftest import REPOSITORY
+from engine_works import Squares
+
+pytestmark = pytest.mark.ray
+TWO = EngineOptions(engine="ray", processes=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[Any]:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY / "tests"), prepend=os.pathsep)  # for engine_works in the actors
+        with open_ray(TWO, Cards(indices=(0, 1))) as module:
+            yield module
+
+
+def _name(number: int) -> str:
+    return f"number {number}"
+
+
+def test_every_task_has_one_result_however_many_a_worker_holds(tmp_path: Path) -> None:
+    for depth in (1, 3, 50):
+        folder = tmp_path / str(depth)
+        folder.mkdir()
+        results = list(run_tasks(Squares(folder, depth), range(20), TWO))
+        assert sorted(results) == [number * number for number in range(20)]
+
+
+def test_a_killed_worker_changes_no_result_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = Squares(tmp_path, depth=2, kills=((5, 1),))
+    assert sorted(run_tasks(work, range(12), TWO, describe=_name)) == [number * number for number in range(12)]
+    [message] = [record.getMessage() for record in caplog.records]
+    assert re.match(r"Ray worker \d+ on \S+ was lost \(\w+\) with (number \d, )?number 5", message)
+    assert int(message.split()[2]) in work.opened()
+    assert len(work.opened()) == 3
+
+
+def test_a_task_that_kills_three_workers_is_given_up_and_named_and_all_others_are_done(tmp_path: Path) -> None:
+    work = Squares(tmp_path, depth=2, kills=((5, 9),))
+    results: list[int] = []
+    with pytest.raises(SessionError, match=r"^number 5: 3 workers in a row were killed"):
+        results += run_tasks(work, range(12), TWO, describe=_name)
+    assert sorted(results) == [number * number for number in range(12) if number != 5]
+    assert (tmp_path / "killed-5").read_text() == "xxx"
+
+
+def test_tasks_are_taken_only_when_a_worker_has_space(tmp_path: Path) -> None:
+    given: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(1_000_000):
+            given.append(number)
+            yield number
+
+    results = run_tasks(Squares(tmp_path, seconds=0.02), numbers(), TWO)
+    for done in range(1, 20):
+        next(results)
+        assert len(given) <= done + 4
+    results.close()
+
+
+def test_an_error_of_a_worker_is_raised_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^number 3 is refused$"):
+        list(run_tasks(Squares(tmp_path, refused=3), range(1000), TWO))
+
+
+def test_a_warning_of_a_worker_is_logged_in_the_driver(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    list(run_tasks(Squares(tmp_path, warned=2), range(4), TWO))
+    assert [record.getMessage() for record in caplog.records] == ["number 2 is odd"]
+
+
+def test_each_actor_has_a_card_of_its_own(tmp_path: Path) -> None:
+    work = Squares(tmp_path, seconds=0.1)
+    list(run_tasks(work, range(8), TWO, cards=Cards(indices=None)))
+    shares = sorted((tmp_path / f"opened-{pid}").read_text() for pid in work.opened())
+    assert [re.search(r"devices=\((\d),\)", share)[1] for share in shares] == ["0", "1"]  # type: ignore[index]
+
+
+def test_more_processes_than_the_cluster_has_cards_are_refused(tmp_path: Path) -> None:
+    options = EngineOptions(engine="ray", processes=3)
+    with pytest.raises(OptionError, match=r"^3 processes need a card each, and the Ray cluster has 2; use at most"):
+        list(run_tasks(Squares(tmp_path), range(3), options, cards=Cards(indices=None)))
