@@ -7,14 +7,15 @@ converts the integers of a convolution's weight back to floats for every batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from clipmlu.graph.index import GraphIndex, attributes_of
+from clipmlu.backends.batch_first import make_batch_first
+from clipmlu.backends.cpu_graphs import load_single_file
+from clipmlu.graph.index import GraphIndex, attributes_of, used_nodes
 from clipmlu.graph.quantisation.parameters import Array
 from clipmlu.graph.shapes import CONTRIBUTED
 
@@ -30,11 +31,12 @@ def read_prepared(path: Path) -> bytes | None:
         path: a file that ``graph.quantisation.rewrite`` has made.
 
     Returns:
-        The prepared graph, serialised; None if the weights are in a second file, because they may not fit into one.
+        The prepared graph, serialised; None if the weights are in a second file.
     """
-    model = onnx.load(str(path), load_external_data=False)
-    if any(weight.data_location == TensorProto.EXTERNAL for weight in model.graph.initializer):
+    model = load_single_file(path)
+    if model is None:
         return None
+    make_batch_first(model)
     prepare(model)
     return bytes(model.SerializeToString())
 
@@ -66,7 +68,7 @@ class _Preparation:
             for node in self._graph.node
             if self._made.keys().isdisjoint(node.output)
         ]
-        kept = _used_nodes(nodes, self._index.outputs)
+        kept = used_nodes(nodes, self._index.outputs)
         used = {name for node in kept for name in node.input}
         weights = {name: weight for name, weight in self._index.weights.items() if name not in self._made}
         weights |= {name: numpy_helper.from_array(values, name) for name, values in self._made.items()}
@@ -162,13 +164,3 @@ class _Preparation:
     def _values(self, name: str) -> Array | None:
         weight = self._index.weights.get(name)
         return self._made.get(name) if weight is None else numpy_helper.to_array(weight)
-
-
-def _used_nodes(nodes: list[onnx.NodeProto], outputs: Collection[str]) -> list[onnx.NodeProto]:
-    """Return the nodes that the outputs depend on."""
-    used, kept = set(outputs), []
-    for node in reversed(nodes):
-        if used.intersection(node.output):
-            used.update(node.input)
-            kept.append(node)
-    return kept[::-1]

@@ -125,7 +125,7 @@ class OpenVinoSession(CpuSession):
 
     def _load(self, path: Path, options: SessionOptions, precision: Precision) -> None:
         try:
-            graph = openvino_runtime.read_graph(path)
+            graph = openvino_runtime.read_graph(path, quantised=precision.bits is not None)
             self._table_sizes = _table_sizes(graph)
             self._compiled = openvino_runtime.core().compile_model(graph, "CPU", _settings(options, precision))
             self._request = self._compiled.create_infer_request()

@@ -14,6 +14,7 @@ imported OpenVINO before keeps its telemetry.
 from __future__ import annotations
 
 import functools
+import io
 import sys
 import threading
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.backends.cpu_graphs import runtime_path
+from clipmlu.backends.cpu_graphs import load_single_file, runtime_path
 from clipmlu.backends.integer_products import integer_product_graph, products_are_exact
 from clipmlu.backends.product_speed import float_product_graph, relative_speed
 from clipmlu.host import limited_cpus, require
@@ -56,17 +57,33 @@ def core() -> Any:
     return import_openvino().Core()
 
 
-def read_graph(path: Path) -> Any:
+def read_graph(path: Path, *, quantised: bool = False) -> Any:
     """Read an ONNX file with the ONNX frontend; ``Core.read_model`` would try other frontends if this one fails.
+
+    Args:
+        path: the file.
+        quantised: whether the graph is in 8 bits; then its attention is rewritten, see ``batch_first``.
 
     Returns:
         An ``openvino.Model``.
     """
     frontends = import_openvino().frontend.FrontEndManager()
     frontend = frontends.load_by_framework("onnx")
-    graph = frontend.convert(frontend.load(runtime_path(path)))
+    location = runtime_path(path)
+    graph = frontend.convert(frontend.load((_batch_first(path) if quantised else None) or location))
     _separate_reshapes(graph)
     return graph
+
+
+def _batch_first(path: Path) -> io.BytesIO | None:
+    """Return a graph with its attention rewritten, serialised; None if the weights are in a second file."""
+    from clipmlu.backends.batch_first import make_batch_first
+
+    model = load_single_file(path)
+    if model is None:
+        return None
+    make_batch_first(model)
+    return io.BytesIO(model.SerializeToString())
 
 
 def _separate_reshapes(graph: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ class GraphIndex:
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     """Map each attribute name to its value."""
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+def used_nodes(nodes: Sequence[onnx.NodeProto], outputs: Collection[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that the outputs depend on."""
+    used, kept = set(outputs), []
+    for node in reversed(nodes):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(node)
+    return kept[::-1]
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
