@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.cli import main
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions
@@ -29,7 +30,7 @@ from clipmlu.model import load
 from clipmlu.specs import Precision
 from support import NAMES, Pictures, picture, write_exported
 
-HERE, TWO = EngineOptions(), EngineOptions(processes=2)
+HERE, TWO = EngineOptions(processes=1), EngineOptions(processes=2)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_report_is_that_of_one_process(encoder: Encoder, options: EvalOption
 def test_workers_open_a_dataset_by_its_name(encoder: Encoder, folder: Path) -> None:
     choice = DatasetChoice(name=f"imagefolder:{folder}")
     serial = evaluate(encoder, choice.open())
-    report = evaluate_in_parts(encoder, choice, engine=TWO)
+    report = evaluate_in_parts(encoder, choice.open(), engine=TWO, choice=choice)
     assert _untimed(report) == _untimed(serial)
     assert [image.id for image in report.skipped] == ["bee/22.png"]
 
@@ -180,3 +181,27 @@ def test_a_dataset_that_differs_for_a_worker_is_an_error(encoder: Encoder, folde
         pytest.raises(InputError, match=r"A worker finds other images in .* \(images 0 to 3\)"),
     ):
         list(worker(tasks))
+
+
+def test_the_command_writes_the_same_files_with_processes(
+    compiled: CompiledBundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, *more: object) -> tuple[int, AccuracyReport, str]:
+        where = ("--output", tmp_path / f"{name}.json", "--sample-files", tmp_path / name)
+        data = ("--dataset", f"imagefolder:{folder}", "--samples", 40, "--shuffle", "--seed", 2)
+        code = main([str(argument) for argument in ("eval", compiled.path, *data, *where, "--json", *more)])
+        shown = capsys.readouterr()
+        return code, msgspec.json.decode(shown.out, type=AccuracyReport), shown.err
+
+    code, serial, err = run("serial")
+    assert (code, "22.png" in err) == (1, True)
+    baseline = ("--baseline", tmp_path / "serial.json", "--max-drop", 0)
+    code, report, err = run("parts", "--processes", 2, *baseline)
+    assert (code, "22.png" in err) == (1, True)
+    assert report.baseline is not None
+    assert report.baseline.drop == 0
+    assert _untimed(msgspec.structs.replace(report, baseline=None)) == _untimed(serial)
+    files = sorted(path.name for path in (tmp_path / "serial").iterdir())
+    assert len(files) == 5
+    for name in files:
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "serial" / name).read_bytes()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._datasets import dataset_options, sampling_options
+from clipmlu.cli._engines import engine_options
 from clipmlu.cli._notes import note, note_skipped, progress_bar
 from clipmlu.cli._options import (
     PATH,
@@ -23,6 +24,7 @@ from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
     from clipmlu.data.datasets.choice import DatasetChoice
+    from clipmlu.jobs.engines.options import EngineOptions
 
 _MAX_DROP = 0.01
 
@@ -33,6 +35,7 @@ _MAX_DROP = 0.01
 @sampling_options("Evaluate the first N images. [default: all]")
 @templates_option
 @running_options
+@engine_options
 @click.option("--allow-overlap", is_flag=True, help="Also evaluate images that the bundle was calibrated with.")
 @click.option(
     "--baseline", type=PATH, metavar="REPORT", help="Gate: compare with this report of --output, on the same images."
@@ -53,6 +56,7 @@ def eval_command(
     seed: int,
     templates: str,
     running: RunningOptions,
+    engine: EngineOptions,
     allow_overlap: bool,
     baseline: Path | None,
     max_drop: float | None,
@@ -65,7 +69,8 @@ def eval_command(
     """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
     from clipmlu.errors import OptionError
     from clipmlu.files.publish import check_files_free, encode_json, write_file
-    from clipmlu.measure.accuracy import evaluate as accuracy
+    from clipmlu.jobs.evaluation import evaluate_in_parts
+    from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.measure.accuracy.report import check_baseline, compare_with_baseline, read_report
     from clipmlu.measure.accuracy.tally import ImageResult
     from clipmlu.report.accuracy import describe_interrupted, show_accuracy
@@ -76,7 +81,7 @@ def eval_command(
     wanted = [output, *(sample_paths(sample_files) if sample_files is not None else ())]
     check_files_free(wanted, overwrite=overwrite)
     earlier = None if baseline is None else read_report(baseline)
-    options = accuracy.EvalOptions(
+    options = EvalOptions(
         samples=samples,
         shuffle=shuffle,
         seed=seed,
@@ -90,10 +95,12 @@ def eval_command(
         source = images.open()
         emulated = encoder.bundle.compilation.emulated
         with progress_bar("evaluating", samples or len(source)) as advance:
-            report = accuracy.evaluate(
+            report = evaluate_in_parts(
                 encoder,
                 source,
                 options,
+                engine,
+                choice=images,
                 on_result=results.append if sample_files else None,
                 on_progress=advance,
                 on_interrupt=lambda tally, wanted: note(describe_interrupted(tally, wanted, emulated=emulated)),

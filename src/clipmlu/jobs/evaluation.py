@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from clipmlu.arguments import check_argument
 from clipmlu.classify.classifier import DetachedClassifier
@@ -16,16 +16,22 @@ from clipmlu.embed.encoder import Encoder, EncoderRecipe
 from clipmlu.errors import InputError, OptionError
 from clipmlu.jobs.engines.cards import choose_cards
 from clipmlu.jobs.engines.dispatch import run_tasks
-from clipmlu.jobs.engines.options import EngineOptions
+from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
 from clipmlu.jobs.work import MachineShare, Worker
 from clipmlu.keys import value_digest
 from clipmlu.measure.accuracy.counting import CountOptions, ImageRange, RangeCounter, RangeCounts
-from clipmlu.measure.accuracy.evaluate import EvalOptions, Evaluation, prepare_evaluation
+from clipmlu.measure.accuracy.evaluate import EvalOptions, Evaluation, evaluate, prepare_evaluation
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.accuracy.tally import ImageResult, Tally
 
 _MOST_IMAGES = 1024
 _LEAST_RANGES = 64
+
+
+class _Callbacks(TypedDict):
+    on_result: Callable[[ImageResult], None] | None
+    on_progress: Callable[[int], None] | None
+    on_interrupt: Callable[[Tally, int], None] | None
 
 
 class EvalTask(NamedTuple):
@@ -71,10 +77,11 @@ class EvalWork:
 
 def evaluate_in_parts(
     encoder: Encoder,
-    dataset: DatasetChoice | Dataset,
+    dataset: Dataset,
     options: EvalOptions | None = None,
-    engine: EngineOptions | None = None,
+    engine: EngineOptions = THIS_PROCESS,
     *,
+    choice: DatasetChoice | None = None,
     on_result: Callable[[ImageResult], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
     on_interrupt: Callable[[Tally, int], None] | None = None,
@@ -86,9 +93,10 @@ def evaluate_in_parts(
 
     Args:
         encoder: the model; each worker loads its bundle.
-        dataset: labelled images: how to open them, or an open dataset that can be pickled.
+        dataset: labelled images.
         options: options of the evaluation; defaults if None.
-        engine: where the workers run; in this process if None.
+        engine: where the workers run.
+        choice: how each worker opens the dataset; None if it is to be pickled.
         on_result: see ``evaluate``.
         on_progress: see ``evaluate``.
         on_interrupt: see ``evaluate``.
@@ -99,18 +107,21 @@ def evaluate_in_parts(
         InputError: a worker finds other images; or as for ``evaluate``.
         ShapeError, OverlapError, SessionError: as for ``evaluate`` and ``run_tasks``.
     """
-    engine = check_argument(engine, EngineOptions | None, "engine") or EngineOptions()
-    opened = dataset.open() if isinstance(dataset, DatasetChoice) else _check_picklable(dataset)
-    evaluation = prepare_evaluation(encoder, opened, options, on_note)
+    check_argument(engine, EngineOptions, "engine")
+    callbacks: _Callbacks = {"on_result": on_result, "on_progress": on_progress, "on_interrupt": on_interrupt}
+    if engine == THIS_PROCESS:
+        return evaluate(encoder, dataset, options, **callbacks, on_note=on_note)
+    given = _check_picklable(dataset) if choice is None else choice
+    evaluation = prepare_evaluation(encoder, dataset, options, on_note)
     work = EvalWork(
         recipe=encoder.recipe(),
         classifier=evaluation.classifier.detach(),
-        dataset=dataset,
+        dataset=given,
         options=evaluation.count_options(keep_results=on_result is not None),
     )
     parts = run_tasks(work, cut_tasks(evaluation), engine, cards=choose_cards(encoder, engine))
     with contextlib.closing(parts):
-        return evaluation.collect(parts, on_result=on_result, on_progress=on_progress, on_interrupt=on_interrupt)
+        return evaluation.collect(parts, **callbacks)
 
 
 def cut_tasks(evaluation: Evaluation) -> Iterator[EvalTask]:
