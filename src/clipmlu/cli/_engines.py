@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
     from clipmlu.jobs.engines.options import EngineOptions
@@ -44,3 +45,20 @@ engine_options = OptionGroup(
     _engine,
 )
 """Adds the options of the engine; the command gets ``engine``, an ``EngineOptions``."""
+
+
+def refuse_engine(engine: EngineOptions, output: str) -> None:
+    """Check that only one worker was chosen, for an output that is no job.
+
+    Args:
+        engine: the choice.
+        output: the output that was given.
+
+    Raises:
+        OptionError: several workers, or others, were chosen.
+    """
+    from clipmlu.jobs.engines.options import THIS_PROCESS
+
+    if engine != THIS_PROCESS:
+        name = "--processes" if engine.engine == "local" else "--engine ray"
+        raise OptionError(f"{name} is for a job: give -o DIR, not {output}")

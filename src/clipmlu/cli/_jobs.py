@@ -18,6 +18,7 @@ from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.data.url.options import UrlOptions
+    from clipmlu.jobs.engines.options import EngineOptions
     from clipmlu.jobs.options import JobOptions
     from clipmlu.jobs.run import JobReport
 
@@ -89,7 +90,9 @@ def check_job_output(output: Path, instead: str) -> None:
         raise OptionError(f"output is '{output}'; expected a folder for a job{instead}")
 
 
-def run_job_command(bundle: Path, inputs: Sequence[str], output: Path, options: JobOptions, label: str) -> int:
+def run_job_command(
+    bundle: Path, inputs: Sequence[str], output: Path, options: JobOptions, engine: EngineOptions, label: str
+) -> int:
     """Run a job, print what it did, and return the exit code of the command."""
     from clipmlu.jobs.run import run_job
 
@@ -100,6 +103,7 @@ def run_job_command(bundle: Path, inputs: Sequence[str], output: Path, options: 
             inputs,
             output,
             options,
+            engine=engine,
             on_plan=bar.start,
             on_shard=lambda record: bar.advance(record.rows),
             on_note=note,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.cli._engines import engine_options, refuse_engine
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs
 from clipmlu.cli._options import PATH, RunningOptions, bundle_argument, overwrite_option, running_options
@@ -17,6 +18,7 @@ from clipmlu.file_names import name_from_path
 if TYPE_CHECKING:
     from clipmlu.data.url.options import UrlOptions
     from clipmlu.embed.file import EmbeddingFile
+    from clipmlu.jobs.engines.options import EngineOptions
 
 
 @click.command("embed")
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 @overwrite_option
 @url_options
 @job_options
+@engine_options
 @running_options
 def embed_command(
     bundle: Path,
@@ -42,6 +45,7 @@ def embed_command(
     overwrite: bool,
     urls: UrlOptions | None,
     job: JobChoice,
+    engine: EngineOptions,
     running: RunningOptions,
 ) -> int:
     """Write unit-norm embeddings of images (or texts) as float32 .npy, shape (N, D), and their ids as a JSON list.
@@ -55,11 +59,12 @@ def embed_command(
         raise OptionError("Give either INPUT or --texts.")
     if output.suffix == ".npy" and not output.is_dir():
         job.refuse("a .npy file")
+        refuse_engine(engine, "a .npy file")
         return _write_file(bundle, inputs, texts, output, running, urls, overwrite=overwrite)
     check_job_output(output, ", or a file NAME.npy")
     if texts is not None:
         raise OptionError(f"--texts writes a file; expected -o NAME.npy, not the folder '{output}'")
-    return run_job_command(bundle, inputs, output, job.options(running, urls, overwrite=overwrite), "embedding")
+    return run_job_command(bundle, inputs, output, job.options(running, urls, overwrite=overwrite), engine, "embedding")
 
 
 def _write_file(
