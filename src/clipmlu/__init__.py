@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clipmlu.errors import ClipmluError
     from clipmlu.export.exporter import ExportOptions, export_model
     from clipmlu.file_names import path_from_name
+    from clipmlu.jobs.job import Job, open_job
     from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
     from clipmlu.measure.accuracy.report import AccuracyReport
     from clipmlu.measure.compare.compare import CompareOptions, compare_bundles
@@ -44,6 +45,7 @@ _HOMES = {
     "EvalOptions": "clipmlu.measure.accuracy.evaluate",
     "ExportOptions": "clipmlu.export.exporter",
     "ExportedBundle": "clipmlu.bundle.directory",
+    "Job": "clipmlu.jobs.job",
     "Model": "clipmlu.model",
     "Precision": "clipmlu.specs",
     "Prediction": "clipmlu.classify.results",
@@ -57,6 +59,7 @@ _HOMES = {
     "load": "clipmlu.model",
     "open_bundle": "clipmlu.bundle.directory",
     "open_dataset": "clipmlu.data.datasets",
+    "open_job": "clipmlu.jobs.job",
     "path_from_name": "clipmlu.file_names",
     "search_bundle": "clipmlu.tune.quantise",
 }
@@ -71,6 +74,7 @@ __all__ = [
     "EvalOptions",
     "ExportOptions",
     "ExportedBundle",
+    "Job",
     "Model",
     "Precision",
     "Prediction",
@@ -85,6 +89,7 @@ __all__ = [
     "load",
     "open_bundle",
     "open_dataset",
+    "open_job",
     "path_from_name",
     "search_bundle",
 ]

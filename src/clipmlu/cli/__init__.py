@@ -25,6 +25,7 @@ from clipmlu.cli.emulate import emulate_command
 from clipmlu.cli.evaluate import eval_command
 from clipmlu.cli.export import export_command
 from clipmlu.cli.info import info_command
+from clipmlu.cli.job import job_command
 from clipmlu.cli.run import run_command
 from clipmlu.cli.sweep import sweep_command
 from clipmlu.cli.worker import worker_command
@@ -53,6 +54,7 @@ for _command in (
     compile_command,
     classify_command,
     embed_command,
+    job_command,
     eval_command,
     compare_command,
     run_command,

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from clipmlu.data.textfile import read_lines
 from clipmlu.embed.images import embed_batches
@@ -21,7 +22,7 @@ from clipmlu.errors import InputError, OptionError
 from clipmlu.files.publish import StagedFiles, check_files_free, output_errors
 
 if TYPE_CHECKING:
-    from clipmlu.embed.encoder import Encoder, FloatArray
+    from clipmlu.embed.encoder import Encoder
 
 SUFFIX = ".npy"
 _TEXTS_AT_ONCE = 1024
@@ -47,7 +48,7 @@ def _targets(path: Path) -> list[Path]:
 
 
 class EmbeddingFile:
-    """Writes ``NAME.npy`` (float32, shape (N, D)) and ``NAME.ids.json`` (a list of N strings) incrementally.
+    """Writes ``NAME.npy`` (shape (N, D)) and ``NAME.ids.json`` (a list of N strings) incrementally.
 
     The files are invisible until ``publish``; leaving the block removes unpublished ones. The ids are published last,
     and removed first when both are replaced: so existing ids always belong to the rows beside them.
@@ -55,6 +56,7 @@ class EmbeddingFile:
     Args:
         path: ``NAME.npy``.
         embedding_dim: D.
+        dtype: dtype of the file.
         overwrite: replace existing files.
 
     Attributes:
@@ -64,11 +66,12 @@ class EmbeddingFile:
         OptionError, OutputExistsError, OutputError: as for ``check_embedding_output``.
     """
 
-    def __init__(self, path: Path, embedding_dim: int, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, embedding_dim: int, *, dtype: str = "float32", overwrite: bool = False) -> None:
         check_embedding_output(path, overwrite=overwrite)
         self._path = path
         self._overwrite = overwrite
         self._dim = embedding_dim
+        self._dtype = np.dtype(dtype).newbyteorder("<")
         self.rows = 0
         self._staged = StagedFiles(_targets(path), overwrite=overwrite)
         try:
@@ -92,11 +95,11 @@ class EmbeddingFile:
         self._ids.close()
         self._staged.discard()
 
-    def append(self, embeddings: FloatArray, ids: Sequence[str]) -> None:
+    def append(self, embeddings: npt.NDArray[np.floating], ids: Sequence[str]) -> None:
         """Write rows, all or none.
 
         Args:
-            embeddings: float32, shape (N, D).
+            embeddings: float32 or float16, shape (N, D).
             ids: one per row.
 
         Raises:
@@ -105,7 +108,7 @@ class EmbeddingFile:
         lines = [f"\n{json.dumps(name, ensure_ascii=False)}".encode() for name in ids]
         with output_errors(self._path):
             self._seek_to_end()
-            _write_all(self._array, np.ascontiguousarray(embeddings, "<f4").tobytes())
+            _write_all(self._array, np.ascontiguousarray(embeddings, self._dtype).tobytes())
             _write_all(self._ids, (b"," if self.rows and ids else b"") + b",".join(lines))
             self._ends = (self._array.tell(), self._ids.tell())
             self.rows += len(ids)
@@ -124,7 +127,7 @@ class EmbeddingFile:
         path = self._partial_path() if partial else self._path
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
-            header, {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dim)}
+            header, {"descr": self._dtype.str, "fortran_order": False, "shape": (self.rows, self._dim)}
         )
         assert len(header.getvalue()) == _HEADER_BYTES
         with output_errors(path):

@@ -74,3 +74,27 @@ def _take(descriptor: int, on_wait: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Return whether a process on this machine holds the lock of a folder; None if the system cannot tell.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(
+            descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # released at once; who wants the lock then waits that long
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    finally:
+        os.close(descriptor)
+    return False

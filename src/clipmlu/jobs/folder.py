@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from clipmlu.bundle.manifest import FileRecord
 from clipmlu.errors import BundleExistsError, InputError, reason_of
 from clipmlu.file_names import name_from_path
 from clipmlu.files.folder_lock import lock_folder
@@ -27,13 +28,6 @@ from clipmlu.specs import NaturalInt, Spec
 
 JOB_FILE, INPUTS_FILE, ERRORS_FILE = "job.json", "inputs.jsonl", "errors.jsonl"
 _OWN_FILE = re.compile(r"part-\d{8}\.\w+")
-
-
-class FileDigest(Spec, frozen=True, kw_only=True):
-    """Size in bytes and SHA-256 in hex of a file."""
-
-    size: NaturalInt
-    sha256: str
 
 
 class ImageError(Spec, frozen=True, kw_only=True):
@@ -56,7 +50,7 @@ class ShardRecord(Spec, frozen=True, kw_only=True):
 
     number: NaturalInt
     piece_digest: str
-    files: dict[str, FileDigest]
+    files: dict[str, FileRecord]
     rows: NaturalInt
     errors: tuple[ImageError, ...]
 

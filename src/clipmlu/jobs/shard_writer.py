@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 
+from clipmlu.bundle.verify import file_record
 from clipmlu.files.publish import encode_json, output_errors
 from clipmlu.files.workspace import Workspace
-from clipmlu.jobs.folder import FileDigest, ImageError, JobFolder, ShardRecord
+from clipmlu.jobs.folder import ImageError, JobFolder, ShardRecord
 from clipmlu.jobs.formats import FORMATS
 from clipmlu.jobs.manifest import JobManifest
 from clipmlu.jobs.pieces import Shard
@@ -58,7 +57,7 @@ class ShardWriter:
         with output_errors(targets[0]):
             with self._format.open(self._manifest.schema, self._manifest.provenance, paths) as append:
                 append(rows)
-            digests = {target.name: _digest(path) for target, path in zip(targets, paths, strict=True)}
+            digests = {target.name: file_record(path) for target, path in zip(targets, paths, strict=True)}
             for path, target in zip(paths, targets, strict=True):
                 os.replace(path, target)
         record = ShardRecord(
@@ -82,8 +81,3 @@ def _errors(rows: ShardRows) -> Iterator[ImageError]:
     for name, reason in zip(rows.ids, rows.errors, strict=True):
         if reason is not None:
             yield ImageError(id=name, reason=reason)
-
-
-def _digest(path: Path) -> FileDigest:
-    with path.open("rb") as stream:
-        return FileDigest(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())

@@ -26,9 +26,7 @@ def read_errors(path: Path, kind: type[Exception] = ValueError) -> Iterator[None
         with np.errstate(all="ignore"):  # a damaged number becomes infinite, which ``check_values`` refuses
             yield
     except (kind, OSError, ValueError, MemoryError) as error:
-        raise InputError(
-            f"Cannot read '{path}': {reason_of(error)}. Run 'clipmlu job DIR --repair' and the job's command again."
-        ) from error
+        raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
 
 
 def failed_rows(errors: list[str | None]) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,121 @@
+"""A job on disk, as people and other programs hold it; it may still be running."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from clipmlu.arguments import as_path
+from clipmlu.errors import OptionError
+from clipmlu.jobs.export import ExportReport, check_export, export_job
+from clipmlu.jobs.folder import JobFolder
+from clipmlu.jobs.manifest import JobManifest
+from clipmlu.jobs.reading import EmbeddingBlock, read_shards, without_failed
+from clipmlu.jobs.rows import ShardRows
+from clipmlu.jobs.state import JobState, read_state, require_manifest
+from clipmlu.jobs.verify import JobCheck, forget_damaged, verify_job
+
+_log = logging.getLogger(__name__)
+
+
+def open_job(path: str | os.PathLike[str]) -> Job:
+    """Open the folder of a job.
+
+    Raises:
+        InputError: there is no job, or its ``job.json`` is damaged.
+    """
+    return Job(as_path(path, "the job"))
+
+
+class Job:
+    """The folder of a job; see ``open_job``.
+
+    Attributes:
+        path: the folder.
+        manifest: content of its ``job.json``: options, columns, input and provenance.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = JobFolder(path)
+        self.manifest: JobManifest = require_manifest(self._folder)
+
+    def __repr__(self) -> str:
+        return f"Job('{self._folder.name}', {self.manifest.settings.kind}, {self.manifest.shards} shards)"
+
+    def state(self) -> JobState:
+        """Return what is done, missing and damaged, as far as names and sizes of files show it."""
+        return read_state(self._folder, self.manifest)
+
+    def rows(self) -> Iterator[ShardRows]:
+        """Yield the rows of each finished shard, in order, also those of images that could not be read.
+
+        Raises:
+            InputError: a shard is damaged.
+        """
+        return read_shards(self._folder, self.manifest)
+
+    def blocks(self) -> Iterator[EmbeddingBlock]:
+        """Yield ids and embeddings of each finished shard, in order, without images that could not be read.
+
+        Raises:
+            OptionError: the job stores no embeddings.
+            InputError: a shard is damaged.
+        """
+        if self.manifest.schema.embedding_dim is None:
+            raise OptionError(f"the job '{self._folder.name}' stores no embeddings, only classes")
+        return map(without_failed, self.rows())
+
+    def verify(
+        self, bundle: str | os.PathLike[str] | None = None, *, on_shard: Callable[[str], object] = lambda _name: None
+    ) -> JobCheck:
+        """Compare all finished shards with their records and with the input; see ``verify_job``."""
+        place = None if bundle is None else as_path(bundle, "the bundle")
+        return verify_job(self._folder, self.manifest, bundle=place, on_shard=on_shard)
+
+    def repair(
+        self,
+        bundle: str | os.PathLike[str] | None = None,
+        *,
+        on_shard: Callable[[str], object] = lambda _name: None,
+        on_note: Callable[[str], object] = _log.warning,
+    ) -> JobCheck:
+        """Verify, and mark the damaged shards as not done, so that the job's command computes them again.
+
+        Args:
+            bundle: see ``verify_job``.
+            on_shard: see ``verify_job``.
+            on_note: called with a line for people if another process works on the job; then this waits for its end.
+
+        Raises:
+            OutputError: the folder cannot be changed.
+        """
+        with self._folder.lock(on_note):
+            return forget_damaged(self._folder, self.verify(bundle, on_shard=on_shard))
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        partial: bool = False,
+        on_rows: Callable[[int], object] = lambda _count: None,
+    ) -> ExportReport:
+        """Write all rows to one file.
+
+        Args:
+            path: the file, ``.npy``, ``.parquet``, ``.csv`` or ``.jsonl``; see ``export_job``.
+            overwrite: replace an existing file.
+            partial: export the finished shards of a job that is not finished.
+            on_rows: called with the number of rows of each shard.
+
+        Raises:
+            OptionError: the suffix is another, or the job stores no embeddings for ``.npy``.
+            InputError: the job is not finished, or a shard is damaged.
+            OutputError: the file cannot be written.
+        """
+        target = as_path(path, "the export")
+        check_export(self.state(), target, overwrite=overwrite, partial=partial)
+        return export_job(self._folder, self.manifest, target, overwrite=overwrite, on_rows=on_rows)

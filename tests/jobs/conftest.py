@@ -1,0 +1,5 @@
+"""The command line for tests of jobs."""
+
+from cli.conftest import run
+
+__all__ = ["run"]
