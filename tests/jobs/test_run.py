@@ -97,7 +97,7 @@ def test_other_options_and_inputs_are_refused_by_name(compiled: CompiledBundle, 
     with pytest.raises(OptionError) as caught:
         run_job(compiled.path, [images], job, other)
     assert str(caught.value) == (
-        f"job '{job}' was begun with batch size 4, not 2; fast preprocess false, not true; embedding dtype float32, not float16. "
+        f"job '{job}' was begun with batch size 4, not 2; fast preprocess off, not on; dtype float32, not float16. "
         "Give the same again, choose another output, or replace the job with --overwrite"
     )
     write_image(images / "5.png", 99)

@@ -31,6 +31,8 @@ from clipmlu.keys import options_digest, value_digest
 from clipmlu.specs import PositiveInt
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from clipmlu.data.images import ImageSource
     from clipmlu.embed.encoder import Encoder, FloatArray
 
@@ -143,12 +145,30 @@ class ZeroShotClassifier:
         logits = self.logits(rows)
         if len(sources) != len(logits):
             raise OptionError(f"sources are {len(sources)} for {len(logits)} rows; expected one name for each row")
-        ranked = rank_classes(logits, top_k)
-        best_scores = np.take_along_axis(self.scores(logits), ranked, axis=1).tolist()
+        ranked, best_scores = self._rank(logits, top_k)
         return Predictions(
             Prediction(source, tuple(self.class_names[index] for index in best), tuple(best), tuple(scores))
-            for source, best, scores in zip(sources, ranked.tolist(), best_scores, strict=True)
+            for source, best, scores in zip(sources, ranked.tolist(), best_scores.tolist(), strict=True)
         )
+
+    def rank_rows(self, rows: FloatArray, top_k: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
+        """Rank the classes for images, as ``predictions_from_rows`` does, in arrays.
+
+        Args:
+            rows: as for ``logits``.
+            top_k: classes per image, K; at most all classes are returned.
+
+        Returns:
+            Indices of the best classes, best first, and their probabilities; both of shape (N, K).
+
+        Raises:
+            ShapeError, InputError: as for ``logits``.
+        """
+        return self._rank(self.logits(rows), top_k)
+
+    def _rank(self, logits: FloatArray, top_k: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
+        ranked = rank_classes(logits, top_k)
+        return ranked, np.take_along_axis(self.scores(logits), ranked, axis=1)
 
     def logits(self, rows: FloatArray) -> FloatArray:
         """Return scaled similarities plus bias: float32, shape (N, C).
@@ -196,9 +216,17 @@ class ZeroShotClassifier:
             OutputExistsError: the file exists, and ``overwrite`` is False.
             OutputError: the file cannot be written.
         """
-        self.encoder.require_open()
         check_argument(overwrite, bool, "overwrite")
-        write_file(path, encode_classifier(self._header, self.class_embeddings), overwrite=overwrite)
+        write_file(path, self.encode(), overwrite=overwrite)
+
+    def encode(self) -> bytes:
+        """Return the content of a classifier file; see ``save``.
+
+        Raises:
+            BundleError: as for ``save``.
+        """
+        self.encoder.require_open()
+        return encode_classifier(self._header, self.class_embeddings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +254,7 @@ def _check_finite(rows: FloatArray) -> None:
         raise InputError(f"Row {row} holds NaN or infinity; expected finite numbers.")
 
 
-def rank_classes(logits: FloatArray, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
+def rank_classes(logits: FloatArray, k: int) -> npt.NDArray[np.intp]:
     """Return the indices of the ``k`` largest logits per row, best first; among equal ones the lower index is first."""
     classes = logits.shape[1]
     if k >= classes or classes <= _CLASSES_SORTED_WHOLE:

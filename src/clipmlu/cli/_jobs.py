@@ -19,7 +19,7 @@ from clipmlu.file_names import name_from_path
 if TYPE_CHECKING:
     from clipmlu.data.url.options import UrlOptions
     from clipmlu.jobs.engines.options import EngineOptions
-    from clipmlu.jobs.options import JobOptions
+    from clipmlu.jobs.options import ClassificationOptions, JobOptions
     from clipmlu.jobs.run import JobReport
 
 _FILE_SUFFIXES = frozenset({".npy", ".npz", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".h5"})
@@ -48,7 +48,14 @@ class JobChoice:
         for name in self.given:
             raise OptionError(f"--{name.replace('_', '-')} is for a job: give -o DIR, not {output}")
 
-    def options(self, running: RunningOptions, urls: UrlOptions | None, *, overwrite: bool) -> JobOptions:
+    def options(
+        self,
+        running: RunningOptions,
+        urls: UrlOptions | None,
+        *,
+        overwrite: bool,
+        classification: ClassificationOptions | None = None,
+    ) -> JobOptions:
         """Return the options of a job."""
         from clipmlu.jobs.options import JobOptions
 
@@ -63,6 +70,7 @@ class JobChoice:
             devices=devices,
             urls=urls,
             overwrite=overwrite,
+            classification=classification,
             **self.given,
         )
 
@@ -76,12 +84,12 @@ job_options = OptionGroup("job", _SHARD_OPTIONS, _choice)
 """Adds the options of jobs; the command gets ``job``, a ``JobChoice``."""
 
 
-def check_job_output(output: Path, instead: str) -> None:
+def check_job_output(output: Path, instead: str = "") -> None:
     """Check that an output is not meant to be a file.
 
     Args:
         output: the path.
-        instead: files that the command can write, as the end of a sentence.
+        instead: files that the command can write instead, as the end of a sentence.
 
     Raises:
         OptionError: it has the suffix of a file, and is no folder.

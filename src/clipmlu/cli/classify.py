@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.cli._engines import engine_options, refuse_engine
+from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs
 from clipmlu.cli._options import (
     PATH,
@@ -24,36 +29,97 @@ from clipmlu.file_names import name_from_path
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.data.url.options import UrlOptions
+    from clipmlu.jobs.engines.options import EngineOptions
+    from clipmlu.jobs.options import ClassificationOptions
     from clipmlu.model import Model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassesChoice:
+    """The classes of images.
+
+    Attributes:
+        labels: class names: a file or a list; None with a classifier file.
+        classifier_file: a classifier file, or None.
+        templates: templates of the prompts; not used with a classifier file.
+        top_k: classes per image.
+    """
+
+    labels: str | None
+    classifier_file: Path | None
+    templates: str
+    top_k: int
+
+    def __post_init__(self) -> None:
+        """Check that there are class names or a file."""
+        if (self.labels is None) == (self.classifier_file is None):
+            raise OptionError("Give either --labels or --classifier.")
+
+    def classifier(self, encoder: Model) -> ZeroShotClassifier:
+        """Return the classifier."""
+        from clipmlu.data.class_names import resolve_class_names
+
+        if self.classifier_file is not None:
+            return encoder.load_classifier(self.classifier_file)
+        assert self.labels is not None
+        return encoder.classifier(resolve_class_names(self.labels, on_note=note), self.templates)
+
+    def for_job(self, *, embeddings: bool) -> ClassificationOptions:
+        """Return the options of a job."""
+        from clipmlu.jobs.options import ClassificationOptions
+
+        return ClassificationOptions(
+            class_names=self.labels,
+            templates=self.templates,
+            classifier=self.classifier_file,
+            top_k=self.top_k,
+            embeddings=embeddings,
+        )
+
+
+_CLASSES = (
+    Option("--labels", metavar="FILE|LIST", help="Class names: a file with one per line, or a list such as 'cat,dog'."),
+    Option("--classifier", "classifier_file", type=PATH, help="A classifier file instead of --labels."),
+    templates_option,
+    Option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image."),
+)
+_classes_options = OptionGroup(
+    "classes", _CLASSES, lambda given: ClassesChoice(**{option.name: given[option.name] for option in _CLASSES})
+)
 
 
 @click.command("classify")
 @bundle_argument
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@click.option(
-    "--labels", metavar="FILE|LIST", help="Class names: a file with one per line, or a list such as 'cat,dog'."
-)
-@click.option("--classifier", "classifier_file", type=PATH, help="A classifier file instead of --labels.")
+@_classes_options
 @click.option("--save-classifier", type=PATH, help="Write a classifier file, for use without the text tower.")
-@overwrite_option
-@templates_option
-@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image.")
 @click.option(
-    "--format", "format_name", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table", show_default=True
+    "--format",
+    "format_name",
+    type=click.Choice(["table", "json", "jsonl", "csv"]),
+    help="Format on standard output. [default: table]",
 )
+@click.option(
+    "-o", "--output", type=PATH, metavar="DIR", help="Folder of a job, which stores the classes of all images."
+)
+@overwrite_option
+@click.option("--embeddings", is_flag=True, help="A job stores the embeddings, too.")
 @url_options
+@job_options
+@engine_options
 @running_options
 def classify_command(
     bundle: Path,
     inputs: tuple[str, ...],
-    labels: str | None,
-    classifier_file: Path | None,
+    classes: ClassesChoice,
     save_classifier: Path | None,
+    format_name: str | None,
+    output: Path | None,
     overwrite: bool,
-    templates: str,
-    top_k: int,
-    format_name: str,
+    embeddings: bool,
     urls: UrlOptions | None,
+    job: JobChoice,
+    engine: EngineOptions,
     running: RunningOptions,
 ) -> int:
     """Classify images with a compiled BUNDLE.
@@ -61,7 +127,41 @@ def classify_command(
     INPUT is a file, a folder (searched recursively), a glob pattern, or - for a list of paths on stdin, one per line.
     With --allow-urls, it or a line of the list may be a URL.
     An image that cannot be read is reported and skipped; the exit code is then 1.
+
+    With -o DIR it is a job for any number of images; see 'clipmlu embed'.
     """
+    if not inputs and (save_classifier is None or output is not None):
+        raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
+    if output is None:
+        job.refuse("standard output")
+        refuse_engine(engine, "standard output")
+        if embeddings:
+            raise OptionError("--embeddings is for a job: give -o DIR")
+        return _print(
+            bundle, inputs, classes, save_classifier, format_name or "table", urls, running, overwrite=overwrite
+        )
+    check_job_output(output)
+    if format_name is not None:
+        raise OptionError("--format is for standard output; a job has --shard-format")
+    if save_classifier is not None:
+        raise OptionError("--save-classifier does not go with a job, which keeps its classifier as DIR/classifier.clf")
+    if "dtype" in job.given and not embeddings:
+        raise OptionError("--dtype is about stored embeddings; add --embeddings")
+    options = job.options(running, urls, overwrite=overwrite, classification=classes.for_job(embeddings=embeddings))
+    return run_job_command(bundle, inputs, output, options, engine, "classifying")
+
+
+def _print(
+    bundle: Path,
+    inputs: Sequence[str],
+    classes: ClassesChoice,
+    save_classifier: Path | None,
+    format_name: str,
+    urls: UrlOptions | None,
+    running: RunningOptions,
+    *,
+    overwrite: bool,
+) -> int:
     from clipmlu.data.finding import SkippedFiles
     from clipmlu.data.listing import find_inputs
     from clipmlu.embed.images import run_batches
@@ -69,14 +169,10 @@ def classify_command(
     from clipmlu.files.publish import check_files_free
     from clipmlu.report.predictions import FORMATS, write_predictions
 
-    if (labels is None) == (classifier_file is None):
-        raise OptionError("Give either --labels or --classifier.")
-    if not inputs and save_classifier is None:
-        raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
     check_files_free([save_classifier], overwrite=overwrite)
     broken, skipped_files = 0, SkippedFiles()
-    with running.load(bundle, image_only=classifier_file is not None) as encoder:
-        classifier = _classifier(encoder, labels, classifier_file, templates)
+    with running.load(bundle, image_only=classes.classifier_file is not None) as encoder:
+        classifier = classes.classifier(encoder)
         if save_classifier is not None:
             classifier.save(save_classifier, overwrite=overwrite)
             note(f"Wrote classifier file {name_from_path(save_classifier)}")
@@ -84,7 +180,7 @@ def classify_command(
         if inputs:
             if cost := classifier.scorer.describe_cost(encoder.check_batch_size(running.batch_size)):
                 note(cost)
-            output = FORMATS[format_name](classifier, top_k)
+            output = FORMATS[format_name](classifier, classes.top_k)
             batches = run_batches(
                 classifier.scorer,
                 items_from_found(find_inputs(inputs, skipped_files, urls)),
@@ -94,12 +190,3 @@ def classify_command(
             with contextlib.closing(batches):
                 broken = write_predictions(output, batches, on_note=note)
     return note_inputs(broken, skipped_files)
-
-
-def _classifier(encoder: Model, labels: str | None, file: Path | None, templates: str) -> ZeroShotClassifier:
-    from clipmlu.data.class_names import resolve_class_names
-
-    if file is not None:
-        return encoder.load_classifier(file)
-    assert labels is not None
-    return encoder.classifier(resolve_class_names(labels, on_note=note), templates)

@@ -1,13 +1,14 @@
 """The folder of a job.
 
 ``job.json``: options and digests; written first. ``inputs.jsonl``: one piece per line. ``shards/``: the files of the finished shards.
-``records/``: one record for each finished shard, written after its files; a shard is done when its record is there.
+``classifier.clf``: class embeddings of a job that classifies. ``records/``: one record for each finished shard, written after its files; a shard is done when its record is there.
 ``errors.jsonl``: the images that could not be read, made from the records.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ from clipmlu.jobs.manifest import JobManifest
 from clipmlu.jobs.pieces import Piece, Shard, shard_name
 from clipmlu.specs import NaturalInt, Spec
 
-JOB_FILE, INPUTS_FILE, ERRORS_FILE = "job.json", "inputs.jsonl", "errors.jsonl"
+JOB_FILE, INPUTS_FILE, ERRORS_FILE, CLASSIFIER_FILE = "job.json", "inputs.jsonl", "errors.jsonl", "classifier.clf"
+_REPLACE = "Replace the job with --overwrite."
 _OWN_FILE = re.compile(r"part-\d{8}\.\w+")
 
 
@@ -75,6 +77,7 @@ class JobFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.inputs_path = path / INPUTS_FILE
+        self.classifier_path = path / CLASSIFIER_FILE
         self.shards_path = path / "shards"
         self.records_path = path / "records"
 
@@ -114,13 +117,26 @@ class JobFolder:
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:
-            raise InputError(
-                f"Cannot read '{self.path / JOB_FILE}': {reason_of(error)}. Replace the job with --overwrite."
-            ) from error
+            raise InputError(f"Cannot read '{self.path / JOB_FILE}': {reason_of(error)}. {_REPLACE}") from error
 
-    def stage(self) -> StagedFiles:
-        """Return the files of a new job before they are published, ``job.json`` last."""
-        return StagedFiles([self.inputs_path, self.path / JOB_FILE], overwrite=True)
+    def check_classifier(self, manifest: JobManifest) -> None:
+        """Check that the classifier is that of the job.
+
+        Raises:
+            InputError: it is missing or was changed.
+        """
+        try:
+            with self.classifier_path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"Cannot read '{self.classifier_path}': {reason_of(error)}. {_REPLACE}") from error
+        if digest != manifest.classifier_sha256:
+            raise InputError(f"'{self.classifier_path}' was changed since the job began. {_REPLACE}")
+
+    def stage(self, *, classifier: bool) -> StagedFiles:
+        """Return the files of a new job before they are published: the input, the classifier if it has one, and ``job.json``."""
+        middle = [self.classifier_path] if classifier else []
+        return StagedFiles([self.inputs_path, *middle, self.path / JOB_FILE], overwrite=True)
 
     def clear(self) -> None:
         """Remove all results; other files stay.

@@ -14,18 +14,34 @@ from clipmlu.keys import make_key
 from clipmlu.specs import NaturalInt, PositiveInt, Spec
 
 _SHOWN_CHARACTERS = 60
+_DIGESTS = ("bundle", "class_embeddings")
+_NAMES = {
+    "class_names": "labels",
+    "class_embeddings": "classifier file",
+    "embedding_dim": "embedding size",
+    "embedding_dtype": "dtype",
+}
+"""Parts of the key that users know by another name."""
 
 
 class JobSettings(Spec, frozen=True, kw_only=True):
-    """The options that decide the results of a job, besides its columns; see ``JobOptions``."""
+    """The options that decide the results of a job, besides its columns; see ``JobOptions``.
 
-    kind: Literal["embed"]
+    Attributes:
+        kind: what the job does.
+        templates: resolved templates of a job that classifies, else None.
+        class_embeddings: SHA-256 in hex of the classifier file that was given, or None.
+    """
+
+    kind: Literal["embed", "classify"]
     shard_size: PositiveInt
     shard_format: FormatName
     batch_size: PositiveInt
     fast_preprocess: bool
     max_pixels: PositiveInt
     urls: UrlOptions | None = None
+    templates: tuple[str, ...] | None = None
+    class_embeddings: str | None = None
 
 
 class InputPlan(Spec, frozen=True, kw_only=True):
@@ -51,6 +67,7 @@ class JobManifest(Spec, frozen=True, kw_only=True):
         schema: columns of the rows.
         inputs: the input.
         provenance: bundle and software that compute the results.
+        classifier_sha256: digest in hex of the job's classifier file, with which all workers classify; None if it has none.
     """
 
     key: dict[str, str]
@@ -58,6 +75,7 @@ class JobManifest(Spec, frozen=True, kw_only=True):
     schema: RowSchema
     inputs: InputPlan
     provenance: Provenance
+    classifier_sha256: str | None = None
 
     @property
     def shard_format(self) -> FormatName:
@@ -87,9 +105,7 @@ def describe_differences(stored: JobManifest, wanted: JobManifest) -> list[str]:
     old, new = (_deciding(each.settings, each.schema, each.provenance) for each in (stored, wanted))
     names = [name for name in {**stored.key, **wanted.key} if name != "inputs"]
     return [
-        _describe(name.replace("_", " "), old.get(name), new.get(name))
-        for name in names
-        if stored.key.get(name) != wanted.key.get(name)
+        _describe(name, old.get(name), new.get(name)) for name in names if stored.key.get(name) != wanted.key.get(name)
     ]
 
 
@@ -104,11 +120,17 @@ def _deciding(settings: JobSettings, schema: RowSchema, provenance: Provenance) 
 
 
 def _describe(name: str, old: object, new: object) -> str:
+    """Return one difference in words: with both values if they are short, and no digests."""
+    shown = _NAMES.get(name, name.replace("_", " "))
     values = [_shown(value) for value in (old, new)]
-    if any(len(value) > _SHOWN_CHARACTERS for value in values) or name == "bundle":
-        return f"another {name}"
-    return f"{name} {values[0]}, not {values[1]}"
+    if name in _DIGESTS or any(len(value) > _SHOWN_CHARACTERS for value in values):
+        return f"other {shown}"
+    return f"{shown} {values[0]}, not {values[1]}"
 
 
 def _shown(value: object) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None:
+        return "none"
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from clipmlu.arguments import check_fields
+from clipmlu.classify.classifier import DEFAULT_TOP_K
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.url.options import UrlOptions
+from clipmlu.errors import OptionError
 from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.jobs.work import MachineShare
@@ -19,10 +22,39 @@ DEFAULT_SHARD_SIZE = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassificationOptions:
+    """Options of a job that classifies: classes from names or from a classifier file.
+
+    Attributes:
+        class_names: one name per class, or a value of ``--labels``; None with a classifier file.
+        templates: as for ``Model.classifier``; not used with a classifier file.
+        classifier: a classifier file, or None.
+        top_k: classes per image; at most all classes are stored.
+        embeddings: also store the embeddings of the images.
+
+    Raises:
+        OptionError: a field has another type or is out of range, or not exactly one of names and file is given.
+    """
+
+    class_names: str | os.PathLike[str] | Sequence[str] | None = None
+    templates: str | os.PathLike[str] | Sequence[str] = "simple"
+    classifier: Path | None = None
+    top_k: PositiveInt = DEFAULT_TOP_K
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fields(self)
+        if (self.class_names is None) == (self.classifier is None):
+            raise OptionError("a job that classifies needs either class names or a classifier file")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """Options of ``run_job``.
 
     Attributes:
+        classification: classify the images with these options; None to embed them.
         shard_size: images per shard.
         shard_format: format of the shard files.
         dtype: dtype of the stored embeddings.
@@ -40,6 +72,7 @@ class JobOptions:
         OptionError: a field has another type or is out of range.
     """
 
+    classification: ClassificationOptions | None = None
     shard_size: PositiveInt = DEFAULT_SHARD_SIZE
     shard_format: FormatName = "parquet"
     dtype: EmbeddingDtype = "float32"
@@ -66,14 +99,14 @@ class JobOptions:
             devices=self.devices if share.devices is None else share.devices,
         )
 
-    def load(self, bundle: Path) -> Model:
-        """Load the image tower of a compiled bundle; its threads wait passively, because images are prepared on the same CPUs."""
+    def load(self, bundle: Path, *, image_only: bool = True) -> Model:
+        """Load a compiled bundle; its threads wait passively, because images are prepared on the same CPUs."""
         return load(
             bundle,
             threads=self.threads,
             device=self.device,
             devices=self.devices,
-            image_only=True,
+            image_only=image_only,
             fast_preprocess=self.fast_preprocess,
             max_pixels=self.max_pixels,
             busy_wait=False,

@@ -47,8 +47,8 @@ def write_plan(pieces: Iterable[Piece], path: Path, target: Path) -> InputPlan:
     return InputPlan(digest=digest.hexdigest(), shards=shards, images=images)
 
 
-def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, InputPlan]) -> str:
-    """Return how two inputs differ, in words.
+def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, InputPlan]) -> str | None:
+    """Return how two inputs differ, in words; None if they hold the same images, cut into other pieces.
 
     Args:
         stored: ``inputs.jsonl`` of a job.
@@ -59,7 +59,7 @@ def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, Inp
     pairs = zip_longest(_entries(stored), _entries(wanted))
     first = next(((old, new) for old, new in pairs if old != new), None)
     if first is None:
-        return f"{counts})"
+        return None
     old, new = first
     if old is not None and new is not None and old.name == new.name:
         return f"{counts}; the first that was changed: '{redact(new.name)}')"

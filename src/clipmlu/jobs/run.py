@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from clipmlu.arguments import as_path, check_argument
-from clipmlu.backends.provenance import provenance_of
-from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.clock import now
 from clipmlu.data.finding import SkippedFiles
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.files.publish import encode_json, output_errors
+from clipmlu.jobs.definition import JobDefinition, define_job
 from clipmlu.jobs.engines.cards import Cards, choose_cards
 from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
 from clipmlu.jobs.folder import ERRORS_FILE, JobFolder, ShardRecord
 from clipmlu.jobs.inputs import cut_inputs
-from clipmlu.jobs.manifest import InputPlan, JobManifest, JobSettings, describe_differences, make_manifest
+from clipmlu.jobs.manifest import JobManifest, describe_differences, make_manifest
 from clipmlu.jobs.options import JobOptions
-from clipmlu.jobs.pieces import Shard
+from clipmlu.jobs.pieces import Piece, Shard
 from clipmlu.jobs.plan import describe_other_input, write_plan
-from clipmlu.jobs.rows import RowSchema
 from clipmlu.jobs.shard_work import ShardWork
 
 
@@ -71,7 +72,7 @@ def run_job(
     on_shard: Callable[[ShardRecord], object] = lambda _record: None,
     on_note: Callable[[str], object] = lambda _note: None,
 ) -> JobReport:
-    """Embed images into the shards of a job; shards that are done already are not computed again.
+    """Embed or classify images into the shards of a job; shards that are done already are not computed again.
 
     Args:
         bundle: directory of a compiled bundle.
@@ -90,27 +91,20 @@ def run_job(
         OutputError: a file cannot be written; the finished shards stay.
     """
     options = check_argument(options, JobOptions | None, "options") or JobOptions()
-    job = JobFolder(as_path(output, "the output"))
-    compiled = open_compiled(bundle, verify=False)
+    job, path = JobFolder(as_path(output, "the output")), as_path(bundle, "the bundle")
     skipped_files = SkippedFiles()
     pieces = cut_inputs((os.fspath(each) for each in inputs), options.shard_size, skipped_files, options.urls)
     job.check_output()
+    definition = define_job(path, options, on_note)
     with job.lock(on_note):
         job.check_output()  # another process may have written there meanwhile
-        with job.stage() as staged:
-            plan = write_plan(pieces, staged.paths[0], job.inputs_path)
-            manifest = _manifest(compiled, options, plan)
-            if not _is_begun(job, manifest, staged.paths[0], overwrite=options.overwrite):
-                job.clear()
-                with output_errors(job.path):
-                    staged.paths[1].write_bytes(encode_json(manifest))
-                staged.publish()
+        manifest = _begin(job, path, definition, options, pieces)
         tally = _Tally(job, manifest)
-        on_plan(plan.images, tally.images)
-        work = ShardWork(bundle=compiled.path, folder=job.path, manifest=manifest, options=options)
+        on_plan(manifest.inputs.images, tally.images)
+        work = ShardWork(bundle=path, folder=job.path, manifest=manifest, options=options)
         started = now()
-        with _errors_written(job, plan.shards):
-            cards = _cards(compiled.path, options, engine)
+        with _errors_written(job, manifest.shards):
+            cards = _cards(path, options, engine)
             for record in run_tasks(work, tally.waiting(), engine, cards=cards, describe=lambda shard: shard.name):
                 tally.add(record)
                 on_shard(record)
@@ -120,7 +114,7 @@ def run_job(
             path=job.path,
             images=tally.images,
             errors=tally.errors,
-            shards=plan.shards,
+            shards=manifest.shards,
             computed_images=tally.computed_images,
             computed_shards=tally.computed_shards,
             seconds=now() - started,
@@ -129,20 +123,32 @@ def run_job(
         )
 
 
-def _manifest(bundle: CompiledBundle, options: JobOptions, plan: InputPlan) -> JobManifest:
-    with options.load(bundle.path) as model:
-        batch_size = model.check_batch_size(options.batch_size)
-    settings = JobSettings(
-        kind="embed",
-        shard_size=options.shard_size,
-        shard_format=options.shard_format,
-        batch_size=batch_size,
-        fast_preprocess=options.fast_preprocess,
-        max_pixels=options.max_pixels,
-        urls=options.urls,
-    )
-    schema = RowSchema(embedding_dim=bundle.manifest.embedding_dim, embedding_dtype=options.dtype)
-    return make_manifest(settings, schema, plan, provenance_of(bundle, ()))
+def _begin(
+    job: JobFolder, bundle: Path, definition: JobDefinition, options: JobOptions, pieces: Iterator[Piece]
+) -> JobManifest:
+    """List the input and return the manifest of the stored job, or of a new one after writing it.
+
+    Raises:
+        OptionError: the folder holds another job, which must not be replaced.
+    """
+    with job.stage(classifier=definition.has_classifier_file) as staged:
+        inputs, *classifier, manifest_path = staged.paths
+        plan = write_plan(pieces, inputs, job.inputs_path)
+        wanted = make_manifest(definition.settings, definition.schema, plan, definition.provenance)
+        stored = _stored_manifest(job, wanted, inputs, overwrite=options.overwrite)
+        if stored is None:
+            content = definition.make_classifier(bundle, options)
+            if content is not None:
+                wanted = msgspec.structs.replace(wanted, classifier_sha256=hashlib.sha256(content).hexdigest())
+            job.clear()
+            with output_errors(job.path):
+                manifest_path.write_bytes(encode_json(wanted))
+                for path in classifier:
+                    path.write_bytes(content or b"")
+            staged.publish()
+    if not classifier:
+        job.classifier_path.unlink(missing_ok=True)  # of a job that was replaced
+    return stored or wanted
 
 
 def _cards(bundle: Path, options: JobOptions, engine: EngineOptions) -> Cards | None:
@@ -153,25 +159,26 @@ def _cards(bundle: Path, options: JobOptions, engine: EngineOptions) -> Cards | 
         return choose_cards(model, engine)
 
 
-def _is_begun(job: JobFolder, manifest: JobManifest, inputs: Path, *, overwrite: bool) -> bool:
-    """Return whether the folder holds this job.
+def _stored_manifest(job: JobFolder, wanted: JobManifest, inputs: Path, *, overwrite: bool) -> JobManifest | None:
+    """Return the manifest in the folder if it is of the same job, or None if a new job can begin there.
 
     Raises:
-        OptionError: it holds another job, which must not be replaced.
+        OptionError: it is of another job, which must not be replaced.
     """
     try:
         stored = job.read_manifest()
     except InputError:
         if overwrite:
-            return False
+            return None
         raise
-    if stored is None or stored.key == manifest.key:
-        return stored is not None
+    if stored is None or stored.key == wanted.key:
+        return stored
     if overwrite:
-        return False
-    differences = describe_differences(stored, manifest)
-    if stored.inputs.digest != manifest.inputs.digest:
-        differences.append(describe_other_input(job.inputs_path, inputs, (stored.inputs, manifest.inputs)))
+        return None
+    differences = describe_differences(stored, wanted)
+    if stored.inputs.digest != wanted.inputs.digest:
+        other = describe_other_input(job.inputs_path, inputs, (stored.inputs, wanted.inputs))
+        differences += [] if other is None else [other]
     raise OptionError(
         f"job '{job.name}' was begun with {'; '.join(differences)}. Give the same again, choose another output, or replace "
         "the job with --overwrite"

@@ -9,18 +9,18 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from clipmlu.embed.image_graph import ImageTower
+from clipmlu.backends.provenance import provenance_of
+from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.images import run_groups
-from clipmlu.embed.items import ImageItem, RowBatch
-from clipmlu.errors import BundleCorruptError
+from clipmlu.embed.items import ImageItem
+from clipmlu.errors import BundleCorruptError, SessionError
 from clipmlu.jobs.folder import JobFolder, ShardRecord
 from clipmlu.jobs.inputs import open_piece
 from clipmlu.jobs.manifest import JobManifest
 from clipmlu.jobs.options import JobOptions
 from clipmlu.jobs.pieces import Shard
-from clipmlu.jobs.rows import RowSchema, ShardRows
+from clipmlu.jobs.row_table import RowPart, RowTable
 from clipmlu.jobs.shard_writer import ShardWriter
 from clipmlu.jobs.work import MachineShare, Worker
 from clipmlu.model import Model
@@ -48,15 +48,44 @@ class ShardWork:
 
         Raises:
             BundleCorruptError: the bundle was replaced since the job began.
+            SessionError: the software is of other versions.
+            InputError: the job's classifier is damaged.
         """
-        options = self.options.on(share)
-        with options.load(self.bundle) as model, ShardWriter(JobFolder(self.folder), self.manifest) as writer:
-            if model.bundle.digest != self.manifest.provenance.bundle_digest:
-                raise BundleCorruptError(f"Bundle '{self.bundle}' is not the bundle of the job: it was replaced.")
-            yield lambda shards: self._run(model, writer, shards, options.workers)
+        options, folder = self.options.on(share), JobFolder(self.folder)
+        with options.load(self.bundle) as model, ShardWriter(folder, self.manifest) as writer:
+            self._check_software(model)
+            classifier = self._classifier(model, folder)
+            table = RowTable(self.manifest.schema, classifier)
+            graph = ImageTower(model) if classifier is None else classifier.scorer
+            yield lambda shards: self._run(graph, table, writer, shards, options.workers)
+
+    def _check_software(self, model: Model) -> None:
+        """Check that the bundle and the software of this machine are those of the job."""
+        here, job = provenance_of(model.bundle, ()), self.manifest.provenance
+        if here.bundle_digest != job.bundle_digest:
+            raise BundleCorruptError(f"Bundle '{self.bundle}' is not the bundle of the job: it was replaced.")
+        for name, version in job.tool_versions.items():
+            if here.tool_versions.get(name) != version:
+                raise SessionError(
+                    f"The worker has {name} {here.tool_versions.get(name)}; the job was begun with {version}. Install that."
+                )
+
+    def _classifier(self, model: Model, folder: JobFolder) -> ZeroShotClassifier | None:
+        schema, templates = self.manifest.schema, self.manifest.settings.templates
+        if schema.class_names is None or templates is None:
+            return None
+        if self.manifest.classifier_sha256 is None:
+            return model.classifier(schema.class_names, templates)
+        folder.check_classifier(self.manifest)
+        return model.load_classifier(folder.classifier_path)
 
     def _run(
-        self, model: Model, writer: ShardWriter, shards: Iterable[Shard], workers: int | None
+        self,
+        graph: ImageGraph,
+        table: RowTable,
+        writer: ShardWriter,
+        shards: Iterable[Shard],
+        workers: int | None,
     ) -> Generator[ShardRecord, None, None]:
         size = self.manifest.settings.batch_size
         cut: deque[tuple[Shard, int]] = deque()  # shards whose images were all taken, and the number of their batches
@@ -69,33 +98,13 @@ class ShardWork:
                     yield group
                 cut.append((shard, count))
 
-        finished: list[RowBatch] = []
-        running = run_groups(ImageTower(model), groups(), batch_size=size, workers=workers)
-        with contextlib.closing(running) as batches:
+        finished: list[RowPart] = []
+        with contextlib.closing(run_groups(graph, groups(), batch_size=size, workers=workers)) as batches:
             for batch in batches:
-                finished.append(batch)
+                finished.append(table.part(batch))
                 while cut and len(finished) >= cut[0][1]:
                     shard, count = cut.popleft()
                     mine, finished = finished[:count], finished[count:]
-                    yield writer.write(shard, _rows(mine, self.manifest.schema))
-
-
-def _rows(batches: list[RowBatch], schema: RowSchema) -> ShardRows:
-    items = [item for batch in batches for item in batch.items]
-    errors = [
-        str(error) if (error := batch.errors.get(place)) else None
-        for batch in batches
-        for place in range(len(batch.items))
-    ]
-    assert schema.embedding_dim is not None
-    embeddings = np.full((len(items), schema.embedding_dim), np.nan, schema.embedding_dtype)
-    embeddings[[error is None for error in errors]] = np.concatenate([batch.rows for batch in batches])
-    return ShardRows(
-        ids=[item.id for item in items],
-        widths=[None] * len(items),
-        heights=[None] * len(items),
-        errors=errors,
-        embeddings=embeddings,
-        classes=None,
-        scores=None,
-    )
+                    yield writer.write(shard, table.join(mine))
+        for shard, _none in cut:  # without images
+            yield writer.write(shard, table.join([]))

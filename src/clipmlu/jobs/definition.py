@@ -1,0 +1,126 @@
+"""What a job computes, apart from its input: resolved options, columns, and the classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from clipmlu.backends.provenance import Provenance, provenance_of
+from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.scoring import PREFER_TOWERS, check_joint_templates
+from clipmlu.data.class_names import resolve_class_names
+from clipmlu.data.prompts import resolve_templates
+from clipmlu.errors import OptionError
+from clipmlu.jobs.manifest import JobSettings
+from clipmlu.jobs.options import ClassificationOptions, JobOptions
+from clipmlu.jobs.rows import RowSchema
+from clipmlu.model import Model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobDefinition:
+    """A job without its input.
+
+    Attributes:
+        settings: options that decide the results.
+        schema: columns of the rows.
+        provenance: bundle and software that compute the results.
+        layout: layout of the bundle.
+        classifier: content of the given classifier file, or None.
+    """
+
+    settings: JobSettings
+    schema: RowSchema
+    provenance: Provenance
+    layout: str
+    classifier: bytes | None = None
+
+    @property
+    def has_classifier_file(self) -> bool:
+        """Whether the job's folder holds class embeddings."""
+        return self.schema.class_names is not None and self.layout == "towers"
+
+    def make_classifier(self, bundle: Path, options: JobOptions) -> bytes | None:
+        """Return the content of the job's classifier file, computed by the text tower if none was given; None without one."""
+        if not self.has_classifier_file or self.classifier is not None:
+            return self.classifier
+        assert self.schema.class_names is not None
+        assert self.settings.templates is not None
+        with options.load(bundle, image_only=False) as model:
+            return model.classifier(self.schema.class_names, self.settings.templates).encode()
+
+
+def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], object]) -> JobDefinition:
+    """Resolve the options of a job for a bundle.
+
+    Raises:
+        OptionError: an option does not fit the bundle.
+        InputError: labels, templates or the classifier file cannot be read.
+        BundleError: the bundle has no image tower, which an embedding needs.
+    """
+    with options.load(bundle, image_only=True) as model:
+        classes = None if options.classification is None else _Classes(model, options.classification, on_note)
+        return JobDefinition(
+            settings=JobSettings(
+                kind="embed" if classes is None else "classify",
+                shard_size=options.shard_size,
+                shard_format=options.shard_format,
+                batch_size=model.check_batch_size(options.batch_size),
+                fast_preprocess=options.fast_preprocess,
+                max_pixels=options.max_pixels,
+                urls=options.urls,
+                templates=None if classes is None else classes.templates,
+                class_embeddings=None if classes is None or classes.content is None else _digest(classes.content),
+            ),
+            schema=_schema(model, options, classes),
+            provenance=provenance_of(model.bundle, ()),
+            layout=model.runnable.facts.layout,
+            classifier=None if classes is None else classes.content,
+        )
+
+
+class _Classes:
+    """The classes of a job.
+
+    Attributes:
+        names: one per class.
+        templates: templates of the prompts.
+        content: content of the given classifier file, or None.
+    """
+
+    def __init__(self, model: Model, options: ClassificationOptions, on_note: Callable[[str], object]) -> None:
+        given: ZeroShotClassifier | None = None
+        if options.classifier is not None:
+            given = model.load_classifier(options.classifier)
+            self.names, self.templates = given.class_names, given.templates
+        else:
+            assert options.class_names is not None
+            self.names = resolve_class_names(options.class_names, on_note=on_note)
+            self.templates = resolve_templates(options.templates)
+        self.content = None if given is None else given.encode()
+        if model.runnable.facts.layout == "joint":
+            check_joint_templates(self.templates, f"bundle '{model.runnable.path}'")
+            if options.embeddings:
+                raise OptionError(
+                    f"embeddings cannot be stored: bundle '{model.runnable.path}' has the layout 'joint', whose graph gives "
+                    f"logits only; leave --embeddings out, or {PREFER_TOWERS}"
+                )
+
+
+def _schema(model: Model, options: JobOptions, classes: _Classes | None) -> RowSchema:
+    classification = options.classification
+    if classes is None or classification is None:
+        model.runnable.tower("image")
+        return RowSchema(embedding_dim=model.embedding_dim, embedding_dtype=options.dtype)
+    return RowSchema(
+        embedding_dim=model.embedding_dim if classification.embeddings else None,
+        embedding_dtype=options.dtype if classification.embeddings else "float32",
+        class_names=classes.names,
+        top_k=min(classification.top_k, len(classes.names)),
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
