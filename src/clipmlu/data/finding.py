@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from clipmlu.data.containers.kinds import container_kind
+from clipmlu.data.containers.saved_dataset import STATE_NAME, read_data_files
 from clipmlu.data.formats import HEIF_HINT
 from clipmlu.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES, dangling_reason
 from clipmlu.errors import InputError
@@ -96,7 +98,7 @@ class SkippedFiles:
         return ", ".join([*shown, *([f"others {others}"] if others else [])])
 
 
-def find_images(folder: Path, skipped_files: SkippedFiles) -> Iterator[Found]:
+def find_images(folder: Path, skipped_files: SkippedFiles, *, containers: bool = False) -> Iterator[Found]:
     """Yield the images below a folder lazily: the sorted files of each folder, then its sub-folders.
 
     Links to folders are followed, as in torchvision's ImageFolder, but each real folder is read once, so that loops
@@ -105,6 +107,8 @@ def find_images(folder: Path, skipped_files: SkippedFiles) -> Iterator[Found]:
     Args:
         folder: the folder to search; if it cannot be listed, it is returned as an entry with an error.
         skipped_files: counts skipped entries while the result is consumed.
+        containers: also yield the files that hold many images; see ``container_kind``. Of the Arrow files of a saved dataset, those
+            that its ``state.json`` lists are used.
     """
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
@@ -119,7 +123,7 @@ def find_images(folder: Path, skipped_files: SkippedFiles) -> Iterator[Found]:
             yield Found(current, error)
             continue
         folders: list[Path] = []
-        yield from _files(entries, folders, skipped_files)
+        yield from _files(entries, folders, skipped_files, _saved_files(current, entries) if containers else None)
         waiting += reversed(folders)
 
 
@@ -181,8 +185,46 @@ def is_image_name(name: str) -> bool:
     return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and _reads_heif())
 
 
-def _files(entries: list[os.DirEntry[str]], folders: list[Path], skipped_files: SkippedFiles) -> Iterator[Found]:
-    """Yield the images among some entries; folders are appended to ``folders``."""
+@dataclasses.dataclass(frozen=True)
+class _Containers:
+    """Which files of a folder that hold many images are used.
+
+    Attributes:
+        arrow_names: names of the Arrow files; None for all.
+        errors: files that are missing or cannot be read.
+    """
+
+    arrow_names: frozenset[str] | None = None
+    errors: tuple[Found, ...] = ()
+
+    def use(self, name: str) -> bool:
+        """Return whether a file holds many images and is used."""
+        kind = container_kind(name)
+        return kind is not None and (kind != "arrow" or self.arrow_names is None or name in self.arrow_names)
+
+
+def _saved_files(folder: Path, entries: list[os.DirEntry[str]]) -> _Containers:
+    """Return what ``state.json`` says of the Arrow files of a folder, if there are both."""
+    names = {entry.name for entry in entries}
+    if STATE_NAME not in names:
+        return _Containers()
+    state = folder / STATE_NAME
+    try:
+        listed = read_data_files(state)
+    except InputError as error:
+        return _Containers(frozenset(), (Found(state, error),))
+    if listed is None:
+        return _Containers()
+    missing = [folder / name for name in listed if name not in names]
+    message = "Cannot read '{}': there is no such file, and '{}' lists it."
+    errors = [InputError(message.format(name_from_path(path), name_from_path(state))) for path in missing]
+    return _Containers(frozenset(listed), tuple(map(Found, missing, errors)))
+
+
+def _files(
+    entries: list[os.DirEntry[str]], folders: list[Path], skipped_files: SkippedFiles, containers: _Containers | None
+) -> Iterator[Found]:
+    """Yield the images among some entries, and the containers if asked; folders are appended to ``folders``."""
     for entry in entries:
         if is_of_macos(entry.name):
             skipped_files.macos += 1
@@ -192,10 +234,12 @@ def _files(entries: list[os.DirEntry[str]], folders: list[Path], skipped_files: 
             yield Found(Path(entry.path), error)
         elif is_folder:
             folders.append(Path(entry.path))
-        elif is_image_name(entry.name):
+        elif is_image_name(entry.name) or (containers is not None and containers.use(entry.name)):
             yield Found(Path(entry.path))
         else:
             skipped_files.suffixes[os.path.splitext(entry.name)[1].lower()] += 1
+    if containers is not None:
+        yield from containers.errors
 
 
 def is_of_macos(name: str) -> bool:
@@ -226,7 +270,7 @@ def _reads_heif() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def find_matches(pattern: str, skipped_files: SkippedFiles) -> Iterator[Found]:
+def find_matches(pattern: str, skipped_files: SkippedFiles, *, containers: bool = False) -> Iterator[Found]:
     """Yield the images that a glob pattern matches, lazily and sorted, like ``glob.glob(pattern, recursive=True)``.
 
     Differences: a folder that cannot be listed is an entry with an error, ``**`` reads each real folder once, and a
@@ -236,13 +280,15 @@ def find_matches(pattern: str, skipped_files: SkippedFiles) -> Iterator[Found]:
     Args:
         pattern: a path with ``*``, ``?``, ``[...]`` or ``**``.
         skipped_files: counts skipped entries of matching folders.
+        containers: see ``find_images``.
     """
     path = Path(pattern)
     start, parts = (Path(path.anchor), path.parts[1:]) if path.anchor else (Path(), path.parts)
     given: set[str] = set()  # '**/*' matches a folder, and then its content
     for matched in _match(start, parts):
         is_folder = matched.error is None and os.path.isdir(matched.path)
-        for found in find_images(matched.path, skipped_files) if is_folder else (matched,):
+        inside = find_images(matched.path, skipped_files, containers=containers) if is_folder else (matched,)
+        for found in inside:
             real = os.path.realpath(found.path) if "**" in parts else str(found.path)
             if real not in given:
                 given.add(real)

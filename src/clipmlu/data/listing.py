@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import io
 import os
@@ -15,7 +16,7 @@ from clipmlu.data.finding import Found, SkippedFiles, find_images, find_matches
 from clipmlu.data.url.found import FoundUrl
 from clipmlu.data.url.location import is_url
 from clipmlu.data.url.options import UrlOptions
-from clipmlu.errors import InputError
+from clipmlu.errors import InputError, reason_of
 from clipmlu.file_names import expand_home, name_from_path
 
 STDIN = "-"
@@ -23,7 +24,12 @@ _CHUNK_BYTES = 1 << 16
 
 
 def find_inputs(
-    inputs: Iterable[str], skipped_files: SkippedFiles, urls: UrlOptions | None = None
+    inputs: Iterable[str],
+    skipped_files: SkippedFiles,
+    urls: UrlOptions | None = None,
+    *,
+    containers: bool = False,
+    files_from: str | os.PathLike[str] | None = None,
 ) -> Iterator[Found | FoundUrl]:
     """Yield the image files of all inputs, lazily; folders in sorted order.
 
@@ -31,20 +37,61 @@ def find_inputs(
     is then reported like an unreadable image, and the other inputs are processed.
 
     Args:
-        inputs: inputs as given by the user.
+        inputs: inputs as given by the user; ``-`` is a list on standard input.
         skipped_files: counts files in folders that are not images.
         urls: limits for fetching URLs; None if that is not allowed.
+        containers: also yield the files in folders that hold many images; see ``find_images``.
+        files_from: a file that lists more inputs, one per line or separated by zero bytes; ``-`` is standard input.
     """
+    finder = _Finder(skipped_files, urls, containers)
     for text in inputs:
-        yield from _listed(skipped_files, urls) if text == STDIN else _found(text, skipped_files, urls)
+        yield from finder.listed(STDIN) if text == STDIN else finder.found(text)
+    if files_from is not None:
+        yield from finder.listed(os.fspath(files_from))
 
 
-def _listed(skipped_files: SkippedFiles, urls: UrlOptions | None) -> Iterator[Found | FoundUrl]:
-    """Images of the list on stdin; an empty list or a closed stdin becomes an entry with an error."""
-    lines = iter(()) if sys.stdin is None else _lines(sys.stdin)
-    found = chain.from_iterable(_found(line, skipped_files, urls) for line in lines)
-    message = "standard input is closed." if sys.stdin is None else "the list on standard input has no paths."
-    return _require(found, Path(STDIN), message)
+@dataclasses.dataclass(frozen=True)
+class _Finder:
+    """Finds the images of an input; the attributes are those of ``find_inputs``."""
+
+    skipped_files: SkippedFiles
+    urls: UrlOptions | None
+    containers: bool
+
+    def found(self, text: str) -> Iterator[Found | FoundUrl]:
+        """Yield the images of one input."""
+        if is_url(text.lstrip()):
+            return iter((FoundUrl(text.strip(), self.urls),))
+        path = expand_home(text)
+        if os.path.isdir(path):
+            images = find_images(path, self.skipped_files, containers=self.containers)
+            return _require(images, path, "it holds no images.")
+        if glob.has_magic(text) and not os.path.lexists(path):
+            matches = find_matches(str(path), self.skipped_files, containers=self.containers)
+            return _require(matches, path, "the file does not exist, and the pattern matches no image.")
+        return iter((Found(path),))
+
+    def listed(self, place: str) -> Iterator[Found | FoundUrl]:
+        """Yield the images of a list; one that is empty, closed or cannot be read becomes an entry with an error.
+
+        Args:
+            place: path of the list, or ``-`` for standard input.
+        """
+        if place == STDIN:
+            message = "standard input is closed." if sys.stdin is None else "the list on standard input has no paths."
+            yield from self._on_list(sys.stdin, place, message)
+            return
+        try:
+            stream = expand_home(place).open(encoding="utf-8", errors="surrogateescape")
+        except (OSError, ValueError) as error:  # ValueError: a null character in the path
+            yield from _require(iter(()), Path(place), f"{reason_of(error)}. Expected a list of paths.")
+            return
+        with stream:
+            yield from self._on_list(stream, place, "the list has no paths.")
+
+    def _on_list(self, stream: TextIO | None, place: str, message: str) -> Iterator[Found | FoundUrl]:
+        lines = iter(()) if stream is None else _lines(stream)
+        return _require(chain.from_iterable(map(self.found, lines)), Path(place), message)
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -70,19 +117,6 @@ def _between_zeros(raw: io.BufferedReader) -> Iterator[bytes]:
         *whole, rest = (rest + chunk).split(b"\0")
         yield from whole
     yield rest
-
-
-def _found(text: str, skipped_files: SkippedFiles, urls: UrlOptions | None) -> Iterator[Found | FoundUrl]:
-    if is_url(text.lstrip()):
-        return iter((FoundUrl(text.strip(), urls),))
-    path = expand_home(text)
-    if os.path.isdir(path):
-        return _require(find_images(path, skipped_files), path, "it holds no images.")
-    if glob.has_magic(text) and not os.path.lexists(path):
-        return _require(
-            find_matches(str(path), skipped_files), path, "the file does not exist, and the pattern matches no image."
-        )
-    return iter((Found(path),))
 
 
 def _require(found: Iterator[Found | FoundUrl], path: Path, message: str) -> Iterator[Found | FoundUrl]:

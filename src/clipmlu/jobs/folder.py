@@ -21,10 +21,10 @@ from clipmlu.errors import BundleExistsError, InputError, reason_of
 from clipmlu.file_names import name_from_path
 from clipmlu.files.folder_lock import lock_folder
 from clipmlu.files.publish import StagedFiles, output_errors, remove_empty
-from clipmlu.files.read import decode_json, read_json
+from clipmlu.files.read import read_json
 from clipmlu.files.workspace import sweep
 from clipmlu.jobs.manifest import JobManifest
-from clipmlu.jobs.pieces import Piece, Shard, shard_name
+from clipmlu.jobs.pieces import Shard, decode_piece, shard_name
 from clipmlu.specs import NaturalInt, Spec
 
 JOB_FILE, INPUTS_FILE, ERRORS_FILE, CLASSIFIER_FILE = "job.json", "inputs.jsonl", "errors.jsonl", "classifier.clf"
@@ -171,7 +171,7 @@ class JobFolder:
         """Yield all shards, in order, from ``inputs.jsonl``."""
         with self.inputs_path.open("rb") as stream:
             for number, line in enumerate(stream):
-                yield Shard(number, decode_json(line, Piece))
+                yield Shard(number, decode_piece(line))
 
     def write_errors(self, shards: int) -> None:
         """Write ``errors.jsonl`` from the records; without errors there is no such file.

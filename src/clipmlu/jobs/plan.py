@@ -10,12 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from clipmlu.data.url.location import is_url, redact
+from clipmlu.data.url.location import redact
 from clipmlu.errors import InputError
 from clipmlu.files.publish import output_errors
-from clipmlu.files.read import decode_json
 from clipmlu.jobs.manifest import InputPlan
-from clipmlu.jobs.pieces import FileEntry, Piece
+from clipmlu.jobs.pieces import Part, Piece, decode_piece
 
 
 def write_plan(pieces: Iterable[Piece], path: Path, target: Path) -> InputPlan:
@@ -30,7 +29,8 @@ def write_plan(pieces: Iterable[Piece], path: Path, target: Path) -> InputPlan:
         InputError: there is no image, or none can be read; nothing was computed for it.
         OutputError: the file cannot be written.
     """
-    digest, shards, images = hashlib.sha256(), 0, 0
+    digest, shards = hashlib.sha256(), 0
+    images: int | None = 0
     reason: str | None = None
     readable = False
     with output_errors(target), io.FileIO(path, "w") as raw, io.BufferedWriter(raw) as stream:
@@ -39,9 +39,10 @@ def write_plan(pieces: Iterable[Piece], path: Path, target: Path) -> InputPlan:
             stream.write(line)
             digest.update(line)
             shards += 1
-            images += len(piece.files)
-            readable = readable or any(map(_may_be_readable, piece.files))
-            reason = reason or next((_reason(entry) for entry in piece.files if not _may_be_readable(entry)), None)
+            images = None if images is None or piece.images is None else images + piece.images
+            reasons = [part.reason for part in piece.parts]
+            readable = readable or None in reasons
+            reason = reason or next(filter(None, reasons), None)
     if not readable:
         raise InputError(f"There are no images to read: {reason or 'the input is empty.'}")
     return InputPlan(digest=digest.hexdigest(), shards=shards, images=images)
@@ -55,8 +56,8 @@ def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, Inp
         wanted: the same file of the new input.
         plans: what was recorded of both.
     """
-    counts = f"other inputs ({plans[0].images} images then, {plans[1].images} now"
-    pairs = zip_longest(_entries(stored), _entries(wanted))
+    counts = f"other inputs ({_counts(*plans)}"
+    pairs = zip_longest(_parts(stored), _parts(wanted))
     first = next(((old, new) for old, new in pairs if old != new), None)
     if first is None:
         return None
@@ -68,15 +69,13 @@ def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, Inp
     return f"{counts}; the first difference: {place} then, {now} now)"
 
 
-def _entries(path: Path) -> Iterator[FileEntry]:
+def _parts(path: Path) -> Iterator[Part]:
     with path.open("rb") as stream:
         for line in stream:
-            yield from decode_json(line, Piece).files
+            yield from decode_piece(line).parts
 
 
-def _may_be_readable(entry: FileEntry) -> bool:
-    return entry.size is not None or (entry.error is None and is_url(entry.name))
-
-
-def _reason(entry: FileEntry) -> str:
-    return entry.error or f"Cannot read '{entry.name}': there is no such file, or it is not accessible."
+def _counts(then: InputPlan, now: InputPlan) -> str:
+    if then.images is None or now.images is None:
+        return f"{then.shards} shards then, {now.shards} now"
+    return f"{then.images} images then, {now.images} now"

@@ -21,7 +21,7 @@ from clipmlu.jobs.engines.cards import Cards, choose_cards
 from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
 from clipmlu.jobs.folder import ERRORS_FILE, JobFolder, ShardRecord
-from clipmlu.jobs.inputs import cut_inputs
+from clipmlu.jobs.inputs import JobInput, cut_inputs
 from clipmlu.jobs.manifest import JobManifest, describe_differences, make_manifest
 from clipmlu.jobs.options import JobOptions
 from clipmlu.jobs.pieces import Piece, Shard
@@ -63,7 +63,7 @@ class JobReport:
 
 def run_job(
     bundle: str | os.PathLike[str],
-    inputs: Iterable[str | os.PathLike[str]],
+    inputs: Iterable[str | os.PathLike[str]] | JobInput,
     output: str | os.PathLike[str],
     options: JobOptions | None = None,
     *,
@@ -76,7 +76,7 @@ def run_job(
 
     Args:
         bundle: directory of a compiled bundle.
-        inputs: files, folders, glob patterns, URLs, or ``-`` for a list on stdin.
+        inputs: files, folders, glob patterns, URLs, or ``-`` for a list on stdin; or these and others.
         output: folder of the job.
         options: options; None for the defaults.
         engine: where the shards are computed.
@@ -93,7 +93,9 @@ def run_job(
     options = check_argument(options, JobOptions | None, "options") or JobOptions()
     job, path = JobFolder(as_path(output, "the output")), as_path(bundle, "the bundle")
     skipped_files = SkippedFiles()
-    pieces = cut_inputs((os.fspath(each) for each in inputs), options.shard_size, skipped_files, options.urls)
+    if not isinstance(inputs, JobInput):
+        inputs = JobInput(paths=[os.fspath(each) for each in inputs])
+    pieces = cut_inputs(inputs, options.shard_size, skipped_files, options.urls)
     job.check_output()
     definition = define_job(path, options, on_note)
     with job.lock(on_note):

@@ -16,8 +16,8 @@ from clipmlu.embed.images import run_groups
 from clipmlu.embed.items import ImageItem
 from clipmlu.errors import BundleCorruptError, SessionError
 from clipmlu.jobs.folder import JobFolder, ShardRecord
-from clipmlu.jobs.inputs import open_piece
 from clipmlu.jobs.manifest import JobManifest
+from clipmlu.jobs.opening import open_piece
 from clipmlu.jobs.options import JobOptions
 from clipmlu.jobs.pieces import Shard
 from clipmlu.jobs.row_table import RowPart, RowTable

@@ -280,7 +280,7 @@ def test_damage_anywhere_gives_each_row_once_or_one_clear_error(tmp_path: Path, 
     else:
         pytest.skip("Arrow files have no checksums")
     whole = path.read_bytes()
-    for content in damaged_copies(whole, 101 if write is write_parquet else 149):
+    for content in damaged_copies(whole, 211 if write is write_parquet else 313):
         path.write_bytes(content)
         try:
             columns, groups = plan(path)

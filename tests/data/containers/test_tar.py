@@ -59,7 +59,7 @@ def read(path: Path, skipped: SkippedFiles | None = None, **options: int) -> lis
     ("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("compressed.tar", "w:gz")]
 )
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_images_come_in_the_archives_order_and_their_companions_are_counted(
+def test_images_come_in_the_archives_order_and_samples_without_an_image_are_counted(
     tmp_path: Path, name: str, mode: str, form: int
 ) -> None:
     members = {
@@ -69,6 +69,9 @@ def test_images_come_in_the_archives_order_and_their_companions_are_counted(
         "a/1.json": b"{}",
         "0.cls": b"7",
         "0.jpg": b"",
+        "README.md": b"",
+        "1.jpg_": b"",
+        "1.txt": b"",
     }
     skipped = SkippedFiles()
     path = archive(tmp_path / name, members, mode=mode, form=form)
@@ -77,7 +80,7 @@ def test_images_come_in_the_archives_order_and_their_companions_are_counted(
         (f"{path}::a/1.PNG", png(1)),
         (f"{path}::0.jpg", b""),
     ]
-    assert skipped.suffixes == {".txt": 1, ".json": 1, ".cls": 1}
+    assert skipped.suffixes == {".md": 1, ".jpg_": 1, ".txt": 1}
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

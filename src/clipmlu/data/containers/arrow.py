@@ -16,8 +16,6 @@ from clipmlu.errors import first_line
 from clipmlu.file_names import name_from_path
 from clipmlu.files.read import open_regular
 
-ARROW_SUFFIXES = (".arrow",)
-
 _FILE_MAGIC = b"ARROW1"
 _CONTINUATION = b"\xff\xff\xff\xff"
 _END = _CONTINUATION + bytes(4)

@@ -120,15 +120,18 @@ def image_kind(kind: Any) -> ImageKind | None:
         return "path"
     if _is_bytes(kind):
         return "bytes"
-    if import_pyarrow().types.is_struct(kind):
-        fields = {field.name: value_type(field.type) for field in kind}
-        fits = (
-            ("bytes" not in fields or _is_bytes(fields["bytes"])),
-            ("path" not in fields or _is_text(fields["path"])),
-        )
-        if all(fits) and fields.keys() & {"bytes", "path"}:
-            return "struct"
-    return None
+    fields = image_fields(kind)
+    fitting = [_is_bytes(field) if name == "bytes" else _is_text(field) for name, field in fields.items()]
+    return "struct" if fitting and all(fitting) else None
+
+
+def image_fields(kind: Any) -> dict[str, Any]:
+    """Return the types of the fields ``bytes`` and ``path`` of a struct; one without values in the whole file does not count."""
+    types = import_pyarrow().types
+    if not types.is_struct(kind):
+        return {}
+    fields = {field.name: value_type(field.type) for field in kind if field.name in ("bytes", "path")}
+    return {name: field for name, field in fields.items() if not types.is_null(field)}
 
 
 def _find_image_column(schema: Any, where: str) -> str:

@@ -16,8 +16,6 @@ from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError, first_line
 from clipmlu.file_names import name_from_path
 
-PARQUET_SUFFIXES = (".parquet", ".pq")
-
 _BATCH_BYTES = 8 << 20
 _MOST_BATCH_ROWS = 1024
 _BUFFER_BYTES = 1 << 16

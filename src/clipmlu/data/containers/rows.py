@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipmlu.data.containers.columns import Columns, image_kind, import_pyarrow, split_name
+from clipmlu.data.containers.columns import Columns, image_fields, image_kind, import_pyarrow, split_name
 from clipmlu.data.containers.entry import Entry, unreadable
 from clipmlu.data.images import ImageSource
 from clipmlu.data.url.found import FoundUrl
@@ -114,9 +114,9 @@ class _Values:
             case "bytes":
                 self._bytes = _checked(image)
             case _:
-                names = [field.name for field in image.type]
-                self._bytes = _checked(_field(image, "bytes")) if "bytes" in names else None
-                self._paths = _checked(_field(image, "path")) if "path" in names else None
+                fields = image_fields(image.type)
+                self._bytes = _checked(_field(image, "bytes")) if "bytes" in fields else None
+                self._paths = _checked(_field(image, "path")) if "path" in fields else None
         self._ids = None if self._ids is None else _checked(self._ids)
 
     def entry(self, index: int, default_name: str) -> Entry:

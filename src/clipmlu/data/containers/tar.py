@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import os
 import tarfile
 import weakref
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
@@ -25,8 +27,6 @@ from clipmlu.files.read import open_regular
 
 if TYPE_CHECKING:
     from typing import Self
-
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 LARGEST_MEMBER = 256 << 20
 """Size limit of an image in an archive, in bytes."""
@@ -51,11 +51,14 @@ class _DamagedError(Exception):
 
 
 def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGEST_MEMBER) -> Iterator[Entry]:
-    """Yield the images of an archive in its order, lazily; members that are no images are counted in ``skipped_files``.
+    """Yield the images of an archive in its order, lazily.
 
-    An image's name is ``<archive>::<member>``, where WebDataset's key is the member up to the first dot of its last part. If a member
-    occurs again, its name ends with ``#2``, ``#3``... A link or a device that is named like an image, a sparse file and an
-    image above ``largest`` bytes are entries that cannot be read. Nothing is extracted to the disk, and links are not followed.
+    An image's name is ``<archive>::<member>``. WebDataset's key is the member up to the first dot of its last part; consecutive members
+    with the same key are a sample. Samples without an image are counted in ``skipped_files``; what else belongs to an image, such as its
+    caption, is not. If a member occurs again, its name ends with ``#2``, ``#3``...
+
+    A link or a device that is named like an image, a sparse file and an image above ``largest`` bytes are entries that cannot be read.
+    Nothing is extracted to the disk, and links are not followed.
 
     After damage inside the archive the images before it are used, and one more entry, named like the archive, has the reason. An
     archive that ends without its end mark is damaged: it was cut between two members.
@@ -68,23 +71,37 @@ def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGE
     archive_name = name_from_path(path)
     seen: dict[str, int] = {}
     try:
-        for member in _Archive(path).members():
-            base = PurePosixPath(member.info.name)
-            if any(map(is_of_macos, base.parts)):
-                skipped_files.macos += 1
-            elif member.info.isdir():
-                continue
-            elif not is_image_name(base.name):
-                skipped_files.suffixes[base.suffix.lower()] += 1
-            else:
+        for _, sample in itertools.groupby(_files(path, skipped_files), lambda member: member.key):
+            others: Counter[str] = Counter()
+            images = 0
+            for member in sample:
+                if not is_image_name(member.path.name):
+                    others[member.path.suffix.lower()] += 1
+                    continue
+                images += 1
                 name = f"{archive_name}::{name_from_path(member.info.name)}"
                 seen[name] = seen.get(name, 0) + 1
                 yield member.entry(name if seen[name] == 1 else f"{name}#{seen[name]}", largest)
+            if not images:
+                skipped_files.suffixes.update(others)
     except _DamagedError as error:
         yield unreadable(archive_name, f"{error}.")
         return
     if not seen:
         yield unreadable(archive_name, "it holds no images.")
+
+
+def _files(path: Path, skipped_files: SkippedFiles) -> Iterator[_Member]:
+    """Yield the members of an archive, except folders and what macOS adds.
+
+    Raises:
+        _DamagedError: see ``_Archive``.
+    """
+    for member in _Archive(path).members():
+        if any(map(is_of_macos, member.path.parts)):
+            skipped_files.macos += 1
+        elif not member.info.isdir():
+            yield member
 
 
 class _Header(tarfile.TarInfo):
@@ -126,6 +143,16 @@ class _Member:
 
     archive: _Archive
     info: tarfile.TarInfo
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Its path in the archive."""
+        return PurePosixPath(self.info.name)
+
+    @property
+    def key(self) -> tuple[PurePosixPath, str]:
+        """WebDataset's key: its folder, and its name up to the first dot."""
+        return self.path.parent, self.path.name.partition(".")[0]
 
     def entry(self, name: str, largest: int) -> Entry:
         """Return the entry of an image; see ``tar_entries``."""

@@ -18,6 +18,7 @@ from clipmlu.specs import NaturalInt, PositiveInt
 __all__ = [
     "DATASETS",
     "DEMO_SIZE",
+    "FOLDER_PREFIX",
     "Dataset",
     "DatasetInfo",
     "check_dataset",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 DEMO_SIZE = 1000
-_FOLDER_PREFIX = "imagefolder:"
+FOLDER_PREFIX = "imagefolder:"
 _log = logging.getLogger(__name__)
 
 
@@ -111,11 +112,11 @@ def open_dataset(
     folder = None if data_dir is None else as_path(data_dir, "the dataset's folder")
     if class_names is not None and folder_names:
         raise OptionError("class names and folder names exclude each other; leave --folder-names out")
-    if name.startswith(_FOLDER_PREFIX):
+    if name.startswith(FOLDER_PREFIX):
         from clipmlu.data.datasets.imagefolder import ImageFolder
 
         return ImageFolder(
-            expand_home(name.removeprefix(_FOLDER_PREFIX)),
+            expand_home(name.removeprefix(FOLDER_PREFIX)),
             split,
             default_split=default_split,
             class_names=class_names,

@@ -1,0 +1,80 @@
+"""Opening pieces: their images, in any process that has the same paths."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from clipmlu.data.containers.arrow import arrow_entries
+from clipmlu.data.containers.columns import Columns
+from clipmlu.data.containers.entry import Entry
+from clipmlu.data.containers.parquet import parquet_entries
+from clipmlu.data.containers.tar import tar_entries
+from clipmlu.data.finding import SkippedFiles
+from clipmlu.data.images import ImageSource
+from clipmlu.data.url.found import FoundUrl
+from clipmlu.data.url.location import is_url
+from clipmlu.data.url.options import UrlOptions
+from clipmlu.embed.items import ImageItem
+from clipmlu.errors import InputError
+from clipmlu.file_names import path_from_name, text_from_name
+from clipmlu.jobs.dataset_input import dataset_items
+from clipmlu.jobs.pieces import DatasetPiece, FileEntry, FilesPiece, Piece, RowsPiece, TarPiece
+
+_log = logging.getLogger(__name__)
+
+
+def open_piece(piece: Piece, urls: UrlOptions | None = None) -> Iterator[ImageItem]:
+    """Yield the images of a piece; an entry that cannot be read is an item whose ``load`` raises ``InputError``.
+
+    ``load`` may be called once: an item lives until its shard is written, but not the content of its image.
+
+    Args:
+        piece: the piece.
+        urls: limits for fetching URLs; None if that is not allowed.
+    """
+    match piece:
+        case FilesPiece():
+            return (_file_item(entry, urls) for entry in piece.files)
+        case TarPiece():
+            return _items(_tar_entries(path_from_name(piece.name)))
+        case RowsPiece():
+            read = parquet_entries if piece.kind == "parquet" else arrow_entries
+            columns = Columns(piece.image_column, piece.id_column)
+            return _items(read(path_from_name(piece.name), columns, piece.first, piece.images, urls))
+        case DatasetPiece():
+            return dataset_items(piece)
+
+
+def _file_item(entry: FileEntry, urls: UrlOptions | None) -> ImageItem:
+    def load() -> ImageSource:
+        if entry.error is not None:
+            raise InputError(entry.error)
+        if is_url(entry.name):
+            return FoundUrl(text_from_name(entry.name), urls).source()
+        return path_from_name(entry.name)
+
+    return ImageItem(entry.name, load)
+
+
+def _tar_entries(path: Path) -> Iterator[Entry]:
+    skipped_files = SkippedFiles()
+    yield from tar_entries(path, skipped_files)
+    if (note := skipped_files.note()) is not None:
+        _log.warning("'%s': %s", path, note)
+
+
+def _items(entries: Iterable[Entry]) -> Iterator[ImageItem]:
+    for entry in entries:
+        yield ImageItem(entry.name, _once(entry.load))
+
+
+def _once(load: Callable[[], ImageSource]) -> Callable[[], ImageSource]:
+    """Return a function that calls ``load`` and forgets it, with the content that it holds."""
+    held = [load]
+
+    def once() -> ImageSource:
+        return held.pop()()
+
+    return once
