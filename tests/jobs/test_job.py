@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,14 +119,21 @@ def test_what_is_no_job_is_refused(tmp_path: Path, compiled: CompiledBundle, job
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_numbers_are_whole_in_every_width(job: Path, run: Run, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_cut_in_a_narrow_terminal(
+    compiled: CompiledBundle, job: Path, run: Run, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = json.loads((job / "job.json").read_text())
     manifest["inputs"]["images"] = 1_234_567_890
     (job / "job.json").write_text(json.dumps(manifest))
     monkeypatch.setenv("COLUMNS", str(columns))
-    _, out, _ = run("job", job)
-    assert "7 of 1234567890 done (0.0 %)" in out
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out = re.sub(r"\x1b\[\d*m", "", run("job", job)[1])
+    assert max(map(len, out.splitlines())) <= columns
+    assert "7 of 1,234,567,890 done (0.0 %)" in out
     assert "3 of 3 done (100.0 %)" in out
+    assert compiled.digest in "".join(out.split())
+    assert str(job) in "".join(out.split())
 
 
 @pytest.mark.parametrize("shard_format", list(FORMATS))

@@ -34,13 +34,13 @@ def state_facts(state: JobState) -> Iterator[tuple[str, str]]:
     yield "bundle", state.provenance.bundle_digest
     yield "rows", f"{', '.join(_columns(state))}; as {state.shard_format}"
     yield "images", _share(state.finished_images, state.images)
-    yield "unreadable", f"{state.errors}"
+    yield "unreadable", f"{state.errors:,}"
     yield "shards", _share(state.finished_shards, state.shards)
     if state.damaged_shards:
         more = len(state.damaged_shards) - _SHOWN_NAMES
         names = ", ".join(state.damaged_shards[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
         yield "damaged", f"{names}; the command of the job computes them again"
-    yield "size", f"{state.size_bytes / 1e6:.1f} MB"
+    yield "size", f"{state.size_bytes / 1e6:,.1f} MB"
     yield "now", _activity(state)
 
 
@@ -74,13 +74,13 @@ def _columns(state: JobState) -> Iterator[str]:
     if state.embedding_dim is not None:
         yield f"embeddings of {state.embedding_dim} {state.embedding_dtype}"
     if state.classes is not None:
-        yield f"the best {state.top_k} of {state.classes} classes"
+        yield f"the best {state.top_k} of {state.classes:,} classes"
 
 
 def _share(done: int, whole: int | None) -> str:
     if whole is None:
-        return f"{done} done; their number is known when all are read"
-    return f"{done} of {whole} done" + (f" ({100 * done / whole:.1f} %)" if whole else "")
+        return f"{done:,} done; their number is known when all are read"
+    return f"{done:,} of {whole:,} done" + (f" ({100 * done / whole:.1f} %)" if whole else "")
 
 
 def _activity(state: JobState) -> str:

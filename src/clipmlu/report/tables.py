@@ -44,7 +44,8 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")  # a path or digest that is wider than the terminal goes on in the next line
     for name, value in facts:
         table.add_row(name, value)
     console().print(table)
