@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from clipmlu.export.exporter import ExportOptions, export_model
     from clipmlu.file_names import path_from_name
     from clipmlu.jobs.job import Job, open_job
+    from clipmlu.jobs.options import ClassificationOptions, JobOptions
+    from clipmlu.jobs.run import JobReport, run_job
     from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
     from clipmlu.measure.accuracy.report import AccuracyReport
     from clipmlu.measure.compare.compare import CompareOptions, compare_bundles
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AccuracyReport": "clipmlu.measure.accuracy.report",
+    "ClassificationOptions": "clipmlu.jobs.options",
     "ClipmluError": "clipmlu.errors",
     "CompareOptions": "clipmlu.measure.compare.compare",
     "CompileOptions": "clipmlu.compile.plan",
@@ -46,6 +49,8 @@ _HOMES = {
     "ExportOptions": "clipmlu.export.exporter",
     "ExportedBundle": "clipmlu.bundle.directory",
     "Job": "clipmlu.jobs.job",
+    "JobOptions": "clipmlu.jobs.options",
+    "JobReport": "clipmlu.jobs.run",
     "Model": "clipmlu.model",
     "Precision": "clipmlu.specs",
     "Prediction": "clipmlu.classify.results",
@@ -61,11 +66,13 @@ _HOMES = {
     "open_dataset": "clipmlu.data.datasets",
     "open_job": "clipmlu.jobs.job",
     "path_from_name": "clipmlu.file_names",
+    "run_job": "clipmlu.jobs.run",
     "search_bundle": "clipmlu.tune.quantise",
 }
 
 __all__ = [
     "AccuracyReport",
+    "ClassificationOptions",
     "ClipmluError",
     "CompareOptions",
     "CompileOptions",
@@ -75,6 +82,8 @@ __all__ = [
     "ExportOptions",
     "ExportedBundle",
     "Job",
+    "JobOptions",
+    "JobReport",
     "Model",
     "Precision",
     "Prediction",
@@ -91,6 +100,7 @@ __all__ = [
     "open_dataset",
     "open_job",
     "path_from_name",
+    "run_job",
     "search_bundle",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,16 @@ _FILE_SUFFIXES = frozenset({".npy", ".npz", ".json", ".jsonl", ".csv", ".tsv", "
 
 _SHARD_OPTIONS = (
     Option("--shard-size", type=click.IntRange(min=1), help="Images per shard of a job. [default: 10000]"),
-    Option("--shard-format", type=click.Choice(["parquet", "npy"]), help="Files of a job's shards. [default: parquet]"),
+    Option(
+        "--shard-format",
+        type=click.Choice(["parquet", "npy", "csv", "jsonl"]),
+        help="Files of a job's shards. [default: parquet]",
+    ),
+    Option(
+        "--max-errors",
+        metavar="N|P%",
+        help="Stop a job when more images cannot be read than N, or P percent of those so far.",
+    ),
     Option(
         "--dtype", type=click.Choice(["float32", "float16"]), help="Embeddings as a job stores them. [default: float32]"
     ),
@@ -116,7 +126,8 @@ def run_job_command(
             on_shard=lambda record: bar.advance(record.rows),
             on_note=note,
         )
-    return _note_report(report)
+    _note_report(report)
+    return 1 if report.errors and options.max_errors is None else 0
 
 
 class _Bar:
@@ -139,7 +150,7 @@ class _Bar:
         self.advance(done)
 
 
-def _note_report(report: JobReport) -> int:
+def _note_report(report: JobReport) -> None:
     from clipmlu.bundle.manifest import emulated_mark
 
     if report.skipped_files is not None:
@@ -150,6 +161,6 @@ def _note_report(report: JobReport) -> int:
     if report.computed_images:
         rate = report.computed_images / max(report.seconds, 1e-9)
         speed = f"; {report.computed_images} images in {report.seconds:.1f} s, {rate:.1f} images/s"
-    folder = name_from_path(report.path)
-    note(f"Wrote {report.images} rows in {report.shards} shard(s) to {folder}{emulated_mark(report.emulated)}{speed}")
-    return 1 if report.errors else 0
+    folder, mark = name_from_path(report.path), emulated_mark(report.emulated)
+    note(f"Wrote {report.images} rows in {report.shards} shard(s) to {folder}{mark}{speed}")
+    note(f"Next: clipmlu job {shlex.quote(folder)}")

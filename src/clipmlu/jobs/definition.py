@@ -13,6 +13,7 @@ from clipmlu.classify.scoring import PREFER_TOWERS, check_joint_templates
 from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import OptionError
+from clipmlu.host import require
 from clipmlu.jobs.manifest import JobSettings
 from clipmlu.jobs.options import ClassificationOptions, JobOptions
 from clipmlu.jobs.rows import RowSchema
@@ -59,7 +60,10 @@ def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], objec
         OptionError: an option does not fit the bundle.
         InputError: labels, templates or the classifier file cannot be read.
         BundleError: the bundle has no image tower, which an embedding needs.
+        MissingDependencyError: the shard format needs an optional package.
     """
+    if options.shard_format == "parquet":
+        require("pyarrow", "bulk", "The shard format 'parquet' (--shard-format npy needs no package)")
     with options.load(bundle, image_only=True) as model:
         classes = None if options.classification is None else _Classes(model, options.classification, on_note)
         return JobDefinition(

@@ -77,6 +77,7 @@ class JobFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.inputs_path = path / INPUTS_FILE
+        self.errors_path = path / ERRORS_FILE
         self.classifier_path = path / CLASSIFIER_FILE
         self.shards_path = path / "shards"
         self.records_path = path / "records"
@@ -119,6 +120,13 @@ class JobFolder:
         except (OSError, msgspec.DecodeError) as error:
             raise InputError(f"Cannot read '{self.path / JOB_FILE}': {reason_of(error)}. {_REPLACE}") from error
 
+    def has_inputs(self, manifest: JobManifest) -> bool:
+        """Return whether ``inputs.jsonl`` is there and unchanged."""
+        try:
+            return _digest_of(self.inputs_path) == manifest.inputs.digest
+        except OSError:
+            return False
+
     def check_classifier(self, manifest: JobManifest) -> None:
         """Check that the classifier is that of the job.
 
@@ -126,8 +134,7 @@ class JobFolder:
             InputError: it is missing or was changed.
         """
         try:
-            with self.classifier_path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = _digest_of(self.classifier_path)
         except OSError as error:
             raise InputError(f"Cannot read '{self.classifier_path}': {reason_of(error)}. {_REPLACE}") from error
         if digest != manifest.classifier_sha256:
@@ -151,7 +158,7 @@ class JobFolder:
                     for entry in entries:
                         if _OWN_FILE.fullmatch(entry.name):
                             os.unlink(entry.path)
-            (self.path / ERRORS_FILE).unlink(missing_ok=True)
+            (self.errors_path).unlink(missing_ok=True)
             remove_empty((self.records_path, self.shards_path))
 
     def read_record(self, number: int) -> ShardRecord | None:
@@ -179,7 +186,7 @@ class JobFolder:
         Raises:
             OutputError: it cannot be written.
         """
-        target = self.path / ERRORS_FILE
+        target = self.errors_path
         with StagedFiles([target], overwrite=True) as staged, output_errors(target):
             count = 0
             with staged.paths[0].open("wb") as stream:
@@ -201,3 +208,8 @@ class JobFolder:
     def name(self) -> str:
         """The path as text."""
         return name_from_path(self.path)
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

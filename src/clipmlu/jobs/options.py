@@ -12,6 +12,7 @@ from clipmlu.classify.classifier import DEFAULT_TOP_K
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import OptionError
+from clipmlu.jobs.error_limit import ErrorLimit, parse_error_limit
 from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.jobs.work import MachineShare
@@ -66,6 +67,8 @@ class JobOptions:
         device: index of the MLU card; None for the first one.
         devices: several cards, as ``load`` takes them; None for one card.
         urls: limits for fetching images by URL; None if that is not allowed.
+        max_errors: stop when more images cannot be read: a number such as 100, or a percentage of the images so far such as
+            ``"1%"``; None never stops. The shards that are finished stay.
         overwrite: replace a job with other inputs or options; one with the same is continued.
 
     Raises:
@@ -84,11 +87,19 @@ class JobOptions:
     device: NaturalInt | None = None
     devices: Sequence[int] | str | None = None
     urls: UrlOptions | None = None
+    max_errors: NaturalInt | str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
+        if self.max_errors is not None:
+            parse_error_limit(self.max_errors)
+
+    @property
+    def error_limit(self) -> ErrorLimit | None:
+        """The parsed ``max_errors``."""
+        return None if self.max_errors is None else parse_error_limit(self.max_errors)
 
     def on(self, share: MachineShare) -> JobOptions:
         """Return the options of one of several workers on a machine."""

@@ -20,7 +20,8 @@ from clipmlu.jobs.definition import JobDefinition, define_job
 from clipmlu.jobs.engines.cards import Cards, choose_cards
 from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
-from clipmlu.jobs.folder import ERRORS_FILE, JobFolder, ShardRecord
+from clipmlu.jobs.error_limit import ErrorLimit
+from clipmlu.jobs.folder import JobFolder, ShardRecord
 from clipmlu.jobs.inputs import JobInput, cut_inputs
 from clipmlu.jobs.manifest import JobManifest, describe_differences, make_manifest
 from clipmlu.jobs.options import JobOptions
@@ -35,6 +36,7 @@ class JobReport:
 
     Attributes:
         path: folder of the job.
+        errors_path: list of the images that could not be read; it exists if there are any.
         images: images of the job, each of which has a row.
         errors: those among them that could not be read.
         shards: shards of the job.
@@ -46,6 +48,7 @@ class JobReport:
     """
 
     path: Path
+    errors_path: Path
     images: int
     errors: int
     shards: int
@@ -54,11 +57,6 @@ class JobReport:
     seconds: float
     emulated: bool
     skipped_files: str | None
-
-    @property
-    def errors_path(self) -> Path:
-        """The list of images that could not be read; it exists if there are any."""
-        return self.path / ERRORS_FILE
 
 
 def run_job(
@@ -87,7 +85,7 @@ def run_job(
     Raises:
         OptionError: the job was begun with other options or inputs.
         OutputExistsError: the output is something else than a job.
-        InputError: there are no images, or none could be read.
+        InputError: there are no images, none could be read, or more than ``max_errors`` could not.
         OutputError: a file cannot be written; the finished shards stay.
     """
     options = check_argument(options, JobOptions | None, "options") or JobOptions()
@@ -107,13 +105,16 @@ def run_job(
         started = now()
         with _errors_written(job, manifest.shards):
             cards = _cards(path, options, engine)
+            tally.check(options.error_limit)
             for record in run_tasks(work, tally.waiting(), engine, cards=cards, describe=lambda shard: shard.name):
                 tally.add(record)
                 on_shard(record)
+                tally.check(options.error_limit)
         if tally.errors == tally.images:
-            raise InputError(f"Not one of {tally.images} image(s) could be read; see '{job.path / ERRORS_FILE}'.")
+            raise InputError(f"Not one of {tally.images} image(s) could be read; see '{job.errors_path}'.")
         return JobReport(
             path=job.path,
+            errors_path=job.errors_path,
             images=tally.images,
             errors=tally.errors,
             shards=manifest.shards,
@@ -148,6 +149,9 @@ def _begin(
                 for path in classifier:
                     path.write_bytes(content or b"")
             staged.publish()
+        elif not job.has_inputs(stored):
+            with output_errors(job.inputs_path):
+                os.replace(inputs, job.inputs_path)
     if not classifier:
         job.classifier_path.unlink(missing_ok=True)  # of a job that was replaced
     return stored or wanted
@@ -192,10 +196,10 @@ class _Tally:
 
     def __init__(self, job: JobFolder, manifest: JobManifest) -> None:
         self._job = job
+        self._shards = manifest.shards
         self._done: set[int] = set()
         self.images = self.errors = 0
         for record in job.records(manifest.shards):
-            self._done.add(record.number)
             self._count(record)
         self.computed_images = self.computed_shards = 0
 
@@ -209,7 +213,21 @@ class _Tally:
         self.computed_images += record.rows
         self.computed_shards += 1
 
+    def check(self, limit: ErrorLimit | None) -> None:
+        """Check that not too many images could not be read.
+
+        Raises:
+            InputError: the limit is exceeded.
+        """
+        at_end = len(self._done) == self._shards
+        if limit is not None and limit.is_exceeded(self.errors, self.images, at_end=at_end):
+            raise InputError(
+                f"{self.errors} of {self.images} image(s) could not be read, more than {limit.text} (--max-errors); "
+                f"see '{self._job.errors_path}'."
+            )
+
     def _count(self, record: ShardRecord) -> None:
+        self._done.add(record.number)
         self.images += record.rows
         self.errors += len(record.errors)
 
