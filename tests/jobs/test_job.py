@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import clipmlu
 import support
 from cli.conftest import Run
 from clipmlu import open_job
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.errors import InputError, OptionError, OutputExistsError
+from clipmlu.errors import InputError, MissingDependencyError, OptionError, OutputExistsError
 from clipmlu.jobs.formats import FORMATS, FormatName
 from clipmlu.jobs.options import JobOptions
 from clipmlu.jobs.rows import EmbeddingDtype
@@ -306,3 +307,44 @@ def test_blocks_are_the_embeddings_of_the_readable_images(job: Path, images: Pat
 )
 def test_options_that_do_not_fit_are_refused(job: Path, run: Run, arguments: tuple[str, ...]) -> None:
     assert run("job", job, *arguments)[0] == 2
+
+
+def test_without_pyarrow_nothing_begins(
+    compiled: CompiledBundle, images: Path, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    message = r"Parquet needs 'pyarrow', which is not installed\..*clipmlu\[bulk\]"
+    with pytest.raises(MissingDependencyError, match=message):
+        run_job(compiled.path, [images], tmp_path / "new", JobOptions())
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(MissingDependencyError, match=message):
+        open_job(job).export(tmp_path / "all.parquet")
+    assert open_job(job).export(tmp_path / "all.csv").rows == 7
+
+
+def test_jobs_of_classes_are_verified_and_exported(
+    compiled: CompiledBundle, images: Path, tmp_path: Path, run: Run
+) -> None:
+    job, target = tmp_path / "classes", tmp_path / "all.csv"
+    command = ("classify", compiled.path, images, "--labels", "cat,dog,cat", "--top-k", "2", "-o", job)
+    assert run(*command, "--shard-size", "3", "--shard-format", "jsonl")[0] == 1
+    code, out, _ = run("job", job)
+    assert code == 0
+    assert "the best 2 of 3 classes; as jsonl" in out
+    assert run("job", job, "--verify")[0] == 0
+    assert run("job", job, "--export", target)[0] == 0
+    with target.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with clipmlu.load(compiled.path) as model:
+        for number, row in enumerate(rows):
+            if number == BROKEN:
+                assert row["class_1"] == row["score_2"] == ""
+                continue
+            (best,) = model.classifier(["cat", "dog", "cat"]).predict([images / NAMES[number]], top_k=2)
+            assert [row["class_1"], row["class_2"]] == [("cat (0)", "dog", "cat (2)")[index] for index in best.indices]
+            np.testing.assert_allclose([float(row["score_1"]), float(row["score_2"])], best.scores, rtol=1e-4)
+    assert run("job", job, "--export", tmp_path / "all.npy")[0] == 2
+    flip(next(job.glob("*classifier*")))
+    code, out, _ = run("job", job, "--verify")
+    assert code == 1
+    assert "was changed since the job began" in out

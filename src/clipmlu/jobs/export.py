@@ -47,6 +47,7 @@ def check_export(state: JobState, path: Path, *, overwrite: bool, partial: bool)
         OptionError: the suffix is none of the formats, or the job stores no embeddings for ``.npy``.
         InputError: the job is not finished, and ``partial`` is False.
         OutputError: the path cannot be written.
+        MissingDependencyError: one of the two formats needs an optional package.
     """
     if path.suffix not in _FORMATS:
         raise OptionError(f"export is to '{path}'; expected a name that ends in {', '.join(_FORMATS)}")
@@ -55,6 +56,8 @@ def check_export(state: JobState, path: Path, *, overwrite: bool, partial: bool)
             raise OptionError(f"the job '{state.path}' stores no embeddings; expected .parquet, .csv or .jsonl")
         check_embedding_output(path, overwrite=overwrite)
     check_file_free(path, overwrite=overwrite)
+    for name in (_FORMATS[path.suffix], state.shard_format):
+        FORMATS[name].check()
     if not state.finished and not partial:
         raise InputError(
             f"Job '{state.path}' is not finished: {state.finished_shards} of {state.shards} shards are done. Run its command "

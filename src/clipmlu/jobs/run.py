@@ -22,6 +22,7 @@ from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
 from clipmlu.jobs.error_limit import ErrorLimit
 from clipmlu.jobs.folder import JobFolder, ShardRecord
+from clipmlu.jobs.formats import FORMATS
 from clipmlu.jobs.inputs import JobInput, cut_inputs
 from clipmlu.jobs.manifest import JobManifest, describe_differences, make_manifest
 from clipmlu.jobs.options import JobOptions
@@ -83,12 +84,14 @@ def run_job(
         on_note: called with a line for people, such as that another process works on this job.
 
     Raises:
+        MissingDependencyError: the format of the shards needs an optional package.
         OptionError: the job was begun with other options or inputs.
         OutputExistsError: the output is something else than a job.
         InputError: there are no images, none could be read, or more than ``max_errors`` could not.
         OutputError: a file cannot be written; the finished shards stay.
     """
     options = check_argument(options, JobOptions | None, "options") or JobOptions()
+    FORMATS[options.shard_format].check()
     job, path = JobFolder(as_path(output, "the output")), as_path(bundle, "the bundle")
     skipped_files = SkippedFiles()
     if not isinstance(inputs, JobInput):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ from clipmlu.files.publish import output_errors
 from clipmlu.files.read import read_json
 from clipmlu.jobs.folder import INPUTS_FILE, JobFolder, ShardRecord
 from clipmlu.jobs.manifest import JobManifest
-from clipmlu.jobs.pieces import FilesPiece, Shard, shard_name
+from clipmlu.jobs.pieces import FilesPiece, Piece, Shard, shard_name
 from clipmlu.jobs.reading import check_digests, read_shard
 from clipmlu.specs import NaturalInt, Spec
 
@@ -72,6 +72,7 @@ def verify_job(
         BundleError: the bundle is damaged.
     """
     damages = [] if bundle is None else list(_other_bundle(manifest, bundle))
+    damages += _changed_classifier(folder, manifest)
     shards = _read_input(folder, manifest)
     if shards is None:
         reason = f"'{INPUTS_FILE}' is missing or changed; the images of the shards were not compared with it"
@@ -121,6 +122,14 @@ def _other_bundle(manifest: JobManifest, bundle: Path) -> Iterator[Damage]:
         )
 
 
+def _changed_classifier(folder: JobFolder, manifest: JobManifest) -> Iterator[Damage]:
+    if manifest.classifier_sha256 is not None:
+        try:
+            folder.check_classifier(manifest)
+        except InputError as error:
+            yield Damage(shard=None, reason=str(error))
+
+
 def _read_input(folder: JobFolder, manifest: JobManifest) -> Iterator[Shard] | None:
     """Return the pieces of the input; None if they are not those of the manifest."""
     try:
@@ -148,10 +157,13 @@ def _check_shard(folder: JobFolder, manifest: JobManifest, number: int, shard: S
         raise InputError(f"'{path}' is the record of another piece of the input.")
     check_digests(folder, record)
     rows = read_shard(folder, manifest, record)
-    if (
-        shard is not None
-        and isinstance(shard.piece, FilesPiece)
-        and rows.ids != [each.name for each in shard.piece.files]
-    ):
+    if shard is not None and not _are_of(shard.piece, rows.ids):
         raise InputError(f"The rows of '{shard.name}' are not those of its images.")
     return len(rows.ids)
+
+
+def _are_of(piece: Piece, ids: Sequence[str]) -> bool:
+    """Return whether the rows are those of the images of a piece, as far as it can tell without being opened."""
+    if isinstance(piece, FilesPiece):
+        return [entry.name for entry in piece.files] == list(ids)
+    return piece.images is None or piece.images == len(ids)

@@ -24,6 +24,13 @@ class ShardFormat(Protocol):
     def suffixes(self) -> tuple[str, ...]:
         """Suffixes of the files, such as ``(".npy", ".jsonl")``."""
 
+    def check(self) -> None:
+        """Check that the format can be used.
+
+        Raises:
+            MissingDependencyError: it needs an optional package.
+        """
+
     def open(
         self, schema: RowSchema, provenance: Provenance, paths: Sequence[Path]
     ) -> AbstractContextManager[Callable[[ShardRows], None]]:

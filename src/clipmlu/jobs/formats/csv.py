@@ -31,6 +31,9 @@ class CsvFormat:
 
     suffixes = (".csv",)
 
+    def check(self) -> None:
+        """Check nothing: it needs no optional package."""
+
     @contextlib.contextmanager
     def open(
         self, schema: RowSchema, provenance: Provenance, paths: Sequence[Path]

@@ -38,6 +38,9 @@ class JsonLinesFormat:
 
     suffixes = (".jsonl",)
 
+    def check(self) -> None:
+        """Check nothing: it needs no optional package."""
+
     @contextlib.contextmanager
     def open(
         self, schema: RowSchema, provenance: Provenance, paths: Sequence[Path]

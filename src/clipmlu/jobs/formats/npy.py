@@ -23,6 +23,9 @@ class NpyFormat:
 
     suffixes = (".npy", ".jsonl")
 
+    def check(self) -> None:
+        """Check nothing: it needs no optional package."""
+
     @contextlib.contextmanager
     def open(
         self, schema: RowSchema, provenance: Provenance, paths: Sequence[Path]

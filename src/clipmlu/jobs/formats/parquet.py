@@ -30,6 +30,10 @@ class ParquetFormat:
 
     suffixes = (".parquet",)
 
+    def check(self) -> None:
+        """Check that pyarrow is installed."""
+        require("pyarrow.parquet", "bulk", _PURPOSE)
+
     @contextlib.contextmanager
     def open(
         self, schema: RowSchema, provenance: Provenance, paths: Sequence[Path]
