@@ -144,3 +144,20 @@ def test_an_input_of_broken_images_is_an_error_and_they_are_listed(compiled: Com
     with pytest.raises(InputError, match=r"Not one of 1 image\(s\) could be read; see '.*errors\.jsonl'\."):
         run_job(compiled.path, [tmp_path / "broken.png"], tmp_path / "job", NPY)
     assert (tmp_path / "job" / "errors.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_sizes_are_those_of_the_files(compiled: CompiledBundle, tmp_path: Path, fast: bool) -> None:
+    """Also if JPEGs are decoded at a reduced scale, by either decoder; no size of what cannot be read."""
+    (tmp_path / "images").mkdir()
+    sizes = {"a.jpg": (401, 300), "b.jpg": (97, 205), "c.png": (51, 33), "d.jpg": (33, 500), "e.png": None}
+    for name, size in sizes.items():
+        path = tmp_path / "images" / name
+        if size is None:
+            path.write_bytes(b"no image")
+        else:
+            Image.new("L" if name == "d.jpg" else "RGB", size, 99).save(path)  # Pillow decodes grey JPEGs
+    options = JobOptions(shard_format="npy", fast_preprocess=fast)
+    run_job(compiled.path, [tmp_path / "images"], tmp_path / "job", options)
+    found = [(line["width"], line["height"]) for line in lines_of(tmp_path / "job")]
+    assert found == [size or (None, None) for size in sizes.values()]

@@ -19,7 +19,7 @@ from clipmlu.arguments import check_argument
 from clipmlu.data.formats import FORMATS, open_with_plugin, reason_of
 from clipmlu.data.jpeg import decode_jpeg, read_ordinary_header
 from clipmlu.data.jpeg_header import coefficient_pixels
-from clipmlu.data.picture import Picture
+from clipmlu.data.picture import Picture, Size
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
 from clipmlu.specs import PositiveInt
@@ -133,6 +133,7 @@ def load_image(
     name: str | None = None,
     at_least: tuple[int, int] | None = None,
     reserve: Callable[[int], None] | None = None,
+    on_size: Callable[[Size], None] | None = None,
 ) -> Image.Image:
     """Decode one image completely.
 
@@ -153,6 +154,7 @@ def load_image(
         reserve: called with the number of pixels before they are decoded; it may block. Other memory of the decoder,
             such as
             a progressive JPEG's coefficients, is included as pixels of four bytes.
+        on_size: called with the width and height of an image file before it is decoded; they are those of the full size.
 
     Returns:
         The loaded image, which is independent of its file.
@@ -168,15 +170,20 @@ def load_image(
     if isinstance(source, np.ndarray):
         return _image_from_array(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), _where(source, name), max_pixels, at_least, reserve)
+        return _decode(io.BytesIO(source), _where(source, name), max_pixels, at_least, reserve, on_size)
     if is_stream(source):
         content = _read_stream(source)
         return load_image(
-            content, max_pixels=max_pixels, name=name or name_of_stream(source), at_least=at_least, reserve=reserve
+            content,
+            max_pixels=max_pixels,
+            name=name or name_of_stream(source),
+            at_least=at_least,
+            reserve=reserve,
+            on_size=on_size,
         )
     if isinstance(source, (str, os.PathLike)):
         with _open_file(expand_home(source)) as stream:
-            return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least, reserve)
+            return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least, reserve, on_size)
     raise InputError(f"Cannot read an image from a value of type '{type(source).__name__}'. {EXPECTED_IMAGE}")
 
 
@@ -187,6 +194,7 @@ def load_picture(
     name: str | None = None,
     at_least: tuple[int, int] | None = None,
     reserve: Callable[[int], None] | None = None,
+    on_size: Callable[[Size], None] | None = None,
 ) -> Picture:
     """Decode one image completely, by the fastest decoder that gives Pillow's pixels.
 
@@ -203,6 +211,8 @@ def load_picture(
     if isinstance(content, bytes) and (header := read_ordinary_header(content)) is not None:
         _check_limit(max_pixels)
         _check_size((header.width, header.height), _where(content, name), max_pixels)
+        if on_size is not None:
+            on_size((header.width, header.height))
         width, height = header.reduced_size(at_least)
         if reserve is not None:
             reserve(width * height + header.coefficient_pixels)
@@ -210,7 +220,7 @@ def load_picture(
         pixels = decode_jpeg(content, (width, height))
         if pixels is not None:
             return pixels
-    return load_image(content, max_pixels=max_pixels, name=name, at_least=at_least, reserve=reserve)
+    return load_image(content, max_pixels=max_pixels, name=name, at_least=at_least, reserve=reserve, on_size=on_size)
 
 
 def _is_rgb(array: npt.NDArray[Any], max_pixels: int) -> bool:
@@ -307,6 +317,7 @@ def _decode(
     max_pixels: int,
     at_least: tuple[int, int] | None,
     reserve: Callable[[int], None] | None,
+    on_size: Callable[[Size], None] | None,
 ) -> Image.Image:
     prefix = stream.read(_PREFIX_BYTES)
     if not prefix:
@@ -317,6 +328,8 @@ def _decode(
         raise InputError(f"Cannot read {where}: {reason_of(error)}. {_EXPECTED}") from error
     if image is None:
         raise InputError(f"Cannot read {where}: {notes or 'its content is not a supported image format'}. {_EXPECTED}")
+    if on_size is not None:
+        on_size(image.size)
     held = _coefficient_pixels(image)  # of the full-size image, independent of the decoding scale
     if at_least is not None:
         _check_size(image.size, where, max_pixels)

@@ -14,6 +14,10 @@ Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8]
 """A Pillow image, or a uint8 array of shape (height, width, 3), RGB in 0..255."""
 
 
+Size: TypeAlias = tuple[int, int]
+"""Width and height in pixels."""
+
+
 def check_picture(picture: object) -> None:
     """Refuse what is not a ``Picture``.
 
@@ -30,7 +34,7 @@ def check_picture(picture: object) -> None:
         raise InputError(f"{expected}, not an array of {picture.dtype} and shape {picture.shape}. {hint}")
 
 
-def picture_size(picture: Picture) -> tuple[int, int]:
+def picture_size(picture: Picture) -> Size:
     """Return the width and height."""
     if isinstance(picture, Image.Image):
         return picture.size

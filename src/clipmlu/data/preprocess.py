@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, STRIP_PIXELS, ImageSource, cut_strips, load_picture
-from clipmlu.data.picture import Picture, check_picture, picture_size, pillow_image
+from clipmlu.data.picture import Picture, Size, check_picture, picture_size, pillow_image
 from clipmlu.data.resize.geometry import centre, resized_size
 from clipmlu.data.resize.kernel import Crop, load_kernel
 from clipmlu.errors import InputError
@@ -124,6 +124,7 @@ class Preprocessor:
         name: str | None = None,
         max_pixels: int | None = None,
         reserve: Callable[[int], None] | None = None,
+        on_size: Callable[[Size], None] | None = None,
     ) -> Picture:
         """Decode an image for this preprocessor; see ``load_picture``.
 
@@ -132,6 +133,7 @@ class Preprocessor:
             name: name of the image in messages.
             max_pixels: largest width x height; None for the preprocessor's own limit.
             reserve: called with the number of pixels before they are decoded.
+            on_size: called with the size of an image file.
 
         Raises:
             InputError: the source cannot be read as an image.
@@ -140,7 +142,7 @@ class Preprocessor:
         if self.fast:
             at_least = (math.ceil(_DECODED_MARGIN * self.spec.width), math.ceil(_DECODED_MARGIN * self.spec.height))
         limit = self.max_pixels if max_pixels is None else max_pixels
-        return load_picture(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve)
+        return load_picture(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve, on_size=on_size)
 
     def pixels(self, image: Picture) -> npt.NDArray[np.uint8]:
         """Resize, crop and convert one image to RGB, without normalising it.

@@ -6,6 +6,7 @@ only a few batches are in memory. Workers write preprocessed images directly int
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from clipmlu.arguments import check_argument
 from clipmlu.clock import Stage, StageClock, now
 from clipmlu.data.images import clipped_note, is_clipped, read_source
-from clipmlu.data.picture import pillow_image
+from clipmlu.data.picture import Size, picture_size, pillow_image
 from clipmlu.data.url.location import redact
 from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.items import ImageItem, Outcome, RowBatch
@@ -246,7 +247,7 @@ class _Workers:
         done = 0
         while not self._stopped and (position := batch.take()) is not None:
             try:
-                error = self._prepare_one(batch.items[position], batch.rows[position], spent, reservation)
+                error = self._prepare_one(batch, position, spent, reservation)
                 if error is not None:
                     batch.errors[position] = error
             except BaseException as failure:  # raised again where the batch is submitted
@@ -260,19 +261,25 @@ class _Workers:
         batch.finish_images(done)
 
     def _prepare_one(
-        self, item: ImageItem, row: Rows, spent: dict[Stage, float], reservation: PixelReservation
+        self, batch: _Batch, position: int, spent: dict[Stage, float], reservation: PixelReservation
     ) -> InputError | None:
-        start, name = now(), redact(item.id)
+        start, item, sizes = now(), batch.items[position], batch.sizes
+        name = redact(item.id)
+        on_size = functools.partial(sizes.__setitem__, position) if self._preprocess.fast else None
         try:
             source = read_source(item.load())
             read = now()
-            image = self._preprocess.decode(source, name=name, max_pixels=item.max_pixels, reserve=reservation.reserve)
+            image = self._preprocess.decode(
+                source, name=name, max_pixels=item.max_pixels, reserve=reservation.reserve, on_size=on_size
+            )
+            if sizes[position] is None:
+                sizes[position] = picture_size(image)
             if is_clipped(image):
                 self._clipped.add(name)
             if item.check is not None:
                 item.check(pillow_image(image))
             decoded = now()
-            self._preprocess.write(image, row)
+            self._preprocess.write(image, batch.rows[position])
         except InputError as error:
             return error
         done = now()
@@ -288,6 +295,7 @@ class _Batch:
     Attributes:
         items: the images.
         rows: buffer of the prepared images, one row for each item.
+        sizes: width and height of each image in its file; None until it is decoded.
         errors: maps a position in ``items`` to the error of its image.
         waiting: positions that no thread has taken.
     """
@@ -295,6 +303,7 @@ class _Batch:
     def __init__(self, items: Sequence[ImageItem], rows: Rows) -> None:
         self.items = items
         self.rows = rows
+        self.sizes: list[Size | None] = [None] * len(items)
         self.errors: dict[int, InputError] = {}
         self.waiting = deque(range(len(items)))
         self._failures: dict[int, BaseException] = {}
@@ -341,4 +350,4 @@ class _Batch:
     def finish(self, width: int) -> RowBatch:
         """Wait for the device and return the results."""
         none = np.zeros((0, width), np.float32)
-        return RowBatch(self.items, none if self._pending is None else self._pending.result(), self.errors)
+        return RowBatch(self.items, none if self._pending is None else self._pending.result(), self.errors, self.sizes)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from clipmlu.data.datasets import Dataset
     from clipmlu.data.finding import Found
+    from clipmlu.data.picture import Size
     from clipmlu.data.url.found import FoundUrl
     from clipmlu.embed.encoder import FloatArray
 
@@ -66,11 +67,14 @@ class RowBatch(NamedTuple):
         items: all items.
         rows: float32, shape (N, D), of the readable items, in order; see ``scoring``.
         errors: maps a position in ``items`` to its error.
+        sizes: width and height of each item's image in its file, also if it was decoded at a reduced scale; None if it was
+            not decoded.
     """
 
     items: Sequence[ImageItem]
     rows: FloatArray
     errors: dict[int, InputError]
+    sizes: Sequence[Size | None]
 
     def computed(self) -> list[ImageItem]:
         """Return the items that have a row in ``rows``."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.data.picture import Size
 from clipmlu.embed.items import RowBatch
 from clipmlu.jobs.rows import RowSchema, ShardRows
 
@@ -17,6 +18,7 @@ class RowPart(NamedTuple):
     """The rows of one batch; see ``ShardRows``."""
 
     ids: list[str]
+    sizes: list[Size | None]
     errors: list[str | None]
     embeddings: npt.NDArray[np.floating] | None
     classes: npt.NDArray[np.int32] | None
@@ -50,16 +52,18 @@ class RowTable:
             if good:
                 classes[good], scores[good] = self._classifier.rank_rows(batch.rows, self._top_k)
         errors = [None if (error := batch.errors.get(place)) is None else str(error) for place in range(count)]
-        return RowPart([item.id for item in batch.items], errors, embeddings, classes, scores)
+        sizes = [None if place in batch.errors else size for place, size in enumerate(batch.sizes)]
+        return RowPart([item.id for item in batch.items], sizes, errors, embeddings, classes, scores)
 
     def join(self, parts: Sequence[RowPart]) -> ShardRows:
         """Return the rows of a shard."""
         ids = [name for part in parts for name in part.ids]
+        sizes = [size or (None, None) for part in parts for size in part.sizes]
         schema = self._schema
         return ShardRows(
             ids=ids,
-            widths=[None] * len(ids),
-            heights=[None] * len(ids),
+            widths=[width for width, _ in sizes],
+            heights=[height for _, height in sizes],
             errors=[error for part in parts for error in part.errors],
             embeddings=_joined([part.embeddings for part in parts], schema.embedding_dim, schema.embedding_dtype),
             classes=_joined([part.classes for part in parts], schema.top_k, "int32"),
