@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
-from clipmlu.errors import InputError
+from clipmlu.errors import DeviceError, InputError
 from clipmlu.jobs.work import MachineShare, Worker
 
 
@@ -26,6 +26,7 @@ class Squares:
         kills: maps a number to how many workers it kills.
         refused: a number that is an error.
         warned: a number that is logged.
+        lost_card: the card that is lost with the first number that its worker takes.
     """
 
     folder: Path
@@ -34,25 +35,28 @@ class Squares:
     kills: tuple[tuple[int, int], ...] = ()
     refused: int | None = None
     warned: int | None = None
+    lost_card: int | None = None
 
     @contextlib.contextmanager
     def open(self, share: MachineShare) -> Iterator[Worker[int, int]]:
         (self.folder / f"opened-{os.getpid()}").write_text(repr(share))
-        yield self._run
-
-    def _run(self, numbers: Iterable[int]) -> Generator[int, None, None]:
-        held: list[int] = []
         try:
-            for number in numbers:
-                with (self.folder / "taken").open("a") as file:
-                    file.write(f"{number}\n")
-                held.append(number)
-                if len(held) == self.depth:
-                    yield self._square(held.pop(0))
-            while held:
-                yield self._square(held.pop(0))
+            yield lambda numbers: self._run(numbers, share)
         finally:
-            (self.folder / f"left-{os.getpid()}").touch()
+            (self.folder / f"released-{os.getpid()}").touch()
+
+    def _run(self, numbers: Iterable[int], share: MachineShare) -> Generator[int, None, None]:
+        held: list[int] = []
+        for number in numbers:
+            with (self.folder / "taken").open("a") as file:
+                file.write(f"{number}\n")
+            held.append(number)
+            if share.devices == (self.lost_card,):
+                raise DeviceError(f"card {self.lost_card} is lost", "sync", "UNAVAILABLE", "device_lost")
+            if len(held) == self.depth:
+                yield self._square(held.pop(0))
+        while held:
+            yield self._square(held.pop(0))
 
     def _square(self, number: int) -> int:
         time.sleep(self.seconds)

@@ -240,7 +240,7 @@ class MultiDeviceSession(Session):
 
     def _fail(self, card: _Card, batch: _Batch, error: Exception) -> None:
         """Fail a batch, or if its card was lost pass it to another one."""
-        if _is_loss(error) and not self._lifetime.closed:
+        if is_device_loss(error) and not self._lifetime.closed:
             self._lose(card, batch, error)
         else:
             self._free(card)
@@ -278,8 +278,8 @@ class MultiDeviceSession(Session):
             batch.future.set_exception(error)
 
 
-def _is_loss(error: Exception) -> bool:
-    """Return whether a batch failed because its card or worker cannot be used any more."""
+def is_device_loss(error: Exception) -> bool:
+    """Return whether an error says that a card or its worker cannot be used any more."""
     if isinstance(error, DeviceError):
         return error.kind == "device_lost"
     return type(error) is SessionError or isinstance(error, BackendUnavailableError)

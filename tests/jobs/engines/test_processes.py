@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from clipmlu.errors import InputError, OptionError, SessionError
 from clipmlu.jobs.engines.cards import Cards
 from clipmlu.jobs.engines.dispatch import run_tasks, split_machine
 from clipmlu.jobs.engines.options import EngineOptions
+from conftest import REPOSITORY
 from engine_works import Broken, Squares
 
 TWO = EngineOptions(processes=2)
@@ -105,3 +110,57 @@ def _ppid(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except FileNotFoundError:
         return None
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from clipmlu.cli._signals import TerminationSignals
+from clipmlu.jobs.engines.dispatch import run_tasks
+from clipmlu.jobs.engines.options import EngineOptions
+from engine_works import Squares
+
+if __name__ == "__main__":
+    with TerminationSignals():
+        for result in run_tasks(Squares(Path(sys.argv[1]), depth=2, seconds=0.05), range(10**9), EngineOptions(processes=2)):
+            print(result, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_workers_end_with_their_parent_and_clean_up(tmp_path: Path, number: signal.Signals) -> None:
+    """SIGINT goes to the whole group, as from a terminal; the others to the parent only."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    before = sorted(os.listdir("/dev/shm"))
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "tests")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        while len(list(tmp_path.glob("opened-*"))) < 2:
+            assert parent.stdout.readline()
+        if number == signal.SIGINT:
+            os.killpg(parent.pid, number)
+        else:
+            os.kill(parent.pid, number)
+        parent.stdout.read()
+        errors = parent.stderr.read()  # to the end: until the last worker has closed it
+    workers = [int(path.name.partition("-")[2]) for path in tmp_path.glob("opened-*")]
+    assert len(workers) == 2
+    assert all((tmp_path / f"released-{pid}").exists() for pid in workers)
+    _wait_until(lambda: all(_ppid(pid) is None for pid in workers))
+    assert errors.count("Traceback") == (0 if number == signal.SIGKILL else 1), errors
+    assert errors.count("worker process") == 0
+    assert sorted(os.listdir("/dev/shm")) == before
+
+
+def _wait_until(true: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.02)

@@ -23,10 +23,12 @@ TWO = EngineOptions(engine="ray", processes=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[Any]:
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     pytest.importorskip("ray", reason="needs the extra ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY / "tests"), prepend=os.pathsep)  # for engine_works in the actors
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))  # locks of cards
+        patch.setenv("CLIPMLU_EMULATOR_DEVICES", "2")
         with open_ray(TWO, Cards(indices=(0, 1))) as module:
             yield module
 
@@ -35,12 +37,9 @@ def _name(number: int) -> str:
     return f"number {number}"
 
 
-def test_every_task_has_one_result_however_many_a_worker_holds(tmp_path: Path) -> None:
-    for depth in (1, 3, 50):
-        folder = tmp_path / str(depth)
-        folder.mkdir()
-        results = list(run_tasks(Squares(folder, depth), range(20), TWO))
-        assert sorted(results) == [number * number for number in range(20)]
+def test_every_task_has_one_result_even_if_a_worker_holds_more_than_it_is_given(tmp_path: Path) -> None:
+    results = list(run_tasks(Squares(tmp_path, depth=50), range(20), TWO))
+    assert sorted(results) == [number * number for number in range(20)]
 
 
 def test_a_killed_worker_changes_no_result_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -97,3 +96,12 @@ def test_more_processes_than_the_cluster_has_cards_are_refused(tmp_path: Path) -
     options = EngineOptions(engine="ray", processes=3)
     with pytest.raises(OptionError, match=r"^3 processes need a card each, and the Ray cluster has 2; use at most"):
         list(run_tasks(Squares(tmp_path), range(3), options, cards=Cards(indices=None)))
+
+
+def test_lost_card_of_an_actor_is_named_and_costs_no_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work = Squares(tmp_path, seconds=0.05, lost_card=1)
+    results = run_tasks(work, range(30), TWO, cards=Cards(indices=None), describe=_name)
+    assert sorted(results) == [number * number for number in range(30)]
+    [message] = [record.getMessage() for record in caplog.records]
+    assert re.match(r"Ray worker \d+ on \S+, card 1 has lost its card with number", message)
+    assert message.endswith("which will be computed again; 1 other(s) go on: card 1 is lost")

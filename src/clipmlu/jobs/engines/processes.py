@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Generic
 
+from clipmlu.backends.several_devices import is_device_loss
 from clipmlu.errors import SessionError
 from clipmlu.jobs.engines.backlog import MOST_LOSSES, Assignment, Backlog
 from clipmlu.jobs.engines.child import END_SECONDS, Given, Kind, run_child
@@ -138,7 +139,7 @@ class _Pool(Generic[Task, Result]):
         elif kind is Kind.LOG:
             log_again([value])
         else:
-            raise value
+            self._lose_cards(child, value)
 
     def _feed_idle(self) -> None:
         for child in self._children.values():
@@ -149,13 +150,18 @@ class _Pool(Generic[Task, Result]):
         child = _Child(self._work, share)
         self._children[child.connection] = child
 
-    def _replace(self, child: _Child[Task]) -> None:
-        """Start a new process in place of one that has ended, and let its tasks wait again."""
+    def _remove(self, child: _Child[Task]) -> str:
+        """Let the tasks of a process that ends wait again, and return the end of a sentence about them."""
         child.process.join()
         del self._children[child.connection]
         child.connection.close()
-        ended = f"worker process {child.process.pid} {_how_ended(child.process.exitcode)}"
         names = self.backlog.give_back(child.tasks)
+        return f" with {names}, which will be computed again" if names else ""
+
+    def _replace(self, child: _Child[Task]) -> None:
+        """Start a new process in place of one that has ended by itself."""
+        lost = self._remove(child)
+        ended = f"worker process {child.process.pid} {_how_ended(child.process.exitcode)}"
         if not child.opened:
             self._failed_starts += 1
             if self._failed_starts >= MOST_LOSSES:
@@ -163,10 +169,27 @@ class _Pool(Generic[Task, Result]):
                     f"Worker processes cannot start: {ended} before it was ready, the third in a row. If a script called "
                     'clipmlu, its code must stand under: if __name__ == "__main__":'
                 )
-        _log.warning(
-            "%s%s; a new one is started", ended, f" with {names}, which will be computed again" if names else ""
-        )
+        _log.warning("%s%s; a new one is started", ended, lost)
         self._start(child.share)
+
+    def _lose_cards(self, child: _Child[Task], error: Exception) -> None:
+        """Go on without a process that has lost all its cards.
+
+        Raises:
+            Exception: the error, if it is another one, or there is no other process.
+        """
+        if not (child.opened and child.share.devices and is_device_loss(error)) or len(self._children) == 1:
+            raise error
+        cards = " and ".join(map(str, child.share.devices))
+        lost = self._remove(child)
+        _log.warning(
+            "worker process %d has lost card %s%s; %d other(s) go on: %s",
+            child.process.pid,
+            cards,
+            lost,
+            len(self._children),
+            error,
+        )
 
 
 def _how_ended(code: int | None) -> str:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic
 
+from clipmlu.backends.several_devices import is_device_loss
 from clipmlu.errors import SessionError
 from clipmlu.jobs.engines.backlog import MOST_LOSSES, Assignment, Backlog
 from clipmlu.jobs.engines.cards import CARD_RESOURCE, Cards
@@ -145,8 +146,8 @@ class _Actors(Generic[Task, Result]):
             return
         log_again(outcome.records)
         if outcome.error is not None:
-            raise outcome.error
-        if assignment is None:
+            self._lose_card(actor, assignment, outcome.error)
+        elif assignment is None:
             actor.ready, actor.place = True, outcome.value
         else:
             actor.tasks.remove(assignment)
@@ -169,6 +170,30 @@ class _Actors(Generic[Task, Result]):
             )
             actor.lost = []
             self._open(actor)
+
+    def _lose_card(self, actor: _Actor[Task], assignment: Assignment[Task] | None, error: Exception) -> None:
+        """Go on without an actor that has lost its card.
+
+        Raises:
+            Exception: the error, if it is another one, or there is no other actor.
+        """
+        others = [each for each in self._actors if each is not actor]
+        on_card = actor.place is not None and actor.place.device is not None
+        if assignment is None or not (on_card and is_device_loss(error)) or not others:
+            raise error
+        actor.ready = False
+        actor.tasks.remove(assignment)
+        actor.lost.append(self._backlog.give_back([assignment]))
+        if not actor.tasks:
+            _log.warning(
+                "Ray worker %s has lost its card with %s, which will be computed again; %d other(s) go on: %s",
+                actor.place,
+                ", ".join(actor.lost),
+                len(others),
+                error,
+            )
+            self._actors = others
+            self._ray.kill(actor.handle)
 
     def _give_up(self, actor: _Actor[Task], error: Exception) -> None:
         self._actors.remove(actor)

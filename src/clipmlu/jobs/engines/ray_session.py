@@ -19,6 +19,7 @@ from clipmlu.host import available_cpus, require
 from clipmlu.jobs.engines.cards import CARD_RESOURCE, Cards
 from clipmlu.jobs.engines.options import EngineOptions
 
+_TEMPORARY = "/tmp"  # noqa: S108 -- as Ray's own: below a longer TMPDIR its sockets have names of more than 107 bytes
 _STORE_BYTES = 128 << 20  # of a local Ray: tasks and results are small
 
 _VARIABLES = {
@@ -112,7 +113,7 @@ def _local_arguments(options: EngineOptions, cards: Cards | None) -> dict[str, A
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES,
         "_node_ip_address": "127.0.0.1",
-        "_temp_dir": tempfile.mkdtemp(prefix="clipmlu-ray-"),
+        "_temp_dir": tempfile.mkdtemp(prefix="clipmlu-ray-", dir=_TEMPORARY if os.path.isdir(_TEMPORARY) else None),
     }
 
 
