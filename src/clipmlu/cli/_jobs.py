@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._notes import note, note_kept, progress_bar
+from clipmlu.cli._notes import note, note_kept
 from clipmlu.cli._options import RunningOptions
+from clipmlu.cli._progress import ProgressView
 from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.file_names import name_from_path
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clipmlu.data.url.options import UrlOptions
     from clipmlu.jobs.engines.options import EngineOptions
     from clipmlu.jobs.options import ClassificationOptions, JobOptions
-    from clipmlu.jobs.run import JobReport
+    from clipmlu.jobs.run import JobReport, JobStart
 
 _FILE_SUFFIXES = frozenset({".npy", ".npz", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".h5"})
 
@@ -114,40 +114,28 @@ def run_job_command(
     """Run a job, print what it did, and return the exit code of the command."""
     from clipmlu.jobs.run import run_job
 
-    bar = _Bar(label)
-    with note_kept(output, "What was computed", named_by=(OptionError, BundleExistsError)), bar:
+    progress = ProgressView(label)
+    with note_kept(output, "What was computed", named_by=(OptionError, BundleExistsError)), progress:
         report = run_job(
             bundle,
             inputs,
             output,
             options,
             engine=engine,
-            on_plan=bar.start,
-            on_shard=lambda record: bar.advance(record.rows),
+            on_start=lambda job: _start(progress, job),
+            on_shard=lambda record: progress.add(shards=1, errors=len(record.errors)),
+            on_load=lambda load: progress.add(images=load.images, load=load),
             on_note=note,
         )
     _note_report(report)
     return 1 if report.errors and options.max_errors is None else 0
 
 
-class _Bar:
-    """A progress bar that begins when the number of images is known."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._stack = contextlib.ExitStack()
-        self.advance: Callable[[int], None] = lambda _count: None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._stack.close()
-
-    def start(self, images: int | None, done: int) -> None:
-        """Show the bar."""
-        self.advance = self._stack.enter_context(progress_bar(self._label, images))
-        self.advance(done)
+def _start(progress: ProgressView, job: JobStart) -> None:
+    if job.images is None:
+        progress.start(job.shards, job.shards_done, unit="shards")
+    else:
+        progress.start(job.images, job.images_done)
 
 
 def _note_report(report: JobReport) -> None:

@@ -9,7 +9,7 @@ import click
 
 from clipmlu.cli._datasets import dataset_options, sampling_options
 from clipmlu.cli._engines import engine_options
-from clipmlu.cli._notes import note, note_skipped, progress_bar
+from clipmlu.cli._notes import note, note_skipped
 from clipmlu.cli._options import (
     PATH,
     Number,
@@ -20,6 +20,7 @@ from clipmlu.cli._options import (
     running_options,
     templates_option,
 )
+from clipmlu.cli._progress import ProgressView
 from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def eval_command(
     with running.load(bundle) as encoder:
         source = images.open()
         emulated = encoder.bundle.compilation.emulated
-        with progress_bar("evaluating", samples or len(source)) as advance:
+        with ProgressView("evaluating") as progress:
+            progress.start(samples or len(source))
             report = evaluate_in_parts(
                 encoder,
                 source,
@@ -102,7 +104,8 @@ def eval_command(
                 engine,
                 choice=images,
                 on_result=results.append if sample_files else None,
-                on_progress=advance,
+                on_progress=lambda images: progress.add(images=images),
+                on_load=lambda load: progress.add(load=load),
                 on_interrupt=lambda tally, wanted: note(describe_interrupted(tally, wanted, emulated=emulated)),
                 on_note=note,
             )

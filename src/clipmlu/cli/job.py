@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._notes import note, progress_bar
+from clipmlu.cli._notes import note
 from clipmlu.cli._options import PATH, json_option, overwrite_option
+from clipmlu.cli._progress import ProgressView
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -59,8 +60,11 @@ def job_command(
     if export is None:
         show_state(job.state(), as_json=as_json)
         return 0
-    with progress_bar("exporting", job.manifest.inputs.images) as advance:
-        report = job.export(export, overwrite=overwrite, partial=partial, on_rows=advance)
+    with ProgressView("exporting") as progress:
+        progress.start(job.manifest.inputs.images)
+        report = job.export(
+            export, overwrite=overwrite, partial=partial, on_rows=lambda rows: progress.add(images=rows)
+        )
     if line := show_export(report, as_json=as_json):
         note(line)
     return 0
@@ -69,11 +73,12 @@ def job_command(
 def _verify(job: Job, bundle: Path | None, *, repair: bool, as_json: bool) -> int:
     from clipmlu.report.job import show_check
 
-    with progress_bar("verifying", job.manifest.shards) as advance:
+    with ProgressView("verifying") as progress:
+        progress.start(job.manifest.shards, unit="shards")
         if repair:
-            check = job.repair(bundle, on_shard=lambda _name: advance(1), on_note=note)
+            check = job.repair(bundle, on_shard=lambda _name: progress.add(shards=1), on_note=note)
         else:
-            check = job.verify(bundle, on_shard=lambda _name: advance(1))
+            check = job.verify(bundle, on_shard=lambda _name: progress.add(shards=1))
     show_check(check, as_json=as_json)
     damaged = any(damage.shard is not None for damage in check.damages)
     if damaged and repair:

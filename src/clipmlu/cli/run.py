@@ -11,8 +11,9 @@ import click
 
 from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._datasets import dataset_options
-from clipmlu.cli._notes import note, note_skipped, progress_bar
+from clipmlu.cli._notes import note, note_skipped
 from clipmlu.cli._options import PATH, json_option, layout_option, templates_option, threads_option, workers_option
+from clipmlu.cli._progress import ProgressView
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.report.tables import echo_json, print_table
 
@@ -84,8 +85,8 @@ def run_command(
         dataset=images,
         threads=threads,
     )
-    with progress_bar("evaluating", samples) as advance:
-        report = run_chain(model, output, chain, on_note=note, on_progress=advance)
+    with ProgressView("evaluating", samples) as progress:
+        report = run_chain(model, output, chain, on_note=note, on_progress=lambda images: progress.add(images=images))
     if as_json:
         echo_json(report)
     else:

@@ -23,6 +23,7 @@ from clipmlu.measure.accuracy.counting import CountOptions, ImageRange, RangeCou
 from clipmlu.measure.accuracy.evaluate import EvalOptions, Evaluation, evaluate, prepare_evaluation
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.accuracy.tally import ImageResult, Tally
+from clipmlu.measure.speed.load import PipelineLoad
 
 _MOST_IMAGES = 1024
 _LEAST_RANGES = 64
@@ -31,6 +32,7 @@ _LEAST_RANGES = 64
 class _Callbacks(TypedDict):
     on_result: Callable[[ImageResult], None] | None
     on_progress: Callable[[int], None] | None
+    on_load: Callable[[PipelineLoad], None] | None
     on_interrupt: Callable[[Tally, int], None] | None
 
 
@@ -84,6 +86,7 @@ def evaluate_in_parts(
     choice: DatasetChoice | None = None,
     on_result: Callable[[ImageResult], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_load: Callable[[PipelineLoad], None] | None = None,
     on_interrupt: Callable[[Tally, int], None] | None = None,
     on_note: Callable[[str], None] = lambda _message: None,
 ) -> AccuracyReport:
@@ -99,6 +102,7 @@ def evaluate_in_parts(
         choice: how each worker opens the dataset; None if it is to be pickled.
         on_result: see ``evaluate``.
         on_progress: see ``evaluate``.
+        on_load: see ``evaluate``; loads of all workers.
         on_interrupt: see ``evaluate``.
         on_note: see ``evaluate``.
 
@@ -108,7 +112,12 @@ def evaluate_in_parts(
         ShapeError, OverlapError, SessionError: as for ``evaluate`` and ``run_tasks``.
     """
     check_argument(engine, EngineOptions, "engine")
-    callbacks: _Callbacks = {"on_result": on_result, "on_progress": on_progress, "on_interrupt": on_interrupt}
+    callbacks: _Callbacks = {
+        "on_result": on_result,
+        "on_progress": on_progress,
+        "on_load": on_load,
+        "on_interrupt": on_interrupt,
+    }
     if engine == THIS_PROCESS:
         return evaluate(encoder, dataset, options, **callbacks, on_note=on_note)
     given = _check_picklable(dataset) if choice is None else choice

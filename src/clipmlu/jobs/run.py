@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,6 +30,7 @@ from clipmlu.jobs.options import JobOptions
 from clipmlu.jobs.pieces import Piece, Shard
 from clipmlu.jobs.plan import describe_other_input, write_plan
 from clipmlu.jobs.shard_work import ShardWork
+from clipmlu.measure.speed.load import PipelineLoad
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,22 @@ class JobReport:
     skipped_files: str | None
 
 
+class JobStart(NamedTuple):
+    """The size of a job before its work begins.
+
+    Attributes:
+        images: number of images; None if it is not known, such as of archives.
+        images_done: images of the shards that are done.
+        shards: number of shards.
+        shards_done: number of those that are done.
+    """
+
+    images: int | None
+    images_done: int
+    shards: int
+    shards_done: int
+
+
 def run_job(
     bundle: str | os.PathLike[str],
     inputs: Iterable[str | os.PathLike[str]] | JobInput,
@@ -67,8 +85,9 @@ def run_job(
     options: JobOptions | None = None,
     *,
     engine: EngineOptions = THIS_PROCESS,
-    on_plan: Callable[[int | None, int], object] = lambda _images, _done: None,
+    on_start: Callable[[JobStart], object] = lambda _job: None,
     on_shard: Callable[[ShardRecord], object] = lambda _record: None,
+    on_load: Callable[[PipelineLoad], object] = lambda _load: None,
     on_note: Callable[[str], object] = lambda _note: None,
 ) -> JobReport:
     """Embed or classify images into the shards of a job; shards that are done already are not computed again.
@@ -79,8 +98,10 @@ def run_job(
         output: folder of the job.
         options: options; None for the defaults.
         engine: where the shards are computed.
-        on_plan: called with the number of images, or None, and the number of those that are done, before the work begins.
+        on_start: called with the size of the job before the work begins.
         on_shard: called with the record of each finished shard.
+        on_load: called with what a worker's pipeline did since its last call: about twice a second, or with each shard of
+            another process; ``LoadSum`` says what limits the speed.
         on_note: called with a line for people, such as that another process works on this job.
 
     Raises:
@@ -103,15 +124,17 @@ def run_job(
         job.check_output()  # another process may have written there meanwhile
         manifest = _begin(job, path, definition, options, pieces)
         tally = _Tally(job, manifest)
-        on_plan(manifest.inputs.images, tally.images)
-        work = ShardWork(bundle=path, folder=job.path, manifest=manifest, options=options)
+        on_start(JobStart(manifest.inputs.images, tally.images, manifest.shards, tally.shards))
+        reported = on_load if engine == THIS_PROCESS else None
+        work = ShardWork(bundle=path, folder=job.path, manifest=manifest, options=options, on_load=reported)
         started = now()
         with _errors_written(job, manifest.shards):
             cards = _cards(path, options, engine)
             tally.check(options.error_limit)
-            for record in run_tasks(work, tally.waiting(), engine, cards=cards, describe=lambda shard: shard.name):
-                tally.add(record)
-                on_shard(record)
+            for done in run_tasks(work, tally.waiting(), engine, cards=cards, describe=lambda shard: shard.name):
+                tally.add(done.record)
+                on_load(done.load)
+                on_shard(done.record)
                 tally.check(options.error_limit)
         if tally.errors == tally.images:
             raise InputError(f"Not one of {tally.images} image(s) could be read; see '{job.errors_path}'.")
@@ -205,6 +228,11 @@ class _Tally:
         for record in job.records(manifest.shards):
             self._count(record)
         self.computed_images = self.computed_shards = 0
+
+    @property
+    def shards(self) -> int:
+        """Number of shards that were done before."""
+        return len(self._done)
 
     def waiting(self) -> Iterator[Shard]:
         """Yield the shards that are not done."""

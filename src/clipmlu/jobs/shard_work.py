@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from clipmlu.backends.provenance import provenance_of
 from clipmlu.classify.classifier import ZeroShotClassifier
@@ -23,7 +24,17 @@ from clipmlu.jobs.pieces import Shard
 from clipmlu.jobs.row_table import RowPart, RowTable
 from clipmlu.jobs.shard_writer import ShardWriter
 from clipmlu.jobs.work import MachineShare, Worker
+from clipmlu.measure.speed.load import LoadMeter, PipelineLoad
 from clipmlu.model import Model
+
+_LOAD_EVERY_S = 0.5
+
+
+class ShardResult(NamedTuple):
+    """A finished shard, and what the worker's pipeline did since its last shard or call of ``on_load``."""
+
+    record: ShardRecord
+    load: PipelineLoad
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,15 +46,17 @@ class ShardWork:
         folder: directory of the job.
         manifest: content of its ``job.json``.
         options: its options; the fields that decide results are those of the manifest.
+        on_load: called about twice a second with what the pipeline did; None for other processes, which cannot call it.
     """
 
     bundle: Path
     folder: Path
     manifest: JobManifest
     options: JobOptions
+    on_load: Callable[[PipelineLoad], object] | None = None
 
     @contextlib.contextmanager
-    def open(self, share: MachineShare) -> Iterator[Worker[Shard, ShardRecord]]:
+    def open(self, share: MachineShare) -> Iterator[Worker[Shard, ShardResult]]:
         """Load the bundle.
 
         Raises:
@@ -86,7 +99,7 @@ class ShardWork:
         writer: ShardWriter,
         shards: Iterable[Shard],
         workers: int | None,
-    ) -> Generator[ShardRecord, None, None]:
+    ) -> Generator[ShardResult, None, None]:
         size = self.manifest.settings.batch_size
         cut: deque[tuple[Shard, int]] = deque()  # shards whose images were all taken, and the number of their batches
 
@@ -99,12 +112,17 @@ class ShardWork:
                 cut.append((shard, count))
 
         finished: list[RowPart] = []
-        with contextlib.closing(run_groups(graph, groups(), batch_size=size, workers=workers)) as batches:
+        meter = LoadMeter(graph.encoder, workers)
+        running = run_groups(graph, groups(), batch_size=size, workers=workers, clock=meter.clock)
+        with contextlib.closing(running) as batches:
             for batch in batches:
                 finished.append(table.part(batch))
+                meter.count(len(batch.items))
+                if self.on_load is not None and meter.seconds > _LOAD_EVERY_S:
+                    self.on_load(meter.take())
                 while cut and len(finished) >= cut[0][1]:
                     shard, count = cut.popleft()
                     mine, finished = finished[:count], finished[count:]
-                    yield writer.write(shard, table.join(mine))
+                    yield ShardResult(writer.write(shard, table.join(mine)), meter.take())
         for shard, _none in cut:  # without images
-            yield writer.write(shard, table.join([]))
+            yield ShardResult(writer.write(shard, table.join([])), meter.take())

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
+from clipmlu.clock import StageClock
 from clipmlu.data.datasets import Dataset
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.embed.image_graph import ImageGraph
@@ -87,6 +88,7 @@ def embed_groups(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
+    clock: StageClock | None = None,
 ) -> Generator[EmbeddedImages, None, None]:
     """Run images of a dataset through a graph, lazily: one value for each group, in order.
 
@@ -96,6 +98,7 @@ def embed_groups(
         groups: the images of each batch.
         batch_size: largest number of images per batch; None for the bundle's own.
         workers: threads that read, decode and preprocess; None for all CPUs.
+        clock: records the time of the stages before the device.
 
     Raises:
         ShapeError: the bundle does not support the batch size.
@@ -107,7 +110,8 @@ def embed_groups(
             under_way.append(group)
             yield [item_from_dataset(dataset, index, group.check) for index in group.indices]
 
-    with contextlib.closing(run_groups(graph, items(), batch_size=batch_size, workers=workers)) as batches:
+    running = run_groups(graph, items(), batch_size=batch_size, workers=workers, clock=clock)
+    with contextlib.closing(running) as batches:
         for batch in batches:
             yield _embedded([batch], dataset, under_way.popleft().indices)
 

@@ -13,6 +13,7 @@ from clipmlu.data.datasets import Dataset
 from clipmlu.measure.accuracy.tally import TOP_K, ImageResult, Tally
 from clipmlu.measure.ranking import EmbeddedImages, IndexGroup, embed_groups, rank_images
 from clipmlu.measure.samples import Overlap, SkippedImage
+from clipmlu.measure.speed.load import LoadMeter, PipelineLoad
 
 
 class ImageRange(NamedTuple):
@@ -37,6 +38,7 @@ class RangeCounts:
         skipped: the images that could not be read, in order.
         overlap: number of images that the bundle was calibrated with.
         results: prediction of each image, in order; empty if they are not wanted.
+        load: what the pipeline did since the range before; None before the end of the range.
     """
 
     def __init__(self, start: int, classes: int) -> None:
@@ -46,6 +48,7 @@ class RangeCounts:
         self.skipped: list[SkippedImage] = []
         self.overlap = 0
         self.results: list[ImageResult] = []
+        self.load: PipelineLoad | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,15 +91,20 @@ class RangeCounter:
         under_way: deque[tuple[ImageRange, Overlap]] = deque()
         groups = self._groups(ranges, under_way)
         size, workers = self.options.batch_size, self.options.workers
-        embedded = embed_groups(self.classifier.scorer, self.dataset, groups, batch_size=size, workers=workers)
+        meter = LoadMeter(self.classifier.encoder, workers)
+        embedded = embed_groups(
+            self.classifier.scorer, self.dataset, groups, batch_size=size, workers=workers, clock=meter.clock
+        )
         counts: RangeCounts | None = None
         with contextlib.closing(embedded):
             for batch in embedded:
                 images, overlap = under_way[0]
                 counts = counts or RangeCounts(images.start, len(self.classifier.class_names))
                 self._count(counts, batch)
+                meter.count(batch.taken)
                 if counts.taken == len(images.indices):
                     counts.overlap = len(overlap.found)
+                    counts.load = meter.take()
                     under_way.popleft()
                     yield counts
                     counts = None

@@ -23,6 +23,7 @@ from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confu
 from clipmlu.measure.accuracy.tally import TOP_K, ImageResult, Tally
 from clipmlu.measure.ranking import check_any_read
 from clipmlu.measure.samples import SkippedImage, choose_images
+from clipmlu.measure.speed.load import PipelineLoad
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.specs import NaturalInt, PositiveInt
 
@@ -64,6 +65,7 @@ def evaluate(
     *,
     on_result: Callable[[ImageResult], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_load: Callable[[PipelineLoad], None] | None = None,
     on_interrupt: Callable[[Tally, int], None] | None = None,
     on_note: Callable[[str], None] = lambda _message: None,
 ) -> AccuracyReport:
@@ -75,6 +77,7 @@ def evaluate(
         options: options of the evaluation; defaults if None.
         on_result: called for every evaluated image, in the order of evaluation.
         on_progress: called with the number of images since the last call.
+        on_load: called with what the pipeline did since the last call; ``LoadSum`` says what limits it.
         on_interrupt: called with the counts so far and the number of requested images if Ctrl-C or an error ends the
             run early; the exception is then raised again.
         on_note: called with a line for the user, such as the repeated computations of a bundle of the joint layout.
@@ -88,7 +91,9 @@ def evaluate(
     evaluation = prepare_evaluation(encoder, dataset, options, on_note)
     counter = RangeCounter(evaluation.classifier, dataset, evaluation.count_options(keep_results=on_result is not None))
     with contextlib.closing(counter(evaluation.ranges(1))) as batches:
-        return evaluation.collect(batches, on_result=on_result, on_progress=on_progress, on_interrupt=on_interrupt)
+        return evaluation.collect(
+            batches, on_result=on_result, on_progress=on_progress, on_load=on_load, on_interrupt=on_interrupt
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,7 @@ class Evaluation:
         *,
         on_result: Callable[[ImageResult], None] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        on_load: Callable[[PipelineLoad], None] | None = None,
         on_interrupt: Callable[[Tally, int], None] | None = None,
     ) -> AccuracyReport:
         """Add up the counts of all ranges, which may come in any order; see ``evaluate``."""
@@ -142,6 +148,8 @@ class Evaluation:
                         on_result(result)
                 if on_progress:
                     on_progress(part.taken)
+                if on_load and part.load is not None:
+                    on_load(part.load)
         except OverlapError:  # the counts are not an accuracy
             raise
         except BaseException:

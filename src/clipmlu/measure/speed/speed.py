@@ -21,7 +21,7 @@ from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home
 from clipmlu.files.publish import scratch_directory
-from clipmlu.host import available_cpus, cpu_instructions, usable_cores
+from clipmlu.host import cpu_instructions
 from clipmlu.measure.machine import (
     Machine,
     children_peak_memory_bytes,
@@ -30,7 +30,7 @@ from clipmlu.measure.machine import (
 )
 from clipmlu.measure.speed.advice import Estimate, known_estimates
 from clipmlu.measure.speed.bottleneck import PipelineReport, draw_photos, measure_pipeline
-from clipmlu.measure.speed.limit import PipelineSetup
+from clipmlu.measure.speed.load import setup_of
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.loads import ScenarioResult, SpeedOptions, measure_scenario
 from clipmlu.measure.speed.scenarios import Graph
@@ -201,15 +201,7 @@ def _measure_tower(
 
 def _measure_pipeline(encoder: Encoder, batch_size: int, options: SpeedOptions) -> PipelineReport:
     placement = encoder.bundle.compilation.placement("image")
-    cpus = available_cpus()
-    setup = PipelineSetup(
-        workers=options.workers or cpus,
-        devices=len(encoder.devices),
-        cores=usable_cores(),
-        threads=options.threads or cpus,
-        # The emulated card computes on this CPU too.
-        shares_cores=placement.emulated or not get_backend(placement.backend).has_cards,
-    )
+    setup = setup_of(encoder, workers=options.workers, threads=options.threads)
     with _image_files(options) as files:
         return measure_pipeline(
             encoder,
