@@ -15,6 +15,7 @@ from clipmlu.measure.speed.load import LoadSum, PipelineLoad
 
 CARD = PipelineSetup(workers=4, devices=1, cores=4, threads=4, shares_cores=False)
 CPU = PipelineSetup(workers=4, devices=1, cores=4, threads=4, shares_cores=True)
+ONE = PipelineSetup(workers=1, devices=1, cores=4, threads=4, shares_cores=True)
 
 
 class Clock:
@@ -69,6 +70,7 @@ def test_what_limits_the_speed_is_said_in_a_few_words() -> None:
         ([_load(CARD, decode=4.0, compute=9.0)], "the card computes: 90%, the host waits: 10% busy"),
         # Two workers: their seconds add up, and so do those of their stages.
         ([_load(CARD, decode=38.0, compute=2.0)] * 2, "the host prepares: 95%, the card waits: 20% busy"),
+        ([_load(ONE, decode=8.0, compute=1.0)], "the host prepares: 80%, the model waits: 10% busy"),
         ([_load(CPU, decode=10.0, compute=7.5)], "the CPU: 25% preparing, 75% computing"),
         ([], None),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from PIL import Image
 import clipmlu
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.errors import BundleExistsError, InputError, OptionError
+from clipmlu.jobs.engines.options import EngineOptions
 from clipmlu.jobs.options import JobOptions
-from clipmlu.jobs.run import run_job
+from clipmlu.jobs.run import JobStart, run_job
+from clipmlu.measure.speed.load import LoadSum, PipelineLoad
 
 GOOD = [number for number in range(7) if number != 3]
 NPY = JobOptions(shard_size=3, shard_format="npy")
@@ -161,3 +164,35 @@ def test_sizes_are_those_of_the_files(compiled: CompiledBundle, tmp_path: Path, 
     run_job(compiled.path, [tmp_path / "images"], tmp_path / "job", options)
     found = [(line["width"], line["height"]) for line in lines_of(tmp_path / "job")]
     assert found == [size or (None, None) for size in sizes.values()]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_progress_counts_the_images_of_this_run_and_says_what_limits_it(
+    compiled: CompiledBundle, images: Path, tmp_path: Path, processes: int
+) -> None:
+    started: list[JobStart] = []
+    loads: list[PipelineLoad] = []
+    options = dataclasses.replace(NPY, batch_size=1)
+
+    def run() -> None:
+        engine = EngineOptions(processes=processes)
+        run_job(
+            compiled.path,
+            [images],
+            tmp_path / "job",
+            options,
+            engine=engine,
+            on_start=started.append,
+            on_load=loads.append,
+        )
+
+    run()
+    (tmp_path / "job" / "records" / "part-00000001.json").unlink()
+    run()
+    assert started == [JobStart(7, 0, 3, 0), JobStart(7, 4, 3, 2)]
+    assert sum(load.images for load in loads) == 7 + 3
+    total = LoadSum()
+    for load in loads:
+        total.add(load)
+        assert load.seconds > 0
+    assert (total.describe() or "").startswith(("the CPU: ", "the host prepares: "))

@@ -101,11 +101,12 @@ class LoadSum:
             return f"the CPU: {1 - computing:.0%} preparing, {computing:.0%} computing"
         host = sum(costs.get(stage, 0.0) for stage in HOST_STAGES) * rate
         device = sum(costs.get(stage, 0.0) for stage in DEVICE_STAGES) * rate
+        device_name = "the model" if self._setup.shares_cores else "the card"
         host_busy = min(1.0, host / min(self._setup.workers, self._setup.cores))
         device_busy = min(1.0, device / self._setup.devices)
         if bound_by == "host":
-            return f"the host prepares: {host_busy:.0%}, the card waits: {device_busy:.0%} busy"
-        return f"the card computes: {device_busy:.0%}, the host waits: {host_busy:.0%} busy"
+            return f"the host prepares: {host_busy:.0%}, {device_name} waits: {device_busy:.0%} busy"
+        return f"{device_name} computes: {device_busy:.0%}, the host waits: {host_busy:.0%} busy"
 
 
 def setup_of(encoder: Encoder, *, workers: int | None, threads: int) -> PipelineSetup:
