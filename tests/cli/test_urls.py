@@ -123,6 +123,25 @@ def test_job_stores_its_limits_and_resumes_with_the_same(
     assert "urls" in err
 
 
+def test_job_over_a_table_of_urls(
+    run: Run, compiled: CompiledBundle, server: ImageServer, urls: list[str], files: list[Path], tmp_path: Path
+) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs the extra bulk")
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"url": [*urls, "s3://bucket/a.png"]}), table)
+    command = ["embed", compiled.path, table, "--shard-format", "npy", "-o"]
+    code, _, err = run(*command, tmp_path / "job", *ALLOWED)
+    assert code == 1, err
+    assert run("embed", compiled.path, *files, "-o", tmp_path / "files.npy")[0] == 0
+    (shard,) = (tmp_path / "job" / "shards").glob("*.npy")
+    np.testing.assert_array_equal(np.load(shard)[:COUNT], np.load(tmp_path / "files.npy"))
+    (error,) = map(json.loads, (tmp_path / "job" / "errors.jsonl").read_text().splitlines())
+    assert (error["id"], "neither a path nor an http" in error["reason"]) == (f"{table}#{COUNT}", True)
+    assert run(*command, tmp_path / "refused")[0] == 1
+    assert "Allow it with --allow-urls" in (tmp_path / "refused" / "errors.jsonl").read_text()
+
+
 def test_private_addresses_need_an_option_of_their_own(run: Run, compiled: CompiledBundle, urls: list[str]) -> None:
     code, _, err = run("classify", compiled.path, urls[0], "--labels", "a,b", "--allow-urls")
     assert code == 1

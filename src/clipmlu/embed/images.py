@@ -23,6 +23,7 @@ from clipmlu.arguments import check_argument
 from clipmlu.clock import Stage, StageClock, now
 from clipmlu.data.images import clipped_note, is_clipped, read_source
 from clipmlu.data.picture import Size, picture_size, pillow_image
+from clipmlu.data.url.found import Download
 from clipmlu.data.url.location import redact
 from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.items import ImageItem, Outcome, RowBatch
@@ -139,7 +140,7 @@ def run_groups(
     check_memory(buffers.nbytes, f"{ahead + depth} batches of {size} images")
     source = iter(groups)
     with _Workers(encoder.preprocessor, threads, clock) as pool:
-        preparing: deque[_Batch] = deque()
+        preparing = pool.preparing
         running: deque[_Batch] = deque()
         exhausted = False
         while True:
@@ -150,8 +151,9 @@ def run_groups(
                     preparing.append(_Batch(taken, buffers.take()))
                     pool.start(preparing[-1])
             if preparing and len(running) < depth:
-                batch = preparing.popleft()
+                batch = preparing[0]
                 batch.submit(graph)
+                preparing.popleft()
                 running.append(batch)
             elif running:
                 batch = running.popleft()
@@ -193,9 +195,13 @@ class _Workers:
     A thread takes image after image of the batches that are open, and ends when there is none. Nothing is passed from
     thread to thread for an image: a future for each would hold the interpreter's lock for longer than all else that
     Python does for an image.
+
+    Attributes:
+        preparing: the batches that are not submitted yet; their downloads are cancelled on exit.
     """
 
     def __init__(self, preprocess: Preprocessor, count: int, clock: StageClock | None) -> None:
+        self.preparing: deque[_Batch] = deque()
         self._preprocess = preprocess
         self._clock = clock
         self._count = count
@@ -213,6 +219,8 @@ class _Workers:
     def __exit__(self, *_error: object) -> None:
         self._stopped = True
         self._budget.close()
+        for batch in self.preparing:
+            batch.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._clipped:
             _log.warning("%s", clipped_note(self._clipped))
@@ -318,6 +326,12 @@ class _Batch:
             return self.waiting.popleft()
         except IndexError:
             return None
+
+    def cancel(self) -> None:
+        """End the downloads of images; a thread would otherwise keep the process alive until their time limit."""
+        for item in self.items:
+            if isinstance(item.load, Download):
+                item.load.cancel()
 
     def fail(self, position: int, failure: BaseException) -> None:
         """Store an exception that ends the run; the images that wait are not prepared."""

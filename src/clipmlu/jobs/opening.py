@@ -13,7 +13,7 @@ from clipmlu.data.containers.parquet import parquet_entries
 from clipmlu.data.containers.tar import tar_entries
 from clipmlu.data.finding import SkippedFiles
 from clipmlu.data.images import ImageSource
-from clipmlu.data.url.found import FoundUrl
+from clipmlu.data.url.found import Download, FoundUrl
 from clipmlu.data.url.location import is_url
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.embed.items import ImageItem
@@ -48,11 +48,12 @@ def open_piece(piece: Piece, urls: UrlOptions | None = None) -> Iterator[ImageIt
 
 
 def _file_item(entry: FileEntry, urls: UrlOptions | None) -> ImageItem:
+    if entry.error is None and is_url(entry.name):
+        return ImageItem(entry.name, FoundUrl(text_from_name(entry.name), urls).source)
+
     def load() -> ImageSource:
         if entry.error is not None:
             raise InputError(entry.error)
-        if is_url(entry.name):
-            return FoundUrl(text_from_name(entry.name), urls).source()
         return path_from_name(entry.name)
 
     return ImageItem(entry.name, load)
@@ -67,7 +68,8 @@ def _tar_entries(path: Path) -> Iterator[Entry]:
 
 def _items(entries: Iterable[Entry]) -> Iterator[ImageItem]:
     for entry in entries:
-        yield ImageItem(entry.name, _once(entry.load))
+        # A download holds no content, and can be cancelled only if the pipeline sees it.
+        yield ImageItem(entry.name, entry.load if isinstance(entry.load, Download) else _once(entry.load))
 
 
 def _once(load: Callable[[], ImageSource]) -> Callable[[], ImageSource]:

@@ -11,6 +11,7 @@ import pytest
 
 from clipmlu.data.url.address import is_public, resolve
 from clipmlu.data.url.errors import UrlError
+from clipmlu.data.url.time_limit import TimeLimit
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,8 @@ def test_other_addresses(ip: str) -> None:
 def test_every_spelling_of_loopback_is_refused(host: str) -> None:
     """Resolved by the system's own resolver, which knows more notations than ``ipaddress``."""
     with pytest.raises(UrlError, match="no public address"):
-        resolve(host, 80, seconds=10, allow_private=False)
-    assert resolve(host, 80, seconds=10, allow_private=True)
+        resolve(host, 80, TimeLimit(10), allow_private=False)
+    assert resolve(host, 80, TimeLimit(10), allow_private=True)
 
 
 def _fake(monkeypatch: pytest.MonkeyPatch, *ips: str) -> None:
@@ -115,14 +116,14 @@ def _fake(monkeypatch: pytest.MonkeyPatch, *ips: str) -> None:
 
 def test_only_the_public_addresses_of_a_host_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     _fake(monkeypatch, "10.0.0.1", "8.8.8.8", "::1", "fe80::1%eth0", "2606:4700::1111")
-    found = resolve("host", 80, seconds=10, allow_private=False)
+    found = resolve("host", 80, TimeLimit(10), allow_private=False)
     assert [address.ip for address in found] == ["8.8.8.8", "2606:4700::1111"]
 
 
 def test_error_names_the_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     _fake(monkeypatch, "10.0.0.1", "fe80::1%eth0")
     with pytest.raises(UrlError, match=r"\(10\.0\.0\.1, fe80::1\).*--allow-private-urls"):
-        resolve("host", 80, seconds=10, allow_private=False)
+        resolve("host", 80, TimeLimit(10), allow_private=False)
 
 
 def test_unknown_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +132,7 @@ def test_unknown_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(UrlError, match="'host' cannot be found: Name or service not known"):
-        resolve("host", 80, seconds=10, allow_private=False)
+        resolve("host", 80, TimeLimit(10), allow_private=False)
 
 
 def test_resolver_that_hangs_is_left_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +145,6 @@ def test_resolver_that_hangs_is_left_after_the_time_limit(monkeypatch: pytest.Mo
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     start = time.monotonic()
     with pytest.raises(TimeoutError):
-        resolve("host", 80, seconds=0.1, allow_private=False)
+        resolve("host", 80, TimeLimit(0.3), allow_private=False)
     assert time.monotonic() - start < 30
     released.set()

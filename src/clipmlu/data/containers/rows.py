@@ -130,11 +130,11 @@ class _Values:
         if path is None or not path.is_valid:
             return unreadable(name, "its row holds no image (null).")
         text = _text(path)
+        if is_url(text):
+            return Entry(name, FoundUrl(text, self._urls).source)
         return Entry(name, lambda: self._locate(name, text))
 
     def _locate(self, name: str, text: str) -> ImageSource:
-        if is_url(text):
-            return FoundUrl(text, self._urls).source()
         if _OTHER_URL.match(text):
             raise InputError(
                 f"Cannot read '{name}': its row holds '{name_from_path(text)}', which is neither a path nor an http or https URL."

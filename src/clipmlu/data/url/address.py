@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import queue
 import socket
@@ -9,6 +10,7 @@ import threading
 from typing import Any, NamedTuple
 
 from clipmlu.data.url.errors import UrlError
+from clipmlu.data.url.time_limit import STEP_S, TimeLimit
 
 # Source: the IANA IPv4 special-purpose address registry (RFC 6890), entries that are not globally reachable, and the
 # multicast and reserved blocks. Python's ``ipaddress`` is not asked: its tables changed between minor versions.
@@ -79,7 +81,7 @@ def is_public(ip: str) -> bool:
     return address in _IPV6_PUBLIC and not any(address in network for network in _IPV6_NOT_PUBLIC)
 
 
-def resolve(host: str, port: int, *, seconds: float, allow_private: bool) -> list[SocketAddress]:
+def resolve(host: str, port: int, limit: TimeLimit, *, allow_private: bool) -> list[SocketAddress]:
     """Return the addresses of a host to which a connection is allowed, at most four, in the system's order.
 
     The caller connects to these addresses and does not resolve the name again: a name server that gives another address
@@ -88,7 +90,7 @@ def resolve(host: str, port: int, *, seconds: float, allow_private: bool) -> lis
     Args:
         host: a name, or an address in any notation of the system, such as ``2130706433`` for 127.0.0.1.
         port: of the server.
-        seconds: time limit.
+        limit: time limit.
         allow_private: whether addresses that are not public are allowed.
 
     Raises:
@@ -96,7 +98,7 @@ def resolve(host: str, port: int, *, seconds: float, allow_private: bool) -> lis
         TimeoutError: the name server did not answer in time.
     """
     try:
-        found = _resolve_within(host, port, seconds)
+        found = _resolve_within(host, port, limit)
     except socket.gaierror as error:
         raise UrlError(f"its host '{host}' cannot be found: {error.strerror}.") from error
     allowed = [address for address in found if allow_private or is_public(address.ip)]
@@ -109,7 +111,7 @@ def resolve(host: str, port: int, *, seconds: float, allow_private: bool) -> lis
     return allowed[:_MOST_ADDRESSES]
 
 
-def _resolve_within(host: str, port: int, seconds: float) -> list[SocketAddress]:
+def _resolve_within(host: str, port: int, limit: TimeLimit) -> list[SocketAddress]:
     """Resolve a host in another thread, since ``getaddrinfo`` takes no time limit; it ends by the resolver's own limits."""
     answers: queue.SimpleQueue[list[SocketAddress] | OSError] = queue.SimpleQueue()
 
@@ -121,10 +123,9 @@ def _resolve_within(host: str, port: int, seconds: float) -> list[SocketAddress]
             answers.put(error)
 
     threading.Thread(target=ask, name="clipmlu-resolve", daemon=True).start()
-    try:
-        answer = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
+    while True:
+        with contextlib.suppress(queue.Empty):
+            answer = answers.get(timeout=min(limit.left(), STEP_S))
+            if isinstance(answer, OSError):
+                raise answer
+            return answer

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import http.client
 import io
 import socket
 import ssl
-import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +16,7 @@ from clipmlu._version import __version__
 from clipmlu.data.url.address import SocketAddress, resolve
 from clipmlu.data.url.errors import CutError, UrlError
 from clipmlu.data.url.location import Location
+from clipmlu.data.url.time_limit import TimeLimit
 
 CUT = "the connection ended before the whole file was sent."
 
@@ -30,29 +29,6 @@ _HEADERS = {
     "Connection": "close",
     "User-Agent": f"clipmlu/{__version__}",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Deadline:
-    """A point in time, in seconds of ``time.monotonic``."""
-
-    end: float
-
-    @classmethod
-    def after(cls, seconds: float) -> Deadline:
-        """Return the point that is so many seconds away."""
-        return cls(time.monotonic() + seconds)
-
-    def left(self) -> float:
-        """Return the seconds that are left, more than 0.
-
-        Raises:
-            TimeoutError: the point has passed.
-        """
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
 
 
 class Response:
@@ -119,40 +95,39 @@ def too_large(max_bytes: int) -> UrlError:
 
 
 @contextlib.contextmanager
-def request(location: Location, deadline: Deadline, *, max_bytes: int, allow_private: bool) -> Iterator[Response]:
+def request(location: Location, limit: TimeLimit, *, max_bytes: int, allow_private: bool) -> Iterator[Response]:
     """Send a GET request and give the answer; the connection is closed at the end of the block.
 
     Proxies, credentials and cookies are not used.
 
     Args:
         location: what to get.
-        deadline: limit for everything, from resolving the name to the last byte of the content.
+        limit: time limit for everything, from resolving the name to the last byte of the content.
         max_bytes: size limit of the content.
         allow_private: whether addresses that are not public are allowed.
 
     Raises:
         UrlError: no address of the host is allowed.
-        OSError, http.client.HTTPException: the request failed; ``TimeoutError`` after the deadline.
+        OSError, http.client.HTTPException: the request failed; ``TimeoutError`` after the time limit.
     """
-    addresses = resolve(location.host, location.port, seconds=deadline.left(), allow_private=allow_private)
-    with contextlib.closing(_connect(addresses, deadline)) as plain:
-        connected: socket.socket = plain
-        if location.scheme == "https":
-            plain.settimeout(deadline.left())  # of the whole handshake
-            connected = tls_context().wrap_socket(plain, server_hostname=location.host.rstrip("."))
-        with contextlib.closing(connected):
-            connection = _Connection(_TimedSocket(connected, deadline, max_bytes), location)
-            connection.request("GET", location.target, headers={"Host": location.host_header, **_HEADERS})
-            with contextlib.closing(connection.getresponse()) as response:
-                yield Response(response, max_bytes)
+    addresses = resolve(location.host, location.port, limit, allow_private=allow_private)
+    with (
+        contextlib.closing(_connect(addresses, limit)) as plain,
+        contextlib.closing(_secured(plain, location, limit)) as connected,
+    ):
+        connection = _Connection(_TimedSocket(connected, limit, max_bytes), location)
+        connection.request("GET", location.target, headers={"Host": location.host_header, **_HEADERS})
+        with contextlib.closing(connection.getresponse()) as response:
+            yield Response(response, max_bytes)
 
 
-def _connect(addresses: list[SocketAddress], deadline: Deadline) -> socket.socket:
+def _connect(addresses: list[SocketAddress], limit: TimeLimit) -> socket.socket:
     """Connect to the first address that answers; each gets an equal part of the time that is left."""
     for position, address in enumerate(addresses):
         connection = socket.socket(address.family, socket.SOCK_STREAM)
         try:
-            connection.settimeout(deadline.left() / (len(addresses) - position))
+            limit.apply_to(connection)
+            connection.settimeout(limit.left() / (len(addresses) - position))
             connection.connect(address.value)
         except BaseException as error:
             connection.close()
@@ -161,6 +136,21 @@ def _connect(addresses: list[SocketAddress], deadline: Deadline) -> socket.socke
         else:
             return connection
     raise AssertionError("there is no address")
+
+
+def _secured(plain: socket.socket, location: Location, limit: TimeLimit) -> socket.socket:
+    """Return the connection itself for http, or one that is encrypted for https, with the name of the URL verified."""
+    if location.scheme == "http":
+        return plain
+    name = location.host.rstrip(".")
+    connected = tls_context().wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+    try:
+        limit.apply_to(connected)  # a socket's time limit is for the whole handshake
+        connected.do_handshake()
+    except BaseException:
+        connected.close()
+        raise
+    return connected
 
 
 @functools.cache
@@ -181,19 +171,19 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _TimedSocket:
-    """What ``http.client`` needs of a socket; every wait is limited by the deadline, and all bytes by ``max_bytes``."""
+    """What ``http.client`` needs of a socket; every wait is within the time limit, and all bytes by ``max_bytes``."""
 
-    def __init__(self, connected: socket.socket, deadline: Deadline, max_bytes: int) -> None:
+    def __init__(self, connected: socket.socket, limit: TimeLimit, max_bytes: int) -> None:
         self._connected = connected
-        self._deadline = deadline
+        self._limit = limit
         self._max_bytes = max_bytes
 
     def sendall(self, content: bytes) -> None:
-        self._connected.settimeout(self._deadline.left())
+        self._limit.apply_to(self._connected)
         self._connected.sendall(content)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_TimedReader(self._connected, self._deadline, self._max_bytes), _CHUNK_BYTES)
+        return io.BufferedReader(_TimedReader(self._connected, self._limit, self._max_bytes), _CHUNK_BYTES)
 
     def close(self) -> None:
         """Leave the socket to ``request``, which closes it."""
@@ -202,9 +192,9 @@ class _TimedSocket:
 class _TimedReader(io.RawIOBase):
     """Reads a socket. A socket's own time limit is for each read, so a server that sends single bytes would prolong it."""
 
-    def __init__(self, connected: socket.socket, deadline: Deadline, max_bytes: int) -> None:
+    def __init__(self, connected: socket.socket, limit: TimeLimit, max_bytes: int) -> None:
         self._connected = connected
-        self._deadline = deadline
+        self._limit = limit
         self._max_bytes = max_bytes
         self._left = max_bytes + _FRAMING_BYTES
 
@@ -212,7 +202,7 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._connected.settimeout(self._deadline.left())
+        self._limit.apply_to(self._connected)
         count = self._connected.recv_into(buffer)
         self._left -= count
         if self._left < 0:

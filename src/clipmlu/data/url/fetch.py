@@ -6,15 +6,15 @@ import datetime
 import email.utils
 import http.client
 import ssl
-import time
 import zlib
 from collections.abc import Callable
 from http import HTTPStatus
 
-from clipmlu.data.url.connection import CUT, Deadline, Response, request
+from clipmlu.data.url.connection import CUT, Response, request
 from clipmlu.data.url.errors import CutError, UrlError
 from clipmlu.data.url.location import Location, parse_url, redact
 from clipmlu.data.url.options import UrlOptions
+from clipmlu.data.url.time_limit import TimeLimit
 from clipmlu.errors import InputError, first_line, reason_of
 from clipmlu.file_names import name_from_path
 
@@ -24,7 +24,7 @@ _PAUSES_S = (0.5, 1.5)
 """Pauses before the second and third attempt."""
 
 
-def fetch_image(url: str, options: UrlOptions) -> bytes:
+def fetch_image(url: str, options: UrlOptions, limit: TimeLimit | None = None) -> bytes:
     """Return the content of an image file.
 
     The attempt is repeated up to two times if the server answers 429 or 5xx, after the pause that it asks for, or if it
@@ -33,21 +33,22 @@ def fetch_image(url: str, options: UrlOptions) -> bytes:
     Args:
         url: an http or https URL.
         options: limits.
+        limit: the time limit, begun already; None to begin it now.
 
     Raises:
         InputError: the file cannot be fetched within the limits; the message holds no secrets of the URL.
     """
     try:
-        return _fetch(parse_url(url), options, Deadline.after(options.timeout_s))
+        return _fetch(parse_url(url), options, limit or TimeLimit(options.timeout_s))
     except UrlError as error:
         raise InputError(f"Cannot read image '{redact(name_from_path(url))}': {error}") from error
 
 
-def _fetch(location: Location, options: UrlOptions, deadline: Deadline) -> bytes:
+def _fetch(location: Location, options: UrlOptions, limit: TimeLimit) -> bytes:
     """Follow redirects until a server sends the content."""
     for hop in range(options.max_redirects + 1):
         try:
-            answer = _ask_repeatedly(location, options, deadline)
+            answer = _ask_repeatedly(location, options, limit)
             if isinstance(answer, bytes):
                 return answer
             location = location.follow(answer)
@@ -57,7 +58,7 @@ def _fetch(location: Location, options: UrlOptions, deadline: Deadline) -> bytes
     raise UrlError(f"it redirects more than {options.max_redirects} times, the last time to '{redact(location.url)}'.")
 
 
-def _ask_repeatedly(location: Location, options: UrlOptions, deadline: Deadline) -> bytes | str:
+def _ask_repeatedly(location: Location, options: UrlOptions, limit: TimeLimit) -> bytes | str:
     """Return the content, or the target of a redirect; repeat what may succeed later.
 
     Raises:
@@ -65,20 +66,20 @@ def _ask_repeatedly(location: Location, options: UrlOptions, deadline: Deadline)
     """
     for pause in (*_PAUSES_S, None):
         try:
-            return _with_reasons(lambda: _ask(location, options, deadline), options)
+            return _with_reasons(lambda: _ask(location, options, limit), options)
         except _BusyError as error:
             wait = error.retry_after_s if error.retry_after_s is not None else pause
-            if pause is None or wait is None or not _sleep(wait, deadline):
+            if pause is None or wait is None or not limit.sleep(wait):
                 raise
         except CutError:
-            if pause is None or not _sleep(pause, deadline):
+            if pause is None or not limit.sleep(pause):
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def _ask(location: Location, options: UrlOptions, deadline: Deadline) -> bytes | str:
+def _ask(location: Location, options: UrlOptions, limit: TimeLimit) -> bytes | str:
     """Send one request."""
-    with request(location, deadline, max_bytes=options.max_bytes, allow_private=options.allow_private) as response:
+    with request(location, limit, max_bytes=options.max_bytes, allow_private=options.allow_private) as response:
         if response.status in _COMPLETE:
             return response.read()
         if response.status in _REDIRECTS:
@@ -116,14 +117,6 @@ def _retry_after(value: str | None) -> float | None:
         return None
     date = date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)
     return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
-
-
-def _sleep(seconds: float, deadline: Deadline) -> bool:
-    """Wait; return False at once if the deadline would pass."""
-    if time.monotonic() + seconds >= deadline.end:
-        return False
-    time.sleep(seconds)
-    return True
 
 
 def _status(response: Response) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 from clipmlu.data.url.location import redact
 from clipmlu.data.url.options import UrlOptions
+from clipmlu.data.url.time_limit import TimeLimit
 from clipmlu.errors import InputError
 from clipmlu.file_names import name_from_path
 
@@ -37,15 +39,46 @@ class FoundUrl:
             "or download the file and give its path."
         )
 
-    def source(self) -> bytes:
-        """Fetch the file and return its content.
+    @property
+    def source(self) -> Download:
+        """Fetches the file when it is called."""
+        return Download(self)
+
+
+class Download:
+    """Fetches the file of a URL when it is called, once; another thread may end that.
+
+    Args:
+        found: the URL.
+    """
+
+    def __init__(self, found: FoundUrl) -> None:
+        self._found = found
+        self._lock = threading.Lock()
+        self._limit: TimeLimit | None = None
+        self._cancelled = False
+
+    def __call__(self) -> bytes:
+        """Return the content of the file.
 
         Raises:
-            InputError: it cannot be fetched, or that is not allowed.
+            InputError: it cannot be fetched, or that is not allowed, or it was cancelled.
         """
-        if self.error is not None:
-            raise self.error
+        if self._found.error is not None:
+            raise self._found.error
         from clipmlu.data.url.fetch import fetch_image  # Python's modules for HTTP and TLS take a while to load
 
-        assert self.options is not None
-        return fetch_image(self.url, self.options)
+        options = self._found.options
+        assert options is not None
+        with self._lock:
+            self._limit = TimeLimit(options.timeout_s)
+            if self._cancelled:
+                self._limit.cancel()
+        return fetch_image(self._found.url, options, self._limit)
+
+    def cancel(self) -> None:
+        """End the download soon; the call raises ``InputError``."""
+        with self._lock:
+            self._cancelled = True
+            if self._limit is not None:
+                self._limit.cancel()
