@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from clipmlu.file_names import name_from_path
 if TYPE_CHECKING:
     from clipmlu.data.url.options import UrlOptions
     from clipmlu.jobs.engines.options import EngineOptions
+    from clipmlu.jobs.inputs import JobInput
     from clipmlu.jobs.options import ClassificationOptions, JobOptions
     from clipmlu.jobs.run import JobReport, JobStart
 
@@ -109,7 +110,7 @@ def check_job_output(output: Path, instead: str = "") -> None:
 
 
 def run_job_command(
-    bundle: Path, inputs: Sequence[str], output: Path, options: JobOptions, engine: EngineOptions, label: str
+    bundle: Path, images: JobInput, output: Path, options: JobOptions, engine: EngineOptions, label: str
 ) -> int:
     """Run a job, print what it did, and return the exit code of the command."""
     from clipmlu.jobs.run import run_job
@@ -118,7 +119,7 @@ def run_job_command(
     with note_kept(output, "What was computed", named_by=(OptionError, BundleExistsError)), progress:
         report = run_job(
             bundle,
-            inputs,
+            images,
             output,
             options,
             engine=engine,

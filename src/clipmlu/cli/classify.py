@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import click
 
 from clipmlu.cli._engines import engine_options, refuse_engine
 from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._inputs import input_options
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs
 from clipmlu.cli._options import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.data.url.options import UrlOptions
     from clipmlu.jobs.engines.options import EngineOptions
+    from clipmlu.jobs.inputs import JobInput
     from clipmlu.jobs.options import ClassificationOptions
     from clipmlu.model import Model
 
@@ -104,13 +105,14 @@ _classes_options = OptionGroup(
 )
 @overwrite_option
 @click.option("--embeddings", is_flag=True, help="A job stores the embeddings, too.")
+@input_options
 @url_options
 @job_options
 @engine_options
 @running_options
 def classify_command(
     bundle: Path,
-    inputs: tuple[str, ...],
+    images: JobInput,
     classes: ClassesChoice,
     save_classifier: Path | None,
     format_name: str | None,
@@ -125,12 +127,12 @@ def classify_command(
     """Classify images with a compiled BUNDLE.
 
     INPUT is a file, a folder (searched recursively), a glob pattern, or - for a list of paths on stdin, one per line.
-    With --allow-urls, it or a line of the list may be a URL.
+    A tar archive, a Parquet or an Arrow file holds many images. With --allow-urls, INPUT or a line of the list may be a URL.
     An image that cannot be read is reported and skipped; the exit code is then 1.
 
     With -o DIR it is a job for any number of images; see 'clipmlu embed'.
     """
-    if not inputs and (save_classifier is None or output is not None):
+    if not images.given and (save_classifier is None or output is not None):
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
     if output is None:
         job.refuse("standard output")
@@ -138,7 +140,7 @@ def classify_command(
         if embeddings:
             raise OptionError("--embeddings is for a job: give -o DIR")
         return _print(
-            bundle, inputs, classes, save_classifier, format_name or "table", urls, running, overwrite=overwrite
+            bundle, images, classes, save_classifier, format_name or "table", urls, running, overwrite=overwrite
         )
     check_job_output(output)
     if format_name is not None:
@@ -148,12 +150,12 @@ def classify_command(
     if "dtype" in job.given and not embeddings:
         raise OptionError("--dtype is about stored embeddings; add --embeddings")
     options = job.options(running, urls, overwrite=overwrite, classification=classes.for_job(embeddings=embeddings))
-    return run_job_command(bundle, inputs, output, options, engine, "classifying")
+    return run_job_command(bundle, images, output, options, engine, "classifying")
 
 
 def _print(
     bundle: Path,
-    inputs: Sequence[str],
+    images: JobInput,
     classes: ClassesChoice,
     save_classifier: Path | None,
     format_name: str,
@@ -163,10 +165,9 @@ def _print(
     overwrite: bool,
 ) -> int:
     from clipmlu.data.finding import SkippedFiles
-    from clipmlu.data.listing import find_inputs
     from clipmlu.embed.images import run_batches
-    from clipmlu.embed.items import items_from_found
     from clipmlu.files.publish import check_files_free
+    from clipmlu.jobs.opening import input_items
     from clipmlu.report.predictions import FORMATS, write_predictions
 
     check_files_free([save_classifier], overwrite=overwrite)
@@ -177,13 +178,13 @@ def _print(
             classifier.save(save_classifier, overwrite=overwrite)
             note(f"Wrote classifier file {name_from_path(save_classifier)}")
 
-        if inputs:
+        if images.given:
             if cost := classifier.scorer.describe_cost(encoder.check_batch_size(running.batch_size)):
                 note(cost)
             output = FORMATS[format_name](classifier, classes.top_k)
             batches = run_batches(
                 classifier.scorer,
-                items_from_found(find_inputs(inputs, skipped_files, urls)),
+                input_items(images, skipped_files, urls),
                 batch_size=running.batch_size,
                 workers=running.workers,
             )

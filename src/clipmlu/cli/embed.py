@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._engines import engine_options, refuse_engine
+from clipmlu.cli._inputs import input_options
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs
 from clipmlu.cli._options import PATH, RunningOptions, bundle_argument, overwrite_option, running_options
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from clipmlu.data.url.options import UrlOptions
     from clipmlu.embed.file import EmbeddingFile
     from clipmlu.jobs.engines.options import EngineOptions
+    from clipmlu.jobs.inputs import JobInput
 
 
 @click.command("embed")
@@ -33,13 +35,14 @@ if TYPE_CHECKING:
     help="A .npy file, with the ids in the same name with .ids.json; or the folder of a job.",
 )
 @overwrite_option
+@input_options
 @url_options
 @job_options
 @engine_options
 @running_options
 def embed_command(
     bundle: Path,
-    inputs: tuple[str, ...],
+    images: JobInput,
     texts: Path | None,
     output: Path,
     overwrite: bool,
@@ -53,23 +56,24 @@ def embed_command(
     INPUT is as for 'clipmlu classify'. If the run ends early, the finished rows are written to OUTPUT.partial.npy.
 
     With a folder as OUTPUT it is a job for any number of images: its shards hold a row for each image, errors.jsonl lists
-    those that could not be read, and the same command goes on where it was interrupted.
+    those that could not be read, and the same command goes on where it was interrupted. A job also reads the tar archives
+    (WebDataset), Parquet and Arrow files (Hugging Face) that lie in folders.
     """
-    if bool(inputs) == (texts is not None):
+    if images.given == (texts is not None):
         raise OptionError("Give either INPUT or --texts.")
     if output.suffix == ".npy" and not output.is_dir():
         job.refuse("a .npy file")
         refuse_engine(engine, "a .npy file")
-        return _write_file(bundle, inputs, texts, output, running, urls, overwrite=overwrite)
+        return _write_file(bundle, images, texts, output, running, urls, overwrite=overwrite)
     check_job_output(output, ", or a file NAME.npy")
     if texts is not None:
         raise OptionError(f"--texts writes a file; expected -o NAME.npy, not the folder '{output}'")
-    return run_job_command(bundle, inputs, output, job.options(running, urls, overwrite=overwrite), engine, "embedding")
+    return run_job_command(bundle, images, output, job.options(running, urls, overwrite=overwrite), engine, "embedding")
 
 
 def _write_file(
     bundle: Path,
-    inputs: tuple[str, ...],
+    images: JobInput,
     texts: Path | None,
     output: Path,
     running: RunningOptions,
@@ -79,9 +83,8 @@ def _write_file(
 ) -> int:
     from clipmlu.bundle.manifest import emulated_mark
     from clipmlu.data.finding import SkippedFiles
-    from clipmlu.data.listing import find_inputs
     from clipmlu.embed.file import EmbeddingFile, check_embedding_output, embed_images_into, embed_lines_into
-    from clipmlu.embed.items import items_from_found
+    from clipmlu.jobs.opening import input_items
 
     skipped_files = SkippedFiles()
     check_embedding_output(output, overwrite=overwrite)
@@ -92,7 +95,7 @@ def _write_file(
         mark = emulated_mark(encoder.bundle.compilation.emulated)
         try:
             if texts is None:
-                items = items_from_found(find_inputs(inputs, skipped_files, urls))
+                items = input_items(images, skipped_files, urls)
                 broken = embed_images_into(
                     file,
                     encoder,

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipmlu.data.datasets import Dataset
-    from clipmlu.data.finding import Found
     from clipmlu.data.picture import Size
-    from clipmlu.data.url.found import FoundUrl
     from clipmlu.embed.encoder import FloatArray
 
 
@@ -86,12 +84,6 @@ class RowBatch(NamedTuple):
         for position, item in enumerate(self.items):
             error = self.errors.get(position)
             yield Outcome(item, None if error else next(rows), error)
-
-
-def items_from_found(found: Iterable[Found | FoundUrl]) -> Iterator[ImageItem]:
-    """Yield an item for each found file or URL; one that cannot be read fails when it is loaded."""
-    for each in found:
-        yield ImageItem(each.name, each.source)
 
 
 def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:

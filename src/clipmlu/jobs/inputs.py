@@ -24,11 +24,11 @@ from clipmlu.jobs.pieces import FileEntry, FilesPiece, Piece, RowsPiece, TarPiec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobInput:
-    """What a job reads, in this order.
+    """What a command reads, in this order.
 
     Attributes:
-        paths: files, folders, glob patterns, URLs, or ``-`` for a list on stdin. Tar, Parquet and Arrow files hold many images each, also in
-            folders.
+        paths: files, folders, glob patterns, URLs, or ``-`` for a list on stdin. Tar, Parquet and Arrow files hold many images each; a
+            job finds them in folders, too.
         files_from: a file that lists more of them, or ``-`` for stdin; see ``find_inputs``.
         dataset: a labelled dataset.
         image_column: column of the images in Parquet and Arrow files; None to find it; see ``choose_columns``.
@@ -47,6 +47,11 @@ class JobInput:
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
+
+    @property
+    def given(self) -> bool:
+        """Whether it names any images."""
+        return bool(self.paths) or self.files_from is not None or self.dataset is not None
 
 
 def cut_inputs(
@@ -69,12 +74,13 @@ def cut_inputs(
         MissingDependencyError: pyarrow is not installed, and a table is among the inputs.
     """
     found = find_inputs(inputs.paths, skipped_files, urls, containers=True, files_from=inputs.files_from)
-    yield from _cut_found(found, inputs, shard_size)
+    yield from cut_found(found, inputs, shard_size)
     if inputs.dataset is not None:
         yield from cut_dataset(inputs.dataset, shard_size)
 
 
-def _cut_found(found: Iterable[Found | FoundUrl], inputs: JobInput, shard_size: int) -> Iterator[Piece]:
+def cut_found(found: Iterable[Found | FoundUrl], inputs: JobInput, shard_size: int) -> Iterator[Piece]:
+    """Cut files and URLs into pieces; see ``cut_inputs``."""
     waiting: list[FileEntry] = []
     for each in found:
         entry = _entry(each)

@@ -1,4 +1,4 @@
-"""Opening pieces: their images, in any process that has the same paths."""
+"""The images of pieces, in any process that has the same paths, and of a command without pieces."""
 
 from __future__ import annotations
 
@@ -13,16 +13,38 @@ from clipmlu.data.containers.parquet import parquet_entries
 from clipmlu.data.containers.tar import tar_entries
 from clipmlu.data.finding import SkippedFiles
 from clipmlu.data.images import ImageSource
+from clipmlu.data.listing import find_inputs
 from clipmlu.data.url.found import Download, FoundUrl
 from clipmlu.data.url.location import is_url
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.embed.items import ImageItem
 from clipmlu.errors import InputError
 from clipmlu.file_names import path_from_name, text_from_name
-from clipmlu.jobs.dataset_input import dataset_items
+from clipmlu.jobs.dataset_input import cut_dataset, dataset_items
+from clipmlu.jobs.inputs import JobInput, cut_found
+from clipmlu.jobs.options import DEFAULT_SHARD_SIZE
 from clipmlu.jobs.pieces import DatasetPiece, FileEntry, FilesPiece, Piece, RowsPiece, TarPiece
 
 _log = logging.getLogger(__name__)
+
+
+def input_items(inputs: JobInput, skipped_files: SkippedFiles, urls: UrlOptions | None = None) -> Iterator[ImageItem]:
+    """Yield the images of a command that is no job, lazily; files in folders that hold many images are left out.
+
+    Args:
+        inputs: the inputs.
+        skipped_files: counts files in folders that are not images.
+        urls: limits for fetching URLs; None if that is not allowed.
+
+    Raises:
+        ClipmluError: as for ``cut_inputs``.
+    """
+    for found in find_inputs(inputs.paths, skipped_files, urls, files_from=inputs.files_from):
+        for piece in cut_found((found,), inputs, DEFAULT_SHARD_SIZE):
+            yield from open_piece(piece, urls)
+    if inputs.dataset is not None:
+        for part in cut_dataset(inputs.dataset, DEFAULT_SHARD_SIZE):
+            yield from open_piece(part)
 
 
 def open_piece(piece: Piece, urls: UrlOptions | None = None) -> Iterator[ImageItem]:
