@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import fake_packages
 import support
-from clipmlu.backends import SessionOptions, backend_for_target, get_backend, openvino_runtime
+from clipmlu.backends import SessionOptions, backend_for_target, get_backend, openvino_graph, openvino_runtime
 from clipmlu.backends.integer_products import integer_product_graph, products_are_exact
 from clipmlu.backends.openvino import OpenVinoBackend, OpenVinoSession
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
@@ -164,7 +164,7 @@ def test_patches_in_8_bits_with_a_scale_per_channel_are_those_of_onnxruntime(tmp
     session = import_onnxruntime().InferenceSession(tmp_path / "patches.onnx", providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, feeds)
     compiled = openvino_runtime.core().compile_model(
-        openvino_runtime.read_graph(tmp_path / "patches.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        openvino_graph.read_graph(tmp_path / "patches.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     np.testing.assert_allclose(compiled(feeds)[0], expected, atol=0.1)  # values up to 30; a pixel may round differently
 

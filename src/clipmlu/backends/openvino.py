@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmlu.backends import openvino_runtime
+from clipmlu.backends import openvino_graph, openvino_runtime
 from clipmlu.backends.base import Availability, CompiledGraph, Feeds, GraphOptions, Session, SessionOptions, SourceGraph
 from clipmlu.backends.cpu_graphs import check_openable, copy_graph, write_mode
 from clipmlu.backends.cpu_session import CpuSession
@@ -125,7 +125,7 @@ class OpenVinoSession(CpuSession):
 
     def _load(self, path: Path, options: SessionOptions, precision: Precision) -> None:
         try:
-            graph = openvino_runtime.read_graph(path, quantised=precision.bits is not None)
+            graph = openvino_graph.read_graph(path, quantised=precision.bits is not None)
             self._table_sizes = _table_sizes(graph)
             self._compiled = openvino_runtime.core().compile_model(graph, "CPU", _settings(options, precision))
             self._request = self._compiled.create_infer_request()
