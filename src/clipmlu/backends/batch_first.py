@@ -139,11 +139,10 @@ class _Search:
 
     def _user(self, name: str, *op_types: str) -> onnx.NodeProto | None:
         """Return the node that uses a tensor as its first input, if it has one of the types and nothing else uses the tensor."""
-        users = self.index.consumers[name]
-        if len(users) != 1 or name in self.index.outputs:
+        node = self.index.only_user(name)
+        if node is None or node.op_type not in op_types:
             return None
-        node, position = users[0]
-        return node if node.op_type in op_types and (position == 0 or node.op_type == "MatMul") else None
+        return node if node.input[0] == name or node.op_type == "MatMul" else None
 
     def _transpose(self, name: str, order: list[int]) -> onnx.NodeProto | None:
         node = self._user(name, "Transpose")

@@ -132,11 +132,11 @@ class _Preparation:
     def _bias_addition(self, product: onnx.NodeProto) -> onnx.NodeProto | None:
         """Return the node that adds one constant to each column of a product, if nothing else uses the product."""
         result = product.output[0]
-        users = [user for user, _ in self._index.consumers[result]]
-        if result in self._index.outputs or len(users) != 1 or users[0].op_type != "Add":
+        addition = self._index.only_user(result)
+        if addition is None or addition.op_type != "Add":
             return None
-        bias = next((self._values(name) for name in users[0].input if name != result), None)
-        return users[0] if bias is not None and bias.ndim == 1 and bias.size > 1 else None
+        bias = next((self._values(name) for name in addition.input if name != result), None)
+        return addition if bias is not None and bias.ndim == 1 and bias.size > 1 else None
 
     def _is_quantised(self, name: str) -> bool:
         """Return whether a result is quantised, possibly after a Relu: then onnxruntime computes it in integers."""

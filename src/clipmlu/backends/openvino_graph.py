@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipmlu.backends.cpu_graphs import load_single_file, runtime_path
 from clipmlu.backends.openvino_runtime import import_openvino
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def read_graph(path: Path, *, quantised: bool = False) -> Any:
@@ -17,7 +20,7 @@ def read_graph(path: Path, *, quantised: bool = False) -> Any:
 
     Args:
         path: the file.
-        quantised: whether the graph is in 8 bits; then its attention is rewritten, see ``batch_first``.
+        quantised: whether the graph is in 8 bits; then it is rewritten.
 
     Returns:
         An ``openvino.Model``.
@@ -25,20 +28,49 @@ def read_graph(path: Path, *, quantised: bool = False) -> Any:
     frontends = import_openvino().frontend.FrontEndManager()
     frontend = frontends.load_by_framework("onnx")
     location = runtime_path(path)
-    graph = frontend.convert(frontend.load((_batch_first(path) if quantised else None) or location))
+    graph = frontend.convert(frontend.load((_prepared(path) if quantised else None) or location))
     _separate_reshapes(graph)
     return graph
 
 
-def _batch_first(path: Path) -> io.BytesIO | None:
-    """Return a graph with its attention rewritten, serialised; None if the weights are in a second file."""
+def _prepared(path: Path) -> io.BytesIO | None:
+    """Return an 8-bit graph, rewritten and serialised; None if the weights are in a second file."""
     from clipmlu.backends.batch_first import make_batch_first
 
     model = load_single_file(path)
     if model is None:
         return None
     make_batch_first(model)
+    quantise_before_reshapes(model)
     return io.BytesIO(model.SerializeToString())
+
+
+def quantise_before_reshapes(model: onnx.ModelProto) -> None:
+    """Quantise tensors before they are reshaped, where one follows the other; the numbers stay the same.
+
+    OpenVINO joins a quantisation to the operator before it, such as an attention, but not if a Reshape is between them.
+
+    Args:
+        model: an 8-bit graph, changed in place.
+    """
+    from clipmlu.graph.index import GraphIndex
+
+    index = GraphIndex(model)
+    moved: dict[str, onnx.NodeProto] = {}  # a dequantised tensor -> the Reshape that follows it now
+    for reshape in model.graph.node:
+        quantise = index.only_user(reshape.output[0]) if reshape.op_type == "Reshape" else None
+        dequantise = index.only_user(quantise.output[0]) if quantise and quantise.op_type == "QuantizeLinear" else None
+        if not quantise or not dequantise or list(index.weights[quantise.input[1]].dims) not in ([], [1]):
+            continue
+        values, whole = dequantise.output[0], f"openvino/{reshape.output[0]}"
+        quantise.input[0], dequantise.output[0] = reshape.input[0], whole
+        reshape.input[0], reshape.output[0] = whole, values
+        moved[whole] = reshape
+    later = {reshape.output[0] for reshape in moved.values()}
+    nodes = [node for node in model.graph.node if node.output[0] not in later]
+    ordered = [each for node in nodes for each in (node, moved.get(node.output[0])) if each is not None]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
 
 
 def _separate_reshapes(graph: Any) -> None:

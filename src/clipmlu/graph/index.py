@@ -42,6 +42,11 @@ class GraphIndex:
         """Return whether several inputs use the same weight."""
         return len(self.consumers[weight]) > 1
 
+    def only_user(self, name: str) -> onnx.NodeProto | None:
+        """Return the node that uses a tensor, if nothing else does and the tensor is no output of the graph."""
+        users = self.consumers[name]
+        return users[0][0] if len(users) == 1 and name not in self.outputs else None
+
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     """Map each attribute name to its value."""
