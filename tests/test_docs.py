@@ -11,13 +11,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from clipmlu.bundle.directory import ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli import cli, main
 from conftest import REPOSITORY
-from support import put_export
+from support import picture, put_export
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DESIGN = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
@@ -143,3 +145,31 @@ def _is_defined(name: str) -> bool:
     return importlib.util.find_spec(above) is not None and (
         hasattr(importlib.import_module(above), last) or importlib.util.find_spec(full) is not None
     )
+
+
+def test_the_python_of_the_page_on_jobs_reads_a_job(
+    compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        picture(number).save(f"{number}.png")
+    Path("2.png").write_bytes(b"no image")
+    command = ["embed", str(compiled.path), *(f"{number}.png" for number in range(4)), "-o"]
+    assert main([*command, "embeddings", "--shard-size", "3"]) == 1
+    assert main([*command, "embeddings-npy", "--shard-size", "3", "--shard-format", "npy"]) == 1
+    assert main([*command, "all.npy"]) == 1
+    expected = np.load("all.npy")
+    capsys.readouterr()
+    text = (REPOSITORY / "docs" / "jobs.md").read_text(encoding="utf-8")
+    with_pyarrow, with_numpy, with_clipmlu = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(with_pyarrow, "docs/jobs.md", "exec"), names)
+    assert names["ids"] == ["0.png", "1.png", "3.png"]
+    np.testing.assert_allclose(names["embeddings"], expected, atol=1e-6)
+    for block in (with_pyarrow, with_numpy):  # the last block is the second shard, of one image
+        exec(compile(block, "docs/jobs.md", "exec"), names)
+        np.testing.assert_allclose(names["block"], expected[2:], atol=1e-6)
+    exec(compile(with_clipmlu, "docs/jobs.md", "exec"), names)
+    width = expected.shape[1]
+    assert capsys.readouterr().out == f"2 (2, {width})\n1 (1, {width})\n"
