@@ -57,8 +57,6 @@ def refuse_engine(engine: EngineOptions, output: str) -> None:
     Raises:
         OptionError: several workers, or others, were chosen.
     """
-    from clipmlu.jobs.engines.options import THIS_PROCESS
-
-    if engine != THIS_PROCESS:
+    if not engine.is_this_process:
         name = "--processes" if engine.engine == "local" else "--engine ray"
         raise OptionError(f"{name} is for a job: give -o DIR, not {output}")

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -71,6 +72,18 @@ class ErrorLine(Spec, frozen=True, kw_only=True):
     shard: str
 
 
+class FolderMark(NamedTuple):
+    """What tells the folder of a job from another one.
+
+    Attributes:
+        digest: SHA-256 of ``job.json`` in hex.
+        mtime_ns: when that was written, in nanoseconds.
+    """
+
+    digest: str
+    mtime_ns: int
+
+
 class JobFolder:
     """Reads and writes the folder of a job."""
 
@@ -106,6 +119,14 @@ class JobFolder:
         raise BundleExistsError(
             f"Output '{self.path}' exists and is not a job; it is not changed. Choose another path."
         )
+
+    def mark(self) -> FolderMark | None:
+        """Return what tells this job from one at the same path on another machine; None if there is no job."""
+        path = self.path / JOB_FILE
+        try:
+            return FolderMark(hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        except OSError:
+            return None
 
     def read_manifest(self) -> JobManifest | None:
         """Return the content of ``job.json``, or None if there is none.

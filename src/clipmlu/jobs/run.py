@@ -125,8 +125,10 @@ def run_job(
         manifest = _begin(job, path, definition, options, pieces)
         tally = _Tally(job, manifest)
         on_start(JobStart(manifest.inputs.images, tally.images, manifest.shards, tally.shards))
-        reported = on_load if engine == THIS_PROCESS else None
-        work = ShardWork(bundle=path, folder=job.path, manifest=manifest, options=options, on_load=reported)
+        reported = on_load if engine.is_this_process else None
+        work = ShardWork(
+            bundle=path, folder=job.path, manifest=manifest, options=options, mark=job.mark(), on_load=reported
+        )
         started = now()
         with _errors_written(job, manifest.shards):
             cards = _cards(path, options, engine)
@@ -185,7 +187,7 @@ def _begin(
 
 def _cards(bundle: Path, options: JobOptions, engine: EngineOptions) -> Cards | None:
     """Return the cards that several workers share, or None."""
-    if engine == THIS_PROCESS:
+    if engine.is_this_process:
         return None
     with options.load(bundle) as model:
         return choose_cards(model, engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
@@ -15,8 +16,8 @@ from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.images import run_groups
 from clipmlu.embed.items import ImageItem
-from clipmlu.errors import BundleCorruptError, SessionError
-from clipmlu.jobs.folder import JobFolder, ShardRecord
+from clipmlu.errors import BundleCorruptError, OutputError, SessionError
+from clipmlu.jobs.folder import FolderMark, JobFolder, ShardRecord
 from clipmlu.jobs.manifest import JobManifest
 from clipmlu.jobs.opening import open_piece
 from clipmlu.jobs.options import JobOptions
@@ -46,6 +47,7 @@ class ShardWork:
         folder: directory of the job.
         manifest: content of its ``job.json``.
         options: its options; the fields that decide results are those of the manifest.
+        mark: ``mark`` of the directory of the job in the process that runs the job.
         on_load: called about twice a second with what the pipeline did; None for other processes, which cannot call it.
     """
 
@@ -53,6 +55,7 @@ class ShardWork:
     folder: Path
     manifest: JobManifest
     options: JobOptions
+    mark: FolderMark | None
     on_load: Callable[[PipelineLoad], object] | None = None
 
     @contextlib.contextmanager
@@ -62,15 +65,26 @@ class ShardWork:
         Raises:
             BundleCorruptError: the bundle was replaced since the job began.
             SessionError: the software is of other versions.
+            OutputError: this machine has another directory at the path.
             InputError: the job's classifier is damaged.
         """
         options, folder = self.options.on(share), JobFolder(self.folder)
+        self._check_folder(folder)
         with options.load(self.bundle) as model, ShardWriter(folder, self.manifest) as writer:
             self._check_software(model)
             classifier = self._classifier(model, folder)
             table = RowTable(self.manifest.schema, classifier)
             graph = ImageTower(model) if classifier is None else classifier.scorer
             yield lambda shards: self._run(graph, table, writer, shards, options.workers)
+
+    def _check_folder(self, folder: JobFolder) -> None:
+        """Check that the folder is that of the process that runs the job; else the shards would be written elsewhere."""
+        found = folder.mark()
+        if found != self.mark:
+            raise OutputError(
+                f"Machine '{socket.gethostname()}' finds {'no' if found is None else 'another'} job in '{self.folder}'. All "
+                "machines must have the folder of the job at the same path, on a shared file system."
+            )
 
     def _check_software(self, model: Model) -> None:
         """Check that the bundle and the software of this machine are those of the job."""

@@ -49,8 +49,10 @@ def choose_cards(encoder: Encoder, engine: EngineOptions) -> Cards | None:
         BackendUnavailableError: all cards were chosen, and the SDK cannot be reached, or reports none.
     """
     recipe = encoder.recipe()
-    alone = engine.engine == "local" and engine.processes in (None, 1)
-    if alone or not get_backend(encoder.runnable.compilation.placement(encoder.runnable.image_graph).backend).has_cards:
+    if (
+        engine.is_this_process
+        or not get_backend(encoder.runnable.compilation.placement(encoder.runnable.image_graph).backend).has_cards
+    ):
         return None
     unchosen = recipe.devices == "all" or (recipe.devices is None and recipe.options.device == 0)
     return Cards(indices=None if engine.ray_address is not None and unchosen else encoder.devices)

@@ -43,7 +43,7 @@ def run_tasks(
     """
     if options.engine == "ray":
         yield from run_on_ray(work, tasks, options, cards, describe)
-    elif (options.processes or 1) == 1:
+    elif options.is_this_process:
         yield from run_here(work, tasks)
     else:
         yield from run_in_processes(work, tasks, split_machine(options.processes or 1, cards), describe)

@@ -29,6 +29,11 @@ class EngineOptions:
     processes: PositiveInt | None = None
     ray_address: str | None = None
 
+    @property
+    def is_this_process(self) -> bool:
+        """Whether the only worker is the process that runs the job."""
+        return self.engine == "local" and self.processes in (None, 1)
+
     def __post_init__(self) -> None:
         """Check the fields.
 

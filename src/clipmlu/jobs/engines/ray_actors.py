@@ -10,6 +10,7 @@ is not repeated by Ray (``max_task_retries``), since it would wait for the same 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic
 
@@ -98,7 +99,7 @@ class _Actors(Generic[Task, Result]):
         )
         versions = package_versions()
         self._actors: list[_Actor[Task]] = [
-            _Actor(remote.remote(work, layout.cpus, cards, versions)) for _ in range(layout.actors)
+            _Actor(remote.remote(work, layout.cpus, cards, versions, os.getcwd())) for _ in range(layout.actors)
         ]
 
     def run(self) -> Iterator[Result]:

@@ -75,13 +75,17 @@ class RayWorker:
         cpus: CPUs of the actor.
         cards: the cards from which it takes one; None if the bundle runs on the CPU.
         versions: ``package_versions`` of the driver.
+        directory: working directory of the driver, where relative paths begin.
     """
 
-    def __init__(self, work: Work[Any, Any], cpus: int, cards: Cards | None, versions: Mapping[str, str]) -> None:
+    def __init__(
+        self, work: Work[Any, Any], cpus: int, cards: Cards | None, versions: Mapping[str, str], directory: str
+    ) -> None:
         self._work = work
         self._cpus = cpus
         self._cards = cards
         self._versions = versions
+        self._directory = directory
         self._logs = LogCollector()
         logging.getLogger("clipmlu").addHandler(self._logs)
         self._place: Future[WorkerPlace] = Future()
@@ -108,6 +112,7 @@ class RayWorker:
     def _serve(self) -> None:
         try:
             self._check_versions()
+            _change_directory(self._directory)
             share, place = self._take_share()
             with quiet_pillow(), self._work.open(share) as worker:
                 self._place.set_result(place)
@@ -152,6 +157,16 @@ class RayWorker:
                 f"Machine '{socket.gethostname()}' has other packages than the one that runs the job: {', '.join(texts)}. "
                 "Install the same versions on all machines, so that every shard is computed alike."
             )
+
+
+def _change_directory(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise BackendUnavailableError(
+            f"Machine '{socket.gethostname()}' has no folder '{directory}', in which the job was started: {error.strerror}. "
+            "Start it in a folder that all machines share."
+        ) from error
 
 
 def _indices(cards: Cards) -> tuple[int, ...]:
