@@ -8,6 +8,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import sys
 import tarfile
 import tracemalloc
 import zlib
@@ -27,7 +28,7 @@ from clipmlu.data.datasets import open_dataset
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.finding import SkippedFiles
 from clipmlu.data.images import load_image, read_source
-from clipmlu.errors import InputError, OptionError
+from clipmlu.errors import InputError, MissingDependencyError, OptionError
 from clipmlu.jobs.inputs import JobInput, cut_inputs, cut_rows
 from clipmlu.jobs.opening import open_piece
 from clipmlu.jobs.options import JobOptions
@@ -166,6 +167,25 @@ def test_a_state_that_cannot_be_read_is_an_error_and_none_of_its_files_is_guesse
     (mixed / "saved" / "state.json").write_text('{"of": "another program"}')
     (mixed / "saved" / "cache-123.arrow").unlink()
     assert len(load(cut(mixed / "saved"))) == 5
+
+
+def test_tables_that_describe_the_images_beside_them_are_left_out_and_counted(tmp_path: Path) -> None:
+    """As img2dataset writes its shards, as archives and as folders, and as Hugging Face's ImageFolder has its metadata."""
+    table = pa.table({"url": ["https://example.org/1.jpg"], "caption": ["a"], "key": ["000000000"]})
+    for folder in ("shards", "folders/00000", "images", "tables"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_tar(tmp_path / "shards" / "00000.tar", {"000000000.jpg": picture(1), "000000000.json": b"{}"})
+    (tmp_path / "folders" / "00000" / "000000000.jpg").write_bytes(picture(2))
+    (tmp_path / "images" / "a.png").write_bytes(picture(3))
+    names = ("shards/00000.parquet", "folders/00000.parquet", "images/metadata.parquet", "tables/metadata.parquet")
+    for name in names:
+        pq.write_table(table, tmp_path / name)
+    skipped = SkippedFiles()
+    found = load(cut(tmp_path, skipped=skipped))
+    assert [content for _, content in found[:-1]] == [picture(2), picture(3), picture(1)]
+    assert found[-1][0] == f"{tmp_path}/tables/metadata.parquet#0"
+    assert skipped.note() == "Left out: 3 Parquet file(s) about the images beside them."
+    assert len(load(cut(tmp_path / "shards" / "00000.parquet"))) == 1
 
 
 def test_columns_are_chosen_for_all_tables(mixed: Path) -> None:
@@ -313,6 +333,13 @@ def test_planning_holds_no_more_than_a_shard(tmp_path: Path) -> None:
         count = sum(piece.images or 0 for piece in cut_inputs(inputs, 10, SkippedFiles()))
     assert count == 3000
     assert peaks[0] < 1 << 19
+
+
+def test_a_table_without_pyarrow_names_the_extra(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependencyError, match=r"'pyarrow'.*pip install 'clipmlu\[bulk\]'"):
+        cut(mixed)
+    assert len(load(cut(mixed / "b.tar"))) == 3
 
 
 def test_kinds_of_pieces_are_told_apart_when_read() -> None:

@@ -32,7 +32,10 @@ def test_another_folder_at_the_path_of_the_job_is_refused(compiled: CompiledBund
     shutil.copytree(tmp_path / "job", tmp_path / "copy", copy_function=shutil.copyfile)
     os.utime(tmp_path / "copy" / "job.json", ns=(1, 1))
     shutil.rmtree(tmp_path / "job")
-    with pytest.raises(OutputError, match=r"finds no job in '.*job'\. All machines must have"), work.open(MachineShare()):
+    with (
+        pytest.raises(OutputError, match=r"finds no job in '.*job'\. All machines must have"),
+        work.open(MachineShare()),
+    ):
         pass
     (tmp_path / "copy").rename(tmp_path / "job")
     with pytest.raises(OutputError, match="finds another job in"), work.open(MachineShare()):

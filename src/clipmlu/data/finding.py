@@ -16,8 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from clipmlu.data.containers.kinds import container_kind
-from clipmlu.data.containers.saved_dataset import STATE_NAME, read_data_files
+from clipmlu.data.containers.selection import Selection, select_containers
 from clipmlu.data.formats import HEIF_HINT
 from clipmlu.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES, dangling_reason
 from clipmlu.errors import InputError
@@ -64,6 +63,7 @@ class SkippedFiles:
         repeated: number of folders that links lead to a second time.
         hidden: number of folders beside class folders whose name begins with a dot.
         beside: number of images that lie beside the class folders.
+        descriptions: number of Parquet files about images that are read from other files.
     """
 
     def __init__(self) -> None:
@@ -72,6 +72,7 @@ class SkippedFiles:
         self.repeated = 0
         self.hidden = 0
         self.beside = 0
+        self.descriptions = 0
 
     def note(self) -> str | None:
         """Return one line of text about the counts, or None if all are zero."""
@@ -86,6 +87,8 @@ class SkippedFiles:
             parts.append(f"{self.hidden} hidden folder(s)")
         if self.beside:
             parts.append(f"{self.beside} image(s) beside the class folders")
+        if self.descriptions:
+            parts.append(f"{self.descriptions} Parquet file(s) about the images beside them")
         if not parts:
             return None
         hint = f" {HEIF_HINT}" if HEIF_SUFFIXES & self.suffixes.keys() else ""
@@ -107,8 +110,7 @@ def find_images(folder: Path, skipped_files: SkippedFiles, *, containers: bool =
     Args:
         folder: the folder to search; if it cannot be listed, it is returned as an entry with an error.
         skipped_files: counts skipped entries while the result is consumed.
-        containers: also yield the files that hold many images; see ``container_kind``. Of the Arrow files of a saved dataset, those
-            that its ``state.json`` lists are used.
+        containers: also yield the files that hold many images; see ``select_containers``.
     """
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
@@ -123,7 +125,8 @@ def find_images(folder: Path, skipped_files: SkippedFiles, *, containers: bool =
             yield Found(current, error)
             continue
         folders: list[Path] = []
-        yield from _files(entries, folders, skipped_files, _saved_files(current, entries) if containers else None)
+        selected = select_containers(current, entries, is_image_name) if containers else Selection(frozenset())
+        yield from _files(entries, folders, skipped_files, selected)
         waiting += reversed(folders)
 
 
@@ -185,46 +188,10 @@ def is_image_name(name: str) -> bool:
     return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and _reads_heif())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Containers:
-    """Which files of a folder that hold many images are used.
-
-    Attributes:
-        arrow_names: names of the Arrow files; None for all.
-        errors: files that are missing or cannot be read.
-    """
-
-    arrow_names: frozenset[str] | None = None
-    errors: tuple[Found, ...] = ()
-
-    def use(self, name: str) -> bool:
-        """Return whether a file holds many images and is used."""
-        kind = container_kind(name)
-        return kind is not None and (kind != "arrow" or self.arrow_names is None or name in self.arrow_names)
-
-
-def _saved_files(folder: Path, entries: list[os.DirEntry[str]]) -> _Containers:
-    """Return what ``state.json`` says of the Arrow files of a folder, if there are both."""
-    names = {entry.name for entry in entries}
-    if STATE_NAME not in names:
-        return _Containers()
-    state = folder / STATE_NAME
-    try:
-        listed = read_data_files(state)
-    except InputError as error:
-        return _Containers(frozenset(), (Found(state, error),))
-    if listed is None:
-        return _Containers()
-    missing = [folder / name for name in listed if name not in names]
-    message = "Cannot read '{}': there is no such file, and '{}' lists it."
-    errors = [InputError(message.format(name_from_path(path), name_from_path(state))) for path in missing]
-    return _Containers(frozenset(listed), tuple(map(Found, missing, errors)))
-
-
 def _files(
-    entries: list[os.DirEntry[str]], folders: list[Path], skipped_files: SkippedFiles, containers: _Containers | None
+    entries: list[os.DirEntry[str]], folders: list[Path], skipped_files: SkippedFiles, containers: Selection
 ) -> Iterator[Found]:
-    """Yield the images among some entries, and the containers if asked; folders are appended to ``folders``."""
+    """Yield the images and the selected containers among some entries; folders are appended to ``folders``."""
     for entry in entries:
         if is_of_macos(entry.name):
             skipped_files.macos += 1
@@ -234,12 +201,14 @@ def _files(
             yield Found(Path(entry.path), error)
         elif is_folder:
             folders.append(Path(entry.path))
-        elif is_image_name(entry.name) or (containers is not None and containers.use(entry.name)):
+        elif is_image_name(entry.name) or entry.name in containers.used:
             yield Found(Path(entry.path))
+        elif entry.name in containers.descriptions:
+            skipped_files.descriptions += 1
         else:
             skipped_files.suffixes[os.path.splitext(entry.name)[1].lower()] += 1
-    if containers is not None:
-        yield from containers.errors
+    for path, error in containers.errors:
+        yield Found(path, error)
 
 
 def is_of_macos(name: str) -> bool:

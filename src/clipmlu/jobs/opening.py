@@ -19,7 +19,7 @@ from clipmlu.data.url.location import is_url
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.embed.items import ImageItem
 from clipmlu.errors import InputError
-from clipmlu.file_names import path_from_name, text_from_name
+from clipmlu.file_names import name_from_path, path_from_name, text_from_name
 from clipmlu.jobs.dataset_input import cut_dataset, dataset_items
 from clipmlu.jobs.inputs import JobInput, cut_found
 from clipmlu.jobs.options import DEFAULT_SHARD_SIZE
@@ -85,7 +85,7 @@ def _tar_entries(path: Path) -> Iterator[Entry]:
     skipped_files = SkippedFiles()
     yield from tar_entries(path, skipped_files)
     if (note := skipped_files.note()) is not None:
-        _log.warning("'%s': %s", path, note)
+        _log.warning("'%s': %s", name_from_path(path), note)
 
 
 def _items(entries: Iterable[Entry]) -> Iterator[ImageItem]:

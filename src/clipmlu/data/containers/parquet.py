@@ -53,7 +53,8 @@ def parquet_entries(
 ) -> Iterator[Entry]:
     """Yield one entry for each of ``count`` rows, in order; only the row groups that hold them are read.
 
-    Memory holds a page of each column and some 8 MB of rows. Rows that are damaged are entries that cannot be read, and so are the rows
+    Memory holds a page of each column and some 8 MB of rows. If the first row lies inside a row group, the group is read from its
+    beginning. Rows that are damaged are entries that cannot be read, and so are the rows
     after them in the same row group.
 
     Args:
