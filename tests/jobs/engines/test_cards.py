@@ -64,6 +64,22 @@ def test_lost_card_of_a_process_is_named_and_costs_no_row(
     assert "which will be computed again; 1 other(s) go on: Bundle" in line
 
 
+def test_lost_card_of_several_in_one_process_is_named_and_costs_no_row(
+    card: CompiledBundle,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = _run(card, images, tmp_path / "serial")
+    capsys.readouterr()
+    monkeypatch.setenv("CLIPMLU_EMULATOR_FAULTS", "sync@2:2:device_lost")
+    assert _run(card, images, tmp_path / "job", "--devices", "0,2") == expected
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "card 2 " in line.lower() and "lost" in line]) == 1, lines
+    assert [line for line in lines if line.startswith(f"Wrote 64 rows in 8 shard(s) to {tmp_path / 'job'} (emulated); ")]
+
+
 def test_loss_of_the_last_card_ends_the_job(
     card: CompiledBundle,
     images: Path,
