@@ -37,7 +37,7 @@ from clipmlu.measure.speed.host_rate import prepared_per_core_second
 from clipmlu.specs import VENDOR_PRECISIONS, Spec
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "bulk": ("clipmlu embed -o DIR", ("pyarrow", "webdataset")),
+    "bulk": ("clipmlu embed -o DIR", ("pyarrow",)),
     "export": ("clipmlu export", ("torch", "open_clip", "onnxscript", "transformers")),
     "openvino": ("clipmlu compile --target openvino", ("openvino",)),
     "ray": ("clipmlu embed -o DIR --engine ray", ("ray",)),

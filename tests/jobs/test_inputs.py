@@ -145,6 +145,17 @@ def test_a_changed_archive_or_table_changes_its_pieces(mixed: Path) -> None:
         before = after
 
 
+def test_an_archive_or_table_that_changes_during_the_job_ends_it(mixed: Path) -> None:
+    pieces = {type(piece): piece for piece in cut(mixed)}
+    for kind, name in ((TarPiece, "c.tar.gz"), (RowsPiece, "saved/data-00001-of-00002.arrow")):
+        with (mixed / name).open("ab") as file:
+            file.write(b"more")
+        with pytest.raises(
+            InputError, match=rf"'.*{name}' has changed since the job began: it has .* bytes, not .*--overwrite"
+        ):
+            load([pieces[kind]])
+
+
 def test_damaged_files_in_a_folder_cost_their_own_images(mixed: Path) -> None:
     (mixed / "b.tar").write_bytes((mixed / "b.tar").read_bytes()[:1600])
     (mixed / "c.tar.gz").write_bytes(b"")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -55,18 +57,38 @@ def open_piece(piece: Piece, urls: UrlOptions | None = None) -> Iterator[ImageIt
     Args:
         piece: the piece.
         urls: limits for fetching URLs; None if that is not allowed.
+
+    Raises:
+        InputError: an archive, a table or a dataset has changed since the input was listed.
     """
     match piece:
         case FilesPiece():
             return (_file_item(entry, urls) for entry in piece.files)
         case TarPiece():
-            return _items(_tar_entries(path_from_name(piece.name)))
+            return _items(_tar_entries(_unchanged(piece.file)))
         case RowsPiece():
             read = parquet_entries if piece.kind == "parquet" else arrow_entries
             columns = Columns(piece.image_column, piece.id_column)
-            return _items(read(path_from_name(piece.name), columns, piece.first, piece.images, urls))
+            return _items(read(_unchanged(piece.file), columns, piece.first, piece.images, urls))
         case DatasetPiece():
             return dataset_items(piece)
+
+
+def _unchanged(entry: FileEntry) -> Path:
+    """Return the path of an archive or a table. The time of its last change may differ on another machine, and is not compared.
+
+    Raises:
+        InputError: it has another size than when the input was listed.
+    """
+    path = path_from_name(entry.name)
+    with contextlib.suppress(OSError):  # reading it reports the reason
+        size = os.stat(path).st_size
+        if size != entry.size:
+            raise InputError(
+                f"'{entry.name}' has changed since the job began: it has {size:,} bytes, not {entry.size:,}. Give the command again, "
+                "with --overwrite."
+            )
+    return path
 
 
 def _file_item(entry: FileEntry, urls: UrlOptions | None) -> ImageItem:
