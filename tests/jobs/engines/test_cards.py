@@ -77,7 +77,9 @@ def test_lost_card_of_several_in_one_process_is_named_and_costs_no_row(
     assert _run(card, images, tmp_path / "job", "--devices", "0,2") == expected
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if "card 2 " in line.lower() and "lost" in line]) == 1, lines
-    assert [line for line in lines if line.startswith(f"Wrote 64 rows in 8 shard(s) to {tmp_path / 'job'} (emulated); ")]
+    assert [
+        line for line in lines if line.startswith(f"Wrote 64 rows in 8 shard(s) to {tmp_path / 'job'} (emulated); ")
+    ]
 
 
 def test_loss_of_the_last_card_ends_the_job(

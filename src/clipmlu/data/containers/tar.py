@@ -7,15 +7,17 @@ size into memory, and, as ``tarfile`` itself does, takes a damaged header for th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import itertools
 import os
+import posixpath
 import tarfile
 import weakref
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from clipmlu.data.containers.entry import Entry, unreadable
@@ -75,8 +77,8 @@ def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGE
             others: Counter[str] = Counter()
             images = 0
             for member in sample:
-                if not is_image_name(member.path.name):
-                    others[member.path.suffix.lower()] += 1
+                if not is_image_name(member.base):
+                    others[posixpath.splitext(member.base)[1].lower()] += 1
                     continue
                 images += 1
                 name = f"{archive_name}::{name_from_path(member.info.name)}"
@@ -98,7 +100,7 @@ def _files(path: Path, skipped_files: SkippedFiles) -> Iterator[_Member]:
         _DamagedError: see ``_Archive``.
     """
     for member in _Archive(path).members():
-        if any(map(is_of_macos, member.path.parts)):
+        if any(map(is_of_macos, member.info.name.split("/"))):
             skipped_files.macos += 1
         elif not member.info.isdir():
             yield member
@@ -144,15 +146,15 @@ class _Member:
     archive: _Archive
     info: tarfile.TarInfo
 
-    @property
-    def path(self) -> PurePosixPath:
-        """Its path in the archive."""
-        return PurePosixPath(self.info.name)
+    @functools.cached_property
+    def base(self) -> str:
+        """The last part of its name."""
+        return posixpath.basename(self.info.name)
 
     @property
-    def key(self) -> tuple[PurePosixPath, str]:
-        """WebDataset's key: its folder, and its name up to the first dot."""
-        return self.path.parent, self.path.name.partition(".")[0]
+    def key(self) -> tuple[str, str]:
+        """WebDataset's key: its folder, and the last part of its name up to the first dot."""
+        return posixpath.dirname(self.info.name), self.base.partition(".")[0]
 
     def entry(self, name: str, largest: int) -> Entry:
         """Return the entry of an image; see ``tar_entries``."""
