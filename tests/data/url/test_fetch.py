@@ -86,11 +86,13 @@ def test_gzip_that_was_not_asked_for_is_undone_within_the_limit(server: ImageSer
     server.answers["/bomb"] = content(gzip.compress(bytes(50 << 20)), Content_Encoding="gzip")
     server.answers["/wrong"] = content(BODY, Content_Encoding="gzip")
     server.answers["/br"] = content(BODY, Content_Encoding="br")
+    server.answers["/odd"] = content(BODY, Content_Encoding="a\r\n b\x1b[31m")
     assert fetch_image(server.url("/a"), LOCAL) == BODY
     small = UrlOptions(allow_private=True, max_bytes=1 << 20)
     fails(server.url("/bomb"), "it has more than 1,048,576 bytes", small)
     fails(server.url("/wrong"), "the result is damaged")
     fails(server.url("/br"), "compressed it with 'br'")
+    fails(server.url("/odd"), "compressed it with 'a\\x0d\\x0a b\\x1b[31m'")
 
 
 def test_decompression_holds_little_more_than_the_limit_in_memory(server: ImageServer) -> None:
@@ -237,6 +239,18 @@ def test_busy_server_is_asked_again(server: ImageServer, pauses: list[float], st
     assert server.asked["/b"] == 3
 
 
+def test_pause_that_lasts_longer_than_asked_is_no_traceback(
+    server: ImageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine may wake a thread late, or give it the answer when the time has passed."""
+    server.answers["/a"] = content(b"", status="503 Service Unavailable", Retry_After="1")
+    clock = time.monotonic
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 100 * len(slept))
+    fails(server.url("/a"), "its server answers 503 Service Unavailable, and to try again after 1 s.")
+
+
 def test_retry_after_may_be_a_date(server: ImageServer, pauses: list[float]) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=10), usegmt=True)
     past = format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
@@ -268,7 +282,8 @@ def test_other_answers_are_errors_at_once(server: ImageServer, status: str, show
 def test_server_that_speaks_no_http(server: ImageServer) -> None:
     server.answers["/a"] = b"220 mail.example ESMTP\r\n"
     server.answers["/b"] = b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 1000 + b"\r\n"
-    for path in ("/a", "/b"):
+    server.answers["/c"] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n"
+    for path in ("/a", "/b", "/c"):
         fails(server.url(path), "does not answer with valid HTTP")
 
 

@@ -59,6 +59,7 @@ def test_urls_are_parsed_and_quoted(text: str, scheme: str, host: str, port: int
         ("http://" + "a" * 300, "host is malformed"),
         ("http://user:password@host/a.jpg", "user name or password"),
         ("http://public.org\\@127.0.0.1/a.jpg", "user name or password"),
+        ("http://host/\ud800.jpg", "malformed"),
         ("file:///etc/passwd", "only http and https"),
     ],
 )

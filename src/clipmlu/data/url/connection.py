@@ -17,6 +17,7 @@ from clipmlu.data.url.address import SocketAddress, resolve
 from clipmlu.data.url.errors import CutError, UrlError
 from clipmlu.data.url.location import Location
 from clipmlu.data.url.time_limit import TimeLimit
+from clipmlu.file_names import name_from_path
 
 CUT = "the connection ended before the whole file was sent."
 
@@ -76,7 +77,7 @@ class Response:
             yield from self._pieces()
             return
         if encoding not in ("gzip", "x-gzip"):
-            raise UrlError(f"its server compressed it with '{encoding[:20]}', which is not supported.")
+            raise UrlError(f"its server compressed it with '{name_from_path(encoding[:20])}', which is not supported.")
         gzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         for piece in self._pieces():
             yield gzip.decompress(piece, _CHUNK_BYTES)

@@ -54,8 +54,12 @@ def _fetch(location: Location, options: UrlOptions, limit: TimeLimit) -> bytes:
             location = location.follow(answer)
         except UrlError as error:
             # The error is about the target; the URL that the user knows stands before it in the message.
-            raise error if not hop else UrlError(f"it redirects to '{redact(location.url)}': {error}") from error
-    raise UrlError(f"it redirects more than {options.max_redirects} times, the last time to '{redact(location.url)}'.")
+            raise (
+                error if not hop else UrlError(f"it redirects to '{redact(name_from_path(location.url))}': {error}")
+            ) from error
+    raise UrlError(
+        f"it redirects more than {options.max_redirects} times, the last time to '{redact(name_from_path(location.url))}'."
+    )
 
 
 def _ask_repeatedly(location: Location, options: UrlOptions, limit: TimeLimit) -> bytes | str:
@@ -144,7 +148,7 @@ def _with_reasons(ask: Callable[[], bytes | str], options: UrlOptions) -> bytes 
         ) from error
     except OSError as error:
         raise UrlError(f"the connection failed: {reason_of(error)}.") from error
-    except http.client.HTTPException as error:
+    except (http.client.HTTPException, ValueError) as error:  # ValueError: a negative chunk size, in http.client
         raise UrlError("its server does not answer with valid HTTP.") from error
     except zlib.error as error:
         raise UrlError("its server compressed it, and the result is damaged.") from error

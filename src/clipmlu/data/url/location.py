@@ -94,13 +94,13 @@ def parse_url(text: str) -> Location:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        quoted = quote(target, safe=_UNQUOTED, errors="surrogateescape")
     except ValueError as error:
         raise UrlError(f"the URL is malformed. {_EXPECTED}") from error
     if "@" in parts.netloc:
         raise UrlError("the URL holds a user name or password, which are not sent. Use a URL without them.")
     scheme = parts.scheme.lower()
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    quoted = quote(target, safe=_UNQUOTED, errors="surrogateescape")
     return Location(text, scheme, _ascii_host(host), _DEFAULT_PORTS[scheme] if port is None else port, quoted)
 
 

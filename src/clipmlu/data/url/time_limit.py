@@ -41,17 +41,20 @@ class TimeLimit:
         return left
 
     def sleep(self, seconds: float) -> bool:
-        """Wait; return False at once if the limit would be reached.
+        """Wait; return False if the limit is or would be reached.
 
         Raises:
             UrlError: it was cancelled.
         """
-        if self.left() <= seconds:
+        try:
+            if self.left() <= seconds:
+                return False
+            while seconds > 0:
+                time.sleep(min(seconds, STEP_S))
+                seconds -= STEP_S
+                self.left()
+        except TimeoutError:
             return False
-        while seconds > 0:
-            time.sleep(min(seconds, STEP_S))
-            seconds -= STEP_S
-            self.left()
         return True
 
     def apply_to(self, connection: socket.socket) -> None:
