@@ -195,6 +195,10 @@ def test_verification_compares_records_with_the_input(job: Path, tmp_path: Path)
     ((name, reason),) = reasons()
     assert name == "part-00000000"
     assert "other rows than its record says" in reason
+    record["files"]["../job.json"] = record["files"].pop("part-00000000.npy")
+    (records / "part-00000000.json").write_text(json.dumps(record))
+    ((name, reason),) = reasons()
+    assert "lists other files than those of its format" in reason
 
 
 def test_another_bundle_is_named(job: Path, exported: ExportedBundle, run: Run) -> None:
@@ -348,3 +352,20 @@ def test_jobs_of_classes_are_verified_and_exported(
     code, out, _ = run("job", job, "--verify")
     assert code == 1
     assert "was changed since the job began" in out
+
+
+def test_results_of_the_emulated_sdk_are_marked(job: Path, tmp_path: Path, run: Run) -> None:
+    manifest = json.loads((job / "job.json").read_text())
+    manifest["provenance"]["emulated"] = True
+    (job / "job.json").write_text(json.dumps(manifest))
+    assert "force_float32 (emulated)" in run("job", job)[1]
+    assert "all.csv (emulated)" in run("job", job, "--export", tmp_path / "all.csv")[2]
+    assert (tmp_path / "all.csv").read_text().splitlines()[1].split(",")[4] == "true"
+
+
+def test_shards_are_read_when_they_are_needed(job: Path) -> None:
+    blocks = open_job(job).blocks()
+    assert len(next(blocks).ids) == 3
+    flip(job / "shards/part-00000001.npy")
+    with pytest.raises(InputError, match="SHA-256"):
+        next(blocks)

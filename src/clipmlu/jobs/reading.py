@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,14 +31,17 @@ class EmbeddingBlock(NamedTuple):
     embeddings: npt.NDArray[np.floating]
 
 
-def check_digests(folder: JobFolder, record: ShardRecord) -> None:
+def check_digests(folder: JobFolder, manifest: JobManifest, record: ShardRecord) -> None:
     """Compare the files of a shard with the digests of its record.
 
     Raises:
-        InputError: a file is missing or differs.
+        InputError: a file is missing or differs, or the record lists other files than those of the format.
     """
-    for name, expected in record.files.items():
-        path = folder.shards_path / name
+    paths = _paths(folder, manifest, record)
+    if set(record.files) != {path.name for path in paths}:
+        raise InputError(f"The record of '{shard_name(record.number)}' lists other files than those of its format.")
+    for path in paths:
+        expected = record.files[path.name]
         try:
             found = file_record(path)
         except OSError as error:
@@ -53,15 +57,17 @@ def read_shard(folder: JobFolder, manifest: JobManifest, record: ShardRecord) ->
     Raises:
         InputError: its files are damaged, or are not those of its record.
     """
-    shard_format, name = FORMATS[manifest.shard_format], shard_name(record.number)
-    paths = [folder.shards_path / f"{name}{suffix}" for suffix in shard_format.suffixes]
-    if set(record.files) != {path.name for path in paths}:
-        raise InputError(f"The record of '{name}' lists other files than those of its format.")
-    rows = shard_format.read(manifest.schema, paths)
+    paths = _paths(folder, manifest, record)
+    rows = FORMATS[manifest.shard_format].read(manifest.schema, paths)
     failed = [(image, error) for image, error in zip(rows.ids, rows.errors, strict=True) if error is not None]
     if len(rows.ids) != record.rows or failed != [(each.id, each.reason) for each in record.errors]:
         raise InputError(f"'{paths[0]}' has other rows than its record says.")
     return rows
+
+
+def _paths(folder: JobFolder, manifest: JobManifest, record: ShardRecord) -> list[Path]:
+    suffixes = FORMATS[manifest.shard_format].suffixes
+    return [folder.shards_path / f"{shard_name(record.number)}{suffix}" for suffix in suffixes]
 
 
 def read_shards(folder: JobFolder, manifest: JobManifest) -> Iterator[ShardRows]:
@@ -72,7 +78,7 @@ def read_shards(folder: JobFolder, manifest: JobManifest) -> Iterator[ShardRows]
     """
     for record in folder.records(manifest.shards):
         try:
-            check_digests(folder, record)
+            check_digests(folder, manifest, record)
             rows = read_shard(folder, manifest, record)
         except InputError as error:
             remedy = f"Run 'clipmlu job {folder.name} --repair' and then the command of the job again."

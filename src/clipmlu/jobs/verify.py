@@ -155,7 +155,7 @@ def _check_shard(folder: JobFolder, manifest: JobManifest, number: int, shard: S
         raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
     if record.number != number or (shard is not None and record.piece_digest != shard.digest):
         raise InputError(f"'{path}' is the record of another piece of the input.")
-    check_digests(folder, record)
+    check_digests(folder, manifest, record)
     rows = read_shard(folder, manifest, record)
     if shard is not None and not _are_of(shard.piece, rows.ids):
         raise InputError(f"The rows of '{shard.name}' are not those of its images.")
