@@ -12,7 +12,7 @@ from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.data.url.found import FoundUrl
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.embed.images import embed_batches
-from clipmlu.embed.items import items_from_found
+from clipmlu.embed.items import ImageItem
 from image_server import content, serving
 
 
@@ -32,7 +32,8 @@ def test_pipeline_that_is_closed_ends_its_downloads(compiled: CompiledBundle) ->
     with serving() as server, clipmlu.load(compiled.path) as model:
         server.answers |= {"/good": content(stream.getvalue()), "/mute": mute}
         found = [FoundUrl(server.url(path), options) for path in ("/good", "/mute")]
-        batches = embed_batches(model, items_from_found(found), batch_size=1, workers=2)
+        items = [ImageItem(each.name, each.source) for each in found]
+        batches = embed_batches(model, items, batch_size=1, workers=2)
         assert len(next(batches).rows) == 1
         assert asked.wait(20)
         batches.close()
