@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import pytest
 
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli import cli, main
+from clipmlu.jobs.engines.cards import CARD_RESOURCE
 from conftest import REPOSITORY
 from support import picture, put_export
 
@@ -80,6 +82,44 @@ def test_readme_commands_that_need_a_download_have_valid_options() -> None:
         program, name, *arguments = shlex.split(line)
         assert program == "clipmlu"
         cli.commands[name].make_context(name, arguments, parent=top)
+
+
+SCALE = (REPOSITORY / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.ray
+def test_commands_of_the_scale_document_run_and_write_the_same_files(
+    compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(compiled.path, "demo-cpu")
+    Path("photos").mkdir()
+    for number in range(5):
+        picture(number).save(f"photos/{number}.png")
+    [block] = re.findall(r"```sh\n(.*?)```", SCALE, flags=re.DOTALL)
+    outputs = []
+    for line in block.splitlines():
+        arguments = shlex.split(line)[1:]
+        assert main(arguments) == 0, capsys.readouterr().err
+        folder = Path(arguments[arguments.index("-o") + 1])
+        outputs.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+    assert len(outputs) == 3
+    assert len(outputs[0]) > 6
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_commands_for_a_cluster_have_valid_options() -> None:
+    """On a cluster they were not run; what Ray reads of them is parsed."""
+    top = cli.make_context("clipmlu", [], resilient_parsing=True)
+    entrypoints = re.findall(r"^(?:  entrypoint: )?(clipmlu .*--ray-address.*)$", SCALE, flags=re.MULTILINE)
+    assert len(entrypoints) == 2
+    for line in entrypoints:
+        _, name, *arguments = shlex.split(line)
+        cli.commands[name].make_context(name, arguments, parent=top)
+    [started] = re.findall(r"^ray start .*--resources='(.*)'$", SCALE, flags=re.MULTILINE)
+    [quoted] = re.findall(r"rayStartParams: {resources: '(.*)'}$", SCALE, flags=re.MULTILINE)
+    assert json.loads(started) == json.loads(json.loads(quoted)) == {CARD_RESOURCE: 4}
 
 
 def test_options_in_the_migration_table_exist() -> None:

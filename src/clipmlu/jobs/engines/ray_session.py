@@ -69,10 +69,10 @@ def open_ray(options: EngineOptions, cards: Cards | None) -> Iterator[Any]:
         try:
             with _kept_signals():
                 ray.init(configure_logging=False, logging_level=logging.ERROR, log_to_driver=False, **arguments)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # Ray raises all kinds, the base class too
             where = "on this machine" if options.ray_address is None else f"at '{options.ray_address}'"
             raise BackendUnavailableError(
-                f"Cannot use Ray {where}: {' '.join(str(error).split())}. See: ray status"
+                f"Cannot use Ray {where}: {' '.join(str(error).split()).rstrip('.')}. See: ray status"
             ) from error
         yield ray
 
