@@ -34,7 +34,7 @@ def test_limits(text: str | int, errors: int, images: int, at_end: bool, exceede
     assert parse_error_limit(text).is_exceeded(errors, images, at_end=at_end) is exceeded
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "%", "101%", "1 %", "many", "1e3", "nan%"])
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "%", "101%", "1 %", "many", "1e3", "nan%", "١", "9" * 5000])
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(OptionError, match=r"expected a number of images, such as 100, or a percentage, such as 1%"):
         JobOptions(max_errors=text)

@@ -21,9 +21,12 @@ from clipmlu.data.formats import HEIF_HINT
 from clipmlu.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES, dangling_reason
 from clipmlu.errors import InputError
 from clipmlu.file_names import name_from_path
+from clipmlu.files.workspace import is_workspace_name
 
 _MACOS_FOLDER, _MACOS_PREFIX = "__MACOSX", "._"
 _SUFFIXES_SHOWN = 10
+JOB_FILE, SHARDS_FOLDER, RECORDS_FOLDER = "job.json", "shards", "records"
+"""What a folder of a job holds: its tables are results and no input."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ class SkippedFiles:
         hidden: number of folders beside class folders whose name begins with a dot.
         beside: number of images that lie beside the class folders.
         descriptions: number of Parquet files about images that are read from other files.
+        jobs: number of folders of jobs, whose tables are results.
     """
 
     def __init__(self) -> None:
@@ -73,6 +77,7 @@ class SkippedFiles:
         self.hidden = 0
         self.beside = 0
         self.descriptions = 0
+        self.jobs = 0
 
     def note(self) -> str | None:
         """Return one line of text about the counts, or None if all are zero."""
@@ -89,6 +94,8 @@ class SkippedFiles:
             parts.append(f"{self.beside} image(s) beside the class folders")
         if self.descriptions:
             parts.append(f"{self.descriptions} Parquet file(s) about the images beside them")
+        if self.jobs:
+            parts.append(f"{self.jobs} folder(s) of jobs")
         if not parts:
             return None
         hint = f" {HEIF_HINT}" if HEIF_SUFFIXES & self.suffixes.keys() else ""
@@ -105,7 +112,7 @@ def find_images(folder: Path, skipped_files: SkippedFiles, *, containers: bool =
     """Yield the images below a folder lazily: the sorted files of each folder, then its sub-folders.
 
     Links to folders are followed, as in torchvision's ImageFolder, but each real folder is read once, so that loops
-    end.
+    end. Folders of jobs, and those in which a process writes its results before it renames them, are left out.
 
     Args:
         folder: the folder to search; if it cannot be listed, it is returned as an entry with an error.
@@ -124,10 +131,17 @@ def find_images(folder: Path, skipped_files: SkippedFiles, *, containers: bool =
         except InputError as error:
             yield Found(current, error)
             continue
+        if _is_of_job(entries):
+            skipped_files.jobs += 1
+            continue
         folders: list[Path] = []
         selected = select_containers(current, entries, is_image_name) if containers else Selection(frozenset())
         yield from _files(entries, folders, skipped_files, selected)
         waiting += reversed(folders)
+
+
+def _is_of_job(entries: list[os.DirEntry[str]]) -> bool:
+    return {JOB_FILE, SHARDS_FOLDER, RECORDS_FOLDER} <= {entry.name for entry in entries}
 
 
 def _first_time(folder: Path, seen: set[tuple[int, int]]) -> bool:
@@ -200,7 +214,8 @@ def _files(
         if error is not None:
             yield Found(Path(entry.path), error)
         elif is_folder:
-            folders.append(Path(entry.path))
+            if not is_workspace_name(entry.name):
+                folders.append(Path(entry.path))
         elif is_image_name(entry.name) or entry.name in containers.used:
             yield Found(Path(entry.path))
         elif entry.name in containers.descriptions:

@@ -115,13 +115,18 @@ class Workspace:
             self._lock = None
 
 
+def is_workspace_name(name: str) -> bool:
+    """Return whether a folder of this name is a temporary folder of this or another process."""
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+
+
 def sweep(parent: Path) -> None:
     """Complete or revert the replacements of ended processes and remove their temporary folders."""
     if sys.platform == "win32":  # has no such locks
         return
     try:
         with os.scandir(parent) as entries:
-            names = [entry.name for entry in entries if entry.name.startswith(_PREFIX) and entry.name.endswith(_SUFFIX)]
+            names = [entry.name for entry in entries if is_workspace_name(entry.name)]
     except OSError:
         return
     for name in names:

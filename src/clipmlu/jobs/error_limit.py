@@ -10,7 +10,7 @@ from clipmlu.errors import OptionError
 JUDGED_IMAGES = 1000
 """A percentage is judged from this number of images on, and at the end."""
 
-_FORM = re.compile(r"(\d+)|(\d+(?:\.\d+)?)%")
+_FORM = re.compile(r"([0-9]{1,18})|([0-9]{1,3}(?:\.[0-9]{1,18})?)%")
 
 
 class ErrorLimit(NamedTuple):

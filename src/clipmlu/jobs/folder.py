@@ -18,17 +18,18 @@ from typing import NamedTuple
 import msgspec
 
 from clipmlu.bundle.manifest import FileRecord
+from clipmlu.data.finding import JOB_FILE, RECORDS_FOLDER, SHARDS_FOLDER
 from clipmlu.errors import BundleExistsError, InputError, reason_of
 from clipmlu.file_names import name_from_path
 from clipmlu.files.folder_lock import lock_folder
 from clipmlu.files.publish import StagedFiles, output_errors, remove_empty
 from clipmlu.files.read import read_json
-from clipmlu.files.workspace import sweep
+from clipmlu.files.workspace import is_workspace_name, sweep
 from clipmlu.jobs.manifest import JobManifest
 from clipmlu.jobs.pieces import Shard, decode_piece, shard_name
 from clipmlu.specs import NaturalInt, Spec
 
-JOB_FILE, INPUTS_FILE, ERRORS_FILE, CLASSIFIER_FILE = "job.json", "inputs.jsonl", "errors.jsonl", "classifier.clf"
+INPUTS_FILE, ERRORS_FILE, CLASSIFIER_FILE = "inputs.jsonl", "errors.jsonl", "classifier.clf"
 _REPLACE = "Replace the job with --overwrite."
 _OWN_FILE = re.compile(r"part-\d{8}\.\w+")
 
@@ -92,8 +93,8 @@ class JobFolder:
         self.inputs_path = path / INPUTS_FILE
         self.errors_path = path / ERRORS_FILE
         self.classifier_path = path / CLASSIFIER_FILE
-        self.shards_path = path / "shards"
-        self.records_path = path / "records"
+        self.shards_path = path / SHARDS_FOLDER
+        self.records_path = path / RECORDS_FOLDER
 
     def lock(self, on_note: Callable[[str], object]) -> contextlib.AbstractContextManager[None]:
         """Return a context in which no other process runs this job; waits for one that does, with a note."""
@@ -112,13 +113,22 @@ class JobFolder:
         """
         sweep(self.path)
         with output_errors(self.path):
-            if not os.path.lexists(self.path) or (self.path / JOB_FILE).is_file():
+            if not os.path.lexists(self.path) or self._is_job():
                 return
-            if self.path.is_dir() and not any(self.path.iterdir()):
-                return
+            if self.path.is_dir() and all(is_workspace_name(each.name) for each in self.path.iterdir()):
+                return  # another process may just list its input
         raise BundleExistsError(
             f"Output '{self.path}' exists and is not a job; it is not changed. Choose another path."
         )
+
+    def _is_job(self) -> bool:
+        """Return whether the folder holds a job, even a damaged one: other programs have files called ``job.json``, too."""
+        if not (self.path / JOB_FILE).is_file():
+            return False
+        try:
+            return self.inputs_path.is_file() or self.read_manifest() is not None
+        except InputError:
+            return False
 
     def mark(self) -> FolderMark | None:
         """Return what tells this job from one at the same path on another machine; None if there is no job."""
@@ -179,17 +189,19 @@ class JobFolder:
                     for entry in entries:
                         if _OWN_FILE.fullmatch(entry.name):
                             os.unlink(entry.path)
-            (self.errors_path).unlink(missing_ok=True)
+            for path in (self.errors_path, self.classifier_path):
+                path.unlink(missing_ok=True)
             remove_empty((self.records_path, self.shards_path))
 
     def read_record(self, number: int) -> ShardRecord | None:
-        """Return the record of a shard; None if it is not done, or its files are missing or of another size."""
+        """Return the record of a shard; None if it is not done or of another shard, or its files are missing or of another size."""
         try:
             record = read_json(self.record_path(number), ShardRecord)
             sizes = {name: os.stat(self.shards_path / name).st_size for name in record.files}
         except (OSError, msgspec.DecodeError):
             return None
-        return record if all(sizes[name] == file.size for name, file in record.files.items()) else None
+        whole = record.number == number and all(sizes[name] == file.size for name, file in record.files.items())
+        return record if whole else None
 
     def records(self, shards: int) -> Iterator[ShardRecord]:
         """Yield the records of the finished shards, in order."""
@@ -220,6 +232,13 @@ class JobFolder:
                 staged.publish()
             else:
                 target.unlink(missing_ok=True)
+
+    def owns(self, path: Path) -> bool:
+        """Return whether a path is that of one of the job's files, or lies in one of the folders that hold nothing else."""
+        place = path.parent.resolve() / path.name
+        folders = [folder.resolve() for folder in (self.shards_path, self.records_path)]
+        files = (self.path / JOB_FILE, self.inputs_path, self.errors_path, self.classifier_path)
+        return any(map(place.is_relative_to, folders)) or place in [each.parent.resolve() / each.name for each in files]
 
     def record_path(self, number: int) -> Path:
         """Return the path of a shard's record."""

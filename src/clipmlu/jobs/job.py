@@ -112,10 +112,12 @@ class Job:
             on_rows: called with the number of rows of each shard.
 
         Raises:
-            OptionError: the suffix is another, or the job stores no embeddings for ``.npy``.
+            OptionError: the suffix is another, the path is that of a file of the job, or the job stores no embeddings for ``.npy``.
             InputError: the job is not finished, or a shard is damaged.
             OutputError: the file cannot be written.
         """
         target = as_path(path, "the export")
+        if self._folder.owns(target):
+            raise OptionError(f"export is to '{target}', which is for the job's own files; choose another path")
         check_export(self.state(), target, overwrite=overwrite, partial=partial)
         return export_job(self._folder, self.manifest, target, overwrite=overwrite, on_rows=on_rows)

@@ -58,7 +58,10 @@ def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, Inp
     """
     counts = f"other inputs ({_counts(*plans)}"
     pairs = zip_longest(_parts(stored), _parts(wanted))
-    first = next(((old, new) for old, new in pairs if old != new), None)
+    try:
+        first = next(((old, new) for old, new in pairs if old != new), None)
+    except (OSError, msgspec.DecodeError):  # the stored list is missing or damaged
+        return f"{counts})"
     if first is None:
         return None
     old, new = first

@@ -14,7 +14,7 @@ import msgspec
 
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.clock import now
-from clipmlu.data.finding import SkippedFiles
+from clipmlu.data.finding import JOB_FILE, SkippedFiles
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.files.publish import encode_json, output_errors
 from clipmlu.jobs.definition import JobDefinition, define_job
@@ -180,8 +180,6 @@ def _begin(
         elif not job.has_inputs(stored):
             with output_errors(job.inputs_path):
                 os.replace(inputs, job.inputs_path)
-    if not classifier:
-        job.classifier_path.unlink(missing_ok=True)  # of a job that was replaced
     return stored or wanted
 
 
@@ -205,10 +203,12 @@ def _stored_manifest(job: JobFolder, wanted: JobManifest, inputs: Path, *, overw
         if overwrite:
             return None
         raise
-    if stored is None or stored.key == wanted.key:
+    if stored is None or msgspec.structs.replace(stored, classifier_sha256=None) == wanted:
         return stored
     if overwrite:
         return None
+    if stored.key == wanted.key:
+        raise InputError(f"'{job.path / JOB_FILE}' was changed since the job began. Replace the job with --overwrite.")
     differences = describe_differences(stored, wanted)
     if stored.inputs.digest != wanted.inputs.digest:
         other = describe_other_input(job.inputs_path, inputs, (stored.inputs, wanted.inputs))

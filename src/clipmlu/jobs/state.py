@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from clipmlu.backends.provenance import Provenance
+from clipmlu.data.finding import JOB_FILE
 from clipmlu.errors import InputError, reason_of
 from clipmlu.files.folder_lock import is_locked
-from clipmlu.jobs.folder import JOB_FILE, JobFolder
+from clipmlu.jobs.folder import JobFolder
 from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.manifest import JobManifest
 from clipmlu.jobs.pieces import shard_name

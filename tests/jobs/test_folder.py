@@ -1,0 +1,144 @@
+"""Folders of jobs: what a job takes for its own, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clipmlu
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.data.finding import SkippedFiles, find_images
+from clipmlu.errors import BundleExistsError, InputError, OptionError
+from clipmlu.files.workspace import Workspace
+from clipmlu.jobs.formats import FormatName
+from clipmlu.jobs.options import JobOptions
+from clipmlu.jobs.run import run_job
+
+OPTIONS = JobOptions(shard_size=2, shard_format="npy")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def job(compiled: CompiledBundle, images: Path, tmp_path: Path) -> Path:
+    run_job(compiled.path, [images], tmp_path / "job", OPTIONS)
+    return tmp_path / "job"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("shard_format", ["parquet", "npy"])
+def test_a_job_in_the_folder_of_its_images_goes_on(
+    compiled: CompiledBundle, images: Path, shard_format: FormatName
+) -> None:
+    options = JobOptions(shard_size=2, shard_format=shard_format)
+    first = run_job(compiled.path, [images], images / "job", options)
+    assert first.skipped_files is None
+    (images / "job" / "records" / "part-00000001.json").unlink()
+    again = run_job(compiled.path, [images], images / "job", options)
+    assert (again.images, again.computed_images) == (4, 2)
+    assert again.skipped_files == "Left out: 1 folder(s) of jobs."
+
+
+def test_results_of_other_jobs_are_no_input(compiled: CompiledBundle, images: Path) -> None:
+    run_job(compiled.path, [images], images / "first", JobOptions(shard_size=2))
+    skipped_files = SkippedFiles()
+    found = [each.path.name for each in find_images(images, skipped_files, containers=True)]
+    assert found == ["0.png", "1.png", "2.png", "3.png"]
+    assert skipped_files.jobs == 1
+    assert run_job(compiled.path, [images], images / "second", OPTIONS).images == 4
+
+
+def test_a_run_that_begins_while_another_lists_its_input_waits_for_it(
+    compiled: CompiledBundle, images: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    with Workspace(folder):  # as the other one writes its list there
+        assert run_job(compiled.path, [images], folder, OPTIONS).images == 4
+
+
+@pytest.mark.parametrize("stored", [None, b'{"type": "files"\n', b'{"type": "others"}\n'])
+def test_other_inputs_are_refused_without_the_stored_list(
+    compiled: CompiledBundle, images: Path, job: Path, stored: bytes | None
+) -> None:
+    (job / "inputs.jsonl").unlink()
+    if stored is not None:
+        (job / "inputs.jsonl").write_bytes(stored)
+    with pytest.raises(OptionError, match=r"other inputs \(4 images then, 1 now\)"):
+        run_job(compiled.path, [images / "1.png"], job, OPTIONS)
+
+
+@pytest.mark.parametrize("text", ['{"mine": 1}', "no JSON", ""])
+def test_a_job_file_of_another_program_is_not_replaced(
+    compiled: CompiledBundle, images: Path, tmp_path: Path, text: str
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "job.json").write_text(text)
+    (folder / "errors.jsonl").write_text("mine")
+    before = content(folder)
+    for overwrite in (False, True):
+        with pytest.raises(BundleExistsError, match="is not a job; it is not changed"):
+            run_job(compiled.path, [images], folder, JobOptions(overwrite=overwrite))
+    assert content(folder) == before
+
+
+def test_a_damaged_job_can_be_replaced(compiled: CompiledBundle, images: Path, job: Path) -> None:
+    expected = content(job)
+    (job / "job.json").write_text("damaged")
+    with pytest.raises(InputError, match="Replace the job with --overwrite"):
+        run_job(compiled.path, [images], job, OPTIONS)
+    run_job(compiled.path, [images], job, JobOptions(shard_size=2, shard_format="npy", overwrite=True))
+    assert content(job) == expected
+
+
+def test_files_of_the_user_in_the_folder_stay(compiled: CompiledBundle, images: Path, job: Path) -> None:
+    (job / "classifier.clf").write_text("mine")
+    run_job(compiled.path, [images], job, OPTIONS)
+    assert (job / "classifier.clf").read_text() == "mine"
+
+
+def test_a_job_file_that_was_edited_is_refused(compiled: CompiledBundle, images: Path, job: Path) -> None:
+    settings = json.loads((job / "job.json").read_text())
+    settings["schema"]["embedding_dtype"] = "float16"
+    (job / "job.json").write_text(json.dumps(settings))
+    (job / "records" / "part-00000001.json").unlink()
+    with pytest.raises(InputError, match=r"job\.json' was changed since the job began"):
+        run_job(compiled.path, [images], job, OPTIONS)
+
+
+def test_a_record_of_another_shard_is_not_counted(compiled: CompiledBundle, images: Path, job: Path) -> None:
+    shutil.copy(job / "records" / "part-00000000.json", job / "records" / "part-00000001.json")
+    state = clipmlu.open_job(job).state()
+    assert (state.finished_shards, state.damaged_shards) == (1, ("part-00000001",))
+    report = run_job(compiled.path, [images], job, OPTIONS)
+    assert (report.images, report.computed_shards) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["inputs.jsonl", "errors.jsonl", "shards/part-00000000.npy", "shards/all.csv", "records/x.csv"]
+)
+def test_an_export_never_replaces_files_of_the_job(job: Path, tmp_path: Path, name: str) -> None:
+    before = content(job)
+    link = tmp_path / "link"
+    link.symlink_to(job)
+    for folder in (job, link):
+        with pytest.raises(OptionError, match="for the job's own files; choose another path"):
+            clipmlu.open_job(job).export(folder / name, overwrite=True)
+    assert content(job) == before
