@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 from PIL import Image
 
 import clipmlu
+from cli.conftest import Run
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.data.finding import SkippedFiles, find_images
 from clipmlu.errors import BundleExistsError, InputError, OptionError
 from clipmlu.files.workspace import Workspace
 from clipmlu.jobs.formats import FormatName
-from clipmlu.jobs.options import JobOptions
+from clipmlu.jobs.options import ClassificationOptions, JobOptions
 from clipmlu.jobs.run import run_job
 
 OPTIONS = JobOptions(shard_size=2, shard_format="npy")
+CLASSES = dataclasses.replace(OPTIONS, classification=ClassificationOptions(class_names=["cat", "dog"]))
 
 
 @pytest.fixture
@@ -104,7 +107,7 @@ def test_a_damaged_job_can_be_replaced(compiled: CompiledBundle, images: Path, j
     (job / "job.json").write_text("damaged")
     with pytest.raises(InputError, match="Replace the job with --overwrite"):
         run_job(compiled.path, [images], job, OPTIONS)
-    run_job(compiled.path, [images], job, JobOptions(shard_size=2, shard_format="npy", overwrite=True))
+    run_job(compiled.path, [images], job, dataclasses.replace(OPTIONS, overwrite=True))
     assert content(job) == expected
 
 
@@ -142,3 +145,48 @@ def test_an_export_never_replaces_files_of_the_job(job: Path, tmp_path: Path, na
         with pytest.raises(OptionError, match="for the job's own files; choose another path"):
             clipmlu.open_job(job).export(folder / name, overwrite=True)
     assert content(job) == before
+
+
+@pytest.fixture
+def classes(compiled: CompiledBundle, images: Path, tmp_path: Path) -> Path:
+    run_job(compiled.path, [images], tmp_path / "classes", CLASSES)
+    return tmp_path / "classes"
+
+
+@pytest.mark.parametrize("damage", [None, b"damaged"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_lost_classifier_is_written_again(
+    compiled: CompiledBundle, images: Path, classes: Path, damage: bytes | None, finished: bool
+) -> None:
+    expected = content(classes)
+    (classes / "classifier.clf").unlink()
+    if damage is not None:
+        (classes / "classifier.clf").write_bytes(damage)
+    if not finished:
+        (classes / "records" / "part-00000001.json").unlink()
+    report = run_job(compiled.path, [images], classes, CLASSES)
+    assert report.computed_shards == (0 if finished else 1)
+    assert content(classes) == expected
+
+
+def test_a_job_whose_lost_classifier_is_computed_otherwise_here_is_only_replaced(
+    compiled: CompiledBundle, images: Path, classes: Path
+) -> None:
+    expected = content(classes)
+    stored = json.loads((classes / "job.json").read_text())
+    (classes / "job.json").write_text(json.dumps({**stored, "classifier_sha256": 64 * "0"}))  # of another machine
+    (classes / "classifier.clf").unlink()
+    with pytest.raises(
+        InputError, match=r"this machine computes other class embeddings\. Replace the job with --overwrite"
+    ):
+        run_job(compiled.path, [images], classes, CLASSES)
+    assert not (classes / "classifier.clf").exists()
+    run_job(compiled.path, [images], classes, dataclasses.replace(CLASSES, overwrite=True))
+    assert content(classes) == expected
+
+
+def test_verification_counts_the_shards_that_are_not_done(job: Path, run: Run) -> None:
+    assert run("job", job, "--verify")[1] == "2 of 2 finished shard(s) are intact, with 4 rows.\n"
+    (job / "records" / "part-00000001.json").unlink()
+    code, out, _err = run("job", job, "--verify")
+    assert (code, out) == (0, "1 of 1 finished shard(s) are intact, with 2 rows. 1 of 2 shard(s) are not done.\n")

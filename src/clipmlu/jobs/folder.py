@@ -31,6 +31,7 @@ from clipmlu.specs import NaturalInt, Spec
 
 INPUTS_FILE, ERRORS_FILE, CLASSIFIER_FILE = "inputs.jsonl", "errors.jsonl", "classifier.clf"
 _REPLACE = "Replace the job with --overwrite."
+_WRITTEN_AGAIN = "The command of the job writes it again."
 _OWN_FILE = re.compile(r"part-\d{8}\.\w+")
 
 
@@ -158,6 +159,13 @@ class JobFolder:
         except OSError:
             return False
 
+    def has_classifier(self, manifest: JobManifest) -> bool:
+        """Return whether the classifier is there and unchanged, or the job has none."""
+        try:
+            return manifest.classifier_sha256 in (None, _digest_of(self.classifier_path))
+        except OSError:
+            return manifest.classifier_sha256 is None
+
     def check_classifier(self, manifest: JobManifest) -> None:
         """Check that the classifier is that of the job.
 
@@ -167,9 +175,9 @@ class JobFolder:
         try:
             digest = _digest_of(self.classifier_path)
         except OSError as error:
-            raise InputError(f"Cannot read '{self.classifier_path}': {reason_of(error)}. {_REPLACE}") from error
+            raise InputError(f"Cannot read '{self.classifier_path}': {reason_of(error)}. {_WRITTEN_AGAIN}") from error
         if digest != manifest.classifier_sha256:
-            raise InputError(f"'{self.classifier_path}' was changed since the job began. {_REPLACE}")
+            raise InputError(f"'{self.classifier_path}' was changed since the job began. {_WRITTEN_AGAIN}")
 
     def stage(self, *, classifier: bool) -> StagedFiles:
         """Return the files of a new job before they are published: the input, the classifier if it has one, and ``job.json``."""

@@ -167,20 +167,48 @@ def _begin(
         plan = write_plan(pieces, inputs, job.inputs_path)
         wanted = make_manifest(definition.settings, definition.schema, plan, definition.provenance)
         stored = _stored_manifest(job, wanted, inputs, overwrite=options.overwrite)
-        if stored is None:
+        content: bytes | None = None
+        if stored is None or not job.has_classifier(stored):
             content = definition.make_classifier(bundle, options)
-            if content is not None:
-                wanted = msgspec.structs.replace(wanted, classifier_sha256=hashlib.sha256(content).hexdigest())
+            stored = _of_classifier(job, stored, content, overwrite=options.overwrite)
+        if stored is None:
+            wanted = msgspec.structs.replace(wanted, classifier_sha256=_digest(content))
             job.clear()
             with output_errors(job.path):
                 manifest_path.write_bytes(encode_json(wanted))
                 for path in classifier:
                     path.write_bytes(content or b"")
             staged.publish()
-        elif not job.has_inputs(stored):
-            with output_errors(job.inputs_path):
+            return wanted
+        with output_errors(job.path):
+            if not job.has_inputs(stored):
                 os.replace(inputs, job.inputs_path)
-    return stored or wanted
+            for path in classifier if content is not None else ():
+                path.write_bytes(content or b"")
+                os.replace(path, job.classifier_path)
+        return stored
+
+
+def _of_classifier(
+    job: JobFolder, stored: JobManifest | None, content: bytes | None, *, overwrite: bool
+) -> JobManifest | None:
+    """Return the manifest if the class embeddings are those of its job, or None if it is replaced because they are others.
+
+    Raises:
+        InputError: they are others, and the job must not be replaced.
+    """
+    if stored is None or _digest(content) == stored.classifier_sha256:
+        return stored
+    if overwrite:
+        return None
+    raise InputError(
+        f"'{job.classifier_path}' is missing or damaged, and this machine computes other class embeddings. Replace the job with "
+        "--overwrite."
+    )
+
+
+def _digest(content: bytes | None) -> str | None:
+    return None if content is None else hashlib.sha256(content).hexdigest()
 
 
 def _cards(bundle: Path, options: JobOptions, engine: EngineOptions) -> Cards | None:

@@ -75,7 +75,7 @@ def verify_job(
     damages += _changed_classifier(folder, manifest)
     shards = _read_input(folder, manifest)
     if shards is None:
-        reason = f"'{INPUTS_FILE}' is missing or changed; the images of the shards were not compared with it"
+        reason = f"'{INPUTS_FILE}' is missing or changed; the images of the shards were not compared with it. The command of the job writes it again."
         damages.append(Damage(shard=None, reason=reason))
         shards = iter(())
     checked = rows = 0

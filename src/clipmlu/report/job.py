@@ -52,7 +52,9 @@ def show_check(check: JobCheck, *, as_json: bool) -> None:
     for damage in check.damages:
         click.echo(printable(damage.reason if damage.shard is None else f"{damage.shard}: {damage.reason}"))
     intact = check.checked_shards - len({damage.shard for damage in check.damages if damage.shard is not None})
-    click.echo(f"{intact} of {check.checked_shards} finished shard(s) are intact, with {check.rows} rows.")
+    missing = check.shards - check.checked_shards
+    rest = f" {missing} of {check.shards} shard(s) are not done." if missing else ""
+    click.echo(f"{intact} of {check.checked_shards} finished shard(s) are intact, with {check.rows} rows.{rest}")
     if check.bundle_checked and all(damage.shard is not None for damage in check.damages):
         click.echo("The bundle is the one that computed them.")
 
