@@ -6,21 +6,29 @@ import contextlib
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipmlu.errors import BackendUnavailableError, OptionError
+from clipmlu.errors import BackendUnavailableError, OptionError, reason_of
+from clipmlu.files.workspace import Workspace
 from clipmlu.host import available_cpus, require
 from clipmlu.jobs.engines.cards import CARD_RESOURCE, Cards
 from clipmlu.jobs.engines.options import EngineOptions
 
+_log = logging.getLogger(__name__)
 _TEMPORARY = "/tmp"  # noqa: S108 -- as Ray's own: below a longer TMPDIR its sockets have names of more than 107 bytes
 _STORE_BYTES = 128 << 20  # of a local Ray: tasks and results are small
+
+_HOST_AND_PORT = re.compile(r"(?:ray://)?([^/:\s]+):([0-9]+)")
+_ANSWER_SECONDS = 10.0
 
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing home
@@ -59,22 +67,80 @@ def open_ray(options: EngineOptions, cards: Cards | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    with _quiet_ray(), contextlib.ExitStack() as stack:
+    with _quiet_ray():
         if options.ray_address is None:
-            arguments = _local_arguments(options, cards)
-            stack.callback(shutil.rmtree, arguments["_temp_dir"], ignore_errors=True)
+            with _local_ray(ray, options, cards):
+                yield ray
         else:
-            arguments = {"address": options.ray_address}
+            _check_answers(options.ray_address)
+            with _initialized(ray, f"at '{options.ray_address}'", {"address": options.ray_address}):
+                yield ray
+
+
+@contextlib.contextmanager
+def _local_ray(ray: Any, options: EngineOptions, cards: Cards | None) -> Iterator[None]:
+    """Start Ray on this machine; a start that fails is tried once more.
+
+    Ray waits 30 seconds for its own processes, which are not enough on a machine that is busy, or reads them from a disk for
+    the first time.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_started(ray, options, cards))
+        except BackendUnavailableError as error:
+            _log.warning("Ray did not start (%s); it is tried once more", error.__cause__)
+            stack.enter_context(_started(ray, options, cards))
+        yield
+
+
+@contextlib.contextmanager
+def _started(ray: Any, options: EngineOptions, cards: Cards | None) -> Iterator[None]:
+    with _temporary_folder() as folder, _initialized(ray, "on this machine", _local_arguments(options, cards, folder)):
+        yield
+
+
+@contextlib.contextmanager
+def _initialized(ray: Any, where: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Call ``ray.init``, and ``ray.shutdown`` at the end of the block."""
+    with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
         try:
             with _kept_signals():
                 ray.init(configure_logging=False, logging_level=logging.ERROR, log_to_driver=False, **arguments)
         except Exception as error:  # Ray raises all kinds, the base class too
-            where = "on this machine" if options.ray_address is None else f"at '{options.ray_address}'"
             raise BackendUnavailableError(
                 f"Cannot use Ray {where}: {' '.join(str(error).split()).rstrip('.')}. See: ray status"
             ) from error
-        yield ray
+        yield
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Yield the path of a folder that is removed at the end, or by the next process if this one is killed."""
+    with Workspace(Path(_TEMPORARY if os.path.isdir(_TEMPORARY) else tempfile.gettempdir())) as workspace:
+        workspace.path.chmod(0o700)
+        try:
+            yield workspace.new()
+        finally:
+            shutil.rmtree(workspace.new(), ignore_errors=True)  # processes of Ray that are ending may still write there
+
+
+def _check_answers(address: str) -> None:
+    """Check that a host accepts connections at an address with a port: Ray would try for more than five minutes.
+
+    Raises:
+        BackendUnavailableError: it does not.
+    """
+    match = _HOST_AND_PORT.fullmatch(address)
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise BackendUnavailableError(
+            f"Cannot use Ray at '{address}': {match[1]}:{match[2]} does not answer ({reason_of(error)}). Look for the address "
+            "that 'ray start --head' printed, and whether this machine can reach it."
+        ) from error
 
 
 def plan_actors(ray: Any, options: EngineOptions, cards: Cards | None) -> Layout:
@@ -102,7 +168,7 @@ def plan_actors(ray: Any, options: EngineOptions, cards: Cards | None) -> Layout
     return Layout(count, max(1, int(min(resources.get("CPU", 1) for resources in able) // each)))
 
 
-def _local_arguments(options: EngineOptions, cards: Cards | None) -> dict[str, Any]:
+def _local_arguments(options: EngineOptions, cards: Cards | None, folder: Path) -> dict[str, Any]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # otherwise Ray writes one to the home folder
     cpus = max(available_cpus(), options.processes or 1)
     resources = {} if cards is None or cards.indices is None else {CARD_RESOURCE: len(cards.indices)}
@@ -113,7 +179,7 @@ def _local_arguments(options: EngineOptions, cards: Cards | None) -> dict[str, A
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES,
         "_node_ip_address": "127.0.0.1",
-        "_temp_dir": tempfile.mkdtemp(prefix="clipmlu-ray-", dir=_TEMPORARY if os.path.isdir(_TEMPORARY) else None),
+        "_temp_dir": str(folder),
     }
 
 

@@ -1,0 +1,124 @@
+"""The start of Ray and the connection to it: one line for each failure, and no folder that stays."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmlu.errors import BackendUnavailableError
+from clipmlu.jobs.engines import ray_session
+from clipmlu.jobs.engines.options import EngineOptions
+from clipmlu.jobs.engines.ray_session import open_ray
+
+pytestmark = pytest.mark.ray
+HERE = EngineOptions(engine="ray", processes=1)
+STARTUP = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return pytest.importorskip("ray", reason="needs the extra ray")
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder below which Ray's temporary folder is made."""
+    monkeypatch.setattr(ray_session, "_TEMPORARY", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that is taken but does not listen."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_that_nobody_listens_at_is_refused_at_once(ray: Any, closed_port: int, form: str) -> None:
+    """Ray itself tries for more than five minutes."""
+    address, started = form.format(closed_port), time.monotonic()
+    with (
+        pytest.raises(
+            BackendUnavailableError, match=rf"^Cannot use Ray at '{address}': 127\.0\.0\.1:\d+ does not answer"
+        ),
+        open_ray(EngineOptions(engine="ray", ray_address=address), None),
+    ):
+        raise AssertionError("it was opened")
+    assert time.monotonic() - started < 20
+
+
+def test_a_start_that_times_out_on_a_busy_machine_is_tried_once_more(
+    ray: Any, monkeypatch: pytest.MonkeyPatch, temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = []
+
+    def init(**arguments: Any) -> None:
+        folders.append(arguments["_temp_dir"])
+        Path(arguments["_temp_dir"], "session").mkdir(parents=True)
+        if len(folders) == 1:
+            raise Exception(STARTUP)
+
+    monkeypatch.setattr(ray, "init", init)
+    with open_ray(HERE, None):
+        assert len(set(folders)) == 2
+        assert os.path.isdir(folders[1])
+    assert list(temporary.iterdir()) == []
+    [message] = [record.getMessage() for record in caplog.records if record.name.startswith("clipmlu")]
+    assert message.startswith("Ray did not start (The current node timed out during startup.")
+
+
+def test_a_start_that_fails_twice_is_one_line_and_leaves_nothing(
+    ray: Any, monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    def init(**arguments: Any) -> None:
+        raise Exception(STARTUP)
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(
+            BackendUnavailableError, match=r"^Cannot use Ray on this machine: The current node timed out"
+        ) as info,
+        open_ray(HERE, None),
+    ):
+        raise AssertionError("it was opened")
+    assert "\n" not in str(info.value)
+    assert list(temporary.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import ray
+from clipmlu.jobs.engines import ray_session
+from clipmlu.jobs.engines.options import EngineOptions
+
+def init(**arguments):
+    Path(arguments["_temp_dir"], "session").mkdir(parents=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+ray.init = init
+ray_session._TEMPORARY = sys.argv[1]
+with ray_session.open_ray(EngineOptions(engine="ray"), None):
+    pass
+"""
+
+
+def test_the_folder_of_a_killed_process_is_removed_by_the_next_one(
+    ray: Any, monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(temporary)], check=False)
+    assert len(list(temporary.iterdir())) == 1
+    monkeypatch.setattr(ray, "init", lambda **_arguments: None)
+    with open_ray(HERE, None):
+        assert len(list(temporary.iterdir())) == 1
+    assert list(temporary.iterdir()) == []
