@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +23,7 @@ from clipmlu.data.finding import SkippedFiles, find_images
 from clipmlu.errors import BundleExistsError, InputError, OptionError
 from clipmlu.files.workspace import Workspace
 from clipmlu.jobs.formats import FormatName
+from clipmlu.jobs.inputs import JobInput
 from clipmlu.jobs.options import ClassificationOptions, JobOptions
 from clipmlu.jobs.run import run_job
 
@@ -190,3 +196,39 @@ def test_verification_counts_the_shards_that_are_not_done(job: Path, run: Run) -
     (job / "records" / "part-00000001.json").unlink()
     code, out, _err = run("job", job, "--verify")
     assert (code, out) == (0, "1 of 1 finished shard(s) are intact, with 2 rows. 1 of 2 shard(s) are not done.\n")
+
+
+@pytest.mark.parametrize("kind", [str, Path, os.fsencode])
+def test_one_path_instead_of_a_list_is_refused(
+    compiled: CompiledBundle, images: Path, tmp_path: Path, kind: Callable[[Path], str | Path | bytes]
+) -> None:
+    inputs: Any = kind(images)
+    with pytest.raises(OptionError, match="expected a list of paths, such as "):
+        run_job(compiled.path, inputs, tmp_path / "job", OPTIONS)
+
+
+def test_a_file_is_no_job(images: Path) -> None:
+    with pytest.raises(InputError, match=r"0\.png' is not a job: there is no such folder"):
+        clipmlu.open_job(images / "0.png")
+
+
+def test_an_empty_text_is_not_the_current_folder(
+    compiled: CompiledBundle, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
+    with pytest.raises(InputError, match="There are no images to read: Cannot read '': the input is an empty text"):
+        run_job(compiled.path, [""], tmp_path / "job", OPTIONS)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(compiled: CompiledBundle, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{images / '0.png'}\n{images / '1.png'}\n", encoding="utf-8-sig")
+    report = run_job(compiled.path, JobInput(files_from=str(tmp_path / "list.txt")), tmp_path / "job", OPTIONS)
+    assert (report.images, report.errors) == (2, 0)
+
+
+def test_a_job_runs_with_a_closed_stderr(compiled: CompiledBundle, images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clipmlu", "embed", compiled.path, images, "-o", tmp_path / "job"]
+    command += ["--shard-size", "2", "--shard-format", "npy"]
+    assert subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], check=False).returncode == 0
+    run_job(compiled.path, [images], tmp_path / "expected", OPTIONS)
+    assert content(tmp_path / "job") == content(tmp_path / "expected")

@@ -78,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # started with `>&-`: the next opened file would get its descriptor
         note("clipmlu: Standard output is closed, and results are written there. Redirect it, to /dev/null if need be.")
         return 1
+    if sys.stderr is None:  # started with `2>&-`: likewise, and libraries would write their messages into that file
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- open until the process ends
     with TerminationSignals() as signals:
         try:
             return _run(arguments)

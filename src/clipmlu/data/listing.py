@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import glob
 import io
@@ -60,6 +61,8 @@ class _Finder:
 
     def found(self, text: str) -> Iterator[Found | FoundUrl]:
         """Yield the images of one input."""
+        if not text:  # such as of a variable that is not set; as a path it would be the current folder
+            return iter((Found(Path(text), InputError("Cannot read '': the input is an empty text.")),))
         if is_url(text.lstrip()):
             return iter((FoundUrl(text.strip(), self.urls),))
         path = expand_home(text)
@@ -103,6 +106,8 @@ def _lines(stream: TextIO) -> Iterator[str]:
     if raw is not None and not hasattr(raw, "peek"):
         raw = io.BufferedReader(raw)
     start = b"" if raw is None else raw.peek()
+    if raw is not None and start.startswith(codecs.BOM_UTF8):  # as programs on Windows write it
+        raw.read(len(codecs.BOM_UTF8))
     if raw is not None and start.count(b"\0") > start.count(b"\n"):  # one zero byte: a damaged line
         yield from map(os.fsdecode, filter(None, _between_zeros(raw)))
         return

@@ -147,7 +147,7 @@ class JobFolder:
         """
         try:
             return read_json(self.path / JOB_FILE, JobManifest)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, msgspec.DecodeError) as error:
             raise InputError(f"Cannot read '{self.path / JOB_FILE}': {reason_of(error)}. {_REPLACE}") from error

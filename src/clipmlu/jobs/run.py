@@ -106,7 +106,7 @@ def run_job(
 
     Raises:
         MissingDependencyError: the format of the shards needs an optional package.
-        OptionError: the job was begun with other options or inputs.
+        OptionError: the inputs are no list, or the job was begun with other options or inputs.
         OutputExistsError: the output is something else than a job.
         InputError: there are no images, none could be read, or more than ``max_errors`` could not.
         OutputError: a file cannot be written; the finished shards stay.
@@ -115,6 +115,8 @@ def run_job(
     FORMATS[options.shard_format].check()
     job, path = JobFolder(as_path(output, "the output")), as_path(bundle, "the bundle")
     skipped_files = SkippedFiles()
+    if isinstance(inputs, str | bytes | os.PathLike):
+        raise OptionError(f"inputs is {inputs!r}; expected a list of paths, such as [{inputs!r}]")
     if not isinstance(inputs, JobInput):
         inputs = JobInput(paths=[os.fspath(each) for each in inputs])
     pieces = cut_inputs(inputs, options.shard_size, skipped_files, options.urls)

@@ -146,7 +146,7 @@ class _Values:
             return beside
         if os.path.lexists(text):
             return Path(text)
-        places = f"'{name_from_path(beside)}'" + ("" if os.path.isabs(text) else f" or '{name_from_path(text)}'")
+        places = f"'{name_from_path(beside)}'" + ("" if beside == Path(text) else f" or '{name_from_path(text)}'")
         raise InputError(f"Cannot read '{name}': there is no file {places}.")
 
 
