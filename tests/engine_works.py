@@ -91,3 +91,27 @@ class Broken:
     def open(self, share: MachineShare) -> Iterator[Worker[int, int]]:
         os._exit(7)
         yield lambda numbers: (number for number in numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOpens:
+    """Squares numbers in the first worker that opens; what the others do when they open is chosen.
+
+    Attributes:
+        squares: the work of the first worker.
+        sleep_seconds: time for which the others sleep; 0 to end them at once.
+    """
+
+    squares: Squares
+    sleep_seconds: float
+
+    @contextlib.contextmanager
+    def open(self, share: MachineShare) -> Iterator[Worker[int, int]]:
+        try:
+            (self.squares.folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            if not self.sleep_seconds:
+                os._exit(7)
+            time.sleep(self.sleep_seconds)
+        with self.squares.open(share) as worker:
+            yield worker

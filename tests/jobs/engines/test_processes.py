@@ -18,7 +18,7 @@ from clipmlu.jobs.engines.cards import Cards
 from clipmlu.jobs.engines.dispatch import run_tasks, split_machine
 from clipmlu.jobs.engines.options import EngineOptions
 from conftest import REPOSITORY
-from engine_works import Broken, Squares
+from engine_works import Broken, OneOpens, Squares
 
 TWO = EngineOptions(processes=2)
 
@@ -54,7 +54,6 @@ def test_tasks_are_shared_and_taken_only_when_a_worker_has_space(tmp_path: Path)
 def test_a_killed_worker_is_replaced_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     work = Squares(tmp_path, depth=2, kills=((5, 1),))
     assert sorted(run_tasks(work, range(12), TWO, describe=_name)) == [number * number for number in range(12)]
-    assert len(work.opened()) == 3
     [message] = [record.getMessage() for record in caplog.records]
     pid = next(pid for pid in work.opened() if f"process {pid} " in message)
     assert message.startswith(f"worker process {pid} was killed by SIGKILL with number 5")
@@ -83,6 +82,35 @@ def test_workers_that_cannot_start_end_the_run(caplog: pytest.LogCaptureFixture)
         SessionError, match=r"cannot start: worker process \d+ ended with exit code 7 before it was ready"
     ):
         list(run_tasks(Broken(), range(3), TWO))
+
+
+def test_a_worker_that_cannot_start_is_given_up_and_the_others_do_its_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = OneOpens(Squares(tmp_path, seconds=0.5), sleep_seconds=0)
+    assert sorted(run_tasks(work, range(40), TWO)) == [number * number for number in range(40)]
+    *_, last = [record.getMessage() for record in caplog.records]
+    assert last.endswith("ended with exit code 7 before it was ready, the third in a row; 1 other(s) do its work")
+    assert len(caplog.records) == 3
+
+
+def test_the_end_does_not_wait_for_workers_that_are_still_opening(tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert list(run_tasks(OneOpens(Squares(tmp_path), sleep_seconds=120), range(3), TWO)) == [0, 1, 4]
+    assert time.monotonic() - started < 60
+
+
+def test_no_process_for_want_of_open_files_is_one_line(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="needs limits of Unix")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(SessionError, match=r"^A worker process cannot be started: Too many open files\. Use fewer"):
+            list(run_tasks(Squares(tmp_path), range(3), TWO))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_warning_of_a_worker_is_logged_in_the_parent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

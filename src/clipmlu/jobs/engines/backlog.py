@@ -42,6 +42,7 @@ class Backlog(Generic[Task]):
     """
 
     def __init__(self, tasks: Iterable[Task], describe: Callable[[Task], str]) -> None:
+        self._exhausted = False
         self._source: Iterator[Task] = iter(tasks)
         self._describe = describe
         self._returned: deque[Assignment[Task]] = deque()
@@ -58,7 +59,13 @@ class Backlog(Generic[Task]):
             return self._returned.popleft() if idle else None
         for task in self._source:
             return Assignment(task)
+        self._exhausted = True
         return None
+
+    @property
+    def empty(self) -> bool:
+        """Whether no task waits; False until a worker has asked for one after the last."""
+        return self._exhausted and not self._returned
 
     def give_back(self, assignments: Iterable[Assignment[Task]]) -> str:
         """Let the tasks of a lost worker wait again, and return their names, comma-separated."""

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic
 
 from clipmlu.backends.several_devices import is_device_loss
-from clipmlu.errors import SessionError
+from clipmlu.errors import SessionError, reason_of
 from clipmlu.jobs.engines.backlog import MOST_LOSSES, Assignment, Backlog
 from clipmlu.jobs.engines.child import END_SECONDS, Given, Kind, run_child
 from clipmlu.jobs.engines.logs import log_again
@@ -98,10 +98,10 @@ class _Pool(Generic[Task, Result]):
         self._failed_starts = 0
 
     def run(self) -> Iterator[Result]:
-        """Yield results until no task is left."""
+        """Yield results until no task is left; processes that are still opening are not waited for."""
         for share in self._shares:
             self._start(share)
-        while any(not child.idle for child in self._children.values()):
+        while not self.backlog.empty or any(child.tasks for child in self._children.values()):
             for connection in multiprocessing.connection.wait(list(self._children)):
                 assert isinstance(connection, Connection)
                 child = self._children[connection]
@@ -147,7 +147,12 @@ class _Pool(Generic[Task, Result]):
                 child.give(assignment)
 
     def _start(self, share: MachineShare) -> None:
-        child = _Child(self._work, share)
+        try:
+            child = _Child(self._work, share)
+        except OSError as error:
+            raise SessionError(
+                f"A worker process cannot be started: {reason_of(error)}. Use fewer --processes, or raise the limit (ulimit -a)."
+            ) from error
         self._children[child.connection] = child
 
     def _remove(self, child: _Child[Task]) -> str:
@@ -165,12 +170,23 @@ class _Pool(Generic[Task, Result]):
         if not child.opened:
             self._failed_starts += 1
             if self._failed_starts >= MOST_LOSSES:
-                raise SessionError(
-                    f"Worker processes cannot start: {ended} before it was ready, the third in a row. If a script called "
-                    'clipmlu, its code must stand under: if __name__ == "__main__":'
-                )
+                self._give_up(f"{ended} before it was ready, the third in a row")
+                return
         _log.warning("%s%s; a new one is started", ended, lost)
         self._start(child.share)
+
+    def _give_up(self, failure: str) -> None:
+        """Go on without a process that cannot start.
+
+        Raises:
+            SessionError: there is no other process.
+        """
+        if not self._children:
+            raise SessionError(
+                f"Worker processes cannot start: {failure}. If a script called clipmlu, its code must stand under: "
+                'if __name__ == "__main__":'
+            )
+        _log.warning("%s; %d other(s) do its work", failure, len(self._children))
 
     def _lose_cards(self, child: _Child[Task], error: Exception) -> None:
         """Go on without a process that has lost all its cards.
