@@ -226,6 +226,27 @@ def test_a_list_may_begin_with_a_byte_order_mark(compiled: CompiledBundle, image
     assert (report.images, report.errors) == (2, 0)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_a_list_in_utf_16_or_32_is_refused(
+    compiled: CompiledBundle, images: Path, tmp_path: Path, encoding: str
+) -> None:
+    """Cut at its zero bytes it would hold ``/``, and the whole disk would be searched."""
+    (tmp_path / "list.txt").write_text(f"{images / '0.png'}\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"list\.txt': it is in UTF-16 or UTF-32\. Expected UTF-8"):
+        run_job(compiled.path, JobInput(files_from=str(tmp_path / "list.txt")), tmp_path / "job", OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["a", "./1.png"])
+def test_entries_between_zero_bytes_are_no_utf_16(
+    compiled: CompiledBundle, images: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
+    (images / "a").write_bytes((images / "0.png").read_bytes())
+    (tmp_path / "list.txt").write_bytes(f"{name}\0./0.png\0./1.png\0./2.png\0".encode())
+    report = run_job(compiled.path, JobInput(files_from=str(tmp_path / "list.txt")), tmp_path / "job", OPTIONS)
+    assert (report.images, report.errors) == (4, 0)
+
+
 def test_a_job_runs_with_a_closed_stderr(compiled: CompiledBundle, images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "clipmlu", "embed", compiled.path, images, "-o", tmp_path / "job"]
     command += ["--shard-size", "2", "--shard-format", "npy"]

@@ -22,6 +22,7 @@ from clipmlu.file_names import expand_home, name_from_path
 
 STDIN = "-"
 _CHUNK_BYTES = 1 << 16
+_WIDE_BYTES = 8  # of a list are looked at: no list has four entries of one letter at its beginning
 
 
 def find_inputs(
@@ -93,27 +94,53 @@ class _Finder:
             yield from self._on_list(stream, place, "the list has no paths.")
 
     def _on_list(self, stream: TextIO | None, place: str, message: str) -> Iterator[Found | FoundUrl]:
-        lines = iter(()) if stream is None else _lines(stream)
+        try:
+            lines = iter(()) if stream is None else _lines(_as_bytes(stream))
+        except InputError as error:
+            return iter((Found(Path(place), InputError(f"Cannot read '{name_from_path(place)}': {error}")),))
         return _require(chain.from_iterable(map(self.found, lines)), Path(place), message)
 
 
-def _lines(stream: TextIO) -> Iterator[str]:
-    """Lines that are not blank, or the entries between zero bytes, as ``find -print0`` writes them.
+def _as_bytes(stream: TextIO) -> io.BufferedReader | TextIO:
+    """Return a stream's bytes, which can be looked at ahead; or the stream if it has none."""
+    raw = getattr(stream, "buffer", None)
+    if raw is None:
+        return stream
+    return raw if hasattr(raw, "peek") else io.BufferedReader(raw)
+
+
+def _lines(stream: io.BufferedReader | TextIO) -> Iterator[str]:
+    """Return the lines that are not blank, or the entries between zero bytes, as ``find -print0`` writes them.
 
     Bytes that are not UTF-8 are kept, as in file names.
+
+    Raises:
+        InputError: the list is in UTF-16 or UTF-32, whose zero bytes would cut it into single letters, ``/`` among them.
     """
-    raw = getattr(stream, "buffer", None)
-    if raw is not None and not hasattr(raw, "peek"):
-        raw = io.BufferedReader(raw)
-    start = b"" if raw is None else raw.peek()
-    if raw is not None and start.startswith(codecs.BOM_UTF8):  # as programs on Windows write it
-        raw.read(len(codecs.BOM_UTF8))
-    if raw is not None and start.count(b"\0") > start.count(b"\n"):  # one zero byte: a damaged line
-        yield from map(os.fsdecode, filter(None, _between_zeros(raw)))
-        return
-    for line in stream if raw is None else map(os.fsdecode, raw):
-        if line.strip():
-            yield line.rstrip("\r\n")
+    if not isinstance(stream, io.BufferedReader):
+        return _full_lines(stream)
+    start = stream.peek()
+    if _is_wide(start[:_WIDE_BYTES]):
+        raise InputError(
+            "it is in UTF-16 or UTF-32. Expected UTF-8, or entries between zero bytes as 'find -print0' writes them."
+        )
+    if start.startswith(codecs.BOM_UTF8):  # as programs on Windows write it
+        stream.read(len(codecs.BOM_UTF8))
+    if start.count(b"\0") > start.count(b"\n"):  # one zero byte: a damaged line
+        return map(os.fsdecode, filter(None, _between_zeros(stream)))
+    return _full_lines(map(os.fsdecode, stream))
+
+
+def _is_wide(start: bytes) -> bool:
+    """Return whether a text begins in UTF-16 or UTF-32: with a mark, or with zero bytes at every second place."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        return True
+    halves = (start[::2], start[1::2])
+    return len(start) == _WIDE_BYTES and any(not any(half) for half in halves)
+
+
+def _full_lines(lines: Iterable[str]) -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in lines if line.strip())
 
 
 def _between_zeros(raw: io.BufferedReader) -> Iterator[bytes]:
