@@ -35,6 +35,7 @@ TextCleaning = Literal["lower", "whitespace", "canonicalize"]
 Granularity = Literal["per_tensor", "per_axis"]
 ActivationQuantisation = Literal["symmetric", "asymmetric"]
 CalibrationAlgorithm = Literal["linear", "eqnm", "percentile", "entropy"]
+WeightRounding = Literal["nearest", "gptq"]
 SmoothingStrength = float | Literal["auto"]
 NodeType = Literal["float32", "float16"]
 ComputationPreference = Literal["auto", "fast", "high_precision"]
@@ -260,6 +261,8 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
             listed are not smoothed. See ``graph.quantisation.smoothing``.
         keep_float: operators that stay in the mode's float type, each ``ROLE`` or ``ROLE:BLOCKS``, and with a ``?`` at the
             end if a model may have none; see ``graph.roles``.
+        weight_rounding: the integers of weights: ``nearest``, or ``gptq`` for those that change the results of linear
+            layers least on the calibration data; see ``graph.quantisation.weight_rounding``.
     """
 
     granularity: Granularity = "per_tensor"
@@ -268,6 +271,7 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
     percentile: float = 99.99
     smooth_alpha: dict[str, SmoothingStrength] = {}
     keep_float: tuple[str, ...] = ()
+    weight_rounding: WeightRounding = "nearest"
 
     def __post_init__(self) -> None:
         """Check the ranges and combinations of the fields.
@@ -278,6 +282,10 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
         check_fields(self)
         if self.algorithm in SYMMETRIC_ALGORITHMS and self.activation == "asymmetric":
             raise OptionError(f"the calibration algorithm {self.algorithm} works with symmetric activations only")
+        if self.algorithm == "eqnm" and self.weight_rounding == "gptq":
+            raise OptionError(
+                "the calibration algorithm eqnm clips weights, and weight rounding gptq must not; leave one out"
+            )
         if not 0 < self.percentile <= 100:
             raise OptionError(f"calibration percentile is {self.percentile:g}; expected more than 0 and up to 100")
         unknown = sorted(set(self.smooth_alpha) - set(SMOOTHED_ROLES))
@@ -345,6 +353,7 @@ class GraphQuantisation(Spec, frozen=True, kw_only=True):
         smoothing: maps a tensor to the divisors of its channels along the last axis.
         pixel_scaling: scaling of the pixels, or None.
         clipped: maps a tensor to the smallest and largest value of its Clip node.
+        rounded: names of the weights whose integers GPTQ chose.
         float_nodes: names of operators that could be quantised but were kept in the float type.
         macs: multiply-accumulate operations of all convolutions and matrix products, for one row.
         quantised_macs: the part of ``macs`` with integer operands.
@@ -354,6 +363,7 @@ class GraphQuantisation(Spec, frozen=True, kw_only=True):
     smoothing: dict[str, tuple[float, ...]] = {}
     pixel_scaling: PixelScaling | None = None
     clipped: dict[str, tuple[float, float]] = {}
+    rounded: tuple[str, ...] = ()
     float_nodes: tuple[str, ...] = ()
     macs: NaturalInt
     quantised_macs: NaturalInt

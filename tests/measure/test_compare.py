@@ -609,13 +609,38 @@ def test_rebuilt_graph_is_the_bundles_own(
     assert scaled.compilation.quantised["image"].pixel_scaling is not None
     for bundle in (smoothed, int8, eqnm, scaled):
         for tower in bundle.manifest.towers:
-            rebuilt = Rebuilder(bundle, vit, tower).rebuild(())
-            own = onnx.load(bundle.tower_path(tower))
-            assert list(rebuilt.graph.node) == list(own.graph.node)
-            weights = {weight.name: numpy_helper.to_array(weight) for weight in own.graph.initializer}
-            assert weights.keys() == {weight.name for weight in rebuilt.graph.initializer}
-            for weight in rebuilt.graph.initializer:
-                np.testing.assert_array_equal(numpy_helper.to_array(weight), weights[weight.name])
+            assert_same_graph(Rebuilder(bundle, vit, tower).rebuild(()), onnx.load(bundle.tower_path(tower)))
+
+
+def assert_same_graph(found: onnx.ModelProto, expected: onnx.ModelProto, *, scalars: bool = True) -> None:
+    assert list(found.graph.node) == list(expected.graph.node)
+    weights = {weight.name: numpy_helper.to_array(weight) for weight in expected.graph.initializer}
+    assert weights.keys() == {weight.name for weight in found.graph.initializer}
+    for weight in found.graph.initializer:
+        if scalars or list(weight.dims) != [1]:
+            np.testing.assert_array_equal(numpy_helper.to_array(weight), weights[weight.name])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("precision", ["qint8_mixed_float32", "qint8_mixed_float16"])
+@pytest.mark.parametrize("granularity", ["per_axis", "per_tensor"])
+def test_rebuilt_graph_has_the_chosen_integers_but_in_float_the_weights_of_the_source(
+    vit: ExportedBundle, compile_for: Compile, precision: str, granularity: str
+) -> None:
+    chosen = {"weight_rounding": "gptq", "granularity": granularity}
+    bundle = compile_for(vit, precision, **chosen)
+    nearest = compile_for(vit, precision, granularity=granularity)
+    kept = compile_for(vit, precision, keep_float=("mlp_out",), **chosen)
+    for tower in bundle.manifest.towers:
+        record = bundle.compilation.quantised[tower]
+        assert len(record.rounded) > 6
+        graphs = {each.path: onnx.load(each.tower_path(tower)) for each in (bundle, nearest, kept)}
+        with pytest.raises(AssertionError):
+            assert_same_graph(graphs[bundle.path], graphs[nearest.path])
+        rebuilder = Rebuilder(bundle, vit, tower)
+        assert_same_graph(rebuilder.rebuild(()), graphs[bundle.path])
+        # Only the ranges of activations, which are scalars, differ: each bundle calibrated its own weights.
+        assert_same_graph(rebuilder.rebuild(rebuilder.nodes("mlp_out")), graphs[kept.path], scalars=False)
 
 
 @pytest.mark.torch

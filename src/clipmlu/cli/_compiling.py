@@ -24,6 +24,7 @@ from clipmlu.specs import (
     ComputationPreference,
     Granularity,
     Precision,
+    WeightRounding,
 )
 
 if TYPE_CHECKING:
@@ -138,6 +139,12 @@ _OPTIONS = (
         type=_choice(ActivationQuantisation),
         help="Quantisation of activations. [default: by --quantisation]",
     ),
+    Option(
+        "--weight-rounding",
+        type=_choice(WeightRounding),
+        help="Integers of weights: the nearest, or those that change the results of linear layers least on the calibration data. "
+        "[default: by --quantisation]",
+    ),
     Option("--mlu-arch", type=click.Choice(MLU_ARCHS), multiple=True, help="MLU: architecture. [default: mtp_372]"),
     Option("--cluster-num", metavar="N[,N...]", multiple=True, help="MLU: clusters to optimise for. [default: 2,6,8]"),
     Option(
@@ -224,6 +231,7 @@ def _quantisation(given: Mapping[str, Any]) -> QuantisationChoice | None:
         "percentile": given["calib_percentile"],
         "smooth_alpha": _smoothing(given["smooth_alpha"]) if given["smooth_alpha"] else None,
         "keep_float": given["keep_float"] or None,
+        "weight_rounding": given["weight_rounding"],
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     if given["quantisation"] is None and not changes:

@@ -25,10 +25,12 @@ from clipmlu.graph.parity import FLOAT32_TOLERANCE, allowed_logit_difference, me
 from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
 from clipmlu.graph.quantisation.clipping import clip_graph
 from clipmlu.graph.quantisation.outliers import OUTLIER_STRENGTH, has_outliers
+from clipmlu.graph.quantisation.parameters import Array
 from clipmlu.graph.quantisation.pixel_scaling import choose_scaling, scale_pixels
 from clipmlu.graph.quantisation.rewrite import quantised_tensors
 from clipmlu.graph.quantisation.sites import Site, find_sites
 from clipmlu.graph.quantisation.smoothing import choose_factors, smooth_graph
+from clipmlu.graph.quantisation.weight_rounding import round_weights, with_weights
 from clipmlu.graph.roles import Operator, find_operators
 from clipmlu.graph.selection import parse_selection, select_operators
 from clipmlu.graph.watch import WatchingSession, channel_maxima
@@ -98,7 +100,17 @@ def prepare_graph(
         names = quantised_tensors(model, without=frozenset(kept))
         ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
         model, clipped = clip_graph(model, ranges, without=frozenset(kept))
-    if factors or scaling or clipped:
+    rounded: dict[str, Array] = {}
+    if how.weight_rounding == "gptq":
+        rounded = round_weights(
+            model,
+            lambda: calibration_batches(graph.tower, options.calibration),
+            bits=bits,
+            granularity=how.granularity,
+            without={*kept, *options.node_types},
+        )
+        model = with_weights(model, rounded)
+    if factors or scaling or clipped or rounded:
         save_model(model, graph.path)
     float_type: NodeType = options.precision.float_type
     prepared = dataclasses.replace(
@@ -111,6 +123,7 @@ def prepare_graph(
         smoothing={name: tuple(float(each) for each in values) for name, values in factors.items()},
         pixel_scaling=scaling,
         clipped=clipped,
+        rounded=tuple(rounded),
         float_nodes=tuple(kept),
         macs=total,
         quantised_macs=total - sum(operator.macs for operator in operators if operator.node in set(kept)),

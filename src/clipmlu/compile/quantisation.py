@@ -99,6 +99,8 @@ def resolve_quantisation(
 
 def _without_conflict(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Replace a named value that contradicts a change; two changes that contradict each other stay."""
+    if values["algorithm"] == "eqnm" and "weight_rounding" not in changes:
+        values = {**values, "weight_rounding": "nearest"}
     if values["algorithm"] in SYMMETRIC_ALGORITHMS and values["activation"] == "asymmetric":
         if "activation" not in changes:
             return {**values, "activation": "symmetric"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.errors import CalibrationError, first_line
 from clipmlu.graph.quantisation.parameters import Array
@@ -16,6 +17,13 @@ from clipmlu.host import import_onnxruntime, limited_cpus
 
 _SAMPLES = 20_000
 """Approximate number of elements per tensor and batch in its histogram."""
+
+_MOMENT_ROWS = 10_000
+"""Approximate number of rows in second moments: several times the channels of the largest layers. Of more data every second,
+third and so on batch is run, and of a larger batch as many of its rows are taken.
+"""
+
+_WHOLE_SLICE = {"start": 0, "end": np.iinfo(np.int64).max, "axis": 0}
 
 
 class WatchingSession:
@@ -107,6 +115,45 @@ def channel_maxima(
     for feeds in batches:
         for name, seen in zip(found, session.run(feeds), strict=True):
             np.maximum(found[name], seen, out=found[name])
+    return found
+
+
+def second_moments(
+    model: onnx.ModelProto, channels: Mapping[str, int], batches: Callable[[], Iterable[Sequence[Array]]]
+) -> dict[str, Array]:
+    """Return the second moments of the channels of some tensors: sums of ``x.T @ x`` over some 10,000 rows.
+
+    Args:
+        model: the graph.
+        channels: maps a tensor to the size of its last axis.
+        batches: returns the batches from the first one on, at each call; one array for each input of the graph.
+
+    Returns:
+        A map from tensor to float32, shape (channels, channels).
+
+    Raises:
+        CalibrationError: as for ``Survey.measure``.
+    """
+    sizes = [helper.make_node("Size", [name], [f"survey_size_{index}"]) for index, name in enumerate(channels)]
+    counted = WatchingSession(model, [(node, TensorProto.INT64) for node in sizes], {})
+    firsts = counted.run(next(iter(batches())))
+    del counted
+    rows = [int(size) // count for size, count in zip(firsts, channels.values(), strict=True)]
+    skipped = max(max(rows) * sum(1 for _feeds in batches()) // _MOMENT_ROWS, 1)
+    added: list[tuple[onnx.NodeProto, int]] = []
+    constants = {f"survey_{name}": np.array([value], np.int64) for name, value in _WHOLE_SLICE.items()}
+    for index, ((name, count), total) in enumerate(zip(channels.items(), rows, strict=True)):
+        flat, step, part = (f"survey_{index}_{part}" for part in ("flat", "step", "part"))
+        constants[f"survey_{index}_shape"] = np.array([-1, count], np.int64)
+        constants[step] = np.array([max(total // _MOMENT_ROWS, 1)], np.int64)
+        added.append((helper.make_node("Reshape", [name, f"survey_{index}_shape"], [flat]), 0))
+        ends = [f"survey_{name}" for name in _WHOLE_SLICE]
+        added.append((helper.make_node("Slice", [flat, *ends, step], [part]), TensorProto.FLOAT))
+    session = WatchingSession(model, added, constants)
+    found = {name: np.zeros((count, count), np.float32) for name, count in channels.items()}
+    for feeds in itertools.islice(batches(), 0, None, skipped):
+        for name, seen in zip(found, session.run(feeds), strict=True):
+            found[name] += seen.T @ seen
     return found
 
 

@@ -75,6 +75,9 @@ def _compilation_facts(bundle: CompiledBundle) -> Iterator[tuple[str, str]]:
         if how.is_smoothed:
             smoothed = sum(len(record.smoothing) for record in facts.quantised.values())
             yield "smoothing", f"{how.smoothing_text}: {smoothed} tensors smoothed"
+        if how.weight_rounding != "nearest":
+            rounded = sum(len(record.rounded) for record in facts.quantised.values())
+            yield "weight rounding", f"{how.weight_rounding}: {rounded} weights"
         if how.keep_float:
             yield "kept in float", ", ".join(how.keep_float)
     for name, record in facts.quantised.items():

@@ -92,6 +92,10 @@ class Candidates:
         for alpha in ALPHAS:
             yield msgspec.structs.replace(base, smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, alpha))
         best = self._best(mode)
+        how = None if best is None else best.quantisation
+        if how is not None and how.weight_rounding == "nearest" and how.algorithm != "eqnm":
+            yield msgspec.structs.replace(how, weight_rounding="gptq")
+        best = self._best(mode)
         if mode.bits == 8 and best is not None and best.quantisation is not None:
             yield from self._with_float_roles(mode, best, best.quantisation)
 

@@ -127,6 +127,7 @@ def describe_trial(trial: Trial) -> str:
         words += [how.granularity, how.algorithm]
         words += ["asymmetric"] if how.activation == "asymmetric" else []
         words += [f"smoothing {how.smoothing_text}"] if how.is_smoothed else []
+        words += [how.weight_rounding] if how.weight_rounding != "nearest" else []
         words += [f"float {', '.join(how.keep_float)}"] if how.keep_float else []
     verdict = trial.verdict.replace("_", " ")
     if trial.top1 is None:

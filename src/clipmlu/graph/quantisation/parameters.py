@@ -70,6 +70,23 @@ class Quantisation:
         levels = self.levels(array).astype(np.float32) - np.float32(self.zero_point)
         return np.asarray(levels * self._scale_for(array), np.float32)
 
+    def stored_values(self, levels: Array) -> Floats:
+        """Return float weights for which ``for_weights`` finds these parameters, and the same integers again.
+
+        Args:
+            levels: symmetric integers; for each scale at least one has the largest magnitude, or all are 0.
+        """
+        most = 2 ** (self.bits - 1) - 1
+        bounds = self._scale_for(levels) * np.float32(most)
+        # The product may be rounded to a neighbour of the number that was divided.
+        for step in (np.inf, -np.inf):
+            neighbour = np.nextafter(bounds, np.float32(step))
+            exact = bounds / np.float32(most) == self._scale_for(levels)
+            found = neighbour / np.float32(most) == self._scale_for(levels)
+            bounds = np.where(found & ~exact, neighbour, bounds)
+        values = levels.astype(np.float32) * self._scale_for(levels)
+        return np.asarray(np.where(np.abs(levels) == most, np.sign(levels) * bounds, values), np.float32)
+
     def _scale_for(self, array: Array) -> Array:
         if self.axis is None:
             return self.scale
@@ -92,6 +109,12 @@ def asymmetric(bits: int, low: float, high: float) -> Quantisation:
     smallest = -(2 ** (bits - 1))
     zero_point = int(np.clip(np.rint(smallest - low / float(scale)), smallest, -smallest - 1))
     return Quantisation(bits, np.asarray(scale, np.float32), zero_point)
+
+
+def quantisation_of(record: TensorQuantisation) -> Quantisation:
+    """Return the parameters of a stored quantisation."""
+    scale = np.asarray(record.scale if record.axis is not None else record.scale[0], np.float32)
+    return Quantisation(record.bits, scale, record.zero_point, record.axis)
 
 
 def from_range(bits: int, low: float, high: float, *, centred: bool) -> Quantisation:

@@ -227,7 +227,7 @@ class _Rewriter:
         return self._derive(weight.name, "float16", make)
 
     def _quantise_weight(self, node: onnx.NodeProto, index: int, weight: onnx.TensorProto, bits: int) -> str:
-        axis = _channel_axis(node, index, list(weight.dims)) if self._plan.per_axis else None
+        axis = channel_axis(node, index, list(weight.dims)) if self._plan.per_axis else None
 
         def make(new: str) -> None:
             values = _values(weight)
@@ -319,7 +319,7 @@ def _values(weight: onnx.TensorProto) -> Array:
     return np.asarray(numpy_helper.to_array(weight), np.float32)
 
 
-def _channel_axis(node: onnx.NodeProto, index: int, dims: list[int]) -> int | None:
+def channel_axis(node: onnx.NodeProto, index: int, dims: list[int]) -> int | None:
     """Return the output channel axis of a weight; per_axis excludes depthwise convolutions (python_common README)."""
     attributes = attributes_of(node)
     if node.op_type in ("Conv", "ConvTranspose"):

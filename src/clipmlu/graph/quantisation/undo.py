@@ -1,4 +1,4 @@
-"""Restores the structure of a lowered graph from its rewritten graph.
+"""Restores the structure of a lowered graph from its rewritten graph, and weights whose integers were chosen.
 
 ``rewrite`` keeps the name of every tensor and derives all new names from these, and the emulated SDK marks the nodes
 that it adds; see ``derived``. Undoing both restores nodes, names and shapes of the lowered graph, but of quantised
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.bundle.manifest import Tower
 from clipmlu.graph.quantisation.derived import ADDED, FLIPPED, INPUT, SCALE, ZERO_POINT, derived, is_derived, original
-from clipmlu.specs import TensorSpec
+from clipmlu.graph.quantisation.parameters import Array, quantisation_of
+from clipmlu.specs import GraphQuantisation, TensorSpec
 
 
 def restore_structure(model: onnx.ModelProto, tower: Tower) -> onnx.ModelProto:
@@ -61,6 +62,24 @@ def quantised_values(model: onnx.ModelProto) -> dict[str, str]:
     made = [name for node in model.graph.node for name in node.output]
     own = {name: name for name in [*(value.name for value in model.graph.input), *made]}
     return own | {name.removesuffix(derived("", INPUT)): name for name in made if is_derived(name, INPUT)}
+
+
+def rounded_weights(model: onnx.ModelProto, record: GraphQuantisation) -> dict[str, Array]:
+    """Map each weight whose integers were chosen to float values that are rounded to these integers.
+
+    Args:
+        model: the rewritten graph.
+        record: its quantisation.
+    """
+    found: dict[str, Array] = {}
+    for weight in model.graph.initializer:
+        name = original(weight.name)
+        parameter = weight.name.endswith((SCALE, ZERO_POINT))
+        if name in record.rounded and name != weight.name and not parameter:
+            how = quantisation_of(record.tensors[name])
+            values = numpy_helper.to_array(weight)
+            found[name] = how.stored_values(values if values.dtype == how.dtype else how.levels(values))
+    return found
 
 
 def _weight(source: onnx.TensorProto, name: str, *, flipped: bool) -> onnx.TensorProto:

@@ -27,13 +27,16 @@ from clipmlu.files.publish import scratch_directory
 from clipmlu.graph.index import save_model
 from clipmlu.graph.pixels import with_float_pixels
 from clipmlu.graph.quantisation.clipping import clip_graph
+from clipmlu.graph.quantisation.parameters import Array
 from clipmlu.graph.quantisation.pixel_scaling import scale_pixels
 from clipmlu.graph.quantisation.rewrite import rewrite_for_runtime
 from clipmlu.graph.quantisation.sites import find_sites
 from clipmlu.graph.quantisation.smoothing import smooth_graph
+from clipmlu.graph.quantisation.undo import rounded_weights
+from clipmlu.graph.quantisation.weight_rounding import with_weights
 from clipmlu.graph.roles import ROLES, Role, find_operators
 from clipmlu.measure.compare.predictions import compare_embeddings, predict_classes
-from clipmlu.measure.compare.tensors import lowered_model
+from clipmlu.measure.compare.tensors import lowered_model, tensor_graph
 from clipmlu.measure.ranking import embed_dataset
 from clipmlu.measure.statistics import count_changes, mcnemar_p_value
 from clipmlu.specs import MluBuild, NodeType, Spec, TowerName
@@ -277,6 +280,9 @@ class Rebuilder:
         if self._record.smoothing:
             model = smooth_graph(model, find_sites(model, self._operators), self._record.smoothing)
         self._model = scale_pixels(model, self._record.pixel_scaling)
+        self._rounded: dict[str, Array] = {}
+        if self._record.rounded:
+            self._rounded = rounded_weights(tensor_graph(bundle, tower).model, self._record)
         kept = set(self._record.float_nodes)
         self._quantised = [operator for operator in self._operators if operator.node not in kept]
         present = {operator.role for operator in self._quantised}
@@ -301,7 +307,9 @@ class Rebuilder:
         how = facts.quantisation
         assert how is not None, "a bundle that quantises says how"
         kept = (*self._record.float_nodes, *in_float)
-        model, _ = clip_graph(self._model, self._record.clipped, without=frozenset(kept))
+        of_float = {name for node in self._model.graph.node if node.name in in_float for name in node.input}
+        rounded = {name: values for name, values in self._rounded.items() if name not in of_float}
+        model, _ = clip_graph(with_weights(self._model, rounded), self._record.clipped, without=frozenset(kept))
         float_type: NodeType = facts.precision.float_type
         types = {**dict.fromkeys(kept, float_type), **(facts.mlu or MluBuild()).node_types}
         ranges = {name: (each.minimum, each.maximum) for name, each in self._record.tensors.items()}
