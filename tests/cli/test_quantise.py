@@ -90,7 +90,7 @@ def test_quantisation_options_are_chosen_by_name_and_changed_singly(
     common = ("--target", "cpu", "--precision", "qint8_mixed_float32", "--calib", folder, "--calib-samples", 12)
     for number, (given, quantisation, smoothing) in enumerate(
         [
-            ((), "per_axis weights, asymmetric activations, linear", "0.75"),
+            ((), "per_axis weights, asymmetric activations, linear", "0.85"),
             (("--quantisation", "vendor"), "per_tensor weights, symmetric activations, linear", None),
             (("--weight_quant_granularity", "per_axis"), "per_axis weights, symmetric activations, linear", None),
             (("--calib-algo", "eqnm", "--smooth-alpha", 0), "per_axis weights, symmetric activations, eqnm", None),

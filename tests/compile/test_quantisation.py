@@ -45,7 +45,7 @@ def main_fields(how: QuantisationOptions) -> tuple[str, str, str]:
 @pytest.mark.parametrize(
     ("target", "precision", "expected", "smoothing", "kept"),
     [
-        ("cpu", INT8, ("per_axis", "asymmetric", "linear"), "0.75", ATTENTION),
+        ("cpu", INT8, ("per_axis", "asymmetric", "linear"), "0.85", ATTENTION),
         ("cpu", INT16, ("per_axis", "symmetric", "linear"), "auto", ()),
         ("emulated-mlu", INT8, ("per_axis", "symmetric", "linear"), "0.75", ()),
         ("emulated-mlu", INT16, ("per_axis", "symmetric", "linear"), "auto", ()),
@@ -58,6 +58,7 @@ def test_without_options_each_target_gets_its_recommended_ones(
         how = resolve(given, target, precision)
         assert main_fields(how) == expected
         assert how.smoothing_text == smoothing
+        assert how.weight_rounding == ("gptq" if (target, precision) == ("cpu", INT8) else "nearest")
         assert how.keep_float == kept
 
 
@@ -86,7 +87,9 @@ def test_a_given_option_wins_over_the_named_ones(
 ) -> None:
     how = resolve(QuantisationChoice(changes=changes), target)
     assert main_fields(how) == expected
-    assert how.smoothing_text == "0.75", "the other fields stay"
+    assert how.smoothing_text == ("0.85" if target == "cpu" else "0.75"), "the other fields stay"
+    own = target == "cpu" and changes.get("algorithm") != "eqnm"
+    assert how.weight_rounding == ("gptq" if own else "nearest"), "eqnm clips weights, which the rounding excludes"
 
 
 def test_smoothing_can_be_switched_off() -> None:
@@ -97,7 +100,7 @@ def test_smoothing_can_be_switched_off() -> None:
 @pytest.mark.parametrize(("strength", "expected"), [(0, {}), (0.5, {"mlp_out": 0.5})])
 def test_a_strength_of_one_role_leaves_those_of_the_others(strength: float, expected: dict[str, float]) -> None:
     changes = {"smooth_alpha": {"mlp_out": strength}}
-    others = {role: 0.75 for role in SMOOTHED_ROLES if role != "mlp_out"}
+    others = {role: 0.85 for role in SMOOTHED_ROLES if role != "mlp_out"}
     assert resolve(QuantisationChoice(changes=changes)).smooth_alpha == {**others, **expected}
     assert resolve(QuantisationChoice(name="vendor", changes=changes)).smooth_alpha == expected
 
@@ -105,6 +108,7 @@ def test_a_strength_of_one_role_leaves_those_of_the_others(strength: float, expe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"algorithm": "eqnm", "weight_rounding": "gptq"}, "eqnm clips weights, and weight rounding gptq must not"),
         ({"algorithm": "eqnm", "activation": "asymmetric"}, "eqnm works with symmetric activations only"),
         ({"granularity": "per_channel"}, "granularity is 'per_channel'; expected one of per_tensor"),
         ({"granularty": "per_axis"}, "quantisation option is 'granularty'; expected one of granularity, activation"),

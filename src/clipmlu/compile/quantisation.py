@@ -27,17 +27,19 @@ CPU_RECOMMENDED = {
         granularity="per_axis",
         activation="asymmetric",
         keep_float=("attention_scores?", "attention_values?", "projection?"),
-        **_SMOOTHED,
+        weight_rounding="gptq",
+        smooth_alpha=dict.fromkeys(SMOOTHED_ROLES, 0.85),
     ),
     16: _SIXTEEN_BITS,
 }
 """Maps the number of bits to the options for CPU runtimes. Their integer kernels take zero points at no cost, and compute the
-small products of attention in float no slower.
+small products of attention in float no slower. With the rounding of GPTQ weights take more of the activations' outliers.
 """
 
 CARD_RECOMMENDED = {8: QuantisationOptions(granularity="per_axis", **_SMOOTHED), 16: _SIXTEEN_BITS}
 """Maps the number of bits to the options for MLU cards: what public scripts use. None of them uses asymmetric ranges, and one
-sets the precision of single nodes (docs/magicmind-api.md, sections 2.6 and 3), so their effect on a card is unknown.
+sets the precision of single nodes (docs/magicmind-api.md, sections 2.6 and 3), so their effect on a card is unknown. How
+the SDK finds the scale of a weight is not public either, and the rounding of GPTQ needs that it is that of the largest one.
 """
 
 
