@@ -77,7 +77,7 @@ def test_readme_commands_that_need_a_download_have_valid_options() -> None:
     lines = [line for block in _blocks("console") for line in block.splitlines()]
     commands = [line for line in lines if not line.startswith("export ")]
     top = cli.make_context("clipmlu", [], resilient_parsing=True)
-    assert len(commands) == 14
+    assert len(commands) == 17
     for line in commands:
         program, name, *arguments = shlex.split(line)
         assert program == "clipmlu"
