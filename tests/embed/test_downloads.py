@@ -31,7 +31,7 @@ def test_pipeline_that_is_closed_ends_its_downloads(compiled: CompiledBundle) ->
     support.picture(0).save(stream, "png")
     with serving() as server, clipmlu.load(compiled.path) as model:
         server.answers |= {"/good": content(stream.getvalue()), "/mute": mute}
-        found = [FoundUrl(server.url(path), options) for path in ("/good", "/mute")]
+        found = [FoundUrl(server.url(path), options) for path in ("/good", "/good", "/mute")]  # two are in flight
         items = [ImageItem(each.name, each.source) for each in found]
         batches = embed_batches(model, items, batch_size=1, workers=2)
         assert len(next(batches).rows) == 1

@@ -46,7 +46,7 @@ def content(job: Path) -> dict[str, bytes]:
     return {str(path.relative_to(job)): path.read_bytes() for path in sorted(job.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(("kind", "distance"), [("new", 7), ("overwrite", 9)])
+@pytest.mark.parametrize(("kind", "distance"), [("new", 7), pytest.param("overwrite", 9, marks=pytest.mark.slow)])
 def test_a_job_killed_at_any_change_of_files_is_completed_by_the_same_command(
     compiled: CompiledBundle, images: Path, tmp_path: Path, kind: str, distance: int
 ) -> None:
@@ -112,7 +112,9 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_signals_end_the_command_with_a_note_that_it_goes_on(
     compiled: CompiledBundle, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

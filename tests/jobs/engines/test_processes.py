@@ -84,6 +84,7 @@ def test_workers_that_cannot_start_end_the_run(caplog: pytest.LogCaptureFixture)
         list(run_tasks(Broken(), range(3), TWO))
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_is_given_up_and_the_others_do_its_work(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -98,6 +98,7 @@ def test_more_processes_than_the_cluster_has_cards_are_refused(tmp_path: Path) -
         list(run_tasks(Squares(tmp_path), range(3), options, cards=Cards(indices=None)))
 
 
+@pytest.mark.slow
 def test_lost_card_of_an_actor_is_named_and_costs_no_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     work = Squares(tmp_path, seconds=0.05, lost_card=1)
     results = run_tasks(work, range(30), TWO, cards=Cards(indices=None), describe=_name)
