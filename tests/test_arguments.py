@@ -36,11 +36,14 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "RunOptions": ("clipmlu.pipeline", {"dataset": DatasetChoice(name="demo")}),
     "SessionOptions": ("clipmlu.backends.base", {}),
     "WorkerOptions": ("clipmlu.magicmind.client.options", {"python": "python3"}),
+    "JobOptions": ("clipmlu.jobs.options", {}),
+    "ClassificationOptions": ("clipmlu.jobs.options", {"class_names": ("cat", "dog")}),
+    "UrlOptions": ("clipmlu.data.url.options", {}),
     "MluBuild": ("clipmlu.specs", {}),
     "QuantisationOptions": ("clipmlu.specs", {}),
 }
 """Options class -> its module and what it cannot be made without."""
-INTERNAL = {"GraphOptions", "RangeOptions", "RunningOptions", "EngineOptions", "ProfilerOptions"}
+INTERNAL = {"GraphOptions", "RangeOptions", "RunningOptions", "EngineOptions", "ProfilerOptions", "CountOptions"}
 """Made by the library or the command line alone, or as the vendor's SDK has them."""
 WHOLE, NUMBER, FLAG, PRECISION = "whole number", "number", "flag", "precision"
 WRONG: dict[str, tuple[Any, ...]] = {
