@@ -85,6 +85,7 @@ FIELDS = [
     for options_class in OPTIONS
     for field, annotation in fields_of(options_class).items()
     if (kind := kind_of(annotation)) is not None
+    and field != "max_errors"  # which takes texts such as "3" and "1%", too
 ]
 
 
