@@ -27,7 +27,7 @@ LONG_FILES = (
     "test_contract.py",
     "test_worker.py",
     "test_docs.py",
-    "test_pipeline.py",
+    "test_chain.py",
     "test_reference_models.py",
 )
 """Begun first, so that processes that share the files of tests end at about the same time."""

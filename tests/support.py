@@ -31,11 +31,11 @@ from clipmlu.bundle.manifest import (
     current_tool_versions,
     text_id_of,
 )
+from clipmlu.chain import export_key
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.data.tokenizer import write_stand_in_tokenizer
 from clipmlu.errors import InputError
 from clipmlu.export.exporter import ExportOptions
-from clipmlu.pipeline import export_key
 from clipmlu.specs import Layout, ModelId, PreprocessSpec, TensorSpec, TokenizerSpec, TowerName
 from clipmlu.tune.resume import ResultStore
 

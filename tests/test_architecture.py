@@ -27,7 +27,7 @@ ORDER = (
     ("measure",),
     ("tune", "jobs"),
     ("report",),
-    ("pipeline", "doctor"),
+    ("chain", "doctor"),
     ("cli",),
     ("__main__",),
     ("",),

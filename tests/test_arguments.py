@@ -33,7 +33,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "SweepOptions": ("clipmlu.tune.sweep_options", {"precisions": ("force_float32",), "batch_sizes": (1,)}),
     "SearchOptions": ("clipmlu.tune.quantise", {"max_drop": 0.5}),
     "DatasetChoice": ("clipmlu.data.datasets.choice", {"name": "demo"}),
-    "RunOptions": ("clipmlu.pipeline", {"dataset": DatasetChoice(name="demo")}),
+    "RunOptions": ("clipmlu.chain", {"dataset": DatasetChoice(name="demo")}),
     "SessionOptions": ("clipmlu.backends.base", {}),
     "WorkerOptions": ("clipmlu.magicmind.client.options", {"python": "python3"}),
     "JobOptions": ("clipmlu.jobs.options", {}),

@@ -17,6 +17,7 @@ import support
 from clipmlu.arguments import as_path
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.chain import RunOptions, run_chain
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.recipe import read_recipe
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration, open_train_split
@@ -34,7 +35,6 @@ from clipmlu.measure.accuracy.evaluate import EvalOptions
 from clipmlu.measure.accuracy.report import read_report
 from clipmlu.measure.speed.loads import SpeedOptions
 from clipmlu.measure.speed.speed import measure_speed
-from clipmlu.pipeline import RunOptions, run_chain
 from clipmlu.specs import Precision
 from clipmlu.tune.sweep import run_sweep
 from clipmlu.tune.sweep_options import SweepOptions

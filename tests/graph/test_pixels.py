@@ -22,6 +22,7 @@ from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.bundle.manifest import Tower
 from clipmlu.bundle.verify import file_record
+from clipmlu.chain import _compiled_name
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions
@@ -37,7 +38,6 @@ from clipmlu.graph.pixels import (
 from clipmlu.magicmind.build import _check_pixels
 from clipmlu.magicmind.client.answers import BuiltFacts
 from clipmlu.model import Model
-from clipmlu.pipeline import _compiled_name
 from clipmlu.specs import MluBuild, Precision, PreprocessSpec, QuantisationOptions, TensorSpec
 
 SPEC = PreprocessSpec(height=16, width=16, mean=support.CLIP_MEAN, std=support.CLIP_STD)

@@ -67,9 +67,9 @@ def run_command(
     as_json: bool,
 ) -> int:
     """Export, compile and evaluate MODEL; bundles in the output folder are reused if they are still valid."""
+    from clipmlu.chain import RunOptions, run_chain
     from clipmlu.export.exporter import ExportOptions
     from clipmlu.measure.accuracy.evaluate import EvalOptions
-    from clipmlu.pipeline import RunOptions, run_chain
 
     chain = RunOptions(
         export=ExportOptions(

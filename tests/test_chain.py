@@ -14,12 +14,12 @@ import pytest
 
 import support
 from clipmlu.bundle.directory import ExportedBundle, open_exported
+from clipmlu.chain import RunOptions, export_key, run_chain
 from clipmlu.cli import main
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.export.exporter import ExportOptions
 from clipmlu.measure.accuracy.evaluate import EvalOptions
-from clipmlu.pipeline import RunOptions, export_key, run_chain
 from support import put_export
 
 pytestmark = pytest.mark.torch
