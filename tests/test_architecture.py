@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "src" / "clipmlu"
 ORDER = (
     ("errors", "_version", "keys", "file_names"),
     ("arguments",),
-    ("specs", "files", "host", "clock", "lifetime"),
+    ("specs", "files", "host", "clock", "lifetime", "steps"),
     ("bundle",),
     ("data",),
     ("graph",),
