@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Literal, overload
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from clipmlu.data.class_names import ClassNames
 from clipmlu.data.images import ImageSource
 from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.embed.images import embed_items
-from clipmlu.embed.items import items_from_images
+from clipmlu.embed.items import ImageEmbeddings, OnError, items_from_images
 from clipmlu.errors import OptionError
 from clipmlu.specs import TowerName
 
@@ -66,13 +67,34 @@ def load(
 class Model(Encoder):
     """A compiled bundle, ready for use; created by ``load``. See ``Encoder`` for closing and for preprocessed input."""
 
+    @overload
     def embed_images(
         self,
         images: ImageSource | Iterable[ImageSource],
         *,
         batch_size: int | None = None,
         workers: int | None = None,
-    ) -> FloatArray:
+        on_error: Literal["raise"] = "raise",
+    ) -> FloatArray: ...
+
+    @overload
+    def embed_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        on_error: Literal["skip"],
+    ) -> ImageEmbeddings: ...
+
+    def embed_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        on_error: OnError = "raise",
+    ) -> FloatArray | ImageEmbeddings:
         """Embed images.
 
         Args:
@@ -80,18 +102,29 @@ class Model(Encoder):
                 open binary file.
             batch_size: images per batch; None for the bundle's own.
             workers: threads that read and prepare images; None for one per CPU that this process may use.
+            on_error: what an image that cannot be read does: ``"raise"`` ends the call, ``"skip"`` gives a row of NaN
+                and a reason.
 
         Returns:
-            float32 embeddings of unit L2 norm: shape (D,) for one image, (N, D) for many.
+            float32 embeddings of unit L2 norm: shape (D,) for one image, (N, D) for many. With ``on_error="skip"``
+            ``ImageEmbeddings``: these rows, and the errors.
 
         Raises:
-            InputError: an image cannot be read.
+            InputError: an image cannot be read, and ``on_error`` is ``"raise"``.
         """
+        check_argument(on_error, OnError, "on_error")
         items, single = items_from_images(images)
-        outcomes = embed_items(self, items, batch_size=batch_size, workers=workers)
-        rows = [outcome.require_row() for outcome in outcomes]
+        rows: list[FloatArray] = []
+        errors: dict[int, str] = {}
+        for outcome in embed_items(self, items, batch_size=batch_size, workers=workers):
+            if outcome.error is not None and on_error == "skip":
+                errors[len(rows)] = str(outcome.error)
+                rows.append(np.full(self.embedding_dim, np.nan, np.float32))
+            else:
+                rows.append(outcome.require_row())
         embeddings = np.stack(rows) if rows else np.zeros((0, self.embedding_dim), np.float32)
-        return embeddings[0] if single else embeddings
+        found = embeddings[0] if single else embeddings
+        return ImageEmbeddings(found, errors) if on_error == "skip" else found
 
     def classifier(
         self,

@@ -23,7 +23,7 @@ from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerSc
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.embed.images import run_batches
-from clipmlu.embed.items import items_from_images
+from clipmlu.embed.items import OnError, items_from_images
 from clipmlu.errors import BundleError, InputError, OptionError, OutputError
 from clipmlu.files.publish import write_file
 from clipmlu.host import cache_dir
@@ -97,6 +97,7 @@ class ZeroShotClassifier:
         top_k: int = DEFAULT_TOP_K,
         batch_size: int | None = None,
         workers: int | None = None,
+        on_error: OnError = "raise",
     ) -> Prediction | Predictions:
         """Classify one image or many.
 
@@ -106,23 +107,29 @@ class ZeroShotClassifier:
             top_k: classes per image; at most all classes are returned.
             batch_size: images per batch; None for the bundle's own.
             workers: threads that read and prepare images; None for one per CPU that this process may use.
+            on_error: what an image that cannot be read does: ``"raise"`` ends the call, ``"skip"`` gives a Prediction
+                with ``error`` and without classes at its place.
 
         Returns:
             A Prediction for one image, Predictions in the same order for many.
 
         Raises:
-            InputError: an image cannot be read.
+            InputError: an image cannot be read, and ``on_error`` is ``"raise"``.
             OptionError: ``top_k``, ``batch_size`` or ``workers`` is not an integer of 1 or more.
         """
         self.encoder.require_open()
         check_argument(top_k, PositiveInt, "top k")
+        check_argument(on_error, OnError, "on_error")
         items, single = items_from_images(images)
         predictions = Predictions()
         for batch in run_batches(self.scorer, items, batch_size=batch_size, workers=workers):
-            for error in batch.errors.values():
-                raise error
-            sources = [item.id for item in batch.items]
-            predictions += self.predictions_from_rows(batch.rows, sources, top_k=top_k)
+            if batch.errors and on_error == "raise":
+                raise next(iter(batch.errors.values()))
+            sources = [item.id for item in batch.computed()]
+            read = iter(self.predictions_from_rows(batch.rows, sources, top_k=top_k))
+            for position, item in enumerate(batch.items):
+                error = batch.errors.get(position)
+                predictions.append(next(read) if error is None else Prediction.failed(item.id, str(error)))
         return predictions[0] if single else predictions
 
     def predictions_from_rows(

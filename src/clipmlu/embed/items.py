@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from clipmlu.data.datasets import Dataset
     from clipmlu.data.picture import Size
     from clipmlu.embed.encoder import FloatArray
+
+OnError = Literal["raise", "skip"]
+"""What an image that cannot be read does: end the call with its error, or leave the reason at its place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,19 @@ class RowBatch(NamedTuple):
         for position, item in enumerate(self.items):
             error = self.errors.get(position)
             yield Outcome(item, None if error else next(rows), error)
+
+
+class ImageEmbeddings(NamedTuple):
+    """Embeddings of images of which some could not be read.
+
+    Attributes:
+        rows: float32, shape (N, D), unit L2 norm; NaN in the row of an image that could not be read. Shape (D,) for a
+            single image.
+        errors: maps the position of each image that could not be read to the reason.
+    """
+
+    rows: FloatArray
+    errors: dict[int, str]
 
 
 def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:
