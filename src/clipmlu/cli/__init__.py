@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import click
 
-from clipmlu._version import __version__
-from clipmlu.cli._notes import LibraryNotes, note
+from clipmlu.cli._notes import LibraryNotes, warn
+from clipmlu.cli._root import RootGroup, common_options
 from clipmlu.cli._signals import TerminationSignals
 from clipmlu.cli.bench import bench_command
 from clipmlu.cli.calibrate import calibrate_command
@@ -37,8 +37,11 @@ _INTERRUPTED = 130  # exit code of a shell for a program ended by Ctrl-C
 _SIGNALLED = 128  # plus the signal number: exit code for a program ended by another signal
 
 
-@click.group(context_settings={"max_content_width": 100})
-@click.version_option(__version__, prog_name="clipmlu")
+@click.group(
+    cls=RootGroup,
+    params=common_options(),
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
 def cli() -> None:
     """Export, compile, classify and measure CLIP models, on Cambricon MLU cards and on any CPU.
 
@@ -76,7 +79,7 @@ _OF_THE_PATH = (errno.EACCES, errno.ENAMETOOLONG)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an exception that leaves this function is a bug of clipmlu."""
     if sys.stdout is None:  # started with `>&-`: the next opened file would get its descriptor
-        note("clipmlu: Standard output is closed, and results are written there. Redirect it, to /dev/null if need be.")
+        warn("clipmlu: Standard output is closed, and results are written there. Redirect it, to /dev/null if need be.")
         return 1
     if sys.stderr is None:  # started with `2>&-`: likewise, and libraries would write their messages into that file
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- open until the process ends
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception:
             if signals.received is None:  # otherwise a library turned the interruption into another error
                 raise
-    note("clipmlu: interrupted; no incomplete files remain.")
+    warn("clipmlu: interrupted; no incomplete files remain.")
     return _INTERRUPTED if signals.received is None else _SIGNALLED + signals.received
 
 
@@ -105,10 +108,10 @@ def _run(arguments: Sequence[str] | None) -> int:
             error.show()
         return error.exit_code
     except ClipmluError as error:
-        note(f"clipmlu: {_one_line(error)}")
+        warn(f"clipmlu: {_one_line(error)}")
         return error.exit_code
     except MemoryError as error:
-        note(f"clipmlu: Out of memory: {_one_line(error) or 'none is left'}. Use smaller batches or fewer workers.")
+        warn(f"clipmlu: Out of memory: {_one_line(error) or 'none is left'}. Use smaller batches or fewer workers.")
         return 1
     except BrokenPipeError:
         # The reader ended, as in `clipmlu classify ... | head`: end without a message, even if output is still
@@ -117,12 +120,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     except OSError as error:
         if error.errno in _OF_THE_PATH and error.filename is not None:
-            note(f"clipmlu: Cannot access '{name_from_path(error.filename)}': {error.strerror}. Give another path.")
+            warn(f"clipmlu: Cannot access '{name_from_path(error.filename)}': {error.strerror}. Give another path.")
             return 1
         if error.filename is not None or not _output_fails():
             raise
         _drop_output()
-        note(
+        warn(
             f"clipmlu: Cannot write to standard output: {error.strerror}. Unwritten output is lost; run the command again."
         )
         return 1

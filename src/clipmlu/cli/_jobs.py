@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._notes import note, note_kept
+from clipmlu.cli._notes import note, note_kept, warn
 from clipmlu.cli._options import RunningOptions
 from clipmlu.cli._progress import ProgressView
 from clipmlu.errors import BundleExistsError, OptionError
@@ -143,9 +143,9 @@ def _note_report(report: JobReport) -> None:
     from clipmlu.bundle.manifest import emulated_mark
 
     if report.skipped_files is not None:
-        note(report.skipped_files)
+        warn(report.skipped_files)
     if report.errors:
-        note(f"{report.errors} image(s) could not be read; see {name_from_path(report.errors_path)}")
+        warn(f"{report.errors} image(s) could not be read; see {name_from_path(report.errors_path)}")
     speed = ""
     if report.computed_images:
         rate = report.computed_images / max(report.seconds, 1e-9)

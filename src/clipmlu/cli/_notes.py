@@ -1,8 +1,9 @@
-"""Notes, warnings of libraries and progress on stderr."""
+"""Notes and warnings on stderr, and how many of them are shown: ``--quiet`` and ``--verbose``."""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,14 +12,59 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.data.skipping import SKIPPED
+from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path, printable
 
 if TYPE_CHECKING:
     from clipmlu.data.finding import SkippedFiles
 
 
+class Verbosity(enum.IntEnum):
+    """How much a command prints on stderr; results on stdout do not depend on it, except that ``info`` shows more."""
+
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
+class _Chosen:
+    """The verbosity of the running command; callbacks of other threads see it, too."""
+
+    verbosity = Verbosity.NORMAL
+
+
+def set_verbosity(verbosity: Verbosity) -> None:
+    """Set the verbosity of the running command.
+
+    Raises:
+        OptionError: the other one of ``--quiet`` and ``--verbose`` was set before.
+    """
+    if {_Chosen.verbosity, verbosity} == {Verbosity.QUIET, Verbosity.VERBOSE}:
+        raise OptionError("--quiet and --verbose exclude each other; leave out one of them")
+    _Chosen.verbosity = verbosity
+
+
+def is_quiet() -> bool:
+    """Whether only results, warnings and errors are printed: no facts, no progress."""
+    return _Chosen.verbosity is Verbosity.QUIET
+
+
+def is_verbose() -> bool:
+    """Whether all facts are printed."""
+    return _Chosen.verbosity is Verbosity.VERBOSE
+
+
 def note(message: str) -> None:
-    """Print a message on stderr; a closed stderr is ignored."""
+    """Print a fact on stderr, such as what was written where; ``--quiet`` hides it."""
+    if not is_quiet():
+        warn(message)
+
+
+def warn(message: str) -> None:
+    """Print a warning or an error on stderr: an input that was left out, or a result that is not as asked for.
+
+    A closed stderr is ignored.
+    """
     with contextlib.suppress(OSError):
         click.echo(printable(message), err=True)
 
@@ -27,9 +73,9 @@ def note_inputs(broken: int, skipped_files: SkippedFiles) -> int:
     """Print the number of unreadable inputs and of skipped files, and return the exit code of the command."""
     passed_over = skipped_files.note()
     if passed_over is not None:
-        note(passed_over)
+        warn(passed_over)
     if broken:
-        note(f"{broken} image(s) could not be read.")
+        warn(f"{broken} image(s) could not be read.")
     return 1 if broken else 0
 
 
@@ -37,7 +83,7 @@ def note_skipped(reasons: Iterable[str]) -> int:
     """Print why each skipped image could not be read, and return the exit code of the command."""
     code = 0
     for reason in reasons:
-        note(f"skipped: {reason}")
+        warn(f"skipped: {reason}")
         code = 1
     return code
 
@@ -57,12 +103,14 @@ def note_kept(folder: Path, content: str, *, named_by: tuple[type[Exception], ..
         raise
     except BaseException:
         if folder.is_dir():
-            note(f"{content} is kept in {name_from_path(folder)}; the same command goes on from there.")
+            warn(f"{content} is kept in {name_from_path(folder)}; the same command goes on from there.")
         raise
 
 
 class LibraryNotes(logging.Handler):
     """Print the library's log records from ``WARNING`` on to stderr inside the block, each text once in one line.
+
+    The block begins and ends with the normal verbosity.
 
     Attributes:
         skipped: an input was skipped because it could not be read.
@@ -74,10 +122,12 @@ class LibraryNotes(logging.Handler):
         self._printed: set[str] = set()
 
     def __enter__(self) -> LibraryNotes:
+        _Chosen.verbosity = Verbosity.NORMAL
         logging.getLogger("clipmlu").addHandler(self)
         return self
 
     def __exit__(self, *_error: object) -> None:
+        _Chosen.verbosity = Verbosity.NORMAL
         logging.getLogger("clipmlu").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -86,4 +136,4 @@ class LibraryNotes(logging.Handler):
         self.skipped |= getattr(record, SKIPPED, False)
         if message not in self._printed:
             self._printed.add(message)
-            note(message)
+            warn(message)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._notes import note, note_skipped
+from clipmlu.cli._notes import note, note_skipped, warn
 from clipmlu.cli._options import (
     PATH,
     Number,
@@ -173,7 +173,7 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreada
         raise OptionError("--images is for the stage breakdown; leave out one of --images and --no-stages")
     images = None
     if given["images"] is not None:
-        images, reasons = list_images(given["images"], note)
+        images, reasons = list_images(given["images"], warn)
         unreadable += reasons
         if not images:
             raise InputError(

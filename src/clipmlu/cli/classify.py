@@ -13,7 +13,7 @@ from clipmlu.cli._engines import engine_options, refuse_engine
 from clipmlu.cli._groups import Option, OptionGroup
 from clipmlu.cli._inputs import input_options
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
-from clipmlu.cli._notes import note, note_inputs
+from clipmlu.cli._notes import note, note_inputs, warn
 from clipmlu.cli._options import (
     PATH,
     RunningOptions,
@@ -63,7 +63,7 @@ class ClassesChoice:
         if self.classifier_file is not None:
             return encoder.load_classifier(self.classifier_file)
         assert self.labels is not None
-        return encoder.classifier(resolve_class_names(self.labels, on_note=note), self.templates)
+        return encoder.classifier(resolve_class_names(self.labels, on_note=warn), self.templates)
 
     def for_job(self, *, embeddings: bool) -> ClassificationOptions:
         """Return the options of a job."""
@@ -189,5 +189,5 @@ def _print(
                 workers=running.workers,
             )
             with contextlib.closing(batches):
-                broken = write_predictions(output, batches, on_note=note)
+                broken = write_predictions(output, batches, on_note=warn)
     return note_inputs(broken, skipped_files)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from clipmlu.cli._notes import note
+from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, Number, json_option, overwrite_option
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json, print_table
@@ -100,7 +100,7 @@ def _probe_sdk(
     if emulated:
         from clipmlu.magicmind.emulator import NOTICE
 
-        note(NOTICE)
+        warn(NOTICE)
         report = probe_emulated_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)
     else:
         report = probe_sdk(output, timeout_seconds=timeout, only=only, overwrite=overwrite)

@@ -10,7 +10,7 @@ import click
 from clipmlu.cli._engines import engine_options, refuse_engine
 from clipmlu.cli._inputs import input_options
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
-from clipmlu.cli._notes import note, note_inputs
+from clipmlu.cli._notes import note, note_inputs, warn
 from clipmlu.cli._options import PATH, RunningOptions, bundle_argument, overwrite_option, running_options
 from clipmlu.cli._urls import url_options
 from clipmlu.errors import InputError, OptionError, OutputError
@@ -106,7 +106,7 @@ def _write_file(
                 )
             else:
                 broken = 0
-                embed_lines_into(file, encoder, texts, on_note=note)
+                embed_lines_into(file, encoder, texts, on_note=warn)
         except BaseException:
             _keep_finished(file, mark)
             raise
@@ -119,7 +119,7 @@ def _write_file(
 
 
 def _note_skipped(error: InputError) -> None:
-    note(f"skipped: {error}")
+    warn(f"skipped: {error}")
 
 
 def _keep_finished(file: EmbeddingFile, mark: str) -> None:
@@ -129,6 +129,6 @@ def _keep_finished(file: EmbeddingFile, mark: str) -> None:
     try:
         path = file.publish(partial=True)
     except OutputError as error:
-        note(f"The {file.rows} embeddings that were finished are lost: {error}")
+        warn(f"The {file.rows} embeddings that were finished are lost: {error}")
     else:
-        note(f"Wrote the {file.rows} embeddings that were finished to {name_from_path(path)}{mark}")
+        warn(f"Wrote the {file.rows} embeddings that were finished to {name_from_path(path)}{mark}")

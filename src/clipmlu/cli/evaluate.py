@@ -9,7 +9,7 @@ import click
 
 from clipmlu.cli._datasets import dataset_options, sampling_options
 from clipmlu.cli._engines import engine_options
-from clipmlu.cli._notes import note, note_skipped
+from clipmlu.cli._notes import note, note_skipped, warn
 from clipmlu.cli._options import (
     PATH,
     Number,
@@ -106,7 +106,7 @@ def eval_command(
                 on_result=results.append if sample_files else None,
                 on_progress=lambda images: progress.add(images=images),
                 on_load=lambda load: progress.add(load=load),
-                on_interrupt=lambda tally, wanted: note(describe_interrupted(tally, wanted, emulated=emulated)),
+                on_interrupt=lambda tally, wanted: warn(describe_interrupted(tally, wanted, emulated=emulated)),
                 on_note=note,
             )
     if earlier is not None:

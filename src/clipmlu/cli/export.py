@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._notes import note
+from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, json_option, layout_option, offline_option, overwrite_option
 from clipmlu.file_names import name_from_path
 
@@ -60,6 +60,6 @@ def export_command(
         offline=offline,
         overwrite=overwrite,
     )
-    bundle = export_model(model, output, options, on_note=note)
+    bundle = export_model(model, output, options, on_note=warn)
     show_bundle(bundle, as_json=as_json)
     note(f"Next: clipmlu compile {name_from_path(output)} --target cpu -o {name_from_path(output)}-cpu")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._notes import note
+from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, json_option, overwrite_option
 from clipmlu.cli._progress import ProgressView
 from clipmlu.errors import OptionError
@@ -82,7 +82,7 @@ def _verify(job: Job, bundle: Path | None, *, repair: bool, as_json: bool) -> in
     show_check(check, as_json=as_json)
     damaged = any(damage.shard is not None for damage in check.damages)
     if damaged and repair:
-        note("The damaged shards are marked as not done. Run the command of the job again: it computes them.")
+        warn("The damaged shards are marked as not done. Run the command of the job again: it computes them.")
     elif damaged:
-        note("Run this again with --repair, and then the command of the job, which computes the damaged shards again.")
+        warn("Run this again with --repair, and then the command of the job, which computes the damaged shards again.")
     return 1 if check.damages else 0

@@ -1,0 +1,70 @@
+"""The options that every command has: -q, -v, -h and --version, before and after the command's name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.cli import cli
+
+Run = Callable[..., tuple[int, str, str]]
+COMMANDS = sorted(cli.commands)
+
+
+def _placed(name: str, option: str, where: str) -> list[str]:
+    return {"before": [option, name], "after": [name, option]}[where]
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_version_is_printed(run: Run, where: str) -> None:
+    for name in COMMANDS:
+        assert run(*_placed(name, "--version", where)) == (0, f"clipmlu {metadata.version('clipmlu')}\n", "")
+
+
+def test_the_short_option_of_help_is_help(run: Run) -> None:
+    for name in COMMANDS:
+        shown = run(name, "-h")
+        assert shown == run(name, "--help")
+        assert shown[1].startswith(f"Usage: clipmlu {name}")
+    assert run("-h") == run("--help")
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("option", ["-q", "--quiet"])
+def test_quiet_hides_facts_and_no_warning(
+    run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path, where: str, option: str
+) -> None:
+    given = [compiled.path, photos, "-o", tmp_path / "loud.npy"]
+    loud = run("embed", *given)
+    assert "Wrote 5 embeddings" in loud[2]
+    quiet = run(*_placed("embed", option, where), *given[:-1], tmp_path / "quiet.npy")
+    assert quiet[:2] == loud[:2] == (1, "")
+    expected = [line for line in loud[2].splitlines() if not line.startswith("Wrote ")]
+    assert quiet[2].splitlines() == expected
+    assert [line.partition(" ")[0] for line in expected] == ["skipped:", "Left", "1"]
+    assert (tmp_path / "quiet.npy").read_bytes() == (tmp_path / "loud.npy").read_bytes()
+
+
+def test_quiet_does_not_change_results_and_ends_with_its_command(run: Run, compiled: CompiledBundle) -> None:
+    arguments = ["classify", compiled.path, "--labels", "cat,dog", "--save-classifier", compiled.path.parent / "c.clf"]
+    assert run("-q", *arguments)[1:] == ("", "")
+    assert "Wrote classifier file" in run(*arguments, "--overwrite")[2]
+    for option in ("-q", "-v"):
+        assert run("info", compiled.path, "--json", option) == run("info", compiled.path, "--json")
+
+
+@pytest.mark.parametrize("arguments", [("-q", "info", "x", "-v"), ("info", "x", "-v", "-q"), ("-v", "-q", "info", "x")])
+def test_quiet_and_verbose_exclude_each_other(run: Run, arguments: tuple[str, ...]) -> None:
+    message = "clipmlu: --quiet and --verbose exclude each other; leave out one of them\n"
+    assert run(*arguments) == (2, "", message)
+    assert run("datasets", "--json", "-v")[0] == 0
+
+
+def test_options_after_an_emulated_program_are_its_own(run: Run) -> None:
+    program = "import sys; sys.exit(sys.argv.index('--version') + 40)"
+    assert run("emulate", "-q", "--", sys.executable, "-c", program, "-v", "-q", "--version")[0] == 43
