@@ -26,7 +26,8 @@ class Squares:
         kills: maps a number to how many workers it kills.
         refused: a number that is an error.
         warned: a number that is logged.
-        lost_card: the card that is lost with the first number that its worker takes.
+        loses_a_card: the worker that takes a number first loses its card with it.
+        least_workers: workers that must have opened before any of them yields a result.
     """
 
     folder: Path
@@ -35,7 +36,8 @@ class Squares:
     kills: tuple[tuple[int, int], ...] = ()
     refused: int | None = None
     warned: int | None = None
-    lost_card: int | None = None
+    loses_a_card: bool = False
+    least_workers: int = 1
 
     @contextlib.contextmanager
     def open(self, share: MachineShare) -> Iterator[Worker[int, int]]:
@@ -51,14 +53,23 @@ class Squares:
             with (self.folder / "taken").open("a") as file:
                 file.write(f"{number}\n")
             held.append(number)
-            if share.devices == (self.lost_card,):
-                raise DeviceError(f"card {self.lost_card} is lost", "sync", "UNAVAILABLE", "device_lost")
+            if self.loses_a_card and self._is_first():
+                raise DeviceError(f"card {share.devices} is lost", "sync", "UNAVAILABLE", "device_lost")
             if len(held) == self.depth:
                 yield self._square(held.pop(0))
         while held:
             yield self._square(held.pop(0))
 
+    def _is_first(self) -> bool:
+        try:
+            (self.folder / "lost").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     def _square(self, number: int) -> int:
+        while len(self.opened()) < self.least_workers:
+            time.sleep(0.01)
         time.sleep(self.seconds)
         for killer, times in self.kills:
             mark = self.folder / f"killed-{number}"

@@ -70,7 +70,7 @@ def test_results_equal_those_of_one_card_to_the_last_bit(card: CompiledBundle, d
 def test_order_is_kept_and_a_slow_card_gets_fewer_batches(
     card: CompiledBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(LATENCY, "2,30,1,7")
+    monkeypatch.setenv(LATENCY, "10,150,5,35")
     pictures = [support.picture(number) for number in range(160)]
     pictures_as_pixels = np.stack([support.preprocess(picture) for picture in pictures])
     with clipmlu.load(card.path, devices="all") as model:
@@ -96,18 +96,20 @@ def test_cards_work_at_the_same_time(card: CompiledBundle, monkeypatch: pytest.M
 
 
 def test_batches_in_flight_together_reach_every_card(card: CompiledBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LATENCY, "30")
     with clipmlu.load(card.path, devices="all") as model:
+        model.encode_images(pixels(4))
+        rows = [rows_of(model, index) for index in range(4)]
+        monkeypatch.setenv(LATENCY, "300")
         for pending in [model.submit_images(pixels(4)) for _ in model.devices]:
             pending.result()
-        assert [rows_of(model, index) for index in range(4)] == [4, 4, 4, 4]
+        assert [rows_of(model, index) - before for index, before in enumerate(rows)] == [4, 4, 4, 4]
 
 
 def test_lost_card_is_named_and_costs_no_result(
     card: CompiledBundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(FAULTS, "sync@2:3:device_lost")
-    with clipmlu.load(card.path, devices="0,2") as model, caplog.at_level(logging.WARNING, "clipmlu"):
+    monkeypatch.setenv(FAULTS, "sync@2:1:device_lost")  # the first card gets the first batch
+    with clipmlu.load(card.path, devices="2,0") as model, caplog.at_level(logging.WARNING, "clipmlu"):
         embeddings = model.encode_images(pixels(80))
     np.testing.assert_allclose(embeddings, support.embed_images(pixels(80)), atol=1e-5)
     (message,) = [record.getMessage() for record in caplog.records if "gets no more" in record.getMessage()]
@@ -188,7 +190,7 @@ def test_one_of_several_real_cards_is_always_in_a_process_of_its_own(monkeypatch
 def test_closing_in_the_middle_fails_the_batches_and_ends_the_threads(
     card: CompiledBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(LATENCY, "20")
+    monkeypatch.setenv(LATENCY, "60")
     threads = _card_threads()
     model = clipmlu.load(card.path, devices="all")
     pending = [model.submit_images(pixels(4)) for _ in range(40)]
@@ -212,13 +214,14 @@ def test_dropped_model_lets_go_of_its_cards(card: CompiledBundle) -> None:
     _wait_until(lambda: _card_threads() == threads)
 
 
-def test_fused_graph_runs_on_several_cards(tmp_path: Path) -> None:
+def test_fused_graph_runs_on_several_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exported = support.write_exported(tmp_path / "joint", layout="joint")
     options = CompileOptions(target="emulated-mlu", batch_size=4, max_batch=8, check=False)
     bundle = compile_bundle(exported, tmp_path / "joint-mlu", options)
     pictures = [support.picture(number) for number in range(30)]
     with clipmlu.load(bundle.path) as model:
         expected = model.classifier(support.NAMES).predict(pictures)
+    monkeypatch.setenv(LATENCY, "200")
     with clipmlu.load(bundle.path, devices="0,1,2") as model:
         assert model.classifier(support.NAMES).predict(pictures) == expected
         assert all(each.session.clock.totals() for each in model._session("joint")._cards)  # type: ignore[attr-defined]
@@ -241,10 +244,10 @@ def test_each_card_has_a_worker_and_a_killed_one_is_replaced(
 ) -> None:
     before = children()
     log = tmp_path / "faults"
-    model = worker_model("0,1", latency_ms=2, faults="enqueue@1:4:crash", fault_log=log)
+    model = worker_model("1,0", faults="enqueue@1:1:crash", fault_log=log)  # the first card gets the first batch
     embeddings = model.encode_images(pixels(80))
     assert len(children() - before) == 2
-    assert log.read_text() == "enqueue@1:4:crash\n"
+    assert log.read_text() == "enqueue@1:1:crash\n"
     np.testing.assert_allclose(embeddings, support.embed_images(pixels(80)), atol=1e-5)
 
 
@@ -252,7 +255,7 @@ def test_worker_that_dies_again_and_again_is_a_lost_card(
     worker_model: Callable[..., Encoder], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "clipmlu"):
-        embeddings = worker_model("0,1", latency_ms=2, faults="enqueue@1:1:crash").encode_images(pixels(80))
+        embeddings = worker_model("1,0", faults="enqueue@1:1:crash").encode_images(pixels(80))
     np.testing.assert_allclose(embeddings, support.embed_images(pixels(80)), atol=1e-5)
     (message,) = [record.getMessage() for record in caplog.records if "gets no more" in record.getMessage()]
     assert message.startswith("card 1 is lost")

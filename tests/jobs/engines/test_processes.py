@@ -41,7 +41,7 @@ def test_tasks_are_shared_and_taken_only_when_a_worker_has_space(tmp_path: Path)
             given.append(number)
             yield number
 
-    work = Squares(tmp_path, depth=2, seconds=0.02)
+    work = Squares(tmp_path, depth=2, seconds=0.02, least_workers=2)
     results = run_tasks(work, numbers(), TWO)
     for done in range(1, 20):
         next(results)
@@ -70,7 +70,7 @@ def test_a_task_that_kills_three_workers_is_given_up_and_named_and_all_others_ar
 
 
 def test_an_error_of_a_worker_is_raised_as_it_is_and_ends_the_others(tmp_path: Path) -> None:
-    work = Squares(tmp_path, refused=3, seconds=0.01)
+    work = Squares(tmp_path, refused=3, seconds=0.05)
     with pytest.raises(InputError, match=r"^number 3 is refused$"):
         list(run_tasks(work, range(1000), TWO))
     assert {_ppid(pid) for pid in work.opened()} == {None}

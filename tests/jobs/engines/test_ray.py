@@ -46,7 +46,7 @@ def test_a_killed_worker_changes_no_result_and_is_named(tmp_path: Path, caplog: 
     work = Squares(tmp_path, depth=2, kills=((5, 1),))
     assert sorted(run_tasks(work, range(12), TWO, describe=_name)) == [number * number for number in range(12)]
     [message] = [record.getMessage() for record in caplog.records]
-    assert re.match(r"Ray worker \d+ on \S+ was lost \(\w+\) with (number \d, )?number 5", message)
+    assert re.match(r"Ray worker \d+ on \S+ was lost \(\w+\) with (number \d+, )?number 5", message)
     assert int(message.split()[2]) in work.opened()
     assert len(work.opened()) == 3
 
@@ -98,11 +98,10 @@ def test_more_processes_than_the_cluster_has_cards_are_refused(tmp_path: Path) -
         list(run_tasks(Squares(tmp_path), range(3), options, cards=Cards(indices=None)))
 
 
-@pytest.mark.slow
 def test_lost_card_of_an_actor_is_named_and_costs_no_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    work = Squares(tmp_path, seconds=0.05, lost_card=1)
-    results = run_tasks(work, range(30), TWO, cards=Cards(indices=None), describe=_name)
-    assert sorted(results) == [number * number for number in range(30)]
+    work = Squares(tmp_path, loses_a_card=True)
+    results = run_tasks(work, range(8), TWO, cards=Cards(indices=None), describe=_name)
+    assert sorted(results) == [number * number for number in range(8)]
     [message] = [record.getMessage() for record in caplog.records]
-    assert re.match(r"Ray worker \d+ on \S+, card 1 has lost its card with number", message)
-    assert message.endswith("which will be computed again; 1 other(s) go on: card 1 is lost")
+    assert re.match(r"Ray worker \d+ on \S+, card ([01]) has lost its card with number", message)
+    assert re.search(r"which will be computed again; 1 other\(s\) go on: card \([01],\) is lost$", message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -147,6 +148,17 @@ def test_a_noted_fault_does_not_fire_again_in_the_next_process(model: Any, tmp_p
     done = _script(model, tmp_path, **settings)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 4
+
+
+def test_one_of_several_that_come_to_a_fault_at_the_same_time_records_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMLU_EMULATOR_FAULT_LOG", str(tmp_path / "fired"))
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(1, 21):
+            fault = faults.Fault("sync", None, number, "device_lost")
+            assert sum(pool.map(faults.record, [fault] * 8)) == 1
+    assert len((tmp_path / "fired").read_text().splitlines()) == 20
 
 
 def test_a_hang_hangs(model: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fcntl
 import functools
 import os
 import signal
@@ -114,7 +115,6 @@ def hit(call: str, device: int | None = None) -> str | None:
     """
     fault = _count(call, device)
     if fault is not None:
-        _note(fault)
         if fault.kind == "crash":
             # Not sys.exit: no clean-up must run, as in a crash of the vendor's library.
             os.kill(os.getpid(), signal.SIGKILL)
@@ -146,19 +146,24 @@ def _count(call: str, device: int | None) -> Fault | None:
         for fault in parse_faults(current().faults):
             if fault.call != call or fault.device not in (None, device):
                 continue
-            if _counters.calls[call, fault.device] == fault.number and not _fired_before(fault):
+            if _counters.calls[call, fault.device] == fault.number and record(fault):
                 return fault
     return None
 
 
-def _fired_before(fault: Fault) -> bool:
+def record(fault: Fault) -> bool:
+    """Record a fault in the log, if there is one; return False if any process has recorded it before."""
     log = current().fault_log
-    return bool(log) and Path(log).exists() and str(fault) in Path(log).read_text(encoding="utf-8").splitlines()
-
-
-def _note(fault: Fault) -> None:
-    if log := current().fault_log:
-        with Path(log).open("a", encoding="utf-8") as stream:
-            stream.write(f"{fault}\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+    if not log:
+        return True
+    with Path(log).open("a+", encoding="utf-8") as stream:
+        fcntl.flock(
+            stream, fcntl.LOCK_EX
+        )  # until it is closed: two processes may come to the same call at the same time
+        stream.seek(0)
+        if str(fault) in stream.read().splitlines():
+            return False
+        stream.write(f"{fault}\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    return True
