@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from clipmlu.cli._notes import LibraryNotes, warn
+from clipmlu.cli._progress import STEPS
 from clipmlu.cli._root import RootGroup, common_options
 from clipmlu.cli._signals import TerminationSignals
 from clipmlu.cli.bench import bench_command
@@ -85,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- open until the process ends
     with TerminationSignals() as signals:
         try:
-            return _run(arguments)
+            with contextlib.closing(STEPS):
+                return _run(arguments)
         except (KeyboardInterrupt, click.Abort):
             pass
         except Exception:

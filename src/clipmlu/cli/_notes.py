@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from clipmlu.cli._status import STATUS
 from clipmlu.data.skipping import SKIPPED
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path, printable
@@ -65,8 +64,7 @@ def warn(message: str) -> None:
 
     A closed stderr is ignored.
     """
-    with contextlib.suppress(OSError):
-        click.echo(printable(message), err=True)
+    STATUS.print(printable(message))
 
 
 def note_inputs(broken: int, skipped_files: SkippedFiles) -> int:

@@ -1,114 +1,163 @@
-"""Progress of long commands on stderr: a bar on a terminal, else a line now and then."""
+"""Progress of long commands on stderr: on a terminal a line that is redrawn, else a line now and then."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from clipmlu.cli._notes import note
+from clipmlu.cli._counts import ProgressCounts, StepCounts, describe_duration
+from clipmlu.cli._notes import is_quiet, note
+from clipmlu.cli._status import STATUS, can_redraw, compose, terminal_columns
 from clipmlu.clock import now
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from clipmlu.measure.speed.load import PipelineLoad
+    from clipmlu.steps import Step
 
+_LONG_S = 2.0
 _LINE_EVERY_S = 30.0
-_TEXT_EVERY_S = 1.0
-_MEMORY_S = 60.0
+_DRAW_EVERY_S = 0.2
 
 
-class ProgressCounts:
-    """How far a command is.
-
-    Args:
-        label: what it does, such as ``embedding``.
-        clock: seconds.
+class _Row:
+    """A step that runs and is shown.
 
     Attributes:
-        total: number of images, or of shards if that of images is not known; None if neither is.
+        counts: what it is and how far.
+        began: seconds of the clock.
+        said: when a line about it was printed, or None.
     """
 
-    def __init__(self, label: str, clock: Callable[[], float] = now) -> None:
-        from clipmlu.measure.speed.load import LoadSum
+    def __init__(self, counts: ProgressCounts | StepCounts, began: float) -> None:
+        self.counts = counts
+        self.began = began
+        self.said: float | None = None
 
-        self.label = label
-        self.total: int | None = None
-        self._unit = "images"
-        self._images = self._shards = self._errors = 0
-        self._clock = clock
-        self._last = clock()
-        self._recent_images = self._recent_seconds = 0.0
-        self._load = LoadSum()
 
-    def start(self, total: int | None, done: int, *, unit: str = "images") -> None:
-        """Begin to count; what was done before this run does not count as speed."""
-        self.total, self._unit = total, unit
-        self._images, self._shards = (done, 0) if unit == "images" else (0, done)
-        self._last = self._clock()
+class StepDisplay:
+    """Shows the steps that run, the innermost first; a value for every ``on_step``.
 
-    @property
-    def done(self) -> int:
-        """Finished images or shards, as ``total`` counts."""
-        return self._images if self._unit == "images" else self._shards
+    On a terminal the last line shows them from the beginning to the end of each. Elsewhere a step that has run for two
+    seconds prints a line, another one each 30 seconds, and its duration at the end. Notes are printed above. Quiet commands show
+    nothing.
 
-    def add(self, *, images: int = 0, shards: int = 0, errors: int = 0, load: PipelineLoad | None = None) -> None:
-        """Count finished images and shards, and unreadable images."""
-        self._shards += shards
-        self._errors += errors
-        if load is not None:
-            self._load.add(load)
-        if images:
-            moment = self._clock()
-            passed, self._last = moment - self._last, moment
-            fade = math.exp(-passed / _MEMORY_S)
-            self._recent_images = fade * self._recent_images + images
-            self._recent_seconds = fade * self._recent_seconds + passed
-            self._images += images
+    Args:
+        clock: seconds.
+        ticking: a thread refreshes the display while steps run; otherwise the caller does, with ``refresh``.
 
-    @property
-    def images_per_second(self) -> float:
-        """Rate in about the last minute; 0 before the first image."""
-        return self._recent_images / max(self._recent_seconds, 1e-9) if self._recent_images else 0.0
+    Attributes:
+        clock: the clock.
+    """
 
-    def details(self) -> str:
-        """Return rate, errors and what limits the speed, comma-separated."""
-        parts = [f"{self.images_per_second:.1f} images/s"] if self._recent_images else []
-        if self._errors:
-            parts.append(f"{self._errors} error{'' if self._errors == 1 else 's'}")
-        limit = self._load.describe()
-        return ", ".join(parts) + (f"; {limit}" if limit else "")
+    def __init__(self, clock: Callable[[], float] = now, *, ticking: bool = True) -> None:
+        self.clock = clock
+        self._ticking = ticking
+        self._lock = threading.RLock()
+        self._rows: list[_Row] = []
+        self._stopped = threading.Event()
+        self._frame = 0
 
-    def line(self) -> str:
-        """Return all of it in a line."""
-        amount = f"{self.done} {self._unit}" if self.total is None else f"{self.done} of {self.total} {self._unit}"
-        return ", ".join(part for part in (f"{self.label}: {amount}", self._left(), self.details()) if part)
+    @contextlib.contextmanager
+    def __call__(self, label: str, *, total: float | None = None, unit: str = "") -> Iterator[Step]:
+        """Show a step; see ``clipmlu.steps.StartStep``."""
+        counts = StepCounts(label, total, unit, self.clock)
+        row = self._begin(counts)
+        try:
+            yield counts
+        except BaseException:
+            self._end(row)
+            raise
+        self._end(row, report=True)
 
-    def _left(self) -> str:
-        if self.total is None or self._unit != "images" or not self.images_per_second:
-            return ""
-        return f"{describe_seconds((self.total - self._images) / self.images_per_second)} left"
+    @contextlib.contextmanager
+    def show(self, counts: ProgressCounts) -> Iterator[None]:
+        """Show counts inside the block; the command itself reports their end."""
+        row = self._begin(counts)
+        try:
+            yield
+        finally:
+            self._end(row)
+
+    def refresh(self) -> None:
+        """Draw the line again, or print the lines that are due."""
+        with self._lock:
+            if not self._rows or is_quiet():
+                return
+            if can_redraw():
+                self._draw()
+            else:
+                self._print_due()
+
+    def close(self) -> None:
+        """End all steps, such as those whose end an interruption prevented."""
+        with self._lock:
+            self._rows.clear()
+            self._stopped.set()
+            STATUS.erase()
+
+    def _begin(self, counts: ProgressCounts | StepCounts) -> _Row:
+        row = _Row(counts, self.clock())
+        with self._lock:
+            self._rows.append(row)
+            if self._ticking and len(self._rows) == 1:
+                self._stopped = threading.Event()
+                threading.Thread(target=self._tick, args=(self._stopped,), name="clipmlu-steps", daemon=True).start()
+            self.refresh()
+        return row
+
+    def _end(self, row: _Row, *, report: bool = False) -> None:
+        with self._lock:
+            if row in self._rows:
+                self._rows.remove(row)
+            if not self._rows:
+                self._stopped.set()
+                STATUS.erase()
+            seconds = self.clock() - row.began
+            if report and seconds >= _LONG_S:
+                note(f"{row.counts.label}: {describe_duration(seconds)}")
+            self.refresh()
+
+    def _tick(self, stopped: threading.Event) -> None:
+        while not stopped.wait(_DRAW_EVERY_S):
+            self.refresh()
+
+    def _draw(self) -> None:
+        self._frame += 1
+        labels = [row.counts.label for row in self._rows]
+        counts = self._rows[-1].counts
+        STATUS.draw(compose(labels, counts.parts(), counts.fraction, terminal_columns() - 1, self._frame))
+
+    def _print_due(self) -> None:
+        moment = self.clock()
+        for row in self._rows:
+            if row.said is None and moment - row.began >= _LONG_S:
+                note(row.counts.announcement())
+                row.said = moment
+            elif row.said is not None and moment - row.said >= _LINE_EVERY_S:
+                note(row.counts.line())
+                row.said = moment
+
+
+STEPS = StepDisplay()
+"""The display of this process: what commands pass as ``on_step``."""
 
 
 class ProgressView:
-    """Shows ``ProgressCounts`` inside a block: on a terminal a bar, else a line each 30 seconds, so none in short runs.
+    """Shows ``ProgressCounts`` inside a block, as ``StepDisplay`` shows a step.
 
     Args:
         label: what the command does.
-        total: number of images of a command that does not call ``start``: the bar begins with its first images.
-        clock: seconds.
+        total: number of images of a command that does not call ``start``: it is shown from its first images on.
+        display: where.
     """
 
-    def __init__(self, label: str, total: int | None = None, clock: Callable[[], float] = now) -> None:
-        self._counts = ProgressCounts(label, clock)
+    def __init__(self, label: str, total: int | None = None, display: StepDisplay = STEPS) -> None:
+        self._counts = ProgressCounts(label, display.clock)
         self._total = total
         self._started = False
-        self._clock = clock
-        self._shown = clock()
-        self._bar: Progress | None = None
+        self._display = display
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> ProgressView:
@@ -118,13 +167,10 @@ class ProgressView:
         self._stack.close()
 
     def start(self, total: int | None, done: int = 0, *, unit: str = "images") -> None:
-        """Show the bar; see ``ProgressCounts.start``."""
+        """Begin to show; see ``ProgressCounts.start``."""
         self._started = True
         self._counts.start(total, done, unit=unit)
-        self._shown = self._clock()
-        if sys.stderr.isatty():
-            self._bar = self._stack.enter_context(_new_bar())
-            self._bar.add_task(self._counts.label, total=total, completed=done, details="")
+        self._stack.enter_context(self._display.show(self._counts))
 
     def add(self, *, images: int = 0, shards: int = 0, errors: int = 0, load: PipelineLoad | None = None) -> None:
         """Count; see ``ProgressCounts.add``."""
@@ -132,35 +178,3 @@ class ProgressView:
             self.start(self._total, images)
             return
         self._counts.add(images=images, shards=shards, errors=errors, load=load)
-        moment = self._clock()
-        if self._bar is not None:
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=self._counts.done)
-            if moment - self._shown >= _TEXT_EVERY_S:
-                self._bar.update(task, details=self._counts.details())
-                self._shown = moment
-        elif moment - self._shown >= _LINE_EVERY_S:
-            note(self._counts.line())
-            self._shown = moment
-
-
-def describe_seconds(seconds: float) -> str:
-    """Return a duration such as ``40 s``, ``12 min`` or ``3 h 5 min``."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _new_bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[details]}"),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
