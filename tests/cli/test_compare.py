@@ -68,7 +68,7 @@ def test_comparison_names_the_sides_and_shows_nodes_predictions_and_roles(
     assert "image tower: worst nodes" in out
     assert "text tower: worst nodes" in out
     assert "one role in float at a time; A itself has top-1" in out
-    (row,) = [line.split() for line in out.splitlines() if line.startswith(" image  ") and "%" in line]
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("image  ") and "%" in line]
     assert row[:5] == ["image", "projection", "1", "100.0", "%"]
     assert "emulated" not in out
     assert "embedding 12 images with A" in err

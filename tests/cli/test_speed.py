@@ -107,13 +107,13 @@ def test_every_scenario_of_both_towers(run: Run, compiled: CompiledBundle, photo
 def test_shown_on_the_terminal(run: Run, compiled: CompiledBundle, photos: Path) -> None:
     code, out, err = run("bench", compiled.path, *QUICK, "--images", photos)
     assert (code, _skipped(err)) == (1, ["broken.jpg"]), err
-    lines = [line.replace("│", " ").split() for line in out.splitlines()]
+    lines = [line.split() for line in out.splitlines()]
     rows = {line[0]: line for line in lines if line and line[0] in ("single-stream", "offline")}
     assert rows["single-stream"][1] == "p90"
     assert rows["offline"][2] == "samples/s"
     assert rows["offline"][-3:-1] != ["x", "4"]
     assert rows["offline"][-2:] == ["x", "4"]
-    assert " decode " in out
+    assert "\ndecode " in out
     assert "share the cores" in out
     assert "emulated" not in out
     assert "measuring the image graph, single-stream" in err
@@ -138,7 +138,7 @@ def test_emulated_card_is_marked_in_every_line_with_a_figure(
         "decode",
         "preprocess",
     )
-    shown = [line for line in out.splitlines() if any(kind in line for kind in kinds) and "┃" not in line]
+    shown = [line for line in out.splitlines() if any(kind in line for kind in kinds) and "metric" not in line]
     figures = [line for line in shown if any(character.isdigit() for character in line)]
     assert len(figures) >= 8
     for line in figures:

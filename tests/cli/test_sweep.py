@@ -21,7 +21,7 @@ def test_command_from_end_to_end_on_the_emulated_card(run: Run, exported: Export
     quick = ("--repetitions", 1, "--duration", 5, "--dataset", "demo", "--samples", 12)
     code, out, err = run(*arguments, *chosen, *quick)
     assert code == 0, err
-    rows = [line for line in out.splitlines() if line.startswith("│")]
+    rows = [line for line in out.splitlines() if line.startswith("force_")]
     assert len(rows) == 4
     assert all("(emulated)" in line for line in rows)
     assert "says nothing about any card" in out

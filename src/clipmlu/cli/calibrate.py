@@ -12,6 +12,7 @@ from clipmlu.cli._notes import note
 from clipmlu.cli._options import PATH, bundle_argument, json_option, max_pixels_option, offline_option, overwrite_option
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import print_facts
+from clipmlu.report.wrapping import Whole
 
 if TYPE_CHECKING:
     from clipmlu.data.calibration import CalibrationOptions
@@ -49,7 +50,7 @@ def calibrate_command(
     else:
         print_facts(
             [
-                ("set", name_from_path(output)),
+                ("set", Whole(name_from_path(output))),
                 ("images", f"{record.samples} of {record.dataset}, {record.split}, seed {record.seed}"),
                 ("texts", str(record.texts)),
                 ("digest", record.digest),

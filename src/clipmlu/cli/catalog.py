@@ -7,7 +7,7 @@ import dataclasses
 import click
 
 from clipmlu.cli._options import json_option
-from clipmlu.report.tables import echo_json, print_table
+from clipmlu.report.tables import echo_json, print_facts, print_table, words
 
 
 @click.command("models")
@@ -21,8 +21,7 @@ def models_command(pattern: str, as_json: bool) -> None:
     if as_json:
         echo_json(models)
         return
-    for name, tags in models.items():
-        click.echo(f"{name:44} {', '.join(tags)}".rstrip())
+    print_facts((name, ", ".join(tags)) for name, tags in models.items())
     click.echo(
         "Also: hf-hub:org/name, local-dir:PATH. No --pretrained tag is needed for demo, hf-hub: and local-dir:.",
         err=True,
@@ -40,4 +39,4 @@ def datasets_command(as_json: bool) -> None:
         echo_json([{**dataclasses.asdict(info), "location": location} for info, location in rows])
         return
     shown = [(info.name, ", ".join(info.splits), info.classes, location, info.description) for info, location in rows]
-    print_table(("name", "splits", "classes", "location", "what"), shown, boxed=True)
+    print_table(words("name", "splits", "classes", "location", "what"), shown)

@@ -9,7 +9,7 @@ import click
 from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, Number, json_option, overwrite_option
 from clipmlu.file_names import name_from_path
-from clipmlu.report.tables import echo_json, print_table
+from clipmlu.report.tables import echo_json, print_sentences, print_table, words
 
 _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--only", "timeout": "--timeout"}
 _STATUS_MARKS = {"ok": "ok", "optional": "-", "problem": "!!"}
@@ -73,7 +73,7 @@ def doctor_command(
         echo_json(findings)
     else:
         rows = [(_STATUS_MARKS[each.status], each.check, each.found, each.remedy) for each in findings]
-        print_table(("", "check", "found", "remedy"), rows, boxed=False)
+        print_table(words("", "check", "found", "remedy"), rows, keys=2)
     return 1 if any(finding.status == "problem" for finding in findings) else 0
 
 
@@ -108,7 +108,8 @@ def _probe_sdk(
         echo_json(report)
     else:
         answers = [(record.issue, record.name, record.outcome, record.answer) for record in report.records]
-        print_table(("issue", "probe", "outcome", "answer"), answers, title=report.title, boxed=False)
+        print_sentences([report.title])
+        print_table(words("issue", "probe", "outcome", "answer"), answers, keys=2)
     note(f"Written: {name_from_path(output / MARKDOWN_NAME)} and {name_from_path(output / JSON_NAME)}.")
     if not report.emulated:
         note("Please send both to the project: they answer questions that the SDK's public documentation leaves open.")

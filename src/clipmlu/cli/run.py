@@ -15,7 +15,8 @@ from clipmlu.cli._notes import note, note_skipped
 from clipmlu.cli._options import PATH, json_option, layout_option, templates_option, threads_option, workers_option
 from clipmlu.cli._progress import ProgressView
 from clipmlu.cli._vendor_spelling import CompilingCommand
-from clipmlu.report.tables import echo_json, print_table
+from clipmlu.report.tables import echo_json, figures, print_table, words
+from clipmlu.report.wrapping import Whole
 
 if TYPE_CHECKING:
     from clipmlu.compile.plan import CompileOptions
@@ -93,6 +94,7 @@ def run_command(
         from clipmlu.report.accuracy import show_accuracy
 
         show_accuracy(report.accuracy, per_class=False)
-        rows = [(step.name, step.result, f"{step.elapsed_s:.1f}", step.path) for step in report.steps]
-        print_table(("step", "result", "seconds", "where"), rows, boxed=True)
+        rows = [(step.name, step.result, f"{step.elapsed_s:.1f}", Whole(step.path)) for step in report.steps]
+        columns = (*words("step", "result"), *figures("seconds"), *words("where"))
+        print_table(columns, rows, title="steps")
     return note_skipped(image.reason for image in report.accuracy.skipped)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.measure.statistics import wilson_interval
-from clipmlu.report.tables import console, describe_provenance, print_facts
+from clipmlu.report.tables import describe_provenance, figures, print_facts, print_table, words
 
 if TYPE_CHECKING:
     from clipmlu.measure.accuracy.report import AccuracyReport
@@ -19,8 +19,6 @@ _CLASSES_SHOWN = 10
 
 def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
     """Print an accuracy report on stdout."""
-    from rich.table import Table
-
     mark = emulated_mark(report.provenance.emulated)
     top5 = "none (fewer than six classes)" if report.top5 is None else _with_interval(report.top5, report.top5_interval)
     rows = {
@@ -47,17 +45,18 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
     counted = [row for row in report.per_class if row.top1 is not None]
     hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))
     shown = counted if per_class else hardest[:_CLASSES_SHOWN]
-    classes = Table(
-        "class", "images", "top-1", title="classes" if per_class else "hardest classes", title_justify="left"
+    print_table(
+        (*words("class"), *figures("images", "top-1")),
+        [(row.class_name, str(row.images), f"{row.top1:.4f}") for row in shown],
+        title="classes" if per_class else "hardest classes",
     )
-    for row in shown:
-        classes.add_row(row.class_name, str(row.images), f"{row.top1:.4f}")
-    console().print(classes)
-    if report.confusions:
-        confusions = Table("class", "taken for", "images", title="confusions", title_justify="left")
-        for confusion in report.confusions[:_CLASSES_SHOWN]:
-            confusions.add_row(confusion.class_name, confusion.predicted, str(confusion.images))
-        console().print(confusions)
+    confusions = report.confusions[:_CLASSES_SHOWN]
+    print_table(
+        (*words("class", "taken for"), *figures("images")),
+        [(each.class_name, each.predicted, str(each.images)) for each in confusions],
+        title="confusions",
+        keys=2,
+    )
 
 
 def describe_interrupted(tally: Tally, wanted: int, *, emulated: bool) -> str:

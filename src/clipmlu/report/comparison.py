@@ -12,7 +12,8 @@ from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.measure.compare.sides import SideFacts
 from clipmlu.report.heatmap import check_drawable, draw_heatmap
-from clipmlu.report.tables import print_facts, show_table
+from clipmlu.report.tables import figures, print_facts, print_table, words
+from clipmlu.report.wrapping import Joined, Whole
 
 if TYPE_CHECKING:
     from clipmlu.measure.compare.ablation import Ablation, RoleCost
@@ -41,7 +42,7 @@ def _facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
 
     yield "model", f"{report.model}"
     for label, side in (("A, measured", report.measured), ("B, reference", report.reference)):
-        yield label, f"{side.path}: {describe_side(side)}"
+        yield label, Joined(Whole(f"{side.path}:"), describe_side(side))
     if report.emulated:
         yield "emulated", "figures of the emulated SDK, not of a card"
     skipped = f" ({len(report.skipped)} skipped)" if report.skipped else ""
@@ -115,8 +116,8 @@ def _show_nodes(name: TowerName, tower: TowerComparison, *, show_all: bool) -> N
         differing = (node for node in tower.nodes if not node.is_exact)
         shown = sorted(differing, key=_goodness)[:_NODES_SHOWN]
     title = f"{name} tower: " + ("all nodes" if show_all else "worst nodes")
-    heads = ("cosine", "dB", "max diff", "range", "integers hold", "cut off", "NaN/Inf")
-    show_table(title, ("node", "tensor"), heads, map(_node_row, shown))
+    numbers = figures("cosine", "dB", "max diff", "range", "integers hold", "cut off", "NaN/Inf")
+    print_table((*words("node", "tensor"), *numbers), map(tuple, map(_node_row, shown)), title=title, keys=2)
 
 
 def _goodness(node: NodeComparison) -> tuple[bool, float]:
@@ -155,8 +156,9 @@ def _show_ablation(ablation: Ablation) -> None:
         f"one role in float at a time; A itself has top-1 {ablation.top1:.4f} and agreement {ablation.agreement:.4f} "
         f"with float, which has top-1 {ablation.float_top1:.4f}, on {ablation.images} images"
     )
-    heads = ("operators", "of MACs", "mean cosine", "recovered", "agreement", "top-1", "gain", "McNemar p")
-    show_table(title, ("tower", "role in float"), heads, map(_cost_row, ablation.roles))
+    numbers = figures("operators", "of MACs", "mean cosine", "recovered", "agreement", "top-1", "gain", "McNemar p")
+    rows = map(tuple, map(_cost_row, ablation.roles))
+    print_table((*words("tower", "role in float"), *numbers), rows, title=title, keys=2)
 
 
 def _cost_row(cost: RoleCost) -> Iterator[str]:
@@ -176,9 +178,10 @@ def _show_flips(predictions: PredictionComparison) -> None:
     changed = predictions.right_to_wrong + predictions.wrong_to_right + predictions.wrong_to_wrong
     title = f"images that changed class: {len(predictions.flips)} of {changed}"
     rows = (
-        (flip.id, flip.class_name, flip.predicted or "none", flip.reference or "none") for flip in predictions.flips
+        (Whole(flip.id), flip.class_name, flip.predicted or "none", flip.reference or "none")
+        for flip in predictions.flips
     )
-    show_table(title, ("image", "class", "A", "B"), (), rows)
+    print_table(words("image", "class", "A", "B"), rows, title=title)
 
 
 def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> bytes:

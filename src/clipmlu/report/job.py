@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import click
-
 from clipmlu.bundle.manifest import emulated_mark
-from clipmlu.file_names import printable
-from clipmlu.report.tables import describe_provenance, echo_json, print_facts
+from clipmlu.report.tables import describe_provenance, echo_json, print_facts, print_sentences
+from clipmlu.report.wrapping import Whole
 
 if TYPE_CHECKING:
     from clipmlu.jobs.export import ExportReport
@@ -29,7 +27,7 @@ def show_state(state: JobState, *, as_json: bool) -> None:
 
 def state_facts(state: JobState) -> Iterator[tuple[str, str]]:
     """Yield the facts of a job for display, as (name, value) pairs."""
-    yield "job", state.path
+    yield "job", Whole(state.path)
     yield "model", describe_provenance(state.provenance)
     yield "bundle", state.provenance.bundle_digest
     yield "rows", f"{', '.join(_columns(state))}; as {state.shard_format}"
@@ -49,14 +47,16 @@ def show_check(check: JobCheck, *, as_json: bool) -> None:
     if as_json:
         echo_json(check)
         return
-    for damage in check.damages:
-        click.echo(printable(damage.reason if damage.shard is None else f"{damage.shard}: {damage.reason}"))
+    print_sentences(
+        damage.reason if damage.shard is None else f"{damage.shard}: {damage.reason}" for damage in check.damages
+    )
     intact = check.checked_shards - len({damage.shard for damage in check.damages if damage.shard is not None})
     missing = check.shards - check.checked_shards
     rest = f" {missing} of {check.shards} shard(s) are not done." if missing else ""
-    click.echo(f"{intact} of {check.checked_shards} finished shard(s) are intact, with {check.rows} rows.{rest}")
+    sentences = [f"{intact} of {check.checked_shards} finished shard(s) are intact, with {check.rows} rows.{rest}"]
     if check.bundle_checked and all(damage.shard is not None for damage in check.damages):
-        click.echo("The bundle is the one that computed them.")
+        sentences.append("The bundle is the one that computed them.")
+    print_sentences(sentences)
 
 
 def show_export(report: ExportReport, *, as_json: bool) -> str | None:

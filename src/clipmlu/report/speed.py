@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import click
-
 from clipmlu.bundle.manifest import emulated_mark
-from clipmlu.report.tables import console, describe_provenance, print_facts
+from clipmlu.report.tables import describe_provenance, figures, print_facts, print_sentences, print_table, words
 
 if TYPE_CHECKING:
-    from clipmlu.magicmind.mm_run import MmRunReport
+    from clipmlu.magicmind.mm_run import Latency, MmRunReport
     from clipmlu.measure.machine import Machine
-    from clipmlu.measure.speed.bottleneck import PipelineReport
+    from clipmlu.measure.speed.bottleneck import PipelineReport, StageCost
     from clipmlu.measure.speed.loads import ScenarioResult
     from clipmlu.measure.speed.speed import SpeedReport
 
 
 def show_speed(report: SpeedReport) -> None:
     """Print a speed report on stdout."""
-    from rich.table import Table
-
     mark = emulated_mark(report.provenance.emulated)
     shape = f"batch {report.batch_size}" + ("" if report.dynamic_shape else ", smaller ones are padded")
     threads = str(report.threads) if report.threads else "as the runtime decides"
@@ -44,14 +40,12 @@ def show_speed(report: SpeedReport) -> None:
     print_facts(facts.items())
     for speed in report.towers:
         unit = "texts/s" if speed.tower == "text" else "images/s"
-        headings = ("metric", unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries")
-        table = Table(f"{speed.tower} graph", *headings, collapse_padding=True)
-        table.columns[0].no_wrap = True  # keeps the mark beside the figures
-        for result in speed.scenarios:
-            table.add_row(f"{result.scenario}{mark}", *_scenario_cells(result))
-        console().print(table)
-        for line in (line for result in speed.scenarios for line in _probe_lines(result)):
-            click.echo(line + mark)
+        print_table(
+            (*words("scenario", "metric"), *figures(unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries")),
+            [(f"{result.scenario}{mark}", *_scenario_cells(result)) for result in speed.scenarios],
+            title=f"{speed.tower} graph",
+        )
+        print_sentences(line + mark for result in speed.scenarios for line in _probe_lines(result))
     if report.pipeline is not None:
         _show_pipeline(report.pipeline, mark)
 
@@ -91,35 +85,28 @@ def _probe_lines(result: ScenarioResult) -> Iterator[str]:
 
 
 def _show_pipeline(pipeline: PipelineReport, mark: str) -> None:
-    from rich.table import Table
-
     kind = "drawn photos" if pipeline.drawn else "files"
-    table = Table(
-        f"stage{mark}",
-        "ms/image alone",
-        "share",
-        "images/s it allows",
-        "ms/image together",
+    print_table(
+        (*words(f"stage{mark}"), *figures("ms/image alone", "share", "images/s it allows", "ms/image together")),
+        [(f"{stage.replace('_', ' ')}{mark}", *_stage_cells(cost)) for stage, cost in pipeline.stages.items()],
         title=f"from {pipeline.files} {kind} to embeddings, {pipeline.workers} workers",
-        title_justify="left",
     )
-    for stage, cost in pipeline.stages.items():
-        together = cost.together_seconds_per_image
-        table.add_row(
-            f"{stage.replace('_', ' ')}{mark}",
-            f"{cost.seconds_per_image * 1e3:.3f}",
-            f"{cost.share:.0%}",
-            f"{cost.images_per_second:.1f}",
-            "" if together is None else f"{together * 1e3:.3f}",
+    skipped = f" ({pipeline.skipped} skipped)" if pipeline.skipped else ""
+    print_sentences(
+        (
+            f"pipeline: {pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}{skipped}",
+            f"verdict: {pipeline.verdict.text}{mark}",
+            *(f"advice: {sentence}{mark}" for sentence in pipeline.advice),
         )
-    console().print(table)
-    measured = f"pipeline: {pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}" + (
-        f" ({pipeline.skipped} skipped)" if pipeline.skipped else ""
     )
-    click.echo(measured)
-    click.echo(f"verdict: {pipeline.verdict.text}{mark}")
-    for sentence in pipeline.advice:
-        click.echo(f"advice: {sentence}{mark}")
+
+
+def _stage_cells(cost: StageCost) -> Iterator[str]:
+    together = cost.together_seconds_per_image
+    yield f"{cost.seconds_per_image * 1e3:.3f}"
+    yield f"{cost.share:.0%}"
+    yield f"{cost.images_per_second:.1f}"
+    yield "" if together is None else f"{together * 1e3:.3f}"
 
 
 def _mebibytes(count: int) -> str:
@@ -128,8 +115,6 @@ def _mebibytes(count: int) -> str:
 
 def show_tool(report: MmRunReport) -> None:
     """Print the figures of the vendor's ``mm_run`` on stdout."""
-    from rich.table import Table
-
     rate = report.images_per_second if report.images_per_second is not None else report.texts_per_second
     unit = "images/s" if report.images_per_second is not None else "texts/s"
     facts = {
@@ -141,8 +126,13 @@ def show_tool(report: MmRunReport) -> None:
     }
     print_facts(facts.items())
     for summary in report.summaries:
-        table = Table("stage, ms", "mean", "median", "p90", "p95", "p99", "min", "max")
-        for stage, each in summary.latencies.items():
-            numbers = (each.mean_ms, each.median_ms, each.p90_ms, each.p95_ms, each.p99_ms, each.min_ms, each.max_ms)
-            table.add_row(stage, *(f"{number:g}" for number in numbers))
-        console().print(table)
+        print_table(
+            (*words("stage, ms"), *figures("mean", "median", "p90", "p95", "p99", "min", "max")),
+            [(stage, *_latency_cells(each)) for stage, each in summary.latencies.items()],
+            title=f"latency, {summary.iterations} batches",
+        )
+
+
+def _latency_cells(each: Latency) -> Iterator[str]:
+    numbers = (each.mean_ms, each.median_ms, each.p90_ms, each.p95_ms, each.p99_ms, each.min_ms, each.max_ms)
+    return (f"{number:g}" for number in numbers)

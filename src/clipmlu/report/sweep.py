@@ -5,32 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.files.publish import write_file
-from clipmlu.report.tables import console
+from clipmlu.report.tables import figures, print_sentences, print_table, words
 from clipmlu.tune.sweep_report import SweepReport, SweepRow
 
-HEADINGS = ("precision", "batch", "images/s", "slowest", "fastest", "latency ms", "top-1", "MiB image/all", "front")
+COLUMNS = (
+    *words("precision"),
+    *figures("batch", "images/s", "slowest", "fastest", "latency ms", "top-1", "MiB image/all"),
+    *words("front"),
+)
 
 
 def show_sweep(report: SweepReport) -> None:
     """Print a sweep on stdout."""
-    from rich.table import Table
-
-    table = Table(*HEADINGS)
-    for column in table.columns:
-        column.no_wrap = True
-    for row in report.rows:
-        table.add_row(*row_cells(row))
-    console().print(table)
-    for line in summary_lines(report):
-        click.echo(line)
+    print_table(COLUMNS, map(row_cells, report.rows))
+    print_sentences(summary_lines(report))
 
 
 def row_cells(row: SweepRow) -> tuple[str, ...]:
-    """Return the text of a row, one cell for each of ``HEADINGS``; emulated rows are marked."""
+    """Return the text of a row, one cell for each of ``COLUMNS``; emulated rows are marked."""
     mark = emulated_mark(row.emulated)
     if row.failure is not None:
         return (f"{row.precision.value}{mark}", *[""] * 7, "gate failed" if row.gate_failed else "failed")
@@ -78,7 +72,8 @@ def write_markdown(report: SweepReport, path: Path) -> None:
 
 def render_markdown(report: SweepReport) -> str:
     """Render the report as a Markdown page."""
-    lines = [f"# Sweep of {report.provenance.model}", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    headings = [column.heading for column in COLUMNS]
+    lines = [f"# Sweep of {report.provenance.model}", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     lines += [f"| {' | '.join(row_cells(row))} |" for row in report.rows]
     return "\n".join([*lines, "", *(f"{line}\n" for line in summary_lines(report))])
 

@@ -1,32 +1,58 @@
-"""Tables, name-value pairs and JSON on the terminal."""
+"""Tables, name-value pairs, sentences and JSON on stdout, laid out for the width of the terminal.
+
+No number, unit or mark is cut: a table that does not fit becomes one block of ``name: value`` for each row, and texts
+are broken at spaces. Without a terminal tables are laid out for 120 columns, and a fact or a sentence is one line.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from clipmlu.files.publish import encode_json
+from clipmlu.report.wrapping import NARROWEST, cells, longest_piece, pad, shown, wrap
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from clipmlu.backends.provenance import Provenance
+
+_WIDTH_WITHOUT_TERMINAL = 120
+_GAP = 2
+_INDENT = 2
+_GRID_GAP = 3
+_COMFORTABLE = 24  # texts of a table get at least this width before a table is chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: its heading; may be empty.
+        figures: the cells are numbers with their units: never broken, and right-aligned.
+    """
+
+    heading: str
+    figures: bool = False
+
+
+def words(*headings: str) -> tuple[Column, ...]:
+    """Return columns of texts."""
+    return tuple(Column(heading) for heading in headings)
+
+
+def figures(*headings: str) -> tuple[Column, ...]:
+    """Return columns of numbers."""
+    return tuple(Column(heading, figures=True) for heading in headings)
 
 
 def echo_json(value: object) -> None:
     """Print a report, record or list as JSON on stdout; see ``encode_json``."""
     click.echo(encode_json(value).decode().rstrip("\n"))
-
-
-def console() -> Console:
-    """Return a console for stdout: as wide as the terminal, or 120 columns without a terminal."""
-    from rich.console import Console
-
-    # Class names and paths are shown unchanged: no [markup], no :emoji:.
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
 
 
 def describe_provenance(provenance: Provenance) -> str:
@@ -39,49 +65,185 @@ def describe_provenance(provenance: Provenance) -> str:
     return ", ".join(parts) + emulated_mark(provenance.emulated)
 
 
-def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print (name, value) pairs on stdout, one per line."""
-    from rich.table import Table
+def terminal_width() -> int | None:
+    """Return the columns of the terminal, ``NARROWEST`` at least, or None if stdout is no terminal."""
+    if not sys.stdout.isatty():
+        return None
+    return max(shutil.get_terminal_size().columns, NARROWEST)
 
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")  # a path or digest that is wider than the terminal goes on in the next line
-    for name, value in facts:
-        table.add_row(name, value)
-    console().print(table)
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print (name, value) pairs on stdout; a value with a word that does not fit beside its name begins below it."""
+    pairs = [(shown(name), shown(value)) for name, value in facts]
+    indent = max((cells(name) for name, _value in pairs), default=0) + _GAP
+    for name, value in pairs:
+        _print_named(pad(name, indent), value, indent)
+
+
+def print_sentences(sentences: Iterable[str]) -> None:
+    """Print sentences on stdout; the second and later lines of each are indented."""
+    for sentence in map(shown, sentences):
+        lines = _broken(sentence, _INDENT)
+        for number, line in enumerate(lines):
+            _print(" " * _INDENT * bool(number) + line)
 
 
 def print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, boxed: bool
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], *, title: str | None = None, keys: int = 1
 ) -> None:
-    """Print a table of texts on stdout.
+    """Print a table on stdout, or a block for each row where the terminal is too narrow; print nothing without rows.
 
     Args:
-        headings: headings of the columns.
-        rows: one text for each column.
-        title: title above the table, or None.
-        boxed: with lines around the cells.
+        columns: the columns.
+        rows: one text for each column; ``Whole`` ones, such as paths, are not broken at spaces.
+        title: title above the table, with an empty line before it; or None.
+        keys: number of the first columns that name a row; they are the heading of its block.
     """
-    from rich.box import HEAVY_HEAD
-    from rich.table import Table
+    texts = [tuple(map(shown, row)) for row in rows]
+    if not texts:
+        return
+    if title is not None:
+        _print("")
+        for line in _broken(shown(title)):
+            _print(line, bold=line)
+    width = terminal_width() or _WIDTH_WITHOUT_TERMINAL
+    widths = _column_widths(columns, texts, width)
+    if widths is None:
+        _print_blocks(columns, texts, keys, width)
+    else:
+        _print_rows(columns, texts, widths)
 
-    table = Table(*headings, box=HEAVY_HEAD if boxed else None, title=title, title_justify="left")
+
+def _column_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int] | None:
+    """Return the widths of a table's columns, or None if some text would have to be broken inside a word or number."""
+    smallest, wanted = [], []
+    for number, column in enumerate(columns):
+        texts = [row[number] for row in rows]
+        full = max(map(cells, texts))
+        least = full if column.figures else max(*map(longest_piece, texts), min(full, _COMFORTABLE))
+        smallest.append(max(least, longest_piece(column.heading)))
+        wanted.append(max(full, cells(column.heading)))
+    spare = available - sum(smallest) - _GAP * (len(columns) - 1)
+    if spare < 0:
+        return None
+    widths = smallest
+    while spare and widths != wanted:
+        neediest = max(range(len(columns)), key=lambda number: wanted[number] / widths[number])
+        widths[neediest] += 1
+        spare -= 1
+    return widths
+
+
+def _print_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
+    for line in _table_lines(columns, [column.heading for column in columns], widths, bottom=True):
+        _print(line, bold=line)
+    rule = "─" if (sys.stdout.encoding or "").lower().startswith("utf") else "-"
+    _print((" " * _GAP).join(rule * width for width in widths))
     for row in rows:
-        table.add_row(*row)
-    console().print(table)
+        for line in _table_lines(columns, row, widths):
+            _print(line)
 
 
-def show_table(title: str, words: Sequence[str], figures: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table, unless it is empty; columns of figures are right-aligned."""
-    from rich import box
-    from rich.table import Table
+def _table_lines(
+    columns: Sequence[Column], texts: Sequence[str], widths: Sequence[int], *, bottom: bool = False
+) -> Iterator[str]:
+    """Yield the lines of a row; with ``bottom``, short cells stand in its last line."""
+    wrapped = [wrap(text, width) for text, width in zip(texts, widths, strict=True)]
+    height = max(map(len, wrapped))
+    for line in range(height):
+        parts = []
+        for column, lines, width in zip(columns, wrapped, widths, strict=True):
+            place = line - (height - len(lines) if bottom else 0)
+            parts.append(pad(lines[place] if 0 <= place < len(lines) else "", width, right=column.figures))
+        yield (" " * _GAP).join(parts)
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for head in words:
-        table.add_column(head, overflow="fold")
-    for head in figures:
-        table.add_column(head, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    if table.row_count:
-        console().print(table)
+
+def _print_blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], keys: int, width: int) -> None:
+    """Print for each row its keys, then its numbers in a grid that all rows share, then a line for each text."""
+    filled = [place for place in range(keys, len(columns)) if any(row[place] for row in rows)]
+    numbers = [place for place in filled if columns[place].figures]
+    grid = _Grid([columns[place].heading for place in numbers], [[row[place] for place in numbers] for row in rows])
+    per_line = grid.fitting(width - _INDENT)
+    for row, pairs in zip(rows, grid.rows, strict=True):
+        for line in _broken((" " * _GAP).join(filter(None, row[:keys]))):
+            _print(line, bold=line)
+        for line in grid.lines(pairs, per_line):
+            _print(" " * _INDENT + line)
+        for place in filled:
+            if row[place] and not columns[place].figures:
+                _print_named(f"{' ' * _INDENT}{columns[place].heading}: ", row[place], 2 * _INDENT)
+
+
+class _Grid:
+    """The numbers of all blocks as ``name: number``, several in a line, one below the other.
+
+    Args:
+        names: their names.
+        rows: the numbers of each block; empty where a block has none.
+
+    Attributes:
+        rows: for each block its pairs, of equal widths in all blocks.
+    """
+
+    def __init__(self, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        widest = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+        self.rows = [
+            [
+                f"{name}: {pad(number, width, right=True)}" if number else " " * (cells(name) + 2 + width)
+                for name, number, width in zip(names, row, widest, strict=True)
+            ]
+            for row in rows
+        ]
+
+    def fitting(self, width: int) -> int:
+        """Return the number of pairs that fit in a line, 1 at least."""
+        number = len(self.rows[0])
+        while number > 1 and sum(self._widths(number)) + _GRID_GAP * (number - 1) > width:
+            number -= 1
+        return max(number, 1)
+
+    def lines(self, pairs: Sequence[str], per_line: int) -> Iterator[str]:
+        """Yield the lines of a block."""
+        widths = self._widths(per_line)
+        for start in range(0, len(pairs), per_line):
+            line = zip(pairs[start : start + per_line], widths, strict=False)
+            text = (" " * _GRID_GAP).join(pad(pair, width) for pair, width in line)
+            if text.strip():
+                yield text
+
+    def _widths(self, per_line: int) -> list[int]:
+        widths = list(map(cells, self.rows[0]))
+        return [max(widths[place::per_line]) for place in range(min(per_line, len(widths)))]
+
+
+def _print_named(name: str, value: str, indent: int) -> None:
+    """Print a bold name and a value, whose further lines are indented; the value begins below a name that leaves no room."""
+    width = terminal_width()
+    beside = width is None or max(longest_piece(value), min(cells(value), NARROWEST)) <= width - max(
+        indent, cells(name)
+    )
+    if not beside:
+        _print(name.rstrip(), bold=name.rstrip())
+        indent = _INDENT if longest_piece(value) + _INDENT <= (width or 0) else 0
+    for number, line in enumerate(_broken(value, max(indent, cells(name)) if beside else indent)):
+        if beside and number == 0:
+            _print(name + line, bold=name)
+        else:
+            _print(" " * indent + line)
+
+
+def _broken(text: str, indent: int = 0) -> list[str]:
+    """Break a text into lines that fit the terminal after an indentation; without a terminal it is one line."""
+    width = terminal_width()
+    return wrap(text, None if width is None else width - indent)
+
+
+def _print(line: str, *, bold: str = "") -> None:
+    """Print a line whose first part is bold on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(line.rstrip(" "))
+    text.stylize("bold", 0, len(bold))
+    # Class names and paths are shown unchanged: no [markup], no :emoji:.
+    Console(highlight=False, markup=False, emoji=False).print(text, soft_wrap=True)
