@@ -15,6 +15,7 @@ PACKAGE = REPOSITORY / "src" / "clipmlu"
 ORDER = (
     ("errors", "_version", "keys", "file_names"),
     ("arguments",),
+    ("keywords",),
     ("specs", "files", "host", "clock", "lifetime", "steps"),
     ("bundle",),
     ("data",),
@@ -28,6 +29,7 @@ ORDER = (
     ("tune", "jobs"),
     ("report",),
     ("chain", "doctor"),
+    ("api",),
     ("cli",),
     ("__main__",),
     ("",),

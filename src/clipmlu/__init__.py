@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from clipmlu._version import __version__
 
 if TYPE_CHECKING:
+    from clipmlu.api.building import calibrate_bundle, compile_bundle, export_model, search_bundle
     from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction, Predictions
-    from clipmlu.compile.compiler import compile_bundle
     from clipmlu.compile.plan import CompileOptions
     from clipmlu.data.datasets import open_dataset
     from clipmlu.embed.encoder import Encoder
     from clipmlu.errors import ClipmluError
-    from clipmlu.export.exporter import ExportOptions, export_model
+    from clipmlu.export.options import ExportOptions
     from clipmlu.file_names import path_from_name
     from clipmlu.jobs.job import Job, open_job
     from clipmlu.jobs.options import ClassificationOptions, JobOptions
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from clipmlu.measure.compare.compare import CompareOptions, compare_bundles
     from clipmlu.model import Model, load
     from clipmlu.specs import Precision
-    from clipmlu.tune.quantise import search_bundle
     from clipmlu.tune.trial import SearchOptions
 
 _HOMES = {
@@ -46,7 +45,7 @@ _HOMES = {
     "CompiledBundle": "clipmlu.bundle.directory",
     "Encoder": "clipmlu.embed.encoder",
     "EvalOptions": "clipmlu.measure.accuracy.evaluate",
-    "ExportOptions": "clipmlu.export.exporter",
+    "ExportOptions": "clipmlu.export.options",
     "ExportedBundle": "clipmlu.bundle.directory",
     "Job": "clipmlu.jobs.job",
     "JobOptions": "clipmlu.jobs.options",
@@ -55,19 +54,20 @@ _HOMES = {
     "Precision": "clipmlu.specs",
     "Prediction": "clipmlu.classify.results",
     "Predictions": "clipmlu.classify.results",
-    "SearchOptions": "clipmlu.tune.quantise",
+    "SearchOptions": "clipmlu.tune.trial",
     "ZeroShotClassifier": "clipmlu.classify.classifier",
+    "calibrate_bundle": "clipmlu.api.building",
     "compare_bundles": "clipmlu.measure.compare.compare",
-    "compile_bundle": "clipmlu.compile.compiler",
+    "compile_bundle": "clipmlu.api.building",
     "evaluate": "clipmlu.measure.accuracy.evaluate",
-    "export_model": "clipmlu.export.exporter",
+    "export_model": "clipmlu.api.building",
     "load": "clipmlu.model",
     "open_bundle": "clipmlu.bundle.directory",
     "open_dataset": "clipmlu.data.datasets",
     "open_job": "clipmlu.jobs.job",
     "path_from_name": "clipmlu.file_names",
     "run_job": "clipmlu.jobs.run",
-    "search_bundle": "clipmlu.tune.quantise",
+    "search_bundle": "clipmlu.api.building",
 }
 
 __all__ = [
@@ -91,6 +91,7 @@ __all__ = [
     "SearchOptions",
     "ZeroShotClassifier",
     "__version__",
+    "calibrate_bundle",
     "compare_bundles",
     "compile_bundle",
     "evaluate",

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-import msgspec
 
 from clipmlu.cli._datasets import calibration_options
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._options import PATH, Number, comma_separated, device_option, max_pixels_option
-from clipmlu.errors import InputError, OptionError, first_line
-from clipmlu.files.read import read_json
+from clipmlu.cli._options import PATH, Number, device_option, max_pixels_option
+from clipmlu.keywords import pick_keywords
 from clipmlu.specs import (
-    AUTO_SMOOTHING,
     MLU_ARCHS,
-    SMOOTHED_ROLES,
     ActivationQuantisation,
     CalibrationAlgorithm,
     ComputationPreference,
@@ -29,8 +23,6 @@ from clipmlu.specs import (
 
 if TYPE_CHECKING:
     from clipmlu.compile.plan import CompileOptions
-    from clipmlu.compile.quantisation import QuantisationChoice
-    from clipmlu.specs import MluBuild, SmoothingStrength
 
 
 def _choice(values: Any) -> click.Choice[str]:
@@ -169,107 +161,14 @@ _OPTIONS = (
 )
 
 
-_SET_BY_SWEEP: dict[str, Any] = {
-    "precision": Precision.FORCE_FLOAT32.value,
-    "batch_size": 32,
-    "dynamic_shape": True,
-    "max_batch": None,
-}
-"""Options that a sweep does not have, with placeholders; the sweep sets them for each bundle."""
+_SET_BY_SWEEP = ("precision", "batch_size", "dynamic_shape", "max_batch")
+"""Options that a sweep does not have: it sets them for each bundle."""
 
 
 def _options_from(given: Mapping[str, Any]) -> CompileOptions:
-    from clipmlu.backends import SessionOptions
-    from clipmlu.compile.plan import CompileOptions
+    from clipmlu.api import compile_keywords
 
-    return CompileOptions(
-        target=given["target"],
-        precision=Precision(given["precision"]),
-        batch_size=given["batch_size"],
-        dynamic_shape=given["dynamic_shape"],
-        max_batch=given["max_batch"],
-        text_target=given["text_target"],
-        mlu=_mlu_build(given),
-        quantisation=_quantisation(given),
-        calibration=_CALIBRATION.build(given),
-        calibration_server=given["calib_server"],
-        min_cosine=given["min_cosine"],
-        min_agreement=given["min_agreement"],
-        check=given["check"],
-        uint8_input=given["uint8_input"],
-        session=SessionOptions(device=given["device"], busy_wait=False),
-    )
-
-
-def _mlu_build(given: Mapping[str, Any]) -> MluBuild | None:
-    """Build options for cards; None if none was given."""
-    from clipmlu.specs import MluBuild
-
-    chosen: dict[str, Any] = {
-        "computation_preference": given["computation_preference"],
-        "conv_scale_fold": given["conv_scale_fold"],
-        "text_rows": given["text_rows"],
-        "toolchain": given["toolchain"],
-        "build_config": None if given["build_config"] is None else _read_build_config(given["build_config"]),
-    }
-    if given["mlu_arch"] or given["cluster_num"]:
-        default = MluBuild().archs
-        counts = _counts(given["cluster_num"]) if given["cluster_num"] else next(iter(default.values()))
-        chosen["archs"] = dict.fromkeys(given["mlu_arch"] or default, counts)
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    return MluBuild(**chosen) if chosen else None
-
-
-def _quantisation(given: Mapping[str, Any]) -> QuantisationChoice | None:
-    """The choice of quantisation options; None if no option was given."""
-    from clipmlu.compile.quantisation import QuantisationChoice
-
-    changes: dict[str, Any] = {
-        "granularity": given["granularity"],
-        "activation": given["activation_quant"],
-        "algorithm": given["calib_algo"],
-        "percentile": given["calib_percentile"],
-        "smooth_alpha": _smoothing(given["smooth_alpha"]) if given["smooth_alpha"] else None,
-        "keep_float": given["keep_float"] or None,
-        "weight_rounding": given["weight_rounding"],
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if given["quantisation"] is None and not changes:
-        return None
-    return QuantisationChoice(name=given["quantisation"] or "recommended", changes=changes)
-
-
-def _smoothing(texts: tuple[str, ...]) -> dict[str, SmoothingStrength]:
-    """Map each role to its strength. A value without a role is for all roles; later values replace earlier ones."""
-    chosen: dict[str, SmoothingStrength] = {}
-    for text in texts:
-        role, equals, strength = text.rpartition("=")
-        try:
-            value: SmoothingStrength = AUTO_SMOOTHING if strength == AUTO_SMOOTHING else float(strength)
-        except ValueError:
-            value = math.nan
-        if value != AUTO_SMOOTHING and not math.isfinite(value):
-            raise OptionError(f"smoothing strength is '{text}'; expected such as 0.5, mlp_in=0.5 or {AUTO_SMOOTHING}")
-        chosen.update(dict.fromkeys([role.replace("-", "_")] if equals else SMOOTHED_ROLES, value))
-    return chosen
-
-
-def _counts(texts: tuple[str, ...]) -> tuple[int, ...]:
-    pieces = comma_separated(*texts)
-    if not all(piece.isdigit() and int(piece) > 0 for piece in pieces):
-        raise OptionError(f"cluster number is '{','.join(texts)}'; expected numbers such as 6 or 2,6,8")
-    return tuple(int(piece) for piece in pieces)
-
-
-def _read_build_config(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path, dict[str, Any])
-    except OSError as error:
-        raise InputError(f"Cannot read the build configuration '{path}': {error.strerror}.") from error
-    except msgspec.DecodeError as error:
-        raise InputError(
-            f"The build configuration '{path}' cannot be used: {first_line(error)}. Expected a JSON object: {{...}}."
-        ) from error
+    return compile_keywords.compile_options(pick_keywords(given, compile_keywords.CompileKeywords))
 
 
 compile_options = OptionGroup("options", _OPTIONS, _options_from)
@@ -278,6 +177,6 @@ compile_options = OptionGroup("options", _OPTIONS, _options_from)
 sweep_options = OptionGroup(
     "options",
     (option for option in _OPTIONS if option.name not in _SET_BY_SWEEP),
-    lambda given: _options_from({**given, **_SET_BY_SWEEP}),
+    lambda given: _options_from({name: value for name, value in given.items() if name not in _SET_BY_SWEEP}),
 )
 """As ``compile_options``, for a command that compiles several times: without precision, batch sizes and shape."""

@@ -10,6 +10,7 @@ import click
 from clipmlu.cli._groups import Option, OptionGroup
 from clipmlu.cli._options import PATH, offline_option
 from clipmlu.errors import OptionError
+from clipmlu.keywords import pick_keywords
 
 if TYPE_CHECKING:
     from clipmlu.data.calibration import CalibrationOptions
@@ -133,21 +134,6 @@ def calibration_options(**attributes: Any) -> OptionGroup[CalibrationOptions | N
 
 
 def _calibration(given: Mapping[str, Any]) -> CalibrationOptions | None:
-    from clipmlu.data.calibration import CalibrationOptions
+    from clipmlu.api import compile_keywords
 
-    if given["calib"] is None:
-        if given["calib_class_names"] is not None or given["calib_folder_names"]:
-            raise OptionError(
-                "--calib-class-names and --calib-folder-names are about the images of --calib; give that too"
-            )
-        return None
-    return CalibrationOptions(
-        dataset=given["calib"],
-        samples=given["calib_samples"],
-        seed=given["calib_seed"],
-        data_dir=given["calib_data_dir"],
-        download=not given.get("offline", False),
-        class_names=given["calib_class_names"],
-        folder_names=given["calib_folder_names"],
-        max_pixels=given["max_pixels"],
-    )
+    return compile_keywords.calibration_options(pick_keywords(given, compile_keywords.CalibrateKeywords))

@@ -66,27 +66,27 @@ def compile_command(
     With --max-drop, a search tries quantisation options, the expected fastest first, and evaluates each on the target.
     To resume an interrupted search, run the same command again. --precision limits the search to one mode.
     """
+    from clipmlu.api.building import use_recipe
     from clipmlu.compile.compiler import compile_bundle
-    from clipmlu.compile.recipe import apply_recipe, read_recipe
-    from clipmlu.errors import OptionError
     from clipmlu.report.bundle import show_bundle
 
     options = dataclasses.replace(options, overwrite=overwrite)
     given_precision = context.get_parameter_source("precision") is not click.core.ParameterSource.DEFAULT
+    precision = options.precision if given_precision else None
     if recipe is not None:
-        if max_drop is not None or given_precision:
-            raise OptionError(
-                "a recipe sets the precision and the quantisation options; leave out --max-drop and --precision"
-            )
-        options = apply_recipe(read_recipe(recipe), options, max_pixels=max_pixels)
+        options = use_recipe(recipe, options, {"max_drop": max_drop, "precision": precision, "max_pixels": max_pixels})
     if max_drop is None:
         compiled = compile_bundle(bundle, output, options)
     else:
-        from clipmlu.tune.trial import SearchOptions
+        from clipmlu.api.building import search_options
 
-        precision = options.precision if given_precision else None
-        search = SearchOptions(
-            max_drop=max_drop, samples=search_samples, templates=search_templates, precision=precision
+        search = search_options(
+            {
+                "max_drop": max_drop,
+                "search_samples": search_samples,
+                "search_templates": search_templates,
+                "precision": precision,
+            }
         )
         compiled = _search(bundle, output, options, search)
     show_bundle(compiled, as_json=as_json)

@@ -1,0 +1,1 @@
+"""The public functions: one for each command, with the words of the command line as keywords."""
