@@ -13,8 +13,9 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "clipmlu"
 ORDER = (
+    ("tracebacks",),
     ("errors", "_version", "keys", "file_names"),
-    ("arguments",),
+    ("arguments", "display"),
     ("keywords",),
     ("specs", "files", "host", "clock", "lifetime", "steps"),
     ("bundle",),

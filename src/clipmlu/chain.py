@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
@@ -16,6 +17,7 @@ from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.prompts import resolve_templates
+from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source, is_current
@@ -47,11 +49,24 @@ class Step(Spec, frozen=True, kw_only=True):
     path: str
 
 
-class RunReport(Spec, frozen=True, kw_only=True):
+class RunReport(Displayed, Spec, frozen=True, kw_only=True):
     """Report of ``clipmlu run``: the steps and the accuracy."""
 
     steps: tuple[Step, ...]
     accuracy: AccuracyReport
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        steps = {step.name: f"{step.result}, {step.elapsed_s:.1f} s" for step in self.steps}
+        return Summary({**self.accuracy.provenance.facts(), **steps}, self.accuracy.provenance.emulated)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each step."""
+        return [as_plain(step) for step in self.steps]
+
+    def html_records(self) -> list[dict[str, Any]]:
+        """Return the steps."""
+        return self.records()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

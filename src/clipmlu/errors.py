@@ -34,11 +34,17 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from clipmlu.tracebacks import short_traceback
+
 
 class ClipmluError(Exception):
     """Base class of all clipmlu errors; ``exit_code`` is the exit code of the command line."""
 
     exit_code: int = 1
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows for the error."""
+        return short_traceback(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the message and the attributes, without calling a subclass's ``__init__`` again."""

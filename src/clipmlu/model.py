@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from clipmlu.bundle.directory import open_compiled
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, load_classifier
 from clipmlu.data.class_names import ClassNames
 from clipmlu.data.images import ImageSource
+from clipmlu.display import Displayed, Summary
 from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.embed.images import embed_items
 from clipmlu.embed.items import ImageEmbeddings, OnError, items_from_images
@@ -64,8 +65,16 @@ def load(
     )
 
 
-class Model(Encoder):
+class Model(Displayed, Encoder):
     """A compiled bundle, ready for use; created by ``load``. See ``Encoder`` for closing and for preprocessed input."""
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        return self.bundle.summary()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return path, digest and manifest of the bundle as a dict for JSON."""
+        return self.bundle.to_dict()
 
     @overload
     def embed_images(

@@ -32,6 +32,11 @@ class Provenance(Spec, frozen=True, kw_only=True):
     devices: tuple[int, ...]
     tool_versions: dict[str, str]
 
+    def facts(self) -> dict[str, str]:
+        """Return the model, target and precision for people; see ``Summary``."""
+        precision = {} if self.precision is None else {"precision": self.precision.value}
+        return {"model": str(self.model), "target": self.target, **precision}
+
 
 def provenance_of(bundle: CompiledBundle, devices: Sequence[int]) -> Provenance:
     """Return the provenance of results of a compiled bundle.

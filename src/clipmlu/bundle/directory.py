@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -29,10 +29,10 @@ from clipmlu.bundle.manifest import (
     Manifest,
     SeenData,
     Tower,
-    emulated_mark,
 )
 from clipmlu.bundle.runnable import RunnableModel, find_tower, image_graph_of
 from clipmlu.bundle.verify import check_files, check_graph, check_manifest, file_record
+from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import (
     BundleCorruptError,
     BundleError,
@@ -40,6 +40,7 @@ from clipmlu.errors import (
     BundleVersionError,
     reason_of,
 )
+from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import check_directory_free, encode_json, stage_directory
 from clipmlu.files.read import decode_json, read_json, read_small_file
 from clipmlu.files.workspace import sweep
@@ -50,7 +51,7 @@ from clipmlu.specs import (
 _MANIFEST_BYTES = 256 << 20  # with a scale per channel, the largest models need some 50 MB
 
 
-class Bundle:
+class Bundle(Displayed):
     """A verified bundle on disk, created by ``open_bundle``.
 
     Attributes:
@@ -66,11 +67,20 @@ class Bundle:
         self.manifest = manifest
         self.digest = digest
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}('{self.path}', model='{self.manifest.model}', {self._facts()})"
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        facts = {
+            "path": name_from_path(self.path),
+            "model": str(self.manifest.model),
+            "layout": self.manifest.layout,
+            "size": f"{self.size_bytes / 1e6:.1f} MB",
+            "digest": self.digest[:12],
+        }
+        return Summary(facts)
 
-    def _facts(self) -> str:
-        return f"layout='{self.manifest.layout}'"
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``path``, ``digest`` and ``manifest`` as a dict for JSON."""
+        return {"path": name_from_path(self.path), "digest": self.digest, "manifest": as_plain(self.manifest)}
 
     @property
     def tokenizer_path(self) -> Path:
@@ -146,11 +156,12 @@ class CompiledBundle(Bundle):
                 f"'{path}' cannot be read: {reason_of(error)}. Compile the bundle again."
             ) from error
 
-    def _facts(self) -> str:
-        facts = self.compilation
-        batch = f"1..{facts.max_batch}" if facts.dynamic_shape else str(facts.batch_size)
-        mark = emulated_mark(facts.emulated)
-        return f"target='{facts.target}'{mark}, precision='{facts.precision.value}', batch={batch}"
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        compiled = self.compilation
+        batch = f"1..{compiled.max_batch}" if compiled.dynamic_shape else str(compiled.batch_size)
+        target = {"target": compiled.target, "precision": compiled.precision.value, "batch": batch}
+        return Summary({**super().summary().facts, **target}, compiled.emulated)
 
 
 def open_bundle(

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from clipmlu._version import __version__
+from clipmlu.display import EMULATED_MARK
 from clipmlu.specs import (
     CalibrationRecord,
     GraphQuantisation,
@@ -187,7 +188,7 @@ class Compilation(Spec, frozen=True, kw_only=True):
 
 def emulated_mark(emulated: bool) -> str:
     """Return the mark to append to a result of the emulated vendor SDK, or an empty text."""
-    return " (emulated)" if emulated else ""
+    return EMULATED_MARK if emulated else ""
 
 
 class Manifest(Spec, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer, check_rows
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
+from clipmlu.data.thumbnails import ImageReference
 from clipmlu.embed.images import run_batches
 from clipmlu.embed.items import OnError, items_from_images
 from clipmlu.errors import BundleError, InputError, OptionError, OutputError
@@ -129,7 +130,8 @@ class ZeroShotClassifier:
             read = iter(self.predictions_from_rows(batch.rows, sources, top_k=top_k))
             for position, item in enumerate(batch.items):
                 error = batch.errors.get(position)
-                predictions.append(next(read) if error is None else Prediction.failed(item.id, str(error)))
+                found = next(read) if error is None else Prediction.failed(item.id, str(error))
+                predictions.append(dataclasses.replace(found, image=ImageReference(item.shown)))
         return predictions[0] if single else predictions
 
     def predictions_from_rows(
@@ -154,7 +156,13 @@ class ZeroShotClassifier:
             raise OptionError(f"sources are {len(sources)} for {len(logits)} rows; expected one name for each row")
         ranked, best_scores = self._rank(logits, top_k)
         return Predictions(
-            Prediction(source, tuple(self.class_names[index] for index in best), tuple(best), tuple(scores))
+            Prediction(
+                source,
+                tuple(self.class_names[index] for index in best),
+                tuple(best),
+                tuple(scores),
+                emulated=self.encoder.runnable.compilation.emulated,
+            )
             for source, best, scores in zip(sources, ranked.tolist(), best_scores.tolist(), strict=True)
         )
 

@@ -34,12 +34,14 @@ class ImageItem:
         load: returns the image, or its source.
         check: called with the decoded image; its exceptions end the run, except ``InputError``.
         max_pixels: largest width x height; None for the encoder's limit.
+        shown: the image as its caller gave it, for a thumbnail; None if nobody will look at it.
     """
 
     id: str
     load: Callable[[], ImageSource]
     check: Callable[[Image.Image], object] | None = None
     max_pixels: int | None = None
+    shown: ImageSource | None = None
 
 
 class Outcome(NamedTuple):
@@ -131,7 +133,7 @@ def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
             source = expand_home(source)
     elif is_stream(source):
         name = name_of_stream(source) or name
-    return ImageItem(name, lambda: source)
+    return ImageItem(name, lambda: source, shown=source)
 
 
 def item_from_dataset(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from clipmlu.arguments import as_path
+from clipmlu.data.class_names import distinct_names
+from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import OptionError
 from clipmlu.jobs.export import ExportReport, check_export, export_job
 from clipmlu.jobs.folder import JobFolder
@@ -29,7 +32,7 @@ def open_job(path: str | os.PathLike[str]) -> Job:
     return Job(as_path(path, "the job"))
 
 
-class Job:
+class Job(Displayed):
     """The folder of a job; see ``open_job``.
 
     Attributes:
@@ -42,8 +45,33 @@ class Job:
         self._folder = JobFolder(path)
         self.manifest: JobManifest = require_manifest(self._folder)
 
-    def __repr__(self) -> str:
-        return f"Job('{self._folder.name}', {self.manifest.settings.kind}, {self.manifest.shards} shards)"
+    def summary(self) -> Summary:
+        """Return the facts that people see, as the folder shows them now."""
+        state = self.state()
+        of = "" if state.images is None else f" of {state.images:,}"
+        facts = {
+            "path": self._folder.name,
+            "kind": state.kind,
+            **state.provenance.facts(),
+            "shards": f"{state.finished_shards:,} of {state.shards:,} done",
+            "images": f"{state.finished_images:,}{of} done"
+            + (f", {state.errors:,} unreadable" if state.errors else ""),
+        }
+        return Summary(facts, state.provenance.emulated)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``state()`` as a dict for JSON."""
+        state: dict[str, Any] = as_plain(self.state())
+        return state
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each image of the finished shards: id, size, error, and the ranked classes if it has them.
+
+        Raises:
+            InputError: a shard is damaged.
+        """
+        names = distinct_names(self.manifest.schema.class_names or ())
+        return [record for rows in self.rows() for record in _records(rows, names)]
 
     def state(self) -> JobState:
         """Return what is done, missing and damaged, as far as names and sizes of files show it."""
@@ -121,3 +149,14 @@ class Job:
             raise OptionError(f"export is to '{target}', which is for the job's own files; choose another path")
         check_export(self.state(), target, overwrite=overwrite, partial=partial)
         return export_job(self._folder, self.manifest, target, overwrite=overwrite, on_rows=on_rows)
+
+
+def _records(rows: ShardRows, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    columns = zip(rows.ids, rows.widths, rows.heights, rows.errors, strict=True)
+    for place, (name, width, height, error) in enumerate(columns):
+        record: dict[str, Any] = {"id": name, "width": width, "height": height, "error": error}
+        if rows.classes is not None and rows.scores is not None:
+            for rank, (index, score) in enumerate(zip(rows.classes[place], rows.scores[place], strict=True), start=1):
+                record[f"class_name_{rank}"] = names[index] if error is None else None
+                record[f"score_{rank}"] = float(score) if error is None else None
+        yield record

@@ -15,7 +15,9 @@ import msgspec
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.clock import now
 from clipmlu.data.finding import JOB_FILE, SkippedFiles
+from clipmlu.display import Displayed, Summary
 from clipmlu.errors import InputError, OptionError, OutputError
+from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, output_errors
 from clipmlu.jobs.definition import JobDefinition, define_job
 from clipmlu.jobs.engines.cards import Cards, choose_cards
@@ -33,8 +35,8 @@ from clipmlu.jobs.shard_work import ShardWork
 from clipmlu.measure.speed.load import PipelineLoad
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JobReport:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class JobReport(Displayed):
     """What a run of a job did.
 
     Attributes:
@@ -60,6 +62,17 @@ class JobReport:
     seconds: float
     emulated: bool
     skipped_files: str | None
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        facts = {
+            "path": name_from_path(self.path),
+            "images": f"{self.images:,}" + (f" ({self.errors:,} could not be read)" if self.errors else ""),
+            "shards": f"{self.shards:,}",
+            "computed now": f"{self.computed_images:,} images, {self.computed_shards:,} shards, {self.seconds:.1f} s",
+            **({} if self.skipped_files is None else {"skipped files": self.skipped_files}),
+        }
+        return Summary(facts, self.emulated)
 
 
 class JobStart(NamedTuple):

@@ -15,7 +15,7 @@ from clipmlu.specs import MluBuild, QuantisationOptions
 def show_bundle(bundle: Bundle, *, as_json: bool) -> None:
     """Print a bundle's facts on stdout."""
     if as_json:
-        echo_json({"path": name_from_path(bundle.path), "digest": bundle.digest, "manifest": bundle.manifest})
+        echo_json(bundle.to_dict())
         return
     print_facts(bundle_facts(bundle))
 

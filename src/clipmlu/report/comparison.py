@@ -8,9 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from clipmlu.arguments import as_path
-from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.measure.compare.compare import ComparisonReport
-from clipmlu.measure.compare.sides import SideFacts
 from clipmlu.report.heatmap import check_drawable, draw_heatmap
 from clipmlu.report.tables import figures, print_facts, print_table, words
 from clipmlu.report.wrapping import Joined, Whole
@@ -42,7 +40,7 @@ def _facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
 
     yield "model", f"{report.model}"
     for label, side in (("A, measured", report.measured), ("B, reference", report.reference)):
-        yield label, Joined(Whole(f"{side.path}:"), describe_side(side))
+        yield label, Joined(Whole(f"{side.path}:"), side.describe())
     if report.emulated:
         yield "emulated", "figures of the emulated SDK, not of a card"
     skipped = f" ({len(report.skipped)} skipped)" if report.skipped else ""
@@ -193,14 +191,5 @@ def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> b
     """
     path = as_path(path, "the picture")
     check_drawable(path)
-    title = f"{report.model}\n{describe_side(report.measured)} against {describe_side(report.reference)}"
+    title = f"{report.model}\n{report.measured.describe()} against {report.reference.describe()}"
     return draw_heatmap(report.towers, title, path.suffix.lower().removeprefix("."))
-
-
-def describe_side(side: SideFacts) -> str:
-    """Describe a side in a few words."""
-    if side.kind == "exported":
-        return "float source"
-    origin = side.provenance
-    precision = "" if origin.precision is None else f" {origin.precision.value}"
-    return f"{origin.target}{precision}{emulated_mark(origin.emulated)}"

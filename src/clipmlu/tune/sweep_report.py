@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from clipmlu.backends.provenance import Provenance
+from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.measure.machine import Machine
 from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import Interval
@@ -49,7 +51,7 @@ class SweepRow(Spec, frozen=True, kw_only=True):
     gate_failed: bool = False
 
 
-class SweepReport(Spec, frozen=True, kw_only=True):
+class SweepReport(Displayed, Spec, frozen=True, kw_only=True):
     """Report of ``clipmlu sweep``.
 
     Attributes:
@@ -82,6 +84,35 @@ class SweepReport(Spec, frozen=True, kw_only=True):
         if any(row.gate_failed for row in self.rows):
             return 3
         return 1 if self.skipped or any(row.failure is not None for row in self.rows) else 0
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        front = [f"{row.precision.value} batch {row.batch_size}" for row in self.rows if row.on_front]
+        facts = {
+            **self.provenance.facts(),
+            **({} if self.dataset is None else {"dataset": f"{self.dataset}, {self.split}, {self.images} images"}),
+            "rows": str(len(self.rows)),
+            "best": ", ".join(front) or "none",
+        }
+        return Summary(facts, self.provenance.emulated)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each precision and batch size."""
+        return [as_plain(row) for row in self.rows]
+
+    def html_records(self) -> list[dict[str, Any]]:
+        """Return the main figures of each row."""
+        names = (
+            "precision",
+            "batch_size",
+            "images_per_second",
+            "latency_ms",
+            "top1",
+            "bundle_bytes",
+            "on_front",
+            "failure",
+        )
+        return [{name: row[name] for name in names} for row in self.records()]
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:

@@ -6,12 +6,13 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.provenance import Provenance
+from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import OptionError
 from clipmlu.measure.statistics import Z_ONE_SIDED
 from clipmlu.specs import PositiveInt, Precision, QuantisationOptions, Spec
@@ -93,7 +94,7 @@ class Trial(Spec, frozen=True, kw_only=True):
     elapsed_s: float
 
 
-class SearchReport(Spec, frozen=True, kw_only=True):
+class SearchReport(Displayed, Spec, frozen=True, kw_only=True):
     """Report of a search.
 
     Attributes:
@@ -117,6 +118,32 @@ class SearchReport(Spec, frozen=True, kw_only=True):
     templates: str
     reference_top1: float
     trials: tuple[Trial, ...] = ()
+
+    @property
+    def chosen(self) -> Trial | None:
+        """The trial that was chosen, or None."""
+        return self.trials[-1] if self.trials and self.trials[-1].verdict == "accepted" else None
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        facts = {
+            **self.provenance.facts(),
+            "dataset": f"{self.dataset}, {self.split}, {self.images:,} images",
+            "allowed drop": f"{100 * self.max_drop:g} points",
+            "float32 top-1": f"{self.reference_top1:.4f}",
+            "trials": str(len(self.trials)),
+            "chosen": "none" if self.chosen is None else describe_trial(self.chosen),
+        }
+        return Summary(facts, self.provenance.emulated)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each trial, in order."""
+        return [{"trial": describe_trial(trial), **as_plain(trial)} for trial in self.trials]
+
+    def html_records(self) -> list[dict[str, Any]]:
+        """Return the main figures of each trial."""
+        names = ("precision", "verdict", "images", "top1", "drop", "drop_bound", "agreement", "reason")
+        return [{name: row[name] for name in names} for row in self.records()]
 
 
 def describe_trial(trial: Trial) -> str:

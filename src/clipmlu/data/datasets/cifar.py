@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipmlu.data.datasets.elements import DatasetBase
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError, OutputError, first_line
 from clipmlu.files.publish import scratch_directory, stage_directory
@@ -101,7 +102,7 @@ CIFAR10 = CifarSource(
 )
 
 
-class CifarDataset:
+class CifarDataset(DatasetBase):
     """One split of a CIFAR dataset; see ``Dataset``.
 
     Args:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from clipmlu.data.datasets.elements import DatasetBase
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["CLASS_NAMES", "COLOURS", "HELD_OUT", "SHAPES", "DemoDataset", "draw", "draw_shape"]
@@ -51,7 +52,7 @@ _INDEX_BITS = 40
 _Points = npt.NDArray[np.float64]
 
 
-class DemoDataset:
+class DemoDataset(DatasetBase):
     """Drawn shapes with random access; see ``Dataset``.
 
     The classes alternate, so that any range of indices is balanced. The image at an index does not depend on ``size``.

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
+from clipmlu.data.datasets.elements import DatasetBase
 from clipmlu.data.datasets.splits import find_split
 from clipmlu.data.finding import Found, SkippedFiles, find_images, sub_folders
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, load_image
@@ -19,7 +20,7 @@ _SHOWN = 5
 _log = logging.getLogger(__name__)
 
 
-class _FolderImages:
+class _FolderImages(DatasetBase):
     """The listed images below a folder; see ``Dataset``."""
 
     max_pixels: int

@@ -10,6 +10,7 @@ import msgspec
 
 from clipmlu.arguments import as_path
 from clipmlu.backends.provenance import Provenance
+from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import GateError, InputError, OptionError
 from clipmlu.files.read import decode_json, read_small_file
 from clipmlu.measure.samples import SkippedImage
@@ -17,6 +18,7 @@ from clipmlu.measure.statistics import Interval
 from clipmlu.specs import NaturalInt, Spec
 
 SCHEMA_VERSION = 1
+_HARDEST_SHOWN = 5
 
 
 class ClassAccuracy(Spec, frozen=True, kw_only=True):
@@ -59,7 +61,7 @@ class BaselineComparison(Spec, frozen=True, kw_only=True):
     max_drop: float
 
 
-class AccuracyReport(Spec, frozen=True, kw_only=True):
+class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
     """The report of ``clipmlu eval``.
 
     Attributes:
@@ -111,6 +113,28 @@ class AccuracyReport(Spec, frozen=True, kw_only=True):
     calibration_prompts: int = 0
     baseline: BaselineComparison | None = None
     fast_preprocess: bool = False
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        facts = {
+            **self.provenance.facts(),
+            "dataset": f"{self.dataset}, {self.split}",
+            "images": f"{self.images:,}" + (f" ({len(self.skipped)} skipped)" if self.skipped else ""),
+            "top-1": f"{self.top1:.4f} ({self.top1_interval.low:.4f}..{self.top1_interval.high:.4f})",
+            **({} if self.top5 is None else {"top-5": f"{self.top5:.4f}"}),
+            "mean per class": f"{self.mean_per_class:.4f}",
+            "calibration error": f"{self.expected_calibration_error:.4f}",
+        }
+        return Summary(facts, self.provenance.emulated)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each class: ``class_name``, ``images``, ``correct`` and ``top1``."""
+        return [as_plain(row) for row in self.per_class]
+
+    def html_records(self) -> list[dict[str, Any]]:
+        """Return the hardest classes, of those that are not always right."""
+        wrong = [row for row in self.per_class if row.correct < row.images]
+        return [as_plain(row) for row in sorted(wrong, key=lambda row: row.correct / row.images)[:_HARDEST_SHOWN]]
 
 
 def read_report(path: str | os.PathLike[str]) -> AccuracyReport:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
+from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
@@ -56,7 +57,7 @@ TowerChoice = Literal["image", "text", "both"]
 BundleLike = str | os.PathLike[str] | Bundle
 
 
-class ComparisonReport(Spec, frozen=True, kw_only=True):
+class ComparisonReport(Displayed, Spec, frozen=True, kw_only=True):
     """The report of ``clipmlu compare A B``; all figures measure A against B.
 
     Attributes:
@@ -112,6 +113,30 @@ class ComparisonReport(Spec, frozen=True, kw_only=True):
         return {
             name: tower.first_divergence for name, tower in self.towers.items() if tower.first_divergence is not None
         }
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        found = self.predictions
+        facts = {
+            "model": str(self.model),
+            "measured": f"{self.measured.describe()} ({self.measured.path})",
+            "reference": f"{self.reference.describe()} ({self.reference.path})",
+            "dataset": f"{self.dataset}, {self.split}, {self.images:,} images",
+            "agreement": f"{found.agreement:.4f}",
+            "top-1": f"{found.top1:.4f} against {found.reference_top1:.4f}",
+        }
+        for name, node in self.first_divergences.items():
+            facts[f"first divergence, {name}"] = f"{node.place} ({node.node})"
+        return Summary(facts, self.emulated)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each compared node, with its ``tower``."""
+        return [{"tower": name, **as_plain(node)} for name, tower in self.towers.items() for node in tower.nodes]
+
+    def html_records(self) -> list[dict[str, Any]]:
+        """Return the differences of the embeddings, or of the logits."""
+        rows = [{"embeddings": name, **as_plain(row)} for name, row in self.embeddings.items()]
+        return rows if self.logits is None else [*rows, {"embeddings": "logits", **as_plain(self.logits)}]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

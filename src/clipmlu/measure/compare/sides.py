@@ -8,7 +8,7 @@ import os
 from clipmlu.backends import SessionOptions, get_backend
 from clipmlu.backends.provenance import Provenance, backends_of, make_provenance
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_bundle
-from clipmlu.bundle.manifest import TOKENIZER_NAME, Compilation, Manifest, SeenData
+from clipmlu.bundle.manifest import TOKENIZER_NAME, Compilation, Manifest, SeenData, emulated_mark
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.compile.plan import DEFAULT_BATCH_SIZE
 from clipmlu.embed.encoder import Encoder
@@ -33,6 +33,14 @@ class SideFacts(Spec, frozen=True, kw_only=True):
     kind: str
     provenance: Provenance
     quantisation: QuantisationOptions | None
+
+    def describe(self) -> str:
+        """Describe the side in a few words."""
+        if self.kind == "exported":
+            return "float source"
+        origin = self.provenance
+        precision = "" if origin.precision is None else f" {origin.precision.value}"
+        return f"{origin.target}{precision}{emulated_mark(origin.emulated)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -127,6 +127,15 @@ class ScenarioResult(Spec, frozen=True, kw_only=True):
     latency_bound_ms: float | None = None
     probes: tuple[ServerProbe, ...] = ()
 
+    @property
+    def figure(self) -> str:
+        """The metric of the scenario with its unit, in a few words."""
+        if self.value is None:
+            return "no rate met the latency bound"
+        if self.metric.endswith("_latency_ms"):
+            return f"{self.metric.partition('_')[0]} {self.value:.2f} ms"
+        return f"{self.value:.1f} {self.metric.partition('_')[0]}/s"
+
 
 def measure_scenario(
     bundle: CompiledBundle,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 from clipmlu.arguments import check_argument
 from clipmlu.backends import SessionOptions, get_backend
@@ -17,6 +18,7 @@ from clipmlu.backends.several_devices import resolve_devices
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.bundle.manifest import Placement
 from clipmlu.data.resize.kernel import load_kernel
+from clipmlu.display import Displayed, Summary
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home
@@ -61,7 +63,7 @@ class TowerSpeed(Spec, frozen=True, kw_only=True):
     scenarios: tuple[ScenarioResult, ...]
 
 
-class SpeedReport(Spec, frozen=True, kw_only=True):
+class SpeedReport(Displayed, Spec, frozen=True, kw_only=True):
     """The report of ``clipmlu bench``.
 
     Attributes:
@@ -89,6 +91,36 @@ class SpeedReport(Spec, frozen=True, kw_only=True):
     peak_memory_bytes: int | None
     worker_peak_memory_bytes: int | None
     machine: Machine
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        facts = {**self.provenance.facts(), "batch": str(self.batch_size)}
+        for tower in self.towers:
+            for found in tower.scenarios:
+                facts[f"{tower.tower}, {found.scenario}"] = found.figure
+        if self.pipeline is not None:
+            facts["pipeline"] = f"{self.pipeline.images_per_second:.1f} images/s"
+        return Summary(facts, self.provenance.emulated)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each scenario of each tower."""
+        return [
+            {
+                "tower": tower.tower,
+                "target": tower.target,
+                "precision": tower.precision.value,
+                "scenario": found.scenario,
+                "metric": found.metric,
+                "value": found.value,
+                "images_per_second": found.images_per_second,
+                "texts_per_second": found.texts_per_second,
+                "queries": found.queries,
+                "samples_per_query": found.samples_per_query,
+                "elapsed_s": found.elapsed_s,
+            }
+            for tower in self.towers
+            for found in tower.scenarios
+        ]
 
 
 def measure_speed(

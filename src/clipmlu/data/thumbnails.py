@@ -1,0 +1,92 @@
+"""Small pictures for notebooks, made when they are shown; they keep no large image in memory, and never fail."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clipmlu.data.images import ImageSource, load_image
+from clipmlu.errors import ClipmluError
+
+THUMBNAIL_SIDE = 96
+_MAX_PIXELS = 64_000_000  # a larger image would delay the notebook
+
+
+class ImageReference:
+    """Where an image can be found when it is to be shown: a path, or a weak reference to an image in memory.
+
+    The bytes of files and streams are not kept: they have no thumbnail. A pickle keeps the path only.
+    """
+
+    def __init__(self, source: ImageSource | None) -> None:
+        self._find = _finder(source)
+        self._path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+        self._uri: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageReference, (self._path,)
+
+    @classmethod
+    def drawn(cls, load: Callable[[], ImageSource]) -> ImageReference:
+        """Return a reference whose thumbnail is made at once, from an image that nobody else keeps."""
+        with contextlib.suppress(ClipmluError):
+            source = load()
+            reference = cls(source)
+            reference.uri()
+            return reference
+        return cls(None)
+
+    def uri(self) -> str | None:
+        """Return a JPEG of at most 96 x 96 pixels as a data URI; None if the image is gone or cannot be read."""
+        if self._uri is None:
+            with contextlib.suppress(Exception):  # whatever a damaged image raises, the table is shown without it
+                source = self._find()
+                self._uri = None if source is None else _thumbnail(source)
+        return self._uri
+
+    def html(self) -> str:
+        """Return an ``<img>`` element, or an empty text."""
+        uri = self.uri()
+        return "" if uri is None else f'<img src="{uri}" alt="">'
+
+
+def _finder(source: ImageSource | None) -> Callable[[], ImageSource | None]:
+    if isinstance(source, (str, os.PathLike)):
+        return lambda: source
+    if isinstance(source, np.ndarray):
+        return _array_finder(source)
+    return weakref.ref(source) if isinstance(source, Image.Image) else lambda: None
+
+
+def _array_finder(array: npt.NDArray[Any]) -> Callable[[], ImageSource | None]:
+    """Find an array again; a view, such as one image of a stack, through the array that owns the memory."""
+    owner = array.base
+    if not isinstance(owner, np.ndarray) or not owner.flags.c_contiguous:
+        return weakref.ref(array)
+    found, shape, strides, dtype = weakref.ref(owner), array.shape, array.strides, array.dtype
+    offset = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+
+    def view() -> npt.NDArray[Any] | None:
+        whole = found()
+        return None if whole is None else np.ndarray(shape, dtype, whole, offset, strides)
+
+    return view
+
+
+def _thumbnail(source: ImageSource) -> str:
+    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    image = load_image(source, max_pixels=_MAX_PIXELS, at_least=side)
+    small = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    small.thumbnail(side)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
