@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import os
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -68,12 +67,15 @@ class Displayed:
 
     def __repr__(self) -> str:
         facts, emulated = self.summary()
-        start = f"{type(self).__name__}{EMULATED_MARK if emulated else ''}("
-        text = "; ".join(f"{name}: {shorten(value)}" for name, value in facts.items())
-        lines = textwrap.wrap(f"{start}{text})", COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
-        if len(lines) > _MOST_LINES:
-            lines = [*lines[: _MOST_LINES - 1], "  ...)"]
-        return "\n".join(lines)
+        parts = ["emulated"] if emulated else []
+        parts += [f"{name}: {shorten(value)}" for name, value in facts.items()]
+        lines = [f"{type(self).__name__}("]
+        for number, part in enumerate(parts, start=1):
+            text = part + (";" if number < len(parts) else ")")
+            if len(lines[-1]) + len(text) >= COLUMNS:
+                lines.append(" ")
+            lines[-1] += text if lines[-1].endswith("(") else f" {text}"
+        return "\n".join(lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 1], "  ...)"])
 
     def _repr_html_(self) -> str:
         facts, emulated = self.summary()
@@ -105,7 +107,7 @@ class Displayed:
 
 def as_plain(value: object) -> Any:
     """Return a report, record or dataclass as what JSON has; paths become names."""
-    return msgspec.to_builtins(value, enc_hook=_plain)
+    return msgspec.json.decode(msgspec.json.encode(value, enc_hook=_plain))
 
 
 def _plain(value: object) -> str:

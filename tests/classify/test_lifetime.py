@@ -95,7 +95,7 @@ def test_every_public_method_is_tried_after_closing() -> None:
     def methods(kind: type) -> set[str]:
         return {name for name, member in vars(kind).items() if not name.startswith("_") and callable(member)}
 
-    assert methods(Model) - {"close", "require_open"} <= set(ENCODER_CALLS)
+    assert methods(Model) - {"close", "require_open", "summary", "to_dict"} <= set(ENCODER_CALLS)
     assert methods(ZeroShotClassifier) <= set(CLASSIFIER_CALLS)
 
 
@@ -108,6 +108,7 @@ def test_closed_model_says_so(compiled: CompiledBundle, call: str) -> None:
     with pytest.raises(SessionError, match=r"tiny-cpu' was closed. Load it again: clipmlu.load\('.*tiny-cpu'\)\.$"):
         ENCODER_CALLS[call](model)
     assert not model._sessions, "nothing was opened again"
+    assert "tiny-cpu" in repr(model)
     assert model.batch_size == 4, "what it is can still be read"
 
 

@@ -96,7 +96,8 @@ class Prediction(Displayed):
         """Return the prediction in one line of at most ``width`` characters; the last classes may be missing."""
         line = shorten(self.source, _LONGEST_SOURCE) + (EMULATED_MARK if self.emulated else "") + ": "
         if self.error is not None:
-            return line + shorten(f"error: {self.error}", width - len(line))
+            reason = self.error.partition(f"'{self.source}': ")[2] or self.error
+            return line + shorten(f"error: {reason.partition('. ')[0]}", width - len(line))
         ranked = [
             f"'{shorten(name, _LONGEST_NAME)}' {score:.3f}"
             for name, score in zip(self.class_names, self.scores, strict=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.data.class_names import FolderNames, look_like_ids, name_folders
 from clipmlu.data.datasets.base import Dataset, check_dataset, spread_over_classes
+from clipmlu.data.datasets.elements import DatasetBase
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import OptionError, UnknownNameError
 from clipmlu.file_names import expand_home, name_from_path
@@ -20,6 +21,7 @@ __all__ = [
     "DEMO_SIZE",
     "FOLDER_PREFIX",
     "Dataset",
+    "DatasetBase",
     "DatasetInfo",
     "check_dataset",
     "locate_dataset",
@@ -76,8 +78,11 @@ def open_dataset(
     size: int | None = None,
     seed: int = 0,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> Dataset:
+) -> DatasetBase:
     """Open a dataset by name.
+
+    It has a length, elements (``dataset[5]`` is a ``LabelledImage``, which unpacks as image and label) and slices
+    (``dataset[:100]``), which are datasets too.
 
     Args:
         name: ``cifar100``, ``cifar10``, ``demo`` or ``imagefolder:PATH``.
@@ -131,7 +136,9 @@ def open_dataset(
     return dataset
 
 
-def _open_named(name: str, split: str, data_dir: Path | None, download: bool, size: int | None, seed: int) -> Dataset:
+def _open_named(
+    name: str, split: str, data_dir: Path | None, download: bool, size: int | None, seed: int
+) -> DatasetBase:
     if name not in DATASETS:
         raise UnknownNameError("dataset", name, DATASETS)
     if split not in DATASETS[name].splits:
@@ -152,7 +159,7 @@ def open_folder(
     class_names: FolderNames | None = None,
     folder_names: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> Dataset:
+) -> DatasetBase:
     """Open a folder of calibration images, with or without one sub-folder per class.
 
     Sub-folders named by ids, such as dates, are not classes unless ``class_names`` or ``folder_names`` is given.
