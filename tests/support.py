@@ -6,12 +6,13 @@ Text tower: sum of token embeddings, unit norm.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,7 @@ from clipmlu.data.tokenizer import write_stand_in_tokenizer
 from clipmlu.errors import InputError
 from clipmlu.export.exporter import ExportOptions
 from clipmlu.specs import Layout, ModelId, PreprocessSpec, TensorSpec, TokenizerSpec, TowerName
+from clipmlu.steps import Step
 from clipmlu.tune.resume import ResultStore
 
 SIDE = 8
@@ -337,3 +339,43 @@ def plant_outliers(model: Path, output: Path) -> int:
     spec.loader.exec_module(tool)
     planted: int = tool.plant_outliers(model, output, channels=4, factor=64.0, seed=0)
     return planted
+
+
+class StepRecorder:
+    """An ``on_step`` that writes down what happens to steps, in order; any thread may use it.
+
+    Attributes:
+        events: ``label (total unit)`` for a beginning, ``+count`` for an advance, ``end of label`` for an end without an
+            error.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    @contextlib.contextmanager
+    def __call__(self, label: str, *, total: float | None = None, unit: str = "") -> Iterator[Step]:
+        self.events.append(label if total is None else f"{label} ({total} {unit})")
+        yield self
+        self.events.append(f"end of {label}")
+
+    def advance(self, count: int = 1) -> None:
+        self.events.append(f"+{count}")
+
+    def labels(self) -> list[str]:
+        """Return the beginnings, and check that each advanced to its total and ended before the one around it."""
+        running: list[tuple[str, int | None, int]] = []
+        begun: list[str] = []
+        for event in self.events:
+            if event.startswith("+"):
+                label, total, done = running.pop()
+                running.append((label, total, done + int(event)))
+            elif event.startswith("end of "):
+                label, total, done = running.pop()
+                assert event == f"end of {label}"
+                assert total is None or done == total, f"'{label}' advanced by {done} of {total}"
+            else:
+                begun.append(event)
+                label, _, amount = event.partition(" (")
+                running.append((label, int(amount.split()[0]) if amount else None, 0))
+        assert not running
+        return begun

@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 
-from clipmlu.steps import SECONDS, StartStep, Step, counted, no_steps
-
-
-class _Recorder:
-    """Writes down what happens to a step."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    @contextlib.contextmanager
-    def __call__(self, label: str, *, total: float | None = None, unit: str = "") -> Iterator[Step]:
-        self.events.append(f"{label}, {total} {unit}")
-        yield self
-        self.events.append("end")
-
-    def advance(self, count: int = 1) -> None:
-        self.events.append(f"+{count}")
+from clipmlu.steps import SECONDS, StartStep, counted, no_steps
+from support import StepRecorder
 
 
 def test_without_a_display_a_step_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,9 +23,9 @@ def test_errors_of_a_step_are_those_of_the_caller() -> None:
 
 
 def test_an_item_counts_when_the_loop_is_done_with_it() -> None:
-    recorder = _Recorder()
+    recorder = StepRecorder()
     start: StartStep = recorder
     with start("reading", total=2, unit="images") as step:
         for item in counted("ab", step):
             recorder.events.append(item)
-    assert recorder.events == ["reading, 2 images", "a", "+1", "b", "+1", "end"]
+    assert recorder.events == ["reading (2 images)", "a", "+1", "b", "+1", "end of reading"]

@@ -19,6 +19,9 @@ from typing import Protocol, TypeVar
 SECONDS = "s"
 """Unit of a step whose ``total`` is its duration in seconds: time advances it, not calls of ``advance``."""
 
+BYTES = "B"
+"""Unit of a step that counts bytes."""
+
 Item = TypeVar("Item")
 
 
@@ -40,7 +43,7 @@ class StartStep(Protocol):
         Args:
             label: what is done, such as ``calibrating the image tower``; the beginning of a sentence in lower case.
             total: number of units, or None if the length is not known.
-            unit: what is counted, in the plural, such as ``batches``; or ``SECONDS``.
+            unit: what is counted, in the plural, such as ``batches``; or ``SECONDS``, or ``BYTES``.
         """
 
 

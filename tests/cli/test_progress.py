@@ -19,7 +19,7 @@ from clipmlu.cli._status import compose
 from clipmlu.clock import Stage, StageTotal
 from clipmlu.measure.speed.limit import PipelineSetup
 from clipmlu.measure.speed.load import LoadSum, PipelineLoad
-from clipmlu.steps import SECONDS
+from clipmlu.steps import BYTES, SECONDS
 
 CARD = PipelineSetup(workers=4, devices=1, cores=4, threads=4, shares_cores=False)
 CPU = PipelineSetup(workers=4, devices=1, cores=4, threads=4, shares_cores=True)
@@ -193,6 +193,15 @@ def test_a_step_of_known_length_has_a_bar(display: StepDisplay, clock: Clock, mo
         step.advance(4)
         display.refresh()
         assert screen.lines == ["⠹ calibrating  ━━━━━━━" + "─" * 23 + "  4/16 batches, 3 s left"]
+
+
+def test_bytes_are_shown_in_megabytes(display: StepDisplay, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = show_on(monkeypatch)
+    with display("downloading org/name/model.safetensors", total=605_143_884, unit=BYTES) as step:
+        clock.seconds += 1
+        step.advance(60_514_388)
+        display.refresh()
+        assert screen.lines == ["⠹ downloading org/name/model.safetensors  ━───────────  60.5/605.1 MB, 9 s left"]
 
 
 def test_time_advances_a_step_of_seconds(display: StepDisplay, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from clipmlu.export.download_reasons import download_reason
 from clipmlu.export.downloads import are_cached, checkpoint_names, fetch_file, is_hub_reachable, record_downloads
 from clipmlu.export.exporter import ExportOptions, export_model, is_current
 from hub_cache import put_into_cache
+from support import StepRecorder
 
 pytest.importorskip("huggingface_hub", reason="needs the export extra (huggingface_hub)", exc_type=ImportError)
 pytestmark = pytest.mark.torch
@@ -286,3 +287,14 @@ def test_each_failure_of_the_system_is_our_own_sentence(
     assert words in reason
     assert "foreign" not in reason
     assert "their own" not in reason
+
+
+def test_a_download_advances_by_its_bytes(hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recorder = StepRecorder()
+    names = ["open_clip_model.safetensors"]
+    fetch_file("org/name", names, cache_dir=tmp_path, offline=False, hint="Do this.", on_step=recorder)
+    assert recorder.labels() == [
+        "asking for org/name/open_clip_model.safetensors",
+        f"downloading org/name/open_clip_model.safetensors ({len(_CONTENT)} B)",
+    ]
+    assert capfd.readouterr().err == ""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from clipmlu.clock import now
-from clipmlu.steps import SECONDS
+from clipmlu.steps import BYTES, SECONDS
 
 if TYPE_CHECKING:
     from clipmlu.measure.speed.load import PipelineLoad
@@ -49,19 +49,27 @@ class StepCounts:
         """Return number and time, the most important first."""
         if self._total is None:
             return [describe_elapsed(self._elapsed)]
-        return [part for part in (f"{self._done:.0f}/{self._total:.0f} {self._unit}".rstrip(), self._left()) if part]
+        return [part for part in (f"{self._shown(self._done)}/{self._amount}", self._left()) if part]
 
     def announcement(self) -> str:
         """Return a line for the beginning."""
-        amount = "" if self._total is None else f"({self._total:.0f} {self._unit}".rstrip() + ") "
-        return f"{self.label} {amount}..."
+        return f"{self.label} ..." if self._total is None else f"{self.label} ({self._amount}) ..."
 
     def line(self) -> str:
         """Return a line for between."""
         if self._total is None:
             return f"{self.label}: {describe_elapsed(self._elapsed)} so far"
-        amount = f"{self.label}: {self._done:.0f} of {self._total:.0f} {self._unit}".rstrip()
+        amount = f"{self.label}: {self._shown(self._done)} of {self._amount}"
         return ", ".join(part for part in (amount, self._left()) if part)
+
+    @property
+    def _amount(self) -> str:
+        """The whole number with its unit."""
+        unit = "MB" if self._unit == BYTES else self._unit
+        return f"{self._shown(self._total or 0)} {unit}".rstrip()
+
+    def _shown(self, number: float) -> str:
+        return f"{number / 1e6:.1f}" if self._unit == BYTES else f"{number:.0f}"
 
     @property
     def _elapsed(self) -> float:

@@ -9,6 +9,7 @@ import click
 
 from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, json_option, layout_option, offline_option, overwrite_option
+from clipmlu.cli._progress import STEPS
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
@@ -60,6 +61,6 @@ def export_command(
         offline=offline,
         overwrite=overwrite,
     )
-    bundle = export_model(model, output, options, on_note=warn)
+    bundle = export_model(model, output, options, on_note=warn, on_step=STEPS)
     show_bundle(bundle, as_json=as_json)
     note(f"Next: clipmlu compile {name_from_path(output)} --target cpu -o {name_from_path(output)}-cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from clipmlu.export.towers import TowerProgram
 from clipmlu.graph.parity import allowed_logit_difference, compare_outputs, is_within
 from clipmlu.host import require
 from clipmlu.specs import PreprocessSpec, TowerName
+from clipmlu.steps import StartStep, counted, no_steps
 
 _Array = npt.NDArray[Any]
 
@@ -33,7 +34,13 @@ _LARGE_PARAMETERS = 300_000_000  # larger models take seconds per image
 
 
 def check_parity(
-    program: TowerProgram, tower: Tower, folder: Path, model: LoadedModel, tokenizer: Tokenizer, options: ExportOptions
+    program: TowerProgram,
+    tower: Tower,
+    folder: Path,
+    model: LoadedModel,
+    tokenizer: Tokenizer,
+    options: ExportOptions,
+    on_step: StartStep = no_steps,
 ) -> tuple[ParityRecord, ...]:
     """Compare an exported graph with its torch module.
 
@@ -47,6 +54,7 @@ def check_parity(
         model: the model of the module.
         tokenizer: the bundle's tokenizer, used for the token ids.
         options: the bounds.
+        on_step: shows the batches.
 
     Returns:
         One record for each output and batch size.
@@ -59,8 +67,12 @@ def check_parity(
     allowed = allowed_difference(program.tower, model.logit_scale, options)
     records: list[ParityRecord] = []
     failed: list[ParityRecord] = []
-    with OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions(busy_wait=False)) as session:
-        for batch_size, feeds in _draw_batches(program, model, tokenizer):
+    sizes = _batch_sizes(model)
+    with (
+        on_step(f"checking the {program.tower} tower against torch", total=len(sizes), unit="batches") as step,
+        OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions(busy_wait=False)) as session,
+    ):
+        for batch_size, feeds in counted(_draw_batches(program, model, tokenizer, sizes), step):
             expected = _run_torch(program, feeds)
             found = _run_graph(session, feeds, label, batch_size)
             for output in program.outputs:
@@ -75,10 +87,13 @@ def check_parity(
     return tuple(records)
 
 
+def _batch_sizes(model: LoadedModel) -> tuple[int, ...]:
+    return _BATCH_SIZES_LARGE if model.parameter_count > _LARGE_PARAMETERS else _BATCH_SIZES
+
+
 def _draw_batches(
-    program: TowerProgram, model: LoadedModel, tokenizer: Tokenizer
+    program: TowerProgram, model: LoadedModel, tokenizer: Tokenizer, sizes: Sequence[int]
 ) -> Iterator[tuple[int, dict[str, _Array]]]:
-    sizes = _BATCH_SIZES_LARGE if model.parameter_count > _LARGE_PARAMETERS else _BATCH_SIZES
     generator = np.random.default_rng(0)
     texts = TokenSampler(tokenizer)
     for index, size in enumerate(sizes):

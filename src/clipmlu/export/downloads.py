@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import hashlib
+import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 from clipmlu.errors import DownloadError
 from clipmlu.export.download_reasons import PURPOSE, digest_of, download_reason
 from clipmlu.host import require
+from clipmlu.steps import BYTES, StartStep, Step, no_steps
 
 _RECORD: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("files of the hub", default=None)
 _TIMEOUT_S = 10.0
@@ -68,10 +71,16 @@ def _version_of(cached: str) -> str:
 
 
 def fetch_file(
-    repo: str, names: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, offline: bool, hint: str
+    repo: str,
+    names: Sequence[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None,
+    offline: bool,
+    hint: str,
+    on_step: StartStep = no_steps,
 ) -> Path:
     """Return the first available of several files of a repository; see ``_fetch_file`` and ``record_downloads``."""
-    path, name = _fetch_file(repo, names, cache_dir=cache_dir, offline=offline, hint=hint)
+    path, name = _fetch_file(repo, names, cache_dir=cache_dir, offline=offline, hint=hint, on_step=on_step)
     record = _RECORD.get()
     if record is not None:
         record[f"{repo}::{name}"] = _version_of(str(path))
@@ -79,7 +88,13 @@ def fetch_file(
 
 
 def _fetch_file(
-    repo: str, names: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, offline: bool, hint: str
+    repo: str,
+    names: Sequence[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None,
+    offline: bool,
+    hint: str,
+    on_step: StartStep,
 ) -> tuple[Path, str]:
     """Return the path and the name of the file.
 
@@ -93,6 +108,7 @@ def _fetch_file(
         cache_dir: huggingface_hub's cache directory; None for its default.
         offline: use the cache only.
         hint: a sentence with advice if the file is not available.
+        on_step: shows a download.
 
     Raises:
         DownloadError: no file is cached and none can be downloaded, or its digest is not the announced one.
@@ -113,8 +129,11 @@ def _fetch_file(
         try:
             with _quiet_hub():
                 # This request is cheap and not retried; the download is retried, but only after the hub has answered.
-                facts = hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S)
-                path = Path(hub.hf_hub_download(repo, name, cache_dir=cache_dir, etag_timeout=_TIMEOUT_S))
+                with on_step(f"asking for {repo}/{name}"):
+                    facts = hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S)
+                with on_step(f"downloading {repo}/{name}", total=facts.size, unit=BYTES) as step:
+                    bar = {"tqdm_class": _bar_class(step)} if _takes_bar(hub.hf_hub_download) else {}
+                    path = Path(hub.hf_hub_download(repo, name, cache_dir=cache_dir, etag_timeout=_TIMEOUT_S, **bar))
         except Exception as error:  # the HTTP library and its errors differ between versions
             if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
                 continue
@@ -155,6 +174,26 @@ def _check_digest(path: Path, expected: str | None, wanted: str, hint: str) -> N
         path.unlink(missing_ok=True)
         reason = f"the downloaded file has the SHA-256 {found[:12]}..., expected was {expected[:12]}.... It was deleted; run again"
         raise DownloadError(_message(wanted, reason, hint))
+
+
+def _takes_bar(download: Callable[..., Any]) -> bool:
+    """Return whether huggingface_hub is new enough to report how far a download is."""
+    return "tqdm_class" in inspect.signature(download).parameters
+
+
+def _bar_class(step: Step) -> type[Any]:
+    """Return a class of progress bars for huggingface_hub that show nothing and advance a step by their bytes."""
+    tqdm: Any = require("tqdm.auto", "export", PURPOSE).tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **{**options, "disable": True})
+            step.advance(int(options.get("initial") or 0))
+
+        def update(self, n: float | None = 1) -> None:
+            step.advance(int(n or 0))
+
+    return Bar
 
 
 @contextlib.contextmanager

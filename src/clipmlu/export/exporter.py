@@ -35,6 +35,7 @@ from clipmlu.export.source import Source, resolve_source, source_files
 from clipmlu.export.tokenizers import write_tokenizer
 from clipmlu.export.towers import measure_embedding_dim, tower_programs
 from clipmlu.specs import ModelId, TokenizerSpec, TowerName
+from clipmlu.steps import StartStep, no_steps
 
 __all__ = ["ExportOptions", "export_model", "identify_source", "is_current"]
 
@@ -48,6 +49,7 @@ def export_model(
     options: ExportOptions | None = None,
     *,
     on_note: Callable[[str], None] = _LOG.warning,
+    on_step: StartStep = no_steps,
 ) -> ExportedBundle:
     """Export a model to ONNX.
 
@@ -57,6 +59,7 @@ def export_model(
         output: directory of the exported bundle.
         options: export options; defaults if None.
         on_note: called with a line for the user about each assumption; by default a log warning.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         The published bundle, opened.
@@ -76,16 +79,17 @@ def export_model(
     source = resolve_source(model, options)
     check_output_free(output, overwrite=options.overwrite)
     with quiet_libraries(), record_downloads() as downloads:
-        loaded = load_model(source, options)
+        loaded = load_model(source, options, on_step)
     for line in loaded.notes:
         on_note(line)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
         with record_downloads() as more:
             tokenizer = write_tokenizer(source, loaded, staging.path / TOKENIZER_NAME, options)
-        towers, parity, embedding_dim = _export_towers(staging.path, loaded, tokenizer, options)
-        manifest = _describe(staging, source, loaded, tokenizer, towers, parity, embedding_dim, options)
-        export = msgspec.structs.replace(manifest.export, hub_files=downloads | more)
-        staging.finish(msgspec.structs.replace(manifest, export=export))
+        towers, parity, embedding_dim = _export_towers(staging.path, loaded, tokenizer, options, on_step)
+        with on_step("writing the bundle"):
+            manifest = _describe(staging, source, loaded, tokenizer, towers, parity, embedding_dim, options)
+            export = msgspec.structs.replace(manifest.export, hub_files=downloads | more)
+            staging.finish(msgspec.structs.replace(manifest, export=export))
     return open_exported(output, verify=False)
 
 
@@ -114,20 +118,21 @@ def is_current(bundle: ExportedBundle, options: ExportOptions) -> bool:
 
 
 def _export_towers(
-    folder: Path, loaded: LoadedModel, tokenizer: TokenizerSpec, options: ExportOptions
+    folder: Path, loaded: LoadedModel, tokenizer: TokenizerSpec, options: ExportOptions, on_step: StartStep
 ) -> tuple[dict[TowerName, Tower], tuple[ParityRecord, ...], int]:
     runtime_tokenizer = Tokenizer.load(folder / TOKENIZER_NAME, tokenizer)
     embedding_dim = measure_embedding_dim(loaded)
     towers: dict[TowerName, Tower] = {}
     parity: list[ParityRecord] = []
     for program in tower_programs(loaded, options.layout, embedding_dim):
-        tower = export_graph(
-            program,
-            folder / f"{program.tower}.onnx",
-            opset=options.opset,
-            external_data_bytes=options.external_data_bytes,
-        )
-        parity += check_parity(program, tower, folder, loaded, runtime_tokenizer, options)
+        with on_step(f"tracing the {program.tower} tower"):
+            tower = export_graph(
+                program,
+                folder / f"{program.tower}.onnx",
+                opset=options.opset,
+                external_data_bytes=options.external_data_bytes,
+            )
+        parity += check_parity(program, tower, folder, loaded, runtime_tokenizer, options, on_step)
         towers[program.tower] = tower
     return towers, tuple(parity), embedding_dim
 

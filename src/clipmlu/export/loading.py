@@ -22,9 +22,11 @@ from clipmlu.export.openai import is_openai_file, read_openai_file
 from clipmlu.export.options import PURPOSE, ExportOptions
 from clipmlu.export.source import Source, model_config, text_model_folder
 from clipmlu.export.training import CONFIG_NAME, PREPROCESS_KEYS, Training, learn_training, note_activation
+from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import scratch_directory
 from clipmlu.host import require
 from clipmlu.specs import LARGEST_LOGIT, PreprocessSpec
+from clipmlu.steps import StartStep, no_steps
 
 _WEIGHTS_HINT = (
     "Copy the file into that cache (HF_HOME or --cache-dir) from a machine that has it, "
@@ -73,8 +75,13 @@ class LoadedModel:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
-def load_model(source: Source, options: ExportOptions) -> LoadedModel:
+def load_model(source: Source, options: ExportOptions, on_step: StartStep = no_steps) -> LoadedModel:
     """Build the model and load its weights.
+
+    Args:
+        source: the model.
+        options: options of the export.
+        on_step: begins each step: imports, downloads, the model itself, its weights.
 
     Raises:
         MissingDependencyError: torch or open_clip is not installed.
@@ -82,12 +89,16 @@ def load_model(source: Source, options: ExportOptions) -> LoadedModel:
         ExportError: the configuration or the weights cannot be used.
     """
     form = None if source.checkpoint is None else identify_weights(source.checkpoint)  # importing torch is slow
-    torch = require("torch", "export", PURPOSE)
-    require("open_clip", "export", PURPOSE)
-    config = _read_config(source, options)
-    path = None if source.random else _find_weights(source, options)
+    with on_step("importing torch and open_clip"):
+        torch = require("torch", "export", PURPOSE)
+        require("open_clip", "export", PURPOSE)
+    config = _read_config(source, options, on_step)
+    path = None if source.random else _find_weights(source, options, on_step)
     form = None if path is None else form or identify_weights(path)
-    checkpoint = None if path is None or form is None or form == "big_vision" else _read_weights(path, form)
+    checkpoint = None
+    if path is not None and form is not None and form != "big_vision":
+        with on_step(f"reading {name_from_path(path.name)}"):
+            checkpoint = _read_weights(path, form)
     quick_gelu = form == "script" or _is_listed_quick_gelu(source)
     notes: list[str] = []
     if source.name is not None and source.checkpoint is not None and form != "script":
@@ -95,25 +106,32 @@ def load_model(source: Source, options: ExportOptions) -> LoadedModel:
         quick_gelu = bool(training.quick_gelu)
     if checkpoint is not None and has_logit_bias(checkpoint):
         config["model_cfg"].setdefault("init_logit_bias", 0.0)
-    with _build_errors(source), torch.random.fork_rng(devices=[]):
+    name = source.name or str(source.identity)
+    with on_step(f"building {name}"), _build_errors(source), torch.random.fork_rng(devices=[]):
         # Seed also with trained weights: a tensor that the checkpoint lacks (there should be none) must not vary.
         torch.manual_seed(options.seed)
         module = _build(config, quick_gelu)
-    if checkpoint is not None:
-        notes += load_weights(module, checkpoint, source.name or str(source.identity))
-    elif path is not None:
-        _load_big_vision(module, path)
-    module = module.float().eval().requires_grad_(False)
-    return _describe(module, config, source, notes)
+    with on_step("loading the weights"):
+        if checkpoint is not None:
+            notes += load_weights(module, checkpoint, name)
+        elif path is not None:
+            _load_big_vision(module, path)
+        module = module.float().eval().requires_grad_(False)
+        return _describe(module, config, source, notes)
 
 
-def _read_config(source: Source, options: ExportOptions) -> dict[str, Any]:
+def _read_config(source: Source, options: ExportOptions, on_step: StartStep) -> dict[str, Any]:
     """Return the content of ``open_clip_config.json`` with all references to the network replaced by local paths."""
     config = model_config(source)
     if config is None:
         assert source.repo is not None, "a source is a name, a directory or a repository"
         path = fetch_file(
-            source.repo, [CONFIG_NAME], cache_dir=options.cache_dir, offline=options.offline, hint=_WEIGHTS_HINT
+            source.repo,
+            [CONFIG_NAME],
+            cache_dir=options.cache_dir,
+            offline=options.offline,
+            hint=_WEIGHTS_HINT,
+            on_step=on_step,
         )
         config = parse_config(path)
     if source.name is not None and source.weights is not None:
@@ -197,7 +215,7 @@ def _is_listed_quick_gelu(source: Source) -> bool:
     return source.weights is not None and source.weights.quick_gelu
 
 
-def _find_weights(source: Source, options: ExportOptions) -> Path:
+def _find_weights(source: Source, options: ExportOptions, on_step: StartStep) -> Path:
     if source.checkpoint is not None:
         return source.checkpoint
     repo, names = source.repo, checkpoint_names("")
@@ -211,7 +229,9 @@ def _find_weights(source: Source, options: ExportOptions) -> Path:
                 f"Weights '{source.identity}' are not on the hub: get {listed.get('url')!r} and give it as --pretrained FILE."
             )
         names = checkpoint_names(filename)
-    return fetch_file(repo, names, cache_dir=options.cache_dir, offline=options.offline, hint=_WEIGHTS_HINT)
+    return fetch_file(
+        repo, names, cache_dir=options.cache_dir, offline=options.offline, hint=_WEIGHTS_HINT, on_step=on_step
+    )
 
 
 def _build(config: dict[str, Any], force_quick_gelu: bool) -> Any:
