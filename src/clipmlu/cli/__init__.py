@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import click
 
+from clipmlu.cli._help import GroupedCommands
 from clipmlu.cli._notes import LibraryNotes, warn
 from clipmlu.cli._progress import STEPS
-from clipmlu.cli._root import RootGroup, common_options
 from clipmlu.cli._signals import TerminationSignals
 from clipmlu.cli.bench import bench_command
 from clipmlu.cli.calibrate import calibrate_command
@@ -39,41 +39,33 @@ _SIGNALLED = 128  # plus the signal number: exit code for a program ended by ano
 
 
 @click.group(
-    cls=RootGroup,
-    params=common_options(),
+    cls=GroupedCommands,
+    examples=(
+        "clipmlu run demo",
+        "clipmlu export demo -o demo",
+        "clipmlu compile demo -o demo-cpu",
+        'clipmlu classify demo-cpu photos/ --labels "red circle,blue square"',
+    ),
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 def cli() -> None:
     """Export, compile, classify and measure CLIP models, on Cambricon MLU cards and on any CPU.
 
     \b
-    Exit codes: 0 done; 1 an error, or some inputs could not be read; 2 wrong usage;
-    3 a gate failed (parity, agreement, accuracy); 130 interrupted; 143 ended by SIGTERM.
+    Exit codes: 0 done; 1 an error, or some inputs could not be read;
+    2 wrong usage; 3 a gate failed (parity, agreement, accuracy);
+    130 interrupted; 143 ended by SIGTERM.
     """
 
 
-for _command in (
-    export_command,
-    calibrate_command,
-    compile_command,
-    classify_command,
-    embed_command,
-    job_command,
-    eval_command,
-    compare_command,
-    run_command,
-    bench_command,
-    sweep_command,
-    emulate_command,
-    worker_command,
-    info_command,
-    models_command,
-    datasets_command,
-    doctor_command,
-):
-    cli.add_command(_command)
+cli.add_section("Start", (run_command, doctor_command))
+cli.add_section("Models", (export_command, calibrate_command, compile_command))
+cli.add_section("Classify and embed", (classify_command, embed_command, job_command))
+cli.add_section("Measure", (eval_command, compare_command, bench_command, sweep_command))
+cli.add_section("MLU cards", (emulate_command, worker_command))
+cli.add_section("Look things up", (info_command, models_command, datasets_command))
 
-# #: Errors of a path that the user gave: no permission, or the name is too long.
+#: Errors of a path that the user gave: no permission, or the name is too long.
 _OF_THE_PATH = (errno.EACCES, errno.ENAMETOOLONG)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from clipmlu.cli._datasets import calibration_options
-from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._groups import Option, OptionGroup, under
 from clipmlu.cli._options import PATH, Number, device_option, max_pixels_option
 from clipmlu.keywords import pick_keywords
 from clipmlu.specs import (
@@ -43,9 +43,10 @@ _OPTIONS = (
     Option(
         "--precision",
         type=click.Choice([precision.value for precision in Precision]),
+        metavar="PRECISION",
         default=Precision.FORCE_FLOAT32.value,
         show_default=True,
-        help="Arithmetic of the compiled graphs; force_bfloat16 needs --target openvino and a CPU that supports it; 'clipmlu doctor' measures whether it is faster.",
+        help=f"Arithmetic of the compiled graphs: {', '.join(precision.value for precision in Precision)}; the last one needs --target openvino and a CPU that supports it; 'clipmlu doctor' measures whether it is faster.",
     ),
     Option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."),
     Option(
@@ -65,99 +66,113 @@ _OPTIONS = (
     Option(
         "--text-target", metavar="TARGET", help="cpu or openvino: compile the text tower for this target, in float32."
     ),
-    Option(
-        "--min-cosine",
-        type=Number(-1, 1),
-        help="Gate: smallest cosine similarity of compiled and float32 embeddings. [default: by precision]",
-    ),
-    Option(
-        "--min-agreement",
-        type=Number(0, 1),
-        help="Gate: smallest share of images with the same best class as in float32. [default: by precision]",
-    ),
-    Option(
-        "--check/--no-check",
-        default=True,
-        show_default=True,
-        help="Run the compiled graphs and compare them with float32; without a card, use --no-check.",
+    *under(
+        "Gates",
+        Option(
+            "--min-cosine",
+            type=Number(-1, 1),
+            help="Gate: smallest cosine similarity of compiled and float32 embeddings. [default: by precision]",
+        ),
+        Option(
+            "--min-agreement",
+            type=Number(0, 1),
+            help="Gate: smallest share of images with the same best class as in float32. [default: by precision]",
+        ),
+        Option(
+            "--check/--no-check",
+            default=True,
+            show_default=True,
+            help="Run the compiled graphs and compare them with float32; without a card, use --no-check.",
+        ),
     ),
     *_CALIBRATION.options,
-    max_pixels_option,
-    Option(
-        "--calib-server",
-        "--rpc-server",
-        metavar="IP:PORT",
-        help="Card of another host for calibration, if this host has no card.",
+    *under(
+        "Calibration",
+        max_pixels_option,
+        Option(
+            "--calib-server",
+            "--rpc-server",
+            metavar="IP:PORT",
+            help="Card of another host for calibration, if this host has no card.",
+        ),
     ),
-    Option(
-        "--quantisation",
-        type=click.Choice(["recommended", "vendor"]),
-        help="Quantisation options: the recommended ones of the target, or those of the vendor's CLIP sample. The following options "
-        "replace single ones. [default: recommended]",
+    *under(
+        "Quantisation",
+        Option(
+            "--quantisation",
+            type=click.Choice(["recommended", "vendor"]),
+            help="Quantisation options: the recommended ones of the target, or those of the vendor's CLIP sample. The following options "
+            "replace single ones. [default: recommended]",
+        ),
+        Option(
+            "--calib-algo",
+            "--calibration-algo",
+            type=_choice(CalibrationAlgorithm),
+            help="Algorithm that chooses ranges. [default: by --quantisation]",
+        ),
+        Option(
+            "--calib-percentile",
+            type=Number(0, 100, min_open=True),
+            help="Percentage of values in the range, for --calib-algo percentile. [default: 99.99]",
+        ),
+        Option(
+            "--smooth-alpha",
+            metavar="ALPHA|ROLE=ALPHA",
+            multiple=True,
+            help="Strength of smoothing (moves activation outliers into weights) for all roles or one: 0 (off) to 1, or auto, which smooths "
+            "only inputs with outliers. [default: by --quantisation]",
+        ),
+        Option(
+            "--keep-float",
+            metavar="ROLE[:BLOCKS]",
+            multiple=True,
+            help="Operators that are not quantised, such as mlp_out or qkv:0-2,11.",
+        ),
+        Option(
+            "--granularity",
+            "--weight-quant-granularity",
+            type=_choice(Granularity),
+            help="Scales of quantised weights. [default: by --quantisation]",
+        ),
+        Option(
+            "--activation-quant",
+            "--activation-quant-algo",
+            type=_choice(ActivationQuantisation),
+            help="Quantisation of activations. [default: by --quantisation]",
+        ),
+        Option(
+            "--weight-rounding",
+            type=_choice(WeightRounding),
+            help="Integers of weights: the nearest, or those that change the results of linear layers least on the calibration data. "
+            "[default: by --quantisation]",
+        ),
     ),
-    Option(
-        "--calib-algo",
-        "--calibration-algo",
-        type=_choice(CalibrationAlgorithm),
-        help="Algorithm that chooses ranges. [default: by --quantisation]",
+    *under(
+        "MLU cards",
+        Option("--mlu-arch", type=click.Choice(MLU_ARCHS), multiple=True, help="MLU: architecture. [default: mtp_372]"),
+        Option(
+            "--cluster-num", metavar="N[,N...]", multiple=True, help="MLU: clusters to optimise for. [default: 2,6,8]"
+        ),
+        Option(
+            "--computation-preference",
+            type=_choice(ComputationPreference),
+            help="MLU: optimise for speed or precision. [default: auto]",
+        ),
+        Option(
+            "--conv-scale-fold/--no-conv-scale-fold",
+            default=None,
+            help="MLU: fold scales into convolutions. [default: fold]",
+        ),
+        Option("--text-rows", type=click.IntRange(min=1), help="MLU, joint layout: number of texts. [default: 100]"),
+        Option("--toolchain", "--toolchain-path", metavar="DIR", help="MLU: cross-compiler for the edge part tp_322."),
+        Option(
+            "--build-config",
+            type=PATH,
+            metavar="FILE",
+            help="MLU: JSON configuration for the SDK; it overrides other options.",
+        ),
+        device_option,
     ),
-    Option(
-        "--calib-percentile",
-        type=Number(0, 100, min_open=True),
-        help="Percentage of values in the range, for --calib-algo percentile. [default: 99.99]",
-    ),
-    Option(
-        "--smooth-alpha",
-        metavar="ALPHA|ROLE=ALPHA",
-        multiple=True,
-        help="Strength of smoothing (moves activation outliers into weights) for all roles or one: 0 (off) to 1, or auto, which smooths "
-        "only inputs with outliers. [default: by --quantisation]",
-    ),
-    Option(
-        "--keep-float",
-        metavar="ROLE[:BLOCKS]",
-        multiple=True,
-        help="Operators that are not quantised, such as mlp_out or qkv:0-2,11.",
-    ),
-    Option(
-        "--granularity",
-        "--weight-quant-granularity",
-        type=_choice(Granularity),
-        help="Scales of quantised weights. [default: by --quantisation]",
-    ),
-    Option(
-        "--activation-quant",
-        "--activation-quant-algo",
-        type=_choice(ActivationQuantisation),
-        help="Quantisation of activations. [default: by --quantisation]",
-    ),
-    Option(
-        "--weight-rounding",
-        type=_choice(WeightRounding),
-        help="Integers of weights: the nearest, or those that change the results of linear layers least on the calibration data. "
-        "[default: by --quantisation]",
-    ),
-    Option("--mlu-arch", type=click.Choice(MLU_ARCHS), multiple=True, help="MLU: architecture. [default: mtp_372]"),
-    Option("--cluster-num", metavar="N[,N...]", multiple=True, help="MLU: clusters to optimise for. [default: 2,6,8]"),
-    Option(
-        "--computation-preference",
-        type=_choice(ComputationPreference),
-        help="MLU: optimise for speed or precision. [default: auto]",
-    ),
-    Option(
-        "--conv-scale-fold/--no-conv-scale-fold",
-        default=None,
-        help="MLU: fold scales into convolutions. [default: fold]",
-    ),
-    Option("--text-rows", type=click.IntRange(min=1), help="MLU, joint layout: number of texts. [default: 100]"),
-    Option("--toolchain", "--toolchain-path", metavar="DIR", help="MLU: cross-compiler for the edge part tp_322."),
-    Option(
-        "--build-config",
-        type=PATH,
-        metavar="FILE",
-        help="MLU: JSON configuration for the SDK; it overrides other options.",
-    ),
-    device_option,
 )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._groups import Option, OptionGroup, under
 from clipmlu.cli._options import PATH, offline_option
 from clipmlu.errors import OptionError
 from clipmlu.keywords import pick_keywords
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clipmlu.data.calibration import CalibrationOptions
     from clipmlu.data.datasets.choice import DatasetChoice
 
+_HEADING = "Dataset"
 _KNOWN = "cifar100, cifar10, imagefolder:PATH or demo."
 
 
@@ -83,13 +84,14 @@ def dataset_options(
         *_names_options("", ""),
         offline_option,
     )
-    return OptionGroup("images", options, build, reads=("samples", "seed", "max_pixels"))
+    return OptionGroup("images", options, build, reads=("samples", "seed", "max_pixels"), heading=_HEADING)
 
 
 def sampling_options(samples_help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--samples N``, ``--shuffle`` and ``--seed N`` of the commands that read a part of a dataset."""
     seed_help = "Seed of --shuffle and of the demo dataset."
-    options = (
+    options = under(
+        _HEADING,
         Option("--samples", type=click.IntRange(min=1), help=samples_help),
         Option("--shuffle", is_flag=True, help="Select --samples at random instead."),
         Option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=seed_help),
@@ -130,7 +132,7 @@ def calibration_options(**attributes: Any) -> OptionGroup[CalibrationOptions | N
         Option("--calib-data-dir", type=PATH, help="Folder that holds the calibration dataset."),
         *_names_options("calib-", " of --calib"),
     )
-    return OptionGroup("calibration", options, _calibration, reads=("max_pixels", "offline"))
+    return OptionGroup("calibration", options, _calibration, reads=("max_pixels", "offline"), heading="Calibration")
 
 
 def _calibration(given: Mapping[str, Any]) -> CalibrationOptions | None:

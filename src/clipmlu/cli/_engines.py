@@ -43,6 +43,7 @@ engine_options = OptionGroup(
         ),
     ),
     _engine,
+    heading="Workers",
 )
 """Adds the options of the engine; the command gets ``engine``, an ``EngineOptions``."""
 

@@ -14,8 +14,21 @@ Value = TypeVar("Value")
 _NEEDED = "_needed_parameters"  # attribute of a decorated command: parameter names of the command and its groups
 
 
+class HeadedOption(click.Option):
+    """An option that the help text shows under a heading.
+
+    Args:
+        heading: the heading; None for ``Options``.
+        arguments: as for ``click.Option``.
+    """
+
+    def __init__(self, *arguments: Any, heading: str | None = None, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.heading = heading
+
+
 class Option:
-    """An option for several commands; arguments as for ``click.option``.
+    """An option for several commands; arguments as for ``HeadedOption``.
 
     Attributes:
         name: name of the command's parameter.
@@ -24,10 +37,19 @@ class Option:
     def __init__(self, *declarations: str, **attributes: Any) -> None:
         self._declarations = declarations
         self._attributes = attributes
-        self.name = str(click.Option(declarations, **attributes).name)
+        self.name = str(HeadedOption(declarations, **attributes).name)
 
     def __call__(self, command: Decorated) -> Decorated:
-        return click.option(*self._declarations, **self._attributes)(command)
+        return click.option(*self._declarations, cls=HeadedOption, **self._attributes)(command)
+
+    def under(self, heading: str) -> Option:
+        """Return this option under a heading, unless it has one."""
+        return Option(*self._declarations, **{"heading": heading, **self._attributes})
+
+
+def under(heading: str, *options: Option) -> tuple[Option, ...]:
+    """Return options that the help text shows under a heading."""
+    return tuple(option.under(heading) for option in options)
 
 
 class OptionGroup(Generic[Value]):
@@ -40,6 +62,7 @@ class OptionGroup(Generic[Value]):
         options: in the order of the help text.
         build: makes the value from the parameters of the command, by name.
         reads: names of other parameters that ``build`` uses and another decorator declares.
+        heading: heading in the help text of options that have none; None for ``Options``.
     """
 
     def __init__(
@@ -49,8 +72,9 @@ class OptionGroup(Generic[Value]):
         build: Callable[[Mapping[str, Any]], Value],
         *,
         reads: Iterable[str] = (),
+        heading: str | None = None,
     ) -> None:
-        self.options = tuple(options)
+        self.options = tuple(options) if heading is None else under(heading, *options)
         self.build = build
         self._parameter = parameter
         self._names = {*(option.name for option in self.options), *reads}

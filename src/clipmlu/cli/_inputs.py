@@ -65,5 +65,5 @@ def _dataset(given: Mapping[str, Any]) -> DatasetChoice | None:
     )
 
 
-input_options = OptionGroup("images", _OPTIONS, _input, reads=("inputs", "max_pixels"))
+input_options = OptionGroup("images", _OPTIONS, _input, reads=("inputs", "max_pixels"), heading="Images")
 """Adds options for more inputs; the command gets ``images``, a ``JobInput``. It must have ``INPUT...`` and ``--max-pixels``."""

@@ -91,7 +91,7 @@ def _choice(given: Mapping[str, Any]) -> JobChoice:
     return JobChoice(given={name: given[name] for name in names if given[name] is not None})
 
 
-job_options = OptionGroup("job", _SHARD_OPTIONS, _choice)
+job_options = OptionGroup("job", _SHARD_OPTIONS, _choice, heading="Jobs")
 """Adds the options of jobs; the command gets ``job``, a ``JobChoice``."""
 
 

@@ -166,7 +166,10 @@ _RUNNING = (
     _devices_option,
 )
 running_options = OptionGroup(
-    "running", _RUNNING, lambda given: RunningOptions(**{option.name: given[option.name] for option in _RUNNING})
+    "running",
+    _RUNNING,
+    lambda given: RunningOptions(**{option.name: given[option.name] for option in _RUNNING}),
+    heading="Running",
 )
 """Adds the options for running a bundle; the command gets ``running``, a ``RunningOptions``."""
 

@@ -46,5 +46,5 @@ def _choice(given: Mapping[str, Any]) -> UrlOptions | None:
     return UrlOptions(**limits)
 
 
-url_options = OptionGroup("urls", (_allow_option, *_LIMIT_OPTIONS.values()), _choice)
+url_options = OptionGroup("urls", (_allow_option, *_LIMIT_OPTIONS.values()), _choice, heading="URLs")
 """Adds the options for URLs; the command gets ``urls``, a ``UrlOptions``, or None if URLs are not allowed."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from clipmlu.cli._help import ExampleCommand
 from clipmlu.specs import MLU_ARCHS
 
 _SWITCHES = {
@@ -19,7 +20,7 @@ _QUANTISING = ("--weight-quant-granularity", "--activation-quant-algo", "--calib
 """The vendor's names of the quantisation options; they change the options of the vendor's sample."""
 
 
-class CompilingCommand(click.Command):
+class CompilingCommand(ExampleCommand):
     """A command that also accepts options as in the vendor's scripts (magicmind_cloud, python_common/build_param.py).
 
     ``--batch_size 8 --dynamic_shape true --cluster_num 2 6 8`` means ``--batch-size 8 --dynamic-shape --cluster-num 2

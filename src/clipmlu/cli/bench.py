@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped, warn
 from clipmlu.cli._options import (
     PATH,
@@ -47,7 +48,14 @@ def _defaults(name: str) -> str:
     return f"[default: {_DEFAULTS[None][name]}; mm_run: {_DEFAULTS['mm_run'][name]}]"
 
 
-@click.command("bench")
+@command(
+    "bench",
+    short_help="Measure the speed of a compiled bundle.",
+    examples=(
+        "clipmlu bench demo-cpu",
+        "clipmlu bench demo-cpu --images photos/ --output speed.json",
+    ),
+)
 @bundle_argument
 @click.option(
     "--tool",
@@ -126,10 +134,11 @@ def bench_command(
     batches.
 
     \b
-    single-stream  one query of one image at a time; 90th percentile of the latency
+    single-stream  one query of one image at a time; 90th percentile of latency
     multi-stream   one query of several images at a time; 99th percentile
-    server         queries at random times; highest rate whose 99th percentile is within --latency-bound-ms
-    offline        all images at once, two batches in flight; images per second
+    server         queries at random times; highest rate whose 99th percentile
+                   is within --latency-bound-ms
+    offline        all images at once, two batches in flight; images/s
 
     With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per
     batch, because the tool's own figure may count texts if the graph has several inputs.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._datasets import calibration_options
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note
 from clipmlu.cli._options import PATH, bundle_argument, json_option, max_pixels_option, offline_option, overwrite_option
 from clipmlu.file_names import name_from_path
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
     from clipmlu.data.calibration import CalibrationOptions
 
 
-@click.command("calibrate")
+@command(
+    "calibrate",
+    short_help="Select and save calibration data, for 8 and 16 bits.",
+    examples=(
+        "clipmlu calibrate demo --calib demo -o demo-set",
+        "clipmlu calibrate demo --calib photos/ --calib-samples 500 -o photo-set",
+    ),
+)
 @bundle_argument
 @calibration_options(required=True, metavar="DATASET|FOLDER", help="Dataset (its train split) or folder of images.")
 @max_pixels_option

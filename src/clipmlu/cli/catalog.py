@@ -6,11 +6,19 @@ import dataclasses
 
 import click
 
+from clipmlu.cli._help import command
 from clipmlu.cli._options import json_option
 from clipmlu.report.tables import echo_json, print_facts, print_table, words
 
 
-@click.command("models")
+@command(
+    "models",
+    short_help="List the models that can be exported.",
+    examples=(
+        "clipmlu models",
+        "clipmlu models SigLIP2",
+    ),
+)
 @click.argument("pattern", default="")
 @json_option
 def models_command(pattern: str, as_json: bool) -> None:
@@ -28,7 +36,11 @@ def models_command(pattern: str, as_json: bool) -> None:
     )
 
 
-@click.command("datasets")
+@command(
+    "datasets",
+    short_help="List the datasets and where they are on this machine.",
+    examples=("clipmlu datasets",),
+)
 @json_option
 def datasets_command(as_json: bool) -> None:
     """List the datasets that 'clipmlu eval' reads, with their locations on this machine."""

@@ -11,6 +11,7 @@ import click
 
 from clipmlu.cli._engines import engine_options, refuse_engine
 from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._help import command
 from clipmlu.cli._inputs import input_options
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs, warn
@@ -89,7 +90,15 @@ _classes_options = OptionGroup(
 )
 
 
-@click.command("classify")
+@command(
+    "classify",
+    short_help="Classify images into your classes.",
+    examples=(
+        'clipmlu classify demo-cpu photos/ --labels "red circle,blue square"',
+        "clipmlu classify demo-cpu photos/ --labels labels.txt --format csv",
+        "clipmlu classify demo-cpu photos/ --labels labels.txt -o classes/",
+    ),
+)
 @bundle_argument
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @_classes_options

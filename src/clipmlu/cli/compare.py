@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipmlu.cli._datasets import dataset_options, sampling_options
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped
 from clipmlu.cli._options import (
     PATH,
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
 _SAMPLES = 256  # equals measure.compare.DEFAULT_SAMPLES; importing that would load the runtimes
 
 
-@click.command("compare")
+@command(
+    "compare",
+    short_help="Compare two bundles node by node and by predictions.",
+    examples=(
+        "clipmlu compare demo-cpu demo",
+        "clipmlu compare int8 demo-cpu --dataset imagefolder:shapes",
+    ),
+)
 @click.argument("measured", metavar="A", type=PATH)
 @click.argument("reference", metavar="B", type=PATH)
 @dataset_options(default_size=_SAMPLES, default="demo", show_default=True)

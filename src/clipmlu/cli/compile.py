@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._compiling import compile_options
+from clipmlu.cli._groups import Option
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_kept
 from clipmlu.cli._options import PATH, Number, bundle_argument, json_option, overwrite_option
 from clipmlu.cli._vendor_spelling import CompilingCommand
@@ -21,27 +23,40 @@ if TYPE_CHECKING:
     from clipmlu.tune.trial import SearchOptions
 
 
-@click.command("compile", cls=CompilingCommand)
+@command(
+    "compile",
+    short_help="Compile an exported bundle for a target and a precision.",
+    examples=(
+        "clipmlu compile demo --target cpu -o demo-cpu",
+        "clipmlu compile demo --precision qint8_mixed_float32 --calib demo -o int8",
+        "clipmlu compile demo --target emulated-mlu --precision force_float16 -o mlu",
+        "clipmlu compile demo --calib demo --max-drop 0.01 -o best",
+    ),
+    kind=CompilingCommand,
+)
 @bundle_argument
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the compiled bundle.")
-@click.option(
+@compile_options
+@Option(
     "--max-drop",
+    heading="Search",
     type=Number(0, 1),
     help="Search quantisation options that lose at most this much top-1 accuracy against float32, such as 0.01.",
 )
-@click.option(
+@Option(
     "--search-samples",
+    heading="Search",
     type=click.IntRange(min=1),
     help="Held-out train images to evaluate on. [default: 1000 to 5000, by --max-drop]",
 )
-@click.option("--search-templates", default="simple", show_default=True, help="Prompts to evaluate on.")
-@click.option(
+@Option("--search-templates", heading="Search", default="simple", show_default=True, help="Prompts to evaluate on.")
+@Option(
     "--recipe",
+    heading="Search",
     type=PATH,
     metavar="FILE|BUNDLE",
     help="Use the quantisation options of a search or of a compiled bundle.",
 )
-@compile_options
 @overwrite_option
 @json_option
 @click.pass_context

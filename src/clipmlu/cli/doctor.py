@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, Number, json_option, overwrite_option
 from clipmlu.file_names import name_from_path
@@ -15,7 +16,14 @@ _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--onl
 _STATUS_MARKS = {"ok": "ok", "optional": "-", "problem": "!!"}
 
 
-@click.command("doctor")
+@command(
+    "doctor",
+    short_help="Check what works on this machine.",
+    examples=(
+        "clipmlu doctor",
+        "clipmlu doctor --probe-sdk --emulated --output probe",
+    ),
+)
 @click.option("--probe-sdk", is_flag=True, help="Test undocumented behaviour of the MagicMind SDK and write a report.")
 @click.option("--emulated", is_flag=True, help="With --probe-sdk: test the emulated SDK.")
 @click.option(

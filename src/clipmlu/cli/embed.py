@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._engines import engine_options, refuse_engine
+from clipmlu.cli._help import command
 from clipmlu.cli._inputs import input_options
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs, warn
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
     from clipmlu.jobs.inputs import JobInput
 
 
-@click.command("embed")
+@command(
+    "embed",
+    short_help="Write the embeddings of images or texts.",
+    examples=(
+        "clipmlu embed demo-cpu photos/ -o photos.npy",
+        "clipmlu embed demo-cpu --texts labels.txt -o labels.npy",
+        "clipmlu embed demo-cpu photos/ -o embeddings/",
+    ),
+)
 @bundle_argument
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("--texts", type=PATH, help="Embed the lines of this file instead of images.")

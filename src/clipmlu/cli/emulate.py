@@ -9,11 +9,17 @@ import sys
 
 import click
 
+from clipmlu.cli._help import command
 from clipmlu.cli._signals import Terminated
 
 
-@click.command(
+@command(
     "emulate",
+    short_help="Run a program on the emulated MagicMind SDK.",
+    examples=(
+        "clipmlu emulate -- python gen_model.py",
+        "CLIPMLU_EMULATOR_DEVICES=2 clipmlu emulate -- python gen_model.py",
+    ),
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[--] COMMAND",
 )

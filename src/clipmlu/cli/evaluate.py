@@ -9,6 +9,7 @@ import click
 
 from clipmlu.cli._datasets import dataset_options, sampling_options
 from clipmlu.cli._engines import engine_options
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped, warn
 from clipmlu.cli._options import (
     PATH,
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
 _MAX_DROP = 0.01
 
 
-@click.command("eval")
+@command(
+    "eval",
+    short_help="Measure zero-shot accuracy on a labelled dataset.",
+    examples=(
+        "clipmlu eval demo-cpu --dataset demo",
+        "clipmlu eval demo-cpu --dataset imagefolder:shapes --templates openai-imagenet",
+        "clipmlu eval demo-cpu --dataset demo --output report.json",
+    ),
+)
 @bundle_argument
 @dataset_options(required=True)
 @sampling_options("Evaluate the first N images. [default: all]")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, json_option, layout_option, offline_option, overwrite_option
 from clipmlu.cli._progress import STEPS
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
     from clipmlu.specs import Layout
 
 
-@click.command("export")
+@command(
+    "export",
+    short_help="Export a model to ONNX and check it against torch.",
+    examples=(
+        "clipmlu export demo -o demo",
+        "clipmlu export ViT-B-32::openai -o b32",
+        "clipmlu export ViT-B-32 --pretrained weights.pt -o mine",
+    ),
+)
 @click.argument("model")
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the exported bundle.")
 @click.option(

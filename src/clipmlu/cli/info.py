@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
+from clipmlu.cli._help import command
 from clipmlu.cli._options import bundle_argument, json_option
 
 
-@click.command("info")
+@command(
+    "info",
+    short_help="Verify a bundle and show what it holds.",
+    examples=(
+        "clipmlu info demo-cpu",
+        "clipmlu info demo-cpu --json",
+    ),
+)
 @bundle_argument
 @json_option
 def info_command(bundle: Path, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, json_option, overwrite_option
 from clipmlu.cli._progress import ProgressView
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
     from clipmlu.jobs.job import Job
 
 
-@click.command("job")
+@command(
+    "job",
+    short_help="Show, verify or export a bulk job.",
+    examples=(
+        "clipmlu job embeddings/",
+        "clipmlu job embeddings/ --verify",
+        "clipmlu job embeddings/ --export all.npy",
+    ),
+)
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.option(
     "--verify", is_flag=True, help="Compare all files of the finished shards with their SHA-256, and the rows."

@@ -11,6 +11,7 @@ import click
 
 from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._datasets import dataset_options
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped
 from clipmlu.cli._options import PATH, json_option, layout_option, templates_option, threads_option, workers_option
 from clipmlu.cli._progress import ProgressView
@@ -28,7 +29,16 @@ def _usual_dataset(given: Mapping[str, Any]) -> str:
     return "demo" if given["model"] == "demo" else "cifar100"
 
 
-@click.command("run", cls=CompilingCommand)
+@command(
+    "run",
+    short_help="Export, compile and evaluate a model in one go.",
+    examples=(
+        "clipmlu run demo",
+        "clipmlu run ViT-B-32::openai --dataset cifar100 -o b32-run",
+        "clipmlu run ViT-B-32::openai --precision qint8_mixed_float32 --calib cifar100",
+    ),
+    kind=CompilingCommand,
+)
 @click.argument("model")
 @dataset_options(_usual_dataset, help="As for 'clipmlu eval'. [default: demo for the demo model, else cifar100]")
 @click.option(

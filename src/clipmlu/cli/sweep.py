@@ -10,6 +10,7 @@ import click
 
 from clipmlu.cli._compiling import sweep_options
 from clipmlu.cli._datasets import dataset_options
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_kept, note_skipped
 from clipmlu.cli._options import (
     PATH,
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
     from clipmlu.data.datasets.choice import DatasetChoice
 
 
-@click.command("sweep", cls=CompilingCommand)
+@command(
+    "sweep",
+    short_help="Compare accuracy, speed and size of several precisions.",
+    examples=("clipmlu sweep demo --precision force_float32 --batch-size 1,8 -o sweep",),
+    kind=CompilingCommand,
+)
 @bundle_argument
 @click.option(
     "-o", "--output", type=PATH, required=True, metavar="DIR", help="Directory of the bundles, results and report."

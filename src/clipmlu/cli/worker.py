@@ -6,12 +6,17 @@ from pathlib import Path
 
 import click
 
+from clipmlu.cli._help import command
 from clipmlu.cli._notes import note
 from clipmlu.cli._options import PATH, overwrite_option
 from clipmlu.file_names import name_from_path
 
 
-@click.command("worker")
+@command(
+    "worker",
+    short_help="Write the worker for a machine with the vendor's SDK.",
+    examples=("clipmlu worker --write .",),
+)
 @click.option("--write", "path", type=PATH, required=True, metavar="PATH", help="File to write, or a directory for it.")
 @overwrite_option
 def worker_command(path: Path, overwrite: bool) -> None:
