@@ -18,7 +18,8 @@ from pathlib import Path
 
 from clipmlu.data.containers.selection import Selection, select_containers
 from clipmlu.data.formats import HEIF_HINT
-from clipmlu.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES, dangling_reason
+from clipmlu.data.image_file import dangling_reason
+from clipmlu.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from clipmlu.errors import InputError
 from clipmlu.file_names import name_from_path
 from clipmlu.files.workspace import is_workspace_name

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 import threading
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import IO, Any, TypeGuard, cast
 
 import numpy as np
@@ -16,7 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.arguments import check_argument
-from clipmlu.data.formats import FORMATS, open_with_plugin, reason_of
+from clipmlu.data.formats import open_with_plugin, reason_of
+from clipmlu.data.image_file import EXPECTED_FILE, open_image_file, read_image_file
 from clipmlu.data.jpeg import decode_jpeg, read_ordinary_header
 from clipmlu.data.jpeg_header import coefficient_pixels
 from clipmlu.data.picture import Picture, Size
@@ -40,13 +39,10 @@ EXPECTED_IMAGE = "Expected a path, bytes, an open binary file, a Pillow image or
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # grey of more than 8 bits
 STRIP_PIXELS = 1 << 20
-_EXPECTED = f"Expected an image file ({', '.join(FORMATS)})."
 _EXPECTED_ARRAY = (
     "Expected uint8, 0..255, of shape (H, W, 3) for RGB, (H, W, 4) for RGBA, (H, W) or (H, W, 1) for grey."
 )
-_WHOLE_FILE_BYTES = 64 << 20  # larger files are read during decoding
 _STREAM_BYTES = 256 << 20  # limit for reading an open file into memory
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _PREFIX_BYTES = 16  # length of the prefix that Pillow's plugins receive to recognise their format
 
 
@@ -68,39 +64,7 @@ def read_source(source: ImageSource) -> ImageSource:
         return _read_stream(source)
     if not isinstance(source, (str, os.PathLike)):
         return source
-    content = _read_plain_file(source)
-    if content is not None:
-        return content
-    path = Path(source)
-    with _open_file(path) as stream:
-        try:
-            if os.fstat(stream.fileno()).st_size > _WHOLE_FILE_BYTES:
-                return path
-            return stream.read()
-        except OSError as error:
-            raise InputError(f"Cannot read image '{name_from_path(path)}': {reason_of(error)}. {_EXPECTED}") from error
-
-
-def _read_plain_file(path: str | os.PathLike[str]) -> bytes | None:
-    """Read a regular file of at most 64 MiB; None if that fails, or for anything else.
-
-    It calls the system four times, a third as often as Python's file objects. Each call releases the interpreter's
-    lock, which many threads would then have to take again.
-    """
-    try:
-        descriptor = os.open(path, _READ_FLAGS)
-    except (OSError, ValueError):
-        return None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _WHOLE_FILE_BYTES:
-            return None  # a file below /proc has the size 0
-        content = os.read(descriptor, status.st_size)
-        return content if len(content) == status.st_size else None
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+    return read_image_file(source)
 
 
 def _read_stream(stream: IO[bytes]) -> bytes:
@@ -112,7 +76,7 @@ def _read_stream(stream: IO[bytes]) -> bytes:
                 stream.seek(0)
             content = stream.read(_STREAM_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: the file is closed
-        raise InputError(f"Cannot read {where}: {reason_of(error)}. {_EXPECTED}") from error
+        raise InputError(f"Cannot read {where}: {reason_of(error)}. {EXPECTED_FILE}") from error
     if not isinstance(content, bytes):
         raise InputError(f"Cannot read {where}: it was opened as text. Open it with mode 'rb'.")
     if len(content) > _STREAM_BYTES:
@@ -182,7 +146,7 @@ def load_image(
             on_size=on_size,
         )
     if isinstance(source, (str, os.PathLike)):
-        with _open_file(expand_home(source)) as stream:
+        with open_image_file(expand_home(source)) as stream:
             return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least, reserve, on_size)
     raise InputError(f"Cannot read an image from a value of type '{type(source).__name__}'. {EXPECTED_IMAGE}")
 
@@ -287,30 +251,6 @@ def clipped_note(names: Collection[str]) -> str:
     )
 
 
-def _open_file(path: Path) -> IO[bytes]:
-    where = f"image '{name_from_path(path)}'"
-    try:
-        kind = path.stat().st_mode
-        # Reading a pipe would block; the error for a directory differs between operating systems.
-        if stat.S_ISDIR(kind):
-            raise InputError(f"Cannot read {where}: it is a directory. {_EXPECTED}")
-        if not stat.S_ISREG(kind):
-            raise InputError(f"Cannot read {where}: it is not a regular file. {_EXPECTED}")
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise InputError(f"Cannot read {where}: {dangling_reason(path)}. {_EXPECTED}") from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise InputError(f"Cannot read {where}: {reason_of(error)}. {_EXPECTED}") from error
-
-
-def dangling_reason(path: Path) -> str:
-    """Return why there is no file at a path: a dangling link, or nothing there."""
-    try:
-        return f"it is a link to '{name_from_path(os.readlink(path))}', which does not exist"
-    except OSError:
-        return "there is no such file"
-
-
 def _decode(
     stream: IO[bytes],
     where: str,
@@ -321,13 +261,15 @@ def _decode(
 ) -> Image.Image:
     prefix = stream.read(_PREFIX_BYTES)
     if not prefix:
-        raise InputError(f"Cannot read {where}: it is empty. {_EXPECTED}")
+        raise InputError(f"Cannot read {where}: it is empty. {EXPECTED_FILE}")
     try:
         image, notes = open_with_plugin(stream, prefix)
     except Exception as error:  # a damaged header raises nearly anything in Pillow's parsers
-        raise InputError(f"Cannot read {where}: {reason_of(error)}. {_EXPECTED}") from error
+        raise InputError(f"Cannot read {where}: {reason_of(error)}. {EXPECTED_FILE}") from error
     if image is None:
-        raise InputError(f"Cannot read {where}: {notes or 'its content is not a supported image format'}. {_EXPECTED}")
+        raise InputError(
+            f"Cannot read {where}: {notes or 'its content is not a supported image format'}. {EXPECTED_FILE}"
+        )
     if on_size is not None:
         on_size(image.size)
     held = _coefficient_pixels(image)  # of the full-size image, independent of the decoding scale

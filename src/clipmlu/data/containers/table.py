@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipmlu.data.images import dangling_reason
+from clipmlu.data.image_file import dangling_reason
 from clipmlu.errors import InputError, reason_of
 from clipmlu.file_names import name_from_path
 from clipmlu.files.read import open_regular

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from clipmlu.data.containers.entry import Entry, unreadable
 from clipmlu.data.finding import SkippedFiles, is_image_name, is_of_macos
-from clipmlu.data.images import dangling_reason
+from clipmlu.data.image_file import dangling_reason
 from clipmlu.errors import InputError, first_line, reason_of
 from clipmlu.file_names import name_from_path
 from clipmlu.files.read import open_regular
