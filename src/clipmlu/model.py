@@ -14,6 +14,7 @@ from clipmlu.bundle.directory import open_compiled
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, load_classifier
 from clipmlu.data.class_names import ClassNames
 from clipmlu.data.images import ImageSource
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.display import Displayed, Summary
 from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.embed.images import embed_items
@@ -84,6 +85,7 @@ class Model(Displayed, Encoder):
         batch_size: int | None = None,
         workers: int | None = None,
         on_error: Literal["raise"] = "raise",
+        allow_urls: bool | UrlOptions = False,
     ) -> FloatArray: ...
 
     @overload
@@ -94,6 +96,7 @@ class Model(Displayed, Encoder):
         batch_size: int | None = None,
         workers: int | None = None,
         on_error: Literal["skip"],
+        allow_urls: bool | UrlOptions = False,
     ) -> ImageEmbeddings: ...
 
     def embed_images(
@@ -103,16 +106,17 @@ class Model(Displayed, Encoder):
         batch_size: int | None = None,
         workers: int | None = None,
         on_error: OnError = "raise",
+        allow_urls: bool | UrlOptions = False,
     ) -> FloatArray | ImageEmbeddings:
         """Embed images.
 
         Args:
-            images: one image or many: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file,
-                open binary file.
+            images: one image or many; see ``ZeroShotClassifier.predict``.
             batch_size: images per batch; None for the bundle's own.
             workers: threads that read and prepare images; None for one per CPU that this process may use.
             on_error: what an image that cannot be read does: ``"raise"`` ends the call, ``"skip"`` gives a row of NaN
                 and a reason.
+            allow_urls: see ``ZeroShotClassifier.predict``.
 
         Returns:
             float32 embeddings of unit L2 norm: shape (D,) for one image, (N, D) for many. With ``on_error="skip"``
@@ -122,7 +126,7 @@ class Model(Displayed, Encoder):
             InputError: an image cannot be read, and ``on_error`` is ``"raise"``.
         """
         check_argument(on_error, OnError, "on_error")
-        items, single = items_from_images(images)
+        items, single = items_from_images(images, allow_urls=allow_urls)
         rows: list[FloatArray] = []
         errors: dict[int, str] = {}
         for outcome in embed_items(self, items, batch_size=batch_size, workers=workers):

@@ -23,6 +23,7 @@ from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerSc
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
 from clipmlu.data.prompts import fill_template, resolve_templates
 from clipmlu.data.thumbnails import ImageReference
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.embed.images import run_batches
 from clipmlu.embed.items import OnError, items_from_images
 from clipmlu.errors import BundleError, InputError, OptionError, OutputError
@@ -99,17 +100,20 @@ class ZeroShotClassifier:
         batch_size: int | None = None,
         workers: int | None = None,
         on_error: OnError = "raise",
+        allow_urls: bool | UrlOptions = False,
     ) -> Prediction | Predictions:
         """Classify one image or many.
 
         Args:
-            images: path, PIL image, NumPy array (uint8, (H, W, 3)), bytes of an image file, open binary file, or an
-                iterable of these (including an array of shape (N, H, W, 3)).
+            images: one image: path, URL, Pillow image, bytes of an image file, open binary file, or uint8 pixels as a
+                NumPy array of shape (H, W, 3) or a torch tensor of shape (3, H, W) or (H, W, 3). Or many: a list, a
+                generator, which is consumed lazily, a column of pandas or polars, an array or tensor with an axis more.
             top_k: classes per image; at most all classes are returned.
             batch_size: images per batch; None for the bundle's own.
             workers: threads that read and prepare images; None for one per CPU that this process may use.
             on_error: what an image that cannot be read does: ``"raise"`` ends the call, ``"skip"`` gives a Prediction
                 with ``error`` and without classes at its place.
+            allow_urls: fetch texts that are http or https URLs: True for the default limits, or other limits.
 
         Returns:
             A Prediction for one image, Predictions in the same order for many.
@@ -121,7 +125,7 @@ class ZeroShotClassifier:
         self.encoder.require_open()
         check_argument(top_k, PositiveInt, "top k")
         check_argument(on_error, OnError, "on_error")
-        items, single = items_from_images(images)
+        items, single = items_from_images(images, allow_urls=allow_urls)
         predictions = Predictions()
         for batch in run_batches(self.scorer, items, batch_size=batch_size, workers=workers):
             if batch.errors and on_error == "raise":

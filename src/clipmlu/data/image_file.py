@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote
 
 from clipmlu.data.formats import FORMATS, reason_of
+from clipmlu.data.label_lines import shortened
 from clipmlu.errors import InputError
 from clipmlu.file_names import name_from_path
 
 EXPECTED_FILE = f"Expected an image file ({', '.join(FORMATS)})."
+_NAME_CHARACTERS = 300
 _WHOLE_FILE_BYTES = 64 << 20  # larger files are read during decoding
+_SCHEME = re.compile(
+    r"(data(?=:)|[a-z][a-z0-9+.-]+(?=:/)):", re.IGNORECASE
+)  # two letters or more: not a drive of Windows
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -25,6 +32,8 @@ def read_image_file(source: str | os.PathLike[str]) -> bytes | Path:
     content = _read_plain_file(source)
     if content is not None:
         return content
+    if not os.fspath(source):  # as a path it would be the current folder
+        raise InputError(f"Cannot read image '': the path is empty. {EXPECTED_FILE}")
     path = Path(source)
     with open_image_file(path) as stream:
         try:
@@ -65,19 +74,47 @@ def open_image_file(path: Path) -> IO[bytes]:
     Raises:
         InputError: it cannot be opened, or is a directory or a device.
     """
-    where = f"image '{name_from_path(path)}'"
+    where = f"image '{shortened(name_from_path(path), _NAME_CHARACTERS)}'"
     try:
         kind = path.stat().st_mode
         # Reading a pipe would block; the error for a directory differs between operating systems.
         if stat.S_ISDIR(kind):
-            raise InputError(f"Cannot read {where}: it is a directory. {EXPECTED_FILE}")
+            raise InputError(
+                f"Cannot read {where}: it is a directory. Expected an image file; in Python give the files in it: "
+                f"list(Path('{shortened(name_from_path(path))}').glob('*.jpg'))."
+            )
         if not stat.S_ISREG(kind):
             raise InputError(f"Cannot read {where}: it is not a regular file. {EXPECTED_FILE}")
         return path.open("rb")
-    except FileNotFoundError as error:
-        raise InputError(f"Cannot read {where}: {dangling_reason(path)}. {EXPECTED_FILE}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise InputError(f"Cannot read {where}: {reason_of(error)}. {EXPECTED_FILE}") from error
+        reason = _no_path_reason(str(path))
+        if reason is None:
+            missing = dangling_reason(path) if isinstance(error, FileNotFoundError) else reason_of(error)
+            reason = f"{missing}. {EXPECTED_FILE}"
+        raise InputError(f"Cannot read {where}: {reason}") from error
+
+
+def _no_path_reason(text: str) -> str | None:
+    """Return why a text that is no path of a file was not meant as one, and what to give instead; None for others.
+
+    Args:
+        text: as ``pathlib`` writes it, with one slash for several.
+    """
+    scheme = _SCHEME.match(text)
+    if scheme is not None:
+        kind, rest = scheme[1].lower(), text[scheme.end() :]
+        if kind in ("http", "https"):
+            return "it is a URL, which is fetched only by a call that has allow_urls=True."
+        if kind == "file":
+            return f"it is a file URL. Give the path '{unquote(rest)}'."
+        if kind == "data":
+            return "it is a data URL. Give the bytes in it: base64.b64decode(url.partition(',')[2])."
+        return f"addresses that begin with '{kind}:' are not read. Download the file, and give its path or bytes."
+    if text != text.strip() and os.path.lexists(text.strip()):
+        return "there is no such file, but one without the white space around the name. Give path.strip()."
+    if "*" in text or "?" in text:
+        return f"there is no such file, and a pattern is none. In Python give glob.glob('{shortened(text)}')."
+    return None
 
 
 def dangling_reason(path: Path) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any, TypeGuard, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 from clipmlu.arguments import check_argument
 from clipmlu.data.formats import open_with_plugin, reason_of
 from clipmlu.data.image_file import EXPECTED_FILE, open_image_file, read_image_file
+from clipmlu.data.image_objects import EXPECTED_PIXELS, SupportsArray, float_pixels, in_brackets, source_from_object
 from clipmlu.data.jpeg import decode_jpeg, read_ordinary_header
 from clipmlu.data.jpeg_header import coefficient_pixels
 from clipmlu.data.picture import Picture, Size
@@ -33,15 +34,22 @@ IMAGE_SUFFIXES = frozenset(
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 """Suffixes that are read if the package pillow-heif is installed."""
-ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any]
-
-EXPECTED_IMAGE = "Expected a path, bytes, an open binary file, a Pillow image or a uint8 NumPy array."
+ImageSource = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | Image.Image
+    | npt.NDArray[Any]
+    | SupportsArray
+    | Mapping[str, Any]
+)
+"""Accepted forms of one image; see ``load_image``."""
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # grey of more than 8 bits
 STRIP_PIXELS = 1 << 20
-_EXPECTED_ARRAY = (
-    "Expected uint8, 0..255, of shape (H, W, 3) for RGB, (H, W, 4) for RGBA, (H, W) or (H, W, 1) for grey."
-)
 _STREAM_BYTES = 256 << 20  # limit for reading an open file into memory
 _PREFIX_BYTES = 16  # length of the prefix that Pillow's plugins receive to recognise their format
 
@@ -60,11 +68,9 @@ def read_source(source: ImageSource) -> ImageSource:
     Raises:
         InputError: the file cannot be read.
     """
-    if is_stream(source):
-        return _read_stream(source)
-    if not isinstance(source, (str, os.PathLike)):
-        return source
-    return read_image_file(source)
+    if isinstance(source, (str, os.PathLike)):
+        return read_image_file(source)
+    return _read_stream(source) if is_stream(source) else source
 
 
 def _read_stream(stream: IO[bytes]) -> bytes:
@@ -109,7 +115,9 @@ def load_image(
     Args:
         source: a path, the bytes of an image file, an open binary file, a Pillow image (loaded and returned itself), or
             a
-            uint8 array of shape (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) grey, whose pixels are copied.
+            uint8 array of shape (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) grey, whose pixels are copied. Also a
+            torch tensor of uint8, whose channels may be first, an array of JAX, or a record of Hugging Face datasets: see
+            ``image_objects``.
         max_pixels: largest width x height; checked on the header, before any pixel is decoded.
         name: name of the image in messages, for a source of bytes.
         at_least: (width, height): a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than
@@ -132,7 +140,7 @@ def load_image(
         where = f"the Pillow image (mode {source.mode})"
         return _load_pixels(source, where, max_pixels, reserve, _coefficient_pixels(source))
     if isinstance(source, np.ndarray):
-        return _image_from_array(source, max_pixels)
+        return _image_from_array(source, max_pixels, name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), _where(source, name), max_pixels, at_least, reserve, on_size)
     if is_stream(source):
@@ -148,7 +156,14 @@ def load_image(
     if isinstance(source, (str, os.PathLike)):
         with open_image_file(expand_home(source)) as stream:
             return _decode(stream, f"image '{name_from_path(source)}'", max_pixels, at_least, reserve, on_size)
-    raise InputError(f"Cannot read an image from a value of type '{type(source).__name__}'. {EXPECTED_IMAGE}")
+    return load_image(
+        source_from_object(source, name),
+        max_pixels=max_pixels,
+        name=name,
+        at_least=at_least,
+        reserve=reserve,
+        on_size=on_size,
+    )
 
 
 def load_picture(
@@ -318,22 +333,25 @@ def _check_size(size: tuple[int, int], where: str, max_pixels: int) -> None:
         )
 
 
-def _image_from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
-    where = f"the array of {array.dtype} with shape {array.shape}"
+def _image_from_array(array: npt.NDArray[Any], max_pixels: int, name: str | None) -> Image.Image:
+    where = f"the array of {array.dtype} with shape {array.shape}{in_brackets(name)}"
     if array.dtype.kind == "f":
-        raise InputError(
-            f"Cannot use {where}: the range of floating-point pixels is not known. {_EXPECTED_ARRAY} "
-            "For values in 0..1 pass (array * 255).round().astype('uint8')."
-        )
+        raise InputError(float_pixels(where, "(array * 255).round().astype('uint8')"))
     if array.dtype != np.uint8:
-        raise InputError(f"Cannot use {where}. {_EXPECTED_ARRAY}")
+        raise InputError(f"Cannot use {where}. {EXPECTED_PIXELS}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise InputError(f"Cannot use {where}. {_EXPECTED_ARRAY}")
+        raise InputError(f"Cannot use {where}. {EXPECTED_PIXELS}{_advice_on_axes(array.shape)}")
     _check_size((array.shape[1], array.shape[0]), where, max_pixels)
     # Image.fromarray may share the caller's memory; without a copy later writes would change the image.
     return Image.fromarray(array).copy()
+
+
+def _advice_on_axes(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        return " Its channels are first: pass array.transpose(1, 2, 0)."
+    return " Several images in an array are given without a list around it." if len(shape) == 4 else ""
 
 
 def _where(content: bytes | bytearray | memoryview, name: str | None) -> str:

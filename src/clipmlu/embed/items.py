@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-
-from clipmlu.arguments import shown
-from clipmlu.data.images import EXPECTED_IMAGE, ImageSource, is_stream, name_of_stream
+from clipmlu.arguments import check_argument
+from clipmlu.data.image_collections import split_images
+from clipmlu.data.image_objects import is_record
+from clipmlu.data.images import ImageSource, is_stream, name_of_stream
+from clipmlu.data.url.found import FoundUrl
+from clipmlu.data.url.location import is_url
+from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError
 from clipmlu.file_names import expand_home, name_from_path
 
@@ -104,33 +107,47 @@ class ImageEmbeddings(NamedTuple):
     errors: dict[int, str]
 
 
-def items_from_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageItem], bool]:
-    """Return items for one image or many, and whether it was one.
+def items_from_images(
+    images: ImageSource | Iterable[ImageSource], *, allow_urls: bool | UrlOptions = False
+) -> tuple[Iterator[ImageItem], bool]:
+    """Return items for one image or many, lazily, and whether it was one.
+
+    Args:
+        images: see ``split_images``.
+        allow_urls: True to fetch texts that are http or https URLs, within the default limits; or other limits.
 
     Raises:
-        InputError: it is neither, or a collection without order, or a mapping.
+        InputError: it is neither one image nor a collection of images with an order.
+        OptionError: ``allow_urls`` has another type.
     """
-    from PIL import Image
-
-    if isinstance(images, np.ndarray):
-        single = images.ndim <= 3
-        sources: list[ImageSource] = [images] if single else list(images)
-    elif isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or is_stream(images):
-        single, sources = True, [images]
-    elif isinstance(images, (Mapping, Set)) or not isinstance(images, Iterable):
-        raise InputError(f"images are {shown(images)}; expected an image or a list of them. {EXPECTED_IMAGE}")
-    else:
-        single, sources = False, list(images)
-    return [item_from_source(source, position) for position, source in enumerate(sources)], single
+    check_argument(allow_urls, bool | UrlOptions, "allow_urls")
+    urls = (UrlOptions() if allow_urls else None) if isinstance(allow_urls, bool) else allow_urls
+    sources, single = split_images(images)
+    return (item_from_source(source, position, urls) for position, source in enumerate(sources)), single
 
 
-def item_from_source(source: ImageSource, position: int = 0) -> ImageItem:
-    """Return an item for any source of ``load_image``; paths are their own id."""
-    name = f"image {position}"
+def item_from_source(source: ImageSource, position: int = 0, urls: UrlOptions | None = None) -> ImageItem:
+    """Return an item for any source of ``load_image``, or a URL; paths and URLs are their own id.
+
+    Args:
+        source: the image.
+        position: number of the image, for the id of one without a name.
+        urls: limits for fetching a URL; None if that is not allowed.
+    """
     if isinstance(source, (str, os.PathLike)):
-        name = name_from_path(source)
-        if os.fspath(source).startswith("~"):
-            source = expand_home(source)
+        text = os.fspath(source)
+        if is_url(text):
+            found = FoundUrl(text, urls)
+            return ImageItem(found.name, found.source)
+        path = expand_home(source) if text.startswith("~") else source
+        return ImageItem(name_from_path(text), lambda: path, shown=path)
+    name = f"image {position}"
+    if is_record(source):
+        known = source.get("path")
+        if isinstance(known, str) and known:
+            if source.get("bytes") is None:
+                return item_from_source(known, position, urls)
+            name = name_from_path(known)
     elif is_stream(source):
         name = name_of_stream(source) or name
     return ImageItem(name, lambda: source, shown=source)

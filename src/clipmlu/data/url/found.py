@@ -35,8 +35,8 @@ class FoundUrl:
         if self.options is not None:
             return None
         return InputError(
-            f"Cannot read image '{redact(self.name)}': URLs are not fetched unless that is allowed. Allow it with --allow-urls, "
-            "or download the file and give its path."
+            f"Cannot read image '{redact(self.name)}': URLs are not fetched unless that is allowed. Allow it with --allow-urls "
+            "(allow_urls=True in Python), or download the file and give its path."
         )
 
     @property

@@ -1,0 +1,88 @@
+"""Mistakes of new users with images, labels and templates: what they wrote, and what the one line of the answer holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import polars
+import pytest
+from PIL import Image
+
+import support
+from clipmlu.errors import ClipmluError
+from clipmlu.model import Model, load
+
+IMAGES: list[tuple[str, list[str]]] = [
+    ("predict('')", ["the path is empty", "Expected an image file"]),
+    ("predict('photos')", ["'photos': it is a directory", "glob('*.jpg')"]),
+    ("predict('photos/*.png')", ["'photos/*.png'", "a pattern is none", "glob.glob("]),
+    ("predict('photos/no.jpg')", ["'photos/no.jpg': there is no such file"]),
+    ("predict(open('list.txt').readlines())", ["white space around the name", "strip()"]),
+    ("predict(open('list.txt'))", ["opened as text", "'rb'"]),
+    ("predict('list.txt')", ["'list.txt'", "not a supported image format", "JPEG"]),
+    ("predict('https://host/a.jpg?key=1')", ["'https://host/a.jpg?key=***'", "allow_urls=True in Python"]),
+    ("predict('a.png', allow_urls='yes')", ["allow_urls is 'yes'", "True or False"]),
+    ("predict('file:///photos/a%20b.png')", ["it is a file URL", "Give the path '/photos/a b.png'"]),
+    ("predict('s3://bucket/a.png')", ["begin with 's3:'", "Download the file"]),
+    ("predict('data:image/png;base64,iVBO')", ["it is a data URL", "base64.b64decode"]),
+    ("predict('data:image/png;base64,' + 'A' * 10000)", ["it is a data URL", "base64.b64decode"]),
+    ("predict(None)", ["images are None", "expected an image or a list"]),
+    ("predict({'a': 'a.png'})", ["images are {'a': 'a.png'}", "list(images.values())"]),
+    ("predict({'a.png', 'b.png'})", ["expected an image or a list", "sorted(images)"]),
+    ("predict(['a.png', ['b.png']])", ["'image 1'", "'list'", "Give all images in one list"]),
+    ("predict(['a.png', None])", ["'image 1'", "'NoneType'", "a missing value"]),
+    ("predict(pandas.Series(['a.png', float('nan')]))", ["'image 1'", "'float'", "a missing value"]),
+    ("predict(['a.png', 7])", ["'image 1'", "'int'", "Expected a path"]),
+    ("predict(pandas.DataFrame({'path': ['a.png']}))", ["a table", "columns 'path'", "table['path']"]),
+    ("predict(polars.DataFrame({'path': ['a.png']}))", ["a table", "columns 'path'", "table['path']"]),
+    ("predict(pandas.Series([0.5, 0.25]))", ["a column of float64", "expected one of paths"]),
+    ("predict(polars.Series([0.5, 0.25]))", ["a column of Float64", "expected one of paths"]),
+    ("predict([{'image': 'a.png', 'label': 3}])", ["fields 'image', 'label'", "give the field that holds the image"]),
+    ("predict({'bytes': None, 'path': None})", ["neither bytes nor a path"]),
+    ("predict(np.zeros((9, 9, 3)))", ["range of floating-point pixels", "(array * 255).round().astype('uint8')"]),
+    ("predict(model.preprocessor(Image.new('RGB', (9, 9))))", ["float32 with shape (3, 8, 8)", "go to encode_images"]),
+    ("predict(np.zeros((3, 9, 9), np.uint8))", ["channels are first", "array.transpose(1, 2, 0)"]),
+    ("predict(['a.png', np.zeros((9, 9, 3))])", ["shape (9, 9, 3) ('image 1')", "range of floating-point pixels"]),
+    ("predict(np.zeros((9, 9), bool))", ["array of bool with shape (9, 9)", "Expected uint8"]),
+    ("predict(np.fromfile('a.png', np.uint8))", ["array of uint8 with shape", "array.tobytes()"]),
+    ("predict([np.zeros((2, 9, 9, 3), np.uint8)])", ["shape (2, 9, 9, 3)", "without a list around it"]),
+    ("predict(np.array([['a.png'], ['a.png']]))", ["shape (2, 1)", "array.ravel()"]),
+    ("predict('a.png', on_error='ignore')", ["on_error is 'ignore'", "raise, skip"]),
+]
+
+
+@pytest.fixture(scope="module")
+def model(compiled_once: Path) -> Iterator[Model]:
+    with load(compiled_once) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder in which a new user works."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "photos/a.png"):
+        support.picture(1).save(tmp_path / name)
+    (tmp_path / "list.txt").write_text("photos/a.png\na.png\n", encoding="utf-8")
+
+
+def _refused(code: str, words: list[str], names: dict[str, Any]) -> None:
+    with pytest.raises(ClipmluError) as caught:
+        eval(code, {"np": np, "pandas": pandas, "polars": polars, "Image": Image, "io": io, **names})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize(("code", "words"), IMAGES, ids=[code for code, _ in IMAGES])
+def test_images(model: Model, code: str, words: list[str]) -> None:
+    predict = model.classifier(["ant", "bee"]).predict
+    _refused(code, words, {"predict": predict, "model": model})
