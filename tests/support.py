@@ -22,6 +22,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from clipmlu.api.pipeline import kept_name
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported, stage_bundle
 from clipmlu.bundle.manifest import (
     TOKENIZER_NAME,
@@ -308,6 +309,13 @@ def put_export(bundle: ExportedBundle, folder: Path) -> ResultStore:
     store = ResultStore(folder / "results", lambda _note: None)
     store.save("exported", export_key("demo", ExportOptions()), bundle.digest)
     return store
+
+
+def keep_export(bundle: ExportedBundle, cache: Path) -> Path:
+    """Put an export of the demo model where ``clipmlu.pipeline`` keeps one; return the folder of its bundles."""
+    folder = cache / "models" / kept_name("demo", ExportOptions())
+    put_export(bundle, folder)
+    return folder
 
 
 def hold_until_waited_for(folder: Path) -> tuple[list[str], Callable[[str], None]]:

@@ -19,9 +19,10 @@ import pytest
 
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli import cli, main
+from clipmlu.host import cache_dir
 from clipmlu.jobs.engines.cards import CARD_RESOURCE
 from conftest import REPOSITORY
-from support import picture, put_export
+from support import keep_export, picture, put_export
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DESIGN = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
@@ -47,6 +48,7 @@ def test_readme_commands_and_python_run(
             assert arguments == ["export", "demo", "-o", "demo"]
             shutil.copytree(demo_bundle.path, "demo")
             put_export(demo_bundle, tmp_path / "clipmlu-run" / "demo")
+            keep_export(demo_bundle, cache_dir())
         else:
             assert main(arguments) == 0, capsys.readouterr().err
     capsys.readouterr()

@@ -2,8 +2,11 @@
 
     import clipmlu
 
-    classifier = clipmlu.load("b32-cpu").classifier(["cat", "dog"])
-    classifier.predict("cat.jpg")
+    classifier = clipmlu.pipeline("ViT-B-32::openai", labels=["cat", "dog"])
+    classifier("photo.jpg")
+
+``pipeline`` exports and compiles a model, and keeps it. ``export_model``, ``compile_bundle`` and ``load`` are its steps; each
+command of the command line has a function, with the same words as keywords.
 
 Every public name is imported on first use, so that importing the package is fast.
 """
@@ -17,6 +20,7 @@ from clipmlu._version import __version__
 
 if TYPE_CHECKING:
     from clipmlu.api.building import calibrate_bundle, compile_bundle, export_model, search_bundle
+    from clipmlu.api.pipeline import pipeline
     from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction, Predictions
@@ -66,6 +70,7 @@ _HOMES = {
     "open_dataset": "clipmlu.data.datasets",
     "open_job": "clipmlu.jobs.job",
     "path_from_name": "clipmlu.file_names",
+    "pipeline": "clipmlu.api.pipeline",
     "run_job": "clipmlu.jobs.run",
     "search_bundle": "clipmlu.api.building",
 }
@@ -101,6 +106,7 @@ __all__ = [
     "open_dataset",
     "open_job",
     "path_from_name",
+    "pipeline",
     "run_job",
     "search_bundle",
 ]

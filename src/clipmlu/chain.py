@@ -125,12 +125,12 @@ def run_chain(
     if options.export.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"'{model}'")
     dataset = options.dataset.open()
-    folder = output / _slug(model, options.export)
+    folder = output / model_folder_name(model, options.export)
     store = ResultStore(folder / "results", on_note, on_result)
     with store.lock():
         exported, export_step = _export(model, folder / "exported", options.export, store, on_note)
         compiled, compile_step = _compile(
-            exported, folder / _compiled_name(plan, options.compile), options.compile, store, on_note
+            exported, folder / compiled_folder_name(plan, options.compile), options.compile, store, on_note
         )
         start = time.perf_counter()
         session = dataclasses.replace(options.compile.session, threads=options.threads)
@@ -146,6 +146,21 @@ def _export(
     model: str, path: Path, options: ExportOptions, store: ResultStore, on_note: Callable[[str], None]
 ) -> tuple[ExportedBundle, Step]:
     start = time.perf_counter()
+    bundle, reused = obtain_exported(model, path, options, store, on_note)
+    return bundle, _step("export", "reused" if reused else "made", path, start)
+
+
+def obtain_exported(
+    model: str, path: Path, options: ExportOptions, store: ResultStore, on_note: Callable[[str], None]
+) -> tuple[ExportedBundle, bool]:
+    """Return the exported bundle at a path if its key is equal and it is unchanged; otherwise export the model.
+
+    Returns:
+        The bundle, and whether it was reused.
+
+    Raises:
+        ClipmluError: as ``export_model``.
+    """
 
     def make(overwrite: bool) -> ExportedBundle:
         on_note(f"exporting {name_from_path(model)} to {name_from_path(path)}")
@@ -163,7 +178,7 @@ def _export(
     if reused:
         for line in bundle.manifest.export.notes:
             on_note(line)
-    return bundle, _step("export", "reused" if reused else "made", path, start)
+    return bundle, reused
 
 
 def export_key(model: str, options: ExportOptions) -> dict[str, str]:
@@ -199,14 +214,15 @@ def _accuracy_text(accuracy: AccuracyReport) -> str:
     return f"top-1 {accuracy.top1:.4f} on {accuracy.images} images{mark}"
 
 
-def _slug(model: str, options: ExportOptions) -> str:
+def model_folder_name(model: str, options: ExportOptions) -> str:
     """Return the folder name of a model: its name, weights and layout; ``-`` replaces characters unsafe in file names."""
     random = f"random-{options.seed}" if options.random_weights else ""
     parts = [model, options.pretrained or "", random, "joint" if options.layout == "joint" else ""]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
 
 
-def _compiled_name(plan: CompilationPlan, options: CompileOptions) -> str:
+def compiled_folder_name(plan: CompilationPlan, options: CompileOptions) -> str:
+    """Return the folder name of a compiled bundle: its target, precision and batches."""
     shape = f"1-{options.largest_batch}" if options.dynamic_shape else str(options.batch_size)
     pixels = "-uint8" if options.uint8_input else ""
     return f"{plan.main.target}-{plan.main.precision.value}-{shape}{pixels}"

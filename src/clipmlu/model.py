@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from clipmlu.arguments import as_path, check_argument
+from clipmlu.arguments import as_path, check_argument, is_there
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import open_compiled
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, load_classifier
@@ -19,7 +19,8 @@ from clipmlu.display import Displayed, Summary
 from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.embed.images import embed_items
 from clipmlu.embed.items import ImageEmbeddings, OnError, items_from_images
-from clipmlu.errors import OptionError
+from clipmlu.errors import BundleNotFoundError, OptionError
+from clipmlu.export.catalog import is_model_name, with_tag
 from clipmlu.specs import TowerName
 
 
@@ -60,10 +61,20 @@ def load(
     if device is not None and devices is not None:
         raise OptionError("device and devices exclude each other; give one of them")
     options = SessionOptions(threads=threads, device=0 if device is None else device, busy_wait=busy_wait)
+    _refuse_model_name(path)
     bundle = open_compiled(path, verify=verify, without=unused)
     return Model(
         bundle, options, devices=devices, fast_preprocess=fast_preprocess, without=unused, max_pixels=max_pixels
     )
+
+
+def _refuse_model_name(path: object) -> None:
+    """Raise if a path is the name of a model, and nothing else."""
+    if isinstance(path, str) and is_model_name(path) and not is_there(as_path(path, "the bundle")):
+        raise BundleNotFoundError(
+            f"'{path}' is the name of a model; expected the folder of a compiled bundle. From a name to a model: "
+            f"clipmlu.pipeline('{with_tag(path)}')."
+        )
 
 
 class Model(Displayed, Encoder):

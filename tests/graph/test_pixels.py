@@ -22,7 +22,7 @@ from clipmlu.backends.onnxruntime import OnnxRuntimeBackend
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.bundle.manifest import Tower
 from clipmlu.bundle.verify import file_record
-from clipmlu.chain import _compiled_name
+from clipmlu.chain import compiled_folder_name
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions
@@ -235,7 +235,7 @@ def test_a_run_keeps_both_kinds_apart(exported: ExportedBundle) -> None:
     for uint8 in (False, True):
         options = CompileOptions(target="cpu", uint8_input=uint8)
         plan = plan_compilation(options)
-        names.add(_compiled_name(plan, options))
+        names.add(compiled_folder_name(plan, options))
         facts.append(plan.facts(options, exported.digest, None))
     assert names == {"cpu-force_float32-1-64", "cpu-force_float32-1-64-uint8"}
     assert facts[0] != facts[1]

@@ -216,7 +216,7 @@ def open_compiled(
     if not isinstance(bundle, CompiledBundle):
         raise BundleError(
             f"Bundle '{path}' is an exported bundle, which is not bound to a runtime yet. "
-            f"Compile it first: clipmlu compile {path} --target cpu -o {path}-cpu"
+            f"Compile it first: clipmlu compile {path} --target cpu -o {path}-cpu; or in Python: clipmlu.pipeline('{path}')."
         )
     return bundle
 

@@ -138,6 +138,8 @@ class ZeroShotClassifier:
                 predictions.append(dataclasses.replace(found, image=ImageReference(item.shown)))
         return predictions[0] if single else predictions
 
+    __call__ = predict
+
     def predictions_from_rows(
         self, rows: FloatArray, sources: Sequence[str], *, top_k: int = DEFAULT_TOP_K
     ) -> Predictions:

@@ -96,6 +96,20 @@ def tags_of(name: str) -> tuple[str, ...]:
     return tuple(weights.tag for weights in _pretrained().get(name, ()))
 
 
+def is_model_name(text: str) -> bool:
+    """Return whether a text is the name of a model, with or without a tag; without open_clip only ``demo`` is known by its name."""
+    name, separator, _tag = text.partition("::")
+    if text == DEMO_MODEL or separator or text.startswith(("hf-hub:", "local-dir:")):
+        return True
+    return util.find_spec("open_clip") is not None and name.replace("/", "-") in _config_paths()
+
+
+def with_tag(text: str) -> str:
+    """Return the name of a model with the tag of weights that it has: OpenAI's, or the first in the list."""
+    tags = () if "::" in text or not util.find_spec("open_clip") else tags_of(text.replace("/", "-"))
+    return f"{text}::{'openai' if 'openai' in tags else tags[0]}" if tags else text
+
+
 def read_config(name: str) -> dict[str, Any]:
     """Return a named model's configuration (open_clip's ``model_cfg``); the caller owns it."""
     config: dict[str, Any] = json.loads(_config_paths()[name].read_text(encoding="utf-8"))
