@@ -50,7 +50,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     WHOLE: ("3", 2.5, True, [1], float("nan")),
     NUMBER: ("0.5", True, [0.5], float("nan")),
     FLAG: ("no", 1, None),
-    PRECISION: ("fp16", "FORCE_FLOAT16", 16),
+    PRECISION: ("fp8", "FORCE_FLOAT17", 16),
 }
 
 
@@ -111,7 +111,7 @@ def test_a_field_of_another_type_is_refused_at_once(options_class: str, field: s
 @pytest.mark.parametrize(
     ("options_class", "given", "message"),
     [
-        ("SweepOptions", {"precisions": ("fp16",)}, r"precisions is \('fp16',\); expected .*force_float32, force_float16"),
+        ("SweepOptions", {"precisions": ("fp8",)}, r"precisions is \('fp8',\); expected .*force_float32, force_float16.*'int8'"),
         ("SweepOptions", {"precisions": "force_float32"}, r"precisions is 'force_float32'; expected a tuple"),
         ("SweepOptions", {"batch_sizes": ("1",)}, r"batch sizes is \('1',\); expected a tuple, each a whole number"),
         ("SweepOptions", {"batch_sizes": (True,)}, r"batch sizes is \(True,\); expected"),
@@ -126,9 +126,9 @@ def test_a_field_of_another_type_is_refused_at_once(options_class: str, field: s
         ("CompileOptions", {"calibration": "demo"}, r"calibration is 'demo'; expected CalibrationOptions or CalibrationSet"),
         ("CompileOptions", {"quantisation": {"granularity": "x"}}, r"quantisation is .*; expected QuantisationOptions"),
         ("CompileOptions", {"seen_images": "abc"}, r"seen images is 'abc'; expected a tuple"),
-        ("CompileOptions", {"target": None}, r"target is None; expected a text"),
+        ("CompileOptions", {"target": None}, r"target is None; expected one of auto, cpu"),
         ("CompileOptions", {"batch_size": 2**31}, r"batch size is 2147483648; expected 1 or more, 2147483647 at most"),
-        ("CompileOptions", {"precision": "fp16"}, r"precision is 'fp16'; expected one of force_float32, force_float16, qint8_"),
+        ("CompileOptions", {"precision": "fp8"}, r"precision is 'fp8'; expected one of fp32, .*force_float32, force_float16, qint8_"),
         ("QuantisationOptions", {"granularity": "per_channel"}, r"granularity is 'per_channel'; expected one of per_tensor, "),
         ("QuantisationOptions", {"smooth_alpha": {"qkv": "0.5"}}, r"smooth alpha is {'qkv': '0.5'}; expected a map"),
         ("QuantisationOptions", {"keep_float": "qkv"}, r"keep float is 'qkv'; expected a tuple"),

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
-from clipmlu.errors import InputError, OptionError
+from clipmlu.errors import InputError, OptionError, did_you_mean
 from clipmlu.file_names import expand_home, name_from_path
 
 _SHOWN_CHARACTERS = 200
@@ -84,8 +84,19 @@ def check_argument(value: Any, kind: Any, what: str) -> Any:
     """
     fitted = _fit(value, kind)
     if fitted is _WRONG:
-        raise OptionError(f"{what} is {shown(value)}; expected {_expected(value, kind)}")
+        message = f"{what} is {shown(value)}; expected {_expected(value, kind)}"
+        meant = next(filter(None, (did_you_mean(text, _choices(kind)) for text in _unknown_texts(value, kind))), "")
+        raise OptionError(f"{message}. {meant}" if meant else message)
     return fitted
+
+
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """Return the texts that a ``Literal`` or an enum of texts accepts, those for people first."""
+    if get_origin(kind) is Literal:
+        return tuple(map(str, get_args(kind)))
+    short = getattr(kind, "short_names", dict[str, object])
+    members: list[enum.Enum] = list(kind)
+    return (*short(), *(str(member.value) for member in members))
 
 
 def as_texts(texts: Any, what: str) -> list[str]:
@@ -139,8 +150,10 @@ def _fit(value: Any, kind: Any) -> Any:
     if kind in (int, float):
         return _fit_number(value, kind)
     if isinstance(kind, enum.EnumMeta) and isinstance(value, str):
-        members: list[enum.Enum] = list(kind)
-        return next((member for member in members if member.value == value), _WRONG)
+        try:
+            return kind(value)
+        except ValueError:
+            return _WRONG
     return value if isinstance(value, kind) else _WRONG
 
 
@@ -205,16 +218,27 @@ def _expected(value: Any, kind: Any) -> str:
     return " or ".join(dict.fromkeys(map(_described, members)))
 
 
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Return the texts that a type or its members name."""
+    if get_origin(kind) is Literal or isinstance(kind, enum.EnumMeta):
+        return choices_of(kind)
+    members = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType, tuple, Annotated) else ()
+    return tuple(name for member in members for name in _choices(member))
+
+
+def _unknown_texts(value: Any, kind: Any) -> list[str]:
+    """Return the text, or those of a list, that are none of the type's choices."""
+    given = value if isinstance(value, (list, tuple)) else (value,)
+    return [text for text in given if isinstance(text, str) and text not in _choices(kind)]
+
+
 def _described(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         bounds = _bounds(arguments[1:])
         return f"{_described(arguments[0])}, {bounds}" if bounds else _described(arguments[0])
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if isinstance(kind, enum.EnumMeta):
-        members: list[enum.Enum] = list(kind)
-        return "one of " + ", ".join(str(member.value) for member in members)
+    if origin is Literal or isinstance(kind, enum.EnumMeta):
+        return "one of " + ", ".join(choices_of(kind))
     if origin is tuple:
         return (
             f"a tuple of {len(arguments)}" if arguments[1:] != (...,) else f"a tuple, each {_described(arguments[0])}"

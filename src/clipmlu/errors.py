@@ -36,6 +36,34 @@ from typing import Any
 
 from clipmlu.tracebacks import short_traceback
 
+_LONGEST_LIST = 20  # of known names in a message
+_LEAST_LIKENESS = 0.5  # of names that are suggested, 0..1
+_TIE = 0.1  # difference of likeness up to which names are suggested together
+
+_OTHER_WORDS: dict[str, tuple[str, ...]] = {
+    "perchannel": ("per_axis",),
+    "minmax": ("linear",),
+    "kl": ("entropy",),
+    "mse": ("eqnm",),
+    "half": ("fp16",),
+    "fp8": ("fp16", "int8"),
+    "float8": ("fp16", "int8"),
+    "w8a8": ("int8",),
+    "onnxruntime": ("cpu",),
+    "onnx": ("cpu",),
+    "ort": ("cpu",),
+    "magicmind": ("mlu",),
+    "cambricon": ("mlu",),
+    "mlu370": ("mlu", "mtp_372"),
+    "mlu590": ("mlu", "mtp_592"),
+    "emulator": ("emulated-mlu",),
+    "gpu": ("auto",),
+    "cuda": ("auto",),
+    "imagenet": ("openai-imagenet",),
+    "folder": ("imagefolder",),
+}
+"""Maps words of other tools, lower case and without separators, to the names here; only known names are suggested."""
+
 
 class ClipmluError(Exception):
     """Base class of all clipmlu errors; ``exit_code`` is the exit code of the command line."""
@@ -64,15 +92,10 @@ class UnknownNameError(ClipmluError, LookupError):
         self.kind = kind
         self.name = name
         self.known = tuple(known)
-        message = f"Unknown {kind} '{name}'."
-        close = _close_matches(name, self.known)
-        if close:
-            message += f" Close matches: {', '.join(close)}."
-        elif 0 < len(self.known) <= 12:
+        message = f"Unknown {kind} '{name}'. {did_you_mean(name, self.known)}"
+        if 0 < len(self.known) <= _LONGEST_LIST:
             message += f" Known: {', '.join(self.known)}."
-        if hint:
-            message += f" {hint}"
-        super().__init__(message)
+        super().__init__(" ".join(f"{message} {hint}".split()))
 
 
 class MissingDependencyError(ClipmluError, ImportError):
@@ -213,9 +236,42 @@ def reason_of(error: BaseException) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
-def _close_matches(name: str, known: tuple[str, ...]) -> list[str]:
-    folded: dict[str, str] = {}
-    for candidate in known:
-        folded.setdefault(candidate.casefold(), candidate)
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=5, cutoff=0.5)
-    return [folded[key] for key in close]
+def wrong_choice(what: str, given: str, known: Iterable[str], expected: str = "expected one of") -> str:
+    """Return the message about a wrong name: ``WHAT is 'GIVEN'; expected one of A, B. Did you mean 'B'?``."""
+    names = tuple(known)
+    message = f"{what} is '{given}'; {expected} {', '.join(names)}"
+    meant = did_you_mean(given, names)
+    return f"{message}. {meant}" if meant else message
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return the question whether a close name was meant; empty if no name is close."""
+    close = [f"'{name}'" for name in close_names(given, known)]
+    return f"Did you mean {' or '.join(close)}?" if close else ""
+
+
+def close_names(given: str, known: Iterable[str]) -> list[str]:
+    """Return the names that a wrong one may stand for, the best first, three at most.
+
+    A name that differs in case or separators only is the only answer, as is the known word for another tool's word. Else
+    names are ranked by common letters; one that begins with the given text, or is its beginning, ranks before others.
+    """
+    plain = {name: _plain(name) for name in dict.fromkeys(known)}
+    wanted = _plain(given)
+    same = [name for name, letters in plain.items() if letters == wanted]
+    same += [name for name in _OTHER_WORDS.get(wanted, ()) if name in plain]
+    if same or not wanted:
+        return same
+    ranks = {name: _likeness(wanted, letters) for name, letters in plain.items() if letters}
+    least = max(_LEAST_LIKENESS, max(ranks.values(), default=0.0) - _TIE)
+    return sorted((name for name in ranks if ranks[name] >= least), key=lambda name: -ranks[name])[:3]
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _likeness(first: str, second: str) -> float:
+    shorter, longer = sorted((first, second), key=len)
+    ratio = difflib.SequenceMatcher(None, first, second).ratio()
+    return max(ratio, 0.8) if len(shorter) > 2 and longer.startswith(shorter) else ratio

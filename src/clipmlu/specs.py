@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from clipmlu.arguments import check_fields
-from clipmlu.errors import OptionError
+from clipmlu.errors import OptionError, wrong_choice
 
 MODULE_KEY = "clipmlu.module"
 """Metadata key of a graph's node: path of its module, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
@@ -29,6 +29,8 @@ Triple = tuple[float, float, float]
 
 TowerName = Literal["image", "text", "joint"]
 Layout = Literal["towers", "joint"]
+Target = Literal["auto", "cpu", "openvino", "mlu", "emulated-mlu"]
+TextTarget = Literal["cpu", "openvino"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 TextCleaning = Literal["lower", "whitespace", "canonicalize"]
@@ -70,7 +72,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Precision(enum.StrEnum):
-    """The arithmetic of a compiled bundle: the six modes of the vendor's SDK, and ``force_bfloat16``."""
+    """The arithmetic of a compiled bundle: the six modes of the vendor's SDK, and ``force_bfloat16``.
+
+    ``Precision("fp16")`` and the other names of ``PRECISION_ALIASES``, in any case, give the mode that they stand for.
+    """
 
     FORCE_FLOAT32 = "force_float32"
     FORCE_FLOAT16 = "force_float16"
@@ -79,6 +84,18 @@ class Precision(enum.StrEnum):
     QINT16_MIXED_FLOAT16 = "qint16_mixed_float16"
     QINT16_MIXED_FLOAT32 = "qint16_mixed_float32"
     FORCE_BFLOAT16 = "force_bfloat16"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Precision | None:
+        if not isinstance(value, str):
+            return None
+        name = PRECISION_ALIASES.get(value.lower(), value.lower())
+        return next((mode for mode in cls if mode.value == name), None)
+
+    @classmethod
+    def short_names(cls) -> tuple[str, ...]:
+        """Return the short names of the usual modes."""
+        return ("fp32", "fp16", "bf16", "int8", "int16")
 
     @property
     def bits(self) -> int | None:
@@ -93,6 +110,18 @@ class Precision(enum.StrEnum):
         """
         return "float16" if self.value.endswith("_float16") else "float32"
 
+
+PRECISION_ALIASES: dict[str, str] = {
+    "fp32": "force_float32",
+    "float32": "force_float32",
+    "fp16": "force_float16",
+    "float16": "force_float16",
+    "bf16": "force_bfloat16",
+    "bfloat16": "force_bfloat16",
+    "int8": "qint8_mixed_float32",
+    "int16": "qint16_mixed_float32",
+}
+"""Maps other names of a precision, in lower case, to the vendor's; a manifest holds the vendor's."""
 
 VENDOR_PRECISIONS: tuple[Precision, ...] = tuple(each for each in Precision if each is not Precision.FORCE_BFLOAT16)
 """The six modes of the vendor's SDK (docs/magicmind-api.md); MLU cards, the emulated SDK and the CPU offer them."""
@@ -239,7 +268,7 @@ class MluBuild(Spec, frozen=True, kw_only=True):
         unknown = sorted(set(self.archs) - set(MLU_ARCHS))
         if unknown or not self.archs:
             named = ", ".join(unknown) or "none"
-            raise OptionError(f"MLU architecture is '{named}'; expected one or more of {', '.join(MLU_ARCHS)}")
+            raise OptionError(wrong_choice("MLU architecture", named, MLU_ARCHS, "expected one or more of"))
 
 
 class QuantisationOptions(Spec, frozen=True, kw_only=True):
@@ -290,7 +319,7 @@ class QuantisationOptions(Spec, frozen=True, kw_only=True):
             raise OptionError(f"calibration percentile is {self.percentile:g}; expected more than 0 and up to 100")
         unknown = sorted(set(self.smooth_alpha) - set(SMOOTHED_ROLES))
         if unknown:
-            raise OptionError(f"role to smooth is '{unknown[0]}'; expected one of {', '.join(SMOOTHED_ROLES)}")
+            raise OptionError(wrong_choice("role to smooth", unknown[0], SMOOTHED_ROLES))
         wrong = [alpha for alpha in self.smooth_alpha.values() if alpha != AUTO_SMOOTHING and not 0 <= alpha <= 1]
         if wrong:
             raise OptionError(f"smoothing strength is {wrong[0]:g}; expected 0 (off) to 1, or {AUTO_SMOOTHING}")

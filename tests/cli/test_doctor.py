@@ -90,4 +90,4 @@ def test_options_that_do_not_go_together_are_refused(run: Run, arguments: list[s
 def test_unknown_probe_is_refused_with_its_neighbours(run: Run, tmp_path: Path) -> None:
     code, _, err = run("doctor", "--probe-sdk", "--emulated", "--only", "cast", "--output", tmp_path)
     assert code == 1
-    assert "Close matches: casts" in err
+    assert "Did you mean 'casts'" in err

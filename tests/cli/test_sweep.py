@@ -38,7 +38,7 @@ def test_command_from_end_to_end_on_the_emulated_card(run: Run, exported: Export
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int8"], "precision is 'int8'; expected one of force_float32"),
+        (["--precision", "int9"], "precision is 'int9'; expected one of fp32, fp16, bf16, int8,"),
         (["--precision", "force_float32", "--batch-size", "x"], "batch size is 'x'"),
         (["--precision", "force_float32", "--samples", "5"], "give a --dataset too"),
         (["--precision", "force_float32", "--calib", "demo"], "none of the precisions quantises"),

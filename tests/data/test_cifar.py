@@ -44,7 +44,7 @@ def test_vendor_variable_is_honoured(data_dir: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_unknown_dataset_is_answered_with_close_names() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown dataset 'cifar1000'\. Close matches: cifar100, cifar10"):
+    with pytest.raises(UnknownNameError, match=r"Unknown dataset 'cifar1000'\. Did you mean 'cifar100' or 'cifar10'"):
         open_dataset("cifar1000")
 
 

@@ -45,7 +45,7 @@ def test_no_templates_are_refused() -> None:
 
 
 def test_misspelt_set_is_answered_with_the_close_one() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown template set 'cifar10'\. Close matches: cifar"):
+    with pytest.raises(UnknownNameError, match=r"Unknown template set 'cifar10'\. Did you mean 'cifar'"):
         resolve_templates("cifar10")
 
 

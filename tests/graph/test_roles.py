@@ -340,8 +340,14 @@ def test_a_selection_prints_as_it_is_written(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("mlp_uot:0", r"operators are 'mlp_uot:0'; unknown role 'mlp_uot', close matches: mlp_out.*; expected ROLE or"),
-        ("xyzzy", r"unknown role 'xyzzy', roles: patch_embedding, qkv, .*, other; expected ROLE or ROLE:BLOCKS"),
+        (
+            "mlp_uot:0",
+            r"operators are 'mlp_uot:0'; unknown role 'mlp_uot', expected one of .*; expected ROLE or .*Did you mean 'mlp_out'",
+        ),
+        (
+            "xyzzy",
+            r"unknown role 'xyzzy', expected one of patch_embedding, qkv, .*, other; expected ROLE or ROLE:BLOCKS",
+        ),
         ("", r"unknown role ''"),
         ("qkv:", r"operators are 'qkv:'; expected ROLE or ROLE:BLOCKS, such as mlp_out or mlp_out:0-2,11"),
         ("qkv:1,,2", r"operators are 'qkv:1,,2'; expected ROLE or ROLE:BLOCKS"),

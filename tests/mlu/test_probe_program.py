@@ -113,5 +113,5 @@ def test_sdk_that_crashes_on_import_is_reported(tmp_path: Path) -> None:
 
 
 def test_unknown_probe_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown probe 'cast'\. Close matches: casts"):
+    with pytest.raises(UnknownNameError, match=r"Unknown probe 'cast'\. Did you mean 'casts'"):
         probe_sdk(tmp_path, only=["cast"])

@@ -71,7 +71,7 @@ class ShapeKeywords(TypedDict, total=False):
     """Keywords of the precision and the batches of a compilation.
 
     Attributes:
-        precision: arithmetic of the compiled graphs, such as ``"force_float16"``.
+        precision: arithmetic of the compiled graphs, such as ``"fp16"``.
         batch_size: rows of a batch.
         dynamic_shape: accept batches of 1 to ``max_batch`` rows; False: exactly ``batch_size``, smaller ones are padded.
         max_batch: largest batch of a dynamic shape; None for 64, or ``batch_size`` if that is larger.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clipmlu.cli._datasets import calibration_options
 from clipmlu.cli._groups import Option, OptionGroup, under
-from clipmlu.cli._options import PATH, Number, device_option, max_pixels_option
+from clipmlu.cli._options import PATH, Choice, Number, PrecisionChoice, device_option, max_pixels_option
 from clipmlu.keywords import pick_keywords
 from clipmlu.specs import (
     MLU_ARCHS,
@@ -18,15 +18,13 @@ from clipmlu.specs import (
     ComputationPreference,
     Granularity,
     Precision,
+    Target,
+    TextTarget,
     WeightRounding,
 )
 
 if TYPE_CHECKING:
     from clipmlu.compile.plan import CompileOptions
-
-
-def _choice(values: Any) -> click.Choice[str]:
-    return click.Choice(list(get_args(values)))
 
 
 _CALIBRATION = calibration_options(
@@ -36,17 +34,20 @@ _CALIBRATION = calibration_options(
 _OPTIONS = (
     Option(
         "--target",
+        type=Choice(Target),
         default="auto",
         show_default=True,
-        help="cpu, openvino, mlu, emulated-mlu, or auto: the first of mlu, openvino, cpu that is available and offers the precision.",
+        help="Where the bundle is to run; auto: the first of mlu, openvino, cpu that is available and offers the precision.",
     ),
     Option(
         "--precision",
-        type=click.Choice([precision.value for precision in Precision]),
+        type=PrecisionChoice(),
         metavar="PRECISION",
         default=Precision.FORCE_FLOAT32.value,
         show_default=True,
-        help=f"Arithmetic of the compiled graphs: {', '.join(precision.value for precision in Precision)}; the last one needs --target openvino and a CPU that supports it; 'clipmlu doctor' measures whether it is faster.",
+        help="Arithmetic of the compiled graphs: fp32 (force_float32), fp16 (force_float16), bf16 (force_bfloat16), int8 (qint8_mixed_float32), "
+        "int16 (qint16_mixed_float32), qint8_mixed_float16 or qint16_mixed_float16. bf16 needs --target openvino and a CPU that supports it; "
+        "'clipmlu doctor' measures whether it is faster.",
     ),
     Option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."),
     Option(
@@ -63,9 +64,7 @@ _OPTIONS = (
         is_flag=True,
         help="Accept uint8 pixels and normalise them in the graph; input has a quarter of the bytes.",
     ),
-    Option(
-        "--text-target", metavar="TARGET", help="cpu or openvino: compile the text tower for this target, in float32."
-    ),
+    Option("--text-target", type=Choice(TextTarget), help="Compile the text tower for this target, in float32."),
     *under(
         "Gates",
         Option(
@@ -100,14 +99,14 @@ _OPTIONS = (
         "Quantisation",
         Option(
             "--quantisation",
-            type=click.Choice(["recommended", "vendor"]),
+            type=Choice(["recommended", "vendor"]),
             help="Quantisation options: the recommended ones of the target, or those of the vendor's CLIP sample. The following options "
             "replace single ones. [default: recommended]",
         ),
         Option(
             "--calib-algo",
             "--calibration-algo",
-            type=_choice(CalibrationAlgorithm),
+            type=Choice(CalibrationAlgorithm),
             help="Algorithm that chooses ranges. [default: by --quantisation]",
         ),
         Option(
@@ -131,31 +130,31 @@ _OPTIONS = (
         Option(
             "--granularity",
             "--weight-quant-granularity",
-            type=_choice(Granularity),
+            type=Choice(Granularity),
             help="Scales of quantised weights. [default: by --quantisation]",
         ),
         Option(
             "--activation-quant",
             "--activation-quant-algo",
-            type=_choice(ActivationQuantisation),
+            type=Choice(ActivationQuantisation),
             help="Quantisation of activations. [default: by --quantisation]",
         ),
         Option(
             "--weight-rounding",
-            type=_choice(WeightRounding),
+            type=Choice(WeightRounding),
             help="Integers of weights: the nearest, or those that change the results of linear layers least on the calibration data. "
             "[default: by --quantisation]",
         ),
     ),
     *under(
         "MLU cards",
-        Option("--mlu-arch", type=click.Choice(MLU_ARCHS), multiple=True, help="MLU: architecture. [default: mtp_372]"),
+        Option("--mlu-arch", type=Choice(MLU_ARCHS), multiple=True, help="MLU: architecture. [default: mtp_372]"),
         Option(
             "--cluster-num", metavar="N[,N...]", multiple=True, help="MLU: clusters to optimise for. [default: 2,6,8]"
         ),
         Option(
             "--computation-preference",
-            type=_choice(ComputationPreference),
+            type=Choice(ComputationPreference),
             help="MLU: optimise for speed or precision. [default: auto]",
         ),
         Option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._options import Choice
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ engine_options = OptionGroup(
         Option(
             "--engine",
             "engine_name",
-            type=click.Choice(["local", "ray"]),
+            type=Choice(["local", "ray"]),
             default="local",
             show_default=True,
             help="Where the workers run: on this machine, or on a Ray cluster.",

@@ -12,7 +12,7 @@ import click
 
 from clipmlu.cli._groups import Option, OptionGroup
 from clipmlu.cli._notes import note, note_kept, warn
-from clipmlu.cli._options import RunningOptions
+from clipmlu.cli._options import Choice, RunningOptions
 from clipmlu.cli._progress import ProgressView
 from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.file_names import name_from_path
@@ -30,7 +30,7 @@ _SHARD_OPTIONS = (
     Option("--shard-size", type=click.IntRange(min=1), help="Images per shard of a job. [default: 10000]"),
     Option(
         "--shard-format",
-        type=click.Choice(["parquet", "npy", "csv", "jsonl"]),
+        type=Choice(["parquet", "npy", "csv", "jsonl"]),
         help="Files of a job's shards. [default: parquet]",
     ),
     Option(
@@ -38,9 +38,7 @@ _SHARD_OPTIONS = (
         metavar="N|P%",
         help="Stop a job when more images cannot be read than N, or P percent of those so far.",
     ),
-    Option(
-        "--dtype", type=click.Choice(["float32", "float16"]), help="Embeddings as a job stores them. [default: float32]"
-    ),
+    Option("--dtype", type=Choice(["float32", "float16"]), help="Embeddings as a job stores them. [default: float32]"),
 )
 
 

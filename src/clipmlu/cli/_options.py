@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipmlu.arguments import choices_of
 from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.errors import did_you_mean
 from clipmlu.file_names import expand_home
+from clipmlu.specs import Layout, Precision
 
 if TYPE_CHECKING:
     from clipmlu.model import Model
@@ -31,6 +35,38 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"'{value}' is not a finite number.", param, ctx)
         return number
+
+
+class Choice(click.Choice[str]):
+    """One of several names; the error lists them all and asks whether a close one was meant.
+
+    Args:
+        choices: the names, or a type that has them: a ``Literal`` or an enum.
+    """
+
+    def __init__(self, choices: Iterable[str] | Any) -> None:
+        super().__init__(choices if isinstance(choices, (list, tuple)) else choices_of(choices))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name; raises a usage error if it is not one of the choices."""
+        if value not in self.choices:
+            message = f"'{value}' is not one of {', '.join(self.choices)}. {did_you_mean(value, self.choices)}"
+            self.fail(message.strip(), param, ctx)
+        return value
+
+
+class PrecisionChoice(Choice):
+    """A precision under any of its names; its value is the ``Precision``."""
+
+    def __init__(self) -> None:
+        super().__init__(Precision)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the precision; raises a usage error if there is none with this name."""
+        try:
+            return Precision(value)
+        except ValueError:
+            return super().convert(value, param, ctx)
 
 
 MAX_PIXELS = 178_956_970  # equals data.images.DEFAULT_MAX_PIXELS; importing that would load NumPy
@@ -86,7 +122,7 @@ templates_option = Option(
 
 layout_option = Option(
     "--layout",
-    type=click.Choice(["towers", "joint"]),
+    type=Choice(Layout),
     default="towers",
     show_default=True,
     help="Two towers, or the fused two-input graph of the vendor's sample.",

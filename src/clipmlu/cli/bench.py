@@ -11,6 +11,7 @@ from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped, warn
 from clipmlu.cli._options import (
     PATH,
+    Choice,
     Number,
     batch_size_option,
     bundle_argument,
@@ -59,18 +60,18 @@ def _defaults(name: str) -> str:
 @bundle_argument
 @click.option(
     "--tool",
-    type=click.Choice(["mm_run"]),
+    type=Choice(["mm_run"]),
     help="Measure with the vendor's mm_run, on cards. [default: clipmlu's own measurement]",
 )
 @click.option(
     "--tower",
-    type=click.Choice(["image", "text", "both", "joint"]),
+    type=Choice(["image", "text", "both", "joint"]),
     help="Graph to measure. [default: image, or joint if fused]",
 )
 @click.option(
     "--scenario",
     "scenarios",
-    type=click.Choice(_SCENARIOS),
+    type=Choice(_SCENARIOS),
     multiple=True,
     help="Load of MLPerf Inference; may be repeated. [default: single-stream and offline]",
 )

@@ -17,6 +17,7 @@ from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_
 from clipmlu.cli._notes import note, note_inputs, warn
 from clipmlu.cli._options import (
     PATH,
+    Choice,
     RunningOptions,
     bundle_argument,
     overwrite_option,
@@ -106,7 +107,7 @@ _classes_options = OptionGroup(
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(["table", "json", "jsonl", "csv"]),
+    type=Choice(["table", "json", "jsonl", "csv"]),
     help="Format on standard output. [default: table]",
 )
 @click.option(

@@ -12,6 +12,7 @@ from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped
 from clipmlu.cli._options import (
     PATH,
+    Choice,
     Number,
     batch_size_option,
     device_option,
@@ -50,7 +51,7 @@ _SAMPLES = 256  # equals measure.compare.DEFAULT_SAMPLES; importing that would l
 @device_option
 @click.option(
     "--tower",
-    type=click.Choice(["image", "text", "both"]),
+    type=Choice(["image", "text", "both"]),
     default="both",
     show_default=True,
     help="Towers whose nodes are compared.",

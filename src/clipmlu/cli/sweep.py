@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.arguments import check_argument
 from clipmlu.cli._compiling import sweep_options
 from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._help import command
@@ -117,7 +118,7 @@ def sweep_command(
 
     sweep = SweepOptions(
         compile=dataclasses.replace(options, overwrite=overwrite),
-        precisions=tuple(_precision(text) for text in comma_separated(*precisions)),
+        precisions=tuple(check_argument(text, Precision, "precision") for text in comma_separated(*precisions)),
         batch_sizes=tuple(_batch_size(text) for text in comma_separated(*batch_sizes)),
         evaluate=EvalOptions(samples=samples, seed=seed, templates=templates, workers=workers),
         threads=threads,
@@ -134,13 +135,6 @@ def sweep_command(
         show_sweep(report)
     note_skipped(image.reason for image in report.skipped)
     return report.exit_code
-
-
-def _precision(text: str) -> Precision:
-    known = [precision.value for precision in Precision]
-    if text not in known:
-        raise OptionError(f"precision is '{text}'; expected one of {', '.join(known)}")
-    return Precision(text)
 
 
 def _batch_size(text: str) -> int:

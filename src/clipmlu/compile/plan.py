@@ -12,7 +12,17 @@ from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.errors import CalibrationError, OptionError, PrecisionError
 from clipmlu.graph.pixels import NORMALISATION_KEY
-from clipmlu.specs import CalibrationRecord, Layout, MluBuild, PositiveInt, Precision, QuantisationOptions, TowerName
+from clipmlu.specs import (
+    CalibrationRecord,
+    Layout,
+    MluBuild,
+    PositiveInt,
+    Precision,
+    QuantisationOptions,
+    Target,
+    TextTarget,
+    TowerName,
+)
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_MAX_BATCH = 64
@@ -25,7 +35,7 @@ class CompileOptions:
     Attributes:
         target: ``cpu``, ``openvino``, ``mlu``, ``emulated-mlu``, or ``auto`` for the first available target that offers
             the precision.
-        precision: arithmetic of the compiled graphs.
+        precision: arithmetic of the compiled graphs, also under its short name such as ``"fp16"``.
         batch_size: rows of a batch; the fixed size if static, the preferred one if dynamic.
         dynamic_shape: allow batches of 1..``max_batch`` rows; otherwise partial batches are padded and trimmed.
         max_batch: the largest batch if dynamic; None for 64, or ``batch_size`` if that is larger.
@@ -48,12 +58,12 @@ class CompileOptions:
         overwrite: replace a bundle at the output path.
     """
 
-    target: str = "auto"
+    target: Target = "auto"
     precision: Precision = Precision.FORCE_FLOAT32
     batch_size: PositiveInt = DEFAULT_BATCH_SIZE
     dynamic_shape: bool = True
     max_batch: PositiveInt | None = None
-    text_target: str | None = None
+    text_target: TextTarget | None = None
     mlu: MluBuild | None = None
     quantisation: QuantisationOptions | QuantisationChoice | None = None
     calibration: CalibrationOptions | CalibrationSet | None = None

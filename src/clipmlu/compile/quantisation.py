@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends import Backend
-from clipmlu.errors import OptionError
+from clipmlu.errors import OptionError, wrong_choice
 from clipmlu.specs import AUTO_SMOOTHING, SMOOTHED_ROLES, SYMMETRIC_ALGORITHMS, Precision, QuantisationOptions
 
 QuantisationName = Literal["recommended", "vendor"]
@@ -60,8 +60,7 @@ class QuantisationChoice:
         check_fields(self)
         unknown = sorted(set(self.changes) - set(QuantisationOptions.__struct_fields__))
         if unknown:
-            known = ", ".join(QuantisationOptions.__struct_fields__)
-            raise OptionError(f"quantisation option is '{unknown[0]}'; expected one of {known}")
+            raise OptionError(wrong_choice("quantisation option", unknown[0], QuantisationOptions.__struct_fields__))
         QuantisationOptions(**self.changes)  # checks the values, and that no two changes contradict each other
 
 

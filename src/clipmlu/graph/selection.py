@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Collection, Iterable
 
-from clipmlu.errors import OptionError
+from clipmlu.errors import OptionError, did_you_mean
 from clipmlu.graph.roles import ROLES, Operator, Role
 
 _SELECTION_HINT = "expected ROLE or ROLE:BLOCKS, such as mlp_out or mlp_out:0-2,11"
@@ -52,9 +51,10 @@ def parse_selection(text: str) -> Selection:
         if role == wanted:
             numbers = _parse_blocks(text, blocks) if colon else None
             return Selection(role=role, blocks=numbers, optional=optional)
-    close = difflib.get_close_matches(wanted, ROLES, n=3, cutoff=0.5)
-    known = f"close matches: {', '.join(close)}" if close else f"roles: {', '.join(ROLES)}"
-    raise OptionError(f"operators are '{text}'; unknown role '{name.strip()}', {known}; {_SELECTION_HINT}")
+    meant = f" {did_you_mean(wanted, ROLES)}".rstrip()
+    raise OptionError(
+        f"operators are '{text}'; unknown role '{name.strip()}', expected one of {', '.join(ROLES)}; {_SELECTION_HINT}.{meant}"
+    )
 
 
 def select_operators(operators: Iterable[Operator], selections: Collection[Selection]) -> list[str]:

@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -45,7 +46,7 @@ from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key, value_digest
 from clipmlu.measure.statistics import Z_ONE_SIDED
-from clipmlu.specs import Precision, QuantisationOptions, Spec
+from clipmlu.specs import Precision, QuantisationOptions, Spec, Target
 from clipmlu.tune.bundles import compilation_key, open_unchanged
 from clipmlu.tune.candidates import Candidates, modes_of
 from clipmlu.tune.evaluator import EARLY_SHARE, REFERENCE_NAME, Evaluator, Figures
@@ -156,7 +157,11 @@ def _prepare(
             f"at least {fewest} can (--search-samples), or allow more (--max-drop)"
         )
     base = dataclasses.replace(
-        options, target=plan.main.target, calibration=calibration, seen_images=evaluator.digests, overwrite=True
+        options,
+        target=cast("Target", plan.main.target),
+        calibration=calibration,
+        seen_images=evaluator.digests,
+        overwrite=True,
     )
     return evaluator, base
 
