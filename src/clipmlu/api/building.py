@@ -30,6 +30,7 @@ from clipmlu.export import exporter
 from clipmlu.export.options import ExportOptions
 from clipmlu.keywords import check_keywords, refuse_both, with_keywords
 from clipmlu.specs import Layout, NaturalInt
+from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune import quantise
 from clipmlu.tune.trial import SearchOptions, SearchReport
 
@@ -76,6 +77,7 @@ def export_model(
     options: ExportOptions | None = None,
     *,
     on_note: Callable[[str], None] | None = None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[ExportKeywords],
 ) -> ExportedBundle:
     """Export a model to ONNX and compare it with torch, as ``clipmlu export`` does.
@@ -85,6 +87,7 @@ def export_model(
         output: directory of the exported bundle.
         options: an options object instead of the keywords.
         on_note: called with a line for the user about each assumption; None for a log warning.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         The published bundle, opened.
@@ -102,8 +105,7 @@ def export_model(
     refuse_both(options, keywords, "export_model")
     if options is None:
         options = ExportOptions(**check_keywords(keywords, ExportKeywords, "export_model"))
-    noted = {} if on_note is None else {"on_note": on_note}
-    return exporter.export_model(model, output, options, **noted)
+    return exporter.export_model(model, output, options, on_note=on_note or exporter.LOG.warning, on_step=on_step)
 
 
 @with_keywords(*_COMPILING, SearchKeywords, CompileKeywords, defaults=CompileOptions)

@@ -39,7 +39,7 @@ from clipmlu.steps import StartStep, no_steps
 
 __all__ = ["ExportOptions", "export_model", "identify_source", "is_current"]
 
-_LOG = logging.getLogger("clipmlu.export")
+LOG = logging.getLogger("clipmlu.export")
 _TOOLS = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "open_clip_torch", "timm", "tokenizers", "torch")
 
 
@@ -48,7 +48,7 @@ def export_model(
     output: str | os.PathLike[str],
     options: ExportOptions | None = None,
     *,
-    on_note: Callable[[str], None] = _LOG.warning,
+    on_note: Callable[[str], None] = LOG.warning,
     on_step: StartStep = no_steps,
 ) -> ExportedBundle:
     """Export a model to ONNX.
