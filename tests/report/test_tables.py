@@ -13,7 +13,10 @@ from clipmlu.report.wrapping import Joined, Whole, wrap
 from conftest import REPOSITORY
 from screen import WIDTHS, Screen, missing, on_terminal, raw_on_terminal, width_of
 
-RATES = [("fp32 (emulated)", "1024.5", "12.345", "plain"), ("int8 (emulated)", "98.1", "7.001", "")]
+RATES = [
+    ("fp32 (emulated)", "1024.5", "12.345", "compiled for the card in 12.5 s"),
+    ("int8 (emulated)", "98.1", "7.001", ""),
+]
 COLUMNS = (*words("precision"), *figures("images/s", "latency ms"), *words("what"))
 
 
@@ -25,12 +28,12 @@ def test_table_is_aligned_by_cells() -> None:
 
 
 def test_narrow_terminal_gets_a_block_for_each_row_with_numbers_below_each_other() -> None:
-    lines = on_terminal(40, lambda: print_table(COLUMNS, RATES, title="rates"))
+    lines = on_terminal(41, lambda: print_table(COLUMNS, RATES, title="rates"))
     assert lines == [
         *("", "rates", "fp32 (emulated)"),
-        "  images/s: 1024.5   latency ms: 12.345",
-        *("  what: plain", "int8 (emulated)"),
-        "  images/s:   98.1   latency ms:  7.001",
+        "  images/s: 1024.5     latency ms: 12.345",
+        *("  what: compiled for the card in 12.5 s", "int8 (emulated)"),
+        "  images/s:   98.1     latency ms:  7.001",
     ]
 
 

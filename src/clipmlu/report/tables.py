@@ -7,6 +7,7 @@ are broken at spaces. Without a terminal tables are laid out for 120 columns, an
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ _WIDTH_WITHOUT_TERMINAL = 120
 _GAP = 2
 _INDENT = 2
 _GRID_GAP = 3
+_SHORT = 20  # texts up to this width stand side by side in a block
 _COMFORTABLE = 24  # texts of a table get at least this width before a table is chosen
 
 
@@ -128,7 +130,7 @@ def _column_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], ava
         return None
     widths = smallest
     while spare and widths != wanted:
-        neediest = max(range(len(columns)), key=lambda number: wanted[number] / widths[number])
+        neediest = max(range(len(columns)), key=lambda number: wanted[number] / max(widths[number], 1))
         widths[neediest] += 1
         spare -= 1
     return widths
@@ -159,61 +161,41 @@ def _table_lines(
 
 
 def _print_blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], keys: int, width: int) -> None:
-    """Print for each row its keys, then its numbers in a grid that all rows share, then a line for each text."""
-    filled = [place for place in range(keys, len(columns)) if any(row[place] for row in rows)]
-    numbers = [place for place in filled if columns[place].figures]
-    grid = _Grid([columns[place].heading for place in numbers], [[row[place] for place in numbers] for row in rows])
-    per_line = grid.fitting(width - _INDENT)
-    for row, pairs in zip(rows, grid.rows, strict=True):
+    """Print for each row its keys as a heading, and below it ``name: value`` of its other cells that are not empty.
+
+    Numbers and short texts stand side by side, in columns that all rows share; each longer text begins a line.
+    """
+    widest = [max(cells(row[place]) for row in rows) for place in range(len(columns))]
+    pair_widths = {
+        place: cells(column.heading) + 2 + widest[place]
+        for place, column in enumerate(columns)
+        if place >= keys and (column.figures or widest[place] <= _SHORT)
+    }
+    short = {place for place, pair_width in pair_widths.items() if pair_width <= width - _INDENT}
+    pair_width = max((pair_widths[place] for place in short), default=1)
+    for row in rows:
         for line in _broken((" " * _GAP).join(filter(None, row[:keys]))):
             _print(line, bold=line)
-        for line in grid.lines(pairs, per_line):
-            _print(" " * _INDENT + line)
-        for place in filled:
-            if row[place] and not columns[place].figures:
+        filled = [place for place in range(keys, len(columns)) if row[place]]
+        for are_short, places in itertools.groupby(filled, short.__contains__):
+            if are_short:
+                pairs = [_pair(columns[place], row[place], widest[place]) for place in places]
+                _print_side_by_side(pairs, pair_width, width - _INDENT)
+                continue
+            for place in places:
                 _print_named(f"{' ' * _INDENT}{columns[place].heading}: ", row[place], 2 * _INDENT)
 
 
-class _Grid:
-    """The numbers of all blocks as ``name: number``, several in a line, one below the other.
+def _pair(column: Column, text: str, width: int) -> str:
+    return f"{column.heading}: {pad(text, width, right=column.figures)}"
 
-    Args:
-        names: their names.
-        rows: the numbers of each block; empty where a block has none.
 
-    Attributes:
-        rows: for each block its pairs, of equal widths in all blocks.
-    """
-
-    def __init__(self, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        widest = [max(map(cells, column)) for column in zip(*rows, strict=True)]
-        self.rows = [
-            [
-                f"{name}: {pad(number, width, right=True)}" if number else " " * (cells(name) + 2 + width)
-                for name, number, width in zip(names, row, widest, strict=True)
-            ]
-            for row in rows
-        ]
-
-    def fitting(self, width: int) -> int:
-        """Return the number of pairs that fit in a line, 1 at least."""
-        number = len(self.rows[0])
-        while number > 1 and sum(self._widths(number)) + _GRID_GAP * (number - 1) > width:
-            number -= 1
-        return max(number, 1)
-
-    def lines(self, pairs: Sequence[str], per_line: int) -> Iterator[str]:
-        """Yield the lines of a block."""
-        widths = self._widths(per_line)
-        for start in range(0, len(pairs), per_line):
-            line = zip(pairs[start : start + per_line], widths, strict=False)
-            text = (" " * _GRID_GAP).join(pad(pair, width) for pair, width in line)
-            if text.strip():
-                yield text
-
-    def _widths(self, per_line: int) -> list[int]:
-        widths = list(map(cells, self.rows[0]))
-        return [max(widths[place::per_line]) for place in range(min(per_line, len(widths)))]
+def _print_side_by_side(texts: Sequence[str], text_width: int, width: int) -> None:
+    """Print indented texts in columns of equal width, as many as fit."""
+    per_line = max((width + _GRID_GAP) // (text_width + _GRID_GAP), 1)
+    for start in range(0, len(texts), per_line):
+        line = (pad(text, text_width) for text in texts[start : start + per_line])
+        _print(" " * _INDENT + (" " * _GRID_GAP).join(line))
 
 
 def _print_named(name: str, value: str, indent: int) -> None:
@@ -223,7 +205,8 @@ def _print_named(name: str, value: str, indent: int) -> None:
         indent, cells(name)
     )
     if not beside:
-        _print(name.rstrip(), bold=name.rstrip())
+        for line in _broken(name.rstrip()):
+            _print(line, bold=line)
         indent = _INDENT if longest_piece(value) + _INDENT <= (width or 0) else 0
     for number, line in enumerate(_broken(value, max(indent, cells(name)) if beside else indent)):
         if beside and number == 0:
