@@ -156,6 +156,9 @@ class Model(Displayed, Encoder):
         templates: str | os.PathLike[str] | Sequence[str] = "simple",
         *,
         cache: bool = True,
+        none_label: str | None = None,
+        background: str | Sequence[str] | None = None,
+        reject_below: float | None = None,
     ) -> ZeroShotClassifier:
         """Create a zero-shot classifier.
 
@@ -164,6 +167,12 @@ class Model(Displayed, Encoder):
                 repeated name gives two classes with the same embedding.
             templates: one template, the name of a set, a file or a sequence; see ``prompts.resolve_templates``.
             cache: store the class embeddings in the cache directory and read them from there the next time.
+            none_label: an image may show none of the classes; a prediction is then called so, and its index is the number of
+                classes. Background classes such as "person" and "landscape" compete with the classes: the probability of
+                ``none_label`` is the sum of theirs.
+            background: names of the background classes; None for ``classify.open_set.DEFAULT_BACKGROUND`` with a ``none_label``.
+            reject_below: an image whose best class has a smaller probability shows none of the classes; with or without
+                background classes. A model with a logit bias, such as SigLIP, takes this rule only.
 
         Raises:
             InputError: there are no class names, or the label file cannot be read or parsed.
@@ -171,7 +180,15 @@ class Model(Displayed, Encoder):
         """
         self.require_open()
         check_argument(cache, bool, "cache")
-        return build_classifier(self, class_names, templates, cache=cache)
+        return build_classifier(
+            self,
+            class_names,
+            templates,
+            cache=cache,
+            none_label=none_label,
+            background=background,
+            reject_below=reject_below,
+        )
 
     def load_classifier(self, path: str | os.PathLike[str]) -> ZeroShotClassifier:
         """Open a classifier file for this bundle's image tower; see ``ZeroShotClassifier.save``.

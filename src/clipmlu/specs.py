@@ -18,6 +18,7 @@ LARGEST_SIZE = 2**31 - 1
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
+Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 LARGEST_LOGIT = 1000.0
 """Largest absolute logit scale and bias. CLIP's training limits the scale to 100; SigLIP's models have scales of 112

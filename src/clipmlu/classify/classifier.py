@@ -11,13 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from clipmlu.arguments import check_argument
 from clipmlu.backends import runtime_versions
 from clipmlu.backends.base import OPTIONS_WITHOUT_EFFECT
 from clipmlu.bundle.manifest import TOKENIZER_NAME, current_tool_versions
 from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier, read_classifier
+from clipmlu.classify.open_set import OpenSet, outcome_ranks, outcome_scores, resolve_open_set
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer, check_rows
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
@@ -54,6 +57,7 @@ class ZeroShotClassifier:
         class_names: one per class.
         templates: templates of the prompts.
         scorer: computes rows for images, the input of ``logits``.
+        open_set: rules for images of none of the classes, or None; see ``Model.classifier``.
     """
 
     def __init__(self, header: ClassifierHeader, scorer: Scorer) -> None:
@@ -61,7 +65,8 @@ class ZeroShotClassifier:
         self.class_names = header.class_names
         self.templates = header.templates
         self.scorer = scorer
-        _warn_about(self.class_names, shares=header.logit_bias is None)
+        self.open_set = None if header.open_set is UNSET else header.open_set
+        _warn_about(self.class_names, shares=header.logit_bias is None and self.open_set is None)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"'{name}'" for name in self.class_names[:4])
@@ -76,7 +81,7 @@ class ZeroShotClassifier:
         """Return the classifier without its encoder, for instance for other processes, which attach one of their own."""
         self.encoder.require_open()
         joint = isinstance(self.scorer, JointScorer)
-        return DetachedClassifier(header=self._header, class_embeddings=None if joint else self.class_embeddings)
+        return DetachedClassifier(header=self._header, class_embeddings=None if joint else self.scorer.class_embeddings)
 
     @property
     def encoder(self) -> Encoder:
@@ -90,7 +95,47 @@ class ZeroShotClassifier:
         Raises:
             BundleError: the bundle has the joint layout, whose graph returns no embeddings.
         """
-        return self.scorer.class_embeddings
+        embeddings = self.scorer.class_embeddings
+        return embeddings if self.open_set is None else embeddings[: len(self.class_names)]
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """What an image can be: the class names and, with an open set, the none label as the last one.
+
+        The index of a result is a position in it, so that of the none label is the number of classes.
+        """
+        return self.class_names if self.open_set is None else (*self.class_names, self.open_set.none_label)
+
+    def most_ranked(self, top_k: int) -> int:
+        """Return the number of ranked outcomes per image, at most ``top_k``.
+
+        With background classes the none label is one of them for every image; without, for rejected images only, which then
+        lose the last class.
+        """
+        return min(top_k, len(self.outcomes) if self._header.background else len(self.class_names))
+
+    def rejecting(self, *, none_label: str | None = None, reject_below: float | None = None) -> ZeroShotClassifier:
+        """Return the classifier with another threshold or none label, and the background classes that it has.
+
+        Args:
+            none_label: see ``Model.classifier``; None keeps it.
+            reject_below: see ``Model.classifier``; None keeps it.
+
+        Raises:
+            OptionError: as for ``Model.classifier``.
+        """
+        if none_label is None and reject_below is None:
+            return self
+        old = self.open_set
+        rules = resolve_open_set(
+            self.class_names,
+            none_label=old.none_label if none_label is None and old is not None else none_label,
+            background=self._header.background,
+            reject_below=old.reject_below if reject_below is None and old is not None else reject_below,
+            logit_bias=self._header.logit_bias,
+        )
+        assert rules is not None
+        return ZeroShotClassifier(self._header.with_open_set(rules), self.scorer)
 
     def predict(
         self,
@@ -161,13 +206,15 @@ class ZeroShotClassifier:
         if len(sources) != len(logits):
             raise OptionError(f"sources are {len(sources)} for {len(logits)} rows; expected one name for each row")
         ranked, best_scores = self._rank(logits, top_k)
+        outcomes = self.outcomes
         return Predictions(
             Prediction(
                 source,
-                tuple(self.class_names[index] for index in best),
+                tuple(outcomes[index] for index in best),
                 tuple(best),
                 tuple(scores),
                 emulated=self.encoder.runnable.compilation.emulated,
+                rejected=best[0] == len(self.class_names),
             )
             for source, best, scores in zip(sources, ranked.tolist(), best_scores.tolist(), strict=True)
         )
@@ -180,7 +227,7 @@ class ZeroShotClassifier:
             top_k: classes per image, K; at most all classes are returned.
 
         Returns:
-            Indices of the best classes, best first, and their probabilities; both of shape (N, K).
+            Indices of the best ``outcomes``, best first, and their probabilities; both of shape (N, ``most_ranked(top_k)``).
 
         Raises:
             ShapeError, InputError: as for ``logits``.
@@ -188,11 +235,13 @@ class ZeroShotClassifier:
         return self._rank(self.logits(rows), top_k)
 
     def _rank(self, logits: FloatArray, top_k: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
-        ranked = rank_classes(logits, top_k)
-        return ranked, np.take_along_axis(self.scores(logits), ranked, axis=1)
+        scores = self.scores(logits)
+        ranks = logits if self.open_set is None else outcome_ranks(logits, scores, self.open_set)
+        ranked = rank_classes(ranks, self.most_ranked(top_k))
+        return ranked, np.take_along_axis(scores, ranked, axis=1)
 
     def logits(self, rows: FloatArray) -> FloatArray:
-        """Return scaled similarities plus bias: float32, shape (N, C).
+        """Return scaled similarities plus bias: float32, shape (N, C); those of background classes follow.
 
         Args:
             rows: rows of ``scorer`` for N images: embeddings, float32, shape (N, D), unit L2 norm per row; or logits
@@ -210,20 +259,18 @@ class ZeroShotClassifier:
     def scores(self, logits: FloatArray) -> FloatArray:
         """Return probabilities, shape (N, C): softmax over the classes, or sigmoids for models with a logit bias.
 
+        With an open set the shape is (N, C + 1): background classes take part in the softmax, and the last column is the
+        probability of the none label; see ``open_set.outcome_scores``.
+
         Raises:
-            ShapeError: ``logits`` is not a float array of shape (N, C).
+            ShapeError: ``logits`` is not a float array of the shape that the method ``logits`` returns.
             InputError: ``logits`` holds NaN or infinity.
         """
         self.encoder.require_open()
-        check_rows(logits, len(self.class_names), "logits")
+        check_rows(logits, len(self._header.all_names), "logits")
         _check_finite(logits)
-        if self._header.logit_bias is not None:
-            # This form never computes the exponential of a large positive number.
-            small = np.exp(-np.abs(logits))
-            return np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        total: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return total
+        scores = _sigmoid(logits) if self._header.logit_bias is not None else _softmax(logits)
+        return scores if self.open_set is None else outcome_scores(scores, len(self.class_names))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a classifier file, which ``Encoder.load_classifier`` reads without the text tower.
@@ -247,7 +294,18 @@ class ZeroShotClassifier:
             BundleError: as for ``save``.
         """
         self.encoder.require_open()
-        return encode_classifier(self._header, self.class_embeddings)
+        return encode_classifier(self._header, self.scorer.class_embeddings)
+
+
+def _sigmoid(logits: FloatArray) -> FloatArray:
+    small = np.exp(-np.abs(logits))  # this form never computes the exponential of a large positive number
+    return np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,7 +314,8 @@ class DetachedClassifier:
 
     Attributes:
         header: class names, templates and scale.
-        class_embeddings: float32, shape (C, D), unit L2 norm per row; None for the joint layout.
+        class_embeddings: float32, shape (C, D), unit L2 norm per row, then those of background classes; None for the joint
+            layout.
     """
 
     header: ClassifierHeader
@@ -266,7 +325,7 @@ class DetachedClassifier:
         """Return the classifier with an encoder of the bundle that made it."""
         if self.class_embeddings is not None:
             return _tower_classifier(encoder, self.header, self.class_embeddings)
-        return ZeroShotClassifier(self.header, JointScorer(encoder, self.header.class_names, self.header.templates))
+        return ZeroShotClassifier(self.header, JointScorer(encoder, self.header.all_names, self.header.templates))
 
 
 def _check_finite(rows: FloatArray) -> None:
@@ -307,21 +366,39 @@ def _warn_about(class_names: tuple[str, ...], *, shares: bool) -> None:
 
 
 def build_classifier(
-    encoder: Encoder, class_names: ClassNames, templates: str | os.PathLike[str] | Sequence[str], *, cache: bool
+    encoder: Encoder,
+    class_names: ClassNames,
+    templates: str | os.PathLike[str] | Sequence[str],
+    *,
+    cache: bool,
+    none_label: str | None = None,
+    background: str | Sequence[str] | None = None,
+    reject_below: float | None = None,
 ) -> ZeroShotClassifier:
-    """Compute class embeddings from prompts, or read them from the cache; see ``Encoder.classifier``."""
+    """Compute class embeddings from prompts, or read them from the cache; see ``Model.classifier``."""
     names = resolve_class_names(class_names)
-    resolved = resolve_templates(templates)
+    open_set = resolve_open_set(
+        names,
+        none_label=none_label,
+        background=background,
+        reject_below=reject_below,
+        logit_bias=encoder.runnable.facts.logit_bias,
+    )
+    return _build(encoder, _header(encoder, names, resolve_templates(templates), open_set), cache=cache)
+
+
+def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool) -> ZeroShotClassifier:
     if encoder.runnable.facts.layout == "joint":
-        return DetachedClassifier(header=_header(encoder, names, resolved), class_embeddings=None).attach(encoder)
-    path = _cache_path(encoder, names, resolved) if cache else None
+        return DetachedClassifier(header=header, class_embeddings=None).attach(encoder)
+    path = _cache_path(encoder, header) if cache else None
     if path is not None and os.path.isfile(path):
         try:
             return load_classifier(encoder, path)
         except InputError as error:
             _log.warning("Cached class embeddings are made again: %s", error)
-    embeddings = embed_classes(encoder, names, resolved)
-    classifier = _tower_classifier(encoder, _header(encoder, names, resolved, embeddings), embeddings)
+    embeddings = embed_classes(encoder, header.all_names, header.templates)
+    digest = hashlib.sha256(embeddings.tobytes()).hexdigest()
+    classifier = _tower_classifier(encoder, msgspec.structs.replace(header, embeddings_sha256=digest), embeddings)
     if path is not None:
         try:
             classifier.save(path, overwrite=True)
@@ -385,10 +462,11 @@ def _tower_classifier(encoder: Encoder, header: ClassifierHeader, embeddings: Fl
 
 
 def _header(
-    encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...], embeddings: FloatArray | None = None
+    encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...], open_set: OpenSet | None
 ) -> ClassifierHeader:
+    """Return the header of a classifier, without the digest of its embeddings."""
     facts = encoder.runnable.facts
-    return ClassifierHeader(
+    header = ClassifierHeader(
         text_id=facts.text_id,
         model=facts.model,
         class_names=names,
@@ -396,12 +474,13 @@ def _header(
         logit_scale=facts.logit_scale,
         logit_bias=facts.logit_bias,
         emulated=encoder.runnable.compilation.emulated,
-        embeddings_sha256="" if embeddings is None else hashlib.sha256(embeddings.tobytes()).hexdigest(),
+        embeddings_sha256="",
         tool_versions=current_tool_versions(),
     )
+    return header if open_set is None else header.with_open_set(open_set)
 
 
-def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...]) -> Path | None:
+def _cache_path(encoder: Encoder, header: ClassifierHeader) -> Path | None:
     """Return the cache file of class embeddings, or None for graphs whose digests are not known.
 
     The file name has a digest of all inputs of the embeddings: the graph, its runtime here, names and templates.
@@ -431,7 +510,8 @@ def _cache_path(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, 
         facts.model,
         facts.logit_scale,
         facts.logit_bias,
-        names,
-        templates,
+        header.class_names,
+        header.templates,
+        *([] if header.open_set is UNSET else [header.open_set]),
     ]
     return cache_dir() / "classifiers" / f"{value_digest(decides)}.npz"

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
+from clipmlu.classify.open_set import OpenSet
 from clipmlu.errors import InputError, reason_of
 from clipmlu.files.read import SMALL_FILE_BYTES, decode_json, open_regular
 from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
@@ -22,7 +24,8 @@ from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
 if TYPE_CHECKING:
     from clipmlu.embed.encoder import FloatArray
 
-CLASSIFIER_SCHEMA = 1
+CLASSIFIER_SCHEMA = 2
+_WITHOUT_OPEN_SET = 1  # files without it have the schema of earlier versions, which read them
 _MOST_BYTES = 1 << 30
 _ENCRYPTED = 1  # flag of an archive member
 _NORM_SLACK = 1e-3
@@ -35,7 +38,7 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
         schema_version: version of the file's layout.
         text_id: digest of the text tower that computed the embeddings; see ``Manifest.text_id``.
         model: the model, for display.
-        class_names: one per row of the embeddings.
+        class_names: one per row of the embeddings; the rows of the background classes follow.
         templates: templates of the prompts.
         logit_scale: multiplier of the similarities.
         logit_bias: added to the scaled similarities, or None.
@@ -43,9 +46,10 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
         embeddings_sha256: digest of the embeddings' bytes; empty for a classifier of a fused graph, which cannot be
             saved.
         tool_versions: versions of the tools that wrote the file.
+        open_set: rules for images of none of the classes; not there without such rules.
     """
 
-    schema_version: int = CLASSIFIER_SCHEMA
+    schema_version: int = _WITHOUT_OPEN_SET
     text_id: str
     model: ModelId
     class_names: tuple[str, ...]
@@ -55,6 +59,21 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
     emulated: bool
     embeddings_sha256: str
     tool_versions: dict[str, str]
+    open_set: OpenSet | UnsetType = UNSET
+
+    @property
+    def background(self) -> tuple[str, ...]:
+        """Names of the background classes."""
+        return () if self.open_set is UNSET else self.open_set.background
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Names of the classes and of the background classes, one per row of the embeddings."""
+        return self.class_names + self.background
+
+    def with_open_set(self, open_set: OpenSet) -> ClassifierHeader:
+        """Return the header with other rules."""
+        return msgspec.structs.replace(self, open_set=open_set, schema_version=CLASSIFIER_SCHEMA)
 
 
 def encode_classifier(header: ClassifierHeader, embeddings: FloatArray) -> bytes:
@@ -73,7 +92,7 @@ def read_classifier(path: Path) -> tuple[ClassifierHeader, FloatArray]:
     try:
         with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
             header = _read_header(archive)
-            embeddings = _read_embeddings(archive, len(header.class_names))
+            embeddings = _read_embeddings(archive, len(header.all_names))
     except FileNotFoundError:
         raise InputError(f"Classifier file '{path}' does not exist.") from None
     except _DamagedError as error:
@@ -94,7 +113,7 @@ def read_classifier(path: Path) -> tuple[ClassifierHeader, FloatArray]:
     wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_SLACK))  # also true for NaN
     if wrong.size:
         raise InputError(
-            f"Classifier file '{path}' is damaged: the embedding of class '{header.class_names[wrong[0]]}' has the norm "
+            f"Classifier file '{path}' is damaged: the embedding of class '{header.all_names[wrong[0]]}' has the norm "
             f"{norms[wrong[0]]:g}, not 1. Make it again."
         )
     return header, embeddings

@@ -26,6 +26,8 @@ class Prediction(Displayed):
             bias.
         error: why the image could not be read, in one line; it then has no classes. None for an image that was read.
         emulated: the emulated vendor SDK computed it.
+        rejected: the image shows none of the classes, according to the rules of an open set; ``class_name`` is then the none
+            label, whose index is the number of classes.
         image: where a notebook finds the image for a thumbnail; None if it is not known. It takes no part in comparisons.
     """
 
@@ -35,6 +37,7 @@ class Prediction(Displayed):
     scores: tuple[float, ...]
     error: str | None = None
     emulated: bool = False
+    rejected: bool = False
     image: ImageReference | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
@@ -69,13 +72,15 @@ class Prediction(Displayed):
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON: ``source`` and ``predictions``, each with ``class_name``, ``index`` and ``score``.
 
-        An image that could not be read has ``error`` and no predictions; an emulated result has ``emulated``.
+        An image that could not be read has ``error`` and no predictions; an emulated result has ``emulated``, one that
+        shows none of the classes ``rejected``.
         """
         rows = zip(self.class_names, self.indices, self.scores, strict=True)
         return {
             "source": self.source,
             **({} if self.error is None else {"error": self.error}),
             "predictions": [{"class_name": name, "index": index, "score": score} for name, index, score in rows],
+            **({"rejected": True} if self.rejected else {}),
             **({"emulated": True} if self.emulated else {}),
         }
 

@@ -33,7 +33,7 @@ class PredictionFormat:
         self.top_k = top_k
         self._provenance = provenance_of(classifier.encoder.bundle, classifier.encoder.devices)
         self._emulated = self._provenance.emulated
-        self._names = distinct_names(classifier.class_names)
+        self._names = distinct_names(classifier.outcomes)
 
     def ranked(self, prediction: Prediction) -> Iterator[tuple[str, float]]:
         """Yield classes and scores, best first; repeated class names get their position as a suffix."""
@@ -88,7 +88,7 @@ class _Csv(PredictionFormat):
 
     def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
         super().__init__(classifier, top_k)
-        ranks = range(1, min(top_k, len(classifier.class_names)) + 1)
+        ranks = range(1, classifier.most_ranked(top_k) + 1)
         columns = [f"{column}_{rank}" for rank in ranks for column in ("class_name", "score")]
         self.head = _csv_line(["source", *columns, *(["emulated"] if self._emulated else [])])
 
