@@ -77,7 +77,7 @@ def fields_of(options_class: str) -> dict[str, str]:
 def kind_of(annotation: str) -> str | None:
     first = annotation.partition(" | ")[0]
     whole = {"int": WHOLE, "PositiveInt": WHOLE, "NaturalInt": WHOLE}
-    return (whole | {"float": NUMBER, "bool": FLAG, "Precision": PRECISION}).get(first)
+    return (whole | {"float": NUMBER, "Probability": NUMBER, "bool": FLAG, "Precision": PRECISION}).get(first)
 
 
 FIELDS = [

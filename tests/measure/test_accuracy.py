@@ -247,3 +247,41 @@ def test_a_baseline_that_lost_a_class_is_refused(encoder: Encoder) -> None:
         OptionError, match=r"has figures of \d+ classes, this evaluation of \d+; they cannot be compared"
     ):
         compare_with_baseline(report, shorter, 0.1)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 0.4, 1.0])
+def test_coverage_and_accuracy_of_the_kept_images_equal_those_by_hand(encoder: Encoder, threshold: float) -> None:
+    dataset = Pictures(300)
+    report = evaluate(encoder, dataset, EvalOptions(reject_below=threshold))
+    logits = _reference_logits(encoder, list(range(300)))
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    confidence = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
+    kept, right = confidence >= threshold, logits.argmax(axis=1) == dataset.labels
+    found = report.rejection
+    assert found is not None
+    assert (found.reject_below, found.kept, found.coverage) == (threshold, kept.sum(), kept.mean())
+    if threshold in (0.25, 0.4):
+        assert 0 < found.kept < 300
+    if found.kept:
+        assert found.top1 == right[kept].mean()
+        assert found.top1_interval == wilson_interval(int(right[kept].sum()), int(kept.sum()))
+        assert f"top-1 of the kept: {found.top1:.4f}" in repr(report)
+    else:
+        assert found.top1 is None
+    plain = evaluate(encoder, dataset)
+    assert plain.rejection is None
+    unchanged = ("top1", "top5", "per_class", "confusions", "expected_calibration_error", "images")
+    assert [getattr(plain, name) for name in unchanged] == [getattr(report, name) for name in unchanged]
+
+
+def test_kept_images_of_parts_add_up() -> None:
+    generator = np.random.default_rng(3)
+    labels, confidence = generator.integers(0, 9, 100), generator.random(100, dtype=np.float32)
+    ranked = np.argsort(generator.random((100, 9)), axis=1)
+    total = Tally(9, 0.5)
+    for part in np.array_split(np.arange(100), 7):
+        counts = Tally(9, 0.5)
+        counts.add(labels[part], ranked[part], confidence[part])
+        total.merge(counts)
+    kept = confidence >= 0.5
+    assert (total.kept, total.kept_correct) == (kept.sum(), (ranked[kept, 0] == labels[kept]).sum())

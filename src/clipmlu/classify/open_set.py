@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipmlu.arguments import as_texts, check_argument, shown
+from clipmlu.data.class_names import resolve_class_names
 from clipmlu.errors import OptionError
 from clipmlu.specs import Probability, Spec
 
@@ -68,8 +69,8 @@ def resolve_open_set(
     Args:
         class_names: the classes.
         none_label: name of the result; None for ``"none of these"`` if a rule is given.
-        background: names of the background classes; None for ``DEFAULT_BACKGROUND`` if there is a ``none_label``, else for
-            none. A name of the default list that is a class is left out.
+        background: names of the background classes, or a file or list of them as ``--labels`` takes it; None for
+            ``DEFAULT_BACKGROUND`` if there is a ``none_label``, else for none. A name of the default list that is a class is left out.
         reject_below: see ``OpenSet``.
         logit_bias: bias of the model, or None.
 
@@ -110,7 +111,8 @@ def _background(
     classes = {name.casefold() for name in class_names}
     if background is None:
         return tuple(name for name in DEFAULT_BACKGROUND if name not in classes) if default else ()
-    names = tuple(dict.fromkeys(as_texts(background, "background")))
+    given = resolve_class_names(background) if isinstance(background, str) else as_texts(background, "background")
+    names = tuple(dict.fromkeys(given))
     for name in names:
         if not name.strip():
             raise OptionError(f"background has {name!r}; expected a name")

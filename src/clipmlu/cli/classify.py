@@ -18,6 +18,7 @@ from clipmlu.cli._notes import note, note_inputs, warn
 from clipmlu.cli._options import (
     PATH,
     Choice,
+    Number,
     RunningOptions,
     bundle_argument,
     overwrite_option,
@@ -46,26 +47,41 @@ class ClassesChoice:
         classifier_file: a classifier file, or None.
         templates: templates of the prompts; not used with a classifier file.
         top_k: classes per image.
+        none_label: name of the result for an image of none of the classes, or None.
+        background: names of background classes: a file or a list; None for the default ones with a ``none_label``.
+        reject_below: smallest probability of a class that is not rejected, or None.
     """
 
     labels: str | None
     classifier_file: Path | None
     templates: str
     top_k: int
+    none_label: str | None
+    background: str | None
+    reject_below: float | None
 
     def __post_init__(self) -> None:
         """Check that there are class names or a file."""
         if (self.labels is None) == (self.classifier_file is None):
             raise OptionError("Give either --labels or --classifier.")
+        if self.classifier_file is not None and self.background is not None:
+            raise OptionError("--background goes with --labels; a classifier file has its own background classes")
 
     def classifier(self, encoder: Model) -> ZeroShotClassifier:
         """Return the classifier."""
         from clipmlu.data.class_names import resolve_class_names
 
         if self.classifier_file is not None:
-            return encoder.load_classifier(self.classifier_file)
+            found = encoder.load_classifier(self.classifier_file)
+            return found.rejecting(none_label=self.none_label, reject_below=self.reject_below)
         assert self.labels is not None
-        return encoder.classifier(resolve_class_names(self.labels, on_note=warn), self.templates)
+        return encoder.classifier(
+            resolve_class_names(self.labels, on_note=warn),
+            self.templates,
+            none_label=self.none_label,
+            background=self.background,
+            reject_below=self.reject_below,
+        )
 
     def for_job(self, *, embeddings: bool) -> ClassificationOptions:
         """Return the options of a job."""
@@ -77,6 +93,9 @@ class ClassesChoice:
             classifier=self.classifier_file,
             top_k=self.top_k,
             embeddings=embeddings,
+            none_label=self.none_label,
+            background=self.background,
+            reject_below=self.reject_below,
         )
 
 
@@ -85,6 +104,16 @@ _CLASSES = (
     Option("--classifier", "classifier_file", type=PATH, help="A classifier file instead of --labels."),
     templates_option,
     Option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image."),
+    Option(
+        "--reject-below",
+        type=Number(0, 1),
+        metavar="P",
+        help="Call an image 'none of these' if its best class has a smaller probability.",
+    ),
+    Option("--none-label", metavar="NAME", help="Another name for that; background classes then compete with yours."),
+    Option(
+        "--background", metavar="FILE|LIST", help="Background classes, as --labels takes them. [default: a list of 15]"
+    ),
 )
 _classes_options = OptionGroup(
     "classes", _CLASSES, lambda given: ClassesChoice(**{option.name: given[option.name] for option in _CLASSES})

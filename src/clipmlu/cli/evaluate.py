@@ -53,6 +53,12 @@ _MAX_DROP = 0.01
 @click.option(
     "--max-drop", type=Number(0, 1), help="Allowed loss of top-1 against --baseline, a fraction. [default: 0.01]"
 )
+@click.option(
+    "--reject-below",
+    type=Number(0, 1),
+    metavar="P",
+    help="Also report the accuracy without the images whose best class has a smaller probability.",
+)
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @click.option("--sample-files", type=PATH, metavar="DIR", help="Also write the result files of the vendor's sample.")
 @overwrite_option
@@ -70,6 +76,7 @@ def eval_command(
     allow_overlap: bool,
     baseline: Path | None,
     max_drop: float | None,
+    reject_below: float | None,
     output: Path | None,
     sample_files: Path | None,
     overwrite: bool,
@@ -99,6 +106,7 @@ def eval_command(
         templates=templates,
         allow_overlap=allow_overlap,
         workers=running.workers,
+        reject_below=reject_below,
     )
     results: list[ImageResult] = []
     with running.load(bundle) as encoder:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clipmlu.backends.provenance import Provenance, provenance_of
 from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.open_set import resolve_open_set
 from clipmlu.classify.scoring import PREFER_TOWERS, check_joint_templates
 from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.prompts import resolve_templates
@@ -47,10 +48,21 @@ class JobDefinition:
         """Return the content of the job's classifier file, computed by the text tower if none was given; None without one."""
         if not self.has_classifier_file or self.classifier is not None:
             return self.classifier
-        assert self.schema.class_names is not None
-        assert self.settings.templates is not None
         with options.load(bundle, image_only=False) as model:
-            return model.classifier(self.schema.class_names, self.settings.templates).encode()
+            return build_job_classifier(model, self.settings, self.schema).encode()
+
+
+def build_job_classifier(model: Model, settings: JobSettings, schema: RowSchema) -> ZeroShotClassifier:
+    """Return the classifier of a job that classifies, computed from its class names."""
+    assert settings.templates is not None
+    rules = settings.open_set
+    return model.classifier(
+        settings.class_names(schema),
+        settings.templates,
+        none_label=None if rules is None else rules.none_label,
+        background=None if rules is None else rules.background,
+        reject_below=None if rules is None else rules.reject_below,
+    )
 
 
 def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], object]) -> JobDefinition:
@@ -77,6 +89,7 @@ def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], objec
                 urls=options.urls,
                 templates=None if classes is None else classes.templates,
                 class_embeddings=None if classes is None or classes.content is None else _digest(classes.content),
+                open_set=None if classes is None else classes.open_set,
             ),
             schema=_schema(model, options, classes),
             provenance=provenance_of(model.bundle, ()),
@@ -92,17 +105,27 @@ class _Classes:
         names: one per class.
         templates: templates of the prompts.
         content: content of the given classifier file, or None.
+        open_set: rules for images of none of the classes, or None.
     """
 
     def __init__(self, model: Model, options: ClassificationOptions, on_note: Callable[[str], object]) -> None:
         given: ZeroShotClassifier | None = None
         if options.classifier is not None:
-            given = model.load_classifier(options.classifier)
-            self.names, self.templates = given.class_names, given.templates
+            given = model.load_classifier(options.classifier).rejecting(
+                none_label=options.none_label, reject_below=options.reject_below
+            )
+            self.names, self.templates, self.open_set = given.class_names, given.templates, given.open_set
         else:
             assert options.class_names is not None
             self.names = resolve_class_names(options.class_names, on_note=on_note)
             self.templates = resolve_templates(options.templates)
+            self.open_set = resolve_open_set(
+                self.names,
+                none_label=options.none_label,
+                background=options.background,
+                reject_below=options.reject_below,
+                logit_bias=model.runnable.facts.logit_bias,
+            )
         self.content = None if given is None else given.encode()
         if model.runnable.facts.layout == "joint":
             check_joint_templates(self.templates, f"bundle '{model.runnable.path}'")
@@ -118,11 +141,12 @@ def _schema(model: Model, options: JobOptions, classes: _Classes | None) -> RowS
     if classes is None or classification is None:
         model.runnable.tower("image")
         return RowSchema(embedding_dim=model.embedding_dim, embedding_dtype=options.dtype)
+    rules = classes.open_set
     return RowSchema(
         embedding_dim=model.embedding_dim if classification.embeddings else None,
         embedding_dtype=options.dtype if classification.embeddings else "float32",
-        class_names=classes.names,
-        top_k=min(classification.top_k, len(classes.names)),
+        class_names=classes.names if rules is None else (*classes.names, rules.none_label),
+        top_k=min(classification.top_k, len(classes.names) + bool(rules is not None and rules.background)),
     )
 
 

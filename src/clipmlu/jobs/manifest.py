@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from clipmlu.backends.provenance import Provenance
+from clipmlu.classify.open_set import OpenSet
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.rows import RowSchema
@@ -31,6 +32,7 @@ class JobSettings(Spec, frozen=True, kw_only=True):
         kind: what the job does.
         templates: resolved templates of a job that classifies, else None.
         class_embeddings: SHA-256 in hex of the classifier file that was given, or None.
+        open_set: rules for images of none of the classes, or None; the last class name is then the none label.
     """
 
     kind: Literal["embed", "classify"]
@@ -42,6 +44,12 @@ class JobSettings(Spec, frozen=True, kw_only=True):
     urls: UrlOptions | None = None
     templates: tuple[str, ...] | None = None
     class_embeddings: str | None = None
+    open_set: OpenSet | None = None
+
+    def class_names(self, schema: RowSchema) -> tuple[str, ...]:
+        """Return the classes among the class names of the rows: all but the none label."""
+        names = schema.class_names or ()
+        return names if self.open_set is None else names[:-1]
 
 
 class InputPlan(Spec, frozen=True, kw_only=True):
@@ -113,7 +121,11 @@ def _deciding(settings: JobSettings, schema: RowSchema, provenance: Provenance) 
     """Return what decides the results, by name, besides the input."""
     return {
         "bundle": provenance.bundle_digest,
-        **msgspec.structs.asdict(settings),
+        **{
+            name: value
+            for name, value in msgspec.structs.asdict(settings).items()
+            if (name, value) != ("open_set", None)
+        },
         **msgspec.structs.asdict(schema),
         **{f"version of {name}": version for name, version in provenance.tool_versions.items()},
     }

@@ -17,7 +17,7 @@ from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.jobs.work import MachineShare
 from clipmlu.model import Model, load
-from clipmlu.specs import NaturalInt, PositiveInt
+from clipmlu.specs import NaturalInt, PositiveInt, Probability
 
 DEFAULT_SHARD_SIZE = 10_000
 
@@ -32,9 +32,13 @@ class ClassificationOptions:
         classifier: a classifier file, or None.
         top_k: classes per image; at most all classes are stored.
         embeddings: also store the embeddings of the images.
+        none_label: name of the result for an image of none of the classes; see ``Model.classifier``.
+        background: names of background classes; not with a classifier file, which has its own.
+        reject_below: smallest probability of a class that is not rejected.
 
     Raises:
-        OptionError: a field has another type or is out of range, or not exactly one of names and file is given.
+        OptionError: a field has another type or is out of range, not exactly one of names and file is given, or background
+            classes are given with a file.
     """
 
     class_names: str | os.PathLike[str] | Sequence[str] | None = None
@@ -42,10 +46,15 @@ class ClassificationOptions:
     classifier: Path | None = None
     top_k: PositiveInt = DEFAULT_TOP_K
     embeddings: bool = False
+    none_label: str | None = None
+    background: str | Sequence[str] | None = None
+    reject_below: Probability | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
+        if self.classifier is not None and self.background is not None:
+            raise OptionError("background is for class names; a classifier file has its own")
         if (self.class_names is None) == (self.classifier is None):
             raise OptionError("a job that classifies needs either class names or a classifier file")
 

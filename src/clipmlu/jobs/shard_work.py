@@ -17,6 +17,7 @@ from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.embed.images import run_groups
 from clipmlu.embed.items import ImageItem
 from clipmlu.errors import BundleCorruptError, OutputError, SessionError
+from clipmlu.jobs.definition import build_job_classifier
 from clipmlu.jobs.folder import FolderMark, JobFolder, ShardRecord
 from clipmlu.jobs.manifest import JobManifest
 from clipmlu.jobs.opening import open_piece
@@ -98,11 +99,11 @@ class ShardWork:
                 )
 
     def _classifier(self, model: Model, folder: JobFolder) -> ZeroShotClassifier | None:
-        schema, templates = self.manifest.schema, self.manifest.settings.templates
-        if schema.class_names is None or templates is None:
+        schema, settings = self.manifest.schema, self.manifest.settings
+        if schema.class_names is None or settings.templates is None:
             return None
         if self.manifest.classifier_sha256 is None:
-            return model.classifier(schema.class_names, templates)
+            return build_job_classifier(model, settings, schema)
         folder.check_classifier(self.manifest)
         return model.load_classifier(folder.classifier_path)
 

@@ -103,7 +103,7 @@ def read_state(folder: JobFolder, manifest: JobManifest) -> JobState:
         shard_format=manifest.shard_format,
         embedding_dim=schema.embedding_dim,
         embedding_dtype=schema.embedding_dtype,
-        classes=None if schema.class_names is None else len(schema.class_names),
+        classes=None if schema.class_names is None else len(manifest.settings.class_names(schema)),
         top_k=schema.top_k,
         shards=manifest.shards,
         finished_shards=shards,

@@ -60,6 +60,11 @@ class Interval(Spec, frozen=True, kw_only=True):
     high: float
 
 
+def with_interval(value: float, interval: Interval) -> str:
+    """Return a fraction with its 95 % confidence interval for people."""
+    return f"{value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
+
+
 def wilson_interval(successes: int, trials: int) -> Interval:
     """Return the 95 % score interval of a binomial fraction.
 

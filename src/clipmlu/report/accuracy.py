@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipmlu.bundle.manifest import emulated_mark
-from clipmlu.measure.statistics import wilson_interval
+from clipmlu.measure.statistics import wilson_interval, with_interval
 from clipmlu.report.tables import describe_provenance, figures, print_facts, print_table, words
 
 if TYPE_CHECKING:
     from clipmlu.measure.accuracy.report import AccuracyReport
     from clipmlu.measure.accuracy.tally import Tally
-    from clipmlu.measure.statistics import Interval
 
 
 _CLASSES_SHOWN = 10
@@ -20,18 +19,22 @@ _CLASSES_SHOWN = 10
 def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
     """Print an accuracy report on stdout."""
     mark = emulated_mark(report.provenance.emulated)
-    top5 = "none (fewer than six classes)" if report.top5 is None else _with_interval(report.top5, report.top5_interval)
+    top5 = "none (fewer than six classes)"
+    if report.top5 is not None and report.top5_interval is not None:
+        top5 = with_interval(report.top5, report.top5_interval)
     rows = {
         "model": describe_provenance(report.provenance),
         "dataset": f"{report.dataset}, {report.split}, {report.classes} classes",
         "images": f"{report.images}" + (f" ({len(report.skipped)} skipped)" if report.skipped else ""),
-        "top-1": _with_interval(report.top1, report.top1_interval),
+        "top-1": with_interval(report.top1, report.top1_interval),
         "top-5": top5,
         "mean per class": f"{report.mean_per_class:.4f}",
         "calibration error": f"{report.expected_calibration_error:.4f}",
         "preprocessing": "fast: not the pixels of open_clip" if report.fast_preprocess else "exact",
         "speed": f"{report.images_per_second:.1f} images/s{mark}",
     }
+    if report.rejection is not None:
+        rows |= report.rejection.facts()
     if report.calibration_overlap:
         rows["overlap"] = (
             f"{report.calibration_overlap} of these images were also used for calibration: the figures are too high"
@@ -67,10 +70,5 @@ def describe_interrupted(tally: Tally, wanted: int, *, emulated: bool) -> str:
         wanted: number of requested images.
         emulated: the emulated vendor SDK was used.
     """
-    found = _with_interval(tally.correct / tally.images, wilson_interval(tally.correct, tally.images))
+    found = with_interval(tally.correct / tally.images, wilson_interval(tally.correct, tally.images))
     return f"Stopped after {tally.images} of {wanted} images: top-1 so far {found}{emulated_mark(emulated)}."
-
-
-def _with_interval(value: float, interval: Interval | None) -> str:
-    assert interval is not None
-    return f"{value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"

@@ -41,10 +41,10 @@ class RangeCounts:
         load: what the pipeline did since the range before; None before the end of the range.
     """
 
-    def __init__(self, start: int, classes: int) -> None:
+    def __init__(self, start: int, classes: int, reject_below: float = 0.0) -> None:
         self.start = start
         self.taken = 0
-        self.tally = Tally(classes)
+        self.tally = Tally(classes, reject_below)
         self.skipped: list[SkippedImage] = []
         self.overlap = 0
         self.results: list[ImageResult] = []
@@ -60,12 +60,14 @@ class CountOptions:
         workers: threads that read, decode and preprocess; None for all CPUs.
         allow_overlap: also count images that the bundle was calibrated with.
         keep_results: return the prediction of each image.
+        reject_below: see ``Tally``.
     """
 
     batch_size: int
     workers: int | None
     allow_overlap: bool
     keep_results: bool
+    reject_below: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,8 @@ class RangeCounter:
         with contextlib.closing(embedded):
             for batch in embedded:
                 images, overlap = under_way[0]
-                counts = counts or RangeCounts(images.start, len(self.classifier.class_names))
+                classes, threshold = len(self.classifier.class_names), self.options.reject_below
+                counts = counts or RangeCounts(images.start, classes, threshold)
                 self._count(counts, batch)
                 meter.count(batch.taken)
                 if counts.taken == len(images.indices):

@@ -19,13 +19,13 @@ from clipmlu.data.prompts import fill_template
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import OverlapError
 from clipmlu.measure.accuracy.counting import CountOptions, ImageRange, RangeCounter, RangeCounts, cut_ranges
-from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion
+from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion, Rejection
 from clipmlu.measure.accuracy.tally import TOP_K, ImageResult, Tally
 from clipmlu.measure.ranking import check_any_read
 from clipmlu.measure.samples import SkippedImage, choose_images
 from clipmlu.measure.speed.load import PipelineLoad
 from clipmlu.measure.statistics import wilson_interval
-from clipmlu.specs import NaturalInt, PositiveInt
+from clipmlu.specs import NaturalInt, PositiveInt, Probability
 
 CONFUSIONS_SHOWN = 20
 
@@ -43,6 +43,8 @@ class EvalOptions:
         cache: store class embeddings in the cache directory.
         allow_overlap: also evaluate images that the bundle was calibrated with; the report counts them.
         workers: threads that decode and preprocess; None for all CPUs.
+        reject_below: also report the accuracy without the images whose best class has a smaller probability; None reports
+            none.
     """
 
     samples: PositiveInt | None = None
@@ -53,6 +55,7 @@ class EvalOptions:
     cache: bool = True
     allow_overlap: bool = False
     workers: PositiveInt | None = None
+    reject_below: Probability | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -127,6 +130,7 @@ class Evaluation:
             workers=self.options.workers,
             allow_overlap=self.options.allow_overlap,
             keep_results=keep_results,
+            reject_below=self.options.reject_below or 0.0,
         )
 
     def collect(
@@ -249,6 +253,20 @@ def _report(evaluation: Evaluation, total: _Total, elapsed_s: float) -> Accuracy
         calibration_overlap=total.overlap if evaluation.options.allow_overlap else None,
         calibration_prompts=len(prompts.intersection(encoder.bundle.calibration_data().prompts)),
         fast_preprocess=encoder.preprocessor.fast,
+        rejection=_rejection(tally, evaluation.options.reject_below),
+    )
+
+
+def _rejection(tally: Tally, threshold: float | None) -> Rejection | None:
+    if threshold is None:
+        return None
+    kept, correct = tally.kept, tally.kept_correct
+    return Rejection(
+        reject_below=threshold,
+        kept=kept,
+        coverage=kept / tally.images,
+        top1=correct / kept if kept else None,
+        top1_interval=wilson_interval(correct, kept) if kept else None,
     )
 
 

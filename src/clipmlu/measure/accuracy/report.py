@@ -14,7 +14,7 @@ from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import GateError, InputError, OptionError
 from clipmlu.files.read import decode_json, read_small_file
 from clipmlu.measure.samples import SkippedImage
-from clipmlu.measure.statistics import Interval
+from clipmlu.measure.statistics import Interval, with_interval
 from clipmlu.specs import NaturalInt, Spec
 
 SCHEMA_VERSION = 1
@@ -61,6 +61,36 @@ class BaselineComparison(Spec, frozen=True, kw_only=True):
     max_drop: float
 
 
+class Rejection(Spec, frozen=True, kw_only=True):
+    """The accuracy if images of low confidence are rejected.
+
+    Attributes:
+        reject_below: an image whose best class has a smaller probability is rejected.
+        kept: number of images that are not rejected.
+        coverage: ``kept / images``, 0..1.
+        top1: fraction of the kept images with the correct best class, 0..1; None if none is kept.
+        top1_interval: its 95 % confidence interval (Wilson), or None.
+    """
+
+    reject_below: float
+    kept: int
+    coverage: float
+    top1: float | None
+    top1_interval: Interval | None
+
+    def facts(self) -> dict[str, str]:
+        """Return coverage and accuracy for people; see ``Summary``."""
+        top1 = (
+            "none is kept"
+            if self.top1 is None or self.top1_interval is None
+            else with_interval(self.top1, self.top1_interval)
+        )
+        return {
+            f"kept from {self.reject_below:g}": f"{self.kept:,} images, {100 * self.coverage:.1f} % coverage",
+            "top-1 of the kept": top1,
+        }
+
+
 class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
     """The report of ``clipmlu eval``.
 
@@ -79,7 +109,8 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
         top5: fraction of images with the correct class among the best five, or None with fewer than six classes.
         top5_interval: its 95 % confidence interval, or None.
         mean_per_class: mean of the per-class accuracies over the classes with images.
-        expected_calibration_error: mean difference of confidence and accuracy over 15 bins, weighted by images, 0..1.
+        expected_calibration_error: mean difference of confidence and accuracy over 15 bins of equal width, weighted by
+            images, 0..1; see ``Tally.expected_calibration_error``.
         per_class: one row per class, in the dataset's order.
         confusions: the most frequent wrong pairs, most frequent first.
         elapsed_s: wall time of the evaluation in seconds, without opening and class embeddings.
@@ -88,6 +119,7 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
         calibration_prompts: number of prompts of this evaluation that the text tower was calibrated with.
         baseline: comparison with an earlier report, or None.
         fast_preprocess: True if images were decoded and shrunk by the fast path.
+        rejection: accuracy without images of low confidence, or None.
     """
 
     schema_version: NaturalInt = SCHEMA_VERSION
@@ -113,6 +145,7 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
     calibration_prompts: int = 0
     baseline: BaselineComparison | None = None
     fast_preprocess: bool = False
+    rejection: Rejection | None = None
 
     def summary(self) -> Summary:
         """Return the facts that people see."""
@@ -120,10 +153,11 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
             **self.provenance.facts(),
             "dataset": f"{self.dataset}, {self.split}",
             "images": f"{self.images:,}" + (f" ({len(self.skipped)} skipped)" if self.skipped else ""),
-            "top-1": f"{self.top1:.4f} ({self.top1_interval.low:.4f}..{self.top1_interval.high:.4f})",
+            "top-1": with_interval(self.top1, self.top1_interval),
             **({} if self.top5 is None else {"top-5": f"{self.top5:.4f}"}),
             "mean per class": f"{self.mean_per_class:.4f}",
             "calibration error": f"{self.expected_calibration_error:.4f}",
+            **({} if self.rejection is None else self.rejection.facts()),
         }
         return Summary(facts, self.provenance.emulated)
 

@@ -28,6 +28,10 @@ class ImageResult:
 class Tally:
     """Additive counts of one run, or of many parts of one.
 
+    Args:
+        classes: number of classes, C.
+        reject_below: an image whose best class has a smaller probability is not kept; 0 keeps all.
+
     Attributes:
         classes: number of classes, C.
         pairs: maps ``label * C + prediction`` to the number of such images; most of the C x C pairs never occur.
@@ -35,10 +39,15 @@ class Tally:
         bin_images: int64, shape (15,): images by confidence.
         bin_correct: int64, shape (15,): correct ones among them.
         bin_confidence: int64, shape (15,): sum of their confidences in units of 2^-32.
+        kept: number of images that are not rejected.
+        kept_correct: number of correct ones among them.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, reject_below: float = 0.0) -> None:
         self.classes = classes
+        self.kept = 0
+        self.kept_correct = 0
+        self._reject_below = reject_below
         self.pairs: Counter[int] = Counter()
         self.top5_correct = 0
         self.bin_images: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
@@ -61,6 +70,9 @@ class Tally:
         np.add.at(self.bin_correct, bins, (predicted == labels).astype(np.int64))
         units = np.rint(confidence.astype(np.float64) * CONFIDENCE_UNITS).astype(np.int64)
         np.add.at(self.bin_confidence, bins, units)
+        kept = confidence >= self._reject_below
+        self.kept += int(kept.sum())
+        self.kept_correct += int((kept & (predicted == labels)).sum())
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another part; the order of the parts does not change the sums."""
@@ -69,6 +81,8 @@ class Tally:
         self.bin_images += other.bin_images
         self.bin_correct += other.bin_correct
         self.bin_confidence += other.bin_confidence
+        self.kept += other.kept
+        self.kept_correct += other.kept_correct
 
     @property
     def confusion(self) -> IntArray:
@@ -89,9 +103,10 @@ class Tally:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean over the bins of |accuracy - confidence|, weighted by images.
+        """Mean over the bins of |accuracy - confidence|, weighted by images; all images count, also rejected ones.
 
-        Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
+        The bins are 15 of equal width over 0..1, open at the lower end: bin b holds the images whose best class has a
+        probability in (b/15, (b+1)/15], and the first one 0 too. Accuracy and confidence are means over a bin's images. Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
         """
         gaps = np.abs(self.bin_correct * CONFIDENCE_UNITS - self.bin_confidence)
         return int(gaps.sum()) / (max(self.images, 1) * CONFIDENCE_UNITS)
