@@ -124,6 +124,7 @@ class ZeroShotClassifier:
         Raises:
             OptionError: as for ``Model.classifier``.
         """
+        self.encoder.require_open()
         if none_label is None and reject_below is None:
             return self
         old = self.open_set
