@@ -25,7 +25,10 @@ class Squares:
         seconds: time for a number.
         kills: maps a number to how many workers it kills.
         refused: a number that is an error.
+        failing: maps a number to the exception that it raises.
         warned: a number that is logged.
+        slow: a number and the seconds that it takes.
+        stopped: a number at which the first worker that has it stops as by SIGSTOP.
         loses_a_card: the worker that takes a number first loses its card with it.
         least_workers: workers that must have opened before any of them yields a result.
     """
@@ -35,7 +38,10 @@ class Squares:
     seconds: float = 0.0
     kills: tuple[tuple[int, int], ...] = ()
     refused: int | None = None
+    failing: tuple[tuple[int, Exception], ...] = ()
     warned: int | None = None
+    slow: tuple[int, float] | None = None
+    stopped: int | None = None
     loses_a_card: bool = False
     least_workers: int = 1
 
@@ -60,6 +66,13 @@ class Squares:
         while held:
             yield self._square(held.pop(0))
 
+    def _wait(self, number: int) -> None:
+        while len(self.opened()) < self.least_workers:
+            time.sleep(0.01)
+        time.sleep(self.slow[1] if self.slow and number == self.slow[0] else self.seconds)
+        if number == self.stopped and self._is_first():
+            os.kill(os.getpid(), signal.SIGSTOP)
+
     def _is_first(self) -> bool:
         try:
             (self.folder / "lost").touch(exist_ok=False)
@@ -68,9 +81,7 @@ class Squares:
         return True
 
     def _square(self, number: int) -> int:
-        while len(self.opened()) < self.least_workers:
-            time.sleep(0.01)
-        time.sleep(self.seconds)
+        self._wait(number)
         for killer, times in self.kills:
             mark = self.folder / f"killed-{number}"
             with contextlib.suppress(FileNotFoundError):
@@ -82,6 +93,9 @@ class Squares:
                 os.kill(os.getpid(), signal.SIGKILL)
         if number == self.refused:
             raise InputError(f"number {number} is refused")
+        for failed, error in self.failing:
+            if number == failed:
+                raise error
         if number == self.warned:
             logging.getLogger("clipmlu.test").warning("number %d is odd", number)
         return number * number

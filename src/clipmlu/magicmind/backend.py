@@ -219,13 +219,13 @@ def load_emulated_sdk() -> Any:
     with _LOADING:
         if problem := _real_sdk_is_loaded():
             raise DriverError("import magicmind.python.runtime", problem, kind="import")
-        before = {name for name in sys.modules if _is_sdk(name)}
+        before = {name for name in list(sys.modules) if _is_sdk(name)}  # a copy: other threads import, too
         sys.path.insert(0, str(site_path()))
         try:
             return load_sdk()
         finally:
             sys.path.remove(str(site_path()))
-            for name in [name for name in sys.modules if _is_sdk(name) and name not in before]:
+            for name in [name for name in list(sys.modules) if _is_sdk(name) and name not in before]:
                 del sys.modules[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from clipmlu.errors import InputError, OptionError, SessionError
 from clipmlu.jobs.engines.cards import Cards
 from clipmlu.jobs.engines.dispatch import run_tasks, split_machine
 from clipmlu.jobs.engines.options import EngineOptions
+from clipmlu.jobs.engines.processes import run_in_processes
 from conftest import REPOSITORY
 from engine_works import Broken, OneOpens, Squares
 
@@ -75,6 +77,23 @@ def test_an_error_of_a_worker_is_raised_as_it_is_and_ends_the_others(tmp_path: P
         list(run_tasks(work, range(1000), TWO))
     assert {_ppid(pid) for pid in work.opened()} == {None}
     assert len(work.taken()) < 100
+
+
+@pytest.mark.parametrize("error", [EOFError("the file ends"), BrokenPipeError(32, "the pipe of a decoder")])
+def test_an_error_of_the_work_is_not_taken_for_the_end_of_the_parent(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error), match=r"the file ends|the pipe of a decoder"):
+        list(run_tasks(Squares(tmp_path, failing=((3, error),)), range(8), TWO))
+
+
+def test_a_stopped_worker_is_killed_and_replaced_and_a_slow_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = Squares(tmp_path, seconds=0.2, slow=(1, 6.0), stopped=2)
+    results = run_in_processes(work, range(4), split_machine(2, None), _name, silent_seconds=3.0)
+    assert sorted(results) == [0, 1, 4, 9]
+    first, second = [record.getMessage() for record in caplog.records]
+    assert re.match(r"worker process \d+ has not run for \d s, as if it was stopped, and is killed", first)
+    assert second.endswith("was killed by SIGKILL with number 2, which will be computed again; a new one is started")
 
 
 def test_workers_that_cannot_start_end_the_run(caplog: pytest.LogCaptureFixture) -> None:

@@ -95,6 +95,39 @@ def test_a_start_that_fails_twice_is_one_line_and_leaves_nothing(
     assert list(temporary.iterdir()) == []
 
 
+def test_a_failed_start_leaves_no_process(ray: Any, monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
+    daemons = []
+
+    def init(**arguments: Any) -> None:
+        command = [
+            sys.executable,
+            "-c",
+            "import time; time.sleep(600)",
+            f"--session-dir={arguments['_temp_dir']}/session",
+        ]
+        daemons.append(subprocess.Popen(command))
+        raise Exception(STARTUP)
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(BackendUnavailableError, match="timed out"), open_ray(HERE, None):
+        raise AssertionError("it was opened")
+    assert [daemon.wait(timeout=10) for daemon in daemons] == [-9, -9]
+
+
+def test_the_address_auto_with_a_variable_of_a_cluster_that_has_ended_is_refused_at_once(
+    ray: Any, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself tries for two minutes, and then ends the process."""
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    with (
+        pytest.raises(
+            BackendUnavailableError, match=rf"^Cannot use Ray at '127.0.0.1:{closed_port}': .* does not answer"
+        ),
+        open_ray(EngineOptions(engine="ray", ray_address="auto"), None),
+    ):
+        raise AssertionError("it was opened")
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

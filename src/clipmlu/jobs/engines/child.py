@@ -1,6 +1,6 @@
 """A worker process: it opens the work once, asks for tasks and sends results, until its parent closes it or ends.
 
-Messages to the parent are pairs of a ``Kind`` and a value. The child waits for an answer after ``IDLE`` and ``WANT`` only: a
+Messages to the parent are pairs of a ``Kind`` and a value. A thread sends ``ALIVE`` regularly, however long the work takes. The child waits for an answer after ``IDLE`` and ``WANT`` only: a
 ``Given`` task, or None. None after ``WANT`` means that there is no task for now, so that the pipeline finishes those it has;
 after ``IDLE`` it ends the process.
 """
@@ -12,6 +12,7 @@ import enum
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -42,6 +44,8 @@ class Kind(enum.Enum):
     """Its pipeline has space for a task."""
     RESULT = "result"
     """The result of the first of its tasks that have none."""
+    ALIVE = "alive"
+    """It runs; only a process that was stopped from outside sends nothing."""
     LOG = "log"
     """A log record of the library."""
     ERROR = "error"
@@ -58,17 +62,22 @@ class _Ended(BaseException):
     """The process was asked to end."""
 
 
-def run_child(connection: Connection, work: Work[Any, Any], share: MachineShare) -> None:
-    """Run a worker process; the target of ``multiprocessing.Process``."""
+class _DisconnectedError(Exception):
+    """The parent has ended, or no longer needs this process. The work itself may raise ``EOFError`` and the like."""
+
+
+def run_child(connection: Connection, work: Work[Any, Any], share: MachineShare, alive_seconds: float) -> None:
+    """Run a worker process; the target of ``multiprocessing.Process``. It sends ``ALIVE`` every ``alive_seconds``."""
     link = _Link(connection)
     try:
         _prepare_signals()
         _end_with_parent()
+        threading.Thread(target=link.send_alive, args=(alive_seconds,), name="clipmlu-alive", daemon=True).start()
         logging.getLogger("clipmlu").addHandler(_LogSender(link))
         with quiet_pillow():
             _work(link, work, share)
-    except (_Ended, EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent has ended, or no longer needs this process
+    except (_Ended, _DisconnectedError):
+        pass
 
 
 def _work(link: _Link, work: Work[Any, Any], share: MachineShare) -> None:
@@ -80,7 +89,7 @@ def _work(link: _Link, work: Work[Any, Any], share: MachineShare) -> None:
                     for result in results:
                         link.send(Kind.RESULT, result)
                 link.send(Kind.IDLE)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except _DisconnectedError:
         raise
     except Exception as error:
         if not isinstance(error, ClipmluError):
@@ -96,18 +105,32 @@ class _Link:
         self._lock = threading.Lock()
 
     def send(self, kind: Kind, value: object = None) -> None:
+        message = ForkingPickler.dumps((kind, value))
         with self._lock:
-            self._connection.send((kind, value))
+            try:
+                self._connection.send_bytes(message)
+            except OSError as error:
+                raise _DisconnectedError from error
+
+    def send_alive(self, every_seconds: float) -> None:
+        """Send ``ALIVE`` again and again, until the parent has ended."""
+        with contextlib.suppress(_DisconnectedError):
+            while True:
+                time.sleep(every_seconds)
+                self.send(Kind.ALIVE)
 
     def send_error(self, error: Exception) -> None:
         """Send an exception, or its text if it cannot be pickled."""
         try:
             self.send(Kind.ERROR, error)
-        except (TypeError, AttributeError, ValueError):
+        except (TypeError, AttributeError, ValueError, pickle.PicklingError):
             self.send(Kind.ERROR, RuntimeError("".join(traceback.format_exception(error))))
 
     def receive(self) -> Given | None:
-        given: Given | None = self._connection.recv()
+        try:
+            given: Given | None = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise _DisconnectedError from error
         return given
 
     def tasks(self, first: Given) -> Iterator[Any]:
@@ -127,7 +150,7 @@ class _LogSender(logging.Handler):
         self._link = link
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # the parent has ended, and this process ends, too
+        with contextlib.suppress(_DisconnectedError):  # this process ends, too
             self._link.send(Kind.LOG, sendable(record))
 
 

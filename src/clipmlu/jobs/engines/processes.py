@@ -25,6 +25,8 @@ from clipmlu.jobs.engines.logs import log_again
 from clipmlu.jobs.work import MachineShare, Result, Task, Work
 
 _log = logging.getLogger(__name__)
+_SILENT_SECONDS = 300.0
+_ALIVE_PER_SILENCE = 20
 
 
 def run_in_processes(
@@ -32,22 +34,26 @@ def run_in_processes(
     tasks: Iterable[Task],
     shares: Sequence[MachineShare],
     describe: Callable[[Task], str],
+    *,
+    silent_seconds: float = _SILENT_SECONDS,
 ) -> Iterator[Result]:
     """Do tasks in worker processes and yield each result when it is there, in any order.
 
-    Closing the iterator ends the processes. A process that ends by itself is replaced; see ``Backlog``.
+    Closing the iterator ends the processes. A process that ends by itself is replaced; see ``Backlog``. A process that was
+    stopped from outside (SIGSTOP, a frozen container) is killed and replaced, too; slow work is never taken for that.
 
     Args:
         work: opens the workers.
         tasks: taken lazily.
         shares: what each process may use; one process is started for each.
         describe: names a task in messages.
+        silent_seconds: time without a sign of life after which a process counts as stopped.
 
     Raises:
         ClipmluError: raised by a worker; the others are ended.
         SessionError: processes cannot start, or a task was given up.
     """
-    pool = _Pool(work, Backlog(tasks, describe), shares)
+    pool = _Pool(work, Backlog(tasks, describe), shares, silent_seconds)
     try:
         yield from pool.run()
     finally:
@@ -65,16 +71,19 @@ class _Child(Generic[Task]):
         tasks: its tasks that have no result, oldest first.
         opened: whether it has opened the work.
         idle: whether it waits for a first task.
+        silence: seconds for which it has sent nothing while this process read.
     """
 
-    def __init__(self, work: Work[Task, Any], share: MachineShare) -> None:
+    def __init__(self, work: Work[Task, Any], share: MachineShare, alive_seconds: float) -> None:
         context = multiprocessing.get_context("spawn")
         self.share = share
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=run_child, args=(theirs, work, share), name="clipmlu-worker", daemon=True)
+        arguments = (theirs, work, share, alive_seconds)
+        self.process = context.Process(target=run_child, args=arguments, name="clipmlu-worker", daemon=True)
         self.tasks: deque[Assignment[Task]] = deque()
         self.opened = False
         self.idle = False
+        self.silence = 0.0
         with theirs, _interrupts_blocked():
             self.process.start()
 
@@ -90,19 +99,26 @@ class _Child(Generic[Task]):
 class _Pool(Generic[Task, Result]):
     """The processes and the waiting tasks."""
 
-    def __init__(self, work: Work[Task, Result], backlog: Backlog[Task], shares: Sequence[MachineShare]) -> None:
+    def __init__(
+        self, work: Work[Task, Result], backlog: Backlog[Task], shares: Sequence[MachineShare], silent_seconds: float
+    ) -> None:
         self.backlog = backlog
         self._work = work
         self._shares = shares
         self._children: dict[Connection, _Child[Task]] = {}
         self._failed_starts = 0
+        self._silent_seconds = silent_seconds
+        self._alive_seconds = silent_seconds / _ALIVE_PER_SILENCE
+        self._last_look = time.monotonic()
 
     def run(self) -> Iterator[Result]:
         """Yield results until no task is left; processes that are still opening are not waited for."""
         for share in self._shares:
             self._start(share)
         while not self.backlog.empty or any(child.tasks for child in self._children.values()):
-            for connection in multiprocessing.connection.wait(list(self._children)):
+            ready = multiprocessing.connection.wait(list(self._children), timeout=self._alive_seconds)
+            self._end_silent(ready)
+            for connection in ready:
                 assert isinstance(connection, Connection)
                 child = self._children[connection]
                 try:
@@ -112,6 +128,20 @@ class _Pool(Generic[Task, Result]):
                     continue
                 yield from self._handle(child, kind, value)
             self._feed_idle()
+
+    def _end_silent(self, ready: Sequence[object]) -> None:
+        """Kill processes that were stopped. Time for which this process was stopped itself, or did not read, does not count."""
+        now = time.monotonic()
+        passed, self._last_look = min(now - self._last_look, 2 * self._alive_seconds), now
+        for connection, child in self._children.items():
+            child.silence = 0.0 if connection in ready else child.silence + passed
+            if child.opened and child.silence > self._silent_seconds:
+                _log.warning(
+                    "worker process %d has not run for %.0f s, as if it was stopped, and is killed",
+                    child.process.pid,
+                    child.silence,
+                )
+                child.process.kill()
 
     def end(self) -> None:
         """End all processes: they get some seconds to close their sessions, and are killed then."""
@@ -138,7 +168,7 @@ class _Pool(Generic[Task, Result]):
             self._failed_starts = 0
         elif kind is Kind.LOG:
             log_again([value])
-        else:
+        elif kind is Kind.ERROR:
             self._lose_cards(child, value)
 
     def _feed_idle(self) -> None:
@@ -148,7 +178,7 @@ class _Pool(Generic[Task, Result]):
 
     def _start(self, share: MachineShare) -> None:
         try:
-            child = _Child(self._work, share)
+            child = _Child(self._work, share, self._alive_seconds)
         except OSError as error:
             raise SessionError(
                 f"A worker process cannot be started: {reason_of(error)}. Use fewer --processes, or raise the limit (ulimit -a)."

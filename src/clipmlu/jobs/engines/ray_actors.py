@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic
 
@@ -20,12 +21,15 @@ from clipmlu.jobs.engines.backlog import MOST_LOSSES, Assignment, Backlog
 from clipmlu.jobs.engines.cards import CARD_RESOURCE, Cards
 from clipmlu.jobs.engines.logs import log_again
 from clipmlu.jobs.engines.options import EngineOptions
+from clipmlu.jobs.engines.ray_cluster import RayCluster
 from clipmlu.jobs.engines.ray_session import Layout, open_ray, plan_actors
 from clipmlu.jobs.engines.ray_worker import CALLS, Outcome, RayWorker, WorkerPlace, package_versions
 from clipmlu.jobs.work import Result, Task, Work
 
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 60.0
+_RESTART_SECONDS = 300.0
+_RESTART_POLL_SECONDS = 0.2
 
 
 def run_on_ray(
@@ -50,11 +54,12 @@ def run_on_ray(
         MissingDependencyError, BackendUnavailableError, OptionError: see ``open_ray`` and ``plan_actors``; also if a machine
             has other versions of packages.
         ClipmluError: raised by a worker.
-        SessionError: no actor can start, or a task was given up.
+        SessionError: no actor can start, a task was given up, or Ray cannot be reached any more.
     """
     backlog = Backlog(tasks, describe)
     with open_ray(options, cards) as ray:
-        actors = _Actors(ray, backlog, work, cards, plan_actors(ray, options, cards))
+        cluster = RayCluster(ray)
+        actors = _Actors(cluster, backlog, work, cards, plan_actors(cluster, options, cards))
         try:
             yield from actors.run()
         finally:
@@ -71,6 +76,7 @@ class _Actor(Generic[Task]):
         ready: whether it takes tasks.
         tasks: its tasks that have no result.
         lost: names of tasks that it had when it was lost.
+        unavailable_since: time of the first call in a row that failed because Ray just starts it; None if none did.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -79,27 +85,28 @@ class _Actor(Generic[Task]):
         self.ready = False
         self.tasks: list[Assignment[Task]] = []
         self.lost: list[str] = []
+        self.unavailable_since: float | None = None
 
 
 class _Actors(Generic[Task, Result]):
     """The actors and the waiting tasks."""
 
     def __init__(
-        self, ray: Any, backlog: Backlog[Task], work: Work[Task, Result], cards: Cards | None, layout: Layout
+        self, cluster: RayCluster, backlog: Backlog[Task], work: Work[Task, Result], cards: Cards | None, layout: Layout
     ) -> None:
-        self._ray = ray
+        self._cluster = cluster
         self._backlog = backlog
         self._calls: dict[Any, tuple[_Actor[Task], Assignment[Task] | None]] = {}  # None: the call that opens it
-        remote = ray.remote(RayWorker).options(
-            num_cpus=layout.cpus,
-            resources={} if cards is None else {CARD_RESOURCE: 1},
-            max_restarts=-1,
-            max_concurrency=CALLS + 1,
-            scheduling_strategy="SPREAD",
-        )
-        versions = package_versions()
+        options = {
+            "num_cpus": layout.cpus,
+            "resources": {} if cards is None else {CARD_RESOURCE: 1},
+            "max_restarts": -1,
+            "max_concurrency": CALLS + 1,
+            "scheduling_strategy": "SPREAD",
+        }
+        arguments = (work, layout.cpus, cards, package_versions(), os.getcwd())
         self._actors: list[_Actor[Task]] = [
-            _Actor(remote.remote(work, layout.cpus, cards, versions, os.getcwd())) for _ in range(layout.actors)
+            _Actor(cluster.start(RayWorker, options, arguments)) for _ in range(layout.actors)
         ]
 
     def run(self) -> Iterator[Result]:
@@ -107,7 +114,7 @@ class _Actors(Generic[Task, Result]):
         for actor in self._actors:
             self._open(actor)
         while self._calls:
-            done, _ = self._ray.wait(list(self._calls), timeout=_WAIT_SECONDS)
+            done = self._cluster.wait(list(self._calls), _WAIT_SECONDS)
             if not done and not any(actor.place for actor in self._actors):
                 _log.warning(
                     "no Ray worker has started in %.0f s; the job waits for free resources (ray status)", _WAIT_SECONDS
@@ -119,11 +126,11 @@ class _Actors(Generic[Task, Result]):
     def end(self) -> None:
         """End all actors."""
         for actor in self._actors:
-            self._ray.kill(actor.handle)
+            self._cluster.kill(actor.handle)
 
     def _open(self, actor: _Actor[Task]) -> None:
         """Let an actor open the work; Ray repeats the call while it restarts the actor, but not without end."""
-        call = actor.handle.open.options(max_task_retries=MOST_LOSSES - 1).remote()
+        call = self._cluster.call(actor.handle.open, max_task_retries=MOST_LOSSES - 1)
         self._calls[call] = (actor, None)
 
     def _feed(self) -> None:
@@ -134,22 +141,22 @@ class _Actors(Generic[Task, Result]):
                     assignment = self._backlog.take(idle=not actor.tasks)
                     if assignment is not None:
                         actor.tasks.append(assignment)
-                        self._calls[actor.handle.run.remote(assignment.task)] = (actor, assignment)
+                        self._calls[self._cluster.call(actor.handle.run, assignment.task)] = (actor, assignment)
 
     def _finish(self, call: Any) -> Iterator[Result]:
         actor, assignment = self._calls.pop(call)
         try:
-            outcome: Outcome = self._ray.get(call)
-        except self._ray.exceptions.RayTaskError as error:  # a defect of our own, with its traceback
+            outcome: Outcome = self._cluster.get(call)
+        except self._cluster.exceptions.RayTaskError as error:  # a defect of our own, with its traceback
             raise error
-        except self._ray.exceptions.RayError as error:
+        except self._cluster.exceptions.RayError as error:
             self._lose(actor, assignment, error)
             return
         log_again(outcome.records)
         if outcome.error is not None:
             self._lose_card(actor, assignment, outcome.error)
         elif assignment is None:
-            actor.ready, actor.place = True, outcome.value
+            actor.ready, actor.place, actor.unavailable_since = True, outcome.value, None
         else:
             actor.tasks.remove(assignment)
             yield outcome.value
@@ -157,7 +164,10 @@ class _Actors(Generic[Task, Result]):
     def _lose(self, actor: _Actor[Task], assignment: Assignment[Task] | None, error: Exception) -> None:
         """Let the task of a lost actor wait again; when none of its calls is left, open it again."""
         if assignment is None:
-            self._give_up(actor, error)
+            if self._restarts(actor, error):
+                self._open(actor)
+            else:
+                self._give_up(actor, error)
             return
         actor.ready = False
         actor.tasks.remove(assignment)
@@ -171,6 +181,15 @@ class _Actors(Generic[Task, Result]):
             )
             actor.lost = []
             self._open(actor)
+
+    def _restarts(self, actor: _Actor[Task], error: Exception) -> bool:
+        """Whether a call failed only because Ray has not yet started an actor again, which takes long on a busy machine."""
+        if not isinstance(error, self._cluster.exceptions.ActorUnavailableError):
+            return False
+        now = time.monotonic()
+        actor.unavailable_since = actor.unavailable_since or now
+        time.sleep(_RESTART_POLL_SECONDS)
+        return now - actor.unavailable_since < _RESTART_SECONDS
 
     def _lose_card(self, actor: _Actor[Task], assignment: Assignment[Task] | None, error: Exception) -> None:
         """Go on without an actor that has lost its card.
@@ -194,7 +213,7 @@ class _Actors(Generic[Task, Result]):
                 error,
             )
             self._actors = others
-            self._ray.kill(actor.handle)
+            self._cluster.kill(actor.handle)
 
     def _give_up(self, actor: _Actor[Task], error: Exception) -> None:
         self._actors.remove(actor)

@@ -22,6 +22,7 @@ from clipmlu.files.workspace import Workspace
 from clipmlu.host import available_cpus, require
 from clipmlu.jobs.engines.cards import CARD_RESOURCE, Cards
 from clipmlu.jobs.engines.options import EngineOptions
+from clipmlu.jobs.engines.ray_cluster import RayCluster
 
 _log = logging.getLogger(__name__)
 _TEMPORARY = "/tmp"  # noqa: S108 -- as Ray's own: below a longer TMPDIR its sockets have names of more than 107 bytes
@@ -122,15 +123,28 @@ def _temporary_folder() -> Iterator[Path]:
         try:
             yield workspace.new()
         finally:
-            shutil.rmtree(workspace.new(), ignore_errors=True)  # processes of Ray that are ending may still write there
+            _kill_processes_of(workspace.new())
+            shutil.rmtree(workspace.new(), ignore_errors=True)
+
+
+def _kill_processes_of(folder: Path) -> None:
+    """Kill the processes of Ray that have a temporary folder among their arguments: those that a failed start has left."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if os.fsencode(folder) in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _check_answers(address: str) -> None:
     """Check that a host accepts connections at an address with a port: Ray would try for more than five minutes.
 
+    For ``auto`` Ray reads its variable, which may name a cluster that has ended.
+
     Raises:
         BackendUnavailableError: it does not.
     """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
     match = _HOST_AND_PORT.fullmatch(address)
     if match is None:
         return
@@ -143,13 +157,13 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def plan_actors(ray: Any, options: EngineOptions, cards: Cards | None) -> Layout:
+def plan_actors(cluster: RayCluster, options: EngineOptions, cards: Cards | None) -> Layout:
     """Return the number of actors and their CPUs, so that they fill the machines evenly.
 
     Raises:
         OptionError: the cluster is too small for the processes.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in cluster.nodes()]
     unit = "CPU" if cards is None else CARD_RESOURCE
     able = [resources for resources in nodes if resources.get(unit, 0) >= 1]
     if not able:
