@@ -36,7 +36,7 @@ from typing import Any
 
 from clipmlu.tracebacks import short_traceback
 
-_LONGEST_LIST = 20  # of known names in a message
+_LONGEST_LIST = 12  # of known names in a message
 _LEAST_LIKENESS = 0.5  # of names that are suggested, 0..1
 _TIE = 0.1  # difference of likeness up to which names are suggested together
 
@@ -88,11 +88,22 @@ class UnknownNameError(ClipmluError, LookupError):
         known: all accepted names.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], hint: str = "", *, meant: Iterable[str] | None = None
+    ) -> None:
+        """Write the message.
+
+        Args:
+            kind: the kind of name.
+            name: the name as given.
+            known: all accepted names; a few are listed.
+            hint: more sentences.
+            meant: names that were probably meant; None for those with similar letters.
+        """
         self.kind = kind
         self.name = name
         self.known = tuple(known)
-        message = f"Unknown {kind} '{name}'. {did_you_mean(name, self.known)}"
+        message = f"Unknown {kind} '{name}'. {_question(close_names(name, self.known) if meant is None else meant)}"
         if 0 < len(self.known) <= _LONGEST_LIST:
             message += f" Known: {', '.join(self.known)}."
         super().__init__(" ".join(f"{message} {hint}".split()))
@@ -246,8 +257,7 @@ def wrong_choice(what: str, given: str, known: Iterable[str], expected: str = "e
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return the question whether a close name was meant; empty if no name is close."""
-    close = [f"'{name}'" for name in close_names(given, known)]
-    return f"Did you mean {' or '.join(close)}?" if close else ""
+    return _question(close_names(given, known))
 
 
 def close_names(given: str, known: Iterable[str]) -> list[str]:
@@ -265,6 +275,11 @@ def close_names(given: str, known: Iterable[str]) -> list[str]:
     ranks = {name: _likeness(wanted, letters) for name, letters in plain.items() if letters}
     least = max(_LEAST_LIKENESS, max(ranks.values(), default=0.0) - _TIE)
     return sorted((name for name in ranks if ranks[name] >= least), key=lambda name: -ranks[name])[:3]
+
+
+def _question(names: Iterable[str]) -> str:
+    close = [f"'{name}'" for name in names]
+    return f"Did you mean {' or '.join(close)}?" if close else ""
 
 
 def _plain(name: str) -> str:

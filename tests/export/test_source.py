@@ -52,7 +52,7 @@ def test_tag_may_follow_the_name() -> None:
         (
             "ViT-B-32",
             ExportOptions(),
-            "'ViT-B-32' needs weights: --pretrained with one of openai, laion400m_e31.*--random-weights",
+            "'ViT-B-32' needs weights: clipmlu export ViT-B-32::openai -o vit-b-32 .*clipmlu models ViT-B-32' .*--random-weights",
         ),
         ("ViT-S-32", ExportOptions(), "'ViT-S-32' has no pretrained weights"),
         (

@@ -28,6 +28,15 @@ COMMANDS = [
     ("embed B x.png --shard-format parket -o O", "is not one of parquet, npy, csv, jsonl", "Did you mean 'parquet'?"),
     ("run demo --dataset cifar-1000 -o O", "Unknown dataset 'cifar-1000'", "Did you mean 'cifar100'"),
 ]
+MODELS = [
+    ("export ViT-B-32 -o O", "clipmlu export ViT-B-32::openai -o vit-b-32", "clipmlu models ViT-B-32"),
+    ("export vit_b32 --pretrained openai -o O", "Unknown model 'vit_b32'", "Did you mean 'ViT-B-32::openai'?"),
+    ("export ViT-B-32-openai -o O", "Unknown model", "Did you mean 'ViT-B-32::openai'?"),
+    ("run ViT-B-32::opnai --dataset demo -o O", "Unknown pretrained tag 'opnai'", "Did you mean 'openai'?"),
+    ("export ViT-B-32::best -o O", "Recommended: openai, datacomp_xl", "'clipmlu models ViT-B-32' lists all"),
+    ("export somebody/clip -o O", "Unknown model 'somebody/clip'", "hf-hub:somebody/clip"),
+    ("models siglip-so400m", "Unknown model", "Did you mean 'ViT-SO400M-14-SigLIP'?"),
+]
 PYTHON: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: CompileOptions(precision="fp8"), OptionError, "precision is 'fp8'; .* Did you mean 'fp16' or 'int8'"),  # type: ignore[arg-type]
     (lambda: CompileOptions(target="cpuu"), OptionError, "target is 'cpuu'; expected one of auto, cpu, .*mean 'cpu'"),  # type: ignore[arg-type]
@@ -51,6 +60,18 @@ def test_the_command_line_names_the_right_ones(
     assert told in line
     assert meant in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("command", "told", "next_step"), MODELS)
+def test_the_command_line_names_the_right_models(
+    run: Run, tmp_path: Path, command: str, told: str, next_step: str
+) -> None:
+    pytest.importorskip("open_clip", reason="needs the export extra (open_clip)", exc_type=ImportError)
+    code, line = run(*(tmp_path / "out" if word == "O" else word for word in command.split()))
+    assert code in {1, 2}
+    assert told in line
+    assert next_step in line
 
 
 @pytest.mark.parametrize(("call", "error", "told"), PYTHON)

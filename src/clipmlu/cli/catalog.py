@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import click
 
 from clipmlu.cli._help import command
+from clipmlu.cli._notes import note
 from clipmlu.cli._options import json_option
+from clipmlu.errors import UnknownNameError
 from clipmlu.report.tables import echo_json, print_facts, print_table, words
+
+_FEW = 12  # models whose tags are all shown
 
 
 @command(
@@ -22,18 +27,35 @@ from clipmlu.report.tables import echo_json, print_facts, print_table, words
 @click.argument("pattern", default="")
 @json_option
 def models_command(pattern: str, as_json: bool) -> None:
-    """List the models that can be exported, with the tags of their weights; PATTERN selects by part of the name."""
-    from clipmlu.export.catalog import list_models
+    """List the models that can be exported, with the tags of their weights; PATTERN selects by part of the name.
 
-    models = {name: tags for name, tags in list_models().items() if pattern.casefold() in name.casefold()}
+    A long list has the recommended tags of each model only; 'clipmlu models ViT-B-32' has all of them.
+    """
+    from clipmlu.export.catalog import list_models
+    from clipmlu.export.model_names import near_models
+
+    known = list_models()
+    models = {name: tags for name, tags in known.items() if pattern.casefold() in name.casefold()}
+    if not models:
+        raise UnknownNameError("model", pattern, known, "'clipmlu models' lists all.", meant=near_models(pattern))
     if as_json:
         echo_json(models)
         return
-    print_facts((name, ", ".join(tags)) for name, tags in models.items())
-    click.echo(
-        "Also: hf-hub:org/name, local-dir:PATH. No --pretrained tag is needed for demo, hf-hub: and local-dir:.",
-        err=True,
-    )
+    _show_models(models, whole=len(models) <= _FEW)
+    note("Also: hf-hub:org/name, local-dir:PATH. No tag is needed for demo, hf-hub: and local-dir:.")
+
+
+def _show_models(models: Mapping[str, tuple[str, ...]], *, whole: bool) -> None:
+    """Print the models under the headings of their families, each with all tags or the recommended ones."""
+    from clipmlu.export.catalog import by_family, recommended_tags
+
+    for family, names in by_family(models).items():
+        click.echo(family)
+        shown = {name: models[name] if whole else recommended_tags(models[name]) for name in names}
+        rest = {name: len(models[name]) - len(shown[name]) for name in names}
+        print_facts(
+            (f"  {name}", ", ".join(shown[name]) + (f", and {rest[name]} more" if rest[name] else "")) for name in names
+        )
 
 
 @command(

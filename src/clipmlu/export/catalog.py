@@ -19,6 +19,23 @@ DEMO_MODEL = "demo"
 
 MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # keys that open_clip.factory requires in a configuration
 _QUICK_GELU_SUFFIX = "-quickgelu"
+_FAMILIES = {
+    "Demo": "^demo$",
+    "CLIP, vision transformers": "^ViT-(?!.*(SigLIP|CLIPA|worldwide))",
+    "CLIP, ResNets": "^RN",
+    "CLIP, ConvNeXt": "^convnext",
+    "SigLIP 2": "SigLIP2",
+    "SigLIP": "^ViT.*SigLIP(?!.*i18n)",
+    "CLIPA": "CLIPA",
+    "EVA": "^EVA",
+    "MobileCLIP": "^MobileCLIP",
+    "Perception Encoder": "^PE-",
+    "ViTamin": "^ViTamin",
+    "CoCa": "^coca_(?!.*roberta)",
+    "Many languages": "^nllb|^mt5|roberta|worldwide|i18n",
+    "Others": "",
+}
+"""Families of models in the order of lists, each with a pattern of names; the first that is found counts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +45,12 @@ class Weights:
     Attributes:
         tag: name of the weights.
         quick_gelu: True if the weights were trained with QuickGELU.
+        repo: ``org/name`` of the Hugging Face hub, or empty if they are elsewhere.
     """
 
     tag: str
     quick_gelu: bool
+    repo: str = ""
 
 
 def list_models() -> dict[str, tuple[str, ...]]:
@@ -46,21 +65,6 @@ def list_models() -> dict[str, tuple[str, ...]]:
     }
 
 
-def check_model_name(name: str) -> str:
-    """Return a model name in open_clip's spelling: OpenAI's ``ViT-B/32`` becomes ``ViT-B-32``.
-
-    Raises:
-        UnknownNameError: there is no such model.
-    """
-    cleaned = name.replace("/", "-")
-    known = _config_paths()
-    if cleaned not in known:
-        raise UnknownNameError(
-            "model", name, [DEMO_MODEL, *known], "See 'clipmlu models', or give hf-hub:org/name or local-dir:PATH."
-        )
-    return cleaned
-
-
 def find_weights(name: str, tag: str) -> Weights:
     """Return the weights with a tag; case and ``-`` or ``_`` make no difference, as in open_clip.
 
@@ -71,7 +75,11 @@ def find_weights(name: str, tag: str) -> Weights:
     for weights in known:
         if weights.tag == tag.lower().replace("-", "_"):
             return weights
-    hint = f"Model '{name}' has {_listed(weights.tag for weights in known)}; or give the path of a checkpoint file."
+    if not known:
+        hint = f"Model '{name}' has no pretrained weights; give the path of a checkpoint file."
+    else:
+        first = ", ".join(recommended_tags(weights.tag for weights in known))
+        hint = f"Recommended: {first}; 'clipmlu models {name}' lists all {len(known)}. Or give the path of a checkpoint file."
     raise UnknownNameError("pretrained tag", tag, [weights.tag for weights in known], hint)
 
 
@@ -110,6 +118,33 @@ def with_tag(text: str) -> str:
     return f"{text}::{'openai' if 'openai' in tags else tags[0]}" if tags else text
 
 
+def hub_entries() -> list[tuple[str, str, str]]:
+    """Return the model name, tag and ``org/name`` of all weights that are on the Hugging Face hub."""
+    return [(name, each.tag, each.repo) for name, known in _pretrained().items() for each in known if each.repo]
+
+
+def recommended_tags(tags: Iterable[str]) -> list[str]:
+    """Return the three tags that people want first, best first.
+
+    OpenAI's first, then those of the data sets whose weights lead the zero-shot results that open_clip publishes
+    (``docs/openclip_results.csv`` of its repository).
+    """
+    order = ("openai", "dfn5b", "dfn2b", "datacomp_xl", "datacomp1b", "metaclip_fullcc", "laion2b_s", "laion2b")
+
+    def rank(tag: str) -> int:
+        return next((place for place, start in enumerate(order) if tag.startswith(start)), len(order))
+
+    return sorted(tags, key=rank)[:3]
+
+
+def by_family(names: Iterable[str]) -> dict[str, list[str]]:
+    """Map the families of models, in the order of lists, to those of the names that belong to them."""
+    groups: dict[str, list[str]] = {family: [] for family in _FAMILIES}
+    for name in names:
+        groups[next(family for family, pattern in _FAMILIES.items() if re.search(pattern, name))].append(name)
+    return {family: members for family, members in groups.items() if members}
+
+
 def read_config(name: str) -> dict[str, Any]:
     """Return a named model's configuration (open_clip's ``model_cfg``); the caller owns it."""
     config: dict[str, Any] = json.loads(_config_paths()[name].read_text(encoding="utf-8"))
@@ -126,11 +161,6 @@ def open_clip_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError("open_clip", "export", "Exporting a model")
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _listed(tags: Iterable[str]) -> str:
-    names = ", ".join(f"'{tag}'" for tag in tags)
-    return f"the tags {names}" if names else "no pretrained weights"
 
 
 @functools.cache
@@ -202,7 +232,17 @@ def _parse_entry(tag: object, node: ast.expr) -> Weights:
         isinstance(each, ast.Constant) for each in flags
     ):
         raise _UnexpectedFormError
-    return Weights(tag=tag, quick_gelu=any(bool(getattr(each, "value", False)) for each in flags))
+    places = [getattr(each.value, "value", "") for each in node.keywords if each.arg == "hf_hub"]
+    return Weights(
+        tag=tag,
+        quick_gelu=any(bool(getattr(each, "value", False)) for each in flags),
+        repo=_repo_of(places[0] if places else ""),
+    )
+
+
+def _repo_of(place: object) -> str:
+    """Return ``org/name`` of open_clip's ``org/name/FILE``."""
+    return "/".join(str(place).split("/")[:2])
 
 
 def _with_quick_gelu_names(table: dict[str, tuple[Weights, ...]]) -> dict[str, tuple[Weights, ...]]:
@@ -215,6 +255,7 @@ def _imported_table() -> dict[str, tuple[Weights, ...]]:
     open_clip = require("open_clip", "export", "Exporting a model")
     table: dict[str, tuple[Weights, ...]] = {}
     for name, tag in open_clip.list_pretrained():
-        quick_gelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
-        table[name] = (*table.get(name, ()), Weights(tag=tag, quick_gelu=quick_gelu))
+        entry = open_clip.get_pretrained_cfg(name, tag)
+        weights = Weights(tag=tag, quick_gelu=bool(entry.get("quick_gelu")), repo=_repo_of(entry.get("hf_hub", "")))
+        table[name] = (*table.get(name, ()), weights)
     return table

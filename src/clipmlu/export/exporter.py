@@ -55,7 +55,8 @@ def export_model(
 
     Args:
         model: an open_clip name (``ViT-B-32`` with ``options.pretrained``, or ``ViT-B-32::openai``),
-            ``hf-hub:org/name``, ``local-dir:PATH``, or ``demo``.
+            ``hf-hub:org/name``, ``local-dir:PATH``, ``demo``, or the hub's id of a model that open_clip lists, such as
+            ``openai/clip-vit-base-patch32``.
         output: directory of the exported bundle.
         options: export options; defaults if None.
         on_note: called with a line for the user about each assumption; by default a log warning.
@@ -78,6 +79,8 @@ def export_model(
     output = as_path(output, "the output")
     source = resolve_source(model, options)
     check_output_free(output, overwrite=options.overwrite)
+    if source.taken_from:
+        on_note(f"'{source.taken_from}' is {source.identity} here")
     with quiet_libraries(), record_downloads() as downloads:
         loaded = load_model(source, options, on_step)
     for line in loaded.notes:

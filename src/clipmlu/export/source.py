@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -13,9 +14,18 @@ from clipmlu.arguments import as_path, is_there
 from clipmlu.bundle.manifest import TOKENIZER_NAME, FileRecord
 from clipmlu.bundle.verify import file_record
 from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
-from clipmlu.export.catalog import DEMO_MODEL, Weights, check_model_name, find_weights, read_config, tags_of
+from clipmlu.export.catalog import (
+    DEMO_MODEL,
+    Weights,
+    find_weights,
+    model_names,
+    read_config,
+    recommended_tags,
+    tags_of,
+)
 from clipmlu.export.configuration import parse_config
 from clipmlu.export.filetypes import describe_directory, identify_weights
+from clipmlu.export.model_names import is_transformers_id, model_of_hub_id, near_models
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.training import CONFIG_NAME, files_beside
 from clipmlu.file_names import expand_home, prefer_known_name
@@ -24,6 +34,7 @@ from clipmlu.specs import ModelId
 _HUB_PREFIX = "hf-hub:"
 _LOCAL_PREFIX = "local-dir:"
 _TAG_SEPARATOR = "::"
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Names that open_clip prefers (factory._find_checkpoint_in_dir), in its order; then any other file with these suffixes.
 _CHECKPOINT_NAMES = (
@@ -63,6 +74,7 @@ class Source:
         directory: a directory in open_clip's own format.
         weights: the entry of open_clip's list, for ``name`` with a tag.
         checkpoint: a local file of weights, for ``name`` and ``directory``.
+        taken_from: the id of the Hugging Face hub that was given for ``name`` and its weights, or empty.
     """
 
     identity: ModelId
@@ -71,6 +83,7 @@ class Source:
     directory: Path | None = None
     weights: Weights | None = None
     checkpoint: Path | None = None
+    taken_from: str = ""
 
     @property
     def random(self) -> bool:
@@ -82,7 +95,8 @@ def resolve_source(model: str, options: ExportOptions) -> Source:
     """Resolve MODEL to a source.
 
     Args:
-        model: an open_clip name, ``NAME::TAG``, ``hf-hub:org/name``, ``local-dir:PATH`` or ``demo``.
+        model: an open_clip name, ``NAME::TAG``, ``hf-hub:org/name``, ``local-dir:PATH``, ``demo``, or the hub's id of a
+            model that open_clip lists.
         options: options that choose the weights.
 
     Raises:
@@ -93,6 +107,10 @@ def resolve_source(model: str, options: ExportOptions) -> Source:
     if not isinstance(model, str):
         raise OptionError(f"the model is {model!r}; expected a name, or local-dir:PATH")
     seed = options.seed if options.random_weights else None
+    if (taken := _listed_model(model)) is not None:
+        _refuse_tag(model, options)
+        name = taken.partition(_TAG_SEPARATOR)[0] if options.random_weights else taken
+        return dataclasses.replace(_named_source(name, options, seed), taken_from=model)
     if model == DEMO_MODEL or model.startswith((_HUB_PREFIX, _LOCAL_PREFIX)):
         _refuse_tag(model, options)
         identity = ModelId(name=model, random_seed=seed)
@@ -142,6 +160,14 @@ def demo_folder() -> Path:
     if not (folder / CONFIG_NAME).is_file():
         raise ExportError(f"The demo model is missing from this installation: no '{folder / CONFIG_NAME}'.")
     return folder
+
+
+def _listed_model(model: str) -> str | None:
+    """Return open_clip's ``NAME::TAG`` for an id of the hub; None for all other names."""
+    repo = model.removeprefix(_HUB_PREFIX)
+    if repo == model:
+        return model_of_hub_id(model) if "/" in model and not model.startswith(_LOCAL_PREFIX) else None
+    return model_of_hub_id(repo) if is_transformers_id(repo) else None
 
 
 def _refuse_tag(model: str, options: ExportOptions) -> None:
@@ -201,7 +227,7 @@ def _find_checkpoint(folder: Path) -> Path | None:
 
 def _named_source(model: str, options: ExportOptions, seed: int | None) -> Source:
     name, tag = _split_tag(model, options)
-    name = check_model_name(name)
+    name = _checked_name(name, tag)
     if seed is not None:
         return Source(identity=ModelId(name=name, random_seed=seed), name=name)
     if tag is None:
@@ -226,13 +252,31 @@ def _split_tag(model: str, options: ExportOptions) -> tuple[str, str | None]:
     return name, tag
 
 
+def _checked_name(name: str, tag: str | None) -> str:
+    """Return a model name in open_clip's spelling.
+
+    Raises:
+        UnknownNameError: there is no such model; the message has the names that were probably meant.
+    """
+    cleaned = name.replace("/", "-")
+    known = (DEMO_MODEL, *model_names())
+    if cleaned in known:
+        return cleaned
+    hub = f"hf-hub:{name}" if _REPO.fullmatch(name) else "hf-hub:org/name"
+    hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, or local-dir:PATH."
+    raise UnknownNameError("model", name, known, hint, meant=near_models(name, tag))
+
+
 def _no_weights_message(name: str) -> str:
     tags = tags_of(name)
     if not tags:
         return f"model '{name}' has no pretrained weights; give a checkpoint file as --pretrained, or --random-weights"
+    first, *others = recommended_tags(tags)
+    also = f" (or the tag {' or '.join(others)})" if others else ""
+    rest = f"; 'clipmlu models {name}' lists all {len(tags)}" if len(tags) > 1 + len(others) else ""
     return (
-        f"model '{name}' needs weights: --pretrained with one of {', '.join(tags)}; or a checkpoint file; "
-        "or --random-weights for speed work"
+        f"model '{name}' needs weights: clipmlu export {name}{_TAG_SEPARATOR}{first} -o {name.lower()}{also}{rest}; "
+        "or --pretrained FILE for a checkpoint, or --random-weights for speed work"
     )
 
 
