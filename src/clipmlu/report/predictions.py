@@ -15,11 +15,16 @@ from clipmlu.backends.provenance import provenance_of
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.data.class_names import distinct_names
 from clipmlu.files.publish import encode_json
+from clipmlu.report.tables import row_lines
+from clipmlu.report.wrapping import cells, pad
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction
     from clipmlu.embed.items import RowBatch
+
+
+_NAME_WIDTH = 28  # longer class names are shown whole, and move the rest of their line
 
 
 class PredictionFormat:
@@ -45,17 +50,17 @@ class PredictionFormat:
 
 
 class _Table(PredictionFormat):
-    """One aligned line per image."""
+    """One aligned line per image; on a terminal that is too narrow, the image's name and below it the classes."""
 
     def __init__(self, classifier: ZeroShotClassifier, top_k: int) -> None:
         super().__init__(classifier, top_k)
         mark = emulated_mark(self._emulated).strip()
         self.head = f"{mark}\n" if mark else ""
-        self._width = min(28, max(map(len, self._names)))
+        self._width = min(_NAME_WIDTH, max(map(cells, self._names)))
 
     def row(self, prediction: Prediction) -> str:
-        columns = [f"{name:<{self._width}} {score:6.1%}" for name, score in self.ranked(prediction)]
-        return "  ".join([*columns, prediction.source]) + "\n"
+        columns = [f"{pad(name, self._width)} {score:6.1%}" for name, score in self.ranked(prediction)]
+        return "".join(f"{line}\n" for line in row_lines(columns, prediction.source))
 
 
 class _Json(PredictionFormat):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.files.publish import encode_json
-from clipmlu.report.wrapping import NARROWEST, cells, longest_piece, pad, shown, wrap
+from clipmlu.report.wrapping import NARROWEST, Whole, cells, longest_piece, pad, shown, wrap
 
 if TYPE_CHECKING:
     from clipmlu.backends.provenance import Provenance
@@ -116,6 +116,20 @@ def print_table(
         _print_rows(columns, texts, widths)
 
 
+def row_lines(texts: Sequence[str], path: str) -> list[str]:
+    """Return the lines of a row whose table is printed while it grows: one, or a block where the terminal is too narrow.
+
+    Args:
+        texts: cells, padded to the widths of their columns.
+        path: last cell, or the heading of the block; never broken where it fits in a line.
+    """
+    line = (" " * _GAP).join([*map(shown, texts), shown(path)])
+    width = terminal_width()
+    if width is None or cells(line) <= width:
+        return [line]
+    return [*wrap(Whole(shown(path)), width), *_side_by_side([shown(text) for text in texts], width)]
+
+
 def _column_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int] | None:
     """Return the widths of a table's columns, or None if some text would have to be broken inside a word or number."""
     smallest, wanted = [], []
@@ -180,7 +194,8 @@ def _print_blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], keys
         for are_short, places in itertools.groupby(filled, short.__contains__):
             if are_short:
                 pairs = [_pair(columns[place], row[place], widest[place]) for place in places]
-                _print_side_by_side(pairs, pair_width, width - _INDENT)
+                for line in _side_by_side(pairs, width, at_least=pair_width):
+                    _print(line)
                 continue
             for place in places:
                 _print_named(f"{' ' * _INDENT}{columns[place].heading}: ", row[place], 2 * _INDENT)
@@ -190,12 +205,14 @@ def _pair(column: Column, text: str, width: int) -> str:
     return f"{column.heading}: {pad(text, width, right=column.figures)}"
 
 
-def _print_side_by_side(texts: Sequence[str], text_width: int, width: int) -> None:
-    """Print indented texts in columns of equal width, as many as fit."""
-    per_line = max((width + _GRID_GAP) // (text_width + _GRID_GAP), 1)
+def _side_by_side(texts: Sequence[str], width: int, *, at_least: int = 0) -> Iterator[str]:
+    """Yield indented lines of texts in columns of equal width, of ``at_least`` this width, as many as fit in a line."""
+    column = max(at_least, *map(cells, texts))
+    per_line = max((width - _INDENT + _GRID_GAP) // (column + _GRID_GAP), 1)
     for start in range(0, len(texts), per_line):
-        line = (pad(text, text_width) for text in texts[start : start + per_line])
-        _print(" " * _INDENT + (" " * _GRID_GAP).join(line))
+        padded = (pad(text, column) for text in texts[start : start + per_line])
+        for line in wrap((" " * _GRID_GAP).join(padded).rstrip(" "), width - _INDENT):
+            yield " " * _INDENT + line
 
 
 def _print_named(name: str, value: str, indent: int) -> None:

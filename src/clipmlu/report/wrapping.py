@@ -11,7 +11,7 @@ NARROWEST = 20
 
 _NUMBER = re.compile(r"[^\w\s]*\d(?:[\d.,:/e+-]*\d)?")
 _UNIT = re.compile(r"%|[^\W\d]")
-_SIGN = re.compile(r"x|=|±")
+_SIGN = re.compile(r"x|=|±|p\d\d")
 _MARK = "(emulated)"
 _LONGEST_UNIT = 16
 
@@ -100,7 +100,7 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
 
 
 def _belong_together(first: str, second: str) -> bool:
-    """Whether two words are a number and its unit, two sides of a sign, or a word with the mark of emulated figures."""
+    """Whether two words are a number with its unit, a sign or a percentile, or a word with the mark of emulated figures."""
     if second.startswith(_MARK) or _SIGN.fullmatch(first):
         return True
     if not _NUMBER.fullmatch(first):
