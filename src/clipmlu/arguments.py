@@ -14,7 +14,7 @@ import os
 import stat
 import types
 import typing
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -245,6 +245,8 @@ def _described(kind: Any) -> str:
         )
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_described, arguments)))
+    if origin is Callable:
+        return "a function"
     if origin is not None and origin is not os.PathLike:
         each = [_described(argument) for argument in arguments]
         return (

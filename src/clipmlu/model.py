@@ -14,6 +14,7 @@ from clipmlu.bundle.directory import open_compiled
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, load_classifier
 from clipmlu.data.class_names import ClassNames
 from clipmlu.data.images import ImageSource
+from clipmlu.data.prompts import Templates
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.display import Displayed, Summary
 from clipmlu.embed.encoder import Encoder, FloatArray
@@ -153,7 +154,7 @@ class Model(Displayed, Encoder):
     def classifier(
         self,
         class_names: ClassNames,
-        templates: str | os.PathLike[str] | Sequence[str] = "simple",
+        templates: Templates = "simple",
         *,
         cache: bool = True,
         none_label: str | None = None,

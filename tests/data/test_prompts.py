@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 
 from clipmlu.data.prompts import TEMPLATE_SETS, fill_template, resolve_templates
 from clipmlu.errors import InputError, OptionError, UnknownNameError
+from clipmlu.jobs.options import ClassificationOptions
+from clipmlu.keys import options_digest
+from clipmlu.measure.accuracy.evaluate import EvalOptions
+from clipmlu.measure.compare.compare import CompareOptions
+from clipmlu.tune.trial import SearchOptions
 
 
 def test_named_sets_have_their_published_sizes() -> None:
@@ -20,9 +29,37 @@ def test_named_sets_have_their_published_sizes() -> None:
 
 def test_imagenet_set_equals_open_clips() -> None:
     metadata = pytest.importorskip("open_clip.zero_shot_metadata", reason="needs the export extra")
-    assert resolve_templates("openai-imagenet") == tuple(
-        template("{}") for template in metadata.OPENAI_IMAGENET_TEMPLATES
+    expected = tuple(template("{}") for template in metadata.OPENAI_IMAGENET_TEMPLATES)
+    assert resolve_templates("openai-imagenet") == expected
+    assert resolve_templates(metadata.OPENAI_IMAGENET_TEMPLATES) == expected
+
+
+def test_functions_that_put_the_name_into_a_text_are_templates(tmp_path: Path) -> None:
+    path = tmp_path / "templates.txt"
+    path.write_text("the {}\n", encoding="utf-8")
+    assert resolve_templates(lambda name: f"a photo of a {name}.") == ("a photo of a {}.",)
+    mixed = [lambda c: f"{c}, or {c}", "a {}", "a drawing of a {}".format, "simple", path, str(path)]
+    assert resolve_templates(mixed) == (
+        "{}, or {}",
+        "a {}",
+        "a drawing of a {}",
+        "a photo of a {}.",
+        "the {}",
+        "the {}",
     )
+    assert resolve_templates(pandas.Series(["a {}", "{}"])) == ("a {}", "{}")
+    assert resolve_templates(np.array(["a {}", "{}"])) == ("a {}", "{}")
+
+
+def test_options_hold_texts_for_functions() -> None:
+    """So that they have a digest and a pickle, and equal templates are equal."""
+    functions = [lambda name: f"a {name}", "{}"]
+    for options in (EvalOptions, CompareOptions, functools.partial(SearchOptions, max_drop=0.01)):
+        made = options(templates=functions)
+        assert made.templates == ("a {}", "{}")
+        assert pickle.loads(pickle.dumps(made)) == made
+        assert options_digest(made) == options_digest(options(templates=("a {}", "{}")))
+    assert ClassificationOptions(class_names=["ant"], templates=functions[0]).templates == "a {}"  # type: ignore[arg-type]
 
 
 def test_templates_come_from_a_string_a_sequence_or_a_file(tmp_path: Path) -> None:

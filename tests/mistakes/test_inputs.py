@@ -55,6 +55,24 @@ IMAGES: list[tuple[str, list[str]]] = [
     ("predict('a.png', on_error='ignore')", ["on_error is 'ignore'", "raise, skip"]),
 ]
 
+TEMPLATES: list[tuple[str, list[str]]] = [
+    ("'a photo of a cat'", ["'a photo of a cat' has no '{}'", "'a photo of a {}.'"]),
+    ("'a photo of a {label}.'", ["has no '{}'", "Write '{}' for '{label}'"]),
+    ("['a {}', 'a photo of a %s']", ["'a photo of a %s' has no '{}'", "Write '{}' for '%s'"]),
+    ("'openai-imagent'", ["Unknown template set 'openai-imagent'", "openai-imagenet"]),
+    ("['a {}', 'openai-imagent']", ["Unknown template set 'openai-imagent'", "openai-imagenet"]),
+    ("lambda name: 'a photo of a cat'", ["does not hold the class name", "Give a dict"]),
+    ("lambda name: f'a photo of a {name.lower()}.'", ["does not hold the class name as it is", "Give a dict"]),
+    ("lambda name: f'an {name}' if name[0] in 'UI' else f'a {name}'", ["depends on the class name", "Give a dict"]),
+    ("[lambda name: 'a photo of a {}.'.format(nam)]", ["Template 0", "NameError", "expected one like lambda"]),
+    ("lambda: 'a photo'", ["function that fails for the class name", "TypeError", "lambda name:"]),
+    ("[print]", ["Template 0", "returns None", "expected a text"]),
+    ("lambda name: 'a photo of a {}.'", ["holds '{}'", "give that text without a function"]),
+    ("['a {}', 3]", ["Template 1 is of type 'int'", "the name of a set"]),
+    ("{'a {}', '{}'}", ["Templates are of type 'set'", "a list of texts"]),
+    ("[]", ["No templates"]),
+]
+
 
 @pytest.fixture(scope="module")
 def model(compiled_once: Path) -> Iterator[Model]:
@@ -86,3 +104,8 @@ def _refused(code: str, words: list[str], names: dict[str, Any]) -> None:
 def test_images(model: Model, code: str, words: list[str]) -> None:
     predict = model.classifier(["ant", "bee"]).predict
     _refused(code, words, {"predict": predict, "model": model})
+
+
+@pytest.mark.parametrize(("code", "words"), TEMPLATES, ids=[code for code, _ in TEMPLATES])
+def test_templates(model: Model, code: str, words: list[str]) -> None:
+    _refused(f"model.classifier(['ant', 'bee'], {code})", words, {"model": model})

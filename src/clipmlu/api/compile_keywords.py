@@ -16,6 +16,7 @@ from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.quantisation import QuantisationChoice, QuantisationName
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.class_names import FolderNames
+from clipmlu.data.prompts import Templates
 from clipmlu.errors import InputError, OptionError, first_line
 from clipmlu.files.read import read_json
 from clipmlu.specs import (
@@ -153,7 +154,7 @@ class SearchKeywords(TargetKeywords, ShapeKeywords, CalibrationKeywords, Reading
 
     max_drop: float | None
     search_samples: PositiveInt | None
-    search_templates: str | os.PathLike[str] | Sequence[str]
+    search_templates: Templates
     overwrite: bool
 
 

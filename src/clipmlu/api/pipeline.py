@@ -21,7 +21,7 @@ from clipmlu.chain import compiled_folder_name, export_key, model_folder_name, o
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.data.class_names import ClassNames, resolve_class_names
-from clipmlu.data.prompts import resolve_templates
+from clipmlu.data.prompts import Templates, resolve_templates
 from clipmlu.errors import MissingDependencyError, OptionError
 from clipmlu.export.catalog import DEMO_MODEL
 from clipmlu.export.options import ExportOptions
@@ -81,7 +81,7 @@ def pipeline(
     model: str | os.PathLike[str] | ExportedBundle | CompiledBundle,
     labels: ClassNames,
     *,
-    templates: str | os.PathLike[str] | Sequence[str] = "simple",
+    templates: Templates = "simple",
     cache_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     on_note: Callable[[str], None] | None = None,
@@ -94,7 +94,7 @@ def pipeline(
     model: str | os.PathLike[str] | ExportedBundle | CompiledBundle,
     labels: ClassNames | None = None,
     *,
-    templates: str | os.PathLike[str] | Sequence[str] | None = None,
+    templates: Templates | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     on_note: Callable[[str], None] | None = None,

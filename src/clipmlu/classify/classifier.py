@@ -24,7 +24,7 @@ from clipmlu.classify.open_set import OpenSet, outcome_ranks, outcome_scores, re
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer, check_rows
 from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
-from clipmlu.data.prompts import fill_template, resolve_templates
+from clipmlu.data.prompts import Templates, fill_template, resolve_templates
 from clipmlu.data.thumbnails import ImageReference
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.embed.images import run_batches
@@ -369,7 +369,7 @@ def _warn_about(class_names: tuple[str, ...], *, shares: bool) -> None:
 def build_classifier(
     encoder: Encoder,
     class_names: ClassNames,
-    templates: str | os.PathLike[str] | Sequence[str],
+    templates: Templates,
     *,
     cache: bool,
     none_label: str | None = None,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from importlib import resources
 
 from clipmlu.data.class_names import existing_path
 from clipmlu.data.labels import parse_entries
+from clipmlu.data.template_functions import PLACEHOLDER, template_from_function
 from clipmlu.data.textfile import Note, check_unicode, read_text, split_lines
 from clipmlu.errors import OptionError, UnknownNameError
 from clipmlu.file_names import prefer_known_name
 
-PLACEHOLDER = "{}"
+_OTHER_PLACEHOLDER = re.compile(r"\{[^{}]+\}|%s|<\w+>")  # of other programs
 _log = logging.getLogger(__name__)
 
 TEMPLATE_SETS: dict[str, str] = {
@@ -25,38 +27,78 @@ TEMPLATE_SETS: dict[str, str] = {
 """Maps the name of a template set to its description."""
 
 
-def resolve_templates(
-    templates: str | os.PathLike[str] | Sequence[str], *, on_note: Note = _log.warning
-) -> tuple[str, ...]:
+Template = str | os.PathLike[str] | Callable[[str], str]
+"""One template with ``{}`` or as a function of the class name; or the name of a set; or a file of templates."""
+
+Templates = Template | Sequence[Template]
+"""Accepted forms of templates; see ``resolve_templates``."""
+
+
+def resolve_templates(templates: Templates, *, on_note: Note = _log.warning) -> tuple[str, ...]:
     """Return a tuple of templates from the forms that users may give.
 
     Args:
-        templates: one template (recognised by its ``{}``), the name of a set, the path of a file with one template
-            per line (or a JSON list), or a sequence of templates.
+        templates: one template (recognised by its ``{}``), a function that puts the class name into a text, such as those of
+            open_clip, the name of a set, the path of a file with one template per line (or a JSON list), or a sequence of
+            these.
         on_note: called with a line about blank lines of a file.
 
     Raises:
-        UnknownNameError: the text is neither a template, nor a set, nor a file.
-        OptionError: there is no template, or one has no ``{}``.
+        UnknownNameError: a text is neither a template, nor a set, nor a file.
+        OptionError: there is no template, one has no ``{}``, or a function does more than to put the name into a text.
         InputError: the file cannot be read.
     """
-    if isinstance(templates, os.PathLike):
-        where = f"the template file '{templates}'"
-        return _check_templates(
-            parse_entries(read_text(templates, "template file"), where, on_note), f" in '{templates}'"
+    if isinstance(templates, (str, os.PathLike)) or callable(templates):
+        return _resolve_one(templates, 0, on_note)
+    if isinstance(templates, (bytes, bytearray, Set, Mapping)) or not isinstance(templates, Iterable):
+        raise OptionError(f"Templates are of type '{type(templates).__name__}'; expected a text or a list of texts.")
+    resolved = tuple(
+        found for position, template in enumerate(templates) for found in _resolve_one(template, position, on_note)
+    )
+    if not resolved:
+        raise OptionError("No templates; at least one is needed.")
+    return resolved
+
+
+def without_functions(templates: Templates) -> Templates:
+    """Return templates with texts for functions, which have no value that could be compared or sent to another process.
+
+    Raises:
+        OptionError: a function does more than to put the name into a text.
+    """
+    if callable(templates):
+        return template_from_function(templates, "Template 0")
+    if isinstance(templates, (str, os.PathLike)) or not any(map(callable, templates)):
+        return templates
+    return tuple(
+        template_from_function(template, f"Template {position}") if callable(template) else template
+        for position, template in enumerate(templates)
+    )
+
+
+def _resolve_one(template: Template, position: int, on_note: Note) -> tuple[str, ...]:
+    if isinstance(template, os.PathLike):
+        where = f"the template file '{template}'"
+        entries = parse_entries(read_text(template, "template file"), where, on_note)
+        return _check_templates(entries, f" in '{template}'")
+    if not isinstance(template, str):
+        if callable(template):
+            template = template_from_function(template, f"Template {position}")
+            return _check_templates([template], "", position)
+        raise OptionError(
+            f"Template {position} is of type '{type(template).__name__}'; expected a text with '{{}}', the name of a set, a file or a "
+            "function."
         )
-    if not isinstance(templates, str):
-        return _check_templates(templates, "")
-    if PLACEHOLDER in templates:
-        return _check_templates([templates], "")
-    if prefer_known_name(templates, TEMPLATE_SETS, "template set"):
-        return _named_templates(templates)
-    path = existing_path(templates)
+    if PLACEHOLDER in template:
+        return _check_templates([template], "", position)
+    if prefer_known_name(template, TEMPLATE_SETS, "template set"):
+        return _named_templates(template)
+    path = existing_path(template)
     if path is not None:
-        return resolve_templates(path, on_note=on_note)
-    if " " in templates or not templates:
-        return _check_templates([templates], "")
-    raise UnknownNameError("template set", templates, TEMPLATE_SETS, "Or give a file, or one template with '{}' in it.")
+        return _resolve_one(path, position, on_note)
+    if " " in template or not template or _OTHER_PLACEHOLDER.search(template):
+        return _check_templates([template], "", position)
+    raise UnknownNameError("template set", template, TEMPLATE_SETS, "Or give a file, or one template with '{}' in it.")
 
 
 def fill_template(template: str, class_name: str) -> str:
@@ -64,24 +106,19 @@ def fill_template(template: str, class_name: str) -> str:
     return template.replace(PLACEHOLDER, class_name)
 
 
-def _check_templates(templates: Iterable[str], where: str) -> tuple[str, ...]:
-    if isinstance(templates, (str, bytes, bytearray, set, frozenset, Mapping)) or not isinstance(templates, Iterable):
-        raise OptionError(
-            f"Templates{where} are of type '{type(templates).__name__}'; expected a text or a list of texts."
-        )
-    checked = tuple(templates)
-    for position, template in enumerate(checked):
-        if not isinstance(template, str):
-            raise OptionError(f"Template {position}{where} is of type '{type(template).__name__}'; expected a text.")
-    if not checked:
+def _check_templates(templates: Sequence[str], where: str, first: int = 0) -> tuple[str, ...]:
+    """Return the templates, of which ``first`` is the position of the first one, if each has a place for the class name."""
+    if not templates:
         raise OptionError(f"No templates{where}; at least one is needed.")
-    for position, template in enumerate(checked):
+    for position, template in enumerate(templates, first):
         check_unicode(template, f"Template {position}{where}")
         if PLACEHOLDER not in template:
+            other = _OTHER_PLACEHOLDER.search(template)
+            hint = "" if other is None else f" Write '{{}}' for '{other[0]}'."
             raise OptionError(
-                f"Template '{template}'{where} has no '{{}}' for the class name, as 'a photo of a {{}}.' has."
+                f"Template '{template}'{where} has no '{{}}' for the class name, as 'a photo of a {{}}.' has.{hint}"
             )
-    return checked
+    return tuple(templates)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from pathlib import Path
 from clipmlu.arguments import check_fields
 from clipmlu.classify.classifier import DEFAULT_TOP_K
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
+from clipmlu.data.prompts import Templates, without_functions
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import OptionError
 from clipmlu.jobs.error_limit import ErrorLimit, parse_error_limit
@@ -42,7 +43,7 @@ class ClassificationOptions:
     """
 
     class_names: str | os.PathLike[str] | Sequence[str] | None = None
-    templates: str | os.PathLike[str] | Sequence[str] = "simple"
+    templates: Templates = "simple"
     classifier: Path | None = None
     top_k: PositiveInt = DEFAULT_TOP_K
     embeddings: bool = False
@@ -53,6 +54,7 @@ class ClassificationOptions:
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
+        object.__setattr__(self, "templates", without_functions(self.templates))
         if self.classifier is not None and self.background is not None:
             raise OptionError("background is for class names; a classifier file has its own")
         if (self.class_names is None) == (self.classifier is None):

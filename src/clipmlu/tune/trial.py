@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.provenance import Provenance
+from clipmlu.data.prompts import Templates, without_functions
 from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import OptionError
 from clipmlu.measure.statistics import Z_ONE_SIDED
@@ -36,11 +36,12 @@ class SearchOptions:
 
     max_drop: float
     samples: PositiveInt | None = None
-    templates: str | os.PathLike[str] | Sequence[str] = "simple"
+    templates: Templates = "simple"
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "templates", without_functions(self.templates))
         if not 0 < self.max_drop < 1:
             raise OptionError(f"max drop is {self.max_drop:g}; expected a fraction above 0 and below 1, such as 0.01")
         if self.precision is not None and self.precision.bits is None:
@@ -50,7 +51,7 @@ class SearchOptions:
     def templates_text(self) -> str:
         """The given templates as one text."""
         given = self.templates
-        return str(given) if isinstance(given, (str, os.PathLike)) else ", ".join(given)
+        return ", ".join(map(str, given)) if isinstance(given, Sequence) and not isinstance(given, str) else str(given)
 
     @property
     def wanted_samples(self) -> int:

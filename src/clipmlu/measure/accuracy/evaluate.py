@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,7 +14,7 @@ from clipmlu.backends.provenance import provenance_of
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset, check_dataset
-from clipmlu.data.prompts import fill_template
+from clipmlu.data.prompts import Templates, fill_template, without_functions
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import OverlapError
 from clipmlu.measure.accuracy.counting import CountOptions, ImageRange, RangeCounter, RangeCounts, cut_ranges
@@ -51,7 +50,7 @@ class EvalOptions:
     shuffle: bool = False
     seed: NaturalInt = 0
     batch_size: PositiveInt | None = None
-    templates: str | os.PathLike[str] | Sequence[str] = "simple"
+    templates: Templates = "simple"
     cache: bool = True
     allow_overlap: bool = False
     workers: PositiveInt | None = None
@@ -59,6 +58,7 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "templates", without_functions(self.templates))
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
-from clipmlu.data.prompts import fill_template, resolve_templates
+from clipmlu.data.prompts import Templates, fill_template, resolve_templates, without_functions
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.embed.encoder import FloatArray
@@ -164,7 +164,7 @@ class CompareOptions:
     shuffle: bool = False
     seed: NaturalInt = 0
     batch_size: PositiveInt | None = None
-    templates: str | os.PathLike[str] | Sequence[str] = "simple"
+    templates: Templates = "simple"
     tower: TowerChoice = "both"
     threshold: float = DEFAULT_THRESHOLD
     ablate: bool = False
@@ -177,6 +177,7 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "templates", without_functions(self.templates))
         if not -1 <= self.threshold <= 1:
             raise OptionError(f"threshold is {self.threshold:g}; expected a cosine, -1 to 1")
 
