@@ -215,3 +215,21 @@ def test_the_python_of_the_page_on_jobs_reads_a_job(
     exec(compile(with_clipmlu, "docs/jobs.md", "exec"), names)
     width = expected.shape[1]
     assert capsys.readouterr().out == f"2 (2, {width})\n1 (1, {width})\n"
+
+
+def test_the_python_of_the_page_on_results_runs(
+    compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pandas", reason="needs the extra dataframe")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(compiled.path, "demo-cpu")
+    text = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+    shown, open_set = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(shown, "docs/results.md", "exec"), names)
+    out = capsys.readouterr().out
+    assert "Predictions([\n  Prediction(image 0: '" in out
+    assert "class_name_2" in out
+    assert "AccuracyReport(" in out
+    exec(compile(open_set, "docs/results.md", "exec"), names)
+    assert names["found"].class_name in capsys.readouterr().out
