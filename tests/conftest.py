@@ -15,7 +15,7 @@ import pytest
 import support
 import tiny_models
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
-from clipmlu.cli import main
+from clipmlu.cli import cli, main
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.export.exporter import ExportOptions, export_model
@@ -31,6 +31,9 @@ LONG_FILES = (
     "test_reference_models.py",
 )
 """Begun first, so that processes that share the files of tests end at about the same time."""
+OPTION_VARIABLES = {
+    str(option.envvar) for command in cli.commands.values() for option in command.params if option.envvar
+}
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -52,9 +55,10 @@ def data_dir() -> Path:
 
 @pytest.fixture(autouse=True)
 def _private_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache, nor finds a dataset that the developer's shell points to."""
+    """No test reads or writes the user's cache, nor gets a default that the developer's shell sets."""
     monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.delenv("CIFAR100_DATASETS_PATH", raising=False)
+    for name in ("CIFAR100_DATASETS_PATH", *OPTION_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -316,6 +317,13 @@ def keep_export(bundle: ExportedBundle, cache: Path) -> Path:
     folder = cache / "models" / kept_name("demo", ExportOptions())
     put_export(bundle, folder)
     return folder
+
+
+def assert_one_line(text: str, pattern: str) -> None:
+    """A message is one line that matches the pattern, and no traceback."""
+    assert re.search(pattern, text), text
+    assert text.count("\n") == 1, text
+    assert "Traceback" not in text
 
 
 def hold_until_waited_for(folder: Path) -> tuple[list[str], Callable[[str], None]]:

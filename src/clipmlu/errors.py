@@ -25,7 +25,7 @@
         ShapeError                          the compiled bundle does not accept the shape or dtype of a batch
         DeviceError                         a call into the vendor's SDK failed; .call, .status and .kind
 
-The command line exits with the error's ``exit_code``: 1, or 2 for a wrong option, or 3 for a failed gate.
+The command line exits with the error's ``exit_code``: 1, or 2 for a wrong option or name, or 3 for a failed gate.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class UnknownNameError(ClipmluError, LookupError):
         name: the name as given.
         known: all accepted names.
     """
+
+    exit_code = 2
 
     def __init__(
         self, kind: str, name: str, known: Iterable[str], hint: str = "", *, meant: Iterable[str] | None = None

@@ -30,12 +30,6 @@ Run = Callable[..., tuple[int, str, str]]
 LABELS = "cat,dog,red circle"
 
 
-def assert_one_line(text: str, pattern: str) -> None:
-    assert re.search(pattern, text), text
-    assert text.count("\n") == 1, text
-    assert "Traceback" not in text
-
-
 def test_classify_folder_reports_skips_and_counts_the_broken_image(
     run: Run, compiled: CompiledBundle, photos: Path
 ) -> None:
@@ -176,7 +170,8 @@ def test_path_that_cannot_be_looked_at_is_one_line(
     monkeypatch.chdir(photos)
     code, out, err = run(*(text.format(long="y" * 300, bundle=compiled.path) for text in arguments))
     assert (code, out) == (1, "")
-    assert re.fullmatch(r"clipmlu: Cannot [^\n]*'y{300}[^\n]*File name too long[^\n]*\n", err), err
+    line = err.splitlines(keepends=True)[-1]  # after the steps, if there are
+    assert re.fullmatch(r"clipmlu: Cannot [^\n]*'y{300}[^\n]*File name too long[^\n]*\n", line), err
 
 
 def test_folder_says_what_it_left_out(run: Run, compiled: CompiledBundle, photos: Path) -> None:
@@ -228,7 +223,7 @@ def test_classifier_file_round_trip(run: Run, compiled: CompiledBundle, photos: 
         (("x.png", "--labels", "a,b", "--templates", "a photo"), 2, r"Template 'a photo' has no '\{\}'"),
         (
             ("x.png", "--labels", "a,b", "--templates", "cifer"),
-            1,
+            2,
             "Unknown template set 'cifer'. Did you mean 'cifar'?",
         ),
         (("x.png",), 2, "Give either --labels or --classifier"),
@@ -242,7 +237,7 @@ def test_classify_mistakes_are_one_clear_line(
 ) -> None:
     result, out, err = run("classify", compiled.path, *arguments)
     assert (result, out) == (code, "")
-    assert_one_line(err, pattern)
+    support.assert_one_line(err, pattern)
 
 
 def test_embed_writes_array_and_ids(run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
@@ -299,7 +294,7 @@ def test_eval_of_a_broken_image_counts_the_rest(run: Run, compiled: CompiledBund
 @pytest.mark.parametrize(
     ("arguments", "code", "pattern"),
     [
-        (("--dataset", "cifar1000"), 1, "Unknown dataset 'cifar1000'. Did you mean 'cifar100'"),
+        (("--dataset", "cifar1000"), 2, "Unknown dataset 'cifar1000'. Did you mean 'cifar100'"),
         (("--dataset", "imagefolder:absent"), 1, "Image folder 'absent' does not exist"),
         (("--dataset", "cifar100", "--offline"), 1, "cifar100 is not on this machine"),
         (("--dataset", "cifar100", "--split", "val"), 2, "has no split 'val'"),
@@ -310,7 +305,7 @@ def test_eval_mistakes_are_one_clear_line(
 ) -> None:
     result, out, err = run("eval", compiled.path, *arguments)
     assert (result, out) == (code, "")
-    assert_one_line(err, pattern)
+    support.assert_one_line(err, pattern)
 
 
 def test_compile_and_info_show_the_same_bundle(run: Run, exported: ExportedBundle, tmp_path: Path) -> None:
@@ -340,7 +335,7 @@ def test_compile_mistakes_are_one_clear_line(
 ) -> None:
     result, out, err = run("compile", exported.path, "-o", tmp_path / "out", *arguments)
     assert (result, out) == (code, "")
-    assert_one_line(err, pattern)
+    support.assert_one_line(err, pattern)
     assert not (tmp_path / "out").exists()
 
 
@@ -374,7 +369,7 @@ def test_flags_that_do_not_exist_or_fit_are_usage_errors(
 ) -> None:
     code, out, err = run("compile", exported.path, "-o", "out", *arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("Usage: clipmlu compile")
+    support.assert_one_line(err, r"^clipmlu: .*[.?] Try 'clipmlu compile --help'\.$")
 
 
 @pytest.mark.parametrize("command", [("info",), ("classify",), ("eval", "--dataset", "demo"), ("compile", "-o", "out")])
@@ -382,7 +377,7 @@ def test_missing_bundle_is_one_clear_line(run: Run, command: tuple[str, ...], tm
     extra = ("x.png", "--labels", "a,b") if command[0] == "classify" else ()
     code, out, err = run(command[0], tmp_path / "absent", *extra, *command[1:])
     assert (code, out) == (1, "")
-    assert_one_line(err, "No bundle at '.*absent'")
+    support.assert_one_line(err, "No bundle at '.*absent'")
 
 
 def test_unwritable_output_is_one_clear_line(
@@ -397,7 +392,7 @@ def test_unwritable_output_is_one_clear_line(
     ):
         code, _, err = run(*arguments)
         assert code == 1
-        assert_one_line(err, "Cannot write '.*file")
+        support.assert_one_line(err, "Cannot write '.*file")
 
 
 def test_datasets_models_and_doctor_answer_in_json(run: Run) -> None:
@@ -633,7 +628,7 @@ def test_batches_beyond_any_axis_are_refused_before_anything_is_written(
 ) -> None:
     code, _, err = run("compile", exported.path, "--target", "cpu", "--max-batch", 2**31, "-o", tmp_path / "out")
     assert code == 2
-    assert_one_line(err, "max batch is 2147483648; expected 1 or more, 2147483647 at most")
+    support.assert_one_line(err, "max batch is 2147483648; expected 1 or more, 2147483647 at most")
     assert not (tmp_path / "out").exists()
 
 
@@ -682,4 +677,4 @@ def test_notes_that_cannot_be_written_change_no_result(
 def test_every_command_that_prepares_images_has_workers(name: str) -> None:
     (option,) = [option for option in cli.commands[name].params if option.name == "workers"]
     assert option.get_error_hint(None) == "'--workers'"
-    assert option.type.name == "integer range"
+    assert option.type.name == "integer"

@@ -76,7 +76,7 @@ def test_written_probe_has_its_graphs_beside_it(run: Run, tmp_path: Path) -> Non
     [
         (["--emulated"], "--emulated needs --probe-sdk"),
         (["--output", "x"], "--output needs --probe-sdk"),
-        (["--probe-sdk", "--write-probe", "x"], "cannot be used together"),
+        (["--probe-sdk", "--write-probe", "x"], "exclude each other"),
         (["--write-probe", "x", "--only", "dims"], "--only needs --probe-sdk"),
         (["--probe-sdk", "--timeout", "0"], "--timeout"),
     ],
@@ -89,5 +89,5 @@ def test_options_that_do_not_go_together_are_refused(run: Run, arguments: list[s
 
 def test_unknown_probe_is_refused_with_its_neighbours(run: Run, tmp_path: Path) -> None:
     code, _, err = run("doctor", "--probe-sdk", "--emulated", "--only", "cast", "--output", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "Did you mean 'casts'" in err

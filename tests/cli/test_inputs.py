@@ -118,7 +118,7 @@ def test_a_dataset_is_embedded_with_its_keys(run: Run, compiled: CompiledBundle,
     ("arguments", "code", "message"),
     [
         (("--split", "train"), 2, "--split is about a --dataset"),
-        (("--dataset", "cifar1"), 1, "Unknown dataset 'cifar1'"),
+        (("--dataset", "cifar1"), 2, "Unknown dataset 'cifar1'"),
         (("--files-from", "none"), 1, "'none': No such file or directory. Expected a list of paths"),
     ],
 )

@@ -154,7 +154,7 @@ def test_search_and_recipe(run: Run, exported: ExportedBundle, folder: Path, tmp
         ),
         ((*QINT8, "--keep-float", "mlp_uot"), 2, "mlp_out"),
         ((*QINT8, "--keep-float", "qkv:x"), 2, "ROLE:BLOCKS"),
-        (("--precision", "qint8_mixed_float32", "--calib", "absent-folder"), 1, "Unknown dataset 'absent-folder'"),
+        (("--precision", "qint8_mixed_float32", "--calib", "absent-folder"), 2, "Unknown dataset 'absent-folder'"),
         (
             (*QINT8, "--calib-algo", "entropy", "--activation-quant", "asymmetric"),
             2,

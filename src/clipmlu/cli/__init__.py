@@ -98,8 +98,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             )
         sys.stdout.flush()
     except click.ClickException as error:
-        with contextlib.suppress(OSError):  # standard error is closed
-            error.show()
+        _show_usage_error(error)
         return error.exit_code
     except ClipmluError as error:
         warn(f"clipmlu: {_one_line(error)}")
@@ -125,6 +124,19 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     code = code if isinstance(code, int) else 0
     return code or int(notes.skipped)
+
+
+def _show_usage_error(error: click.ClickException) -> None:
+    """Print an error about the command line as one line that names the command's help."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since click 8.2
+        with contextlib.suppress(OSError):  # standard error is closed
+            error.show()
+        return
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = "clipmlu" if context is None else context.command_path
+    message = " ".join(error.format_message().split()).rstrip(".")
+    end = "" if message.endswith(("?", "?)")) else "."
+    warn(f"clipmlu: {message}{end} Try '{command} --help'.")
 
 
 def _output_fails() -> bool:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from clipmlu.cli._datasets import calibration_options
 from clipmlu.cli._groups import Option, OptionGroup, under
-from clipmlu.cli._options import PATH, Choice, Number, PrecisionChoice, device_option, max_pixels_option
+from clipmlu.cli._options import PATH, Choice, Integer, Number, PrecisionChoice, device_option, max_pixels_option
 from clipmlu.keywords import pick_keywords
 from clipmlu.specs import (
     MLU_ARCHS,
@@ -35,6 +33,7 @@ _OPTIONS = (
     Option(
         "--target",
         type=Choice(Target),
+        envvar="CLIPMLU_TARGET",
         default="auto",
         show_default=True,
         help="Where the bundle is to run; auto: the first of mlu, openvino, cpu that is available and offers the precision.",
@@ -42,6 +41,7 @@ _OPTIONS = (
     Option(
         "--precision",
         type=PrecisionChoice(),
+        envvar="CLIPMLU_PRECISION",
         metavar="PRECISION",
         default=Precision.FORCE_FLOAT32.value,
         show_default=True,
@@ -49,16 +49,21 @@ _OPTIONS = (
         "int16 (qint16_mixed_float32), qint8_mixed_float16 or qint16_mixed_float16. bf16 needs --target openvino and a CPU that supports it; "
         "'clipmlu doctor' measures whether it is faster.",
     ),
-    Option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a batch."),
+    Option(
+        "--batch-size",
+        envvar="CLIPMLU_BATCH_SIZE",
+        type=Integer(min=1),
+        default=32,
+        show_default=True,
+        help="Rows of a batch.",
+    ),
     Option(
         "--dynamic-shape/--static-shape",
         default=True,
         show_default=True,
         help="Accept batches up to --max-batch, or exactly --batch-size (smaller ones are padded).",
     ),
-    Option(
-        "--max-batch", type=click.IntRange(min=1), default=None, help="Largest batch of a dynamic shape. [default: 64]"
-    ),
+    Option("--max-batch", type=Integer(min=1), default=None, help="Largest batch of a dynamic shape. [default: 64]"),
     Option(
         "--uint8-input",
         is_flag=True,
@@ -162,7 +167,7 @@ _OPTIONS = (
             default=None,
             help="MLU: fold scales into convolutions. [default: fold]",
         ),
-        Option("--text-rows", type=click.IntRange(min=1), help="MLU, joint layout: number of texts. [default: 100]"),
+        Option("--text-rows", type=Integer(min=1), help="MLU, joint layout: number of texts. [default: 100]"),
         Option("--toolchain", "--toolchain-path", metavar="DIR", help="MLU: cross-compiler for the edge part tp_322."),
         Option(
             "--build-config",

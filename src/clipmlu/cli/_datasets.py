@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from clipmlu.cli._groups import Option, OptionGroup, under
-from clipmlu.cli._options import PATH, offline_option
+from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line, under
+from clipmlu.cli._options import PATH, Integer, offline_option
 from clipmlu.errors import OptionError
 from clipmlu.keywords import pick_keywords
 
@@ -57,8 +55,8 @@ def dataset_options(
 
         name = given["dataset"] or default_name(given)
         if name is None:
-            described = (given[option] for option in ("samples", "split", "data_dir", "class_names", "folder_names"))
-            if any(described):
+            options = ("samples", "split", "data_dir", "class_names", "folder_names")
+            if any(given[option] and is_on_command_line(option) for option in options):
                 raise OptionError("options about images are for measuring accuracy; give a --dataset too")
             return None
         return DatasetChoice(
@@ -78,6 +76,7 @@ def dataset_options(
         Option("--split", help="Split of the dataset. [default: test, or all of a folder without splits]"),
         Option(
             "--data-dir",
+            envvar="CLIPMLU_DATA_DIR",
             type=PATH,
             help="Folder that holds the dataset. [default: CIFAR100_DATASETS_PATH, then the cache]",
         ),
@@ -92,9 +91,9 @@ def sampling_options(samples_help: str) -> Callable[[Callable[..., Any]], Callab
     seed_help = "Seed of --shuffle and of the demo dataset."
     options = under(
         _HEADING,
-        Option("--samples", type=click.IntRange(min=1), help=samples_help),
+        Option("--samples", type=Integer(min=1), help=samples_help),
         Option("--shuffle", is_flag=True, help="Select --samples at random instead."),
-        Option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=seed_help),
+        Option("--seed", type=Integer(min=0), default=0, show_default=True, help=seed_help),
     )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,14 +116,14 @@ def calibration_options(**attributes: Any) -> OptionGroup[CalibrationOptions | N
         Option("--calib", **attributes),
         Option(
             "--calib-samples",
-            type=click.IntRange(min=1),
+            type=Integer(min=1),
             default=1000,
             show_default=True,
             help="Images to calibrate with.",
         ),
         Option(
             "--calib-seed",
-            type=click.IntRange(min=0),
+            type=Integer(min=0),
             default=0,
             show_default=True,
             help="Seed of the image selection.",

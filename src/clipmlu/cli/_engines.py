@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._options import Choice
+from clipmlu.cli._options import Choice, Integer
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ engine_options = OptionGroup(
     (
         Option(
             "--processes",
-            type=click.IntRange(min=1),
+            type=Integer(min=1),
             help="Worker processes that share the images. [default: 1; with --engine ray one per card or machine]",
         ),
         Option(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import click
+from click.core import ParameterSource
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Value = TypeVar("Value")
@@ -15,7 +16,7 @@ _NEEDED = "_needed_parameters"  # attribute of a decorated command: parameter na
 
 
 class HeadedOption(click.Option):
-    """An option that the help text shows under a heading.
+    """An option that the help text shows under a heading; its environment variable is shown, and named in errors.
 
     Args:
         heading: the heading; None for ``Options``.
@@ -23,8 +24,22 @@ class HeadedOption(click.Option):
     """
 
     def __init__(self, *arguments: Any, heading: str | None = None, **attributes: Any) -> None:
-        super().__init__(*arguments, **attributes)
+        super().__init__(*arguments, **{"show_envvar": "envvar" in attributes, **attributes})
         self.heading = heading
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Return the option for an error message, or the environment variable if the value is from there."""
+        if ctx is not None and self.name and ctx.get_parameter_source(self.name) is ParameterSource.ENVIRONMENT:
+            return f"the environment variable {self.envvar}"
+        return " / ".join(f"'{name}'" for name in self.opts)
+
+
+def is_on_command_line(name: str) -> bool:
+    """Whether an option of the running command was given as such, and not by its environment variable.
+
+    A variable is a default: it excludes no other option, and needs none.
+    """
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 class Option:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from clipmlu.cli._common import GENERAL, common_options
+from clipmlu.errors import ClipmluError
 
 _OPTIONS = "Options"
 
@@ -23,6 +26,19 @@ class ExampleCommand(click.Command):
     def __init__(self, *arguments: Any, examples: Sequence[str], **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
         self.examples = tuple(examples)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error about a value of an environment variable names the variable."""
+        try:
+            return super().invoke(ctx)
+        except ClipmluError as error:
+            for parameter in self.params:
+                value = ctx.params.get(parameter.name or "")
+                if ctx.get_parameter_source(parameter.name or "") is ParameterSource.ENVIRONMENT and re.search(
+                    rf"(?<!\w){re.escape(str(value))}(?!\w)", str(error)
+                ):
+                    error.args = (f"{error} '{value}' is the value of the environment variable {parameter.envvar}.",)
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, a section for each heading."""

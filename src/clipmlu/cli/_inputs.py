@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line
 from clipmlu.cli._options import PATH, offline_option
 from clipmlu.errors import OptionError
 
@@ -31,7 +31,7 @@ _OPTIONS = (
     Option("--id-column", metavar="NAME", help="Column of the ids in Parquet and Arrow files. [default: FILE#ROW]"),
     Option("--dataset", metavar="NAME", help="Read a dataset: cifar100, cifar10, imagefolder:PATH or demo."),
     Option("--split", help="Split of the dataset. [default: test, or all of a folder without splits]"),
-    Option("--data-dir", type=PATH, help="Folder that holds the dataset."),
+    Option("--data-dir", envvar="CLIPMLU_DATA_DIR", type=PATH, help="Folder that holds the dataset."),
     offline_option,
 )
 
@@ -51,7 +51,7 @@ def _input(given: Mapping[str, Any]) -> JobInput:
 def _dataset(given: Mapping[str, Any]) -> DatasetChoice | None:
     if given["dataset"] is None:
         for name in ("split", "data_dir", "offline"):
-            if given[name]:
+            if given[name] and is_on_command_line(name):
                 raise OptionError(f"--{name.replace('_', '-')} is about a --dataset; give one")
         return None
     from clipmlu.data.datasets.choice import DatasetChoice

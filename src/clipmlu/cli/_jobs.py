@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from clipmlu.cli._groups import Option, OptionGroup
 from clipmlu.cli._notes import note, note_kept, warn
-from clipmlu.cli._options import Choice, RunningOptions
+from clipmlu.cli._options import Choice, Integer, RunningOptions
 from clipmlu.cli._progress import ProgressView
 from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.file_names import name_from_path
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 _FILE_SUFFIXES = frozenset({".npy", ".npz", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".h5"})
 
 _SHARD_OPTIONS = (
-    Option("--shard-size", type=click.IntRange(min=1), help="Images per shard of a job. [default: 10000]"),
+    Option("--shard-size", type=Integer(min=1), help="Images per shard of a job. [default: 10000]"),
     Option(
         "--shard-format",
         type=Choice(["parquet", "npy", "csv", "jsonl"]),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clipmlu.arguments import choices_of
-from clipmlu.cli._groups import Option, OptionGroup
+from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line
 from clipmlu.errors import did_you_mean
 from clipmlu.file_names import expand_home
 from clipmlu.specs import Layout, Precision
@@ -26,8 +26,16 @@ class _PathType(click.Path):
         return expand_home(os.fsdecode(super().convert(value, param, ctx)))
 
 
+class Integer(click.IntRange):
+    """An integer in a range."""
+
+    name = "integer"
+
+
 class Number(click.FloatRange):
     """A finite number in a range; click accepts ``nan`` and ``inf`` in any range."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse a value; raises a usage error if it is not finite or out of range."""
@@ -81,26 +89,33 @@ json_option = Option("--json", "as_json", is_flag=True, help="Print the result a
 
 threads_option = Option(
     "--threads",
-    type=click.IntRange(min=0),
+    envvar="CLIPMLU_THREADS",
+    type=Integer(min=0),
     default=0,
     show_default=True,
     help="CPU threads per batch; 0: the runtime decides.",
 )
 
 batch_size_option = Option(
-    "--batch-size", type=click.IntRange(min=1), default=None, help="Images per batch. [default: as compiled]"
+    "--batch-size",
+    envvar="CLIPMLU_BATCH_SIZE",
+    type=Integer(min=1),
+    default=None,
+    help="Images per batch. [default: as compiled]",
 )
 
 workers_option = Option(
     "--workers",
-    type=click.IntRange(min=1),
+    envvar="CLIPMLU_WORKERS",
+    type=Integer(min=1),
     default=None,
     help="Threads that read, decode and preprocess images. [default: all CPUs]",
 )
 
 max_pixels_option = Option(
     "--max-pixels",
-    type=click.IntRange(min=1),
+    envvar="CLIPMLU_MAX_PIXELS",
+    type=Integer(min=1),
     default=MAX_PIXELS,
     show_default=True,
     help="Largest image, width x height, that is decoded.",
@@ -114,6 +129,7 @@ fast_preprocess_option = Option(
 
 templates_option = Option(
     "--templates",
+    envvar="CLIPMLU_TEMPLATES",
     default="simple",
     show_default=True,
     metavar="TEMPLATE|SET|FILE",
@@ -130,12 +146,15 @@ layout_option = Option(
 
 overwrite_option = Option("--overwrite", is_flag=True, help="Replace existing output.")
 
-offline_option = Option("--offline", is_flag=True, help="Download nothing; use local files only.")
+offline_option = Option(
+    "--offline", envvar="CLIPMLU_OFFLINE", is_flag=True, help="Download nothing; use local files only."
+)
 
 device_option = Option(
     "--device",
     "--device-id",
-    type=click.IntRange(min=0),
+    envvar="CLIPMLU_DEVICE",
+    type=Integer(min=0),
     default=0,
     show_default=True,
     help="Index of the MLU card.",
@@ -143,11 +162,17 @@ device_option = Option(
 
 
 _running_device_option = Option(
-    "--device", "--device-id", type=click.IntRange(min=0), default=None, help="Index of the MLU card. [default: 0]"
+    "--device",
+    "--device-id",
+    envvar="CLIPMLU_DEVICE",
+    type=Integer(min=0),
+    default=None,
+    help="Index of the MLU card. [default: 0]",
 )
 
 _devices_option = Option(
     "--devices",
+    envvar="CLIPMLU_DEVICES",
     default=None,
     metavar="N[,N...]|all",
     help="Indices of the MLU cards that share the images, or all of them; instead of --device.",
@@ -201,10 +226,20 @@ _RUNNING = (
     _running_device_option,
     _devices_option,
 )
+
+
+def _running(given: Mapping[str, Any]) -> RunningOptions:
+    values = {option.name: given[option.name] for option in _RUNNING}
+    for name, other in (("device", "devices"), ("devices", "device")):
+        if is_on_command_line(name) and not is_on_command_line(other):
+            values[other] = None
+    return RunningOptions(**values)
+
+
 running_options = OptionGroup(
     "running",
     _RUNNING,
-    lambda given: RunningOptions(**{option.name: given[option.name] for option in _RUNNING}),
+    _running,
     heading="Running",
 )
 """Adds the options for running a bundle; the command gets ``running``, a ``RunningOptions``."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._options import Number
+from clipmlu.cli._options import Integer, Number
 from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -27,9 +25,7 @@ _LIMIT_OPTIONS = {
         type=Number(min=0, min_open=True, max=3600),
         help="Seconds for each URL, in total. [default: 30]",
     ),
-    "max_bytes": Option(
-        "--url-max-bytes", type=click.IntRange(min=1), help="Largest file of a URL. [default: 67108864]"
-    ),
+    "max_bytes": Option("--url-max-bytes", type=Integer(min=1), help="Largest file of a URL. [default: 67108864]"),
 }
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipmlu.cli._groups import Option, is_on_command_line
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped, warn
 from clipmlu.cli._options import (
     PATH,
     Choice,
+    Integer,
     Number,
     batch_size_option,
     bundle_argument,
@@ -78,27 +80,29 @@ def _defaults(name: str) -> str:
 @batch_size_option
 @click.option(
     "--warmup",
-    type=click.IntRange(min=0),
+    type=Integer(min=0),
     help=f"Milliseconds of warm-up before the measurement. {_defaults('warmup')}",
 )
 @click.option(
     "--duration",
-    type=click.IntRange(min=0),
+    type=Integer(min=0),
     help=f"Minimum milliseconds of each scenario and each rate. {_defaults('duration')}",
 )
 @click.option(
     "--iterations",
-    type=click.IntRange(min=1),
+    type=Integer(min=1),
     help=f"Minimum number of queries; of batches offline and in mm_run. {_defaults('iterations')}",
 )
-@click.option(
+@Option(
     "--threads",
-    type=click.IntRange(min=0),
+    envvar="CLIPMLU_THREADS",
+    type=Integer(min=0),
     help=f"CPU threads per batch, 0: the runtime decides; mm_run: threads for each card. {_defaults('threads')}",
 )
-@click.option(
+@Option(
     "--devices",
     "--device",
+    envvar="CLIPMLU_DEVICES",
     default="0",
     show_default=True,
     metavar="N[,N...]|all",
@@ -109,9 +113,7 @@ def _defaults(name: str) -> str:
     type=Number(min=0, min_open=True),
     help="Server: largest allowed 99th percentile of the latency.",
 )
-@click.option(
-    "--queries-per-stream", type=click.IntRange(min=1), help="Multi-stream: images of one query. [default: 8]"
-)
+@click.option("--queries-per-stream", type=Integer(min=1), help="Multi-stream: images of one query. [default: 8]")
 @click.option(
     "--images", type=PATH, metavar="FOLDER", help="Photos for the stage breakdown. [default: 64 generated images]"
 )
@@ -212,7 +214,7 @@ def _run_tool(bundle: Path, given: dict[str, Any], times: dict[str, Any]) -> MmR
     from clipmlu.bundle.directory import open_compiled
     from clipmlu.magicmind.mm_run import MmRunOptions, run_mm_run
 
-    foreign = [name for name in _OURS_ONLY if given[name] not in (None, ())]
+    foreign = [name for name in _OURS_ONLY if given[name] not in (None, ()) and is_on_command_line(name)]
     if foreign or given["tower"] == "both":
         what = _OURS_ONLY[foreign[0]] if foreign else "--tower both"
         raise OptionError(f"{what} is not for --tool mm_run; leave one of them out")

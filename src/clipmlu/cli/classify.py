@@ -18,6 +18,7 @@ from clipmlu.cli._notes import note, note_inputs, warn
 from clipmlu.cli._options import (
     PATH,
     Choice,
+    Integer,
     Number,
     RunningOptions,
     bundle_argument,
@@ -103,7 +104,7 @@ _CLASSES = (
     Option("--labels", metavar="FILE|LIST", help="Class names: a file with one per line, or a list such as 'cat,dog'."),
     Option("--classifier", "classifier_file", type=PATH, help="A classifier file instead of --labels."),
     templates_option,
-    Option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes per image."),
+    Option("--top-k", type=Integer(min=1), default=5, show_default=True, help="Classes per image."),
     Option(
         "--reject-below",
         type=Number(0, 1),

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._compiling import compile_options
-from clipmlu.cli._groups import Option
+from clipmlu.cli._groups import Option, is_on_command_line
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_kept
-from clipmlu.cli._options import PATH, Number, bundle_argument, json_option, overwrite_option
+from clipmlu.cli._options import PATH, Integer, Number, bundle_argument, json_option, overwrite_option
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import GateError
 from clipmlu.file_names import name_from_path
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @Option(
     "--search-samples",
     heading="Search",
-    type=click.IntRange(min=1),
+    type=Integer(min=1),
     help="Held-out train images to evaluate on. [default: 1000 to 5000, by --max-drop]",
 )
 @Option("--search-templates", heading="Search", default="simple", show_default=True, help="Prompts to evaluate on.")
@@ -59,9 +59,7 @@ if TYPE_CHECKING:
 )
 @overwrite_option
 @json_option
-@click.pass_context
 def compile_command(
-    context: click.Context,
     bundle: Path,
     output: Path,
     max_drop: float | None,
@@ -86,7 +84,7 @@ def compile_command(
     from clipmlu.report.bundle import show_bundle
 
     options = dataclasses.replace(options, overwrite=overwrite)
-    given_precision = context.get_parameter_source("precision") is not click.core.ParameterSource.DEFAULT
+    given_precision = is_on_command_line("precision")
     precision = options.precision if given_precision else None
     if recipe is not None:
         options = use_recipe(recipe, options, {"max_drop": max_drop, "precision": precision, "max_pixels": max_pixels})

@@ -9,6 +9,7 @@ import click
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, Number, json_option, overwrite_option
+from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json, print_sentences, print_table, words
 
@@ -87,16 +88,16 @@ def doctor_command(
 
 def _check_options(context: click.Context, probe_sdk: bool, write_probe: Path | None) -> None:
     if probe_sdk and write_probe is not None:
-        raise click.UsageError("--probe-sdk and --write-probe cannot be used together.")
+        raise OptionError("--probe-sdk and --write-probe exclude each other; leave out one of them")
     if context.params["overwrite"] and not probe_sdk and write_probe is None:
-        raise click.UsageError("--overwrite needs --probe-sdk or --write-probe.")
+        raise OptionError("--overwrite needs --probe-sdk or --write-probe")
     given = [
         option
         for name, option in _PROBE_OPTIONS.items()
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
     ]
     if given and not probe_sdk:
-        raise click.UsageError(f"{given[0]} needs --probe-sdk.")
+        raise OptionError(f"{given[0]} needs --probe-sdk")
 
 
 def _probe_sdk(

@@ -10,6 +10,7 @@ import sys
 import click
 
 from clipmlu.cli._help import command
+from clipmlu.cli._notes import warn
 from clipmlu.cli._signals import Terminated
 
 
@@ -32,11 +33,13 @@ def emulate_command(command: tuple[str, ...]) -> int:
     """
     from clipmlu.magicmind.emulator import NOTICE, emulated_environment
 
-    click.echo(NOTICE, err=True)
+    warn(NOTICE)
     try:
         process = subprocess.Popen(command, env=emulated_environment(os.environ))  # noqa: S603
     except OSError as error:
-        click.echo(f"clipmlu: cannot run '{command[0]}': {error.strerror}", err=True)
+        warn(
+            f"clipmlu: Cannot run '{command[0]}': {error.strerror}. Give a program, such as: clipmlu emulate -- python x.py"
+        )
         return 127 if isinstance(error, FileNotFoundError) else 126
     code = _wait(process)
     return code if code >= 0 else 128 - code

@@ -9,7 +9,7 @@ import click
 
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, warn
-from clipmlu.cli._options import PATH, json_option, layout_option, offline_option, overwrite_option
+from clipmlu.cli._options import PATH, Integer, json_option, layout_option, offline_option, overwrite_option
 from clipmlu.cli._progress import STEPS
 from clipmlu.file_names import name_from_path
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--pretrained", metavar="TAG|FILE", help="Weights: an open_clip tag such as 'openai', or a checkpoint file."
 )
 @click.option("--random-weights", is_flag=True, help="Untrained weights, for speed measurements.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of --random-weights.")
+@click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="Seed of --random-weights.")
 @layout_option
 @click.option("--tokenizer", type=PATH, help="A tokenizer.json, or a directory with one, instead of the model's own.")
 @click.option("--cache-dir", type=PATH, help="Folder of downloads. [default: Hugging Face's cache, see HF_HOME]")

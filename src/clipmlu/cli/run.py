@@ -13,7 +13,15 @@ from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped
-from clipmlu.cli._options import PATH, json_option, layout_option, templates_option, threads_option, workers_option
+from clipmlu.cli._options import (
+    PATH,
+    Integer,
+    json_option,
+    layout_option,
+    templates_option,
+    threads_option,
+    workers_option,
+)
 from clipmlu.cli._progress import ProgressView
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.report.tables import echo_json, figures, print_table, words
@@ -49,13 +57,13 @@ def _usual_dataset(given: Mapping[str, Any]) -> str:
 @layout_option
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=Integer(min=0),
     default=0,
     show_default=True,
     help="Seed of random weights, --shuffle and demo images.",
 )
 @compile_options
-@click.option("--samples", type=click.IntRange(min=1), default=None, help="Images to evaluate. [default: all]")
+@click.option("--samples", type=Integer(min=1), default=None, help="Images to evaluate. [default: all]")
 @click.option("--shuffle", is_flag=True, help="Select --samples at random.")
 @templates_option
 @threads_option

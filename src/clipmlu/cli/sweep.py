@@ -11,10 +11,12 @@ import click
 from clipmlu.arguments import check_argument
 from clipmlu.cli._compiling import sweep_options
 from clipmlu.cli._datasets import dataset_options
+from clipmlu.cli._groups import Option
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_kept, note_skipped
 from clipmlu.cli._options import (
     PATH,
+    Integer,
     bundle_argument,
     comma_separated,
     json_option,
@@ -43,17 +45,19 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=PATH, required=True, metavar="DIR", help="Directory of the bundles, results and report."
 )
-@click.option(
+@Option(
     "--precision",
     "precisions",
+    envvar="CLIPMLU_PRECISION",
     multiple=True,
     required=True,
     metavar="P[,P...]",
     help="Arithmetic; may be repeated. See 'clipmlu compile'.",
 )
-@click.option(
+@Option(
     "--batch-size",
     "batch_sizes",
+    envvar="CLIPMLU_BATCH_SIZE",
     multiple=True,
     default=("1,8,32",),
     show_default=True,
@@ -61,21 +65,21 @@ if TYPE_CHECKING:
     help="Images of a batch; may be repeated.",
 )
 @dataset_options(help="Measure accuracy on it: cifar100, cifar10, imagefolder:PATH or demo.")
-@click.option("--samples", type=click.IntRange(min=1), help="Evaluate the first N images. [default: all]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the demo dataset.")
+@click.option("--samples", type=Integer(min=1), help="Evaluate the first N images. [default: all]")
+@click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="Seed of the demo dataset.")
 @templates_option
 @threads_option
 @workers_option
 @click.option(
     "--repetitions",
-    type=click.IntRange(min=1),
+    type=Integer(min=1),
     default=3,
     show_default=True,
     help="Repetitions for each precision and batch size, alternating with the others; medians are shown.",
 )
 @click.option(
     "--duration",
-    type=click.IntRange(min=0),
+    type=Integer(min=0),
     default=1000,
     show_default=True,
     help="Milliseconds of a throughput repetition; latency is measured for half as long.",
