@@ -20,12 +20,17 @@ from clipmlu._version import __version__
 
 if TYPE_CHECKING:
     from clipmlu.api.building import calibrate_bundle, compile_bundle, export_model, search_bundle
+    from clipmlu.api.bulk import EmbeddingReport, classify_images, embed_images, embed_to_file
+    from clipmlu.api.machine import check_machine, list_datasets, list_models, run_emulated
+    from clipmlu.api.measuring import compare_bundles, evaluate, measure_speed, run_sweep
     from clipmlu.api.pipeline import pipeline
     from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction, Predictions
     from clipmlu.compile.plan import CompileOptions
-    from clipmlu.data.datasets import open_dataset
+    from clipmlu.data.calibration import CalibrationOptions
+    from clipmlu.data.calibration_set import CalibrationSet
+    from clipmlu.data.datasets import Dataset, open_dataset
     from clipmlu.embed.encoder import Encoder
     from clipmlu.errors import ClipmluError
     from clipmlu.export.options import ExportOptions
@@ -33,20 +38,29 @@ if TYPE_CHECKING:
     from clipmlu.jobs.job import Job, open_job
     from clipmlu.jobs.options import ClassificationOptions, JobOptions
     from clipmlu.jobs.run import JobReport, run_job
-    from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
+    from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.measure.accuracy.report import AccuracyReport
-    from clipmlu.measure.compare.compare import CompareOptions, compare_bundles
+    from clipmlu.measure.compare.compare import CompareOptions, ComparisonReport
+    from clipmlu.measure.speed.loads import SpeedOptions
+    from clipmlu.measure.speed.speed import SpeedReport
     from clipmlu.model import Model, load
     from clipmlu.specs import Precision
-    from clipmlu.tune.trial import SearchOptions
+    from clipmlu.tune.sweep_options import SweepOptions
+    from clipmlu.tune.sweep_report import SweepReport
+    from clipmlu.tune.trial import SearchOptions, SearchReport
 
 _HOMES = {
     "AccuracyReport": "clipmlu.measure.accuracy.report",
+    "CalibrationOptions": "clipmlu.data.calibration",
+    "CalibrationSet": "clipmlu.data.calibration_set",
     "ClassificationOptions": "clipmlu.jobs.options",
     "ClipmluError": "clipmlu.errors",
     "CompareOptions": "clipmlu.measure.compare.compare",
+    "ComparisonReport": "clipmlu.measure.compare.compare",
     "CompileOptions": "clipmlu.compile.plan",
     "CompiledBundle": "clipmlu.bundle.directory",
+    "Dataset": "clipmlu.data.datasets",
+    "EmbeddingReport": "clipmlu.api.bulk",
     "Encoder": "clipmlu.embed.encoder",
     "EvalOptions": "clipmlu.measure.accuracy.evaluate",
     "ExportOptions": "clipmlu.export.options",
@@ -59,29 +73,48 @@ _HOMES = {
     "Prediction": "clipmlu.classify.results",
     "Predictions": "clipmlu.classify.results",
     "SearchOptions": "clipmlu.tune.trial",
+    "SearchReport": "clipmlu.tune.trial",
+    "SpeedOptions": "clipmlu.measure.speed.loads",
+    "SpeedReport": "clipmlu.measure.speed.speed",
+    "SweepOptions": "clipmlu.tune.sweep_options",
+    "SweepReport": "clipmlu.tune.sweep_report",
     "ZeroShotClassifier": "clipmlu.classify.classifier",
     "calibrate_bundle": "clipmlu.api.building",
-    "compare_bundles": "clipmlu.measure.compare.compare",
+    "check_machine": "clipmlu.api.machine",
+    "classify_images": "clipmlu.api.bulk",
+    "compare_bundles": "clipmlu.api.measuring",
     "compile_bundle": "clipmlu.api.building",
-    "evaluate": "clipmlu.measure.accuracy.evaluate",
+    "embed_images": "clipmlu.api.bulk",
+    "embed_to_file": "clipmlu.api.bulk",
+    "evaluate": "clipmlu.api.measuring",
     "export_model": "clipmlu.api.building",
+    "list_datasets": "clipmlu.api.machine",
+    "list_models": "clipmlu.api.machine",
     "load": "clipmlu.model",
+    "measure_speed": "clipmlu.api.measuring",
     "open_bundle": "clipmlu.bundle.directory",
     "open_dataset": "clipmlu.data.datasets",
     "open_job": "clipmlu.jobs.job",
     "path_from_name": "clipmlu.file_names",
     "pipeline": "clipmlu.api.pipeline",
+    "run_emulated": "clipmlu.api.machine",
     "run_job": "clipmlu.jobs.run",
+    "run_sweep": "clipmlu.api.measuring",
     "search_bundle": "clipmlu.api.building",
 }
 
 __all__ = [
     "AccuracyReport",
+    "CalibrationOptions",
+    "CalibrationSet",
     "ClassificationOptions",
     "ClipmluError",
     "CompareOptions",
+    "ComparisonReport",
     "CompileOptions",
     "CompiledBundle",
+    "Dataset",
+    "EmbeddingReport",
     "Encoder",
     "EvalOptions",
     "ExportOptions",
@@ -94,20 +127,34 @@ __all__ = [
     "Prediction",
     "Predictions",
     "SearchOptions",
+    "SearchReport",
+    "SpeedOptions",
+    "SpeedReport",
+    "SweepOptions",
+    "SweepReport",
     "ZeroShotClassifier",
     "__version__",
     "calibrate_bundle",
+    "check_machine",
+    "classify_images",
     "compare_bundles",
     "compile_bundle",
+    "embed_images",
+    "embed_to_file",
     "evaluate",
     "export_model",
+    "list_datasets",
+    "list_models",
     "load",
+    "measure_speed",
     "open_bundle",
     "open_dataset",
     "open_job",
     "path_from_name",
     "pipeline",
+    "run_emulated",
     "run_job",
+    "run_sweep",
     "search_bundle",
 ]
 

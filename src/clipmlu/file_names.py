@@ -39,6 +39,9 @@ def name_from_path(path: str | os.PathLike[str]) -> str:
 def path_from_name(name: str) -> Path:
     r"""Return the path from a name of ``name_from_path``, such as the ``source`` of a prediction.
 
+    Args:
+        name: the name.
+
     Raises:
         ValueError: a backslash in it begins neither ``\\`` nor ``\xNN``.
     """

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line, under
 from clipmlu.cli._options import PATH, Integer, offline_option
-from clipmlu.errors import OptionError
 from clipmlu.keywords import pick_keywords
 
 if TYPE_CHECKING:
@@ -51,25 +50,13 @@ def dataset_options(
     """
 
     def build(given: Mapping[str, Any]) -> DatasetChoice | None:
-        from clipmlu.data.datasets.choice import DatasetChoice
+        from clipmlu.api import measure_keywords
 
         name = given["dataset"] or default_name(given)
-        if name is None:
-            options = ("samples", "split", "data_dir", "class_names", "folder_names")
-            if any(given[option] and is_on_command_line(option) for option in options):
-                raise OptionError("options about images are for measuring accuracy; give a --dataset too")
-            return None
-        return DatasetChoice(
-            name=name,
-            split=given["split"],
-            class_names=given["class_names"],
-            folder_names=given["folder_names"],
-            data_dir=given["data_dir"],
-            download=not given["offline"],
-            size=given["samples"] or default_size,
-            seed=given["seed"],
-            max_pixels=given["max_pixels"],
-        )
+        described = pick_keywords(given, measure_keywords.EvaluateKeywords)
+        if name is None:  # options of the environment may be meant for other commands
+            described = {option: value for option, value in described.items() if is_on_command_line(option)}
+        return measure_keywords.dataset_choice(name, described, default_size)
 
     options = (
         Option("--dataset", metavar="NAME", **{"help": _KNOWN, **attributes}),

@@ -24,7 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 def open_job(path: str | os.PathLike[str]) -> Job:
-    """Open the folder of a job.
+    """Open the folder of a job, which may still be running.
+
+    Args:
+        path: the folder.
 
     Raises:
         InputError: there is no job, or its ``job.json`` is damaged.
