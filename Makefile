@@ -25,6 +25,7 @@ lint: $(LINT)/lint.stamp
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy
+	$(LINT)/bin/basedpyright --pythonpath $(LINT)/bin/python
 
 $(VENV)/demo.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

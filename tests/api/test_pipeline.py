@@ -91,7 +91,7 @@ def test_contradictions_are_refused(compiled: CompiledBundle, exported: Exported
         clipmlu.pipeline(compiled, batch_size=8)
     with pytest.raises(OptionError, match=r"^pretrained is 'openai', but the model is exported already; leave it out$"):
         clipmlu.pipeline(exported, pretrained="openai")
-    with pytest.raises(OptionError, match=r"^templates are 'a \{\}', but there are no labels"):
+    with pytest.raises(OptionError, match=r"^templates is 'a \{\}', but there are no labels"):
         clipmlu.pipeline(compiled, templates="a {}")  # type: ignore[call-overload]
     with pytest.raises(OptionError, match=r"^quiet is True, and on_note takes the lines"):
         clipmlu.pipeline(compiled, quiet=True, on_note=print)

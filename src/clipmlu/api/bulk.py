@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from clipmlu.api.compile_keywords import ReadingKeywords
-from clipmlu.api.measure_keywords import EngineKeywords, RunningKeywords, engine_options
+from clipmlu.api.measure_keywords import EngineKeywords, OpenSetKeywords, RunningKeywords, engine_options
 from clipmlu.arguments import as_path
 from clipmlu.classify.classifier import DEFAULT_TOP_K
 from clipmlu.data.class_names import ClassNames, resolve_class_names
@@ -87,7 +87,7 @@ class EmbedKeywords(InputKeywords, ShardKeywords, RunningKeywords, ReadingKeywor
     """Keywords of ``embed_images``."""
 
 
-class ClassifyKeywords(EmbedKeywords, total=False):
+class ClassifyKeywords(EmbedKeywords, OpenSetKeywords, total=False):
     """Keywords of ``classify_images``.
 
     Attributes:
@@ -122,7 +122,7 @@ _RUNNING = ("batch_size", "threads", "workers", "fast_preprocess", "device", "de
 _SHARDS = ("shard_size", "shard_format", "max_errors", "dtype", "overwrite")
 
 
-@with_keywords(*_BULK, ShardKeywords, EngineKeywords, ClassifyKeywords, defaults=JobOptions)
+@with_keywords(*_BULK, ShardKeywords, EngineKeywords, OpenSetKeywords, ClassifyKeywords, defaults=JobOptions)
 def classify_images(
     bundle: str | os.PathLike[str],
     inputs: Inputs,
@@ -168,6 +168,7 @@ def classify_images(
         classifier=None if classifier is None else as_path(classifier, "the classifier file"),
         top_k=given.get("top_k", DEFAULT_TOP_K),
         embeddings=given.get("embeddings", False),
+        **{name: given[name] for name in OpenSetKeywords.__annotations__ if name in given},
     )
     return run_job(
         bundle,

@@ -18,7 +18,7 @@ from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.compare.compare import TowerChoice
 from clipmlu.measure.speed.loads import SpeedOptions
 from clipmlu.measure.speed.scenarios import ScenarioName
-from clipmlu.specs import NaturalInt, PositiveInt, Precision
+from clipmlu.specs import NaturalInt, PositiveInt, Precision, Probability
 
 
 class DatasetKeywords(TypedDict, total=False):
@@ -75,6 +75,20 @@ class EngineKeywords(TypedDict, total=False):
     ray_address: str | None
 
 
+class OpenSetKeywords(TypedDict, total=False):
+    """Keywords of images that may show none of the classes.
+
+    Attributes:
+        none_label: name of the result for such an image; background classes then compete with the classes.
+        background: names of the background classes; None for the default ones with a ``none_label``.
+        reject_below: an image whose best class has a smaller probability, 0 to 1, shows none of the classes.
+    """
+
+    none_label: str | None
+    background: str | Sequence[str] | None
+    reject_below: Probability | None
+
+
 class EvaluateKeywords(DatasetKeywords, RunningKeywords, ReadingKeywords, EngineKeywords, total=False):
     """Keywords of ``evaluate``.
 
@@ -85,6 +99,7 @@ class EvaluateKeywords(DatasetKeywords, RunningKeywords, ReadingKeywords, Engine
         allow_overlap: also evaluate images that the bundle was calibrated with; the report counts them.
         baseline: gate: an earlier report, or its JSON file, on the same images.
         max_drop: allowed loss of top-1 accuracy against ``baseline``, a fraction; 0.01 by default.
+        reject_below: also report the accuracy without images whose best class has a smaller probability, 0 to 1.
     """
 
     shuffle: bool
@@ -93,6 +108,7 @@ class EvaluateKeywords(DatasetKeywords, RunningKeywords, ReadingKeywords, Engine
     allow_overlap: bool
     baseline: str | os.PathLike[str] | AccuracyReport | None
     max_drop: float | None
+    reject_below: Probability | None
 
 
 class CompareKeywords(DatasetKeywords, ReadingKeywords, total=False):

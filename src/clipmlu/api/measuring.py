@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Unpack
@@ -92,8 +93,8 @@ def evaluate(
     baseline = _baseline(given)
     opened, choice = _open_dataset(dataset, given)
     if options is None:
-        fields = ("samples", "shuffle", "seed", "batch_size", "templates", "cache", "allow_overlap", "workers")
-        options = EvalOptions(**{name: given[name] for name in fields if name in given})
+        fields = {field.name for field in dataclasses.fields(EvalOptions)}
+        options = EvalOptions(**{name: value for name, value in given.items() if name in fields})
     engine = engine_options(given)
     with _open_model(model, given) as encoder:
         report = evaluate_in_parts(
@@ -190,8 +191,8 @@ def compare_bundles(
     given = check_keywords(keywords, CompareKeywords, "compare_bundles")
     opened, _choice = _open_dataset(dataset, given, compare.DEFAULT_SAMPLES)
     if options is None:
-        others = ("split", "class_names", "folder_names", "data_dir", "offline", "max_pixels")
-        options = CompareOptions(**{name: value for name, value in given.items() if name not in others})
+        fields = {field.name for field in dataclasses.fields(CompareOptions)}
+        options = CompareOptions(**{name: value for name, value in given.items() if name in fields})
     return compare.compare_bundles(measured, reference, opened, options, on_note=on_note)
 
 

@@ -15,6 +15,7 @@ from clipmlu.api.compile_keywords import (
     TargetKeywords,
     compile_options,
 )
+from clipmlu.api.measure_keywords import OpenSetKeywords
 from clipmlu.arguments import as_path, check_argument, is_there, shown
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle, open_exported
 from clipmlu.chain import compiled_folder_name, export_key, model_folder_name, obtain_exported
@@ -38,7 +39,9 @@ _NAME_PREFIXES = ("hf-hub:", "local-dir:")
 _UNNAMED = 12  # digits of a digest in a folder name; the stored keys have whole ones
 
 
-class PipelineKeywords(TargetKeywords, ShapeKeywords, CalibrationKeywords, ReadingKeywords, total=False):
+class PipelineKeywords(
+    OpenSetKeywords, TargetKeywords, ShapeKeywords, CalibrationKeywords, ReadingKeywords, total=False
+):
     """Keywords of ``pipeline``.
 
     Attributes:
@@ -89,7 +92,7 @@ def pipeline(
 ) -> ZeroShotClassifier: ...
 
 
-@with_keywords(ShapeKeywords, TargetKeywords, CalibrationKeywords, ReadingKeywords, PipelineKeywords)
+@with_keywords(OpenSetKeywords, ShapeKeywords, TargetKeywords, CalibrationKeywords, ReadingKeywords, PipelineKeywords)
 def pipeline(
     model: str | os.PathLike[str] | ExportedBundle | CompiledBundle,
     labels: ClassNames | None = None,
@@ -130,12 +133,16 @@ def pipeline(
     given = check_keywords(keywords, PipelineKeywords, "pipeline")
     if quiet and on_note is not None:
         raise OptionError("quiet is True, and on_note takes the lines; give one of them")
-    if labels is None and templates is not None:
-        raise OptionError(
-            f"templates are {shown(templates)}, but there are no labels to put into them; give labels too"
-        )
+    for name, value in (
+        ("templates", templates),
+        *((each, given.get(each)) for each in OpenSetKeywords.__annotations__),
+    ):
+        if labels is None and value is not None:
+            raise OptionError(f"{name.replace('_', ' ')} is {shown(value)}, but there are no labels; give labels too")
     # Errors that can be found early are raised before the slow steps.
-    names = None if labels is None else resolve_class_names(labels)
+    names = labels if labels is None or isinstance(labels, str | os.PathLike | Mapping) else tuple(labels)
+    if names is not None and not isinstance(names, Mapping):
+        resolve_class_names(names)
     resolved = resolve_templates("simple" if templates is None else templates)
     note: Note = on_note or ((lambda _line: None) if quiet else _write_line)
     root = default_cache_dir() if cache_dir is None else as_path(cache_dir, "the cache directory")
@@ -143,7 +150,10 @@ def pipeline(
     running = {name: given[name] for name in _LOAD_FIELDS if name in given}
     device = given.get("device") if "devices" not in given else None
     loaded = load(bundle.path, verify=False, device=device, **running)
-    return loaded if names is None else loaded.classifier(names, resolved)
+    if names is None:
+        return loaded
+    rules: dict[str, Any] = {name: given[name] for name in OpenSetKeywords.__annotations__ if name in given}
+    return loaded.classifier(names, resolved, **rules)
 
 
 def _write_line(line: str) -> None:
@@ -159,7 +169,8 @@ def _obtain(model: object, given: Mapping[str, Any], root: Path, note: Note) -> 
     bundle = model if isinstance(model, ExportedBundle | CompiledBundle) else open_bundle(as_path(model, "the model"))
     _refuse(given, _EXPORT_FIELDS[:-1], "the model is exported already")
     if isinstance(bundle, CompiledBundle):
-        building = [name for name in given if name not in (*_LOAD_FIELDS, "device", "offline")]
+        running = (*_LOAD_FIELDS, *OpenSetKeywords.__annotations__, "device", "offline")
+        building = [name for name in given if name not in running]
         _refuse(given, building, f"bundle '{bundle.path}' is compiled already")
         return bundle
     folder = root / f"{_safe(bundle)}-{bundle.digest[:_UNNAMED]}"

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import msgspec
 import numpy as np
@@ -38,7 +38,8 @@ from clipmlu.specs import PositiveInt
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from clipmlu.data.images import ImageSource
+    from clipmlu.data.image_objects import SupportsArray
+    from clipmlu.data.images import ImageSource, OneImage
     from clipmlu.embed.encoder import Encoder, FloatArray
 
 DEFAULT_TOP_K = 5
@@ -137,6 +138,42 @@ class ZeroShotClassifier:
         )
         assert rules is not None
         return ZeroShotClassifier(self._header.with_open_set(rules), self.scorer)
+
+    @overload
+    def predict(  # type: ignore[overload-overlap] # texts and bytes are iterable, but one image
+        self,
+        images: OneImage,
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        on_error: OnError = "raise",
+        allow_urls: bool | UrlOptions = False,
+    ) -> Prediction: ...
+
+    @overload
+    def predict(  # type: ignore[overload-overlap] # one image or several
+        self,
+        images: npt.NDArray[Any] | SupportsArray,
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        on_error: OnError = "raise",
+        allow_urls: bool | UrlOptions = False,
+    ) -> Prediction | Predictions: ...
+
+    @overload
+    def predict(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        on_error: OnError = "raise",
+        allow_urls: bool | UrlOptions = False,
+    ) -> Predictions: ...
 
     def predict(
         self,

@@ -34,18 +34,10 @@ IMAGE_SUFFIXES = frozenset(
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 """Suffixes that are read if the package pillow-heif is installed."""
-ImageSource = (
-    str
-    | os.PathLike[str]
-    | bytes
-    | bytearray
-    | memoryview
-    | IO[bytes]
-    | Image.Image
-    | npt.NDArray[Any]
-    | SupportsArray
-    | Mapping[str, Any]
-)
+OneImage = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | Mapping[str, Any]
+"""Accepted forms of one image that cannot be several."""
+
+ImageSource = OneImage | npt.NDArray[Any] | SupportsArray
 """Accepted forms of one image; see ``load_image``."""
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # grey of more than 8 bits

@@ -1,0 +1,74 @@
+"""Mistakes of new users in Python: what they wrote, and what the one line of the answer holds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import clipmlu
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.errors import ClipmluError
+
+MISTAKES: list[tuple[str, list[str]]] = [
+    ("load('ViT-B-32')", ["'ViT-B-32' is the name of a model", "clipmlu.pipeline('ViT-B-32::openai')"]),
+    ("load('exported')", ["'exported' is an exported bundle", "clipmlu.pipeline('exported')"]),
+    ("load('no-such-folder')", ["no-such-folder"]),
+    ("compile_bundle('exported', 'o', precison='float32')", ["'precison'", "precision", "compile_bundle"]),
+    ("compile_bundle('exported', 'o', precision='half')", ["precision is 'half'", "force_float16"]),
+    ("compile_bundle('exported', 'o', target='gpu')", ["'gpu'", "cpu", "openvino"]),
+    ("compile_bundle('exported', 'o', batch_size='32')", ["batch size is '32'", "whole number"]),
+    ("compile_bundle('exported', 'o', calib_samples=0)", ["calib samples is 0", "1 or more"]),
+    ("compile_bundle('exported', 'o', smooth_alpha='strong')", ["smoothing strength is 'strong'", "0.5"]),
+    ("compile_bundle('exported', 'o', granularity='axis')", ["granularity is 'axis'", "per_axis"]),
+    ("compile_bundle('exported', 'o', {'target': 'cpu'})", ["options is {'target': 'cpu'}", "CompileOptions"]),
+    ("compile_bundle('exported', 'o', CompileOptions(), target='cpu')", ["the keyword 'target'", "one of them"]),
+    ("compile_bundle('compiled', 'o', target='cpu')", ["'compiled' is compiled already", "exported"]),
+    ("compile_bundle('exported', 'compiled', target='cpu')", ["'compiled'", "exists"]),
+    ("search_bundle('exported', 'o', calib='demo')", ["max drop is missing", "max_drop=0.01"]),
+    ("calibrate_bundle('exported', 'o')", ["calib is missing", "calib='cifar100'"]),
+    ("export_model('demo', 'o', layout='fused')", ["layout is 'fused'", "towers, joint"]),
+    ("evaluate('compiled', 'cifar')", ["'cifar'", "cifar10"]),
+    ("evaluate('compiled', 'demo', sample=10)", ["'sample'", "samples"]),
+    ("evaluate('compiled', 'demo', samples=0)", ["samples is 0", "1 or more"]),
+    ("evaluate('compiled', 'demo', max_drop=0.01)", ["max drop is 0.01", "baseline"]),
+    ("evaluate('compiled', ['demo'])", ["dataset is ['demo']", "open_dataset"]),
+    ("measure_speed('compiled', scenario='fast')", ["'fast'", "single-stream"]),
+    ("run_sweep('exported', 'o')", ["precision is missing"]),
+    ("classify_images('compiled', 'photos', 'o')", ["class names", "classifier file"]),
+    ("embed_to_file('compiled', 'rows.txt', 'photos')", ["'rows.txt'", ".npy"]),
+    ("embed_images('compiled', 'photos', 'o', shard_format='csv2')", ["shard format is 'csv2'", "parquet"]),
+    ("pipeline('ViT-B-32::opena1', ['cat'])", ["'opena1'", "openai"]),
+    ("pipeline('compiled', ['cat', 'dog'], precision='fp16')", ["precision is", "compiled already"]),
+    ("pipeline('compiled', template='a {}')", ["'template'", "pipeline"]),
+    ("pipeline('compiled', labels=[])", ["class names"]),
+    ("pipeline(3)", ["the model is 3", "expected"]),
+    ("run_emulated('python gen.py')", ["command is 'python gen.py'", "['python', 'gen_model.py']"]),
+    ("run_emulated(['python'], card=2)", ["card", "devices"]),
+]
+
+
+@pytest.mark.parametrize(("code", "expected"), MISTAKES)
+def test_the_answer_is_one_line_that_helps(
+    code: str,
+    expected: list[str],
+    exported: ExportedBundle,
+    compiled: CompiledBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "::" in code or "ViT" in code:
+        pytest.importorskip("open_clip", reason="needs the extra export")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported.path, "exported")
+    shutil.copytree(compiled.path, "compiled")
+    names: dict[str, Any] = {name: getattr(clipmlu, name) for name in clipmlu.__all__}
+    with pytest.raises(ClipmluError) as caught:
+        eval(code, names)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part.lower() in message.lower(), message
+    assert not Path("o").exists()
