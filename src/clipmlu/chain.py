@@ -27,6 +27,7 @@ from clipmlu.keys import make_key, options_key
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.specs import NaturalInt, Spec
+from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.bundles import obtain_bundle, obtain_compiled
 from clipmlu.tune.resume import ResultStore
 
@@ -99,6 +100,7 @@ def run_chain(
     on_note: Callable[[str], None] = lambda _message: None,
     on_progress: Callable[[int], None] = lambda _count: None,
     on_result: Callable[[str], None] = lambda _name: None,
+    on_step: StartStep = no_steps,
 ) -> RunReport:
     """Export, compile and evaluate a model.
 
@@ -111,8 +113,9 @@ def run_chain(
         output: folder for the bundles and ``report.json``.
         options: options of the run.
         on_note: called with a line for the user at each step.
-        on_progress: called with numbers of evaluated images.
+        on_progress: called with numbers of evaluated images; the first one is 0.
         on_result: called with the name of each bundle when it is made and recorded.
+        on_step: begins each step that may take seconds, except the images of the evaluation; see ``clipmlu.steps``.
 
     Raises:
         ClipmluError: as the steps.
@@ -124,18 +127,22 @@ def run_chain(
     check_layout(plan, options.export.layout)
     if options.export.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"'{model}'")
-    dataset = options.dataset.open()
+    with on_step(f"opening {name_from_path(options.dataset.name)}"):
+        dataset = options.dataset.open()
     folder = output / model_folder_name(model, options.export)
     store = ResultStore(folder / "results", on_note, on_result)
     with store.lock():
-        exported, export_step = _export(model, folder / "exported", options.export, store, on_note)
+        exported, export_step = _export(model, folder / "exported", options.export, store, on_note, on_step)
         compiled, compile_step = _compile(
-            exported, folder / compiled_folder_name(plan, options.compile), options.compile, store, on_note
+            exported, folder / compiled_folder_name(plan, options.compile), options.compile, store, on_note, on_step
         )
         start = time.perf_counter()
         session = dataclasses.replace(options.compile.session, threads=options.threads)
         with Encoder(compiled, session) as encoder:
-            accuracy = evaluate(encoder, dataset, options.evaluate, on_progress=on_progress, on_note=on_note)
+            on_progress(0)
+            accuracy = evaluate(
+                encoder, dataset, options.evaluate, on_progress=on_progress, on_note=on_note, on_step=on_step
+            )
         eval_step = _step("eval", _accuracy_text(accuracy), folder / REPORT_NAME, start)
         report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
         write_file(folder / REPORT_NAME, encode_json(report), overwrite=True)
@@ -143,15 +150,25 @@ def run_chain(
 
 
 def _export(
-    model: str, path: Path, options: ExportOptions, store: ResultStore, on_note: Callable[[str], None]
+    model: str,
+    path: Path,
+    options: ExportOptions,
+    store: ResultStore,
+    on_note: Callable[[str], None],
+    on_step: StartStep,
 ) -> tuple[ExportedBundle, Step]:
     start = time.perf_counter()
-    bundle, reused = obtain_exported(model, path, options, store, on_note)
+    bundle, reused = obtain_exported(model, path, options, store, on_note, on_step)
     return bundle, _step("export", "reused" if reused else "made", path, start)
 
 
 def obtain_exported(
-    model: str, path: Path, options: ExportOptions, store: ResultStore, on_note: Callable[[str], None]
+    model: str,
+    path: Path,
+    options: ExportOptions,
+    store: ResultStore,
+    on_note: Callable[[str], None],
+    on_step: StartStep = no_steps,
 ) -> tuple[ExportedBundle, bool]:
     """Return the exported bundle at a path if its key is equal and it is unchanged; otherwise export the model.
 
@@ -164,7 +181,8 @@ def obtain_exported(
 
     def make(overwrite: bool) -> ExportedBundle:
         on_note(f"exporting {name_from_path(model)} to {name_from_path(path)}")
-        return export_model(model, path, dataclasses.replace(options, overwrite=overwrite), on_note=on_note)
+        replaced = dataclasses.replace(options, overwrite=overwrite)
+        return export_model(model, path, replaced, on_note=on_note, on_step=on_step)
 
     bundle, reused = obtain_bundle(
         path,
@@ -198,10 +216,15 @@ def _open_current(path: Path, options: ExportOptions) -> ExportedBundle:
 
 
 def _compile(
-    exported: ExportedBundle, path: Path, options: CompileOptions, store: ResultStore, on_note: Callable[[str], None]
+    exported: ExportedBundle,
+    path: Path,
+    options: CompileOptions,
+    store: ResultStore,
+    on_note: Callable[[str], None],
+    on_step: StartStep,
 ) -> tuple[CompiledBundle, Step]:
     start = time.perf_counter()
-    bundle, reused = obtain_compiled(exported, path, options, store, on_note)
+    bundle, reused = obtain_compiled(exported, path, options, store, on_note, on_step)
     return bundle, _step("compile", "reused" if reused else "made", path, start)
 
 

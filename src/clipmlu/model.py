@@ -23,6 +23,7 @@ from clipmlu.embed.items import ImageEmbeddings, OnError, items_from_images
 from clipmlu.errors import BundleNotFoundError, OptionError
 from clipmlu.export.catalog import is_model_name, with_tag
 from clipmlu.specs import TowerName
+from clipmlu.steps import StartStep, no_steps
 
 
 def load(
@@ -160,6 +161,7 @@ class Model(Displayed, Encoder):
         none_label: str | None = None,
         background: str | Sequence[str] | None = None,
         reject_below: float | None = None,
+        on_step: StartStep = no_steps,
     ) -> ZeroShotClassifier:
         """Create a zero-shot classifier.
 
@@ -174,6 +176,7 @@ class Model(Displayed, Encoder):
             background: names of the background classes; None for ``classify.open_set.DEFAULT_BACKGROUND`` with a ``none_label``.
             reject_below: an image whose best class has a smaller probability shows none of the classes; with or without
                 background classes. A model with a logit bias, such as SigLIP, takes this rule only.
+            on_step: shows the prompts; see ``clipmlu.steps``.
 
         Raises:
             InputError: there are no class names, or the label file cannot be read or parsed.
@@ -189,6 +192,7 @@ class Model(Displayed, Encoder):
             none_label=none_label,
             background=background,
             reject_below=reject_below,
+            on_step=on_step,
         )
 
     def load_classifier(self, path: str | os.PathLike[str]) -> ZeroShotClassifier:

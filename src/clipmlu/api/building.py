@@ -115,6 +115,7 @@ def compile_bundle(
     options: CompileOptions | None = None,
     *,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[CompileKeywords],
 ) -> CompiledBundle:
     """Compile an exported bundle for one target, as ``clipmlu compile`` does.
@@ -124,6 +125,7 @@ def compile_bundle(
         output: directory of the compiled bundle.
         options: an options object instead of the keywords.
         on_note: called with a line for the user after each trial of a search.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         The compiled bundle, published and verified.
@@ -140,17 +142,17 @@ def compile_bundle(
     """
     refuse_both(options, keywords, "compile_bundle")
     if options is not None or not keywords:
-        return compiler.compile_bundle(source, output, options)
+        return compiler.compile_bundle(source, output, options, on_step=on_step)
     given = check_keywords(keywords, CompileKeywords, "compile_bundle")
     recipe = given.pop("recipe", None)
     if given.get("max_drop") is not None:
         if recipe is not None:
             raise OptionError(_RECIPE_ALONE)
-        return _search(source, output, given, on_note)[0]
+        return _search(source, output, given, on_note, on_step=on_step)[0]
     chosen = compile_options(given)
     if recipe is not None:
         chosen = use_recipe(recipe, chosen, given)
-    return compiler.compile_bundle(source, output, chosen)
+    return compiler.compile_bundle(source, output, chosen, on_step=on_step)
 
 
 _RECIPE_ALONE = "a recipe sets the precision and the quantisation options; leave out --max-drop and --precision"
@@ -182,6 +184,7 @@ def search_bundle(
     *,
     on_note: Callable[[str], None] = lambda _message: None,
     on_result: Callable[[str], None] = lambda _name: None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[SearchKeywords],
 ) -> tuple[CompiledBundle, SearchReport]:
     """Compile the fastest bundle within an allowed loss of accuracy, as ``clipmlu compile --max-drop`` does.
@@ -193,6 +196,7 @@ def search_bundle(
         search: options of the search, given with ``options``.
         on_note: called with a line for the user after each trial.
         on_result: called with the name of each trial after it is stored.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         The bundle, and the report.
@@ -207,11 +211,13 @@ def search_bundle(
     if options is not None or search is not None:
         chosen: SearchOptions = check_argument(search, SearchOptions, "search")
         held: CompileOptions = check_argument(options, CompileOptions, "options")
-        return quantise.search_bundle(source, output, held, chosen, on_note=on_note, on_result=on_result)
+        return quantise.search_bundle(
+            source, output, held, chosen, on_note=on_note, on_result=on_result, on_step=on_step
+        )
     given = check_keywords(keywords, SearchKeywords, "search_bundle")
     if given.get("max_drop") is None:
         raise OptionError("max drop is missing; expected the allowed loss of top-1 accuracy, such as max_drop=0.01")
-    return _search(source, output, given, on_note, on_result)
+    return _search(source, output, given, on_note, on_result, on_step)
 
 
 def _search(
@@ -220,9 +226,12 @@ def _search(
     given: Mapping[str, Any],
     on_note: Callable[[str], None],
     on_result: Callable[[str], None] = lambda _name: None,
+    on_step: StartStep = no_steps,
 ) -> tuple[CompiledBundle, SearchReport]:
     options, search = compile_options(given), search_options(given)
-    return quantise.search_bundle(source, output, options, search, on_note=on_note, on_result=on_result)
+    return quantise.search_bundle(
+        source, output, options, search, on_note=on_note, on_result=on_result, on_step=on_step
+    )
 
 
 def search_options(keywords: Mapping[str, Any]) -> SearchOptions:
@@ -244,6 +253,8 @@ def calibrate_bundle(
     bundle: str | os.PathLike[str] | Bundle,
     output: str | os.PathLike[str],
     options: CalibrationOptions | None = None,
+    *,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[CalibrateKeywords],
 ) -> CalibrationSet:
     """Select calibration data for a bundle and save them, as ``clipmlu calibrate`` does; ``calib`` must be given.
@@ -252,6 +263,7 @@ def calibrate_bundle(
         bundle: the bundle, or its path.
         output: directory of the calibration set.
         options: an options object instead of the keywords.
+        on_step: shows the images; see ``clipmlu.steps``.
 
     Returns:
         The set; its ``record`` has the numbers of images and texts and the digest.
@@ -268,6 +280,6 @@ def calibrate_bundle(
     if chosen is None:
         raise OptionError("calib is missing; expected a dataset or a folder of images, such as calib='cifar100'")
     opened = open_bundle(bundle) if isinstance(bundle, str | os.PathLike) else bundle
-    drawn = obtain_calibration(opened, check_argument(chosen, CalibrationOptions, "options"))
+    drawn = obtain_calibration(opened, check_argument(chosen, CalibrationOptions, "options"), on_step)
     drawn.save(output, overwrite=overwrite)
     return drawn

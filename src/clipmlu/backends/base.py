@@ -32,6 +32,7 @@ from clipmlu.specs import (
     TensorSpec,
     TowerName,
 )
+from clipmlu.steps import StartStep, no_steps
 
 Feeds = Mapping[str, Array]
 
@@ -116,6 +117,7 @@ class GraphOptions:
             pixels, or no pixels.
         calibration_server: ``ip:port`` of a card that calibrates for a host without one.
         session: options of the compilation itself: card and worker.
+        on_step: begins each step of the compilation; see ``clipmlu.steps``.
     """
 
     precision: Precision
@@ -129,6 +131,7 @@ class GraphOptions:
     pixels: PreprocessSpec | None = None
     calibration_server: str | None = None
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
+    on_step: StartStep = no_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

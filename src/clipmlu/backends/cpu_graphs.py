@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from clipmlu.backends.base import Backend, CompiledGraph, GraphOptions, SessionOptions, SourceGraph
 from clipmlu.bundle.manifest import GRAPH_SUFFIX, Tower
 from clipmlu.bundle.runnable import RunnableModel
-from clipmlu.data.feeds import calibration_batches
+from clipmlu.data.feeds import calibration_batches, count_calibration_batches
 from clipmlu.errors import BackendUnavailableError, BundleCorruptError, BundleError, OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.graph.pixels import insert_normalisation, with_uint8_pixels
 from clipmlu.specs import PreprocessSpec, TensorSpec, TowerName
+from clipmlu.steps import counted
 
 if TYPE_CHECKING:
     import onnx
@@ -82,14 +83,15 @@ def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
         directory: folder of the new files.
     """
     spec = graph.tower
-    for path in graph.data_files:
-        shutil.copyfile(path, directory / path.name)
-    if options.dynamic_shape:
-        shutil.copyfile(graph.path, directory / spec.file)
-        return _with_pixel_input(CompiledGraph(tower=spec), options, directory)
-    sizes = _static_sizes(spec, options)
-    _write_static(graph.path, directory / spec.file, sizes)
-    return _with_pixel_input(CompiledGraph(tower=_tower_with_sizes(spec, sizes)), options, directory)
+    with options.on_step("writing the graph"):
+        for path in graph.data_files:
+            shutil.copyfile(path, directory / path.name)
+        if options.dynamic_shape:
+            shutil.copyfile(graph.path, directory / spec.file)
+            return _with_pixel_input(CompiledGraph(tower=spec), options, directory)
+        sizes = _static_sizes(spec, options)
+        _write_static(graph.path, directory / spec.file, sizes)
+        return _with_pixel_input(CompiledGraph(tower=_tower_with_sizes(spec, sizes)), options, directory)
 
 
 def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
@@ -115,11 +117,17 @@ def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
     if bits is not None:
         names = quantised_tensors(model, without=frozenset(options.node_types))
         range_options = RangeOptions(bits=bits, algorithm=how.algorithm)
-        ranges, _ = collect_ranges(
-            model, names, lambda: calibration_batches(graph.tower, options.calibration), range_options
-        )
-    rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
-    save_model(rewritten, directory / graph.tower.file)
+        total = range_options.passes * count_calibration_batches(graph.tower, options.calibration)
+        with options.on_step("calibrating", total=total, unit="batches") as step:
+            ranges, _ = collect_ranges(
+                model,
+                names,
+                lambda: counted(calibration_batches(graph.tower, options.calibration), step),
+                range_options,
+            )
+    with options.on_step("writing the graph"):
+        rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
+        save_model(rewritten, directory / graph.tower.file)
     tower = _tower_with_sizes(graph.tower, {} if options.dynamic_shape else _static_sizes(graph.tower, options))
     return _with_pixel_input(CompiledGraph(tower=tower, quantised=record), options, directory)
 

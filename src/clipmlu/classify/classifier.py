@@ -34,6 +34,7 @@ from clipmlu.files.publish import write_file
 from clipmlu.host import cache_dir
 from clipmlu.keys import options_digest, value_digest
 from clipmlu.specs import PositiveInt
+from clipmlu.steps import StartStep, no_steps
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -412,6 +413,7 @@ def build_classifier(
     none_label: str | None = None,
     background: str | Sequence[str] | None = None,
     reject_below: float | None = None,
+    on_step: StartStep = no_steps,
 ) -> ZeroShotClassifier:
     """Compute class embeddings from prompts, or read them from the cache; see ``Model.classifier``."""
     names = resolve_class_names(class_names)
@@ -422,10 +424,12 @@ def build_classifier(
         reject_below=reject_below,
         logit_bias=encoder.runnable.facts.logit_bias,
     )
-    return _build(encoder, _header(encoder, names, resolve_templates(templates), open_set), cache=cache)
+    return _build(
+        encoder, _header(encoder, names, resolve_templates(templates), open_set), cache=cache, on_step=on_step
+    )
 
 
-def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool) -> ZeroShotClassifier:
+def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool, on_step: StartStep) -> ZeroShotClassifier:
     if encoder.runnable.facts.layout == "joint":
         return DetachedClassifier(header=header, class_embeddings=None).attach(encoder)
     path = _cache_path(encoder, header) if cache else None
@@ -434,7 +438,7 @@ def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool) -> ZeroSh
             return load_classifier(encoder, path)
         except InputError as error:
             _log.warning("Cached class embeddings are made again: %s", error)
-    embeddings = embed_classes(encoder, header.all_names, header.templates)
+    embeddings = embed_classes(encoder, header.all_names, header.templates, on_step)
     digest = hashlib.sha256(embeddings.tobytes()).hexdigest()
     classifier = _tower_classifier(encoder, msgspec.structs.replace(header, embeddings_sha256=digest), embeddings)
     if path is not None:
@@ -445,7 +449,9 @@ def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool) -> ZeroSh
     return classifier
 
 
-def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> FloatArray:
+def embed_classes(
+    encoder: Encoder, class_names: Sequence[str], templates: Sequence[str], on_step: StartStep = no_steps
+) -> FloatArray:
     """Return one embedding per class: the normalised mean of the unit-norm embeddings of its prompts.
 
     A repeated name is encoded once. Source: A. Radford et al., "Learning Transferable Visual Models From Natural
@@ -458,11 +464,12 @@ def embed_classes(encoder: Encoder, class_names: Sequence[str], templates: Seque
     row_of = {name: row for row, name in enumerate(dict.fromkeys(class_names))}
     different = list(row_of)
     rows = []
-    for start in range(0, len(different), classes_at_once):
-        names = different[start : start + classes_at_once]
-        prompts = [fill_template(template, name) for name in names for template in templates]
-        embeddings = encoder.embed_texts(prompts).reshape(len(names), len(templates), -1)
-        rows.append(embeddings.mean(axis=1))
+    with on_step("embedding prompts", total=len(different) * len(templates), unit="prompts") as step:
+        for start in range(0, len(different), classes_at_once):
+            names = different[start : start + classes_at_once]
+            prompts = [fill_template(template, name) for name in names for template in templates]
+            embeddings = encoder.embed_texts(prompts, on_rows=step.advance).reshape(len(names), len(templates), -1)
+            rows.append(embeddings.mean(axis=1))
     means = np.concatenate(rows)
     norms = np.linalg.norm(means, axis=1, keepdims=True)
     if norms.min() < _SMALLEST_MEAN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clipmlu.cli._groups import Option, OptionGroup
 from clipmlu.cli._notes import note, note_kept, warn
 from clipmlu.cli._options import Choice, Integer, RunningOptions
-from clipmlu.cli._progress import ProgressView
+from clipmlu.cli._progress import STEPS, ProgressView
 from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.file_names import name_from_path
 
@@ -111,15 +112,16 @@ def run_job_command(
     """Run a job, print what it did, and return the exit code of the command."""
     from clipmlu.jobs.run import run_job
 
-    progress = ProgressView(label)
-    with note_kept(output, "What was computed", named_by=(OptionError, BundleExistsError)), progress:
+    progress, preparing = ProgressView(label), contextlib.ExitStack()
+    with note_kept(output, "What was computed", named_by=(OptionError, BundleExistsError)), preparing, progress:
+        preparing.enter_context(STEPS("preparing the job"))
         report = run_job(
             bundle,
             images,
             output,
             options,
             engine=engine,
-            on_start=lambda job: _start(progress, job),
+            on_start=lambda job: _start(preparing, progress, job),
             on_shard=lambda record: progress.add(shards=1, errors=len(record.errors)),
             on_load=lambda load: progress.add(images=load.images, load=load),
             on_note=note,
@@ -128,7 +130,8 @@ def run_job_command(
     return 1 if report.errors and options.max_errors is None else 0
 
 
-def _start(progress: ProgressView, job: JobStart) -> None:
+def _start(preparing: contextlib.ExitStack, progress: ProgressView, job: JobStart) -> None:
+    preparing.close()
     if job.images is None:
         progress.start(job.shards, job.shards_done, unit="shards")
     else:

@@ -13,6 +13,7 @@ import click
 
 from clipmlu.arguments import choices_of
 from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line
+from clipmlu.cli._progress import STEPS
 from clipmlu.errors import did_you_mean
 from clipmlu.file_names import expand_home
 from clipmlu.specs import Layout, Precision
@@ -205,16 +206,17 @@ class RunningOptions:
         """Load a compiled bundle; its threads wait passively, because images are prepared on the same CPUs."""
         from clipmlu.model import load
 
-        return load(
-            bundle,
-            threads=self.threads,
-            device=self.device,
-            devices=self.devices,
-            image_only=image_only,
-            fast_preprocess=self.fast_preprocess,
-            max_pixels=self.max_pixels,
-            busy_wait=False,
-        )
+        with STEPS("opening the bundle"):
+            return load(
+                bundle,
+                threads=self.threads,
+                device=self.device,
+                devices=self.devices,
+                image_only=image_only,
+                fast_preprocess=self.fast_preprocess,
+                max_pixels=self.max_pixels,
+                busy_wait=False,
+            )
 
 
 _RUNNING = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 from clipmlu.cli._counts import ProgressCounts, StepCounts, describe_duration
@@ -13,6 +14,7 @@ from clipmlu.cli._status import STATUS, can_redraw, compose, terminal_columns
 from clipmlu.clock import now
 
 if TYPE_CHECKING:
+    from clipmlu.embed.items import RowBatch
     from clipmlu.measure.speed.load import PipelineLoad
     from clipmlu.steps import Step
 
@@ -178,3 +180,19 @@ class ProgressView:
             self.start(self._total, images)
             return
         self._counts.add(images=images, shards=shards, errors=errors, load=load)
+
+
+def with_progress(batches: Iterator[RowBatch], label: str) -> Generator[RowBatch, None, None]:
+    """Yield batches whose results go to standard output, and show them: on a terminal only the wait for the first one."""
+    with STEPS(label):
+        first = next(batches, None)
+    if first is None:
+        return
+    with ProgressView(label) as progress:
+        if not sys.stdout.isatty():
+            progress.start(None)
+        yield first
+        for batch in batches:
+            if not sys.stdout.isatty():
+                progress.add(images=len(batch.items))
+            yield batch

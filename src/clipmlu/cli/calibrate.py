@@ -11,6 +11,7 @@ from clipmlu.cli._datasets import calibration_options
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note
 from clipmlu.cli._options import PATH, bundle_argument, json_option, max_pixels_option, offline_option, overwrite_option
+from clipmlu.cli._progress import STEPS
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import print_facts
 from clipmlu.report.wrapping import Whole
@@ -50,7 +51,9 @@ def calibrate_command(
     from clipmlu.data.calibration import obtain_calibration
     from clipmlu.report.tables import echo_json
 
-    drawn = obtain_calibration(open_bundle(bundle), calibration)
+    with STEPS("verifying the bundle"):
+        opened = open_bundle(bundle)
+    drawn = obtain_calibration(opened, calibration, STEPS)
     drawn.save(output, overwrite=overwrite)
     record = drawn.record
     if as_json:

@@ -26,6 +26,7 @@ from clipmlu.cli._options import (
     running_options,
     templates_option,
 )
+from clipmlu.cli._progress import STEPS, with_progress
 from clipmlu.cli._urls import url_options
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
@@ -82,6 +83,7 @@ class ClassesChoice:
             none_label=self.none_label,
             background=self.background,
             reject_below=self.reject_below,
+            on_step=STEPS,
         )
 
     def for_job(self, *, embeddings: bool) -> ClassificationOptions:
@@ -228,6 +230,7 @@ def _print(
                 batch_size=running.batch_size,
                 workers=running.workers,
             )
-            with contextlib.closing(batches):
-                broken = write_predictions(output, batches, on_note=warn)
+            shown = with_progress(batches, "classifying")
+            with contextlib.closing(batches), contextlib.closing(shown):
+                broken = write_predictions(output, shown, on_note=warn)
     return note_inputs(broken, skipped_files)

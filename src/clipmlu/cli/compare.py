@@ -23,6 +23,7 @@ from clipmlu.cli._options import (
     threads_option,
     workers_option,
 )
+from clipmlu.cli._progress import STEPS
 from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def compare_command(
         workers=workers,
         device=device,
     )
-    report = compare.compare_bundles(measured, reference, images.open(), options, on_note=note)
+    report = compare.compare_bundles(measured, reference, images.open(), options, on_note=note, on_step=STEPS)
     if as_json:
         echo_json(report)
     else:

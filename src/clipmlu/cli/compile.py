@@ -13,6 +13,7 @@ from clipmlu.cli._groups import Option, is_on_command_line
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_kept
 from clipmlu.cli._options import PATH, Integer, Number, bundle_argument, json_option, overwrite_option
+from clipmlu.cli._progress import STEPS
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import GateError
 from clipmlu.file_names import name_from_path
@@ -89,7 +90,7 @@ def compile_command(
     if recipe is not None:
         options = use_recipe(recipe, options, {"max_drop": max_drop, "precision": precision, "max_pixels": max_pixels})
     if max_drop is None:
-        compiled = compile_bundle(bundle, output, options)
+        compiled = compile_bundle(bundle, output, options, on_step=STEPS)
     else:
         from clipmlu.api.building import search_options
 
@@ -112,5 +113,7 @@ def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchO
     from clipmlu.tune.quantise import search_bundle
 
     with note_kept(Path(f"{output}.search"), "What was measured", named_by=(GateError,)):
-        compiled, _report = search_bundle(open_exported(bundle), output, options, search, on_note=note)
+        with STEPS("verifying the exported bundle"):
+            exported = open_exported(bundle)
+        compiled, _report = search_bundle(exported, output, options, search, on_note=note, on_step=STEPS)
     return compiled

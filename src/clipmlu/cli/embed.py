@@ -13,6 +13,7 @@ from clipmlu.cli._inputs import input_options
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
 from clipmlu.cli._notes import note, note_inputs, warn
 from clipmlu.cli._options import PATH, RunningOptions, bundle_argument, overwrite_option, running_options
+from clipmlu.cli._progress import STEPS, ProgressView
 from clipmlu.cli._urls import url_options
 from clipmlu.errors import InputError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
@@ -105,17 +106,20 @@ def _write_file(
         try:
             if texts is None:
                 items = input_items(images, skipped_files, urls)
-                broken = embed_images_into(
-                    file,
-                    encoder,
-                    items,
-                    batch_size=running.batch_size,
-                    workers=running.workers,
-                    on_skipped=_note_skipped,
-                )
+                with ProgressView("embedding") as progress:
+                    progress.start(None)
+                    broken = embed_images_into(
+                        file,
+                        encoder,
+                        items,
+                        batch_size=running.batch_size,
+                        workers=running.workers,
+                        on_skipped=_note_skipped,
+                        on_images=lambda count: progress.add(images=count),
+                    )
             else:
                 broken = 0
-                embed_lines_into(file, encoder, texts, on_note=warn)
+                embed_lines_into(file, encoder, texts, on_note=warn, on_step=STEPS)
         except BaseException:
             _keep_finished(file, mark)
             raise

@@ -21,7 +21,7 @@ from clipmlu.cli._options import (
     running_options,
     templates_option,
 )
-from clipmlu.cli._progress import ProgressView
+from clipmlu.cli._progress import STEPS, ProgressView
 from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def eval_command(
                 on_load=lambda load: progress.add(load=load),
                 on_interrupt=lambda tally, wanted: warn(describe_interrupted(tally, wanted, emulated=emulated)),
                 on_note=note,
+                on_step=STEPS,
             )
     if earlier is not None:
         report = compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)

@@ -22,7 +22,7 @@ from clipmlu.cli._options import (
     threads_option,
     workers_option,
 )
-from clipmlu.cli._progress import ProgressView
+from clipmlu.cli._progress import STEPS, ProgressView
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.report.tables import echo_json, figures, print_table, words
 from clipmlu.report.wrapping import Whole
@@ -105,7 +105,14 @@ def run_command(
         threads=threads,
     )
     with ProgressView("evaluating", samples) as progress:
-        report = run_chain(model, output, chain, on_note=note, on_progress=lambda images: progress.add(images=images))
+        report = run_chain(
+            model,
+            output,
+            chain,
+            on_note=note,
+            on_progress=lambda images: progress.add(images=images),
+            on_step=STEPS,
+        )
     if as_json:
         echo_json(report)
     else:

@@ -25,6 +25,7 @@ from clipmlu.cli._options import (
     threads_option,
     workers_option,
 )
+from clipmlu.cli._progress import STEPS
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import OptionError
 from clipmlu.report.tables import echo_json
@@ -131,7 +132,7 @@ def sweep_command(
     )
     source = None if images is None else images.open()
     with note_kept(output, "What was compiled and measured"):
-        report = run_sweep(bundle, output, sweep, source, on_note=note)
+        report = run_sweep(bundle, output, sweep, source, on_note=note, on_step=STEPS)
         write_markdown(report, output / TABLE_NAME)
     if as_json:
         echo_json(report)

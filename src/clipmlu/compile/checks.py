@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from clipmlu.graph.parity import (
 )
 from clipmlu.graph.pixels import PIXELS, takes_uint8
 from clipmlu.specs import Precision, TowerName
+from clipmlu.steps import StartStep, Step, counted, no_steps
 
 _IMAGES = 64
 _TEMPLATE = "a photo of a {}."
@@ -73,6 +74,7 @@ def check_agreement(
     precisions: Mapping[TowerName, Precision],
     calibration: CalibrationSet | None,
     thresholds: Thresholds,
+    on_step: StartStep = no_steps,
 ) -> Agreement:
     """Run the exported and the compiled graphs on the same images and texts; raise if the results disagree.
 
@@ -86,24 +88,28 @@ def check_agreement(
         precisions: maps each tower to its precision.
         calibration: the calibration data, or None.
         thresholds: the required agreement.
+        on_step: shows the batches of each tower.
 
     Raises:
         GateError: the results disagree.
         BundleCorruptError: the exported graphs' results cannot be right.
     """
-    pixels, input_ids = _rows(exported, calibration)
-    normalised = Preprocessor(exported.manifest.preprocess).normalise_batch(pixels)
+    with on_step("preparing images for the check"):
+        pixels, input_ids = _rows(exported, calibration)
+        normalised = Preprocessor(exported.manifest.preprocess).normalise_batch(pixels)
     records: list[ParityRecord] = []
     results: dict[TowerName, tuple[Array, Array]] = {}
     for name in exported.manifest.towers:
         precision = precisions[name]
         floor = _floor(precision, thresholds)
-        with _open_reference(exported, name) as session:
-            reference = _run(session, _batches(compiled, name, {PIXELS: normalised, "input_ids": input_ids}))
-        _check_reference(exported, name, reference)
         taken = pixels if takes_uint8(compiled.tower(name)) else normalised
-        with open_session(name) as session:
-            measured = _run(session, _batches(compiled, name, {PIXELS: taken, "input_ids": input_ids}))
+        batches = list(_batches(compiled, name, {PIXELS: normalised, "input_ids": input_ids}))
+        with on_step(f"checking the {name} tower", total=2 * len(batches), unit="batches") as step:
+            with _open_reference(exported, name) as session:
+                reference = _run(session, batches, step)
+            _check_reference(exported, name, reference)
+            with open_session(name) as session:
+                measured = _run(session, _batches(compiled, name, {PIXELS: taken, "input_ids": input_ids}), step)
         allowed = _allowed_difference(exported.manifest, name, precision, floor)
         found = [
             compare_outputs(name, output, rows, measured[output], batch_size=len(rows), allowed=allowed)
@@ -219,8 +225,8 @@ def _batches(compiled: RunnableModel, tower: TowerName, rows: Mapping[str, Array
         yield {name: batches[step if len(batches) == steps else 0] for name, batches in cut.items()}
 
 
-def _run(session: Session, batches: Iterator[dict[str, Array]]) -> dict[str, Array]:
-    results = [session.run(feeds) for feeds in batches]
+def _run(session: Session, batches: Iterable[dict[str, Array]], step: Step) -> dict[str, Array]:
+    results = [session.run(feeds) for feeds in counted(batches, step)]
     return {name: np.concatenate([result[name] for result in results]) for name in session.outputs}
 
 

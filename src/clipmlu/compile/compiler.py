@@ -45,12 +45,15 @@ from clipmlu.specs import (
     QuantisationOptions,
     TowerName,
 )
+from clipmlu.steps import StartStep, no_steps
 
 
 def compile_bundle(
     source: str | os.PathLike[str] | ExportedBundle,
     output: str | os.PathLike[str],
     options: CompileOptions | None = None,
+    *,
+    on_step: StartStep = no_steps,
 ) -> CompiledBundle:
     """Compile an exported bundle for one target.
 
@@ -58,6 +61,7 @@ def compile_bundle(
         source: the exported bundle, or its path.
         output: directory of the compiled bundle.
         options: options of the compilation; defaults if None.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         The compiled bundle, published and verified.
@@ -73,13 +77,13 @@ def compile_bundle(
     """
     options = check_argument(options, CompileOptions | None, "options") or CompileOptions()
     plan = plan_compilation(options)
-    exported = source if isinstance(source, ExportedBundle) else open_exported(source)
+    exported = source if isinstance(source, ExportedBundle) else _open(source, on_step)
     check_layout(plan, exported.manifest.layout)
     if options.check or options.calibration is not None:
         _check_batch_fits(exported, options)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
-        calibration = _obtain(exported, options)
-        steps = [_Step(exported, name, plan, options, calibration) for name in exported.manifest.towers]
+        calibration = _obtain(exported, options, on_step)
+        steps = [_Step(exported, name, plan, options, calibration, on_step) for name in exported.manifest.towers]
         made = {step.name: step.compile(staging.path) for step in steps}
         _check_kept_float(plan, [step.operators for step in steps if step.precision.bits is not None])
         shutil.copyfile(exported.tokenizer_path, staging.path / TOKENIZER_NAME)
@@ -91,7 +95,8 @@ def compile_bundle(
             quantised={name: record for name, (_tower, record) in made.items() if record is not None},
             row_macs=joint_row_macs(exported),
         )
-        files = staging.records()
+        with on_step("computing digests"):
+            files = staging.records()
         if options.check:
             compiled = RunnableModel(
                 path=staging.path,
@@ -100,7 +105,7 @@ def compile_bundle(
                 towers=towers,
                 compilation=facts,
             )
-            found = _check(exported, compiled, steps, calibration, options)
+            found = _check(exported, compiled, steps, calibration, options, on_step)
             facts = msgspec.structs.replace(facts, parity=found.parity, agreement=found.agreement)
         manifest = msgspec.structs.replace(
             exported.manifest,
@@ -124,6 +129,7 @@ class _Step:
         plan: CompilationPlan,
         options: CompileOptions,
         calibration: CalibrationSet | None,
+        on_step: StartStep,
     ) -> None:
         self.name = name
         self.precision = plan.placement(name).precision
@@ -146,10 +152,15 @@ class _Step:
             pixels=exported.manifest.preprocess if options.uint8_input and name != "text" else None,
             calibration_server=options.calibration_server,
             session=options.session,
+            on_step=on_step,
         )
 
     def compile(self, directory: Path) -> tuple[Tower, GraphQuantisation | None]:
         """Lower the graph for the backend, and compile it."""
+        with self._options.on_step(f"compiling the {self.name} tower"):
+            return self._compile(directory)
+
+    def _compile(self, directory: Path) -> tuple[Tower, GraphQuantisation | None]:
         tower = self._exported.tower(self.name)
         path = self._exported.tower_path(self.name)
         profile = self.backend.profile(self.precision)
@@ -159,7 +170,8 @@ class _Step:
             graph = SourceGraph(name=self.name, path=path, tower=tower, data_files=data_files)
             return self._build(graph, self._options, directory).tower, None
         with tempfile.TemporaryDirectory(prefix="lowered-", dir=directory) as folder:
-            graph = _lower(self.name, path, tower, Path(folder), profile, self._static_sizes(tower))
+            with self._options.on_step("lowering"):
+                graph = _lower(self.name, path, tower, Path(folder), profile, self._static_sizes(tower))
             if self.precision.bits is None or not self._options.calibration:
                 return self._build(graph, self._options, directory).tower, None
             manifest = self._exported.manifest
@@ -214,6 +226,7 @@ def _check(
     steps: Sequence[_Step],
     calibration: CalibrationSet | None,
     options: CompileOptions,
+    on_step: StartStep,
 ) -> Agreement:
     """Compare the compiled graphs with the exported ones.
 
@@ -228,13 +241,19 @@ def _check(
         {step.name: step.precision for step in steps},
         calibration,
         Thresholds(min_cosine=options.min_cosine, min_agreement=options.min_agreement),
+        on_step,
     )
 
 
-def _obtain(exported: ExportedBundle, options: CompileOptions) -> CalibrationSet | None:
+def _open(source: str | os.PathLike[str], on_step: StartStep) -> ExportedBundle:
+    with on_step("verifying the exported bundle"):
+        return open_exported(source)
+
+
+def _obtain(exported: ExportedBundle, options: CompileOptions, on_step: StartStep) -> CalibrationSet | None:
     calibration = options.calibration
     if isinstance(calibration, CalibrationOptions):
-        calibration = obtain_calibration(exported, calibration)
+        calibration = obtain_calibration(exported, calibration, on_step)
     if calibration is None:
         return None
     calibration.check_fits(exported)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from clipmlu.backends.base import GraphOptions, SourceGraph
 from clipmlu.bundle.directory import ExportedBundle
-from clipmlu.data.feeds import CalibrationData, calibration_batches
+from clipmlu.data.feeds import CalibrationData, calibration_batches, count_calibration_batches
 from clipmlu.errors import CompileError
 from clipmlu.graph.index import save_model
 from clipmlu.graph.lowering import lower_graph
@@ -35,6 +35,7 @@ from clipmlu.graph.roles import Operator, find_operators
 from clipmlu.graph.selection import parse_selection, select_operators
 from clipmlu.graph.watch import WatchingSession, channel_maxima
 from clipmlu.specs import AUTO_SMOOTHING, GraphQuantisation, NodeType, PreprocessSpec, QuantisationOptions
+from clipmlu.steps import counted
 
 _PIXEL_BITS = 8
 """Bits of a colour: a quantiser with as many, and a zero point, can represent all values."""
@@ -89,8 +90,9 @@ def prepare_graph(
     if bits == _PIXEL_BITS and how.activation == "asymmetric":
         scaling = choose_scaling(model, operators, preprocess, in_float=kept)
     if factors or scaling:
-        smoothed = scale_pixels(smooth_graph(model, sites, factors), scaling)
-        _check_neutral(model, smoothed, graph, options.calibration, logit_scale)
+        with options.on_step("smoothing"):
+            smoothed = scale_pixels(smooth_graph(model, sites, factors), scaling)
+            _check_neutral(model, smoothed, graph, options.calibration, logit_scale)
         model = smoothed
     clipped: dict[str, tuple[float, float]] = {}
     if how.algorithm in _OWN_ALGORITHMS:
@@ -98,7 +100,11 @@ def prepare_graph(
             bits=bits, algorithm=how.algorithm, percentile=how.percentile, centred=how.activation == "symmetric"
         )
         names = quantised_tensors(model, without=frozenset(kept))
-        ranges, _ = collect_ranges(model, names, lambda: calibration_batches(graph.tower, options.calibration), wanted)
+        total = wanted.passes * count_calibration_batches(graph.tower, options.calibration)
+        with options.on_step("finding ranges", total=total, unit="batches") as step:
+            ranges, _ = collect_ranges(
+                model, names, lambda: counted(calibration_batches(graph.tower, options.calibration), step), wanted
+            )
         model, clipped = clip_graph(model, ranges, without=frozenset(kept))
     rounded: dict[str, Array] = {}
     if how.weight_rounding == "gptq":
@@ -108,10 +114,11 @@ def prepare_graph(
             bits=bits,
             granularity=how.granularity,
             without={*kept, *options.node_types},
+            on_step=options.on_step,
         )
-        model = with_weights(model, rounded)
     if factors or scaling or clipped or rounded:
-        save_model(model, graph.path)
+        with options.on_step("writing the prepared graph"):
+            save_model(with_weights(model, rounded), graph.path)
     float_type: NodeType = options.precision.float_type
     prepared = dataclasses.replace(
         options,
@@ -163,8 +170,12 @@ def _smoothing_factors(
 ) -> dict[str, tuple[float, ...]]:
     alpha = options.quantisation.smooth_alpha
     used = [site for site in sites if alpha.get(site.role)]
+    if not used:
+        return {}
     channels = {site.source: site.channels for site in used}
-    maxima = channel_maxima(model, channels, calibration_batches(graph.tower, options.calibration))
+    total = count_calibration_batches(graph.tower, options.calibration)
+    with options.on_step("looking for outliers", total=total, unit="batches") as step:
+        maxima = channel_maxima(model, channels, counted(calibration_batches(graph.tower, options.calibration), step))
     used = [site for site in used if alpha[site.role] != AUTO_SMOOTHING or has_outliers(maxima[site.source])]
     strengths = {role: OUTLIER_STRENGTH if value == AUTO_SMOOTHING else value for role, value in alpha.items()}
     found = choose_factors(model, used, maxima, strengths)

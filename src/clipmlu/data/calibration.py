@@ -24,6 +24,7 @@ from clipmlu.data.skipping import log_skipped
 from clipmlu.errors import CalibrationError, InputError, UnknownNameError
 from clipmlu.file_names import expand_home, name_from_path, prefer_known_name
 from clipmlu.specs import CalibrationRecord, NaturalInt, PositiveInt
+from clipmlu.steps import StartStep, no_steps
 
 DEFAULT_SAMPLES = 1000
 _TEXTS = 256
@@ -120,7 +121,7 @@ class CalibrationOptions:
         check_fields(self)
 
 
-def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
+def obtain_calibration(bundle: Bundle, options: CalibrationOptions, on_step: StartStep = no_steps) -> CalibrationSet:
     """Select a calibration set, or open a saved one.
 
     An image that cannot be read is logged and replaced by another, if there is one.
@@ -128,6 +129,7 @@ def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> Calibrati
     Args:
         bundle: its preprocessing resizes the images.
         options: options of the data.
+        on_step: shows the images.
 
     Raises:
         OptionError, UnknownNameError, InputError: as for ``open_dataset``.
@@ -135,10 +137,11 @@ def obtain_calibration(bundle: Bundle, options: CalibrationOptions) -> Calibrati
     """
     folder = _own_folder(options.dataset)
     if folder is not None and (folder / HEADER_NAME).is_file():
-        found = load_calibration(folder)
+        with on_step("reading the calibration set"):
+            found = load_calibration(folder)
         found.check_fits(bundle)
         return found
-    return _draw(bundle, options)
+    return _draw(bundle, options, on_step)
 
 
 def open_train_split(options: CalibrationOptions) -> Dataset:
@@ -182,8 +185,9 @@ def _own_folder(name: str) -> Path | None:
     return folder if is_there(folder, folder=True) else None
 
 
-def _draw(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
-    dataset = open_train_split(options)
+def _draw(bundle: Bundle, options: CalibrationOptions, on_step: StartStep) -> CalibrationSet:
+    with on_step(f"opening {name_from_path(options.dataset)}"):
+        dataset = open_train_split(options)
     if not len(dataset):
         raise CalibrationError(f"Calibration dataset '{options.dataset}' has no images.")
     spec = bundle.manifest.preprocess
@@ -191,17 +195,19 @@ def _draw(bundle: Bundle, options: CalibrationOptions) -> CalibrationSet:
     pixels = np.empty((min(options.samples, len(dataset)), spec.height, spec.width, 3), np.uint8)
     images: list[str] = []
     clipped = set()
-    for index, image in readable_images(dataset, spread_over_classes(dataset, options.seed)):
-        if len(images) == len(pixels):
-            break
-        try:
-            pixels[len(images)] = preprocess.pixels(image)
-        except InputError as error:
-            log_skipped(f"'{dataset.key(index)}': {error}")
-            continue
-        images.append(content_digest(image))
-        if is_clipped(image):
-            clipped.add(dataset.key(index))
+    with on_step("selecting calibration images", total=len(pixels), unit="images") as step:
+        for index, image in readable_images(dataset, spread_over_classes(dataset, options.seed)):
+            if len(images) == len(pixels):
+                break
+            try:
+                pixels[len(images)] = preprocess.pixels(image)
+            except InputError as error:
+                log_skipped(f"'{dataset.key(index)}': {error}")
+                continue
+            images.append(content_digest(image))
+            step.advance()
+            if is_clipped(image):
+                clipped.add(dataset.key(index))
     if not images:
         raise CalibrationError(f"Not one of the {len(dataset)} images of '{dataset.name}' could be read.")
     if clipped:

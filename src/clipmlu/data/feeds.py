@@ -39,10 +39,24 @@ def calibration_batches(tower: Tower, calibration: Mapping[str, CalibrationData]
     Raises:
         CalibrationError: an input has no data.
     """
-    missing = [tensor.name for tensor in tower.inputs if tensor.name not in calibration]
-    if missing:
-        raise CalibrationError(f"There are no calibration data for '{missing[0]}'; give them with --calib.")
-    sources = [calibration[tensor.name] for tensor in tower.inputs]
+    sources = _sources(tower, calibration)
     for step in range(max(len(source.batches) for source in sources)):
         picked = [source.batches[0 if source.repeat else step] for source in sources]
         yield [np.load(batch, allow_pickle=False) if isinstance(batch, Path) else batch for batch in picked]
+
+
+def count_calibration_batches(tower: Tower, calibration: Mapping[str, CalibrationData]) -> int:
+    """Return the number of batches that ``calibration_batches`` yields.
+
+    Raises:
+        CalibrationError: an input has no data.
+    """
+    return max(len(source.batches) for source in _sources(tower, calibration))
+
+
+def _sources(tower: Tower, calibration: Mapping[str, CalibrationData]) -> list[CalibrationData]:
+    """Return the data of each input, in the order of the inputs."""
+    missing = [tensor.name for tensor in tower.inputs if tensor.name not in calibration]
+    if missing:
+        raise CalibrationError(f"There are no calibration data for '{missing[0]}'; give them with --calib.")
+    return [calibration[tensor.name] for tensor in tower.inputs]

@@ -252,11 +252,14 @@ class Encoder:
         _check_finite(pixel_values)
         return self._encode("image", pixel_values)
 
-    def encode_tokens(self, input_ids: npt.NDArray[np.int64]) -> FloatArray:
+    def encode_tokens(
+        self, input_ids: npt.NDArray[np.int64], *, on_rows: Callable[[int], object] = lambda _count: None
+    ) -> FloatArray:
         """Embed tokenised texts with the text tower.
 
         Args:
             input_ids: int64, shape (N, context length); N may be 0.
+            on_rows: called with the number of texts of each batch when it is done.
 
         Returns:
             float32 embeddings, shape (N, D), each row of unit L2 norm.
@@ -266,7 +269,7 @@ class Encoder:
             InputError: a token is negative or beyond the vocabulary, for which runtimes give undefined results.
         """
         self._check_tokens(input_ids)
-        return self._encode("text", input_ids)
+        return self._encode("text", input_ids, on_rows)
 
     def submit_images(self, pixel_values: PixelArray) -> PendingRows:
         """Start one batch on the image tower and return at once; batches finish in the order of submission.
@@ -324,8 +327,14 @@ class Encoder:
         """Return the clock of a tower (copying in, computing, copying out); opens the tower if necessary."""
         return self._session(tower).clock
 
-    def embed_texts(self, texts: str | Sequence[str]) -> FloatArray:
+    def embed_texts(
+        self, texts: str | Sequence[str], *, on_rows: Callable[[int], object] = lambda _count: None
+    ) -> FloatArray:
         """Embed texts.
+
+        Args:
+            texts: one text or a list of them.
+            on_rows: as for ``encode_tokens``.
 
         Returns:
             float32 embeddings of unit L2 norm: shape (D,) for one text, (N, D) for many.
@@ -333,13 +342,15 @@ class Encoder:
         Raises:
             OptionError: ``texts`` is neither a string nor a list of strings.
         """
-        embeddings = self._encode_text_list(as_texts(texts, "texts"))
+        embeddings = self._encode_text_list(as_texts(texts, "texts"), on_rows)
         return embeddings[0] if isinstance(texts, str) else embeddings
 
-    def _encode_text_list(self, texts: list[str]) -> FloatArray:
+    def _encode_text_list(self, texts: list[str], on_rows: Callable[[int], object]) -> FloatArray:
         self.require_open()
         self.runnable.tower("text")
-        return self.encode_tokens(self.tokenizer(texts)) if texts else np.zeros((0, self.embedding_dim), np.float32)
+        if not texts:
+            return np.zeros((0, self.embedding_dim), np.float32)
+        return self.encode_tokens(self.tokenizer(texts), on_rows=on_rows)
 
     def _check_tokens(self, input_ids: object) -> None:
         """Check that token ids are valid for the tokenizer, since runtimes give undefined results for others.
@@ -381,7 +392,9 @@ class Encoder:
     def _backend(self, tower: TowerName) -> Backend:
         return get_backend(self.runnable.compilation.placement(tower).backend)
 
-    def _encode(self, tower: TowerName, rows: Array) -> FloatArray:
+    def _encode(
+        self, tower: TowerName, rows: Array, on_rows: Callable[[int], object] = lambda _count: None
+    ) -> FloatArray:
         self.require_open()
         self.runnable.tower(tower)
         result = np.empty((len(rows), self.embedding_dim), np.float32)
@@ -391,6 +404,7 @@ class Encoder:
             start, pending = running.popleft()
             embeddings = pending.result()
             result[start : start + len(embeddings)] = embeddings
+            on_rows(len(embeddings))
 
         for start in range(0, len(rows), self.batch_size):
             if len(running) == self.batches_in_flight:

@@ -20,6 +20,7 @@ from clipmlu.embed.images import embed_batches
 from clipmlu.embed.items import ImageItem
 from clipmlu.errors import InputError, OptionError
 from clipmlu.files.publish import StagedFiles, check_files_free, output_errors
+from clipmlu.steps import StartStep, no_steps
 
 if TYPE_CHECKING:
     from clipmlu.embed.encoder import Encoder
@@ -167,6 +168,7 @@ def embed_images_into(
     batch_size: int | None,
     workers: int | None,
     on_skipped: Callable[[InputError], object],
+    on_images: Callable[[int], object] = lambda _count: None,
 ) -> int:
     """Embed images and append their rows, batch by batch.
 
@@ -177,6 +179,7 @@ def embed_images_into(
         batch_size: images per batch; None for the bundle's own.
         workers: threads that read, decode and preprocess; None for all CPUs.
         on_skipped: called with the error of each image that cannot be read.
+        on_images: called with the number of images of each batch when it is done.
 
     Returns:
         Number of images that could not be read.
@@ -186,12 +189,20 @@ def embed_images_into(
         for batch in batches:
             file.append(batch.rows, [item.id for item in batch.computed()])
             broken += len(batch.errors)
+            on_images(len(batch.items))
             for error in batch.errors.values():
                 on_skipped(error)
     return broken
 
 
-def embed_lines_into(file: EmbeddingFile, encoder: Encoder, path: Path, *, on_note: Callable[[str], None]) -> None:
+def embed_lines_into(
+    file: EmbeddingFile,
+    encoder: Encoder,
+    path: Path,
+    *,
+    on_note: Callable[[str], None],
+    on_step: StartStep = no_steps,
+) -> None:
     """Embed the lines of a text file and append their rows; a line is its own id.
 
     Args:
@@ -199,6 +210,7 @@ def embed_lines_into(file: EmbeddingFile, encoder: Encoder, path: Path, *, on_no
         encoder: what embeds them.
         path: the text file.
         on_note: called with a line for people, such as about blank lines.
+        on_step: shows the lines.
 
     Raises:
         InputError: the file cannot be read, or holds no text.
@@ -206,6 +218,7 @@ def embed_lines_into(file: EmbeddingFile, encoder: Encoder, path: Path, *, on_no
     lines = read_lines(path, "text file", on_note)
     if not lines:
         raise InputError(f"The text file '{path}' holds no text. Expected one text a line.")
-    for start in range(0, len(lines), _TEXTS_AT_ONCE):
-        part = lines[start : start + _TEXTS_AT_ONCE]
-        file.append(encoder.embed_texts(part), part)
+    with on_step("embedding texts", total=len(lines), unit="texts") as step:
+        for start in range(0, len(lines), _TEXTS_AT_ONCE):
+            part = lines[start : start + _TEXTS_AT_ONCE]
+            file.append(encoder.embed_texts(part, on_rows=step.advance), part)

@@ -24,6 +24,7 @@ from clipmlu.measure.accuracy.evaluate import EvalOptions, Evaluation, evaluate,
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.accuracy.tally import ImageResult, Tally
 from clipmlu.measure.speed.load import PipelineLoad
+from clipmlu.steps import StartStep, no_steps
 
 _MOST_IMAGES = 1024
 _LEAST_RANGES = 64
@@ -89,6 +90,7 @@ def evaluate_in_parts(
     on_load: Callable[[PipelineLoad], None] | None = None,
     on_interrupt: Callable[[Tally, int], None] | None = None,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
 ) -> AccuracyReport:
     """Measure zero-shot accuracy with several workers.
 
@@ -105,6 +107,7 @@ def evaluate_in_parts(
         on_load: see ``evaluate``; loads of all workers.
         on_interrupt: see ``evaluate``.
         on_note: see ``evaluate``.
+        on_step: see ``evaluate``.
 
     Raises:
         OptionError: the dataset cannot be pickled, or as for ``evaluate`` and ``run_tasks``.
@@ -119,9 +122,9 @@ def evaluate_in_parts(
         "on_interrupt": on_interrupt,
     }
     if engine == THIS_PROCESS:
-        return evaluate(encoder, dataset, options, **callbacks, on_note=on_note)
+        return evaluate(encoder, dataset, options, **callbacks, on_note=on_note, on_step=on_step)
     given = _check_picklable(dataset) if choice is None else choice
-    evaluation = prepare_evaluation(encoder, dataset, options, on_note)
+    evaluation = prepare_evaluation(encoder, dataset, options, on_note, on_step)
     work = EvalWork(
         recipe=encoder.recipe(),
         classifier=evaluation.classifier.detach(),

@@ -136,7 +136,8 @@ def build_graph(
         return built, host, _emulated_quantisation(output) if emulated else {}
 
     try:
-        facts, host, quantised = peer.execute(action, _BUILD_SECONDS)
+        with options.on_step("building" if options.precision.bits is None else "calibrating and building"):
+            facts, host, quantised = peer.execute(action, _BUILD_SECONDS)
     except DriverError as error:
         if error.kind in ("import", "device"):
             raise BackendUnavailableError(f"MagicMind cannot be used: {error.status}. See: clipmlu doctor") from error

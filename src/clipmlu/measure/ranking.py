@@ -125,6 +125,7 @@ def embed_dataset(
     workers: int | None = None,
     check: Callable[[str, Image.Image], object] | None = None,
     skip_unreadable: bool = True,
+    on_images: Callable[[int], object] = lambda _count: None,
 ) -> EmbeddedImages:
     """Run images of a dataset through a graph and return the rows of all of them.
 
@@ -136,6 +137,7 @@ def embed_dataset(
         workers: see ``embed_groups``.
         check: see ``IndexGroup``.
         skip_unreadable: list images that cannot be read in ``skipped``; False raises the first error.
+        on_images: called with the number of images of each batch when it is done.
 
     Raises:
         InputError: no image can be read, or one cannot and ``skip_unreadable`` is False.
@@ -147,6 +149,7 @@ def embed_dataset(
         if batch.errors and not skip_unreadable:
             raise next(iter(batch.errors.values()))
         batches.append(batch)
+        on_images(len(batch.items))
     found = _embedded(batches, dataset, indices)
     check_any_read(dataset, len(found.indices), found.skipped)
     return found

@@ -17,6 +17,7 @@ from clipmlu.data.resize.order import pillow_versions
 from clipmlu.errors import BundleError, BundleNotFoundError
 from clipmlu.file_names import name_from_path
 from clipmlu.keys import make_key, options_key, value_digest
+from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.resume import Key, Note, ResultStore
 
 SomeBundle = TypeVar("SomeBundle", bound=Bundle)
@@ -67,7 +68,12 @@ def obtain_bundle(
 
 
 def obtain_compiled(
-    exported: ExportedBundle, path: Path, options: CompileOptions, store: ResultStore, on_note: Note
+    exported: ExportedBundle,
+    path: Path,
+    options: CompileOptions,
+    store: ResultStore,
+    on_note: Note,
+    on_step: StartStep = no_steps,
 ) -> tuple[CompiledBundle, bool]:
     """Return the compiled bundle at a path if its key is equal and it is unchanged; otherwise compile a new one.
 
@@ -79,11 +85,11 @@ def obtain_compiled(
     """
     plan = plan_compilation(options)
     if isinstance(options.calibration, CalibrationOptions):
-        options = dataclasses.replace(options, calibration=obtain_calibration(exported, options.calibration))
+        options = dataclasses.replace(options, calibration=obtain_calibration(exported, options.calibration, on_step))
 
     def make(overwrite: bool) -> CompiledBundle:
         on_note(f"compiling {name_from_path(exported.path)} to {name_from_path(path)}")
-        return compile_bundle(exported, path, dataclasses.replace(options, overwrite=overwrite))
+        return compile_bundle(exported, path, dataclasses.replace(options, overwrite=overwrite), on_step=on_step)
 
     key = compilation_key(exported, plan, options)
     return obtain_bundle(path, store, key, open_compiled, make, overwrite=options.overwrite, on_note=on_note)

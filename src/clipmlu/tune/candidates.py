@@ -9,6 +9,7 @@ import msgspec
 from clipmlu.backends import get_backend
 from clipmlu.compile.plan import CompilationPlan
 from clipmlu.compile.quantisation import VENDOR
+from clipmlu.graph.roles import ROLES
 from clipmlu.graph.selection import parse_selection
 from clipmlu.specs import SMOOTHED_ROLES, Precision, QuantisationOptions
 from clipmlu.tune.trial import Trial
@@ -42,6 +43,30 @@ def modes_of(plan: CompilationPlan) -> tuple[Precision, ...]:
     offered = backend.precisions
     known = MODES["cpu" if plan.mlu is None else "mlu"]
     return tuple(mode for mode in known if mode in offered and not backend.is_slower(mode))
+
+
+def most_trials(modes: Sequence[Precision], recommend: Callable[[Precision], QuantisationOptions]) -> int:
+    """Return the largest possible number of trials of a search, which ends with the first that is accepted.
+
+    Args:
+        modes: in the order of trying.
+        recommend: as for ``Candidates``.
+    """
+    searched = [mode for mode in modes if mode.bits is not None and (mode == modes[0] or mode.bits != modes[0].bits)]
+    return len(modes) - len(searched) + sum(_most_ways(mode, recommend(mode)) for mode in searched)
+
+
+def _most_ways(mode: Precision, recommended: QuantisationOptions) -> int:
+    """Return the largest number of ways to quantise in a mode, with the trials that measure the effect of one role."""
+    plain = 2 + sum(how != recommended for how in _others()) + len(ALPHAS) + 1
+    return plain + (2 * len(ROLES) - 1 if mode.bits == 8 else 0)
+
+
+def _others() -> list[QuantisationOptions]:
+    """Return the options that are tried after the named ones."""
+    asymmetric = msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
+    others = (msgspec.structs.replace(_PER_AXIS, algorithm=name) for name in ("eqnm", "percentile", "entropy"))
+    return [_PER_AXIS, asymmetric, *others]
 
 
 class Candidates:
@@ -84,9 +109,7 @@ class Candidates:
         yield VENDOR
         recommended = self._recommend(mode)
         yield recommended
-        asymmetric = msgspec.structs.replace(_PER_AXIS, activation="asymmetric")
-        others = (msgspec.structs.replace(_PER_AXIS, algorithm=name) for name in ("eqnm", "percentile", "entropy"))
-        yield from (how for how in (_PER_AXIS, asymmetric, *others) if how != recommended)
+        yield from (how for how in _others() if how != recommended)
         best = self._best(mode)
         base = _PER_AXIS if best is None or best.quantisation is None else best.quantisation
         for alpha in ALPHAS:

@@ -21,6 +21,7 @@ from clipmlu.file_names import text_from_name
 from clipmlu.measure.ranking import IntArray, embed_dataset, rank_images
 from clipmlu.measure.statistics import count_changes, drop_interval
 from clipmlu.specs import Spec
+from clipmlu.steps import StartStep, Step, no_steps
 from clipmlu.tune.trial import SearchOptions
 
 EARLY_SHARE = 4  # a trial with too large a drop stops after 1/4 of the images
@@ -55,15 +56,20 @@ class Evaluator:
         calibration: CalibrationSet,
         options: CompileOptions,
         search: SearchOptions,
+        on_step: StartStep = no_steps,
     ) -> None:
         self._search = search
+        self._step = on_step
         self.dataset = _open_held_out(calibration, options, search)
         if not self.dataset.class_names:
             raise InputError(
                 f"'{calibration.record.dataset}' has images without classes, on which accuracy cannot be measured. "
                 "Give --calib a dataset, or a folder with one sub-folder per class."
             )
-        self.indices, self.digests = _held_out(self.dataset, calibration, search.wanted_samples)
+        with on_step(
+            "selecting held-out images", total=min(search.wanted_samples, len(self.dataset)), unit="images"
+        ) as step:
+            self.indices, self.digests = _held_out(self.dataset, calibration, search.wanted_samples, step)
         if not self.indices:
             raise InputError(
                 f"'{calibration.record.dataset}' has no images left beside the {len(calibration.images)} of the calibration. "
@@ -83,6 +89,7 @@ class Evaluator:
             self._exported,
             folder / REFERENCE_NAME,
             CompileOptions(target="cpu", check=False, overwrite=True),
+            on_step=self._step,
         )
         with Encoder(reference) as encoder:
             self._embeddings, self._predicted = self._predict(self._classifier(encoder), 0, len(self))
@@ -110,12 +117,17 @@ class Evaluator:
         return figures
 
     def _classifier(self, encoder: Encoder) -> ZeroShotClassifier:
-        return build_classifier(encoder, self.dataset.class_names, self._search.templates, cache=False)
+        return build_classifier(
+            encoder, self.dataset.class_names, self._search.templates, cache=False, on_step=self._step
+        )
 
     def _predict(self, classifier: ZeroShotClassifier, start: int, stop: int) -> tuple[FloatArray, IntArray]:
         """Embeddings, shape (N, D), and best classes, shape (N,), of the images from ``start`` to ``stop``."""
         indices = self.indices[start:stop]
-        rows = embed_dataset(classifier.scorer, self.dataset, indices, skip_unreadable=False).rows
+        with self._step("evaluating", total=len(indices), unit="images") as step:
+            rows = embed_dataset(
+                classifier.scorer, self.dataset, indices, skip_unreadable=False, on_images=step.advance
+            ).rows
         predicted = rank_images(classifier, rows, 1).predicted
         if self._exported.manifest.layout == "joint":  # the directions of the mean-centred logits
             rows = rows - rows.mean(axis=1, keepdims=True)
@@ -160,7 +172,9 @@ def _open_held_out(calibration: CalibrationSet, options: CompileOptions, search:
     )
 
 
-def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tuple[list[int], tuple[str, ...]]:
+def _held_out(
+    dataset: Dataset, calibration: CalibrationSet, samples: int, step: Step
+) -> tuple[list[int], tuple[str, ...]]:
     """Positions and digests of images, spread over the classes, without duplicates and calibration images."""
     taken = set(calibration.images)
     indices, digests = [], []
@@ -172,6 +186,7 @@ def _held_out(dataset: Dataset, calibration: CalibrationSet, samples: int) -> tu
             taken.add(digest)
             indices.append(index)
             digests.append(digest)
+            step.advance()
         if len(indices) == samples:
             break
     return indices, tuple(digests)

@@ -47,8 +47,9 @@ from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key, value_digest
 from clipmlu.measure.statistics import Z_ONE_SIDED
 from clipmlu.specs import Precision, QuantisationOptions, Spec, Target
+from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.bundles import compilation_key, open_unchanged
-from clipmlu.tune.candidates import Candidates, modes_of
+from clipmlu.tune.candidates import Candidates, modes_of, most_trials
 from clipmlu.tune.evaluator import EARLY_SHARE, REFERENCE_NAME, Evaluator, Figures
 from clipmlu.tune.resume import Key, Note, ResultStore
 from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, Verdict, best_text, describe_trial
@@ -68,6 +69,7 @@ def search_bundle(
     *,
     on_note: Note = lambda _message: None,
     on_result: Callable[[str], None] = lambda _name: None,
+    on_step: StartStep = no_steps,
 ) -> tuple[CompiledBundle, SearchReport]:
     """Find the first candidate within the allowed drop, and publish its bundle with the recipe and the report.
 
@@ -78,6 +80,7 @@ def search_bundle(
         search: options of the search.
         on_note: called with a line for the user after each trial.
         on_result: called with the name of each trial after it is stored.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         The bundle, and the report.
@@ -96,7 +99,7 @@ def search_bundle(
     # A target without 8-bit modes is refused here.
     wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
     plan = plan_compilation(dataclasses.replace(options, precision=wanted))
-    evaluator, base = _prepare(exported, plan, options, search)
+    evaluator, base = _prepare(exported, plan, options, search, on_step)
     folder = output.with_name(output.name + _FOLDER_SUFFIX)
     store = ResultStore(folder / "trials", on_note, on_result)
     key = _search_key(exported, plan, base, evaluator, search)
@@ -104,7 +107,7 @@ def search_bundle(
         check_output_free(output, overwrite=options.overwrite)  # another search may have published it meanwhile
         _resume(store, key, on_note)
         process = _Search(
-            exported, base, evaluator, search, folder, store, key, on_note, _provenance(exported, plan, base)
+            exported, base, evaluator, search, folder, store, key, on_note, on_step, _provenance(exported, plan, base)
         )
         modes = modes_of(plan) if search.precision is None else (search.precision,)
         found = process.run(modes, functools.partial(recommended_quantisation, get_backend(plan.main.backend)))
@@ -142,14 +145,18 @@ def _check_request(exported: ExportedBundle, options: CompileOptions, search: Se
 
 
 def _prepare(
-    exported: ExportedBundle, plan: CompilationPlan, options: CompileOptions, search: SearchOptions
+    exported: ExportedBundle,
+    plan: CompilationPlan,
+    options: CompileOptions,
+    search: SearchOptions,
+    on_step: StartStep,
 ) -> tuple[Evaluator, CompileOptions]:
     """The held-out images, and the options that all trials share."""
     calibration = options.calibration
     assert calibration is not None, "plan_compilation asked for it"
     if isinstance(calibration, CalibrationOptions):
-        calibration = obtain_calibration(exported, calibration)
-    evaluator = Evaluator(exported, calibration, options, search)
+        calibration = obtain_calibration(exported, calibration, on_step)
+    evaluator = Evaluator(exported, calibration, options, search, on_step)
     fewest = math.ceil(Z_ONE_SIDED / search.max_drop) - 2
     if len(evaluator) < fewest:
         raise OptionError(
@@ -219,6 +226,7 @@ class _Search:
         store: ResultStore,
         key: Key,
         on_note: Note,
+        on_step: StartStep,
         provenance: Provenance,
     ) -> None:
         self._provenance = provenance
@@ -230,6 +238,8 @@ class _Search:
         self._store = store
         self._key = key
         self._note = on_note
+        self._step = on_step
+        self._most = 0
         self._reference_top1: float | None = None
         self._trials: list[Trial] = []
 
@@ -242,6 +252,7 @@ class _Search:
             modes: the modes to try.
             recommend: returns the options that are recommended for the target in a mode that quantises.
         """
+        self._most = most_trials(modes, recommend)
         shares = functools.partial(role_shares, self._exported)
         for precision, how in Candidates(modes, self._trials, shares, self._explore, recommend):
             trial, bundle = self._obtain(precision, how, exploratory=False)
@@ -280,7 +291,9 @@ class _Search:
         if stored is not None and (stored.bundle is None or bundle is not None):
             self._add(stored.trial)
             return stored.trial, bundle
-        trial, bundle, is_lasting = self._run_trial(precision, how, exploratory=exploratory)
+        self._reference()
+        with self._step(f"trial {len(self._trials) + 1} of at most {self._most}"):
+            trial, bundle, is_lasting = self._run_trial(precision, how, exploratory=exploratory)
         if is_lasting:
             digest = bundle.digest if bundle is not None and trial.verdict == "accepted" else None
             self._store.save(name, key, _StoredTrial(trial=trial, bundle=digest))
@@ -291,7 +304,6 @@ class _Search:
         self, precision: Precision, how: QuantisationOptions | None, *, exploratory: bool
     ) -> tuple[Trial, CompiledBundle | None, bool]:
         """Compile and evaluate a candidate; returns the trial, its bundle or None, and whether to store the trial."""
-        self._reference()
         start = time.perf_counter()
         calibration = self._base.calibration if precision.bits is not None else None
         options = dataclasses.replace(self._base, precision=precision, quantisation=how, calibration=calibration)
@@ -299,7 +311,10 @@ class _Search:
         limit = None if exploratory else self._search.max_drop
         try:
             bundle = compile_bundle(
-                self._exported, self._folder / _EXPLORATORY_NAME if exploratory else self._candidate_path, options
+                self._exported,
+                self._folder / _EXPLORATORY_NAME if exploratory else self._candidate_path,
+                options,
+                on_step=self._step,
             )
             figures = self._evaluator.evaluate(bundle, options.session, images, limit)
         except (GateError, CompileError) as error:
@@ -328,7 +343,8 @@ class _Search:
 
     def _reference(self) -> float:
         if self._reference_top1 is None:
-            self._reference_top1 = self._evaluator.evaluate_reference(self._folder)
+            with self._step("float32 reference"):
+                self._reference_top1 = self._evaluator.evaluate_reference(self._folder)
             self._note(f"float32: top-1 {self._reference_top1:.4f} on {len(self._evaluator)} held-out images")
         return self._reference_top1
 

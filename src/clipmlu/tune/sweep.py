@@ -30,6 +30,7 @@ from clipmlu.measure.machine import describe_machine
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.scenarios import Graph, Limits, milliseconds, percentile, run_offline, run_streams
 from clipmlu.specs import Precision, Spec
+from clipmlu.steps import StartStep, Step, counted, no_steps
 from clipmlu.tune.bundles import obtain_compiled
 from clipmlu.tune.resume import Key, Note, ResultStore
 from clipmlu.tune.sweep_options import BATCHES_IN_FLIGHT, SweepOptions, accuracy_key, images_and_labels, timing_key
@@ -56,6 +57,7 @@ def run_sweep(
     *,
     on_note: Note = lambda _message: None,
     on_result: Callable[[str], None] = lambda _name: None,
+    on_step: StartStep = no_steps,
 ) -> SweepReport:
     """Compile, evaluate and time every precision; see ``SweepOptions``.
 
@@ -68,6 +70,7 @@ def run_sweep(
         dataset: dataset for accuracy; None measures no accuracy.
         on_note: called with a line for the user at each step.
         on_result: called with the name of each result (a bundle, an accuracy, a repetition) after it is stored.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Raises:
         BundleError: the exported bundle does not exist or is invalid.
@@ -82,7 +85,7 @@ def run_sweep(
     exported = open_exported(source)
     if exported.manifest.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"bundle '{exported.path}'")
-    sweep = _Sweep(exported, output, options, dataset, on_note, on_result)
+    sweep = _Sweep(exported, output, options, dataset, on_note, on_result, on_step)
     with sweep.store.lock():
         report = sweep.run()
         with output_errors(output):
@@ -128,12 +131,14 @@ class _Sweep:
         dataset: Dataset | None,
         on_note: Note,
         on_result: Callable[[str], None],
+        on_step: StartStep,
     ) -> None:
         self._exported = exported
         self._output = output
         self._options = options
         self._dataset = dataset
         self._note = on_note
+        self._step = on_step
         self.store = ResultStore(output / "results", on_note, on_result)
         self._target, self._backend = backend_for_target(options.compile.target)
         self._variants = [
@@ -142,9 +147,10 @@ class _Sweep:
 
     def run(self) -> SweepReport:
         """Make and measure missing results and return the report."""
-        for variant in self._variants:
+        for number, variant in enumerate(self._variants, 1):
             try:
-                self._prepare(variant)
+                with self._step(f"{number} of {len(self._variants)}: {variant.precision.value}"):
+                    self._prepare(variant)
             except (OptionError, BundleExistsError, OutputError):
                 raise
             except ClipmluError as error:
@@ -160,7 +166,7 @@ class _Sweep:
         """Compile, evaluate, and load the stored repetitions."""
         path = self._output / variant.name
         options = self._options.for_precision(variant.precision)
-        bundle, _reused = obtain_compiled(self._exported, path, options, self.store, self._note)
+        bundle, _reused = obtain_compiled(self._exported, path, options, self.store, self._note, self._step)
         variant.bundle = bundle
         if self._dataset is not None:
             variant.accuracy = self._obtain_accuracy(variant.name, bundle, self._dataset)
@@ -176,7 +182,7 @@ class _Sweep:
             return kept
         self._note(f"evaluating {name_from_path(bundle.path)}")
         with Encoder(bundle, self._options.session) as encoder:
-            report = evaluate(encoder, dataset, self._options.evaluate, on_note=self._note)
+            report = evaluate(encoder, dataset, self._options.evaluate, on_note=self._note, on_step=self._step)
         self.store.save(name, key, report)
         return report
 
@@ -203,19 +209,20 @@ class _Sweep:
                     continue
                 self._note(f"measuring {variant.name}, repetition {number + 1} of {wanted}")
                 try:
-                    self._repeat(variant, missing)
+                    with self._step(f"measuring {variant.name}", total=len(missing), unit="batch sizes") as step:
+                        self._repeat(variant, missing, step)
                 except OutputError:
                     raise
                 except ClipmluError as error:
                     self._fail(variant, error)
 
-    def _repeat(self, variant: _Variant, missing: list[_Timing]) -> None:
+    def _repeat(self, variant: _Variant, missing: list[_Timing], step: Step) -> None:
         """Measure one more repetition of some batch sizes of a bundle, and store each."""
         assert variant.bundle is not None, "it has timings"
         with Encoder(variant.bundle, self._options.session) as encoder:
             tower = encoder.bundle.image_graph
             graph = open_graph(encoder, tower, make_samples(encoder, tower, max(self._options.batch_sizes)))
-            for timing in missing:
+            for timing in counted(missing, step):
                 repetition = _time(graph, timing.batch_size, self._options.duration_ms / 1e3)
                 timing.repetitions = (*timing.repetitions, repetition)
                 self.store.save(timing.name, timing.key, timing.repetitions)

@@ -13,6 +13,7 @@ from clipmlu.graph.quantisation.gptq import DAMPING, choose_levels
 from clipmlu.graph.quantisation.parameters import for_weights, symmetric
 from clipmlu.graph.quantisation.weight_rounding import round_weights, with_weights
 from clipmlu.graph.watch import second_moments
+from support import StepRecorder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OUTPUTS, INPUTS = 5, 40
@@ -128,7 +129,9 @@ def test_each_linear_layer_is_rounded_for_its_own_inputs_and_outputs() -> None:
     values = {name: generator.standard_normal((6, 6)).astype(np.float32) for name in "abs"}
     model = layers(values)
     batches = [[correlated(40, seed, 6)] for seed in (4, 5)]
-    rounded = round_weights(model, lambda: batches, bits=8, granularity="per_axis", without=())
+    recorder = StepRecorder()
+    rounded = round_weights(model, lambda: batches, bits=8, granularity="per_axis", without=(), on_step=recorder)
+    assert recorder.labels() == ["measuring the inputs of 2 layers", "rounding the weights (2 layers)"]
     assert sorted(rounded) == ["a", "b"], "a weight of two layers would have to suit the inputs of both"
     inputs = np.concatenate([batch for (batch,) in batches])
     for name, seen, rows in (("a", inputs, values["a"].T), ("b", inputs @ values["a"], values["b"])):

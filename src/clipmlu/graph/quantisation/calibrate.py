@@ -45,6 +45,11 @@ class RangeOptions:
     centred: bool = True
     threads: int = 0
 
+    @property
+    def passes(self) -> int:
+        """How often ``collect_ranges`` runs all batches."""
+        return 1 if self.algorithm == "linear" else 2
+
 
 def collect_ranges(
     model: onnx.ModelProto, names: list[str], batches: Batches, options: RangeOptions
@@ -74,7 +79,7 @@ def collect_ranges(
     bad = [name for name, ends in ranges.items() if not np.isfinite(ends).all()]
     if bad:
         raise CalibrationError(f"tensor '{bad[0]}' holds NaN or infinity")
-    if options.algorithm != "linear":
+    if options.passes > 1:
         survey.prepare_histograms(BINS)
         for feeds in batches():
             survey.count(feeds)

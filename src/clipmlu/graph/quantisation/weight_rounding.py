@@ -18,6 +18,7 @@ from clipmlu.graph.quantisation.parameters import Array, for_weights
 from clipmlu.graph.quantisation.rewrite import channel_axis
 from clipmlu.graph.watch import second_moments
 from clipmlu.specs import Granularity
+from clipmlu.steps import StartStep, counted, no_steps
 
 _LINEAR = ("MatMul", "Gemm")
 _MOMENT_BYTES = 1 << 30  # moments that are held at once; with more of them the data are run several times
@@ -26,7 +27,13 @@ Batches = Callable[[], Iterable[Sequence[Array]]]
 
 
 def round_weights(
-    model: onnx.ModelProto, batches: Batches, *, bits: int, granularity: Granularity, without: Collection[str]
+    model: onnx.ModelProto,
+    batches: Batches,
+    *,
+    bits: int,
+    granularity: Granularity,
+    without: Collection[str],
+    on_step: StartStep = no_steps,
 ) -> dict[str, Array]:
     """Choose weights for the inputs of the calibration data, by GPTQ.
 
@@ -36,6 +43,7 @@ def round_weights(
         bits: bits of the integers.
         granularity: scales of the weights.
         without: names of operators that are not quantised.
+        on_step: shows the layers.
 
     Returns:
         Maps the name of each weight of a linear layer that only this layer uses to its values after rounding, float32.
@@ -47,10 +55,12 @@ def round_weights(
     layers = [node for node in model.graph.node if node.name not in without and _is_linear(node, index)]
     rounded: dict[str, Array] = {}
     for group in _groups(layers, index):
-        moments = second_moments(model, {node.input[0]: _inputs(node, index) for node in group}, batches)
-        for node in group:
-            values = _values(node, index)
-            rounded[node.input[1]] = _rounded(node, values, moments[node.input[0]], bits, granularity)
+        with on_step(f"measuring the inputs of {len(group)} layers"):
+            moments = second_moments(model, {node.input[0]: _inputs(node, index) for node in group}, batches)
+        with on_step("rounding the weights", total=len(group), unit="layers") as step:
+            for node in counted(group, step):
+                values = _values(node, index)
+                rounded[node.input[1]] = _rounded(node, values, moments[node.input[0]], bits, granularity)
     return rounded
 
 

@@ -25,6 +25,7 @@ from clipmlu.measure.samples import SkippedImage, choose_images
 from clipmlu.measure.speed.load import PipelineLoad
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.specs import NaturalInt, PositiveInt, Probability
+from clipmlu.steps import StartStep, no_steps
 
 CONFUSIONS_SHOWN = 20
 
@@ -71,6 +72,7 @@ def evaluate(
     on_load: Callable[[PipelineLoad], None] | None = None,
     on_interrupt: Callable[[Tally, int], None] | None = None,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
 ) -> AccuracyReport:
     """Measure zero-shot accuracy.
 
@@ -84,6 +86,7 @@ def evaluate(
         on_interrupt: called with the counts so far and the number of requested images if Ctrl-C or an error ends the
             run early; the exception is then raised again.
         on_note: called with a line for the user, such as the repeated computations of a bundle of the joint layout.
+        on_step: shows the prompts, and the images if there is no ``on_progress``; see ``clipmlu.steps``.
 
     Raises:
         OptionError: more samples than the dataset has, or an argument of another type.
@@ -91,11 +94,19 @@ def evaluate(
         InputError: no image can be read.
         OverlapError: the bundle was calibrated with an image, and ``allow_overlap`` is False.
     """
-    evaluation = prepare_evaluation(encoder, dataset, options, on_note)
+    evaluation = prepare_evaluation(encoder, dataset, options, on_note, on_step)
     counter = RangeCounter(evaluation.classifier, dataset, evaluation.count_options(keep_results=on_result is not None))
-    with contextlib.closing(counter(evaluation.ranges(1))) as batches:
+    start = no_steps if on_progress is not None else on_step
+    with (
+        start("evaluating", total=len(evaluation.indices), unit="images") as step,
+        contextlib.closing(counter(evaluation.ranges(1))) as batches,
+    ):
         return evaluation.collect(
-            batches, on_result=on_result, on_progress=on_progress, on_load=on_load, on_interrupt=on_interrupt
+            batches,
+            on_result=on_result,
+            on_progress=on_progress or step.advance,
+            on_load=on_load,
+            on_interrupt=on_interrupt,
         )
 
 
@@ -167,7 +178,11 @@ class Evaluation:
 
 
 def prepare_evaluation(
-    encoder: Encoder, dataset: Dataset, options: EvalOptions | None, on_note: Callable[[str], None]
+    encoder: Encoder,
+    dataset: Dataset,
+    options: EvalOptions | None,
+    on_note: Callable[[str], None],
+    on_step: StartStep = no_steps,
 ) -> Evaluation:
     """Check the arguments, select the images and compute the class embeddings; see ``evaluate``."""
     options = check_argument(options, EvalOptions | None, "options") or EvalOptions()
@@ -175,7 +190,7 @@ def prepare_evaluation(
     check_dataset(dataset)
     batch_size = encoder.check_batch_size(options.batch_size)
     indices = choose_images(dataset, options.samples, shuffle=options.shuffle, seed=options.seed)
-    classifier = build_classifier(encoder, dataset.class_names, options.templates, cache=options.cache)
+    classifier = build_classifier(encoder, dataset.class_names, options.templates, cache=options.cache, on_step=on_step)
     if cost := classifier.scorer.describe_cost(batch_size):
         on_note(cost)
     return Evaluation(

@@ -40,6 +40,7 @@ from clipmlu.measure.compare.tensors import lowered_model, tensor_graph
 from clipmlu.measure.ranking import embed_dataset
 from clipmlu.measure.statistics import count_changes, mcnemar_p_value
 from clipmlu.specs import MluBuild, NodeType, Spec, TowerName
+from clipmlu.steps import StartStep, counted, no_steps
 
 
 class RoleCost(Spec, frozen=True, kw_only=True):
@@ -186,6 +187,7 @@ def ablate_roles(
     *,
     towers: Iterable[TowerName] = ("image", "text"),
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
 ) -> Ablation:
     """Measure a bundle with one role after the other in float.
 
@@ -197,6 +199,7 @@ def ablate_roles(
         data: the data.
         towers: towers whose roles are ablated.
         on_note: called with a line for the user at each step.
+        on_step: shows the roles of each tower.
     """
     comparison = _Comparison(own, floats, data)
     cosines: dict[TowerName, float | None] = {}
@@ -206,9 +209,10 @@ def ablate_roles(
             continue  # it runs in float on the CPU
         rebuilder = Rebuilder(bundle, source, tower)
         found = []
-        for role in rebuilder.roles:
-            on_note(f"ablation: {tower} tower with {role} in float")
-            found.append(comparison.cost(rebuilder, role, _embed_without(rebuilder, role, data)))
+        with on_step(f"ablating the {tower} tower", total=len(rebuilder.roles), unit="roles") as step:
+            for role in counted(rebuilder.roles, step):
+                on_note(f"ablation: {tower} tower with {role} in float")
+                found.append(comparison.cost(rebuilder, role, _embed_without(rebuilder, role, data)))
         costs += sorted(found, key=lambda cost: -(cost.recovered if cost.recovered is not None else -np.inf))
         cosines[tower] = comparison.own_cosine(tower)
     return Ablation(

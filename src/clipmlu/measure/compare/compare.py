@@ -45,6 +45,7 @@ from clipmlu.measure.compare.tensors import hidden_reason, lowered_model, tensor
 from clipmlu.measure.ranking import EmbeddedImages, IntArray, embed_dataset
 from clipmlu.measure.samples import Overlap, SkippedImage, choose_images
 from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Spec, TowerName
+from clipmlu.steps import StartStep, no_steps
 
 DEFAULT_SAMPLES = 256
 DEFAULT_THRESHOLD = 0.99
@@ -194,6 +195,7 @@ def compare_bundles(
     options: CompareOptions | None = None,
     *,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
 ) -> ComparisonReport:
     """Measure one bundle against another of the same model.
 
@@ -211,6 +213,7 @@ def compare_bundles(
         dataset: labelled images.
         options: options of the comparison; defaults if None.
         on_note: called with a line for the user at each step.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Raises:
         BundleError: one of them is not a bundle, or they are of different models.
@@ -223,10 +226,11 @@ def compare_bundles(
     options = check_argument(options, CompareOptions | None, "options") or CompareOptions()
     check_dataset(dataset)
     start = time.perf_counter()
-    a, b = open_side(measured), open_side(reference)
+    with on_step("verifying the bundles"):
+        a, b = open_side(measured), open_side(reference)
     check_same_model(a, b)
     source = _find_source(a, b, options)
-    comparison = _Comparison(a, b, source, dataset, options, on_note)
+    comparison = _Comparison(a, b, source, dataset, options, on_note, on_step)
     return comparison.run(start)
 
 
@@ -285,12 +289,14 @@ class _Comparison:
         dataset: Dataset,
         options: CompareOptions,
         on_note: Callable[[str], None],
+        on_step: StartStep,
     ) -> None:
         self._a, self._b = a, b
         self._source = source
         self._dataset = dataset
         self._options = options
         self._note = on_note
+        self._step = on_step
         self._templates = resolve_templates(options.templates)
         samples = min(DEFAULT_SAMPLES, len(dataset)) if options.samples is None else options.samples
         self._indices = choose_images(dataset, samples, shuffle=options.shuffle, seed=options.seed)
@@ -339,20 +345,24 @@ class _Comparison:
         self._note(f"embedding {len(self._indices)} images with {name}, '{name_from_path(side.given.path)}'")
         options = self._options
         with side.encoder(options.threads, options.device) as encoder, np.errstate(invalid="ignore", over="ignore"):
-            classifier = build_classifier(encoder, self._dataset.class_names, self._templates, cache=options.cache)
+            classifier = build_classifier(
+                encoder, self._dataset.class_names, self._templates, cache=options.cache, on_step=self._step
+            )
             if cost := classifier.scorer.describe_cost(encoder.check_batch_size(options.batch_size)):
                 self._note(cost)
             overlap = Overlap(
                 self._seen_images, "a compared bundle", "Compare on others", allowed=options.allow_overlap
             )
-            embedded = embed_dataset(
-                classifier.scorer,
-                self._dataset,
-                self._indices,
-                batch_size=options.batch_size,
-                workers=options.workers,
-                check=overlap.check,
-            )
+            with self._step(f"embedding images with {name}", total=len(self._indices), unit="images") as step:
+                embedded = embed_dataset(
+                    classifier.scorer,
+                    self._dataset,
+                    self._indices,
+                    batch_size=options.batch_size,
+                    workers=options.workers,
+                    check=overlap.check,
+                    on_images=step.advance,
+                )
             logits = classifier.scorer.logits(embedded.rows)  # NaN is reported, not an error
             embeddings = None
             if not _is_joint(side):
@@ -387,7 +397,14 @@ class _Comparison:
             threshold=self._options.threshold,
             fixed=rows is not None,
             threads=self._options.threads,
+            row_count=len(indices) if tower == "image" else min(len(self._prompts), self._text_rows),
+            on_step=self._step,
         )
+
+    @property
+    def _text_rows(self) -> int:
+        """Largest number of prompts whose nodes are compared."""
+        return self._options.samples or DEFAULT_SAMPLES
 
     def _rows(self, tower: TowerName, indices: Sequence[int]) -> Iterable[Array]:
         """Return the input rows of a tower: uint8 pixels, or token ids of prompts, which begin with each class once."""
@@ -396,7 +413,7 @@ class _Comparison:
             preprocess = Preprocessor(given.manifest.preprocess)
             return (preprocess.pixels(self._dataset.image(index)).transpose(2, 0, 1) for index in indices)
         tokenizer = Tokenizer.load(given.tokenizer_path, given.manifest.tokenizer)
-        rows: Iterable[Array] = tokenizer(self._prompts[: self._options.samples or DEFAULT_SAMPLES])
+        rows: Iterable[Array] = tokenizer(self._prompts[: self._text_rows])
         return rows
 
     def _ablate(self, indices: Sequence[int], own: Embeddings, theirs: Embeddings) -> Ablation:
@@ -414,7 +431,9 @@ class _Comparison:
             workers=self._options.workers,
         )
         towers = self._options.towers
-        return ablate_roles(self._a.given, self._source, own, floats, data, towers=towers, on_note=self._note)
+        return ablate_roles(
+            self._a.given, self._source, own, floats, data, towers=towers, on_note=self._note, on_step=self._step
+        )
 
 
 def cut_rows(rows: Iterable[Array], count: int, *, fixed: bool) -> Iterator[Array]:

@@ -15,6 +15,7 @@ from clipmlu.data.feeds import Array
 from clipmlu.graph.roles import Role, find_operators
 from clipmlu.measure.compare.tensors import Kind, TensorGraph, Watched, choose_watched, smoothed_tensors
 from clipmlu.specs import Spec, TensorQuantisation
+from clipmlu.steps import StartStep, counted, no_steps
 
 FLOAT16_LARGEST = 65504.0
 """The largest finite number of binary16."""
@@ -123,6 +124,8 @@ def compare_tower(
     fixed: bool = False,
     threads: int = 0,
     watched_bytes: int = _WATCHED_BYTES,
+    row_count: int | None = None,
+    on_step: StartStep = no_steps,
 ) -> TowerComparison:
     """Run both sides on the same batches and compare their common tensors.
 
@@ -139,6 +142,8 @@ def compare_tower(
         fixed: True if both sides need batches of exactly that size.
         threads: CPU threads; 0 for the runtime's default.
         watched_bytes: limit for the values of one batch in memory, for each side.
+        row_count: number of rows of the data, for ``on_step``; None if it is not known.
+        on_step: shows the batches.
 
     Raises:
         SessionError: running a graph fails.
@@ -152,16 +157,19 @@ def compare_tower(
     rows = batch_size if fixed else max(1, min(batch_size, watched_bytes // max(held, 1)))
     nodes: list[NodeComparison] = []
     count = 0
-    for group in _groups(chosen, 1 if fixed else rows, watched_bytes):
-        sums = [_Sums(measured.quantisation(each.tensor)) for each in group]
-        names = [each.tensor for each in group]
-        ours, theirs = measured.watch(names, threads), reference.watch(names, threads)
-        count = 0
-        for batch in batches(rows):
-            count += len(batch)
-            for each, found, expected in zip(sums, ours.run(batch), theirs.run(batch), strict=True):
-                each.add(found, expected)
-        nodes += [each.summary(watched, threshold) for each, watched in zip(sums, group, strict=True)]
+    groups = list(_groups(chosen, 1 if fixed else rows, watched_bytes))
+    total = None if row_count is None else len(groups) * math.ceil(row_count / rows)
+    with on_step("comparing tensors", total=total, unit="batches") as step:
+        for group in groups:
+            sums = [_Sums(measured.quantisation(each.tensor)) for each in group]
+            names = [each.tensor for each in group]
+            ours, theirs = measured.watch(names, threads), reference.watch(names, threads)
+            count = 0
+            for batch in counted(batches(rows), step):
+                count += len(batch)
+                for each, found, expected in zip(sums, ours.run(batch), theirs.run(batch), strict=True):
+                    each.add(found, expected)
+            nodes += [each.summary(watched, threshold) for each, watched in zip(sums, group, strict=True)]
     return TowerComparison(
         rows=count,
         nodes=tuple(nodes),

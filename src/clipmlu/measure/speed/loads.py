@@ -26,6 +26,7 @@ from clipmlu.measure.speed.scenarios import (
 )
 from clipmlu.measure.speed.server import ServerProbe, poisson_arrivals, run_server, search_rate, server_queries
 from clipmlu.specs import NaturalInt, PositiveInt, Spec, TowerName
+from clipmlu.steps import SECONDS, StartStep, no_steps
 
 DEFAULT_SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "offline")
 
@@ -144,6 +145,7 @@ def measure_scenario(
     scenario: ScenarioName,
     batch_size: int,
     options: SpeedOptions,
+    on_step: StartStep = no_steps,
 ) -> ScenarioResult:
     """Measure one scenario.
 
@@ -154,8 +156,9 @@ def measure_scenario(
         scenario: name of the scenario.
         batch_size: largest number of samples of a batch.
         options: time limits and options of the scenario.
+        on_step: shows the warm-up and the measurement.
     """
-    run, rate, probes = run_scenario(graphs, scenario, batch_size, options)
+    run, rate, probes = run_scenario(graphs, scenario, batch_size, options, on_step)
     samples = {"multi-stream": options.queries_per_stream, "offline": batch_size}.get(scenario, 1)
     padding = 0 if bundle.compilation.dynamic_shape else -samples % bundle.compilation.batch_size
     latency = None if run is None else latency_statistics(run.latencies)
@@ -181,7 +184,11 @@ def measure_scenario(
 
 
 def run_scenario(
-    graphs: Sequence[Graph], scenario: ScenarioName, batch_size: int, options: SpeedOptions
+    graphs: Sequence[Graph],
+    scenario: ScenarioName,
+    batch_size: int,
+    options: SpeedOptions,
+    on_step: StartStep = no_steps,
 ) -> tuple[Run | None, float | None, tuple[ServerProbe, ...]]:
     """Warm up, then run one scenario.
 
@@ -190,16 +197,28 @@ def run_scenario(
         its bound.
     """
     warmup = Limits(1, options.warmup_ms / 1e3)
-    if scenario == "offline":
-        run_offline(graphs, batch_size, options.in_flight, warmup)
-        return run_offline(graphs, batch_size, options.in_flight, options.limits), None, ()
-    if scenario != "server":
-        samples = 1 if scenario == "single-stream" else options.queries_per_stream
-        run_streams(graphs, samples, batch_size, warmup)
-        return run_streams(graphs, samples, batch_size, options.limits), None, ()
+    if scenario == "server":
+        return _run_server(graphs, batch_size, options, on_step)
+    samples = 1 if scenario == "single-stream" else options.queries_per_stream
+
+    def run(limits: Limits) -> Run:
+        if scenario == "offline":
+            return run_offline(graphs, batch_size, options.in_flight, limits)
+        return run_streams(graphs, samples, batch_size, limits)
+
+    with on_step("warming up", total=warmup.seconds, unit=SECONDS):
+        run(warmup)
+    with on_step("measuring", total=options.limits.seconds, unit=SECONDS):
+        return run(options.limits), None, ()
+
+
+def _run_server(
+    graphs: Sequence[Graph], batch_size: int, options: SpeedOptions, on_step: StartStep
+) -> tuple[Run | None, float | None, tuple[ServerProbe, ...]]:
     assert options.latency_bound_ms is not None, "checked with the options"
     bound = options.latency_bound_ms / 1e3
-    run_offline(graphs, batch_size, options.in_flight, warmup)
+    with on_step("warming up", total=options.warmup_ms / 1e3, unit=SECONDS):
+        run_offline(graphs, batch_size, options.in_flight, Limits(1, options.warmup_ms / 1e3))
     alone = run_streams(graphs, 1, batch_size, Limits(3, 0.0))
     if min(alone.latencies) > bound:
         return None, None, ()
@@ -209,5 +228,6 @@ def run_scenario(
         return run_server(graphs, arrivals, batch_size, options.in_flight, bound)
 
     # Single queries one after the other show the rate without batches; the search starts at half of it.
-    found = search_rate(run_at, bound, 0.5 * alone.samples / alone.seconds)
+    with on_step("searching for the highest rate"):
+        found = search_rate(run_at, bound, 0.5 * alone.samples / alone.seconds)
     return found.run, found.rate, found.probes

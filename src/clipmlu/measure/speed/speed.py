@@ -37,6 +37,7 @@ from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.loads import ScenarioResult, SpeedOptions, measure_scenario
 from clipmlu.measure.speed.scenarios import Graph
 from clipmlu.specs import Precision, Spec, TowerName
+from clipmlu.steps import StartStep, no_steps
 
 
 class TowerSpeed(Spec, frozen=True, kw_only=True):
@@ -128,6 +129,7 @@ def measure_speed(
     options: SpeedOptions | None = None,
     *,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
 ) -> SpeedReport:
     """Measure a compiled bundle.
 
@@ -135,6 +137,7 @@ def measure_speed(
         path: its directory.
         options: options of the measurement; defaults if None.
         on_note: called with a line for the user before each part.
+        on_step: begins each part; those that run for a chosen time have it as their length; see ``clipmlu.steps``.
 
     Raises:
         BundleError: there is no bundle, or it has no such graph.
@@ -144,7 +147,8 @@ def measure_speed(
     """
     options = check_argument(options, SpeedOptions | None, "options") or SpeedOptions()
     start = time.perf_counter()
-    bundle = open_compiled(path)
+    with on_step("verifying the bundle"):
+        bundle = open_compiled(path)
     open_s = time.perf_counter() - start
     towers = _towers(bundle, options)
     session = SessionOptions(threads=options.threads, in_flight=options.in_flight)
@@ -155,18 +159,21 @@ def measure_speed(
             stack.enter_context(Encoder(bundle, dataclasses.replace(session, device=device))) for device in devices
         ]
         batch_size = encoders[0].check_batch_size(options.batch_size)
-        speeds = tuple(_measure_tower(encoders, tower, batch_size, options, on_note) for tower in towers)
+        speeds = tuple(_measure_tower(encoders, tower, batch_size, options, on_note, on_step) for tower in towers)
         worker_memory = children_peak_memory_bytes()
     pipeline = None
     if options.stages and "image" in towers:
         on_note("measuring the pipeline from image files to embeddings")
         # As in the commands that read images: without threads that wait actively on the decoding cores.
-        with Encoder(
-            bundle,
-            dataclasses.replace(session, busy_wait=False),
-            devices=devices if len(devices) > 1 else None,
-            max_pixels=options.max_pixels,
-        ) as encoder:
+        with (
+            on_step("measuring the pipeline"),
+            Encoder(
+                bundle,
+                dataclasses.replace(session, busy_wait=False),
+                devices=devices if len(devices) > 1 else None,
+                max_pixels=options.max_pixels,
+            ) as encoder,
+        ):
             pipeline = _measure_pipeline(encoder, batch_size, options)
     facts = bundle.compilation
     return SpeedReport(
@@ -207,18 +214,22 @@ def _measure_tower(
     batch_size: int,
     options: SpeedOptions,
     on_note: Callable[[str], None],
+    on_step: StartStep,
 ) -> TowerSpeed:
     placement = encoders[0].bundle.compilation.placement(tower)
     samples = make_samples(encoders[0], tower, batch_size, options.seed)
-    start = time.perf_counter()
-    graphs: list[Graph] = [open_graph(encoder, tower, samples) for encoder in encoders]
-    loaded = time.perf_counter()
-    graphs[0].submit(0, batch_size).result()
+    with on_step(f"opening the {tower} graph"):
+        start = time.perf_counter()
+        graphs: list[Graph] = [open_graph(encoder, tower, samples) for encoder in encoders]
+        loaded = time.perf_counter()
+        graphs[0].submit(0, batch_size).result()
     first_batch_s = time.perf_counter() - loaded
     results = []
     for scenario in options.scenarios:
         on_note(f"measuring the {tower} graph, {scenario}")
-        results.append(measure_scenario(encoders[0].bundle, graphs, tower, scenario, batch_size, options))
+        with on_step(f"{tower} graph, {scenario}"):
+            bundle = encoders[0].bundle
+            results.append(measure_scenario(bundle, graphs, tower, scenario, batch_size, options, on_step))
     return TowerSpeed(
         tower=tower,
         target=placement.target,
