@@ -172,6 +172,10 @@ def test_job_and_its_report(compiled: CompiledBundle, tmp_path: Path) -> None:
     assert isinstance(report, JobReport)
     job = clipmlu.open_job(tmp_path / "job")
     check_displayed(job)
+    check_displayed(job.state())
+    assert "finished shards: 1" in repr(job.state())
+    check_displayed(job.verify())
+    check_displayed(job.export(tmp_path / "all.csv"))
     frame = job.to_dataframe()
     assert [Path(name).name for name in frame["id"]] == ["0.png", "1.png", "2.png", "3.png"]
     with clipmlu.load(compiled.path) as model:
@@ -193,6 +197,16 @@ def test_bundles_and_model(compiled: CompiledBundle, exported: ExportedBundle) -
         check_displayed(model)
         assert not model._sessions, "nothing is opened by looking at it"
         assert model.to_dataframe()["target"].tolist() == ["cpu"]
+
+
+def test_classifier(compiled: CompiledBundle) -> None:
+    with clipmlu.load(compiled.path) as model:
+        classifier = model.classifier(["<ant>", "bee"], none_label="other", reject_below=0.25)
+    check_displayed(classifier)
+    assert "&lt;ant&gt;" in classifier._repr_html_()
+    assert "below 0.25" in classifier._repr_html_()
+    assert classifier.to_dict()["open_set"]["none_label"] == "other"
+    assert classifier.to_dataframe()["class_name"].tolist() == ["<ant>", "bee"]
 
 
 def test_elements_slices_and_iteration_of_a_dataset() -> None:

@@ -49,13 +49,17 @@ class HtmlCell(Protocol):
 
 
 class Displayed:
-    """Base class of results; a subclass has ``summary``, and ``records`` if its data frame has several rows."""
+    """Base class of results; a subclass has ``summary`` for other facts, and ``records`` if its data frame has several rows."""
 
     __slots__ = ()
 
     def summary(self) -> Summary:
-        """Return the facts that people see."""
-        raise NotImplementedError
+        """Return the facts that people see; by default the fields with one value each, and the number of values of others."""
+        plain = self.to_dict()
+        provenance = plain.get("provenance") or {}
+        emulated = bool(plain.pop("emulated", False) or provenance.get("emulated"))
+        facts = {name.replace("_", " "): _fact(value) for name, value in plain.items() if value not in (None, [], {})}
+        return Summary({name: text for name, text in facts.items() if text}, emulated)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the rows of the data frame: dicts with equal keys; by default one row with the facts."""
@@ -103,6 +107,17 @@ class Displayed:
         if self.summary().emulated:
             frame["emulated"] = True
         return frame
+
+
+def _fact(value: object) -> str:
+    """Return a value of a dict for JSON in a few words; empty for a dict."""
+    if isinstance(value, dict):
+        return ""
+    if isinstance(value, list):
+        return f"{len(value):,}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def as_plain(value: object) -> Any:

@@ -27,6 +27,7 @@ from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_n
 from clipmlu.data.prompts import Templates, fill_template, resolve_templates
 from clipmlu.data.thumbnails import ImageReference
 from clipmlu.data.url.options import UrlOptions
+from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.embed.images import run_batches
 from clipmlu.embed.items import OnError, items_from_images
 from clipmlu.errors import BundleError, InputError, OptionError, OutputError
@@ -50,7 +51,7 @@ _CLASSES_SORTED_WHOLE = 512
 _log = logging.getLogger(__name__)
 
 
-class ZeroShotClassifier:
+class ZeroShotClassifier(Displayed):
     """Class names and a scorer for images: the image tower with class embeddings, or the fused graph.
 
     It can be used while its encoder is open; see ``Encoder``.
@@ -78,6 +79,26 @@ class ZeroShotClassifier:
     def __reduce__(self) -> tuple[Any, ...]:
         self.encoder.require_open()
         return ZeroShotClassifier, (self._header, self.scorer)
+
+    def summary(self) -> Summary:
+        """Return the facts that people see."""
+        names = ", ".join(self.class_names[:4]) + (", ..." if len(self.class_names) > 4 else "")
+        rules = self.open_set
+        open_set = {}
+        if rules is not None:
+            limit = "" if rules.reject_below is None else f", below {rules.reject_below:g}"
+            open_set = {"open set": f"'{rules.none_label}', {len(rules.background)} background classes{limit}"}
+        facts = {"model": str(self._header.model), "classes": f"{len(self.class_names):,} ({names})", **open_set}
+        return Summary(facts, self._header.emulated or self.encoder.runnable.compilation.emulated)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the model, the classes, the templates and the rules of an open set as a dict for JSON."""
+        header: dict[str, Any] = as_plain(self._header)
+        return {name: header.get(name) for name in ("model", "class_names", "templates", "open_set", "emulated")}
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each class."""
+        return [{"class_name": name} for name in self.class_names]
 
     def detach(self) -> DetachedClassifier:
         """Return the classifier without its encoder, for instance for other processes, which attach one of their own."""

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from clipmlu.display import Displayed
 from clipmlu.embed.file import EmbeddingFile, check_embedding_output
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
@@ -22,7 +23,7 @@ _FORMATS: dict[str, FormatName] = {".parquet": "parquet", ".csv": "csv", ".jsonl
 """Formats by suffix."""
 
 
-class ExportReport(Spec, frozen=True, kw_only=True):
+class ExportReport(Displayed, Spec, frozen=True, kw_only=True):
     """What was exported.
 
     Attributes:

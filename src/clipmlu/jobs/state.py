@@ -6,6 +6,7 @@ import os
 
 from clipmlu.backends.provenance import Provenance
 from clipmlu.data.finding import JOB_FILE
+from clipmlu.display import Displayed
 from clipmlu.errors import InputError, reason_of
 from clipmlu.files.folder_lock import is_locked
 from clipmlu.jobs.folder import JobFolder
@@ -16,7 +17,7 @@ from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.specs import NaturalInt, PositiveInt, Spec
 
 
-class JobState(Spec, frozen=True, kw_only=True):
+class JobState(Displayed, Spec, frozen=True, kw_only=True):
     """The state of a job, which may be running.
 
     Attributes:

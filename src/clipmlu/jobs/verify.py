@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from clipmlu.bundle.directory import open_bundle
+from clipmlu.display import Displayed
 from clipmlu.errors import InputError, reason_of
 from clipmlu.files.publish import output_errors
 from clipmlu.files.read import read_json
@@ -31,7 +32,7 @@ class Damage(Spec, frozen=True, kw_only=True):
     reason: str
 
 
-class JobCheck(Spec, frozen=True, kw_only=True):
+class JobCheck(Displayed, Spec, frozen=True, kw_only=True):
     """The result of verifying a job.
 
     Attributes:
