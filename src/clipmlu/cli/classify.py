@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -28,12 +29,13 @@ from clipmlu.cli._options import (
 )
 from clipmlu.cli._progress import STEPS, with_progress
 from clipmlu.cli._urls import url_options
-from clipmlu.errors import OptionError
+from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.data.url.options import UrlOptions
+    from clipmlu.embed.items import RowBatch
     from clipmlu.jobs.engines.options import EngineOptions
     from clipmlu.jobs.inputs import JobInput
     from clipmlu.jobs.options import ClassificationOptions
@@ -48,7 +50,7 @@ class ClassesChoice:
         labels: class names: a file or a list; None with a classifier file.
         classifier_file: a classifier file, or None.
         templates: templates of the prompts; not used with a classifier file.
-        top_k: classes per image.
+        top_k: classes per image; None for the default of the output.
         none_label: name of the result for an image of none of the classes, or None.
         background: names of background classes: a file or a list; None for the default ones with a ``none_label``.
         reject_below: smallest probability of a class that is not rejected, or None.
@@ -57,7 +59,7 @@ class ClassesChoice:
     labels: str | None
     classifier_file: Path | None
     templates: str
-    top_k: int
+    top_k: int | None
     none_label: str | None
     background: str | None
     reject_below: float | None
@@ -94,11 +96,11 @@ class ClassesChoice:
             class_names=self.labels,
             templates=self.templates,
             classifier=self.classifier_file,
-            top_k=self.top_k,
             embeddings=embeddings,
             none_label=self.none_label,
             background=self.background,
             reject_below=self.reject_below,
+            **({} if self.top_k is None else {"top_k": self.top_k}),
         )
 
 
@@ -106,7 +108,7 @@ _CLASSES = (
     Option("--labels", metavar="FILE|LIST", help="Class names: a file with one per line, or a list such as 'cat,dog'."),
     Option("--classifier", "classifier_file", type=PATH, help="A classifier file instead of --labels."),
     templates_option,
-    Option("--top-k", type=Integer(min=1), default=5, show_default=True, help="Classes per image."),
+    Option("--top-k", type=Integer(min=1), help="Classes per image. [default: 1 in a table, else 5]"),
     Option(
         "--reject-below",
         type=Number(0, 1),
@@ -128,7 +130,7 @@ _classes_options = OptionGroup(
     short_help="Classify images into your classes.",
     examples=(
         'clipmlu classify demo-cpu photos/ --labels "red circle,blue square"',
-        "clipmlu classify demo-cpu photos/ --labels labels.txt --format csv",
+        "clipmlu classify demo-cpu photos/ --labels labels.txt -o predictions.csv",
         "clipmlu classify demo-cpu photos/ --labels labels.txt -o classes/",
     ),
 )
@@ -140,10 +142,14 @@ _classes_options = OptionGroup(
     "--format",
     "format_name",
     type=Choice(["table", "json", "jsonl", "csv"]),
-    help="Format on standard output. [default: table]",
+    help="Format on standard output or of a file. [default: table, or by the name of the file]",
 )
 @click.option(
-    "-o", "--output", type=PATH, metavar="DIR", help="Folder of a job, which stores the classes of all images."
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="FILE|DIR",
+    help="A .csv, .json, .jsonl or .txt (table) file; or the folder of a job, which stores the classes of all images.",
 )
 @overwrite_option
 @click.option("--embeddings", is_flag=True, help="A job stores the embeddings, too.")
@@ -172,21 +178,27 @@ def classify_command(
     A tar archive, a Parquet or an Arrow file holds many images. With --allow-urls, INPUT or a line of the list may be a URL.
     An image that cannot be read is reported and skipped; the exit code is then 1.
 
-    With -o DIR it is a job for any number of images; see 'clipmlu embed'.
+    A table shows the best class of each image, or --top-k. A file of -o is written whole or not at all. With -o DIR it is
+    a job for any number of images, which goes on where it was interrupted; see 'clipmlu embed'.
     """
+    from clipmlu.report.predictions import SUFFIXES
+
     if not images.given and (save_classifier is None or output is not None):
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
-    if output is None:
-        job.refuse("standard output")
-        refuse_engine(engine, "standard output")
+    found = SUFFIXES.get(output.suffix.lower()) if output is not None else "table"
+    if output is None or (found and not output.is_dir()):
+        where = "standard output" if output is None else "a file"
+        job.refuse(where)
+        refuse_engine(engine, where)
         if embeddings:
-            raise OptionError("--embeddings is for a job: give -o DIR")
-        return _print(
-            bundle, images, classes, save_classifier, format_name or "table", urls, running, overwrite=overwrite
-        )
-    check_job_output(output)
+            raise OptionError(f"--embeddings is for a job: give -o DIR, not {where}")
+        predictions = _Predictions(output=output, format_name=format_name or str(found), overwrite=overwrite)
+        return _classify(bundle, images, classes, save_classifier, predictions, urls, running)
+    check_job_output(output, f", or a file that ends in {', '.join(SUFFIXES)}")
     if format_name is not None:
-        raise OptionError("--format is for standard output; a job has --shard-format")
+        raise OptionError(
+            f"--format is for standard output and files that end in {', '.join(SUFFIXES)}; a job has --shard-format"
+        )
     if save_classifier is not None:
         raise OptionError("--save-classifier does not go with a job, which keeps its classifier as DIR/classifier.clf")
     if "dtype" in job.given and not embeddings:
@@ -195,35 +207,78 @@ def classify_command(
     return run_job_command(bundle, images, output, options, engine, "classifying")
 
 
-def _print(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Predictions:
+    """Where predictions are written.
+
+    Attributes:
+        output: a file, or None for standard output.
+        format_name: one of ``report.predictions.FORMATS``.
+        overwrite: replace existing files.
+    """
+
+    output: Path | None
+    format_name: str
+    overwrite: bool
+
+    def write(self, classifier: ZeroShotClassifier, top_k: int | None, batches: Iterable[RowBatch]) -> int:
+        """Write the predictions, and return the number of images that could not be read."""
+        from clipmlu.report.predictions import FORMATS, write_predictions
+
+        form = FORMATS[self.format_name](classifier, top_k, to_file=self.output is not None)
+        if self.output is None:
+            return write_predictions(form, batches, write=_echo, on_note=warn)[1]
+        from clipmlu.files.publish import StagedFiles
+
+        with StagedFiles([self.output], overwrite=self.overwrite) as staged:
+            with staged.paths[0].open("w", encoding="utf-8", newline="") as file:
+                classified, broken = write_predictions(form, batches, write=_writer(file, self.output), on_note=warn)
+            if broken and not classified:
+                raise InputError(f"Not one of {broken} image(s) could be read; nothing was written.")
+            staged.publish()
+        note(f"Wrote the classes of {classified} image(s) to {name_from_path(self.output)}")
+        return broken
+
+
+def _echo(text: str) -> None:
+    click.echo(text, nl=False)
+
+
+def _writer(file: TextIO, path: Path) -> Callable[[str], None]:
+    from clipmlu.files.publish import output_errors
+
+    def write(text: str) -> None:
+        with output_errors(path):
+            file.write(text)
+            file.flush()
+
+    return write
+
+
+def _classify(
     bundle: Path,
     images: JobInput,
     classes: ClassesChoice,
     save_classifier: Path | None,
-    format_name: str,
+    predictions: _Predictions,
     urls: UrlOptions | None,
     running: RunningOptions,
-    *,
-    overwrite: bool,
 ) -> int:
     from clipmlu.data.finding import SkippedFiles
     from clipmlu.embed.images import run_batches
     from clipmlu.files.publish import check_files_free
     from clipmlu.jobs.opening import input_items
-    from clipmlu.report.predictions import FORMATS, write_predictions
 
-    check_files_free([save_classifier], overwrite=overwrite)
+    check_files_free([save_classifier, predictions.output], overwrite=predictions.overwrite)
     broken, skipped_files = 0, SkippedFiles()
     with running.load(bundle, image_only=classes.classifier_file is not None) as encoder:
         classifier = classes.classifier(encoder)
         if save_classifier is not None:
-            classifier.save(save_classifier, overwrite=overwrite)
+            classifier.save(save_classifier, overwrite=predictions.overwrite)
             note(f"Wrote classifier file {name_from_path(save_classifier)}")
-
         if images.given:
             if cost := classifier.scorer.describe_cost(encoder.check_batch_size(running.batch_size)):
                 note(cost)
-            output = FORMATS[format_name](classifier, classes.top_k)
             batches = run_batches(
                 classifier.scorer,
                 input_items(images, skipped_files, urls),
@@ -232,5 +287,5 @@ def _print(
             )
             shown = with_progress(batches, "classifying")
             with contextlib.closing(batches), contextlib.closing(shown):
-                broken = write_predictions(output, shown, on_note=warn)
+                broken = predictions.write(classifier, classes.top_k, shown)
     return note_inputs(broken, skipped_files)

@@ -116,16 +116,21 @@ def print_table(
         _print_rows(columns, texts, widths)
 
 
-def row_lines(texts: Sequence[str], path: str) -> list[str]:
+def row_lines(path: str, path_width: int, texts: Sequence[str], width: int | None) -> list[str]:
     """Return the lines of a row whose table is printed while it grows: one, or a block where the terminal is too narrow.
 
     Args:
-        texts: cells, padded to the widths of their columns.
-        path: last cell, or the heading of the block; never broken where it fits in a line.
+        path: first cell, or the heading of the block; never broken where it fits in a line.
+        path_width: width of its column in cells, if the line then fits.
+        texts: other cells, padded to the widths of their columns.
+        width: width of the terminal in cells, or None if a line may have any length.
     """
-    line = (" " * _GAP).join([*map(shown, texts), shown(path)])
-    width = terminal_width()
-    if width is None or cells(line) <= width:
+    padded, line = (
+        (" " * _GAP).join([first, *map(shown, texts)]) for first in (pad(shown(path), path_width), shown(path))
+    )
+    if width is None or cells(padded) <= width:
+        return [padded]
+    if cells(line) <= width:
         return [line]
     return [*wrap(Whole(shown(path)), width), *_side_by_side([shown(text) for text in texts], width)]
 
