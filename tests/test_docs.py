@@ -143,16 +143,16 @@ def test_every_command_is_in_the_readme() -> None:
         assert f"`clipmlu {name}" in README
 
 
-def test_cli_reference_is_what_the_commands_say() -> None:
-    specification = importlib.util.spec_from_file_location(
-        "write_cli_reference", REPOSITORY / "tools" / "write_cli_reference.py"
-    )
+@pytest.mark.parametrize("page", ["cli", "python"])
+def test_a_reference_is_what_the_source_says(page: str) -> None:
+    tool = f"write_{page}_reference"
+    specification = importlib.util.spec_from_file_location(tool, REPOSITORY / "tools" / f"{tool}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    written = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert written == module.render_reference(), "run: python tools/write_cli_reference.py"
+    written = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert written == module.render_reference(), f"run: python tools/{tool}.py"
 
 
 def test_the_map_names_every_folder_and_module_of_the_package() -> None:

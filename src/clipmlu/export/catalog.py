@@ -113,9 +113,10 @@ def is_model_name(text: str) -> bool:
 
 
 def with_tag(text: str) -> str:
-    """Return the name of a model with the tag of weights that it has: OpenAI's, or the first in the list."""
-    tags = () if "::" in text or not util.find_spec("open_clip") else tags_of(text.replace("/", "-"))
-    return f"{text}::{'openai' if 'openai' in tags else tags[0]}" if tags else text
+    """Return the name of a model with the first of its recommended tags, if it has any and names none."""
+    if "::" in text or not util.find_spec("open_clip"):
+        return text
+    return "::".join([text, *recommended_tags(tags_of(text.replace("/", "-")))[:1]])
 
 
 def hub_entries() -> list[tuple[str, str, str]]:
