@@ -92,7 +92,15 @@ def pipeline(
 ) -> ZeroShotClassifier: ...
 
 
-@with_keywords(OpenSetKeywords, ShapeKeywords, TargetKeywords, CalibrationKeywords, ReadingKeywords, PipelineKeywords)
+@with_keywords(
+    OpenSetKeywords,
+    ShapeKeywords,
+    TargetKeywords,
+    CalibrationKeywords,
+    ReadingKeywords,
+    PipelineKeywords,
+    defaults=CompileOptions,
+)
 def pipeline(
     model: str | os.PathLike[str] | ExportedBundle | CompiledBundle,
     labels: ClassNames | None = None,
