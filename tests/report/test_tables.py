@@ -31,9 +31,9 @@ def test_narrow_terminal_gets_a_block_for_each_row_with_numbers_below_each_other
     lines = on_terminal(41, lambda: print_table(COLUMNS, RATES, title="rates"))
     assert lines == [
         *("", "rates", "fp32 (emulated)"),
-        "  images/s: 1024.5     latency ms: 12.345",
+        "  images/s: 1024.5   latency ms: 12.345",
         *("  what: compiled for the card in 12.5 s", "int8 (emulated)"),
-        "  images/s:   98.1     latency ms:  7.001",
+        "  images/s:   98.1   latency ms:  7.001",
     ]
 
 

@@ -7,7 +7,6 @@ are broken at spaces. Without a terminal tables are laid out for 120 columns, an
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _WIDTH_WITHOUT_TERMINAL = 120
 _GAP = 2
 _INDENT = 2
-_GRID_GAP = 3
+_PAIR_GAP = 3
 _SHORT = 20  # texts up to this width stand side by side in a block
 _COMFORTABLE = 24  # texts of a table get at least this width before a table is chosen
 
@@ -182,42 +181,43 @@ def _table_lines(
 def _print_blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], keys: int, width: int) -> None:
     """Print for each row its keys as a heading, and below it ``name: value`` of its other cells that are not empty.
 
-    Numbers and short texts stand side by side, in columns that all rows share; each longer text begins a line.
+    Numbers and short texts stand side by side, at the same place in all rows; each longer text begins a line.
     """
     widest = [max(cells(row[place]) for row in rows) for place in range(len(columns))]
-    pair_widths = {
-        place: cells(column.heading) + 2 + widest[place]
-        for place, column in enumerate(columns)
-        if place >= keys and (column.figures or widest[place] <= _SHORT)
-    }
-    short = {place for place, pair_width in pair_widths.items() if pair_width <= width - _INDENT}
-    pair_width = max((pair_widths[place] for place in short), default=1)
     for row in rows:
         for line in _broken((" " * _GAP).join(filter(None, row[:keys]))):
             _print(line, bold=line)
-        filled = [place for place in range(keys, len(columns)) if row[place]]
-        for are_short, places in itertools.groupby(filled, short.__contains__):
-            if are_short:
-                pairs = [_pair(columns[place], row[place], widest[place]) for place in places]
-                for line in _side_by_side(pairs, width, at_least=pair_width):
-                    _print(line)
-                continue
-            for place in places:
-                _print_named(f"{' ' * _INDENT}{columns[place].heading}: ", row[place], 2 * _INDENT)
+        pairs: list[str] = []
+        for column, text, full in list(zip(columns, row, widest, strict=True))[keys:]:
+            pair = f"{column.heading}: {pad(text, full, right=column.figures)}"
+            if text and (column.figures or full <= _SHORT) and cells(pair) <= width - _INDENT:
+                pairs.append(pair)
+            elif text:
+                _print_side_by_side(pairs, width)
+                pairs = []
+                _print_named(f"{' ' * _INDENT}{column.heading}: ", text, 2 * _INDENT)
+        _print_side_by_side(pairs, width)
 
 
-def _pair(column: Column, text: str, width: int) -> str:
-    return f"{column.heading}: {pad(text, width, right=column.figures)}"
+def _print_side_by_side(texts: Iterable[str], width: int) -> None:
+    for line in _side_by_side(texts, width):
+        _print(line)
 
 
-def _side_by_side(texts: Sequence[str], width: int, *, at_least: int = 0) -> Iterator[str]:
-    """Yield indented lines of texts in columns of equal width, of ``at_least`` this width, as many as fit in a line."""
-    column = max(at_least, *map(cells, texts))
-    per_line = max((width - _INDENT + _GRID_GAP) // (column + _GRID_GAP), 1)
-    for start in range(0, len(texts), per_line):
-        padded = (pad(text, column) for text in texts[start : start + per_line])
-        for line in wrap((" " * _GRID_GAP).join(padded).rstrip(" "), width - _INDENT):
-            yield " " * _INDENT + line
+def _side_by_side(texts: Iterable[str], width: int) -> Iterator[str]:
+    """Yield indented lines of texts, as many in each as fit; a text that is wider than a line is broken."""
+    line = ""
+    for text in texts:
+        longer = line + " " * _PAIR_GAP * bool(line) + text
+        if line and _INDENT + cells(longer.rstrip(" ")) > width:
+            yield (" " * _INDENT + line).rstrip(" ")
+            longer = text
+        line = longer
+        if _INDENT + cells(line.rstrip(" ")) > width:
+            yield from (" " * _INDENT + part for part in wrap(line, width - _INDENT))
+            line = ""
+    if line:
+        yield (" " * _INDENT + line).rstrip(" ")
 
 
 def _print_named(name: str, value: str, indent: int) -> None:
