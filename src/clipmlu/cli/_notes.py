@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmlu.cli._status import STATUS
+from clipmlu.cli._status import STATUS, terminal_columns
 from clipmlu.data.skipping import SKIPPED
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path, printable
+from clipmlu.report.wrapping import NARROWEST, wrap
 
 if TYPE_CHECKING:
     from clipmlu.data.finding import SkippedFiles
+
+_COMMAND = re.compile(r"\b(clipmlu|pip|python[\d.]*) [-\w]")
 
 
 class Verbosity(enum.IntEnum):
@@ -64,7 +69,15 @@ def warn(message: str) -> None:
 
     A closed stderr is ignored.
     """
-    STATUS.print(printable(message))
+    lines = printable(message).split("\n")
+    STATUS.print("\n".join(part for line in lines for part in _fitted(line)))
+
+
+def _fitted(line: str) -> list[str]:
+    """Break a line at spaces if stderr is a terminal; a line with a command, or a long path, is left whole for copying."""
+    if not sys.stderr.isatty() or _COMMAND.search(line):
+        return [line]
+    return wrap(line, max(terminal_columns(), NARROWEST), fold=False)
 
 
 def note_inputs(broken: int, skipped_files: SkippedFiles) -> int:

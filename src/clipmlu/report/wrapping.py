@@ -71,21 +71,22 @@ def longest_piece(text: str) -> int:
     return max(map(cells, pieces(text)))
 
 
-def wrap(text: str, width: int | None) -> list[str]:
+def wrap(text: str, width: int | None, *, fold: bool = True) -> list[str]:
     """Break a text into lines.
 
     Args:
         text: one line.
         width: cells of a line; None breaks nothing.
+        fold: break a word that is wider than a line, anywhere; otherwise its line is too wide.
 
     Returns:
-        One line at least. Only a piece that is wider than a line is broken: at its spaces, else anywhere.
+        One line at least. A piece is broken, at its spaces, only if it is wider than a line.
     """
     if width is None or cells(text) <= width:
         return [text]
     lines: list[str] = []
     for piece in pieces(text):
-        for part in _fitting(piece, width):
+        for part in _fitting(piece, width, fold=fold):
             if lines and cells(lines[-1]) + 1 + cells(part) <= width:
                 lines[-1] += f" {part}"
             else:
@@ -108,11 +109,11 @@ def _belong_together(first: str, second: str) -> bool:
     return bool(_UNIT.match(second) and cells(second) <= _LONGEST_UNIT) or bool(_SIGN.fullmatch(second))
 
 
-def _fitting(piece: str, width: int) -> list[str]:
+def _fitting(piece: str, width: int, *, fold: bool) -> list[str]:
     """Break a piece that is wider than a line."""
     from rich.cells import chop_cells
 
     if cells(piece) <= width:
         return [piece]
     words = [piece] if isinstance(piece, Whole) else piece.split(" ")
-    return [part for word in words for part in (chop_cells(word, width) if word else [""])]
+    return [part for word in words for part in (chop_cells(word, width) if fold and word else [word])]
