@@ -40,16 +40,14 @@ def test_cached_file_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_offline_says_which_file_and_which_cache(tmp_path: Path) -> None:
-    message = (
-        rf"^'org/name/open_clip_model.safetensors' is not in the cache '{tmp_path}', and the network is off. Do this.$"
-    )
+    message = rf"^'org/name/open_clip_model.safetensors' is not in the cache '{tmp_path}', and the network is off \(--offline\)\. .*Do this.$"
     with pytest.raises(DownloadError, match=message):
         fetch(tmp_path, offline=True)
 
 
 def test_hubs_own_switch_keeps_off_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # HF_HUB_OFFLINE=1, read at import
-    with pytest.raises(DownloadError, match="and the network is off"):
+    with pytest.raises(DownloadError, match=r"and the network is off \(HF_HUB_OFFLINE\)"):
         fetch(tmp_path)
 
 
@@ -65,7 +63,7 @@ def test_refused_connection_is_reported_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(
         DownloadError,
-        match=r"^Cannot download 'org/name/open_clip_model.safetensors': 'http://127\.0\.0\.1:9' cannot be reached: Connection refused\. .* Do this\.$",
+        match=r"^Cannot download 'org/name/open_clip_model.safetensors': 'http://127\.0\.0\.1:9' cannot be reached: Connection refused\. .*HF_ENDPOINT.* Do this\.$",
     ):
         fetch(tmp_path)
     assert time.monotonic() - start < 5
@@ -84,6 +82,7 @@ def test_export_without_the_files_says_how_to_provide_them(model: str, wanted: s
         export_model(model, tmp_path / "out", ExportOptions(offline=True, cache_dir=tmp_path / "cache"))
     message = str(caught.value)
     assert "\n" not in message
+    assert {"HF_ENDPOINT", "ModelScope"} <= set(message.split())
     assert "Copy the file into that cache" in message or "copy it into that cache" in message
     assert not (tmp_path / "out").exists()
 
@@ -219,7 +218,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         (403, {"X-Error-Message": "you shall not pass"}, "answers 403: access is refused"),
         (429, {"Retry-After": "0"}, "answers 429: it received too many requests"),
         (400, {}, "answers 400"),
-        (503, {}, "answers 503: it fails"),
+        (503, {}, "answers 503: it fails. Try again later. HF_ENDPOINT chooses a mirror"),
         (200, {}, "does not answer like a Hugging Face hub"),
         (302, {"Location": "HERE"}, "redirects in a loop"),
         (0, {}, "was cut"),
@@ -249,7 +248,8 @@ def test_connection_that_is_cut_while_a_file_comes_is_said_once(
     monkeypatch.setattr("time.sleep", lambda _seconds: None)  # between the attempts of huggingface_hub
     hub.length = 100_000
     with pytest.raises(
-        DownloadError, match=r"the connection to 'http://127\.0\.0\.1:\d+' was cut\. Run again\. Do this\.$"
+        DownloadError,
+        match=r"the connection to 'http://127\.0\.0\.1:\d+' was cut\. Run again\. The cache .*HF_ENDPOINT .*ModelScope .*Do this\.$",
     ):
         fetch(tmp_path)
     assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
@@ -273,6 +273,7 @@ def test_file_of_another_digest_does_not_stay_in_the_cache(hub: Hub, tmp_path: P
         (socket.gaierror(-2, "Name or service not known"), "the name of 'https://huggingface.co' is not known"),
         (OSError(errno.ENETUNREACH, "Network is unreachable"), "cannot be reached: Network is unreachable"),
         (ssl.SSLCertVerificationError("bad"), "its certificate is not accepted"),
+        (ssl.SSLError(errno.EPERM, "bad"), "its certificate is not accepted"),
         (TimeoutError("timed out"), "does not answer in time"),
         (RuntimeError("their own advice"), "huggingface_hub fails with RuntimeError"),
     ],
@@ -298,3 +299,23 @@ def test_a_download_advances_by_its_bytes(hub: Hub, tmp_path: Path, capfd: pytes
         f"downloading org/name/open_clip_model.safetensors ({len(_CONTENT)} B)",
     ]
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(-3, "Temporary failure in name resolution"),
+        OSError(errno.ENETUNREACH, "Network is unreachable"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        TimeoutError("timed out"),
+    ],
+)
+def test_without_a_network_the_cache_a_mirror_and_modelscope_are_named(error: Exception) -> None:
+    reason = download_reason(error, "org/name", "/cache")
+    for words in ("The cache '/cache' does not hold it", "HF_ENDPOINT chooses a mirror", "ModelScope", "'org/name'"):
+        assert words in reason
+    assert "\n" not in reason
+
+
+def test_a_full_disk_is_no_matter_of_the_network() -> None:
+    assert "HF_ENDPOINT" not in download_reason(OSError(errno.ENOSPC, "No space"), "org/name", "/cache")

@@ -22,6 +22,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _UNWRITABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 )
+_OF_CONNECTIONS = (socket.gaierror, ssl.SSLError, ConnectionError, TimeoutError)  # with numbers that files have, too
 _BAD_ADDRESSES = frozenset(
     {"UnsupportedProtocol", "InvalidURL", "LocalProtocolError", "InvalidSchema", "MissingSchema"}
 )
@@ -39,12 +40,21 @@ def download_reason(error: BaseException, repo: str, cache: str) -> str:
     endpoint = str(require("huggingface_hub.constants", "export", PURPOSE).ENDPOINT)
     chain = list(_causes(error))
     for each in chain:
-        found = _of_the_hub(each, repo, endpoint) or _of_the_system(each, endpoint, cache) or _of_http(each, endpoint)
+        found = _of_the_hub(each, repo, endpoint) or _of_the_cache(each, cache)
         if found is not None:
             return found
+        found = _of_the_network(each, endpoint) or _of_http(each, endpoint)
+        if found is not None:
+            end = "" if found.endswith("?") else "."
+            return f"{found}{end} The cache '{cache}' does not hold it. {ways_out(repo)}"
     if type(error) is OSError:  # the hub's size check, which raises no specific class
         return f"the file from '{endpoint}' has another size than announced. Run again"
     return f"huggingface_hub fails with {type(error).__name__} at '{endpoint}'. Is it a Hugging Face hub (HF_ENDPOINT)?"
+
+
+def ways_out(repo: str) -> str:
+    """Return how to get a repository's files without a connection to the hub, without the last full stop."""
+    return f"HF_ENDPOINT chooses a mirror, such as https://hf-mirror.com, and ModelScope (https://modelscope.cn) may have '{repo}'"
 
 
 def _of_the_hub(error: BaseException, repo: str, endpoint: str) -> str | None:
@@ -64,18 +74,30 @@ def _of_the_hub(error: BaseException, repo: str, endpoint: str) -> str | None:
     if isinstance(error, errors.HFValidationError):
         return f"'{repo}' is no name of a repository; expected org/name"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
-        return _of_the_status(int(error.response.status_code), endpoint)
+        return _of_the_status(int(error.response.status_code), endpoint, repo)
     return None
 
 
-def _of_the_status(status: int, endpoint: str) -> str:
-    other = "it fails. Try again later" if status >= 500 else "an unexpected status"
+def _of_the_status(status: int, endpoint: str, repo: str) -> str:
+    other = f"it fails. Try again later. {ways_out(repo)}" if status >= 500 else "an unexpected status"
     return f"'{endpoint}' answers {status}: {_STATUSES.get(status, other)}"
 
 
-def _of_the_system(error: BaseException, endpoint: str, cache: str) -> str | None:
+def _of_the_cache(error: BaseException, cache: str) -> str | None:
+    if not isinstance(error, OSError) or isinstance(error, _OF_CONNECTIONS):
+        return None
+    if error.errno in _FULL:
+        return (
+            f"there is no space left for it in the cache '{cache}'. Make some, or choose another place with --cache-dir"
+        )
+    if error.errno in _UNWRITABLE:
+        return f"the cache '{cache}' cannot be written: {error.strerror}. Choose another place with --cache-dir"
+    return None
+
+
+def _of_the_network(error: BaseException, endpoint: str) -> str | None:
     if isinstance(error, socket.gaierror):
-        return f"the name of '{endpoint}' is not known. Is there a network? HF_ENDPOINT chooses a mirror"
+        return f"the name of '{endpoint}' is not known. Is there a network?"
     if isinstance(error, ssl.SSLError):
         return f"the connection to '{endpoint}' is not secure: its certificate is not accepted. SSL_CERT_FILE adds that of a proxy"
     if isinstance(error, TimeoutError):
@@ -84,13 +106,7 @@ def _of_the_system(error: BaseException, endpoint: str, cache: str) -> str | Non
         return f"the connection to '{endpoint}' was cut. Run again"
     if not isinstance(error, OSError) or error.errno is None:
         return None
-    if error.errno in _FULL:
-        return (
-            f"there is no space left for it in the cache '{cache}'. Make some, or choose another place with --cache-dir"
-        )
-    if error.errno in _UNWRITABLE:
-        return f"the cache '{cache}' cannot be written: {error.strerror}. Choose another place with --cache-dir"
-    return f"'{endpoint}' cannot be reached: {error.strerror}. Is there a network? HF_ENDPOINT chooses a mirror"
+    return f"'{endpoint}' cannot be reached: {error.strerror}. Is there a network?"
 
 
 def _of_http(error: BaseException, endpoint: str) -> str | None:

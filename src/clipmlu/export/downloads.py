@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmlu.errors import DownloadError
-from clipmlu.export.download_reasons import PURPOSE, digest_of, download_reason
+from clipmlu.export.download_reasons import PURPOSE, digest_of, download_reason, ways_out
 from clipmlu.host import require
 from clipmlu.steps import BYTES, StartStep, Step, no_steps
 
@@ -120,11 +120,11 @@ def _fetch_file(
         cached = hub.try_to_load_from_cache(repo, name, cache_dir=cache_dir)
         if isinstance(cached, str):
             return Path(cached), name
-    wanted = f"{repo}/{names[0]}"
+    wanted, cache = f"{repo}/{names[0]}", str(cache_dir or constants.HF_HUB_CACHE)
     if offline or constants.HF_HUB_OFFLINE:
-        cache = cache_dir or constants.HF_HUB_CACHE
-        raise DownloadError(f"'{wanted}' is not in the cache '{cache}', and the network is off. {hint}")
-    cache = str(cache_dir or constants.HF_HUB_CACHE)
+        switch = "--offline" if offline else "HF_HUB_OFFLINE"
+        reason = f"'{wanted}' is not in the cache '{cache}', and the network is off ({switch})"
+        raise DownloadError(f"{reason}. {ways_out(repo)}. {hint}")
     for name in names:
         try:
             with _quiet_hub():
