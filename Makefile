@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LINT := .venv-lint
-INSTALL := -m pip install -qq --no-compile # Python compiles what is imported, a tenth of it
+INSTALL := -m pip install --no-compile # Python compiles what is imported, a tenth of it
 
 .PHONY: demo install test test-all lint clean
 
@@ -28,11 +28,13 @@ lint: $(LINT)/lint.stamp
 	$(LINT)/bin/basedpyright --pythonpath $(LINT)/bin/python
 
 $(VENV)/demo.stamp: pyproject.toml
+	@echo "make demo: installing into $(VENV), with torch, which is about 5.8 GB from the index (README: a smaller one); some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) --editable '.[export]'
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml
+	@echo "make test: installing into $(VENV), with torch, which is about 5.8 GB from the index (README: a smaller one); some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/demo.stamp

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note
-from clipmlu.cli._options import json_option
+from clipmlu.cli._options import PATH, json_option
 from clipmlu.errors import UnknownNameError
+from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json, print_facts, print_table, words
 
 _FEW = 12  # models whose tags are all shown
@@ -61,16 +63,35 @@ def _show_models(models: Mapping[str, tuple[str, ...]], *, whole: bool) -> None:
 @command(
     "datasets",
     short_help="List the datasets and where they are on this machine.",
-    examples=("clipmlu datasets",),
+    examples=(
+        "clipmlu datasets",
+        "clipmlu datasets --write-samples samples",
+    ),
+)
+@click.option(
+    "--write-samples",
+    type=PATH,
+    metavar="DIR",
+    help="Write ten drawn pictures to DIR/photos and their class names to DIR/labels.txt instead, to try commands with.",
 )
 @json_option
-def datasets_command(as_json: bool) -> None:
+def datasets_command(write_samples: Path | None, as_json: bool) -> None:
     """List the datasets that 'clipmlu eval' reads, with their locations on this machine."""
     from clipmlu.data.datasets import DATASETS, locate_dataset
 
+    if write_samples is not None:
+        _write_samples(write_samples)
+        return
     rows = [(info, locate_dataset(info.name)) for info in DATASETS.values()]
     if as_json:
         echo_json([{**dataclasses.asdict(info), "location": location} for info, location in rows])
         return
     shown = [(info.name, ", ".join(info.splits), info.classes, location, info.description) for info, location in rows]
     print_table(words("name", "splits", "classes", "location", "what"), shown)
+
+
+def _write_samples(folder: Path) -> None:
+    from clipmlu.data.datasets.samples import write_samples
+
+    photos, labels = map(name_from_path, write_samples(folder))
+    note(f"Wrote {photos} and {labels}. Next: clipmlu classify demo-cpu {photos} --labels {labels}")

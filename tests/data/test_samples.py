@@ -1,0 +1,30 @@
+"""Pictures and labels to try the commands with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clipmlu.data.datasets.samples import write_samples
+from clipmlu.errors import OutputExistsError
+
+
+def test_each_picture_is_named_in_the_list(tmp_path: Path) -> None:
+    photos, labels = write_samples(tmp_path)
+    names = labels.read_text().splitlines()
+    assert len(set(names)) == 10
+    assert {path.stem.replace("-", " ") for path in photos.iterdir()} == set(names)
+    for path in photos.iterdir():
+        with Image.open(path) as picture:
+            assert picture.convert("RGB").getextrema() != ((0, 0), (0, 0), (0, 0))
+    assert len({path.read_bytes() for path in photos.iterdir()}) == 10
+
+
+def test_nothing_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("mine\n")
+    with pytest.raises(OutputExistsError, match=r"labels\.txt"):
+        write_samples(tmp_path)
+    assert (tmp_path / "labels.txt").read_text() == "mine\n"
+    assert not (tmp_path / "photos").exists()
