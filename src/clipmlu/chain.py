@@ -124,6 +124,8 @@ def run_chain(
     output = as_path(output, "the output")
     check_argument(options, RunOptions, "options")
     plan = plan_compilation(options.compile)
+    if plan.why_target:
+        on_note(plan.why_target)
     check_layout(plan, options.export.layout)
     if options.export.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"'{model}'")

@@ -19,7 +19,15 @@ import pytest
 
 import fake_packages
 import support
-from clipmlu.backends import AUTO_ORDER, BACKENDS, TARGETS, SessionOptions, backend_for_target, get_backend
+from clipmlu.backends import (
+    AUTO_ORDER,
+    BACKENDS,
+    TARGETS,
+    SessionOptions,
+    backend_for_target,
+    choose_target,
+    get_backend,
+)
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
@@ -34,6 +42,7 @@ from clipmlu.errors import (
 )
 from clipmlu.magicmind.backend import MagicMindBackend, emulated_worker
 from clipmlu.model import Model, load
+from clipmlu.specs import Precision
 
 TOLERANCE = 1e-6
 
@@ -267,6 +276,15 @@ def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     get_backend.cache_clear()
     yield tmp_path
     get_backend.cache_clear()
+
+
+def test_auto_says_what_it_took_and_why_not_an_earlier_one() -> None:
+    name, _backend, why = choose_target("auto", Precision.FORCE_FLOAT32)
+    assert why.startswith(
+        f"target auto: {name}, the first of mlu, openvino and cpu that offers force_float32 here (mlu: "
+    )
+    assert "\n" not in why
+    assert choose_target("cpu", Precision.FORCE_FLOAT32)[2] == ""
 
 
 def test_auto_takes_a_card_only_where_there_is_one(devices: Path) -> None:

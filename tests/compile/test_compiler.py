@@ -36,7 +36,12 @@ def test_static_shape_is_written_into_the_graph(exported: ExportedBundle, tmp_pa
 
 
 def test_auto_takes_the_first_available_target(exported: ExportedBundle, tmp_path: Path) -> None:
-    assert compile_bundle(exported.path, tmp_path / "auto").compilation.target == backend_for_target("auto")[0]
+    notes: list[str] = []
+    compiled = compile_bundle(exported.path, tmp_path / "auto", on_note=notes.append)
+    assert compiled.compilation.target == backend_for_target("auto")[0]
+    assert notes[0].startswith(f"target auto: {compiled.compilation.target}, ")
+    compile_bundle(exported.path, tmp_path / "named", CompileOptions(target="cpu"), on_note=notes.append)
+    assert len(notes) == 1
 
 
 def test_precision_that_is_not_offered_is_a_clear_error(

@@ -124,7 +124,7 @@ def compile_bundle(
         source: the exported bundle, or its path.
         output: directory of the compiled bundle.
         options: an options object instead of the keywords.
-        on_note: called with a line for the user after each trial of a search.
+        on_note: called with a line for the user: the target that ``auto`` took, and each trial of a search.
         on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
@@ -142,7 +142,7 @@ def compile_bundle(
     """
     refuse_both(options, keywords, "compile_bundle")
     if options is not None or not keywords:
-        return compiler.compile_bundle(source, output, options, on_step=on_step)
+        return compiler.compile_bundle(source, output, options, on_note=on_note, on_step=on_step)
     given = check_keywords(keywords, CompileKeywords, "compile_bundle")
     recipe = given.pop("recipe", None)
     if given.get("max_drop") is not None:
@@ -152,7 +152,7 @@ def compile_bundle(
     chosen = compile_options(given)
     if recipe is not None:
         chosen = use_recipe(recipe, chosen, given)
-    return compiler.compile_bundle(source, output, chosen, on_step=on_step)
+    return compiler.compile_bundle(source, output, chosen, on_note=on_note, on_step=on_step)
 
 
 _RECIPE_ALONE = "a recipe sets the precision and the quantisation options; leave out --max-drop and --precision"

@@ -220,6 +220,8 @@ def _compile(
 ) -> CompiledBundle:
     options: CompileOptions = compile_options({**given, "overwrite": True})
     plan = plan_compilation(options)
+    if plan.why_target:
+        note(plan.why_target)
     asked = options_digest(options, without=("target", "session", "overwrite"))
     path = folder / f"{compiled_folder_name(plan, options)}-{asked[:_UNNAMED]}"
     return obtain_compiled(exported, path, options, store, note)[0]

@@ -21,6 +21,7 @@ __all__ = [
     "Session",
     "SessionOptions",
     "backend_for_target",
+    "choose_target",
     "get_backend",
     "runtime_versions",
 ]
@@ -93,6 +94,20 @@ def backend_for_target(target: str, precision: Precision | None = None) -> tuple
         BackendUnavailableError: its runtime cannot be used on this machine.
         PrecisionError: no available target of ``auto`` offers the precision.
     """
+    name, backend, _why = choose_target(target, precision)
+    return name, backend
+
+
+def choose_target(target: str, precision: Precision | None = None) -> tuple[str, Backend, str]:
+    """Return the name and backend of a target, and a line that says what ``auto`` took and why; empty without ``auto``.
+
+    Args:
+        target: as for ``backend_for_target``.
+        precision: likewise.
+
+    Raises:
+        UnknownNameError, BackendUnavailableError, PrecisionError: as ``backend_for_target``.
+    """
     if target == "auto":
         return _first_usable(precision)
     if target not in TARGETS:
@@ -101,10 +116,10 @@ def backend_for_target(target: str, precision: Precision | None = None) -> tuple
     availability = backend.probe()
     if not availability.ok:
         raise BackendUnavailableError(f"Target '{target}' cannot be used here ({target}: {availability.reason}).")
-    return target, backend
+    return target, backend, ""
 
 
-def _first_usable(precision: Precision | None) -> tuple[str, Backend]:
+def _first_usable(precision: Precision | None) -> tuple[str, Backend, str]:
     reasons: list[str] = []
     lacks_precision = False
     for name in AUTO_ORDER:
@@ -115,7 +130,7 @@ def _first_usable(precision: Precision | None) -> tuple[str, Backend]:
             continue
         try:
             if precision is None or precision in backend.precisions:
-                return name, backend
+                return name, backend, _why_first(name, precision, reasons)
         except BackendUnavailableError as error:  # installed but broken
             reasons.append(f"{name}: {str(error).rstrip('.')}")
             continue
@@ -126,3 +141,11 @@ def _first_usable(precision: Precision | None) -> tuple[str, Backend]:
             f"No target that can be used here offers the precision '{precision.value}' ({'; '.join(reasons)})."
         )
     raise BackendUnavailableError(f"Target 'auto' cannot be used here ({'; '.join(reasons)}).")
+
+
+def _why_first(name: str, precision: Precision | None, reasons: list[str]) -> str:
+    """Return what ``auto`` took and why not an earlier target."""
+    order = f"{', '.join(AUTO_ORDER[:-1])} and {AUTO_ORDER[-1]}"
+    ability = "can be used" if precision is None else f"offers {precision.value}"
+    passed = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"target auto: {name}, the first of {order} that {ability} here{passed}"

@@ -90,7 +90,7 @@ def compile_command(
     if recipe is not None:
         options = use_recipe(recipe, options, {"max_drop": max_drop, "precision": precision, "max_pixels": max_pixels})
     if max_drop is None:
-        compiled = compile_bundle(bundle, output, options, on_step=STEPS)
+        compiled = compile_bundle(bundle, output, options, on_note=note, on_step=STEPS)
     else:
         from clipmlu.api.building import search_options
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -53,6 +53,7 @@ def compile_bundle(
     output: str | os.PathLike[str],
     options: CompileOptions | None = None,
     *,
+    on_note: Callable[[str], None] = lambda _message: None,
     on_step: StartStep = no_steps,
 ) -> CompiledBundle:
     """Compile an exported bundle for one target.
@@ -61,6 +62,7 @@ def compile_bundle(
         source: the exported bundle, or its path.
         output: directory of the compiled bundle.
         options: options of the compilation; defaults if None.
+        on_note: called with a line about the target that ``auto`` took.
         on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
@@ -79,6 +81,8 @@ def compile_bundle(
     plan = plan_compilation(options)
     exported = source if isinstance(source, ExportedBundle) else _open(source, on_step)
     check_layout(plan, exported.manifest.layout)
+    if plan.why_target:
+        on_note(plan.why_target)
     if options.check or options.calibration is not None:
         _check_batch_fits(exported, options)
     with stage_bundle(output, overwrite=options.overwrite) as staging:

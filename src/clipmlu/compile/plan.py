@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from clipmlu.arguments import check_fields
-from clipmlu.backends import SessionOptions, backend_for_target
+from clipmlu.backends import SessionOptions, backend_for_target, choose_target
 from clipmlu.bundle.manifest import Compilation, Placement
 from clipmlu.compile.quantisation import QuantisationChoice, resolve_quantisation
 from clipmlu.data.calibration import CalibrationOptions
@@ -109,12 +109,14 @@ class CompilationPlan:
         text_tower: placement of the text tower if it differs.
         mlu: build options for MLU cards, or None without a card target.
         quantisation: options of the quantisation, or None for a mode without.
+        why_target: a line that says what the target ``auto`` took and why; empty if the target was named.
     """
 
     main: Placement
     text_tower: Placement | None
     mlu: MluBuild | None
     quantisation: QuantisationOptions | None
+    why_target: str = ""
 
     def placement(self, tower: TowerName) -> Placement:
         """Return the placement of a tower."""
@@ -153,7 +155,7 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
     """
     if options.precision.bits is None:
         _refuse_quantisation(options)
-    target, backend = backend_for_target(options.target, options.precision)
+    target, backend, why = choose_target(options.target, options.precision)
     if options.precision not in backend.precisions:
         offered = ", ".join(each.value for each in backend.precisions)
         raise PrecisionError(
@@ -174,7 +176,13 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
     quantisation = None
     if options.precision.bits is not None:
         quantisation = resolve_quantisation(options.quantisation, backend, options.precision)
-    return CompilationPlan(main=main, text_tower=_placement_of_text(options, main), mlu=mlu, quantisation=quantisation)
+    return CompilationPlan(
+        main=main,
+        text_tower=_placement_of_text(options, main),
+        mlu=mlu,
+        quantisation=quantisation,
+        why_target=why,
+    )
 
 
 def check_layout(plan: CompilationPlan, layout: Layout) -> None:

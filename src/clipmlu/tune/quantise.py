@@ -99,6 +99,8 @@ def search_bundle(
     # A target without 8-bit modes is refused here.
     wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
     plan = plan_compilation(dataclasses.replace(options, precision=wanted))
+    if plan.why_target:
+        on_note(plan.why_target)
     evaluator, base = _prepare(exported, plan, options, search, on_step)
     folder = output.with_name(output.name + _FOLDER_SUFFIX)
     store = ResultStore(folder / "trials", on_note, on_result)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipmlu.arguments import as_path, check_argument
-from clipmlu.backends import backend_for_target
+from clipmlu.backends import choose_target
 from clipmlu.backends.provenance import make_provenance
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.scoring import check_joint_templates
@@ -140,7 +140,9 @@ class _Sweep:
         self._note = on_note
         self._step = on_step
         self.store = ResultStore(output / "results", on_note, on_result)
-        self._target, self._backend = backend_for_target(options.compile.target)
+        self._target, self._backend, why = choose_target(options.compile.target)
+        if why:
+            on_note(why)
         self._variants = [
             _Variant(precision=precision, name=f"{self._target}-{precision.value}") for precision in options.precisions
         ]
