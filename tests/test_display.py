@@ -9,6 +9,7 @@ import html.parser
 import io
 import json
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,12 @@ def check_html(text: str) -> int:
 
 
 def check_displayed(value: Displayed, *, emulated: bool = False) -> None:
+    check_displayed_text(value, emulated=emulated)
+    plain = value.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+
+
+def check_displayed_text(value: Displayed, *, emulated: bool = False) -> None:
     text = repr(value)
     assert len(text.splitlines()) <= 5
     assert max(map(len, text.splitlines())) <= 120
@@ -82,8 +89,6 @@ def check_displayed(value: Displayed, *, emulated: bool = False) -> None:
     check_html(value._repr_html_())
     for shown in (text, value._repr_html_()):
         assert ("emulated" in shown) is emulated
-    plain = value.to_dict()
-    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
 
 
 @pytest.fixture
@@ -185,6 +190,9 @@ def test_job_and_its_report(compiled: CompiledBundle, tmp_path: Path) -> None:
     assert frame["score_1"][2] == pytest.approx(expected.score, abs=1e-5)
     assert "no image" not in str(frame["class_name_1"][1])
     assert frame["error"].notna().tolist() == [False, True, False, False]
+    shutil.rmtree(job.path)
+    check_displayed_text(job)
+    assert "No such file" in repr(job), "what is shown never fails"
 
 
 def test_bundles_and_model(compiled: CompiledBundle, exported: ExportedBundle) -> None:

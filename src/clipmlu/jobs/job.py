@@ -11,7 +11,7 @@ from typing import Any
 from clipmlu.arguments import as_path
 from clipmlu.data.class_names import distinct_names
 from clipmlu.display import Displayed, Summary, as_plain
-from clipmlu.errors import OptionError
+from clipmlu.errors import InputError, OptionError
 from clipmlu.jobs.export import ExportReport, check_export, export_job
 from clipmlu.jobs.folder import JobFolder
 from clipmlu.jobs.manifest import JobManifest
@@ -50,12 +50,14 @@ class Job(Displayed):
 
     def summary(self) -> Summary:
         """Return the facts that people see, as the folder shows them now."""
-        state = self.state()
+        known = {"path": self._folder.name, "kind": self.manifest.settings.kind, **self.manifest.provenance.facts()}
+        try:
+            state = self.state()
+        except InputError as error:
+            return Summary({**known, "state": str(error)}, self.manifest.provenance.emulated)
         of = "" if state.images is None else f" of {state.images:,}"
         facts = {
-            "path": self._folder.name,
-            "kind": state.kind,
-            **state.provenance.facts(),
+            **known,
             "shards": f"{state.finished_shards:,} of {state.shards:,} done",
             "images": f"{state.finished_images:,}{of} done"
             + (f", {state.errors:,} unreadable" if state.errors else ""),
