@@ -281,6 +281,24 @@ def test_eval_reports_the_same_on_screen_in_json_and_in_the_file(
     assert "[red_circle]" in (tmp_path / "files" / "infer_result.txt").read_text()
 
 
+def test_hardest_classes_are_not_perfect(
+    run: Run, compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(8):
+        support.picture(number).save(f"{number}.png")
+    rows = run("classify", compiled.path, "*.png", "--labels", "cat,red circle", "--format", "jsonl")[1].splitlines()
+    cats = [row["source"] for row in map(json.loads, rows) if row["predictions"][0]["class_name"] == "cat"]
+    for folder, name in zip(("cat", "red_circle"), cats, strict=False):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        shutil.copy(name, tmp_path / "images" / folder)
+    arguments = ("eval", compiled.path, "--dataset", "imagefolder:images")
+    found = {row["class_name"]: row["top1"] for row in json.loads(run(*arguments, "--json")[1])["per_class"]}
+    table = run(*arguments)[1].partition("hardest classes")[2].partition("confusions")[0]
+    assert found == {"cat": 1, "red circle": 0}
+    assert [name for name in found if name in table] == ["red circle"]
+
+
 def test_eval_of_a_broken_image_counts_the_rest(run: Run, compiled: CompiledBundle, tmp_path: Path) -> None:
     root = _dataset(tmp_path / "images")
     (root / "cat" / "9.png").write_bytes(b"x")
@@ -313,7 +331,7 @@ def test_compile_and_info_show_the_same_bundle(run: Run, exported: ExportedBundl
         "compile", exported.path, "-o", output, "--target", "cpu", "--static-shape", "--batch-size", 5, "--json"
     )
     assert code == 0
-    assert "Next: clipmlu classify" in err
+    assert "Next: clipmlu eval" in err
     assert json.loads(out) == json.loads(run("info", output, "--json")[1])
     shown = run("info", output)[1]
     assert "exactly 5" in shown

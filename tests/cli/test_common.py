@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli import cli
 
 Run = Callable[..., tuple[int, str, str]]
@@ -68,3 +69,41 @@ def test_quiet_and_verbose_exclude_each_other(run: Run, arguments: tuple[str, ..
 def test_options_after_an_emulated_program_are_its_own(run: Run) -> None:
     program = "import sys; sys.exit(sys.argv.index('--version') + 40)"
     assert run("emulate", "-q", "--", sys.executable, "-c", program, "-v", "-q", "--version")[0] == 43
+
+
+def _facts(shown: str) -> dict[str, str]:
+    pairs = (line.split("  ", 1) for line in shown.splitlines())
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def test_few_facts_of_a_bundle_are_shown_and_all_with_verbose(
+    run: Run, exported: ExportedBundle, compiled: CompiledBundle
+) -> None:
+    for bundle in (exported, compiled):
+        few, every = _facts(run("info", bundle.path)[1]), _facts(run("info", bundle.path, "-v")[1])
+        assert 5 <= len(few) <= 8
+        assert few.items() <= every.items()
+        assert {"digest", "logit scale", "made with", "image in"} <= set(every) - set(few)
+    assert {"target", "precision", "batch", "agreement"} <= set(few)
+
+
+def test_commands_that_are_suggested_run_when_pasted(
+    run: Run, exported: ExportedBundle, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    exported.path.rename("my model")
+    code, _, err = run("compile", "my model", "--target", "cpu", "-o", "it's fast")
+    assert code == 0
+    lines = err.partition("Next: ")[2].splitlines()
+    commands = [shlex.split(line)[1:] for line in lines]
+    assert [command[:2] for command in commands] == [[name, "it's fast"] for name in ("eval", "bench", "classify")]
+    top = cli.make_context("clipmlu", [], resilient_parsing=True)
+    for command in commands:
+        cli.commands[command[0]].make_context(command[0], command[1:], parent=top)
+    (photos / "broken.jpg").unlink()
+    assert run(*commands[-1])[0] == 0
+    calibrate = ("calibrate", "my model", "--calib", "demo", "--calib-samples", 4, "-o", "a set")
+    following = shlex.split(run(*calibrate)[2].partition("Next: ")[2])[1:]
+    assert run(*following, "--target", "cpu", "-q")[0] == 0
+    assert Path("my model-int8").is_dir()
+    assert run("compile", "my model", "--target", "cpu", "-q", "-o", "quiet")[2] == ""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmlu.cli._groups import Option, OptionGroup
-from clipmlu.cli._notes import note, note_kept, warn
+from clipmlu.cli._notes import note, note_kept, note_next, warn
 from clipmlu.cli._options import Choice, Integer, RunningOptions
 from clipmlu.cli._progress import STEPS, ProgressView
 from clipmlu.errors import BundleExistsError, OptionError
@@ -151,4 +150,4 @@ def _note_report(report: JobReport) -> None:
         speed = f"; {report.computed_images} images in {report.seconds:.1f} s, {rate:.1f} images/s"
     folder, mark = name_from_path(report.path), emulated_mark(report.emulated)
     note(f"Wrote {report.images} rows in {report.shards} shard(s) to {folder}{mark}{speed}")
-    note(f"Next: clipmlu job {shlex.quote(folder)}")
+    note_next(("job", report.path))

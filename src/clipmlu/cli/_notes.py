@@ -6,8 +6,9 @@ import contextlib
 import enum
 import logging
 import re
+import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,12 @@ def _fitted(line: str) -> list[str]:
     if not sys.stderr.isatty() or _COMMAND.search(line):
         return [line]
     return wrap(line, max(terminal_columns(), NARROWEST), fold=False)
+
+
+def note_next(*commands: Sequence[str | Path]) -> None:
+    """Print commands that people may run next, each given by its words and quoted for a shell."""
+    lines = [shlex.join(["clipmlu", *(name_from_path(word) for word in command)]) for command in commands]
+    note("Next: " + "\n      ".join(lines))
 
 
 def note_inputs(broken: int, skipped_files: SkippedFiles) -> int:

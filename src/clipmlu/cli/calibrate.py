@@ -9,7 +9,7 @@ import click
 
 from clipmlu.cli._datasets import calibration_options
 from clipmlu.cli._help import command
-from clipmlu.cli._notes import note
+from clipmlu.cli._notes import note_next
 from clipmlu.cli._options import PATH, bundle_argument, json_option, max_pixels_option, offline_option, overwrite_option
 from clipmlu.cli._progress import STEPS
 from clipmlu.file_names import name_from_path
@@ -67,6 +67,4 @@ def calibrate_command(
                 ("digest", record.digest),
             ]
         )
-    note(
-        f"Next: clipmlu compile {name_from_path(bundle)} --precision qint8_mixed_float32 --calib {name_from_path(output)} -o DIR"
-    )
+    note_next(("compile", bundle, "--precision", "int8", "--calib", output, "-o", f"{bundle}-int8"))

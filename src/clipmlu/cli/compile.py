@@ -11,12 +11,11 @@ import click
 from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._groups import Option, is_on_command_line
 from clipmlu.cli._help import command
-from clipmlu.cli._notes import note, note_kept
+from clipmlu.cli._notes import is_verbose, note, note_kept, note_next
 from clipmlu.cli._options import PATH, Integer, Number, bundle_argument, json_option, overwrite_option
 from clipmlu.cli._progress import STEPS
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import GateError
-from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.bundle.directory import CompiledBundle
@@ -103,9 +102,14 @@ def compile_command(
             }
         )
         compiled = _search(bundle, output, options, search)
-    show_bundle(compiled, as_json=as_json)
+    show_bundle(compiled, as_json=as_json, verbose=is_verbose())
     if compiled.manifest.layout == "towers":
-        note(f"Next: clipmlu classify {name_from_path(output)} photos/ --labels labels.txt")
+        dataset = "demo" if compiled.manifest.model.name == "demo" else "cifar100"
+        note_next(
+            ("eval", output, "--dataset", dataset),
+            ("bench", output),
+            ("classify", output, "photos/", "--labels", "cat,dog"),
+        )
 
 
 def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchOptions) -> CompiledBundle:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._help import command
-from clipmlu.cli._notes import note, warn
+from clipmlu.cli._notes import is_verbose, note_next, warn
 from clipmlu.cli._options import PATH, Integer, json_option, layout_option, offline_option, overwrite_option
 from clipmlu.cli._progress import STEPS
-from clipmlu.file_names import name_from_path
 
 if TYPE_CHECKING:
     from clipmlu.specs import Layout
@@ -71,5 +70,5 @@ def export_command(
         overwrite=overwrite,
     )
     bundle = export_model(model, output, options, on_note=warn, on_step=STEPS)
-    show_bundle(bundle, as_json=as_json)
-    note(f"Next: clipmlu compile {name_from_path(output)} --target cpu -o {name_from_path(output)}-cpu")
+    show_bundle(bundle, as_json=as_json, verbose=is_verbose())
+    note_next(("compile", output, "--target", "cpu", "-o", f"{output}-cpu"))

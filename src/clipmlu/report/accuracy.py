@@ -47,7 +47,7 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
     print_facts(rows.items())
     counted = [row for row in report.per_class if row.top1 is not None]
     hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))
-    shown = counted if per_class else hardest[:_CLASSES_SHOWN]
+    shown = counted if per_class else [row for row in hardest[:_CLASSES_SHOWN] if row.top1 != 1]
     print_table(
         (*words("class"), *figures("images", "top-1")),
         [(row.class_name, str(row.images), f"{row.top1:.4f}") for row in shown],

@@ -11,13 +11,17 @@ from clipmlu.report.tables import echo_json, print_facts
 from clipmlu.report.wrapping import Joined, Whole
 from clipmlu.specs import MluBuild, QuantisationOptions
 
+_FEW = ("bundle", "model", "images", "target", "precision", "batch", "quantisation", "agreement")
+_FEW_OF_EXPORTED = ("bundle", "model", "layout", "images", "texts", "parity")
 
-def show_bundle(bundle: Bundle, *, as_json: bool) -> None:
-    """Print a bundle's facts on stdout."""
+
+def show_bundle(bundle: Bundle, *, as_json: bool, verbose: bool) -> None:
+    """Print a bundle's facts on stdout: in JSON and if ``verbose`` all, otherwise those that people ask for first."""
     if as_json:
         echo_json(bundle.to_dict())
         return
-    print_facts(bundle_facts(bundle))
+    few = _FEW if isinstance(bundle, CompiledBundle) else _FEW_OF_EXPORTED
+    print_facts((name, value) for name, value in bundle_facts(bundle) if verbose or name in few)
 
 
 def bundle_facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
