@@ -12,7 +12,7 @@ from clipmlu.arguments import as_path, check_argument, is_there
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import open_compiled
 from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, load_classifier
-from clipmlu.data.class_names import ClassNames
+from clipmlu.data.class_prompts import ClassLabels
 from clipmlu.data.images import ImageSource
 from clipmlu.data.prompts import Templates
 from clipmlu.data.url.options import UrlOptions
@@ -154,8 +154,8 @@ class Model(Displayed, Encoder):
 
     def classifier(
         self,
-        class_names: ClassNames,
-        templates: Templates = "simple",
+        class_names: ClassLabels,
+        templates: Templates | None = None,
         *,
         cache: bool = True,
         none_label: str | None = None,
@@ -167,8 +167,10 @@ class Model(Displayed, Encoder):
 
         Args:
             class_names: one name per class: a list of names, or a value of ``--labels``: ``"cat,dog"`` or a file. A
-                repeated name gives two classes with the same embedding.
-            templates: one template, the name of a set, a file or a sequence; see ``prompts.resolve_templates``.
+                repeated name gives two classes with the same embedding. A dict gives each class prompts of its own, one text
+                or a list, instead of templates: ``{"cat": ["a photo of a cat.", "a tabby."], "dog": "a puppy."}``.
+            templates: one template, a function of the class name such as those of open_clip, the name of a set, a file or a
+                sequence of these; see ``prompts.resolve_templates``. None for ``"simple"``.
             cache: store the class embeddings in the cache directory and read them from there the next time.
             none_label: an image may show none of the classes; a prediction is then called so, and its index is the number of
                 classes. Background classes such as "person" and "landscape" compete with the classes: the probability of

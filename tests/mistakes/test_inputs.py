@@ -73,6 +73,28 @@ TEMPLATES: list[tuple[str, list[str]]] = [
     ("[]", ["No templates"]),
 ]
 
+LABELS: list[tuple[str, list[str]]] = [
+    ("''", ["No class names", "at least one is needed"]),
+    ("'lables.txt'", ["Label file 'lables.txt' does not exist", "'cat,dog'"]),
+    ("[]", ["No class names"]),
+    ("{}", ["No class names"]),
+    ("None", ["'NoneType'", "expected a list of texts"]),
+    ("{'ant', 'bee'}", ["'set'", "expected a list of texts"]),
+    ("['ant', ['bee']]", ["Class name 1 is of type 'list'", "expected a text"]),
+    ("['ant', '']", ["Class name 1 is blank"]),
+    ("pandas.DataFrame({'name': ['ant']})", ["a table with the columns 'name'", "table['name']"]),
+    ("pandas.Series(['ant', 'bee'] * 9)", ["18 values, of which 2 are different", "column.unique()"]),
+    ("pandas.Series(['ant', float('nan')])", ["Class name 1", "'float'"]),
+    ("{'ant': []}", ["Class 'ant' has an empty list of prompts"]),
+    ("{'ant': ' '}", ["Class 'ant' has a prompt that is blank", "'a photo of a ant.'"]),
+    ("{'ant': None}", ["prompts of class 'ant' are None", "a list of prompts"]),
+    ("{'ant': ['x', 3]}", ["A prompt of class 'ant' is 3", "expected a text"]),
+    ("{'ant': {'prompt': 'x'}}", ["prompts of class 'ant' are {'prompt': 'x'}", "a list of prompts"]),
+    ("{1: 'ant', 2: 'bee'}", ["dict of labels", "begin at 1", "number from 0"]),
+    ("{'0': 'ant', '1': 'bee'}", ["positions to names or names to prompts", "list(labels.values())"]),
+    ("{'ant': 'an ant', 'bee': 'a bee'}, 'a photo of a {}'", ["templates are 'a photo of a {}'", "prompts of its own"]),
+]
+
 
 @pytest.fixture(scope="module")
 def model(compiled_once: Path) -> Iterator[Model]:
@@ -109,3 +131,8 @@ def test_images(model: Model, code: str, words: list[str]) -> None:
 @pytest.mark.parametrize(("code", "words"), TEMPLATES, ids=[code for code, _ in TEMPLATES])
 def test_templates(model: Model, code: str, words: list[str]) -> None:
     _refused(f"model.classifier(['ant', 'bee'], {code})", words, {"model": model})
+
+
+@pytest.mark.parametrize(("code", "words"), LABELS, ids=[code for code, _ in LABELS])
+def test_labels(model: Model, code: str, words: list[str]) -> None:
+    _refused(f"model.classifier({code})", words, {"model": model})

@@ -21,8 +21,8 @@ from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
 from clipmlu.chain import compiled_folder_name, export_key, model_folder_name, obtain_exported
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.compile.plan import CompileOptions, plan_compilation
-from clipmlu.data.class_names import ClassNames, resolve_class_names
-from clipmlu.data.prompts import Templates, resolve_templates
+from clipmlu.data.class_prompts import ClassLabels, resolve_labels, resolve_prompts
+from clipmlu.data.prompts import Templates
 from clipmlu.errors import MissingDependencyError, OptionError
 from clipmlu.export.catalog import DEMO_MODEL
 from clipmlu.export.options import ExportOptions
@@ -82,9 +82,9 @@ def pipeline(
 @overload
 def pipeline(
     model: str | os.PathLike[str] | ExportedBundle | CompiledBundle,
-    labels: ClassNames,
+    labels: ClassLabels,
     *,
-    templates: Templates = "simple",
+    templates: Templates | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     on_note: Callable[[str], None] | None = None,
@@ -103,7 +103,7 @@ def pipeline(
 )
 def pipeline(
     model: str | os.PathLike[str] | ExportedBundle | CompiledBundle,
-    labels: ClassNames | None = None,
+    labels: ClassLabels | None = None,
     *,
     templates: Templates | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -148,10 +148,9 @@ def pipeline(
         if labels is None and value is not None:
             raise OptionError(f"{name.replace('_', ' ')} is {shown(value)}, but there are no labels; give labels too")
     # Errors that can be found early are raised before the slow steps.
-    names = labels if labels is None or isinstance(labels, str | os.PathLike | Mapping) else tuple(labels)
-    if names is not None and not isinstance(names, Mapping):
-        resolve_class_names(names)
-    resolved = resolve_templates("simple" if templates is None else templates)
+    names = None if labels is None else resolve_labels(labels)
+    background = given.get("none_label") is not None or given.get("background") is not None
+    resolved = None if names is None or templates is None else resolve_prompts(names, templates, background=background)
     note: Note = on_note or ((lambda _line: None) if quiet else _write_line)
     root = default_cache_dir() if cache_dir is None else as_path(cache_dir, "the cache directory")
     bundle = _obtain(model, given, root / _FOLDER, note)

@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate, chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import msgspec
@@ -23,8 +25,9 @@ from clipmlu.classify.classifier_file import ClassifierHeader, encode_classifier
 from clipmlu.classify.open_set import OpenSet, outcome_ranks, outcome_scores, resolve_open_set
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer, Scorer, TowerScorer, check_rows
-from clipmlu.data.class_names import ClassNames, repeated_names, resolve_class_names
-from clipmlu.data.prompts import Templates, fill_template, resolve_templates
+from clipmlu.data.class_names import repeated_names
+from clipmlu.data.class_prompts import ClassLabels, prompts_of, resolve_labels, resolve_prompts
+from clipmlu.data.prompts import Templates
 from clipmlu.data.thumbnails import ImageReference
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.display import Displayed, Summary, as_plain
@@ -58,7 +61,8 @@ class ZeroShotClassifier(Displayed):
 
     Attributes:
         class_names: one per class.
-        templates: templates of the prompts.
+        templates: templates of the prompts; none if all classes have prompts of their own.
+        prompts: own prompts of each class; empty if templates make them.
         scorer: computes rows for images, the input of ``logits``.
         open_set: rules for images of none of the classes, or None; see ``Model.classifier``.
     """
@@ -67,6 +71,7 @@ class ZeroShotClassifier(Displayed):
         self._header = header
         self.class_names = header.class_names
         self.templates = header.templates
+        self.prompts = header.own_prompts
         self.scorer = scorer
         self.open_set = None if header.open_set is UNSET else header.open_set
         _warn_about(self.class_names, shares=header.logit_bias is None and self.open_set is None)
@@ -74,7 +79,8 @@ class ZeroShotClassifier(Displayed):
     def __repr__(self) -> str:
         shown = ", ".join(f"'{name}'" for name in self.class_names[:4])
         more = f", ... {len(self.class_names)} classes" if len(self.class_names) > 4 else ""
-        return f"ZeroShotClassifier([{shown}{more}], {len(self.templates)} template(s), model='{self._header.model}')"
+        texts = "own prompts" if self.prompts else f"{len(self.templates)} template(s)"
+        return f"ZeroShotClassifier([{shown}{more}], {texts}, model='{self._header.model}')"
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.encoder.require_open()
@@ -385,7 +391,9 @@ class DetachedClassifier:
         """Return the classifier with an encoder of the bundle that made it."""
         if self.class_embeddings is not None:
             return _tower_classifier(encoder, self.header, self.class_embeddings)
-        return ZeroShotClassifier(self.header, JointScorer(encoder, self.header.all_names, self.header.templates))
+        return ZeroShotClassifier(
+            self.header, JointScorer(encoder, self.header.all_names, self.header.templates, self.header.own_prompts)
+        )
 
 
 def _check_finite(rows: FloatArray) -> None:
@@ -427,8 +435,8 @@ def _warn_about(class_names: tuple[str, ...], *, shares: bool) -> None:
 
 def build_classifier(
     encoder: Encoder,
-    class_names: ClassNames,
-    templates: Templates,
+    class_names: ClassLabels,
+    templates: Templates | None,
     *,
     cache: bool,
     none_label: str | None = None,
@@ -437,7 +445,8 @@ def build_classifier(
     on_step: StartStep = no_steps,
 ) -> ZeroShotClassifier:
     """Compute class embeddings from prompts, or read them from the cache; see ``Model.classifier``."""
-    names = resolve_class_names(class_names)
+    labels = resolve_labels(class_names)
+    names = tuple(labels)
     open_set = resolve_open_set(
         names,
         none_label=none_label,
@@ -445,9 +454,11 @@ def build_classifier(
         reject_below=reject_below,
         logit_bias=encoder.runnable.facts.logit_bias,
     )
-    return _build(
-        encoder, _header(encoder, names, resolve_templates(templates), open_set), cache=cache, on_step=on_step
-    )
+    resolved = resolve_prompts(labels, templates, background=open_set is not None and bool(open_set.background))
+    header = _header(encoder, names, resolved, open_set)
+    if isinstance(labels, dict):
+        header = header.with_prompts(labels)
+    return _build(encoder, header, cache=cache, on_step=on_step)
 
 
 def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool, on_step: StartStep) -> ZeroShotClassifier:
@@ -459,7 +470,7 @@ def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool, on_step: 
             return load_classifier(encoder, path)
         except InputError as error:
             _log.warning("Cached class embeddings are made again: %s", error)
-    embeddings = embed_classes(encoder, header.all_names, header.templates, on_step)
+    embeddings = embed_classes(encoder, header.all_names, header.templates, header.own_prompts, on_step=on_step)
     digest = hashlib.sha256(embeddings.tobytes()).hexdigest()
     classifier = _tower_classifier(encoder, msgspec.structs.replace(header, embeddings_sha256=digest), embeddings)
     if path is not None:
@@ -471,27 +482,41 @@ def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool, on_step: 
 
 
 def embed_classes(
-    encoder: Encoder, class_names: Sequence[str], templates: Sequence[str], on_step: StartStep = no_steps
+    encoder: Encoder,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    own: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    *,
+    on_step: StartStep = no_steps,
 ) -> FloatArray:
     """Return one embedding per class: the normalised mean of the unit-norm embeddings of its prompts.
 
     A repeated name is encoded once. Source: A. Radford et al., "Learning Transferable Visual Models From Natural
     Language Supervision", 2021, section 3.1.4 (ensembling over the embedding space).
 
+    Args:
+        encoder: encoder with the text tower.
+        class_names: one per class.
+        templates: templates of the prompts.
+        own: prompts of classes that need no templates.
+        on_step: called for the step that embeds the prompts.
+
     Returns:
         float32, shape (C, D), unit L2 norm per row.
     """
-    classes_at_once = max(1, _PROMPTS_AT_ONCE // len(templates))
+    classes_at_once = max(1, _PROMPTS_AT_ONCE // max(len(templates), *map(len, own.values()), 1))
     row_of = {name: row for row, name in enumerate(dict.fromkeys(class_names))}
     different = list(row_of)
     rows = []
-    with on_step("embedding prompts", total=len(different) * len(templates), unit="prompts") as step:
+    total = sum(len(own.get(name, templates)) for name in different)
+    with on_step("embedding prompts", total=total, unit="prompts") as step:
         for start in range(0, len(different), classes_at_once):
             names = different[start : start + classes_at_once]
-            prompts = [fill_template(template, name) for name in names for template in templates]
-            embeddings = encoder.embed_texts(prompts, on_rows=step.advance).reshape(len(names), len(templates), -1)
-            rows.append(embeddings.mean(axis=1))
-    means = np.concatenate(rows)
+            prompts = [prompts_of(name, templates, own) for name in names]
+            embeddings = encoder.embed_texts(list(chain.from_iterable(prompts)), on_rows=step.advance)
+            ends = list(accumulate(map(len, prompts)))
+            rows += [part.mean(axis=0) for part in np.split(embeddings, ends[:-1])]
+    means = np.stack(rows)
     norms = np.linalg.norm(means, axis=1, keepdims=True)
     if norms.min() < _SMALLEST_MEAN:
         name = different[int(norms.argmin())]
@@ -549,7 +574,7 @@ def _header(
 def _cache_path(encoder: Encoder, header: ClassifierHeader) -> Path | None:
     """Return the cache file of class embeddings, or None for graphs whose digests are not known.
 
-    The file name has a digest of all inputs of the embeddings: the graph, its runtime here, names and templates.
+    The file name has a digest of all inputs of the embeddings: the graph, its runtime here, names and prompts.
     """
     runnable = encoder.runnable
     if not runnable.files:
@@ -579,5 +604,6 @@ def _cache_path(encoder: Encoder, header: ClassifierHeader) -> Path | None:
         header.class_names,
         header.templates,
         *([] if header.open_set is UNSET else [header.open_set]),
+        *([{"prompts": header.own_prompts}] if header.own_prompts else []),
     ]
     return cache_dir() / "classifiers" / f"{value_digest(decides)}.npz"

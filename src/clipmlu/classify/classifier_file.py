@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipmlu.embed.encoder import FloatArray
 
 CLASSIFIER_SCHEMA = 2
-_WITHOUT_OPEN_SET = 1  # files without it have the schema of earlier versions, which read them
+_WITH_TEMPLATES = 1  # files without an open set and own prompts have the schema of earlier versions, which read them
 _MOST_BYTES = 1 << 30
 _ENCRYPTED = 1  # flag of an archive member
 _NORM_SLACK = 1e-3
@@ -47,9 +47,10 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
             saved.
         tool_versions: versions of the tools that wrote the file.
         open_set: rules for images of none of the classes; not there without such rules.
+        prompts: own prompts of each class, for which no templates are used; not there if templates make them.
     """
 
-    schema_version: int = _WITHOUT_OPEN_SET
+    schema_version: int = _WITH_TEMPLATES
     text_id: str
     model: ModelId
     class_names: tuple[str, ...]
@@ -60,6 +61,12 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
     embeddings_sha256: str
     tool_versions: dict[str, str]
     open_set: OpenSet | UnsetType = UNSET
+    prompts: dict[str, tuple[str, ...]] | UnsetType = UNSET
+
+    @property
+    def own_prompts(self) -> dict[str, tuple[str, ...]]:
+        """Own prompts of each class; empty if templates make them."""
+        return {} if self.prompts is UNSET else self.prompts
 
     @property
     def background(self) -> tuple[str, ...]:
@@ -74,6 +81,10 @@ class ClassifierHeader(Spec, frozen=True, kw_only=True):
     def with_open_set(self, open_set: OpenSet) -> ClassifierHeader:
         """Return the header with other rules."""
         return msgspec.structs.replace(self, open_set=open_set, schema_version=CLASSIFIER_SCHEMA)
+
+    def with_prompts(self, prompts: dict[str, tuple[str, ...]]) -> ClassifierHeader:
+        """Return the header with own prompts."""
+        return msgspec.structs.replace(self, prompts=prompts, schema_version=CLASSIFIER_SCHEMA)
 
 
 def encode_classifier(header: ClassifierHeader, embeddings: FloatArray) -> bytes:
@@ -132,6 +143,10 @@ def _read_header(archive: zipfile.ZipFile) -> ClassifierHeader:
     header = decode_json(content, ClassifierHeader)
     if not header.class_names:
         raise _DamagedError("it has no classes")
+    if header.own_prompts and (
+        list(header.own_prompts) != list(header.class_names) or not all(header.own_prompts.values())
+    ):
+        raise _DamagedError("it does not have prompts for each class")
     return header
 
 

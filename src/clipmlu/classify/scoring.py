@@ -7,12 +7,13 @@ works with either (``images.run_batches``); a scorer converts rows to logits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from clipmlu.data.prompts import fill_template
+from clipmlu.data.class_prompts import prompts_of
 from clipmlu.embed.image_graph import ImageGraph, ImageTower
 from clipmlu.errors import BundleError, OptionError, ShapeError
 from clipmlu.specs import MluBuild
@@ -81,15 +82,22 @@ class JointScorer:
     Args:
         encoder: encoder with the fused graph.
         class_names: one per class.
-        templates: exactly one.
+        templates: exactly one, for classes without a prompt of their own.
+        own: own prompts of classes, exactly one for each.
 
     Raises:
-        OptionError: there are several templates.
+        OptionError: there are several templates, or a class has several prompts.
     """
 
-    def __init__(self, encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> None:
-        check_joint_templates(templates, f"bundle '{encoder.runnable.path}'")
-        prompts = [fill_template(templates[0], name) for name in class_names]
+    def __init__(
+        self,
+        encoder: Encoder,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        own: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        check_joint_prompts(class_names, templates, own, f"bundle '{encoder.runnable.path}'")
+        prompts = [prompts_of(name, templates, own)[0] for name in class_names]
         self.encoder = encoder
         self.width = len(prompts)
         different = list(dict.fromkeys(prompts))
@@ -169,6 +177,24 @@ def check_joint_templates(templates: Sequence[str], what: str) -> None:
             f"{len(templates)} templates need the mean of their text embeddings, but {what} has the layout 'joint', "
             f"whose graph gives logits only; give one template, or {PREFER_TOWERS}"
         )
+
+
+def check_joint_prompts(
+    class_names: Sequence[str], templates: Sequence[str], own: Mapping[str, Sequence[str]], what: str
+) -> None:
+    """Check that each class has one prompt; see ``check_joint_templates``.
+
+    Raises:
+        OptionError: a class has several prompts, or there are several templates for those without their own.
+    """
+    several = next((name for name, prompts in own.items() if len(prompts) > 1), None)
+    if several is not None:
+        raise OptionError(
+            f"The {len(own[several])} prompts of class '{several}' need the mean of their text embeddings, but {what} has the layout "
+            f"'joint', whose graph gives logits only; give one prompt for each class, or {PREFER_TOWERS}"
+        )
+    if not own or any(name not in own for name in class_names):
+        check_joint_templates(templates, what)
 
 
 def text_rows(encoder: Encoder) -> int:

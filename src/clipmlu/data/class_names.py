@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from clipmlu.arguments import is_there
+from clipmlu.data.dataframes import is_column, table_columns
 from clipmlu.data.label_lines import WORDNET_ID, Labels, capital, labels_from_lines, shortened
 from clipmlu.data.labels import parse_labels
 from clipmlu.data.textfile import Note, check_unicode, full_lines, read_text
@@ -68,6 +69,7 @@ def check_class_names(names: Iterable[str], where: str = "") -> tuple[str, ...]:
     """
     if isinstance(names, (str, bytes, bytearray, set, frozenset, Mapping)) or not isinstance(names, Iterable):
         raise OptionError(f"Class names{where} are of type '{type(names).__name__}'; expected a list of texts.")
+    _check_column(names, where)
     given = tuple(names)
     for position, name in enumerate(given):
         if not isinstance(name, str):
@@ -80,6 +82,28 @@ def check_class_names(names: Iterable[str], where: str = "") -> tuple[str, ...]:
     for position, name in enumerate(checked):
         check_unicode(name, f"Class name {position}{where}")
     return checked
+
+
+def _check_column(names: Iterable[str], where: str) -> None:
+    """Refuse a table, and a column that holds the class of each image.
+
+    Raises:
+        OptionError: it is one of these.
+    """
+    columns = table_columns(names)
+    if columns is not None:
+        raise OptionError(
+            f"Class names{where} are a table with the columns {', '.join(map(repr, columns))}; expected one column of it, such as "
+            "table['name']."
+        )
+    if is_column(names):
+        given = tuple(names)
+        different = len(set(given))
+        if different * 2 < len(given):
+            raise OptionError(
+                f"Class names{where} are a column of {len(given)} values, of which {different} are different: the classes of images. "
+                "Give each class once: column.unique()."
+            )
 
 
 def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.arguments import shown
+from clipmlu.data.dataframes import is_column, table_columns
 from clipmlu.data.image_objects import (
     EXPECTED_IMAGE,
     EXPECTED_PIXELS,
     is_array,
-    is_column,
     is_record,
     is_tensor,
     pixels_from_array,
@@ -48,8 +48,8 @@ def split_images(images: Any) -> tuple[Iterable[ImageSource], bool]:
         return ((images,), True) if len(images.shape) != 4 else (pixels_from_tensor(images), False)
     if is_column(images):
         return _check_column(images), False
-    if hasattr(images, "columns") and hasattr(images, "to_numpy"):
-        columns = ", ".join(f"'{name}'" for name in images.columns)
+    if (names := table_columns(images)) is not None:
+        columns = ", ".join(map(repr, names))
         raise InputError(
             f"images are a table ({type(images).__name__}) with the columns {columns}; expected one column of it, such as table['path']."
         )

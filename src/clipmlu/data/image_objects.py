@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.data.dataframes import is_column
 from clipmlu.errors import InputError, first_line
 
 EXPECTED_IMAGE = (
@@ -40,11 +41,6 @@ def is_array(value: object) -> bool:
     """Return whether a value is an array of another library than NumPy, such as JAX."""
     has_values = hasattr(value, "__array__") or hasattr(value, "__dlpack__")
     return has_values and hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def is_column(value: object) -> bool:
-    """Return whether a value is a column of a table: a Series or an Index of pandas, or a Series of polars."""
-    return hasattr(value, "to_list") and hasattr(value, "to_numpy")
 
 
 def is_record(value: object) -> TypeGuard[Mapping[str, Any]]:

@@ -10,9 +10,8 @@ from pathlib import Path
 from clipmlu.backends.provenance import Provenance, provenance_of
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.open_set import resolve_open_set
-from clipmlu.classify.scoring import PREFER_TOWERS, check_joint_templates
-from clipmlu.data.class_names import resolve_class_names
-from clipmlu.data.prompts import resolve_templates
+from clipmlu.classify.scoring import PREFER_TOWERS, check_joint_prompts
+from clipmlu.data.class_prompts import resolve_labels, resolve_prompts
 from clipmlu.errors import OptionError
 from clipmlu.host import require
 from clipmlu.jobs.manifest import JobSettings
@@ -56,9 +55,10 @@ def build_job_classifier(model: Model, settings: JobSettings, schema: RowSchema)
     """Return the classifier of a job that classifies, computed from its class names."""
     assert settings.templates is not None
     rules = settings.open_set
+    names, own = settings.class_names(schema), settings.prompts
     return model.classifier(
-        settings.class_names(schema),
-        settings.templates,
+        names if own is None else {name: own[name] for name in names},
+        settings.templates or None,
         none_label=None if rules is None else rules.none_label,
         background=None if rules is None else rules.background,
         reject_below=None if rules is None else rules.reject_below,
@@ -90,6 +90,7 @@ def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], objec
                 templates=None if classes is None else classes.templates,
                 class_embeddings=None if classes is None or classes.content is None else _digest(classes.content),
                 open_set=None if classes is None else classes.open_set,
+                prompts=None if classes is None else classes.prompts or None,
             ),
             schema=_schema(model, options, classes),
             provenance=provenance_of(model.bundle, ()),
@@ -104,6 +105,7 @@ class _Classes:
     Attributes:
         names: one per class.
         templates: templates of the prompts.
+        prompts: own prompts of each class; empty if templates make them.
         content: content of the given classifier file, or None.
         open_set: rules for images of none of the classes, or None.
     """
@@ -115,10 +117,11 @@ class _Classes:
                 none_label=options.none_label, reject_below=options.reject_below
             )
             self.names, self.templates, self.open_set = given.class_names, given.templates, given.open_set
+            self.prompts = given.prompts
         else:
             assert options.class_names is not None
-            self.names = resolve_class_names(options.class_names, on_note=on_note)
-            self.templates = resolve_templates(options.templates)
+            labels = resolve_labels(options.class_names, on_note=on_note)
+            self.names, self.prompts = tuple(labels), labels if isinstance(labels, dict) else {}
             self.open_set = resolve_open_set(
                 self.names,
                 none_label=options.none_label,
@@ -126,9 +129,12 @@ class _Classes:
                 reject_below=options.reject_below,
                 logit_bias=model.runnable.facts.logit_bias,
             )
+            background = self.open_set is not None and bool(self.open_set.background)
+            self.templates = resolve_prompts(labels, options.templates, background=background)
         self.content = None if given is None else given.encode()
         if model.runnable.facts.layout == "joint":
-            check_joint_templates(self.templates, f"bundle '{model.runnable.path}'")
+            names = self.names if self.open_set is None else (*self.names, *self.open_set.background)
+            check_joint_prompts(names, self.templates, self.prompts, f"bundle '{model.runnable.path}'")
             if options.embeddings:
                 raise OptionError(
                     f"embeddings cannot be stored: bundle '{model.runnable.path}' has the layout 'joint', whose graph gives "

@@ -33,6 +33,7 @@ class JobSettings(Spec, frozen=True, kw_only=True):
         templates: resolved templates of a job that classifies, else None.
         class_embeddings: SHA-256 in hex of the classifier file that was given, or None.
         open_set: rules for images of none of the classes, or None; the last class name is then the none label.
+        prompts: own prompts of each class, or None if templates make them.
     """
 
     kind: Literal["embed", "classify"]
@@ -45,6 +46,7 @@ class JobSettings(Spec, frozen=True, kw_only=True):
     templates: tuple[str, ...] | None = None
     class_embeddings: str | None = None
     open_set: OpenSet | None = None
+    prompts: dict[str, tuple[str, ...]] | None = None
 
     def class_names(self, schema: RowSchema) -> tuple[str, ...]:
         """Return the classes among the class names of the rows: all but the none label."""
@@ -124,7 +126,7 @@ def _deciding(settings: JobSettings, schema: RowSchema, provenance: Provenance) 
         **{
             name: value
             for name, value in msgspec.structs.asdict(settings).items()
-            if (name, value) != ("open_set", None)
+            if value is not None or name not in ("open_set", "prompts")
         },
         **msgspec.structs.asdict(schema),
         **{f"version of {name}": version for name, version in provenance.tool_versions.items()},

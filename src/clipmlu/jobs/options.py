@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipmlu.arguments import check_fields
@@ -28,7 +28,8 @@ class ClassificationOptions:
     """Options of a job that classifies: classes from names or from a classifier file.
 
     Attributes:
-        class_names: one name per class, or a value of ``--labels``; None with a classifier file.
+        class_names: one name per class, or a value of ``--labels``, or a map from each name to its own prompts; None with a
+            classifier file.
         templates: as for ``Model.classifier``; not used with a classifier file.
         classifier: a classifier file, or None.
         top_k: classes per image; at most all classes are stored.
@@ -42,8 +43,8 @@ class ClassificationOptions:
             classes are given with a file.
     """
 
-    class_names: str | os.PathLike[str] | Sequence[str] | None = None
-    templates: Templates = "simple"
+    class_names: str | os.PathLike[str] | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None
+    templates: Templates | None = None
     classifier: Path | None = None
     top_k: PositiveInt = DEFAULT_TOP_K
     embeddings: bool = False
@@ -54,7 +55,8 @@ class ClassificationOptions:
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
-        object.__setattr__(self, "templates", without_functions(self.templates))
+        if self.templates is not None:
+            object.__setattr__(self, "templates", without_functions(self.templates))
         if self.classifier is not None and self.background is not None:
             raise OptionError("background is for class names; a classifier file has its own")
         if (self.class_names is None) == (self.classifier is None):
