@@ -39,6 +39,7 @@ from clipmlu.measure.speed.load import PipelineLoad
 from clipmlu.measure.speed.loads import SpeedOptions
 from clipmlu.measure.speed.speed import SpeedReport
 from clipmlu.model import load
+from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune import sweep
 from clipmlu.tune.sweep_options import SweepOptions
 from clipmlu.tune.sweep_report import SweepReport
@@ -61,6 +62,7 @@ def evaluate(
     on_load: Callable[[PipelineLoad], None] | None = None,
     on_interrupt: Callable[[Tally, int], None] | None = None,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[EvaluateKeywords],
 ) -> AccuracyReport:
     """Measure the zero-shot accuracy of a compiled bundle on a labelled dataset, as ``clipmlu eval`` does.
@@ -75,6 +77,7 @@ def evaluate(
         on_interrupt: called with the counts so far and the number of requested images if Ctrl-C or an error ends the run early;
             the exception is then raised again.
         on_note: called with a line for the user.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         The report; its accuracies are fractions, 0 to 1.
@@ -108,6 +111,7 @@ def evaluate(
             on_load=on_load,
             on_interrupt=on_interrupt,
             on_note=on_note,
+            on_step=on_step,
         )
     if baseline is not None:
         report = compare_with_baseline(report, baseline, given.get("max_drop", _MAX_DROP))
@@ -167,6 +171,7 @@ def compare_bundles(
     options: CompareOptions | None = None,
     *,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[CompareKeywords],
 ) -> ComparisonReport:
     """Compare two bundles of one model, node by node and by predictions, as ``clipmlu compare`` does.
@@ -177,6 +182,7 @@ def compare_bundles(
         dataset: its name (``"cifar100"``, ``"cifar10"``, ``"imagefolder:PATH"``, ``"demo"``), or an open dataset.
         options: an options object instead of the keywords.
         on_note: called with a line for the user at each step.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Raises:
         UnknownNameError: there is no such dataset or keyword.
@@ -193,7 +199,7 @@ def compare_bundles(
     if options is None:
         fields = {field.name for field in dataclasses.fields(CompareOptions)}
         options = CompareOptions(**{name: value for name, value in given.items() if name in fields})
-    return compare.compare_bundles(measured, reference, opened, options, on_note=on_note)
+    return compare.compare_bundles(measured, reference, opened, options, on_note=on_note, on_step=on_step)
 
 
 @with_keywords(SpeedKeywords, defaults=SpeedOptions)
@@ -202,6 +208,7 @@ def measure_speed(
     options: SpeedOptions | None = None,
     *,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[SpeedKeywords],
 ) -> SpeedReport:
     """Measure the speed of a compiled bundle, as ``clipmlu bench`` does.
@@ -210,6 +217,7 @@ def measure_speed(
         bundle: the bundle, or its path.
         options: an options object instead of the keywords.
         on_note: called with a line for the user before each part.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         The report; its times are in seconds or, where the name says so, in milliseconds.
@@ -224,7 +232,8 @@ def measure_speed(
     refuse_both(options, keywords, "measure_speed")
     given = check_keywords(keywords, SpeedKeywords, "measure_speed")
     path = bundle.path if isinstance(bundle, CompiledBundle) else bundle
-    return speed.measure_speed(path, speed_options(given) if options is None else options, on_note=on_note)
+    chosen = speed_options(given) if options is None else options
+    return speed.measure_speed(path, chosen, on_note=on_note, on_step=on_step)
 
 
 @with_keywords(TargetKeywords, CalibrationKeywords, DatasetKeywords, ReadingKeywords, SweepKeywords)
@@ -236,6 +245,7 @@ def run_sweep(
     *,
     on_note: Callable[[str], None] = lambda _message: None,
     on_result: Callable[[str], None] = lambda _name: None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[SweepKeywords],
 ) -> SweepReport:
     """Compile a bundle in several precisions, and measure accuracy, speed and size, as ``clipmlu sweep`` does.
@@ -249,6 +259,7 @@ def run_sweep(
         dataset: dataset for accuracy: its name, or an open one; None measures no accuracy.
         on_note: called with a line for the user at each step.
         on_result: called with the name of each result after it is stored.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Raises:
         UnknownNameError: there is no such dataset or keyword.
@@ -265,7 +276,7 @@ def run_sweep(
         dataset_choice(None, given)  # refuses what describes images
     opened = None if dataset is None else _open_dataset(dataset, given)[0]
     path = source.path if isinstance(source, ExportedBundle) else source
-    return sweep.run_sweep(path, output, chosen, opened, on_note=on_note, on_result=on_result)
+    return sweep.run_sweep(path, output, chosen, opened, on_note=on_note, on_result=on_result, on_step=on_step)
 
 
 def _sweep_options(given: Mapping[str, Any]) -> SweepOptions:

@@ -31,6 +31,7 @@ from clipmlu.keys import options_digest
 from clipmlu.keywords import check_keywords, with_keywords
 from clipmlu.model import Model, load
 from clipmlu.specs import NaturalInt
+from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.bundles import obtain_compiled
 from clipmlu.tune.resume import Note, ResultStore
 
@@ -75,6 +76,7 @@ def pipeline(
     cache_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     on_note: Callable[[str], None] | None = None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[PipelineKeywords],
 ) -> Model: ...
 
@@ -88,6 +90,7 @@ def pipeline(
     cache_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     on_note: Callable[[str], None] | None = None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[PipelineKeywords],
 ) -> ZeroShotClassifier: ...
 
@@ -109,6 +112,7 @@ def pipeline(
     cache_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     on_note: Callable[[str], None] | None = None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[PipelineKeywords],
 ) -> Model | ZeroShotClassifier:
     """Return a model that is ready to use: it is exported and compiled the first time, and read from the cache later.
@@ -126,6 +130,7 @@ def pipeline(
         cache_dir: folder that keeps the bundles; None for ``CLIPMLU_CACHE_DIR``, or ``~/.cache/clipmlu``.
         quiet: write nothing. Otherwise each step is one line on standard error.
         on_note: called with these lines instead.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
 
     Returns:
         A classifier of the labels, which is called with images; without labels the model, which embeds images and texts.
@@ -153,14 +158,18 @@ def pipeline(
     resolved = None if names is None or templates is None else resolve_prompts(names, templates, background=background)
     note: Note = on_note or ((lambda _line: None) if quiet else _write_line)
     root = default_cache_dir() if cache_dir is None else as_path(cache_dir, "the cache directory")
-    bundle = _obtain(model, given, root / _FOLDER, note)
+    bundle = _obtain(model, given, root / _FOLDER, note, on_step)
     running = {name: given[name] for name in _LOAD_FIELDS if name in given}
     device = given.get("device") if "devices" not in given else None
     loaded = load(bundle.path, verify=False, device=device, **running)
     if names is None:
         return loaded
     rules: dict[str, Any] = {name: given[name] for name in OpenSetKeywords.__annotations__ if name in given}
-    return loaded.classifier(names, resolved, **rules)
+    try:
+        return loaded.classifier(names, resolved, on_step=on_step, **rules)
+    except BaseException:
+        loaded.close()
+        raise
 
 
 def _write_line(line: str) -> None:
@@ -169,10 +178,10 @@ def _write_line(line: str) -> None:
         sys.stderr.flush()
 
 
-def _obtain(model: object, given: Mapping[str, Any], root: Path, note: Note) -> CompiledBundle:
+def _obtain(model: object, given: Mapping[str, Any], root: Path, note: Note, on_step: StartStep) -> CompiledBundle:
     """Return a compiled bundle of a model: the bundle itself, or one of the cache."""
     if isinstance(model, str) and not _is_folder(model):
-        return _from_name(model, given, root, note)
+        return _from_name(model, given, root, note, on_step)
     bundle = model if isinstance(model, ExportedBundle | CompiledBundle) else open_bundle(as_path(model, "the model"))
     _refuse(given, _EXPORT_FIELDS[:-1], "the model is exported already")
     if isinstance(bundle, CompiledBundle):
@@ -183,10 +192,10 @@ def _obtain(model: object, given: Mapping[str, Any], root: Path, note: Note) -> 
     folder = root / f"{_safe(bundle)}-{bundle.digest[:_UNNAMED]}"
     store = ResultStore(folder / "results", note)
     with store.lock():
-        return _compile(bundle, folder, given, store, note)
+        return _compile(bundle, folder, given, store, note, on_step)
 
 
-def _from_name(model: str, given: Mapping[str, Any], root: Path, note: Note) -> CompiledBundle:
+def _from_name(model: str, given: Mapping[str, Any], root: Path, note: Note, on_step: StartStep) -> CompiledBundle:
     plan_compilation(compile_options(given))  # wrong options are errors before the export
     options = ExportOptions(overwrite=True, **{name: given[name] for name in _EXPORT_FIELDS if name in given})
     folder = root / kept_name(model, options)
@@ -196,8 +205,8 @@ def _from_name(model: str, given: Mapping[str, Any], root: Path, note: Note) -> 
     if not compared:
         note(f"using {path}: open_clip is not installed, so its list of weights is not compared")
     with store.lock():
-        exported = obtain_exported(model, path, options, store, note)[0] if compared else open_exported(path)
-        return _compile(exported, folder, given, store, note)
+        exported = obtain_exported(model, path, options, store, note, on_step)[0] if compared else open_exported(path)
+        return _compile(exported, folder, given, store, note, on_step)
 
 
 def kept_name(model: str, options: ExportOptions) -> str:
@@ -215,7 +224,7 @@ def _can_identify(model: str, options: ExportOptions) -> bool:
 
 
 def _compile(
-    exported: ExportedBundle, folder: Path, given: Mapping[str, Any], store: ResultStore, note: Note
+    exported: ExportedBundle, folder: Path, given: Mapping[str, Any], store: ResultStore, note: Note, on_step: StartStep
 ) -> CompiledBundle:
     options: CompileOptions = compile_options({**given, "overwrite": True})
     plan = plan_compilation(options)
@@ -223,7 +232,7 @@ def _compile(
         note(plan.why_target)
     asked = options_digest(options, without=("target", "session", "overwrite"))
     path = folder / f"{compiled_folder_name(plan, options)}-{asked[:_UNNAMED]}"
-    return obtain_compiled(exported, path, options, store, note)[0]
+    return obtain_compiled(exported, path, options, store, note, on_step)[0]
 
 
 def _refuse(given: Mapping[str, Any], names: Sequence[str], why: str) -> None:
