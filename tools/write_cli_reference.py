@@ -20,7 +20,7 @@ def render_reference() -> str:
     for name, command in sorted(cli.commands.items()):
         contexts.append(click.Context(command, info_name=name, parent=top, **sizes))
     title = "# Command line\n\nWritten by `python tools/write_cli_reference.py`; do not edit.\n"
-    return "\n".join([title, *map(_section, contexts), _variables(contexts)])
+    return "\n".join([title, *map(_section, contexts), _variables(contexts), _COMPLETION])
 
 
 def _variables(contexts: list[click.Context]) -> str:
@@ -33,6 +33,19 @@ def _variables(contexts: list[click.Context]) -> str:
     lines = [f"| `{name}` | `{option}` | {', '.join(users)} |" for name, (option, users) in sorted(rows.items())]
     return "\n".join([_VARIABLES, *lines, ""])
 
+
+_COMPLETION = """\
+## Completion
+
+The shell completes commands, options, targets, precisions, models, tags, datasets and sets of templates after one of
+these lines, in the file that the shell reads at its start:
+
+```text
+eval "$(_CLIPMLU_COMPLETE=bash_source clipmlu)"           # ~/.bashrc
+eval "$(_CLIPMLU_COMPLETE=zsh_source clipmlu)"            # ~/.zshrc
+_CLIPMLU_COMPLETE=fish_source clipmlu | source            # ~/.config/fish/config.fish
+```
+"""
 
 _VARIABLES = """\
 ## Environment variables

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from clipmlu.cli._completion import complete_calibration, complete_dataset
 from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line, under
 from clipmlu.cli._options import PATH, Integer, offline_option
 from clipmlu.keywords import pick_keywords
@@ -59,7 +60,7 @@ def dataset_options(
         return measure_keywords.dataset_choice(name, described, default_size)
 
     options = (
-        Option("--dataset", metavar="NAME", **{"help": _KNOWN, **attributes}),
+        Option("--dataset", shell_complete=complete_dataset, metavar="NAME", **{"help": _KNOWN, **attributes}),
         Option("--split", help="Split of the dataset. [default: test, or all of a folder without splits]"),
         Option(
             "--data-dir",
@@ -100,7 +101,7 @@ def calibration_options(**attributes: Any) -> OptionGroup[CalibrationOptions | N
         attributes: attributes of ``--calib``.
     """
     options = (
-        Option("--calib", **attributes),
+        Option("--calib", shell_complete=complete_calibration, **attributes),
         Option(
             "--calib-samples",
             type=Integer(min=1),

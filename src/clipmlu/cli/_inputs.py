@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipmlu.cli._completion import complete_dataset
 from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line
 from clipmlu.cli._options import PATH, offline_option
 from clipmlu.errors import OptionError
@@ -29,7 +30,12 @@ _OPTIONS = (
         help="Column of the images in Parquet and Arrow files. [default: found by name]",
     ),
     Option("--id-column", metavar="NAME", help="Column of the ids in Parquet and Arrow files. [default: FILE#ROW]"),
-    Option("--dataset", metavar="NAME", help="Read a dataset: cifar100, cifar10, imagefolder:PATH or demo."),
+    Option(
+        "--dataset",
+        shell_complete=complete_dataset,
+        metavar="NAME",
+        help="Read a dataset: cifar100, cifar10, imagefolder:PATH or demo.",
+    ),
     Option("--split", help="Split of the dataset. [default: test, or all of a folder without splits]"),
     Option("--data-dir", envvar="CLIPMLU_DATA_DIR", type=PATH, help="Folder that holds the dataset."),
     offline_option,

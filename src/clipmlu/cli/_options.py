@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipmlu.arguments import choices_of
+from clipmlu.cli._completion import complete_templates
 from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line
 from clipmlu.cli._progress import STEPS
 from clipmlu.errors import did_you_mean
@@ -131,6 +132,7 @@ fast_preprocess_option = Option(
 templates_option = Option(
     "--templates",
     envvar="CLIPMLU_TEMPLATES",
+    shell_complete=complete_templates,
     default="simple",
     show_default=True,
     metavar="TEMPLATE|SET|FILE",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from clipmlu.cli._completion import complete_model
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note
 from clipmlu.cli._options import PATH, json_option
@@ -26,7 +27,7 @@ _FEW = 12  # models whose tags are all shown
         "clipmlu models SigLIP2",
     ),
 )
-@click.argument("pattern", default="")
+@click.argument("pattern", default="", shell_complete=complete_model)
 @json_option
 def models_command(pattern: str, as_json: bool) -> None:
     """List the models that can be exported, with the tags of their weights; PATTERN selects by part of the name.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipmlu.cli._completion import complete_model, complete_tag
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import is_verbose, note_next, warn
 from clipmlu.cli._options import PATH, Integer, json_option, layout_option, offline_option, overwrite_option
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
         "clipmlu export ViT-B-32 --pretrained weights.pt -o mine",
     ),
 )
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the exported bundle.")
 @click.option(
-    "--pretrained", metavar="TAG|FILE", help="Weights: an open_clip tag such as 'openai', or a checkpoint file."
+    "--pretrained",
+    shell_complete=complete_tag,
+    metavar="TAG|FILE",
+    help="Weights: an open_clip tag such as 'openai', or a checkpoint file.",
 )
 @click.option("--random-weights", is_flag=True, help="Untrained weights, for speed measurements.")
 @click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="Seed of --random-weights.")

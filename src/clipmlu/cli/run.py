@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipmlu.cli._compiling import compile_options
+from clipmlu.cli._completion import complete_model, complete_tag
 from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, note_skipped
@@ -47,12 +48,12 @@ def _usual_dataset(given: Mapping[str, Any]) -> str:
     ),
     kind=CompilingCommand,
 )
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @dataset_options(_usual_dataset, help="As for 'clipmlu eval'. [default: demo for the demo model, else cifar100]")
 @click.option(
     "-o", "--output", type=PATH, default=Path("clipmlu-run"), show_default=True, help="Folder of bundles and reports."
 )
-@click.option("--pretrained", metavar="TAG|FILE", help="As for 'clipmlu export'.")
+@click.option("--pretrained", shell_complete=complete_tag, metavar="TAG|FILE", help="As for 'clipmlu export'.")
 @click.option("--random-weights", is_flag=True, help="As for 'clipmlu export'.")
 @layout_option
 @click.option(
