@@ -86,7 +86,7 @@ def export_model(
     for line in loaded.notes:
         on_note(line)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
-        with record_downloads() as more:
+        with on_step("preparing the tokenizer"), record_downloads() as more:
             tokenizer = write_tokenizer(source, loaded, staging.path / TOKENIZER_NAME, options)
         towers, parity, embedding_dim = _export_towers(staging.path, loaded, tokenizer, options, on_step)
         with on_step("writing the bundle"):
@@ -124,7 +124,8 @@ def _export_towers(
     folder: Path, loaded: LoadedModel, tokenizer: TokenizerSpec, options: ExportOptions, on_step: StartStep
 ) -> tuple[dict[TowerName, Tower], tuple[ParityRecord, ...], int]:
     runtime_tokenizer = Tokenizer.load(folder / TOKENIZER_NAME, tokenizer)
-    embedding_dim = measure_embedding_dim(loaded)
+    with on_step("running the model once"):
+        embedding_dim = measure_embedding_dim(loaded)
     towers: dict[TowerName, Tower] = {}
     parity: list[ParityRecord] = []
     for program in tower_programs(loaded, options.layout, embedding_dim):
