@@ -22,7 +22,24 @@ if TYPE_CHECKING:
     from clipmlu.jobs.options import ClassificationOptions, JobOptions
     from clipmlu.jobs.run import JobReport, JobStart
 
-_FILE_SUFFIXES = frozenset({".npy", ".npz", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".h5"})
+_FILE_SUFFIXES = frozenset(
+    {
+        ".xlsx",
+        ".md",
+        ".html",
+        ".pkl",
+        ".npy",
+        ".npz",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".txt",
+        ".parquet",
+        ".arrow",
+        ".h5",
+    }
+)
 
 _SHARD_OPTIONS = (
     Option("--shard-size", type=Integer(min=1), help="Images per shard of a job. [default: 10000]"),

@@ -1,0 +1,64 @@
+"""Mistakes on the command line: one line says what is wrong and what to do, and the exit code says whose fault it is.
+
+2: the command line itself; 1: what was found while working; see ``docs/design.md``.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from support import picture
+
+Run = Callable[..., tuple[int, str]]
+
+# E: an exported bundle, B: a compiled one, photos: a folder with an image.
+MISTAKES = [
+    ("exprot demo -o new", 2, "No such command 'exprot'", "'export'?"),
+    ("compile E --batch 3 -o new", 2, "No such option '--batch'", "Try 'clipmlu compile --help'."),
+    ("compile E", 2, "Missing option '-o' / '--output'", "Try 'clipmlu compile --help'."),
+    ("classify", 2, "Missing argument 'BUNDLE'", "Try 'clipmlu classify --help'."),
+    ("compile E -o new --batch-size many", 2, "'--batch-size': 'many' is not a valid integer", "--help'."),
+    ("compile E -o new --batch-size 0", 2, "'--batch-size': 0 is not in the range x>=1", "--help'."),
+    ("eval B --dataset demo --max-drop 1%", 2, "'--max-drop': '1%' is not a valid number", "--help'."),
+    ("eval B --dataset demo --max-drop 0.01", 2, "--max-drop needs a --baseline", "compare with"),
+    ("-q info B -v", 2, "--quiet and --verbose exclude each other", "leave out one"),
+    ("classify B photos", 2, "Give either --labels or --classifier", "--labels"),
+    ("classify B --labels a,b", 2, "Give at least one INPUT", "a file, a folder"),
+    ("classify B photos --labels a,b -o out.xlsx", 2, "'out.xlsx'", ".txt, .json, .jsonl, .csv"),
+    ("embed B photos -o out.csv", 2, "output is 'out.csv'", "NAME.npy"),
+    ("embed B photos -o out.npy --shard-size 5", 2, "--shard-size is for a job", "give -o DIR"),
+    ("embed B photos -o out.npy --data-dir photos", 2, "--data-dir is about a --dataset", "give one"),
+    ("compile photos -o new", 1, "photos", "clipmlu export"),
+    ("info nowhere", 1, "No bundle at 'nowhere'", "clipmlu export"),
+    ("classify E photos --labels a,b", 1, "E'", "clipmlu compile"),
+    ("compile E --target cpu -o B", 1, "'B' exists", "--overwrite"),
+    ("doctor --only casts", 2, "--only needs --probe-sdk", "--probe-sdk"),
+    ("emulate nosuchprogram", 127, "Cannot run 'nosuchprogram'", "clipmlu emulate -- python"),
+]
+
+
+@pytest.fixture
+def _place(tmp_path: Path, exported: ExportedBundle, compiled: CompiledBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exported.path.rename("E")
+    compiled.path.rename("B")
+    Path("photos").mkdir()
+    picture(0).save("photos/0.png")
+
+
+@pytest.mark.usefixtures("_place")
+@pytest.mark.parametrize(("line", "code", "what", "remedy"), MISTAKES)
+def test_a_mistake_is_answered_in_one_line(
+    run: Run, tmp_path: Path, line: str, code: int, what: str, remedy: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    found, told = run(*shlex.split(line))
+    assert (found, told.startswith("clipmlu: ")) == (code, True), told
+    assert what in told
+    assert remedy in told
+    assert sorted(tmp_path.rglob("*")) == before
