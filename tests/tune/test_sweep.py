@@ -171,11 +171,11 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Swee
     base = tmp_path_factory.mktemp("swept")
     support.write_exported(base / "tiny")
     (base / "templates.txt").write_text("a {}\n")
-    compile_ = CompileOptions(target="refusing", overwrite=True)
     evaluate_ = EvalOptions(samples=12, templates=base / "templates.txt")
-    wanted = options(FLOAT32, batch_sizes=(2,), repetitions=1, compile=compile_, evaluate=evaluate_)
     with pytest.MonkeyPatch.context() as patch:
         faulty_backends.register(patch)
+        compile_ = CompileOptions(target="refusing", overwrite=True)
+        wanted = options(FLOAT32, batch_sizes=(2,), repetitions=1, compile=compile_, evaluate=evaluate_)
         run_sweep(base / "tiny", base / "out", wanted, open_dataset("demo", size=12))
         yield base, wanted
 

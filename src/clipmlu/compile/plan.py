@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 from clipmlu.arguments import check_fields
-from clipmlu.backends import SessionOptions, backend_for_target, choose_target
+from clipmlu.backends import TARGETS, SessionOptions, backend_for_target, choose_target
 from clipmlu.bundle.manifest import Compilation, Placement
 from clipmlu.compile.quantisation import QuantisationChoice, resolve_quantisation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.calibration_set import CalibrationSet
-from clipmlu.errors import CalibrationError, OptionError, PrecisionError
+from clipmlu.errors import CalibrationError, OptionError, PrecisionError, wrong_choice
 from clipmlu.graph.pixels import NORMALISATION_KEY
 from clipmlu.specs import (
     CalibrationRecord,
@@ -19,7 +20,6 @@ from clipmlu.specs import (
     PositiveInt,
     Precision,
     QuantisationOptions,
-    Target,
     TextTarget,
     TowerName,
 )
@@ -58,12 +58,12 @@ class CompileOptions:
         overwrite: replace a bundle at the output path.
     """
 
-    target: Target = "auto"
+    target: str = "auto"
     precision: Precision = Precision.FORCE_FLOAT32
     batch_size: PositiveInt = DEFAULT_BATCH_SIZE
     dynamic_shape: bool = True
     max_batch: PositiveInt | None = None
-    text_target: TextTarget | None = None
+    text_target: str | None = None
     mlu: MluBuild | None = None
     quantisation: QuantisationOptions | QuantisationChoice | None = None
     calibration: CalibrationOptions | CalibrationSet | None = None
@@ -79,6 +79,10 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.target not in ("auto", *TARGETS):
+            raise OptionError(wrong_choice("target", self.target, ("auto", *TARGETS)))
+        if self.text_target is not None and self.text_target not in TARGETS:
+            raise OptionError(wrong_choice("text target", self.text_target, get_args(TextTarget)))
         if self.max_batch is not None and not self.dynamic_shape and self.max_batch != self.batch_size:
             raise OptionError(
                 f"max batch is {self.max_batch}, but a static shape takes exactly {self.batch_size}; leave one of them out"

@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
@@ -46,7 +45,7 @@ from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key, value_digest
 from clipmlu.measure.statistics import Z_ONE_SIDED
-from clipmlu.specs import Precision, QuantisationOptions, Spec, Target
+from clipmlu.specs import Precision, QuantisationOptions, Spec
 from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.bundles import compilation_key, open_unchanged
 from clipmlu.tune.candidates import Candidates, modes_of, most_trials
@@ -167,7 +166,7 @@ def _prepare(
         )
     base = dataclasses.replace(
         options,
-        target=cast("Target", plan.main.target),
+        target=plan.main.target,
         calibration=calibration,
         seen_images=evaluator.digests,
         overwrite=True,
