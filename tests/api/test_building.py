@@ -7,30 +7,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 import clipmlu
 from clipmlu.api.compile_keywords import CompileKeywords, compile_options
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import ExportedBundle
-from clipmlu.cli import cli
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.quantisation import QuantisationChoice
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.errors import ClipmluError, OptionError
 from clipmlu.specs import SMOOTHED_ROLES, MluBuild, Precision
-
-NOT_IN_PYTHON = {"as_json", "output", "bundle"}
-"""Parameters of commands that are arguments of the function, or about the terminal."""
-
-
-def test_every_option_of_the_command_is_a_keyword_of_the_function() -> None:
-    for command, function in (("compile", clipmlu.compile_bundle), ("calibrate", clipmlu.calibrate_bundle)):
-        options = {str(each.name) for each in cli.commands[command].params if isinstance(each, click.Option)}
-        assert options - NOT_IN_PYTHON <= set(inspect.signature(function).parameters), command
-    options = {str(each.name) for each in cli.commands["export"].params if isinstance(each, click.Option)}
-    assert options - NOT_IN_PYTHON <= set(inspect.signature(clipmlu.export_model).parameters)
 
 
 def test_keywords_make_the_options_that_the_command_line_would() -> None:
