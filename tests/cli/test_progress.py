@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import os
+import struct
 import sys
+import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyte
 import pytest
 
+from clipmlu.bundle.directory import ExportedBundle
+from clipmlu.cli import main
 from clipmlu.cli._counts import ProgressCounts, describe_elapsed, describe_seconds
 from clipmlu.cli._notes import LibraryNotes, Verbosity, note, set_verbosity, warn
 from clipmlu.cli._progress import ProgressView, StepDisplay
@@ -394,3 +401,40 @@ def test_steps_that_an_interruption_left_open_are_closed(display: StepDisplay, m
 def test_durations_have_units() -> None:
     assert [describe_seconds(value) for value in (0.4, 99, 600, 11_100)] == ["0 s", "99 s", "10 min", "3 h 5 min"]
     assert [describe_elapsed(value) for value in (0.9, 59.9, 125, 3725)] == ["0 s", "59 s", "2:05", "1:02:05"]
+
+
+def test_a_command_on_a_real_terminal(
+    exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    command = ["compile", str(exported.path), "--target", "cpu", "-o", str(tmp_path / "out")]
+    for code, expected in ((0, "Next: clipmlu "), (1, "clipmlu: ")):
+        master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        before = termios.tcgetattr(slave)
+        with os.fdopen(slave, "w", encoding="utf-8") as terminal, ThreadPoolExecutor(1) as reader:
+            written = reader.submit(_read_all, master)
+            monkeypatch.setattr(sys, "stderr", terminal)
+            assert main(command) == code  # the second time the output exists
+            assert termios.tcgetattr(slave) == before
+            terminal.close()
+            text = written.result()
+        os.close(master)
+        screen = pyte.Screen(80, 24)
+        pyte.Stream(screen).feed(text)
+        lines = [line.rstrip() for line in screen.display if line.strip()]
+        assert lines[0].startswith(expected)
+        assert not [line for line in lines if "tower" in line or "verifying" in line], "every step has ended"
+        if not code:
+            assert "compiling the image tower › writing the graph  0 s" in text
+            assert "checking the text tower  ──" in text
+
+
+def _read_all(master: int) -> str:
+    """Read what is written to a pseudo-terminal until its other end is closed."""
+    content = bytearray()
+    with contextlib.suppress(OSError):  # EIO: closed
+        while part := os.read(master, 65536):
+            content += part
+    return content.decode()
