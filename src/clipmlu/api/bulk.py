@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -11,9 +11,10 @@ from clipmlu.api.compile_keywords import ReadingKeywords
 from clipmlu.api.measure_keywords import EngineKeywords, OpenSetKeywords, RunningKeywords, engine_options
 from clipmlu.arguments import as_path
 from clipmlu.classify.classifier import DEFAULT_TOP_K
-from clipmlu.data.class_names import ClassNames, resolve_class_names
+from clipmlu.data.class_prompts import ClassLabels, resolve_labels
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.finding import SkippedFiles
+from clipmlu.data.prompts import Templates
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.embed.file import EmbeddingFile, check_embedding_output, embed_images_into, embed_lines_into
 from clipmlu.errors import InputError, OptionError
@@ -98,7 +99,7 @@ class ClassifyKeywords(EmbedKeywords, OpenSetKeywords, total=False):
     """
 
     classifier: str | os.PathLike[str] | None
-    templates: str | os.PathLike[str] | Sequence[str]
+    templates: Templates
     top_k: PositiveInt
     embeddings: bool
 
@@ -127,7 +128,7 @@ def classify_images(
     bundle: str | os.PathLike[str],
     inputs: Inputs,
     output: str | os.PathLike[str],
-    labels: ClassNames | None = None,
+    labels: ClassLabels | None = None,
     *,
     on_start: Callable[[JobStart], object] = lambda _job: None,
     on_shard: Callable[[ShardRecord], object] = lambda _record: None,
@@ -163,8 +164,8 @@ def classify_images(
     given = check_keywords(keywords, ClassifyKeywords, "classify_images")
     classifier = given.get("classifier")
     classification = ClassificationOptions(
-        class_names=None if labels is None else resolve_class_names(labels),
-        templates=given.get("templates", "simple"),
+        class_names=None if labels is None else resolve_labels(labels),
+        templates=given.get("templates"),
         classifier=None if classifier is None else as_path(classifier, "the classifier file"),
         top_k=given.get("top_k", DEFAULT_TOP_K),
         embeddings=given.get("embeddings", False),

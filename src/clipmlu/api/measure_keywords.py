@@ -12,6 +12,7 @@ from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.finding import list_images
+from clipmlu.data.prompts import Templates
 from clipmlu.errors import InputError, OptionError
 from clipmlu.jobs.engines.options import EngineName, EngineOptions
 from clipmlu.measure.accuracy.report import AccuracyReport
@@ -103,7 +104,7 @@ class EvaluateKeywords(DatasetKeywords, RunningKeywords, ReadingKeywords, Engine
     """
 
     shuffle: bool
-    templates: str | os.PathLike[str] | Sequence[str]
+    templates: Templates
     cache: bool
     allow_overlap: bool
     baseline: str | os.PathLike[str] | AccuracyReport | None
@@ -130,7 +131,7 @@ class CompareKeywords(DatasetKeywords, ReadingKeywords, total=False):
     """
 
     shuffle: bool
-    templates: str | os.PathLike[str] | Sequence[str]
+    templates: Templates
     batch_size: PositiveInt | None
     threads: NaturalInt
     workers: PositiveInt | None
@@ -159,7 +160,7 @@ class SweepKeywords(TargetKeywords, CalibrationKeywords, DatasetKeywords, Readin
 
     precision: Precision | str | Sequence[Precision | str]
     batch_size: PositiveInt | Sequence[PositiveInt]
-    templates: str | os.PathLike[str] | Sequence[str]
+    templates: Templates
     threads: NaturalInt
     workers: PositiveInt | None
     repetitions: PositiveInt
