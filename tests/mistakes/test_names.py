@@ -26,6 +26,8 @@ COMMANDS = [
     ("export demo --layout tower -o O", "'tower' is not one of towers, joint", "Did you mean 'towers'?"),
     ("sweep B --precision fp32,fp61 -o O", "precision is 'fp61'; expected one of", "Did you mean 'fp16'"),
     ("embed B x.png --shard-format parket -o O", "is not one of parquet, npy, csv, jsonl", "Did you mean 'parquet'?"),
+    ("compile B --precison fp16 -o O", "'--precison'", "Did you mean '--precision'?"),
+    ("comple B", "'comple'", "'compile'"),
     ("run demo --dataset cifar-1000 -o O", "Unknown dataset 'cifar-1000'", "Did you mean 'cifar100'"),
 ]
 MODELS = [

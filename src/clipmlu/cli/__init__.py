@@ -30,7 +30,7 @@ from clipmlu.cli.job import job_command
 from clipmlu.cli.run import run_command
 from clipmlu.cli.sweep import sweep_command
 from clipmlu.cli.worker import worker_command
-from clipmlu.errors import ClipmluError
+from clipmlu.errors import ClipmluError, close_names
 from clipmlu.file_names import name_from_path
 from clipmlu.host import quiet_pillow
 
@@ -133,6 +133,9 @@ def _show_usage_error(error: click.ClickException) -> None:
             error.show()
         return
     context = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        known = [name for parameter in context.command.params for name in parameter.opts]
+        error = click.NoSuchOption(error.option_name, possibilities=close_names(error.option_name, known), ctx=context)
     command = "clipmlu" if context is None else context.command_path
     message = " ".join(error.format_message().split()).rstrip(".")
     end = "" if message.endswith(("?", "?)")) else "."
