@@ -403,7 +403,7 @@ def test_unwritable_output_is_one_clear_line(
     (tmp_path / "file").write_text("x")
     support.picture(0).save(tmp_path / "0.png")
     for arguments in (
-        ("compile", exported.path, "-o", tmp_path / "file" / "out"),
+        ("compile", exported.path, "--target", "cpu", "-o", tmp_path / "file" / "out"),
         ("embed", compiled.path, tmp_path / "0.png", "-o", tmp_path / "file" / "out.npy"),
         ("classify", compiled.path, "--labels", LABELS, "--save-classifier", tmp_path / "file" / "x"),
     ):

@@ -130,7 +130,7 @@ def test_what_needs_embeddings_is_refused_in_one_line(
         (2, ("sweep", tmp_path / "joint", "--precision", "force_float32", "-o", tmp_path / "s", *two)),
         (2, ("run", "demo", "--layout", "joint", "-o", tmp_path / "r", *two)),
     ):
-        found, out, err = run(*arguments)
+        found, out, err = run("-q", *arguments)
         assert (found, out) == (code, ""), err
         assert "without '--layout joint'" in err
         assert err.count("\n") == 1, err

@@ -54,7 +54,7 @@ def test_a_calibration_set_is_kept_and_used_again(
         assert bundle.compilation.calibration == kept.record
         digests.add(bundle.compilation.calibration.digest)
     assert digests == {kept.record.digest}
-    assert kept.record.digest[:12] in run("info", tmp_path / "cpu")[1]
+    assert kept.record.digest[:12] in run("info", "-v", tmp_path / "cpu")[1]
     code, _, err = run("calibrate", exported.path, "--calib", folder, "-o", tmp_path / "set")
     assert code == 1
     assert "Calibration set" in err
@@ -66,6 +66,7 @@ def test_info_says_how_much_is_in_integers(run: Run, exported: ExportedBundle, f
     options = ("--calib", folder, "--calib-samples", 12, *algorithm)
     code, out, err = run(
         "compile",
+        "-v",
         exported.path,
         "--target",
         "cpu",
@@ -97,7 +98,7 @@ def test_quantisation_options_are_chosen_by_name_and_changed_singly(
             (("--smooth-alpha", 0, "--smooth-alpha", "qkv=auto"), "per_axis weights, asymmetric", "qkv auto"),
         ]
     ):
-        code, out, err = run("compile", exported.path, *common, *given, "-o", tmp_path / str(number))
+        code, out, err = run("compile", "-v", exported.path, *common, *given, "-o", tmp_path / str(number))
         assert code == 0, err
         assert re.search(rf"quantisation +{quantisation}", out)
         found = re.search(r"smoothing +(.*): 0 tensors smoothed", out)
@@ -165,7 +166,7 @@ def test_search_and_recipe(run: Run, exported: ExportedBundle, folder: Path, tmp
 def test_what_cannot_be_is_told_in_one_line(
     run: Run, exported: ExportedBundle, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    found, _, err = run("compile", exported.path, "--target", "cpu", *arguments, "-o", tmp_path / "out")
+    found, _, err = run("-q", "compile", exported.path, "--target", "cpu", *arguments, "-o", tmp_path / "out")
     assert found == code, err
     assert re.search(message, err), err
     assert err.count("\n") == 1, err
