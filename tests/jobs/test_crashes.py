@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -9,14 +10,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import support
 from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.cli import main
 from clipmlu.errors import OutputError
 from clipmlu.jobs.folder import ShardRecord
 from clipmlu.jobs.options import JobOptions
@@ -46,7 +49,7 @@ def content(job: Path) -> dict[str, bytes]:
     return {str(path.relative_to(job)): path.read_bytes() for path in sorted(job.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(("kind", "distance"), [("new", 7), pytest.param("overwrite", 9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kind", "distance"), [("new", 11), pytest.param("overwrite", 9, marks=pytest.mark.slow)])
 def test_a_job_killed_at_any_change_of_files_is_completed_by_the_same_command(
     compiled: CompiledBundle, images: Path, tmp_path: Path, kind: str, distance: int
 ) -> None:
@@ -104,50 +107,45 @@ def test_a_second_process_waits_and_computes_what_is_left(
     assert content(tmp_path / "job") == undisturbed
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def send_when(true: Callable[[], bool], numbers: Sequence[signal.Signals]) -> threading.Thread:
+    """Start a thread that sends signals to this process when something is true, or does nothing if it is not for a minute."""
+
+    def run() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not true():
+            time.sleep(0.002)
+        for number in numbers if true() else ():
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("numbers", "code"),
+    [([signal.SIGINT], 130), ([signal.SIGTERM], 143)],
+    ids=["SIGINT", "SIGTERM"],
 )
 def test_signals_end_the_command_with_a_note_that_it_goes_on(
-    compiled: CompiledBundle, tmp_path: Path, number: signal.Signals, code: int
+    compiled: CompiledBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    numbers: Sequence[signal.Signals],
+    code: int,
 ) -> None:
     (tmp_path / "many").mkdir()
     picture = support.picture(1).resize((700, 700))
     for image in range(60):
         picture.save(tmp_path / "many" / f"{image:02d}.png")
     job = tmp_path / "job"
-    command = (
-        "embed",
-        compiled.path,
-        tmp_path / "many",
-        "-o",
-        job,
-        "--shard-size",
-        1,
-        "--batch-size",
-        1,
-        "--workers",
-        1,
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clipmlu", *map(str, command), "--shard-format", "npy"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(lambda: any((job / "records").glob("*.json")), process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    command = ["embed", str(compiled.path), str(tmp_path / "many"), "-o", str(job), "--shard-format", "npy"]
+    sending = send_when(lambda: any((job / "records").glob("*.json")), numbers)
+    assert main([*command, "--shard-size", "1", "--batch-size", "1", "--workers", "1"]) == code
+    sending.join()
+    err = capsys.readouterr().err
     assert f"What was computed is kept in {job}; the same command goes on from there." in err.splitlines()
-    names = sorted(path.name for path in job.iterdir())
-    assert names == ["inputs.jsonl", "job.json", "records", "shards"]
+    assert sorted(path.name for path in job.iterdir()) == ["inputs.jsonl", "job.json", "records", "shards"]
 
 
 def test_a_limit_of_file_sizes_is_one_line_and_the_job_goes_on_without_it(
@@ -172,3 +170,31 @@ def test_a_limit_of_file_sizes_is_one_line_and_the_job_goes_on_without_it(
     ]
     assert run_job(compiled.path, [images], job, NPY).computed_shards == 2
     assert content(job) == undisturbed
+
+
+def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_space(
+    compiled: CompiledBundle, images: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+
+        def fill(record: ShardRecord) -> None:
+            with contextlib.suppress(OSError), (disk / "other").open("wb", buffering=0) as stream:
+                while True:
+                    stream.write(bytes(4096))
+
+        with pytest.raises(
+            OutputError, match=r"^No space left on the disk of .*part-00000001\.npy\'; nothing was written\."
+        ):
+            run_job(compiled.path, [images], disk / "job", NPY, on_shard=fill)
+        (disk / "other").unlink()
+        assert run_job(compiled.path, [images], disk / "job", NPY).computed_shards == 2
+        assert content(disk / "job") == undisturbed
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)

@@ -54,9 +54,13 @@ def _untimed(report: AccuracyReport) -> AccuracyReport:
     return msgspec.structs.replace(report, elapsed_s=1.0, images_per_second=1.0)
 
 
-@pytest.mark.parametrize("engine", [HERE, TWO], ids=["here", "processes"])
+DRAWN = EvalOptions(samples=131, shuffle=True, seed=3, batch_size=5)
+
+
 @pytest.mark.parametrize(
-    "options", [EvalOptions(), EvalOptions(samples=131, shuffle=True, seed=3, batch_size=5)], ids=["all", "drawn"]
+    ("options", "engine"),
+    [(EvalOptions(), HERE), (DRAWN, HERE), (DRAWN, TWO)],
+    ids=["all-here", "drawn-here", "drawn-processes"],
 )
 def test_the_report_is_that_of_one_process(encoder: Encoder, options: EvalOptions, engine: EngineOptions) -> None:
     dataset = Pictures(300, broken=frozenset({0, 7, 8, 150, 299}))
@@ -121,12 +125,11 @@ def calibrated(exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
 
 def test_images_of_the_calibration_are_refused_or_counted(calibrated: CompiledBundle) -> None:
     with load(calibrated.path) as encoder:
-        for engine in (HERE, TWO):
-            with pytest.raises(OverlapError, match="was calibrated with"):
-                evaluate_in_parts(encoder, Pictures(50), engine=engine)
-            report = evaluate_in_parts(encoder, Pictures(50), EvalOptions(allow_overlap=True), engine)
-            assert report.calibration_overlap == 3
-            assert _untimed(report) == _untimed(evaluate(encoder, Pictures(50), EvalOptions(allow_overlap=True)))
+        with pytest.raises(OverlapError, match="was calibrated with"):
+            evaluate_in_parts(encoder, Pictures(50), engine=TWO)
+        report = evaluate_in_parts(encoder, Pictures(50), EvalOptions(allow_overlap=True), HERE)
+        assert report.calibration_overlap == 3
+        assert _untimed(report) == _untimed(evaluate(encoder, Pictures(50), EvalOptions(allow_overlap=True)))
 
 
 def test_the_joint_layout_is_counted_alike(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_the_joint_layout_is_counted_alike(tmp_path: Path) -> None:
     compile_bundle(exported, tmp_path / "joint-cpu", CompileOptions(target="cpu", batch_size=4))
     with load(tmp_path / "joint-cpu") as encoder:
         serial = evaluate(encoder, Pictures(21))
-        assert _untimed(evaluate_in_parts(encoder, Pictures(21), engine=TWO)) == _untimed(serial)
+        assert _untimed(evaluate_in_parts(encoder, Pictures(21), engine=HERE)) == _untimed(serial)
 
 
 def test_an_interrupted_evaluation_gives_the_counts_so_far(encoder: Encoder) -> None:
@@ -150,7 +153,7 @@ def test_an_interrupted_evaluation_gives_the_counts_so_far(encoder: Encoder) -> 
         seen.append((tally.images, wanted))
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_in_parts(encoder, Pictures(300), engine=TWO, on_progress=stop, on_interrupt=note_counts)
+        evaluate_in_parts(encoder, Pictures(300), engine=HERE, on_progress=stop, on_interrupt=note_counts)
     assert seen == [(sum(done), 300)]
 
 

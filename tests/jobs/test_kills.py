@@ -26,20 +26,18 @@ def in_memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize(("stride", "least"), [(53, 5), pytest.param(3, 90, marks=pytest.mark.slow)])
-def test_a_job_that_is_killed_at_any_step_ends_as_undisturbed(
-    compiled: CompiledBundle, in_memory: Path, stride: int, least: int
-) -> None:
+@pytest.mark.slow  # test_crashes kills at fewer steps
+def test_a_job_that_is_killed_at_any_step_ends_as_undisturbed(compiled: CompiledBundle, in_memory: Path) -> None:
     images = in_memory / "images"
     images.mkdir()
     for number in range(11):
         picture(number).save(images / f"{number:02}.png")
     (images / "05.png").write_bytes(b"damaged")
-    command = [sys.executable, str(HERE / "killing_job.py"), str(compiled.path), str(images.parent), str(stride)]
+    command = [sys.executable, str(HERE / "killing_job.py"), str(compiled.path), str(images.parent), "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
-    assert outcome["kills"] >= least
+    assert outcome["kills"] >= 90
     assert outcome["wrong"] == {}
 
 

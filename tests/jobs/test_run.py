@@ -166,7 +166,7 @@ def test_sizes_are_those_of_the_files(compiled: CompiledBundle, tmp_path: Path, 
     assert found == [size or (None, None) for size in sizes.values()]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_progress_counts_the_images_of_this_run_and_says_what_limits_it(
     compiled: CompiledBundle, images: Path, tmp_path: Path, processes: int
 ) -> None:

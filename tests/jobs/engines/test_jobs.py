@@ -41,20 +41,3 @@ def test_two_processes_write_the_files_of_one(
     assert len([name for name in serial if name.startswith("shards/")]) == 6
     assert b"07.png" in serial["errors.jsonl"]
     assert _run(compiled, images, tmp_path / "processes", "--processes", "2") == serial
-
-
-@pytest.mark.ray
-def test_two_actors_of_a_ray_on_this_machine_write_the_files_of_one(
-    compiled: CompiledBundle,
-    images: Path,
-    serial: dict[str, bytes],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    pytest.importorskip("ray", reason="needs the extra ray")
-    capfd.readouterr()
-    assert _run(compiled, images, tmp_path / "other", "--engine", "ray", "--processes", "2") == serial
-    printed = capfd.readouterr()
-    assert printed.out == ""
-    assert "Wrote 23 rows" in printed.err
-    assert "ray" not in printed.err.replace(str(tmp_path), "").lower(), printed.err

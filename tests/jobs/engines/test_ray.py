@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from clipmlu.errors import InputError, OptionError, SessionError
+import support
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.cli import main
+from clipmlu.errors import BackendUnavailableError, InputError, OptionError, SessionError
 from clipmlu.jobs.engines.cards import Cards
 from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import EngineOptions
 from clipmlu.jobs.engines.ray_session import open_ray
+from clipmlu.jobs.engines.ray_worker import RayWorker, package_versions
+from clipmlu.jobs.evaluation import evaluate_in_parts
+from clipmlu.measure.accuracy.evaluate import evaluate
+from clipmlu.model import load
 from conftest import REPOSITORY
 from engine_works import Squares
 
@@ -51,6 +60,7 @@ def test_a_killed_worker_changes_no_result_and_is_named(tmp_path: Path, caplog: 
     assert len(work.opened()) == 3
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_three_workers_is_given_up_and_named_and_all_others_are_done(tmp_path: Path) -> None:
     work = Squares(tmp_path, depth=2, kills=((5, 9),))
     results: list[int] = []
@@ -98,6 +108,7 @@ def test_more_processes_than_the_cluster_has_cards_are_refused(tmp_path: Path) -
         list(run_tasks(Squares(tmp_path), range(3), options, cards=Cards(indices=None)))
 
 
+@pytest.mark.slow
 def test_lost_card_of_an_actor_is_named_and_costs_no_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     work = Squares(tmp_path, loses_a_card=True)
     results = run_tasks(work, range(8), TWO, cards=Cards(indices=None), describe=_name)
@@ -105,3 +116,47 @@ def test_lost_card_of_an_actor_is_named_and_costs_no_result(tmp_path: Path, capl
     [message] = [record.getMessage() for record in caplog.records]
     assert re.match(r"Ray worker \d+ on \S+, card ([01]) has lost its card with number", message)
     assert re.search(r"which will be computed again; 1 other\(s\) go on: card \([01],\) is lost$", message)
+
+
+def test_a_worker_with_other_packages_is_refused_by_name(tmp_path: Path) -> None:
+    versions = {**package_versions(), "pillow": "1.0", "simplejpeg": "2.0"}
+    logger = logging.getLogger("clipmlu")
+    before = list(logger.handlers)
+    outcome = RayWorker(Squares(tmp_path), 1, None, versions, os.getcwd()).open()
+    logger.handlers[:] = before
+    assert isinstance(outcome.error, BackendUnavailableError)
+    assert re.search(
+        r"has other packages than .*: pillow \S+ instead of 1\.0, simplejpeg \S+ instead of 2\.0\.", str(outcome.error)
+    )
+    assert not list(tmp_path.iterdir()), "the work was not opened"
+
+
+def test_an_evaluation_gives_the_report_of_one_process(compiled: CompiledBundle) -> None:
+    dataset = support.Pictures(60, broken=frozenset({7, 33}))
+    with load(compiled.path) as encoder:
+        reports = [evaluate(encoder, dataset), evaluate_in_parts(encoder, dataset, engine=TWO)]
+    serial, parts = [msgspec.structs.replace(report, elapsed_s=1.0, images_per_second=1.0) for report in reports]
+    assert parts == serial
+    assert serial.images == 58
+
+
+def test_a_job_has_the_files_of_one_process(
+    compiled: CompiledBundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(23):
+        support.picture(number).save(tmp_path / "images" / f"{number:02}.png")
+    (tmp_path / "images" / "07.png").write_bytes(b"no image")
+
+    def run(output: Path, *options: str) -> dict[str, bytes]:
+        command = ["embed", str(compiled.path), str(tmp_path / "images"), "-o", str(output), "--shard-size", "4"]
+        assert main([*command, "--batch-size", "2", *options]) == 1  # one image cannot be read
+        return {path.relative_to(output).as_posix(): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+    serial = run(tmp_path / "serial")
+    capfd.readouterr()
+    assert run(tmp_path / "other", "--engine", "ray", "--processes", "2") == serial
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "Wrote 23 rows" in printed.err
+    assert "ray" not in printed.err.replace(str(tmp_path), "").lower(), printed.err

@@ -9,6 +9,7 @@ is not repeated by Ray (``max_task_retries``), since it would wait for the same 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from clipmlu.backends.several_devices import is_device_loss
 from clipmlu.errors import SessionError
 from clipmlu.jobs.engines.backlog import MOST_LOSSES, Assignment, Backlog
 from clipmlu.jobs.engines.cards import CARD_RESOURCE, Cards
+from clipmlu.jobs.engines.child import END_SECONDS
 from clipmlu.jobs.engines.logs import log_again
 from clipmlu.jobs.engines.options import EngineOptions
 from clipmlu.jobs.engines.ray_cluster import RayCluster
@@ -124,7 +126,12 @@ class _Actors(Generic[Task, Result]):
             self._feed()
 
     def end(self) -> None:
-        """End all actors."""
+        """End all actors; those without a task get some seconds to close their sessions and remove their temporary files."""
+        idle = [actor for actor in self._actors if actor.ready and not actor.tasks]
+        if idle:
+            with contextlib.suppress(SessionError):
+                closing = [self._cluster.call(actor.handle.close) for actor in idle]
+                self._cluster.wait(closing, END_SECONDS, least=len(closing))
         for actor in self._actors:
             self._cluster.kill(actor.handle)
 

@@ -45,8 +45,8 @@ class RayCluster:
         with self._failures():
             return method.options(**options).remote(*arguments)
 
-    def wait(self, calls: Sequence[Any], seconds: float) -> list[Any]:
-        """Return those of the calls that are done; waits for one of them.
+    def wait(self, calls: Sequence[Any], seconds: float, *, least: int = 1) -> list[Any]:
+        """Return calls that are done; waits for ``least`` of them, but not longer than ``seconds``.
 
         Raises:
             SessionError: Ray or its head node cannot be reached.
@@ -56,8 +56,9 @@ class RayCluster:
             self._head.check()
             left = limit - time.monotonic()
             with self._failures():
-                done, _ = self._ray.wait(list(calls), timeout=max(0.0, min(left, _HEAD_EVERY_SECONDS)))
-            if done or left <= _HEAD_EVERY_SECONDS:
+                timeout = max(0.0, min(left, _HEAD_EVERY_SECONDS))
+                done, _ = self._ray.wait(list(calls), num_returns=least, timeout=timeout)
+            if len(done) >= least or left <= _HEAD_EVERY_SECONDS:
                 return list(done)
 
     def get(self, call: Any) -> Any:

@@ -89,7 +89,9 @@ class RayWorker:
         self._logs = LogCollector()
         logging.getLogger("clipmlu").addHandler(self._logs)
         self._place: Future[WorkerPlace] = Future()
-        self._calls: queue.SimpleQueue[tuple[Any, Future[Any]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()  # None: the end
+        self._ended = False
+        self._released = threading.Event()
         self._running: deque[Future[Any]] = deque()  # of the tasks that the worker has taken
         threading.Thread(target=self._serve, name="clipmlu-worker", daemon=True).start()
 
@@ -102,6 +104,11 @@ class RayWorker:
         result: Future[Any] = Future()
         self._calls.put((task, result))
         return self._outcome(result)
+
+    def close(self) -> None:
+        """Release the work, after the tasks of the calls before: a killed actor would leave its temporary files."""
+        self._calls.put(None)
+        self._released.wait()
 
     def _outcome(self, future: Future[Any]) -> Outcome:
         error = future.exception()
@@ -116,21 +123,24 @@ class RayWorker:
             share, place = self._take_share()
             with quiet_pillow(), self._work.open(share) as worker:
                 self._place.set_result(place)
-                while True:
+                while not self._ended:
                     with contextlib.closing(worker(self._tasks())) as results:
                         for result in results:
                             self._running.popleft().set_result(result)
+            self._released.set()
         except BaseException as error:
             self._fail(error)
 
     def _tasks(self) -> Iterator[Any]:
         """Yield the tasks of calls until none waits, so that the pipeline finishes those it has."""
-        task, result = self._calls.get()
+        call = self._calls.get()
         with contextlib.suppress(queue.Empty):
-            while True:
+            while call is not None:
+                task, result = call
                 self._running.append(result)
                 yield task
-                task, result = self._calls.get_nowait()
+                call = self._calls.get_nowait()
+        self._ended = call is None
 
     def _fail(self, error: BaseException) -> None:
         """Give the error to all calls, later ones too."""
@@ -139,7 +149,10 @@ class RayWorker:
         while True:
             while self._running:
                 self._running.popleft().set_exception(error)
-            self._running.append(self._calls.get()[1])
+            if (call := self._calls.get()) is None:
+                self._released.set()
+            else:
+                self._running.append(call[1])
 
     def _take_share(self) -> tuple[MachineShare, WorkerPlace]:
         device = None if self._cards is None else lock_card(_indices(self._cards))
