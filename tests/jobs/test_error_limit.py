@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import support
+from cli.conftest import Run
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.errors import InputError, OptionError
 from clipmlu.jobs.error_limit import parse_error_limit
@@ -75,3 +76,16 @@ def test_job_stops_keeps_its_shards_and_goes_on_with_a_higher_limit(compiled: Co
         run("49%")  # judged at the end
     assert run("50%") == []
     assert run(None) == []
+
+
+def test_after_the_limit_the_command_says_what_to_do_instead(
+    compiled: CompiledBundle, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "images").mkdir()
+    support.picture(1).save(tmp_path / "images" / "0.png")
+    (tmp_path / "images" / "1.png").write_bytes(b"no image")
+    command = ("embed", compiled.path, tmp_path / "images", "-o", tmp_path / "job", "--shard-format", "npy")
+    code, _, err = run(*command, "--max-errors", 0)
+    assert code == 1
+    assert "go on with a higher limit, or correct the images and begin again with --overwrite." in err
+    assert "the same command goes on" not in err

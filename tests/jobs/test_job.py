@@ -165,6 +165,16 @@ def test_a_changed_byte_is_found_repaired_and_computed_again(
     assert run("job", job, "--verify")[0] == 0
 
 
+def test_an_empty_folder_in_place_of_a_record_is_repaired(job: Path, compiled: CompiledBundle, images: Path) -> None:
+    before = content(job)
+    record = job / "records" / "part-00000001.json"
+    record.unlink()
+    record.mkdir()
+    assert [damage.shard for damage in clipmlu.open_job(job).repair().damages] == ["part-00000001"]
+    run_job(compiled.path, [images], job, options())
+    assert content(job) == before
+
+
 def test_verification_compares_records_with_the_input(job: Path, tmp_path: Path) -> None:
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(job, undisturbed)

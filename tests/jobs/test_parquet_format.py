@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import support
+from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.errors import OptionError
 from clipmlu.jobs.formats import FORMATS
+from clipmlu.jobs.options import JobOptions
 from clipmlu.jobs.rows import EmbeddingDtype, RowSchema, ShardRows
+from clipmlu.jobs.run import run_job
 from jobs.shard_samples import DISTINCT, FAILED, IDS, assert_same_rows, make_provenance, make_rows, make_schema
 
 pa = pytest.importorskip("pyarrow")
@@ -85,3 +91,16 @@ def test_the_files_of_a_job_are_one_dataset(tmp_path: Path) -> None:
     for number in range(2):
         _write(tmp_path / f"part-{number}.parquet", schema, make_rows(schema, (f"{number}.png",), seed=number))
     assert dataset.dataset(tmp_path).to_table()["id"].to_pylist() == ["0.png", "1.png"]
+
+
+def test_a_job_is_not_continued_with_another_version_of_pyarrow(
+    compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    support.picture(1).save(tmp_path / "0.png")
+    for shard_format in ("npy", "parquet"):
+        run_job(compiled.path, [tmp_path / "0.png"], tmp_path / shard_format, JobOptions(shard_format=shard_format))
+    current = pa.__version__
+    monkeypatch.setattr(pa, "__version__", "1.2.3")
+    run_job(compiled.path, [tmp_path / "0.png"], tmp_path / "npy", JobOptions(shard_format="npy"))
+    with pytest.raises(OptionError, match=rf"was begun with version of pyarrow {re.escape(current)}, not 1\.2\.3"):
+        run_job(compiled.path, [tmp_path / "0.png"], tmp_path / "parquet", JobOptions())

@@ -126,10 +126,12 @@ def run_job_command(
     bundle: Path, images: JobInput, output: Path, options: JobOptions, engine: EngineOptions, label: str
 ) -> int:
     """Run a job, print what it did, and return the exit code of the command."""
+    from clipmlu.jobs.error_limit import TooManyErrorsError
     from clipmlu.jobs.run import run_job
 
     progress, preparing = ProgressView(label), contextlib.ExitStack()
-    with note_kept(output, "What was computed", named_by=(OptionError, BundleExistsError)), preparing, progress:
+    named_by = (OptionError, BundleExistsError, TooManyErrorsError)
+    with note_kept(output, "What was computed", named_by=named_by), preparing, progress:
         preparing.enter_context(STEPS("preparing the job"))
         report = run_job(
             bundle,

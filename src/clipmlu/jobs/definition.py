@@ -74,8 +74,11 @@ def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], objec
         BundleError: the bundle has no image tower, which an embedding needs.
         MissingDependencyError: the shard format needs an optional package.
     """
+    pyarrow = None
     if options.shard_format == "parquet":
-        require("pyarrow", "bulk", "The shard format 'parquet' (--shard-format npy needs no package)")
+        pyarrow = require(
+            "pyarrow", "bulk", "The shard format 'parquet' (--shard-format npy needs no package)"
+        ).__version__
     with options.load(bundle, image_only=True) as model:
         classes = None if options.classification is None else _Classes(model, options.classification, on_note)
         return JobDefinition(
@@ -89,6 +92,7 @@ def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], objec
                 urls=options.urls,
                 templates=None if classes is None else classes.templates,
                 class_embeddings=None if classes is None or classes.content is None else _digest(classes.content),
+                pyarrow=pyarrow,
                 open_set=None if classes is None else classes.open_set,
                 prompts=None if classes is None else classes.prompts or None,
             ),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from clipmlu.errors import OptionError
+from clipmlu.errors import InputError, OptionError
 
 JUDGED_IMAGES = 1000
 """A percentage is judged from this number of images on, and at the end."""
 
 _FORM = re.compile(r"([0-9]{1,18})|([0-9]{1,3}(?:\.[0-9]{1,18})?)%")
+
+
+class TooManyErrorsError(InputError):
+    """More images could not be read than the limit allows."""
 
 
 class ErrorLimit(NamedTuple):

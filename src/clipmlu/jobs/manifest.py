@@ -21,6 +21,7 @@ _NAMES = {
     "class_embeddings": "classifier file",
     "embedding_dim": "embedding size",
     "embedding_dtype": "dtype",
+    "pyarrow": "version of pyarrow",
 }
 """Parts of the key that users know by another name."""
 
@@ -32,6 +33,7 @@ class JobSettings(Spec, frozen=True, kw_only=True):
         kind: what the job does.
         templates: resolved templates of a job that classifies, else None.
         class_embeddings: SHA-256 in hex of the classifier file that was given, or None.
+        pyarrow: version of pyarrow if it writes the shards, else None.
         open_set: rules for images of none of the classes, or None; the last class name is then the none label.
         prompts: own prompts of each class, or None if templates make them.
     """
@@ -47,6 +49,7 @@ class JobSettings(Spec, frozen=True, kw_only=True):
     class_embeddings: str | None = None
     open_set: OpenSet | None = None
     prompts: dict[str, tuple[str, ...]] | None = None
+    pyarrow: str | None = None
 
     def class_names(self, schema: RowSchema) -> tuple[str, ...]:
         """Return the classes among the class names of the rows: all but the none label."""

@@ -23,7 +23,7 @@ from clipmlu.jobs.definition import JobDefinition, define_job
 from clipmlu.jobs.engines.cards import Cards, choose_cards
 from clipmlu.jobs.engines.dispatch import run_tasks
 from clipmlu.jobs.engines.options import THIS_PROCESS, EngineOptions
-from clipmlu.jobs.error_limit import ErrorLimit
+from clipmlu.jobs.error_limit import ErrorLimit, TooManyErrorsError
 from clipmlu.jobs.folder import JobFolder, ShardRecord
 from clipmlu.jobs.formats import FORMATS
 from clipmlu.jobs.inputs import JobInput, cut_inputs
@@ -121,7 +121,8 @@ def run_job(
         MissingDependencyError: the format of the shards needs an optional package.
         OptionError: the inputs are no list, or the job was begun with other options or inputs.
         OutputExistsError: the output is something else than a job.
-        InputError: there are no images, none could be read, or more than ``max_errors`` could not.
+        InputError: there are no images, or none could be read.
+        TooManyErrorsError: more than ``max_errors`` could not be read.
         OutputError: a file cannot be written; the finished shards stay.
     """
     options = check_argument(options, JobOptions | None, "options") or JobOptions()
@@ -293,13 +294,14 @@ class _Tally:
         """Check that not too many images could not be read.
 
         Raises:
-            InputError: the limit is exceeded.
+            TooManyErrorsError: the limit is exceeded.
         """
         at_end = len(self._done) == self._shards
         if limit is not None and limit.is_exceeded(self.errors, self.images, at_end=at_end):
-            raise InputError(
+            raise TooManyErrorsError(
                 f"{self.errors} of {self.images} image(s) could not be read, more than {limit.text} (--max-errors); "
-                f"see '{self._job.errors_path}'."
+                f"see '{self._job.errors_path}'. The finished shards are kept: go on with a higher limit, or correct the images "
+                "and begin again with --overwrite."
             )
 
     def _count(self, record: ShardRecord) -> None:

@@ -110,7 +110,10 @@ def forget_damaged(folder: JobFolder, check: JobCheck) -> JobCheck:
         if shard_name(number) in names:
             path = folder.record_path(number)
             with output_errors(path):
-                path.unlink(missing_ok=True)
+                if path.is_dir():  # not ours, and only removed if it is empty
+                    path.rmdir()
+                else:
+                    path.unlink(missing_ok=True)
     return msgspec.structs.replace(check, repaired=True)
 
 
