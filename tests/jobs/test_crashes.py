@@ -10,16 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import support
 from clipmlu.bundle.directory import CompiledBundle
-from clipmlu.cli import main
 from clipmlu.errors import OutputError
 from clipmlu.jobs.folder import ShardRecord
 from clipmlu.jobs.options import JobOptions
@@ -107,45 +105,50 @@ def test_a_second_process_waits_and_computes_what_is_left(
     assert content(tmp_path / "job") == undisturbed
 
 
-def send_when(true: Callable[[], bool], numbers: Sequence[signal.Signals]) -> threading.Thread:
-    """Start a thread that sends signals to this process when something is true, or does nothing if it is not for a minute."""
-
-    def run() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not true():
-            time.sleep(0.002)
-        for number in numbers if true() else ():
-            os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "code"),
-    [([signal.SIGINT], 130), ([signal.SIGTERM], 143)],
-    ids=["SIGINT", "SIGTERM"],
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_signals_end_the_command_with_a_note_that_it_goes_on(
-    compiled: CompiledBundle,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    numbers: Sequence[signal.Signals],
-    code: int,
+    compiled: CompiledBundle, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     (tmp_path / "many").mkdir()
     picture = support.picture(1).resize((700, 700))
-    for image in range(60):
+    for image in range(30):
         picture.save(tmp_path / "many" / f"{image:02d}.png")
     job = tmp_path / "job"
-    command = ["embed", str(compiled.path), str(tmp_path / "many"), "-o", str(job), "--shard-format", "npy"]
-    sending = send_when(lambda: any((job / "records").glob("*.json")), numbers)
-    assert main([*command, "--shard-size", "1", "--batch-size", "1", "--workers", "1"]) == code
-    sending.join()
-    err = capsys.readouterr().err
+    command = (
+        "embed",
+        compiled.path,
+        tmp_path / "many",
+        "-o",
+        job,
+        "--shard-size",
+        1,
+        "--batch-size",
+        1,
+        "--workers",
+        1,
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipmlu", *map(str, command), "--shard-format", "npy"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: any((job / "records").glob("*.json")), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
     assert f"What was computed is kept in {job}; the same command goes on from there." in err.splitlines()
-    assert sorted(path.name for path in job.iterdir()) == ["inputs.jsonl", "job.json", "records", "shards"]
+    names = sorted(path.name for path in job.iterdir())
+    assert names == ["inputs.jsonl", "job.json", "records", "shards"]
 
 
 def test_a_limit_of_file_sizes_is_one_line_and_the_job_goes_on_without_it(

@@ -29,6 +29,7 @@ from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.finding import SkippedFiles
 from clipmlu.data.images import load_image, read_source
 from clipmlu.errors import InputError, MissingDependencyError, OptionError
+from clipmlu.jobs.engines.options import EngineOptions
 from clipmlu.jobs.inputs import JobInput, cut_inputs, cut_rows
 from clipmlu.jobs.opening import open_piece
 from clipmlu.jobs.options import JobOptions
@@ -300,6 +301,43 @@ def test_a_job_over_a_mixed_folder_has_the_embeddings_of_its_images(
         str(mixed / name) for name in ("a1.png", "y.tar::large.png", "y.tar::zero.png")
     ]
     assert "400,000,000 pixels" in errors
+
+
+def test_damages_of_every_kind_in_one_job_are_listed_and_cost_their_own_rows(
+    compiled: CompiledBundle, tmp_path: Path
+) -> None:
+    root = tmp_path / "damaged"
+    root.mkdir()
+    (root / "a.png").write_bytes(picture(1))
+    header = b"IHDR" + (10_000).to_bytes(4, "big") + (10_001).to_bytes(4, "big") + picture(1)[24:29]
+    (root / "b-large.png").write_bytes(
+        picture(1)[:12] + header + zlib.crc32(header).to_bytes(4, "big") + picture(1)[33:]
+    )
+    (root / "c-zero.png").write_bytes(b"")
+    write_tar(
+        root / "d.tar", {"good.png": picture(2), "corrupt.png": picture(3)[:100] + bytes(400), "last.png": picture(4)}
+    )
+    pq.write_table(pa.table({"image": [picture(number) for number in (5, 6)]}), root / "e.parquet")
+    (root / "f.parquet").write_bytes((root / "e.parquet").read_bytes()[:-30])
+    contents = []
+    for processes in (1, 2):
+        job = tmp_path / f"job-{processes}"
+        options = JobOptions(shard_size=4, max_pixels=100_000_000)
+        report = run_job(compiled.path, [root], job, options, engine=EngineOptions(processes=processes))
+        assert (report.images, report.errors) == (9, 4)
+        contents.append({str(path.relative_to(job)): path.read_bytes() for path in job.rglob("*") if path.is_file()})
+    assert contents[0] == contents[1]
+    lines = [json.loads(line) for line in contents[0]["errors.jsonl"].splitlines()]
+    reasons = {Path(line["id"]).name: line["reason"] for line in lines}
+    assert list(reasons) == ["b-large.png", "c-zero.png", "d.tar::corrupt.png", "f.parquet"]
+    for name, text in zip(reasons, ("100,010,000 pixels", "empty", "corrupt.png", "f.parquet"), strict=True):
+        assert text in reasons[name]
+    rows = [
+        row for part in sorted((tmp_path / "job-2" / "shards").iterdir()) for row in pq.read_table(part).to_pylist()
+    ]
+    good = [row["embedding"] for row in rows if row["error"] is None]
+    with clipmlu.load(compiled.path) as model:
+        np.testing.assert_allclose(good, model.embed_images([picture(number) for number in (1, 2, 4, 5, 6)]), atol=1e-6)
 
 
 @contextlib.contextmanager
