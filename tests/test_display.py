@@ -11,6 +11,7 @@ import json
 import pickle
 import shutil
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,24 @@ def test_thumbnails_keep_no_image_alive_and_never_fail(tmp_path: Path) -> None:
         assert reference.html() == ""
     copy = pickle.loads(pickle.dumps(Prediction("a", ("b",), (0,), (1.0,), image=gone[0])))
     assert copy.image.uri() is None
+
+
+def test_in_ipython_images_that_nobody_keeps_have_thumbnails(
+    monkeypatch: pytest.MonkeyPatch, compiled: CompiledBundle
+) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=object))
+    content = io.BytesIO()
+    Image.new("RGB", (300, 150), (200, 30, 30)).save(content, "PNG")
+    with clipmlu.load(compiled.path) as model:
+        found = model.classifier(["ant", "bee"]).predict([content.getvalue(), *(support.picture(n) for n in range(30))])
+    gc.collect()
+    references = [prediction.image for prediction in found]
+    assert references[0] is not None
+    assert _shown_picture(references[0]).size == (96, 48)
+    assert [reference is not None and reference.uri() is not None for reference in references] == [True] * 20 + [
+        False
+    ] * 11
+    assert check_html(found._repr_html_()) == 20
 
 
 def test_a_shown_thumbnail_stays_when_its_file_is_gone(tmp_path: Path) -> None:

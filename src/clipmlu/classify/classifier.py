@@ -246,7 +246,9 @@ class ZeroShotClassifier(Displayed):
             for position, item in enumerate(batch.items):
                 error = batch.errors.get(position)
                 found = next(read) if error is None else Prediction.failed(item.id, str(error))
-                predictions.append(dataclasses.replace(found, image=ImageReference(item.shown)))
+                predictions.append(
+                    dataclasses.replace(found, image=ImageReference.of_result(item.shown, len(predictions)))
+                )
         return predictions[0] if single else predictions
 
     __call__ = predict

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.data.images import ImageSource, load_image
+from clipmlu.display import ROWS_SHOWN
 from clipmlu.errors import ClipmluError
 
 THUMBNAIL_SIDE = 96
@@ -24,7 +26,7 @@ _MAX_PIXELS = 64_000_000  # a larger image would delay the notebook
 class ImageReference:
     """Where an image can be found when it is to be shown: a path, or a weak reference to an image in memory.
 
-    The bytes of files and streams are not kept: they have no thumbnail. A pickle keeps the path only.
+    Outside notebooks the bytes of files and streams are not kept: they have no thumbnail. A pickle keeps the path only.
     """
 
     def __init__(self, source: ImageSource | None) -> None:
@@ -45,6 +47,23 @@ class ImageReference:
             return reference
         return cls(None)
 
+    @classmethod
+    def of_result(cls, source: ImageSource | None, place: int) -> ImageReference:
+        """Return a reference for a result.
+
+        In IPython the thumbnails of images in memory are made at once, because such an image is often gone when its result is
+        shown.
+
+        Args:
+            source: the image as given.
+            place: its place among the results; only those that a table shows get a thumbnail at once.
+        """
+        reference = cls(source)
+        if place < ROWS_SHOWN and reference._path is None and _in_notebook():
+            with contextlib.suppress(Exception):  # as in uri
+                reference._uri = None if source is None else _thumbnail(source)
+        return reference
+
     def uri(self) -> str | None:
         """Return a JPEG of at most 96 x 96 pixels as a data URI; None if the image is gone or cannot be read."""
         if self._uri is None:
@@ -57,6 +76,12 @@ class ImageReference:
         """Return an ``<img>`` element, or an empty text."""
         uri = self.uri()
         return "" if uri is None else f'<img src="{uri}" alt="">'
+
+
+def _in_notebook() -> bool:
+    """Return whether this is an IPython session, such as a notebook's."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 def _finder(source: ImageSource | None) -> Callable[[], ImageSource | None]:

@@ -20,6 +20,7 @@ _LIBRARIES = r"(torch|torchvision|open_clip|onnx|onnx_ir|onnxscript|timm|transfo
 _KNOWN_WARNINGS = (
     r"# The axis name",  # the name of a dynamic axis differs from torch.export's
     r"QuickGELU mismatch",  # handled in loading.py; the manifest records the built activation
+    r"IProgress not found",  # tqdm in a notebook without ipywidgets
 )
 
 
@@ -34,7 +35,7 @@ def quiet_libraries() -> Iterator[None]:
             # onnx's reference operators fold constants: log(0), masked out afterwards (mT5's position buckets).
             warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"onnx\.reference\.")
             for start in _KNOWN_WARNINGS:
-                warnings.filterwarnings("ignore", message=start, category=UserWarning)
+                warnings.filterwarnings("ignore", message=start, category=Warning)
             yield
     finally:
         for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
