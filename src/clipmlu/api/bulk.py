@@ -71,12 +71,14 @@ class ShardKeywords(TypedDict, total=False):
         shard_size: images per shard.
         shard_format: format of the shard files.
         max_errors: stop when more images cannot be read: a number, or a percentage of those so far such as ``"1%"``; None never.
+        retry_errors: compute the shards that hold images that could not be read again.
         dtype: dtype of the stored embeddings.
     """
 
     shard_size: PositiveInt
     shard_format: FormatName
     max_errors: int | str | None
+    retry_errors: bool
     dtype: EmbeddingDtype
 
 
@@ -120,7 +122,7 @@ class EmbeddingReport(NamedTuple):
 
 _BULK = (InputKeywords, ReadingKeywords, RunningKeywords)
 _RUNNING = ("batch_size", "threads", "workers", "fast_preprocess", "device", "devices", "max_pixels")
-_SHARDS = ("shard_size", "shard_format", "max_errors", "dtype", "overwrite")
+_SHARDS = ("shard_size", "shard_format", "max_errors", "retry_errors", "dtype", "overwrite")
 
 
 @with_keywords(*_BULK, ShardKeywords, EngineKeywords, OpenSetKeywords, ClassifyKeywords, defaults=JobOptions)

@@ -53,6 +53,12 @@ _SHARD_OPTIONS = (
         metavar="N|P%",
         help="Stop a job when more images cannot be read than N, or P percent of those so far.",
     ),
+    Option(
+        "--retry-errors",
+        is_flag=True,
+        default=None,
+        help="Read the images of a job that could not be read again; their shards are computed again.",
+    ),
     Option("--dtype", type=Choice(["float32", "float16"]), help="Embeddings as a job stores them. [default: float32]"),
 )
 

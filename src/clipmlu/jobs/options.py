@@ -82,6 +82,7 @@ class JobOptions:
         urls: limits for fetching images by URL; None if that is not allowed.
         max_errors: stop when more images cannot be read: a number such as 100, or a percentage of the images so far such as
             ``"1%"``; None never stops. The shards that are finished stay.
+        retry_errors: compute the shards that hold images that could not be read again; their other rows stay the same.
         overwrite: replace a job with other inputs or options; one with the same is continued.
 
     Raises:
@@ -101,6 +102,7 @@ class JobOptions:
     devices: Sequence[int] | str | None = None
     urls: UrlOptions | None = None
     max_errors: NaturalInt | str | None = None
+    retry_errors: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:

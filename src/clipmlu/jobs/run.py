@@ -139,7 +139,7 @@ def run_job(
     with job.lock(on_note):
         job.check_output()  # another process may have written there meanwhile
         manifest = _begin(job, path, definition, options, pieces)
-        tally = _Tally(job, manifest)
+        tally = _Tally(job, manifest, retry_errors=options.retry_errors)
         on_start(JobStart(manifest.inputs.images, tally.images, manifest.shards, tally.shards))
         reported = on_load if engine.is_this_process else None
         work = ShardWork(
@@ -264,15 +264,16 @@ def _stored_manifest(job: JobFolder, wanted: JobManifest, inputs: Path, *, overw
 
 
 class _Tally:
-    """Counts of a job's images, first those of the shards that are done."""
+    """Counts of a job's images, first those of the shards that are done; with ``retry_errors`` one with an error is not."""
 
-    def __init__(self, job: JobFolder, manifest: JobManifest) -> None:
+    def __init__(self, job: JobFolder, manifest: JobManifest, *, retry_errors: bool) -> None:
         self._job = job
         self._shards = manifest.shards
         self._done: set[int] = set()
         self.images = self.errors = 0
         for record in job.records(manifest.shards):
-            self._count(record)
+            if not (retry_errors and record.errors):
+                self._count(record)
         self.computed_images = self.computed_shards = 0
 
     @property

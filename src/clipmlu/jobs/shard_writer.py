@@ -49,6 +49,8 @@ class ShardWriter:
     def write(self, shard: Shard, rows: ShardRows) -> ShardRecord:
         """Write the files of a shard and then its record; all replace those of an earlier attempt.
 
+        The earlier record goes first: if this process is killed between two steps, the shard is not done.
+
         Raises:
             OutputError: a file cannot be written.
         """
@@ -58,6 +60,7 @@ class ShardWriter:
             with self._format.open(self._manifest.schema, self._manifest.provenance, paths) as append:
                 append(rows)
             digests = {target.name: file_record(path) for target, path in zip(targets, paths, strict=True)}
+            self._folder.record_path(shard.number).unlink(missing_ok=True)
             for path, target in zip(paths, targets, strict=True):
                 os.replace(path, target)
         record = ShardRecord(
