@@ -395,3 +395,34 @@ def test_kinds_of_pieces_are_told_apart_when_read() -> None:
     assert {FilesPiece, TarPiece, RowsPiece, DatasetPiece} == set(Piece.__args__)  # type: ignore[attr-defined]
     with pytest.raises(msgspec.DecodeError):
         decode_piece(b'{"type": "other"}')
+
+
+def test_a_job_on_a_table_of_relative_paths_goes_on_in_its_own_folder_only(
+    compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another folder the same paths may be other images."""
+    for name, first in (("here", 0), ("there", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            (tmp_path / name / f"{number}.png").write_bytes(picture(first + number))
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "images.parquet"
+    pq.write_table(pa.table({"path": ["0.png", "1.png"]}), table)
+    contents = tmp_path / "tables" / "contents.parquet"
+    pq.write_table(pa.table({"image": [picture(0), picture(1)]}), contents)
+    options = JobOptions(shard_size=1, shard_format="npy")
+
+    def run(folder: str, source: Path) -> int:
+        monkeypatch.chdir(tmp_path / folder)
+        return run_job(compiled.path, [source], tmp_path / f"job-{source.stem}", options).computed_shards
+
+    assert run("here", table) == 2
+    message = (
+        f"another current folder, in which the rows of '{table}' look up relative paths: '{tmp_path}/here' then, "
+        f"'{tmp_path}/there' now"
+    )
+    with pytest.raises(OptionError) as caught:
+        run("there", table)
+    assert message in str(caught.value)
+    assert run("here", table) == 0
+    assert (run("here", contents), run("there", contents)) == (2, 0)

@@ -17,7 +17,7 @@ from clipmlu.data.listing import find_inputs
 from clipmlu.data.url.found import FoundUrl
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError
-from clipmlu.file_names import path_from_name
+from clipmlu.file_names import name_from_path, path_from_name
 from clipmlu.jobs.dataset_input import cut_dataset
 from clipmlu.jobs.pieces import FileEntry, FilesPiece, Piece, RowsPiece, TarPiece
 
@@ -119,8 +119,17 @@ def _cut_table(
             id_column=columns.id,
             first=first,
             images=count,
+            current_folder=_current_folder() if columns.paths else None,
         )
     return [] if groups.error is None else [FileEntry(name=entry.name, error=str(groups.error))]
+
+
+def _current_folder() -> str | None:
+    """Return the current folder; None if it was removed, so that no relative path leads anywhere."""
+    try:
+        return name_from_path(os.getcwd())
+    except OSError:
+        return None
 
 
 def cut_rows(groups: Iterable[int], shard_size: int) -> Iterator[tuple[int, int]]:

@@ -97,6 +97,8 @@ class RowsPiece(_OnePart, frozen=True, kw_only=True, tag="rows"):
         id_column: column of the ids, or None for row numbers.
         first: number of the first row, from 0.
         images: number of rows.
+        current_folder: the current folder when the input was listed, in which relative paths in the rows are looked up, too;
+            None if the column holds no paths.
     """
 
     file: FileEntry
@@ -105,6 +107,7 @@ class RowsPiece(_OnePart, frozen=True, kw_only=True, tag="rows"):
     id_column: str | None
     first: NaturalInt
     images: PositiveInt
+    current_folder: str | None = None
 
     @property
     def name(self) -> str:

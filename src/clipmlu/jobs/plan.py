@@ -14,7 +14,7 @@ from clipmlu.data.url.location import redact
 from clipmlu.errors import InputError
 from clipmlu.files.publish import output_errors
 from clipmlu.jobs.manifest import InputPlan
-from clipmlu.jobs.pieces import Part, Piece, decode_piece
+from clipmlu.jobs.pieces import Part, Piece, RowsPiece, decode_piece
 
 
 def write_plan(pieces: Iterable[Piece], path: Path, target: Path) -> InputPlan:
@@ -65,6 +65,13 @@ def describe_other_input(stored: Path, wanted: Path, plans: tuple[InputPlan, Inp
     if first is None:
         return None
     old, new = first
+    if isinstance(old, RowsPiece) and isinstance(new, RowsPiece):
+        moved = msgspec.structs.replace(old, current_folder=new.current_folder)
+        if moved == new:
+            return (
+                f"another current folder, in which the rows of '{new.name}' look up relative paths: '{old.current_folder}' then, "
+                f"'{new.current_folder}' now"
+            )
     if old is not None and new is not None and old.name == new.name:
         return f"{counts}; the first that was changed: '{redact(new.name)}')"
     place = "the end" if old is None else f"'{redact(old.name)}'"

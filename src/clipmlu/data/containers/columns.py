@@ -23,10 +23,12 @@ class Columns:
     Attributes:
         image: column of the images; a field of a struct as ``column.field``.
         id: column of the ids, or None for the row numbers.
+        paths: whether values of the images' column may be paths.
     """
 
     image: str
     id: str | None = None
+    paths: bool = True
 
 
 def import_pyarrow(module: str = "pyarrow") -> Any:
@@ -72,7 +74,7 @@ def _choose(schema: Any, where: str, image: str | None, id_column: str | None) -
         raise OptionError(
             f"column '{id_column}' of '{where}' has the type {field_type(schema, id_column, where)}; expected ids: text or integers"
         )
-    return Columns(image, id_column)
+    return Columns(image, id_column, image_kind(field_type(schema, image, where)) != "bytes")
 
 
 def field_type(schema: Any, name: str, where: str) -> Any:
