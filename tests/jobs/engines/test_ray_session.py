@@ -128,6 +128,29 @@ def test_the_address_auto_with_a_variable_of_a_cluster_that_has_ended_is_refused
         raise AssertionError("it was opened")
 
 
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ("127.0.0.1:{}", r"^Cannot use Ray at '127\.0\.0\.1:{0}': 127\.0\.0\.1:{0} does not answer"),
+        (None, "^Cannot use Ray at 'auto': no cluster runs on this machine"),
+    ],
+)
+def test_the_address_auto_after_the_end_of_the_last_cluster_is_refused_at_once(
+    ray: Any, closed_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stored: str | None, message: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(ray._private.services, "find_gcs_addresses", set)  # of the machine: other programs may use Ray
+    (tmp_path / "ray").mkdir()
+    if stored is not None:
+        (tmp_path / "ray" / "ray_current_cluster").write_text(stored.format(closed_port))
+    with (
+        pytest.raises(BackendUnavailableError, match=message.format(closed_port)),
+        open_ray(EngineOptions(engine="ray", ray_address="auto"), None),
+    ):
+        raise AssertionError("it was opened")
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

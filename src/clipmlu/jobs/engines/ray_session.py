@@ -73,7 +73,7 @@ def open_ray(options: EngineOptions, cards: Cards | None) -> Iterator[Any]:
             with _local_ray(ray, options, cards):
                 yield ray
         else:
-            _check_answers(options.ray_address)
+            _check_answers(ray, options.ray_address)
             with _initialized(ray, f"at '{options.ray_address}'", {"address": options.ray_address}):
                 yield ray
 
@@ -135,16 +135,24 @@ def _kill_processes_of(folder: Path) -> None:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def _check_answers(address: str) -> None:
+def _check_answers(ray: Any, address: str) -> None:
     """Check that a host accepts connections at an address with a port: Ray would try for more than five minutes.
 
-    For ``auto`` Ray reads its variable, which may name a cluster that has ended.
+    For ``auto`` Ray reads its variable, or the file of the last ``ray start``, which may name a cluster that has ended.
 
     Raises:
-        BackendUnavailableError: it does not.
+        BackendUnavailableError: it does not, or there is no cluster to find.
     """
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or address
+        try:
+            address = ray._private.services.get_ray_address_from_environment(address, None)
+        except ConnectionError as error:
+            raise BackendUnavailableError(
+                "Cannot use Ray at 'auto': no cluster runs on this machine, and RAY_ADDRESS is not set. Start one (ray start --head), "
+                "or give --ray-address HOST:PORT."
+            ) from error
+        except AttributeError:  # another release of Ray, which looks for it by itself
+            return
     match = _HOST_AND_PORT.fullmatch(address)
     if match is None:
         return
