@@ -28,7 +28,7 @@ class Columns:
 
     image: str
     id: str | None = None
-    paths: bool = True
+    paths: bool = dataclasses.field(default=True, compare=False)
 
 
 def import_pyarrow(module: str = "pyarrow") -> Any:
