@@ -98,6 +98,7 @@ def run_chain(
     options: RunOptions,
     *,
     on_note: Callable[[str], None] = lambda _message: None,
+    on_warning: Callable[[str], None] | None = None,
     on_progress: Callable[[int], None] = lambda _count: None,
     on_result: Callable[[str], None] = lambda _name: None,
     on_step: StartStep = no_steps,
@@ -113,6 +114,7 @@ def run_chain(
         output: folder for the bundles and ``report.json``.
         options: options of the run.
         on_note: called with a line for the user at each step.
+        on_warning: called with what the export assumed, which decides whether the results are right; None for ``on_note``.
         on_progress: called with numbers of evaluated images; the first one is 0.
         on_result: called with the name of each bundle when it is made and recorded.
         on_step: begins each step that may take seconds, except the images of the evaluation; see ``clipmlu.steps``.
@@ -134,7 +136,9 @@ def run_chain(
     folder = output / model_folder_name(model, options.export)
     store = ResultStore(folder / "results", on_note, on_result)
     with store.lock():
-        exported, export_step = _export(model, folder / "exported", options.export, store, on_note, on_step)
+        exported, export_step = _export(
+            model, folder / "exported", options.export, store, on_note, on_warning or on_note, on_step
+        )
         compiled, compile_step = _compile(
             exported, folder / compiled_folder_name(plan, options.compile), options.compile, store, on_note, on_step
         )
@@ -157,10 +161,11 @@ def _export(
     options: ExportOptions,
     store: ResultStore,
     on_note: Callable[[str], None],
+    on_warning: Callable[[str], None],
     on_step: StartStep,
 ) -> tuple[ExportedBundle, Step]:
     start = time.perf_counter()
-    bundle, reused = obtain_exported(model, path, options, store, on_note, on_step)
+    bundle, reused = obtain_exported(model, path, options, store, on_note, on_step, on_warning=on_warning)
     return bundle, _step("export", "reused" if reused else "made", path, start)
 
 
@@ -171,6 +176,8 @@ def obtain_exported(
     store: ResultStore,
     on_note: Callable[[str], None],
     on_step: StartStep = no_steps,
+    *,
+    on_warning: Callable[[str], None] | None = None,
 ) -> tuple[ExportedBundle, bool]:
     """Return the exported bundle at a path if its key is equal and it is unchanged; otherwise export the model.
 
@@ -184,7 +191,7 @@ def obtain_exported(
     def make(overwrite: bool) -> ExportedBundle:
         on_note(f"exporting {name_from_path(model)} to {name_from_path(path)}")
         replaced = dataclasses.replace(options, overwrite=overwrite)
-        return export_model(model, path, replaced, on_note=on_note, on_step=on_step)
+        return export_model(model, path, replaced, on_note=on_warning or on_note, on_step=on_step)
 
     bundle, reused = obtain_bundle(
         path,
@@ -197,7 +204,7 @@ def obtain_exported(
     )
     if reused:
         for line in bundle.manifest.export.notes:
-            on_note(line)
+            (on_warning or on_note)(line)
     return bundle, reused
 
 

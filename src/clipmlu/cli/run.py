@@ -13,7 +13,7 @@ from clipmlu.cli._compiling import compile_options
 from clipmlu.cli._completion import complete_model, complete_tag
 from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._help import command
-from clipmlu.cli._notes import note, note_skipped
+from clipmlu.cli._notes import note, note_skipped, warn
 from clipmlu.cli._options import (
     PATH,
     Integer,
@@ -111,6 +111,7 @@ def run_command(
             output,
             chain,
             on_note=note,
+            on_warning=warn,
             on_progress=lambda images: progress.add(images=images),
             on_step=STEPS,
         )
