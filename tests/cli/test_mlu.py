@@ -329,7 +329,7 @@ def test_images_that_were_calibrated_with_are_not_evaluated(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--target", "emulated-mlu", "--precision", "qint8_mixed_float16"), 1, "needs calibration data: give --calib"),
+        (("--target", "emulated-mlu", "--precision", "qint8_mixed_float16"), 2, "needs calibration data: give --calib"),
         (("--target", "emulated-mlu", "--calib", "demo"), 2, "force_float32 quantises nothing; leave --calib out"),
         (("--target", "cpu", "--mlu-arch", "mtp_372"), 2, "target 'cpu' has no MLU cards"),
         (("--target", "emulated-mlu", "--cluster-num", "six"), 2, "cluster number is 'six'; expected numbers"),

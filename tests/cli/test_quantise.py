@@ -129,7 +129,7 @@ def test_search_and_recipe(run: Run, exported: ExportedBundle, folder: Path, tmp
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--max-drop", "0.1"), 1, "needs calibration data: give --calib"),
+        (("--max-drop", "0.1"), 2, "needs calibration data: give --calib"),
         (
             ("--max-drop", "0.1", "--calib", "demo", "--granularity", "per_axis"),
             2,

@@ -171,6 +171,8 @@ def test_what_is_no_small_file_is_refused_at_once(tmp_path: Path, place: str) ->
         (",".join(["a cat on a mat"] * 40), ("a cat on a mat",) * 40),
         ("e\u0301" * 200 + ",cat", ("e\u0301" * 200, "cat")),
         ("0,1,2", ("0", "1", "2")),
+        ("\u732b\uff0c\u72d7", ("\u732b", "\u72d7")),  # the commas of Chinese keyboards
+        ("\u732b\u3001\u72d7, \u725b", ("\u732b", "\u72d7", "\u725b")),
     ],
 )
 def test_lists_as_text_and_in_python(labels: str, names: tuple[str, ...]) -> None:
@@ -181,10 +183,10 @@ def test_lists_as_text_and_in_python(labels: str, names: tuple[str, ...]) -> Non
     ("labels", "error", "message"),
     [
         ("cat", InputError, "Label file 'cat' does not exist"),
-        ("", InputError, "No class names"),
+        ("", OptionError, "No class names"),
         ("x" * 5000, InputError, "Label file 'xxx.*' does not exist"),
         ("a\0b", InputError, "does not exist"),
-        (" ", InputError, "No class names"),
+        (" ", OptionError, "No class names"),
         ([], InputError, "No class names"),
         (["cat", " "], InputError, "Class name 1 is blank"),
         (["cat", 1], OptionError, "Class name 1 is of type 'int'"),

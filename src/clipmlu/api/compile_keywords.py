@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 import msgspec
 
-from clipmlu.arguments import as_path
+from clipmlu.arguments import as_path, check_argument
 from clipmlu.backends import SessionOptions
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.quantisation import QuantisationChoice, QuantisationName
@@ -271,10 +271,20 @@ def _quantisation(given: Mapping[str, Any]) -> QuantisationChoice | None:
     if given.get("smooth_alpha", ()) != ():
         changes["smooth_alpha"] = _smoothing(given["smooth_alpha"])
     if given.get("keep_float"):
-        changes["keep_float"] = tuple(_several(given["keep_float"]))
+        changes["keep_float"] = _selections(given["keep_float"])
     if "quantisation" not in given and not changes:
         return None
     return QuantisationChoice(name=given.get("quantisation", "recommended"), changes=changes)
+
+
+def _selections(given: Any) -> tuple[str, ...]:
+    """Return selections of operators whose syntax and roles are right; the blocks are compared with the model later."""
+    from clipmlu.graph.selection import parse_selection
+
+    texts = tuple(_several(given))
+    for text in texts:
+        parse_selection(check_argument(text, str, "keep float"))
+    return texts
 
 
 def _smoothing(given: Any) -> dict[str, SmoothingStrength]:

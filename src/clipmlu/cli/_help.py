@@ -37,7 +37,9 @@ class ExampleCommand(click.Command):
                 if ctx.get_parameter_source(parameter.name or "") is ParameterSource.ENVIRONMENT and re.search(
                     rf"(?<!\w){re.escape(str(value))}(?!\w)", str(error)
                 ):
-                    error.args = (f"{error} '{value}' is the value of the environment variable {parameter.envvar}.",)
+                    error.args = (
+                        f"{str(error).rstrip('.')}. '{value}' is the value of the environment variable {parameter.envvar}.",
+                    )
             raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -72,7 +72,7 @@ def compile_bundle(
         PrecisionError: the target does not offer the precision.
         OptionError: an option does not apply to the target.
         CompileError: a graph cannot be expressed on the target.
-        CalibrationError: a mode that quantises has no calibration data, or they do not fit.
+        CalibrationError: the calibration data do not fit.
         BackendUnavailableError: the target's runtime cannot be used on this machine.
         BundleExistsError: the output path already exists.
         GateError: the compiled graphs do not agree with the exported ones; nothing is published.

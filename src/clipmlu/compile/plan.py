@@ -11,7 +11,7 @@ from clipmlu.bundle.manifest import Compilation, Placement
 from clipmlu.compile.quantisation import QuantisationChoice, resolve_quantisation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.calibration_set import CalibrationSet
-from clipmlu.errors import CalibrationError, OptionError, PrecisionError, wrong_choice
+from clipmlu.errors import OptionError, PrecisionError, wrong_choice
 from clipmlu.graph.pixels import NORMALISATION_KEY
 from clipmlu.specs import (
     CalibrationRecord,
@@ -154,8 +154,7 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
         UnknownNameError: there is no such target.
         BackendUnavailableError: its runtime cannot be used on this machine.
         PrecisionError: it does not offer the precision.
-        OptionError: an option does not apply to it.
-        CalibrationError: a mode that quantises has no calibration data.
+        OptionError: an option does not apply to it, or a mode that quantises has no calibration data.
     """
     if options.precision.bits is None:
         _refuse_quantisation(options)
@@ -167,9 +166,9 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
             f"{backend.why_not(options.precision)}".rstrip()
         )
     if options.precision.bits is not None and options.calibration is None:
-        raise CalibrationError(
-            f"The precision {options.precision.value} needs calibration data: give --calib DATASET, "
-            "or --calib imagefolder:PATH of images that you do not evaluate later."
+        raise OptionError(
+            f"precision {options.precision.value} needs calibration data: give --calib DATASET, "
+            "or --calib imagefolder:PATH of images that you do not evaluate later"
         )
     if not backend.has_cards and options.mlu is not None:
         raise OptionError(f"target '{target}' has no MLU cards; leave out the MLU options")
