@@ -20,6 +20,7 @@ from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.export.exporter import ExportOptions
 from clipmlu.measure.accuracy.evaluate import EvalOptions
+from clipmlu.tune.resume import ResultStore
 from support import put_export
 
 pytestmark = pytest.mark.torch
@@ -225,3 +226,31 @@ def test_mistakes_are_found_before_the_export_begins(tmp_path: Path, capsys: pyt
         assert main(["run", "demo", "-o", str(tmp_path / "out"), *arguments]) in (1, 2)
         assert not (tmp_path / "out").exists()
     assert "exporting" not in capsys.readouterr().err
+
+
+def test_what_an_export_assumed_is_a_warning(
+    demo_bundle: ExportedBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_export(demo_bundle, tmp_path / "demo")
+    manifest = tmp_path / "demo" / "exported" / "manifest.json"
+    described = json.loads(manifest.read_bytes())
+    described["export"]["notes"] = ["the preprocessing is assumed"]
+    manifest.write_text(json.dumps(described))
+    store = ResultStore(tmp_path / "demo" / "results", lambda _note: None)
+    store.save("exported", export_key("demo", ExportOptions()), open_exported(manifest.parent).digest)
+    err = _run(capsys, tmp_path, "--quiet")[2]
+    assert err == "the preprocessing is assumed\n"
+
+
+def test_a_compiled_demo_model_leads_to_its_samples(
+    demo_bundle: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compile", str(demo_bundle.path), "--target", "cpu", "--no-check", "-o", "fast"]) == 0
+    err = capsys.readouterr().err
+    commands = [line.split()[1:] for line in err.partition("Next: ")[2].splitlines()]
+    assert commands == [
+        ["eval", "fast", "--dataset", "demo"],
+        ["bench", "fast"],
+        ["datasets", "--write-samples", "."],
+    ]

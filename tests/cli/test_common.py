@@ -107,3 +107,17 @@ def test_commands_that_are_suggested_run_when_pasted(
     assert run(*following, "--target", "cpu", "-q")[0] == 0
     assert Path("my model-int8").is_dir()
     assert run("compile", "my model", "--target", "cpu", "-q", "-o", "quiet")[2] == ""
+
+
+def test_samples_lead_to_commands_that_run_when_pasted(
+    run: Run, compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    compiled.path.rename("demo-cpu")
+    for again in ((), ("--overwrite",)):
+        code, _, err = run("datasets", "--write-samples", "it's here", *again)
+        assert code == 0
+        following = shlex.split(err.partition("Next: ")[2])[1:]
+        assert following[2:] == ["it's here/photos", "--labels", "it's here/labels.txt"]
+        assert run(*following)[0] == 0
+    assert "replace it with --overwrite" in run("datasets", "--write-samples", "it's here")[2]

@@ -28,3 +28,13 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
         write_samples(tmp_path)
     assert (tmp_path / "labels.txt").read_text() == "mine\n"
     assert not (tmp_path / "photos").exists()
+
+
+def test_samples_are_replaced_on_request_and_other_files_stay(tmp_path: Path) -> None:
+    photos, labels = write_samples(tmp_path)
+    expected = labels.read_bytes()
+    labels.write_text("mine\n")
+    (photos / "mine.png").write_bytes(b"x")
+    assert write_samples(tmp_path, overwrite=True) == (photos, labels)
+    assert labels.read_bytes() == expected
+    assert (photos / "mine.png").read_bytes() == b"x"

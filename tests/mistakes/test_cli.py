@@ -37,6 +37,16 @@ MISTAKES = [
     ("info nowhere", 1, "No bundle at 'nowhere'", "clipmlu export"),
     ("classify E photos --labels a,b", 1, "E'", "clipmlu compile"),
     ("compile E --target cpu -o B", 1, "'B' exists", "--overwrite"),
+    ("compile E -o new --precision int8", 2, "precision qint8_mixed_float32 needs calibration data", "give --calib"),
+    (
+        "compile E -o new --precision int8 --calib demo --keep-float mlp",
+        2,
+        "unknown role 'mlp'",
+        "'mlp_in' or 'mlp_out'",
+    ),
+    ("classify B photos --labels ,", 2, "No class names in the list given", "at least one is needed"),
+    ("classify B photos --labels n01440764,n01443537", 2, "names in the list given are WordNet ids", "Give the words"),
+    ("datasets --overwrite", 2, "--overwrite needs --write-samples", "needs --write-samples"),
     ("doctor --only casts", 2, "--only needs --probe-sdk", "--probe-sdk"),
     ("emulate nosuchprogram", 127, "Cannot run 'nosuchprogram'", "clipmlu emulate -- python"),
 ]

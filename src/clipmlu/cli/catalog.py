@@ -10,9 +10,9 @@ import click
 
 from clipmlu.cli._completion import complete_model
 from clipmlu.cli._help import command
-from clipmlu.cli._notes import note
-from clipmlu.cli._options import PATH, json_option
-from clipmlu.errors import UnknownNameError
+from clipmlu.cli._notes import note, note_next
+from clipmlu.cli._options import PATH, json_option, overwrite_option
+from clipmlu.errors import OptionError, UnknownNameError
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json, print_facts, print_table, words
 
@@ -75,14 +75,17 @@ def _show_models(models: Mapping[str, tuple[str, ...]], *, whole: bool) -> None:
     metavar="DIR",
     help="Write ten drawn pictures to DIR/photos and their class names to DIR/labels.txt instead, to try commands with.",
 )
+@overwrite_option
 @json_option
-def datasets_command(write_samples: Path | None, as_json: bool) -> None:
+def datasets_command(write_samples: Path | None, overwrite: bool, as_json: bool) -> None:
     """List the datasets that 'clipmlu eval' reads, with their locations on this machine."""
     from clipmlu.data.datasets import DATASETS, locate_dataset
 
     if write_samples is not None:
-        _write_samples(write_samples)
+        _write_samples(write_samples, overwrite=overwrite)
         return
+    if overwrite:
+        raise OptionError("--overwrite needs --write-samples")
     rows = [(info, locate_dataset(info.name)) for info in DATASETS.values()]
     if as_json:
         echo_json([{**dataclasses.asdict(info), "location": location} for info, location in rows])
@@ -91,8 +94,9 @@ def datasets_command(write_samples: Path | None, as_json: bool) -> None:
     print_table(words("name", "splits", "classes", "location", "what"), shown)
 
 
-def _write_samples(folder: Path) -> None:
+def _write_samples(folder: Path, *, overwrite: bool) -> None:
     from clipmlu.data.datasets.samples import write_samples
 
-    photos, labels = map(name_from_path, write_samples(folder))
-    note(f"Wrote {photos} and {labels}. Next: clipmlu classify demo-cpu {photos} --labels {labels}")
+    photos, labels = write_samples(folder, overwrite=overwrite)
+    note(f"Wrote {name_from_path(photos)} and {name_from_path(labels)}")
+    note_next(("classify", "demo-cpu", photos, "--labels", labels))

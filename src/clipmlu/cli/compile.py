@@ -104,12 +104,13 @@ def compile_command(
         compiled = _search(bundle, output, options, search)
     show_bundle(compiled, as_json=as_json, verbose=is_verbose())
     if compiled.manifest.layout == "towers":
-        dataset = "demo" if compiled.manifest.model.name == "demo" else "cifar100"
-        note_next(
-            ("eval", output, "--dataset", dataset),
-            ("bench", output),
-            ("classify", output, "photos/", "--labels", "cat,dog"),
-        )
+        note_next(*_next_commands(output, demo=compiled.manifest.model.name == "demo"))
+
+
+def _next_commands(bundle: Path, *, demo: bool) -> list[tuple[str | Path, ...]]:
+    """Return what people may do with a compiled bundle; the commands about the demo model need no files of theirs."""
+    classify = ("datasets", "--write-samples", ".") if demo else ("classify", bundle, "photos/", "--labels", "cat,dog")
+    return [("eval", bundle, "--dataset", "demo" if demo else "cifar100"), ("bench", bundle), classify]
 
 
 def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchOptions) -> CompiledBundle:

@@ -13,8 +13,12 @@ from clipmlu.files.publish import write_files
 _COUNT = 10
 
 
-def write_samples(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+def write_samples(folder: str | os.PathLike[str], *, overwrite: bool = False) -> tuple[Path, Path]:
     """Write ten drawn pictures to ``FOLDER/photos``, and their class names to ``FOLDER/labels.txt``, one on each line.
+
+    Args:
+        folder: it is made if it is missing.
+        overwrite: replace these files; other files stay.
 
     Returns:
         The paths of the folder of pictures and of the list.
@@ -27,7 +31,7 @@ def write_samples(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     dataset = DemoDataset(size=_COUNT)
     names = [dataset.class_names[dataset.label(index)] for index in range(_COUNT)]
     contents = {photos / f"{name.replace(' ', '-')}.png": _png(dataset, index) for index, name in enumerate(names)}
-    write_files({**contents, labels: "".join(f"{name}\n" for name in names).encode()}, overwrite=False)
+    write_files({**contents, labels: "".join(f"{name}\n" for name in names).encode()}, overwrite=overwrite)
     return photos, labels
 
 
