@@ -35,10 +35,20 @@ OPTION_VARIABLES = {
     str(option.envvar) for command in cli.commands.values() for option in command.params if option.envvar
 }
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONG_EXPORTS = ("convnext", "hf-text", "resnet", "siglip")
+"""Kinds of tiny models whose two towers take 15 to 20 s to export. Tests that are repeated for kinds try these with ``make test-all``;
+``vit``, ``quick-gelu`` and the joint layout of ``siglip`` stay.
+"""
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of ``LONG_FILES`` first; all others keep their order."""
+    """Put the tests of ``LONG_FILES`` first, and mark those of ``LONG_EXPORTS``; all others keep their order."""
+    for item in items:
+        given: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+        joint = given.get("kind") == "siglip" and "joint" in (given.get("layout"), given.get("tower"))
+        if given.get("kind") in LONG_EXPORTS and not joint:
+            item.add_marker(pytest.mark.slow)
     order = {name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG_FILES)))
 

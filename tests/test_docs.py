@@ -90,6 +90,7 @@ SCALE = (REPOSITORY / "docs" / "scale.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_commands_of_the_scale_document_run_and_write_the_same_files(
     compiled: CompiledBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

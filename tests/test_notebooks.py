@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import support
+from clipmlu.bundle.directory import ExportedBundle
 from conftest import REPOSITORY
 
 nbformat = pytest.importorskip("nbformat", reason="needs nbformat, nbclient and ipykernel, of the extra test")
@@ -41,12 +43,20 @@ def _execute(notebook: Any, folder: Path) -> Any:
     return client.execute()
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "from_the_vendor_sample" else ())
+        for path in NOTEBOOKS
+    ],
+)
 @pytest.mark.filterwarnings("default")
 def test_a_notebook_shows_what_is_stored_in_it(
-    path: Path, libraries: None, shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, demo_bundle: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(shared_folder / "notebooks"))  # the demo model is exported once
+    """``pipeline`` finds the demo model exported."""
+    support.keep_export(demo_bundle, tmp_path / "cache")
+    monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     stored = nbformat.read(path, as_version=4)

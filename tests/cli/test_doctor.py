@@ -33,6 +33,7 @@ def test_emulated_sdk_is_probed_and_the_table_says_so(run: Run, tmp_path: Path) 
     assert "**Emulated.**" in (tmp_path / MARKDOWN_NAME).read_text()
 
 
+@pytest.mark.slow
 def test_report_is_printed_as_json(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("doctor", "--probe-sdk", "--emulated", "--only", "enums", "--output", tmp_path, "--json")
     assert code == 0
@@ -40,6 +41,7 @@ def test_report_is_printed_as_json(run: Run, tmp_path: Path) -> None:
     assert json.loads(out)["emulated"] is True
 
 
+@pytest.mark.slow
 def test_interpreter_that_the_environment_names_is_probed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def image_error(bundle: CompiledBundle, reference: ExportedBundle, folder: Path)
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_automatic_smoothing_finds_the_outliers(
     tiny_model: Callable[[str], Path], tiny_bundle: Callable[..., ExportedBundle], pictures: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_automatic_smoothing_finds_the_outliers(
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_a_model_without_attention_in_blocks_takes_the_recommended_options_too(
     tiny_bundle: Callable[..., ExportedBundle], pictures: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_card_that_refuses_the_recommended_options_is_told_of_the_vendors(
     assert "--quantisation" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_convolutions_with_a_bias_take_the_recommended_options(
     tiny_bundle: Callable[..., ExportedBundle], pictures: Path, tmp_path: Path
 ) -> None:

@@ -142,8 +142,22 @@ def test_golden_clip_tensors_are_met_exactly(data_dir: Path) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("interpolation", "resize_mode"),
+    [
+        ("bicubic", "shortest"),
+        ("bilinear", "squash"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (
+                ("bicubic", "longest"),
+                ("bicubic", "squash"),
+                ("bilinear", "shortest"),
+                ("bilinear", "longest"),
+            )
+        ),
+    ],
+)
 def test_every_mode_and_size_equals_open_clip(
     resize_mode: str, interpolation: str, open_clip_transform: Callable[..., Callable[[Image.Image], object]]
 ) -> None:

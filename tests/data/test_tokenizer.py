@@ -386,7 +386,9 @@ HF_CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], dict[str, Any]
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("case", HF_CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in ("siglip", "bert") else pytest.mark.slow) for case in HF_CASES]
+)
 def test_huggingface_kind_equals_open_clip(case: str, reference: Any, tmp_path: Path) -> None:
     write, options, fields = HF_CASES[case]
     write(tmp_path)

@@ -86,6 +86,7 @@ def test_embeddings_equal_torch_for_any_batch(
         assert text_embeds.dtype == image_embeds.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_manifest_tells_what_was_exported(tiny_model: Tiny, tiny_bundle: Exported) -> None:
     folder = tiny_model("siglip")
     bundle = tiny_bundle("siglip")
@@ -121,6 +122,7 @@ def test_interface_has_the_documented_names_and_one_dynamic_axis(tiny_bundle: Ex
     ]
 
 
+@pytest.mark.slow
 def test_joint_graph_gives_scaled_and_shifted_similarities(
     tiny_bundle: Callable[..., ExportedBundle],
 ) -> None:
@@ -185,6 +187,7 @@ def test_nodes_are_named_after_the_blocks_of_the_model(tiny_model: Tiny, tiny_bu
     assert "visual.conv1.weight" in {each.name for each in image.initializer}
 
 
+@pytest.mark.slow
 def test_files_hold_no_paths_of_this_machine(tiny_model: Tiny, tiny_bundle: Exported) -> None:
     folder = tiny_model("hf-text")
     bundle = tiny_bundle("hf-text")
@@ -312,6 +315,7 @@ def test_taken_output_is_refused_before_the_model_is_loaded(tmp_path: Path) -> N
         export_model(f"local-dir:{folder}", tmp_path / "out", ExportOptions(overwrite=True))
 
 
+@pytest.mark.slow
 def test_identity_is_what_the_manifest_says(tiny_model: Tiny, tiny_bundle: Exported) -> None:
     folder = tiny_model("hf-text")
     bundle = tiny_bundle("hf-text")

@@ -167,7 +167,8 @@ def test_roles_are_those_of_the_modules(lowered: Lowered, kind: str, tower: str)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("kind", ["siglip", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["siglip", "vit"])
 def test_a_joint_graph_numbers_each_tower_and_its_logits_are_other(lowered: Lowered, kind: str) -> None:
     model = lowered(kind, "joint")
     operators = find_operators(model)
@@ -243,6 +244,7 @@ def test_work_of_a_transformer(
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_work_of_convolutions_and_of_attention_pooling(lowered: Lowered) -> None:
     resnet = find_operators(lowered("resnet", "image"))
     assert [operator.macs for operator in resnet[:7]] == [

@@ -576,6 +576,7 @@ def test_what_was_smoothed_otherwise_is_left_out_and_nothing_else(
         ("vit", "force_float16", "cpu", None),
         ("vit", "qint8_mixed_float16", "emulated-mlu", "per_tensor"),
         ("vit", "qint8_mixed_float32", "cpu", "per_axis"),
+        ("quick-gelu", "qint8_mixed_float32", "cpu", "per_tensor"),
         ("siglip", "qint8_mixed_float32", "cpu", "per_tensor"),
         ("resnet", "qint8_mixed_float32", "cpu", "per_axis"),
     ],

@@ -156,6 +156,7 @@ def test_hang_inside_the_sdk_is_the_answer(tmp_path: Path) -> None:
     assert record.details["two contexts on one queue"].found == "no end within 2 s"
 
 
+@pytest.mark.slow
 def test_crash_inside_the_sdk_is_the_answer(tmp_path: Path) -> None:
     report = probe_emulated_sdk(tmp_path, only=["queueing"], **{**QUIET, "faults": "sync:2:crash"})
     (record,) = report.records
@@ -163,6 +164,7 @@ def test_crash_inside_the_sdk_is_the_answer(tmp_path: Path) -> None:
     assert "killed by SIGKILL" in {case.found for case in record.details.values()}
 
 
+@pytest.mark.slow
 def test_card_is_found_out_even_if_it_is_another(tmp_path: Path) -> None:
     report = probe_emulated_sdk(tmp_path, only=["contexts"], arch="mtp_592", **QUIET)
     assert report.arch == "mtp_592"
@@ -187,6 +189,7 @@ def test_card_is_found_out_even_if_it_is_another(tmp_path: Path) -> None:
         ("from clipmlu.magicmind.emulator.tensor import Tensor\ndel Tensor.to", "mtp_372"),
     ],
 )
+@pytest.mark.slow
 def test_sdk_that_lacks_something_is_asked_all_the_same(tmp_path: Path, breakage: str, arch: str) -> None:
     header = (
         "from clipmlu.magicmind.emulator import config\nfrom clipmlu.magicmind.emulator.config import BuilderConfig\n"
@@ -199,6 +202,7 @@ def test_sdk_that_lacks_something_is_asked_all_the_same(tmp_path: Path, breakage
     assert found(report, "casts", "float64 for FLOAT32") == "cast, result right"
 
 
+@pytest.mark.slow
 def test_several_cards_show_what_active_means_to_a_thread(tmp_path: Path) -> None:
     report = probe_emulated_sdk(tmp_path, only=["threads", "two-cards"], **{**QUIET, "devices": 2})
     assert "device 0 is active in this thread" in found(
@@ -208,6 +212,7 @@ def test_several_cards_show_what_active_means_to_a_thread(tmp_path: Path) -> Non
     assert found(report, "two-cards", "").endswith("open on card 1: Session; run: list; result right")
 
 
+@pytest.mark.slow
 def test_without_a_card_what_needs_none_is_asked(tmp_path: Path) -> None:
     report = probe_emulated_sdk(tmp_path, only=["dims", "casts", "operators"], **{**QUIET, "devices": 0})
     outcomes = {record.name: (record.outcome, record.answer) for record in report.records}

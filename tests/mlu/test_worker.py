@@ -68,13 +68,15 @@ FAULTS = {
     "enqueue:8:nan,enqueue:9:nan": (0, 8),
 }
 """Fault -> fewest and most restarts; None: the fault would strike each time."""
-SOCKET_TOO = ("from_numpy:4:crash", "create_i_context:2:crash", "enqueue:4:nan")
+REPEATS = ("sync:4:crash", "from_numpy:4:crash", "enqueue:5:device_lost")
+"""Three seconds each; others like them stay."""
+SOCKET_TOO = ("create_i_context:2:crash", "enqueue:4:nan")
 
 
 @pytest.mark.parametrize(
     ("fault", "shared_memory"),
     [
-        *((fault, True) for fault in FAULTS),
+        *(pytest.param(fault, True, marks=pytest.mark.slow if fault in REPEATS else ()) for fault in FAULTS),
         *(pytest.param(fault, False, marks=() if fault in SOCKET_TOO else pytest.mark.slow) for fault in FAULTS),
     ],
 )
@@ -95,7 +97,10 @@ def test_worker_that_dies_is_replaced_and_its_batches_are_sent_again(
     assert restarts[0] <= client.restarts <= restarts[1]
 
 
-@pytest.mark.parametrize("fault", ["enqueue:4:hang", "sync:6:hang", "from_numpy:5:hang"])
+@pytest.mark.parametrize(
+    "fault",
+    ["enqueue:4:hang", *(pytest.param(f, marks=pytest.mark.slow) for f in ("sync:6:hang", "from_numpy:5:hang"))],
+)
 def test_worker_that_hangs_is_ended_and_replaced(
     client_for: ClientFor, model: Path, tmp_path: Path, fault: str
 ) -> None:
