@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _LONG_S = 2.0
 _LINE_EVERY_S = 30.0
 _DRAW_EVERY_S = 0.2
+_FREE = 3  # columns: a terminal shows ^C behind the line, which must not begin another one
 
 
 class _Row:
@@ -129,7 +130,7 @@ class StepDisplay:
         self._frame += 1
         labels = [row.counts.label for row in self._rows]
         counts = self._rows[-1].counts
-        STATUS.draw(compose(labels, counts.parts(), counts.fraction, terminal_columns() - 1, self._frame))
+        STATUS.draw(compose(labels, counts.parts(), counts.fraction, terminal_columns() - _FREE, self._frame))
 
     def _print_due(self) -> None:
         moment = self.clock()
