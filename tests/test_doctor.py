@@ -18,6 +18,7 @@ from clipmlu.doctor import Finding, examine
 from clipmlu.measure.speed.host_rate import prepared_per_core_second
 from conftest import REPOSITORY
 from fake_packages import install_sdk
+from screen import missing, on_terminal
 
 
 class _NoSdk:
@@ -243,6 +244,19 @@ def test_cache_that_cannot_be_written_is_a_problem_with_a_remedy(
 def test_absent_runtime_is_a_problem(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert _findings(root)["target cpu"].status == "problem"
+
+
+def test_report_at_80_columns_has_each_check_beside_its_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    lines = on_terminal(80, lambda: main(["doctor"]))
+    checks = [finding.check for finding in examine()]
+    starts = [line[4:25].strip() for line in lines if line[:4].strip() in {"ok", "-", "!!"}]
+    assert [check for check in checks if check in starts] == checks
+    assert all(line[:4].strip() == "" for line in lines if "remedy:" in line)
+    assert not missing([str(tmp_path)], lines)
 
 
 def test_remedy_is_shown_with_its_brackets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

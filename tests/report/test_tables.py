@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmlu.report.tables import Column, figures, print_facts, print_sentences, print_table, words
+from clipmlu.report.tables import Column, figures, optional, print_facts, print_sentences, print_table, words
 from clipmlu.report.wrapping import Joined, Whole, wrap
 from conftest import REPOSITORY
 from screen import WIDTHS, Screen, missing, on_terminal, raw_on_terminal, width_of
@@ -35,6 +35,25 @@ def test_narrow_terminal_gets_a_block_for_each_row_with_numbers_below_each_other
         *("  what: compiled for the card in 12.5 s", "int8 (emulated)"),
         "  images/s:   98.1   latency ms:  7.001",
     ]
+
+
+def test_optional_columns_are_left_out_with_a_line_that_names_them() -> None:
+    columns = (*words("precision"), *figures("images/s", "latency ms"), *optional(words("what")))
+    assert on_terminal(41, lambda: print_table(columns, RATES)) == [
+        "precision        images/s  latency ms",
+        "───────────────  ────────  ──────────",
+        "fp32 (emulated)    1024.5      12.345",
+        "int8 (emulated)      98.1       7.001",
+        *("not shown at this width: what; --json", "  has all"),
+    ]
+    assert on_terminal(80, lambda: print_table(columns, RATES)) == on_terminal(80, lambda: print_table(COLUMNS, RATES))
+    assert on_terminal(30, lambda: print_table(columns, RATES)) == on_terminal(30, lambda: print_table(COLUMNS, RATES))
+
+
+def test_fact_without_a_name_below_a_wide_one_adds_no_empty_line() -> None:
+    facts = [("a long name of a check", "found"), ("", "remedy: unconditionally-long-words")]
+    shown = ["a long name of a check  found", "  remedy:", "  unconditionally-long-words"]
+    assert on_terminal(30, lambda: print_facts(facts)) == shown
 
 
 def test_row_is_named_by_all_its_keys() -> None:

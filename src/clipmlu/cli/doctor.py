@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +13,10 @@ from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, Number, json_option, overwrite_option
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
-from clipmlu.report.tables import echo_json, print_sentences, print_table, words
+from clipmlu.report.tables import echo_json, print_facts, print_sentences, print_table, words
+
+if TYPE_CHECKING:
+    from clipmlu.doctor import Finding
 
 _PROBE_OPTIONS = {"output": "--output", "emulated": "--emulated", "only": "--only", "timeout": "--timeout"}
 _STATUS_MARKS = {"ok": "ok", "optional": "-", "problem": "!!"}
@@ -81,9 +86,16 @@ def doctor_command(
     if as_json:
         echo_json(findings)
     else:
-        rows = [(_STATUS_MARKS[each.status], each.check, each.found, each.remedy) for each in findings]
-        print_table(words("", "check", "found", "remedy"), rows, keys=2)
+        print_facts(_rows(findings))
     return 1 if any(finding.status == "problem" for finding in findings) else 0
+
+
+def _rows(findings: Iterable[Finding]) -> Iterator[tuple[str, str]]:
+    """Yield the mark and the name of each check with what was found, and below it the remedy."""
+    for each in findings:
+        yield f"{_STATUS_MARKS[each.status]:2}  {each.check}", each.found
+        if each.remedy:
+            yield "", f"remedy: {each.remedy}"
 
 
 def _check_options(context: click.Context, probe_sdk: bool, write_probe: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from clipmlu.arguments import as_path
 from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.report.heatmap import check_drawable, draw_heatmap
-from clipmlu.report.tables import figures, print_facts, print_table, words
+from clipmlu.report.tables import figures, optional, print_facts, print_table, words
 from clipmlu.report.wrapping import Joined, Whole
 
 if TYPE_CHECKING:
@@ -114,8 +114,11 @@ def _show_nodes(name: TowerName, tower: TowerComparison, *, show_all: bool) -> N
         differing = (node for node in tower.nodes if not node.is_exact)
         shown = sorted(differing, key=_goodness)[:_NODES_SHOWN]
     title = f"{name} tower: " + ("all nodes" if show_all else "worst nodes")
-    numbers = figures("cosine", "dB", "max diff", "range", "integers hold", "cut off", "NaN/Inf")
-    print_table((*words("node", "tensor"), *numbers), map(tuple, map(_node_row, shown)), title=title, keys=2)
+    tensor, quantised = words("tensor"), figures("integers hold", "cut off")
+    if not show_all:
+        tensor, quantised = optional(tensor), optional(quantised)
+    numbers = (*figures("cosine", "dB", "max diff", "range"), *quantised, *figures("NaN/Inf"))
+    print_table((*words("node"), *tensor, *numbers), map(tuple, map(_node_row, shown)), title=title, keys=2)
 
 
 def _goodness(node: NodeComparison) -> tuple[bool, float]:

@@ -35,10 +35,12 @@ class Column:
     Attributes:
         heading: its heading; may be empty.
         figures: the cells are numbers with their units: never broken, and right-aligned.
+        optional: left out, with a line that says so, if the table fits without the optional columns only.
     """
 
     heading: str
     figures: bool = False
+    optional: bool = False
 
 
 def words(*headings: str) -> tuple[Column, ...]:
@@ -49,6 +51,11 @@ def words(*headings: str) -> tuple[Column, ...]:
 def figures(*headings: str) -> tuple[Column, ...]:
     """Return columns of numbers."""
     return tuple(Column(heading, figures=True) for heading in headings)
+
+
+def optional(columns: Iterable[Column]) -> tuple[Column, ...]:
+    """Return columns that a narrow terminal does not show."""
+    return tuple(dataclasses.replace(column, optional=True) for column in columns)
 
 
 def echo_json(value: object) -> None:
@@ -109,7 +116,11 @@ def print_table(
             _print(line, bold=line)
     width = terminal_width() or _WIDTH_WITHOUT_TERMINAL
     widths = _column_widths(columns, texts, width)
-    if widths is None:
+    if widths is None and (fewer := _without_optional(columns, texts, width)):
+        _print_rows(*fewer)
+        left_out = ", ".join(column.heading for column in columns if column.optional)
+        print_sentences([f"not shown at this width: {left_out}; --json has all"])
+    elif widths is None:
         _print_blocks(columns, texts, keys, width)
     else:
         _print_rows(columns, texts, widths)
@@ -152,6 +163,17 @@ def _column_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], ava
         widths[neediest] += 1
         spare -= 1
     return widths
+
+
+def _without_optional(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int
+) -> tuple[list[Column], list[list[str]], list[int]] | None:
+    """Return the other columns, their cells and widths; None if nothing is optional or they do not fit either."""
+    places = [place for place, column in enumerate(columns) if not column.optional]
+    kept = [columns[place] for place in places]
+    cut = [[row[place] for place in places] for row in rows]
+    widths = _column_widths(kept, cut, available)
+    return None if widths is None or len(kept) == len(columns) else (kept, cut, widths)
 
 
 def _print_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
@@ -227,7 +249,7 @@ def _print_named(name: str, value: str, indent: int) -> None:
         indent, cells(name)
     )
     if not beside:
-        for line in _broken(name.rstrip()):
+        for line in _broken(name.rstrip()) if name.strip() else ():
             _print(line, bold=line)
         indent = _INDENT if longest_piece(value) + _INDENT <= (width or 0) else 0
     for number, line in enumerate(_broken(value, max(indent, cells(name)) if beside else indent)):
