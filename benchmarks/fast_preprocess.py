@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipmlu.classify.classifier import rank_classes
+from clipmlu.classify.probabilities import rank_classes
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import read_source
 from clipmlu.data.jpeg import describe_decoder

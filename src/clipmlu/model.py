@@ -11,7 +11,8 @@ import numpy as np
 from clipmlu.arguments import as_path, check_argument, is_there
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import open_compiled
-from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier, load_classifier
+from clipmlu.classify.building import build_classifier, load_classifier
+from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.data.class_prompts import ClassLabels
 from clipmlu.data.images import ImageSource
 from clipmlu.data.prompts import Templates

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
+from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.probabilities import rank_classes
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions

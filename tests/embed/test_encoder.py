@@ -15,7 +15,7 @@ import support
 from clipmlu import Encoder
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.bundle.runnable import RunnableModel
-from clipmlu.classify.classifier import build_classifier
+from clipmlu.classify.building import build_classifier
 from clipmlu.errors import BundleError
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipmlu.classify.classifier import ZeroShotClassifier, rank_classes
+from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.probabilities import rank_classes
 from clipmlu.clock import StageClock
 from clipmlu.data.datasets import Dataset
 from clipmlu.embed.encoder import FloatArray

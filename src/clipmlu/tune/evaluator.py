@@ -8,7 +8,8 @@ import numpy as np
 
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier
+from clipmlu.classify.building import build_classifier
+from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions, open_train_split, readable_images

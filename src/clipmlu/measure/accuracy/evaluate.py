@@ -11,7 +11,8 @@ import numpy as np
 
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends.provenance import provenance_of
-from clipmlu.classify.classifier import ZeroShotClassifier, build_classifier
+from clipmlu.classify.building import build_classifier
+from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.prompts import Templates, fill_template, without_functions

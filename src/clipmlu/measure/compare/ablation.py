@@ -18,7 +18,7 @@ from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.bundle.manifest import Tower
 from clipmlu.bundle.runnable import RunnableModel
-from clipmlu.classify.classifier import embed_classes
+from clipmlu.classify.building import embed_classes
 from clipmlu.data.datasets import Dataset
 from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.embed.image_graph import ImageTower

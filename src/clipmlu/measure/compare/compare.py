@@ -12,7 +12,7 @@ import numpy as np
 
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_exported
-from clipmlu.classify.classifier import build_classifier
+from clipmlu.classify.building import build_classifier
 from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.feeds import Array

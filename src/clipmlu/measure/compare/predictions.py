@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.classify.classifier import rank_classes
+from clipmlu.classify.probabilities import rank_classes
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset
 from clipmlu.embed.encoder import FloatArray
