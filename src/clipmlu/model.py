@@ -14,6 +14,7 @@ from clipmlu.bundle.directory import open_compiled
 from clipmlu.classify.building import build_classifier, load_classifier
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.data.class_prompts import ClassLabels
+from clipmlu.data.datasets.elements import LabelledImage
 from clipmlu.data.images import ImageSource
 from clipmlu.data.prompts import Templates
 from clipmlu.data.url.options import UrlOptions
@@ -94,7 +95,7 @@ class Model(Displayed, Encoder):
     @overload
     def embed_images(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | LabelledImage | Iterable[ImageSource | LabelledImage],
         *,
         batch_size: int | None = None,
         workers: int | None = None,
@@ -105,7 +106,7 @@ class Model(Displayed, Encoder):
     @overload
     def embed_images(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | LabelledImage | Iterable[ImageSource | LabelledImage],
         *,
         batch_size: int | None = None,
         workers: int | None = None,
@@ -115,7 +116,7 @@ class Model(Displayed, Encoder):
 
     def embed_images(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | LabelledImage | Iterable[ImageSource | LabelledImage],
         *,
         batch_size: int | None = None,
         workers: int | None = None,

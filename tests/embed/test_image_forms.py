@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pandas
 import polars
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import image_server
 import support
+from clipmlu.data.datasets import open_dataset
 from clipmlu.data.images import load_image
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError
@@ -245,6 +246,87 @@ def test_images_of_a_generator_are_taken_as_there_is_space(model: Model) -> None
         most = 0
         assert len(call(pictures(), workers=1)) == 300  # type: ignore[operator]
         assert most <= 60
+
+
+def _in_one_array() -> Iterator[Pixels]:
+    frame = np.empty((support.SIDE, support.SIDE, 3), np.uint8)
+    for seed in range(40):
+        frame[:] = _pixels(seed)
+        yield frame
+
+
+def _on_one_canvas() -> Iterator[Image.Image]:
+    canvas = Image.new("RGB", (support.SIDE, support.SIDE))
+    for seed in range(40):
+        canvas.paste(support.picture(seed))
+        yield canvas
+
+
+def _in_one_file() -> Iterator[io.BytesIO]:
+    file = io.BytesIO()
+    for seed in range(40):
+        file.seek(0)
+        file.truncate()
+        support.picture(seed).save(file, "PNG")
+        yield file
+
+
+def _in_files_closed_after_use() -> Iterator[io.BytesIO]:
+    for seed in range(40):
+        with io.BytesIO(_png(seed)) as file:
+            yield file
+
+
+def _in_one_bytearray() -> Iterator[bytearray]:
+    content = bytearray()
+    for seed in range(40):
+        content[:] = _png(seed)
+        yield content
+
+
+def _frames() -> Iterator[Image.Image]:
+    """What Pillow gives for the frames of a file: one image, which goes on to the next frame."""
+    file = io.BytesIO()
+    first, *others = (support.picture(seed) for seed in range(40))
+    first.save(file, "TIFF", save_all=True, append_images=others)
+    return iter(ImageSequence.Iterator(Image.open(file)))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [_in_one_array, _on_one_canvas, _in_one_file, _in_files_closed_after_use, _in_one_bytearray, _frames],
+    ids=lambda images: images.__name__,
+)
+def test_an_iterator_may_use_the_memory_of_an_image_for_the_next_one(
+    model: Model, images: Callable[[], Iterator[Any]]
+) -> None:
+    np.testing.assert_allclose(model.embed_images(images(), workers=1), _expected(*range(40)), atol=1e-6)
+
+
+def test_images_of_an_iterator_that_cannot_be_read_are_reported_at_their_places(model: Model, tmp_path: Path) -> None:
+    def files() -> Iterator[Any]:
+        for name, content in (("good", _png(0)), ("text", b"no image"), ("other", _png(1))):
+            (tmp_path / name).write_bytes(content)
+            with (tmp_path / name).open("rb") as file:
+                yield file
+        yield io.StringIO("text")
+
+    rows, errors = model.embed_images(files(), on_error="skip")
+    np.testing.assert_allclose(rows[[0, 2]], _expected(0, 1), atol=1e-6)
+    assert list(errors) == [1, 3]
+    assert str(tmp_path / "text") in errors[1]
+    assert "opened as text" in errors[3]
+
+
+def test_datasets_and_their_elements_are_images(model: Model) -> None:
+    dataset = open_dataset("demo", size=5)
+    expected = model.embed_images([dataset.image(index) for index in range(5)])
+    np.testing.assert_array_equal(model.embed_images(dataset), expected)
+    np.testing.assert_array_equal(model.embed_images(dataset[1:3]), expected[1:3])
+    np.testing.assert_array_equal(model.embed_images(dataset[4]), expected[4])
+    np.testing.assert_array_equal(model.embed_images([dataset[3], dataset[0]]), expected[[3, 0]])
+    found = model.classifier(["ant", "bee"])(dataset[:2])
+    assert [each.source for each in found] == [dataset.key(0), dataset.key(1)]
 
 
 def test_an_error_of_the_generator_itself_is_not_an_image_that_cannot_be_read(model: Model) -> None:

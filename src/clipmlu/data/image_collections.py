@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Iterable, KeysView, Mapping, Set
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from clipmlu.data.image_objects import (
     pixels_from_array,
     pixels_from_tensor,
 )
-from clipmlu.data.images import ImageSource, is_stream
+from clipmlu.data.images import ImageSource, is_stream, read_source
 from clipmlu.errors import InputError
 
 _ONE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+_FRAMES_COUNTED_LATE = ("GIF", "TIFF")  # Pillow would read the whole file to say whether there are several
 _TEXT_KINDS = "OUT"  # of NumPy's dtypes: objects, texts of fixed and of any length
 _NO_IMAGES = re.compile(r"u?int|float|bool|complex|decimal|date|time|duration|list|array", re.IGNORECASE)
 """Beginnings of the names of a column's dtype that holds no images."""
@@ -35,7 +37,7 @@ def split_images(images: Any) -> tuple[Iterable[ImageSource], bool]:
     """Return the images of a value, and whether it is one image.
 
     Many images may be a list, a tuple, an iterator, which is consumed lazily, an array or tensor of four axes, a NumPy array of
-    paths, or a column of pandas or polars.
+    paths, or a column of pandas or polars. Images of an iterator are copied, as it may use their memory again for the next one.
 
     Raises:
         InputError: it is neither one image nor a collection of images with an order.
@@ -58,7 +60,36 @@ def split_images(images: Any) -> tuple[Iterable[ImageSource], bool]:
     unordered = isinstance(images, (Mapping, Set)) and not isinstance(images, KeysView)
     if unordered or not isinstance(images, Iterable):
         raise InputError(f"images are {shown(images)}; expected an image or a list of them. {_advice(images)}")
-    return images, False
+    stored = hasattr(images, "__getitem__") and not isinstance(images, Iterator)
+    return (images if stored else map(_held, images)), False
+
+
+def _held(image: Any) -> Any:
+    """Return an image that stays what it is when its iterator goes on, which may reuse its memory or close its file.
+
+    A Pillow image of a file with one frame that is not decoded yet is returned itself, for a worker to decode; so is what
+    cannot be read.
+    """
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, np.ndarray):
+        return image.copy()
+    if is_tensor(image):
+        return image.clone() if hasattr(image, "clone") else image
+    try:
+        if isinstance(image, Image.Image):
+            several = image.format in _FRAMES_COUNTED_LATE or vars(image).get("is_animated", False)
+            return image if getattr(image, "tile", None) and not several else image.copy()
+        return _held_file(image) if is_stream(image) else image
+    except Exception:  # Pillow's decoders raise many types; the image is reported at its place
+        return image
+
+
+def _held_file(stream: Any) -> Any:
+    held = io.BytesIO(read_source(stream))  # type: ignore[arg-type] # the bytes of a file
+    if isinstance(name := getattr(stream, "name", None), str):
+        held.name = name
+    return held
 
 
 def _split_array(array: npt.NDArray[Any]) -> tuple[Iterable[ImageSource], bool]:

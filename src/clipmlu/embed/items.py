@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from clipmlu.arguments import check_argument
+from clipmlu.data.datasets.elements import DatasetBase, LabelledImage
 from clipmlu.data.image_collections import split_images
 from clipmlu.data.image_objects import is_record
 from clipmlu.data.images import ImageSource, is_stream, name_of_stream
@@ -108,12 +109,14 @@ class ImageEmbeddings(NamedTuple):
 
 
 def items_from_images(
-    images: ImageSource | Iterable[ImageSource], *, allow_urls: bool | UrlOptions = False
+    images: ImageSource | LabelledImage | Iterable[ImageSource | LabelledImage],
+    *,
+    allow_urls: bool | UrlOptions = False,
 ) -> tuple[Iterator[ImageItem], bool]:
     """Return items for one image or many, lazily, and whether it was one.
 
     Args:
-        images: see ``split_images``.
+        images: see ``split_images``; or a dataset, or an element of one.
         allow_urls: True to fetch texts that are http or https URLs, within the default limits; or other limits.
 
     Raises:
@@ -122,15 +125,19 @@ def items_from_images(
     """
     check_argument(allow_urls, bool | UrlOptions, "allow_urls")
     urls = (UrlOptions() if allow_urls else None) if isinstance(allow_urls, bool) else allow_urls
-    sources, single = split_images(images)
+    if isinstance(images, DatasetBase):
+        return (item_from_dataset(images, index) for index in range(len(images))), False
+    sources, single = ((images,), True) if isinstance(images, LabelledImage) else split_images(images)
     return (item_from_source(source, position, urls) for position, source in enumerate(sources)), single
 
 
-def item_from_source(source: ImageSource, position: int = 0, urls: UrlOptions | None = None) -> ImageItem:
+def item_from_source(
+    source: ImageSource | LabelledImage, position: int = 0, urls: UrlOptions | None = None
+) -> ImageItem:
     """Return an item for any source of ``load_image``, or a URL; paths and URLs are their own id.
 
     Args:
-        source: the image.
+        source: the image, or an element of a dataset.
         position: number of the image, for the id of one without a name.
         urls: limits for fetching a URL; None if that is not allowed.
     """
@@ -141,6 +148,8 @@ def item_from_source(source: ImageSource, position: int = 0, urls: UrlOptions | 
             return ImageItem(found.name, found.source)
         path = expand_home(source) if text.startswith("~") else source
         return ImageItem(name_from_path(text), lambda: path, shown=path)
+    if isinstance(source, LabelledImage):
+        return ImageItem(source.key, lambda: source.image, shown=source.image)
     name = f"image {position}"
     if is_record(source):
         known = source.get("path")
