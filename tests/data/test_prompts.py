@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,24 @@ def test_functions_that_put_the_name_into_a_text_are_templates(tmp_path: Path) -
     )
     assert resolve_templates(pandas.Series(["a {}", "{}"])) == ("a {}", "{}")
     assert resolve_templates(np.array(["a {}", "{}"])) == ("a {}", "{}")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda name: f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}.",
+        lambda name: f"a photo of a {name}{', a bird' if name in {'crane', 'jay'} else ''}.",
+        lambda name: f"a photo of a {name}." if name != "sheep" else f"a photo of {name}.",
+        lambda name: ("a {}", "the {}")[min(1, name.count(" "))].format(name),
+    ],
+)
+def test_functions_whose_text_is_another_one_for_some_names_are_refused(function: Callable[[str], str]) -> None:
+    with pytest.raises(
+        OptionError, match=r"^Template 0 is a function .*depends on the class name.* Give a dict with the prompts"
+    ):
+        resolve_templates(function)
+    with pytest.raises(OptionError, match="depends on the class name"):
+        EvalOptions(templates=[function])
 
 
 def test_options_hold_texts_for_functions() -> None:

@@ -9,8 +9,8 @@ from clipmlu.arguments import shown
 from clipmlu.errors import OptionError, first_line
 
 PLACEHOLDER = "{}"
-# Names whose change by a function would be seen: capitals, an underscore, a plural, a vowel and a consonant in front.
-_NAMES = ("Umbra_Kq-Vw foxes", "bolt Zx_9", "ICE-qY berry")
+# Names whose change by a function would be seen: capitals, an underscore, a plural, a vowel and a consonant in front, one word.
+_NAMES = ("Umbra_Kq-Vw foxes", "bolt Zx_9", "ICE-qY berry", "umkzoq", "blivfrix")
 _INSTEAD = "Give a dict with the prompts of each class instead: {'cat': ['a photo of a cat.'], 'dog': [...]}."
 
 
@@ -24,16 +24,39 @@ def template_from_function(function: Callable[[str], Any], what: str) -> str:
     Raises:
         OptionError: the function fails, returns no text, leaves the name out, or does something else with it.
     """
-    templates = [_cut(function, name, what) for name in _NAMES]
-    if len(set(templates)) > 1:
+    templates = [_cut(function, _ClassName(name), what) for name in _NAMES]
+    other = next((template for template in templates if template != templates[0]), None)
+    if other is not None:
         raise OptionError(
-            f"{what} is a function whose text depends on the class name: {shown(templates[0])} for one and {shown(templates[1])} for "
+            f"{what} is a function whose text depends on the class name: {shown(templates[0])} for one and {shown(other)} for "
             f"another. {_INSTEAD}"
         )
     return templates[0]
 
 
-def _cut(function: Callable[[str], Any], name: str, what: str) -> str:
+class _ClassName(str):
+    """A class name that records if it is looked up or compared: the text for a made-up name then says nothing of others.
+
+    Attributes:
+        compared: whether that happened.
+    """
+
+    compared = False
+
+    def __hash__(self) -> int:
+        self.compared = True
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        self.compared = True
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        self.compared = True
+        return super().__ne__(other)
+
+
+def _cut(function: Callable[[str], Any], name: _ClassName, what: str) -> str:
     """Call a function and return its text with the placeholder for the class name."""
     try:
         text = function(name)
@@ -47,6 +70,10 @@ def _cut(function: Callable[[str], Any], name: str, what: str) -> str:
     if PLACEHOLDER in text:
         raise OptionError(
             f"{what} is a function whose text holds '{{}}': {shown(text)}; give that text without a function"
+        )
+    if name.compared:
+        raise OptionError(
+            f"{what} is a function that looks the class name up or compares it, so its text depends on the class name. {_INSTEAD}"
         )
     if name not in text:
         raise OptionError(
