@@ -197,9 +197,9 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         "options is None; expected CompileOptions",
     ),
     "compare dataset": (
-        lambda path: clipmlu.compare_bundles(path, path, "demo"),
+        lambda path: clipmlu.compare_bundles(path, path, 3),
         OptionError,
-        r"dataset is 'demo'; expected an open dataset, such as clipmlu.open_dataset\('demo'\) gives",
+        r"dataset is 3; expected an open dataset, such as clipmlu.open_dataset\('NAME'\) gives",
     ),
     "compare options": (
         lambda path: clipmlu.compare_bundles(path, path, clipmlu.open_dataset("demo", size=2), 3),
@@ -218,9 +218,9 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
 
 USES: dict[str, tuple[Any, type[Exception], str]] = {
     "evaluate dataset": (
-        lambda model: clipmlu.evaluate(model, "demo"),
+        lambda model: clipmlu.evaluate(model, 3),
         OptionError,
-        r"dataset is 'demo'; expected an open dataset, such as clipmlu.open_dataset\('demo'\) gives",
+        r"dataset is 3; expected an open dataset, such as clipmlu.open_dataset\('NAME'\) gives",
     ),
     "evaluate options": (
         lambda model: clipmlu.evaluate(model, clipmlu.open_dataset("demo", size=2), {"samples": 3}),
@@ -228,9 +228,9 @@ USES: dict[str, tuple[Any, type[Exception], str]] = {
         "options is {'samples': 3}; expected EvalOptions or None",
     ),
     "evaluate encoder": (
-        lambda model: clipmlu.evaluate("b32-cpu", clipmlu.open_dataset("demo", size=2)),
+        lambda model: clipmlu.evaluate(3, clipmlu.open_dataset("demo", size=2)),
         OptionError,
-        "encoder is 'b32-cpu'; expected Encoder",
+        "model is 3; expected Encoder",
     ),
     "embed_images None": (lambda model: model.embed_images(None), InputError, "images are None; expected an image or a list"),
     "embed_images dict": (lambda model: model.embed_images({"a": PICTURE}), InputError, "images are {'a': array.*; expected an"),

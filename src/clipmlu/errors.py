@@ -61,6 +61,14 @@ _OTHER_WORDS: dict[str, tuple[str, ...]] = {
     "cuda": ("auto",),
     "imagenet": ("openai-imagenet",),
     "folder": ("imagefolder",),
+    "candidatelabels": ("labels",),
+    "classnames": ("labels",),
+    "hypothesistemplate": ("templates",),
+    "dtype": ("precision",),
+    "torchdtype": ("precision",),
+    "backend": ("target",),
+    "provider": ("target",),
+    "topk": ("top_k",),
 }
 """Maps words of other tools, lower case and without separators, to the names here; only known names are suggested."""
 

@@ -12,6 +12,8 @@ from clipmlu.arguments import check_argument
 from clipmlu.errors import OptionError, UnknownNameError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_ARGUMENTS: dict[str, tuple[str, ...]] = {}
+"""Maps a function to its arguments beside the keywords, for suggestions."""
 
 
 def check_keywords(given: Mapping[str, Any], kind: type, function: str) -> dict[str, Any]:
@@ -29,7 +31,13 @@ def check_keywords(given: Mapping[str, Any], kind: type, function: str) -> dict[
     kinds = _types_of(kind)
     for name in given:
         if name not in kinds:
-            raise UnknownNameError(f"argument of {function}", name, kinds, f"See help(clipmlu.{function}).")
+            known = (*_ARGUMENTS.get(function, ()), *kinds)
+            raise UnknownNameError(f"argument of {function}", name, known, f"See help(clipmlu.{function}).")
+    if isinstance(given.get("device"), str):
+        raise OptionError(
+            f"device is {given['device']!r}; expected the index of an MLU card, such as 0. What computes is chosen by target, such as "
+            "'cpu', when a bundle is compiled"
+        )
     return {name: check_argument(value, kinds[name], name.replace("_", " ")) for name, value in given.items()}
 
 
@@ -62,6 +70,7 @@ def with_keywords(*kinds: type, defaults: type | None = None) -> Callable[[Funct
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         fixed = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        _ARGUMENTS[function.__name__] = tuple(each.name for each in fixed)
         named = [_parameter(name, text, defaults) for kind in kinds for name, text in _texts_of(kind).items()]
         setattr(function, "__signature__", signature.replace(parameters=[*fixed, *_different(named)]))  # noqa: B010 -- mypy
         function.__doc__ = _documented(function.__doc__, kinds)

@@ -17,7 +17,7 @@ from clipmlu.api.compile_keywords import (
     calibration_options,
     compile_options,
 )
-from clipmlu.arguments import check_argument
+from clipmlu.arguments import check_argument, shown
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
 from clipmlu.compile import compiler
 from clipmlu.compile.plan import CompileOptions
@@ -149,6 +149,11 @@ def compile_bundle(
         if recipe is not None:
             raise OptionError(_RECIPE_ALONE)
         return _search(source, output, given, on_note, on_step=on_step)[0]
+    for name in ("search_samples", "search_templates"):
+        if given.get(name) is not None:
+            raise OptionError(
+                f"{name.replace('_', ' ')} is {shown(given[name])}, but nothing is searched; give max_drop too"
+            )
     chosen = compile_options(given)
     if recipe is not None:
         chosen = use_recipe(recipe, chosen, given)

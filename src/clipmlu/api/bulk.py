@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from clipmlu.api.compile_keywords import ReadingKeywords
 from clipmlu.api.measure_keywords import EngineKeywords, OpenSetKeywords, RunningKeywords, engine_options
-from clipmlu.arguments import as_path
+from clipmlu.arguments import as_path, shown
 from clipmlu.classify.classifier import DEFAULT_TOP_K
 from clipmlu.data.class_prompts import ClassLabels, resolve_labels
 from clipmlu.data.datasets.choice import DatasetChoice
@@ -120,6 +120,10 @@ class EmbeddingReport(NamedTuple):
     errors: tuple[str, ...]
 
 
+_EXPECTED_INPUTS = (
+    "expected a file, folder, glob pattern or URL, or a list of them; for images in memory see predict and embed_images of a "
+    "model that clipmlu.load gives"
+)
 _BULK = (InputKeywords, ReadingKeywords, RunningKeywords)
 _RUNNING = ("batch_size", "threads", "workers", "fast_preprocess", "device", "devices", "max_pixels")
 _SHARDS = ("shard_size", "shard_format", "max_errors", "retry_errors", "dtype", "overwrite")
@@ -290,12 +294,23 @@ def _job_input(inputs: Inputs, given: Mapping[str, Any]) -> JobInput:
         return inputs
     files_from = given.get("files_from")
     return JobInput(
-        paths=[os.fspath(each) for each in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)],
+        paths=_paths(inputs),
         files_from=None if files_from is None else os.fspath(files_from),
         dataset=_dataset(given),
         image_column=given.get("image_column"),
         id_column=given.get("id_column"),
     )
+
+
+def _paths(inputs: Any) -> list[str]:
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    if isinstance(given, bytes | bytearray | Mapping | Set) or not isinstance(given, Iterable):
+        raise OptionError(f"inputs are {shown(inputs)}; {_EXPECTED_INPUTS}")
+    paths = [os.fspath(each) if isinstance(each, str | os.PathLike) else each for each in given]
+    for position, path in enumerate(paths):
+        if not isinstance(path, str):
+            raise OptionError(f"inputs[{position}] is {shown(path)}; {_EXPECTED_INPUTS}")
+    return paths
 
 
 def _dataset(given: Mapping[str, Any]) -> DatasetChoice | None:
