@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import clipmlu
+from clipmlu.api.pipeline import kept_name
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.verify import file_record
 from clipmlu.errors import BundleError, BundleNotFoundError, MissingDependencyError, OptionError
-from support import hold_until_waited_for, keep_export
+from clipmlu.export import catalog
+from clipmlu.export.options import ExportOptions
+from support import edit_manifest, hold_until_waited_for, keep_export, write_exported
 
 LABELS = ["a red circle", "a blue square"]
 
@@ -86,6 +91,41 @@ def test_bundles_are_taken_as_they_are(
     assert capsys.readouterr().err == ""
 
 
+def test_the_same_data_offline_give_the_same_bundle(exported: ExportedBundle, tmp_path: Path) -> None:
+    paths, notes = set(), list[str]()
+    for offline in (False, True):
+        with clipmlu.pipeline(
+            exported,
+            target="cpu",
+            precision="int8",
+            calib="demo",
+            calib_samples=4,
+            check=False,
+            offline=offline,
+            cache_dir=tmp_path / "cache",
+            on_note=notes.append,
+        ) as model:
+            paths.add(model.bundle.path)
+    assert len(paths) == 1
+    assert sum(note.startswith("compiling") for note in notes) == 1
+
+
+def test_a_damaged_bundle_of_the_cache_is_made_again(exported: ExportedBundle, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    def call() -> list[str]:
+        notes.clear()
+        with clipmlu.pipeline(exported, ["ant", "bee"], target="cpu", cache_dir=tmp_path, on_note=notes.append).encoder:
+            return [note.split()[0] for note in notes]
+
+    assert call() == ["compiling"]
+    graph = next((tmp_path / "models").rglob("image*.onnx"))
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+    assert call() == ["not", "compiling"]
+    assert "image" in notes[0]
+    assert call() == ["reusing"]
+
+
 def test_contradictions_are_refused(compiled: CompiledBundle, exported: ExportedBundle) -> None:
     with pytest.raises(OptionError, match=r"^batch size is 8, but bundle '.*' is compiled already; leave it out$"):
         clipmlu.pipeline(compiled, batch_size=8)
@@ -117,6 +157,49 @@ def test_load_points_from_the_name_of_a_model_to_the_pipeline() -> None:
             f"'{name}' is the name of a model; expected the folder of a compiled bundle. From a name to a model: "
             f"clipmlu.pipeline('{suggested}')."
         )
+
+
+def test_without_open_clip_an_export_of_other_files_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "open_clip"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for known in (catalog._config_paths, catalog._pretrained):
+        known.cache_clear()  # what other tests read of open_clip
+    weights, tokenizer = tmp_path / "weights.pt", tmp_path / "tokenizer.json"
+    weights.write_bytes(b"first")
+    tokenizer.write_bytes(b"{}")
+    options = ExportOptions(pretrained=str(weights), tokenizer=tokenizer)
+    bundle = write_exported(tmp_path / "cache" / "models" / kept_name("ViT-B-32", options) / "exported")
+    records = {"weights.pt": file_record(weights), "tokenizer:tokenizer.json": file_record(tokenizer)}
+    export = msgspec.structs.replace(bundle.manifest.export, source_files=records)
+    edit_manifest(bundle.path, export=msgspec.to_builtins(export))
+    notes: list[str] = []
+
+    def call() -> None:
+        clipmlu.pipeline(
+            "ViT-B-32",
+            pretrained=str(weights),
+            tokenizer=tokenizer,
+            target="cpu",
+            cache_dir=tmp_path / "cache",
+            on_note=notes.append,
+        ).close()
+
+    call()
+    assert "open_clip is not installed, so its list of weights is not compared" in notes[0]
+    for file in (weights, tokenizer):
+        before = file.read_bytes()
+        file.write_bytes(b"second")
+        with pytest.raises(MissingDependencyError, match=r"pip install 'clipmlu\[export\]'"):
+            call()
+        file.write_bytes(before)
+    call()
+
+
+def test_a_card_is_used_if_there_are_no_several(compiled: CompiledBundle) -> None:
+    with clipmlu.pipeline(compiled, device=3, devices=None) as model:
+        assert model.devices == (3,)
 
 
 def test_load_points_from_an_exported_bundle_to_the_pipeline(exported: ExportedBundle) -> None:

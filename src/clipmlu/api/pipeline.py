@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,15 @@ from clipmlu.arguments import as_path, check_argument, is_there, shown
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle, open_exported
 from clipmlu.chain import compiled_folder_name, export_key, model_folder_name, obtain_exported
 from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.open_set import resolve_open_set
 from clipmlu.compile.plan import CompileOptions, plan_compilation
+from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.class_prompts import ClassLabels, resolve_labels, resolve_prompts
 from clipmlu.data.prompts import Templates
 from clipmlu.errors import MissingDependencyError, OptionError
 from clipmlu.export.catalog import DEMO_MODEL
 from clipmlu.export.options import ExportOptions
+from clipmlu.export.source import files_of_name
 from clipmlu.host import cache_dir as default_cache_dir
 from clipmlu.keys import options_digest
 from clipmlu.keywords import check_keywords, with_keywords
@@ -154,17 +158,19 @@ def pipeline(
             raise OptionError(f"{name.replace('_', ' ')} is {shown(value)}, but there are no labels; give labels too")
     # Errors that can be found early are raised before the slow steps.
     names = None if labels is None else resolve_labels(labels)
+    rules: dict[str, Any] = {name: given.get(name) for name in OpenSetKeywords.__annotations__}
+    if names is not None:
+        resolve_open_set(tuple(names), **rules, logit_bias=None)  # whether the model has a bias is not known yet
     background = given.get("none_label") is not None or given.get("background") is not None
     resolved = None if names is None or templates is None else resolve_prompts(names, templates, background=background)
     note: Note = on_note or ((lambda _line: None) if quiet else _write_line)
     root = default_cache_dir() if cache_dir is None else as_path(cache_dir, "the cache directory")
     bundle = _obtain(model, given, root / _FOLDER, note, on_step)
     running = {name: given[name] for name in _LOAD_FIELDS if name in given}
-    device = given.get("device") if "devices" not in given else None
+    device = given.get("device") if given.get("devices") is None else None
     loaded = load(bundle.path, verify=False, device=device, **running)
     if names is None:
         return loaded
-    rules: dict[str, Any] = {name: given[name] for name in OpenSetKeywords.__annotations__ if name in given}
     try:
         return loaded.classifier(names, resolved, on_step=on_step, **rules)
     except BaseException:
@@ -201,11 +207,10 @@ def _from_name(model: str, given: Mapping[str, Any], root: Path, note: Note, on_
     folder = root / kept_name(model, options)
     path = folder / "exported"
     store = ResultStore(folder / "results", note)
-    compared = _can_identify(model, options) or not is_there(path, folder=True)
-    if not compared:
-        note(f"using {path}: open_clip is not installed, so its list of weights is not compared")
     with store.lock():
-        exported = obtain_exported(model, path, options, store, note, on_step)[0] if compared else open_exported(path)
+        exported = _without_open_clip(model, path, options, note)
+        if exported is None:
+            exported = obtain_exported(model, path, options, store, note, on_step)[0]
         return _compile(exported, folder, given, store, note, on_step)
 
 
@@ -215,12 +220,23 @@ def kept_name(model: str, options: ExportOptions) -> str:
     return f"{model_folder_name(model, options)}-{asked[:_UNNAMED]}"
 
 
-def _can_identify(model: str, options: ExportOptions) -> bool:
+def _without_open_clip(model: str, path: Path, options: ExportOptions, note: Note) -> ExportedBundle | None:
+    """Return the export at a path if it was made from the files that the options name; None if open_clip is installed.
+
+    Raises:
+        MissingDependencyError: there is no such export.
+    """
     try:
         export_key(model, options)
     except MissingDependencyError:
-        return False
-    return True
+        if not is_there(path, folder=True):
+            raise
+        exported = open_exported(path)
+        if exported.manifest.export.source_files != files_of_name(model, options):
+            raise
+        note(f"using {path}: open_clip is not installed, so its list of weights is not compared")
+        return exported
+    return None
 
 
 def _compile(
@@ -230,9 +246,15 @@ def _compile(
     plan = plan_compilation(options)
     if plan.why_target:
         note(plan.why_target)
-    asked = options_digest(options, without=("target", "session", "overwrite"))
-    path = folder / f"{compiled_folder_name(plan, options)}-{asked[:_UNNAMED]}"
+    path = folder / f"{compiled_folder_name(plan, options)}-{_asked(options)[:_UNNAMED]}"
     return obtain_compiled(exported, path, options, store, note, on_step)[0]
+
+
+def _asked(options: CompileOptions) -> str:
+    """Return a digest of the options that decide what is compiled; whether data may be downloaded is none of them."""
+    if isinstance(options.calibration, CalibrationOptions):
+        options = dataclasses.replace(options, calibration=dataclasses.replace(options.calibration, download=True))
+    return options_digest(options, without=("target", "session", "overwrite"))
 
 
 def _refuse(given: Mapping[str, Any], names: Sequence[str], why: str) -> None:

@@ -128,6 +128,18 @@ def source_files(source: Source, options: ExportOptions) -> dict[str, FileRecord
     return records
 
 
+def files_of_name(model: str, options: ExportOptions) -> dict[str, FileRecord]:
+    """Return ``source_files`` of a model of open_clip without asking open_clip: weights that are the path of a file are a checkpoint.
+
+    Raises:
+        InputError: the tokenizer is missing.
+    """
+    given = model.partition(_TAG_SEPARATOR)[2] or options.pretrained
+    path = None if given is None else expand_home(given)
+    checkpoint = path if path is not None and path.is_file() else None
+    return source_files(Source(identity=ModelId(name=model), name=model, checkpoint=checkpoint), options)
+
+
 def read_local_config(folder: Path) -> dict[str, Any]:
     """Read the ``open_clip_config.json`` of a directory.
 
