@@ -218,6 +218,19 @@ def test_classifier(compiled: CompiledBundle) -> None:
     assert classifier.to_dataframe()["class_name"].tolist() == ["<ant>", "bee"]
 
 
+def test_long_class_names_are_shortened(compiled: CompiledBundle) -> None:
+    with clipmlu.load(compiled.path) as model:
+        text = repr(model.classifier(["a" * 5000, "two\nlines"], cache=False))
+    assert "aaa...aaa" in text
+    assert "'two lines'" in text
+    assert len(text) < 200
+
+
+def test_data_frames_without_rows_have_columns() -> None:
+    assert list(Predictions().to_dataframe().columns) == ["source", "error"]
+    assert list(open_dataset("demo", "test", size=3)[:0].to_dataframe().columns) == ["key", "label", "class_name"]
+
+
 def test_elements_slices_and_iteration_of_a_dataset() -> None:
     dataset = open_dataset("demo", "test", size=30)
     check_displayed(dataset)

@@ -24,6 +24,9 @@ EMULATED_MARK = " (emulated)"
 
 COLUMNS = 120
 ROWS_SHOWN = 20
+LONGEST_NAME = 30
+"""Characters of a class name in a ``repr``."""
+
 _LONGEST_FACT = 72
 _MOST_LINES = 5
 
@@ -65,6 +68,10 @@ class Displayed:
         """Return the rows of the data frame: dicts with equal keys; by default one row with the facts."""
         return [dict(self.summary().facts)]
 
+    def columns(self) -> list[str]:
+        """Return the names of the columns of a data frame without rows."""
+        return []
+
     def html_records(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows that a notebook shows below the facts; none by default."""
         return ()
@@ -103,7 +110,8 @@ class Displayed:
             import pandas as pd
         except ImportError as error:
             raise MissingDependencyError("pandas", "dataframe", "A data frame") from error
-        frame = pd.DataFrame.from_records(self.records())
+        records = self.records()
+        frame = pd.DataFrame.from_records(records, columns=None if records else self.columns())
         if self.summary().emulated:
             frame["emulated"] = True
         return frame

@@ -21,7 +21,7 @@ from clipmlu.classify.scoring import JointScorer, Scorer, TowerScorer, check_row
 from clipmlu.data.class_names import repeated_names
 from clipmlu.data.thumbnails import ImageReference
 from clipmlu.data.url.options import UrlOptions
-from clipmlu.display import Displayed, Summary, as_plain
+from clipmlu.display import LONGEST_NAME, Displayed, Summary, as_plain, shorten
 from clipmlu.embed.images import run_batches
 from clipmlu.embed.items import OnError, items_from_images
 from clipmlu.errors import InputError, OptionError
@@ -31,6 +31,7 @@ from clipmlu.specs import PositiveInt
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from clipmlu.data.datasets.elements import LabelledImage
     from clipmlu.data.image_objects import SupportsArray
     from clipmlu.data.images import ImageSource, OneImage
     from clipmlu.embed.encoder import Encoder, FloatArray
@@ -62,7 +63,7 @@ class ZeroShotClassifier(Displayed):
         _warn_about(self.class_names, shares=header.logit_bias is None and self.open_set is None)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"'{name}'" for name in self.class_names[:4])
+        shown = ", ".join(f"'{shorten(name, LONGEST_NAME)}'" for name in self.class_names[:4])
         more = f", ... {len(self.class_names)} classes" if len(self.class_names) > 4 else ""
         texts = "own prompts" if self.prompts else f"{len(self.templates)} template(s)"
         return f"ZeroShotClassifier([{shown}{more}], {texts}, model='{self._header.model}')"
@@ -155,7 +156,7 @@ class ZeroShotClassifier(Displayed):
     @overload
     def predict(  # type: ignore[overload-overlap] # texts and bytes are iterable, but one image
         self,
-        images: OneImage,
+        images: OneImage | LabelledImage,
         *,
         top_k: int = DEFAULT_TOP_K,
         batch_size: int | None = None,
@@ -179,7 +180,7 @@ class ZeroShotClassifier(Displayed):
     @overload
     def predict(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource | LabelledImage],
         *,
         top_k: int = DEFAULT_TOP_K,
         batch_size: int | None = None,
@@ -190,7 +191,7 @@ class ZeroShotClassifier(Displayed):
 
     def predict(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | LabelledImage | Iterable[ImageSource | LabelledImage],
         *,
         top_k: int = DEFAULT_TOP_K,
         batch_size: int | None = None,
@@ -203,7 +204,8 @@ class ZeroShotClassifier(Displayed):
         Args:
             images: one image: path, URL, Pillow image, bytes of an image file, open binary file, or uint8 pixels as a
                 NumPy array of shape (H, W, 3) or a torch tensor of shape (3, H, W) or (H, W, 3). Or many: a list, a
-                generator, which is consumed lazily, a column of pandas or polars, an array or tensor with an axis more.
+                generator, which is consumed lazily, a column of pandas or polars, an array or tensor with an axis more, or
+                a dataset.
             top_k: classes per image; at most all classes are returned.
             batch_size: images per batch; None for the bundle's own.
             workers: threads that read and prepare images; None for one per CPU that this process may use.

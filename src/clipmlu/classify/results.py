@@ -7,11 +7,10 @@ import html
 from typing import Any, SupportsIndex, overload
 
 from clipmlu.data.thumbnails import ImageReference
-from clipmlu.display import COLUMNS, EMULATED_MARK, ROWS_SHOWN, Displayed, Summary, shorten
+from clipmlu.display import COLUMNS, EMULATED_MARK, LONGEST_NAME, ROWS_SHOWN, Displayed, Summary, shorten
 from clipmlu.errors import InputError
 
 _LONGEST_SOURCE = 60
-_LONGEST_NAME = 30
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -104,7 +103,7 @@ class Prediction(Displayed):
             reason = self.error.partition(f"'{self.source}': ")[2] or self.error
             return line + shorten(f"error: {reason.partition('. ')[0]}", width - len(line))
         ranked = [
-            f"'{shorten(name, _LONGEST_NAME)}' {score:.3f}"
+            f"'{shorten(name, LONGEST_NAME)}' {score:.3f}"
             for name, score in zip(self.class_names, self.scores, strict=True)
         ]
         shown = len(ranked)
@@ -143,6 +142,10 @@ class Predictions(Displayed, list[Prediction]):
         """Return the number of images and of errors."""
         errors = {"could not be read": f"{len(self.errors):,}"} if self.errors else {}
         return Summary({"images": f"{len(self):,}", **errors}, any(each.emulated for each in self))
+
+    def columns(self) -> list[str]:
+        """Return the columns that every data frame of predictions has."""
+        return ["source", "error"]
 
     def records(self) -> list[dict[str, Any]]:
         """Return one row for each image: ``source``, ``error``, ``class_name_1``, ``score_1``, ``class_name_2`` and so on."""

@@ -116,6 +116,10 @@ class DatasetBase(Displayed):
         facts = {"name": self.name, "split": self.split, "images": len(self)}
         return {**facts, "class_names": list(self.class_names)}
 
+    def columns(self) -> list[str]:
+        """Return the columns of a data frame of a dataset."""
+        return ["key", "label", "class_name"]
+
     def records(self) -> list[dict[str, Any]]:
         """Return one row for each image: ``key``, ``label`` and ``class_name``; nothing is decoded."""
         return [self._record(index) for index in range(len(self))]
