@@ -225,6 +225,8 @@ def test_mistakes_are_found_before_the_export_begins(tmp_path: Path, capsys: pyt
     ):
         assert main(["run", "demo", "-o", str(tmp_path / "out"), *arguments]) in (1, 2)
         assert not (tmp_path / "out").exists()
+    # The name of the model is wrong before a data set is downloaded for it.
+    assert main(["run", "nosuch", "-o", str(tmp_path / "out"), "--dataset", "cifar100", "--offline"]) == 2
     assert "exporting" not in capsys.readouterr().err
 
 

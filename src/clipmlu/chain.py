@@ -21,6 +21,7 @@ from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source, is_current
+from clipmlu.export.source import resolve_source
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key
@@ -131,6 +132,7 @@ def run_chain(
     check_layout(plan, options.export.layout)
     if options.export.layout == "joint":
         check_joint_templates(resolve_templates(options.evaluate.templates), f"'{model}'")
+    resolve_source(model, options.export)
     with on_step(f"opening {name_from_path(options.dataset.name)}"):
         dataset = options.dataset.open()
     folder = output / model_folder_name(model, options.export)

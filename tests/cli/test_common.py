@@ -106,6 +106,7 @@ def test_commands_that_are_suggested_run_when_pasted(
     following = shlex.split(run(*calibrate)[2].partition("Next: ")[2])[1:]
     assert run(*following, "--target", "cpu", "-q")[0] == 0
     assert Path("my model-int8").is_dir()
+    assert "Next:" not in run("calibrate", "it's fast", "--calib", "demo", "--calib-samples", 4, "-o", "another")[2]
     assert run("compile", "my model", "--target", "cpu", "-q", "-o", "quiet")[2] == ""
 
 

@@ -36,6 +36,11 @@ MODELS = [
     ("export ViT-B-32-openai -o O", "Unknown model", "Did you mean 'ViT-B-32::openai'?"),
     ("run ViT-B-32::opnai --dataset demo -o O", "Unknown pretrained tag 'opnai'", "Did you mean 'openai'?"),
     ("export ViT-B-32::best -o O", "Recommended: openai, datacomp_xl", "'clipmlu models ViT-B-32' lists all"),
+    (
+        "export ./demo -o O",
+        "Unknown model './demo'",
+        "hf-hub:org/name for a repository in open_clip's format, or local-dir:./demo.",
+    ),
     ("export somebody/clip -o O", "Unknown model 'somebody/clip'", "hf-hub:somebody/clip"),
     ("models siglip-so400m", "Unknown model", "Did you mean 'ViT-SO400M-14-SigLIP'?"),
 ]

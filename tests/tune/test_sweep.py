@@ -415,17 +415,11 @@ def test_a_failed_build_takes_nothing_from_the_bundle_at_its_path(exported: Expo
     assert any(note.endswith("its content matches") for note in notes)
 
 
-def test_quantising_without_data_is_a_row_and_no_gate(exported: ExportedBundle, tmp_path: Path) -> None:
-    report = run_sweep(exported.path, tmp_path / "out", options(INT8, FLOAT32))
-    assert report.rows[0].failure is not None
-    assert "needs calibration data" in report.rows[0].failure
-    assert (report.rows[0].gate_failed, report.exit_code, len(report.rows)) == (False, 1, 3)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"precisions": ()}, "precisions are"),
+        ({"precisions": (FLOAT32, INT8)}, "precision qint8_mixed_float32 needs calibration data"),
         ({"batch_sizes": (4, 4)}, "batch sizes are"),
         ({"batch_sizes": (0,)}, r"batch sizes is \(0,\); expected"),
         ({"repetitions": 0}, "repetitions is 0"),

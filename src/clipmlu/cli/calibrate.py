@@ -47,7 +47,7 @@ def calibrate_command(
     The images are saved as preprocessed pixels, the prompts as texts; the set can be used with all models of the same
     image size. Its digest is verified when it is used.
     """
-    from clipmlu.bundle.directory import open_bundle
+    from clipmlu.bundle.directory import ExportedBundle, open_bundle
     from clipmlu.data.calibration import obtain_calibration
     from clipmlu.report.tables import echo_json
 
@@ -67,4 +67,5 @@ def calibrate_command(
                 ("digest", record.digest),
             ]
         )
-    note_next(("compile", bundle, "--precision", "int8", "--calib", output, "-o", f"{bundle}-int8"))
+    if isinstance(opened, ExportedBundle):
+        note_next(("compile", bundle, "--precision", "int8", "--calib", output, "-o", f"{bundle}-int8"))

@@ -165,11 +165,7 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
             f"Target '{target}' does not offer the precision '{options.precision.value}' yet. It offers: {offered}. "
             f"{backend.why_not(options.precision)}".rstrip()
         )
-    if options.precision.bits is not None and options.calibration is None:
-        raise OptionError(
-            f"precision {options.precision.value} needs calibration data: give --calib DATASET, "
-            "or --calib imagefolder:PATH of images that you do not evaluate later"
-        )
+    require_calibration(options.precision, options)
     if not backend.has_cards and options.mlu is not None:
         raise OptionError(f"target '{target}' has no MLU cards; leave out the MLU options")
     if options.mlu is not None:
@@ -186,6 +182,19 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
         quantisation=quantisation,
         why_target=why,
     )
+
+
+def require_calibration(precision: Precision, options: CompileOptions) -> None:
+    """Check that there are calibration data for a precision that quantises.
+
+    Raises:
+        OptionError: there are none.
+    """
+    if precision.bits is not None and options.calibration is None:
+        raise OptionError(
+            f"precision {precision.value} needs calibration data: give --calib DATASET, "
+            "or --calib imagefolder:PATH of images that you do not evaluate later"
+        )
 
 
 def check_layout(plan: CompilationPlan, layout: Layout) -> None:

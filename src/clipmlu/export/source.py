@@ -274,8 +274,10 @@ def _checked_name(name: str, tag: str | None) -> str:
     known = (DEMO_MODEL, *model_names())
     if cleaned in known:
         return cleaned
-    hub = f"hf-hub:{name}" if _REPO.fullmatch(name) else "hf-hub:org/name"
-    hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, or local-dir:PATH."
+    is_path = name.startswith((".", "/", "~"))
+    hub = f"hf-hub:{name}" if _REPO.fullmatch(name) and not is_path else "hf-hub:org/name"
+    folder = f"{_LOCAL_PREFIX}{name}" if is_path or is_there(name, folder=True) else f"{_LOCAL_PREFIX}PATH"
+    hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, or {folder}."
     raise UnknownNameError("model", name, known, hint, meant=near_models(name, tag))
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from clipmlu.arguments import check_fields
 from clipmlu.backends import SessionOptions, runtime_versions
 from clipmlu.bundle.directory import CompiledBundle
-from clipmlu.compile.plan import DEFAULT_BATCH_SIZE, DEFAULT_MAX_BATCH, CompileOptions
+from clipmlu.compile.plan import DEFAULT_BATCH_SIZE, DEFAULT_MAX_BATCH, CompileOptions, require_calibration
 from clipmlu.data.datasets import DATASETS, Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.data.prompts import resolve_templates
@@ -56,6 +56,8 @@ class SweepOptions:
         quantising = any(precision.bits is not None for precision in self.precisions)
         if not quantising and (self.compile.calibration is not None or self.compile.quantisation is not None):
             raise OptionError("none of the precisions quantises; leave out the quantisation options")
+        for precision in self.precisions:
+            require_calibration(precision, self.compile)
 
     @property
     def session(self) -> SessionOptions:
