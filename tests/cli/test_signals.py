@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from clipmlu.cli._signals import Terminated, TerminationSignals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_is_raised_once_and_its_handler_is_put_back(number: signal.Signals) -> None:
-    assert signal.getsignal(number) is signal.SIG_DFL
+    before = signal.getsignal(number)
     with TerminationSignals() as found:
         with pytest.raises(Terminated) as caught:
             os.kill(os.getpid(), number)
-        os.kill(os.getpid(), signal.SIGTERM)  # a supervisor that repeats itself, while things are cleaned up
+        os.kill(os.getpid(), number)  # somebody presses Ctrl-C twice, while things are cleaned up
+        os.kill(os.getpid(), signal.SIGTERM)  # a supervisor that repeats itself
     assert (caught.value.number, found.received) == (number, number)
-    assert signal.getsignal(number) is signal.SIG_DFL
+    assert signal.getsignal(number) is before
 
 
 def test_handler_of_the_program_stays() -> None:
@@ -33,3 +36,27 @@ def test_handler_of_the_program_stays() -> None:
         assert (seen, found.received, signal.getsignal(signal.SIGTERM)) == ([1], None, mine)
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_change_the_exit_code_while_the_interpreter_ends(number: signal.Signals) -> None:
+    code = f"""
+import os, sys
+from clipmlu.cli._signals import TerminationSignals
+
+class Last:
+    kill, pid = staticmethod(os.kill), os.getpid()
+    def __del__(self):
+        self.kill(self.pid, {int(number)})
+
+last = Last()
+with TerminationSignals(ends_process=True) as signals:
+    try:
+        os.kill(os.getpid(), {int(number)})
+    except KeyboardInterrupt:
+        pass
+os.kill(os.getpid(), {int(number)})
+sys.exit(128 + signals.received)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + number, "")

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if sys.stderr is None:  # started with `2>&-`: likewise, and libraries would write their messages into that file
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- open until the process ends
-    with TerminationSignals() as signals:
+    with TerminationSignals(ends_process=arguments is None) as signals:
         try:
             with contextlib.closing(STEPS):
                 return _run(arguments)
