@@ -212,3 +212,17 @@ def _wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < limit
         time.sleep(0.02)
+
+
+def test_interrupts_stay_blocked_while_the_first_process_starts() -> None:
+    """Python's resource tracker, which starts with it, unblocks them."""
+    code = """
+import multiprocessing.resource_tracker, signal
+from clipmlu.jobs.engines.processes import _interrupts_blocked
+with _interrupts_blocked():
+    multiprocessing.resource_tracker.ensure_running()
+    assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Generic
 
@@ -247,10 +248,14 @@ def _how_ended(code: int | None) -> str:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT inside the block: a process that is started here does not get it until it has said what to do with it."""
+    """Block SIGINT inside the block: a process that is started here does not get it until it has said what to do with it.
+
+    Python's resource tracker unblocks it after its own start, which is therefore made before.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
