@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -149,6 +150,26 @@ def test_the_address_auto_after_the_end_of_the_last_cluster_is_refused_at_once(
         open_ray(EngineOptions(engine="ray", ray_address="auto"), None),
     ):
         raise AssertionError("it was opened")
+
+
+def test_a_signal_during_the_start_of_ray_is_the_programs_own(
+    ray: Any, monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    """``ray.init`` sets a handler that would end the process with exit code 15."""
+    seen: list[int] = []
+
+    def init(**_arguments: Any) -> None:
+        ray._private.utils.set_sigterm_handler(lambda *_: sys.exit(15))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", init)
+    setting, earlier = ray._private.utils.set_sigterm_handler, signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try:
+        with open_ray(HERE, None):
+            assert seen == [1]
+        assert ray._private.utils.set_sigterm_handler is setting
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 KILLED = """

@@ -106,7 +106,7 @@ def _initialized(ray: Any, where: str, arguments: Mapping[str, Any]) -> Iterator
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
         try:
-            with _kept_signals():
+            with _kept_signals(ray):
                 ray.init(configure_logging=False, logging_level=logging.ERROR, log_to_driver=False, **arguments)
         except Exception as error:  # Ray raises all kinds, the base class too
             raise BackendUnavailableError(
@@ -206,16 +206,21 @@ def _local_arguments(options: EngineOptions, cards: Cards | None, folder: Path) 
 
 
 @contextlib.contextmanager
-def _kept_signals() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which ``ray.init`` replaces."""
+def _kept_signals(ray: Any) -> Iterator[None]:
+    """Keep the handler of SIGTERM, which ``ray.init`` replaces: Ray's own would end the process at once, with another exit code."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    utilities = ray._private.utils
+    setting = getattr(utilities, "set_sigterm_handler", None)
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        utilities.set_sigterm_handler = lambda _handler: None
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, handler)  # also of another release of Ray, which sets it by itself
+        if setting is not None:
+            utilities.set_sigterm_handler = setting
 
 
 @contextlib.contextmanager
