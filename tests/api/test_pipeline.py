@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -200,6 +201,14 @@ def test_without_open_clip_an_export_of_other_files_is_not_used(
 def test_a_card_is_used_if_there_are_no_several(compiled: CompiledBundle) -> None:
     with clipmlu.pipeline(compiled, device=3, devices=None) as model:
         assert model.devices == (3,)
+
+
+def test_a_kept_model_is_ready_without_the_packages_that_make_one(compiled: CompiledBundle) -> None:
+    code = (
+        f"import sys, clipmlu\nclipmlu.pipeline({str(compiled.path)!r})\n"
+        "print([name for name in ('torch', 'open_clip', 'onnx', 'onnx_ir', 'sympy') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_load_points_from_an_exported_bundle_to_the_pipeline(exported: ExportedBundle) -> None:

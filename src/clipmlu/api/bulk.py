@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from clipmlu.api.compile_keywords import ReadingKeywords
-from clipmlu.api.measure_keywords import EngineKeywords, OpenSetKeywords, RunningKeywords, engine_options
+from clipmlu.api.measure_keywords import EngineKeywords, RunningKeywords, engine_options
+from clipmlu.api.open_set_keywords import OpenSetKeywords
 from clipmlu.arguments import as_path, shown
 from clipmlu.classify.classifier import DEFAULT_TOP_K
 from clipmlu.data.class_prompts import ClassLabels, resolve_labels

@@ -16,7 +16,7 @@ from clipmlu.api.compile_keywords import (
     TargetKeywords,
     compile_options,
 )
-from clipmlu.api.measure_keywords import OpenSetKeywords
+from clipmlu.api.open_set_keywords import OpenSetKeywords
 from clipmlu.arguments import as_path, check_argument, is_there, shown
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle, open_exported
 from clipmlu.chain import compiled_folder_name, export_key, model_folder_name, obtain_exported

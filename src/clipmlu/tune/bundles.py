@@ -10,7 +10,6 @@ from typing import TypeVar
 from clipmlu.backends import SessionOptions, runtime_versions
 from clipmlu.backends.base import OPTIONS_WITHOUT_EFFECT
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, check_output_free, open_compiled
-from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.resize.order import pillow_versions
@@ -88,6 +87,8 @@ def obtain_compiled(
         options = dataclasses.replace(options, calibration=obtain_calibration(exported, options.calibration, on_step))
 
     def make(overwrite: bool) -> CompiledBundle:
+        from clipmlu.compile.compiler import compile_bundle  # which takes a second that a reused bundle does not need
+
         on_note(f"compiling {name_from_path(exported.path)} to {name_from_path(path)}")
         return compile_bundle(exported, path, dataclasses.replace(options, overwrite=overwrite), on_step=on_step)
 
