@@ -204,6 +204,12 @@ class SlowBackend:
         self.cards.append(Card(options.device))
         return self.cards[-1]
 
+    def wait_for_openings(self, count: int) -> None:
+        """Wait until so many cards are being opened, at most ten seconds."""
+        deadline = time.monotonic() + 10
+        while len(self.started) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def closed_cards(self, count: int) -> bool:
         """Wait until so many cards were opened and closed again."""
         deadline = time.monotonic() + 10
@@ -216,7 +222,14 @@ class SlowBackend:
 
 def test_interrupt_while_cards_are_opened_waits_for_none_of_them() -> None:
     backend: Any = SlowBackend()
-    threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+
+    def interrupt() -> None:
+        backend.wait_for_openings(3)
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         open_on_devices(backend, MODEL, "image", SessionOptions(), [0, 1, 2])
     assert not backend.cards
