@@ -178,7 +178,7 @@ def test_bundles_that_no_card_takes_are_refused_before_the_tool_runs(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tool", "trtexec"], "'trtexec' is not 'mm_run'"),
+        (["--tool", "trtexec"], "'trtexec' is not one of mm_run."),
         (["--tool", "mm_run", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["--tool", "mm_run", "--iterations", "0"], "Invalid value for '--iterations'"),
         (["--tool", "mm_run", "--warmup", "-1"], "Invalid value for '--warmup'"),

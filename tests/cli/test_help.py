@@ -103,7 +103,7 @@ def test_examples_that_are_not_run_have_valid_options_and_are_shown() -> None:
 
 
 def test_every_help_has_examples_and_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((80, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_args, **_keywords: os.terminal_size((80, 24)))
     for name, command in _commands():
         shown = run(*name.split(), "--help")[1]
         body, _, examples = shown.partition("\nExamples:\n")
