@@ -33,8 +33,8 @@ def test_embed_into_a_folder_is_a_job(run: Run, compiled: CompiledBundle, photos
     code, _, err = run(*command, "--max-errors", "0")
     assert code == 1
     assert err.splitlines() == [
-        f"What was computed is kept in {job}; the same command goes on from there.",
-        f"clipmlu: 1 of 6 image(s) could not be read, more than 0 (--max-errors); see '{job / 'errors.jsonl'}'.",
+        f"clipmlu: 1 of 6 image(s) could not be read, more than 0 (--max-errors); see '{job / 'errors.jsonl'}'. The finished "
+        "shards are kept: go on with a higher limit, or correct the images and begin again with --overwrite."
     ]
 
 

@@ -85,14 +85,15 @@ def test_an_error_of_the_work_is_not_taken_for_the_end_of_the_parent(tmp_path: P
         list(run_tasks(Squares(tmp_path, failing=((3, error),)), range(8), TWO))
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_killed_and_replaced_and_a_slow_one_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    work = Squares(tmp_path, seconds=0.2, slow=(1, 6.0), stopped=2)
-    results = run_in_processes(work, range(4), split_machine(2, None), _name, silent_seconds=3.0)
+    work = Squares(tmp_path, seconds=0.2, slow=(1, 12.0), stopped=2)
+    results = run_in_processes(work, range(4), split_machine(2, None), _name, silent_seconds=8.0)
     assert sorted(results) == [0, 1, 4, 9]
     first, second = [record.getMessage() for record in caplog.records]
-    assert re.match(r"worker process \d+ has not run for \d s, as if it was stopped, and is killed", first)
+    assert re.match(r"worker process \d+ has not run for \d+ s, as if it was stopped, and is killed", first)
     assert second.endswith("was killed by SIGKILL with number 2, which will be computed again; a new one is started")
 
 

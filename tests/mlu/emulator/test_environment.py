@@ -124,5 +124,5 @@ def test_emulate_passes_signals_on_and_waits(number: int) -> None:
 def test_emulate_says_when_there_is_no_such_program() -> None:
     code, text = _emulate("--", "no-such-program")
     assert code == 127
-    assert "cannot run 'no-such-program'" in text
+    assert "Cannot run 'no-such-program'" in text
     assert CliRunner().invoke(emulate_command, []).exit_code == 2
