@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -63,12 +64,18 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cache_names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Paths of cache directories that do not exist yet."""
+    base = tmp_path_factory.mktemp("caches")
+    return (str(base / str(number)) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _private_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache, nor gets a default that the developer's shell sets."""
-    monkeypatch.setenv("CLIPMLU_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-    for name in ("CIFAR100_DATASETS_PATH", *OPTION_VARIABLES):
-        monkeypatch.delenv(name, raising=False)
+def _private_surroundings(cache_names: Iterator[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache, nor finds a dataset that the developer's shell points to."""
+    monkeypatch.setenv("CLIPMLU_CACHE_DIR", next(cache_names))
+    monkeypatch.delenv("CIFAR100_DATASETS_PATH", raising=False)
 
 
 @pytest.fixture

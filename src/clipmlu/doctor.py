@@ -38,6 +38,7 @@ from clipmlu.specs import VENDOR_PRECISIONS, Spec
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bulk": ("clipmlu embed -o DIR", ("pyarrow",)),
+    "dataframe": ("to_dataframe() in Python", ("pandas",)),
     "export": ("clipmlu export", ("torch", "open_clip", "onnxscript", "transformers")),
     "openvino": ("clipmlu compile --target openvino", ("openvino",)),
     "ray": ("clipmlu embed -o DIR --engine ray", ("ray",)),

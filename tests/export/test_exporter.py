@@ -222,6 +222,7 @@ def test_random_weights_follow_the_seed_and_leave_torchs_alone(tiny_model: Tiny)
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 def test_large_graphs_keep_their_weights_in_a_file_beside_and_nothing_is_printed(
     tiny_model: Tiny, tiny_bundle: Exported, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -517,6 +517,7 @@ def test_emulated_card_and_cpu_have_the_same_nodes(
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_smoothed_bundle_lines_up_with_its_source(vit: ExportedBundle, smoothed: CompiledBundle) -> None:
     """On the calibration images nothing is cut off, and in 16 bits hardly any noise is left: a wrong factor would show."""
     assert len(smoothed.compilation.quantised["image"].smoothing) == 8, (
@@ -623,8 +624,15 @@ def assert_same_graph(found: onnx.ModelProto, expected: onnx.ModelProto, *, scal
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("precision", ["qint8_mixed_float32", "qint8_mixed_float16"])
-@pytest.mark.parametrize("granularity", ["per_axis", "per_tensor"])
+@pytest.mark.parametrize(
+    ("granularity", "precision"),
+    [
+        ("per_axis", "qint8_mixed_float32"),
+        pytest.param("per_axis", "qint8_mixed_float16", marks=pytest.mark.slow),
+        pytest.param("per_tensor", "qint8_mixed_float32", marks=pytest.mark.slow),
+        ("per_tensor", "qint8_mixed_float16"),
+    ],
+)
 def test_rebuilt_graph_has_the_chosen_integers_but_in_float_the_weights_of_the_source(
     vit: ExportedBundle, compile_for: Compile, precision: str, granularity: str
 ) -> None:
@@ -645,6 +653,7 @@ def test_rebuilt_graph_has_the_chosen_integers_but_in_float_the_weights_of_the_s
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_role_in_float_is_what_compiling_with_it_kept_in_float_gives(
     vit: ExportedBundle, int8: CompiledBundle, compile_for: Compile
 ) -> None:

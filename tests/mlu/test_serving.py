@@ -161,9 +161,13 @@ def test_several_clients_each_have_a_process_of_their_own(serve: Any, client: An
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        *((fault, "unix") for fault in ("enqueue:5:crash", "enqueue:6:device_lost", "sync:4:hang")),
+        ("enqueue:5:crash", "unix"),
         ("enqueue:5:crash", "tcp"),
-        *(pytest.param(fault, "tcp", marks=pytest.mark.slow) for fault in ("enqueue:6:device_lost", "sync:4:hang")),
+        *(
+            pytest.param(fault, kind, marks=pytest.mark.slow)
+            for fault in ("enqueue:6:device_lost", "sync:4:hang")
+            for kind in ("unix", "tcp")
+        ),
     ],
 )
 def test_crashes_and_hangs_over_an_address(

@@ -176,7 +176,10 @@ def test_real_architectures_agree_bit_for_bit(
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("precision", [Precision.QINT8_MIXED_FLOAT32, Precision.QINT8_MIXED_FLOAT16])
+@pytest.mark.parametrize(
+    "precision",
+    [Precision.QINT8_MIXED_FLOAT32, pytest.param(Precision.QINT8_MIXED_FLOAT16, marks=pytest.mark.slow)],
+)
 def test_what_stays_in_float_is_the_same_on_both_targets(
     tiny_bundle: Callable[..., ExportedBundle], folder: Path, tmp_path: Path, precision: Precision
 ) -> None:

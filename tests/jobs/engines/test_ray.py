@@ -46,6 +46,7 @@ def _name(number: int) -> str:
     return f"number {number}"
 
 
+@pytest.mark.slow
 def test_every_task_has_one_result_even_if_a_worker_holds_more_than_it_is_given(tmp_path: Path) -> None:
     results = list(run_tasks(Squares(tmp_path, depth=50), range(20), TWO))
     assert sorted(results) == [number * number for number in range(20)]
