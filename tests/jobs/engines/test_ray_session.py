@@ -107,6 +107,9 @@ def test_a_failed_start_leaves_no_process(ray: Any, monkeypatch: pytest.MonkeyPa
             f"--session-dir={arguments['_temp_dir']}/session",
         ]
         daemons.append(subprocess.Popen(command))
+        shown = Path(f"/proc/{daemons[-1].pid}/cmdline")
+        while b"--session-dir" not in shown.read_bytes():  # empty for a moment after the start
+            time.sleep(0.001)
         raise Exception(STARTUP)
 
     monkeypatch.setattr(ray, "init", init)
