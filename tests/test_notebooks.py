@@ -43,13 +43,7 @@ def _execute(notebook: Any, folder: Path) -> Any:
     return client.execute()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "from_the_vendor_sample" else ())
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("default")
 def test_a_notebook_shows_what_is_stored_in_it(
     path: Path, demo_bundle: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
