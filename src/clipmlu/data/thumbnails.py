@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.data.images import ImageSource, load_image
@@ -87,24 +86,7 @@ def _in_notebook() -> bool:
 def _finder(source: ImageSource | None) -> Callable[[], ImageSource | None]:
     if isinstance(source, (str, os.PathLike)):
         return lambda: source
-    if isinstance(source, np.ndarray):
-        return _array_finder(source)
-    return weakref.ref(source) if isinstance(source, Image.Image) else lambda: None
-
-
-def _array_finder(array: npt.NDArray[Any]) -> Callable[[], ImageSource | None]:
-    """Find an array again; a view, such as one image of a stack, through the array that owns the memory."""
-    owner = array.base
-    if not isinstance(owner, np.ndarray) or not owner.flags.c_contiguous:
-        return weakref.ref(array)
-    found, shape, strides, dtype = weakref.ref(owner), array.shape, array.strides, array.dtype
-    offset = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
-
-    def view() -> npt.NDArray[Any] | None:
-        whole = found()
-        return None if whole is None else np.ndarray(shape, dtype, whole, offset, strides)
-
-    return view
+    return weakref.ref(source) if isinstance(source, (Image.Image, np.ndarray)) else lambda: None
 
 
 def _thumbnail(source: ImageSource) -> str:
