@@ -39,7 +39,8 @@ SIDES: dict[str, tuple[str, ...] | None] = {
 """Name -> further arguments of the job; None for the side without shards."""
 SIDE = 32
 SMALL, JPEGS = 100_000, 5_000
-SHARD_SIZE = 8192  # a multiple of the batch size, so that batches are those of the one file
+BATCH_SIZE = 32
+SMALL_SHARD, JPEG_SHARD = 8192, 512  # multiples of the batch size, so that batches are those of the one file
 _MEMORY_EVERY_S = 0.2
 
 
@@ -52,19 +53,23 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a twentieth of the images, and smaller shards")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--inputs", nargs="+", choices=["small images", "JPEGs"], default=["small images", "JPEGs"])
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     print_machine()
     bundle = given.bundle or _demo_bundle(given.work)
     part = 20 if given.quick else 1
+    small, jpegs = SMALL // part, JPEGS // part
     inputs = {
-        "small images": (_small_images(given.work / "small", SMALL // part), SMALL // part),
-        "JPEGs": (_jpegs(given.work / f"jpegs-{JPEGS // part}", JPEGS // part), JPEGS // part),
+        "small images": (_small_images(given.work / "small", small), small, SMALL_SHARD),
+        "JPEGs": (_jpegs(given.work / f"jpegs-{jpegs}", jpegs), jpegs, JPEG_SHARD),
     }
     results = []
-    for name, (folder, count) in inputs.items():
-        results.append(_measure(name, bundle, folder, count, given, max(256, SHARD_SIZE // part)))
+    for name in given.inputs:
+        folder, count, shard_size = inputs[name]
+        batches = max(1, shard_size // part // BATCH_SIZE)
+        results.append(_measure(name, bundle, folder, count, given, batches * BATCH_SIZE))
     write_json(given.json, {"benchmark": "jobs", "bundle": str(bundle), "inputs": results})
 
 
@@ -218,7 +223,7 @@ def _demo_bundle(work: Path) -> Path:
                 "--target",
                 "cpu",
                 "--batch-size",
-                "32",
+                str(BATCH_SIZE),
                 "--dynamic-shape",
             ],
         ):

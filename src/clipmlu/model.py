@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 
@@ -26,6 +26,53 @@ from clipmlu.errors import BundleNotFoundError, OptionError
 from clipmlu.export.catalog import is_model_name, with_tag
 from clipmlu.specs import TowerName
 from clipmlu.steps import StartStep, no_steps
+
+
+class RunningValues(Protocol):
+    """What ``load_for_images`` reads from options that run a bundle on many images; see ``load`` for each."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads for one batch."""
+
+    @property
+    def device(self) -> int | None:
+        """Index of the card."""
+
+    @property
+    def devices(self) -> Sequence[int] | str | None:
+        """Several cards."""
+
+    @property
+    def fast_preprocess(self) -> bool:
+        """Decode large JPEGs at a reduced scale."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest width x height of an image."""
+
+
+def load_for_images(bundle: str | os.PathLike[str], running: RunningValues, *, image_only: bool) -> Model:
+    """Load a compiled bundle for many images: its threads wait passively, because images are prepared on the same CPUs.
+
+    Args:
+        bundle: directory of a compiled bundle.
+        running: options with these values.
+        image_only: see ``load``.
+
+    Raises:
+        OptionError, BundleError, BackendUnavailableError: as for ``load``.
+    """
+    return load(
+        bundle,
+        threads=running.threads,
+        device=running.device,
+        devices=running.devices,
+        image_only=image_only,
+        fast_preprocess=running.fast_preprocess,
+        max_pixels=running.max_pixels,
+        busy_wait=False,
+    )
 
 
 def load(

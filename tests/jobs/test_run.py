@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,34 @@ def test_only_missing_and_damaged_shards_are_computed_again(
         run_job(compiled.path, [images], job, NPY, on_shard=lambda record: done.append(record.number))
         assert done == [1] * (number + 1)
         assert content(job) == undisturbed
+
+
+def test_a_shard_copied_from_another_job_is_computed_again(
+    compiled: CompiledBundle, images: Path, tmp_path: Path
+) -> None:
+    job, other = tmp_path / "job", tmp_path / "other"
+    write_image(images / "0.png", 99)
+    run_job(compiled.path, [images], other, NPY)
+    write_image(images / "0.png", 0)
+    run_job(compiled.path, [images], job, NPY)
+    undisturbed = content(job)
+    for path in other.rglob("part-00000000*"):
+        shutil.copy(path, job / path.relative_to(other))
+    assert content(job) != undisturbed
+    done: list[int] = []
+    run_job(compiled.path, [images], job, NPY, on_shard=lambda record: done.append(record.number))
+    assert done == [0]
+    assert content(job) == undisturbed
+
+
+def test_fewer_shards_than_workers_are_noted(compiled: CompiledBundle, images: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    one = JobOptions(shard_size=100, shard_format="npy")
+    run_job(compiled.path, [images], tmp_path / "job", one, engine=EngineOptions(processes=2), on_note=notes.append)
+    assert notes == [
+        "1 of 2 workers have something to do: one worker computes a shard, and the job has 1 of at most 100 images; a new job "
+        "with a smaller --shard-size uses all"
+    ]
 
 
 def test_other_options_and_inputs_are_refused_by_name(compiled: CompiledBundle, images: Path, tmp_path: Path) -> None:

@@ -206,19 +206,10 @@ class RunningOptions:
 
     def load(self, bundle: Path, *, image_only: bool = False) -> Model:
         """Load a compiled bundle; its threads wait passively, because images are prepared on the same CPUs."""
-        from clipmlu.model import load
+        from clipmlu.model import load_for_images
 
         with STEPS("opening the bundle"):
-            return load(
-                bundle,
-                threads=self.threads,
-                device=self.device,
-                devices=self.devices,
-                image_only=image_only,
-                fast_preprocess=self.fast_preprocess,
-                max_pixels=self.max_pixels,
-                busy_wait=False,
-            )
+            return load_for_images(bundle, self, image_only=image_only)
 
 
 _RUNNING = (

@@ -17,7 +17,7 @@ from clipmlu.host import require
 from clipmlu.jobs.manifest import JobSettings
 from clipmlu.jobs.options import ClassificationOptions, JobOptions
 from clipmlu.jobs.rows import RowSchema
-from clipmlu.model import Model
+from clipmlu.model import Model, load_for_images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class JobDefinition:
         """Return the content of the job's classifier file, computed by the text tower if none was given; None without one."""
         if not self.has_classifier_file or self.classifier is not None:
             return self.classifier
-        with options.load(bundle, image_only=False) as model:
+        with load_for_images(bundle, options, image_only=False) as model:
             return build_job_classifier(model, self.settings, self.schema).encode()
 
 
@@ -79,7 +79,7 @@ def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], objec
         pyarrow = require(
             "pyarrow", "bulk", "The shard format 'parquet' (--shard-format npy needs no package)"
         ).__version__
-    with options.load(bundle, image_only=True) as model:
+    with load_for_images(bundle, options, image_only=True) as model:
         classes = None if options.classification is None else _Classes(model, options.classification, on_note)
         return JobDefinition(
             settings=JobSettings(

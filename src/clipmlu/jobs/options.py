@@ -17,7 +17,6 @@ from clipmlu.jobs.error_limit import ErrorLimit, parse_error_limit
 from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.jobs.work import MachineShare
-from clipmlu.model import Model, load
 from clipmlu.specs import NaturalInt, PositiveInt, Probability
 
 DEFAULT_SHARD_SIZE = 10_000
@@ -123,17 +122,4 @@ class JobOptions:
             threads=self.threads or share.cpus or 0,
             workers=self.workers or share.cpus,
             devices=self.devices if share.devices is None else share.devices,
-        )
-
-    def load(self, bundle: Path, *, image_only: bool = True) -> Model:
-        """Load a compiled bundle; its threads wait passively, because images are prepared on the same CPUs."""
-        return load(
-            bundle,
-            threads=self.threads,
-            device=self.device,
-            devices=self.devices,
-            image_only=image_only,
-            fast_preprocess=self.fast_preprocess,
-            max_pixels=self.max_pixels,
-            busy_wait=False,
         )

@@ -33,6 +33,7 @@ from clipmlu.jobs.pieces import Piece, Shard
 from clipmlu.jobs.plan import describe_other_input, write_plan
 from clipmlu.jobs.shard_work import ShardWork
 from clipmlu.measure.speed.load import PipelineLoad
+from clipmlu.model import load_for_images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -141,6 +142,7 @@ def run_job(
         manifest = _begin(job, path, definition, options, pieces)
         tally = _Tally(job, manifest, retry_errors=options.retry_errors)
         on_start(JobStart(manifest.inputs.images, tally.images, manifest.shards, tally.shards))
+        _note_idle_workers(manifest.shards, options, engine, on_note)
         reported = on_load if engine.is_this_process else None
         work = ShardWork(
             bundle=path, folder=job.path, manifest=manifest, options=options, mark=job.mark(), on_load=reported
@@ -149,7 +151,8 @@ def run_job(
         with _errors_written(job, manifest.shards):
             cards = _cards(path, options, engine)
             tally.check(options.error_limit)
-            for done in run_tasks(work, tally.waiting(), engine, cards=cards, describe=lambda shard: shard.name):
+            left = manifest.shards - tally.shards
+            for done in run_tasks(work, tally.waiting(), engine, cards=cards, count=left, describe=_name_of):
                 tally.add(done.record)
                 on_load(done.load)
                 on_shard(done.record)
@@ -223,6 +226,21 @@ def _of_classifier(
     )
 
 
+def _note_idle_workers(
+    shards: int, options: JobOptions, engine: EngineOptions, on_note: Callable[[str], object]
+) -> None:
+    workers = engine.processes or 1
+    if shards < workers:
+        on_note(
+            f"{shards} of {workers} workers have something to do: one worker computes a shard, and the job has {shards} of at "
+            f"most {options.shard_size:,} images; a new job with a smaller --shard-size uses all"
+        )
+
+
+def _name_of(shard: Shard) -> str:
+    return shard.name
+
+
 def _digest(content: bytes | None) -> str | None:
     return None if content is None else hashlib.sha256(content).hexdigest()
 
@@ -231,7 +249,7 @@ def _cards(bundle: Path, options: JobOptions, engine: EngineOptions) -> Cards | 
     """Return the cards that several workers share, or None."""
     if engine.is_this_process:
         return None
-    with options.load(bundle) as model:
+    with load_for_images(bundle, options, image_only=True) as model:
         return choose_cards(model, engine)
 
 
@@ -264,15 +282,19 @@ def _stored_manifest(job: JobFolder, wanted: JobManifest, inputs: Path, *, overw
 
 
 class _Tally:
-    """Counts of a job's images, first those of the shards that are done; with ``retry_errors`` one with an error is not."""
+    """Counts of a job's images, first those of the shards that are done.
+
+    A shard is done when it has a record of its piece of the input; with ``retry_errors`` one with an error is not.
+    """
 
     def __init__(self, job: JobFolder, manifest: JobManifest, *, retry_errors: bool) -> None:
         self._job = job
         self._shards = manifest.shards
         self._done: set[int] = set()
         self.images = self.errors = 0
-        for record in job.records(manifest.shards):
-            if not (retry_errors and record.errors):
+        for shard in job.shards():
+            record = job.read_record(shard.number)
+            if record is not None and record.piece_digest == shard.digest and not (retry_errors and record.errors):
                 self._count(record)
         self.computed_images = self.computed_shards = 0
 

@@ -27,7 +27,7 @@ from clipmlu.jobs.row_table import RowPart, RowTable
 from clipmlu.jobs.shard_writer import ShardWriter
 from clipmlu.jobs.work import MachineShare, Worker
 from clipmlu.measure.speed.load import LoadMeter, PipelineLoad
-from clipmlu.model import Model
+from clipmlu.model import Model, load_for_images
 
 _LOAD_EVERY_S = 0.5
 
@@ -71,7 +71,10 @@ class ShardWork:
         """
         options, folder = self.options.on(share), JobFolder(self.folder)
         self._check_folder(folder)
-        with options.load(self.bundle) as model, ShardWriter(folder, self.manifest) as writer:
+        with (
+            load_for_images(self.bundle, options, image_only=True) as model,
+            ShardWriter(folder, self.manifest) as writer,
+        ):
             self._check_software(model)
             classifier = self._classifier(model, folder)
             table = RowTable(self.manifest.schema, classifier)

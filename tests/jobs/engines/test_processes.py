@@ -19,6 +19,7 @@ from clipmlu.jobs.engines.cards import Cards
 from clipmlu.jobs.engines.dispatch import run_tasks, split_machine
 from clipmlu.jobs.engines.options import EngineOptions
 from clipmlu.jobs.engines.processes import run_in_processes
+from clipmlu.jobs.work import MachineShare
 from conftest import REPOSITORY
 from engine_works import Broken, OneOpens, Squares
 
@@ -146,6 +147,15 @@ def test_workers_get_equal_shares_of_the_machine(tmp_path: Path, monkeypatch: py
     shares = split_machine(3, Cards(indices=(4, 5, 6, 7)))
     assert [(share.cpus, share.devices) for share in shares] == [(2, (4, 7)), (2, (5,)), (2, (6,))]
     assert [share.devices for share in split_machine(2, None)] == [None, None]
+
+
+def test_a_worker_for_each_task_at_most_and_they_share_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(7)))
+    assert list(run_tasks(Squares(tmp_path), [5], EngineOptions(processes=3), count=1)) == [25]
+    (share,) = [path.read_text() for path in tmp_path.glob("opened-*")]
+    assert share == repr(MachineShare(cpus=7, devices=None))
 
 
 def test_more_processes_than_cards_are_refused(tmp_path: Path) -> None:

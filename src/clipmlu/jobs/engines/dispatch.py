@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Iterable
 
 from clipmlu.errors import OptionError
@@ -20,6 +21,7 @@ def run_tasks(
     options: EngineOptions,
     *,
     cards: Cards | None = None,
+    count: int | None = None,
     describe: Callable[[Task], str] = str,
 ) -> Generator[Result, None, None]:
     """Do tasks and yield the result of each when it is there, in the order of completion.
@@ -31,6 +33,7 @@ def run_tasks(
         tasks: the tasks; any number.
         options: the engine.
         cards: the cards that the workers share; None if the bundle runs on the CPU. See ``choose_cards``.
+        count: number of tasks, if it is known: not more workers than tasks are started, and they share the whole machine.
         describe: names a task in messages.
 
     Raises:
@@ -41,12 +44,15 @@ def run_tasks(
         MissingDependencyError, BackendUnavailableError: Ray is not installed, or there is no cluster at the address, or one
             of its machines has other versions of packages.
     """
+    workers = options.processes
+    if workers is not None and count is not None:
+        workers = min(workers, max(1, count))
     if options.engine == "ray":
-        yield from run_on_ray(work, tasks, options, cards, describe)
+        yield from run_on_ray(work, tasks, dataclasses.replace(options, processes=workers), cards, describe)
     elif options.is_this_process:
         yield from run_here(work, tasks)
     else:
-        yield from run_in_processes(work, tasks, split_machine(options.processes or 1, cards), describe)
+        yield from run_in_processes(work, tasks, split_machine(workers or 1, cards), describe)
 
 
 def split_machine(count: int, cards: Cards | None) -> list[MachineShare]:
