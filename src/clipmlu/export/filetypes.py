@@ -84,6 +84,14 @@ def identify_weights(path: Path) -> Format:
     return _identify_binary(path, head, size)
 
 
+def describe_file(head: bytes) -> str | None:
+    """Describe a file by its first bytes, in sentences; None if they are of no type that is often given by mistake."""
+    for offset, magic, kind, advice in _KINDS:
+        if head[offset:].startswith(magic):
+            return f"it is {kind}." if advice is _FROM_TORCH else f"it is {kind}. {advice}"
+    return _describe_text(head)
+
+
 def unusable_weights(path: Path, reason: str) -> ExportError:
     """Return (not raise) the error for unusable weights; ``reason`` is one or more sentences."""
     return ExportError(f"Cannot load the weights '{path}': {reason}")
@@ -146,13 +154,14 @@ def _identify_binary(path: Path, head: bytes, size: int) -> Format:
             "it is a Python pickle that torch.save did not write, and reading it could run any code. "
             f"If you trust it, open it where it was written, and {_SAVE_WEIGHTS}: torch.save(weights, FILE).",
         )
+    text = _describe_text(head)
+    if text is not None:
+        raise unusable_weights(path, text)
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and (b"pytorch" in head[:64] or b"onnx" in head[:64])):
         raise unusable_weights(
-            path, "it is an ONNX graph, exported already; clipmlu exports graphs of its own, from torch weights."
+            path, "it is an ONNX graph, exported already. Make a bundle of it: clipmlu import, see its --help."
         )
-    raise unusable_weights(
-        path, _describe_text(head) or f"it is no checkpoint: it begins with the bytes {head[:8].hex(' ')}."
-    )
+    raise unusable_weights(path, f"it is no checkpoint: it begins with the bytes {head[:8].hex(' ')}.")
 
 
 def _describe_text(head: bytes) -> str | None:

@@ -235,7 +235,7 @@ def _copy_own(path: str | os.PathLike[str], model: LoadedModel, destination: Pat
     """Copy a ``tokenizer.json`` unchanged; missing settings come from the files beside it, then from the model."""
     file = tokenizer_file(path)
     shutil.copyfile(file, destination)
-    tokens = _SpecialTokens(file)
+    tokens = SpecialTokens(file)
     text_cfg = model.config["text_cfg"]
     kwargs = text_cfg.get("tokenizer_kwargs") or {}
     clips = text_cfg.get("tokenizer_mode") == _CLIPS_MODE
@@ -253,7 +253,7 @@ def _copy_own(path: str | os.PathLike[str], model: LoadedModel, destination: Pat
     )
 
 
-class _SpecialTokens:
+class SpecialTokens:
     """Ids of a tokenizer's special tokens, by their roles in ``tokenizer_config.json`` beside it."""
 
     def __init__(self, file: Path) -> None:
@@ -273,9 +273,11 @@ class _SpecialTokens:
             ) from error
 
     def has(self, token: str) -> bool:
+        """Return whether the tokenizer has a token of this text."""
         return self._tokenizer.token_to_id(token) is not None
 
     def find(self, role: str) -> int | None:
+        """Return the id of the token with a role, such as ``sep_token``; None if there is none."""
         token = self._roles.get(role)
         content = token.get("content") if isinstance(token, dict) else token
         if content is not None and not isinstance(content, str):
@@ -283,6 +285,7 @@ class _SpecialTokens:
         return None if content is None else self._tokenizer.token_to_id(content)
 
     def pad_id(self, default: int) -> int:
+        """Return the id of padding."""
         padding = self._tokenizer.padding
         if padding is not None:
             return int(padding["pad_id"])

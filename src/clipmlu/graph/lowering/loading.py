@@ -70,24 +70,43 @@ def _read(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
 def _checked(proto: onnx.ModelProto, what: str, folder: Path | None) -> ir.Model:
     try:
-        check_wellformed(proto, folder)
-        slim = _without_weights(proto)
-        check_texts(slim)
-    except OSError as error:
-        raise damaged(what, _reason(error)) from error
-    except (ValueError, TypeError) as error:  # raised by onnx-ir for unknown types
-        raise damaged(what, " ".join(str(error).split())) from error
+        check_proto(proto, folder)
+    except ValueError as error:
+        raise damaged(what, str(error)) from error
     try:
-        check_group_norms(proto)
-        onnx.checker.check_model(slim, full_check=True)
         model = ir.from_proto(proto)
-    except Exception as error:  # the two libraries raise many types
+    except Exception as error:  # the library raises many types
         raise damaged(what, _reason(error)) from error
     if "" not in model.opset_imports:
         raise damaged(what, "it does not state its opset")
     if folder is not None:
         ir.external_data.set_base_dir(model.graph, folder)
     return model
+
+
+def check_proto(proto: onnx.ModelProto, folder: Path | None) -> None:
+    """Check a graph completely, without reading external weights.
+
+    Args:
+        proto: the graph.
+        folder: folder of its external weights; None for a graph in memory.
+
+    Raises:
+        ValueError: it is invalid; the message says why in one line.
+    """
+    try:
+        check_wellformed(proto, folder)
+        slim = _without_weights(proto)
+        check_texts(slim)
+    except OSError as error:
+        raise ValueError(_reason(error)) from error
+    except (ValueError, TypeError) as error:  # raised by onnx-ir for unknown types
+        raise ValueError(" ".join(str(error).split())) from error
+    try:
+        check_group_norms(proto)
+        onnx.checker.check_model(slim, full_check=True)
+    except Exception as error:  # the library raises many types
+        raise ValueError(_reason(error)) from error
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
