@@ -24,7 +24,7 @@ ORDER = (
     ("backends",),
     ("magicmind",),
     ("export", "compile", "embed"),
-    ("classify",),
+    ("classify", "importing"),
     ("model",),
     ("measure",),
     ("tune", "jobs"),

@@ -24,6 +24,7 @@ from conftest import REPOSITORY
 _CPU = {"target": "cpu"}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ExportOptions": ("clipmlu.export.options", {}),
+    "ImportOptions": ("clipmlu.importing.options", {}),
     "CompileOptions": ("clipmlu.compile.plan", {}),
     "CalibrationOptions": ("clipmlu.data.calibration", {"dataset": "demo"}),
     "EvalOptions": ("clipmlu.measure.accuracy.evaluate", {}),

@@ -21,6 +21,7 @@ from clipmlu._version import __version__
 if TYPE_CHECKING:
     from clipmlu.api.building import calibrate_bundle, compile_bundle, export_model, search_bundle
     from clipmlu.api.bulk import EmbeddingReport, classify_images, embed_images, embed_to_file
+    from clipmlu.api.importing import import_onnx
     from clipmlu.api.machine import check_machine, list_datasets, list_models, run_emulated
     from clipmlu.api.measuring import compare_bundles, evaluate, measure_speed, run_sweep
     from clipmlu.api.pipeline import pipeline
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from clipmlu.errors import ClipmluError
     from clipmlu.export.options import ExportOptions
     from clipmlu.file_names import path_from_name
+    from clipmlu.importing.options import ImportOptions
     from clipmlu.jobs.job import Job, open_job
     from clipmlu.jobs.options import ClassificationOptions, JobOptions
     from clipmlu.jobs.run import JobReport, run_job
@@ -65,6 +67,7 @@ _HOMES = {
     "EvalOptions": "clipmlu.measure.accuracy.evaluate",
     "ExportOptions": "clipmlu.export.options",
     "ExportedBundle": "clipmlu.bundle.directory",
+    "ImportOptions": "clipmlu.importing.options",
     "Job": "clipmlu.jobs.job",
     "JobOptions": "clipmlu.jobs.options",
     "JobReport": "clipmlu.jobs.run",
@@ -88,6 +91,7 @@ _HOMES = {
     "embed_to_file": "clipmlu.api.bulk",
     "evaluate": "clipmlu.api.measuring",
     "export_model": "clipmlu.api.building",
+    "import_onnx": "clipmlu.api.importing",
     "list_datasets": "clipmlu.api.machine",
     "list_models": "clipmlu.api.machine",
     "load": "clipmlu.model",
@@ -119,6 +123,7 @@ __all__ = [
     "EvalOptions",
     "ExportOptions",
     "ExportedBundle",
+    "ImportOptions",
     "Job",
     "JobOptions",
     "JobReport",
@@ -143,6 +148,7 @@ __all__ = [
     "embed_to_file",
     "evaluate",
     "export_model",
+    "import_onnx",
     "list_datasets",
     "list_models",
     "load",

@@ -26,6 +26,7 @@ FUNCTIONS = {
     "emulate": "run_emulated",
     "eval": "evaluate",
     "export": "export_model",
+    "import": "import_onnx",
     "info": "open_bundle",
     "job": "open_job",
     "models": "list_models",
@@ -72,7 +73,7 @@ def test_every_command_has_a_function() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["bench", "calibrate", "classify", "compare", "compile", "embed", "eval", "export", "sweep"]
+    "command", ["bench", "calibrate", "classify", "compare", "compile", "embed", "eval", "export", "import", "sweep"]
 )
 def test_every_option_of_a_command_is_a_keyword_of_its_function(command: str) -> None:
     options = {str(each.name) for each in cli.commands[command].params if isinstance(each, click.Option)}

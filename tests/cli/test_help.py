@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+import foreign_onnx
 import support
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli import cli, main
@@ -66,6 +67,10 @@ def _place(tmp_path: Path, exported: ExportedBundle, compiled: CompiledBundle, m
             support.picture(number).save(f"{folder}/{number}.png")
     Path("labels.txt").write_text("red circle\nblue square\n")
     Path("gen_model.py").write_text("import magicmind\n")
+    for name in ("image.onnx", "text.onnx", "tokenizer.json"):
+        shutil.copy(exported.path / name, name)
+    foreign_onnx.write(Path(), clip=foreign_onnx.fused_of_the_sample())
+    foreign_onnx.write(Path("clip-vit-base-patch32"), model=foreign_onnx.fused_of_the_sample())
 
 
 def _made_before(line: str, compiled: CompiledBundle) -> None:

@@ -39,6 +39,11 @@ assert_type(model.batch_size, int)
 exported = clipmlu.export_model("ViT-B-32::openai", "b32", layout="towers", offline=True)
 assert_type(exported, clipmlu.ExportedBundle)
 assert_type(clipmlu.export_model("demo", "d", clipmlu.ExportOptions(seed=1)), clipmlu.ExportedBundle)
+imported = clipmlu.import_onnx(
+    ["image.onnx", Path("text.onnx")], "own", tokenizer="tok", image_size=224, mean=(0.5, 0.5, 0.5)
+)
+assert_type(imported, clipmlu.ExportedBundle)
+assert_type(clipmlu.import_onnx("onnx/", "own", clipmlu.ImportOptions(logit_scale=100.0)), clipmlu.ExportedBundle)
 compiled = clipmlu.compile_bundle(
     exported, Path("b32-cpu"), precision=clipmlu.Precision.FORCE_FLOAT16, smooth_alpha=0.5, keep_float=["qkv"]
 )

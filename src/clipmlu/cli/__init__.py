@@ -25,6 +25,7 @@ from clipmlu.cli.embed import embed_command
 from clipmlu.cli.emulate import emulate_command
 from clipmlu.cli.evaluate import eval_command
 from clipmlu.cli.export import export_command
+from clipmlu.cli.import_command import import_command
 from clipmlu.cli.info import info_command
 from clipmlu.cli.job import job_command
 from clipmlu.cli.run import run_command
@@ -59,7 +60,7 @@ def cli() -> None:
 
 
 cli.add_section("Start", (run_command, doctor_command))
-cli.add_section("Models", (export_command, calibrate_command, compile_command))
+cli.add_section("Models", (export_command, import_command, calibrate_command, compile_command))
 cli.add_section("Classify and embed", (classify_command, embed_command, job_command))
 cli.add_section("Measure", (eval_command, compare_command, bench_command, sweep_command))
 cli.add_section("MLU cards", (emulate_command, worker_command))

@@ -1,0 +1,1 @@
+"""Imports ONNX files of other programs as exported bundles, without torch."""

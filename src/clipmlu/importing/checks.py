@@ -1,0 +1,173 @@
+"""The gate of an import: the bundle's graphs against the given files, in ONNX Runtime, before publication."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from clipmlu.backends import SessionOptions
+from clipmlu.backends.onnxruntime import OnnxRuntimeSession
+from clipmlu.bundle.manifest import ParityRecord, Tower
+from clipmlu.data.tokenizer import Tokenizer
+from clipmlu.errors import ClipmluError, ExportError, ParityError
+from clipmlu.export.checks import draw_images
+from clipmlu.export.tokenizers import TokenSampler
+from clipmlu.graph.parity import (
+    MIN_COSINE,
+    allowed_embedding_difference,
+    allowed_logit_difference,
+    compare_outputs,
+    is_within,
+)
+from clipmlu.importing.options import ImportOptions
+from clipmlu.importing.reference import Array, Feeds, Reference
+from clipmlu.importing.split import Affine, Split
+from clipmlu.specs import Precision, PreprocessSpec, TowerName
+
+BATCH_SIZES = (1, 3, 5)
+"""Batch sizes of the comparison, beside the graph's own: 1 and primes reveal a batch that is still fixed."""
+
+_HALF_SHARE = 0.005  # of the logit scale: what 16-bit floats may change in a logit
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The allowed differences.
+
+    Attributes:
+        difference: of an element of an embedding.
+        cosine: smallest cosine similarity of two embeddings of the same input.
+        logit: of a logit.
+    """
+
+    difference: float
+    cosine: float
+    logit: float
+
+
+def bounds_for(options: ImportOptions, logit_scale: float, *, halves: bool) -> Bounds:
+    """Return the allowed differences; files with 16-bit floats compute inexactly themselves."""
+    difference, cosine = options.max_abs_diff, options.min_cosine
+    logit = allowed_logit_difference(difference, logit_scale)
+    if halves:
+        least = MIN_COSINE[Precision.FORCE_FLOAT16]
+        cosine = min(cosine, least)
+        difference = max(difference, allowed_embedding_difference(Precision.FORCE_FLOAT16, least))
+        logit = max(logit, _HALF_SHARE * max(logit_scale, 1.0))
+    return Bounds(difference=difference, cosine=cosine, logit=logit)
+
+
+def draw_feeds(count: int, preprocess: PreprocessSpec, tokenizer: Tokenizer, *, pad_ends: bool) -> Feeds:
+    """Return images of noise and realistic texts, ``count`` of each, always the same ones."""
+    generator = np.random.default_rng(0)
+    tokens = TokenSampler(tokenizer).draw(count, generator)
+    return Feeds(
+        draw_images(count, preprocess, generator), tokens, text_mask(tokens, tokenizer.spec.pad_id, pad_ends=pad_ends)
+    )
+
+
+def text_mask(tokens: Array, pad_id: int, *, pad_ends: bool) -> Array:
+    """Return which tokens are no padding.
+
+    Args:
+        tokens: int64 (M, L).
+        pad_id: id of padding.
+        pad_ends: the first padding of a row ends its text and belongs to it.
+    """
+    is_pad = tokens == pad_id
+    return np.asarray(is_pad.cumsum(axis=1) - is_pad == 0 if pad_ends else ~is_pad)
+
+
+def unit_rows(rows: Array) -> Array:
+    """Return rows of unit norm, computed in float64; a row of zeros stays."""
+    wide = rows.astype(np.float64)
+    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12))
+
+
+def run_tower(tower: Tower, folder: Path, array: Array, label: str) -> Array:
+    """Run a written tower on any number of rows.
+
+    Raises:
+        ExportError: it does not run.
+    """
+    try:
+        with OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions(busy_wait=False)) as session:
+            return session.run({tower.inputs[0].name: array})[tower.outputs[0].name]
+    except ClipmluError as error:
+        raise ExportError(f"{label} does not run with a batch of {len(array)}: {error}") from error
+
+
+def check_tower(
+    name: TowerName, tower: Tower, folder: Path, reference: Reference, result: str, feeds: Feeds, bounds: Bounds
+) -> list[ParityRecord]:
+    """Compare a tower of the bundle with the given file, at several batch sizes.
+
+    Args:
+        name: name of the tower.
+        tower: the tower as written.
+        folder: folder of its file.
+        reference: the given file.
+        result: its tensor of embeddings.
+        feeds: rows for the largest batch.
+        bounds: the allowed differences.
+
+    Raises:
+        ParityError: a difference is out of bounds.
+        ExportError: a graph does not run.
+    """
+    records = []
+    own = reference.images if name == "image" else reference.texts
+    for size in sorted({*BATCH_SIZES, own or 1}):
+        rows = np.arange(size)
+        part = feeds.pick(rows, rows)
+        found = run_tower(tower, folder, part.pixels if name == "image" else part.tokens, f"The imported {name} graph")
+        expected = unit_rows(reference.embed(result, name, part))
+        record = compare_outputs(
+            name, tower.outputs[0].name, expected, found, batch_size=size, allowed=bounds.difference
+        )
+        if not is_within(record, bounds.cosine):
+            raise ParityError(_message(record, bounds.cosine), [msgspec.structs.asdict(record)])
+        records.append(record)
+    return records
+
+
+def check_logits(split: Split, reference: Reference, feeds: Feeds, embeddings: Sequence[Array], bounds: Bounds) -> None:
+    """Check that the logits of a fused graph are the scaled cosine similarities of the towers' embeddings.
+
+    Args:
+        split: the parts of the graph.
+        reference: the given file.
+        feeds: images and texts, in the file's own numbers.
+        embeddings: the bundle's unit-norm embeddings of these images, and of these texts.
+        bounds: the allowed differences.
+
+    Raises:
+        ExportError: they are something else.
+    """
+    results = reference.run(feeds)
+    cosines = embeddings[0].astype(np.float64) @ embeddings[1].astype(np.float64).T
+    for name, values in split.logits.items():
+        expected = _logits(cosines, values)
+        found = results[name]
+        worst = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+        if not worst <= bounds.logit:
+            raise ExportError(
+                f"The output '{name}' of the fused graph is not {values.scale:g} times the cosine similarity"
+                f"{f' plus {values.bias:g}' if values.bias else ''}: they differ by {worst:.3g} (allowed {bounds.logit:.3g}), "
+                "so the towers would not classify as it does."
+            )
+
+
+def _logits(cosines: Array, values: Affine) -> Array:
+    logits = values.scale * cosines + values.bias
+    return logits.T if values.turned else logits
+
+
+def _message(record: ParityRecord, cosine: float) -> str:
+    return (
+        f"The imported {record.tower} graph differs from the given file in '{record.output}' at batch size {record.batch_size}: "
+        f"{record.max_abs_diff:.3g} (allowed {record.allowed_abs_diff:.3g}), cosine {record.min_cosine:.6f} (at least {cosine}). "
+        "No bundle was written."
+    )

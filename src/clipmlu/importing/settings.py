@@ -1,0 +1,129 @@
+"""The tokenizer and the preprocessing of an imported model: as given, as JSON files beside the graphs say, or as the graph has them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+
+from clipmlu.bundle.manifest import TOKENIZER_NAME
+from clipmlu.data.preprocess import spec_from_open_clip
+from clipmlu.data.tokenizer import START_OF_TEXT
+from clipmlu.errors import ExportError, OptionError, reason_of
+from clipmlu.export.source import tokenizer_file
+from clipmlu.export.tokenizers import SpecialTokens
+from clipmlu.files.read import read_json
+from clipmlu.graph.shapes import get_shape
+from clipmlu.importing.options import ImportOptions
+from clipmlu.specs import MAX_CONTEXT, PreprocessSpec, TokenizerSpec
+
+_CONFIG = "config.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def preprocess_spec(
+    pixels: onnx.ValueInfoProto, folder: Path, options: ImportOptions, on_note: Callable[[str], None]
+) -> PreprocessSpec:
+    """Return the preprocessing of images.
+
+    Args:
+        pixels: the graph's input.
+        folder: folder of the JSON files.
+        options: the user's values, which have precedence.
+        on_note: called with a line about each assumption.
+
+    Raises:
+        OptionError: the image size is missing, or contradicts the graph.
+        ExportError: a JSON file cannot be read.
+    """
+    fixed = _fixed_size(pixels)
+    given = (options.image_size,) * 2 if isinstance(options.image_size, int) else options.image_size
+    size = given or fixed
+    if size is None:
+        raise OptionError("the image size is missing, and the graph takes any; give --image-size, such as 224")
+    if fixed is not None and size != fixed:
+        raise OptionError(
+            f"image size is {size[0]} x {size[1]}, but the graph takes {fixed[0]} x {fixed[1]} (height x width)"
+        )
+    if options.mean is None or options.std is None:
+        on_note(
+            "mean and standard deviation of the pixels are assumed to be CLIP's; give --mean and --std if they are others"
+        )
+    values = {
+        name: getattr(options, name)
+        for name in ("mean", "std", "interpolation", "resize_mode")
+        if getattr(options, name) is not None
+    }
+    return spec_from_open_clip({"size": size, **values})
+
+
+def _fixed_size(pixels: onnx.ValueInfoProto) -> tuple[int, int] | None:
+    shape = get_shape(pixels)
+    return None if shape is None or -1 in shape[2:] else (shape[2], shape[3])
+
+
+def copy_tokenizer(
+    tokens: onnx.ValueInfoProto, folder: Path, destination: Path, options: ImportOptions
+) -> TokenizerSpec:
+    """Copy the ``tokenizer.json``, and return the other settings.
+
+    Args:
+        tokens: the graph's input.
+        folder: folder of the JSON files.
+        destination: the file to write.
+        options: the user's values, which have precedence.
+
+    Raises:
+        OptionError: there is no tokenizer, or the context length is missing or contradicts the graph.
+        InputError, ExportError: a file is missing or cannot be read.
+    """
+    if options.tokenizer is None and not (folder / TOKENIZER_NAME).is_file():
+        raise OptionError(
+            f"the tokenizer is missing; give --tokenizer with a {TOKENIZER_NAME}, or a directory that has one"
+        )
+    file = tokenizer_file(folder if options.tokenizer is None else options.tokenizer)
+    special = SpecialTokens(file)
+    shutil.copyfile(file, destination)
+    is_clip = special.has(START_OF_TEXT)  # of another bundle
+    return TokenizerSpec(
+        kind="clip_bpe" if is_clip else "huggingface",
+        clean=options.clean or ("lower" if is_clip else "whitespace"),
+        context_length=_context_length(tokens, folder, file, options),
+        pad_id=options.pad_id if options.pad_id is not None else 0 if is_clip else special.pad_id(0),
+    )
+
+
+def _context_length(tokens: onnx.ValueInfoProto, folder: Path, file: Path, options: ImportOptions) -> int:
+    shape = get_shape(tokens)
+    fixed = None if shape is None or shape[1] < 0 else shape[1]
+    if fixed is not None and options.context_length not in (None, fixed):
+        raise OptionError(f"context length is {options.context_length}, but the graph takes {fixed} token ids")
+    known = [fixed, options.context_length, *_written_lengths(folder, file)]
+    length = next((each for each in known if each is not None), None)
+    if length is None:
+        raise OptionError("the context length is missing, and the graph takes any; give --context-length, such as 77")
+    return length
+
+
+def _written_lengths(folder: Path, file: Path) -> list[int]:
+    """Return the lengths that the tokenizer's and the model's configuration state, the first one counts."""
+    text = _read(folder / _CONFIG).get("text_config")
+    stated = [
+        _read(file.with_name(_TOKENIZER_CONFIG)).get("model_max_length"),
+        text.get("max_position_embeddings") if isinstance(text, dict) else None,
+    ]
+    return [each for each in stated if isinstance(each, int) and 0 < each <= MAX_CONTEXT]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a JSON file; empty if there is none."""
+    try:
+        return read_json(path, dict[str, Any])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        raise ExportError(f"Cannot read '{path}': {reason_of(error)}. Get the file again, or move it away.") from error
