@@ -7,7 +7,8 @@ from clipmlu.magicmind.emulator.config import BuilderConfig
 from clipmlu.magicmind.emulator.devices import Device, System
 from clipmlu.magicmind.emulator.jobs import Queue
 from clipmlu.magicmind.emulator.model import Model
-from clipmlu.magicmind.emulator.network import INode, ITensor, Network
+from clipmlu.magicmind.emulator.network import Network
+from clipmlu.magicmind.emulator.network_graph import INode, ITensor
 from clipmlu.magicmind.emulator.parser import Parser
 from clipmlu.magicmind.emulator.profiling import Profiler, ProfilerOptions
 from clipmlu.magicmind.emulator.runtime import Context, Engine
