@@ -374,11 +374,6 @@ def test_inputs_tell_their_shape_while_the_graph_does_not_fit(mm: ModuleType, tm
     assert mm.Builder().build_model("m", network, configure(mm, {})) is not None
 
 
-def test_building_graphs_by_hand_is_refused_clearly(mm: ModuleType) -> None:
-    with pytest.raises(NotImplementedError, match="add_i_conv_node: the emulated MagicMind SDK runs parsed ONNX"):
-        mm.Network().add_i_conv_node(None)
-
-
 @pytest.mark.parametrize("kind", ["kCaffe", "kPytorch", "kTensorflow"])
 def test_other_frameworks_are_refused(mm: ModuleType, tmp_path: Path, kind: str) -> None:
     status = mm.Parser(mm.ModelKind[kind]).parse(mm.Network(), str(tmp_path / "x"))

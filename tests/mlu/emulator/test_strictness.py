@@ -15,6 +15,7 @@ from onnx import helper
 
 from clipmlu.magicmind.emulator.settings import SWITCH_NAMES
 from mlu.emulator.calls import FLOAT, INT64, Runner, build, calibrate, configure, linear, parse, precision, save_graph
+from mlu.emulator.heads import append_detection, heads
 
 W = np.arange(6, dtype=np.float32).reshape(3, 2)
 X = np.ones((2, 3), np.float32)
@@ -185,6 +186,17 @@ def _after_fork(mm: ModuleType, tmp_path: Path) -> bool:
     return bool(queue.sync().ok())
 
 
+def _boxes(mm: ModuleType, tmp_path: Path, **settings: Any) -> Any:
+    network = parse(mm, heads(tmp_path / "m.onnx"))
+    append_detection(mm, network, "YOLOV3", **settings)
+    return mm.Builder().build_model("m", network, configure(mm))
+
+
+def _rows_behind_the_boxes(mm: ModuleType, tmp_path: Path) -> bool:
+    boxes, counts = Runner(mm, _boxes(mm, tmp_path))(np.zeros((2, 3, 16, 16), np.float32))
+    return bool((boxes[0, counts[0] :] == 0).all())
+
+
 CASES: dict[str, Callable[[ModuleType, Path], bool]] = {
     "check_shapes": _shape_outside_the_range,
     "check_rank": _rank,
@@ -208,6 +220,8 @@ CASES: dict[str, Callable[[ModuleType, Path], bool]] = {
     "refuse_external_data": _external_data,
     "dims_fixed_after_calibrate": _dims_after_calibration,
     "silent_returns": _chained_to,
+    "absent_boxes_are_undefined": _rows_behind_the_boxes,
+    "square_detections": lambda mm, path: _boxes(mm, path, image_shape=(16, 32)) is not None,
     "opaque_status": lambda mm, _: not mm.Status(mm.Code.INTERNAL, "x"),
 }
 

@@ -16,14 +16,15 @@ from onnx import helper, numpy_helper
 from clipmlu.graph.quantisation.derived import ADDED
 from clipmlu.graph.shapes import Shapes, get_shape, set_shape
 from clipmlu.magicmind.emulator.config import BuildFacts
+from clipmlu.magicmind.emulator.detection import Detection
+from clipmlu.magicmind.emulator.detection_build import TYPES, add_shapes, check_detections, end_at_features
 from clipmlu.magicmind.emulator.inference import infer_shapes
 from clipmlu.magicmind.emulator.network import Network
 from clipmlu.magicmind.emulator.ports import Port
+from clipmlu.magicmind.emulator.sdk_lowering import lower
 from clipmlu.magicmind.emulator.settings import switches
 from clipmlu.magicmind.emulator.status import Code, StatusError
 from clipmlu.magicmind.emulator.types import WIDE, DataType, Shape, datatype_from_onnx, onnx_from_datatype
-
-"""Prefix of all names that the emulator adds to a graph."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Assembly:
     inputs: list[Port]
     outputs: list[Port]
     shapes: Shapes
+    detections: list[Detection]
 
 
 def assemble(network: Network, facts: BuildFacts) -> Assembly:
@@ -47,6 +49,7 @@ def assemble(network: Network, facts: BuildFacts) -> Assembly:
     assert network.graph_model is not None, "network.graph was read"
     model.CopyFrom(network.graph_model)
     graph = model.graph
+    found = lower(model)
     _constants_to_weights(graph)
     for field in ("value_info", "input", "output"):
         graph.ClearField(field)
@@ -57,23 +60,33 @@ def assemble(network: Network, facts: BuildFacts) -> Assembly:
         declared = graph.input.add()
         declared.name = f"{ADDED}input_{index}"
         declared.type.tensor_type.elem_type = _onnx_type(port.dtype)
-        set_shape(
-            declared, _session_dims(port, network.file_shapes.get(value.name, ()), facts.input_layouts.get(index))
-        )
+        if port.ranked:
+            file_shape = network.file_shapes.get(value.name, ())
+            set_shape(declared, _session_dims(port, file_shape, facts.input_layouts.get(index)))
         inputs.append(port)
         heads += nodes
         graph.initializer.extend(weights)
     body = list(graph.node)
     graph.ClearField("node")
     graph.node.extend(heads + body)
-    types = [_output_port(network, facts, index, value, graph) for index, value in enumerate(source.output)]
+    made = {name: kind for node in found for name, kind in zip(node.proto.output, TYPES, strict=True)}
+    types = [
+        _output_port(network, facts, index, value, graph)
+        if value.name not in made
+        else _detection_port(network, facts, index, value.name, made[value.name])
+        for index, value in enumerate(source.output)
+    ]
+    end_at_features(graph, found)
     shapes = infer_shapes(model)
+    detections = check_detections(found, {value.name: index for index, value in enumerate(source.output)}, shapes)
     ends = _shapes_at_ends(model, inputs) or [shapes]
+    for end in ends:
+        add_shapes(end, detections, f"{ADDED}output_")
     outputs = [
-        Port(name=value.name, dtype=dtype, dims=_common_dims(ends, f"{ADDED}output_{index}", value))
+        _result_port(ends, index, value, dtype)
         for index, (value, dtype) in enumerate(zip(source.output, types, strict=True))
     ]
-    return Assembly(model=model, inputs=inputs, outputs=outputs, shapes=shapes)
+    return Assembly(model=model, inputs=inputs, outputs=outputs, shapes=shapes, detections=detections)
 
 
 def assemble_for_calibration(network: Network, facts: BuildFacts) -> Assembly:
@@ -97,7 +110,7 @@ def assemble_for_calibration(network: Network, facts: BuildFacts) -> Assembly:
 
 def _shapes_at_ends(model: onnx.ModelProto, inputs: list[Port]) -> list[Shapes]:
     """Infer shapes at both ends of ``dim_range``; this fails for a graph that was exported for one batch size only."""
-    if any(-1 in port.dims and port.minimum is None for port in inputs):
+    if any(not port.ranked or (-1 in port.dims and port.minimum is None) for port in inputs):
         return []
     ends = ([port.minimum or port.dims for port in inputs], [port.maximum or port.dims for port in inputs])
     return [
@@ -106,13 +119,17 @@ def _shapes_at_ends(model: onnx.ModelProto, inputs: list[Port]) -> list[Shapes]:
     ]
 
 
-def _common_dims(ends: list[Shapes], name: str, declared: onnx.ValueInfoProto) -> Shape:
-    """Return the sizes that are equal at both ends, -1 for others, and all -1 if nothing is known (api 2.11)."""
-    shapes = [end[name].shape if name in end else None for end in ends]
-    known = [shape for shape in shapes if shape is not None]
-    if not known or len(known) < len(shapes):
-        return (-1,) * len(get_shape(declared) or ())
-    return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*known, strict=True))
+def _result_port(ends: list[Shapes], index: int, declared: onnx.ValueInfoProto, dtype: DataType) -> Port:
+    """Return an output with the sizes that are equal at both ends, -1 for others; all -1 if nothing is known (api 2.11)."""
+    name = f"{ADDED}output_{index}"
+    known = [end[name].shape for end in ends if name in end]
+    if not known or len(known) < len(ends) or None in known:
+        shape = get_shape(declared)
+        dims: Shape = (-1,) * len(shape or ())
+        return Port(name=declared.name, dtype=dtype, dims=dims, ranked=shape is not None)
+    sizes = zip(*(shape for shape in known if shape is not None), strict=True)
+    dims = tuple(axis[0] if len(set(axis)) == 1 else -1 for axis in sizes)
+    return Port(name=declared.name, dtype=dtype, dims=dims)
 
 
 def _session_dims(port: Port, file_shape: Shape, layout: tuple[str, str] | None) -> Shape:
@@ -131,9 +148,10 @@ def _session_dims(port: Port, file_shape: Shape, layout: tuple[str, str] | None)
 def _input_port(
     network: Network, facts: BuildFacts, index: int, value: onnx.ValueInfoProto
 ) -> tuple[Port, list[onnx.NodeProto], list[onnx.TensorProto]]:
-    dims = get_shape(value)
-    if dims is None:
+    shape = get_shape(value)
+    if shape is None and _needs_rank(facts, index):
         raise StatusError(Code.INVALID_ARGUMENT, f"build: input '{value.name}' has no shape; set its dimension")
+    dims = shape or ()
     minimum, maximum = _bounds(facts, index, value.name, dims)
     dtype = _port_type(network, facts, value)
     if index in facts.batch_norm:
@@ -176,8 +194,16 @@ def _input_port(
         dims = tuple(dims[axis] for axis in order)
         minimum = minimum and tuple(minimum[axis] for axis in order)
         maximum = maximum and tuple(maximum[axis] for axis in order)
-    port = Port(name=value.name, dtype=dtype, dims=dims, minimum=minimum, maximum=maximum)
+    ranked = shape is not None
+    port = Port(name=value.name, dtype=dtype, dims=dims, minimum=minimum, maximum=maximum, ranked=ranked)
     return port, nodes, weights
+
+
+def _needs_rank(facts: BuildFacts, index: int) -> bool:
+    """Return whether the configuration speaks of the axes of an input."""
+    return facts.mutable is False or any(
+        index in part for part in (facts.dim_range, facts.batch_norm, facts.input_layouts)
+    )
 
 
 def _output_port(
@@ -197,6 +223,13 @@ def _output_port(
     output = graph.output.add()
     output.name = name
     output.type.tensor_type.elem_type = _onnx_type(dtype)
+    return dtype
+
+
+def _detection_port(network: Network, facts: BuildFacts, index: int, name: str, dtype: DataType) -> DataType:
+    """Return the type of a detection output node's result, which the configuration cannot change."""
+    if index in facts.output_layouts or network.io_types.get(name, dtype) is not dtype:
+        raise StatusError(Code.UNIMPLEMENTED, f"build: '{name}' has its own type and layout; no sample changes them")
     return dtype
 
 

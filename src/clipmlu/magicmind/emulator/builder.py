@@ -63,6 +63,7 @@ def _build(name: str, network: Network, config: BuilderConfig) -> Model:
         inputs=assembly.inputs,
         outputs=assembly.outputs,
         quantisation=quantisation,
+        detections=assembly.detections,
     )
     del assembly  # it holds a second copy of all weights
     return Model(info, graph.SerializeToString())

@@ -82,7 +82,11 @@ class NetworkGraph:
 
     def get_all_nodes_in_network(self) -> list[INode]:
         """Return all nodes in the order of the file (MC mmdetection gen_model.py)."""
-        return [] if self.graph_model is None else [INode(self, node) for node in self.graph.node]
+        return [] if self.graph_model is None else [self.node_of(node) for node in self.graph.node]
+
+    def node_of(self, proto: onnx.NodeProto) -> INode:
+        """Return the SDK's object for a node of the graph."""
+        return INode(self, proto)
 
     def find_node_by_name(self, name: str) -> INode | None:
         """Return the node with a name, or None (CV adapter_model.py)."""
@@ -120,19 +124,42 @@ class NetworkGraph:
         build fails.
         """
         from clipmlu.graph.shapes import TensorShape, get_shape
-        from clipmlu.magicmind.emulator.inference import infer_shapes
 
         for value in self.graph.input:
             if value.name == name:
                 return get_shape(value), value.type.tensor_type.elem_type
         if self._shapes is None:
-            assert self.graph_model is not None, "a tensor belongs to a parsed network"
             try:
-                self._shapes = infer_shapes(self.graph_model)
+                self._shapes = self._infer()
             except StatusError as error:
                 _log.warning("emulated MagicMind: %s", error.status)
                 self._shapes = {}
         return self._shapes.get(name, TensorShape(None, 0))
+
+    def _infer(self) -> Shapes:
+        """Infer the shapes, those of nodes that a script added included."""
+        import onnx
+
+        from clipmlu.graph.shapes import TensorShape
+        from clipmlu.magicmind.emulator.detection import result_shapes
+        from clipmlu.magicmind.emulator.inference import infer_shapes
+        from clipmlu.magicmind.emulator.sdk_lowering import DOMAIN, attributes_of, lower
+
+        assert self.graph_model is not None, "a tensor belongs to a network with a graph"
+        model = self.graph_model
+        if all(node.domain != DOMAIN for node in model.graph.node):
+            return infer_shapes(model)
+        model = onnx.ModelProto()
+        model.CopyFrom(self.graph_model)
+        detections = lower(model)
+        shapes = infer_shapes(model)
+        for detection in detections:
+            limit = attributes_of(detection.proto).get("num_box_limit", -1)
+            found = result_shapes(shapes[detection.features[0]].shape, limit)
+            types = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT32)
+            for output, shape, element_type in zip(detection.proto.output, found, types, strict=True):
+                shapes[output] = TensorShape(shape, element_type)
+        return shapes
 
     def forget_shapes(self) -> None:
         """Discard the inferred shapes; they are inferred again on the next use."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from clipmlu.magicmind.emulator.detection import Detection
 from clipmlu.magicmind.emulator.types import DataType, Shape
 from clipmlu.specs import TensorQuantisation
 
@@ -18,9 +19,10 @@ class Port:
     Attributes:
         name: the ONNX name (7.14: logs show that ONNX names are kept).
         dtype: element type at run time.
-        dims: the shape; -1 for variable axes.
+        dims: the shape; -1 for variable axes; empty if even the rank is unknown.
         minimum: smallest shape of a mutable input, or None if unbounded.
         maximum: largest shape of a mutable input, or None if unbounded.
+        ranked: whether the rank is known; it is not for inputs that a script added without dims (api 2.16).
     """
 
     name: str
@@ -28,6 +30,7 @@ class Port:
     dims: Shape
     minimum: Shape | None = None
     maximum: Shape | None = None
+    ranked: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class ModelInfo:
         inputs: in the network's order.
         outputs: in the network's order.
         quantisation: maps a tensor name to bits, scale, zero point and range, for the ``qintN`` modes.
+        detections: detection output nodes, which are computed after the graph.
     """
 
     label: str
@@ -64,6 +68,7 @@ class ModelInfo:
     inputs: list[Port]
     outputs: list[Port]
     quantisation: dict[str, TensorQuantisation]
+    detections: list[Detection] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that is marked as emulated."""
@@ -79,7 +84,8 @@ class ModelInfo:
 
         def port(item: dict[str, Any]) -> Port:
             sizes = {key: item[key] and tuple(item[key]) for key in ("minimum", "maximum")}
-            return Port(name=item["name"], dtype=DataType[item["dtype"]], dims=tuple(item["dims"]), **sizes)
+            dtype, ranked = DataType[item["dtype"]], item.get("ranked", True)
+            return Port(name=item["name"], dtype=dtype, dims=tuple(item["dims"]), ranked=ranked, **sizes)
 
         return cls(
             label=values["label"],
@@ -88,4 +94,5 @@ class ModelInfo:
             inputs=[port(item) for item in values["inputs"]],
             outputs=[port(item) for item in values["outputs"]],
             quantisation=msgspec.convert(values["quantisation"], dict[str, TensorQuantisation]),
+            detections=msgspec.convert(values.get("detections", []), list[Detection]),
         )

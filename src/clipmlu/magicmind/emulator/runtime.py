@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipmlu.graph.quantisation.derived import ADDED
 from clipmlu.host import import_onnxruntime, limited_cpus
+from clipmlu.magicmind.emulator.detection import collect_results
 from clipmlu.magicmind.emulator.devices import active_device, check_device, device_lock
 from clipmlu.magicmind.emulator.dump import DumpInfo, write_dump
 from clipmlu.magicmind.emulator.faults import hit, sleep_forever
@@ -98,7 +99,10 @@ class Engine:
         """Run the graph on host arrays."""
         names = [f"{ADDED}input_{index}" for index in range(len(feeds))]
         results: list[Array] = self._session.run(None, dict(zip(names, feeds, strict=True)))
-        return results
+        if not self.info.detections:
+            return results
+        named = dict(zip([output.name for output in self._session.get_outputs()], results, strict=True))
+        return collect_results(named, self.info.detections, len(self.info.outputs))
 
     def output_shapes(self, shapes: tuple[Shape, ...]) -> list[Shape] | None:
         """Return the shapes of all outputs for given inputs, or None if they depend on the values."""
@@ -107,17 +111,19 @@ class Engine:
         return self._shapes[shapes]
 
     def _infer(self, shapes: tuple[Shape, ...]) -> list[Shape] | None:
-        if all(port.dims == shape for port, shape in zip(self.info.inputs, shapes, strict=True)):
+        if all(port.ranked and port.dims == shape for port, shape in zip(self.info.inputs, shapes, strict=True)):
             fixed = [port.dims for port in self.info.outputs]
-            if all(-1 not in dims for dims in fixed):
+            if all(port.ranked and -1 not in port.dims for port in self.info.outputs):
                 return fixed
         from clipmlu.graph.shapes import without_weights
+        from clipmlu.magicmind.emulator.detection_build import add_shapes
         from clipmlu.magicmind.emulator.inference import infer_shapes
 
         if self._skeleton is None:
             self._skeleton = without_weights(self._graph)
         given = {f"{ADDED}input_{index}": shape for index, shape in enumerate(shapes)}
         found = infer_shapes(self._skeleton, given)
+        add_shapes(found, self.info.detections, f"{ADDED}output_")
         outputs = [found[f"{ADDED}output_{index}"].shape for index in range(len(self.info.outputs))]
         known = [shape for shape in outputs if shape is not None and -1 not in shape]
         return known if len(known) == len(outputs) else None
@@ -145,7 +151,7 @@ class Context:
             hit("create_inputs", self._device)
         except StatusError as error:
             return error.status
-        return [Tensor.for_port(port.dtype, port.dims) for port in self._info.inputs]
+        return [Tensor.for_port(port.dtype, port.dims, ranked=port.ranked) for port in self._info.inputs]
 
     def create_outputs(
         self, inputs: list[Tensor], /, suppress_infer_shape_error: bool = False
@@ -217,7 +223,11 @@ class Context:
                 raise StatusError(
                     Code.INVALID_ARGUMENT, f"{call}: '{port.name}' is {tensor.dtype.name}, not {port.dtype.name}"
                 )
-            if switches().check_shapes and not _fits(tensor.shape, port.dims, port.minimum, port.maximum):
+            if (
+                switches().check_shapes
+                and port.ranked
+                and not _fits(tensor.shape, port.dims, port.minimum, port.maximum)
+            ):
                 raise StatusError(
                     Code.OUT_OF_RANGE,
                     f"{call}: '{port.name}' has the shape {list(tensor.shape)}; the model takes {_range_text(port)}",
@@ -226,7 +236,7 @@ class Context:
     def _prepare_outputs(self, outputs: list[Tensor], shapes: list[Shape] | None) -> None:
         ports = self._info.outputs
         if not outputs:
-            outputs.extend(Tensor.for_port(port.dtype, port.dims) for port in ports)
+            outputs.extend(Tensor.for_port(port.dtype, port.dims, ranked=port.ranked) for port in ports)
             return
         if len(outputs) != len(ports):
             raise StatusError(Code.INVALID_ARGUMENT, f"enqueue: expected {len(ports)} outputs, got {len(outputs)}")

@@ -64,6 +64,8 @@ class Switches:
         refuse_external_data: 7.12: weights outside the ONNX file are errors.
         dims_fixed_after_calibrate: 7.16: ``set_dimension`` fails after the calibration.
         silent_returns: 7.17: ``Tensor.to``, ``resize`` and ``reshape`` return None.
+        absent_boxes_are_undefined: 7.25: rows of a detection output behind the number of boxes hold NaN, not 0.
+        square_detections: 7.26: ``set_image_shape`` takes two equal sizes only; else height comes first.
         opaque_status: api 2.1: a Status has ``ok``, ``error_message`` and ``str`` only, and is always truthy.
     """
 
@@ -89,6 +91,8 @@ class Switches:
     refuse_external_data: bool = True
     dims_fixed_after_calibrate: bool = True
     silent_returns: bool = True
+    absent_boxes_are_undefined: bool = True
+    square_detections: bool = True
     opaque_status: bool = True
 
 

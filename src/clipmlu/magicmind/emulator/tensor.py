@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -56,10 +58,10 @@ class Tensor:
         self._producer: tuple[Job, int] | None = None
 
     @classmethod
-    def for_port(cls, dtype: DataType, dims: Shape) -> Tensor:
-        """Return an unfilled tensor for a port."""
+    def for_port(cls, dtype: DataType, dims: Shape, *, ranked: bool = True) -> Tensor:
+        """Return an unfilled tensor for a port; one of unknown rank takes any array."""
         tensor = cls(tuple(max(size, 0) for size in dims), dtype)
-        tensor._rank = len(dims)
+        tensor._rank = len(dims) if ranked else None
         tensor._filled = False
         return tensor
 
@@ -93,8 +95,17 @@ class Tensor:
         self._producer = None
         self._filled = True
 
-    memcpy_from_host = from_numpy
-    """The low-level name (MC-old tacotron2 decoder.py)."""
+    def memcpy_from_host(self, array: Any, /) -> Status:
+        """Copy the content of an array that has as many elements, and keep the shape (MC-old tacotron2 decoder.py).
+
+        The sample copies one number of shape (1,) to an input that is a scalar. A tensor without a shape, such as a
+        variable input before its first use, takes the shape too, as ``from_numpy`` does.
+        """
+        if isinstance(array, np.ndarray) and array.size == self._array.size and self._rank is not None:
+            array = array.reshape(self._array.shape)
+        status = self.from_numpy(array)
+        self._source = None  # the copy is complete
+        return status
 
     def to(self, target: Any, /) -> Any:
         """Move to a device (MC mm_runner.py; the result is ignored) or convert to a type (MC-old tacotron2 infer.py)."""
@@ -127,12 +138,35 @@ class Tensor:
         return None if switches().silent_returns else Status()
 
     def data_address(self) -> int:
-        """Return the address of the content (MC-old tacotron2 decoder.py)."""
+        """Return the address of the content; ``set_data_address`` takes it (MC-old tacotron2 decoder.py)."""
+        _addressed.add(self)
         return int(self._array.ctypes.data)
 
-    def set_data_address(self, address: int, dims: Any, /) -> Status:
-        """Return an error: the emulator has no card memory."""
-        return Status(Code.UNIMPLEMENTED, "set_data_address: the emulated MagicMind SDK has no raw device memory")
+    @returns_status
+    def set_data_address(self, address: int, dims: Any, /) -> None:
+        """Use memory of another tensor, and set the shape (MC-old tacotron2 decoder.py).
+
+        Args:
+            address: what ``data_address`` of a tensor returned, or an address within that tensor's content.
+            dims: a list of sizes.
+        """
+        sizes: Shape = tuple(Dims(dims).GetDims())
+        if switches().check_rank and self._rank is not None and len(sizes) != self._rank:
+            raise StatusError(Code.INVALID_ARGUMENT, f"set_data_address: expected {self._rank} axes, got {len(sizes)}")
+        if self._pending and switches().inputs_stay_lent:
+            raise StatusError(Code.FAILED_PRECONDITION, "set_data_address: an enqueue still reads this tensor")
+        length = math.prod(sizes) * self._array.itemsize
+        for owner in list(_addressed):
+            memory = owner._array.reshape(-1).view(np.uint8)
+            begin = address - int(owner._array.ctypes.data)
+            if 0 <= begin <= memory.size - length:
+                self._array = memory[begin : begin + length].view(self._array.dtype).reshape(sizes)
+                self._source, self._producer, self._filled = None, None, True
+                return
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"set_data_address: no tensor whose data_address() was read holds {length} bytes at {address:#x}",
+        )
 
     # The following methods are the emulator's own, for contexts and queues.
 
@@ -184,6 +218,10 @@ class Tensor:
         return self._array
 
 
+_addressed: weakref.WeakSet[Tensor] = weakref.WeakSet()
+"""Tensors whose address a script read."""
+
+
 def _cast(array: Array, dtype: DataType) -> Array:
     """Convert the values to another type; return the array itself if it has that type."""
     target = get_numpy_dtype_by_datatype(dtype)
@@ -208,6 +246,6 @@ def _same(source: Array, taken: Array) -> bool:
     if source.shape != taken.shape:
         return False
     with np.errstate(over="ignore", invalid="ignore"):
-        now = np.ascontiguousarray(source, taken.dtype)
+        now = np.asarray(source, taken.dtype, order="C")  # unlike ascontiguousarray, this keeps a scalar a scalar
     # Comparing integers runs at memory speed and without the interpreter's lock; raw bytes (V4) take ten times as long.
     return np.array_equal(now.view(f"u{taken.itemsize}"), taken.view(f"u{taken.itemsize}"))

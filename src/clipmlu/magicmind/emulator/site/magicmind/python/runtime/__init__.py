@@ -10,6 +10,7 @@ from clipmlu.magicmind.emulator.model import Model
 from clipmlu.magicmind.emulator.network import Network
 from clipmlu.magicmind.emulator.network_graph import INode, ITensor
 from clipmlu.magicmind.emulator.parser import Parser
+from clipmlu.magicmind.emulator.plugins import LoadPluginLibrary
 from clipmlu.magicmind.emulator.profiling import Profiler, ProfilerOptions
 from clipmlu.magicmind.emulator.runtime import Context, Engine
 from clipmlu.magicmind.emulator.status import Code, Status
@@ -60,6 +61,7 @@ __all__ = [
     "IReduce",
     "ITensor",
     "Layout",
+    "LoadPluginLibrary",
     "Model",
     "ModelKind",
     "Network",

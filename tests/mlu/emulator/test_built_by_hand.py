@@ -1,0 +1,272 @@
+"""Networks built by hand (magicmind-api.md 2.16), against NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from mlu.emulator.calls import FLOAT, Runner, build, calibrate, configure, parse, precision, reference, save_graph
+
+RNG = np.random.default_rng(3)
+
+
+def _const(mm: ModuleType, network: Any, kind: str, sizes: list[int], value: Any) -> Any:
+    return network.add_i_const_node(getattr(mm.DataType, kind), mm.Dims(sizes), value).get_output(0)
+
+
+def _convolved(x: Any, kernel: Any, bias: Any, stride: Any, pad: Any, dilation: Any) -> Any:
+    """NHWC, and a kernel of (outputs, height, width, inputs), sum by sum."""
+    x = np.pad(x, ((0, 0), pad[:2], pad[2:], (0, 0)))
+    outputs, high, wide, _ = kernel.shape
+    rows = (x.shape[1] - (high - 1) * dilation[0] - 1) // stride[0] + 1
+    columns = (x.shape[2] - (wide - 1) * dilation[1] - 1) // stride[1] + 1
+    result = np.zeros((len(x), rows, columns, outputs))
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * stride[0], column * stride[1]
+            patch = x[:, top :: dilation[0], left :: dilation[1]][:, :high, :wide]
+            result[:, row, column] = np.einsum("nhwc,ohwc->no", patch, kernel)
+    return result + bias
+
+
+def test_convolution_and_relu(mm: ModuleType, mode: str, tmp_path: Path) -> None:
+    """S#33777239416: float64 data for FLOAT32 constants, no configuration, a Status asserted itself."""
+    kernel, bias = RNG.uniform(-1, 1, (5, 3, 2, 4)), RNG.uniform(-1, 1, 5)
+    network = mm.Network()
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([1, 9, 8, 4]))
+    filters = network.add_i_const_node(mm.DataType.FLOAT32, mm.Dims(kernel.shape), kernel)
+    offsets = network.add_i_const_node(mm.DataType.FLOAT32, mm.Dims(bias.shape), bias)
+    conv = network.add_i_conv_node(x, filters.get_output(0), offsets.get_output(0))
+    assert conv.set_stride(2, 1).ok()
+    assert conv.set_pad(1, 0, 2, 1).ok()
+    assert conv.set_dilation(1, 3).ok()
+    assert conv.set_padding_mode(mm.IPaddingMode.EXPLICIT).ok()
+    relu = network.add_i_activation_node(conv.get_output(0), mm.IActivation.RELU)
+    assert network.mark_output(relu.get_output(0))
+    assert (conv.get_node_type(), conv.get_node_name()) == ("IConvNode", "main/mm.conv2d")
+    model = mm.Builder().build_model("conv_relu_model", network)
+    assert model.serialize_to_file(str(tmp_path / "graph")).ok()
+    loaded = mm.Model()
+    assert loaded.deserialize_from_file(str(tmp_path / "graph")).ok()
+    data = RNG.uniform(-1, 1, (1, 9, 8, 4)).astype(np.float32)
+    expected = np.maximum(_convolved(data, kernel, bias, (2, 1), (1, 0, 2, 1), (1, 3)), 0)
+    if mode == "strict":  # fixed shapes, as nothing says that they vary
+        assert [dims.GetDims() for dims in loaded.get_output_dimensions()] == [list(expected.shape)]
+    np.testing.assert_allclose(Runner(mm, loaded)(data)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_filter_of_a_convolution_is_quantised_as_a_weight(mm: ModuleType) -> None:
+    kernel = RNG.uniform(-1, 1, (2, 1, 1, 3)).astype(np.float32)
+    network = mm.Network()
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([2, 4, 4, 3]))
+    conv = network.add_i_conv_node(x, _const(mm, network, "FLOAT32", [2, 1, 1, 3], kernel))
+    assert conv.set_padding_mode(mm.IPaddingMode.EXPLICIT).ok()
+    assert network.mark_output(conv.get_output(0)).ok()
+    data, config = RNG.uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32), configure(mm, precision("qint8_mixed_float32"))
+    assert calibrate(mm, network, config, [data]).ok()
+    scales = [np.abs(array).max() / 127 for array in (data, kernel)]
+    x8, w8 = (np.rint(array / scale) * scale for array, scale in zip((data, kernel), scales, strict=True))
+    expected = np.einsum("nhwc,oc->nhwo", x8, w8[:, 0, 0])
+    np.testing.assert_allclose(Runner(mm, build(mm, network, config))(data)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_mask_and_zeros_of_the_tacotron_decoder(mm: ModuleType, mode: str, scalar: bool) -> None:
+    """MC-old tacotron2 declares scalars and copies one number; MC tacotron2 declares [1] and hands over arrays."""
+    sizes = [] if scalar else [1]
+    network = mm.Network()
+    zero, zero_int = _const(mm, network, "FLOAT32", [], [0]), _const(mm, network, "INT32", [], [0])
+    one, begin = _const(mm, network, "INT32", [1], [1]), _const(mm, network, "INT32", [1], [0])
+    memory_size = network.add_input(mm.DataType.INT32, mm.Dims(sizes))
+    lengths = network.add_input(mm.DataType.INT32)
+    longest = network.add_input(mm.DataType.INT32, mm.Dims(sizes))
+    ids = network.add_i_range_node(begin, longest, one)
+    columns = network.add_i_unsqueeze_node(lengths, one)
+    mask = network.add_i_logic_node(ids.get_output(0), columns.get_output(0), mm.enums.ILogic.LT)
+    mask = network.add_i_cast_node(mask.get_output(0), mm.DataType.INT32)
+    mask = network.add_i_logic_node(mask.get_output(0), zero_int, mm.enums.ILogic.LE)
+    memory = network.add_i_fill_node(memory_size, zero)
+    network.mark_output(memory.get_output(0))
+    network.mark_output(mask.get_output(0))
+    model = build(mm, network, mm.BuilderConfig())
+    assert model.get_output_data_types() == [mm.DataType.FLOAT32, mm.DataType.BOOL]
+    runner = Runner(mm, model)
+    fill = "memcpy_from_host" if scalar else "from_numpy"
+    for values in ([3, 5, 1], [2, 2]):
+        for tensor, array in zip(runner.inputs, ([12], values, [max(values)]), strict=True):
+            name = "from_numpy" if len(array) > 1 else fill
+            status = getattr(tensor, name)(np.array(array, np.int32))
+            assert status.ok(), status
+        outputs: list[Any] = []
+        assert runner.context.enqueue(runner.inputs, outputs, runner.queue, input_by_tensor_order=True).ok()
+        assert runner.queue.sync().ok()
+        zeros, absent = (tensor.asnumpy() for tensor in outputs)
+        np.testing.assert_array_equal(zeros, np.zeros(12, np.float32))
+        np.testing.assert_array_equal(absent, np.arange(max(values)) >= np.array(values)[:, None])
+
+
+def test_crop_of_the_tacotron_decoder(mm: ModuleType, mode: str) -> None:
+    """MC tacotron2 decoder.py ``load_melcrop_model``: inputs without dims, constants by keyword."""
+    network = mm.Network()
+    mel = network.add_input(mm.DataType.FLOAT32)
+    lengths = network.add_input(mm.DataType.INT32)
+    int32, one = mm.DataType.INT32, mm.Dims([1])
+    zero = network.add_i_const_node(dtype=int32, dimensions=one, value=np.array([0], dtype=np.int32)).get_output(0)
+    longest = network.add_i_reduce_node(lengths, zero, mm.IReduce.MAX, False).get_output(0)
+    axis = network.add_i_const_node(dtype=int32, dimensions=one, value=np.array([2], dtype=np.int32)).get_output(0)
+    cropped = network.add_i_slice_node(mel, zero, longest, axis).get_output(0)
+    assert network.mark_output(cropped).ok()
+    runner = Runner(mm, build(mm, network, configure(mm, precision("force_float32"), {"archs": ["mtp_372"]})))
+    for shape, values in (((2, 4, 9), [3, 7]), ((1, 2, 5), [5])):
+        data = RNG.uniform(-1, 1, shape).astype(np.float32)
+        result = runner(data, np.array(values, np.int32))[0]
+        np.testing.assert_array_equal(result, data[:, :, : max(values)])
+
+
+def test_channels_of_the_first_convolution_are_swapped(mm: ModuleType, mode: str, tmp_path: Path) -> None:
+    """CV adapter_model.py ``model_swapBR``: split, concat and ``update_input`` of a parsed node, by later nodes."""
+    kernel = RNG.uniform(-1, 1, (2, 3, 2, 2)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="Conv_0", kernel_shape=[2, 2])
+    path = save_graph(
+        tmp_path / "m.onnx", [node], [("x", FLOAT, [1, 3, 4, 4])], [("y", FLOAT, [1, 2, 3, 3])], {"w": kernel}
+    )
+    network = parse(mm, path)
+    first = network.find_node_by_name("Conv_0")
+    assert first.get_node_type() == "IConvNode"
+    axis = network.add_i_const_node(mm.DataType.INT32, mm.Dims([1]), 1)
+    split = network.add_i_split_node(first.get_input(1), axis.get_output(0), 3)
+    swapped = network.add_i_concat_node(axis.get_output(0), [split.get_output(index) for index in (2, 1, 0)])
+    assert first.update_input(1, swapped.get_output(0)).ok()
+    assert network.get_output(0).get_dimension().GetDims() == [1, 2, 3, 3]
+    data = RNG.uniform(-1, 1, (1, 3, 4, 4)).astype(np.float32)
+    result = Runner(mm, build(mm, network, configure(mm)))(data)[0]
+    np.testing.assert_allclose(result, reference(path, data[:, ::-1])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_sigmoid_in_front_of_the_boxes(mm: ModuleType, tmp_path: Path) -> None:
+    """CV adapter_model.py adds it by keyword."""
+    network = mm.Network()
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([2, 3]))
+    node = network.add_i_activation_node(x, activation_type=mm.IActivation.SIGMOID)
+    assert network.mark_output(node.get_output(0)).ok()
+    data = RNG.uniform(-3, 3, (2, 3)).astype(np.float32)
+    result = Runner(mm, build(mm, network, configure(mm)))(data)[0]
+    np.testing.assert_allclose(result, 1 / (1 + np.exp(-data)), rtol=1e-6)
+
+
+def test_names_count_up(mm: ModuleType) -> None:
+    network = mm.Network()
+    nodes = [network.add_i_const_node(mm.DataType.INT32, mm.Dims([1]), [index]) for index in range(3)]
+    assert [node.get_node_name() for node in nodes] == ["main/mm.const", "main/mm.const-1", "main/mm.const-2"]
+    assert nodes[1].get_output(0).get_tensor_name() == "main/mm.const-1:0"
+    assert nodes[1].get_output(0).get_producer().get_node_type() == "IConstNode"
+    assert network.add_input(mm.DataType.FLOAT32, mm.Dims([2])).get_tensor_name() == "main/arg-0"
+
+
+def test_one_tensor_uses_another_s_memory(mm: ModuleType, mode: str) -> None:
+    """MC-old tacotron2 decoder.py cuts one block of zeros into the decoder's inputs."""
+    block, first, second = (mm.Tensor(shape=shape, dtype=mm.DataType.FLOAT32) for shape in ((10,), (1, 4), (2, 3)))
+    assert block.from_numpy(np.arange(10, dtype=np.float32)).ok()
+    address = block.data_address()
+    assert first.set_data_address(address, [1, 4]).ok()
+    assert second.set_data_address(address + 16, [2, 3]).ok()
+    np.testing.assert_array_equal(second.asnumpy(), [[4, 5, 6], [7, 8, 9]])
+    assert (first.shape, first.data_address()) == ((1, 4), address)
+    assert "no tensor whose data_address() was read holds 28 bytes" in str(second.set_data_address(address + 16, [7]))
+
+
+def test_a_plugin_library_is_refused(mm: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    assert not mm.LoadPluginLibrary().load("./libplugin_roll_with_pytorch.so")
+    assert "'./libplugin_roll_with_pytorch.so' holds kernels for a card" in caplog.text
+
+
+def _constant(mm: ModuleType, network: Any) -> Any:
+    return network.add_i_const_node(mm.DataType.INT32, mm.Dims([2]), [1, 2, 3])
+
+
+def _fractions(mm: ModuleType, network: Any) -> Any:
+    return network.add_i_const_node(mm.DataType.INT32, mm.Dims([1]), np.array([1.5]))
+
+
+def _indices(mm: ModuleType, network: Any) -> Any:
+    x = network.add_input(mm.DataType.INT32, mm.Dims([2]))
+    return network.add_i_reduce_node(x, _const(mm, network, "INT32", [1], [0]), mm.IReduce.MAX, True)
+
+
+def _foreign(mm: ModuleType, network: Any) -> Any:
+    return network.add_i_cast_node(mm.Network().add_input(mm.DataType.FLOAT32), mm.DataType.INT32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (_constant, "add_i_const_node: INVALID_ARGUMENT: 3 values for the shape [2]"),
+        (_fractions, "no public source shows float64 data for INT32"),
+        (_indices, "public Python code passes False as the last argument"),
+        (_foreign, "belongs to another network"),
+    ],
+)
+def test_a_factory_that_refuses_gives_none_and_logs(
+    mm: ModuleType, caplog: pytest.LogCaptureFixture, call: Callable[[ModuleType, Any], Any], message: str
+) -> None:
+    assert call(mm, mm.Network()) is None
+    assert message in caplog.text
+
+
+def _computed_order(mm: ModuleType, network: Any) -> Any:
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([2, 3]))
+    return network.add_i_permute_node(x, network.add_input(mm.DataType.INT32, mm.Dims([2])))
+
+
+def _no_padding_mode(mm: ModuleType, network: Any) -> Any:
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([1, 4, 4, 1]))
+    return network.add_i_conv_node(x, _const(mm, network, "FLOAT32", [1, 1, 1, 1], [1]))
+
+
+def _slice_from_one(mm: ModuleType, network: Any) -> Any:
+    x, one = network.add_input(mm.DataType.FLOAT32, mm.Dims([5])), _const(mm, network, "INT32", [1], [1])
+    return network.add_i_slice_node(
+        x, one, _const(mm, network, "INT32", [1], [3]), _const(mm, network, "INT32", [1], [0])
+    )
+
+
+def _other_filter(mm: ModuleType, network: Any) -> Any:
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([1, 4, 4, 3]))
+    node = network.add_i_conv_node(x, _const(mm, network, "FLOAT32", [1, 1, 2], [1, 2]))
+    assert node.set_padding_mode(mm.IPaddingMode.EXPLICIT).ok()
+    return node
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (_computed_order, "the order of the axes must come from add_i_const_node"),
+        (_no_padding_mode, "set_padding_mode() is needed"),
+        (_slice_from_one, "whether the third argument is the end or the size"),
+        (_other_filter, "node 'main/mm.conv2d': Inconsistent permutation [0, 3, 1, 2] with shape (1, 1, 2)"),
+    ],
+)
+def test_what_no_sample_shows_fails_the_build(
+    mm: ModuleType,
+    mode: str,
+    caplog: pytest.LogCaptureFixture,
+    call: Callable[[ModuleType, Any], Any],
+    message: str,
+) -> None:
+    network = mm.Network()
+    network.mark_output(call(mm, network).get_output(0))
+    assert mm.Builder().build_model("m", network, configure(mm)) is None
+    assert message in caplog.text
+
+
+def test_calls_of_which_nothing_is_known_are_refused(mm: ModuleType) -> None:
+    with pytest.raises(NotImplementedError, match="add_i_matmul_node: no public Python code shows this call"):
+        mm.Network().add_i_matmul_node(None)
+    with pytest.raises(TypeError, match="expected ITensor, got int"):
+        mm.Network().add_i_cast_node(1, mm.DataType.INT32)
