@@ -181,6 +181,76 @@ def test_one_tensor_uses_another_s_memory(mm: ModuleType, mode: str) -> None:
     assert "no tensor whose data_address() was read holds 28 bytes" in str(second.set_data_address(address + 16, [7]))
 
 
+def test_inputs_of_a_model_use_the_memory_of_another_model_s_result(mm: ModuleType, mode: str, tmp_path: Path) -> None:
+    network = mm.Network()
+    shape = network.add_input(mm.DataType.INT32, mm.Dims([1]))
+    filled = network.add_i_fill_node(shape, _const(mm, network, "FLOAT32", [], [2.5]))
+    assert network.mark_output(filled.get_output(0)).ok()
+    filler = Runner(mm, build(mm, network, configure(mm)))
+    outputs = filler.start(np.array([10], np.int32))
+    assert filler.queue.sync().ok()
+    node = helper.make_node("Add", ["a", "b"], ["y"], name="Add_0")
+    path = save_graph(
+        tmp_path / "m.onnx", [node], [("a", FLOAT, [2, 2]), ("b", FLOAT, [2])], [("y", FLOAT, [2, 2])], {}
+    )
+    runner = Runner(mm, build(mm, parse(mm, path), configure(mm)))
+    address = outputs[0].data_address()
+    for tensor, sizes in zip(runner.inputs, ([2, 2], [2]), strict=True):
+        assert tensor.set_data_address(address, mm.Dims(sizes).GetDims()).ok()
+        address += 4 * mm.Dims(sizes).GetElementCount()
+    results: list[Any] = []
+    assert runner.context.enqueue(runner.inputs, results, runner.queue).ok()
+    assert runner.queue.sync().ok()
+    np.testing.assert_array_equal(results[0].asnumpy(), np.full((2, 2), 5.0))
+    if mode == "strict":
+        assert "expected 1 axes, got 2" in str(runner.inputs[1].set_data_address(address - 8, [1, 2]))
+
+
+def test_a_node_s_own_type_rounds_its_result(mm: ModuleType) -> None:
+    """S#33424705731 sets types of added nodes (C++)."""
+    network = mm.Network()
+    node = network.add_i_activation_node(network.add_input(mm.DataType.FLOAT32, mm.Dims([4])), mm.IActivation.RELU)
+    assert node.set_output_type(0, mm.DataType.FLOAT16).ok()
+    assert network.mark_output(node.get_output(0)).ok()
+    data = RNG.uniform(0, 1, 4).astype(np.float32)
+    result = Runner(mm, build(mm, network, configure(mm, precision("force_float32"))))(data)[0]
+    np.testing.assert_array_equal(result, data.astype(np.float16).astype(np.float32))
+
+
+def _extend(mm: ModuleType, path: Path) -> Any:
+    """Append unsqueeze, reduce, split, concat and a comparison to a parsed network."""
+    network = parse(mm, path)
+    tensor, axis = network.get_output(0), _const(mm, network, "INT32", [1], [1])
+    network.unmark_output(tensor)
+    best = network.add_i_reduce_node(tensor, axis, mm.IReduce.MAX, False).get_output(0)
+    halves = network.add_i_split_node(tensor, axis, 2)
+    turned = network.add_i_concat_node(axis, [halves.get_output(1), halves.get_output(0)]).get_output(0)
+    reached = network.add_i_logic_node(best, turned, mm.enums.ILogic.LE).get_output(0)
+    network.mark_output(network.add_i_unsqueeze_node(reached, axis).get_output(0))
+    return network
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+@pytest.mark.usefixtures("lenient")
+def test_networks_of_newer_opsets_are_extended_too(mm: ModuleType, tmp_path: Path, opset: int) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], name="Relu_0")
+    path = save_graph(tmp_path / "m.onnx", [node], [("x", FLOAT, [3, 4])], [("y", FLOAT, [3, 4])], {}, opset=opset)
+    data = RNG.uniform(-1, 1, (3, 4)).astype(np.float32)
+    kept = np.maximum(data, 0)
+    expected = kept.max(axis=1, keepdims=True) <= kept[:, [2, 3, 0, 1]]
+    result = Runner(mm, build(mm, _extend(mm, path), configure(mm)))(data)[0]
+    np.testing.assert_array_equal(result, expected[:, None])
+
+
+def test_an_older_opset_is_named_where_it_does_not_suffice(
+    mm: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], name="Relu_0")
+    path = save_graph(tmp_path / "m.onnx", [node], [("x", FLOAT, [3, 4])], [("y", FLOAT, [3, 4])], {}, opset=10)
+    assert mm.Builder().build_model("m", _extend(mm, path), configure(mm)) is None
+    assert "the parsed file has 10: export it with opset 11" in caplog.text
+
+
 def test_a_plugin_library_is_refused(mm: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     assert not mm.LoadPluginLibrary().load("./libplugin_roll_with_pytorch.so")
     assert "'./libplugin_roll_with_pytorch.so' holds kernels for a card" in caplog.text
