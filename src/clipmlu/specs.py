@@ -13,6 +13,9 @@ from clipmlu.errors import OptionError, wrong_choice
 MODULE_KEY = "clipmlu.module"
 """Metadata key of a graph's node: path of its module, such as ``visual.transformer.resblocks.3.mlp.c_fc``."""
 
+TEXT_AXIS = "text_batch"
+"""Name of the text axis of the joint layout; all other variable axes are batches of images, or of one tower's inputs."""
+
 LARGEST_SIZE = 2**31 - 1
 """Largest allowed size of a tensor axis."""
 

@@ -21,6 +21,7 @@ from clipmlu.data.feeds import Array, CalibrationData
 from clipmlu.errors import SessionError, ShapeError
 from clipmlu.lifetime import Lifetime, keep_when_forked
 from clipmlu.specs import (
+    TEXT_AXIS,
     MluBuild,
     NaturalInt,
     NodeType,
@@ -132,6 +133,12 @@ class GraphOptions:
     calibration_server: str | None = None
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
     on_step: StartStep = no_steps
+
+
+def static_sizes(tower: Tower, options: GraphOptions) -> dict[str, int]:
+    """Map each variable axis to its size; the number of texts of the fused graph is that of a build for cards."""
+    axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
+    return {axis: options.mlu.text_rows if axis == TEXT_AXIS else options.batch_size for axis in axes}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

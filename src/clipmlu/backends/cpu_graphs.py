@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmlu.backends.base import Backend, CompiledGraph, GraphOptions, SessionOptions, SourceGraph
+from clipmlu.backends.base import (
+    Backend,
+    CompiledGraph,
+    GraphOptions,
+    SessionOptions,
+    SourceGraph,
+    static_sizes,
+)
 from clipmlu.bundle.manifest import GRAPH_SUFFIX, Tower
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.data.feeds import calibration_batches, count_calibration_batches
@@ -21,8 +28,6 @@ if TYPE_CHECKING:
     import onnx
 
     from clipmlu.graph.quantisation.calibrate import Ranges
-
-_TEXT_AXIS = "text_batch"
 
 
 def check_openable(backend: Backend, model: RunnableModel, tower: TowerName, options: SessionOptions) -> None:
@@ -89,7 +94,7 @@ def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
         if options.dynamic_shape:
             shutil.copyfile(graph.path, directory / spec.file)
             return _with_pixel_input(CompiledGraph(tower=spec), options, directory)
-        sizes = _static_sizes(spec, options)
+        sizes = static_sizes(spec, options)
         _write_static(graph.path, directory / spec.file, sizes)
         return _with_pixel_input(CompiledGraph(tower=_tower_with_sizes(spec, sizes)), options, directory)
 
@@ -128,18 +133,12 @@ def write_mode(graph: SourceGraph, options: GraphOptions, directory: Path) -> Co
     with options.on_step("writing the graph"):
         rewritten, record = rewrite_for_runtime(model, options.precision, how, ranges, options.node_types)
         save_model(rewritten, directory / graph.tower.file)
-    tower = _tower_with_sizes(graph.tower, {} if options.dynamic_shape else _static_sizes(graph.tower, options))
+    tower = _tower_with_sizes(graph.tower, {} if options.dynamic_shape else static_sizes(graph.tower, options))
     return _with_pixel_input(CompiledGraph(tower=tower, quantised=record), options, directory)
 
 
 def _with_pixel_input(compiled: CompiledGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
     return compiled if options.pixels is None else take_uint8(compiled, options.pixels, directory)
-
-
-def _static_sizes(tower: Tower, options: GraphOptions) -> dict[str, int]:
-    """Map each variable axis to its size; the number of texts of the fused graph is that of a build for cards."""
-    axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
-    return {axis: options.mlu.text_rows if axis == _TEXT_AXIS else options.batch_size for axis in axes}
 
 
 def _write_static(source: Path, destination: Path, sizes: Mapping[str, int]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from clipmlu.arguments import check_argument
 from clipmlu.backends import Backend, Session, get_backend
@@ -24,25 +23,25 @@ from clipmlu.bundle.manifest import (
 )
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.compile.checks import Agreement, Thresholds, check_agreement
+from clipmlu.compile.lowered_graph import (
+    check_batch_fits,
+    check_kept_float,
+    graph_options,
+    lower_for_target,
+    obtain_data,
+)
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
-from clipmlu.compile.preparing import joint_row_macs, prepare_graph
-from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.compile.preparing import joint_row_macs
 from clipmlu.data.calibration_set import CalibrationSet
-from clipmlu.data.feeds import CalibrationData
 from clipmlu.data.resize.order import pillow_versions
 from clipmlu.errors import (
     BackendUnavailableError,
-    CalibrationError,
     CompileError,
     SessionError,
 )
 from clipmlu.graph.roles import Operator
-from clipmlu.graph.selection import check_selections, parse_selection
-from clipmlu.host import check_memory
 from clipmlu.specs import (
     GraphQuantisation,
-    MluBuild,
-    QuantisationOptions,
     TowerName,
 )
 from clipmlu.steps import StartStep, no_steps
@@ -84,12 +83,12 @@ def compile_bundle(
     if plan.why_target:
         on_note(plan.why_target)
     if options.check or options.calibration is not None:
-        _check_batch_fits(exported, options)
+        check_batch_fits(exported, options)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
-        calibration = _obtain(exported, options, on_step)
+        calibration = obtain_data(exported, options, on_step)
         steps = [_Step(exported, name, plan, options, calibration, on_step) for name in exported.manifest.towers]
         made = {step.name: step.compile(staging.path) for step in steps}
-        _check_kept_float(plan, [step.operators for step in steps if step.precision.bits is not None])
+        check_kept_float(plan.quantisation, [step.operators for step in steps if step.precision.bits is not None])
         shutil.copyfile(exported.tokenizer_path, staging.path / TOKENIZER_NAME)
         if calibration is not None:
             _write_seen_data(calibration, options, staging.path)
@@ -139,23 +138,16 @@ class _Step:
         self.precision = plan.placement(name).precision
         self.backend: Backend = get_backend(plan.placement(name).backend)
         self._exported = exported
-        mlu = plan.mlu or MluBuild()
         self.operators: tuple[Operator, ...] = ()
         self.versions: dict[str, str] = {}
-        feeds: dict[str, CalibrationData] = {}
-        if calibration is not None and self.precision.bits is not None:
-            feeds = calibration.feeds(exported, name, options.batch_size, mlu.text_rows)
-        self._options = GraphOptions(
+        self._options = graph_options(
+            exported,
+            name,
+            options,
             precision=self.precision,
-            dynamic_shape=options.dynamic_shape,
-            batch_size=options.batch_size,
-            max_batch=options.largest_batch,
-            mlu=mlu,
-            quantisation=plan.quantisation or QuantisationOptions(),
-            calibration=feeds,
-            pixels=exported.manifest.preprocess if options.uint8_input and name != "text" else None,
-            calibration_server=options.calibration_server,
-            session=options.session,
+            mlu=plan.mlu,
+            quantisation=plan.quantisation,
+            calibration=calibration,
             on_step=on_step,
         )
 
@@ -167,47 +159,24 @@ class _Step:
     def _compile(self, directory: Path) -> tuple[Tower, GraphQuantisation | None]:
         tower = self._exported.tower(self.name)
         path = self._exported.tower_path(self.name)
-        profile = self.backend.profile(self.precision)
-        if profile is None:
+        if self.backend.profile(self.precision) is None:
             listed = self._exported.manifest.files
             data_files = tuple(self._exported.path / name for name in listed if name.startswith(f"{tower.file}."))
             graph = SourceGraph(name=self.name, path=path, tower=tower, data_files=data_files)
             return self._build(graph, self._options, directory).tower, None
         with tempfile.TemporaryDirectory(prefix="lowered-", dir=directory) as folder:
-            with self._options.on_step("lowering"):
-                graph = _lower(self.name, path, tower, Path(folder), profile, self._static_sizes(tower))
-            if self.precision.bits is None or not self._options.calibration:
-                return self._build(graph, self._options, directory).tower, None
-            manifest = self._exported.manifest
-            prepared = prepare_graph(graph, self._options, manifest.logit_scale, manifest.preprocess)
+            prepared = lower_for_target(self._exported, self.name, self.backend, self._options, Path(folder))
             self.operators = prepared.operators
             compiled = self._build(prepared.graph, prepared.options, directory)
-            return compiled.tower, msgspec.structs.replace(prepared.record, tensors=dict(compiled.quantised))
+        record = prepared.record
+        if record is None:
+            return compiled.tower, None
+        return compiled.tower, msgspec.structs.replace(record, tensors=dict(compiled.quantised))
 
     def _build(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         compiled = self.backend.compile_tower(graph, options, directory)
         self.versions.update(compiled.versions)
         return compiled
-
-    def _static_sizes(self, tower: Tower) -> dict[str, int] | None:
-        """Return the sizes of the axes for a static shape, or None if the batch axis stays dynamic."""
-        if self._options.dynamic_shape:
-            return None
-        axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
-        return {
-            axis: self._options.mlu.text_rows if axis == "text_batch" else self._options.batch_size for axis in axes
-        }
-
-
-def _check_batch_fits(exported: ExportedBundle, options: CompileOptions) -> None:
-    """Refuse batches of images that do not fit in memory, before anything slow begins.
-
-    Raises:
-        OptionError: they do not fit.
-    """
-    image = exported.manifest.preprocess
-    needed = options.batch_size * 3 * image.height * image.width * np.dtype(np.float32).itemsize
-    check_memory(needed, f"batches of {options.batch_size} images")
 
 
 def _write_seen_data(calibration: CalibrationSet, options: CompileOptions, folder: Path) -> None:
@@ -252,39 +221,6 @@ def _check(
 def _open(source: str | os.PathLike[str], on_step: StartStep) -> ExportedBundle:
     with on_step("verifying the exported bundle"):
         return open_exported(source)
-
-
-def _obtain(exported: ExportedBundle, options: CompileOptions, on_step: StartStep) -> CalibrationSet | None:
-    calibration = options.calibration
-    if isinstance(calibration, CalibrationOptions):
-        calibration = obtain_calibration(exported, calibration, on_step)
-    if calibration is None:
-        return None
-    calibration.check_fits(exported)
-    wanted, found = options.calibration_digest, calibration.record.digest
-    if wanted and wanted != found:
-        raise CalibrationError(
-            f"The calibration data of '{calibration.record.dataset}' differ from those of the recipe (digest {found[:12]}, "
-            f"recipe: {wanted[:12]}). Give the same data, or search again."
-        )
-    return calibration
-
-
-def _check_kept_float(plan: CompilationPlan, towers: Sequence[tuple[Operator, ...]]) -> None:
-    """Check that each selection matches an operator in at least one tower."""
-    if plan.quantisation is not None and towers:
-        selections = [parse_selection(text) for text in plan.quantisation.keep_float]
-        check_selections([operator for operators in towers for operator in operators], selections)
-
-
-def _lower(
-    name: TowerName, path: Path, tower: Tower, folder: Path, profile: str, sizes: dict[str, int] | None
-) -> SourceGraph:
-    from clipmlu.graph.lowering import PROFILES, lower_tower
-
-    lowered = folder / tower.file
-    lower_tower(path, lowered, PROFILES[profile], batch=sizes)
-    return SourceGraph(name=name, path=lowered, tower=tower, data_files=tuple(folder.glob(f"{tower.file}.*")))
 
 
 def _open_compiled(compiled: RunnableModel, step: _Step, options: CompileOptions) -> Session:

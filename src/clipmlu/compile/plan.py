@@ -6,7 +6,7 @@ import dataclasses
 from typing import get_args
 
 from clipmlu.arguments import check_fields
-from clipmlu.backends import TARGETS, SessionOptions, backend_for_target, choose_target
+from clipmlu.backends import TARGETS, Backend, SessionOptions, backend_for_target, choose_target
 from clipmlu.bundle.manifest import Compilation, Placement
 from clipmlu.compile.quantisation import QuantisationChoice, resolve_quantisation
 from clipmlu.data.calibration import CalibrationOptions
@@ -159,22 +159,13 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
     if options.precision.bits is None:
         _refuse_quantisation(options)
     target, backend, why = choose_target(options.target, options.precision)
-    if options.precision not in backend.precisions:
-        offered = ", ".join(each.value for each in backend.precisions)
-        raise PrecisionError(
-            f"Target '{target}' does not offer the precision '{options.precision.value}' yet. It offers: {offered}. "
-            f"{backend.why_not(options.precision)}".rstrip()
-        )
-    require_calibration(options.precision, options)
+    quantisation = check_arithmetic(options, target, backend)
     if not backend.has_cards and options.mlu is not None:
         raise OptionError(f"target '{target}' has no MLU cards; leave out the MLU options")
     if options.mlu is not None:
         _refuse_normalisation(options.mlu)
     main = Placement(target=target, backend=backend.name, precision=options.precision, emulated=backend.emulated)
     mlu = (options.mlu or MluBuild()) if backend.has_cards else None
-    quantisation = None
-    if options.precision.bits is not None:
-        quantisation = resolve_quantisation(options.quantisation, backend, options.precision)
     return CompilationPlan(
         main=main,
         text_tower=_placement_of_text(options, main),
@@ -182,6 +173,30 @@ def plan_compilation(options: CompileOptions) -> CompilationPlan:
         quantisation=quantisation,
         why_target=why,
     )
+
+
+def check_arithmetic(options: CompileOptions, target: str, backend: Backend) -> QuantisationOptions | None:
+    """Check that a backend offers the precision, with the given data and options of quantisation.
+
+    Returns:
+        The complete options of the quantisation; None for a mode without.
+
+    Raises:
+        PrecisionError: it does not offer the precision.
+        OptionError: calibration data or options are missing, or given for a mode that quantises nothing.
+    """
+    if options.precision.bits is None:
+        _refuse_quantisation(options)
+    if options.precision not in backend.precisions:
+        offered = ", ".join(each.value for each in backend.precisions)
+        raise PrecisionError(
+            f"Target '{target}' does not offer the precision '{options.precision.value}' yet. It offers: {offered}. "
+            f"{backend.why_not(options.precision)}".rstrip()
+        )
+    require_calibration(options.precision, options)
+    if options.precision.bits is None:
+        return None
+    return resolve_quantisation(options.quantisation, backend, options.precision)
 
 
 def require_calibration(precision: Precision, options: CompileOptions) -> None:

@@ -50,14 +50,14 @@ class PreparedGraph:
     Attributes:
         graph: the graph and its file.
         options: options of its compilation.
-        operators: its operators, with their roles.
-        record: the changes, without those of the target.
+        operators: its operators, with their roles; empty in a mode that quantises nothing.
+        record: the changes, without those of the target; None in a mode that quantises nothing.
     """
 
     graph: SourceGraph
     options: GraphOptions
-    operators: tuple[Operator, ...]
-    record: GraphQuantisation
+    operators: tuple[Operator, ...] = ()
+    record: GraphQuantisation | None = None
 
 
 def prepare_graph(

@@ -8,7 +8,7 @@ from typing import Any
 from clipmlu.export.loading import LoadedModel
 from clipmlu.export.options import PURPOSE
 from clipmlu.host import require
-from clipmlu.specs import Layout, TowerName
+from clipmlu.specs import TEXT_AXIS, Layout, TowerName
 
 # Neither 0 nor 1, which torch.export makes constant, and different for the two inputs of the joint graph.
 _EXAMPLE_IMAGES = 2
@@ -52,7 +52,7 @@ def tower_programs(model: LoadedModel, layout: Layout, embedding_dim: int) -> tu
     images, texts = _example_inputs(model)
     wrappers = _wrapper_classes()
     if layout == "joint":
-        axes = ("image_batch", "text_batch")
+        axes = ("image_batch", TEXT_AXIS)
         joint = TowerProgram(
             tower="joint",
             module=wrappers["joint"](model.module).eval(),

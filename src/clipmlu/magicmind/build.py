@@ -27,14 +27,13 @@ from clipmlu.magicmind.client.answers import BuiltFacts, HostFacts, Port, ports_
 from clipmlu.magicmind.client.peer import Exchange, Fields, Peer, fetch_file, send_file
 from clipmlu.magicmind.client.program import worker_digest
 from clipmlu.magicmind.driver.errors import DriverError, ProtocolError
-from clipmlu.specs import QuantisationOptions, Spec, TensorQuantisation, TensorSpec
+from clipmlu.specs import TEXT_AXIS, QuantisationOptions, Spec, TensorQuantisation, TensorSpec
 
 Batch = npt.NDArray[Any] | Path
 MODEL_SUFFIX = ".mm"
 _RECORD_SUFFIX = ".json"
 _BUILD_SECONDS = 7200.0
 _INFO_SECONDS = 300.0  # the first request imports the SDK
-_TEXT_AXIS = "text_batch"
 _QUANTISING_CALLS = ("parse_from_string", "set_quantization_algorithm", "calibrate", "build_model")
 
 
@@ -149,8 +148,8 @@ def build_graph(
         raise CompileError(f"MagicMind cannot build the {graph.name} tower: {error}") from error
     tower = Tower(
         file=output.name,
-        inputs=tuple(_with_sizes(tensor, options) for tensor in graph.tower.inputs),
-        outputs=tuple(_with_sizes(tensor, options) for tensor in graph.tower.outputs),
+        inputs=tuple(with_sizes(tensor, options) for tensor in graph.tower.inputs),
+        outputs=tuple(with_sizes(tensor, options) for tensor in graph.tower.outputs),
     )
     if options.pixels is not None:
         tower = with_uint8_pixels(tower)
@@ -214,13 +213,13 @@ def shapes_of(tensor: TensorSpec, options: GraphOptions) -> Shapes:
 def _size(axis: int | str, batch: int, options: GraphOptions) -> int:
     if isinstance(axis, int):
         return axis
-    return options.mlu.text_rows if axis == _TEXT_AXIS else batch
+    return options.mlu.text_rows if axis == TEXT_AXIS else batch
 
 
-def _with_sizes(tensor: TensorSpec, options: GraphOptions) -> TensorSpec:
+def with_sizes(tensor: TensorSpec, options: GraphOptions) -> TensorSpec:
     """Return the spec of the compiled graph's tensor, with fixed sizes filled in."""
     shape = tuple(
-        axis if options.dynamic_shape and axis != _TEXT_AXIS else _size(axis, options.batch_size, options)
+        axis if options.dynamic_shape and axis != TEXT_AXIS else _size(axis, options.batch_size, options)
         for axis in tensor.shape
     )
     return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)

@@ -126,49 +126,10 @@ class _Build:
         config = invoke("BuilderConfig", self._sdk.BuilderConfig)
         archs = self._spec["archs"]
         invoke("mlu_archs", setattr, config, "mlu_archs", list(archs))
-        for part in self._settings():
+        for part in builder_settings(self._spec):
             # One call per setting, as in the samples: a bad Status then identifies the setting that the SDK rejects.
             checked("parse_from_string", config.parse_from_string, json.dumps(part))
         return config
-
-    def _settings(self) -> Iterable[Fields]:
-        spec = self._spec
-        yield {"precision_config": {"precision_mode": spec["precision"]}}
-        if self._quantised:
-            yield {"precision_config": {"weight_quant_granularity": spec.get("granularity", "per_tensor")}}
-            yield {"precision_config": {"activation_quant_algo": spec.get("activation", "symmetric")}}
-        archs = spec["archs"]
-        yield {"archs": [{name: list(counts)} if counts else name for name, counts in archs.items()]}
-        yield {"graph_shape_mutable": bool(spec.get("mutable", False))}
-        for key, value in (("dim_range", self._ranges()), ("insert_bn_before_firstnode", self._normalisations())):
-            if value:
-                yield {key: value}
-        for side in ("input", "output"):
-            layouts = self._layouts(self._spec.get(f"{side}s", ()))
-            if layouts:
-                yield {f"convert_{side}_layout": layouts}
-        yield {"computation_preference": spec.get("computation_preference", "auto")}
-        yield {"opt_config": {"type64to32_conversion": bool(spec.get("type64to32", True))}}
-        yield {"opt_config": {"conv_scale_fold": bool(spec.get("conv_scale_fold", True))}}
-        if spec.get("toolchain"):
-            yield {"cross_compile_toolchain_path": spec["toolchain"]}
-        if spec.get("extra"):
-            yield spec["extra"]
-
-    def _ranges(self) -> Fields:
-        if not self._spec.get("mutable", False):
-            return {}
-        named = {str(i): item for i, item in enumerate(self._inputs) if "min" in item}
-        return {index: {"min": list(item["min"]), "max": list(item["max"])} for index, item in named.items()}
-
-    def _normalisations(self) -> Fields:
-        named = {str(i): item for i, item in enumerate(self._inputs) if "mean" in item}
-        return {index: {"mean": list(item["mean"]), "var": list(item["var"])} for index, item in named.items()}
-
-    @staticmethod
-    def _layouts(items: Sequence[Fields]) -> Fields:
-        named = {str(i): item["layout"] for i, item in enumerate(items) if item.get("layout")}
-        return {index: {"src": pair[0], "dst": pair[1]} for index, pair in named.items()}
 
     def _calibrate(self, network: Any, config: Any) -> None:
         spec = self._spec["calibration"]
@@ -218,3 +179,49 @@ class _Build:
             with contextlib.suppress(OSError):
                 os.remove(temporary)
         return size
+
+
+def builder_settings(spec: Fields) -> Iterable[Fields]:
+    """Yield the parts of the SDK's configuration, in the order of the vendor's CLIP sample (api 6.2).
+
+    Args:
+        spec: the request, as for ``build``.
+    """
+    yield {"precision_config": {"precision_mode": spec["precision"]}}
+    if "qint" in spec["precision"]:
+        yield {"precision_config": {"weight_quant_granularity": spec.get("granularity", "per_tensor")}}
+        yield {"precision_config": {"activation_quant_algo": spec.get("activation", "symmetric")}}
+    archs = spec["archs"]
+    yield {"archs": [{name: list(counts)} if counts else name for name, counts in archs.items()]}
+    yield {"graph_shape_mutable": bool(spec.get("mutable", False))}
+    for key, value in (("dim_range", _ranges(spec)), ("insert_bn_before_firstnode", _normalisations(spec))):
+        if value:
+            yield {key: value}
+    for side in ("input", "output"):
+        layouts = _layouts(spec.get(f"{side}s", ()))
+        if layouts:
+            yield {f"convert_{side}_layout": layouts}
+    yield {"computation_preference": spec.get("computation_preference", "auto")}
+    yield {"opt_config": {"type64to32_conversion": bool(spec.get("type64to32", True))}}
+    yield {"opt_config": {"conv_scale_fold": bool(spec.get("conv_scale_fold", True))}}
+    if spec.get("toolchain"):
+        yield {"cross_compile_toolchain_path": spec["toolchain"]}
+    if spec.get("extra"):
+        yield spec["extra"]
+
+
+def _ranges(spec: Fields) -> Fields:
+    if not spec.get("mutable", False):
+        return {}
+    named = {str(i): item for i, item in enumerate(spec["inputs"]) if "min" in item}
+    return {index: {"min": list(item["min"]), "max": list(item["max"])} for index, item in named.items()}
+
+
+def _normalisations(spec: Fields) -> Fields:
+    named = {str(i): item for i, item in enumerate(spec["inputs"]) if "mean" in item}
+    return {index: {"mean": list(item["mean"]), "var": list(item["var"])} for index, item in named.items()}
+
+
+def _layouts(items: Sequence[Fields]) -> Fields:
+    named = {str(i): item["layout"] for i, item in enumerate(items) if item.get("layout")}
+    return {index: {"src": pair[0], "dst": pair[1]} for index, pair in named.items()}
