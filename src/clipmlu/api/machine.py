@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from clipmlu.arguments import check_argument
 from clipmlu.data import datasets
 from clipmlu.doctor import Finding, examine
 from clipmlu.errors import InputError, OptionError
 from clipmlu.export import catalog
-from clipmlu.magicmind.emulator import emulated_environment
+from clipmlu.magicmind.emulator.program import program_environment
 from clipmlu.specs import Spec
 
 
@@ -68,11 +68,12 @@ def check_machine() -> tuple[Finding, ...]:
     return tuple(examine())
 
 
-def run_emulated(command: Sequence[str], **settings: str | float) -> int:
-    """Run a program in which ``import magicmind`` is the emulated SDK, as ``clipmlu emulate`` does.
+def run_emulated(command: Sequence[str], *, compat: bool = False, **settings: str | float) -> int:
+    """Run a program in which ``import magicmind`` is the emulated SDK and ``mm_run`` the emulated tool, as ``clipmlu emulate`` does.
 
     Args:
         command: the program and its arguments, such as ``["python", "gen_model.py"]``.
+        compat: add names that old scripts use and newer versions of NumPy, Pillow and Python lack.
         settings: variables of the emulator without their prefix, in lower case, such as ``mode="lenient"`` or ``devices=2``.
 
     Returns:
@@ -85,11 +86,11 @@ def run_emulated(command: Sequence[str], **settings: str | float) -> int:
     if isinstance(command, str) or not command:
         raise OptionError(f"command is {command!r}; expected a list of texts, such as ['python', 'gen_model.py']")
     arguments: Sequence[str] = check_argument(command, Sequence[str], "command")
+    check_argument(compat, bool, "compat")
     try:
-        environment: Mapping[str, str] = emulated_environment(os.environ, **settings)
+        with program_environment(os.environ, compat=compat, **settings) as environment:
+            return subprocess.run(list(arguments), env=environment, check=False).returncode  # noqa: S603 -- the caller's program
     except ValueError as error:
         raise OptionError(str(error)) from error
-    try:
-        return subprocess.run(list(arguments), env=environment, check=False).returncode  # noqa: S603 -- the caller's program
     except OSError as error:
         raise InputError(f"Cannot run '{arguments[0]}': {error.strerror}. Give a program that exists.") from error

@@ -26,6 +26,7 @@ from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, S
 from clipmlu.specs import NaturalInt, PositiveInt, Spec, TensorSpec, TowerName
 
 PATH_VARIABLE = "MM_RUN_PATH"
+"""Folder of the tool in the vendor's scripts (api 4.1)."""
 HOME_VARIABLE = "NEUWARE_HOME"
 _FIXED_PLACES = ("usr/local/neuware/bin/mm_run", "mps/bin/mm_run")
 _TAIL_LINES, _KEPT_LINES = 8, 60  # in messages, in reports

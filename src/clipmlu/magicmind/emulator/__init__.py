@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clipmlu._version import __version__
 from clipmlu.magicmind.emulator.container import MAGIC, is_emulated_model
-from clipmlu.magicmind.emulator.settings import PREFIX, current
+from clipmlu.magicmind.emulator.settings import FIELDS, PREFIX, current
 
 __all__ = ["MAGIC", "NOTICE", "emulated_environment", "emulated_version", "is_emulated_model", "site_path"]
 
@@ -30,7 +30,9 @@ def site_path() -> Path:
 def emulated_version() -> str:
     """Return the emulated package's version: clipmlu's, and a digest of the settings that affect results."""
     settings = current()
-    decides = dataclasses.replace(settings, devices=0, latency_ms=(0.0,), faults="", fault_log="", visible=None)
+    decides = dataclasses.replace(
+        settings, devices=0, latency_ms=(0.0,), mm_run_iterations=0, faults="", fault_log="", visible=None
+    )
     digest = hashlib.sha256(repr(decides).encode()).hexdigest()
     return f"{__version__} emulated, {settings.mode}, settings {digest[:8]}"
 
@@ -48,7 +50,7 @@ def emulated_environment(base: Mapping[str, str] | None = None, **settings: obje
     Raises:
         ValueError: there is no such setting.
     """
-    known = {"mode", "switches", "devices", "arch", "clusters", "latency_ms", "threads", "faults", "fault_log"}
+    known = {name.lower() for name in FIELDS}
     if unknown := set(settings) - known:
         raise ValueError(f"unknown emulator settings {sorted(unknown)}; known: {sorted(known)}")
     environment = dict(os.environ if base is None else base)

@@ -11,6 +11,8 @@ Variables, all optional:
     CLIPMLU_EMULATOR_LATENCY_MS  time added to every enqueue, spent on the queue's own thread, default 0; "2,2,20" gives
                                  each card its own, and the last one to all further cards
     CLIPMLU_EMULATOR_THREADS     CPU threads of one engine, default 0 (onnxruntime decides)
+    CLIPMLU_EMULATOR_MM_RUN_ITERATIONS  largest number of batches of a thread of the emulated tool ``mm_run``, whatever its
+                                 options say; default 0: no limit. A CPU needs minutes for the numbers of public scripts
     CLIPMLU_EMULATOR_FAULTS      injected failures, see ``clipmlu.magicmind.emulator.faults``
     CLIPMLU_EMULATOR_FAULT_LOG   file that records injected faults; a recorded fault is not injected again, in any
                                  process
@@ -112,6 +114,7 @@ class Settings:
     clusters: int = 8
     latency_ms: tuple[float, ...] = (0.0,)
     threads: int = 0
+    mm_run_iterations: int = 0
     faults: str = ""
     fault_log: str = ""
     visible: tuple[int, ...] | None = None
@@ -126,7 +129,18 @@ class Settings:
         return self.latency_ms[min(device, len(self.latency_ms) - 1)]
 
 
-_FIELDS = ("MODE", "SWITCHES", "DEVICES", "ARCH", "CLUSTERS", "LATENCY_MS", "THREADS", "FAULTS", "FAULT_LOG")
+FIELDS = (
+    "MODE",
+    "SWITCHES",
+    "DEVICES",
+    "ARCH",
+    "CLUSTERS",
+    "LATENCY_MS",
+    "THREADS",
+    "MM_RUN_ITERATIONS",
+    "FAULTS",
+    "FAULT_LOG",
+)
 
 
 def current() -> Settings:
@@ -136,7 +150,7 @@ def current() -> Settings:
         ValueError: a variable cannot be parsed; the message names it.
     """
     environ = os.environ
-    return _parse(tuple(environ.get(PREFIX + name, "") for name in _FIELDS), environ.get(VISIBLE_DEVICES))
+    return _parse(tuple(environ.get(PREFIX + name, "") for name in FIELDS), environ.get(VISIBLE_DEVICES))
 
 
 def switches() -> Switches:
@@ -146,7 +160,7 @@ def switches() -> Switches:
 
 @functools.lru_cache(maxsize=32)
 def _parse(values: tuple[str, ...], visible: str | None) -> Settings:
-    given = dict(zip(_FIELDS, values, strict=True))
+    given = dict(zip(FIELDS, values, strict=True))
     mode = given["MODE"] or "strict"
     if mode not in ("strict", "lenient"):
         raise ValueError(f"{PREFIX}MODE is '{mode}'; expected strict or lenient")
@@ -162,6 +176,7 @@ def _parse(values: tuple[str, ...], visible: str | None) -> Settings:
         clusters=int(_number(given, "CLUSTERS", 8)),
         latency_ms=tuple(_checked("LATENCY_MS", text, 0) for text in given["LATENCY_MS"].split(",")),
         threads=int(_number(given, "THREADS", 0)),
+        mm_run_iterations=int(_number(given, "MM_RUN_ITERATIONS", 0)),
         faults=given["FAULTS"],
         fault_log=given["FAULT_LOG"],
         visible=None if visible is None else _visible(visible, devices),
