@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from clipmlu._version import __version__
 
 if TYPE_CHECKING:
-    from clipmlu.api.building import calibrate_bundle, compile_bundle, export_model, search_bundle
+    from clipmlu.api.building import calibrate_bundle, compile_bundle, export_model, lower, search_bundle
     from clipmlu.api.bulk import EmbeddingReport, classify_images, embed_images, embed_to_file
     from clipmlu.api.importing import import_onnx
     from clipmlu.api.machine import check_machine, list_datasets, list_models, run_emulated
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction, Predictions
+    from clipmlu.compile.lowering import LoweredGraphs, LowerOptions
     from clipmlu.compile.plan import CompileOptions
     from clipmlu.data.calibration import CalibrationOptions
     from clipmlu.data.calibration_set import CalibrationSet
@@ -71,6 +72,8 @@ _HOMES = {
     "Job": "clipmlu.jobs.job",
     "JobOptions": "clipmlu.jobs.options",
     "JobReport": "clipmlu.jobs.run",
+    "LowerOptions": "clipmlu.compile.lowering",
+    "LoweredGraphs": "clipmlu.compile.lowering",
     "Model": "clipmlu.model",
     "Precision": "clipmlu.specs",
     "Prediction": "clipmlu.classify.results",
@@ -95,6 +98,7 @@ _HOMES = {
     "list_datasets": "clipmlu.api.machine",
     "list_models": "clipmlu.api.machine",
     "load": "clipmlu.model",
+    "lower": "clipmlu.api.building",
     "measure_speed": "clipmlu.api.measuring",
     "open_bundle": "clipmlu.bundle.directory",
     "open_dataset": "clipmlu.data.datasets",
@@ -127,6 +131,8 @@ __all__ = [
     "Job",
     "JobOptions",
     "JobReport",
+    "LowerOptions",
+    "LoweredGraphs",
     "Model",
     "Precision",
     "Prediction",
@@ -152,6 +158,7 @@ __all__ = [
     "list_datasets",
     "list_models",
     "load",
+    "lower",
     "measure_speed",
     "open_bundle",
     "open_dataset",

@@ -29,6 +29,7 @@ FUNCTIONS = {
     "import": "import_onnx",
     "info": "open_bundle",
     "job": "open_job",
+    "lower": "lower",
     "models": "list_models",
     "run": "pipeline",
     "sweep": "run_sweep",
@@ -73,7 +74,8 @@ def test_every_command_has_a_function() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["bench", "calibrate", "classify", "compare", "compile", "embed", "eval", "export", "import", "sweep"]
+    "command",
+    ["bench", "calibrate", "classify", "compare", "compile", "embed", "eval", "export", "import", "lower", "sweep"],
 )
 def test_every_option_of_a_command_is_a_keyword_of_its_function(command: str) -> None:
     options = {str(each.name) for each in cli.commands[command].params if isinstance(each, click.Option)}

@@ -30,12 +30,15 @@ NOT_RUN = {
     "clipmlu compile demo --target emulated-mlu --precision force_float16 -o mlu": "tests/mlu run such commands",
     "clipmlu compile demo --calib demo --max-drop 0.01 -o best": "tests/tune run searches",
     "clipmlu doctor --probe-sdk --emulated --output probe": "tests/magicmind run the probes",
+    "clipmlu emulate -- mm_run --magicmind_model demo-mlu/image.mm --batch_size 32": "tests/mlu/emulator run the tool",
+    "clipmlu emulate --compat -- python infer.py": "tests/mlu/emulator run such scripts",
     "clipmlu models": "needs open_clip, which comes with torch; tests/export run it",
     "clipmlu models SigLIP2": "needs open_clip, which comes with torch; tests/export run it",
 }
 SHORTER = {
     "calibrate": ("--calib-samples", "8"),
     "compile demo --precision": ("--calib-samples", "8"),
+    "lower demo --precision": ("--calib-samples", "8"),
     "eval demo-cpu --dataset demo": ("--samples", "8"),
     "compare": ("--samples", "4"),
     "bench": ("--duration", "1", "--warmup", "0", "--iterations", "1"),

@@ -28,6 +28,10 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("compile_bundle('compiled', 'o', target='cpu')", ["'compiled' is compiled already", "exported"]),
     ("compile_bundle('exported', 'compiled', target='cpu')", ["'compiled'", "exists"]),
     ("compile_bundle('exported', 'o', target='cpu', search_samples=9)", ["search samples is 9", "give max_drop"]),
+    ("lower('compiled', 'o')", ["'compiled' is compiled already", "exported"]),
+    ("lower('exported', 'o', layouts='joint')", ["'layouts'", "Did you mean 'layout'?"]),
+    ("lower('exported', 'o', target='cpu')", ["target is 'cpu'", "mlu"]),
+    ("lower('exported', 'o', layout='joint', text_rows=5, labels='cat,dog')", ["text rows is 5", "2 labels"]),
     ("search_bundle('exported', 'o', calib='demo')", ["max drop is missing", "max_drop=0.01"]),
     ("calibrate_bundle('exported', 'o')", ["calib is missing", "calib='cifar100'"]),
     ("export_model('demo', 'o', layout='fused')", ["layout is 'fused'", "towers, joint"]),
@@ -55,6 +59,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("pipeline('compiled', labels=[])", ["class names"]),
     ("pipeline(3)", ["the model is 3", "expected"]),
     ("run_emulated('python gen.py')", ["command is 'python gen.py'", "['python', 'gen_model.py']"]),
+    ("run_emulated(['python'], compat='yes')", ["compat is 'yes'", "True or False"]),
     ("run_emulated(['python'], card=2)", ["card", "devices"]),
 ]
 

@@ -63,6 +63,11 @@ MISTAKES = [
     ("import E/image.onnx E/text.onnx -o new --context-length 77", 2, "context length is 77", "takes 32 token ids"),
     ("import E/image.onnx E/text.onnx -o new --tokenizer photos", 1, "No tokenizer at 'photos'", "tokenizer.json"),
     ("import E/image.onnx E/text.onnx -o new --image-output embeds", 1, "image output is 'embeds'", "'image_embeds'"),
+    ("lower B -o new", 1, "'B' is compiled already", "give the exported bundle"),
+    ("lower E", 2, "Missing option '-o' / '--output'", "Try 'clipmlu lower --help'."),
+    ("lower E --for mlo -o new", 2, "'--for': 'mlo' is not one of mlu", "Did you mean 'mlu'?"),
+    ("lower E --text-rows 9 -o new", 2, "text rows are about the fused graph", "give --layout joint"),
+    ("lower E -o B --overwrite", 1, "'B' exists and is not a folder of lowered graphs", "another path"),
     ("emulate nosuchprogram", 127, "Cannot run 'nosuchprogram'", "clipmlu emulate -- python"),
 ]
 

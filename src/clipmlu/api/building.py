@@ -10,16 +10,20 @@ from clipmlu.api.compile_keywords import (
     CalibrateKeywords,
     CalibrationKeywords,
     CompileKeywords,
+    LowerKeywords,
+    QuantisationKeywords,
     ReadingKeywords,
     SearchKeywords,
     ShapeKeywords,
     TargetKeywords,
     calibration_options,
     compile_options,
+    lower_options,
 )
 from clipmlu.arguments import check_argument, shown
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
-from clipmlu.compile import compiler
+from clipmlu.compile import compiler, lowering
+from clipmlu.compile.lowering import LoweredGraphs, LowerOptions
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.recipe import apply_recipe, read_recipe
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
@@ -35,7 +39,7 @@ from clipmlu.tune import quantise
 from clipmlu.tune.trial import SearchOptions, SearchReport
 
 Bundle = ExportedBundle | CompiledBundle
-_COMPILING = (ShapeKeywords, TargetKeywords, CalibrationKeywords, ReadingKeywords)
+_COMPILING = (ShapeKeywords, TargetKeywords, QuantisationKeywords, CalibrationKeywords, ReadingKeywords)
 
 
 class ExportKeywords(TypedDict, total=False):
@@ -251,6 +255,47 @@ def search_options(keywords: Mapping[str, Any]) -> SearchOptions:
         templates=keywords.get("search_templates", "simple"),
         precision=keywords.get("precision"),
     )
+
+
+@with_keywords(
+    ShapeKeywords, QuantisationKeywords, CalibrationKeywords, ReadingKeywords, LowerKeywords, defaults=CompileOptions
+)
+def lower(
+    bundle: str | os.PathLike[str] | ExportedBundle,
+    output: str | os.PathLike[str],
+    options: LowerOptions | None = None,
+    *,
+    on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
+    **keywords: Unpack[LowerKeywords],
+) -> LoweredGraphs:
+    """Write the ONNX files that ``compile_bundle`` hands to the vendor's parser, as ``clipmlu lower`` does.
+
+    They have opset 11 and plain operators, and a description of inputs, outputs and build commands beside them. Nothing of the
+    vendor's SDK is needed.
+
+    Args:
+        bundle: the exported bundle, or its path.
+        output: the folder to write.
+        options: an options object instead of the keywords.
+        on_note: called with a line for the user about the labels.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
+
+    Returns:
+        The folder: its ``header`` describes the graphs, ``graph_path`` gives their files.
+
+    Raises:
+        UnknownNameError: there is no such keyword.
+        OptionError: a value is wrong, or two contradict each other.
+        BundleError: the bundle is a compiled one, or has the fused graph and two towers are wanted.
+        CompileError: a graph cannot be expressed for the parser.
+        CalibrationError: the calibration data do not fit.
+        BundleExistsError: the output path already exists.
+    """
+    refuse_both(options, keywords, "lower")
+    if options is None:
+        options = lower_options(check_keywords(keywords, LowerKeywords, "lower"))
+    return lowering.lower_bundle(bundle, output, options, on_note=on_note, on_step=on_step)
 
 
 @with_keywords(CalibrationKeywords, ReadingKeywords, CalibrateKeywords)

@@ -12,6 +12,7 @@ import msgspec
 
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.backends import SessionOptions
+from clipmlu.compile.lowering import LowerOptions, LowerTarget
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.quantisation import QuantisationChoice, QuantisationName
 from clipmlu.data.calibration import CalibrationOptions
@@ -26,6 +27,7 @@ from clipmlu.specs import (
     CalibrationAlgorithm,
     ComputationPreference,
     Granularity,
+    Layout,
     MluBuild,
     NaturalInt,
     PositiveInt,
@@ -84,7 +86,33 @@ class ShapeKeywords(TypedDict, total=False):
     max_batch: PositiveInt | None
 
 
-class TargetKeywords(TypedDict, total=False):
+class QuantisationKeywords(TypedDict, total=False):
+    """Keywords of the modes that quantise.
+
+    Attributes:
+        quantisation: ``"recommended"`` options of the target, or those of the ``"vendor"``'s sample; the following ones
+            replace single ones.
+        calib_algo: algorithm that chooses ranges.
+        calib_percentile: percentage of values in the range, above 0 to 100, for ``calib_algo="percentile"``.
+        smooth_alpha: strength of smoothing, 0 (off) to 1 or ``"auto"``: for all roles, or a map role -> strength, or texts
+            such as ``"mlp_in=0.5"``.
+        keep_float: operators that are not quantised, such as ``"mlp_out"`` or ``["qkv:0-2,11"]``.
+        granularity: scales of quantised weights.
+        activation_quant: quantisation of activations.
+        weight_rounding: integers of weights.
+    """
+
+    quantisation: QuantisationName | None
+    calib_algo: CalibrationAlgorithm | None
+    calib_percentile: float | None
+    smooth_alpha: float | str | Mapping[str, float | Literal["auto"]] | Sequence[str] | None
+    keep_float: str | Sequence[str] | None
+    granularity: Granularity | None
+    activation_quant: ActivationQuantisation | None
+    weight_rounding: WeightRounding | None
+
+
+class TargetKeywords(QuantisationKeywords, total=False):
     """Keywords of a compilation, except for those of ``ShapeKeywords`` and ``CalibrationKeywords``.
 
     Attributes:
@@ -96,16 +124,6 @@ class TargetKeywords(TypedDict, total=False):
         min_agreement: gate: smallest share of images with the same best class as in float32, 0 to 1; None for the precision's.
         check: run the compiled graphs and compare them with float32; False to build without a card.
         calib_server: ``ip:port`` of a card of another host for calibration.
-        quantisation: ``"recommended"`` options of the target, or those of the ``"vendor"``'s sample; the following ones
-            replace single ones.
-        calib_algo: algorithm that chooses ranges.
-        calib_percentile: percentage of values in the range, above 0 to 100, for ``calib_algo="percentile"``.
-        smooth_alpha: strength of smoothing, 0 (off) to 1 or ``"auto"``: for all roles, or a map role -> strength, or texts
-            such as ``"mlp_in=0.5"``.
-        keep_float: operators that are not quantised, such as ``"mlp_out"`` or ``["qkv:0-2,11"]``.
-        granularity: scales of quantised weights.
-        activation_quant: quantisation of activations.
-        weight_rounding: integers of weights.
         mlu_arch: MLU: one or more architectures; ``mtp_372`` by default.
         cluster_num: MLU: numbers of clusters to optimise for; 2, 6 and 8 by default.
         computation_preference: MLU: optimise for speed or precision.
@@ -123,14 +141,6 @@ class TargetKeywords(TypedDict, total=False):
     min_agreement: float | None
     check: bool
     calib_server: str | None
-    quantisation: QuantisationName | None
-    calib_algo: CalibrationAlgorithm | None
-    calib_percentile: float | None
-    smooth_alpha: float | str | Mapping[str, float | Literal["auto"]] | Sequence[str] | None
-    keep_float: str | Sequence[str] | None
-    granularity: Granularity | None
-    activation_quant: ActivationQuantisation | None
-    weight_rounding: WeightRounding | None
     mlu_arch: str | Sequence[str] | None
     cluster_num: int | str | Sequence[int] | Sequence[str] | None
     computation_preference: ComputationPreference | None
@@ -166,6 +176,27 @@ class CompileKeywords(SearchKeywords, total=False):
     """
 
     recipe: str | os.PathLike[str] | None
+
+
+class LowerKeywords(ShapeKeywords, QuantisationKeywords, CalibrationKeywords, ReadingKeywords, total=False):
+    """Keywords of ``lower``.
+
+    Attributes:
+        target: the target whose parser reads the graphs: ``"mlu"``.
+        layout: ``"towers"`` for one graph per tower, ``"joint"`` for the fused graph of the vendor's sample, to which two towers
+            are joined; None for the layout of the bundle.
+        text_rows: texts of the fused graph; None for 100, or the number of labels.
+        labels: class names: a file, or a list; the token ids of their prompts are written too.
+        templates: one template of the prompts.
+        overwrite: replace existing output.
+    """
+
+    target: LowerTarget
+    layout: Layout | None
+    text_rows: PositiveInt | None
+    labels: str | os.PathLike[str] | Sequence[str] | None
+    templates: Templates | None
+    overwrite: bool
 
 
 class CalibrateKeywords(CalibrationKeywords, ReadingKeywords, total=False):
@@ -214,6 +245,17 @@ def compile_options(keywords: Mapping[str, Any]) -> CompileOptions:
         calibration_server=given.get("calib_server"),
         session=SessionOptions(device=given.get("device", 0), busy_wait=False),
     )
+
+
+def lower_options(keywords: Mapping[str, Any]) -> LowerOptions:
+    """Return the options of ``lower_bundle`` from ``LowerKeywords``; a value of None counts as not given.
+
+    Raises:
+        OptionError: a value is wrong, or two exclude each other.
+    """
+    given = {name: value for name, value in keywords.items() if value is not None}
+    own = {name: given.pop(name) for name in ("target", "layout", "labels", "templates") if name in given}
+    return LowerOptions(**own, compile=compile_options(given))
 
 
 def calibration_options(keywords: Mapping[str, Any]) -> CalibrationOptions | None:

@@ -8,7 +8,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Unpack
 
-from clipmlu.api.compile_keywords import CalibrationKeywords, ReadingKeywords, TargetKeywords, compile_options
+from clipmlu.api.compile_keywords import (
+    CalibrationKeywords,
+    QuantisationKeywords,
+    ReadingKeywords,
+    TargetKeywords,
+    compile_options,
+)
 from clipmlu.api.measure_keywords import (
     CompareKeywords,
     DatasetKeywords,
@@ -236,7 +242,9 @@ def measure_speed(
     return speed.measure_speed(path, chosen, on_note=on_note, on_step=on_step)
 
 
-@with_keywords(TargetKeywords, CalibrationKeywords, DatasetKeywords, ReadingKeywords, SweepKeywords)
+@with_keywords(
+    TargetKeywords, QuantisationKeywords, CalibrationKeywords, DatasetKeywords, ReadingKeywords, SweepKeywords
+)
 def run_sweep(
     source: str | os.PathLike[str] | ExportedBundle,
     output: str | os.PathLike[str],

@@ -11,6 +11,7 @@ from typing import Any, Unpack, overload
 
 from clipmlu.api.compile_keywords import (
     CalibrationKeywords,
+    QuantisationKeywords,
     ReadingKeywords,
     ShapeKeywords,
     TargetKeywords,
@@ -103,6 +104,7 @@ def pipeline(
     OpenSetKeywords,
     ShapeKeywords,
     TargetKeywords,
+    QuantisationKeywords,
     CalibrationKeywords,
     ReadingKeywords,
     PipelineKeywords,

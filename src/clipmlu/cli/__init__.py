@@ -28,6 +28,7 @@ from clipmlu.cli.export import export_command
 from clipmlu.cli.import_command import import_command
 from clipmlu.cli.info import info_command
 from clipmlu.cli.job import job_command
+from clipmlu.cli.lower import lower_command
 from clipmlu.cli.run import run_command
 from clipmlu.cli.sweep import sweep_command
 from clipmlu.cli.worker import worker_command
@@ -63,7 +64,7 @@ cli.add_section("Start", (run_command, doctor_command))
 cli.add_section("Models", (export_command, import_command, calibrate_command, compile_command))
 cli.add_section("Classify and embed", (classify_command, embed_command, job_command))
 cli.add_section("Measure", (eval_command, compare_command, bench_command, sweep_command))
-cli.add_section("MLU cards", (emulate_command, worker_command))
+cli.add_section("MLU cards", (lower_command, emulate_command, worker_command))
 cli.add_section("Look things up", (info_command, models_command, datasets_command))
 
 #: Errors of a path that the user gave: no permission, or the name is too long.

@@ -22,6 +22,7 @@ from clipmlu.specs import (
 )
 
 if TYPE_CHECKING:
+    from clipmlu.compile.lowering import LowerOptions
     from clipmlu.compile.plan import CompileOptions
 
 
@@ -199,3 +200,37 @@ sweep_options = OptionGroup(
     lambda given: _options_from({name: value for name, value in given.items() if name not in _SET_BY_SWEEP}),
 )
 """As ``compile_options``, for a command that compiles several times: without precision, batch sizes and shape."""
+
+_OF_THE_GRAPH = (
+    "precision",
+    "batch_size",
+    "dynamic_shape",
+    "max_batch",
+    *(option.name for option in _CALIBRATION.options),
+    "max_pixels",
+    "quantisation",
+    "calib_algo",
+    "calib_percentile",
+    "smooth_alpha",
+    "keep_float",
+    "granularity",
+    "activation_quant",
+    "weight_rounding",
+    "text_rows",
+)
+"""Options on which a lowered graph, or its description, depends."""
+
+
+def _lower_options_from(given: Mapping[str, Any]) -> LowerOptions:
+    from clipmlu.api import compile_keywords
+
+    return compile_keywords.lower_options(pick_keywords(given, compile_keywords.LowerKeywords))
+
+
+lower_options = OptionGroup(
+    "options",
+    (option for option in _OPTIONS if option.name in _OF_THE_GRAPH),
+    _lower_options_from,
+    reads=("target", "layout", "labels", "templates", "offline", "overwrite"),
+)
+"""Adds those compiling options that change a lowered graph; the command gets ``options``, a ``LowerOptions``."""
