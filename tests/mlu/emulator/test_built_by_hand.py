@@ -335,6 +335,14 @@ def test_what_no_sample_shows_fails_the_build(
     assert message in caplog.text
 
 
+def test_a_file_cannot_hold_what_only_a_script_adds(mm: ModuleType, mode: str, tmp_path: Path) -> None:
+    node = helper.make_node("Permute", ["x"], ["y"], name="p", domain="magicmind")
+    path = save_graph(tmp_path / "m.onnx", [node], [("x", FLOAT, [1])], [("y", FLOAT, [1])], {})
+    status = mm.Parser(mm.ModelKind.kOnnx).parse(mm.Network(), str(path))
+    assert not status.ok()
+    assert "magicmind.Permute" in str(status)
+
+
 def test_calls_of_which_nothing_is_known_are_refused(mm: ModuleType) -> None:
     with pytest.raises(NotImplementedError, match="add_i_matmul_node: no public Python code shows this call"):
         mm.Network().add_i_matmul_node(None)

@@ -81,6 +81,11 @@ def _check_opset(model: Any, path: str) -> None:
 
 
 def _check_operators(model: Any, path: str) -> None:
+    from clipmlu.magicmind.emulator.sdk_lowering import DOMAIN
+
+    for node in model.graph.node:
+        if node.domain == DOMAIN:  # the emulator's own mark of nodes that a script added
+            raise StatusError(Code.UNIMPLEMENTED, f"parse: '{path}': no file has the operator {DOMAIN}.{node.op_type}")
     if not switches().closed_operators:
         return
     for node in model.graph.node:

@@ -109,6 +109,22 @@ class _Lowering:
         self._weights = {weight.name: weight for weight in model.graph.initializer}
         self._constants: dict[str, Array] = {}
         self._count, self._current = 0, ""
+        self._handlers: dict[str, Callable[[onnx.NodeProto], None]] = {
+            "Const": self._const,
+            "Permute": self._permute,
+            "Activation": self._activation,
+            "Cast": self._cast,
+            "Conv": self._conv,
+            "Split": self._split,
+            "Concat": self._concat,
+            "Unsqueeze": self._unsqueeze,
+            "Reduce": self._reduce,
+            "Slice": self._slice,
+            "Range": self._range,
+            "Fill": self._fill,
+            "Logic": self._logic,
+            "DetectionOutput": self._detection_output,
+        }
 
     def visit(self, node: onnx.NodeProto) -> None:
         """Add the operators for one node."""
@@ -116,8 +132,7 @@ class _Lowering:
             self.nodes.append(node)
             return
         self._count, self._current = 0, node.name
-        handler: Callable[[onnx.NodeProto], None] = getattr(self, f"_{node.op_type.lower()}")
-        handler(node)
+        self._handlers[node.op_type](node)
 
     def _const(self, node: onnx.NodeProto) -> None:
         self._keep(node.output[0], numpy_helper.to_array(attributes_of(node)["value"]))
@@ -206,7 +221,7 @@ class _Lowering:
         else:
             self._emit(kind, node.input, node)
 
-    def _detectionoutput(self, node: onnx.NodeProto) -> None:
+    def _detection_output(self, node: onnx.NodeProto) -> None:
         anchors = self._value(node.input[-1])
         if anchors is None:
             raise _refused(node, "the anchors must come from add_i_const_node")
