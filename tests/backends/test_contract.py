@@ -6,6 +6,7 @@ The tiny model's towers in NumPy are the reference.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import shutil
@@ -57,15 +58,25 @@ class Place:
     def encoder(self, bundle: CompiledBundle) -> Encoder:
         return Model(bundle, self.session())
 
+    def connected(self) -> contextlib.AbstractContextManager[object]:
+        """A block in which one worker serves all tests."""
+        return get_backend(TARGETS[self.target]).connected(self.session())
+
     def compile(self, exported: ExportedBundle, path: Path, **options: Any) -> CompiledBundle:
         return compile_bundle(exported, path, CompileOptions(target=self.target, session=self.session(), **options))
+
+
+@functools.cache
+def _worker() -> SessionOptions:
+    """The same worker for all tests: its environment is that of the first."""
+    return SessionOptions(worker=emulated_worker())
 
 
 PLACES = {
     "cpu": Place("cpu"),
     "openvino": Place("openvino"),
     "emulator": Place("emulated-mlu"),
-    "emulator-in-worker": Place("emulated-mlu", lambda: SessionOptions(worker=emulated_worker())),
+    "emulator-in-worker": Place("emulated-mlu", _worker),
     "card": Place("mlu"),
 }
 
@@ -73,12 +84,13 @@ PLACES = {
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=pytest.mark.mlu if name == "card" else ()) for name in PLACES]
 )
-def place(request: pytest.FixtureRequest) -> Place:
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     place = PLACES[request.param]
     availability = get_backend(TARGETS[place.target]).probe()
     if not availability.ok:
         pytest.skip(f"target {place.target} cannot be used here: {availability.reason}")
-    return place
+    with place.connected():
+        yield place
 
 
 @pytest.fixture(scope="module")

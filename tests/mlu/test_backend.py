@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -166,6 +167,16 @@ def test_two_towers_share_one_worker(card: CompiledBundle) -> None:
         encoder.encode_tokens(np.zeros((1, support.CONTEXT), np.int64))
         assert len(backend._peers._peers) == 1
     assert backend._peers._peers == {}
+
+
+def test_a_compilation_starts_one_worker(exported: ExportedBundle, tmp_path: Path) -> None:
+    """Each imports the SDK: to build either tower, and to check it."""
+    python, starts = tmp_path / "python", tmp_path / "starts"
+    python.write_text(f'#!/bin/sh\necho started >> {starts}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    session = SessionOptions(worker=dataclasses.replace(emulated_worker(), python=str(python)))
+    compile_bundle(exported, tmp_path / "card", CompileOptions(target="emulated-mlu", session=session))
+    assert starts.read_text().count("started") == 1
 
 
 def test_missing_calibration_names_the_input(exported: ExportedBundle, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
@@ -312,6 +313,15 @@ class Backend(Protocol):
 
     def count_devices(self, options: SessionOptions) -> int:
         """Return the number of cards that the vendor's SDK reports; 0 if the backend has no cards.
+
+        Raises:
+            BackendUnavailableError: the SDK cannot be reached.
+        """
+
+    def connected(self, options: SessionOptions) -> contextlib.AbstractContextManager[object]:
+        """Return a block in which graphs that are compiled or opened share one worker or thread of the vendor's SDK.
+
+        Without it each may start a worker, which imports the SDK. On CPUs there is nothing to share.
 
         Raises:
             BackendUnavailableError: the SDK cannot be reached.

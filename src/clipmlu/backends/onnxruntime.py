@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from importlib import metadata, util
 from pathlib import Path
@@ -74,6 +75,10 @@ class OnnxRuntimeBackend:
         if util.find_spec("onnxruntime") is None:
             return Availability(False, None, "the package 'onnxruntime' is not installed; pip install onnxruntime")
         return Availability(True, metadata.version("onnxruntime"))
+
+    def connected(self, options: SessionOptions) -> contextlib.AbstractContextManager[object]:
+        """Return an empty block: the runtime is in this process."""
+        return contextlib.nullcontext()
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Copy the graph, write a static batch size into it, and rewrite it for any mode but force_float32."""

@@ -5,6 +5,7 @@ No telemetry is sent, see ``openvino_runtime``; nothing is cached on disk, becau
 
 from __future__ import annotations
 
+import contextlib
 import re
 from concurrent.futures import Future
 from importlib import metadata, util
@@ -100,6 +101,10 @@ class OpenVinoBackend:
         if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST:
             return Availability(False, version, f"openvino {version} is too old; {_REMEDY}")
         return Availability(True, version)
+
+    def connected(self, options: SessionOptions) -> contextlib.AbstractContextManager[object]:
+        """Return an empty block: the runtime is in this process."""
+        return contextlib.nullcontext()
 
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Write the file of the onnxruntime backend; bfloat16 is set when the canonical graph is loaded."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from clipmlu.backends import Session, SessionOptions
 from clipmlu.backends.onnxruntime import OnnxRuntimeSession
@@ -205,11 +207,18 @@ def _rows(
         pixels = calibration.pixels[:_IMAGES]
         prompts = list(calibration.prompts[:_IMAGES])
     else:
-        drawn = open_dataset("demo", size=_IMAGES)
-        pixels = np.stack([preprocess.pixels(drawn.image(index)) for index in range(len(drawn))])
-        prompts = ["", *(fill_template(_TEMPLATE, name) for name in drawn.class_names)]
+        images, class_names = _drawn_images()
+        pixels = np.stack([preprocess.pixels(image) for image in images])
+        prompts = ["", *(fill_template(_TEMPLATE, name) for name in class_names)]
     tokenizer = Tokenizer.load(exported.tokenizer_path, exported.manifest.tokenizer)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), tokenizer(prompts)
+
+
+@functools.cache
+def _drawn_images() -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+    """Return images of the demo dataset and the names of its classes; small models are checked faster than these are drawn."""
+    drawn = open_dataset("demo", size=_IMAGES)
+    return tuple(drawn.image(index) for index in range(len(drawn))), tuple(drawn.class_names)
 
 
 def _batches(compiled: RunnableModel, tower: TowerName, rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:

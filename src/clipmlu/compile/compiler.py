@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -84,9 +85,11 @@ def compile_bundle(
         on_note(plan.why_target)
     if options.check or options.calibration is not None:
         check_batch_fits(exported, options)
-    with stage_bundle(output, overwrite=options.overwrite) as staging:
+    with stage_bundle(output, overwrite=options.overwrite) as staging, contextlib.ExitStack() as connections:
         calibration = obtain_data(exported, options, on_step)
         steps = [_Step(exported, name, plan, options, calibration, on_step) for name in exported.manifest.towers]
+        for backend in {step.backend.name: step.backend for step in steps}.values():
+            connections.enter_context(backend.connected(options.session))
         made = {step.name: step.compile(staging.path) for step in steps}
         check_kept_float(plan.quantisation, [step.operators for step in steps if step.precision.bits is not None])
         shutil.copyfile(exported.tokenizer_path, staging.path / TOKENIZER_NAME)

@@ -86,6 +86,10 @@ class MagicMindBackend:
         with self._peers.lease(self._endpoint(options), options.device) as peer:
             return count_cards(peer)
 
+    def connected(self, options: SessionOptions) -> contextlib.AbstractContextManager[object]:
+        """Return a block in which a worker, or this process's thread, stays for the next graph; see ``Backend.connected``."""
+        return self._peers.lease(self._endpoint(options), options.device)
+
     def compile_tower(self, graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:
         """Build one graph; see ``Backend.compile_tower``.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,8 +15,9 @@ from clipmlu.magicmind.probe.operators import OPERATOR_RECIPES, Recipe
 from clipmlu.magicmind.probe.questions.bench import INDEX_NAME
 
 
-def make_graphs() -> dict[str, bytes]:
-    """All graphs with their inputs, expected outputs and index: file name -> contents."""
+@functools.cache
+def make_graphs() -> Mapping[str, bytes]:
+    """All graphs with their inputs, expected outputs and index: file name -> contents; made once, not to be changed."""
     drafts = {**_base_graphs(), **_opset_graphs(), **_newer_graphs()}
     for op, recipe in OPERATOR_RECIPES.items():
         drafts[op] = Draft("operator", tolerance=1e-2)
