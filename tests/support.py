@@ -13,8 +13,13 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import AnyStr
 
 import msgspec
 import numpy as np
@@ -324,6 +329,57 @@ def assert_one_line(text: str, pattern: str) -> None:
     assert re.search(pattern, text), text
     assert text.count("\n") == 1, text
     assert "Traceback" not in text
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something is true. The limit is long: the machines that run the tests stand still for seconds at times."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not true within {seconds:g} s"
+        time.sleep(0.005)
+
+
+def end_by_signal(process: subprocess.Popen[AnyStr], number: int) -> tuple[AnyStr, AnyStr]:
+    """Send a signal to a process until it ends, and return what it wrote to its pipes.
+
+    A signal that arrives between the interpreter's check for signals and a wait of its main thread is not seen before that
+    wait ends.
+    """
+    while True:
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=10)
+
+
+@contextlib.contextmanager
+def interrupted_when(true: Callable[[], bool]) -> Iterator[None]:
+    """Interrupt the main thread, which runs the block, when something is true.
+
+    The signal is sent until it is seen, as in ``end_by_signal``; ``KeyboardInterrupt`` is raised once.
+    """
+    main, seen = threading.main_thread().ident, threading.Event()
+    assert main is not None
+
+    def raise_once(_number: int, _frame: object) -> None:
+        if not seen.is_set():
+            seen.set()
+            raise KeyboardInterrupt
+
+    def interrupt() -> None:
+        wait_until(lambda: seen.is_set() or true())
+        while not seen.is_set():
+            signal.pthread_kill(main, signal.SIGINT)
+            seen.wait(0.2)
+
+    before = signal.signal(signal.SIGINT, raise_once)
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    try:
+        yield
+    finally:
+        seen.set()
+        sender.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def hold_until_waited_for(folder: Path) -> tuple[list[str], Callable[[str], None]]:

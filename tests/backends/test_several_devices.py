@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
-import time
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +22,7 @@ from clipmlu.bundle.manifest import Tower
 from clipmlu.clock import StageTotal
 from clipmlu.errors import BackendUnavailableError, DeviceError, OptionError, SessionError, ShapeError
 from clipmlu.specs import TensorSpec
+from support import interrupted_when, wait_until
 
 TOWER = Tower(
     file="graph.mm",
@@ -200,42 +199,23 @@ class SlowBackend:
         self.started.append(options.device)
         if options.device in self._absent:
             raise BackendUnavailableError(f"there is no card {options.device}")
-        self.ready.wait(10)
+        self.ready.wait(60)
         self.cards.append(Card(options.device))
         return self.cards[-1]
 
-    def wait_for_openings(self, count: int) -> None:
-        """Wait until so many cards are being opened, at most ten seconds."""
-        deadline = time.monotonic() + 10
-        while len(self.started) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-    def closed_cards(self, count: int) -> bool:
-        """Wait until so many cards were opened and closed again."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            if len(self.cards) == count and all(card.closings == 1 for card in self.cards):
-                return True
-            time.sleep(0.01)
-        return False
+    def has_closed(self, count: int) -> bool:
+        """Return whether so many cards were opened and closed again."""
+        return len(self.cards) == count and all(card.closings == 1 for card in self.cards)
 
 
 def test_interrupt_while_cards_are_opened_waits_for_none_of_them() -> None:
     backend: Any = SlowBackend()
-    main_thread = threading.main_thread().ident
-    assert main_thread is not None
-
-    def interrupt() -> None:
-        backend.wait_for_openings(3)
-        signal.pthread_kill(main_thread, signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupted_when(lambda: len(backend.started) == 3):
         open_on_devices(backend, MODEL, "image", SessionOptions(), [0, 1, 2])
     assert not backend.cards
     assert sorted(backend.started) == [0, 1, 2], "all at the same time"
     backend.ready.set()
-    assert backend.closed_cards(3)
+    wait_until(lambda: backend.has_closed(3))
 
 
 def test_card_that_cannot_be_opened_closes_the_others() -> None:
@@ -243,7 +223,7 @@ def test_card_that_cannot_be_opened_closes_the_others() -> None:
     threading.Timer(0.2, backend.ready.set).start()
     with pytest.raises(BackendUnavailableError, match="there is no card 1"):
         open_on_devices(backend, MODEL, "image", SessionOptions(), [0, 1, 2])
-    assert backend.closed_cards(2)
+    wait_until(lambda: backend.has_closed(2))
 
 
 def test_clock_adds_up_the_cards() -> None:

@@ -10,8 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,14 +103,6 @@ def test_a_second_process_waits_and_computes_what_is_left(
     assert content(tmp_path / "job") == undisturbed
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
@@ -142,9 +132,8 @@ def test_signals_end_the_command_with_a_note_that_it_goes_on(
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: any((job / "records").glob("*.json")), process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    support.wait_until(lambda: process.poll() is not None or any((job / "records").glob("*.json")))
+    _, err = support.end_by_signal(process, number)
     assert process.returncode == code
     assert f"What was computed is kept in {job}; the same command goes on from there." in err.splitlines()
     names = sorted(path.name for path in job.iterdir())

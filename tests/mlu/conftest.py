@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from clipmlu.magicmind.driver.running import Runner
 from clipmlu.magicmind.driver.sdk import Cards
 from clipmlu.magicmind.emulator import faults
 from mlu.small import OUT, RANGES, WEIGHT, WIDTH, children, worker_options, write_graph
+from support import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,5 @@ def client_for(model: Path) -> Iterator[Callable[..., WorkerClient]]:
     yield make
     for client in clients:
         client.close()
-    deadline = time.monotonic() + 5
-    while children() - before and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not children() - before)
     assert children() == before

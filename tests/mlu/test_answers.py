@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import mmap
 import os
@@ -29,6 +30,7 @@ from clipmlu.magicmind.driver.greeting import accept_greeting
 from clipmlu.magicmind.driver.shared_memory import ADD_SEALS, GET_SEALS
 from clipmlu.magicmind.driver.wire import PRELUDE, Connection
 from mlu.small import OUT, WIDTH, open_request, reference, rows
+from support import wait_until
 
 PORTS = {
     "inputs": [{"shape": [-1, WIDTH], "dtype": "float32"}],
@@ -45,6 +47,8 @@ HONEST: dict[str, dict[str, Any]] = {
     "build": {"bytes": 5, "calibration_batches": 0, "warnings": [], **PORTS},
     "get": {},
 }
+LONG_SECONDS = 30
+"""What waits for an answer that does not come takes longer: minutes, or for ever."""
 Reply = Callable[[Connection, dict[str, Any], Any], None]
 
 
@@ -112,7 +116,7 @@ def worker() -> Iterator[FakeWorker]:
 
 @pytest.fixture
 def client(worker: FakeWorker) -> Iterator[WorkerClient]:
-    quick = {"run_seconds": 5.0, "open_seconds": 5.0, "start_seconds": 5.0}
+    quick = {"run_seconds": 20.0, "open_seconds": 20.0, "start_seconds": 20.0}
     made = WorkerClient(WorkerOptions(address=worker.address, max_failures=1, shared_memory=False, **quick))
     yield made
     made.close()
@@ -256,14 +260,13 @@ def test_answers_that_nobody_asked_for_end_the_connection(
     opened = client.open_session(open_request(model_file))
     for _ in range(2):
         np.testing.assert_array_equal(client.submit(opened, [rows(3, 0)]).result()[0], np.ones((3, OUT)))
-        deadline = time.monotonic() + 5
-        while client._link is not None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert client._link is None
+        wait_until(lambda: client._link is None)
 
 
 @pytest.mark.parametrize("manner", ["never", "byte by byte", "half a frame"])
-def test_answer_that_does_not_come_ends_with_the_deadline(worker: FakeWorker, model_file: Path, manner: str) -> None:
+def test_answer_that_does_not_come_ends_with_the_deadline(
+    worker: FakeWorker, client: WorkerClient, model_file: Path, manner: str
+) -> None:
     def dawdle(connection: Connection, _header: dict[str, Any], _more: Any) -> None:
         stream = connection._stream
         if manner == "half a frame":
@@ -273,15 +276,13 @@ def test_answer_that_does_not_come_ends_with_the_deadline(worker: FakeWorker, mo
             time.sleep(0.02)
 
     worker.replies["run"] = dawdle
-    options = WorkerOptions(address=worker.address, max_failures=1, shared_memory=False, run_seconds=0.3)
-    client = WorkerClient(options)
     opened = client.open_session(open_request(model_file))
+    client.options = dataclasses.replace(client.options, run_seconds=0.3)  # the connection keeps 20 s for a frame
     begin = time.monotonic()
     with pytest.raises(SessionError, match=r"no answer within 0\.3 s") as caught:
         client.submit(opened, [rows(3, 0)]).result()
     line_of(caught, worker.address)
-    assert time.monotonic() - begin < 5
-    client.close()
+    assert time.monotonic() - begin < LONG_SECONDS
 
 
 def test_upload_is_answered_within_the_time_for_a_batch(worker: FakeWorker, model_file: Path) -> None:
@@ -292,7 +293,7 @@ def test_upload_is_answered_within_the_time_for_a_batch(worker: FakeWorker, mode
     begin = time.monotonic()
     with pytest.raises(SessionError, match=r"no answer to 'have' within 0\.3 s"):
         client.open_session(open_request(model_file))
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < LONG_SECONDS
     client.close()
 
 
@@ -304,7 +305,7 @@ def test_closing_does_not_wait_for_a_worker_that_does_not_read(worker: FakeWorke
     future = client.submit(opened, [np.zeros((1 << 20, WIDTH), np.float32)])
     begin = time.monotonic()
     client.close()
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < LONG_SECONDS
     stop.set()
     with pytest.raises(SessionError, match="closed"):
         future.result()
@@ -401,7 +402,7 @@ def test_build_whose_answer_stops_in_the_middle_is_not_waited_for(worker: FakeWo
     with pytest.raises(SessionError, match=r"it stopped for 0\.3 s in the middle of an answer") as caught:
         client.execute(lambda exchange: exchange({"op": "build"}, ()), 60)
     line_of(caught, worker.address)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < LONG_SECONDS
     client.close()
 
 
@@ -436,7 +437,7 @@ def test_worker_cannot_cut_off_shared_memory(worker: FakeWorker, model_file: Pat
             answer(connection, header, {"token": memory[:16].hex()})
 
     worker.replies["check_slot"] = check
-    quick = {"run_seconds": 5.0, "open_seconds": 5.0, "start_seconds": 5.0}
+    quick = {"run_seconds": 20.0, "open_seconds": 20.0, "start_seconds": 20.0}
     client = WorkerClient(WorkerOptions(address=worker.address, max_failures=1, **quick))
     opened = client.open_session(open_request(model_file))
     np.testing.assert_array_equal(client.submit(opened, [rows(3, 0)]).result()[0], np.ones((3, OUT)))

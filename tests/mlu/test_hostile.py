@@ -25,6 +25,7 @@ from clipmlu.magicmind.driver.secret import read_secret
 from clipmlu.magicmind.driver.service import Service
 from clipmlu.magicmind.driver.wire import KEEPALIVE, Connection
 from mlu.test_serving import check_batches, client, serve  # noqa: F401 - fixtures, taken by name
+from support import wait_until
 
 HELD = [
     b"",
@@ -72,9 +73,7 @@ def test_strangers_header_is_one_line_in_the_log(serve: Any, header: bytes) -> N
         connection = Connection(stream)
         connection.receive()
         stream.sendall(struct.pack("<4sIQ", b"CMW1", len(header), 0) + header)
-        deadline = time.monotonic() + 10
-        while "refused a client" not in served.log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: "refused a client" in served.log.read_text())
     lines = served.log.read_text().splitlines()
     assert len(lines) == 2, lines
     assert lines[1].startswith("clipmlu worker: refused a client of 127.0.0.1: ")

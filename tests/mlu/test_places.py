@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,7 @@ from mlu.test_serving import (  # noqa: F401 - fixtures, taken by name
     descendants,
     serve,
 )
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
+from support import wait_until
 
 
 def greeted(served: Any) -> Connection:
@@ -62,7 +55,7 @@ def test_full_worker_says_so_and_a_place_that_is_free_again_is_used(
         assert "\n" not in str(caught.value)
     assert len(descendants(served.process.pid)) == 1
     first.close()
-    wait_for(lambda: not descendants(served.process.pid))
+    wait_until(lambda: not descendants(served.process.pid))
     check_batches(second, model, 1)
 
 
@@ -77,8 +70,8 @@ def test_client_that_asks_for_nothing_gives_its_place_back_by_default(
     served = serve("tcp", file=quick, arguments=["--max-clients", "1"])
     idle = client(served, driver=quick)
     opened = idle.open_session(open_request(model))
-    wait_for(lambda: not descendants(served.process.pid))
-    wait_for(lambda: "nothing was asked for 0.4 s" in served.log.read_text())
+    wait_until(lambda: not descendants(served.process.pid))
+    wait_until(lambda: "nothing was asked for 0.4 s" in served.log.read_text())
     np.testing.assert_allclose(idle.submit(opened, [rows(2, 1)]).result()[0], reference(rows(2, 1)), atol=1e-6)
     assert idle.restarts == 0
 
@@ -94,13 +87,13 @@ def test_upload_that_is_interrupted_leaves_no_file(serve: Any, tmp_path: Path, e
     connection._stream.sendall(struct.pack("<4sIQ", b"CMW1", 50, 4000) + b'{"op": "pu')
     if end == "client":
         connection.close()
-        wait_for(lambda: not uploaded.parent.exists())
+        wait_until(lambda: not uploaded.parent.exists())
         return
     pids = [served.process.pid, *descendants(served.process.pid)]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     served.process.wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     assert uploaded.exists()
     other = served.scratch / "clipmlu-worker-of-the-user"
     other.mkdir()
@@ -110,7 +103,7 @@ def test_upload_that_is_interrupted_leaves_no_file(serve: Any, tmp_path: Path, e
     command = [sys.executable, str(served.file), "--serve", served.address]
     with served.log.open("w") as log:
         served.process = subprocess.Popen(command, env=environment, stderr=log, text=True)
-    wait_for(lambda: "serving on" in served.log.read_text())
+    wait_until(lambda: "serving on" in served.log.read_text())
     assert not uploaded.parent.parent.exists()
     assert (other / "notes").exists()
     (other / "notes").unlink()
@@ -140,7 +133,7 @@ def test_strangers_of_the_clients_own_host_who_never_stop_do_not_lock_it_out(
 
     strangers = threading.Thread(target=pester)
     strangers.start()
-    wait_for(lambda: len(held) > 100)
+    wait_until(lambda: len(held) > 100)
     try:
         check_batches(client(served), model, 4)
     finally:
@@ -172,9 +165,9 @@ def test_each_malformed_frame_is_one_line_of_the_log(serve: Any, stage: str) -> 
             connection = Connection(served.connect())
             connection.receive()
         connection._stream.sendall(frame)
-        wait_for(lambda count=before + number: len(served.log.read_text().splitlines()) >= count)  # type: ignore[misc]
+        wait_until(lambda count=before + number: len(served.log.read_text().splitlines()) >= count)  # type: ignore[misc]
         connection.close()
-    wait_for(lambda: not descendants(served.process.pid))
+    wait_until(lambda: not descendants(served.process.pid))
     lines = served.log.read_text().splitlines()[before:]
     assert len(lines) == len(MALFORMED), lines
     start = (
@@ -196,5 +189,5 @@ def test_descriptors_of_a_stranger_are_not_kept(serve: Any) -> None:  # noqa: F8
             Connection(stream).receive()
             stream.sendmsg([b"C"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("4i", *[null] * 4))])
     os.close(null)
-    wait_for(lambda: served.log.read_text().count("refused a client") == 5)
-    wait_for(lambda: len(list(folder.iterdir())) <= before)
+    wait_until(lambda: served.log.read_text().count("refused a client") == 5)
+    wait_until(lambda: len(list(folder.iterdir())) <= before)

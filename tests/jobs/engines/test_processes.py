@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from clipmlu.jobs.engines.processes import run_in_processes
 from clipmlu.jobs.work import MachineShare
 from conftest import REPOSITORY
 from engine_works import Broken, OneOpens, Squares
+from support import wait_until
 
 TWO = EngineOptions(processes=2)
 
@@ -212,17 +213,10 @@ def test_workers_end_with_their_parent_and_clean_up(tmp_path: Path, number: sign
     workers = [int(path.name.partition("-")[2]) for path in tmp_path.glob("opened-*")]
     assert len(workers) == 2
     assert all((tmp_path / f"released-{pid}").exists() for pid in workers)
-    _wait_until(lambda: all(_ppid(pid) is None for pid in workers))
+    wait_until(lambda: all(_ppid(pid) is None for pid in workers))
     assert errors.count("Traceback") == (0 if number == signal.SIGKILL else 1), errors
     assert errors.count("worker process") == 0
     assert sorted(os.listdir("/dev/shm")) == before
-
-
-def _wait_until(true: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 def test_interrupts_stay_blocked_while_the_first_process_starts() -> None:

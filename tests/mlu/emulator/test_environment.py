@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import support
 from clipmlu.cli.emulate import emulate_command
 from clipmlu.magicmind.emulator import NOTICE, emulated_environment, site_path
 from clipmlu.magicmind.emulator.settings import LENIENT, STRICT, current
@@ -116,8 +117,7 @@ def test_emulate_passes_signals_on_and_waits(number: int) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = support.end_by_signal(process, number)
     assert (out, process.returncode) == ("told\n", 5)
 
 

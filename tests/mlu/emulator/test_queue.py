@@ -14,6 +14,8 @@ from mlu.emulator.calls import Runner, build, configure, linear, parse
 
 W = np.arange(6, dtype=np.float32).reshape(3, 2)
 X = np.ones((2, 3), np.float32)
+ATTEMPTS = 5
+"""Machines that run the tests stand still at times: what is quick must be so once, what waits is never quick."""
 
 
 @pytest.fixture
@@ -26,13 +28,19 @@ def test_enqueue_returns_before_the_work_is_done(
 ) -> None:
     runner = Runner(mm, model)
     runner(X)
-    monkeypatch.setenv("CLIPMLU_EMULATOR_LATENCY_MS", "600")
-    begin = time.monotonic()
-    outputs = runner.start(X)
-    assert time.monotonic() - begin < 0.5
-    assert runner.queue.sync().ok()
-    assert time.monotonic() - begin >= 0.6
-    np.testing.assert_array_equal(outputs[0].asnumpy(), X @ W)
+    monkeypatch.setenv("CLIPMLU_EMULATOR_LATENCY_MS", "300")
+
+    def start_and_wait() -> float:
+        """Seconds until ``enqueue`` returns."""
+        begin = time.monotonic()
+        outputs = runner.start(X)
+        returned = time.monotonic() - begin
+        assert runner.queue.sync().ok()
+        assert time.monotonic() - begin >= 0.3
+        np.testing.assert_array_equal(outputs[0].asnumpy(), X @ W)
+        return returned
+
+    assert any(start_and_wait() < 0.25 for _ in range(ATTEMPTS))
 
 
 def test_several_batches_in_flight_finish_in_order(mm: ModuleType, mode: str, model: Any) -> None:
@@ -51,16 +59,20 @@ def test_contexts_on_two_cards_work_at_the_same_time(
 ) -> None:
     monkeypatch.setenv("CLIPMLU_EMULATOR_DEVICES", "2")
     runners = [Runner(mm, model, device) for device in (0, 1)]
-    monkeypatch.setenv("CLIPMLU_EMULATOR_LATENCY_MS", "500")
-    begin = time.monotonic()
-    started = []
-    for runner in runners:
-        assert runner.dev.active().ok()
-        started.append(runner.start(X))
-    for runner, outputs in zip(runners, started, strict=True):
-        assert runner.queue.sync().ok()
-        np.testing.assert_array_equal(outputs[0].asnumpy(), X @ W)
-    assert time.monotonic() - begin < 0.95
+    monkeypatch.setenv("CLIPMLU_EMULATOR_LATENCY_MS", "300")
+
+    def run_both() -> float:
+        begin = time.monotonic()
+        started = []
+        for runner in runners:
+            assert runner.dev.active().ok()
+            started.append(runner.start(X))
+        for runner, outputs in zip(runners, started, strict=True):
+            assert runner.queue.sync().ok()
+            np.testing.assert_array_equal(outputs[0].asnumpy(), X @ W)
+        return time.monotonic() - begin
+
+    assert any(run_both() < 0.59 for _ in range(ATTEMPTS))
 
 
 def test_a_card_does_one_thing_at_a_time(
