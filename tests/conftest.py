@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from clipmlu.cli import cli, main
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.export.exporter import ExportOptions, export_model
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+"""The tests start hundreds of interpreters; without bytecode on disk each compiles all that it imports, NumPy and torch too."""
 
 LONG_FILES = (
     "test_towers.py",

@@ -16,7 +16,7 @@ import pytest
 
 import clipmlu
 import support
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.errors import InputError, OptionError, ShapeError
 from conftest import REPOSITORY
@@ -337,19 +337,25 @@ def test_numpy_numbers_and_iterators_are_taken(model: Any) -> None:
     assert model.embed_texts(iter(["a", "b"])).shape == (2, support.DIM)
 
 
-@pytest.mark.parametrize("target", ["cpu", "emulated-mlu", "openvino"])
+@pytest.fixture(scope="module")
+def target_bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> clipmlu.CompiledBundle:
+    """The tiny model for one target."""
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    folder = tmp_path_factory.mktemp(request.param)
+    compiling = clipmlu.CompileOptions(target=request.param, batch_size=2)
+    return clipmlu.compile_bundle(support.write_exported(folder / "exported"), folder / "made", compiling)
+
+
+@pytest.mark.parametrize("target_bundle", ["cpu", "emulated-mlu", "openvino"], indirect=True)
 @pytest.mark.parametrize(("wrong", "row"), [(-1, 1), (-(2**40), 1), (259, 0), (2**31, 1), (2**32 + 1, 1)])
 def test_a_token_that_no_tokenizer_makes_is_refused_before_the_run(
-    target: str, wrong: int, row: int, exported: ExportedBundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    target_bundle: clipmlu.CompiledBundle, wrong: int, row: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The stand-in tokenizer has the ids 0 to 258: <pad>, <sot>, 256 bytes, <eot>."""
-    if target == "openvino":
-        pytest.importorskip("openvino")
-    compiling = clipmlu.CompileOptions(target=target, batch_size=2)
-    compiled = clipmlu.compile_bundle(exported, tmp_path / "made", compiling)
     tokens = TOKENS.copy()
     tokens[row, 3] = wrong
-    with clipmlu.load(compiled.path) as encoder:
+    with clipmlu.load(target_bundle.path) as encoder:
         capfd.readouterr()
         for call in (encoder.encode_tokens, encoder.submit_tokens):
             with pytest.raises(InputError, match=rf"^input_ids\[{row}\] holds the token {wrong}; expected 0 to 258"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import json
 import multiprocessing
@@ -46,11 +47,16 @@ def model(compiled: CompiledBundle) -> Iterator[Model]:
         yield model
 
 
-@pytest.fixture
-def bundle_for(exported: ExportedBundle, tmp_path: Path) -> Callable[[str], CompiledBundle]:
+@pytest.fixture(scope="module")
+def bundle_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CompiledBundle]:
+    """``bundle_for(target)``: the tiny model, compiled once; not to be changed."""
+    folder = tmp_path_factory.mktemp("targets")
+    exported = support.write_exported(folder / "tiny")
+
+    @functools.cache
     def compile_for(target: str) -> CompiledBundle:
         options = CompileOptions(target=target, batch_size=4, max_batch=8, check=False)
-        return compile_bundle(exported, tmp_path / target, options)
+        return compile_bundle(exported, folder / target, options)
 
     return compile_for
 
@@ -164,9 +170,7 @@ def test_threads_that_use_a_model_while_it_is_closed_get_results_or_the_error(co
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
-    while done[0] < 30 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    support.wait_until(lambda: done[0] >= 30)
     model.close()
     for thread in threads:
         thread.join(20)
@@ -428,10 +432,7 @@ def test_session_that_is_dropped_gives_its_place_on_the_card_back(
     assert backend._peers._peers != before
     del model
     gc.collect()
-    deadline = time.monotonic() + 10
-    while backend._peers._peers != before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert backend._peers._peers == before
+    support.wait_until(lambda: backend._peers._peers == before)
 
 
 def test_pickled_model_keeps_its_limit_of_pixels(compiled: CompiledBundle) -> None:

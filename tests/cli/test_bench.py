@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import support
-from clipmlu.bundle.directory import ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli.bench import bench_command
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
@@ -39,10 +39,9 @@ Throughput (qps):                       8000 with total batch sizes: 20000 and 8
 
 
 @pytest.fixture
-def card(exported: ExportedBundle, tmp_path: Path) -> Path:
+def card(compiled: CompiledBundle) -> Path:
     """A bundle that says that it was built for a card, with batches of four."""
-    path = tmp_path / "card"
-    compile_bundle(exported, path, CompileOptions(target="cpu", batch_size=4, max_batch=8))
+    path = compiled.path
     compilation = json.loads((path / "manifest.json").read_text())["compilation"]
     support.edit_manifest(path, compilation={**compilation, "target": "mlu", "backend": "magicmind"})
     return path

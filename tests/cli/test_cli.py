@@ -502,17 +502,20 @@ def _interrupted(
     assert process.stderr is not None
     process.stdin.write(listed.encode())
     assert awaited.encode() in process.stderr.readline()  # it is at work, and waits for the rest of the list
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = support.end_by_signal(process, number)
     return process.returncode, out.decode(), err.decode()
 
 
-ENDINGS = pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+def endings(*quick: int) -> pytest.MarkDecorator:
+    """Signals and their exit codes; those that are not named are tried with ``make test-all``."""
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+    rows = [
+        pytest.param(number, code, marks=() if number in quick else pytest.mark.slow) for number, code in codes.items()
+    ]
+    return pytest.mark.parametrize(("number", "expected"), rows)
 
 
-@ENDINGS
+@endings(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def test_signal_is_one_line_and_its_exit_code(
     number: int, expected: int, compiled: CompiledBundle, tmp_path: Path
 ) -> None:
@@ -524,7 +527,7 @@ def test_signal_is_one_line_and_its_exit_code(
     assert not [path for path in tmp_path.iterdir() if "out" in path.name or path.suffix == ".tmp"]
 
 
-@ENDINGS
+@endings(signal.SIGTERM)
 def test_signal_leaves_the_finished_embeddings(
     number: int, expected: int, compiled: CompiledBundle, photos: Path, tmp_path: Path
 ) -> None:
@@ -542,7 +545,7 @@ def test_signal_leaves_the_finished_embeddings(
     assert sorted(path.name for path in tmp_path.glob("*out.*")) == ["out.partial.ids.json", "out.partial.npy"]
 
 
-@ENDINGS
+@endings(signal.SIGINT)
 def test_signal_leaves_a_whole_document(
     number: int, expected: int, compiled: CompiledBundle, photos: Path, tmp_path: Path
 ) -> None:
@@ -679,15 +682,16 @@ def test_a_list_between_zero_bytes_is_read(
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["{photos}"], ["{photos}", "nowhere.png"], ["--top-k", "x", "{photos}"]])
 def test_notes_that_cannot_be_written_change_no_result(
-    compiled: CompiledBundle, photos: Path, arguments: list[str]
+    run: Run, compiled: CompiledBundle, photos: Path, arguments: list[str]
 ) -> None:
-    given = [each.format(photos=photos) for each in arguments]
-    command = [sys.executable, "-m", "clipmlu", "classify", str(compiled.path), *given, "--labels", "a,b"]
-    said = subprocess.run(command, capture_output=True, check=False)
+    command = ["classify", str(compiled.path), *(each.format(photos=photos) for each in arguments), "--labels", "a,b"]
+    code, out, err = run(*command)
     with open("/dev/full", "wb") as full:
-        silent = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
-    assert said.stderr or given == [str(photos)]
-    assert (silent.stdout, silent.returncode) == (said.stdout, said.returncode)
+        silent = subprocess.run(
+            [sys.executable, "-m", "clipmlu", *command], stdout=subprocess.PIPE, stderr=full, text=True, check=False
+        )
+    assert err
+    assert (silent.stdout, silent.returncode) == (out, code)
 
 
 @pytest.mark.parametrize("name", ["classify", "embed", "eval", "bench", "compare", "run", "sweep"])

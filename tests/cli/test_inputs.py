@@ -102,9 +102,13 @@ def test_a_job_is_resumed_with_the_same_column_only(run: Run, compiled: Compiled
 
 
 def test_a_dataset_is_embedded_with_its_keys(run: Run, compiled: CompiledBundle, tmp_path: Path) -> None:
-    dataset = open_dataset("demo")
+    for number in range(6):
+        path = tmp_path / "shapes" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        support.picture(number).save(path)
+    dataset = open_dataset(f"imagefolder:{tmp_path / 'shapes'}")
     for output in ("out.npy", "job"):
-        code, _, err = run("embed", compiled.path, "--dataset", "demo", "-o", tmp_path / output)
+        code, _, err = run("embed", compiled.path, "--dataset", dataset.name, "-o", tmp_path / output)
         assert code == 0, err
     assert json.loads((tmp_path / "out.ids.json").read_text()) == [dataset.key(index) for index in range(len(dataset))]
     with clipmlu.load(compiled.path) as model:

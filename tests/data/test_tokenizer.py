@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import unicodedata
@@ -209,6 +210,12 @@ def clip_file(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def clip_reference(reference: Any) -> Any:
+    """open_clip's tokenizer of CLIP, whose making takes longer than most of what it is asked."""
+    return reference.SimpleTokenizer()
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
     write_stand_in_tokenizer(tmp_path / "tokenizer.json", 259)
@@ -228,11 +235,11 @@ def assert_same_rows(texts: list[str], ours: np.ndarray, expected: np.ndarray) -
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "count",
-    [2000, pytest.param(20_000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.full_size)],
+    [1000, pytest.param(20_000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.full_size)],
 )
-def test_many_thousand_odd_texts_get_open_clips_ids(reference: Any, clip_file: Path, count: int) -> None:
+def test_many_thousand_odd_texts_get_open_clips_ids(clip_reference: Any, clip_file: Path, count: int) -> None:
     texts = random_texts(count, seed=0)
-    expected = reference.SimpleTokenizer()(texts).numpy()
+    expected = clip_reference(texts).numpy()
     assert_same_rows(texts, Tokenizer.load(clip_file, clip_spec())(texts), expected)
 
 
@@ -245,31 +252,41 @@ def test_many_thousand_odd_texts_get_open_clips_ids(reference: Any, clip_file: P
     ],
 )
 def test_every_cleaning_and_context_length_equals_open_clip(
-    clean: str, context_length: int, reference: Any, clip_file: Path
+    clean: str, context_length: int, reference: Any, clip_reference: Any, clip_file: Path
 ) -> None:
-    texts = random_texts(400, seed=context_length)
+    texts = random_texts(200, seed=context_length)
     texts += [text for group in GROUPS for text in group]
-    texts += ["", " ", "\n\t", "dog " * 200, "x" * 5000]
-    expected = reference.SimpleTokenizer(clean=clean)(texts, context_length=context_length).numpy()
+    texts += ["", " ", "\n\t", "dog " * 200, "x" * 500]
+    theirs = copy.copy(clip_reference)
+    theirs.clean_fn = reference.get_clean_fn(clean)  # all that its keyword ``clean`` does
+    expected = theirs(texts, context_length=context_length).numpy()
     ours = Tokenizer.load(clip_file, clip_spec(clean=clean, context_length=context_length))
     assert_same_rows(texts, ours(texts), expected)
 
 
 @pytest.mark.torch
-def test_every_letter_and_digit_equals_open_clip(reference: Any, clip_file: Path) -> None:
-    """One text for each block of 32 code points, so that no Unicode table of another library shows."""
+def test_every_letter_and_digit_equals_open_clip(clip_reference: Any, clip_file: Path) -> None:
+    """One text for each block of 32 code points, so that no Unicode table of another library shows.
+
+    Of a row of blocks that hold nothing but letters without a case, as of ideographs, the first, the last and each tenth.
+    """
+
+    def categories(start: int) -> set[str]:
+        return {unicodedata.category(chr(code)) for code in range(start, start + 32) if not 0xD800 <= code < 0xE000}
+
     texts = []
     for start in range(0, 0x32400, 32):
-        block = [chr(code) for code in range(start, start + 32) if not 0xD800 <= code < 0xE000]
-        if any(unicodedata.category(character)[0] in "LNM" for character in block):
+        inside = start > 0 and {"Lo"} == categories(start - 32) == categories(start) == categories(start + 32)
+        if {category[0] for category in categories(start)} & set("LNM") and (not inside or start % 320 == 0):
+            block = [chr(code) for code in range(start, start + 32) if not 0xD800 <= code < 0xE000]
             texts.append("a".join(block))
-    expected = reference.SimpleTokenizer(context_length=200)(texts).numpy()
+    expected = clip_reference(texts, context_length=200).numpy()
     assert_same_rows(texts, Tokenizer.load(clip_file, clip_spec(context_length=200))(texts), expected)
 
 
 @pytest.mark.torch
 def test_cleaning_functions_equal_open_clip(reference: Any) -> None:
-    for text in random_texts(800, seed=5):
+    for text in random_texts(300, seed=5):
         for name, clean in CLEANERS.items():
             assert clean(text) == reference.get_clean_fn(name)(text), (name, ascii(text))
 
@@ -278,16 +295,15 @@ def test_cleaning_functions_equal_open_clip(reference: Any) -> None:
 def test_printable_ascii_needs_no_repair(reference: Any) -> None:
     rng = random.Random(1)
     printable = [chr(code) for code in range(32, 127) if chr(code) != "&"]
-    for _ in range(2000):
+    for _ in range(500):
         text = "".join(rng.choices(printable, k=rng.randrange(30)))
         assert clean_whitespace(text) == reference.get_clean_fn("whitespace")(text)
 
 
 @pytest.mark.torch
-def test_ids_are_open_clips_for_the_whole_vocabulary(reference: Any, clip_file: Path) -> None:
-    theirs = reference.SimpleTokenizer()
+def test_ids_are_open_clips_for_the_whole_vocabulary(clip_reference: Any, clip_file: Path) -> None:
     ours = tokenizers.Tokenizer.from_file(str(clip_file))
-    assert ours.get_vocab() == theirs.encoder
+    assert ours.get_vocab() == clip_reference.encoder
 
 
 @pytest.mark.torch
@@ -297,9 +313,9 @@ def test_special_tokens_in_a_text_become_their_ids(clip_file: Path) -> None:
 
 
 @pytest.mark.torch
-def test_tokenizer_file_works_by_itself_in_other_programs(reference: Any, clip_file: Path) -> None:
+def test_tokenizer_file_works_by_itself_in_other_programs(clip_reference: Any, clip_file: Path) -> None:
     tokenizer = tokenizers.Tokenizer.from_file(str(clip_file))
-    simple = reference.SimpleTokenizer()
+    simple = clip_reference
     for text in ("A photo of a dog.", "it's  12 Cafés, isn't it?", "日本語 и русский", f"x {END_OF_TEXT} y", ""):
         expected = [simple.sot_token_id, *simple.encode(text), simple.eot_token_id]
         assert tokenizer.encode(text).ids == expected, text
@@ -308,7 +324,7 @@ def test_tokenizer_file_works_by_itself_in_other_programs(reference: Any, clip_f
 
 @pytest.mark.torch
 def test_cache_that_is_full_starts_again(clip_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = random_texts(300, seed=8)
+    texts = random_texts(100, seed=8)
     expected = Tokenizer.load(clip_file, clip_spec())(texts)
     monkeypatch.setattr("clipmlu.data.tokenizer._CACHED_PIECES", 10)
     np.testing.assert_array_equal(Tokenizer.load(clip_file, clip_spec())(texts), expected)
@@ -337,7 +353,7 @@ def test_other_tokenizers_are_not_taken_for_clips(stand_in: Path) -> None:
 
 
 def train_text() -> list[str]:
-    return [clean_lower(text) for text in random_texts(400, seed=3)] + [
+    return [clean_lower(text) for text in random_texts(150, seed=3)] + [
         "a photo of a dog",
         "a bad photo of the cat",
     ] * 20
@@ -392,11 +408,12 @@ HF_CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], dict[str, Any]
 def test_huggingface_kind_equals_open_clip(case: str, reference: Any, tmp_path: Path) -> None:
     write, options, fields = HF_CASES[case]
     write(tmp_path)
-    texts = ["", " ", "a photo of a dog", "a photo of a " * 60, "[SEP] </s> <pad> [CLS]", *random_texts(600, seed=4)]
+    texts = ["", " ", "a photo of a dog", "a photo of a " * 60, "[SEP] </s> <pad> [CLS]", *random_texts(200, seed=4)]
+    theirs = reference.HFTokenizer(str(tmp_path), **options)
     for context_length in (3, 4, 24, 64):
-        theirs = reference.HFTokenizer(str(tmp_path), context_length=context_length, **options)
         spec = hf_spec(context_length=context_length, pad_id=theirs.tokenizer.pad_token_id, **fields)
-        assert_same_rows(texts, Tokenizer.load(tmp_path / "tokenizer.json", spec)(texts), theirs(texts).numpy())
+        expected = theirs(texts, context_length=context_length).numpy()
+        assert_same_rows(texts, Tokenizer.load(tmp_path / "tokenizer.json", spec)(texts), expected)
 
 
 @pytest.mark.torch
@@ -422,7 +439,7 @@ def test_stand_in_ids_are_bytes_between_its_special_tokens(stand_in: Path) -> No
 
 
 def test_stand_in_never_leaves_its_vocabulary(stand_in: Path) -> None:
-    ids = Tokenizer.load(stand_in, hf_spec(context_length=200))(random_texts(2000, seed=6))
+    ids = Tokenizer.load(stand_in, hf_spec(context_length=200))(random_texts(300, seed=6))
     assert ids.min() == 0
     assert ids.max() == 258
 

@@ -203,9 +203,8 @@ def mm_run(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def card(exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
+def card(compiled: CompiledBundle) -> CompiledBundle:
     """A bundle that says that it was built for a card; the stand-in does not read its files."""
-    compiled = compile_bundle(exported, tmp_path / "card", CompileOptions(target="cpu", batch_size=4, max_batch=8))
     return _for_a_card(compiled)
 
 

@@ -127,25 +127,22 @@ def test_client_of_another_version_is_told_by_the_worker(serve: Any, client: Any
     assert error.endswith(WRITE_AGAIN.replace("\\", ""))
 
 
-@pytest.mark.parametrize("how", ["overwritten", "exchanged", "removed"])
 def test_file_that_is_replaced_under_a_serving_worker_changes_nothing_until_it_is_started_again(
     serve: Any,  # noqa: F811
     client: Any,  # noqa: F811
     model: Path,
     tmp_path: Path,
-    how: str,
 ) -> None:
     served = serve("unix")
-    check_batches(client(served), model, 1)
     newer = tmp_path / "newer"
     newer.write_text("raise SystemExit('this version knows no such options')\n")
-    if how == "overwritten":
-        served.file.write_bytes(newer.read_bytes())
-    elif how == "exchanged":
-        newer.replace(served.file)
-    else:
-        served.file.unlink()
-    check_batches(client(served), model, 2)
+    for replace in (
+        lambda: served.file.write_bytes(newer.read_bytes()),
+        lambda: newer.replace(served.file),
+        served.file.unlink,
+    ):
+        replace()
+        check_batches(client(served), model, 2)
     assert "Traceback" not in served.log.read_text()
 
 

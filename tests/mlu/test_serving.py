@@ -35,6 +35,7 @@ from clipmlu.magicmind.driver.secret import SECRET_VARIABLE
 from clipmlu.magicmind.driver.values import DATA_TYPES
 from clipmlu.magicmind.driver.wire import Connection
 from mlu.small import altered_worker, children, open_request, reference, rows
+from support import wait_until
 
 SECRET = "correct horse battery staple"
 
@@ -88,16 +89,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         with log.open("w") as stream:
             process = subprocess.Popen(command, env=environment, stderr=stream, text=True, cwd=folder_of_work)
         started.append(Served(address, process, log, scratch, file))
-        deadline = time.monotonic() + 15
-        while "serving on" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: "serving on" in log.read_text() or process.poll() is not None)
         return started[-1]
 
     yield start
     for served in started:
         pids = descendants(served.process.pid)
         served.process.send_signal(signal.SIGTERM)
-        served.process.wait(10)
+        served.process.wait(60)
         assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
         assert list(served.scratch.glob("clipmlu*")) == []  # onnxruntime leaves a file of its own, .ses
     assert os.listdir(folder) == []
@@ -152,17 +151,17 @@ def test_unix_socket_is_the_owners_alone_and_needs_no_secret(serve: Any, client:
 
 def test_several_clients_each_have_a_process_of_their_own(serve: Any, client: Any, model: Path) -> None:
     served = serve("unix")
-    workers = [client(served) for _ in range(3)]
+    workers = [client(served) for _ in range(2)]
     for worker in workers:
         check_batches(worker, model)
-    assert len(descendants(served.process.pid)) == 3
+    assert len(descendants(served.process.pid)) == 2
 
 
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
         ("enqueue:5:crash", "unix"),
-        ("enqueue:5:crash", "tcp"),
+        pytest.param("enqueue:5:crash", "tcp", marks=pytest.mark.slow),
         *(
             pytest.param(fault, kind, marks=pytest.mark.slow)
             for fault in ("enqueue:6:device_lost", "sync:4:hang")
@@ -173,7 +172,8 @@ def test_several_clients_each_have_a_process_of_their_own(serve: Any, client: An
 def test_crashes_and_hangs_over_an_address(
     serve: Any, client: Any, model: Path, tmp_path: Path, kind: str, fault: str
 ) -> None:
-    worker = client(serve(kind, faults=fault, fault_log=str(tmp_path / "faults.log")), run_seconds=1.5)
+    seconds = 3.0 if "hang" in fault else 20.0
+    worker = client(serve(kind, faults=fault, fault_log=str(tmp_path / "faults.log")), run_seconds=seconds)
     check_batches(worker, model)
     assert worker.restarts == 1
 
@@ -237,7 +237,7 @@ def test_other_version_is_refused_by_either_side(serve: Any, client: Any, model:
     connection.close()
 
 
-@pytest.mark.parametrize("stage", ["stranger", "greeted"])
+@pytest.mark.parametrize("stage", ["stranger", pytest.param("greeted", marks=pytest.mark.slow)])
 def test_bad_and_oversized_frames_end_the_connection_and_nothing_else(
     serve: Any, client: Any, model: Path, stage: str
 ) -> None:
@@ -340,10 +340,7 @@ def test_client_that_is_killed_leaves_no_hanging_process(serve: Any, model: Path
     time.sleep(0.5)
     assert descendants(served.process.pid)
     connection.close()
-    deadline = time.monotonic() + 8
-    while descendants(served.process.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert descendants(served.process.pid) == []
+    wait_until(lambda: not descendants(served.process.pid))
 
 
 def test_address_that_is_served_is_not_taken_and_a_stale_one_is(serve: Any, client: Any, model: Path) -> None:

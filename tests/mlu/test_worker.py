@@ -19,6 +19,7 @@ from clipmlu.errors import BackendUnavailableError, SessionError
 from clipmlu.magicmind.client.worker_client import WorkerClient
 from clipmlu.magicmind.driver.errors import DriverError
 from mlu.small import altered_worker, children, open_request, reference, rows, worker_options
+from support import wait_until
 
 ClientFor = Callable[..., WorkerClient]
 
@@ -70,7 +71,7 @@ FAULTS = {
 """Fault -> fewest and most restarts; None: the fault would strike each time."""
 REPEATS = ("sync:4:crash", "from_numpy:4:crash", "enqueue:5:device_lost")
 """Three seconds each; others like them stay."""
-SOCKET_TOO = ("create_i_context:2:crash", "enqueue:4:nan")
+SOCKET_TOO = ("enqueue:4:nan",)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_worker_that_dies_is_replaced_and_its_batches_are_sent_again(
         settings["fault_log"] = str(tmp_path / "faults.log")
         restarts = (1, 1)
     client = client_for(emulator=settings, shared_memory=shared_memory)
-    run_all(client, model, 12)
+    run_all(client, model, 9)
     assert restarts[0] <= client.restarts <= restarts[1]
 
 
@@ -105,7 +106,7 @@ def test_worker_that_hangs_is_ended_and_replaced(
     client_for: ClientFor, model: Path, tmp_path: Path, fault: str
 ) -> None:
     settings = {"faults": fault, "fault_log": str(tmp_path / "faults.log")}
-    client = client_for(emulator=settings, run_seconds=1.5)
+    client = client_for(emulator=settings, run_seconds=3.0)
     run_all(client, model, 12)
     assert client.restarts == 1
 
@@ -114,25 +115,25 @@ def test_worker_killed_from_outside_again_and_again(client_for: ClientFor, model
     client = client_for(emulator={"latency_ms": 5})
 
     def kill(results: int) -> None:
-        if results in (3, 9, 20):
+        if results in (3, 9):
             assert client._link is not None
             assert client._link._process is not None
             os.kill(client._link._process.pid, signal.SIGKILL)
 
-    run_all(client, model, 30, after=kill)
-    assert client.restarts == 3
+    run_all(client, model, 20, after=kill)
+    assert client.restarts == 2
 
 
 @pytest.mark.parametrize(
     "garbage",
     [
         "os.write(self._connection.fileno(), b'no frame at all, but long enough to be read as one')",
-        "request.fields['id'] = 12345",
         "arrays = [a.astype('float64') for a in arrays]",
-        "self._connection.send({'id': request.fields.get('id'), 'arrays': [{'dtype': 'float32', 'shape': [9, 9], 'offset': 0}]})",
         *(
             pytest.param(more, marks=pytest.mark.slow)
-            for more in (
+            for more in (  # those and more of them, without a process: test_answers.py
+                "request.fields['id'] = 12345",
+                "self._connection.send({'id': request.fields.get('id'), 'arrays': [{'dtype': 'float32', 'shape': [9, 9], 'offset': 0}]})",
                 "fields = {'error': 'no object'}",
                 "arrays = []",
                 "self._connection.send({'id': request.fields.get('id'), 'arrays': [{'dtype': 'object', 'shape': [1], 'offset': 0}]})",
@@ -166,12 +167,12 @@ def test_repeated_failure_is_told_with_the_end_of_the_log(client_for: ClientFor,
         '        print("CNRT error: 0x1234 in the vendor\'s log", file=sys.stderr, flush=True)\n        os.abort()\n'
         + old
     )
-    client = client_for(driver=altered_worker(tmp_path, old, new), max_failures=3)
+    client = client_for(driver=altered_worker(tmp_path, old, new), max_failures=2)
     opened = client.open_session(open_request(model))
     futures = [client.submit(opened, [rows(2, seed)]) for seed in range(3)]
     for future in futures:
         with pytest.raises(
-            SessionError, match=r"(?s)failed 3 times in a row: 1\. .*killed by SIGABRT.*3\. .*CNRT error: 0x1234"
+            SessionError, match=r"(?s)failed 2 times in a row: 1\. .*killed by SIGABRT.*2\. .*CNRT error: 0x1234"
         ):
             future.result()
 
@@ -205,14 +206,14 @@ def test_error_of_one_batch_does_not_touch_the_others(client_for: ClientFor, mod
 def test_several_sessions_survive_a_restart(client_for: ClientFor, model: Path) -> None:
     client = client_for()
     sessions = [client.open_session(open_request(model)) for _ in range(3)]
-    for round_number in range(3):
+    for round_number in range(2):
         futures = [client.submit(each, [rows(3, number)]) for number, each in enumerate(sessions)]
         for number, future in enumerate(futures):
             np.testing.assert_allclose(future.result()[0], reference(rows(3, number)), atol=1e-6)
         assert client._link is not None
         process = client._link._process
         assert process is not None
-        if round_number < 2:
+        if round_number == 0:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
     client.close_session(sessions[0])
@@ -221,14 +222,11 @@ def test_several_sessions_survive_a_restart(client_for: ClientFor, model: Path) 
 
 
 def test_idle_worker_ends_and_comes_back(client_for: ClientFor, model: Path) -> None:
-    client = client_for(idle_seconds=0.5)
+    client = client_for(idle_seconds=1.0)
     before = children()
     opened = client.open_session(open_request(model))
-    assert children() != before
-    deadline = time.monotonic() + 10
-    while children() != before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert children() == before
+    wait_until(lambda: client._link is None)
+    wait_until(lambda: children() == before)
     np.testing.assert_allclose(client.submit(opened, [rows(2, 1)]).result()[0], reference(rows(2, 1)), atol=1e-6)
     assert client.restarts == 0
 
@@ -292,10 +290,7 @@ def test_nothing_is_left_when_the_main_process_is_killed(model: Path, tmp_path: 
         worker = int(main.stdout.readline())
         assert Path(f"/proc/{worker}").exists()
         main.kill()
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{worker}").exists()
+    wait_until(lambda: not Path(f"/proc/{worker}").exists())
     assert _shared_memory_files() == before
 
 

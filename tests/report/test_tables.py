@@ -157,7 +157,7 @@ def _tables(draw: st.DrawFn) -> tuple[tuple[Column, ...], list[list[str]]]:
     return columns, draw(st.lists(row, min_size=1, max_size=4))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(_tables(), st.sampled_from(WIDTHS))
 def test_any_table_keeps_its_numbers_whole_and_fits(
     table: tuple[tuple[Column, ...], list[list[str]]], columns: int

@@ -87,7 +87,7 @@ def naive_divergence(counts: Array, stop: int, levels: int) -> float:
     true[-1] += float(counts[stop:].sum())
     seen = [0.0] * stop
     for level in range(levels):
-        bins = [index for index in range(stop) if level * stop // levels <= index < (level + 1) * stop // levels]
+        bins = range(level * stop // levels, (level + 1) * stop // levels)
         filled = [index for index in bins if counts[index] > 0]
         for index in filled:
             seen[index] = sum(float(counts[each]) for each in bins) / len(filled)
