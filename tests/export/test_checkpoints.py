@@ -317,13 +317,6 @@ def test_other_lengths_of_position_embeddings_are_interpolated_with_a_note(state
     assert torch.allclose(loaded.module.positional_embedding, expected, atol=1e-6)
 
 
-def write_script(path: Path) -> None:
-    import torch
-
-    with quiet_libraries():  # deprecated, and what OpenAI's files are
-        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
-
-
 def write_module(path: Path) -> None:
     import torch
 
@@ -380,7 +373,6 @@ FILES: dict[str, tuple[bytes | Callable[[Path], object], str]] = {
     "tar": (write_tar, "a tar archive. Unpack it"),
     "zip": (write_zip, "a ZIP archive of other files, which begins with 'model/weights.pt'"),
     "bomb": (write_bomb, "would unpack to"),
-    "script": (write_script, "a TorchScript archive whose digest is not one that OpenAI published"),
     "module": (
         write_module,
         "it holds the Python object 'torch.nn.modules.linear.Linear', and making that could run any code",

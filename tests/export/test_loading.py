@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from clipmlu.bundle.verify import file_record
 from clipmlu.errors import ExportError, MissingDependencyError
-from clipmlu.export import loading, openai
+from clipmlu.export import loading
 from clipmlu.export.exporter import ExportOptions, export_model
 from clipmlu.export.loading import LoadedModel, load_model
 from clipmlu.export.quiet import quiet_libraries
@@ -88,38 +86,6 @@ def test_tanh_gelu_is_told_apart(tmp_path: Path) -> None:
     text = {**CONFIGS["vit"]["text_cfg"], "act_kwargs": {"approximate": "tanh"}}
     folder = write_config(tmp_path / "model", {**CONFIGS["vit"], "text_cfg": text})
     assert load(f"local-dir:{folder}", random_weights=True).activation == "gelu_tanh"
-
-
-def test_openais_own_files_are_recognised_and_quick_gelu(
-    tiny_model: Tiny, tmp_path: Path, give_config: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import open_clip
-    import torch
-
-    folder = tiny_model("quick-gelu")
-    with quiet_libraries():
-        module = load(f"local-dir:{folder}").module
-        file = tmp_path / "ViT-B-32.pt"
-        images = torch.zeros(1, 3, 32, 32)
-        traced = torch.jit.trace_module(module.half().float(), {"encode_image": (images,)}, check_trace=False)
-        torch.jit.save(traced, str(file))
-    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    config.pop("quick_gelu")
-    give_config(lambda _name: config)
-    with pytest.raises(ExportError, match="Cannot load the weights"):  # somebody else's code is not trusted
-        load("ViT-B-32", pretrained=str(file))
-    address = f"https://openaipublic.azureedge.net/clip/models/{file_record(file).sha256}/ViT-B-32.pt"
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED["ViT-B-32"]["openai"], "url", address)
-    loaded = load("ViT-B-32", pretrained=str(file))
-    assert loaded.activation == "quick_gelu"
-    assert torch.equal(loaded.module.visual.proj, module.visual.proj)
-
-
-def test_published_digests_are_sha256() -> None:
-    pytest.importorskip("open_clip", reason="needs the export extra (open_clip)", exc_type=ImportError)
-    digests = openai._published_digests()
-    assert len(digests) == 9  # RN50 .. RN50x64 (5), ViT-B/32, B/16, L/14, L/14@336
-    assert all(len(each) == 64 for each in digests)
 
 
 def test_missing_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,10 @@ _FULL_SCALE = np.float32(255)
 _RESULT_TYPES = (np.dtype(np.float32), np.dtype(np.uint8))
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-# open_clip.constants.OPENAI_DATASET_MEAN and OPENAI_DATASET_STD: open_clip's defaults for models without their own.
-_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of OpenAI's models: open_clip.constants.OPENAI_DATASET_MEAN and OPENAI_DATASET_STD, its defaults."""
+
 _OPEN_CLIP_KEYS = frozenset({"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
 
 
@@ -274,8 +275,8 @@ def spec_from_open_clip(config: Mapping[str, Any]) -> PreprocessSpec:
     fields = {
         "height": height,
         "width": width,
-        "mean": _triple(given.get("mean") or _OPENAI_MEAN),
-        "std": _triple(given.get("std") or _OPENAI_STD),
+        "mean": _triple(given.get("mean") or OPENAI_MEAN),
+        "std": _triple(given.get("std") or OPENAI_STD),
         "resize_mode": given.get("resize_mode") or "shortest",
         "interpolation": "bicubic" if interpolation == "random" else interpolation,
         "fill_color": given.get("fill_color", 0),

@@ -15,6 +15,7 @@ import numpy as np
 from clipmlu.errors import ExportError
 from clipmlu.export.filetypes import Format, error_text, unusable_weights
 from clipmlu.export.options import PURPOSE
+from clipmlu.export.torchscript import read_script
 from clipmlu.host import require
 
 _MOST_NESTING = 8
@@ -55,7 +56,7 @@ def read_checkpoint(path: Path, form: Format) -> Checkpoint:
 
     Args:
         path: the file.
-        form: ``safetensors`` or ``torch``, the result of ``identify_weights``.
+        form: ``safetensors``, ``torch`` or ``script``, the result of ``identify_weights``.
 
     Raises:
         ExportError: the file is damaged, holds objects that require running code, or has no weights.
@@ -65,7 +66,7 @@ def read_checkpoint(path: Path, form: Format) -> Checkpoint:
         content, metadata = _read_safetensors(path)
         facts.update({f"metadata.{name}": value for name, value in metadata.items()})
     else:
-        content = _read_torch(path)
+        content = read_script(path) if form == "script" else _read_torch(path)
     tensors: dict[str, Any] = {}
     nests: dict[str, str] = {}
     torch = require("torch", "export", PURPOSE)

@@ -127,8 +127,6 @@ def _identify_archive(path: Path, size: int) -> Format:
             names, total = archive.namelist(), sum(each.file_size for each in archive.infolist())
     except Exception as error:  # zipfile raises several types for damaged archives
         raise unusable_weights(path, f"it is a ZIP archive that is damaged or not complete. {_AGAIN}") from error
-    if any(name.endswith("/constants.pkl") for name in names):
-        return "script"
     if any(name.endswith(".npy") for name in names):
         return "big_vision"
     if any(name.endswith(("serialized_exported_program.json", "models/model.json")) for name in names):
@@ -138,7 +136,7 @@ def _identify_archive(path: Path, size: int) -> Format:
         raise unusable_weights(path, f"it is a ZIP archive of other files{first}. {_UNPACK}")
     if total > _MOST_EXPANSION * size:
         raise unusable_weights(path, f"its {size:,} bytes would unpack to {total:,}, which no checkpoint does.")
-    return "torch"
+    return "script" if any(name.endswith("/constants.pkl") for name in names) else "torch"
 
 
 def _identify_binary(path: Path, head: bytes, size: int) -> Format:

@@ -16,12 +16,18 @@ from clipmlu.export.catalog import tags_of
 from clipmlu.export.checkpoint import Checkpoint, read_checkpoint
 from clipmlu.export.configuration import check_text_config, parse_config
 from clipmlu.export.downloads import checkpoint_names, fetch_file
-from clipmlu.export.filetypes import Format, error_text, identify_weights, unusable_weights
+from clipmlu.export.filetypes import error_text, identify_weights, unusable_weights
 from clipmlu.export.fitting import has_logit_bias, load_weights
-from clipmlu.export.openai import is_openai_file, read_openai_file
 from clipmlu.export.options import PURPOSE, ExportOptions
 from clipmlu.export.source import Source, model_config, text_model_folder
-from clipmlu.export.training import CONFIG_NAME, PREPROCESS_KEYS, Training, learn_training, note_activation
+from clipmlu.export.training import (
+    CONFIG_NAME,
+    PREPROCESS_KEYS,
+    Training,
+    learn_training,
+    note_activation,
+    training_from_content,
+)
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import scratch_directory
 from clipmlu.host import require
@@ -98,12 +104,14 @@ def load_model(source: Source, options: ExportOptions, on_step: StartStep = no_s
     checkpoint = None
     if path is not None and form is not None and form != "big_vision":
         with on_step(f"reading {name_from_path(path.name)}"):
-            checkpoint = _read_weights(path, form)
-    quick_gelu = form == "script" or _is_listed_quick_gelu(source)
+            checkpoint = read_checkpoint(path, form)
+    quick_gelu = _is_listed_quick_gelu(source)
     notes: list[str] = []
-    if source.name is not None and source.checkpoint is not None and form != "script":
+    if source.name is not None and source.checkpoint is not None:
         training, notes = _assume_training(source.name, source.checkpoint, checkpoint, config)
         quick_gelu = bool(training.quick_gelu)
+    elif checkpoint is not None and form == "script":
+        quick_gelu, notes = _activation_of_script(checkpoint, config)
     if checkpoint is not None and has_logit_bias(checkpoint):
         config["model_cfg"].setdefault("init_logit_bias", 0.0)
     name = source.name or str(source.identity)
@@ -145,19 +153,6 @@ def _listed_preprocess(name: str, tag: str) -> dict[str, Any]:
     return {key: listed[key] for key in PREPROCESS_KEYS if key in listed}
 
 
-def _read_weights(path: Path, form: Format) -> Checkpoint:
-    if form != "script":
-        return read_checkpoint(path, form)
-    if is_openai_file(path):
-        return read_openai_file(path)
-    raise unusable_weights(
-        path,
-        "it is a TorchScript archive whose digest is not one that OpenAI published. Such an archive is a program, "
-        "and loading it could run any code. If you trust it, save its weights alone: "
-        "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt').",
-    )
-
-
 def _assume_training(
     name: str, path: Path, checkpoint: Checkpoint | None, config: dict[str, Any]
 ) -> tuple[Training, list[str]]:
@@ -176,6 +171,16 @@ def _assume_training(
     config["preprocess_cfg"] = dict(prepared)
     note = note_activation(name, path, training)
     return training, [*([] if note is None else [note]), _note_preprocess(path, prepared, source, len(listed))]
+
+
+def _activation_of_script(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[bool, list[str]]:
+    """Return whether a TorchScript archive is of QuickGELU, and a note if the configuration of its directory has GELU."""
+    training = training_from_content(checkpoint.path, checkpoint.facts, checkpoint.tensors)
+    if not training.quick_gelu or config["model_cfg"].get("quick_gelu"):
+        return False, []
+    return True, [
+        f"'{checkpoint.path}' is loaded with QuickGELU, although {CONFIG_NAME} has no 'quick_gelu': {training.gelu_source} says so"
+    ]
 
 
 def _note_preprocess(path: Path, prepared: Mapping[str, Any], source: str, variants: int) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
+from clipmlu.data.preprocess import OPENAI_MEAN, OPENAI_STD
 from clipmlu.export.catalog import quick_gelu_name, quick_gelu_tags
+from clipmlu.export.torchscript import SCRIPT_ACTIVATION
 from clipmlu.files.read import read_json, read_small_file
 
 CONFIG_NAME = "open_clip_config.json"
@@ -19,6 +21,7 @@ _MOST_BYTES = 1 << 20
 
 # State entries that only OpenAI's own package writes; all of its models use QuickGELU.
 _OPENAI_ENTRIES = ("input_resolution", "context_length", "vocab_size")
+_OPENAI_SOURCE = f"'{_OPENAI_ENTRIES[0]}' in it, which only OpenAI's own package writes,"
 _FLAGS = ("quick_gelu", "force_quick_gelu")
 _NAMES = ("model", "model_name", "arch", "name", "clip_model", "backbone")
 _MARK = "quickgelu"
@@ -66,11 +69,40 @@ def learn_training(
         facts: numbers and strings in the file.
         tensors: its tensors.
     """
-    found = _training_from_content(checkpoint, facts, tensors)
+    found = training_from_content(checkpoint, facts, tensors)
     for path in files_beside(checkpoint):
         is_config = path.name == CONFIG_NAME
         found = _join(found, _training_from_config(path, model_cfg) if is_config else _training_from_parameters(path))
-    return found
+    if not _is_of_openais_package(facts, tensors):
+        return found
+    prepared = {"mean": list(OPENAI_MEAN), "std": list(OPENAI_STD)}
+    return _join(found, Training(preprocess=prepared, preprocess_source=_OPENAI_SOURCE))
+
+
+def training_from_content(checkpoint: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Training:
+    """Find out from its content alone which activation the weights of a file have; arguments as for ``learn_training``."""
+    if SCRIPT_ACTIVATION in facts:
+        source = f"the TorchScript code in '{checkpoint}'"
+        return Training(quick_gelu=facts[SCRIPT_ACTIVATION] == "quick_gelu", gelu_source=source)
+    if _is_of_openais_package(facts, tensors):
+        return Training(quick_gelu=True, gelu_source=_OPENAI_SOURCE)
+    return _training_from_facts(checkpoint, facts)
+
+
+def _is_of_openais_package(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
+    return {name.rpartition(".")[2] for name in (*facts, *tensors)}.issuperset(_OPENAI_ENTRIES)
+
+
+def _training_from_facts(checkpoint: Path, facts: Mapping[str, Any]) -> Training:
+    for name, value in facts.items():
+        key = name.rpartition(".")[2]
+        if key in _FLAGS and _as_flag(value) is not None:
+            # A False flag proves little: the architecture's name or the initial weights may imply QuickGELU.
+            if _as_flag(value) or key == _FLAGS[0]:
+                return Training(quick_gelu=_as_flag(value), gelu_source=f"'{name}' in '{checkpoint}'")
+        elif key in _NAMES and isinstance(value, str) and _MARK in value.lower().replace("_", ""):
+            return Training(quick_gelu=True, gelu_source=f"'{name}' in '{checkpoint}'")
+    return Training()
 
 
 def note_activation(name: str, checkpoint: Path, training: Training) -> str | None:
@@ -98,22 +130,6 @@ def _join(first: Training, second: Training) -> Training:
         preprocess=prepared.preprocess,
         preprocess_source=prepared.preprocess_source,
     )
-
-
-def _training_from_content(checkpoint: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> Training:
-    entries = {name.rpartition(".")[2] for name in (*facts, *tensors)}
-    if entries.issuperset(_OPENAI_ENTRIES):
-        source = f"'{_OPENAI_ENTRIES[0]}' in it, which only OpenAI's own package writes,"
-        return Training(quick_gelu=True, gelu_source=source)
-    for name, value in facts.items():
-        key = name.rpartition(".")[2]
-        if key in _FLAGS and _as_flag(value) is not None:
-            # A False flag proves little: the architecture's name or the initial weights may imply QuickGELU.
-            if _as_flag(value) or key == _FLAGS[0]:
-                return Training(quick_gelu=_as_flag(value), gelu_source=f"'{name}' in '{checkpoint}'")
-        elif key in _NAMES and isinstance(value, str) and _MARK in value.lower().replace("_", ""):
-            return Training(quick_gelu=True, gelu_source=f"'{name}' in '{checkpoint}'")
-    return Training()
 
 
 def _as_flag(value: object) -> bool | None:
