@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from clipmlu.errors import ExportError
+from clipmlu.export.checkpoint import read_checkpoint
 from clipmlu.export.exporter import ExportOptions
 from clipmlu.export.loading import LoadedModel, load_model
 from clipmlu.export.quiet import quiet_libraries
@@ -138,6 +139,31 @@ def test_other_float_types_become_float32(kind: str, safe: bool, state: State, f
     else:
         torch.save(cast, folder / NAME)
     check_equal(load(folder), cast)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not show what is mapped")
+def test_large_files_are_mapped_and_not_read(state: State, folder: Path) -> None:
+    """The state of an optimizer, twice the size of the weights, costs no memory."""
+    import torch
+
+    torch.save({"state_dict": state, "optimizer": {"state": {0: {"exp_avg": state["visual.proj"]}}}}, folder / NAME)
+    read = read_checkpoint(folder / NAME, "torch")
+    assert "optimizer.state.0.exp_avg" in read.tensors
+    assert str(folder / NAME) in Path("/proc/self/maps").read_text()
+
+
+def test_counters_of_batch_normalisation_may_be_missing(tiny_model: Tiny, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = write_config(tmp_path / "model", CONFIGS["resnet"])
+    whole = load_file(str(tiny_model("resnet") / "open_clip_model.safetensors"))
+    kept = {name: tensor for name, tensor in whole.items() if not name.endswith("num_batches_tracked")}
+    assert len(kept) < len(whole)
+    torch.save(kept, folder / NAME)
+    loaded = load(folder)
+    assert loaded.notes == ()
+    assert torch.equal(loaded.module.visual.bn1.running_var, kept["visual.bn1.running_var"])
 
 
 def test_average_beside_the_weights_is_left_out_with_a_note(state: State, folder: Path) -> None:

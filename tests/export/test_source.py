@@ -158,3 +158,14 @@ def test_identifying_a_model_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_file_of_weights_as_the_model_is_told_how_to_be_given(tmp_path: Path) -> None:
+    file = tmp_path / "ViT-B-32.pt"
+    file.write_bytes(b"\x02" + bytes(7) + b"{}")  # safetensors without a tensor
+    with pytest.raises(OptionError, match=rf"is a file of weights.* clipmlu export ViT-B-32::{file}$"):
+        resolve_source(str(file), ExportOptions())
+    file = file.rename(tmp_path / "best.onnx")
+    file.write_bytes(b"\x08\x07\x12\x07pytorch")
+    with pytest.raises(ExportError, match="an ONNX graph"):
+        resolve_source(str(file), ExportOptions())

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def _read_torch(path: Path) -> Any:
     plain = [*_PLAIN_TYPES, *((scalar, name) for name in _SCALAR_NAMES)]
     try:
         with torch.serialization.safe_globals(plain):
-            return torch.load(str(path), map_location="cpu", weights_only=True)
+            # Mapped, so that an optimizer's state, twice the size of the weights, is never read; files of old torch cannot be.
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except (
         Exception
     ) as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ...: a damaged file can raise anything

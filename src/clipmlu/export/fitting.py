@@ -24,6 +24,8 @@ _AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged?|teacher|swa)(?:[._]|$)")
 _NOT_WEIGHTS = frozenset(
     {"input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids", "n_averaged"}
 )
+_COUNTER = ".num_batches_tracked"  # of BatchNorm's training, which files of other programs lack
+_OPTIONAL = ("logit_bias", _COUNTER)
 _MOST_PREFIXES = 12  # more than the number of models in any real file
 
 # Names of other formats that open_clip converts (open_clip.convert.convert_state_dict): Apple's MobileCLIP.
@@ -118,7 +120,7 @@ def _convert(module: Any, checkpoint: Checkpoint, prefix: str) -> dict[str, Any]
 
 
 def _missing(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    return [name for name in expected if name not in found and name != "logit_bias"]
+    return [name for name in expected if name not in found and not name.endswith(_OPTIONAL)]
 
 
 def _choose(complete: list[str], fits: Mapping[str, dict[str, Any]], checkpoint: Checkpoint) -> tuple[str, list[str]]:
@@ -172,6 +174,7 @@ def _fill(module: Any, state: dict[str, Any], checkpoint: Checkpoint, model: str
     if "logit_bias" in expected and "logit_bias" not in state:
         state["logit_bias"] = expected["logit_bias"].new_zeros(expected["logit_bias"].shape)
         notes.append("the checkpoint has no 'logit_bias': 0 is used")
+    state.update({name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER) and name not in state})
     module.load_state_dict(state, strict=True)
     return notes
 

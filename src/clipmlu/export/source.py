@@ -239,6 +239,8 @@ def _find_checkpoint(folder: Path) -> Path | None:
 
 def _named_source(model: str, options: ExportOptions, seed: int | None) -> Source:
     name, tag = _split_tag(model, options)
+    if os.path.isfile(expand_home(name)):
+        raise _weights_alone(name)
     name = _checked_name(name, tag)
     if seed is not None:
         return Source(identity=ModelId(name=name, random_seed=seed), name=name)
@@ -279,6 +281,16 @@ def _checked_name(name: str, tag: str | None) -> str:
     folder = f"{_LOCAL_PREFIX}{name}" if is_path or is_there(name, folder=True) else f"{_LOCAL_PREFIX}PATH"
     hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, or {folder}."
     raise UnknownNameError("model", name, known, hint, meant=near_models(name, tag))
+
+
+def _weights_alone(given: str) -> OptionError:
+    """Return the error for a file of weights in place of a model's name; a file of another kind raises its own."""
+    identify_weights(expand_home(given))
+    likely = next(iter(near_models(Path(given).stem)), "NAME")
+    return OptionError(
+        f"model '{given}' is a file of weights, which does not say its architecture; give that before it, as in: "
+        f"clipmlu export {likely}{_TAG_SEPARATOR}{given}"
+    )
 
 
 def _no_weights_message(name: str) -> str:
