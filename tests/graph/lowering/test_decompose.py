@@ -135,6 +135,17 @@ def test_cast_like(assert_same_values: Check, build_model: Build) -> None:
     assert_same_values(build_model([helper.make_node("CastLike", ["a", "b"], ["y"])], inputs, ["y"]))
 
 
+@pytest.mark.parametrize(("axis", "attributes"), [(1, {}), (-1, {"exclusive": 1}), (1, {"reverse": 1, "exclusive": 1})])
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_cumulative_sum(
+    assert_same_values: Check, build_model: Build, axis: int, attributes: dict[str, int], dtype: str
+) -> None:
+    """Positions of the tokens that are not padding, in RoBERTa and NLLB."""
+    node = helper.make_node("CumSum", ["x", "axis"], ["y"], **attributes)
+    model = build_model([node], {"x": (dtype, ("batch", 5, 3))}, ["y"], {"axis": np.array(axis)})
+    assert "CumSum" not in {each.op_type for each in assert_same_values(model).graph}
+
+
 @pytest.mark.parametrize("keepdims", [0, 1])
 def test_reduce_l1(assert_same_values: Check, build_model: Build, keepdims: int) -> None:
     node = helper.make_node("ReduceL1", ["x", "axes"], ["y"], keepdims=keepdims)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from clipmlu.errors import CompileError
@@ -293,9 +294,31 @@ def _attention(node: ir.Node, steps: Steps) -> None:
     steps.finish("MatMul", steps.add("Softmax", scores, axis=3), value)
 
 
+def _cumulative_sum(node: ir.Node, steps: Steps) -> None:
+    """Add up, for each place of an axis, the products with a row of zeros and ones; in float, where counts are exact."""
+    source, given = _source(node), constant_input(node, 1)
+    assert given is not None
+    rank = rank_of(node, source)
+    axis = int(given.reshape(())) % rank
+    length = static_size(node, source, axis)
+    until = np.tri(length, k=-attribute(node, "exclusive", 0), dtype=np.float32)
+    until = (until.T if attribute(node, "reverse", 0) else until).reshape(length, length, *[1] * (rank - 1 - axis))
+    assert source.dtype is not None
+    real, float32 = source.dtype.is_floating_point(), ir.DataType.FLOAT
+    number = source if real else steps.add("Cast", source, dtype=float32, to=int(float32))
+    assert number.dtype is not None
+    wide = steps.add("Unsqueeze", number, axes=[axis])
+    parts = steps.add("Mul", wide, steps.constant("until", until.astype(number.dtype.numpy())))
+    if real:
+        steps.finish("ReduceSum", parts, axes=[axis + 1], keepdims=0)
+    else:
+        steps.finish("Cast", steps.add("ReduceSum", parts, axes=[axis + 1], keepdims=0), to=int(source.dtype))
+
+
 DECOMPOSITIONS: dict[str, Callable[[ir.Node, Steps], None]] = {
     "Attention": _attention,
     "CastLike": _cast_like,
+    "CumSum": _cumulative_sum,
     "Einsum": _einsum,
     "Gelu": _gelu,
     "GreaterOrEqual": _or_equal,
