@@ -181,6 +181,19 @@ def test_one_tensor_uses_another_s_memory(mm: ModuleType, mode: str) -> None:
     assert "no tensor whose data_address() was read holds 28 bytes" in str(second.set_data_address(address + 16, [7]))
 
 
+def test_a_copied_array_may_change_at_once(mm: ModuleType, mode: str) -> None:
+    network = mm.Network()
+    shape = network.add_input(mm.DataType.INT32, mm.Dims([1]))
+    filled = network.add_i_fill_node(shape, _const(mm, network, "FLOAT32", [], [1]))
+    assert network.mark_output(filled.get_output(0)).ok()
+    runner, array, outputs = Runner(mm, build(mm, network, configure(mm))), np.array([3], np.int32), []
+    assert runner.inputs[0].memcpy_from_host(array).ok()
+    assert runner.context.enqueue(runner.inputs, outputs, runner.queue).ok()
+    array[:] = 5
+    assert runner.queue.sync().ok()
+    np.testing.assert_array_equal(outputs[0].asnumpy(), [1, 1, 1])
+
+
 def test_inputs_of_a_model_use_the_memory_of_another_model_s_result(mm: ModuleType, mode: str, tmp_path: Path) -> None:
     network = mm.Network()
     shape = network.add_input(mm.DataType.INT32, mm.Dims([1]))
