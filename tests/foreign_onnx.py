@@ -175,3 +175,82 @@ def write(folder: Path, **graphs: onnx.ModelProto) -> list[Path]:
     for name, graph in graphs.items():
         onnx.save(graph, str(folder / f"{name}.onnx"))
     return [folder / f"{name}.onnx" for name in graphs]
+
+
+def fixed_image_tower(batch: int, seed: int = 0) -> onnx.ModelProto:
+    """A vision transformer of one block with the forms that torch's tracing leaves: the batch is a number in every Reshape."""
+    width, heads, patches = 8, 2, 4
+    length, each = patches + 1, width // heads
+    half = support.SIDE // 2
+    generator = np.random.default_rng(seed)
+
+    def drawn(*shape: int) -> Array:
+        return generator.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
+
+    class_token = np.tile(drawn(1, 1, width), (batch, 1, 1))
+    weights = {
+        "patch": drawn(width, 3, half, half), "class": class_token, "place": drawn(length, width),
+        "wq": drawn(width, width), "wk": drawn(width, width), "wv": drawn(width, width),
+        "wo": drawn(width, width), "bo": drawn(width), "head": drawn(width, support.DIM), "zero": np.array(0, np.int64),
+    }  # fmt: skip
+    shapes = {
+        "flat": [batch, width, patches], "heads": [length, batch * heads, each],
+        "rows": [length * batch, width], "back": [length, batch, width],
+    }  # fmt: skip
+    weights |= {f"to_{name}": np.array(sizes, np.int64) for name, sizes in shapes.items()}
+    nodes = [
+        node("Conv", ["pixel_values", "patch"], "patches", strides=[half, half]),
+        node("Reshape", ["patches", "to_flat"], "columns"),
+        node("Transpose", ["columns"], "tokens", perm=[0, 2, 1]),
+        node("Concat", ["class", "tokens"], "joined", axis=1),
+        node("Add", ["joined", "place"], "placed"),
+        node("Transpose", ["placed"], "x", perm=[1, 0, 2]),
+    ]
+    for name in "qkv":
+        nodes += [
+            node("MatMul", ["x", f"w{name}"], name),
+            node("Reshape", [name, "to_heads"], f"{name}_heads"),
+            node("Transpose", [f"{name}_heads"], f"{name}_first", perm=[1, 2, 0] if name == "k" else [1, 0, 2]),
+        ]
+    nodes += [
+        node("MatMul", ["q_first", "k_first"], "scores"),
+        node("Softmax", ["scores"], "shares", axis=2),
+        node("MatMul", ["shares", "v_first"], "mixed"),
+        node("Transpose", ["mixed"], "turned", perm=[1, 0, 2]),
+        node("Reshape", ["turned", "to_rows"], "flattened"),
+        node("Gemm", ["flattened", "wo", "bo"], "projected"),
+        node("Reshape", ["projected", "to_back"], "restored"),
+        node("Add", ["restored", "x"], "sum"),
+        node("Gather", ["sum", "zero"], "first", axis=0),
+        node("MatMul", ["first", "head"], "image_embeds"),
+    ]
+    port = ("pixel_values", FLOAT, (batch, 3, support.SIDE, support.SIDE))
+    return model(nodes, [port], [("image_embeds", FLOAT, (batch, support.DIM))], weights)
+
+
+def fixed_text_tower(batch: int, pooling: str) -> onnx.ModelProto:
+    """Token embeddings, of which that of the largest id is the text's, in two forms of x[arange(batch), position]."""
+    rows = np.arange(batch, dtype=np.int64)
+    place = np.random.default_rng(1).standard_normal((support.CONTEXT, support.DIM), np.float32)
+    nodes = [node("Gather", ["table", "input_ids"], "tokens"), node("Add", ["tokens", "place"], "placed")]
+    weights = constants("table", place=place)
+    if pooling == "Gather":
+        weights |= {
+            "flat": np.array([batch * support.CONTEXT, support.DIM], np.int64),
+            "offsets": rows * support.CONTEXT,
+        }
+        nodes += [
+            node("ArgMax", ["input_ids"], "position", axis=1, keepdims=0),
+            node("Add", ["position", "offsets"], "index"),
+            node("Reshape", ["placed", "flat"], "all_rows"),
+            node("Gather", ["all_rows", "index"], "text_embeds", axis=0),
+        ]
+    else:
+        weights |= {"rows": rows[:, None]}
+        nodes += [
+            node("ArgMax", ["input_ids"], "position", axis=1, keepdims=1),
+            node("Concat", ["rows", "position"], "index", axis=1),
+            node("GatherND", ["placed", "index"], "text_embeds"),
+        ]
+    port = ("input_ids", INT64, (batch, support.CONTEXT))
+    return model(nodes, [port], [("text_embeds", FLOAT, (batch, support.DIM))], weights)

@@ -128,7 +128,12 @@ def check_tower(
             name, tower.outputs[0].name, expected, found, batch_size=size, allowed=bounds.difference
         )
         if not is_within(record, bounds.cosine):
-            raise ParityError(_message(record, bounds.cosine), [msgspec.structs.asdict(record)])
+            fixed = (
+                ""
+                if own is None
+                else f" The given file has a fixed batch of {own}; export it again with a dynamic one."
+            )
+            raise ParityError(_message(record, bounds.cosine) + fixed, [msgspec.structs.asdict(record)])
         records.append(record)
     return records
 

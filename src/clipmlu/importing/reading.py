@@ -72,6 +72,7 @@ def read_graph(path: Path) -> GraphFile:
         check_proto(model, path.parent)
     except ValueError as error:
         raise ExportError(f"{where} is damaged: {str(error).rstrip('.')}. {_ADVICE}") from error
+    _use_short_domain(model)
     locations = dict.fromkeys(location for _, location in _external(model))
     _load_weights(model, path)
     weights = {weight.name for weight in model.graph.initializer}
@@ -142,6 +143,16 @@ def _refuse_nodes(model: onnx.ModelProto, where: str) -> None:
                 f"{where} is quantised: it has the {describe(node)}. Give the file with float weights; "
                 "clipmlu compile quantises it for a target."
             )
+
+
+def _use_short_domain(model: onnx.ModelProto) -> None:
+    """Replace the long name of ONNX's own domain by the usual empty one, in place."""
+    for each in [*model.graph.node, *model.opset_import]:
+        each.domain = "" if each.domain in _NATIVE else each.domain
+    others = [entry for entry in model.opset_import if entry.domain]
+    version = opset_of(model)
+    del model.opset_import[:]
+    model.opset_import.extend([onnx.OperatorSetIdProto(domain="", version=version), *others])
 
 
 def _external(model: onnx.ModelProto) -> Iterator[tuple[TensorProto, str]]:

@@ -152,6 +152,7 @@ def build_tower(
     if source.halves:
         to_float32(model)
     model = to_canonical_opset(model, str(source.file))
+    name_nodes(model)
     sizes: tuple[int, ...] = (3, preprocess.height, preprocess.width)
     if source.name == "text":
         sizes = (tokenizer.context_length,)
