@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 Answer = bytes | Callable[[socket.socket], None]
 """The bytes of an answer, or a function that sends it."""
@@ -97,10 +98,20 @@ def redirect(target: str, status: str = "302 Found") -> bytes:
     return content(b"", status=status, Location=target)
 
 
+Server = TypeVar("Server", bound=ImageServer)
+
+
 @contextlib.contextmanager
 def serving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator[ImageServer]:
     """A server for the block, in threads of this process."""
-    with ImageServer(tls, host) as server:
+    with running(ImageServer(tls, host)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Runs a server for the block, in threads of this process."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         yield server

@@ -21,6 +21,11 @@ from clipmlu.file_names import expand_home
 CACHE_VARIABLE = "CLIPMLU_CACHE_DIR"
 CIFAR100_VARIABLE = "CIFAR100_DATASETS_PATH"
 """The variable that the vendor's CLIP sample reads for the folder of CIFAR-100."""
+MODELSCOPE_ENDPOINT_VARIABLE = "MODELSCOPE_ENDPOINT"
+MODELSCOPE_TOKEN_VARIABLE = "MODELSCOPE_API_TOKEN"  # noqa: S105 - the name of a variable
+"""The variables of ModelScope's own client (``config.py`` of modelscope-hub 0.5.1 on PyPI)."""
+_MODELSCOPE_DOMAIN_VARIABLE = "MODELSCOPE_DOMAIN"  # of its earlier versions
+_MODELSCOPE = "https://modelscope.cn"
 
 _ROOT = Path("/")
 _CGROUP = "sys/fs/cgroup"
@@ -217,6 +222,21 @@ def cifar100_dir() -> Path | None:
     """Return the folder in CIFAR100_DATASETS_PATH, or None if the variable is not set."""
     value = os.environ.get(CIFAR100_VARIABLE)
     return expand_home(value) if value else None
+
+
+def modelscope_endpoint() -> str:
+    """Return the address of ModelScope: MODELSCOPE_ENDPOINT, else MODELSCOPE_DOMAIN, else that of the site in China.
+
+    As in ModelScope's own client ``https://`` is added where it is missing, and slashes at the end are removed.
+    """
+    given = os.environ.get(MODELSCOPE_ENDPOINT_VARIABLE) or os.environ.get(_MODELSCOPE_DOMAIN_VARIABLE)
+    address = (given or "").strip() or _MODELSCOPE
+    return (address if address.lower().startswith(("http://", "https://")) else f"https://{address}").rstrip("/")
+
+
+def modelscope_token() -> str | None:
+    """Return the token in MODELSCOPE_API_TOKEN, or None if the variable is not set or empty."""
+    return os.environ.get(MODELSCOPE_TOKEN_VARIABLE, "").strip() or None
 
 
 def refuse_onnxruntime_telemetry() -> None:

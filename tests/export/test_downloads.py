@@ -8,8 +8,10 @@ import http.server
 import json
 import socket
 import ssl
+import struct
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from clipmlu.errors import DownloadError
 from clipmlu.export.download_reasons import download_reason
 from clipmlu.export.downloads import are_cached, checkpoint_names, fetch_file, is_hub_reachable, record_downloads
 from clipmlu.export.exporter import ExportOptions, export_model, is_current
+from clipmlu.export.retrying import RetryPolicy
+from clipmlu.steps import StartStep, no_steps
 from hub_cache import put_into_cache
 from support import StepRecorder
 
@@ -29,9 +33,14 @@ pytestmark = pytest.mark.torch
 CLOSED_PORT = "http://127.0.0.1:9"
 
 
-def fetch(cache: Path, *, offline: bool = False) -> Path:
+def fetch(
+    cache: Path, *, offline: bool = False, pauses: list[float] | None = None, on_step: StartStep = no_steps
+) -> Path:
+    """Download without waiting; seconds that it would wait are added to ``pauses``."""
+    policy = RetryPolicy(sleep=(pauses if pauses is not None else []).append)
     names = checkpoint_names("")
-    return fetch_file("org/name", names, cache_dir=cache, offline=offline, hint="Do this.")
+    hint = "Do this."
+    return fetch_file("org/name", names, cache_dir=cache, offline=offline, hint=hint, on_step=on_step, policy=policy)
 
 
 def test_cached_file_needs_no_network(tmp_path: Path) -> None:
@@ -157,31 +166,58 @@ def test_a_version_of_a_cached_file_is_its_digest(tmp_path: Path) -> None:
     assert not are_cached(record, tmp_path)
 
 
-_CONTENT = b"weights of a model"
+_CONTENT = b"weights of a model" * 1000
 _SENT = {"ETag": f'"{hashlib.sha256(_CONTENT).hexdigest()}"', "X-Repo-Commit": "0" * 40}
 
 
 class Hub:
-    """A server on this machine that answers every question with one status, headers and content."""
+    """A server on this machine that answers every question with one status, headers and content.
+
+    Attributes:
+        busy: status and headers of the first answers, in turn.
+        cuts: number of bytes after which the first answers with content end, in turn; the last one by a reset.
+        asked: method and header ``Range`` of each request.
+    """
 
     def __init__(self) -> None:
         self.status, self.headers, self.length = 200, dict(_SENT), len(_CONTENT)
+        self.busy: list[tuple[int, dict[str, str]]] = []
+        self.cuts: list[int] = []
+        self.asked: list[tuple[str, str | None]] = []
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
+                self.answer()
+
+            def answer(self) -> int:
+                """Send the head, and return the number of the first byte that is wanted."""
+                wanted = self.headers.get("Range")
+                hub.asked.append((self.command, wanted))
                 if not hub.status:
                     self.close_connection = True
-                    return
-                self.send_response(hub.status)
-                for name, value in hub.headers.items():
+                    return 0
+                status, headers = hub.busy.pop(0) if hub.busy else (hub.status, hub.headers)
+                first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and status == 200 else 0
+                self.send_response(206 if first else status)
+                for name, value in headers.items():
                     self.send_header(name, value.replace("HERE", self.path))
-                self.send_header("Content-Length", str(hub.length))
+                self.send_header("Content-Length", str(hub.length - first))
+                if first:
+                    self.send_header("Content-Range", f"bytes {first}-{hub.length - 1}/{hub.length}")
                 self.end_headers()
+                return first
 
             def do_GET(self) -> None:
-                self.do_HEAD()
-                self.wfile.write(_CONTENT)
+                first = self.answer()
+                count = hub.cuts.pop(0) if hub.cuts else len(_CONTENT)
+                self.wfile.write(_CONTENT[first : first + count])
+                if count < len(_CONTENT):
+                    self.close_connection = True
+                    time.sleep(0.2)  # until the client has read what was sent
+                    if not hub.cuts:
+                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        self.connection.close()
 
             def log_message(self, *_arguments: object) -> None:
                 pass
@@ -252,6 +288,35 @@ def test_connection_that_is_cut_while_a_file_comes_is_said_once(
         match=r"the connection to 'http://127\.0\.0\.1:\d+' was cut\. Run again\. The cache .*HF_ENDPOINT .*ModelScope .*Do this\.$",
     ):
         fetch(tmp_path)
+    assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
+
+
+def test_a_busy_hub_is_asked_again_when_it_says(hub: Hub, tmp_path: Path) -> None:
+    hub.busy = [(429, {"Retry-After": "7"}), (503, {})]
+    pauses: list[float] = []
+    assert fetch(tmp_path, pauses=pauses).read_bytes() == _CONTENT
+    assert pauses == [7.0, 4.0]
+
+
+def test_a_pause_of_an_hour_is_an_error_at_once(hub: Hub, tmp_path: Path) -> None:
+    hub.busy = [(429, {"Retry-After": "3600"})]
+    with pytest.raises(DownloadError, match="answers 429"):
+        fetch(tmp_path)
+
+
+def test_a_cut_download_is_completed(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """huggingface_hub goes on after an early end; after a reset it fails, and what it received is lost (2.4)."""
+    monkeypatch.setattr("huggingface_hub.file_download.time", types.SimpleNamespace(sleep=lambda _seconds: None))
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # it keeps whole chunks only
+    hub.cuts = [4000, 3000]
+    recorder, pauses = StepRecorder(), list[float]()
+    assert fetch(tmp_path, pauses=pauses, on_step=recorder).read_bytes() == _CONTENT
+    assert [method for method, _range in hub.asked if method == "GET"] == ["GET"] * 3
+    assert pauses == [1.0]
+    counts = [int(event[1:]) for event in recorder.events if event.startswith("+")]
+    assert sum(counts) == len(_CONTENT)
     assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
 
 

@@ -12,7 +12,7 @@ from clipmlu.host import require
 
 PURPOSE = "Downloading a model"
 _STATUSES = {
-    401: "it requires a login, or rejects the token. Set HF_TOKEN to a valid one, or unset it",
+    401: "it requires a login, or rejects the token. Set {token} to a valid one, or unset it",
     403: "access is refused. The account or token lacks the permission",
     404: "there is no such file. Check the name",
     407: "a proxy requires a login. Check HTTPS_PROXY",
@@ -38,12 +38,11 @@ def download_reason(error: BaseException, repo: str, cache: str) -> str:
         cache: its cache directory.
     """
     endpoint = str(require("huggingface_hub.constants", "export", PURPOSE).ENDPOINT)
-    chain = list(_causes(error))
-    for each in chain:
-        found = _of_the_hub(each, repo, endpoint) or _of_the_cache(each, cache)
+    for each in causes(error):
+        found = _of_the_hub(each, repo, endpoint) or cache_reason(each, cache)
         if found is not None:
             return found
-        found = _of_the_network(each, endpoint) or _of_http(each, endpoint)
+        found = network_reason(each, endpoint, "HF_ENDPOINT")
         if found is not None:
             end = "" if found.endswith("?") else "."
             return f"{found}{end} The cache '{cache}' does not hold it. {ways_out(repo)}"
@@ -74,16 +73,26 @@ def _of_the_hub(error: BaseException, repo: str, endpoint: str) -> str | None:
     if isinstance(error, errors.HFValidationError):
         return f"'{repo}' is no name of a repository; expected org/name"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
-        return _of_the_status(int(error.response.status_code), endpoint, repo)
+        status = int(error.response.status_code)
+        reason = status_reason(status, endpoint, "HF_TOKEN")
+        return f"{reason}. {ways_out(repo)}" if status >= 500 else reason
     return None
 
 
-def _of_the_status(status: int, endpoint: str, repo: str) -> str:
-    other = f"it fails. Try again later. {ways_out(repo)}" if status >= 500 else "an unexpected status"
-    return f"'{endpoint}' answers {status}: {_STATUSES.get(status, other)}"
+def status_reason(status: int, endpoint: str, token: str) -> str:
+    """Return what the status of an answer means, and what to do, without the last full stop.
+
+    Args:
+        status: HTTP status code.
+        endpoint: address of the server.
+        token: the variable that holds its token.
+    """
+    other = "it fails. Try again later" if status >= 500 else "an unexpected status"
+    return f"'{endpoint}' answers {status}: {_STATUSES.get(status, other).format(token=token)}"
 
 
-def _of_the_cache(error: BaseException, cache: str) -> str | None:
+def cache_reason(error: BaseException, cache: str) -> str | None:
+    """Return why a file cannot be written to a cache, without the last full stop; None for other errors."""
     if not isinstance(error, OSError) or isinstance(error, _OF_CONNECTIONS):
         return None
     if error.errno in _FULL:
@@ -93,6 +102,17 @@ def _of_the_cache(error: BaseException, cache: str) -> str | None:
     if error.errno in _UNWRITABLE:
         return f"the cache '{cache}' cannot be written: {error.strerror}. Choose another place with --cache-dir"
     return None
+
+
+def network_reason(error: BaseException, endpoint: str, variable: str) -> str | None:
+    """Return why a connection failed, without the last full stop; None for other errors.
+
+    Args:
+        error: an exception of the system, or of an HTTP library.
+        endpoint: address of the server.
+        variable: the variable that holds the address.
+    """
+    return _of_the_network(error, endpoint) or _of_http(error, endpoint, variable)
 
 
 def _of_the_network(error: BaseException, endpoint: str) -> str | None:
@@ -109,7 +129,7 @@ def _of_the_network(error: BaseException, endpoint: str) -> str | None:
     return f"'{endpoint}' cannot be reached: {error.strerror}. Is there a network?"
 
 
-def _of_http(error: BaseException, endpoint: str) -> str | None:
+def _of_http(error: BaseException, endpoint: str, variable: str) -> str | None:
     """Return the reason for an HTTP error by its class name; huggingface_hub versions use different HTTP libraries."""
     names = {each.__name__ for each in type(error).__mro__}
     if names & _CUT:
@@ -119,13 +139,13 @@ def _of_http(error: BaseException, endpoint: str) -> str | None:
     if "ProxyError" in names:
         return "the proxy blocks it. Check HTTPS_PROXY"
     if "TooManyRedirects" in names:
-        return f"'{endpoint}' redirects in a loop. Check HF_ENDPOINT"
+        return f"'{endpoint}' redirects in a loop. Check {variable}"
     if names & _BAD_ADDRESSES:
-        return f"'{endpoint}' is no address of a hub. Check HF_ENDPOINT: expected https://..."
+        return f"'{endpoint}' is no address of a hub. Check {variable}: expected https://..."
     return None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """Return an error and its causes, the innermost first, since the operating system's error is the most specific."""
     found: list[BaseException] = []
     while error is not None and len(found) < 20:

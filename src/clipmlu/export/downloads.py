@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import hashlib
 import inspect
 import logging
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from clipmlu.errors import DownloadError
-from clipmlu.export.download_reasons import PURPOSE, digest_of, download_reason, ways_out
+from clipmlu.export.download_reasons import PURPOSE, causes, digest_of, download_reason, ways_out
+from clipmlu.export.retrying import RETRIES, Interruption, RetryPolicy, interruption_of_status, repeat
 from clipmlu.host import require
 from clipmlu.steps import BYTES, StartStep, Step, no_steps
 
@@ -78,9 +80,12 @@ def fetch_file(
     offline: bool,
     hint: str,
     on_step: StartStep = no_steps,
+    policy: RetryPolicy = RETRIES,
 ) -> Path:
     """Return the first available of several files of a repository; see ``_fetch_file`` and ``record_downloads``."""
-    path, name = _fetch_file(repo, names, cache_dir=cache_dir, offline=offline, hint=hint, on_step=on_step)
+    path, name = _fetch_file(
+        repo, names, cache_dir=cache_dir, offline=offline, hint=hint, on_step=on_step, policy=policy
+    )
     record = _RECORD.get()
     if record is not None:
         record[f"{repo}::{name}"] = _version_of(str(path))
@@ -95,12 +100,12 @@ def _fetch_file(
     offline: bool,
     hint: str,
     on_step: StartStep,
+    policy: RetryPolicy,
 ) -> tuple[Path, str]:
     """Return the path and the name of the file.
 
     A cached file is used without asking the hub for a newer one, so that repeated exports give equal results. A
-    download has
-    one attempt with a time limit; huggingface_hub would repeat it for half a minute.
+    hub that cannot be reached is asked once with a time limit; huggingface_hub would repeat it for half a minute.
 
     Args:
         repo: ``org/name``.
@@ -108,7 +113,8 @@ def _fetch_file(
         cache_dir: huggingface_hub's cache directory; None for its default.
         offline: use the cache only.
         hint: a sentence with advice if the file is not available.
-        on_step: shows a download.
+        on_step: shows a download, and its pauses.
+        policy: further attempts, if the hub is busy or cuts a connection.
 
     Raises:
         DownloadError: no file is cached and none can be downloaded, or its digest is not the announced one.
@@ -121,26 +127,63 @@ def _fetch_file(
         if isinstance(cached, str):
             return Path(cached), name
     wanted, cache = f"{repo}/{names[0]}", str(cache_dir or constants.HF_HUB_CACHE)
-    if offline or constants.HF_HUB_OFFLINE:
-        switch = "--offline" if offline else "HF_HUB_OFFLINE"
+    if (switch := offline_switch(offline=offline)) is not None:
         reason = f"'{wanted}' is not in the cache '{cache}', and the network is off ({switch})"
         raise DownloadError(f"{reason}. {ways_out(repo)}. {hint}")
+    repeated = functools.partial(
+        repeat, interruption_of=_interruption_of, server=constants.ENDPOINT, policy=policy, on_step=on_step
+    )
     for name in names:
         try:
-            with _quiet_hub():
-                # This request is cheap and not retried; the download is retried, but only after the hub has answered.
-                with on_step(f"asking for {repo}/{name}"):
-                    facts = hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S)
-                with on_step(f"downloading {repo}/{name}", total=facts.size, unit=BYTES) as step:
-                    bar = {"tqdm_class": _bar_class(step)} if _takes_bar(hub.hf_hub_download) else {}
-                    path = Path(hub.hf_hub_download(repo, name, cache_dir=cache_dir, etag_timeout=_TIMEOUT_S, **bar))
+            path, digest = _download(repo, name, cache_dir, repeated, on_step)
         except Exception as error:  # the HTTP library and its errors differ between versions
             if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
                 continue
             raise DownloadError(_message(wanted, download_reason(error, repo, cache), hint)) from error
-        _check_digest(path, digest_of(facts), wanted, hint)
+        _check_digest(path, digest, wanted, hint)
         return path, name
     raise DownloadError(_message(wanted, f"the repository has no {' or '.join(names)}", hint))
+
+
+def _download(
+    repo: str,
+    name: str,
+    cache_dir: str | os.PathLike[str] | None,
+    repeated: Callable[[Callable[[], Any]], Any],
+    on_step: StartStep,
+) -> tuple[Path, str | None]:
+    """Return the path of a file and its announced digest, or None; ``repeated`` calls a request until it succeeds."""
+    hub = require("huggingface_hub", "export", PURPOSE)
+    with _quiet_hub():
+        with on_step(f"asking for {repo}/{name}"):
+            facts = repeated(lambda: hub.get_hf_file_metadata(hub.hf_hub_url(repo, name), timeout=_TIMEOUT_S))
+        with on_step(f"downloading {repo}/{name}", total=facts.size, unit=BYTES) as step:
+            bar = {"tqdm_class": _bar_class(step)} if _takes_bar(hub.hf_hub_download) else {}
+            options = {"cache_dir": cache_dir, "etag_timeout": _TIMEOUT_S, **bar}
+            return Path(repeated(lambda: hub.hf_hub_download(repo, name, **options))), digest_of(facts)
+
+
+def offline_switch(*, offline: bool) -> str | None:
+    """Return what keeps off the network, ``--offline`` or the variable HF_HUB_OFFLINE, or None.
+
+    Args:
+        offline: whether the user's option does.
+    """
+    if offline:
+        return "--offline"
+    constants = require("huggingface_hub.constants", "export", PURPOSE)
+    return "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else None
+
+
+def _interruption_of(error: Exception) -> Interruption | None:
+    """Return why a request to the hub may succeed later: it is busy, or the connection was reset while a file arrived."""
+    errors = require("huggingface_hub.errors", "export", PURPOSE)
+    for each in causes(error):
+        if isinstance(each, errors.HfHubHTTPError) and each.response is not None:
+            return interruption_of_status(int(each.response.status_code), each.response.headers.get("Retry-After"))
+        if isinstance(each, ConnectionResetError):  # huggingface_hub continues other connections that end early
+            return Interruption(reason="cut the connection")
+    return None
 
 
 def is_hub_reachable(repo: str, name: str) -> bool:
@@ -184,13 +227,16 @@ def _takes_bar(download: Callable[..., Any]) -> bool:
 def _bar_class(step: Step) -> type[Any]:
     """Return a class of progress bars for huggingface_hub that show nothing and advance a step by their bytes."""
     tqdm: Any = require("tqdm.auto", "export", PURPOSE).tqdm
+    received = 0
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *given: Any, **options: Any) -> None:
             super().__init__(*given, **{**options, "disable": True})
-            step.advance(int(options.get("initial") or 0))
+            self.update(int(options.get("initial") or 0) - received)  # a further attempt has a bar of its own
 
         def update(self, n: float | None = 1) -> None:
+            nonlocal received
+            received += int(n or 0)
             step.advance(int(n or 0))
 
     return Bar

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 import http.client
 import ssl
 import zlib
@@ -14,6 +12,7 @@ from clipmlu.data.url.connection import CUT, Response, request
 from clipmlu.data.url.errors import CutError, UrlError
 from clipmlu.data.url.location import Location, parse_url, redact
 from clipmlu.data.url.options import UrlOptions
+from clipmlu.data.url.retry_after import parse_retry_after
 from clipmlu.data.url.time_limit import TimeLimit
 from clipmlu.errors import InputError, first_line, reason_of
 from clipmlu.file_names import name_from_path
@@ -104,23 +103,9 @@ class _BusyError(UrlError):
     """
 
     def __init__(self, response: Response) -> None:
-        self.retry_after_s = _retry_after(response.headers.get("Retry-After"))
+        self.retry_after_s = parse_retry_after(response.headers.get("Retry-After"))
         asked = "" if self.retry_after_s is None else f", and to try again after {self.retry_after_s:.0f} s"
         super().__init__(f"its server answers {_status(response)}{asked}.")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a header ``Retry-After``, which is a number or a date; None if it is neither."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except (ValueError, IndexError, OverflowError):
-        return None
-    date = date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)
-    return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
 def _status(response: Response) -> str:
