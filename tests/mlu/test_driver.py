@@ -464,6 +464,25 @@ def test_lost_card_and_full_memory_are_told_apart(
     assert caught.value.kind == kind
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Resource exhausted: cnrtMalloc", "out_of_memory"),  # the form of the SDK's log: ``Internal: ...`` (api 2.1)
+        ("RESOURCE_EXHAUSTED: cnrtMalloc", "out_of_memory"),
+        ("Unavailable: device 0", "device_lost"),
+        ("Internal: Onnx mlir graph is illegal", "status"),
+    ],
+)
+def test_the_kind_of_a_status_is_read_from_both_forms_of_its_text(sdk: Any, text: str, kind: str) -> None:
+    class Status(sdk.Status):  # type: ignore[misc, name-defined]
+        def __str__(self) -> str:
+            return text
+
+    with pytest.raises(DriverError) as caught:
+        check_status("parse", Status(sdk.Code.INTERNAL, text))
+    assert caught.value.kind == kind
+
+
 def test_second_context_that_cannot_be_had_is_done_without(
     open_runner: OpenRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

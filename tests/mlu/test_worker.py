@@ -189,7 +189,9 @@ def test_after_giving_up_the_next_batch_is_tried_again(client_for: ClientFor, mo
     np.testing.assert_allclose(client.submit(opened, [rows(2, 1)]).result()[0], reference(rows(2, 1)), atol=1e-6)
 
 
-def test_error_of_one_batch_does_not_touch_the_others(client_for: ClientFor, model: Path) -> None:
+def test_error_of_one_batch_does_not_touch_the_others(
+    client_for: ClientFor, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     client = client_for(emulator={"faults": "enqueue:3:status"})
     opened = client.open_session(open_request(model))
     futures = [client.submit(opened, [rows(2 if seed != 5 else 99, seed)]) for seed in range(8)]
@@ -201,6 +203,7 @@ def test_error_of_one_batch_does_not_touch_the_others(client_for: ClientFor, mod
         else:
             np.testing.assert_allclose(future.result()[0], reference(rows(2, seed)), atol=1e-6)
     assert client.restarts == 0
+    assert capfd.readouterr().err == ""  # the worker's log stays with the worker
 
 
 def test_several_sessions_survive_a_restart(client_for: ClientFor, model: Path) -> None:

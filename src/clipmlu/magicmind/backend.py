@@ -187,7 +187,7 @@ class EmulatedMagicMindBackend(MagicMindBackend):
         return None if self._in_process else emulated_worker()
 
     def _local_peer(self) -> Peer:
-        return LocalPeer(load_emulated_sdk)
+        return LocalPeer(_load_for_driver)
 
     def _check_kind(self, record: BuildRecord, path: Path, label: str) -> None:
         from clipmlu.magicmind.emulator import is_emulated_model
@@ -231,6 +231,14 @@ def load_emulated_sdk() -> Any:
             sys.path.remove(str(site_path()))
             for name in [name for name in list(sys.modules) if _is_sdk(name) and name not in before]:
                 del sys.modules[name]
+
+
+def _load_for_driver() -> Any:
+    """Import the emulated SDK for the driver's thread, which raises every bad Status as an error."""
+    from clipmlu.magicmind.emulator.log import hide_statuses
+
+    hide_statuses()
+    return load_emulated_sdk()
 
 
 _LOADING = threading.Lock()

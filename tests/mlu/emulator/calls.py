@@ -113,9 +113,14 @@ def precision(name: str, **more: str) -> dict[str, Any]:
 
 
 def calibrate(
-    mm: ModuleType, network: Any, config: Any, *batches: Sequence[Any], algorithm: str = "LINEAR_ALGORITHM"
+    mm: ModuleType,
+    network: Any,
+    config: Any,
+    *batches: Sequence[Any],
+    algorithm: str = "LINEAR_ALGORITHM",
+    listed: bool = True,
 ) -> Any:
-    """One data object for each input, yielding the given batches; returns the Status."""
+    """One data object for each input, yielding the given batches, in a list or by itself; returns the Status."""
 
     class CalibData(mm.CalibDataInterface):  # type: ignore[misc, name-defined]
         def __init__(self, samples: Sequence[Any]) -> None:
@@ -143,7 +148,8 @@ def calibrate(
         def get_sample(self) -> Any:
             return self.current
 
-    calibrator = mm.Calibrator([CalibData(samples) for samples in batches])
+    data = [CalibData(samples) for samples in batches]
+    calibrator = mm.Calibrator(data if listed else data[0])
     assert calibrator.set_quantization_algorithm(mm.QuantizationAlgorithm[algorithm]).ok()
     return calibrator.calibrate(network, config)
 

@@ -218,22 +218,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_no_sample_shows_is_refused_by_the_build(
-    mm: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+    mm: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     network = parse(mm, heads(tmp_path / "m.onnx"))
     append_detection(mm, network, "YOLOV3", **WRONG[name][0])
     assert mm.Builder().build_model("m", network, configure(mm)) is None
-    assert re.search(WRONG[name][1], caplog.text)
+    assert re.search(WRONG[name][1], capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("algorithm", ["YOLOV2", "SSD", "FASTERRCNN", "REFINEDET"])
 def test_other_heads_are_refused(
-    mm: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture, algorithm: str
+    mm: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], algorithm: str
 ) -> None:
     network = parse(mm, heads(tmp_path / "m.onnx"))
     append_detection(mm, network, algorithm)
     assert mm.Builder().build_model("m", network, configure(mm)) is None
-    assert f"no public sample shows what {algorithm} takes and gives" in caplog.text
+    assert f"no public sample shows what {algorithm} takes and gives" in capfd.readouterr().err
 
 
 def test_setters_check_their_values(mm: ModuleType, tmp_path: Path) -> None:

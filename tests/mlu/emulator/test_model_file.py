@@ -90,7 +90,7 @@ def test_another_card_refuses_the_model(
     mode: str,
     saved: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
     variable: str,
     value: str,
     message: str,
@@ -99,7 +99,7 @@ def test_another_card_refuses_the_model(
     model = mm.Model()
     assert model.deserialize_from_file(str(saved)).ok()
     assert model.create_i_engine() is None
-    assert message in caplog.text
+    assert message in capfd.readouterr().err
 
 
 def test_the_header_lists_every_quantised_tensor(mm: ModuleType, tmp_path: Path) -> None:

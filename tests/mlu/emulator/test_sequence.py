@@ -378,4 +378,4 @@ def test_inputs_tell_their_shape_while_the_graph_does_not_fit(mm: ModuleType, tm
 def test_other_frameworks_are_refused(mm: ModuleType, tmp_path: Path, kind: str) -> None:
     status = mm.Parser(mm.ModelKind[kind]).parse(mm.Network(), str(tmp_path / "x"))
     assert not status.ok()
-    assert "reads ONNX only" in str(status)
+    assert f"emulates the SDK's ONNX parser only, not that of {kind}" in str(status)

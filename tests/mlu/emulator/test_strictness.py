@@ -14,7 +14,19 @@ import pytest
 from onnx import helper
 
 from clipmlu.magicmind.emulator.settings import SWITCH_NAMES
-from mlu.emulator.calls import FLOAT, INT64, Runner, build, calibrate, configure, linear, parse, precision, save_graph
+from mlu.emulator.calls import (
+    FLOAT,
+    INT64,
+    Runner,
+    build,
+    calibrate,
+    clip_like,
+    configure,
+    linear,
+    parse,
+    precision,
+    save_graph,
+)
 from mlu.emulator.heads import append_detection, heads
 
 W = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -295,7 +307,7 @@ def test_an_input_tensor_changes_its_memory_only_while_work_reads_it(mm: ModuleT
 
 
 def test_a_graph_exported_for_one_batch_is_refused_for_another(
-    mm: ModuleType, mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mm: ModuleType, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"], name="Reshape_0")]
     path = save_graph(
@@ -304,7 +316,10 @@ def test_a_graph_exported_for_one_batch_is_refused_for_another(
     network = parse(mm, path)
     assert network.get_input(0).set_dimension(mm.Dims((4, 2, 3))).ok()
     assert mm.Builder().build_model("x", network, configure(mm, {"graph_shape_mutable": False})) is None
-    assert "node 'Reshape_0' reshapes [4, 2, 3] to [1, 6]: the graph was exported for another shape" in caplog.text
+    assert (
+        "node 'Reshape_0' reshapes [4, 2, 3] to [1, 6]: the graph was exported for another shape"
+        in capfd.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -371,7 +386,53 @@ def test_pixels_beyond_uint8_are_refused(mm: ModuleType, tmp_path: Path) -> None
     tensor = _runner(mm, tmp_path, part).inputs[0]
     assert tensor.from_numpy(X.astype(np.float64) * 255).ok()
     assert "beyond UINT8" in str(tensor.from_numpy(X.astype(np.float64) * 256))
-    assert "float32 for UINT8" in str(tensor.from_numpy(X))
+    assert "int64 for UINT8" in str(tensor.from_numpy(X.astype(np.int64)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fractions_for_pixels_are_refused(mm: ModuleType, tmp_path: Path, dtype: str) -> None:
+    """A model with means and vars takes pixels; whether normalised ones are truncated or rounded is not known."""
+    part = {"insert_bn_before_firstnode": {"0": {"mean": [0.0] * 3, "var": [1.0] * 3}}}
+    tensor = _runner(mm, tmp_path, part).inputs[0]
+    assert "fractions" in str(tensor.from_numpy(X.astype(dtype) * 0.5))
+    assert "fractions" in str(tensor.from_numpy(X.astype(dtype) * np.nan))
+    assert tensor.from_numpy(X.astype(dtype) * 200).ok()
+    np.testing.assert_array_equal(tensor.asnumpy(), np.full((2, 3), 200, np.uint8))
+
+
+def test_images_of_bytes_become_the_same_floats(mm: ModuleType, tmp_path: Path) -> None:
+    """MC psenet and fsanet hand uint8 images to FLOAT32 inputs and publish their accuracy."""
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50
+    runner = _runner(mm, tmp_path)
+    np.testing.assert_array_equal(runner(pixels)[0], pixels.astype(np.float32) @ W)
+    assert "uint8 for INT32" in str(Runner(mm, _ids_model(mm, tmp_path)).inputs[0].from_numpy(np.zeros(2, np.uint8)))
+
+
+def test_tokens_in_an_array_of_floats_become_integers(mm: ModuleType, tmp_path: Path) -> None:
+    """MC bert_squad_pytorch collects its tokens in an ``np.empty`` of float64."""
+    runner = Runner(mm, _ids_model(mm, tmp_path))
+    np.testing.assert_array_equal(runner(np.array([2.0, 1.0]))[0], W[[2, 1], 0])
+    assert "fractions" in str(runner.inputs[0].from_numpy(np.array([0.5, 1.0])))
+
+
+def _ids_model(mm: ModuleType, tmp_path: Path) -> Any:
+    return _ids(mm, tmp_path, {"opt_config": {"type64to32_conversion": True}})
+
+
+def test_a_calibrator_takes_one_data_object(mm: ModuleType, mode: str, tmp_path: Path) -> None:
+    """MC deeplabv3_tensorflow passes the object itself; its qint8 accuracy is published."""
+    network = parse(mm, linear(tmp_path / "m.onnx", W))
+    config = configure(mm, precision("qint8_mixed_float32"))
+    assert calibrate(mm, network, config, [X], listed=False).ok()
+    assert network.calibration.batches == 1
+    model = build(mm, network, config)
+    np.testing.assert_allclose(Runner(mm, model)(X)[0], X @ W, rtol=0.02)
+
+
+def test_a_calibrator_with_one_data_object_is_refused_for_two_inputs(mm: ModuleType, tmp_path: Path) -> None:
+    network = parse(mm, clip_like(tmp_path / "clip.onnx"))
+    status = calibrate(mm, network, configure(mm, precision("qint8_mixed_float32")), [X], listed=False)
+    assert "2 inputs, the calibrator 1" in str(status)
 
 
 def test_a_batch_that_the_graph_does_not_take_answers_with_a_status(mm: ModuleType, mode: str, tmp_path: Path) -> None:
@@ -385,7 +446,7 @@ def test_a_batch_that_the_graph_does_not_take_answers_with_a_status(mm: ModuleTy
 
 
 def test_a_graph_that_no_runtime_loads_gives_no_engine(
-    mm: ModuleType, mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mm: ModuleType, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     nodes = [
         helper.make_node("Relu", ["x"], ["y"], name="Relu_0"),
@@ -393,4 +454,4 @@ def test_a_graph_that_no_runtime_loads_gives_no_engine(
     ]
     path = save_graph(tmp_path / "m.onnx", nodes, [("x", FLOAT, [1])], [("y", FLOAT, [1])], {})
     assert build(mm, parse(mm, path), configure(mm)).create_i_engine() is None
-    assert "the graph cannot be loaded" in caplog.text
+    assert "the graph cannot be loaded" in capfd.readouterr().err

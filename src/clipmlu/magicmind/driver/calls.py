@@ -63,12 +63,15 @@ def _is_status(answer: Any) -> bool:
     return callable(getattr(answer, "ok", None)) and callable(getattr(answer, "error_message", None))
 
 
+_NO_MEMORY = ("resource_exhausted", "resource exhausted", "out of memory", "out of device memory")
+
+
 def _kind_of(text: str) -> str:
-    """Return the error kind of a Status; Python can read only its text (api 2.1), whose format is not known."""
+    """Return the error kind of a Status; Python can read only its text (api 2.1), whose form is known from a log only."""
     lowered = text.lower()
     if "unavailable" in lowered or "device lost" in lowered or "device is lost" in lowered:
         return "device_lost"
-    if "resource_exhausted" in lowered or "out of memory" in lowered or "out of device memory" in lowered:
+    if any(words in lowered for words in _NO_MEMORY):
         return "out_of_memory"
     return "status"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from clipmlu.errors import CalibrationError
@@ -16,8 +15,6 @@ from clipmlu.magicmind.emulator.status import Code, StatusError
 if TYPE_CHECKING:
     from clipmlu.graph.quantisation.plan import Plan
     from clipmlu.magicmind.emulator.assembly import Assembly
-
-_log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 class Builder:
@@ -39,7 +36,7 @@ class Builder:
         try:
             return _build(name, network, config or BuilderConfig())
         except StatusError as error:
-            _log.error("emulated MagicMind: build_model: %s", error.status)
+            error.log_none("build_model")
             return None
 
 

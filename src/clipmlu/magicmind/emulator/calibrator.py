@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,8 +16,6 @@ from clipmlu.magicmind.emulator.ports import CollectedRanges
 from clipmlu.magicmind.emulator.settings import current, switches
 from clipmlu.magicmind.emulator.status import Code, Status, StatusError, returns_status
 from clipmlu.magicmind.emulator.types import Array, DataType, Dims, QuantizationAlgorithm, get_numpy_dtype_by_datatype
-
-_log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 class CalibDataInterface:
@@ -66,13 +63,15 @@ class Calibrator:
     """Runs the data of the data objects through the network.
 
     Args:
-        data: one object for each network input, in their order (MC clip gen_model.py).
+        data: one object for each network input, in their order (MC clip gen_model.py), or the object itself for a
+            network with one input (MC deeplabv3_tensorflow gen_model.py and calibrator.py).
     """
 
-    def __init__(self, data: list[CalibDataInterface]) -> None:
-        if not isinstance(data, list) or not all(isinstance(item, CalibDataInterface) for item in data):
-            raise TypeError("Calibrator(): expected a list of CalibDataInterface")
-        self._data = data
+    def __init__(self, data: list[CalibDataInterface] | CalibDataInterface) -> None:
+        given = [data] if isinstance(data, CalibDataInterface) else data
+        if not isinstance(given, list) or not all(isinstance(item, CalibDataInterface) for item in given):
+            raise TypeError("Calibrator(): expected a CalibDataInterface or a list of them")
+        self._data = given
         self._algorithm = QuantizationAlgorithm.LINEAR_ALGORITHM
         self._remote: RemoteConfig | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import logging
 import os
 import threading
 from typing import Any
@@ -12,8 +11,6 @@ from clipmlu.magicmind.emulator.faults import hit
 from clipmlu.magicmind.emulator.jobs import Queue
 from clipmlu.magicmind.emulator.settings import current
 from clipmlu.magicmind.emulator.status import Code, Status, StatusError, returns_status
-
-_log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 class _Active(threading.local):
@@ -75,7 +72,7 @@ class Device:
             check_device(self.id, "create_queue")
             hit("create_queue", self.id)
         except StatusError as error:
-            _log.error("emulated MagicMind: create_queue: %s", error.status)
+            error.log_none("create_queue")
             return None
         return Queue(self.id)
 

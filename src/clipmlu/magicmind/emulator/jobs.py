@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import logging
 import os
 import queue
 import threading
@@ -11,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from clipmlu.magicmind.emulator.faults import hit
+from clipmlu.magicmind.emulator.log import log_warning
 from clipmlu.magicmind.emulator.settings import switches
 from clipmlu.magicmind.emulator.status import Code, StatusError, returns_status
 from clipmlu.magicmind.emulator.types import Array
 
-_log = logging.getLogger("clipmlu.magicmind.emulator")
 Feed = Callable[[], Array]
 
 
@@ -76,7 +75,7 @@ class Job:
     def spoil(self, reason: str) -> None:
         """Mark the results as invalid, because the caller violated a rule of asynchronous work."""
         if not self._spoiled:
-            _log.warning("emulated MagicMind: results are spoiled: %s", reason)
+            log_warning("enqueue", f"results are spoiled: {reason}")
         self._spoiled = reason
 
     def publish(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar
 
 from clipmlu.magicmind.emulator.container import read_container, write_container
@@ -11,8 +10,6 @@ from clipmlu.magicmind.emulator.ports import ModelInfo, Port
 from clipmlu.magicmind.emulator.runtime import Engine, EngineOptions, create_engine
 from clipmlu.magicmind.emulator.status import Code, StatusError, returns_status
 from clipmlu.magicmind.emulator.types import DataType, Dims
-
-_log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 class Model:
@@ -86,7 +83,7 @@ class Model:
         try:
             return create_engine(self._filled("create_i_engine"), self._graph, config)
         except StatusError as error:
-            _log.error("emulated MagicMind: create_i_engine: %s", error.status)
+            error.log_none("create_i_engine")
             return None
 
     def _inputs(self) -> list[Port]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -25,7 +24,6 @@ from clipmlu.magicmind.emulator.types import (
 if TYPE_CHECKING:
     import onnx
 
-_log = logging.getLogger("clipmlu.magicmind.emulator")
 _OPSET = 11
 """Operator set of a graph that no parser filled: the newest of which there is public evidence (api 5)."""
 P = ParamSpec("P")
@@ -40,7 +38,7 @@ def _or_none(call: Callable[P, T]) -> Callable[P, T | None]:
         try:
             return call(*args, **kwargs)
         except StatusError as error:
-            _log.error("emulated MagicMind: %s: %s", call.__name__, error.status)
+            error.log_none(call.__name__)
             return None
 
     return wrapper

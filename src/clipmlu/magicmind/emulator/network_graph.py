@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import TYPE_CHECKING
 
+from clipmlu.magicmind.emulator.log import log_warning
 from clipmlu.magicmind.emulator.operators import node_type
 from clipmlu.magicmind.emulator.settings import switches
 from clipmlu.magicmind.emulator.status import Code, StatusError, returns_status
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from clipmlu.graph.shapes import Shapes
     from clipmlu.magicmind.emulator.ports import CollectedRanges
-
-
-_log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 @dataclasses.dataclass
@@ -132,7 +129,7 @@ class NetworkGraph:
             try:
                 self._shapes = self._infer()
             except StatusError as error:
-                _log.warning("emulated MagicMind: %s", error.status)
+                log_warning("get_dimension", str(error))
                 self._shapes = {}
         return self._shapes.get(name, TensorShape(None, 0))
 

@@ -38,7 +38,8 @@ class Parser:
         hit("parse")
         if self._kind is not ModelKind.kOnnx:
             raise StatusError(
-                Code.UNIMPLEMENTED, f"parse: the emulated MagicMind SDK reads ONNX only, not {self._kind.name}"
+                Code.UNIMPLEMENTED,
+                f"parse: clipmlu emulates the SDK's ONNX parser only, not that of {self._kind.name}; give the model as ONNX",
             )
         if network.graph_model is not None:
             raise StatusError(Code.FAILED_PRECONDITION, "parse: the network is not empty")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-
-_log = logging.getLogger("clipmlu.magicmind.emulator")
+from clipmlu.magicmind.emulator.log import log_refusal
 
 
 class LoadPluginLibrary:
@@ -12,9 +10,10 @@ class LoadPluginLibrary:
 
     def load(self, path: str, /) -> bool:
         """Refuse to load a library, log the reason, and return False; the public script asserts the result itself."""
-        _log.error(
-            "emulated MagicMind: LoadPluginLibrary.load: '%s' holds kernels for a card (BANG C), which no CPU runs; "
-            "build the network of operators that the SDK has, or use a card",
-            path,
+        log_refusal(
+            "LoadPluginLibrary.load",
+            "UNIMPLEMENTED",
+            f"'{path}' holds kernels for a card (BANG C), which no CPU runs; build the network of operators that the SDK "
+            "has, or use a card",
         )
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import weakref
@@ -22,8 +21,6 @@ from clipmlu.magicmind.emulator.types import Array, Dims, Shape
 
 if TYPE_CHECKING:
     from clipmlu.magicmind.emulator.ports import ModelInfo
-
-_log = logging.getLogger("clipmlu.magicmind.emulator")
 
 
 class EngineOptions:
@@ -91,7 +88,7 @@ class Engine:
         try:
             hit("create_i_context", self.device)
         except StatusError as error:
-            _log.error("emulated MagicMind: create_i_context: %s", error.status)
+            error.log_none("create_i_context")
             return None
         return Context(self)
 
@@ -150,7 +147,7 @@ class Context:
             check_process(self._process, "create_inputs")
             hit("create_inputs", self._device)
         except StatusError as error:
-            return error.status
+            return error.log_status("create_inputs")
         return [Tensor.for_port(port.dtype, port.dims, ranked=port.ranked) for port in self._info.inputs]
 
     def create_outputs(
@@ -162,11 +159,10 @@ class Context:
             self._check_inputs("create_outputs", inputs)
             shapes = self._engine.output_shapes(tuple(tensor.shape for tensor in inputs))
         except StatusError as error:
-            return error.status
+            return error.log_status("create_outputs")
         if shapes is None:
-            if not suppress_infer_shape_error:
-                _log.error("emulated MagicMind: create_outputs: the output shapes depend on the values")
-            return Status(Code.UNAVAILABLE, "create_outputs: the output shapes depend on the values")
+            unknown = StatusError(Code.UNAVAILABLE, "create_outputs: the output shapes depend on the values")
+            return unknown.status if suppress_infer_shape_error else unknown.log_status("create_outputs")
         return [Tensor(shape, port.dtype) for shape, port in zip(shapes, self._info.outputs, strict=True)]
 
     @returns_status

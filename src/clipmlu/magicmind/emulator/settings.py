@@ -17,6 +17,7 @@ Variables, all optional:
     CLIPMLU_EMULATOR_FAULT_LOG   file that records injected faults; a recorded fault is not injected again, in any
                                  process
     MLU_VISIBLE_DEVICES          the vendor's own: comma-separated indices of the cards that a process sees
+    MM_CPP_MIN_LOG_LEVEL         the vendor's own: 3 hides the refusals on stderr, see ``emulator.log``
 
 The numbers at the switches are those of section 7 of docs/magicmind-api.md ("api"), the record of public evidence.
 """
@@ -42,10 +43,10 @@ class Switches:
     Attributes:
         check_shapes: 7.1: ``enqueue`` rejects a shape outside ``dim_range`` or other than a static model's.
         check_rank: 7.2: ``from_numpy`` rejects an array of another rank.
-        narrow_casts: 7.2: ``from_numpy`` accepts the tensor's own type, float64 for FLOAT32 and UINT8, and int64 for
-            INT32 (the pairs in public scripts) and nothing else. fsanet passes the images of an ``.npz`` file, whose
-            type the script does not show.
-        refuse_overflow: 7.2: ``from_numpy`` rejects values beyond INT32 or UINT8 instead of wrapping them.
+        narrow_casts: 7.2: ``from_numpy`` accepts the tensor's own type, the pairs of types in public scripts (api 2.13)
+            and nothing else.
+        refuse_overflow: 7.2: ``from_numpy`` rejects values beyond INT32 or UINT8 instead of wrapping them, and
+            fractions instead of rounding them.
         inputs_stay_lent: 7.2, 7.6: the card uses the array given to ``from_numpy`` and the tensor itself until
             ``queue.sync()``; overwriting them earlier makes the results invalid.
         refuse_64bit: api 3: 64-bit inputs or outputs without ``type64to32_conversion`` fail the build.

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from clipmlu.magicmind.emulator.log import log_refusal, log_status
 from clipmlu.magicmind.emulator.settings import switches
 
 
@@ -82,17 +83,27 @@ class StatusError(Exception):
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.status = Status(code, message)
+        self._code = code
+
+    def log_status(self, call: str) -> Status:
+        """Log the Status that a call returns, and return it."""
+        log_status(call, self._code.name, str(self))
+        return self.status
+
+    def log_none(self, call: str) -> None:
+        """Log why a call returns None; nothing else shows the reason."""
+        log_refusal(call, self._code.name, str(self))
 
 
 def returns_status(call: Callable[..., Any]) -> Callable[..., Status]:
-    """Wrap a function that raises StatusError so that it returns a Status; other exceptions are bugs and pass."""
+    """Wrap a function that raises StatusError so that it logs and returns the Status; other exceptions are bugs and pass."""
 
     @functools.wraps(call)
     def wrapper(*args: Any, **kwargs: Any) -> Status:
         try:
             call(*args, **kwargs)
         except StatusError as error:
-            return error.status
+            return error.log_status(call.__name__)
         return Status()
 
     return wrapper

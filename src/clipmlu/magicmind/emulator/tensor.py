@@ -12,15 +12,20 @@ import numpy as np
 from clipmlu.magicmind.emulator.devices import Device
 from clipmlu.magicmind.emulator.faults import hit
 from clipmlu.magicmind.emulator.jobs import Job
+from clipmlu.magicmind.emulator.log import log_warning
 from clipmlu.magicmind.emulator.settings import switches
 from clipmlu.magicmind.emulator.status import Code, Status, StatusError, returns_status
 from clipmlu.magicmind.emulator.types import Array, DataType, Dims, Shape, TensorLocation, get_numpy_dtype_by_datatype
 
-_SEEN_CASTS = {("float64", DataType.FLOAT32), ("int64", DataType.INT32), ("float64", DataType.UINT8)}
-"""Pairs of array type and tensor type in public scripts (MC clip infer.py; MC transformers, TR bert, MC-old WeNet; MC
-swintransformer, resnet50_pytorch and mobilenetv3 infer.py, whose models take UINT8 pixels because they are built with
-means and vars, while the scripts collect the pixels in an ``np.empty`` of float64).
-"""
+_SEEN_CASTS = {
+    ("float64", DataType.FLOAT32),  # MC clip infer.py
+    ("int64", DataType.INT32),  # MC transformers; TR bert; MC-old WeNet
+    ("float64", DataType.UINT8),  # MC swintransformer, resnet50_pytorch, mobilenetv3: pixels in an np.empty
+    ("float64", DataType.INT32),  # MC bert_squad_pytorch: tokens in an np.empty
+    ("uint8", DataType.FLOAT32),  # MC psenet_tensorflow and fsanet_tensorflow: an image of cv2.imread, of an .npz file
+    ("float32", DataType.UINT8),  # a course's script, S#26019113056
+}
+"""Pairs of array type and tensor type in public scripts (api 2.13); all are conversions of the values."""
 
 
 def poison(shape: Shape, dtype: np.dtype[Any]) -> Array:
@@ -74,8 +79,7 @@ class Tensor:
     def from_numpy(self, array: Any, /) -> None:
         """Copy content and shape of an array; the card uses the array until the next ``sync``.
 
-        float64 for FLOAT32 and UINT8, int64 for INT32 and strided arrays are accepted, as in public scripts; other
-        casts are unknown (7.2).
+        Strided arrays and ``_SEEN_CASTS`` are accepted, as in public scripts; other casts are unknown (7.2).
         """
         if not isinstance(array, np.ndarray):
             raise TypeError(f"from_numpy(): expected numpy.ndarray, got {type(array).__name__}")
@@ -120,11 +124,8 @@ class Tensor:
 
     def asnumpy(self) -> Array:
         """Return the content on the host; before ``sync`` it is invalid (strict) or waited for (lenient), see 7.5."""
-        if self._producer is not None and not switches().poison_before_sync:
-            job, index = self._producer
-            job.done.wait()
-            if job.results is not None and self._producer is not None:
-                self.publish(job.results[index])
+        if self._producer is not None:
+            self._read_early(*self._producer)
         return self._array if switches().asnumpy_is_view else self._array.copy()
 
     def resize(self, shape: Any, /) -> Status | None:
@@ -183,6 +184,15 @@ class Tensor:
             if not self._pending:
                 self._source = None
 
+    def _read_early(self, job: Job, index: int) -> None:
+        """Wait for a result that is not synchronised yet, or warn that it is invalid."""
+        if switches().poison_before_sync:
+            log_warning("asnumpy", "the result is read before queue.sync() and is not valid yet (unknown 7.5)")
+            return
+        job.done.wait()
+        if job.results is not None and self._producer is not None:
+            self.publish(job.results[index])
+
     def expect(self, job: Job, index: int, shape: Shape) -> None:
         """Mark the tensor as the output of an enqueue."""
         if self._array.shape == tuple(shape) and self._filled:
@@ -233,12 +243,11 @@ def _cast(array: Array, dtype: DataType) -> Array:
             Code.INVALID_ARGUMENT,
             f"from_numpy: no public source shows {array.dtype.name} for {dtype.name} (unknown 7.2)",
         )
-    if strict.refuse_overflow and target.kind in "iu" and array.size:
-        limits = np.iinfo(np.dtype(target).name)
-        if array.min() < limits.min or array.max() > limits.max:
-            raise StatusError(Code.OUT_OF_RANGE, f"from_numpy: values beyond {dtype.name} (unknown 7.2)")
     with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(target, order="C")
+        converted = array.astype(target, order="C")
+    if strict.refuse_overflow and target.kind in "iu" and not np.array_equal(converted, array):
+        raise StatusError(Code.OUT_OF_RANGE, f"from_numpy: values beyond {dtype.name}, or fractions (unknown 7.2)")
+    return converted
 
 
 def _same(source: Array, taken: Array) -> bool:
