@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     arithmetic,
     binding,
+    building,
     calibration,
     concurrency,
     defaults,
@@ -33,6 +34,7 @@ _MODULES = (
     devices,
     binding,
     limits,
+    building,
 )
 PROBES = {each.name: each for module in _MODULES for each in vars(module).values() if isinstance(each, Probe)}
 """Maps names to probes; the probes of a module are in the order of their definition."""
@@ -55,6 +57,12 @@ LEFT_OUT = (
         "7.21",
         "Does MagicMind work with tensors of torch_mlu?",
         "needs torch_mlu, which the probes do without",
+    ),
+    (
+        "foreign-memory",
+        "7.29",
+        "What does set_data_address check, and how long does the memory live?",
+        "reading memory that is gone is not safe on a shared card",
     ),
 )
 """(name, issue, question, reason) of each question without a probe."""
