@@ -37,7 +37,9 @@ Target = Literal["auto", "cpu", "openvino", "mlu", "emulated-mlu"]
 TextTarget = Literal["cpu", "openvino"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
-TextCleaning = Literal["lower", "whitespace", "canonicalize"]
+RgbConversion = Literal["last", "first", "white"]
+CropRounding = Literal["even", "down"]
+TextCleaning = Literal["lower", "whitespace", "canonicalize", "siglip", "none"]
 Granularity = Literal["per_tensor", "per_axis"]
 ActivationQuantisation = Literal["symmetric", "asymmetric"]
 CalibrationAlgorithm = Literal["linear", "eqnm", "percentile", "entropy"]
@@ -59,6 +61,8 @@ AUTO_SMOOTHING: Literal["auto"] = "auto"
 
 MAX_SIDE = 1 << 13
 """Largest image height and width in pixels: more than any model uses, and still small enough for memory."""
+
+Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
 
 MAX_CONTEXT = 1 << 16
 """Largest number of token ids of a text: more than any text tower uses."""
@@ -146,7 +150,10 @@ class TensorSpec(Spec, frozen=True, kw_only=True):
 
 
 class PreprocessSpec(Spec, frozen=True, kw_only=True):
-    """The preprocessing from an image to an input tensor; the fields mean the same as in open_clip's ``PreprocessCfg``.
+    """The preprocessing from an image to an input tensor.
+
+    The fields up to ``fill_color`` mean the same as in open_clip's ``PreprocessCfg``; the others are needed for models of the
+    transformers library, and their defaults are what open_clip does.
 
     Attributes:
         height: rows of the input tensor in pixels.
@@ -157,22 +164,44 @@ class PreprocessSpec(Spec, frozen=True, kw_only=True):
             pads, ``squash`` ignores the aspect ratio.
         interpolation: name of Pillow's resampling filter.
         fill_color: grey level of the padding in mode ``longest``, 0..255.
+        to_rgb: conversion of images of other modes to RGB: ``last``, after the resize, and transparency is dropped; ``first``,
+            before it, and transparency is dropped; ``white``, before it, and transparent images are laid on white.
+        crop_rounding: how half a pixel of the place of the central crop is rounded: ``even`` to the even number, or ``down``.
+        resize_to: rows and columns that the resize fits the image to, if these are more than those of the input tensor, which
+            is then the centre; None for the input tensor's own.
     """
 
-    height: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
-    width: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+    height: Side
+    width: Side
     mean: Triple
     std: Triple
     resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
     fill_color: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+    to_rgb: RgbConversion = "last"
+    crop_rounding: CropRounding = "even"
+    resize_to: tuple[Side, Side] | None = None
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Rows and columns that the resize fits the image to."""
+        return self.resize_to or (self.height, self.width)
 
     def __post_init__(self) -> None:
-        """Check that mean and std give finite results.
+        """Check that mean and std give finite results, and that the resized image covers the input tensor.
 
         Raises:
-            OptionError: a value of mean or std is out of range.
+            OptionError: a value of mean, std or resize_to is out of range.
         """
+        if (
+            self.resized[0] < self.height
+            or self.resized[1] < self.width
+            or (self.resize_to and self.resize_mode == "longest")
+        ):
+            raise OptionError(
+                f"images are resized to {list(self.resized)} in mode '{self.resize_mode}'; expected at least the {self.height} rows "
+                f"and {self.width} columns of the input, and mode 'shortest' or 'squash'"
+            )
         if not all(abs(value) <= _LARGEST_SHIFT for value in self.mean):
             raise OptionError(
                 f"mean is {list(self.mean)}; expected numbers between -{_LARGEST_SHIFT:g} and {_LARGEST_SHIFT:g}"
@@ -188,7 +217,8 @@ class TokenizerSpec(Spec, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``clip_bpe`` for CLIP's own byte-pair tokenizer, ``huggingface`` for any other fast tokenizer.
-        clean: open_clip's text cleaning function, applied first.
+        clean: the text cleaning, applied first: open_clip's function, ``siglip`` for the canonical form of transformers' SigLIP, or
+            ``none``.
         context_length: ids per text; shorter texts are padded, longer ones truncated.
         pad_id: the id of padding.
         zero_id: an id that is replaced by 0 after tokenising (open_clip's ``strip_sep_token``), or None.
@@ -226,7 +256,7 @@ class ModelId(Spec, frozen=True, kw_only=True):
     """The identity of a bundle's model.
 
     Attributes:
-        name: as given to ``clipmlu export``: an open_clip name, ``hf-hub:org/name``, ``local-dir:PATH`` or ``demo``.
+        name: as given to ``clipmlu export``: an open_clip name, ``hf-hub:org/name``, ``hf:org/name``, ``local-dir:PATH`` or ``demo``.
         pretrained: open_clip's tag of the weights, or None if the name alone identifies them.
         random_seed: the seed of untrained weights, or None for a trained model.
     """

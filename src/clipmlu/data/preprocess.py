@@ -141,7 +141,8 @@ class Preprocessor:
         """
         at_least = None
         if self.fast:
-            at_least = (math.ceil(_DECODED_MARGIN * self.spec.width), math.ceil(_DECODED_MARGIN * self.spec.height))
+            rows, columns = self.spec.resized
+            at_least = (math.ceil(_DECODED_MARGIN * columns), math.ceil(_DECODED_MARGIN * rows))
         limit = self.max_pixels if max_pixels is None else max_pixels
         return load_picture(source, max_pixels=limit, name=name, at_least=at_least, reserve=reserve, on_size=on_size)
 
@@ -157,12 +158,22 @@ class Preprocessor:
         Raises:
             InputError: as for calling the preprocessor, or ``image`` is not a ``Picture``.
         """
-        _load(image)
+        image = self._loaded(image)
         size = resized_size(picture_size(image), self.spec)
         out = np.empty((self.spec.height, self.spec.width, 3), np.uint8)
         if self._write_with_kernel(image, size, out.transpose(2, 0, 1)):
             return out
         return self._pixels_of_pillow(image, size)
+
+    def _loaded(self, image: Picture) -> Picture:
+        """Return the image with its pixels in memory, in RGB if the conversion comes before the resize."""
+        _load(image)
+        if self.spec.to_rgb == "last" or not isinstance(image, Image.Image):
+            return image
+        try:
+            return _on_white(image) if self.spec.to_rgb == "white" else _to_rgb(image)
+        except Exception as error:  # as for the resize
+            raise _refusal(image, error) from error
 
     def _pixels_of_pillow(self, image: Picture, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         source = pillow_image(image)
@@ -217,7 +228,7 @@ class Preprocessor:
             ValueError: ``out`` is another array.
         """
         _check_result(out, self.shape)
-        _load(image)
+        image = self._loaded(image)
         size = resized_size(picture_size(image), self.spec)
         if self._write_with_kernel(image, size, out):
             return
@@ -234,8 +245,8 @@ class Preprocessor:
         kernel = load_kernel()
         if isinstance(kernel, str):
             return False
-        left, column, width = centre(size[0], self.spec.width)
-        top, row, height = centre(size[1], self.spec.height)
+        left, column, width = centre(size[0], self.spec.width, self.spec.crop_rounding)
+        top, row, height = centre(size[1], self.spec.height, self.spec.crop_rounding)
         table = None if out.dtype == np.uint8 else self._table
         if (width, height) != (self.spec.width, self.spec.height):
             fill = _fill(self.spec)
@@ -248,8 +259,6 @@ class Preprocessor:
         if size != image.size:
             gap = _REDUCING_GAP if self.fast else None
             image = _resize(image, size, _filter(spec), gap)
-        if spec.resize_mode == "squash":
-            return image
         return _crop_centre(_pad_centre(image, spec, _fill(spec)), spec)
 
 
@@ -372,7 +381,7 @@ def _fill(spec: PreprocessSpec) -> int:
 
 def _filter(spec: PreprocessSpec) -> Image.Resampling:
     # image_transform passes no filter to ResizeKeepRatio in mode "shortest", so a non-square target is always bicubic.
-    if spec.resize_mode == "shortest" and spec.height != spec.width:
+    if spec.resize_mode == "shortest" and spec.resized[0] != spec.resized[1]:
         return Image.Resampling.BICUBIC
     return _FILTERS[spec.interpolation]
 
@@ -396,8 +405,8 @@ def _pad_centre(image: Image.Image, spec: PreprocessSpec, fill: int) -> Image.Im
 def _crop_centre(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     if image.size == (spec.width, spec.height):
         return image
-    top = round((image.height - spec.height) / 2.0)  # rounds half to even, as torchvision's center_crop
-    left = round((image.width - spec.width) / 2.0)
+    left, _, _ = centre(image.width, spec.width, spec.crop_rounding)
+    top, _, _ = centre(image.height, spec.height, spec.crop_rounding)
     return image.crop((left, top, left + spec.width, top + spec.height))
 
 
@@ -409,3 +418,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Convert to RGB with a white background, as transformers 5 does (``image_transforms.convert_to_rgb``)."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return _to_rgb(image)
+    image = image.convert("RGBA")
+    background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(background, image).convert("RGB")

@@ -1,4 +1,4 @@
-"""Tokenization of texts without torch, equal to open_clip's ``SimpleTokenizer`` and ``HFTokenizer``.
+"""Tokenization of texts without torch, equal to open_clip's ``SimpleTokenizer`` and ``HFTokenizer``, and to transformers.
 
 The ``regex`` module splits texts for CLIP's own tokenizer, as in the reference; the ``tokenizers`` library only merges
 each piece. The two libraries have different Unicode tables, so the split must use the reference's library.
@@ -10,9 +10,10 @@ import contextlib
 import functools
 import gzip
 import html
+import re
 import string
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ _CLIP_MERGES = 49152 - 256 - 2
 _CACHED_PIECES = 1 << 16
 _BATCH = 1024  # an encoding holds tokens, offsets and ids: some kilobytes per text
 
+_SENTENCEPIECE_SPACE = "\u2581"
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -59,6 +61,9 @@ class Tokenizer:
         self._inner = inner
         self._encode = encode
         self._clean = CLEANERS[spec.clean]
+        if spec.clean == "siglip":
+            specials = [token.content for token in inner.get_added_tokens_decoder().values()]
+            self._clean = functools.partial(clean_siglip, specials=frozenset(specials))
 
     @classmethod
     def load(cls, path: str | Path, spec: TokenizerSpec) -> Tokenizer:
@@ -141,10 +146,37 @@ def clean_canonicalize(text: str) -> str:
     return " ".join(_repair(text).replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
 
 
+def clean_siglip(text: str, specials: Set[str] = frozenset()) -> str:
+    """Make a text canonical as the ``SiglipTokenizer`` of transformers does, without repairing it.
+
+    Lower case, no ASCII punctuation, single spaces; special tokens stay, and are no part of the text before or after them. A
+    SentencePiece space stands before the text.
+
+    Args:
+        text: any text.
+        specials: special tokens.
+    """
+    marked = _SENTENCEPIECE_SPACE + text.replace(_SENTENCEPIECE_SPACE, " ")
+    if not specials:
+        return _canonical_part(marked)
+    parts = re.split(f"({'|'.join(map(re.escape, sorted(specials, key=len, reverse=True)))})", marked)
+    return "".join(part if part in specials else _canonical_part(part) for part in parts)
+
+
+def _canonical_part(text: str) -> str:
+    return re.sub(r"\s+", " ", text.lower().translate(_NO_PUNCTUATION)).strip()
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
 CLEANERS: dict[str, Callable[[str], str]] = {
     "lower": clean_lower,
     "whitespace": clean_whitespace,
     "canonicalize": clean_canonicalize,
+    "siglip": clean_siglip,
+    "none": _unchanged,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError
-from clipmlu.specs import PreprocessSpec
+from clipmlu.specs import CropRounding, PreprocessSpec
 
 # An image of 1x100000 pixels becomes 224x22400000 before the crop; above this limit the resized image is an error.
 MAX_RESIZED_PIXELS = DEFAULT_MAX_PIXELS
@@ -15,20 +15,21 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     width, height = size
     if width < 1 or height < 1:
         raise InputError(f"Cannot preprocess an image of size {width}x{height}: it has no pixels.")
+    rows, columns = spec.resized
     if spec.resize_mode == "squash":
-        resized = (spec.width, spec.height)
-    elif spec.resize_mode == "shortest" and spec.height == spec.width:
+        resized = (columns, rows)
+    elif spec.resize_mode == "shortest" and rows == columns:
         # torchvision.transforms.functional._compute_resized_output_size: the longer side is truncated.
-        longer = int(spec.height * max(size) / min(size))
-        resized = (spec.width, longer) if width <= height else (longer, spec.height)
+        longer = int(rows * max(size) / min(size))
+        resized = (columns, longer) if width <= height else (longer, rows)
     else:
         # open_clip.transform.ResizeKeepRatio.get_params: both sides are rounded, half to even.
         choose = max if spec.resize_mode == "longest" else min
-        ratio = choose(height / spec.height, width / spec.width)
+        ratio = choose(height / rows, width / columns)
         resized = (round(width / ratio), round(height / ratio))
     if 0 in resized:
         raise InputError(
-            f"Cannot preprocess an image of size {width}x{height}: fitted into {spec.width}x{spec.height} it is less "
+            f"Cannot preprocess an image of size {width}x{height}: fitted into {columns}x{rows} it is less "
             "than a pixel thin. Crop it first."
         )
     if resized[0] * resized[1] > MAX_RESIZED_PIXELS:
@@ -39,8 +40,13 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     return resized
 
 
-def centre(length: int, target: int) -> tuple[int, int, int]:
-    """Return how one side of a resized image is cropped or padded to the target's length, as torchvision's ``center_crop`` does.
+def centre(length: int, target: int, rounding: CropRounding) -> tuple[int, int, int]:
+    """Return how one side of a resized image is cropped or padded to the target's length.
+
+    Args:
+        length: pixels of the resized image.
+        target: pixels of the result.
+        rounding: of half a pixel: ``even`` as torchvision's ``center_crop``, ``down`` as that of the transformers library.
 
     Returns:
         The first value of the image that is kept, its place in the result, and how many are kept. An odd pixel of padding
@@ -48,4 +54,5 @@ def centre(length: int, target: int) -> tuple[int, int, int]:
     """
     if length < target:
         return 0, (target - length) // 2, length
-    return round((length - target) / 2.0), 0, target  # rounds half to even
+    first = round((length - target) / 2.0) if rounding == "even" else (length - target) // 2  # round(): half to even
+    return first, 0, target
