@@ -25,7 +25,20 @@ def test_named_sets_have_their_published_sizes() -> None:
         "simple": 1,
         "openai-imagenet": 80,
         "cifar": 18,
+        "chinese-simple": 1,
+        "chinese": 22,
     }
+
+
+def test_chinese_templates_are_distinct_chinese_sentences_around_the_name() -> None:
+    templates = resolve_templates("chinese")
+    assert len(set(templates)) == len(templates)
+    assert resolve_templates("chinese-simple") == templates[:1]
+    for template in templates:
+        rest = template.replace("{}", "", 1)
+        assert "{" not in rest
+        assert rest.endswith("\u3002")
+        assert all("\u4e00" <= each <= "\u9fff" for each in rest[:-1]), template
 
 
 def test_imagenet_set_equals_open_clips() -> None:

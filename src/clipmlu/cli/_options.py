@@ -136,7 +136,7 @@ templates_option = Option(
     default="simple",
     show_default=True,
     metavar="TEMPLATE|SET|FILE",
-    help="One template with {}, a set (simple, openai-imagenet, cifar), or a file with one per line.",
+    help="One template with {}, a set (simple, openai-imagenet, cifar, chinese, chinese-simple), or a file with one per line.",
 )
 
 layout_option = Option(

@@ -23,6 +23,8 @@ TEMPLATE_SETS: dict[str, str] = {
     "simple": "1 template, 'a photo of a {}.'",
     "openai-imagenet": "80 templates that OpenAI chose for ImageNet (CLIP repository, Prompt_Engineering_for_ImageNet.ipynb)",
     "cifar": "18 templates that OpenAI used for CIFAR-10 and CIFAR-100 (CLIP repository, data/prompts.md)",
+    "chinese-simple": "1 template, '一张{}的照片。', with which Chinese-CLIP is used",
+    "chinese": "22 templates of the same kinds as Chinese-CLIP's for ImageNet (cn_clip/eval/imagenet_zeroshot_templates.py)",
 }
 """Maps the name of a template set to its description."""
 
