@@ -172,7 +172,7 @@ def test_tokenizer_that_differs_from_open_clips_is_refused(tmp_path: Path, monke
     folder = write_bert(tmp_path / "model")
     monkeypatch.setattr(writing, "_save_backend", lambda _tokenizer, path: write_stand_in_tokenizer(path, 300))
     model = fake_model(hf_tokenizer_name="org/name", vocab_size=300)
-    with pytest.raises(ExportError, match=r"differs from open_clip's on '': 1 258 0 .* instead of 2 3 0 0"):
+    with pytest.raises(ExportError, match=r"differs from that of open_clip on '': 1 258 0 .* instead of 2 3 0 0"):
         writing.write_tokenizer(source(folder), model, tmp_path / "t.json", ExportOptions())
 
 

@@ -39,9 +39,10 @@ MODELS = [
     (
         "export ./demo -o O",
         "Unknown model './demo'",
-        "hf-hub:org/name for a repository in open_clip's format, or local-dir:./demo.",
+        "hf-hub:org/name for a repository in open_clip's format, hf:org/name for one of transformers, or local-dir:./demo.",
     ),
-    ("export somebody/clip -o O", "Unknown model 'somebody/clip'", "hf-hub:somebody/clip"),
+    ("export somebody/clip -o O", "Unknown model 'somebody/clip'", "hf:somebody/clip for one of transformers"),
+    ("export hf:clip -o O", "model is 'hf:clip'", "expected hf:org/name"),
     ("models siglip-so400m", "Unknown model", "Did you mean 'ViT-SO400M-14-SigLIP'?"),
 ]
 PYTHON: list[tuple[Callable[[], object], type[Exception], str]] = [

@@ -28,7 +28,7 @@ from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.class_prompts import ClassLabels, resolve_labels, resolve_prompts
 from clipmlu.data.prompts import Templates
 from clipmlu.errors import MissingDependencyError, OptionError
-from clipmlu.export.catalog import DEMO_MODEL
+from clipmlu.export.catalog import DEMO_MODEL, MODEL_PREFIXES
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.source import files_of_name
 from clipmlu.host import cache_dir as default_cache_dir
@@ -41,7 +41,6 @@ from clipmlu.tune.bundles import obtain_compiled
 from clipmlu.tune.resume import Note, ResultStore
 
 _FOLDER = "models"
-_NAME_PREFIXES = ("hf-hub:", "local-dir:")
 _UNNAMED = 12  # digits of a digest in a folder name; the stored keys have whole ones
 
 
@@ -128,7 +127,7 @@ def pipeline(
     does the work, the others wait for it.
 
     Args:
-        model: a name (``"demo"``, ``"ViT-B-32::openai"``, ``"hf-hub:org/name"``, ``"local-dir:PATH"``), or an exported or compiled
+        model: a name (``"demo"``, ``"ViT-B-32::openai"``, ``"hf-hub:org/name"``, ``"hf:org/name"``, ``"local-dir:PATH"``), or an exported or compiled
             bundle or its path. ``"demo"`` is always the name; write ``"./demo"`` for a folder.
         labels: class names, as for ``Model.classifier``; None for the model itself.
         templates: prompt templates, as for ``Model.classifier``: one template, the name of a set, a file, or a list; None for
@@ -267,7 +266,7 @@ def _refuse(given: Mapping[str, Any], names: Sequence[str], why: str) -> None:
 
 def _is_folder(model: str) -> bool:
     """Whether a text is the path of a bundle, and not the name of a model."""
-    if model == DEMO_MODEL or model.startswith(_NAME_PREFIXES) or "::" in model:
+    if model == DEMO_MODEL or model.startswith(MODEL_PREFIXES) or "::" in model:
         return False
     return (os.sep in model.rstrip(os.sep) and model[:1] in "./~") or is_there(as_path(model, "the model"), folder=True)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         "clipmlu export demo -o demo",
         "clipmlu export ViT-B-32::openai -o b32",
         "clipmlu export ViT-B-32 --pretrained weights.pt -o mine",
+        "clipmlu export hf:OFA-Sys/chinese-clip-vit-base-patch16 -o chinese",
     ),
 )
 @click.argument("model", shell_complete=complete_model)
@@ -57,8 +58,8 @@ def export_command(
 ) -> None:
     """Export MODEL to ONNX and check it against torch.
 
-    MODEL is an open_clip name (ViT-B-32, with --pretrained, or ViT-B-32::openai in one string), hf-hub:org/name,
-    local-dir:PATH, or demo. See 'clipmlu models'.
+    MODEL is an open_clip name (ViT-B-32, with --pretrained, or ViT-B-32::openai in one string), hf-hub:org/name
+    of the same library, hf:org/name of the transformers library, local-dir:PATH of either, or demo. See 'clipmlu models'.
     """
     from clipmlu.export.exporter import ExportOptions, export_model
     from clipmlu.report.bundle import show_bundle

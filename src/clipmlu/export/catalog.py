@@ -17,6 +17,9 @@ from clipmlu.host import require
 
 DEMO_MODEL = "demo"
 
+MODEL_PREFIXES = ("hf-hub:", "local-dir:", "hf:")
+"""First parts of the names of models that are on a hub or in a directory."""
+
 MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # keys that open_clip.factory requires in a configuration
 _QUICK_GELU_SUFFIX = "-quickgelu"
 _FAMILIES = {
@@ -107,7 +110,7 @@ def tags_of(name: str) -> tuple[str, ...]:
 def is_model_name(text: str) -> bool:
     """Return whether a text is the name of a model, with or without a tag; without open_clip only ``demo`` is known by its name."""
     name, separator, _tag = text.partition("::")
-    if text == DEMO_MODEL or separator or text.startswith(("hf-hub:", "local-dir:")):
+    if text == DEMO_MODEL or separator or text.startswith(MODEL_PREFIXES):
         return True
     return util.find_spec("open_clip") is not None and name.replace("/", "-") in _config_paths()
 

@@ -83,7 +83,7 @@ def check_parity(
                 if not is_within(record, options.min_cosine):
                     failed.append(record)
     if failed:
-        raise ParityError(_message(failed[0], len(failed), options), map(msgspec.structs.asdict, failed))
+        raise ParityError(parity_message(failed[0], len(failed), options), map(msgspec.structs.asdict, failed))
     return tuple(records)
 
 
@@ -143,7 +143,8 @@ def allowed_difference(tower: TowerName, logit_scale: float, options: ExportOpti
     return allowed_logit_difference(tolerance, logit_scale) if tower == "joint" else tolerance
 
 
-def _message(record: ParityRecord, count: int, options: ExportOptions) -> str:
+def parity_message(record: ParityRecord, count: int, options: ExportOptions) -> str:
+    """Return the message of a failed gate: the first difference that is out of bounds, and how many there are."""
     cosine = "" if record.min_cosine is None else f", cosine {record.min_cosine:.6f} (at least {options.min_cosine})"
     more = f" and {count - 1} more" if count > 1 else ""
     return (

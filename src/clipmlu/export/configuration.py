@@ -1,4 +1,4 @@
-"""Reading ``open_clip_config.json``, with checks before a model is built, since wrong sizes could exhaust the memory."""
+"""Reading models' configurations, with checks before a model is built, since wrong sizes could exhaust the memory."""
 
 from __future__ import annotations
 
@@ -37,11 +37,29 @@ _TEXT_LIMITS = {
     **dict.fromkeys(("num_attention_heads", "num_heads"), 1 << 12),
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "type_vocab_size"), 1 << 24),
 }
+_TOWER_LIMITS = {
+    **_TEXT_LIMITS,
+    "image_size": 1 << 13,
+    "patch_size": 1 << 13,
+    "num_patches": 1 << 20,
+    "projection_dim": 1 << 16,
+}
 _NAMES = ("timm_model_name", "hf_model_name", "hf_tokenizer_name", "hf_proj_type", "hf_pooler_type", "tokenizer_mode")
 _TABLES = ("tokenizer_kwargs", "act_kwargs", "norm_kwargs")
 _NO_CODE = frozenset(
     {"trust_remote_code", "code_revision", "subfolder", "revision", "use_auth_token", "token", "proxies"}
 )
+
+MODEL_TYPES = {
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+    "siglip2": "Siglip2Model",
+    "chinese_clip": "ChineseCLIPModel",
+    "altclip": "AltCLIPModel",
+    "metaclip_2": "MetaClip2Model",
+    "align": "AlignModel",
+}
+"""Maps ``model_type`` of a configuration of transformers to the class of the model, for those that can be exported."""
 
 
 def parse_config(path: Path) -> dict[str, Any]:
@@ -79,10 +97,40 @@ def check_text_config(path: Path) -> None:
         raise ExportError(f"'{path}' requires its own Python code ('auto_map'), which clipmlu never runs.")
     for key, most in _TEXT_LIMITS.items():
         _check_number(path, "it", key, config.get(key), most)
+    _check_memory(path, _tower_floats(config))
+
+
+def parse_transformers_config(path: Path) -> dict[str, Any]:
+    """Read the ``config.json`` of a model of two towers of the transformers library.
+
+    Raises:
+        ExportError: as for ``parse_config``, or the model is none of ``MODEL_TYPES``.
+    """
+    config = _read(path)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str):
+        raise ExportError(f"'{path}' describes no model: expected an object with 'model_type'.")
+    if kind not in MODEL_TYPES:
+        own = " It requires its own Python code ('auto_map'), which clipmlu never runs." if "auto_map" in config else ""
+        raise ExportError(f"'{path}' has the model_type '{kind}'; expected one of {', '.join(MODEL_TYPES)}.{own}")
+    towers = {"it": config} | {
+        f"'{part}'": config[part] for part in ("text_config", "vision_config") if config.get(part) is not None
+    }
+    for part, values in towers.items():
+        if not isinstance(values, dict):
+            raise ExportError(f"'{path}' has a {part} that is no object of sizes.")
+        for key, most in _TOWER_LIMITS.items():
+            _check_number(path, part, key, values.get(key), most)
+    _check_memory(path, sum(map(_tower_floats, towers.values())))
+    return dict(config)
+
+
+def _tower_floats(config: Mapping[str, Any]) -> int:
+    """Return a lower bound of the number of weights in a tower of transformers."""
     width = max((config.get(key) or 0 for key in ("hidden_size", "d_model", "dim")), default=0)
     layers = max((config.get(key) or 0 for key in ("num_hidden_layers", "num_layers", "n_layers")), default=0)
     rows = sum(config.get(key) or 0 for key in ("vocab_size", "max_position_embeddings"))
-    _check_memory(path, rows * width + layers * 4 * width**2)
+    return rows * width + layers * 4 * width**2
 
 
 def _read(path: Path) -> Any:

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,91 @@ def fetch_file(
     cache_dir: str | os.PathLike[str] | None,
     offline: bool,
     hint: str,
+    fresh: bool = False,
     on_step: StartStep = no_steps,
     policy: RetryPolicy = RETRIES,
 ) -> Path:
     """Return the first available of several files of a repository; see ``_fetch_file`` and ``record_downloads``."""
     path, name = _fetch_file(
-        repo, names, cache_dir=cache_dir, offline=offline, hint=hint, on_step=on_step, policy=policy
+        repo, names, cache_dir=cache_dir, offline=offline, hint=hint, fresh=fresh, on_step=on_step, policy=policy
     )
+    _record(repo, name, path)
+    return path
+
+
+def record_cached(repo: str, paths: Iterable[Path]) -> None:
+    """Record files in the cache that are used without ``fetch_file``."""
+    for path in paths:
+        _record(repo, path.name, path)
+
+
+def _record(repo: str, name: str, path: Path) -> None:
     record = _RECORD.get()
     if record is not None:
         record[f"{repo}::{name}"] = _version_of(str(path))
-    return path
+
+
+def cached_snapshot(repo: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:
+    """Return the directory in the cache with the files of a repository's last known version, or None."""
+    hub = require("huggingface_hub", "export", PURPOSE)
+    constants = require("huggingface_hub.constants", "export", PURPOSE)
+    folder = Path(cache_dir or constants.HF_HUB_CACHE) / hub.file_download.repo_folder_name(
+        repo_id=repo, repo_type="model"
+    )
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
+
+
+def list_files(
+    repo: str,
+    wanted: str,
+    *,
+    cache_dir: str | os.PathLike[str] | None,
+    offline: bool,
+    hint: str,
+    on_step: StartStep = no_steps,
+    policy: RetryPolicy = RETRIES,
+) -> list[str]:
+    """Ask the hub for the names of a repository's files.
+
+    Args:
+        repo: ``org/name``.
+        wanted: a file that is not in the cache, for messages.
+        cache_dir: huggingface_hub's cache directory, for messages; None for its default.
+        offline: the network is not to be used.
+        hint: a sentence with advice.
+        on_step: shows the request, and its pauses.
+        policy: further attempts, if the hub is busy or cuts a connection.
+
+    Raises:
+        DownloadError: the hub does not answer, or has no such repository; or the network is off.
+    """
+    hub = require("huggingface_hub", "export", PURPOSE)
+    constants = require("huggingface_hub.constants", "export", PURPOSE)
+    place, cache = f"{repo}/{wanted}", str(cache_dir or constants.HF_HUB_CACHE)
+    _check_online(repo, place, cache, offline=offline, hint=hint)
+    try:
+        with _quiet_hub(), on_step(f"asking for the files of {repo}"):
+            info = repeat(
+                lambda: hub.HfApi(endpoint=constants.ENDPOINT).model_info(repo, timeout=_TIMEOUT_S),
+                interruption_of=_interruption_of,
+                server=constants.ENDPOINT,
+                policy=policy,
+                on_step=on_step,
+            )
+    except Exception as error:  # as for a download
+        raise DownloadError(_message(place, download_reason(error, repo, cache), hint)) from error
+    return [each.rfilename for each in info.siblings or ()]
+
+
+def _check_online(repo: str, place: str, cache: str, *, offline: bool, hint: str) -> None:
+    if (switch := offline_switch(offline=offline)) is not None:
+        reason = f"'{place}' is not in the cache '{cache}', and the network is off ({switch})"
+        raise DownloadError(f"{reason}. {ways_out(repo)}. {hint}")
 
 
 def _fetch_file(
@@ -99,6 +173,7 @@ def _fetch_file(
     cache_dir: str | os.PathLike[str] | None,
     offline: bool,
     hint: str,
+    fresh: bool,
     on_step: StartStep,
     policy: RetryPolicy,
 ) -> tuple[Path, str]:
@@ -113,6 +188,7 @@ def _fetch_file(
         cache_dir: huggingface_hub's cache directory; None for its default.
         offline: use the cache only.
         hint: a sentence with advice if the file is not available.
+        fresh: ask the hub even if a version is cached.
         on_step: shows a download, and its pauses.
         policy: further attempts, if the hub is busy or cuts a connection.
 
@@ -122,14 +198,12 @@ def _fetch_file(
     hub = require("huggingface_hub", "export", PURPOSE)
     errors = require("huggingface_hub.errors", "export", PURPOSE)
     constants = require("huggingface_hub.constants", "export", PURPOSE)
-    for name in names:
+    for name in () if fresh else names:
         cached = hub.try_to_load_from_cache(repo, name, cache_dir=cache_dir)
         if isinstance(cached, str):
             return Path(cached), name
     wanted, cache = f"{repo}/{names[0]}", str(cache_dir or constants.HF_HUB_CACHE)
-    if (switch := offline_switch(offline=offline)) is not None:
-        reason = f"'{wanted}' is not in the cache '{cache}', and the network is off ({switch})"
-        raise DownloadError(f"{reason}. {ways_out(repo)}. {hint}")
+    _check_online(repo, wanted, cache, offline=offline, hint=hint)
     repeated = functools.partial(
         repeat, interruption_of=_interruption_of, server=constants.ENDPOINT, policy=policy, on_step=on_step
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -26,14 +26,18 @@ from clipmlu.bundle.manifest import (
 from clipmlu.data.resize.order import pillow_versions
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.export.checks import check_parity
+from clipmlu.export.directories import Library
 from clipmlu.export.downloads import are_cached, record_downloads
 from clipmlu.export.graph import EXPORTER, export_graph, read_opset
 from clipmlu.export.loading import LoadedModel, load_model
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.quiet import quiet_libraries
+from clipmlu.export.repositories import fetch_directory
 from clipmlu.export.source import Source, resolve_source, source_files
 from clipmlu.export.tokenizers import write_tokenizer
 from clipmlu.export.towers import measure_embedding_dim, tower_programs
+from clipmlu.export.transformers_checks import check_against_library
+from clipmlu.export.transformers_model import load_transformers_model
 from clipmlu.specs import ModelId, TokenizerSpec, TowerName
 from clipmlu.steps import StartStep, no_steps
 
@@ -41,6 +45,7 @@ __all__ = ["ExportOptions", "export_model", "identify_source", "is_current"]
 
 LOG = logging.getLogger("clipmlu.export")
 _TOOLS = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "open_clip_torch", "timm", "tokenizers", "torch")
+_LIBRARY_TOOLS: dict[Library, tuple[str, ...]] = {"open_clip": (), "transformers": ("transformers",)}
 
 
 def export_model(
@@ -55,7 +60,7 @@ def export_model(
 
     Args:
         model: an open_clip name (``ViT-B-32`` with ``options.pretrained``, or ``ViT-B-32::openai``),
-            ``hf-hub:org/name``, ``local-dir:PATH``, ``demo``, or the hub's id of a model that open_clip lists, such as
+            ``hf-hub:org/name``, ``hf:org/name``, ``local-dir:PATH``, ``demo``, or the hub's id of a model that open_clip lists, such as
             ``openai/clip-vit-base-patch32``.
         output: directory of the exported bundle.
         options: export options; defaults if None.
@@ -82,15 +87,21 @@ def export_model(
     if source.taken_from:
         on_note(f"'{source.taken_from}' is {source.identity} here")
     with quiet_libraries(), record_downloads() as downloads:
-        loaded = load_model(source, options, on_step)
+        local = fetch_directory(source, options, on_step)
+        loaded = _load(local, options, on_step)
     for line in loaded.notes:
         on_note(line)
     with stage_bundle(output, overwrite=options.overwrite) as staging:
         with on_step("preparing the tokenizer"), record_downloads() as more:
-            tokenizer = write_tokenizer(source, loaded, staging.path / TOKENIZER_NAME, options)
+            tokenizer = write_tokenizer(local, loaded, staging.path / TOKENIZER_NAME, options)
         towers, parity, embedding_dim = _export_towers(staging.path, loaded, tokenizer, options, on_step)
+        if local.library == "transformers" and local.directory is not None and _has_own_texts(tokenizer, options):
+            own = Tokenizer.load(staging.path / TOKENIZER_NAME, tokenizer)
+            parity += check_against_library(towers, staging.path, local.directory, loaded, own, options, on_step)
         with on_step("writing the bundle"):
-            manifest = _describe(staging, source, loaded, tokenizer, towers, parity, embedding_dim, options)
+            manifest = _describe(
+                staging, source, local.library, loaded, tokenizer, towers, parity, embedding_dim, options
+            )
             export = msgspec.structs.replace(manifest.export, hub_files=downloads | more)
             staging.finish(msgspec.structs.replace(manifest, export=export))
     return open_exported(output, verify=False)
@@ -114,10 +125,21 @@ def is_current(bundle: ExportedBundle, options: ExportOptions) -> bool:
 
     What is not cached or not installed here is not compared.
     """
+    tools = (*_TOOLS, *(name for name in bundle.manifest.tool_versions if name in _LIBRARY_TOOLS["transformers"]))
     return (
         are_cached(bundle.manifest.export.hub_files, options.cache_dir)
-        and current_tool_versions(*_installed_tools()).items() <= bundle.manifest.tool_versions.items()
+        and current_tool_versions(*_installed(tools)).items() <= bundle.manifest.tool_versions.items()
     )
+
+
+def _load(source: Source, options: ExportOptions, on_step: StartStep) -> LoadedModel:
+    load = load_model if source.library == "open_clip" else load_transformers_model
+    return load(source, options, on_step)
+
+
+def _has_own_texts(tokenizer: TokenizerSpec, options: ExportOptions) -> bool:
+    """Return whether the bundle has the tokenizer of the model's library."""
+    return not tokenizer.stand_in and options.tokenizer is None
 
 
 def _export_towers(
@@ -144,6 +166,7 @@ def _export_towers(
 def _describe(
     staging: Staging,
     source: Source,
+    library: Library,
     loaded: LoadedModel,
     tokenizer: TokenizerSpec,
     towers: dict[TowerName, Tower],
@@ -174,14 +197,14 @@ def _describe(
             notes=loaded.notes,
         ),
         files=files,
-        tool_versions=current_tool_versions(*_installed_tools()) | pillow_versions(),
+        tool_versions=current_tool_versions(*_installed((*_TOOLS, *_LIBRARY_TOOLS[library]))) | pillow_versions(),
     )
 
 
-def _installed_tools() -> list[str]:
-    """Return the installed distributions that exports use; only some image towers need timm."""
+def _installed(tools: Sequence[str]) -> list[str]:
+    """Return those distributions that are installed; only some image towers need timm."""
     installed = []
-    for name in _TOOLS:
+    for name in tools:
         with contextlib.suppress(metadata.PackageNotFoundError):
             metadata.version(name)
             installed.append(name)

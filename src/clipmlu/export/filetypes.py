@@ -115,7 +115,7 @@ def describe_directory(folder: Path) -> str:
             "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY weights.pt"
         )
     if "config.json" in names:
-        return f"it is a directory of the transformers library, not of open_clip. {TRANSFORMERS_ADVICE}"
+        return f"it is a directory of the transformers library. Give it as the model: local-dir:{folder}"
     files = sorted(name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")))
     named = f" such as '{files[0]}'" if files else ", or a directory with open_clip_config.json as local-dir:PATH"
     return f"it is a directory. Give a file of weights{named}."

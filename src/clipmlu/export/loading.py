@@ -138,7 +138,7 @@ def _read_config(source: Source, options: ExportOptions, on_step: StartStep) -> 
             [CONFIG_NAME],
             cache_dir=options.cache_dir,
             offline=options.offline,
-            hint=_WEIGHTS_HINT,
+            hint=f"A model of the library transformers is hf:{source.repo}. {_WEIGHTS_HINT}",
             on_step=on_step,
         )
         config = parse_config(path)
@@ -285,14 +285,7 @@ def _describe(module: Any, config: dict[str, Any], source: Source, notes: list[s
         preprocess = spec_from_open_clip(module.visual.preprocess_cfg)
     except ValueError as error:
         raise ExportError(f"Model '{source.identity}': {error}") from error
-    scale, bias = float(module.logit_scale.exp().reshape(())), getattr(module, "logit_bias", None)
-    shift = None if bias is None else float(bias.reshape(()))
-    if not 1 / LARGEST_LOGIT <= scale <= LARGEST_LOGIT or not abs(shift or 0.0) <= LARGEST_LOGIT:
-        raise ExportError(
-            f"Model '{source.identity}' has the logit scale {scale:g} and the logit bias {shift or 0:g}; trained models have a "
-            f"scale of some 100, and none has more than {LARGEST_LOGIT:g} of either. Its weights are damaged, or hold the scale "
-            "itself where its logarithm belongs: put that there."
-        )
+    scale, shift = read_logit_values(module, source)
     return LoadedModel(
         module=module,
         config=config["model_cfg"],
@@ -302,10 +295,27 @@ def _describe(module: Any, config: dict[str, Any], source: Source, notes: list[s
         pad_id=_pad_id(module, text_cfg),
         logit_scale=scale,
         logit_bias=shift,
-        activation=_activation(module),
-        weights_digest=_digest_weights(module),
+        activation=activation_name(module),
+        weights_digest=digest_weights(module),
         notes=tuple(notes),
     )
+
+
+def read_logit_values(module: Any, source: Source) -> tuple[float, float | None]:
+    """Return the logit scale, not its logarithm, and the logit bias or None.
+
+    Raises:
+        ExportError: a value is none of a trained model.
+    """
+    scale, bias = float(module.logit_scale.exp().reshape(())), getattr(module, "logit_bias", None)
+    shift = None if bias is None else float(bias.reshape(()))
+    if not 1 / LARGEST_LOGIT <= scale <= LARGEST_LOGIT or not abs(shift or 0.0) <= LARGEST_LOGIT:
+        raise ExportError(
+            f"Model '{source.identity}' has the logit scale {scale:g} and the logit bias {shift or 0:g}; trained models have a "
+            f"scale of some 100, and none has more than {LARGEST_LOGIT:g} of either. Its weights are damaged, or hold the scale "
+            "itself where its logarithm belongs: put that there."
+        )
+    return scale, shift
 
 
 def _text_module(module: Any) -> Any:
@@ -326,7 +336,8 @@ def _pad_id(module: Any, text_cfg: dict[str, Any]) -> int:
     return int(pad_id or 0)
 
 
-def _activation(module: Any) -> str:
+def activation_name(module: Any) -> str:
+    """Return ``quick_gelu``, ``gelu_tanh`` or ``gelu``, as a model was built."""
     names = {_activation_of(each) for each in module.modules()}
     return next((name for name in ("quick_gelu", "gelu_tanh") if name in names), "gelu")
 
@@ -340,7 +351,7 @@ def _activation_of(module: Any) -> str | None:
     return None
 
 
-def _digest_weights(module: Any) -> str:
+def digest_weights(module: Any) -> str:
     """Return the SHA-256 of name, dtype, shape and bytes of every tensor of the state, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

@@ -8,6 +8,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+from clipmlu.host import require
+
 _LOG = logging.getLogger("clipmlu.export")
 
 # Loggers whose warnings concern the exporter's internals: constants not folded, files without an extension, ...
@@ -64,3 +66,16 @@ def _quiet_loggers() -> Iterator[None]:
 def _not_open_clip(record: logging.LogRecord) -> bool:
     """Return False for records below ERROR that open_clip logs on the root logger itself."""
     return record.levelno >= logging.ERROR or "open_clip" not in record.pathname
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Switch off the bars that transformers draws on standard error while it loads weights."""
+    bars = require("transformers.utils.logging", "export", "Exporting a model")
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()

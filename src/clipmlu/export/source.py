@@ -16,6 +16,7 @@ from clipmlu.bundle.verify import file_record
 from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
 from clipmlu.export.catalog import (
     DEMO_MODEL,
+    MODEL_PREFIXES,
     Weights,
     find_weights,
     model_names,
@@ -23,8 +24,18 @@ from clipmlu.export.catalog import (
     recommended_tags,
     tags_of,
 )
-from clipmlu.export.configuration import parse_config
-from clipmlu.export.filetypes import describe_directory, identify_weights
+from clipmlu.export.configuration import parse_config, parse_transformers_config
+from clipmlu.export.directories import (
+    CONFIG_NAMES,
+    TOKENIZER_FILES,
+    WEIGHTS_NAMES,
+    Library,
+    described_files,
+    library_of,
+    weights_files,
+    weights_of,
+)
+from clipmlu.export.filetypes import identify_weights
 from clipmlu.export.model_names import is_transformers_id, model_of_hub_id, near_models
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.training import CONFIG_NAME, files_beside
@@ -36,31 +47,7 @@ _LOCAL_PREFIX = "local-dir:"
 _TAG_SEPARATOR = "::"
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
-# Names that open_clip prefers (factory._find_checkpoint_in_dir), in its order; then any other file with these suffixes.
-_CHECKPOINT_NAMES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
 _CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-
-# Possible files of a tokenizer of the transformers library.
-_TOKENIZER_FILES = (
-    TOKENIZER_NAME,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,16 +57,21 @@ class Source:
     Attributes:
         identity: the model's identity in the manifest.
         name: name of a configuration in open_clip's package.
-        repo: ``org/name`` on the Hugging Face hub.
-        directory: a directory in open_clip's own format.
+        repo: ``org/name`` on a hub.
+        hub: the prefix of the name that chose the hub, for ``repo``: ``hf-hub:`` if open_clip reads single files of it, another
+            one if it becomes a directory first; see ``downloading``.
+        library: whose format ``directory`` has.
+        directory: a directory in open_clip's own format, or as ``save_pretrained`` of transformers writes it.
         weights: the entry of open_clip's list, for ``name`` with a tag.
-        checkpoint: a local file of weights, for ``name`` and ``directory``.
+        checkpoint: a local file of weights, or the index of several, for ``name`` and ``directory``.
         taken_from: the id of the Hugging Face hub that was given for ``name`` and its weights, or empty.
     """
 
     identity: ModelId
     name: str | None = None
     repo: str | None = None
+    hub: str | None = None
+    library: Library = "open_clip"
     directory: Path | None = None
     weights: Weights | None = None
     checkpoint: Path | None = None
@@ -95,8 +87,8 @@ def resolve_source(model: str, options: ExportOptions) -> Source:
     """Resolve MODEL to a source.
 
     Args:
-        model: an open_clip name, ``NAME::TAG``, ``hf-hub:org/name``, ``local-dir:PATH``, ``demo``, or the hub's id of a
-            model that open_clip lists.
+        model: an open_clip name, ``NAME::TAG``, ``hf-hub:org/name``, ``hf:org/name``, ``local-dir:PATH``, ``demo``, or the
+            hub's id of a model that open_clip lists.
         options: options that choose the weights.
 
     Raises:
@@ -111,12 +103,13 @@ def resolve_source(model: str, options: ExportOptions) -> Source:
         _refuse_tag(model, options)
         name = taken.partition(_TAG_SEPARATOR)[0] if options.random_weights else taken
         return dataclasses.replace(_named_source(name, options, seed), taken_from=model)
-    if model == DEMO_MODEL or model.startswith((_HUB_PREFIX, _LOCAL_PREFIX)):
+    if model == DEMO_MODEL or model.startswith(MODEL_PREFIXES):
         _refuse_tag(model, options)
         identity = ModelId(name=model, random_seed=seed)
-        if model.startswith(_HUB_PREFIX):
-            return Source(identity=identity, repo=_repo_name(model))
-        return _local_source(identity, demo_folder() if model == DEMO_MODEL else _local_folder(model))
+        prefix = next((each for each in MODEL_PREFIXES if model.startswith(each)), _LOCAL_PREFIX)
+        if prefix != _LOCAL_PREFIX:
+            return Source(identity=identity, repo=_repo_name(model, prefix), hub=prefix)
+        return local_source(identity, demo_folder() if model == DEMO_MODEL else _local_folder(model))
     return _named_source(model, options, seed)
 
 
@@ -189,11 +182,11 @@ def _refuse_tag(model: str, options: ExportOptions) -> None:
         )
 
 
-def _repo_name(model: str) -> str:
-    repo = model[len(_HUB_PREFIX) :]
+def _repo_name(model: str, prefix: str) -> str:
+    repo = model[len(prefix) :]
     owner, _, name = repo.partition("/")
     if not owner or not name or "/" in name:
-        raise OptionError(f"model is '{model}'; expected {_HUB_PREFIX}org/name")
+        raise OptionError(f"model is '{model}'; expected {prefix}org/name")
     return repo
 
 
@@ -204,18 +197,40 @@ def _local_folder(model: str) -> Path:
     return expand_home(path)
 
 
-def _local_source(identity: ModelId, folder: Path) -> Source:
+def local_source(identity: ModelId, folder: Path, *, prefer: Library = "open_clip") -> Source:
+    """Return the source of a directory, whose files decide whose format it has.
+
+    Args:
+        identity: the model's identity.
+        folder: the directory.
+        prefer: the library to take if the directory has the files of both.
+
+    Raises:
+        ExportError: it is missing, has no model's format, cannot be read, or has no weights.
+    """
     _check_local_folder(identity, folder)
-    read_local_config(folder)
+    library = library_of(_entries(folder), prefer=prefer) or "open_clip"
+    if library == "open_clip":
+        read_local_config(folder)
+    else:
+        parse_transformers_config(folder / CONFIG_NAMES[library])
     if identity.random_seed is not None:
-        return Source(identity=identity, directory=folder)
-    checkpoint = _find_checkpoint(folder)
+        return Source(identity=identity, library=library, directory=folder)
+    checkpoint = _find_checkpoint(folder, library)
     if checkpoint is None:
+        expected = WEIGHTS_NAMES[library][0]
         raise ExportError(
-            f"Model '{identity.name}' has no weights: expected '{_CHECKPOINT_NAMES[0]}' (or another "
-            f"{', '.join(_CHECKPOINT_SUFFIXES)} file) in '{folder}'. Put it there, or export untrained weights with --random-weights."
+            f"Model '{identity.name}' has no weights: expected '{expected}' (or another {', '.join(_CHECKPOINT_SUFFIXES)} file) in "
+            f"'{folder}'. Put it there, or export untrained weights with --random-weights."
         )
-    return Source(identity=identity, directory=folder, checkpoint=checkpoint)
+    return Source(identity=identity, library=library, directory=folder, checkpoint=checkpoint)
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise ExportError(f"Cannot read the model's directory '{folder}': {error.strerror}.") from error
 
 
 def _check_local_folder(identity: ModelId, folder: Path) -> None:
@@ -225,16 +240,15 @@ def _check_local_folder(identity: ModelId, folder: Path) -> None:
         )
     if not is_there(folder, folder=True):
         raise ExportError(f"Model '{identity.name}': there is no directory '{folder}'.")
-    if (folder / "config.json").exists() and not (folder / CONFIG_NAME).exists():
-        raise ExportError(f"Model '{identity.name}' has no {CONFIG_NAME}: {describe_directory(folder)}")
 
 
-def _find_checkpoint(folder: Path) -> Path | None:
-    for name in _CHECKPOINT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    others = [path for suffix in _CHECKPOINT_SUFFIXES for path in sorted(folder.glob(f"*{suffix}")) if path.is_file()]
-    return others[0] if others else None
+def _find_checkpoint(folder: Path, library: Library) -> Path | None:
+    files = [name for name in _entries(folder) if (folder / name).is_file()]
+    found = weights_of(files, library)
+    if found is not None or library == "transformers":
+        return None if found is None else folder / found
+    others = [name for suffix in _CHECKPOINT_SUFFIXES for name in files if name.endswith(suffix)]
+    return folder / others[0] if others else None
 
 
 def _named_source(model: str, options: ExportOptions, seed: int | None) -> Source:
@@ -279,7 +293,7 @@ def _checked_name(name: str, tag: str | None) -> str:
     is_path = name.startswith((".", "/", "~"))
     hub = f"hf-hub:{name}" if _REPO.fullmatch(name) and not is_path else "hf-hub:org/name"
     folder = f"{_LOCAL_PREFIX}{name}" if is_path or is_there(name, folder=True) else f"{_LOCAL_PREFIX}PATH"
-    hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, or {folder}."
+    hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, {hub.replace('hf-hub:', 'hf:')} for one of transformers, or {folder}."
     raise UnknownNameError("model", name, known, hint, meant=near_models(name, tag))
 
 
@@ -326,7 +340,14 @@ def _local_files(source: Source) -> Iterator[tuple[str, Path]]:
         beside = files_beside(source.checkpoint) if source.checkpoint is not None else ()
         yield from ((f"beside:{path.name}", path) for path in beside)
         return
-    for name in (CONFIG_NAME, *_TOKENIZER_FILES):
+    if source.library == "transformers":
+        names = _entries(source.directory)
+        weights = () if source.random else weights_files(names, source.library)
+        for name in (*described_files(names, source.library), *weights):
+            if source.checkpoint is None or name != source.checkpoint.name:
+                yield name, source.directory / name
+        return
+    for name in (CONFIG_NAME, *TOKENIZER_FILES):
         if (source.directory / name).is_file():
             yield name, source.directory / name
     text_config = text_model_folder(read_local_config(source.directory)["model_cfg"], source.directory)

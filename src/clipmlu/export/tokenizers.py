@@ -25,6 +25,7 @@ from clipmlu.export.loading import LoadedModel
 from clipmlu.export.options import PURPOSE, ExportOptions
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import Source, tokenizer_file
+from clipmlu.export.transformers_tokenizer import write_library_tokenizer
 from clipmlu.files.read import read_json, read_small_file
 from clipmlu.host import require
 from clipmlu.specs import TokenizerSpec
@@ -115,7 +116,7 @@ def write_tokenizer(source: Source, model: LoadedModel, destination: Path, optio
         return _check_ids(spec, model, destination)
     try:
         spec, reference = _write_model_tokenizer(source, model, destination, options)
-        _check_equal(spec, reference, destination)
+        _check_equal(spec, reference, destination, source.library)
         return _check_ids(spec, model, destination)
     except (DownloadError, _TooFewIdsError) as error:
         if not source.random:
@@ -133,7 +134,9 @@ class _TooFewIdsError(ExportError):
 def _write_model_tokenizer(
     source: Source, model: LoadedModel, destination: Path, options: ExportOptions
 ) -> tuple[TokenizerSpec, _Reference | None]:
-    """Write the tokenizer that open_clip uses for the model; also return open_clip's own, or None if it cannot run."""
+    """Write the tokenizer that the model's library uses for it; also return the library's own, or None if it cannot run."""
+    if source.library == "transformers" and source.directory is not None:
+        return write_library_tokenizer(source.directory, model.context_length, destination)
     text_cfg = model.config["text_cfg"]
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
     if text_cfg.get("hf_tokenizer_name"):
@@ -307,7 +310,7 @@ def _write_stand_in(model: LoadedModel, destination: Path) -> TokenizerSpec:
     )
 
 
-def _check_equal(spec: TokenizerSpec, reference: _Reference | None, path: Path) -> None:
+def _check_equal(spec: TokenizerSpec, reference: _Reference | None, path: Path, library: str) -> None:
     if reference is None:
         return
     ours = Tokenizer.load(path, spec)
@@ -315,7 +318,7 @@ def _check_equal(spec: TokenizerSpec, reference: _Reference | None, path: Path) 
         found = ours(text)[0]
         if not np.array_equal(found, expected):
             raise ExportError(
-                f"The tokenizer written for the model differs from open_clip's on {text[:40]!r}: "
+                f"The tokenizer written for the model differs from that of {library} on {text[:40]!r}: "
                 f"{_start(found)} instead of {_start(expected)}."
             )
 
