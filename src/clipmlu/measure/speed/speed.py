@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from clipmlu.measure.machine import (
     peak_memory_bytes,
 )
 from clipmlu.measure.speed.advice import Estimate, known_estimates
-from clipmlu.measure.speed.bottleneck import PipelineReport, draw_photos, measure_pipeline
+from clipmlu.measure.speed.bottleneck import DRAWN_PHOTOS, PipelineReport, draw_photos, measure_pipeline
 from clipmlu.measure.speed.load import setup_of
 from clipmlu.measure.speed.loaded import make_samples, open_graph
 from clipmlu.measure.speed.loads import ScenarioResult, SpeedOptions, measure_scenario
@@ -278,4 +279,6 @@ def _image_files(options: SpeedOptions) -> Iterator[Sequence[Path]]:
         yield [expand_home(path) for path in options.images]
         return
     with scratch_directory() as folder:
-        yield draw_photos(folder, seed=options.seed)
+        # Drawing all of the photos takes two seconds; in less than a tenth of a second not all of them are read.
+        read = math.ceil(DRAWN_PHOTOS * options.duration_ms / 100)
+        yield draw_photos(folder, min(DRAWN_PHOTOS, max(8, options.iterations, read)), seed=options.seed)
