@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+import clipmlu
 import support
 from clipmlu.bundle.directory import ExportedBundle
 from conftest import REPOSITORY
@@ -19,6 +22,8 @@ pytest.importorskip("ipykernel", reason="needs nbformat, nbclient and ipykernel,
 
 pytestmark = pytest.mark.torch
 NOTEBOOKS = sorted((REPOSITORY / "examples").glob("*.ipynb"))
+QUICK = ("quick_start",)
+"""Run each time. The others export and compile several models, half a minute each; their calls are bound to the functions."""
 _VARIES = "varies"  # tag of cells whose output holds times, or notes of a first run
 _PICTURE = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
 _SECONDS = 300
@@ -43,7 +48,10 @@ def _execute(notebook: Any, folder: Path) -> Any:
     return client.execute()
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in NOTEBOOKS],
+)
 @pytest.mark.filterwarnings("default")
 def test_a_notebook_shows_what_is_stored_in_it(
     path: Path, demo_bundle: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -71,6 +79,25 @@ def test_a_notebook_is_small_and_names_no_place_of_the_machine_that_ran_it(path:
     assert os.fspath(REPOSITORY) not in content
     assert os.path.expanduser("~") + "/" not in content
     assert any(output for cell in nbformat.reads(content, as_version=4).cells for output in cell.get("outputs", ()))
+
+
+def calls_of_the_package(path: Path) -> list[ast.Call]:
+    """Calls of ``clipmlu.NAME`` in the cells of a notebook."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for source in cells for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [node for node in nodes if ast.unparse(node.func).rpartition(".")[0] == "clipmlu"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_calls_in_a_notebook_fit_their_functions(path: Path) -> None:
+    calls = calls_of_the_package(path)
+    assert len(calls) > 4
+    for call in calls:
+        function = getattr(clipmlu, ast.unparse(call.func).rpartition(".")[2])
+        given = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+        bound = inspect.signature(function).bind(*call.args, **given)
+        more = get_args(get_type_hints(function).get("keywords"))
+        assert bound.arguments.get("keywords", {}).keys() <= (more[0].__annotations__.keys() if more else set())
 
 
 def test_there_are_notebooks() -> None:
