@@ -28,11 +28,17 @@ sys.dont_write_bytecode = False
 
 LONG_FILES = (
     "test_towers.py",
+    "test_ray.py",
+    "test_docs.py",
+    "test_worker.py",
+    "test_serving.py",
+    "test_compare.py",
+    "test_cli.py",
+    "test_downloads.py",
     "test_probe_runs.py",
     "test_probe_answers.py",
-    "test_contract.py",
-    "test_worker.py",
-    "test_docs.py",
+    "test_notebooks.py",
+    "test_places.py",
     "test_chain.py",
     "test_reference_models.py",
 )

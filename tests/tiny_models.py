@@ -41,7 +41,7 @@ _HF_TEXT = {
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {"vision_cfg": _VIT, "text_cfg": _TEXT},
-    "quick-gelu": {"quick_gelu": True, "vision_cfg": _VIT, "text_cfg": _BPE_TEXT},
+    "quick-gelu": {"quick_gelu": True, "vision_cfg": {**_VIT, "layers": 1}, "text_cfg": _BPE_TEXT},
     "siglip": {
         "custom_text": True,
         "init_logit_bias": -10.0,

@@ -46,9 +46,12 @@ def _pixels(rows: int, seed: int = 1) -> support.FloatArray:
     return np.random.default_rng(seed).standard_normal((rows, 3, support.SIDE, support.SIDE), dtype=np.float32)
 
 
-@pytest.fixture
-def bundle(exported: ExportedBundle, tmp_path: Path) -> CompiledBundle:
-    return compile_bundle(exported, tmp_path / "compiled", CompileOptions(target="openvino", batch_size=4))
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> CompiledBundle:
+    """The tiny model, compiled once; not to be changed."""
+    folder = tmp_path_factory.mktemp("openvino")
+    exported = support.write_exported(folder / "tiny")
+    return compile_bundle(exported, folder / "compiled", CompileOptions(target="openvino", batch_size=4))
 
 
 def _forget_this_cpu() -> None:

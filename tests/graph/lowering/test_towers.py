@@ -69,14 +69,18 @@ def _draw(session: onnxruntime.InferenceSession, sizes: dict[str, int], vocab: i
     return feeds
 
 
-def _check_parity(source: Path, lowered: Path, bundle: ExportedBundle, sizes: dict[str, int], vocab: int) -> None:
-    reference = _session(source)
+def _check_parity(
+    reference: onnxruntime.InferenceSession,
+    lowered: onnxruntime.InferenceSession,
+    bundle: ExportedBundle,
+    sizes: dict[str, int],
+    vocab: int,
+) -> None:
     feeds = _draw(reference, sizes, vocab)
     expected = reference.run(None, feeds)
     joint = len(expected) == 2
     allowed = allowed_logit_difference(FLOAT32_TOLERANCE, bundle.manifest.logit_scale) if joint else FLOAT32_TOLERANCE
-    del reference
-    for want, found in zip(expected, _session(lowered, optimize=False).run(None, feeds), strict=True):
+    for want, found in zip(expected, lowered.run(None, feeds), strict=True):
         difference = measure_difference(want, found)
         assert difference.max_abs_diff <= allowed, difference
         assert joint or difference.min_cosine >= FLOAT32_MIN_COSINE, difference
@@ -133,14 +137,16 @@ def test_tiny_architectures(
     bundle = tiny_bundle(kind, opset, layout)
     for name, tower in bundle.manifest.towers.items():
         source, lowered = bundle.path / tower.file, tmp_path / tower.file
+        reference = _session(source)
         for batch, runs in _batches(name):
             model = lower_tower(source, lowered, batch=batch)
             proto = onnx.load(lowered)
             onnx.checker.check_model(proto, full_check=True)
             onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
             _check_lowered(model, source, static=batch == runs[0])
+            session = _session(lowered, optimize=False)
             for sizes in runs:
-                _check_parity(source, lowered, bundle, sizes, VOCAB)
+                _check_parity(reference, session, bundle, sizes, VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -185,4 +191,5 @@ def test_export_list(tmp_path: Path, name: str, layout: Any) -> None:
             model = lower_tower(source, lowered, batch=batch)
             _check_lowered(model, source, static=batch == runs[0])
             del model
-            _check_parity(source, lowered, bundle, runs[len(runs) // 2], 30_000)
+            sessions = _session(source), _session(lowered, optimize=False)
+            _check_parity(*sessions, bundle, runs[len(runs) // 2], 30_000)

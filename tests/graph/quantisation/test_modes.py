@@ -127,9 +127,8 @@ def test_cpu_and_emulated_card_quantise_alike_bit_for_bit(
     pixels = np.stack([support.preprocess(support.picture(number)) for number in range(5)])
     found, records = [], []
     for target in ("cpu", "emulated-mlu"):
-        bundle = compile_for(
-            target, exported, tmp_path / target, precision, f"imagefolder:{folder}", quantisation=way, min_cosine=0.8
-        )
+        data = f"imagefolder:{folder}"
+        bundle = compile_for(target, exported, tmp_path / target, precision, data, quantisation=way, check=False)
         records.append(record_of(bundle))
         with Model(bundle) as encoder:
             found.append(encoder.encode_images(pixels))
@@ -164,8 +163,7 @@ def test_real_architectures_agree_bit_for_bit(
     for target in ("cpu", "emulated-mlu"):
         data = f"imagefolder:{folder}"
         how = None if precision.bits is None else VENDOR
-        gates = {"min_cosine": 0.5, "min_agreement": 0.0}
-        bundle = compile_for(target, exported, tmp_path / target, precision, data, quantisation=how, **gates)
+        bundle = compile_for(target, exported, tmp_path / target, precision, data, quantisation=how, check=False)
         records.append({tower: record_of(bundle, tower) for tower in ("image", "text")})
         with Model(bundle) as encoder:
             found.append((encoder.encode_images(pixels), encoder.encode_tokens(ids)))
@@ -197,8 +195,7 @@ def test_what_stays_in_float_is_the_same_on_both_targets(
     found, bundles = [], []
     for target in ("cpu", "emulated-mlu"):
         data = f"imagefolder:{folder}"
-        gates = {"min_cosine": 0.5, "min_agreement": 0.0}
-        bundles.append(compile_for(target, exported, tmp_path / target, precision, data, quantisation=how, **gates))
+        bundles.append(compile_for(target, exported, tmp_path / target, precision, data, quantisation=how, check=False))
         with Model(bundles[-1]) as encoder:
             found.append(encoder.encode_images(pixels))
     here, there = (bundle.compilation.quantised for bundle in bundles)
@@ -234,8 +231,8 @@ def test_int8_weights_are_stored_and_computed_as_integers(
 ) -> None:
     exported = tiny_bundle("vit")
     data = f"imagefolder:{folder}"
-    allowed = {"min_cosine": 0.5, "min_agreement": 0, "quantisation": VENDOR}
-    bundle = compile_for("cpu", exported, tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data, **allowed)
+    given = {"quantisation": VENDOR, "check": False}
+    bundle = compile_for("cpu", exported, tmp_path / "out", Precision.QINT8_MIXED_FLOAT32, data, **given)
     model = onnx.load(bundle.tower_path("image"))
     kinds = {weight.name: weight.data_type for weight in model.graph.initializer}
     dequantised = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in kinds]
