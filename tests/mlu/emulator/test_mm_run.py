@@ -149,7 +149,9 @@ def test_what_the_tool_refuses_ends_with_its_exit_code(
     """One --batch_size for two inputs is what the CLIP sample's perf.sh gives; the public source aborts (api 6.5, 13)."""
     code, _, err = run(*(word.replace("STATIC", str(static)).replace("FUSED", str(fused)) for word in words))
     assert code == 134
-    own = "\n".join(line for line in err.splitlines() if "emulated MagicMind, " not in line)  # the SDK's log comes first
+    own = "\n".join(
+        line for line in err.splitlines() if "emulated MagicMind, " not in line
+    )  # the SDK's log comes first
     assert own.startswith("mm_run (emulated): ")
     assert message in own
 
