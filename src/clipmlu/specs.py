@@ -256,7 +256,7 @@ class ModelId(Spec, frozen=True, kw_only=True):
     """The identity of a bundle's model.
 
     Attributes:
-        name: as given to ``clipmlu export``: an open_clip name, ``hf-hub:org/name``, ``hf:org/name``, ``local-dir:PATH`` or ``demo``.
+        name: as given to ``clipmlu export``: an open_clip name, ``hf-hub:org/name``, ``hf:org/name``, ``ms:org/name``, ``local-dir:PATH`` or ``demo``.
         pretrained: open_clip's tag of the weights, or None if the name alone identifies them.
         random_seed: the seed of untrained weights, or None for a trained model.
     """

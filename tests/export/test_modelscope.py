@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -14,11 +15,16 @@ from urllib.request import Request
 
 import pytest
 
-from clipmlu.errors import DownloadError, OptionError
+from clipmlu.errors import DownloadError, ExportError, OptionError
+from clipmlu.export.downloads import record_downloads
+from clipmlu.export.exporter import ExportOptions, export_model, is_current
 from clipmlu.export.http_client import AnswerError, BoundedRedirects
 from clipmlu.export.modelscope.repository import Repository, parse_repository
 from clipmlu.export.modelscope.snapshot import Snapshot, fetch_repository, is_snapshot_current
+from clipmlu.export.repositories import are_current, fetch_directory
 from clipmlu.export.retrying import RetryPolicy
+from clipmlu.export.source import demo_folder, resolve_source
+from clipmlu.specs import ModelId
 from image_server import content, running
 from modelscope_server import COMMIT, Fault, ModelScopeServer, cut_after, failure, reset, status, success
 from support import StepRecorder
@@ -27,6 +33,7 @@ pytest.importorskip("huggingface_hub", reason="needs the export extra (huggingfa
 
 WEIGHTS = bytes(range(256)) * 40
 FILES = {"config.json": b'{"a": 1}', "model.bin": WEIGHTS, "README.md": b"# model"}
+DEMO_WEIGHTS = "open_clip_model.safetensors"
 Fetch = Callable[..., Snapshot]
 
 
@@ -391,6 +398,73 @@ def test_a_file_that_the_cache_holds_in_another_version_is_noticed(
     assert is_snapshot_current("ms:org/name::model.bin", digest, tmp_path)
     assert is_snapshot_current("ms:org/name::model.bin", digest, tmp_path / "empty"), "nothing is known there"
     assert not is_snapshot_current("ms:org/name::model.bin", "0" * 64, tmp_path)
+
+
+@pytest.fixture
+def demo(site: ModelScopeServer) -> dict[str, bytes]:
+    """The files of the demo model, which the site has among others, and sends after some failures."""
+    files = {path.name: path.read_bytes() for path in demo_folder().iterdir() if path.suffix != ".md"}
+    site.files = {**files, "pytorch_model.bin": b"other weights", "onnx/model.onnx": b"", "README.md": b""}
+    site.redirected.add(DEMO_WEIGHTS)
+    site.faults = {"listing": [status(429, Retry_After="0")], DEMO_WEIGHTS: [status(503, Retry_After="0")]}
+    return files
+
+
+def test_a_repository_becomes_a_directory(site: ModelScopeServer, demo: dict[str, bytes], tmp_path: Path) -> None:
+    options = ExportOptions(cache_dir=tmp_path)
+    with record_downloads() as versions:
+        found = fetch_directory(resolve_source("ms:org/name@master", options), options)
+    folder = folder_of(tmp_path)
+    local = resolve_source(f"local-dir:{folder}", options)
+    assert found == dataclasses.replace(local, identity=ModelId(name="ms:org/name@master"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."} == demo
+    digests = {f"ms:org/name@master::{name}": hashlib.sha256(body).hexdigest() for name, body in demo.items()}
+    assert versions == {"ms:org/name@master": COMMIT, **digests}
+    assert are_current(versions, tmp_path)
+    record = folder / ".clipmlu-download.json"
+    record.write_text(record.read_text().replace(COMMIT, "0" * 40))
+    assert not are_current(versions, tmp_path)
+
+
+def test_random_weights_need_no_download_of_weights(
+    site: ModelScopeServer, demo: dict[str, bytes], tmp_path: Path
+) -> None:
+    untrained, trained = ExportOptions(cache_dir=tmp_path, random_weights=True), ExportOptions(cache_dir=tmp_path)
+    assert fetch_directory(resolve_source("ms:org/name", untrained), untrained).checkpoint is None
+    assert site.requested(DEMO_WEIGHTS) == []
+    found = fetch_directory(resolve_source("ms:org/name", trained), trained)
+    assert found.checkpoint == folder_of(tmp_path) / DEMO_WEIGHTS
+    assert len(site.requested("tokenizer.json")) == 1
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_the_demo_model_is_exported_from_the_site(demo: dict[str, bytes], tmp_path: Path) -> None:
+    pytest.importorskip("open_clip", reason="needs the export extra (open_clip)", exc_type=ImportError)
+    options = ExportOptions(cache_dir=tmp_path / "cache")
+    bundle = export_model("ms:org/name", tmp_path / "bundle", options)
+    local = export_model("demo", tmp_path / "local")
+    assert str(bundle.manifest.model) == "ms:org/name"
+    assert bundle.manifest.files == local.manifest.files
+    assert bundle.manifest.export.weights_digest == local.manifest.export.weights_digest
+    assert bundle.manifest.export.source_files == {}
+    assert bundle.manifest.export.hub_files["ms:org/name"] == COMMIT
+    assert is_current(bundle, options)
+
+
+@pytest.mark.torch
+def test_a_model_that_cannot_be_exported_is_refused_before_its_weights(site: ModelScopeServer, tmp_path: Path) -> None:
+    options = ExportOptions(cache_dir=tmp_path / "cache")
+    for name, config, words in (
+        ("config.json", b'{"model_type": "bert"}', "has the model_type 'bert'; expected one of clip"),
+        ("open_clip_config.json", b"{}", "describes no model"),
+        ("configuration.json", b"{}", "'ms:org/name' has neither open_clip_config.json nor config.json"),
+    ):
+        site.files = {name: config, "pytorch_model.bin": WEIGHTS}
+        with pytest.raises(ExportError, match=words):
+            export_model("ms:org/name", tmp_path / "bundle", options)
+        assert site.requested("pytorch_model.bin") == []
+        assert not (tmp_path / "bundle").exists()
 
 
 def test_addresses_are_read_as_by_the_sites_own_client(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,10 +39,22 @@ MODELS = [
     (
         "export ./demo -o O",
         "Unknown model './demo'",
-        "hf-hub:org/name for a repository in open_clip's format, hf:org/name for one of transformers, or local-dir:./demo.",
+        "hf-hub:org/name for a repository in open_clip's format, hf:org/name for one of transformers, ms:org/name for one of ModelScope, or local-dir:./demo.",
     ),
     ("export somebody/clip -o O", "Unknown model 'somebody/clip'", "hf:somebody/clip for one of transformers"),
     ("export hf:clip -o O", "model is 'hf:clip'", "expected hf:org/name"),
+    ("export ms:foo -o O", "model is 'ms:foo'", "expected ms:org/name, or ms:org/name@revision"),
+    (
+        "export ms:a/b --pretrained openai -o O",
+        "model 'ms:a/b' has its own weights",
+        "leave out the pretrained weights",
+    ),
+    (
+        "export ms:a/b --offline -o O",
+        "'ms:a/b@master' is not in the cache '",
+        "give a directory with its files as local-dir:PATH",
+    ),
+    ("export https://modelscope.cn/models/a/b -o O", "Unknown model", "Did you mean 'ms:a/b'?"),
     ("models siglip-so400m", "Unknown model", "Did you mean 'ViT-SO400M-14-SigLIP'?"),
 ]
 PYTHON: list[tuple[Callable[[], object], type[Exception], str]] = [

@@ -87,7 +87,7 @@ def export_model(
     """Export a model to ONNX and compare it with torch, as ``clipmlu export`` does.
 
     Args:
-        model: an open_clip name (``"ViT-B-32::openai"``), ``"hf-hub:org/name"``, ``"hf:org/name"``, ``"local-dir:PATH"``, or ``"demo"``.
+        model: an open_clip name (``"ViT-B-32::openai"``), ``"hf-hub:org/name"``, ``"hf:org/name"``, ``"ms:org/name"``, ``"local-dir:PATH"``, or ``"demo"``.
         output: directory of the exported bundle.
         options: an options object instead of the keywords.
         on_note: called with a line for the user about each assumption; None for a log warning.

@@ -40,7 +40,7 @@ def list_models(pattern: str = "") -> dict[str, tuple[str, ...]]:
         pattern: part of the name; upper and lower case make no difference.
 
     Returns:
-        Each name with the tags of its weights; besides these, ``hf-hub:org/name``, ``hf:org/name`` and ``local-dir:PATH`` can be exported.
+        Each name with the tags of its weights; besides these, ``hf-hub:org/name``, ``hf:org/name``, ``ms:org/name`` and ``local-dir:PATH`` can be exported.
 
     Raises:
         MissingDependencyError: open_clip is not installed.

@@ -127,7 +127,7 @@ def pipeline(
     does the work, the others wait for it.
 
     Args:
-        model: a name (``"demo"``, ``"ViT-B-32::openai"``, ``"hf-hub:org/name"``, ``"hf:org/name"``, ``"local-dir:PATH"``), or an exported or compiled
+        model: a name (``"demo"``, ``"ViT-B-32::openai"``, ``"hf-hub:org/name"``, ``"hf:org/name"``, ``"ms:org/name"``, ``"local-dir:PATH"``), or an exported or compiled
             bundle or its path. ``"demo"`` is always the name; write ``"./demo"`` for a folder.
         labels: class names, as for ``Model.classifier``; None for the model itself.
         templates: prompt templates, as for ``Model.classifier``: one template, the name of a set, a file, or a list; None for

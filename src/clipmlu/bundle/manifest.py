@@ -94,7 +94,8 @@ class Export(Spec, frozen=True, kw_only=True):
         source_files: digests of the model's local files, by file name; empty for downloads.
         parity: differences from torch, measured before publication.
         notes: one line for each assumption, omission or change of the weights.
-        hub_files: versions of the files from the hub, by ``org/name::file``: a digest, or a commit.
+        hub_files: versions of the files from the hub, by ``org/name::file``: a digest, or a commit;
+            of ModelScope also the commit of a repository, by ``ms:org/name``.
     """
 
     opset: PositiveInt

@@ -45,7 +45,9 @@ def models_command(pattern: str, as_json: bool) -> None:
         echo_json(models)
         return
     _show_models(models, whole=len(models) <= _FEW)
-    note("Also: hf-hub:org/name, hf:org/name (transformers), local-dir:PATH. No tag is needed for these and demo.")
+    note(
+        "Also: hf-hub:org/name, hf:org/name (transformers), ms:org/name (ModelScope), local-dir:PATH. No tag is needed for these and demo."
+    )
 
 
 def _show_models(models: Mapping[str, tuple[str, ...]], *, whole: bool) -> None:

@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="Seed of --random-weights.")
 @layout_option
 @click.option("--tokenizer", type=PATH, help="A tokenizer.json, or a directory with one, instead of the model's own.")
-@click.option("--cache-dir", type=PATH, help="Folder of downloads. [default: Hugging Face's cache, see HF_HOME]")
+@click.option(
+    "--cache-dir",
+    type=PATH,
+    help="Folder of downloads. [default: Hugging Face's cache, see HF_HOME; for ms: clipmlu's own]",
+)
 @offline_option
 @overwrite_option
 @json_option
@@ -59,7 +63,8 @@ def export_command(
     """Export MODEL to ONNX and check it against torch.
 
     MODEL is an open_clip name (ViT-B-32, with --pretrained, or ViT-B-32::openai in one string), hf-hub:org/name
-    of the same library, hf:org/name of the transformers library, local-dir:PATH of either, or demo. See 'clipmlu models'.
+    of the same library, hf:org/name of the transformers library, ms:org/name of either on ModelScope, local-dir:PATH of
+    either, or demo. See 'clipmlu models'.
     """
     from clipmlu.export.exporter import ExportOptions, export_model
     from clipmlu.report.bundle import show_bundle

@@ -17,7 +17,7 @@ from clipmlu.host import require
 
 DEMO_MODEL = "demo"
 
-MODEL_PREFIXES = ("hf-hub:", "local-dir:", "hf:")
+MODEL_PREFIXES = ("hf-hub:", "local-dir:", "hf:", "ms:")
 """First parts of the names of models that are on a hub or in a directory."""
 
 MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # keys that open_clip.factory requires in a configuration

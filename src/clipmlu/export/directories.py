@@ -36,6 +36,9 @@ WEIGHTS_NAMES: dict[Library, tuple[str, ...]] = {
 """Names of weights in the order in which each library looks for them: ``factory._find_checkpoint_in_dir`` of open_clip, and
 ``modeling_utils`` of transformers, where an index belongs to weights in several files."""
 
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+"""Suffixes of weights, the best first; open_clip takes a file of any name."""
+
 TOKENIZER_FILES = (
     TOKENIZER_NAME,
     "tokenizer_config.json",
@@ -75,7 +78,9 @@ def library_of(names: Collection[str], *, prefer: Library = "open_clip") -> Libr
 
 def weights_of(names: Collection[str], library: Library) -> str | None:
     """Return the name of the weights, or of the index of weights in several files; None if there are none."""
-    return next((name for name in WEIGHTS_NAMES[library] if name in names), None)
+    others = [name for suffix in WEIGHTS_SUFFIXES for name in sorted(names) if name.endswith(suffix)]
+    usual = [name for name in WEIGHTS_NAMES[library] if name in names]
+    return next(iter([*usual, *(others if library == "open_clip" else ())]), None)
 
 
 def weights_files(names: Collection[str], library: Library) -> list[str]:

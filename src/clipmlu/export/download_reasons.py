@@ -53,7 +53,7 @@ def download_reason(error: BaseException, repo: str, cache: str) -> str:
 
 def ways_out(repo: str) -> str:
     """Return how to get a repository's files without a connection to the hub, without the last full stop."""
-    return f"HF_ENDPOINT chooses a mirror, such as https://hf-mirror.com, and ModelScope (https://modelscope.cn) may have '{repo}'"
+    return f"HF_ENDPOINT chooses a mirror, such as https://hf-mirror.com, and ModelScope may have '{repo}' (ms:{repo})"
 
 
 def _of_the_hub(error: BaseException, repo: str, endpoint: str) -> str | None:

@@ -87,20 +87,21 @@ def fetch_file(
     path, name = _fetch_file(
         repo, names, cache_dir=cache_dir, offline=offline, hint=hint, fresh=fresh, on_step=on_step, policy=policy
     )
-    _record(repo, name, path)
+    record_version(f"{repo}::{name}", _version_of(str(path)))
     return path
 
 
 def record_cached(repo: str, paths: Iterable[Path]) -> None:
     """Record files in the cache that are used without ``fetch_file``."""
     for path in paths:
-        _record(repo, path.name, path)
+        record_version(f"{repo}::{path.name}", _version_of(str(path)))
 
 
-def _record(repo: str, name: str, path: Path) -> None:
+def record_version(place: str, version: str) -> None:
+    """Record the version of a file from a hub, within ``record_downloads``."""
     record = _RECORD.get()
     if record is not None:
-        record[f"{repo}::{name}"] = _version_of(str(path))
+        record[place] = version
 
 
 def cached_snapshot(repo: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:

@@ -27,12 +27,12 @@ from clipmlu.data.resize.order import pillow_versions
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.export.checks import check_parity
 from clipmlu.export.directories import Library
-from clipmlu.export.downloads import are_cached, record_downloads
+from clipmlu.export.downloads import record_downloads
 from clipmlu.export.graph import EXPORTER, export_graph, read_opset
 from clipmlu.export.loading import LoadedModel, load_model
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.quiet import quiet_libraries
-from clipmlu.export.repositories import fetch_directory
+from clipmlu.export.repositories import are_current, fetch_directory
 from clipmlu.export.source import Source, resolve_source, source_files
 from clipmlu.export.tokenizers import write_tokenizer
 from clipmlu.export.towers import measure_embedding_dim, tower_programs
@@ -60,7 +60,7 @@ def export_model(
 
     Args:
         model: an open_clip name (``ViT-B-32`` with ``options.pretrained``, or ``ViT-B-32::openai``),
-            ``hf-hub:org/name``, ``hf:org/name``, ``local-dir:PATH``, ``demo``, or the hub's id of a model that open_clip lists, such as
+            ``hf-hub:org/name``, ``hf:org/name``, ``ms:org/name``, ``local-dir:PATH``, ``demo``, or the hub's id of a model that open_clip lists, such as
             ``openai/clip-vit-base-patch32``.
         output: directory of the exported bundle.
         options: export options; defaults if None.
@@ -127,7 +127,7 @@ def is_current(bundle: ExportedBundle, options: ExportOptions) -> bool:
     """
     tools = (*_TOOLS, *(name for name in bundle.manifest.tool_versions if name in _LIBRARY_TOOLS["transformers"]))
     return (
-        are_cached(bundle.manifest.export.hub_files, options.cache_dir)
+        are_current(bundle.manifest.export.hub_files, options.cache_dir)
         and current_tool_versions(*_installed(tools)).items() <= bundle.manifest.tool_versions.items()
     )
 

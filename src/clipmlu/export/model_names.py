@@ -10,6 +10,7 @@ from clipmlu.errors import close_names
 from clipmlu.export.catalog import DEMO_MODEL, hub_entries, list_models, recommended_tags
 
 _HUB_ADDRESS = "https://huggingface.co/"
+_MODELSCOPE_ADDRESS = re.compile(r"https?://(?:www\.)?modelscope\.(?:cn|ai)/(?:models/)?([\w.-]+/[\w.-]+)")
 _OPENAI_IDS = {
     "openai/clip-vit-base-patch32": "ViT-B-32",
     "openai/clip-vit-base-patch16": "ViT-B-16",
@@ -62,6 +63,8 @@ def near_models(text: str, tag: str | None = None) -> list[str]:
         text: the name, which may also hold a tag, as in ``ViT-B-32-openai``.
         tag: a tag that was given beside the name.
     """
+    if (address := _MODELSCOPE_ADDRESS.match(text)) is not None:
+        return [f"ms:{address[1]}"]
     models = list_models()
     wanted = _parts(text)
     shares = {name: _share(wanted, _parts(name), tags) for name, tags in models.items()}

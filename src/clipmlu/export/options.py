@@ -32,7 +32,8 @@ class ExportOptions:
         opset: ONNX opset of the graphs.
         overwrite: replace a bundle at the output path.
         offline: use only local files, no network.
-        cache_dir: directory of downloads; None for huggingface_hub's default (``HF_HOME``).
+        cache_dir: directory of downloads; None for huggingface_hub's default (``HF_HOME``), and clipmlu's own
+            cache for ModelScope.
         tokenizer: a ``tokenizer.json``, or a directory with one, instead of the model's own tokenizer.
         max_abs_diff: allowed difference of an embedding's element between torch and the exported graph; for a logit
             it is multiplied by the logit scale.

@@ -29,6 +29,7 @@ from clipmlu.export.directories import (
     CONFIG_NAMES,
     TOKENIZER_FILES,
     WEIGHTS_NAMES,
+    WEIGHTS_SUFFIXES,
     Library,
     described_files,
     library_of,
@@ -37,6 +38,8 @@ from clipmlu.export.directories import (
 )
 from clipmlu.export.filetypes import identify_weights
 from clipmlu.export.model_names import is_transformers_id, model_of_hub_id, near_models
+from clipmlu.export.modelscope.repository import PREFIX as MODELSCOPE_PREFIX
+from clipmlu.export.modelscope.repository import parse_repository
 from clipmlu.export.options import ExportOptions
 from clipmlu.export.training import CONFIG_NAME, files_beside
 from clipmlu.file_names import expand_home, prefer_known_name
@@ -46,8 +49,6 @@ _HUB_PREFIX = "hf-hub:"
 _LOCAL_PREFIX = "local-dir:"
 _TAG_SEPARATOR = "::"
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
-
-_CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,8 @@ def resolve_source(model: str, options: ExportOptions) -> Source:
     """Resolve MODEL to a source.
 
     Args:
-        model: an open_clip name, ``NAME::TAG``, ``hf-hub:org/name``, ``hf:org/name``, ``local-dir:PATH``, ``demo``, or the
-            hub's id of a model that open_clip lists.
+        model: an open_clip name, ``NAME::TAG``, ``hf-hub:org/name``, ``hf:org/name``, ``ms:org/name``, ``local-dir:PATH``,
+            ``demo``, or the hub's id of a model that open_clip lists.
         options: options that choose the weights.
 
     Raises:
@@ -184,6 +185,9 @@ def _refuse_tag(model: str, options: ExportOptions) -> None:
 
 def _repo_name(model: str, prefix: str) -> str:
     repo = model[len(prefix) :]
+    if prefix == MODELSCOPE_PREFIX:
+        parse_repository(model)
+        return repo
     owner, _, name = repo.partition("/")
     if not owner or not name or "/" in name:
         raise OptionError(f"model is '{model}'; expected {prefix}org/name")
@@ -220,7 +224,7 @@ def local_source(identity: ModelId, folder: Path, *, prefer: Library = "open_cli
     if checkpoint is None:
         expected = WEIGHTS_NAMES[library][0]
         raise ExportError(
-            f"Model '{identity.name}' has no weights: expected '{expected}' (or another {', '.join(_CHECKPOINT_SUFFIXES)} file) in "
+            f"Model '{identity.name}' has no weights: expected '{expected}' (or another {', '.join(WEIGHTS_SUFFIXES)} file) in "
             f"'{folder}'. Put it there, or export untrained weights with --random-weights."
         )
     return Source(identity=identity, library=library, directory=folder, checkpoint=checkpoint)
@@ -245,10 +249,7 @@ def _check_local_folder(identity: ModelId, folder: Path) -> None:
 def _find_checkpoint(folder: Path, library: Library) -> Path | None:
     files = [name for name in _entries(folder) if (folder / name).is_file()]
     found = weights_of(files, library)
-    if found is not None or library == "transformers":
-        return None if found is None else folder / found
-    others = [name for suffix in _CHECKPOINT_SUFFIXES for name in files if name.endswith(suffix)]
-    return folder / others[0] if others else None
+    return None if found is None else folder / found
 
 
 def _named_source(model: str, options: ExportOptions, seed: int | None) -> Source:
@@ -293,7 +294,7 @@ def _checked_name(name: str, tag: str | None) -> str:
     is_path = name.startswith((".", "/", "~"))
     hub = f"hf-hub:{name}" if _REPO.fullmatch(name) and not is_path else "hf-hub:org/name"
     folder = f"{_LOCAL_PREFIX}{name}" if is_path or is_there(name, folder=True) else f"{_LOCAL_PREFIX}PATH"
-    hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, {hub.replace('hf-hub:', 'hf:')} for one of transformers, or {folder}."
+    hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, {hub.replace('hf-hub:', 'hf:')} for one of transformers, {hub.replace('hf-hub:', 'ms:')} for one of ModelScope, or {folder}."
     raise UnknownNameError("model", name, known, hint, meant=near_models(name, tag))
 
 
@@ -327,7 +328,7 @@ def _checkpoint_fields(name: str, given: str) -> dict[str, Any]:
         return {"identity": ModelId(name=name, pretrained=path.name), "name": name, "checkpoint": path}
     if is_there(path):
         identify_weights(path)  # raises for a directory, a pipe, ...
-    if path.suffix in (*_CHECKPOINT_SUFFIXES, ".npz") or len(path.parts) > 1:
+    if path.suffix in (*WEIGHTS_SUFFIXES, ".npz") or len(path.parts) > 1:
         raise ExportError(f"There is no checkpoint file '{given}'. Expected a file of weights for '{name}', or a tag.")
     find_weights(name, given)  # raises with the close matches
     raise AssertionError

@@ -118,19 +118,23 @@ def fetch_repository(
     return found
 
 
-def is_snapshot_current(place: str, digest: str, cache: str | os.PathLike[str] | None) -> bool:
+def is_snapshot_current(place: str, version: str, cache: str | os.PathLike[str] | None) -> bool:
     """Return False if the cache holds another version of a file than the one that was used.
 
     Args:
-        place: ``ms:org/name::file``, with the revision if one was given.
-        digest: of the file that was used.
+        place: ``ms:org/name::file``, or ``ms:org/name`` for the commit, with the revision if one was given.
+        version: digest of the file that was used, or the commit.
         cache: as for ``fetch_repository``.
     """
     model, _, name = place.partition("::")
-    with contextlib.suppress(OptionError):
+    try:
         record = _read_record(_folder_of(parse_repository(model), cache))
-        return record is None or name not in record.files or record.files[name].sha256 == digest
-    return True
+    except OptionError:
+        return True
+    if record is None:
+        return True
+    known = {file: each.sha256 for file, each in record.files.items()} | {"": record.commit}
+    return known.get(name) in (None, version)
 
 
 def _folder_of(repository: Repository, cache: str | os.PathLike[str] | None) -> Path:
