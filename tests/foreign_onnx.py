@@ -172,6 +172,7 @@ def write(folder: Path, **graphs: onnx.ModelProto) -> list[Path]:
     """Write graphs as ``NAME.onnx``, and the tokenizer beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     write_stand_in_tokenizer(folder / "tokenizer.json", support.VOCAB)
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "<pad>", "model_max_length": 32}')
     for name, graph in graphs.items():
         onnx.save(graph, str(folder / f"{name}.onnx"))
     return [folder / f"{name}.onnx" for name in graphs]

@@ -20,7 +20,7 @@ from clipmlu.api.importing import import_onnx
 from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
-from clipmlu.errors import ExportError
+from clipmlu.errors import ExportError, InputError, OptionError
 from clipmlu.host import import_onnxruntime
 from clipmlu.model import load
 
@@ -248,18 +248,79 @@ def test_the_user_names_the_output_where_no_name_is_known(tmp_path: Path) -> Non
     check(imported(paths, tmp_path / "out", image_output="first"))
 
 
+_PROCESSOR = """{"image_processor_type": "CLIPImageProcessor", "do_center_crop": true, "size": {"shortest_edge": 10},
+"crop_size": {"height": 8, "width": 8}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}"""
+
+
 @pytest.mark.parametrize("layout", ["", "onnx"])
 def test_a_directory_is_recognised(tmp_path: Path, layout: str) -> None:
+    """The layouts of Optimum, and of transformers.js with the graphs in a folder."""
     folder = tmp_path / "some-clip"
     foreign.write(folder)
     foreign.write(folder / layout, model_quantized=foreign.image_tower(), model=foreign.fused_of_transformers())
-    (folder / "config.json").write_text('{"model_type": "clip", "text_config": {"max_position_embeddings": 32}}')
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+    (folder / "preprocessor_config.json").write_text(_PROCESSOR)
     notes: list[str] = []
-    bundle = import_onnx(folder, tmp_path / "out", on_note=notes.append, **foreign.SHAPE)
+    bundle = import_onnx(folder, tmp_path / "out", on_note=notes.append, interpolation="bicubic")
     name = f"{layout}/model.onnx".lstrip("/")
-    assert notes == [f"taking '{name}', not model_quantized.onnx"]
+    assert notes == [
+        f"taking '{name}', not model_quantized.onnx",
+        "images are prepared as 'preprocessor_config.json' says",
+    ]
+    spec = bundle.manifest.preprocess
+    assert (spec.height, spec.width, spec.resize_to, spec.resize_mode) == (8, 8, (10, 10), "shortest")
+    assert (spec.mean, spec.std, spec.interpolation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
     assert bundle.manifest.tokenizer.context_length == support.CONTEXT
     assert str(bundle.manifest.model) == "onnx:some-clip"
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "message"),
+    [
+        (_PROCESSOR.replace("8", "9"), None, r"image size is 8 x 8, but '.*preprocessor_config.json' says 9 x 9"),
+        (
+            _PROCESSOR.replace('"resample": 2', '"resample": 1'),
+            None,
+            r"as '.*' says: the filter 'resample' is 1 \(lanczos\)",
+        ),
+        ("{}", 16, r"image size is 16 x 16, but the graph takes 8 x 8"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_is_refused(
+    towers: list[Path], tmp_path: Path, content: str, size: int | None, message: str
+) -> None:
+    (towers[0].parent / "preprocessor_config.json").write_text(content)
+    with pytest.raises((ExportError, OptionError), match=message):
+        import_onnx(towers, tmp_path / "out", image_size=size, on_note=lambda _line: None)
+
+
+def test_a_directory_of_quantised_graphs_is_refused(tmp_path: Path) -> None:
+    foreign.write(
+        tmp_path / "clip" / "onnx", text_model_int8=foreign.text_tower(), vision_model_q4=foreign.image_tower()
+    )
+    with pytest.raises(
+        InputError, match=r"has the graphs text_model_int8.onnx, vision_model_q4.onnx; expected float weights"
+    ):
+        imported(tmp_path / "clip", tmp_path / "out")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    text = foreign.text_tower()
+    for weight in text.graph.initializer:
+        if weight.name == "table":
+            weight.CopyFrom(onnx.numpy_helper.from_array(foreign.TOKEN_TABLE[:200], "table"))
+    paths = foreign.write(tmp_path / "given", image=foreign.image_tower(), text=text)
+    with pytest.raises(ExportError, match=r"The tokenizer has the id 258, but the token embedding of .* ends at 199"):
+        imported(paths, tmp_path / "out")
+
+
+def test_towers_of_different_sizes_are_refused(tmp_path: Path) -> None:
+    image = foreign.image_tower()
+    image.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(foreign.IMAGE_WEIGHT[:, :8], "weight"))
+    image.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
+    paths = foreign.write(tmp_path / "given", image=image, text=foreign.text_tower())
+    with pytest.raises(ExportError, match=r"'image_embeds' has 8 elements, the text embedding 'text_embeds' 12"):
+        imported(paths, tmp_path / "out")
 
 
 def _fused_with(*nodes: onnx.NodeProto, drop: int, **more: Array) -> onnx.ModelProto:

@@ -30,7 +30,8 @@ class ImportKeywords(TypedDict, total=False):
         tokenizer: a ``tokenizer.json``, or a directory with one.
         context_length: token ids per text.
         pad_id: id of padding.
-        clean: text cleaning before the tokenizer: ``"lower"``, ``"whitespace"`` or ``"canonicalize"``.
+        clean: text cleaning before the tokenizer: ``"lower"``, ``"whitespace"``, ``"canonicalize"``, ``"siglip"`` or
+            ``"none"``, the default for tokenizers of other programs.
         image_size: height and width in pixels, or one number for both.
         mean: red, green, blue; subtracted from pixel values in 0..1.
         std: red, green, blue; divisor after the subtraction.

@@ -122,7 +122,7 @@ class _Import:
         assert pixels is not None, "find_towers checked it"
         assert tokens is not None, "find_towers checked it"
         preprocess = preprocess_spec(pixels, self._files.folder, self._options, self._on_note)
-        spec = copy_tokenizer(tokens, self._files.folder, folder / TOKENIZER_NAME, self._options)
+        spec = copy_tokenizer(tokens, self._files.folder, folder / TOKENIZER_NAME, self._options, self._on_note)
         tokenizer = Tokenizer.load(folder / TOKENIZER_NAME, spec)
         self._check_vocabulary(tokenizer, tokens.name)
         values = self._logit_values()

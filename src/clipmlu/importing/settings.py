@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import onnx
 
 from clipmlu.bundle.manifest import TOKENIZER_NAME
 from clipmlu.data.preprocess import spec_from_open_clip
+from clipmlu.data.processor_config import PROCESSOR_FILES, read_processor, spec_from_processor
 from clipmlu.data.tokenizer import START_OF_TEXT
 from clipmlu.errors import ExportError, OptionError, reason_of
 from clipmlu.export.source import tokenizer_file
@@ -42,23 +43,47 @@ def preprocess_spec(
     """
     fixed = _fixed_size(pixels)
     given = (options.image_size,) * 2 if isinstance(options.image_size, int) else options.image_size
-    size = given or fixed
+    written = _written_spec(folder)
+    if written is not None:
+        on_note(f"images are prepared as '{written.path.name}' says")
+    size = given or fixed or (None if written is None else (written.spec.height, written.spec.width))
     if size is None:
         raise OptionError("the image size is missing, and the graph takes any; give --image-size, such as 224")
     if fixed is not None and size != fixed:
         raise OptionError(
             f"image size is {size[0]} x {size[1]}, but the graph takes {fixed[0]} x {fixed[1]} (height x width)"
         )
-    if options.mean is None or options.std is None:
-        on_note(
-            "mean and standard deviation of the pixels are assumed to be CLIP's; give --mean and --std if they are others"
+    names = ("mean", "std", "interpolation", "resize_mode")
+    values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if written is None:
+        if not {"mean", "std"} <= set(values):
+            on_note(
+                "mean and standard deviation of the pixels are assumed to be CLIP's; give --mean and --std if they are others"
+            )
+        return spec_from_open_clip({"size": size, **values})
+    if size != (written.spec.height, written.spec.width):
+        raise OptionError(
+            f"image size is {size[0]} x {size[1]}, but '{written.path}' says {written.spec.height} x {written.spec.width}; "
+            "move that file away if it belongs to another model"
         )
-    values = {
-        name: getattr(options, name)
-        for name in ("mean", "std", "interpolation", "resize_mode")
-        if getattr(options, name) is not None
-    }
-    return spec_from_open_clip({"size": size, **values})
+    return msgspec.structs.replace(written.spec, **values)
+
+
+class _Written(NamedTuple):
+    """The preprocessing that a JSON file describes."""
+
+    path: Path
+    spec: PreprocessSpec
+
+
+def _written_spec(folder: Path) -> _Written | None:
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return None
+    path, settings = read_processor(folder)
+    try:
+        return _Written(path, spec_from_processor(settings))
+    except ValueError as error:
+        raise ExportError(f"Cannot prepare images as '{path}' says: {error}.") from error
 
 
 def _fixed_size(pixels: onnx.ValueInfoProto) -> tuple[int, int] | None:
@@ -67,7 +92,7 @@ def _fixed_size(pixels: onnx.ValueInfoProto) -> tuple[int, int] | None:
 
 
 def copy_tokenizer(
-    tokens: onnx.ValueInfoProto, folder: Path, destination: Path, options: ImportOptions
+    tokens: onnx.ValueInfoProto, folder: Path, destination: Path, options: ImportOptions, on_note: Callable[[str], None]
 ) -> TokenizerSpec:
     """Copy the ``tokenizer.json``, and return the other settings.
 
@@ -76,6 +101,7 @@ def copy_tokenizer(
         folder: folder of the JSON files.
         destination: the file to write.
         options: the user's values, which have precedence.
+        on_note: called with a line about each assumption.
 
     Raises:
         OptionError: there is no tokenizer, or the context length is missing or contradicts the graph.
@@ -91,10 +117,17 @@ def copy_tokenizer(
     is_clip = special.has(START_OF_TEXT)  # of another bundle
     return TokenizerSpec(
         kind="clip_bpe" if is_clip else "huggingface",
-        clean=options.clean or ("lower" if is_clip else "whitespace"),
+        clean=options.clean or ("lower" if is_clip else "none"),
         context_length=_context_length(tokens, folder, file, options),
-        pad_id=options.pad_id if options.pad_id is not None else 0 if is_clip else special.pad_id(0),
+        pad_id=options.pad_id if options.pad_id is not None else 0 if is_clip else _pad_id(special, on_note),
     )
+
+
+def _pad_id(special: SpecialTokens, on_note: Callable[[str], None]) -> int:
+    found = special.pad_id(-1)
+    if found < 0:
+        on_note("the id of padding is assumed to be 0; give --pad-id if it is another")
+    return max(found, 0)
 
 
 def _context_length(tokens: onnx.ValueInfoProto, folder: Path, file: Path, options: ImportOptions) -> int:
