@@ -314,6 +314,15 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         imported(paths, tmp_path / "out")
 
 
+def test_the_tokenizer_of_a_bundle_comes_with_its_settings(
+    towers: list[Path], tmp_path: Path, exported: ExportedBundle
+) -> None:
+    bundle = imported(towers, tmp_path / "out", tokenizer=exported.path)
+    assert bundle.manifest.tokenizer == exported.manifest.tokenizer
+    bundle = imported(towers, tmp_path / "other", tokenizer=exported.path, clean="none", pad_id=3)
+    assert (bundle.manifest.tokenizer.clean, bundle.manifest.tokenizer.pad_id) == ("none", 3)
+
+
 def test_towers_of_different_sizes_are_refused(tmp_path: Path) -> None:
     image = foreign.image_tower()
     image.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(foreign.IMAGE_WEIGHT[:, :8], "weight"))

@@ -27,7 +27,7 @@ class ImportKeywords(TypedDict, total=False):
     """Keywords of ``import_onnx``; without one, the files and the JSON files beside them decide.
 
     Attributes:
-        tokenizer: a ``tokenizer.json``, or a directory with one.
+        tokenizer: a ``tokenizer.json``, or a directory with one, such as another bundle.
         context_length: token ids per text.
         pad_id: id of padding.
         clean: text cleaning before the tokenizer: ``"lower"``, ``"whitespace"``, ``"canonicalize"``, ``"siglip"`` or

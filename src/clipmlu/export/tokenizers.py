@@ -275,6 +275,11 @@ class SpecialTokens:
                 "Get the file again, or move it away if the tokenizer needs no names."
             ) from error
 
+    @property
+    def count(self) -> int:
+        """Number of tokens."""
+        return int(self._tokenizer.get_vocab_size())
+
     def has(self, token: str) -> bool:
         """Return whether the tokenizer has a token of this text."""
         return self._tokenizer.token_to_id(token) is not None

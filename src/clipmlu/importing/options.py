@@ -28,7 +28,7 @@ class ImportOptions:
     """Options of an import; validated on construction. None stands for what the files say.
 
     Attributes:
-        tokenizer: a ``tokenizer.json``, or a directory with one.
+        tokenizer: a ``tokenizer.json``, or a directory with one, such as another bundle.
         context_length: ids per text.
         pad_id: id of padding.
         clean: text cleaning before the tokenizer.

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import msgspec
 import onnx
 
-from clipmlu.bundle.manifest import TOKENIZER_NAME
+from clipmlu.bundle.directory import open_bundle
+from clipmlu.bundle.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from clipmlu.data.preprocess import spec_from_open_clip
 from clipmlu.data.processor_config import PROCESSOR_FILES, read_processor, spec_from_processor
 from clipmlu.data.tokenizer import START_OF_TEXT
-from clipmlu.errors import ExportError, OptionError, reason_of
+from clipmlu.errors import BundleError, ExportError, OptionError, reason_of
 from clipmlu.export.source import tokenizer_file
 from clipmlu.export.tokenizers import SpecialTokens
 from clipmlu.files.read import read_json
@@ -22,6 +23,7 @@ from clipmlu.graph.shapes import get_shape
 from clipmlu.importing.options import ImportOptions
 from clipmlu.specs import MAX_CONTEXT, PreprocessSpec, TokenizerSpec
 
+_CLIP_TOKENS = 49408  # of CLIP's own tokenizer, with both special tokens
 _CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -114,13 +116,29 @@ def copy_tokenizer(
     file = tokenizer_file(folder if options.tokenizer is None else options.tokenizer)
     special = SpecialTokens(file)
     shutil.copyfile(file, destination)
-    is_clip = special.has(START_OF_TEXT)  # of another bundle
-    return TokenizerSpec(
-        kind="clip_bpe" if is_clip else "huggingface",
-        clean=options.clean or ("lower" if is_clip else "none"),
-        context_length=_context_length(tokens, folder, file, options),
-        pad_id=options.pad_id if options.pad_id is not None else 0 if is_clip else _pad_id(special, on_note),
-    )
+    known = _spec_of_bundle(file.parent) or _spec_of_file(special, options, on_note)
+    changes: dict[str, Any] = {
+        name: getattr(options, name) for name in ("clean", "pad_id") if getattr(options, name) is not None
+    }
+    length = _context_length(tokens, folder, file, options)
+    return msgspec.structs.replace(known, context_length=length, **changes)
+
+
+def _spec_of_bundle(folder: Path) -> TokenizerSpec | None:
+    """Return the settings of a bundle's tokenizer, or None if the folder is no bundle."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return None
+    try:
+        return open_bundle(folder, verify=False).manifest.tokenizer
+    except BundleError:
+        return None
+
+
+def _spec_of_file(special: SpecialTokens, options: ImportOptions, on_note: Callable[[str], None]) -> TokenizerSpec:
+    if special.has(START_OF_TEXT) and special.count >= _CLIP_TOKENS:
+        return TokenizerSpec(kind="clip_bpe", clean="lower", context_length=1)
+    pad_id = _pad_id(special, on_note) if options.pad_id is None else options.pad_id
+    return TokenizerSpec(kind="huggingface", clean="none", context_length=1, pad_id=pad_id)
 
 
 def _pad_id(special: SpecialTokens, on_note: Callable[[str], None]) -> int:
