@@ -94,8 +94,13 @@ def text_tower(*, ids: int = INT64) -> onnx.ModelProto:
     return model(text_nodes(), [port], [("text_embeds", FLOAT, ("batch", support.DIM))], constants("table", "one"))
 
 
-def fused_of_the_sample(*, scale: float = 20.0, bias: float | None = None, softmax: bool = False) -> onnx.ModelProto:
-    """``image``, ``text`` -> ``logits_per_image``, ``logits_per_text``, as OpenAI's forward computes them."""
+def fused_of_the_sample(
+    *, scale: float = 20.0, bias: float | None = None, softmax: bool = False, products: int = 1
+) -> onnx.ModelProto:
+    """``image``, ``text`` -> ``logits_per_image``, ``logits_per_text``, as OpenAI's forward computes them.
+
+    With two products, as in its first version: the logits of texts are computed on their own.
+    """
     nodes = [
         *image_nodes("image", "images"),
         *text_nodes("text", "texts"),
@@ -107,8 +112,14 @@ def fused_of_the_sample(*, scale: float = 20.0, bias: float | None = None, softm
         node("Softmax", ["sums"], "logits_per_image", axis=1)
         if softmax
         else node("Identity", ["sums"], "logits_per_image"),
-        node("Transpose", ["logits_per_image"], "logits_per_text", perm=[1, 0]),
     ]
+    if products == 1:
+        nodes += [node("Transpose", ["logits_per_image"], "logits_per_text", perm=[1, 0])]
+    else:
+        nodes += [
+            node("Mul", ["texts", "scale"], "scaled_texts"),
+            node("Gemm", ["scaled_texts", "images"], "logits_per_text", transB=1),
+        ]
     weights = constants("weight", "table", "one", log_scale=np.array(np.log(scale), np.float32))
     weights |= {} if bias is None else {"bias": np.array([bias], np.float32)}
     return model(

@@ -26,6 +26,7 @@ _MAX_FILE_BYTES = (2 << 30) - 1  # protobuf's own limit
 _NATIVE = ("", "ai.onnx")
 _QUANTISED = ("QLinear", "Dequantize", "Quantize", "DynamicQuantize", "MatMulInteger", "ConvInteger")
 _HEAD_BYTES = 1024
+_MOST_NODES = 1_000_000
 _ADVICE = "Get the file again, or export the model again in the program that wrote it."
 
 
@@ -121,12 +122,35 @@ def _refuse_content(model: onnx.ModelProto, where: str) -> None:
 def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     from onnx.inliner import inline_local_functions
 
+    if _count_nodes(model) > _MOST_NODES:
+        raise ExportError(
+            f"{where} has functions that stand for more than {_MOST_NODES:,} nodes. Do not use this file."
+        )
     try:
         return inline_local_functions(model)
     except Exception as error:  # the library's native code raises several types
         raise ExportError(
             f"The functions of {where[0].lower()}{where[1:]} cannot be inlined: {reason_of(error)}."
         ) from error
+
+
+def _count_nodes(model: onnx.ModelProto) -> int:
+    """Return the number of nodes after inlining, or more than ``_MOST_NODES``; functions that call each other may multiply it."""
+    sizes: dict[tuple[str, str], int] = {}
+    waiting = list(model.functions)
+    while waiting:
+        left = []
+        for function in waiting:
+            names = {(each.domain, each.name) for each in waiting}
+            if any((node.domain, node.op_type) in names for node in function.node):
+                left.append(function)
+                continue
+            size = sum(sizes.get((node.domain, node.op_type), 1) for node in function.node)
+            sizes[function.domain, function.name] = min(size, _MOST_NODES + 1)
+        if len(left) == len(waiting):  # they call themselves
+            return _MOST_NODES + 1
+        waiting = left
+    return sum(sizes.get((node.domain, node.op_type), 1) for node in model.graph.node)
 
 
 def _refuse_nodes(model: onnx.ModelProto, where: str) -> None:
@@ -138,6 +162,8 @@ def _refuse_nodes(model: onnx.ModelProto, where: str) -> None:
             )
         if any(each.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for each in node.attribute):
             raise ExportError(f"{where} has the {describe(node)}, which is control flow. Export the model without it.")
+        if any(each.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS) for each in node.attribute):
+            raise ExportError(f"{where} has the {describe(node)} with sparse values. Export it with dense ones.")
         if node.op_type.startswith(_QUANTISED):
             raise ExportError(
                 f"{where} is quantised: it has the {describe(node)}. Give the file with float weights; "
@@ -168,6 +194,7 @@ def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
+            yield from attribute.tensors
 
 
 def _refuse_weights_of_others(model: onnx.ModelProto, where: str, path: Path) -> None:
