@@ -25,6 +25,7 @@ NOT_RUN = {
     "clipmlu run demo": "exports with torch; tests/test_docs.py runs it",
     "clipmlu export ViT-B-32::openai -o b32": "downloads weights",
     "clipmlu export ViT-B-32 --pretrained weights.pt -o mine": "needs weights",
+    "clipmlu export hf:OFA-Sys/chinese-clip-vit-base-patch16 -o chinese": "downloads weights",
     "clipmlu run ViT-B-32::openai --dataset cifar100 -o b32-run": "downloads weights",
     "clipmlu run ViT-B-32::openai --precision qint8_mixed_float32 --calib cifar100": "downloads weights",
     "clipmlu compile demo --target emulated-mlu --precision force_float16 -o mlu": "tests/mlu run such commands",

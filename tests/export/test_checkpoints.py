@@ -466,7 +466,7 @@ def make_files(path: Path) -> None:
     [
         (make_deepspeed, "a checkpoint directory of DeepSpeed. .*python zero_to_fp32.py"),
         (make_distributed, "a distributed checkpoint of torch.*dcp_to_torch"),
-        (make_transformers, "a directory of the transformers library, not of open_clip"),
+        (make_transformers, "a directory of the transformers library. Give it as the model: local-dir:"),
         (make_open_clip, "a directory in open_clip's format. Give it as the model: local-dir:"),
         (make_files, "it is a directory. Give a file of weights such as 'epoch_1.pt'"),
         (os.mkfifo, "a pipe or a device"),
@@ -482,12 +482,14 @@ def test_what_is_no_file_is_named_without_waiting(
         resolve_source("ViT-B-32", ExportOptions(pretrained=str(path)))
 
 
-def test_local_directory_of_transformers_is_named(tmp_path: Path) -> None:
+def test_a_directory_is_of_transformers_unless_it_is_of_open_clip(tmp_path: Path) -> None:
     make_transformers(tmp_path / "clip")
-    with pytest.raises(
-        ExportError, match=r"has no open_clip_config.json: it is a directory of the transformers library"
-    ):
-        resolve_source(f"local-dir:{tmp_path / 'clip'}", ExportOptions())
+    assert resolve_source(f"local-dir:{tmp_path / 'clip'}", ExportOptions()).library == "transformers"
+    make_open_clip(tmp_path / "both")
+    make_transformers(tmp_path / "other")
+    (tmp_path / "other" / "config.json").rename(tmp_path / "both" / "config.json")
+    with pytest.raises(ExportError, match=r"expected 'open_clip_model\.safetensors'"):
+        resolve_source(f"local-dir:{tmp_path / 'both'}", ExportOptions())
     with pytest.raises(
         ExportError, match=r"config.json' is a file. Give its directory, or the file as: NAME --pretrained"
     ):
