@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clipmlu.magicmind.emulator.jobs import Computations
+from clipmlu.magicmind.emulator.status import StatusError
 from mlu.emulator.calls import Runner, build, configure, linear, parse
 
 W = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -170,3 +173,30 @@ def test_results_stay_apart_over_many_batches_and_two_queues(mm: ModuleType, mod
             seen.append(number)
         waiting.append((runner, step, runner.start(np.full((1 + step % 3, 3), step, np.float32))))
     assert seen == list(range(38))
+
+
+def test_the_process_ends_after_the_computations_that_run() -> None:
+    """S#26019113056 ends without ``sync``: the runtime's threads abort a process that ends while they compute."""
+    computations = Computations()
+    begun, finish, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with computations.one():
+            begun.set()
+            finish.wait(30)
+
+    def end() -> None:
+        computations.end()
+        ended.set()
+
+    threads = [threading.Thread(target=compute), threading.Thread(target=end)]
+    threads[0].start()
+    assert begun.wait(30)
+    threads[1].start()
+    assert not ended.wait(0.05)
+    finish.set()
+    assert ended.wait(30)
+    with pytest.raises(StatusError, match="the process is ending"), computations.one():
+        pytest.fail("a computation began")
+    for thread in threads:
+        thread.join()

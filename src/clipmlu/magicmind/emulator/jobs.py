@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
+import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from clipmlu.magicmind.emulator.faults import hit
@@ -16,6 +18,65 @@ from clipmlu.magicmind.emulator.status import Code, StatusError, returns_status
 from clipmlu.magicmind.emulator.types import Array
 
 Feed = Callable[[], Array]
+
+
+class Computations:
+    """Counts the computations of this process, so that it does not end inside one.
+
+    A script may end without ``sync`` (S#26019113056). The runtime's threads abort a process whose interpreter has ended.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._ended = False
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one computation.
+
+        Raises:
+            StatusError: the process is ending.
+        """
+        with self._changed:
+            if self._ended:
+                raise StatusError(Code.UNAVAILABLE, "enqueue: the process is ending")
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Wait for the computations that run, and allow no more."""
+        with self._changed:
+            self._ended = True
+            self._changed.wait_for(lambda: self._running == 0)
+
+
+class _Process:
+    """The computations of this process; a forked child begins with none."""
+
+    computations = Computations()
+
+
+def computing() -> contextlib.AbstractContextManager[None]:
+    """Count one computation of this process; see ``Computations.one``."""
+    return _Process.computations.one()
+
+
+def _forget_computations() -> None:
+    _Process.computations = Computations()
+
+
+def _end_computations() -> None:
+    _Process.computations.end()
+
+
+atexit.register(_end_computations)
+os.register_at_fork(after_in_child=_forget_computations)
 
 
 class LentTensor(Protocol):

@@ -13,7 +13,7 @@ from clipmlu.magicmind.emulator.detection import collect_results
 from clipmlu.magicmind.emulator.devices import active_device, check_device, device_lock
 from clipmlu.magicmind.emulator.dump import DumpInfo, write_dump
 from clipmlu.magicmind.emulator.faults import hit, sleep_forever
-from clipmlu.magicmind.emulator.jobs import Feed, Job, Queue, check_process
+from clipmlu.magicmind.emulator.jobs import Feed, Job, Queue, check_process, computing
 from clipmlu.magicmind.emulator.settings import current, switches
 from clipmlu.magicmind.emulator.status import Code, Status, StatusError, returns_status
 from clipmlu.magicmind.emulator.tensor import Tensor, poison
@@ -95,7 +95,8 @@ class Engine:
     def compute(self, feeds: list[Array]) -> list[Array]:
         """Run the graph on host arrays."""
         names = [f"{ADDED}input_{index}" for index in range(len(feeds))]
-        results: list[Array] = self._session.run(None, dict(zip(names, feeds, strict=True)))
+        with computing():
+            results: list[Array] = self._session.run(None, dict(zip(names, feeds, strict=True)))
         if not self.info.detections:
             return results
         named = dict(zip([output.name for output in self._session.get_outputs()], results, strict=True))
