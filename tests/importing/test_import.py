@@ -67,8 +67,13 @@ def towers(tmp_path: Path) -> list[Path]:
 
 def test_two_towers_become_a_bundle_that_classifies(towers: list[Path], tmp_path: Path) -> None:
     notes: list[str] = []
-    bundle = import_onnx(towers, tmp_path / "out", on_note=notes.append, **foreign.SHAPE)
+    steps = support.StepRecorder()
+    bundle = import_onnx(towers, tmp_path / "out", on_note=notes.append, on_step=steps, **foreign.SHAPE)
     check(bundle)
+    assert [label for label in steps.labels() if "text" in label] == [
+        "converting the text tower",
+        "checking the text tower against the given file",
+    ]
     manifest = open_exported(tmp_path / "out").manifest
     assert (manifest.logit_scale, manifest.logit_bias, manifest.embedding_dim) == (100.0, None, support.DIM)
     assert [note for note in notes if "logit scale is assumed to be 100" in note] == list(manifest.export.notes)
@@ -322,6 +327,23 @@ def test_the_tokenizer_of_a_bundle_comes_with_its_settings(
     assert bundle.manifest.tokenizer == exported.manifest.tokenizer
     bundle = imported(towers, tmp_path / "other", tokenizer=exported.path, clean="none", pad_id=3)
     assert (bundle.manifest.tokenizer.clean, bundle.manifest.tokenizer.pad_id) == ("none", 3)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tokenizer", "length"),
+    [("chinese_clip", 77, 52), ("clip", 77, 77), ("clip", 10**30, 64), ("siglip", 512, 64)],
+)
+def test_the_context_length_is_that_of_the_configurations(
+    tmp_path: Path, model_type: str, tokenizer: int, length: int
+) -> None:
+    """Of models that are trained with fewer tokens than they have room for, as hf: exports them, it is the trained number."""
+    folder = tmp_path / "given"
+    foreign.write(folder, model=foreign.fused_of_transformers())
+    (folder / "config.json").write_text(
+        f'{{"model_type": "{model_type}", "text_config": {{"max_position_embeddings": 64}}}}'
+    )
+    (folder / "tokenizer_config.json").write_text(f'{{"pad_token": "<pad>", "model_max_length": {tokenizer}}}')
+    assert imported(folder, tmp_path / "out").manifest.tokenizer.context_length == length
 
 
 def test_towers_of_different_sizes_are_refused(tmp_path: Path) -> None:

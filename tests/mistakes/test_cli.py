@@ -48,6 +48,7 @@ MISTAKES = [
     ("classify B photos --labels n01440764,n01443537", 2, "names in the list given are WordNet ids", "Give the words"),
     ("datasets --overwrite", 2, "--overwrite needs --write-samples", "needs --write-samples"),
     ("doctor --only casts", 2, "--only needs --probe-sdk", "--probe-sdk"),
+    ("compile E/image.onnx -o new", 1, "'E/image.onnx' is an ONNX file, not a bundle", "clipmlu import E/image.onnx"),
     ("import nowhere.onnx -o new", 1, "No such file 'nowhere.onnx'", "Expected an ONNX file, or a directory"),
     ("import photos -o new", 1, "'photos' has no ONNX files", "Expected model.onnx"),
     ("import E -o new", 1, "'E' is a bundle already", "clipmlu compile"),

@@ -326,4 +326,6 @@ class _VersionOnly(msgspec.Struct):
 def _not_found_message(directory: Path) -> str:
     if not directory.exists():
         return f"No bundle at '{directory}': the directory does not exist. Make one with: clipmlu export MODEL -o {directory}"
+    if directory.suffix == GRAPH_SUFFIX:
+        return f"'{directory}' is an ONNX file, not a bundle. Make a bundle of it: clipmlu import {directory} -o DIR."
     return f"No bundle at '{directory}': it has no {MANIFEST_NAME}. Give the directory that clipmlu export or compile wrote."

@@ -24,7 +24,7 @@ _OWN = "Give one as --tokenizer PATH."
 _CAUSAL = ("clip", "metaclip_2")
 _MASKED = ("chinese_clip", "altclip", "align")  # without a tokenizer's word; SigLIP was trained without a mask
 
-_LENGTHS = {
+TRAINED_LENGTHS = {
     "chinese_clip": 52,  # cn_clip.clip.utils.tokenize(context_length=52)
     "altclip": 77,  # FlagAI's AltCLIP pads to 77
     "align": 64,  # AlignProcessor: max_length 64
@@ -100,7 +100,7 @@ def read_text_inputs(folder: Path, config: Mapping[str, Any], *, optional: bool)
 
 def _room(kind: str, text_config: Mapping[str, Any], tokenizer: Any) -> int:
     """Return the tokens that tower and tokenizer have room for."""
-    positions = int(text_config.get("max_position_embeddings") or _LENGTHS.get(kind, 77))
+    positions = int(text_config.get("max_position_embeddings") or TRAINED_LENGTHS.get(kind, 77))
     if kind == "altclip":  # RoBERTa's positions begin after the padding id
         positions -= int(text_config.get("pad_token_id", 1)) + 1
     longest = _LONGEST_UNSAID if tokenizer is None else int(min(tokenizer.model_max_length, _LONGEST_UNSAID))
@@ -109,7 +109,7 @@ def _room(kind: str, text_config: Mapping[str, Any], tokenizer: Any) -> int:
 
 def _length(kind: str, text_config: Mapping[str, Any], tokenizer: Any) -> int:
     room = _room(kind, text_config, tokenizer)
-    return min(room, _LENGTHS.get(kind, room))
+    return min(room, TRAINED_LENGTHS.get(kind, room))
 
 
 def load_tokenizer(folder: Path) -> Any:

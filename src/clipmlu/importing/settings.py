@@ -18,6 +18,7 @@ from clipmlu.data.tokenizer import START_OF_TEXT
 from clipmlu.errors import BundleError, ExportError, OptionError, reason_of
 from clipmlu.export.source import tokenizer_file
 from clipmlu.export.tokenizers import SpecialTokens
+from clipmlu.export.transformers_tokenizer import TRAINED_LENGTHS
 from clipmlu.files.read import read_json
 from clipmlu.graph.shapes import get_shape
 from clipmlu.importing.options import ImportOptions
@@ -161,9 +162,11 @@ def _context_length(tokens: onnx.ValueInfoProto, folder: Path, file: Path, optio
 
 
 def _written_lengths(folder: Path, file: Path) -> list[int]:
-    """Return the lengths that the tokenizer's and the model's configuration state, the first one counts."""
-    text = _read(folder / _CONFIG).get("text_config")
+    """Return the lengths that models of this kind are trained with, or their configurations state; the first one counts."""
+    config = _read(folder / _CONFIG)
+    text = config.get("text_config")
     stated = [
+        TRAINED_LENGTHS.get(str(config.get("model_type"))),
         _read(file.with_name(_TOKENIZER_CONFIG)).get("model_max_length"),
         text.get("max_position_embeddings") if isinstance(text, dict) else None,
     ]
