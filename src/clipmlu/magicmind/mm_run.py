@@ -23,10 +23,9 @@ from clipmlu.backends.provenance import Provenance, provenance_of
 from clipmlu.backends.several_devices import check_devices
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.errors import BackendUnavailableError, OptionError, SessionError, ShapeError
+from clipmlu.magicmind import MM_RUN_PATH
 from clipmlu.specs import NaturalInt, PositiveInt, Spec, TensorSpec, TowerName
 
-PATH_VARIABLE = "MM_RUN_PATH"
-"""Folder of the tool in the vendor's scripts (api 4.1)."""
 HOME_VARIABLE = "NEUWARE_HOME"
 _FIXED_PLACES = ("usr/local/neuware/bin/mm_run", "mps/bin/mm_run")
 _TAIL_LINES, _KEPT_LINES = 8, 60  # in messages, in reports
@@ -167,7 +166,7 @@ def find_mm_run(environ: Mapping[str, str], *, root: Path = Path("/")) -> Path:
     Raises:
         BackendUnavailableError: it is in none of them.
     """
-    given, home = environ.get(PATH_VARIABLE), environ.get(HOME_VARIABLE)
+    given, home = environ.get(MM_RUN_PATH), environ.get(HOME_VARIABLE)
     candidates = [Path(given), Path(given) / "mm_run"] if given else []
     candidates += [Path(home) / "bin" / "mm_run"] if home else []
     candidates += [root / place for place in _FIXED_PLACES]
@@ -179,7 +178,7 @@ def find_mm_run(environ: Mapping[str, str], *, root: Path = Path("/")) -> Path:
         return Path(found)
     searched = ", ".join(str(candidate) for candidate in candidates)
     raise BackendUnavailableError(
-        f"The vendor's tool mm_run was not found ({searched}, PATH). It comes with the SDK; set {PATH_VARIABLE} to its directory."
+        f"The vendor's tool mm_run was not found ({searched}, PATH). It comes with the SDK; set {MM_RUN_PATH} to its directory."
     )
 
 

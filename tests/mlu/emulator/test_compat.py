@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import collections.abc
 import importlib.util
@@ -107,6 +108,12 @@ def test_the_hint_is_for_removed_names_only(names: Any, make: Any, named: str) -
     missing = ModuleNotFoundError("No module named 'distutils'", name="distutils")
     assert "the module distutils" in names.hint_for(missing)
     assert names.hint_for(ModuleNotFoundError("No module named 'clip'", name="clip")) == ""
+
+
+def test_the_module_is_valid_in_the_python_of_the_sdk() -> None:
+    """A script may start another interpreter than the one of clipmlu."""
+    for path in compat_path().rglob("*.py"):
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 7))
 
 
 def test_names_that_a_library_has_are_left_alone(names: Any) -> None:

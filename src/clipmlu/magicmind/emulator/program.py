@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from clipmlu.magicmind import MM_RUN_PATH
 from clipmlu.magicmind.emulator import emulated_environment
 from clipmlu.magicmind.emulator.settings import PREFIX
 
@@ -42,13 +43,11 @@ def program_environment(
     Raises:
         ValueError: there is no such setting.
     """
-    from clipmlu.magicmind.mm_run import PATH_VARIABLE
-
     environment = emulated_environment(base, **settings)
     with tempfile.TemporaryDirectory(prefix="clipmlu-emulate-") as folder:
         _write_tool(Path(folder) / "mm_run")
         environment["PATH"] = os.pathsep.join(filter(None, [folder, environment.get("PATH", os.defpath)]))
-        environment[PATH_VARIABLE] = folder
+        environment[MM_RUN_PATH] = folder
         environment["PYTHONPATH"] = os.pathsep.join([str(compat_path()), environment["PYTHONPATH"]])
         environment[COMPAT_VARIABLE] = "1" if compat else "0"
         yield environment

@@ -2,7 +2,8 @@
 
 The public scripts for the SDK were written for Python 3.7, NumPy before 1.24 and Pillow before 10. With ``--compat`` this
 module adds what was removed since then. Without, it adds nothing, and names the option if a script ends with such an error.
-Standard library only: the interpreter need not have clipmlu, and NumPy and Pillow are changed only when a script imports them.
+Standard library only, and valid Python 3.7: the interpreter may be any that a script starts, and need not have clipmlu. NumPy and
+Pillow are changed only when a script imports them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, Callable, Sequence
 
 VARIABLE = "CLIPMLU_EMULATOR_COMPAT"
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -184,20 +184,19 @@ def hint_for(error: BaseException) -> str:
     """Return a line that names ``--compat``, if an error is about a name that it adds; else an empty text."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "distutils":
         missing = "the module distutils, which Python 3.12 removed"
-    elif isinstance(error, AttributeError):
-        missing = _removed_name(str(error))
     else:
-        missing = ""
+        missing = _removed_name(str(error)) if isinstance(error, AttributeError) else ""
     if not missing:
         return ""
     return f"clipmlu: The script needs {missing}. Run it with such names added: clipmlu emulate --compat -- COMMAND"
 
 
 def _removed_name(message: str) -> str:
-    if (removed := _REMOVED.search(message)) is not None:
-        module, kind, name = "numpy", "", removed["name"]
-    elif (lacked := _LACKS.search(message)) is not None:
-        module, kind, name = lacked["module"], lacked["kind"], lacked["name"]
+    removed, lacked = _REMOVED.search(message), _LACKS.search(message)
+    if removed is not None:
+        module, kind, name = "numpy", None, removed.group("name")
+    elif lacked is not None:
+        module, kind, name = lacked.group("module", "kind", "name")
     else:
         return ""
     if module == "numpy" and name in (*PYTHON_TYPES, *NUMPY_NAMES, *NUMPY_OTHERS):
