@@ -106,11 +106,9 @@ def record_version(place: str, version: str) -> None:
 
 def cached_snapshot(repo: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:
     """Return the directory in the cache with the files of a repository's last known version, or None."""
-    hub = require("huggingface_hub", "export", PURPOSE)
+    storage = require("huggingface_hub.file_download", "export", PURPOSE)
     constants = require("huggingface_hub.constants", "export", PURPOSE)
-    folder = Path(cache_dir or constants.HF_HUB_CACHE) / hub.file_download.repo_folder_name(
-        repo_id=repo, repo_type="model"
-    )
+    folder = Path(cache_dir or constants.HF_HUB_CACHE) / storage.repo_folder_name(repo_id=repo, repo_type="model")
     try:
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
