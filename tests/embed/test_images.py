@@ -249,8 +249,8 @@ def test_closing_stops_the_workers(encoder: RecordingEncoder) -> None:
 
     stream = embed_batches(encoder, (ImageItem("x", slow) for _ in range(10_000)), batch_size=8, workers=2)
     next(stream)
-    before = started
     stream.close()
+    before = started
     support.wait_until(_no_worker_runs)
     assert started <= before + 2, "the image that each worker has in hand"
 

@@ -227,7 +227,7 @@ class _Runner:
     def __init__(self, node: ir.Node, opset: int) -> None:
         self._node = node
         self._opsets = [onnx.helper.make_opsetid("", opset)]
-        self._proto = ir.to_proto(node)
+        self._proto = ir.serde.serialize_node(node)  # to_proto asks five protocols about each node before
         self._evaluator: NodeEvaluator | None = None
         try:
             self._schema = find_schema(self._proto, {"": opset})
