@@ -6,14 +6,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import msgspec
 
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.backends import SessionOptions
-from clipmlu.compile.lowering import LowerOptions, LowerTarget
-from clipmlu.compile.plan import CompileOptions
+from clipmlu.compile.plan import CompileOptions, LowerTarget
 from clipmlu.compile.quantisation import QuantisationChoice, QuantisationName
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.class_names import FolderNames
@@ -35,6 +34,9 @@ from clipmlu.specs import (
     SmoothingStrength,
     WeightRounding,
 )
+
+if TYPE_CHECKING:
+    from clipmlu.compile.lowering import LowerOptions
 
 
 class ReadingKeywords(TypedDict, total=False):
@@ -253,6 +255,8 @@ def lower_options(keywords: Mapping[str, Any]) -> LowerOptions:
     Raises:
         OptionError: a value is wrong, or two exclude each other.
     """
+    from clipmlu.compile.lowering import LowerOptions  # imports onnx, which pipeline does without
+
     given = {name: value for name, value in keywords.items() if value is not None}
     own = {name: given.pop(name) for name in ("target", "layout", "labels", "templates") if name in given}
     return LowerOptions(**own, compile=compile_options(given))

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -39,7 +39,7 @@ from clipmlu.compile.lowered_graph import (
     lower_for_target,
     obtain_data,
 )
-from clipmlu.compile.plan import CompileOptions, check_arithmetic
+from clipmlu.compile.plan import CompileOptions, LowerTarget, check_arithmetic
 from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.prompts import Templates, fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
@@ -55,7 +55,6 @@ from clipmlu.specs import TEXT_AXIS, Layout, MluBuild, QuantisationOptions, Tens
 from clipmlu.steps import StartStep, no_steps
 
 _KIND = "folder of lowered graphs"
-LowerTarget = Literal["mlu"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args
+from typing import Literal, get_args
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends import TARGETS, Backend, SessionOptions, backend_for_target, choose_target
@@ -26,6 +26,10 @@ from clipmlu.specs import (
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_MAX_BATCH = 64
+
+
+LowerTarget = Literal["mlu"]
+"""Targets whose parser reads lowered graphs; see ``lower_bundle``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
