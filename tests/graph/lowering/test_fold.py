@@ -88,6 +88,21 @@ def test_expand_before_a_broadcast_goes(
     assert op_types(assert_same_values(model)) == ["Exp", "ReduceSum", use]
 
 
+def test_elements_of_an_expanded_row_are_gathered_from_the_row(
+    assert_same_values: Check, build_model: Build, op_types: OpTypes
+) -> None:
+    """RoBERTa's types of tokens."""
+    nodes = [
+        node("Shape", ["x"], ["size"], end=1),
+        node("Concat", ["size", "length"], ["target"], axis=0),
+        node("Expand", ["row", "target"], ["full"]),
+        node("GatherElements", ["full", "x"], ["y"], axis=1),
+    ]
+    constants = {"length": np.array([12]), "row": np.random.default_rng(0).standard_normal((1, 12)).astype(np.float32)}
+    lowered = assert_same_values(build_model(nodes, {"x": ("int64", ("batch", 4))}, ["y"], constants))
+    assert op_types(lowered) == ["Gather"]
+
+
 @pytest.mark.parametrize("shape", [("batch", 1), (1, 4), (1, 1)])
 def test_expand_that_is_needed_becomes_an_addition(
     assert_same_values: Check, build_model: Build, shape: tuple[Any, ...]

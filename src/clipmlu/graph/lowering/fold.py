@@ -242,6 +242,20 @@ def _put_masked_sum(node: ir.Node, source: ir.Value, chosen: ir.Value, shape: Sh
     steps.finish("ReduceSum", product, steps.integers("sum_axes", [1]), keepdims=0)
 
 
+def _fold_gather_elements(node: ir.Node, folder: Folder) -> bool:
+    """Gather from one row, if all rows are this one: RoBERTa's types of tokens, expanded to the batch."""
+    source, indices = node.inputs[:2]
+    if source is None or source.shape is None or (core := folder.core(source)) is None:
+        return False
+    axis = attribute(node, "axis", 0) % core.ndim
+    row = core[tuple(slice(None) if index == axis else slice(0, 1) for index in range(core.ndim))]
+    if not isinstance(source.shape[axis], int) or not np.array_equal(np.broadcast_to(row, core.shape), core):
+        return False
+    steps = Steps(folder.editor, node)
+    steps.finish("Gather", steps.constant("row", row.reshape(-1)), indices, axis=0)
+    return True
+
+
 def _fold_where(node: ir.Node, folder: Folder) -> bool:
     """Remove Where(IsNaN(s), c, s) of a softmax s, PyTorch's guard for fully masked rows.
 
@@ -276,6 +290,7 @@ _RULES: dict[str, Callable[[ir.Node, Folder], bool]] = {
     "Dropout": _fold_same,
     "Expand": _fold_expand,
     "Gather": _fold_gather,
+    "GatherElements": _fold_gather_elements,
     "GatherND": _fold_gather_nd,
     "Identity": _fold_same,
     "Reshape": _fold_reshape,

@@ -45,7 +45,7 @@ class Folder:
         if constant is not None:
             node.replace_input_with(index, self.constant(value, constant))
             return
-        core = self._core(value)
+        core = self.core(value)
         if core is None:
             return
         if self._broadcasts(node, value, core.shape):
@@ -61,7 +61,7 @@ class Folder:
             self._constants[value] = self.analysis.register(self.editor.add_constant(f"{value.name}:constant", array))
         return self._constants[value]
 
-    def _core(self, value: ir.Value) -> Array | None:
+    def core(self, value: ir.Value) -> Array | None:
         """Return the constant whose repetition along the batch-dependent axes is the value, or None."""
         arrays = self.analysis.known(value)
         if arrays is None:
