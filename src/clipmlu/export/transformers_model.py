@@ -72,7 +72,7 @@ def load_transformers_model(source: Source, options: ExportOptions, on_step: Sta
         config={"text_cfg": {"hf_tokenizer_name": str(folder), "tokenizer_kwargs": {"clean": "none"}}},
         preprocess=preprocess,
         context_length=texts.context_length,
-        vocab_size=int(model.text_model.get_input_embeddings().num_embeddings),
+        vocab_size=int(model.config.text_config.vocab_size),
         pad_id=texts.pad_id,
         logit_scale=scale,
         logit_bias=bias,
