@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from clipmlu.errors import ExportError, MissingDependencyError
-from clipmlu.export import loading
 from clipmlu.export.exporter import ExportOptions, export_model
-from clipmlu.export.loading import LoadedModel, load_model
+from clipmlu.export.loading import LoadedModel, digest_weights, load_model
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.source import resolve_source
 from tiny_models import CONFIGS, write_config
@@ -70,7 +69,7 @@ def test_digest_follows_the_weights(tiny_model: Tiny) -> None:
     first, second = load(f"local-dir:{folder}"), load(f"local-dir:{folder}")
     assert first.weights_digest == second.weights_digest
     first.module.ln_final.bias[0] += 1e-6
-    assert loading._digest_weights(first.module) != second.weights_digest
+    assert digest_weights(first.module) != second.weights_digest
 
 
 @pytest.mark.parametrize(
