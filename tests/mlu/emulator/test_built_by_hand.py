@@ -361,3 +361,128 @@ def test_calls_of_which_nothing_is_known_are_refused(mm: ModuleType) -> None:
         mm.Network().add_i_matmul_node(None)
     with pytest.raises(TypeError, match="expected ITensor, got int"):
         mm.Network().add_i_cast_node(1, mm.DataType.INT32)
+
+
+def test_arguments_of_the_wrong_kind_are_type_errors(mm: ModuleType) -> None:
+    network = mm.Network()
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([2]))
+    node = network.add_i_activation_node(x, mm.IActivation.RELU)
+    for call in (
+        lambda: network.add_input(mm.DataType.FLOAT32, [2]),
+        lambda: network.add_i_const_node(mm.DataType.INT32, [2], [1, 2]),
+        lambda: network.add_i_activation_node(x, "RELU"),
+        lambda: network.add_i_logic_node(x, x, mm.IReduce.MAX),
+        lambda: network.add_i_reduce_node(x, x, mm.enums.ILogic.LT, False),
+        lambda: network.mark_output("y"),
+        lambda: node.update_input(0, None),
+    ):
+        with pytest.raises(TypeError, match=r"\(\): expected (Dims|IActivation|ILogic|IReduce|ITensor), got "):
+            call()
+
+
+def test_a_tensor_of_another_network_is_refused_wherever_it_is_given(mm: ModuleType) -> None:
+    """Names of tensors repeat between networks, so the other network's would stand for one of this network."""
+    nodes = []
+    for size in (2, 3):
+        network = mm.Network()
+        x = network.add_input(mm.DataType.FLOAT32, mm.Dims([size]))
+        nodes.append(network.add_i_activation_node(x, mm.IActivation.RELU))
+    (own, other), foreign = nodes, nodes[1].get_output(0)
+    assert other.network.mark_output(foreign).ok()
+    for status in (
+        own.network.mark_output(foreign),
+        own.network.unmark_output(foreign),
+        own.update_input(0, other.get_input(0)),
+    ):
+        assert "belongs to another network" in status.error_message()
+    assert own.network.get_output_count() == 0
+
+
+def _huge(mm: ModuleType, network: Any) -> Any:
+    return network.add_i_const_node(mm.DataType.FLOAT16, mm.Dims([1]), [1e6])
+
+
+def _no_parts(mm: ModuleType, network: Any) -> Any:
+    return network.add_i_split_node(_const(mm, network, "INT32", [2], [1, 2]), _const(mm, network, "INT32", [], 0), 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (_huge, "add_i_const_node]  Out of range: values beyond FLOAT16"),
+        (_no_parts, "add_i_split_node]  Invalid argument: 0 results; expected 1 or more"),
+        (
+            lambda mm, network: network.add_i_concat_node(_const(mm, network, "INT32", [], 0), []),
+            "no tensors are given",
+        ),
+        (lambda mm, network: network.add_input(mm.DataType.INT32, mm.Dims([-5])), "bad shape [-5]"),
+        (lambda mm, network: network.add_input(mm.DataType.INT32, mm.Dims([2, 0])), "bad shape [2, 0]"),
+    ],
+)
+def test_values_that_no_network_has_are_refused_at_once(
+    mm: ModuleType, capfd: pytest.CaptureFixture[str], call: Callable[[ModuleType, Any], Any], message: str
+) -> None:
+    assert call(mm, mm.Network()) is None
+    assert message in capfd.readouterr().err
+
+
+def _two_axes(mm: ModuleType, network: Any) -> Any:
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([2, 3]))
+    return network.add_i_concat_node(_const(mm, network, "INT32", [2], [0, 1]), [x, x])
+
+
+def _no_axes(mm: ModuleType, network: Any) -> Any:
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([2, 3]))
+    return network.add_i_reduce_node(x, _const(mm, network, "INT32", [0], np.zeros(0, np.int32)), mm.IReduce.MAX, False)
+
+
+def _uneven(mm: ModuleType, network: Any) -> Any:
+    x = network.add_input(mm.DataType.FLOAT32, mm.Dims([2, 3]))
+    return network.add_i_split_node(x, _const(mm, network, "INT32", [1], [1]), 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (_two_axes, "node 'main/mm.concat' (Concat): the axis must be one number, not [0, 1]"),
+        (_no_axes, "node 'main/mm.reduce' (Reduce): the axes are none"),
+        (_uneven, "build_model]  Invalid argument: node 'main/mm.split': shapes do not fit together"),
+    ],
+)
+def test_the_build_says_why_a_node_cannot_be_computed(
+    mm: ModuleType,
+    mode: str,
+    capfd: pytest.CaptureFixture[str],
+    call: Callable[[ModuleType, Any], Any],
+    message: str,
+) -> None:
+    network = mm.Network()
+    network.mark_output(call(mm, network).get_output(0))
+    capfd.readouterr()
+    assert mm.Builder().build_model("m", network, configure(mm)) is None
+    assert message in capfd.readouterr().err
+
+
+def test_a_network_without_outputs_is_not_built(mm: ModuleType, mode: str, capfd: pytest.CaptureFixture[str]) -> None:
+    network = mm.Network()
+    assert network.find_tensor_by_name("x") is None
+    network.add_i_activation_node(network.add_input(mm.DataType.FLOAT32, mm.Dims([2])), mm.IActivation.RELU)
+    assert mm.Builder().build_model("m", network, configure(mm)) is None
+    assert "the network has no output: mark_output() was not called" in capfd.readouterr().err
+
+
+def test_an_output_may_be_marked_between_two_shapes_that_fit_together_later(mm: ModuleType, mode: str) -> None:
+    network = mm.Network()
+    inputs = [network.add_input(mm.DataType.FLOAT32, mm.Dims(sizes)) for sizes in ([2, 3], [5, 3])]
+    axis = _const(mm, network, "INT32", [1], [1])
+    joined = network.add_i_concat_node(axis, inputs).get_output(0)
+    assert network.mark_output(joined).ok()
+    assert inputs[1].set_dimension(mm.Dims([2, 3])).ok()
+    data = [RNG.uniform(-1, 1, (2, 3)).astype(np.float32) for _ in inputs]
+    result = Runner(mm, build(mm, network, configure(mm)))(*data)[0]
+    np.testing.assert_array_equal(result, np.concatenate(data, axis=1))
+
+
+def test_memory_of_another_tensor_has_no_negative_size(mm: ModuleType, mode: str) -> None:
+    tensor = mm.Tensor(shape=(2, 3), dtype=mm.DataType.FLOAT32)
+    assert "bad shape [-1, 3]" in tensor.set_data_address(tensor.data_address(), [-1, 3]).error_message()

@@ -45,6 +45,7 @@ def assemble(network: Network, facts: BuildFacts) -> Assembly:
         StatusError: the configuration does not fit the network.
     """
     source = network.graph
+    network.complete_outputs()
     model = onnx.ModelProto()
     assert network.graph_model is not None, "network.graph was read"
     model.CopyFrom(network.graph_model)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.magicmind.emulator.network_graph import INode, ITensor, NetworkGraph
+from clipmlu.magicmind.emulator.network_graph import INode, ITensor, NetworkGraph, check_sizes
 from clipmlu.magicmind.emulator.status import Code, StatusError
 from clipmlu.magicmind.emulator.types import (
     DataType,
@@ -56,6 +57,8 @@ class Network(NetworkGraph):
         """Add an input; without ``dims`` its rank is unknown (MC tacotron2 decoder.py)."""
         from onnx import helper
 
+        if dims is not None:
+            check_sizes("add_input", _expect("add_input", dims, Dims).GetDims())
         graph = self._open_graph()
         name = f"main/arg-{len(graph.input)}"  # as torch JIT inputs are called in logs (7.14)
         shape = None if dims is None else [None if size < 0 else size for size in dims.GetDims()]
@@ -75,6 +78,7 @@ class Network(NetworkGraph):
         """
         from onnx import numpy_helper
 
+        _expect("add_i_const_node", dimensions, Dims)
         array = _converted(value, dtype)
         if array.size != dimensions.GetElementCount():
             raise StatusError(Code.INVALID_ARGUMENT, f"{array.size} values for the shape {dimensions}")
@@ -89,6 +93,7 @@ class Network(NetworkGraph):
     @_or_none
     def add_i_activation_node(self, tensor: ITensor, activation_type: IActivation) -> INode:
         """Add an activation (S#33777239416; CV adapter_model.py)."""
+        _expect("add_i_activation_node", activation_type, IActivation)
         return self._add("Activation", activation_type.name.lower(), [tensor], activation=activation_type.value)
 
     @_or_none
@@ -119,11 +124,13 @@ class Network(NetworkGraph):
     @_or_none
     def add_i_logic_node(self, first: ITensor, second: ITensor, kind: ILogic, /) -> INode:
         """Add a comparison of elements (MC tacotron2 decoder.py)."""
+        _expect("add_i_logic_node", kind, ILogic)
         return self._add("Logic", kind.name.lower(), [first, second], logic=kind.value)
 
     @_or_none
     def add_i_reduce_node(self, tensor: ITensor, axes: ITensor, kind: IReduce, indices: bool, /) -> INode:
         """Add a reduction (MC tacotron2 decoder.py); the last argument is read as in ODLA's ArgMax (7.28)."""
+        _expect("add_i_reduce_node", kind, IReduce)
         if indices:
             raise StatusError(Code.UNIMPLEMENTED, "public Python code passes False as the last argument (7.28)")
         return self._add("Reduce", "reduce", [tensor, axes], reduce=kind.value)
@@ -136,11 +143,15 @@ class Network(NetworkGraph):
     @_or_none
     def add_i_split_node(self, tensor: ITensor, axis: ITensor, count: int, /) -> INode:
         """Add a split into equal parts (CV adapter_model.py)."""
+        if operator.index(count) < 1:
+            raise StatusError(Code.INVALID_ARGUMENT, f"{count} results; expected 1 or more")
         return self._add("Split", "split", [tensor, axis], results=count)
 
     @_or_none
     def add_i_concat_node(self, axis: ITensor, tensors: list[ITensor], /) -> INode:
         """Add a concatenation; the axis comes first (CV adapter_model.py)."""
+        if not tensors:
+            raise StatusError(Code.INVALID_ARGUMENT, "no tensors are given")
         return self._add("Concat", "concat", [axis, *tensors])
 
     @_or_none
@@ -164,10 +175,7 @@ class Network(NetworkGraph):
 
         graph = self._open_graph()
         for tensor in inputs:
-            if not isinstance(tensor, ITensor):
-                raise TypeError(f"add_i_*_node(): expected ITensor, got {type(tensor).__name__}")
-            if tensor.network is not self:
-                raise StatusError(Code.INVALID_ARGUMENT, f"'{tensor.name}' belongs to another network")
+            self.check_own("add_i_*_node", tensor)
         taken = {node.name for node in graph.node}
         names = (f"main/mm.{label}-{index}" if index else f"main/mm.{label}" for index in range(len(taken) + 1))
         name = next(name for name in names if name not in taken)
@@ -197,6 +205,12 @@ class Network(NetworkGraph):
         raise AttributeError(f"'Network' object has no attribute '{name}'")
 
 
+def _expect(call: str, value: T, kind: type) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{call}(): expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
 def _element_type(dtype: DataType) -> int:
     if not isinstance(dtype, DataType):
         raise TypeError(f"expected DataType, got {type(dtype).__name__}")
@@ -213,7 +227,9 @@ def _converted(value: Any, dtype: DataType) -> npt.NDArray[Any]:
     target = get_numpy_dtype_by_datatype(dtype)
     if not np.can_cast(array.dtype, target, "same_kind"):
         raise StatusError(Code.INVALID_ARGUMENT, f"no public source shows {array.dtype.name} data for {dtype.name}")
-    converted = array.astype(target)
-    if target.kind in "iu" and not np.array_equal(converted, array):
+    with np.errstate(over="ignore"):
+        converted = array.astype(target)
+    beyond = np.isinf(converted) & np.isfinite(array) if target.kind == "f" else converted != array
+    if np.any(beyond):
         raise StatusError(Code.OUT_OF_RANGE, f"values beyond {dtype.name}")
     return converted

@@ -91,6 +91,8 @@ class NetworkGraph:
 
     def find_tensor_by_name(self, name: str) -> ITensor | None:
         """Return the tensor with a name, or None (S#22352224830)."""
+        if self.graph_model is None:
+            return None
         known = {value.name for value in self.graph.input} | {value.name for value in self.graph.initializer}
         known |= {output for node in self.graph.node for output in node.output}
         return self.tensor_named(name) if name in known else None
@@ -98,6 +100,7 @@ class NetworkGraph:
     @returns_status
     def mark_output(self, tensor: ITensor) -> None:
         """Make a tensor an output of the network (MC tacotron2 decoder.py)."""
+        self.check_own("mark_output", tensor)
         if any(value.name == tensor.name for value in self.graph.output):
             raise StatusError(Code.INVALID_ARGUMENT, f"mark_output: '{tensor.name}' is an output already")
         self.graph.output.add().name = tensor.name
@@ -107,11 +110,37 @@ class NetworkGraph:
     @returns_status
     def unmark_output(self, tensor: ITensor) -> None:
         """Undo ``mark_output`` (MC yolov7 adapter_model.py); the SDK's return value is not known (7.17)."""
+        self.check_own("unmark_output", tensor)
         for index, value in enumerate(self.graph.output):
             if value.name == tensor.name:
                 del self.graph.output[index]
                 return
         raise StatusError(Code.INVALID_ARGUMENT, f"unmark_output: '{tensor.name}' is no output")
+
+    def check_own(self, call: str, tensor: ITensor) -> None:
+        """Check that a call's argument is a tensor of this network.
+
+        Raises:
+            TypeError: it is no tensor.
+            StatusError: it belongs to another network.
+        """
+        if not isinstance(tensor, ITensor):
+            raise TypeError(f"{call}(): expected ITensor, got {type(tensor).__name__}")
+        if tensor.network is not self:
+            raise StatusError(Code.INVALID_ARGUMENT, f"{call}: '{tensor.name}' belongs to another network")
+
+    def complete_outputs(self) -> None:
+        """Set the element types of outputs that could not be inferred when they were marked.
+
+        Raises:
+            StatusError: there is no output, or the shapes contradict each other or the graph.
+        """
+        if not self.graph.output:
+            raise StatusError(Code.FAILED_PRECONDITION, "the network has no output: mark_output() was not called")
+        untyped = [value for value in self.graph.output if value.type.tensor_type.elem_type == 0]
+        shapes = self._infer() if untyped else {}
+        for value in untyped:
+            value.type.tensor_type.elem_type = shapes[value.name].element_type if value.name in shapes else 0
 
     def shape_and_type(self, name: str) -> tuple[Shape | None, int]:
         """Return shape (-1 for unknown axes, None for an unknown rank) and ONNX element type (0 if unknown).
@@ -198,8 +227,7 @@ class ITensor:
             raise StatusError(
                 Code.INVALID_ARGUMENT, f"set_dimension: '{self.name}' has {len(shape.dim)} axes; got {dims}"
             )
-        if any(size < -1 or size == 0 for size in sizes):
-            raise StatusError(Code.INVALID_ARGUMENT, f"set_dimension: '{self.name}': bad shape {dims}")
+        check_sizes(f"set_dimension: '{self.name}'", sizes)
         from clipmlu.graph.shapes import set_shape
 
         set_shape(value, sizes)
@@ -271,6 +299,7 @@ class INode:
     def update_input(self, index: int, tensor: ITensor) -> None:
         """Replace one input tensor (CV adapter_model.py)."""
         self._check_index("update_input", index, len(self.proto.input))
+        self.network.check_own("update_input", tensor)
         self.proto.input[index] = tensor.name
         self.network.forget_shapes()
 
@@ -292,6 +321,16 @@ class INode:
     def _check_index(self, call: str, index: int, count: int) -> None:
         if not 0 <= index < count:
             raise StatusError(Code.INVALID_ARGUMENT, f"{call}: node '{self.proto.name}' has no index {index}")
+
+
+def check_sizes(call: str, sizes: list[int]) -> None:
+    """Check the sizes of an input; -1 is an unknown one.
+
+    Raises:
+        StatusError: one is 0 or less than -1.
+    """
+    if any(size < -1 or size == 0 for size in sizes):
+        raise StatusError(Code.INVALID_ARGUMENT, f"{call}: bad shape {sizes}")
 
 
 def _compute_type(call: str, dtype: DataType) -> DataType:

@@ -168,16 +168,16 @@ class _Lowering:
         self._append("Transpose", [result], node.output, f"{ADDED}{node.name}_end", perm=[0, 2, 3, 1])
 
     def _split(self, node: onnx.NodeProto) -> None:
-        (axis,) = self._integers(node, 1, "the axis")
+        axis = self._integer(node, 1, "the axis")
         more = {"num_outputs": len(node.output)} if self._opset >= 18 else {}
         self._emit("Split", node.input[:1], node, axis=axis, **more)
 
     def _concat(self, node: onnx.NodeProto) -> None:
-        (axis,) = self._integers(node, 0, "the axis")
+        axis = self._integer(node, 0, "the axis")
         self._emit("Concat", node.input[1:], node, axis=axis)
 
     def _unsqueeze(self, node: onnx.NodeProto) -> None:
-        axes = self._integers(node, 1, "the axes")
+        axes = self._axes(node, 1)
         if self._opset >= 13:
             self._emit("Unsqueeze", [node.input[0], self._number(node, axes)], node)
         else:
@@ -185,14 +185,14 @@ class _Lowering:
 
     def _reduce(self, node: onnx.NodeProto) -> None:
         """Reduce and keep the axes: the sample's slice takes the result as a list of one end (unknown 7.28)."""
-        axes, kind = self._integers(node, 1, "the axes"), attributes_of(node)["reduce"]
+        axes, kind = self._axes(node, 1), attributes_of(node)["reduce"]
         if self._opset >= 18:
             self._emit(kind, [node.input[0], self._number(node, axes)], node, keepdims=1)
         else:
             self._emit(kind, node.input[:1], node, axes=axes, keepdims=1)
 
     def _slice(self, node: onnx.NodeProto) -> None:
-        axes = self._integers(node, 3, "the axes")
+        axes = self._axes(node, 3)
         if any(self._integers(node, 1, "the begin")):
             raise _refused(
                 node, "the only public sample begins at 0; whether the third argument is the end or the size"
@@ -285,6 +285,18 @@ class _Lowering:
             raise _refused(node, f"{what} must be INT32, as in every public sample, not {value.dtype.name}")
         return [int(item) for item in value.reshape(-1)]
 
+    def _integer(self, node: onnx.NodeProto, index: int, what: str) -> int:
+        numbers = self._integers(node, index, what)
+        if len(numbers) != 1:
+            raise _wrong(node, f"{what} must be one number, not {numbers}")
+        return numbers[0]
+
+    def _axes(self, node: onnx.NodeProto, index: int) -> list[int]:
+        axes = self._integers(node, index, "the axes")
+        if not axes:
+            raise _wrong(node, "the axes are none")
+        return axes
+
     def _need_opset(self, node: onnx.NodeProto, opset: int) -> None:
         if self._opset < opset:
             raise StatusError(
@@ -292,6 +304,10 @@ class _Lowering:
                 f"node '{node.name}' ({node.op_type}): the emulator computes it at opset {opset} and newer; "
                 f"the parsed file has {self._opset}: export it with opset {opset}",
             )
+
+
+def _wrong(node: onnx.NodeProto, why: str) -> StatusError:
+    return StatusError(Code.INVALID_ARGUMENT, f"node '{node.name}' ({node.op_type}): {why}")
 
 
 def _refused(node: onnx.NodeProto, why: str) -> StatusError:

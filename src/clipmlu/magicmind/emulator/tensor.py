@@ -152,6 +152,8 @@ class Tensor:
             dims: a list of sizes.
         """
         sizes: Shape = tuple(Dims(dims).GetDims())
+        if any(size < 0 for size in sizes):
+            raise StatusError(Code.INVALID_ARGUMENT, f"set_data_address: bad shape {list(sizes)}")
         if switches().check_rank and self._rank is not None and len(sizes) != self._rank:
             raise StatusError(Code.INVALID_ARGUMENT, f"set_data_address: expected {self._rank} axes, got {len(sizes)}")
         if self._pending and switches().inputs_stay_lent:
