@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,12 @@ from mlu.emulator.heads import ANCHORS, CELL_ANCHORS, CLASSES, CONFIDENCE, LIMIT
 
 
 def darknet(
-    features: list[Any], algorithm: str, *, scales: tuple[float, ...] = (1, 1), exponent: float | None = None
+    features: list[Any],
+    algorithm: str,
+    *,
+    scales: tuple[float, ...] = (1, 1),
+    exponent: float | None = None,
+    anchors: Sequence[float] = ANCHORS,
 ) -> list[list[tuple[float, ...]]]:
     """For each image the rows (image, class, score, left, top, right, bottom), by class, then by falling score."""
 
@@ -27,7 +33,7 @@ def darknet(
         width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
         shared = max(width, 0) * max(height, 0)
         union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-        value = shared / union
+        value = shared / union if union else 0  # as darknet's box_iou
         if exponent is not None:
             hull = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
             apart = ((a[0] + a[2] - b[0] - b[2]) / 2) ** 2 + ((a[1] + a[3] - b[1] - b[3]) / 2) ** 2
@@ -40,7 +46,7 @@ def darknet(
         for head, feature in enumerate(features):
             _images, _channels, rows, columns = feature.shape
             for anchor in range(CELL_ANCHORS):
-                wide, high = ANCHORS[2 * (head * CELL_ANCHORS + anchor) :][:2]
+                wide, high = anchors[2 * (head * CELL_ANCHORS + anchor) :][:2]
                 for row in range(rows):
                     for column in range(columns):
                         part = feature[image, anchor * (5 + CLASSES) : (anchor + 1) * (5 + CLASSES), row, column]
@@ -118,6 +124,15 @@ def test_suppression_by_distance_keeps_other_boxes(mm: ModuleType, tmp_path: Pat
     features = reference(path, images)
     expected = darknet(features, "YOLOV4", scales=(1.2, 1.1), exponent=0.6)
     assert expected != darknet(features, "YOLOV4", scales=(1.2, 1.1))
+    check(Runner(mm, build(mm, network, configure(mm)))(images), expected)
+
+
+def test_boxes_without_area_suppress_none(mm: ModuleType, tmp_path: Path, images: Any) -> None:
+    path = heads(tmp_path / "m.onnx", sigmoid=True)
+    network = parse(mm, path)
+    append_detection(mm, network, "YOLOV5", anchors=[0] * len(ANCHORS))
+    expected = [rows for rows in darknet(reference(path, images), "YOLOV5", anchors=[0] * len(ANCHORS)) if rows]
+    assert min(len(rows) for rows in expected) > CLASSES
     check(Runner(mm, build(mm, network, configure(mm)))(images), expected)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,6 +138,7 @@ def test_both_the_number_and_the_duration_are_reached_unless_a_limit_is_set(
         (["--magicmind_model", "STATIC", "--batch_size", "4", *FEW], "Enqueue: OUT_OF_RANGE"),
         (["--magicmind_model", "STATIC", "--input_dims", "2,3", "2,3"], "names.size() == shapes.size()"),
         (["--magicmind_model", "STATIC", "--input_files", "gone"], "cannot read 'gone': No such file"),
+        (["--magicmind_model", "STATIC", "--output_path", "STATIC", *FEW], "cannot write to --output_path '"),
         (
             ["--magicmind_model", "FUSED", "--batch_size", "4"],
             "batchs.size() == input_shapes.size(): 2 inputs, 1 sizes",
@@ -154,6 +157,16 @@ def test_what_the_tool_refuses_ends_with_its_exit_code(
     )  # the SDK's log comes first
     assert own.startswith("mm_run (emulated): ")
     assert message in own
+
+
+def test_an_interrupt_ends_the_tool_at_once(static: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clipmlu.magicmind.emulator.mm_run", "--magicmind_model", str(static)]
+    with subprocess.Popen([*command, "--duration", "60000"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("Buffer Info: Output"))  # the measurement comes next
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
 
 
 def test_a_script_finds_the_tool_where_the_vendors_scripts_look_for_it(static: Path, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def _select(corners: Floats, scores: Floats, detection: Detection) -> Floats:
         best, others = left[kind][0], left[kind][1:]
         kept.append((kind, -score, *corners[best]))
         overlap = _overlap(corners[best], corners[others], detection.distance_exponent)
-        left[kind] = others[overlap < detection.overlap]
+        left[kind] = others[~(overlap >= detection.overlap)]  # that of two boxes without area is NaN, and drops none
         if len(left[kind]):
             heapq.heappush(heads, (-float(scores[left[kind][0], kind]), kind))
     kept.sort(key=lambda row: row[0])  # stable: the scores of a class keep their order

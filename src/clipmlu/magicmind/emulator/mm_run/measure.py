@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import itertools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from clipmlu.magicmind.emulator.settings import current
 from clipmlu.magicmind.emulator.status import Status
 from clipmlu.magicmind.emulator.tensor import Tensor
 from clipmlu.magicmind.emulator.types import Array, DataType, Shape, get_numpy_dtype_by_datatype
+
+T = TypeVar("T")
 
 
 class BatchTimes(NamedTuple):
@@ -102,19 +104,9 @@ def measure_cards(model: Model, inputs: list[Array], request: Request) -> list[C
     Raises:
         ToolError: a call of the SDK failed.
     """
-    results: list[CardResult] = []
-    failures: list[ToolError] = []
-
-    def run(device: int) -> None:
-        try:
-            results.append(_measure_card(model, inputs, request, device))
-        except ToolError as error:
-            failures.append(error)
-
-    _run_threads([functools.partial(run, device) for device in request.devices])
-    if failures:
-        raise failures[0]
-    return sorted(results, key=lambda result: request.devices.index(result.device))
+    return _run_threads(
+        [functools.partial(_measure_card, model, inputs, request, device) for device in request.devices]
+    )
 
 
 def _measure_card(model: Model, inputs: list[Array], request: Request, device: int) -> CardResult:
@@ -127,9 +119,6 @@ def _measure_card(model: Model, inputs: list[Array], request: Request, device: i
     begin = time.perf_counter()
     _run_threads([worker.measure for worker in workers])
     wall_s = time.perf_counter() - begin
-    for worker in workers:
-        if worker.failure is not None:
-            raise worker.failure
     if request.output_path is not None:
         workers[0].write_results(Path(request.output_path))
     return CardResult(device, wall_s, [times for worker in workers for times in worker.batches])
@@ -148,7 +137,6 @@ class _Worker:
         self._device = device
         self.batches: list[BatchTimes] = []
         self.results: list[Array] = []
-        self.failure: ToolError | None = None
 
     def warm_up(self) -> None:
         """Run batches until the time of the warm-up is over, one at least."""
@@ -156,27 +144,30 @@ class _Worker:
 
     def measure(self) -> None:
         """Run batches until both the number and the duration are reached (api 4.3)."""
-        if self.failure is None:
-            limit = current().mm_run_iterations
-            self.batches = self._repeat(self._request.duration, self._request.iterations, limit)
+        limit = current().mm_run_iterations
+        self.batches = self._repeat(self._request.duration, self._request.iterations, limit)
 
     def write_results(self, folder: Path) -> None:
-        """Write the results of the last batch as ``output<index>``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, array in enumerate(self.results):
-            (folder / f"output{index}").write_bytes(array.tobytes())
+        """Write the results of the last batch as ``output<index>``.
+
+        Raises:
+            ToolError: they cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for index, array in enumerate(self.results):
+                (folder / f"output{index}").write_bytes(array.tobytes())
+        except OSError as error:
+            raise ToolError(f"cannot write to --output_path '{folder}': {error.strerror}") from error
 
     def _repeat(self, duration_ms: int, iterations: int, limit: int = 0) -> list[BatchTimes]:
         times: list[BatchTimes] = []
-        try:
-            queue = _activate(self._device).create_queue()
-            if queue is None:
-                raise ToolError("the queue cannot be created; the reason is in the line before")
-            end = time.perf_counter() + duration_ms / 1000
-            while (len(times) < iterations or time.perf_counter() < end) and not 0 < limit <= len(times):
-                times.append(self._run_batch(queue))
-        except ToolError as error:
-            self.failure = error
+        queue = _activate(self._device).create_queue()
+        if queue is None:
+            raise ToolError("the queue cannot be created; the reason is in the line before")
+        end = time.perf_counter() + duration_ms / 1000
+        while (len(times) < iterations or time.perf_counter() < end) and not 0 < limit <= len(times):
+            times.append(self._run_batch(queue))
         return times
 
     def _run_batch(self, queue: Queue) -> BatchTimes:
@@ -210,12 +201,11 @@ def _check(call: str, status: Status) -> None:
         raise ToolError(f"{call}: {status}")
 
 
-def _run_threads(jobs: Sequence[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=job) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def _run_threads(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Run each job in a thread of its own; return their results in order, or raise the first failure."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=len(jobs)) as pool:
+        futures = [pool.submit(job) for job in jobs]
+    return [future.result() for future in futures]
 
 
 def _read(path: str, shape: Shape, kind: np.dtype[np.generic]) -> Array:
