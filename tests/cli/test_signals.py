@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+from clipmlu.cli import main
 from clipmlu.cli._signals import Terminated, TerminationSignals
 
 
@@ -60,3 +62,15 @@ sys.exit(128 + signals.received)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (128 + number, "")
+
+
+@pytest.mark.parametrize(("terminal", "expected"), [(True, "end\n"), (False, "passed on\nend\n")])
+def test_ctrl_c_reaches_an_emulated_program_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], terminal: bool, expected: str
+) -> None:
+    """A terminal sends SIGINT to the program, too; here only ``emulate`` gets it, so the program must see what is passed on."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal)
+    script = "trap 'echo passed on' INT; kill -INT $PPID; sleep 0.5; echo end"
+    assert main(["emulate", "--", "bash", "-c", script]) == 0
+    assert capfd.readouterr().out == expected

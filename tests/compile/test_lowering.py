@@ -180,6 +180,14 @@ def test_output_is_replaced_only_on_request_and_only_a_folder_of_lowered_graphs(
     assert open_exported(exported.path).digest == exported.digest
 
 
+def test_models_that_were_built_beside_the_graphs_are_not_replaced(exported: ExportedBundle, tmp_path: Path) -> None:
+    lowered = clipmlu.lower(exported, tmp_path / "L")
+    (lowered.path / "image.mm").write_text("built for an hour")
+    with pytest.raises(BundleExistsError, match=r"also holds 'image\.mm', which clipmlu did not write there"):
+        clipmlu.lower(exported, lowered.path, overwrite=True)
+    assert (lowered.path / "image.mm").read_text() == "built for an hour"
+
+
 def test_the_command_takes_the_vendors_way_of_writing(
     exported: ExportedBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,8 +59,6 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         try:
             return process.wait()
         except Terminated as signalled:
-            process.send_signal(signalled.number)
-        except KeyboardInterrupt:
             # A terminal sends Ctrl-C to both processes; without one, only this process received the signal.
-            if not sys.stdin.isatty():
-                process.send_signal(signal.SIGINT)
+            if signalled.number != signal.SIGINT or sys.stdin is None or not sys.stdin.isatty():
+                process.send_signal(signalled.number)

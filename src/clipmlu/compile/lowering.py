@@ -44,9 +44,10 @@ from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.prompts import Templates, fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.display import Displayed, Summary, as_plain
-from clipmlu.errors import OptionError
+from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import check_directory_free, encode_json, stage_directory
+from clipmlu.files.read import read_json
 from clipmlu.graph.fusing import IMAGE_AXIS, fuse_towers
 from clipmlu.graph.index import save_model
 from clipmlu.graph.lowering import MAGICMIND
@@ -150,6 +151,7 @@ def lower_bundle(
     backend = get_backend(TARGETS[options.target])
     quantisation = check_arithmetic(given, options.target, backend)
     check_directory_free(target, _KIND, HEADER_NAME, overwrite=given.overwrite)
+    _check_only_ours(target)
     labels = () if options.labels is None else resolve_class_names(options.labels, on_note=on_note)
     exported = source if isinstance(source, ExportedBundle) else _open(source, on_step)
     layout = options.layout or exported.manifest.layout
@@ -262,6 +264,26 @@ class _Writer:
         (self._folder / README_NAME).write_text(write_readme(header), encoding="utf-8")
         files = {path.name: file_record(path) for path in sorted(self._folder.iterdir()) if path.is_file()}
         return msgspec.structs.replace(header, files=files)
+
+
+def _check_only_ours(folder: Path) -> None:
+    """Check that replacing a folder of lowered graphs loses no file of somebody else: models are often built beside the graphs.
+
+    Raises:
+        BundleExistsError: it holds files that its header does not name.
+    """
+    if not (folder / HEADER_NAME).is_file():
+        return
+    try:
+        named = read_json(folder / HEADER_NAME, dict[str, Any]).get("files", {})
+    except (OSError, ValueError):
+        named = {}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (HEADER_NAME, *named))
+    if others:
+        raise BundleExistsError(
+            f"Folder of lowered graphs '{folder}' also holds '{others[0]}', which clipmlu did not write there; it is not changed. "
+            "Move that file away, or choose another path."
+        )
 
 
 def _open(source: str | os.PathLike[str], on_step: StartStep) -> ExportedBundle:

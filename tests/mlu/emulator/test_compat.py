@@ -78,6 +78,19 @@ def test_a_script_without_them_ends_as_before_and_is_told_of_the_option(tmp_path
     )
 
 
+@pytest.mark.parametrize("own", ["import numpy, PIL.Image", "raise RuntimeError('broken')"])
+def test_the_own_sitecustomize_may_import_the_libraries_or_fail(tmp_path: Path, own: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(own)
+    done = _run("import numpy, PIL.Image; print(numpy.float, PIL.Image.ANTIALIAS)", tmp_path, compat=True)
+    assert done.stdout == "<class 'float'> 1\n"
+    assert ("RuntimeError: broken" in done.stderr) == ("broken" in own)
+
+
+def test_an_error_in_a_thread_names_the_option_too(tmp_path: Path) -> None:
+    script = "import threading, time\nthreading.Thread(target=lambda: time.clock()).start()"
+    assert "clipmlu: The script needs time.clock, which" in _run(script, tmp_path, compat=False).stderr
+
+
 def _error(make: Any) -> BaseException:
     try:
         make()
@@ -96,6 +109,10 @@ def _error(make: Any) -> BaseException:
         (lambda: PIL.ImageDraw.Draw(PIL.Image.new("L", (2, 2))).textsize("a"), "ImageDraw.textsize, which Pillow"),  # type: ignore[attr-defined]
         (lambda: collections.Mapping, "collections.Mapping, which newer versions of Python lack"),  # type: ignore[attr-defined]
         (lambda: time.clock, "time.clock, which"),  # type: ignore[attr-defined]
+        (lambda: exec("from numpy import float_"), "numpy.float_, which"),
+        (lambda: exec("from PIL.Image import ANTIALIAS"), "PIL.Image.ANTIALIAS, which Pillow 10 removed"),
+        (lambda: exec("from collections import Iterable"), "collections.Iterable, which newer versions of Python"),
+        (lambda: exec("from collections import nothing"), ""),
         (lambda: np.nothing, ""),  # type: ignore[attr-defined]
         (lambda: SimpleNamespace().float, ""),
         (lambda: {}["numpy.float"], ""),

@@ -16,6 +16,7 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 import time
 from types import ModuleType, TracebackType
 from typing import Any, Callable, Sequence
@@ -76,6 +77,7 @@ ABSTRACT_CLASSES = (
 """Classes that Python 3.10 removed from ``collections``."""
 
 _LACKS = re.compile(r"(?:module '(?P<module>[\w.]+)'|'(?P<kind>\w+)' object) has no attribute '(?P<name>\w+)'")
+_NOT_IN = re.compile(r"cannot import name '(?P<name>\w+)' from '(?P<module>[\w.]+)'")
 _REMOVED = re.compile(r"`np\.(?P<name>\w+)` was removed in")  # the words of NumPy 2
 Hook = Callable[[Any], None]
 
@@ -185,20 +187,18 @@ def hint_for(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "distutils":
         missing = "the module distutils, which Python 3.12 removed"
     else:
-        missing = _removed_name(str(error)) if isinstance(error, AttributeError) else ""
+        missing = _removed_name(str(error)) if isinstance(error, (AttributeError, ImportError)) else ""
     if not missing:
         return ""
     return f"clipmlu: The script needs {missing}. Run it with such names added: clipmlu emulate --compat -- COMMAND"
 
 
 def _removed_name(message: str) -> str:
-    removed, lacked = _REMOVED.search(message), _LACKS.search(message)
-    if removed is not None:
-        module, kind, name = "numpy", None, removed.group("name")
-    elif lacked is not None:
-        module, kind, name = lacked.group("module", "kind", "name")
-    else:
+    searches = (pattern.search(message) for pattern in (_REMOVED, _NOT_IN, _LACKS))
+    found = next((match.groupdict() for match in searches if match is not None), None)
+    if found is None:
         return ""
+    module, kind, name = found.get("module", "numpy"), found.get("kind"), found["name"]
     if module == "numpy" and name in (*PYTHON_TYPES, *NUMPY_NAMES, *NUMPY_OTHERS):
         return f"numpy.{name}, which newer versions of NumPy lack"
     if (module == "PIL.Image" and name in PILLOW_CONSTANTS) or name in PILLOW_METHODS.get(kind or "", ()):
@@ -216,11 +216,23 @@ def _add(place: Any, name: str, value: Any) -> None:
 def _show_hint_after(before: Callable[..., Any]) -> Callable[..., None]:
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         before(kind, error, trace)
-        hint = hint_for(error)
-        if hint and sys.stderr is not None:
-            sys.stderr.write(f"{hint}\n")
+        _write_hint(error)
 
     return excepthook
+
+
+def _show_hint_after_thread(before: Callable[..., Any]) -> Callable[..., None]:
+    def excepthook(failure: Any) -> None:
+        before(failure)
+        _write_hint(failure.exc_value)
+
+    return excepthook
+
+
+def _write_hint(error: BaseException) -> None:
+    hint = hint_for(error)
+    if hint and sys.stderr is not None:
+        sys.stderr.write(f"{hint}\n")
 
 
 def _run_other_sitecustomize() -> None:
@@ -232,9 +244,13 @@ def _run_other_sitecustomize() -> None:
 
 
 if __name__ == "sitecustomize":
-    _run_other_sitecustomize()
     if os.environ.get(VARIABLE) == "1":
         add_to_python()
         sys.meta_path.insert(0, AfterImport())
+        for _name in HOOKS.keys() & sys.modules.keys():  # a .pth file may have imported it
+            HOOKS[_name](sys.modules[_name])
     else:
         sys.excepthook = _show_hint_after(sys.excepthook)
+        if hasattr(threading, "excepthook"):  # since Python 3.8
+            threading.excepthook = _show_hint_after_thread(threading.excepthook)
+    _run_other_sitecustomize()  # last: it may import these modules, or fail
