@@ -14,10 +14,10 @@ from clipmlu.specs import (
     Interpolation,
     LogitBias,
     LogitScale,
-    NaturalInt,
     PositiveInt,
     ResizeMode,
     TextCleaning,
+    TokenId,
     Triple,
 )
 from clipmlu.steps import StartStep, no_steps
@@ -49,7 +49,7 @@ class ImportKeywords(TypedDict, total=False):
 
     tokenizer: str | os.PathLike[str] | None
     context_length: PositiveInt | None
-    pad_id: NaturalInt | None
+    pad_id: TokenId | None
     clean: TextCleaning | None
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None
     mean: Triple | None

@@ -11,7 +11,7 @@ from clipmlu.cli._help import command
 from clipmlu.cli._notes import is_verbose, note_next, warn
 from clipmlu.cli._options import PATH, Choice, Integer, Number, json_option, overwrite_option
 from clipmlu.cli._progress import STEPS
-from clipmlu.specs import LARGEST_LOGIT, Interpolation, ResizeMode, TextCleaning
+from clipmlu.specs import LARGEST_LOGIT, LARGEST_SIZE, Interpolation, ResizeMode, TextCleaning
 
 
 class _ImageSize(click.ParamType[Any]):
@@ -56,7 +56,9 @@ class _Colours(click.ParamType[Any]):
 @click.option(
     "--context-length", type=Integer(min=1), help="Token ids per text. [default: as the graph or the JSON files]"
 )
-@click.option("--pad-id", type=Integer(min=0), help="Id of padding. [default: as the tokenizer's files]")
+@click.option(
+    "--pad-id", type=Integer(min=0, max=LARGEST_SIZE), help="Id of padding. [default: as the tokenizer's files]"
+)
 @click.option("--clean", type=Choice(TextCleaning), help="Text cleaning before the tokenizer.")
 @click.option("--image-size", type=_ImageSize(), metavar="PIXELS|HxW", help="Image size. [default: as the graph]")
 @click.option("--mean", type=_Colours(), metavar="R,G,B", help="Mean of the pixels, in 0..1.")

@@ -30,6 +30,8 @@ from clipmlu.specs import Precision, PreprocessSpec, TowerName
 BATCH_SIZES = (1, 3, 5)
 """Batch sizes of the comparison, beside the graph's own: 1 and primes reveal a batch that is still fixed."""
 
+_MOST_VALUES = 1 << 28  # of one batch: 1 GiB of pixels
+_MOST_ROWS = 1 << 14
 _HALF_SHARE = 0.005  # of the logit scale: what 16-bit floats may change in a logit
 
 
@@ -59,13 +61,27 @@ def bounds_for(options: ImportOptions, logit_scale: float, *, halves: bool) -> B
     return Bounds(difference=difference, cosine=cosine, logit=logit)
 
 
-def draw_feeds(count: int, preprocess: PreprocessSpec, tokenizer: Tokenizer, *, pad_ends: bool) -> Feeds:
-    """Return images of noise and realistic texts, ``count`` of each, always the same ones."""
+def draw_feeds(reference: Reference, preprocess: PreprocessSpec, tokenizer: Tokenizer, *, pad_ends: bool) -> Feeds:
+    """Return images of noise and realistic texts, always the same ones: enough for all batch sizes of the comparison.
+
+    Raises:
+        ExportError: the graph's own batch is too large for the memory.
+    """
+    images, texts = (max(*BATCH_SIZES, own or 1) for own in (reference.images, reference.texts))
+    height, width, length = preprocess.height, preprocess.width, tokenizer.spec.context_length
+    for count, size, what in (
+        (images, 3 * height * width, f"images of {height} x {width}"),
+        (texts, length, f"texts of {length} token ids"),
+    ):
+        if count * size > _MOST_VALUES or count > _MOST_ROWS:
+            raise ExportError(
+                f"The given file has a fixed batch of {count:,} {what}, which is too large for a comparison. "
+                "Export it again with a dynamic batch, or a smaller one."
+            )
     generator = np.random.default_rng(0)
-    tokens = TokenSampler(tokenizer).draw(count, generator)
-    return Feeds(
-        draw_images(count, preprocess, generator), tokens, text_mask(tokens, tokenizer.spec.pad_id, pad_ends=pad_ends)
-    )
+    tokens = TokenSampler(tokenizer).draw(texts, generator)
+    mask = text_mask(tokens, tokenizer.spec.pad_id, pad_ends=pad_ends)
+    return Feeds(draw_images(images, preprocess, generator), tokens, mask)
 
 
 def text_mask(tokens: Array, pad_id: int, *, pad_ends: bool) -> Array:
@@ -117,25 +133,29 @@ def check_tower(
         ParityError: a difference is out of bounds.
         ExportError: a graph does not run.
     """
-    records = []
+    records: list[ParityRecord] = []
     own = reference.images if name == "image" else reference.texts
+    expected = unit_rows(reference.embed(result, name, feeds))
     for size in sorted({*BATCH_SIZES, own or 1}):
-        rows = np.arange(size)
-        part = feeds.pick(rows, rows)
-        found = run_tower(tower, folder, part.pixels if name == "image" else part.tokens, f"The imported {name} graph")
-        expected = unit_rows(reference.embed(result, name, part))
+        array = (feeds.pixels if name == "image" else feeds.tokens)[:size]
+        found = run_tower(tower, folder, array, f"The imported {name} graph")
         record = compare_outputs(
-            name, tower.outputs[0].name, expected, found, batch_size=size, allowed=bounds.difference
+            name, tower.outputs[0].name, expected[:size], found, batch_size=size, allowed=bounds.difference
         )
         if not is_within(record, bounds.cosine):
-            fixed = (
-                ""
-                if own is None
-                else f" The given file has a fixed batch of {own}; export it again with a dynamic one."
-            )
-            raise ParityError(_message(record, bounds.cosine) + fixed, [msgspec.structs.asdict(record)])
+            reason = _batch_reason(own, alone=bool(records))
+            raise ParityError(_message(record, bounds.cosine) + reason, [msgspec.structs.asdict(record)])
         records.append(record)
     return records
+
+
+def _batch_reason(own: int | None, *, alone: bool) -> str:
+    """Return what the batch has to do with a difference; ``alone``: a single row was within the bounds."""
+    if own is not None:
+        return f" The given file has a fixed batch of {own}; export it again with a dynamic one."
+    if alone:
+        return " The rows of a batch influence each other: each was compared with what the file gives for it alone."
+    return ""
 
 
 def check_logits(split: Split, reference: Reference, feeds: Feeds, embeddings: Sequence[Array], bounds: Bounds) -> None:

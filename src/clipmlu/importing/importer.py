@@ -29,8 +29,8 @@ from clipmlu.data.resize.order import pillow_versions
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import ExportError
 from clipmlu.export.graph import read_opset
-from clipmlu.export.tokenizers import PROBE_TEXTS
-from clipmlu.importing.checks import BATCH_SIZES, Bounds, bounds_for, check_logits, check_tower, draw_feeds, run_tower
+from clipmlu.export.tokenizers import PROBE_TEXTS, SpecialTokens
+from clipmlu.importing.checks import Bounds, bounds_for, check_logits, check_tower, draw_feeds, run_tower
 from clipmlu.importing.files import ModelFiles, find_model_files
 from clipmlu.importing.interface import count_tokens
 from clipmlu.importing.options import DEFAULT_LOGIT_SCALE, ImportOptions
@@ -121,10 +121,12 @@ class _Import:
         pixels, tokens = self._source.image.inputs.pixels, self._source.text.inputs.tokens
         assert pixels is not None, "find_towers checked it"
         assert tokens is not None, "find_towers checked it"
-        preprocess = preprocess_spec(pixels, self._files.folder, self._options, self._on_note)
+        preprocess = preprocess_spec(
+            self._source.image.file.model, pixels, self._files.folder, self._options, self._on_note
+        )
         spec = copy_tokenizer(tokens, self._files.folder, folder / TOKENIZER_NAME, self._options, self._on_note)
         tokenizer = Tokenizer.load(folder / TOKENIZER_NAME, spec)
-        self._check_vocabulary(tokenizer, tokens.name)
+        self._check_vocabulary(tokenizer, SpecialTokens(folder / TOKENIZER_NAME).count, tokens.name)
         values = self._logit_values()
         bounds = bounds_for(self._options, values.scale, halves=any(tower.halves for tower in self._source.towers))
         self._note_halves()
@@ -176,15 +178,21 @@ class _Import:
                 f"{1 / LARGEST_LOGIT:g} to {LARGEST_LOGIT:g}, and a bias of {LARGEST_LOGIT:g} at most."
             )
 
-    def _check_vocabulary(self, tokenizer: Tokenizer, tokens: str) -> None:
-        """Raise if the tokenizer has ids beyond the token embedding: the text tower would fail, but only for some texts."""
+    def _check_vocabulary(self, tokenizer: Tokenizer, vocabulary: int, tokens: str) -> None:
+        """Raise if the tokenizer has ids beyond the token embedding: the text tower would fail, but only for some texts.
+
+        A vocabulary may have entries that no text gets, so it alone is no error, except in CLIP's own.
+        """
         count = count_tokens(self._source.text.file.model, tokens)
-        largest = int(tokenizer(list(PROBE_TEXTS)).max())
-        if count is not None and largest >= count:
-            raise ExportError(
-                f"The tokenizer has the id {largest}, but the token embedding of '{self._source.text.file.path}' ends at {count - 1}. "
-                "Give the model's own tokenizer: --tokenizer."
-            )
+        if count is None:
+            return
+        path, used = self._source.text.file.path, int(tokenizer(list(PROBE_TEXTS)).max())
+        largest = max(used, vocabulary - 1)
+        beyond = f"the id {largest}, but the token embedding of '{path}' ends at {count - 1}"
+        if used >= count or (largest >= count and tokenizer.spec.kind == "clip_bpe"):
+            raise ExportError(f"The tokenizer has {beyond}. Give the model's own tokenizer: --tokenizer.")
+        if largest >= count:
+            self._on_note(f"the tokenizer has {beyond}: texts with a token beyond it have no embedding")
 
     def _note_halves(self) -> None:
         if any(tower.halves for tower in self._source.towers):
@@ -207,8 +215,7 @@ class _Import:
                     results = (source.embedding,) if split is None else (split.image, split.text, *split.logits)
                     with self._on_step("opening the given graph"):
                         reference = open_reference(source, results, Path(scratch))
-                most = max(*BATCH_SIZES, reference.images or 1, reference.texts or 1)
-                feeds = draw_feeds(most, preprocess, tokenizer, pad_ends=pad_ends)
+                feeds = draw_feeds(reference, preprocess, tokenizer, pad_ends=pad_ends)
                 with self._on_step(f"converting the {source.name} tower"):
                     dims[source.name], unit_norm = rows_of(reference, source, feeds)
                     model = build_tower(

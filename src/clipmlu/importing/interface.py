@@ -21,6 +21,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 _EMBEDDINGS = ("embeds", "features", "embeddings", "embedding")
 _SHARED_NAMES = ("sentence_embedding", "embeddings", "embedding", "pooler_output", "pooled_output")
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 _LEAST_NORM = 1e-12  # of torch.nn.functional.normalize
 
 
@@ -101,6 +102,20 @@ def count_tokens(model: onnx.ModelProto, tokens: str) -> int | None:
             same.update(node.output)
         elif node.op_type == "Gather" and node.input[1] in same and node.input[0] in weights:
             return int(weights[node.input[0]].dims[0])
+    return None
+
+
+def first_arithmetic(model: onnx.ModelProto, pixels: str) -> onnx.NodeProto | None:
+    """Return a node that adds a weight to the pixels themselves or multiplies them by one, as a normalisation does; or None."""
+    weights = {weight.name for weight in model.graph.initializer}
+    weights.update(name for node in model.graph.node if node.op_type == "Constant" for name in node.output)
+    same = {pixels}
+    nodes: Sequence[onnx.NodeProto] = model.graph.node
+    for node in nodes:
+        if node.op_type in ("Cast", "Identity") and node.input[0] in same:
+            same.update(node.output)
+        elif node.op_type in _ARITHMETIC and same.intersection(node.input) and weights.intersection(node.input):
+            return node
     return None
 
 

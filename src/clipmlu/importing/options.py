@@ -12,10 +12,10 @@ from clipmlu.specs import (
     Interpolation,
     LogitBias,
     LogitScale,
-    NaturalInt,
     PositiveInt,
     ResizeMode,
     TextCleaning,
+    TokenId,
     Triple,
 )
 
@@ -53,7 +53,7 @@ class ImportOptions:
 
     tokenizer: str | os.PathLike[str] | None = None
     context_length: PositiveInt | None = None
-    pad_id: NaturalInt | None = None
+    pad_id: TokenId | None = None
     clean: TextCleaning | None = None
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     mean: Triple | None = None

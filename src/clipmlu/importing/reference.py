@@ -108,7 +108,10 @@ class Reference:
         ]
 
     def embed(self, result: str, tower: TowerName, feeds: Feeds) -> Array:
-        """Run the graph for any number of images or texts, in pieces of its own batch size.
+        """Run the graph for any number of images or texts, in pieces of its own batch size, or else each row alone.
+
+        A graph that takes any batch may still compute a row from others, as a trace of one image or text does that was
+        declared to take several. Alone, each row is what the model makes of it.
 
         Args:
             result: the embedding of the tower.
@@ -120,7 +123,7 @@ class Reference:
         """
         images, texts = len(feeds.pixels), len(feeds.tokens)
         count, size, other = (images, self.images, self.texts) if tower == "image" else (texts, self.texts, self.images)
-        size = size or count
+        size = size or 1
         pieces = []
         for start in range(0, count, size):
             mine, rest = np.arange(start, start + size), np.arange(other or 1)

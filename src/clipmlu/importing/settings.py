@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,9 @@ from clipmlu.export.tokenizers import SpecialTokens
 from clipmlu.export.transformers_tokenizer import TRAINED_LENGTHS
 from clipmlu.files.read import read_json
 from clipmlu.graph.shapes import get_shape
+from clipmlu.importing.interface import first_arithmetic
 from clipmlu.importing.options import ImportOptions
+from clipmlu.importing.reading import describe
 from clipmlu.specs import MAX_CONTEXT, PreprocessSpec, TokenizerSpec
 
 _CLIP_TOKENS = 49408  # of CLIP's own tokenizer, with both special tokens
@@ -30,18 +32,24 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def preprocess_spec(
-    pixels: onnx.ValueInfoProto, folder: Path, options: ImportOptions, on_note: Callable[[str], None]
+    model: onnx.ModelProto,
+    pixels: onnx.ValueInfoProto,
+    folder: Path,
+    options: ImportOptions,
+    on_note: Callable[[str], None],
 ) -> PreprocessSpec:
     """Return the preprocessing of images.
 
     Args:
+        model: the graph.
         pixels: the graph's input.
         folder: folder of the JSON files.
         options: the user's values, which have precedence.
         on_note: called with a line about each assumption.
 
     Raises:
-        OptionError: the image size is missing, or contradicts the graph.
+        OptionError: the image size is missing, or contradicts the graph; or mean and standard deviation are missing, and the
+            graph itself may normalise.
         ExportError: a JSON file cannot be read.
     """
     fixed = _fixed_size(pixels)
@@ -60,16 +68,35 @@ def preprocess_spec(
     values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if written is None:
         if not {"mean", "std"} <= set(values):
+            _refuse_own_normalisation(model, pixels.name)
             on_note(
                 "mean and standard deviation of the pixels are assumed to be CLIP's; give --mean and --std if they are others"
             )
-        return spec_from_open_clip({"size": size, **values})
+        return _with_values(spec_from_open_clip({}), {"height": size[0], "width": size[1], **values})
     if size != (written.spec.height, written.spec.width):
         raise OptionError(
             f"image size is {size[0]} x {size[1]}, but '{written.path}' says {written.spec.height} x {written.spec.width}; "
             "move that file away if it belongs to another model"
         )
-    return msgspec.structs.replace(written.spec, **values)
+    return _with_values(written.spec, values)
+
+
+def _with_values(spec: PreprocessSpec, values: Mapping[str, Any]) -> PreprocessSpec:
+    """Return a specification with other values, which are checked."""
+    try:
+        return msgspec.convert({**msgspec.structs.asdict(spec), **values}, PreprocessSpec)
+    except msgspec.ValidationError as error:
+        raise OptionError(f"images cannot be prepared so: {error}") from error
+
+
+def _refuse_own_normalisation(model: onnx.ModelProto, pixels: str) -> None:
+    node = first_arithmetic(model, pixels)
+    if node is not None:
+        raise OptionError(
+            f"mean and standard deviation of the pixels are missing, and the graph begins with the {describe(node)}, so that it may "
+            "normalise them itself; give --mean and --std: 0,0,0 and 1,1,1 if it takes values of 0..1, or 0,0,0 and 0.00392157 three "
+            "times if it takes 0..255"
+        )
 
 
 class _Written(NamedTuple):
@@ -158,6 +185,8 @@ def _context_length(tokens: onnx.ValueInfoProto, folder: Path, file: Path, optio
     length = next((each for each in known if each is not None), None)
     if length is None:
         raise OptionError("the context length is missing, and the graph takes any; give --context-length, such as 77")
+    if length > MAX_CONTEXT:
+        raise OptionError(f"context length is {length}; expected {MAX_CONTEXT} at most")
     return length
 
 

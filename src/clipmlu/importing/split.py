@@ -23,6 +23,8 @@ from clipmlu.importing.reading import describe
 _IMAGE, _TEXT = 1, 2  # bits of the inputs that a tensor depends on
 _BOTH = _IMAGE | _TEXT
 _SIZES_ONLY = ("Shape", "Size")
+_OF_GIVEN_SIZE = ("ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample")
+"""Operators whose few inputs may stand for a result of any size."""
 _UNCHANGED = ("Identity", "Cast", "Dropout")
 _LARGEST_CONSTANT = 16  # elements; a logit scale is a scalar
 _SAME = 1e-6  # relative difference of two logit scales that are one, in float32
@@ -97,6 +99,9 @@ class _Splitter:
         self._depends = _dependence(model, inputs)
         self._joins: dict[str, Affine] = {}  # result of a product -> its values
         self._embeddings: dict[int, str] = {}
+        self._arrays: dict[
+            str, npt.NDArray[Any] | None
+        ] = {}  # tensor -> its values if they are few and always the same
 
     def split(self, outputs: tuple[str | None, str | None]) -> Split:
         for node in self._model.graph.node:
@@ -189,14 +194,34 @@ class _Splitter:
         return None if array is None or array.size != 1 else float(array.reshape(()))
 
     def _array(self, name: str) -> npt.NDArray[Any] | None:
+        """Return the small array that a tensor always is, or None; every node is evaluated once."""
+        waiting = [name]
+        while waiting:
+            current = waiting[-1]
+            node = self._index.producers.get(current)
+            given = node.input if node is not None and self._is_constant(node) else ()
+            missing = [each for each in given if each and each not in self._arrays]
+            waiting.extend(missing)
+            if not missing:
+                waiting.pop()
+                if current not in self._arrays:
+                    self._arrays[current] = self._compute(current, node)
+        return self._arrays[name]
+
+    def _is_constant(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node's results are always the same, and can be computed."""
+        varies = any(self._depends.get(each, 0) for each in node.output)
+        return not varies and node.op_type not in (*_SIZES_ONLY, *_OF_GIVEN_SIZE)
+
+    def _compute(self, name: str, node: onnx.NodeProto | None) -> npt.NDArray[Any] | None:
+        """Return a weight, or the result of a node whose inputs are known."""
         weight = self._index.weights.get(name)
         if weight is not None:
             array = numpy_helper.to_array(weight) if np.prod(weight.dims) <= _LARGEST_CONSTANT else None
             return array.astype(np.float32) if array is not None and weight.data_type == TensorProto.BFLOAT16 else array
-        node = self._index.producers.get(name)
-        if node is None or self._depends.get(name, 0) or node.op_type in _SIZES_ONLY:
+        if node is None or not self._is_constant(node):
             return None
-        feeds = {each: self._array(each) for each in node.input if each}
+        feeds = {each: self._arrays[each] for each in node.input if each}
         if any(array is None for array in feeds.values()):
             return None
         try:
@@ -205,7 +230,8 @@ class _Splitter:
             )
         except Exception:  # the reference evaluator lacks some operators
             return None
-        return found.get(name)
+        array = found.get(name)
+        return array if array is not None and array.size <= _LARGEST_CONSTANT else None
 
     def _output_of(self, bit: int, name: str) -> str:
         """Return the output that is the embedding of a tower, in a graph without logits."""

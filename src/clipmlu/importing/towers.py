@@ -186,9 +186,10 @@ def rows_of(reference: Reference, source: SourceTower, feeds: Feeds) -> tuple[in
         ExportError: the result is no embedding, or not finite.
     """
     rows = reference.embed(source.embedding, source.name, feeds)
-    if rows.ndim != 2 or rows.shape[0] != len(feeds.tokens):
+    count = len(feeds.pixels if source.name == "image" else feeds.tokens)
+    if rows.ndim != 2 or rows.shape[0] != count:
         raise ExportError(
-            f"{source.file} gives '{source.embedding}' with the shape {list(rows.shape)} for {len(feeds.tokens)} rows; expected "
+            f"{source.file} gives '{source.embedding}' with the shape {list(rows.shape)} for {count} rows; expected "
             f"one embedding for each. Name another output: --{source.name}-output."
         )
     if not np.isfinite(rows).all():
