@@ -180,6 +180,21 @@ def test_output_is_replaced_only_on_request_and_only_a_folder_of_lowered_graphs(
     assert open_exported(exported.path).digest == exported.digest
 
 
+@pytest.mark.parametrize(
+    ("bias", "scores"),
+    [
+        (None, "x cosine similarity, and softmax of a row gives probabilities: image_embeds @ text_embeds.T"),
+        (-3.0, "x cosine similarity -3, and sigmoid of each gives its probability: image_embeds @ text_embeds.T"),
+    ],
+)
+def test_the_readme_of_two_towers_says_how_to_score(tmp_path: Path, bias: float | None, scores: str) -> None:
+    exported = support.write_exported(tmp_path / "E", logit_bias=bias)
+    clipmlu.lower(exported, tmp_path / "L")
+    readme = (tmp_path / "L" / "README.md").read_text()
+    assert f"- Scores: {exported.manifest.logit_scale:g} {scores}" in readme
+    assert "(the shorter side is fitted, the centre cropped), bicubic of Pillow" in readme
+
+
 def test_models_that_were_built_beside_the_graphs_are_not_replaced(exported: ExportedBundle, tmp_path: Path) -> None:
     lowered = clipmlu.lower(exported, tmp_path / "L")
     (lowered.path / "image.mm").write_text("built for an hour")

@@ -35,6 +35,12 @@ README_NAME = "README.md"
 LABELS_NAME = "labels.txt"
 TOKENS_NAME = "input_ids.npy"
 SCHEMA_VERSION = 1
+_RESIZING = {
+    "shortest": "the shorter side is fitted, the centre cropped",
+    "longest": "the longer side is fitted, the rest filled",
+    "squash": "both sides are fitted, whatever the aspect ratio",
+}
+"""What a mode of resizing does, in words."""
 _SHAPE = tuple[PositiveInt, ...]
 
 
@@ -182,13 +188,10 @@ def _describe_input(tensor: TensorSpec, options: GraphOptions, manifest: Manifes
 
 
 def _describe_output(tensor: TensorSpec, options: GraphOptions, manifest: Manifest) -> GraphOutput:
-    bias = "" if manifest.logit_bias is None else f" {manifest.logit_bias:+g}"
-    logits = f"{manifest.logit_scale:g} x cosine similarity{bias}"
-    chances = "softmax" if manifest.logit_bias is None else "sigmoid"
     values = {
         "image_embeds": "embeddings of unit length, one row for each image",
         "text_embeds": "embeddings of unit length, one row for each text",
-        "logits_per_image": f"{logits}, one row for each image; {chances} of a row gives probabilities",
+        "logits_per_image": f"{_scores(manifest.logit_scale, manifest.logit_bias)}; one row for each image",
         "logits_per_text": "the same, one row for each text",
     }
     return GraphOutput(
@@ -197,6 +200,12 @@ def _describe_output(tensor: TensorSpec, options: GraphOptions, manifest: Manife
         shape=with_sizes(tensor, options).shape,
         values=values.get(tensor.name, ""),
     )
+
+
+def _scores(scale: float, bias: float | None) -> str:
+    if bias is None:
+        return f"{scale:g} x cosine similarity, and softmax of a row gives probabilities"
+    return f"{scale:g} x cosine similarity {bias:+g}, and sigmoid of each gives its probability"
 
 
 def _pixel_values(spec: PreprocessSpec) -> str:
@@ -256,12 +265,17 @@ def _inputs_of_people(header: LoweredHeader) -> Iterator[str]:
     spec, tokenizer = header.preprocess, header.tokenizer
     yield "## Preprocessing"
     yield ""
-    yield f"- Images: {spec.width} x {spec.height} pixels, {spec.resize_mode}, {spec.interpolation}; RGB, then (pixel / 255 - mean) / std."
+    yield (
+        f"- Images: {spec.width} x {spec.height} pixels, `{spec.resize_mode}` ({_RESIZING[spec.resize_mode]}), {spec.interpolation} of Pillow; "
+        f"RGB, then (pixel / 255 - mean) / std."
+    )
     yield f"- mean {list(spec.mean)}, std {list(spec.std)}"
     yield (
         f"- Texts: `tokenizer.json` (read by the library `tokenizers`), cleaned as `{tokenizer.clean}`, {tokenizer.context_length} token "
         f"ids a text, padded with {tokenizer.pad_id}."
     )
+    if header.layout == "towers":
+        yield f"- Scores: {_scores(header.logit_scale, header.logit_bias)}: image_embeds @ text_embeds.T has the cosine similarities."
     if header.labels:
         yield f"- `{LABELS_NAME}`: {header.labels} class names, one a line; `{TOKENS_NAME}`: the token ids of their prompts, int64."
     if header.precision.bits is not None:

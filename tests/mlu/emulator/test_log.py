@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,3 +135,13 @@ def test_without_stderr_a_refusal_is_only_the_status(
     monkeypatch.setattr("sys.stderr", None)
     assert not _parse(mm, tmp_path).ok()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_stream_of_a_script_needs_nothing_but_write(
+    mm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``print`` needs no more: scripts put loggers of their own in place of stderr."""
+    written: list[str] = []
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=written.append))
+    assert not _parse(mm, tmp_path).ok()
+    assert "ERROR:  emulated MagicMind, parse]" in "".join(written)

@@ -159,6 +159,14 @@ def test_what_the_tool_refuses_ends_with_its_exit_code(
     assert message in own
 
 
+@pytest.mark.parametrize(("word", "expected"), [("--help", 0), ("-h", 134), ("--h", 134)])
+def test_usage_is_printed_as_the_zoo_asks_for_it(run: Any, word: str, expected: int) -> None:
+    """The zoo's READMEs call ``mm_run -h``; only --help exits with 0 (api 4.2)."""
+    code, out, err = run(word)
+    assert (code, err) == (expected, "")
+    assert out.startswith("usage: mm_run --magicmind_model FILE")
+
+
 def test_an_interrupt_ends_the_tool_at_once(static: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "clipmlu.magicmind.emulator.mm_run", "--magicmind_model", str(static)]
     with subprocess.Popen([*command, "--duration", "60000"], stdout=subprocess.PIPE, text=True) as process:

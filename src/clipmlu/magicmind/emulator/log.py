@@ -63,5 +63,6 @@ def _write(level: str, call: str, text: str) -> None:
         return
     with contextlib.suppress(OSError, ValueError):  # a closed stream must not change what the call returns
         now = datetime.datetime.now().isoformat(" ", "microseconds")
-        sys.stderr.write(f"{now}: {level}:  emulated MagicMind, {call}]  {text}\n")
-        sys.stderr.flush()
+        sys.stderr.write(
+            f"{now}: {level}:  emulated MagicMind, {call}]  {text}\n"
+        )  # a script's own stream may lack flush()

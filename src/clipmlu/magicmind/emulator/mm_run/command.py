@@ -21,6 +21,9 @@ def main(words: Sequence[str]) -> int:
     if "--help" in words:
         _print([_USAGE, output.NOTICE])
         return 0
+    if words and words[0] in ("-h", "--h"):  # what READMEs of the zoo call: the usage, then the abort
+        _print([_USAGE, output.NOTICE])
+        return _ABORTED
     try:
         _run(words)
     except ToolError as error:
