@@ -86,7 +86,16 @@ def test_a_known_name_wins_over_a_file_and_says_so(
         (tmp_path / name).write_text("a picture of a {}\n")
     assert call() == expected
     (message,) = caplog.messages
-    assert f"is taken as the {kind}, not as what is called so here; write './" in message
+    assert f"is taken as the {kind}, not as the file of that name; write './" in message
+
+
+def test_a_folder_cannot_be_meant_by_a_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("chinese").mkdir()
+    assert len(resolve_templates("chinese")) > 1
+    assert caplog.messages == []
 
 
 def test_a_path_says_that_the_file_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

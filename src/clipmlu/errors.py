@@ -65,6 +65,7 @@ _OTHER_WORDS: dict[str, tuple[str, ...]] = {
     "classnames": ("labels",),
     "hypothesistemplate": ("templates",),
     "dtype": ("precision",),
+    "json": ("format",),
     "torchdtype": ("precision",),
     "backend": ("target",),
     "provider": ("target",),
@@ -279,7 +280,9 @@ def close_names(given: str, known: Iterable[str]) -> list[str]:
     plain = {name: _plain(name) for name in dict.fromkeys(known)}
     wanted = _plain(given)
     same = [name for name, letters in plain.items() if letters == wanted]
-    same += [name for name in _OTHER_WORDS.get(wanted, ()) if name in plain]
+    same += [
+        name for word in _OTHER_WORDS.get(wanted, ()) for name, letters in plain.items() if letters == _plain(word)
+    ]
     if same or not wanted:
         return same
     ranks = {name: _likeness(wanted, letters) for name, letters in plain.items() if letters}

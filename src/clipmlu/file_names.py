@@ -75,20 +75,24 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(text) if text.startswith("~") and not os.path.lexists(text) else text)
 
 
-def prefer_known_name(text: str, known: Container[str], kind: str) -> bool:
+def prefer_known_name(text: str, known: Container[str], kind: str, *, folder: bool = False) -> bool:
     """Return whether a text that may be a name or a path is a name: known names win; ``./NAME`` is always a path.
 
-    It logs a warning if the working directory has a file of that name.
+    It logs a warning if the working directory has a file, or a folder, of that name.
 
     Args:
         text: the user's text.
         known: the names; none contains a path separator.
         kind: kind of the names, for the message.
+        folder: whether a path would be that of a folder, not of a file.
     """
     if text not in known:
         return False
-    if os.path.lexists(text):
-        _log.warning("'%s' is taken as the %s, not as what is called so here; write './%s' for that.", text, kind, text)
+    if os.path.isdir(text) if folder else os.path.isfile(text):
+        other = "folder" if folder else "file"
+        _log.warning(
+            "'%s' is taken as the %s, not as the %s of that name; write './%s' for it.", text, kind, other, text
+        )
     return True
 
 

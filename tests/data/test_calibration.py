@@ -290,7 +290,7 @@ def test_a_datasets_name_wins_over_what_is_called_so_here(
     assert drawn.images != own.images
     assert drawn.record.split == "train"
     assert set(caplog.messages) == {
-        "'demo' is taken as the dataset, not as what is called so here; write './demo' for that."
+        "'demo' is taken as the dataset, not as the folder of that name; write './demo' for it."
     }
     assert obtain_calibration(exported, CalibrationOptions(dataset="./demo", samples=3)).images == own.images
 

@@ -34,6 +34,18 @@ MISTAKES = [
     ("embed B photos -o out.npy --shard-size 5", 2, "--shard-size is for a job", "give -o DIR"),
     ("embed B photos -o out.npy --data-dir photos", 2, "--data-dir is about a --dataset", "give one"),
     ("compile photos -o new", 1, "photos", "clipmlu export"),
+    ("compile graphs -o new", 1, "No bundle at 'graphs'", "clipmlu import graphs -o DIR"),
+    (
+        "classify transformers photos --labels a,b",
+        1,
+        "No bundle at 'transformers'",
+        "clipmlu export local-dir:transformers",
+    ),
+    ("info lowered", 1, "No bundle at 'lowered'", "It holds graphs of 'clipmlu lower'"),
+    ("classify B photos --labels a,b --json", 2, "No such option '--json'", "Did you mean '--format'?"),
+    ("export local-dir:photos -o new", 1, "'photos' has neither open_clip_config.json nor config.json", "no model of"),
+    ("export local-dir:graphs -o new", 1, "'graphs' has neither", "clipmlu import graphs -o DIR"),
+    ("export hf:./transformers -o new", 2, "model is 'hf:./transformers'", "a directory is local-dir:./transformers"),
     ("info nowhere", 1, "No bundle at 'nowhere'", "clipmlu export"),
     ("classify E photos --labels a,b", 1, "E'", "clipmlu compile"),
     ("compile E --target cpu -o B", 1, "'B' exists", "--overwrite"),
@@ -51,6 +63,12 @@ MISTAKES = [
     ("compile E/image.onnx -o new", 1, "'E/image.onnx' is an ONNX file, not a bundle", "clipmlu import E/image.onnx"),
     ("import nowhere.onnx -o new", 1, "No such file 'nowhere.onnx'", "Expected an ONNX file, or a directory"),
     ("import photos -o new", 1, "'photos' has no ONNX files", "Expected model.onnx"),
+    (
+        "import transformers -o new",
+        1,
+        "'transformers' has no ONNX files",
+        "clipmlu export local-dir:transformers -o DIR",
+    ),
     ("import E -o new", 1, "'E' is a bundle already", "clipmlu compile"),
     ("import photos/0.png -o new", 1, "Cannot read the graph 'photos/0.png'", "it is a picture"),
     ("import E/image.onnx -o new", 1, "'E/image.onnx' takes no texts: it is one tower", "IMAGE.onnx TEXT.onnx"),
@@ -69,6 +87,8 @@ MISTAKES = [
     ("lower E --for mlo -o new", 2, "'--for': 'mlo' is not one of mlu", "Did you mean 'mlu'?"),
     ("lower E --text-rows 9 -o new", 2, "text rows are about the fused graph", "give --layout joint"),
     ("lower E -o B --overwrite", 1, "'B' exists and is not a folder of lowered graphs", "another path"),
+    ("emulate --compa -- python", 2, "No such option '--compa'", "Did you mean '--compat'?"),
+    ("emulate --compat", 2, "Missing argument 'COMMAND [ARGUMENTS]...'", "Try 'clipmlu emulate --help'."),
     ("emulate nosuchprogram", 127, "Cannot run 'nosuchprogram'", "clipmlu emulate -- python"),
 ]
 
@@ -80,6 +100,9 @@ def _place(tmp_path: Path, exported: ExportedBundle, compiled: CompiledBundle, m
     compiled.path.rename("B")
     Path("photos").mkdir()
     picture(0).save("photos/0.png")
+    for path in ("graphs/onnx/model.onnx", "transformers/config.json", "lowered/lowered.json", "lowered/image.onnx"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
 
 
 @pytest.mark.usefixtures("_place")

@@ -27,6 +27,7 @@ COMMANDS = [
     ("sweep B --precision fp32,fp61 -o O", "precision is 'fp61'; expected one of", "Did you mean 'fp16'"),
     ("embed B x.png --shard-format parket -o O", "is not one of parquet, npy, csv, jsonl", "Did you mean 'parquet'?"),
     ("compile B --precison fp16 -o O", "'--precison'", "Did you mean '--precision'?"),
+    ("compile B --dtype fp16 -o O", "No such option '--dtype'", "Did you mean '--precision'?"),
     ("comple B", "'comple'", "'compile'"),
     ("run demo --dataset cifar-1000 -o O", "Unknown dataset 'cifar-1000'", "Did you mean 'cifar100'"),
 ]
@@ -43,6 +44,8 @@ MODELS = [
     ),
     ("export somebody/clip -o O", "Unknown model 'somebody/clip'", "hf:somebody/clip for one of transformers"),
     ("export hf:clip -o O", "model is 'hf:clip'", "expected hf:org/name"),
+    ("export hf:a/b--c -o O", "model is 'hf:a/b--c'", "expected hf:org/name"),
+    ("export hf-hub:a/.b -o O", "model is 'hf-hub:a/.b'", "expected hf-hub:org/name"),
     ("export ms:foo -o O", "model is 'ms:foo'", "expected ms:org/name, or ms:org/name@revision"),
     (
         "export ms:a/b --pretrained openai -o O",

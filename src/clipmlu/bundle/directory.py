@@ -30,6 +30,7 @@ from clipmlu.bundle.manifest import (
     SeenData,
     Tower,
 )
+from clipmlu.bundle.other_folders import next_step
 from clipmlu.bundle.runnable import RunnableModel, find_tower, image_graph_of
 from clipmlu.bundle.verify import check_files, check_graph, check_manifest, file_record
 from clipmlu.display import Displayed, Summary, as_plain
@@ -328,4 +329,5 @@ def _not_found_message(directory: Path) -> str:
         return f"No bundle at '{directory}': the directory does not exist. Make one with: clipmlu export MODEL -o {directory}"
     if directory.suffix == GRAPH_SUFFIX:
         return f"'{directory}' is an ONNX file, not a bundle. Make a bundle of it: clipmlu import {directory} -o DIR."
-    return f"No bundle at '{directory}': it has no {MANIFEST_NAME}. Give the directory that clipmlu export or compile wrote."
+    step = next_step(directory) or "Give the directory that clipmlu export, import or compile wrote."
+    return f"No bundle at '{directory}': it has no {MANIFEST_NAME}. {step}"

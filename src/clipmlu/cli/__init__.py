@@ -32,7 +32,7 @@ from clipmlu.cli.lower import lower_command
 from clipmlu.cli.run import run_command
 from clipmlu.cli.sweep import sweep_command
 from clipmlu.cli.worker import worker_command
-from clipmlu.errors import ClipmluError, close_names
+from clipmlu.errors import ClipmluError, did_you_mean
 from clipmlu.file_names import name_from_path
 from clipmlu.host import quiet_pillow
 
@@ -137,7 +137,8 @@ def _show_usage_error(error: click.ClickException) -> None:
     context = error.ctx if isinstance(error, click.UsageError) else None
     if isinstance(error, click.NoSuchOption) and context is not None:
         known = [name for parameter in context.command.params for name in parameter.opts]
-        error = click.NoSuchOption(error.option_name, possibilities=close_names(error.option_name, known), ctx=context)
+        meant = did_you_mean(error.option_name, known)  # click ranks by letters alone
+        error = click.NoSuchOption(error.option_name, f"No such option '{error.option_name}'. {meant}", ctx=context)
     command = "clipmlu" if context is None else context.command_path
     message = " ".join(error.format_message().split()).rstrip(".")
     end = "" if message.endswith(("?", "?)")) else "."

@@ -24,12 +24,12 @@ from clipmlu.cli._signals import Terminated
         "clipmlu emulate --compat -- python infer.py",
     ),
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    options_metavar="[OPTIONS] [--] COMMAND",
+    options_metavar="[OPTIONS] [--]",
 )
 @click.option(
     "--compat", is_flag=True, help="Add names that old scripts use and newer versions of NumPy, Pillow and Python lack."
 )
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[ARGUMENTS]...")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND [ARGUMENTS]...")
 def emulate_command(compat: bool, command: tuple[str, ...]) -> int:
     """Run a program on the emulated MagicMind SDK: `clipmlu emulate -- python gen_model.py ...`.
 
@@ -37,6 +37,8 @@ def emulate_command(compat: bool, command: tuple[str, ...]) -> int:
     under MM_RUN_PATH. The environment variables CLIPMLU_EMULATOR_MODE, _DEVICES, _ARCH, _LATENCY_MS, _FAULTS,
     _MM_RUN_ITERATIONS and others configure it. The exit code is that of COMMAND.
     """
+    if command[0].startswith("-"):
+        raise click.NoSuchOption(command[0], ctx=click.get_current_context())
     from clipmlu.magicmind.emulator import NOTICE
     from clipmlu.magicmind.emulator.program import program_environment
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from clipmlu.backends.base import GraphOptions
 from clipmlu.bundle.manifest import FileRecord, Manifest, Tower
+from clipmlu.bundle.other_folders import LOWERED_NAME
 from clipmlu.compile.preparing import PreparedGraph
 from clipmlu.graph.pixels import PIXELS
 from clipmlu.magicmind.build import build_request, shapes_of, with_sizes
@@ -30,7 +31,6 @@ from clipmlu.specs import (
     TowerName,
 )
 
-HEADER_NAME = "lowered.json"
 README_NAME = "README.md"
 LABELS_NAME = "labels.txt"
 TOKENS_NAME = "input_ids.npy"
@@ -229,7 +229,7 @@ def _introduction(header: LoweredHeader) -> Iterator[str]:
         origin = "the two towers joined to one graph, in the form of the vendor's sample"
     yield (
         f"ONNX of opset {header.opset} with plain operators: {origin}. This file says what goes in and what comes out; "
-        f"`{HEADER_NAME}` says the same for programs."
+        f"`{LOWERED_NAME}` says the same for programs."
     )
     yield ""
 

@@ -19,10 +19,10 @@ from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import TARGETS, Backend, get_backend
 from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.bundle.manifest import TOKENIZER_NAME, Tower, current_tool_versions
+from clipmlu.bundle.other_folders import LOWERED_NAME
 from clipmlu.bundle.runnable import find_tower
 from clipmlu.bundle.verify import file_record
 from clipmlu.compile.lowered_files import (
-    HEADER_NAME,
     LABELS_NAME,
     README_NAME,
     TOKENS_NAME,
@@ -150,20 +150,20 @@ def lower_bundle(
     target, given = as_path(output, "the output"), options.compile
     backend = get_backend(TARGETS[options.target])
     quantisation = check_arithmetic(given, options.target, backend)
-    check_directory_free(target, _KIND, HEADER_NAME, overwrite=given.overwrite)
+    check_directory_free(target, _KIND, LOWERED_NAME, overwrite=given.overwrite)
     _check_only_ours(target)
     labels = () if options.labels is None else resolve_class_names(options.labels, on_note=on_note)
     exported = source if isinstance(source, ExportedBundle) else _open(source, on_step)
     layout = options.layout or exported.manifest.layout
     given = _with_text_rows(given, layout, len(labels))
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(stage_directory(target, _KIND, HEADER_NAME, overwrite=given.overwrite))
+        folder = stack.enter_context(stage_directory(target, _KIND, LOWERED_NAME, overwrite=given.overwrite))
         wanted = stack.enter_context(_in_layout(exported, layout, folder, on_step))
         writer = _Writer(wanted, folder, given, backend, quantisation, on_step)
         writer.write_texts(labels, options.templates)
         graphs = writer.write_graphs()
         header = writer.describe(options.target, exported.manifest.layout, graphs, len(labels))
-        (folder / HEADER_NAME).write_bytes(encode_json(header))
+        (folder / LOWERED_NAME).write_bytes(encode_json(header))
     return LoweredGraphs(target, header)
 
 
@@ -272,13 +272,13 @@ def _check_only_ours(folder: Path) -> None:
     Raises:
         BundleExistsError: it holds files that its header does not name.
     """
-    if not (folder / HEADER_NAME).is_file():
+    if not (folder / LOWERED_NAME).is_file():
         return
     try:
-        named = read_json(folder / HEADER_NAME, dict[str, Any]).get("files", {})
+        named = read_json(folder / LOWERED_NAME, dict[str, Any]).get("files", {})
     except (OSError, ValueError):
         named = {}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (HEADER_NAME, *named))
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (LOWERED_NAME, *named))
     if others:
         raise BundleExistsError(
             f"Folder of lowered graphs '{folder}' also holds '{others[0]}', which clipmlu did not write there; it is not changed. "

@@ -179,7 +179,7 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
 
 def _own_folder(name: str) -> Path | None:
     """Return the folder of a name, or None if it is not a folder; a dataset's name wins over a folder of that name."""
-    if prefer_known_name(name, DATASETS, "dataset"):
+    if prefer_known_name(name, DATASETS, "dataset", folder=True):
         return None
     folder = expand_home(name)
     return folder if is_there(folder, folder=True) else None

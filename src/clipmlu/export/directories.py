@@ -7,12 +7,13 @@ from collections.abc import Collection
 from typing import Literal
 
 from clipmlu.bundle.manifest import TOKENIZER_NAME
+from clipmlu.bundle.other_folders import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipmlu.data.processor_config import PROCESSOR_FILES
 
 Library = Literal["open_clip", "transformers"]
 """The library whose format a directory has: open_clip's own, or what ``save_pretrained`` of transformers writes."""
 
-CONFIG_NAMES: dict[Library, str] = {"open_clip": "open_clip_config.json", "transformers": "config.json"}
+CONFIG_NAMES: dict[Library, str] = {"open_clip": OPEN_CLIP_CONFIG, "transformers": TRANSFORMERS_CONFIG}
 """The file that marks a directory of each library, and configures its model."""
 
 WEIGHTS_NAMES: dict[Library, tuple[str, ...]] = {

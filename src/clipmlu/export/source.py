@@ -12,6 +12,7 @@ from typing import Any
 
 from clipmlu.arguments import as_path, is_there
 from clipmlu.bundle.manifest import TOKENIZER_NAME, FileRecord
+from clipmlu.bundle.other_folders import next_step
 from clipmlu.bundle.verify import file_record
 from clipmlu.errors import ExportError, InputError, OptionError, UnknownNameError
 from clipmlu.export.catalog import (
@@ -48,7 +49,7 @@ from clipmlu.specs import ModelId
 _HUB_PREFIX = "hf-hub:"
 _LOCAL_PREFIX = "local-dir:"
 _TAG_SEPARATOR = "::"
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO = re.compile(r"\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,10 +189,19 @@ def _repo_name(model: str, prefix: str) -> str:
     if prefix == MODELSCOPE_PREFIX:
         parse_repository(model)
         return repo
-    owner, _, name = repo.partition("/")
-    if not owner or not name or "/" in name:
-        raise OptionError(f"model is '{model}'; expected {prefix}org/name")
+    if not _is_repo(repo):
+        own = f"; a directory is {_LOCAL_PREFIX}{repo}" if is_there(repo, folder=True) else ""
+        raise OptionError(f"model is '{model}'; expected {prefix}org/name{own}")
     return repo
+
+
+def _is_repo(name: str) -> bool:
+    """Return whether the Hugging Face hub could have this repository (``validate_repo_id`` of huggingface_hub)."""
+    return (
+        _REPO.fullmatch(name) is not None
+        and not any(each in name for each in ("--", ".."))
+        and not name.endswith(".git")
+    )
 
 
 def _local_folder(model: str) -> Path:
@@ -213,7 +223,12 @@ def local_source(identity: ModelId, folder: Path, *, prefer: Library = "open_cli
         ExportError: it is missing, has no model's format, cannot be read, or has no weights.
     """
     _check_local_folder(identity, folder)
-    library = library_of(_entries(folder), prefer=prefer) or "open_clip"
+    library = library_of(_entries(folder), prefer=prefer)
+    if library is None:
+        configs = " nor ".join(CONFIG_NAMES.values())
+        raise ExportError(
+            f"'{folder}' has neither {configs}, so it is no model of open_clip or transformers. {next_step(folder)}".rstrip()
+        )
     if library == "open_clip":
         read_local_config(folder)
     else:
@@ -291,8 +306,11 @@ def _checked_name(name: str, tag: str | None) -> str:
     known = (DEMO_MODEL, *model_names())
     if cleaned in known:
         return cleaned
+    step = next_step(expand_home(name))
+    if step:
+        raise UnknownNameError("model", name, known, f"'{name}' is a directory. {step}", meant=())
     is_path = name.startswith((".", "/", "~"))
-    hub = f"hf-hub:{name}" if _REPO.fullmatch(name) and not is_path else "hf-hub:org/name"
+    hub = f"hf-hub:{name}" if _is_repo(name) else "hf-hub:org/name"
     folder = f"{_LOCAL_PREFIX}{name}" if is_path or is_there(name, folder=True) else f"{_LOCAL_PREFIX}PATH"
     hint = f"See 'clipmlu models', or give {hub} for a repository in open_clip's format, {hub.replace('hf-hub:', 'hf:')} for one of transformers, {hub.replace('hf-hub:', 'ms:')} for one of ModelScope, or {folder}."
     raise UnknownNameError("model", name, known, hint, meant=near_models(name, tag))

@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 
+from clipmlu.bundle.other_folders import OPEN_CLIP_CONFIG
 from clipmlu.data.preprocess import OPENAI_MEAN, OPENAI_STD
 from clipmlu.export.catalog import quick_gelu_name, quick_gelu_tags
 from clipmlu.export.torchscript import SCRIPT_ACTIVATION
 from clipmlu.files.read import read_json, read_small_file
 
-CONFIG_NAME = "open_clip_config.json"
+CONFIG_NAME = OPEN_CLIP_CONFIG
 _PARAMETERS_NAME = "params.txt"  # written by open_clip's training into a run's folder, one "name: value" per line
 _MOST_BYTES = 1 << 20
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from clipmlu.arguments import as_path, is_there
 from clipmlu.bundle.manifest import GRAPH_SUFFIX, MANIFEST_NAME
+from clipmlu.bundle.other_folders import GRAPH_FOLDER, next_step
 from clipmlu.errors import InputError, OptionError
 
-_GRAPH_FOLDER = "onnx"  # of the repositories that transformers.js uses, such as Xenova/clip-vit-base-patch32
 _FUSED = ("model",)
 _IMAGE = ("vision_model", "image_model", "visual", "image")
 _TEXT = ("text_model", "textual", "text")
@@ -62,17 +62,19 @@ def find_model_files(given: str | os.PathLike[str] | Sequence[str | os.PathLike[
         return _in_folder(paths[0])
     folder = paths[0].parent
     name = paths[0].stem if len(paths) == 1 else f"{paths[0].stem}+{paths[1].stem}"
-    return ModelFiles(graphs=tuple(paths), folder=folder.parent if folder.name == _GRAPH_FOLDER else folder, name=name)
+    return ModelFiles(graphs=tuple(paths), folder=folder.parent if folder.name == GRAPH_FOLDER else folder, name=name)
 
 
 def _in_folder(folder: Path) -> ModelFiles:
     if (folder / MANIFEST_NAME).is_file():
         raise InputError(f"'{folder}' is a bundle already. Go on with it: clipmlu compile, or clipmlu info.")
-    present = [*sorted((folder / _GRAPH_FOLDER).glob(f"*{GRAPH_SUFFIX}")), *sorted(folder.glob(f"*{GRAPH_SUFFIX}"))]
+    present = [*sorted((folder / GRAPH_FOLDER).glob(f"*{GRAPH_SUFFIX}")), *sorted(folder.glob(f"*{GRAPH_SUFFIX}"))]
     if not present:
-        raise InputError(
-            f"'{folder}' has no ONNX files. Expected model.onnx, or vision_model.onnx and text_model.onnx, in it or in its folder 'onnx'."
+        step = next_step(folder)
+        expected = (
+            f"Expected model.onnx, or vision_model.onnx and text_model.onnx, in it or in its folder '{GRAPH_FOLDER}'."
         )
+        raise InputError(f"'{folder}' has no ONNX files. {step or expected}")
     for graphs in _choices(present):
         left = [path.name for path in present if path not in graphs]
         taken = " and ".join(f"'{path.relative_to(folder).as_posix()}'" for path in graphs)
