@@ -198,6 +198,24 @@ def endless(source: Path, target: Path) -> None:
     rewrite(source, target, lambda name, data: pickle.dumps(module) if name.endswith("/data.pkl") else data)
 
 
+def far_number(source: Path, target: Path) -> None:
+    """40 bytes for which Python's unpickler alone would make room for 2**24 objects, or for 2**31 of a worse file."""
+    pickled = b"\x80\x02}r\xff\xff\xff\x00."
+    rewrite(source, target, lambda name, data: pickled if name.endswith("/data.pkl") else data)
+
+
+def repeated(source: Path, target: Path) -> None:
+    """A tensor of 2**44 values, each of them the first one of its storage."""
+    size, stride = b"\x8a\x06\x00\x00\x00\x00\x00\x10\x85", b"K\x00\x85"
+    pickled = (
+        b"\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(("
+        b"X\x07\x00\x00\x00storagectorch\nHalfStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+        b"K\x02tQK\x00" + size + stride + b"\x89}tRsb."
+    )
+    content = {"/data.pkl": pickled, "/data/0": b"\x00" * 4}
+    rewrite(source, target, lambda name, data: content.get(name.removeprefix("ViT-B-32"), data))
+
+
 def quantised(source: Path, target: Path) -> None:
     rewrite(source, target, lambda _name, data: data.replace(b"HalfStorage", b"QInt8Storage"))
 
@@ -209,6 +227,8 @@ def quantised(source: Path, target: Path) -> None:
         (flip, "it is a TorchScript archive that is damaged: Bad CRC-32"),
         (shorten, "it is a TorchScript archive that is damaged: 'ViT-B-32/data/0' has"),
         (without_storage, "it is a TorchScript archive that is damaged: \"There is no item named 'ViT-B-32/data/0'"),
+        (far_number, "it stores an object under the number 16777215"),
+        (repeated, "'ViT-B-32/data/0' has 2 values, and a tensor repeats them to 17,592,186,044,416"),
         (endless, "it has more than 20000 modules"),
         (quantised, "its tensors hold QInt8; expected float weights"),
     ],

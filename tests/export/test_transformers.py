@@ -293,6 +293,10 @@ def test_what_cannot_be_loaded_is_one_line(copied: Path) -> None:
         (copied / "config.json").write_text(json.dumps(config))
     edit_json(copied / "preprocessor_config.json", resample=1)
     assert "'resample' is 1 (lanczos)" in refusal(copied)
+    edit_json(copied / "preprocessor_config.json", resample=[3])
+    assert "'resample' is [3]" in refusal(copied)
+    edit_json(copied / "preprocessor_config.json", resample=3, image_std=10**400)
+    assert "'image_std' has '1000" in refusal(copied)
     (copied / "preprocessor_config.json").unlink()
     assert "does not say how images are prepared" in refusal(copied)
 
@@ -314,6 +318,59 @@ def test_weights_are_checked(copied: Path) -> None:
     torch.save(state, copied / "pytorch_model.bin")
     loaded, _ = load_model(copied)
     assert torch.equal(loaded.module.visual_projection.weight, state["visual_projection.weight"])
+
+
+def test_a_length_that_is_no_number_is_refused(copied: Path) -> None:
+    edit_json(copied / "tokenizer_config.json", model_max_length="x")
+    assert "model_max_length is 'x'" in refusal(copied)
+
+
+def test_weights_of_other_places_are_refused(copied: Path) -> None:
+    """An index that leaves the directory, an adapter, another name in the configuration: the library would follow each."""
+    whole = copied / "model.safetensors"
+    (copied / "adapter_config.json").write_text('{"base_model_name_or_path": "other/model"}')
+    assert "has an adapter ('adapter_config.json') beside the weights" in refusal(copied)
+    (copied / "adapter_config.json").unlink()
+    edit_json(copied / "config.json", transformers_weights="other.safetensors")
+    assert "takes the weights from 'other.safetensors' ('transformers_weights')" in refusal(copied)
+    edit_json(copied / "config.json", transformers_weights=None)
+    outside = Path(whole.rename(copied.with_name("outside.safetensors")))
+    index = copied / "model.safetensors.index.json"
+    for name, words in (
+        ("../outside.safetensors", "from '../outside.safetensors', which is not in its directory"),
+        (str(outside), "which is not in its directory"),
+        ("model-00001-of-00002.safetensors", "names 'model-00001-of-00002.safetensors', which is missing"),
+    ):
+        index.write_text(json.dumps({"weight_map": {"logit_scale": name}}))
+        assert words in refusal(copied)
+    index.write_text("[1")
+    assert "it is no index of weights in several files" in refusal(copied)
+
+
+def test_a_pickle_that_would_run_code_is_named(copied: Path) -> None:
+    import torch
+
+    (copied / "model.safetensors").unlink()
+    torch.save({"logit_scale": torch.zeros(()), "more": Harmful()}, copied / "pytorch_model.bin")
+    assert "beside or instead of weights it holds the Python object '" in refusal(copied)
+    assert not Path(Harmful.made).exists()
+
+
+class Harmful:
+    made = "made-by-a-pickle"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import os
+
+        return os.mkdir, (self.made,)
+
+
+def test_weights_are_not_rounded_to_the_configurations_type(copied: Path) -> None:
+    from safetensors.torch import load_file
+
+    stored = load_file(copied / "model.safetensors")["visual_projection.weight"]
+    edit_json(copied / "config.json", dtype="float16", torch_dtype="float16")
+    assert load_model(copied)[0].module.visual_projection.weight.tolist() == stored.tolist()
 
 
 @pytest.mark.parametrize("difference", ["pixels", "results"])

@@ -22,6 +22,8 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 """Files of a directory that may describe the image processor; the library takes the first one that does."""
 
 _MOST_BYTES = 1 << 20
+_LARGEST_NUMBER = 1e9
+_SHOWN = 40  # characters of a wrong value
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # transformers.image_utils.OPENAI_CLIP_MEAN and OPENAI_CLIP_STD
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _BICUBIC, _BILINEAR = 3, 2
@@ -225,7 +227,7 @@ def _count(value: object, name: str) -> int:
 
 
 def _interpolation(code: object) -> str:
-    if code in _FILTERS and isinstance(code, int):
+    if isinstance(code, int) and code in _FILTERS:
         return _FILTERS[code]
     named = _OTHER_FILTERS.get(code) if isinstance(code, int) else None
     raise ValueError(
@@ -254,6 +256,6 @@ def _colours(value: object, name: str) -> list[float]:
 
 
 def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"'{name}' has {value!r}; expected numbers")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_NUMBER:
+        raise ValueError(f"'{name}' has {str(value)[:_SHOWN]!r}; expected numbers")
     return float(value)

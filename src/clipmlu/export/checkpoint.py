@@ -119,10 +119,11 @@ def _read_torch(path: Path) -> Any:
     except (
         Exception
     ) as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ...: a damaged file can raise anything
-        raise _refusal(path, error) from error
+        raise refusal_of_pickle(path, error) from error
 
 
-def _refusal(path: Path, error: Exception) -> ExportError:
+def refusal_of_pickle(path: Path, error: Exception) -> ExportError:
+    """Return the error for a file of torch that ``torch.load`` refused; it names an object whose making could run code."""
     objects = _FOREIGN_OBJECT.findall(str(error)) if "nsupported" in str(error) else []
     if not objects:
         return unusable_weights(path, f"it is damaged or not complete: {error_text(error)}. {_AGAIN}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ SCRIPT_ACTIVATION = "code.activation"
 _AGAIN = "Download or copy it again, and compare its size with the original's."
 _MOST_MODULES = 20_000  # more than any real model has; a smaller number than a hostile file can describe
 _MOST_CODE_BYTES = 64 << 20
+_MOST_REPEATED = 1 << 28  # values of a tensor that its storage holds once: more than any weight has
+_STORING = ("PUT", "BINPUT", "LONG_BINPUT")
 _DTYPES = {
     "Float": "float32",
     "Double": "float64",
@@ -90,11 +93,19 @@ def read_script(path: Path) -> dict[str, Any]:
 
 def _read_values(archive: zipfile.ZipFile, torch: Any) -> dict[str, Any]:
     root = next(name for name in archive.namelist() if name.endswith("/constants.pkl")).rpartition("/")[0]
-    values = _flatten(_Unpickler(io.BytesIO(archive.read(f"{root}/data.pkl"))).load())
+    values = _flatten(_load_pickle(archive.read(f"{root}/data.pkl")))
     make_tensor = _tensor_maker(archive, root, torch)
     read = {name: make_tensor(each) if isinstance(each, _StoredTensor) else each for name, each in values.items()}
     activation = _activation_of_code(archive, root)
     return read | ({SCRIPT_ACTIVATION: activation} if activation else {})
+
+
+def _load_pickle(content: bytes) -> Any:
+    """Return the tree of modules; a number of a stored object is checked first, since Python makes room for all below it."""
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name in _STORING and isinstance(argument, int) and argument > len(content):
+            raise pickle.UnpicklingError(f"it stores an object under the number {argument}")
+    return _Unpickler(io.BytesIO(content)).load()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -158,7 +169,10 @@ def _tensor_maker(archive: zipfile.ZipFile, root: str, torch: Any) -> Callable[[
             if len(content) != count * dtype.itemsize:
                 raise ValueError(f"'{name}' has {len(content):,} bytes instead of {count * dtype.itemsize:,}")
             storages[name] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        return torch.as_strided(storages[name], stored.size, stored.stride, stored.offset)
+        tensor = torch.as_strided(storages[name], stored.size, stored.stride, stored.offset)
+        if tensor.numel() > max(count, _MOST_REPEATED):
+            raise ValueError(f"'{name}' has {count:,} values, and a tensor repeats them to {tensor.numel():,}")
+        return tensor
 
     return make_tensor
 

@@ -6,15 +6,20 @@ Classes of the library itself are built, by ``model_type``; Python code of a rep
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from clipmlu.data.processor_config import PROCESSOR_FILES, is_naflex, read_processor, spec_from_processor
-from clipmlu.errors import ExportError, InputError, first_line
+from clipmlu.errors import ExportError, InputError, first_line, reason_of
+from clipmlu.export.checkpoint import refusal_of_pickle
 from clipmlu.export.configuration import MODEL_TYPES, parse_transformers_config
-from clipmlu.export.directories import CONFIG_NAMES
+from clipmlu.export.directories import CONFIG_NAMES, WEIGHTS_NAMES
 from clipmlu.export.filetypes import error_text, identify_weights, unusable_weights
 from clipmlu.export.loading import LoadedModel, activation_name, digest_weights, read_logit_values
 from clipmlu.export.options import PURPOSE, ExportOptions
@@ -24,11 +29,21 @@ from clipmlu.export.transformers_images import transparency_of
 from clipmlu.export.transformers_tokenizer import read_text_inputs
 from clipmlu.export.transformers_towers import wrap_towers
 from clipmlu.file_names import name_from_path
+from clipmlu.files.read import read_json
 from clipmlu.host import require
 from clipmlu.specs import PreprocessSpec
 from clipmlu.steps import StartStep, no_steps
 
 _MOST_NAMED = 3
+_MOST_INDEX_BYTES = 64 << 20
+_ADAPTER = "adapter_config.json"  # of the library peft, with which transformers would load another model
+_PLAIN_NAME = re.compile(r"[\w-][\w.+@-]*")
+
+
+class _Index(msgspec.Struct):
+    """An index of weights in several files; maps the name of each weight to its file."""
+
+    weight_map: dict[str, str]
 
 
 def load_transformers_model(source: Source, options: ExportOptions, on_step: StartStep = no_steps) -> LoadedModel:
@@ -83,13 +98,39 @@ def load_transformers_model(source: Source, options: ExportOptions, on_step: Sta
 
 
 def _check_weights(source: Source) -> None:
-    """Identify the file of weights by its first bytes: a pointer or a failed download is named at once."""
+    """Check that the weights are those of the directory alone, and identify their file by its first bytes.
+
+    So a pointer or a failed download is named at once, and no file is read that nobody named or verified.
+    """
     path = source.checkpoint
-    if path is None or path.name.endswith(".json"):
+    if path is None:
+        return
+    if (path.parent / _ADAPTER).is_file():
+        raise ExportError(
+            f"'{path.parent}' has an adapter ('{_ADAPTER}') beside the weights. Merge it in the program that made it, save the "
+            "whole model (merge_and_unload, save_pretrained), and give that; or move the adapter away."
+        )
+    if path.name.endswith(".json"):
+        _check_index(path)
         return
     form = identify_weights(path)
     if form not in ("safetensors", "torch"):
         raise unusable_weights(path, "it is no file of weights as transformers writes it, but one of another format.")
+
+
+def _check_index(path: Path) -> None:
+    """Raise if an index of weights in several files is damaged, or names a file outside its directory."""
+    try:
+        names = read_json(path, _Index, _MOST_INDEX_BYTES).weight_map.values()
+    except (OSError, msgspec.DecodeError) as error:
+        raise unusable_weights(path, f"it is no index of weights in several files: {reason_of(error)}.") from error
+    for name in dict.fromkeys(names):
+        if not _PLAIN_NAME.fullmatch(name):
+            raise unusable_weights(
+                path, f"it takes weights from '{name}', which is not in its directory. Do not use this file."
+            )
+        if not (path.parent / name).is_file():
+            raise unusable_weights(path, f"it names '{name}', which is missing. Get that file, too.")
 
 
 def _read_preprocessing(folder: Path) -> dict[str, Any]:
@@ -136,9 +177,14 @@ def _load(kind: Any, source: Source) -> tuple[Any, list[str]]:
     """Load the weights without running code from the directory; a pickle is read as weights only."""
     assert source.directory is not None, "the caller checked it"
     assert source.checkpoint is not None, "a source without random weights has a checkpoint"
-    _refuse_quantised(source.directory)
+    _refuse_other_weights(source.directory)
+    torch = require("torch", "export", PURPOSE)
+    transformers = require("transformers", "export", PURPOSE)
+    # Version 5 rounds weights to the configuration's dtype; the file may hold more of them. Version 4 never does.
+    exact = {"dtype": torch.float32} if int(transformers.__version__.partition(".")[0]) >= 5 else {}
     model, report = kind.from_pretrained(
         str(source.directory),
+        **exact,
         local_files_only=True,
         weights_only=True,
         use_safetensors=".safetensors" in source.checkpoint.name,
@@ -155,11 +201,17 @@ def _load(kind: Any, source: Source) -> tuple[Any, list[str]]:
     return model, [left_out] if unexpected else []
 
 
-def _refuse_quantised(folder: Path) -> None:
+def _refuse_other_weights(folder: Path) -> None:
+    """Refuse quantised weights, and those that the configuration takes from a file of another name."""
     config = json.loads((folder / CONFIG_NAMES["transformers"]).read_bytes())
     if config.get("quantization_config"):
         raise ExportError(
             f"The weights in '{folder}' are quantised ('quantization_config'). Give the float weights, and quantise with clipmlu compile."
+        )
+    if config.get("transformers_weights"):
+        raise ExportError(
+            f"'{folder / CONFIG_NAMES['transformers']}' takes the weights from {config['transformers_weights']!r} ('transformers_weights'). "
+            f"Remove that entry, and name the file {WEIGHTS_NAMES['transformers'][0]}."
         )
 
 
@@ -176,5 +228,7 @@ def _errors(source: Source) -> Iterator[None]:
     except Exception as error:  # the library raises various errors for a wrong configuration or damaged weights
         if source.checkpoint is None:
             raise ExportError(f"Cannot build '{source.identity}': {first_line(error)}") from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise refusal_of_pickle(source.checkpoint, error) from error
         shown = name_from_path(source.checkpoint)
         raise ExportError(f"Cannot load '{source.identity}' with the weights '{shown}': {error_text(error)}") from error

@@ -103,8 +103,10 @@ def _room(kind: str, text_config: Mapping[str, Any], tokenizer: Any) -> int:
     positions = int(text_config.get("max_position_embeddings") or TRAINED_LENGTHS.get(kind, 77))
     if kind == "altclip":  # RoBERTa's positions begin after the padding id
         positions -= int(text_config.get("pad_token_id", 1)) + 1
-    longest = _LONGEST_UNSAID if tokenizer is None else int(min(tokenizer.model_max_length, _LONGEST_UNSAID))
-    return max(1, min(positions, longest))
+    stated = _LONGEST_UNSAID if tokenizer is None else tokenizer.model_max_length
+    if isinstance(stated, bool) or not isinstance(stated, (int, float)) or not stated >= 1:
+        raise ExportError(f"The tokenizer's model_max_length is {stated!r}; expected a whole number from 1 on. {_OWN}")
+    return max(1, min(positions, int(min(stated, _LONGEST_UNSAID))))
 
 
 def _length(kind: str, text_config: Mapping[str, Any], tokenizer: Any) -> int:
