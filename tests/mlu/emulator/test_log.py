@@ -145,3 +145,22 @@ def test_a_stream_of_a_script_needs_nothing_but_write(
     monkeypatch.setattr("sys.stderr", SimpleNamespace(write=written.append))
     assert not _parse(mm, tmp_path).ok()
     assert "ERROR:  emulated MagicMind, parse]" in "".join(written)
+
+
+def test_each_failed_batch_is_one_line(mm: ModuleType, mode: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A range with step 0 fails when it is computed; ``sync`` returns the first failure of the queue only."""
+    network = mm.Network()
+    ends = [network.add_input(mm.DataType.INT32, mm.Dims([1])) for _ in range(3)]
+    network.mark_output(network.add_i_range_node(*ends).get_output(0))
+    runner = Runner(mm, build(mm, network, configure(mm)))
+    for step in (0, 1, 0):
+        runner.inputs = runner.context.create_inputs()  # those before are lent until sync
+        runner.start(*(np.array([number], np.int32) for number in (0, 5, step)))
+    assert not runner.queue.sync().ok()
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("emulated MagicMind, sync]  Internal: " in line and "delta in Range" in line for line in lines)
+    unfinished = runner.start(*(np.array([number], np.int32) for number in (0, 5, 0)))
+    unfinished[0].asnumpy()  # before sync: not valid in strict mode, waited for in lenient mode
+    (line,) = capfd.readouterr().err.splitlines()
+    assert ("before queue.sync()" if mode == "strict" else "delta in Range") in line

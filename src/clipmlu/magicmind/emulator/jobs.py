@@ -185,6 +185,8 @@ class Queue:
                 try:
                     job.publish()
                 except StatusError as error:
+                    if failure is not None:
+                        error.log_status("sync")  # only the first failure is the result, which is logged when returned
                     failure = failure or error
         if failure is not None:
             raise failure

@@ -64,7 +64,7 @@ class Engine:
     def __init__(self, info: ModelInfo, graph: bytes, device: int) -> None:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # an error is raised, and logged as a Status
         options.intra_op_num_threads = current().threads or limited_cpus()
         # Several cards and the feeding threads share these CPUs, so threads must not wait actively.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -192,6 +192,8 @@ class Tensor:
             log_warning("asnumpy", "the result is read before queue.sync() and is not valid yet (unknown 7.5)")
             return
         job.done.wait()
+        if job.error is not None:
+            job.error.log_none("asnumpy")
         if job.results is not None and self._producer is not None:
             self.publish(job.results[index])
 
