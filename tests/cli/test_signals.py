@@ -71,6 +71,6 @@ def test_ctrl_c_reaches_an_emulated_program_once(
     """A terminal sends SIGINT to the program, too; here only ``emulate`` gets it, so the program must see what is passed on."""
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal)
-    script = "trap 'echo passed on' INT; kill -INT $PPID; sleep 0.5; echo end"
+    script = "trap 'echo passed on' INT; sleep 0.5; kill -INT $PPID; sleep 1; echo end"  # first, emulate begins to wait
     assert main(["emulate", "--", "bash", "-c", script]) == 0
     assert capfd.readouterr().out == expected
