@@ -6,11 +6,13 @@ import functools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
 import pytest
 
+from clipmlu.data.class_prompts import resolve_prompts
 from clipmlu.data.prompts import TEMPLATE_SETS, fill_template, resolve_templates
 from clipmlu.errors import InputError, OptionError, UnknownNameError
 from clipmlu.jobs.options import ClassificationOptions
@@ -160,3 +162,21 @@ def test_a_template_file_that_is_none_is_refused_at_once(place: str) -> None:
 def test_template_with_bytes_that_are_no_utf8_is_refused(templates: str | list[str]) -> None:
     with pytest.raises(InputError, match=r"Template [01] 'caf.*' holds bytes that are not UTF-8"):
         resolve_templates(templates)
+
+
+@pytest.mark.parametrize(
+    ("labels", "templates", "noted"),
+    [
+        (("cat", "\u732b"), None, True),
+        (("\u732b",), "simple", True),
+        (("\u732b",), "chinese-simple", False),
+        (("cat",), None, False),
+        (("\u732b\u306e\u5199\u771f",), None, False),  # Japanese
+        ({"\u732b": ("\u4e00\u53ea\u732b",)}, None, False),
+    ],
+)
+def test_chinese_class_names_with_the_english_template_are_noted(
+    labels: Any, templates: str | None, noted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve_prompts(labels, templates, background=isinstance(labels, dict))
+    assert ["names such as '\u732b' are Chinese" in message for message in caplog.messages] == [True] * noted

@@ -246,6 +246,14 @@ def test_a_known_name_decides_among_several_outputs(tmp_path: Path) -> None:
     assert np.abs(run(bundle, "image", pixels(2)) + support.embed_images(pixels(2))).max() < 1e-6
 
 
+def test_a_wrong_name_of_a_fused_graphs_output_is_answered_with_the_names(tmp_path: Path) -> None:
+    files = foreign.write(tmp_path / "given", model=foreign.fused_of_transformers())
+    with pytest.raises(
+        ExportError, match=r"image output is 'image_embed'; expected one of .*Did you mean 'image_embeds'"
+    ):
+        imported(files, tmp_path / "bundle", image_output="image_embed")
+
+
 def test_the_user_names_the_output_where_no_name_is_known(tmp_path: Path) -> None:
     graph = _second_output(foreign.image_tower(), "second")
     paths = foreign.write(tmp_path / "given", image=graph, text=foreign.text_tower())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
@@ -22,6 +23,9 @@ OwnPrompts: TypeAlias = dict[str, tuple[str, ...]]
 """Maps the name of each class, in order, to its prompts."""
 
 _EXPECTED = "expected a prompt, such as 'a photo of a cat.', or a list of prompts"
+_DEFAULT = "simple"  # set of templates
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+_JAPANESE = re.compile("[\u3040-\u30ff]")  # kana
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +97,21 @@ def resolve_prompts(
                 "of names with templates, or the dict without"
             )
         return ()
-    return resolve_templates("simple" if templates is None else templates)
+    templates = _DEFAULT if templates is None else templates
+    if isinstance(templates, str) and templates == _DEFAULT and not isinstance(labels, dict):
+        _note_chinese(labels)
+    return resolve_templates(templates)
+
+
+def _note_chinese(names: Sequence[str]) -> None:
+    """Log that Chinese class names get an English template."""
+    found = next((name for name in names if _CHINESE.search(name) and not _JAPANESE.search(name)), None)
+    if found is not None:
+        _log.warning(
+            "class names such as '%s' are Chinese, but the template is English, 'a photo of a {}.'; for a Chinese model give the "
+            "templates chinese or chinese-simple",
+            found,
+        )
 
 
 def prompts_of(name: str, templates: Sequence[str], own: Mapping[str, Sequence[str]]) -> Sequence[str]:

@@ -131,11 +131,8 @@ def choose_output(model: onnx.ModelProto, tower: str, wanted: str | None, where:
     Raises:
         ExportError: there is no such output, or no or more than one that can be the embedding.
     """
-    names = [value.name for value in model.graph.output]
     if wanted is not None:
-        if wanted not in names:
-            raise ExportError(f"{where} has other outputs: {wrong_choice(f'{tower} output', wanted, names)}.")
-        return wanted
+        return checked_output(model, tower, wanted, where)
     fitting = [value.name for value in model.graph.output if _can_be_embedding(value)]
     own = [f"{tower}_{ending}" for ending in _EMBEDDINGS]
     best = [name for name in (*own, *_SHARED_NAMES) if name in fitting] if len(fitting) > 1 else fitting
@@ -144,6 +141,18 @@ def choose_output(model: onnx.ModelProto, tower: str, wanted: str | None, where:
         wants = "one of them is the embedding: give its name as" if fitting else "none is an embedding (N, D). See"
         raise ExportError(f"{where} has the outputs {said}; {wants} --{tower}-output.")
     return best[0]
+
+
+def checked_output(model: onnx.ModelProto, tower: str, wanted: str, where: str) -> str:
+    """Return the user's name of the output that is the embedding of a tower.
+
+    Raises:
+        ExportError: there is no such output.
+    """
+    names = [value.name for value in model.graph.output]
+    if wanted not in names:
+        raise ExportError(f"{where} has other outputs: {wrong_choice(f'{tower} output', wanted, names)}.")
+    return wanted
 
 
 def _can_be_embedding(value: onnx.ValueInfoProto) -> bool:

@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from clipmlu.errors import ExportError
 from clipmlu.graph.index import GraphIndex, attributes_of
 from clipmlu.graph.shapes import NodeEvaluator
-from clipmlu.importing.interface import GraphInputs, choose_output
+from clipmlu.importing.interface import GraphInputs, checked_output, choose_output
 from clipmlu.importing.reading import describe
 
 _IMAGE, _TEXT = 1, 2  # bits of the inputs that a tensor depends on
@@ -113,7 +113,7 @@ class _Splitter:
             if self._depends.get(value.name) == _BOTH
         }
         image, text = (
-            outputs[place] or self._embeddings.get(bit) or self._output_of(bit, name)
+            self._given_output(outputs[place], name) or self._embeddings.get(bit) or self._output_of(bit, name)
             for place, (bit, name) in enumerate(((_IMAGE, "image"), (_TEXT, "text")))
         )
         self._check_equal(logits)
@@ -232,6 +232,9 @@ class _Splitter:
             return None
         array = found.get(name)
         return array if array is not None and array.size <= _LARGEST_CONSTANT else None
+
+    def _given_output(self, wanted: str | None, name: str) -> str | None:
+        return None if wanted is None else checked_output(self._model, name, wanted, self._where)
 
     def _output_of(self, bit: int, name: str) -> str:
         """Return the output that is the embedding of a tower, in a graph without logits."""
