@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import resource
+import socket
 import threading
 from collections.abc import Callable, Collection, Iterator
 from http.client import HTTPMessage
@@ -189,6 +190,24 @@ def test_each_failure_is_one_line(
     assert message.isprintable()
     assert len(site.heads) == asked or not asked
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_the_content_of_an_error_is_not_waited_for(site: ModelScopeServer, fetch: Fetch) -> None:
+    """It may arrive byte by byte for ever, and says nothing that the status does not."""
+    given_up = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 404 No\r\nContent-Length: 60000\r\n\r\n")
+        while not given_up.wait(0.05):
+            connection.sendall(b"x")
+
+    site.faults["listing"] = [lambda _: drip]
+    timer = threading.Timer(10, given_up.set)
+    timer.start()
+    with pytest.raises(DownloadError, match="has no 'org/name', or it is private"):
+        fetch()
+    assert not given_up.is_set()
+    timer.cancel()
 
 
 def test_an_unknown_revision_names_those_that_exist(site: ModelScopeServer, fetch: Fetch) -> None:

@@ -15,7 +15,8 @@ import foreign_onnx as foreign
 import support
 from clipmlu.api.importing import import_onnx
 from clipmlu.bundle.directory import ExportedBundle
-from clipmlu.errors import ClipmluError, OptionError, ParityError
+from clipmlu.errors import ClipmluError, ExportError, OptionError, ParityError
+from clipmlu.importing.reading import read_graph
 
 
 def imported(folder: Path, graphs: dict[str, onnx.ModelProto], **keywords: Any) -> ExportedBundle:
@@ -148,3 +149,29 @@ def test_a_vocabulary_beyond_the_embedding_is_noted(tmp_path: Path) -> None:
     import_onnx(paths, tmp_path / "out", on_note=notes.append, **foreign.SHAPE)
     last = tokenizer.get_vocab_size() - 1
     assert any(f"has the id {last}, but the token embedding" in note and "ends at 299" in note for note in notes)
+
+
+def test_a_name_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    """Protobuf gives such a name as bytes, with which no comparison of texts works."""
+    paths = foreign.write(tmp_path / "given", image=foreign.image_tower(), text=foreign.text_tower())
+    content = paths[0].read_bytes()
+    paths[0].write_bytes(content.replace(b"AveragePool", b"Averag\xffPool"))
+    with pytest.raises(ExportError, match=r"is damaged: the name b'\S+' is no UTF-8 text") as caught:
+        import_onnx(paths, tmp_path / "out", on_note=lambda _line: None, **foreign.SHAPE)
+    assert "\n" not in str(caught.value)
+
+
+def test_external_weights_without_a_length_are_as_long_as_their_shape(tmp_path: Path) -> None:
+    """The file goes on for 1 TB, of which no more than the weight is read."""
+    image = foreign.image_tower()
+    weight = image.graph.initializer[0]
+    foreign.write(tmp_path / "given")
+    with (tmp_path / "given" / "weights.bin").open("wb") as stream:
+        stream.write(weight.raw_data)
+        stream.truncate(1 << 40)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    path = tmp_path / "given" / "image.onnx"
+    path.write_bytes(image.SerializeToString())
+    assert read_graph(path).model.graph.initializer[0].raw_data == foreign.IMAGE_WEIGHT.tobytes()

@@ -22,8 +22,6 @@ from clipmlu.data.url.connection import tls_context
 from clipmlu.data.url.location import redact
 
 _CHUNK_BYTES = 1 << 16
-_ERROR_BYTES = 1 << 16
-"""Largest part of an error's content that is read."""
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"clipmlu/{__version__}"}
 
 
@@ -33,13 +31,11 @@ class StatusError(Exception):
     Attributes:
         status: HTTP status code.
         headers: of the answer.
-        content: the first bytes of its content.
     """
 
-    def __init__(self, status: int, headers: Message, content: bytes) -> None:
+    def __init__(self, status: int, headers: Message) -> None:
         self.status = status
         self.headers = headers
-        self.content = content
         super().__init__(f"status {status}")
 
 
@@ -117,7 +113,7 @@ class HttpClient:
             response = opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
             with contextlib.closing(error):
-                raise StatusError(error.code, error.headers, error.read(_ERROR_BYTES)) from error
+                raise StatusError(error.code, error.headers) from error  # its content may arrive endlessly
         with contextlib.closing(response):
             encoding = response.headers.get("Content-Encoding", "identity")
             if encoding.strip().lower() not in ("", "identity"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +15,7 @@ from clipmlu.errors import ExportError, reason_of
 from clipmlu.export.filetypes import describe_file
 from clipmlu.files.read import open_regular, read_small_file
 from clipmlu.graph.lowering.loading import check_proto
+from clipmlu.graph.lowering.wellformed import weight_bytes
 
 MAX_VALUES = 8 << 30
 """Largest number of all weights of a file, 32 GiB in float32: more than any dual encoder has."""
@@ -59,6 +60,7 @@ def read_graph(path: Path) -> GraphFile:
     """
     model = _parse(path)
     where = f"The graph '{path}'"
+    _refuse_broken_text(model, where)
     opset = opset_of(model)
     if opset < OLDEST_OPSET:
         raise ExportError(
@@ -110,6 +112,21 @@ def _parse(path: Path) -> onnx.ModelProto:
         reason = describe_file(content[:_HEAD_BYTES]) or f"it is no ONNX graph, or is not complete. {_ADVICE}"
         raise ExportError(f"Cannot read the graph '{path}': {reason}")
     return model
+
+
+def _refuse_broken_text(model: onnx.ModelProto, where: str) -> None:
+    """Refuse names that are no UTF-8 text, which protobuf gives as bytes."""
+    graph = model.graph
+    texts: list[object] = [entry.domain for entry in model.opset_import]
+    texts += [each.name for each in [*graph.input, *graph.output, *graph.initializer]]
+    for node in itertools.chain(graph.node, *(function.node for function in model.functions)):
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        texts += [attribute.name for attribute in node.attribute]
+    for tensor in _tensors(model):
+        texts += [text for entry in tensor.external_data for text in (entry.key, entry.value)]
+    broken = next((text for text in texts if not isinstance(text, str)), None)
+    if broken is not None:
+        raise ExportError(f"{where} is damaged: the name {broken!r} is no UTF-8 text. {_ADVICE}")
 
 
 def _refuse_content(model: onnx.ModelProto, where: str) -> None:
@@ -229,8 +246,7 @@ def _load_weights(model: onnx.ModelProto, path: Path) -> None:
         try:
             with open_regular(path.parent / location) as stream:
                 stream.seek(int(entries.get("offset", 0)))
-                size = int(entries["length"]) if "length" in entries else os.fstat(stream.fileno()).st_size
-                tensor.raw_data = stream.read(size)
+                tensor.raw_data = stream.read(weight_bytes(tensor))  # a file may go on, and need not state the length
         except OSError as error:
             raise ExportError(
                 f"Cannot read '{path.parent / location}', the weights of '{path}': {reason_of(error)}."

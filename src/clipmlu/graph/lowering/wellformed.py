@@ -90,13 +90,19 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield attribute.t
 
 
+def weight_bytes(tensor: onnx.TensorProto) -> int:
+    """Return the number of bytes that the shape and the type of a weight require."""
+    bits: int = ir.DataType(tensor.data_type).bitwidth
+    return -(-math.prod(tensor.dims) * bits // 8)
+
+
 def _check_weight(tensor: onnx.TensorProto, folder: Path | None) -> None:
     """Check that a weight has as many values as its shape requires."""
     dims = tuple(tensor.dims)
     _check_dims(f"the weight '{tensor.name}'", dims)
     if tensor.data_type == onnx.TensorProto.STRING:
         return
-    expected = -(-math.prod(dims) * ir.DataType(tensor.data_type).bitwidth // 8)
+    expected = weight_bytes(tensor)
     if not tensor.external_data and not tensor.HasField("raw_data"):
         _check_listed_values(tensor)
         return
