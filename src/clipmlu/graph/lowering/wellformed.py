@@ -92,8 +92,8 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def weight_bytes(tensor: onnx.TensorProto) -> int:
     """Return the number of bytes that the shape and the type of a weight require."""
-    bits: int = ir.DataType(tensor.data_type).bitwidth
-    return -(-math.prod(tensor.dims) * bits // 8)
+    bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    return -(-bits // 8)
 
 
 def _check_weight(tensor: onnx.TensorProto, folder: Path | None) -> None:
