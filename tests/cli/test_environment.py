@@ -60,6 +60,16 @@ def test_variable_is_used_and_the_command_line_wins(
     assert json.loads(out)["manifest"]["compilation"]["precision"] == "force_float32"
 
 
+def test_templates_of_the_environment_are_none_of_a_graph_without_labels(
+    run: Run, exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMLU_TEMPLATES", "cifar")
+    assert run("lower", exported.path, "-o", tmp_path / "a")[0] == 0
+    code, _out, err = run("lower", exported.path, "-o", tmp_path / "b", "--labels", "cat,dog")
+    assert code == 2
+    assert "templates are 18, but a graph takes one text for each label" in err
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "arguments", "pattern"),
     [

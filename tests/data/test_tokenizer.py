@@ -287,8 +287,8 @@ def test_every_letter_and_digit_equals_open_clip(clip_reference: Any, clip_file:
 @pytest.mark.torch
 def test_cleaning_functions_equal_open_clip(reference: Any) -> None:
     for text in random_texts(300, seed=5):
-        for name, clean in CLEANERS.items():
-            assert clean(text) == reference.get_clean_fn(name)(text), (name, ascii(text))
+        for name in ("lower", "whitespace", "canonicalize"):
+            assert CLEANERS[name](text) == reference.get_clean_fn(name)(text), (name, ascii(text))
 
 
 @pytest.mark.torch

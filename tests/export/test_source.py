@@ -122,7 +122,10 @@ def test_checkpoints_are_chosen_as_open_clip_chooses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "Cannot read the model's configuration '.*open_clip_config.json': No such file"),
+        (
+            None,
+            "has neither .*open_clip_config.json.* nor .*config.json.*, so it is no model of open_clip or transformers",
+        ),
         ("{", "Cannot read the model's configuration"),
         ("[]", "describes no model: expected 'model_cfg' with embed_dim"),
         (json.dumps({"model_cfg": {"embed_dim": 4}}), "describes no model"),

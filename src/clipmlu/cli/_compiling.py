@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clipmlu.cli._datasets import calibration_options
-from clipmlu.cli._groups import Option, OptionGroup, under
+from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line, under
 from clipmlu.cli._options import PATH, Choice, Integer, Number, PrecisionChoice, device_option, max_pixels_option
 from clipmlu.keywords import pick_keywords
 from clipmlu.specs import (
@@ -224,7 +224,10 @@ _OF_THE_GRAPH = (
 def _lower_options_from(given: Mapping[str, Any]) -> LowerOptions:
     from clipmlu.api import compile_keywords
 
-    return compile_keywords.lower_options(pick_keywords(given, compile_keywords.LowerKeywords))
+    keywords = pick_keywords(given, compile_keywords.LowerKeywords)
+    if given.get("labels") is None and not is_on_command_line("templates"):
+        keywords.pop("templates", None)  # of the environment, for other commands
+    return compile_keywords.lower_options(keywords)
 
 
 lower_options = OptionGroup(

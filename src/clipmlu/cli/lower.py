@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipmlu.cli._compiling import lower_options
+from clipmlu.cli._completion import complete_templates
 from clipmlu.cli._groups import Option
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note_next, warn
@@ -46,7 +47,13 @@ if TYPE_CHECKING:
     help="Two towers, or the fused two-input graph of the vendor's sample, to which two towers are joined. [default: as exported]",
 )
 @Option("--labels", metavar="FILE|LIST", help="Class names; the token ids of their prompts are written, too.")
-@Option("--templates", metavar="TEMPLATE", help="Template of the prompts of --labels. [default: a photo of a {}.]")
+@Option(
+    "--templates",
+    envvar="CLIPMLU_TEMPLATES",
+    shell_complete=complete_templates,
+    metavar="TEMPLATE",
+    help="The one template of the prompts of --labels, or a set with one. [default: simple]",
+)
 @lower_options
 @offline_option
 @overwrite_option
