@@ -484,7 +484,7 @@ def test_what_is_no_file_is_named_without_waiting(
 
 def test_a_directory_is_of_transformers_unless_it_is_of_open_clip(tmp_path: Path) -> None:
     make_transformers(tmp_path / "clip")
-    assert resolve_source(f"local-dir:{tmp_path / 'clip'}", ExportOptions()).library == "transformers"
+    assert resolve_source(f"local-dir:{tmp_path / 'clip'}", ExportOptions()).format == "transformers"
     make_open_clip(tmp_path / "both")
     make_transformers(tmp_path / "other")
     (tmp_path / "other" / "config.json").rename(tmp_path / "both" / "config.json")

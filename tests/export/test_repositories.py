@@ -94,7 +94,7 @@ def test_needed_files_are_fetched_once_and_the_weights_last(hub: Hub, tmp_path: 
     with record_downloads() as record:
         source = fetch(tmp_path)
     assert hub.asked == ["list", "config.json", "preprocessor_config.json", "vocab.txt", "model.safetensors"]
-    assert (source.library, source.random) == ("transformers", False)
+    assert (source.format, source.random) == ("transformers", False)
     assert source.directory is not None
     assert {path.name for path in source.directory.iterdir()} == set(hub.asked[1:])
     assert record.keys() == {f"{REPO}::{name}" for name in hub.asked[1:]}

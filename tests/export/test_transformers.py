@@ -225,7 +225,7 @@ def test_repository_in_the_cache_needs_no_network(written: Written, tmp_path: Pa
     source = resolve_source("hf:org/name", options)
     with record_downloads() as record:
         local = fetch_directory(source, options)
-    assert (str(local.identity), local.library) == ("hf:org/name", "transformers")
+    assert (str(local.identity), local.format) == ("hf:org/name", "transformers")
     assert local.checkpoint is not None
     assert local.checkpoint.read_bytes() == (written("clip") / "model.safetensors").read_bytes()
     assert {"org/name::config.json", "org/name::model.safetensors", "org/name::tokenizer.json"} <= record.keys()

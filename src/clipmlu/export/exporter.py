@@ -95,12 +95,12 @@ def export_model(
         with on_step("preparing the tokenizer"), record_downloads() as more:
             tokenizer = write_tokenizer(local, loaded, staging.path / TOKENIZER_NAME, options)
         towers, parity, embedding_dim = _export_towers(staging.path, loaded, tokenizer, options, on_step)
-        if local.library == "transformers" and local.directory is not None and _has_own_texts(tokenizer, options):
+        if local.format == "transformers" and local.directory is not None and _has_own_texts(tokenizer, options):
             own = Tokenizer.load(staging.path / TOKENIZER_NAME, tokenizer)
             parity += check_against_library(towers, staging.path, local.directory, loaded, own, options, on_step)
         with on_step("writing the bundle"):
             manifest = _describe(
-                staging, source, local.library, loaded, tokenizer, towers, parity, embedding_dim, options
+                staging, source, local.format, loaded, tokenizer, towers, parity, embedding_dim, options
             )
             export = msgspec.structs.replace(manifest.export, hub_files=downloads | more)
             staging.finish(msgspec.structs.replace(manifest, export=export))
@@ -133,7 +133,7 @@ def is_current(bundle: ExportedBundle, options: ExportOptions) -> bool:
 
 
 def _load(source: Source, options: ExportOptions, on_step: StartStep) -> LoadedModel:
-    load = load_model if source.library == "open_clip" else load_transformers_model
+    load = load_model if source.format == "open_clip" else load_transformers_model
     return load(source, options, on_step)
 
 

@@ -62,7 +62,7 @@ class Source:
         repo: ``org/name`` on a hub.
         hub: the prefix of the name that chose the hub, for ``repo``: ``hf-hub:`` if open_clip reads single files of it, another
             one if it becomes a directory first; see ``downloading``.
-        library: whose format ``directory`` has.
+        format: the library whose format ``directory`` has.
         directory: a directory in open_clip's own format, or as ``save_pretrained`` of transformers writes it.
         weights: the entry of open_clip's list, for ``name`` with a tag.
         checkpoint: a local file of weights, or the index of several, for ``name`` and ``directory``.
@@ -73,7 +73,7 @@ class Source:
     name: str | None = None
     repo: str | None = None
     hub: str | None = None
-    library: Library = "open_clip"
+    format: Library = "open_clip"
     directory: Path | None = None
     weights: Weights | None = None
     checkpoint: Path | None = None
@@ -234,7 +234,7 @@ def local_source(identity: ModelId, folder: Path, *, prefer: Library = "open_cli
     else:
         parse_transformers_config(folder / CONFIG_NAMES[library])
     if identity.random_seed is not None:
-        return Source(identity=identity, library=library, directory=folder)
+        return Source(identity=identity, format=library, directory=folder)
     checkpoint = _find_checkpoint(folder, library)
     if checkpoint is None:
         expected = WEIGHTS_NAMES[library][0]
@@ -242,7 +242,7 @@ def local_source(identity: ModelId, folder: Path, *, prefer: Library = "open_cli
             f"Model '{identity.name}' has no weights: expected '{expected}' (or another {', '.join(WEIGHTS_SUFFIXES)} file) in "
             f"'{folder}'. Put it there, or export untrained weights with --random-weights."
         )
-    return Source(identity=identity, library=library, directory=folder, checkpoint=checkpoint)
+    return Source(identity=identity, format=library, directory=folder, checkpoint=checkpoint)
 
 
 def _entries(folder: Path) -> list[str]:
@@ -359,10 +359,10 @@ def _local_files(source: Source) -> Iterator[tuple[str, Path]]:
         beside = files_beside(source.checkpoint) if source.checkpoint is not None else ()
         yield from ((f"beside:{path.name}", path) for path in beside)
         return
-    if source.library == "transformers":
+    if source.format == "transformers":
         names = _entries(source.directory)
-        weights = () if source.random else weights_files(names, source.library)
-        for name in (*described_files(names, source.library), *weights):
+        weights = () if source.random else weights_files(names, source.format)
+        for name in (*described_files(names, source.format), *weights):
             if source.checkpoint is None or name != source.checkpoint.name:
                 yield name, source.directory / name
         return

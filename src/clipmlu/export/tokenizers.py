@@ -116,7 +116,7 @@ def write_tokenizer(source: Source, model: LoadedModel, destination: Path, optio
         return _check_ids(spec, model, destination)
     try:
         spec, reference = _write_model_tokenizer(source, model, destination, options)
-        _check_equal(spec, reference, destination, source.library)
+        _check_equal(spec, reference, destination, source.format)
         return _check_ids(spec, model, destination)
     except (DownloadError, _TooFewIdsError) as error:
         if not source.random:
@@ -135,7 +135,7 @@ def _write_model_tokenizer(
     source: Source, model: LoadedModel, destination: Path, options: ExportOptions
 ) -> tuple[TokenizerSpec, _Reference | None]:
     """Write the tokenizer that the model's library uses for it; also return the library's own, or None if it cannot run."""
-    if source.library == "transformers" and source.directory is not None:
+    if source.format == "transformers" and source.directory is not None:
         return write_library_tokenizer(source.directory, model.context_length, destination)
     text_cfg = model.config["text_cfg"]
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
