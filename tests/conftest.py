@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+import browser
 import support
 import tiny_models
+from browser import Chromium
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled, open_exported
 from clipmlu.cli import cli, main
 from clipmlu.compile.compiler import compile_bundle
@@ -109,6 +111,20 @@ def libraries() -> None:
     """Skips without torch and open_clip."""
     for name in ("torch", "open_clip", "onnxscript"):
         pytest.importorskip(name, reason=f"needs the export extra ({name})", exc_type=ImportError)
+
+
+@pytest.fixture(scope="module")
+def _chromium() -> Iterator[Chromium]:
+    """Chromium runs while the tests of a module do: longer, and its event loop would stop other modules' ``asyncio.run``."""
+    with browser.start() as started:
+        yield started
+
+
+@pytest.fixture
+def chromium(_chromium: Chromium) -> Iterator[Chromium]:
+    """Headless Chromium; the test's pages are closed after it."""
+    yield _chromium
+    _chromium.close_pages()
 
 
 @pytest.fixture(scope="session")
