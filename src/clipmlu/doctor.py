@@ -42,7 +42,8 @@ _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "export": ("clipmlu export", ("torch", "open_clip", "onnxscript", "transformers")),
     "openvino": ("clipmlu compile --target openvino", ("openvino",)),
     "ray": ("clipmlu embed -o DIR --engine ray", ("ray",)),
-    "report": ("clipmlu compare --heatmap", ("matplotlib",)),
+    "report": ("clipmlu report", ("jinja2", "matplotlib")),
+    "search": ("clipmlu search --html", ("jinja2",)),
 }
 """Maps an extra to the command that needs it and the modules that it installs."""
 
