@@ -71,6 +71,8 @@ class OpenPage:
         folder = os.environ.get("CLIPMLU_TEST_PICTURES")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
+            if whole:
+                self.page.evaluate("scrollTo({top: 0, behavior: 'instant'})")  # what sticks to the window is where the page has it
             self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=whole)
 
 
@@ -104,7 +106,7 @@ class Chromium:
             java_script_enabled=script,
             has_touch=size == "phone",
             is_mobile=size == "phone",
-            **{"locale": "en-US", **context},
+            **{"locale": "en-US", "reduced_motion": "reduce", **context},
         )
         made.set_default_timeout(15_000)
         opened = OpenPage(made.new_page(), [], [])
