@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from clipmlu.arguments import as_path, check_argument, check_fields
+from clipmlu.backends.provenance import Command
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.classify.scoring import check_joint_templates
@@ -103,6 +106,7 @@ def run_chain(
     on_progress: Callable[[int], None] = lambda _count: None,
     on_result: Callable[[str], None] = lambda _name: None,
     on_step: StartStep = no_steps,
+    command: Command | None = None,
 ) -> RunReport:
     """Export, compile and evaluate a model.
 
@@ -119,6 +123,7 @@ def run_chain(
         on_progress: called with numbers of evaluated images; the first one is 0.
         on_result: called with the name of each bundle when it is made and recorded.
         on_step: begins each step that may take seconds, except the images of the evaluation; see ``clipmlu.steps``.
+        command: the command line, for the report.
 
     Raises:
         ClipmluError: as the steps.
@@ -151,6 +156,7 @@ def run_chain(
             accuracy = evaluate(
                 encoder, dataset, options.evaluate, on_progress=on_progress, on_note=on_note, on_step=on_step
             )
+        accuracy = msgspec.structs.replace(accuracy, command=command)
         eval_step = _step("eval", _accuracy_text(accuracy), folder / REPORT_NAME, start)
         report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
         write_file(folder / REPORT_NAME, encode_json(report), overwrite=True)

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _untimed(report: AccuracyReport) -> AccuracyReport:
-    return msgspec.structs.replace(report, elapsed_s=1.0, images_per_second=1.0)
+    return msgspec.structs.replace(report, elapsed_s=1.0, images_per_second=1.0, command=None)
 
 
 DRAWN = EvalOptions(samples=131, shuffle=True, seed=3, batch_size=5)

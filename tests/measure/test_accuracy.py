@@ -16,7 +16,7 @@ from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError, OptionError, ShapeError
 from clipmlu.files.publish import encode_json
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
-from clipmlu.measure.accuracy.report import AccuracyReport, compare_with_baseline, read_report
+from clipmlu.measure.accuracy.report import AccuracyReport, Confusion, compare_with_baseline, read_report
 from clipmlu.measure.accuracy.tally import ImageResult, Tally
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
@@ -59,19 +59,61 @@ def test_report_equals_the_same_figures_by_hand(encoder: Encoder, size: int) -> 
     wrong = [(NAMES[label], NAMES[guess]) for label, guess in zip(labels, ranked[:, 0], strict=True) if label != guess]
     for confusion in report.confusions:
         assert confusion.images == wrong.count((confusion.class_name, confusion.predicted))
+        places = [
+            place for place, pair in enumerate(zip(labels, ranked[:, 0], strict=True)) if pair == _numbers(confusion)
+        ]
+        assert confusion.examples == tuple(map(dataset.key, places[:4]))
     counts = [confusion.images for confusion in report.confusions]
     assert counts == sorted(counts, reverse=True)
+    confidence = _softmax(logits).max(axis=1)
+    edges = np.linspace(0, 1, 16)
+    for number, each in enumerate(report.confidence_bins):
+        inside = (confidence > edges[number]) & (confidence <= edges[number + 1])
+        assert (each.images, each.correct) == (inside.sum(), right[inside].sum())
+        assert (each.low, each.high) == pytest.approx((edges[number], edges[number + 1]))
+        expected = confidence[inside].mean() if inside.any() else None
+        assert each.mean_confidence == (expected if expected is None else pytest.approx(expected, abs=1e-6))
+    assert len(report.confidence_bins) == 15
+
+
+def _numbers(confusion: Confusion) -> tuple[int, int]:
+    return NAMES.index(confusion.class_name), NAMES.index(confusion.predicted)
 
 
 def _calibration_error(logits: support.FloatArray, right: np.ndarray) -> float:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    confidence = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
+    confidence = _softmax(logits).max(axis=1)
     total = 0.0
     for low in range(15):
         inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
         if inside.any():
             total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     return total
+
+
+def _softmax(logits: support.FloatArray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def test_examples_of_confusions_do_not_depend_on_the_order_of_the_parts() -> None:
+    """Nine images of class 0 that are taken for class 1, counted in parts that arrive in three orders."""
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        total = Tally(3)
+        for part in order:
+            counts = Tally(3)
+            indices = range(3 * part + 10, 3 * part + 13)
+            counts.add(np.zeros(3, np.int64), np.ones((3, 1), np.int64), np.ones(3, np.float32), indices)
+            total.merge(counts)
+        assert total.examples == {1: [10, 11, 12, 13]}
+
+
+def test_the_digest_of_the_data_changes_with_the_images_and_names(encoder: Encoder) -> None:
+    datasets = [Pictures(9), Pictures(9), Pictures(10), Pictures(9)]
+    datasets[-1].class_names = ("aardvark", *NAMES[1:])
+    digests = [evaluate(encoder, each).data_digest for each in datasets]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    assert evaluate(encoder, Pictures(10), EvalOptions(samples=9)).data_digest == digests[0]
 
 
 def test_batch_size_changes_nothing_but_the_batches(encoder: Encoder) -> None:
@@ -169,8 +211,8 @@ def test_reports_of_an_older_layout_are_told_apart_from_other_files(encoder: Enc
     path.write_bytes(msgspec.json.encode(older))
     with pytest.raises(InputError, match=r"report\.json' was written by an older clipmlu.*clipmlu eval BUNDLE"):
         read_report(path)
-    path.write_bytes(msgspec.json.encode({**report, "schema_version": 2}))
-    with pytest.raises(InputError, match=r"has schema 2; this clipmlu reads up to 1"):
+    path.write_bytes(msgspec.json.encode({**report, "schema_version": 3}))
+    with pytest.raises(InputError, match=r"has schema 3; this clipmlu reads up to 2"):
         read_report(path)
     path.write_bytes(b'{"steps": []}')
     with pytest.raises(InputError, match=r"is not a report as 'clipmlu eval --output' writes it"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from clipmlu.backends import get_backend
@@ -9,6 +10,23 @@ from clipmlu.bundle.directory import Bundle, CompiledBundle
 from clipmlu.bundle.manifest import Compilation, current_tool_versions
 from clipmlu.data.resize.order import pillow_versions
 from clipmlu.specs import ModelId, Precision, Spec
+
+
+class Command(Spec, frozen=True, kw_only=True):
+    """The command line that a result was made with.
+
+    Attributes:
+        arguments: its words, the first one ``clipmlu``.
+        environment: maps each environment variable that set an option to its value.
+    """
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+    def __str__(self) -> str:
+        """Return the command as text for a POSIX shell."""
+        variables = (f"{name}={shlex.quote(value)}" for name, value in sorted(self.environment.items()))
+        return " ".join([*variables, shlex.join(self.arguments)])
 
 
 class Provenance(Spec, frozen=True, kw_only=True):

@@ -95,9 +95,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     """Run the command line; errors become messages and exit codes, interruptions are raised."""
     try:
         with LibraryNotes() as notes, quiet_pillow():
-            code = cli.main(
-                args=None if arguments is None else list(arguments), prog_name="clipmlu", standalone_mode=False
-            )
+            words = sys.argv[1:] if arguments is None else list(arguments)
+            code = cli.main(args=words, prog_name="clipmlu", standalone_mode=False, obj=tuple(words))
         sys.stdout.flush()
     except click.ClickException as error:
         _show_usage_error(error)

@@ -23,6 +23,7 @@ from clipmlu.cli._options import (
     workers_option,
 )
 from clipmlu.cli._progress import STEPS
+from clipmlu.cli._record import recorded
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json
@@ -205,7 +206,7 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreada
         max_pixels=given["max_pixels"],
         **times,
     )
-    report = measure_speed(bundle, options, on_note=note, on_step=STEPS)
+    report = recorded(measure_speed(bundle, options, on_note=note, on_step=STEPS))
     if report.pipeline is not None:
         unreadable += report.pipeline.unreadable
     return report

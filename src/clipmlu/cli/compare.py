@@ -24,6 +24,7 @@ from clipmlu.cli._options import (
     workers_option,
 )
 from clipmlu.cli._progress import STEPS
+from clipmlu.cli._record import recorded
 from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def compare_command(
         device=device,
     )
     report = compare.compare_bundles(measured, reference, images.open(), options, on_note=note, on_step=STEPS)
+    report = recorded(report)
     if as_json:
         echo_json(report)
     else:

@@ -14,6 +14,7 @@ from clipmlu.cli._help import command
 from clipmlu.cli._notes import is_verbose, note, note_kept, note_next
 from clipmlu.cli._options import PATH, Integer, Number, bundle_argument, json_option, overwrite_option
 from clipmlu.cli._progress import STEPS
+from clipmlu.cli._record import given_command
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import GateError
 
@@ -120,5 +121,7 @@ def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchO
     with note_kept(Path(f"{output}.search"), "What was measured", named_by=(GateError,)):
         with STEPS("verifying the exported bundle"):
             exported = open_exported(bundle)
-        compiled, _report = search_bundle(exported, output, options, search, on_note=note, on_step=STEPS)
+        compiled, _report = search_bundle(
+            exported, output, options, search, on_note=note, on_step=STEPS, command=given_command()
+        )
     return compiled

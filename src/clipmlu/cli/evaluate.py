@@ -22,6 +22,7 @@ from clipmlu.cli._options import (
     templates_option,
 )
 from clipmlu.cli._progress import STEPS, ProgressView
+from clipmlu.cli._record import recorded
 from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def eval_command(
             )
     if earlier is not None:
         report = compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)
+    report = recorded(report)
     if as_json:
         echo_json(report)
     else:

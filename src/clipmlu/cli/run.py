@@ -24,6 +24,7 @@ from clipmlu.cli._options import (
     workers_option,
 )
 from clipmlu.cli._progress import STEPS, ProgressView
+from clipmlu.cli._record import given_command
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.report.tables import echo_json, figures, print_table, words
 from clipmlu.report.wrapping import Whole
@@ -114,6 +115,7 @@ def run_command(
             on_warning=warn,
             on_progress=lambda images: progress.add(images=images),
             on_step=STEPS,
+            command=given_command(),
         )
     if as_json:
         echo_json(report)

@@ -26,6 +26,7 @@ from clipmlu.cli._options import (
     workers_option,
 )
 from clipmlu.cli._progress import STEPS
+from clipmlu.cli._record import given_command
 from clipmlu.cli._vendor_spelling import CompilingCommand
 from clipmlu.errors import OptionError
 from clipmlu.report.tables import echo_json
@@ -132,7 +133,7 @@ def sweep_command(
     )
     source = None if images is None else images.open()
     with note_kept(output, "What was compiled and measured"):
-        report = run_sweep(bundle, output, sweep, source, on_note=note, on_step=STEPS)
+        report = run_sweep(bundle, output, sweep, source, on_note=note, on_step=STEPS, command=given_command())
         write_markdown(report, output / TABLE_NAME)
     if as_json:
         echo_json(report)

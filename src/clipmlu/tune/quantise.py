@@ -22,7 +22,7 @@ import msgspec
 
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.backends import get_backend
-from clipmlu.backends.provenance import Provenance, make_provenance
+from clipmlu.backends.provenance import Command, Provenance, make_provenance
 from clipmlu.bundle.directory import (
     CompiledBundle,
     ExportedBundle,
@@ -69,6 +69,7 @@ def search_bundle(
     on_note: Note = lambda _message: None,
     on_result: Callable[[str], None] = lambda _name: None,
     on_step: StartStep = no_steps,
+    command: Command | None = None,
 ) -> tuple[CompiledBundle, SearchReport]:
     """Find the first candidate within the allowed drop, and publish its bundle with the recipe and the report.
 
@@ -80,6 +81,7 @@ def search_bundle(
         on_note: called with a line for the user after each trial.
         on_result: called with the name of each trial after it is stored.
         on_step: begins each step that may take seconds; see ``clipmlu.steps``.
+        command: the command line, for the report.
 
     Returns:
         The bundle, and the report.
@@ -112,7 +114,7 @@ def search_bundle(
         )
         modes = modes_of(plan) if search.precision is None else (search.precision,)
         found = process.run(modes, functools.partial(recommended_quantisation, get_backend(plan.main.backend)))
-        report = process.report()
+        report = msgspec.structs.replace(process.report(), command=command)
         if found is None:
             write_file(folder / SEARCH_NAME, encode_json(report), overwrite=True)
             raise GateError(

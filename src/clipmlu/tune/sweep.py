@@ -13,9 +13,11 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.backends import choose_target
-from clipmlu.backends.provenance import make_provenance
+from clipmlu.backends.provenance import Command, make_provenance
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.data.datasets import DATASETS, Dataset, check_dataset
@@ -58,6 +60,7 @@ def run_sweep(
     on_note: Note = lambda _message: None,
     on_result: Callable[[str], None] = lambda _name: None,
     on_step: StartStep = no_steps,
+    command: Command | None = None,
 ) -> SweepReport:
     """Compile, evaluate and time every precision; see ``SweepOptions``.
 
@@ -71,6 +74,7 @@ def run_sweep(
         on_note: called with a line for the user at each step.
         on_result: called with the name of each result (a bundle, an accuracy, a repetition) after it is stored.
         on_step: begins each step that may take seconds; see ``clipmlu.steps``.
+        command: the command line, for the report.
 
     Raises:
         BundleError: the exported bundle does not exist or is invalid.
@@ -87,7 +91,7 @@ def run_sweep(
         check_joint_templates(resolve_templates(options.evaluate.templates), f"bundle '{exported.path}'")
     sweep = _Sweep(exported, output, options, dataset, on_note, on_result, on_step)
     with sweep.store.lock():
-        report = sweep.run()
+        report = msgspec.structs.replace(sweep.run(), command=command)
         with output_errors(output):
             (output / TABLE_NAME).unlink(missing_ok=True)
         write_file(output / "sweep.json", encode_json(report), overwrite=True)

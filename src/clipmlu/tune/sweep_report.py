@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from clipmlu.backends.provenance import Provenance
+from clipmlu.backends.provenance import Command, Provenance
 from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.measure.machine import Machine
 from clipmlu.measure.samples import SkippedImage
@@ -65,6 +65,7 @@ class SweepReport(Displayed, Spec, frozen=True, kw_only=True):
         rows: in the order of the precisions and batch sizes as given.
         machine: the machine of the measurements.
         skipped: images that could not be read.
+        command: the command that measured it; None from Python, or in reports of an older clipmlu.
     """
 
     provenance: Provenance
@@ -77,6 +78,7 @@ class SweepReport(Displayed, Spec, frozen=True, kw_only=True):
     rows: tuple[SweepRow, ...]
     machine: Machine
     skipped: tuple[SkippedImage, ...] = ()
+    command: Command | None = None
 
     @property
     def exit_code(self) -> int:

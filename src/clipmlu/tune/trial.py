@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clipmlu.arguments import check_fields
-from clipmlu.backends.provenance import Provenance
+from clipmlu.backends.provenance import Command, Provenance
 from clipmlu.data.prompts import Templates, without_functions
 from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import OptionError
@@ -108,6 +108,7 @@ class SearchReport(Displayed, Spec, frozen=True, kw_only=True):
         templates: prompt templates.
         reference_top1: top-1 accuracy of float32 on the held-out images.
         trials: in order; if the last one is accepted, it was chosen.
+        command: the command that searched; None from Python, or in reports of an older clipmlu.
     """
 
     provenance: Provenance
@@ -119,6 +120,7 @@ class SearchReport(Displayed, Spec, frozen=True, kw_only=True):
     templates: str
     reference_top1: float
     trials: tuple[Trial, ...] = ()
+    command: Command | None = None
 
     @property
     def chosen(self) -> Trial | None:

@@ -127,7 +127,8 @@ class RangeCounter:
 
     def _count(self, counts: RangeCounts, batch: EmbeddedImages) -> None:
         found = rank_images(self.classifier, batch.rows, TOP_K)
-        counts.tally.add(batch.labels, found.ranked, self.classifier.scores(found.logits).max(axis=1))
+        confidence = self.classifier.scores(found.logits).max(axis=1)
+        counts.tally.add(batch.labels, found.ranked, confidence, batch.indices)
         counts.taken += batch.taken
         counts.skipped += batch.skipped
         if self.options.keep_results:

@@ -18,9 +18,10 @@ from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.prompts import Templates, fill_template, without_functions
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import OverlapError
+from clipmlu.keys import value_digest
 from clipmlu.measure.accuracy.counting import CountOptions, ImageRange, RangeCounter, RangeCounts, cut_ranges
-from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion, Rejection
-from clipmlu.measure.accuracy.tally import TOP_K, ImageResult, Tally
+from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, ConfidenceBin, Confusion, Rejection
+from clipmlu.measure.accuracy.tally import CALIBRATION_BINS, CONFIDENCE_UNITS, TOP_K, ImageResult, Tally
 from clipmlu.measure.ranking import check_any_read
 from clipmlu.measure.samples import SkippedImage, choose_images
 from clipmlu.measure.speed.load import PipelineLoad
@@ -263,13 +264,34 @@ def _report(evaluation: Evaluation, total: _Total, elapsed_s: float) -> Accuracy
         mean_per_class=float(np.mean([row.top1 for row in per_class if row.top1 is not None])),
         expected_calibration_error=tally.expected_calibration_error,
         per_class=per_class,
-        confusions=_confusions(tally, names),
+        confusions=_confusions(tally, names, dataset),
         elapsed_s=elapsed_s,
         images_per_second=images / elapsed_s,
         calibration_overlap=total.overlap if evaluation.options.allow_overlap else None,
         calibration_prompts=len(prompts.intersection(encoder.bundle.calibration_data().prompts)),
         fast_preprocess=encoder.preprocessor.fast,
         rejection=_rejection(tally, evaluation.options.reject_below),
+        confidence_bins=_confidence_bins(tally),
+        data_digest=_data_digest(dataset, evaluation.indices),
+    )
+
+
+def _data_digest(dataset: Dataset, indices: Sequence[int]) -> str:
+    images = [(dataset.key(index), int(dataset.label(index))) for index in indices]
+    return value_digest([list(dataset.class_names), images])
+
+
+def _confidence_bins(tally: Tally) -> tuple[ConfidenceBin, ...]:
+    columns = zip(tally.bin_images.tolist(), tally.bin_correct.tolist(), tally.bin_confidence.tolist(), strict=True)
+    return tuple(
+        ConfidenceBin(
+            low=place / CALIBRATION_BINS,
+            high=(place + 1) / CALIBRATION_BINS,
+            images=images,
+            correct=correct,
+            mean_confidence=confidence / (images * CONFIDENCE_UNITS) if images else None,
+        )
+        for place, (images, correct, confidence) in enumerate(columns)
     )
 
 
@@ -295,13 +317,18 @@ def _per_class(tally: Tally, names: Sequence[str]) -> tuple[ClassAccuracy, ...]:
     )
 
 
-def _confusions(tally: Tally, names: Sequence[str]) -> tuple[Confusion, ...]:
+def _confusions(tally: Tally, names: Sequence[str], dataset: Dataset) -> tuple[Confusion, ...]:
     wrong = tally.confusion
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS_SHOWN]
     pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
     return tuple(
-        Confusion(class_name=names[label], predicted=names[guess], images=int(wrong[label, guess]))
+        Confusion(
+            class_name=names[label],
+            predicted=names[guess],
+            images=int(wrong[label, guess]),
+            examples=tuple(map(dataset.key, tally.examples.get(int(label * tally.classes + guess), ()))),
+        )
         for label, guess in pairs
         if wrong[label, guess] > 0
     )

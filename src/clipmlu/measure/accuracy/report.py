@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from clipmlu.arguments import as_path
-from clipmlu.backends.provenance import Provenance
+from clipmlu.backends.provenance import Command, Provenance
 from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import GateError, InputError, OptionError
 from clipmlu.files.read import decode_json, read_small_file
@@ -17,7 +17,7 @@ from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import Interval, with_interval
 from clipmlu.specs import NaturalInt, Spec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: confidence bins, examples of confusions, the digest of the data, the command
 _HARDEST_SHOWN = 5
 
 
@@ -38,11 +38,37 @@ class ClassAccuracy(Spec, frozen=True, kw_only=True):
 
 
 class Confusion(Spec, frozen=True, kw_only=True):
-    """Number of images of one class that were classified as another."""
+    """Number of images of one class that were classified as another.
+
+    Attributes:
+        class_name: the correct class.
+        predicted: the best class of the model.
+        images: number of such images.
+        examples: ids of the first few of them, in the order of the dataset; empty in reports of an older clipmlu.
+    """
 
     class_name: str
     predicted: str
     images: int
+    examples: tuple[str, ...] = ()
+
+
+class ConfidenceBin(Spec, frozen=True, kw_only=True):
+    """The images whose best class has a probability in one interval, as in a reliability diagram.
+
+    Attributes:
+        low: lower end of the interval, which does not belong to it unless it is 0.
+        high: upper end, which belongs to it.
+        images: number of images.
+        correct: number of correctly classified images among them.
+        mean_confidence: mean probability of their best classes, 0..1; None without images.
+    """
+
+    low: float
+    high: float
+    images: int
+    correct: int
+    mean_confidence: float | None
 
 
 class BaselineComparison(Spec, frozen=True, kw_only=True):
@@ -120,6 +146,10 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
         baseline: comparison with an earlier report, or None.
         fast_preprocess: True if images were decoded and shrunk by the fast path.
         rejection: accuracy without images of low confidence, or None.
+        confidence_bins: the bins of ``expected_calibration_error``, in order; empty in reports of an older clipmlu.
+        data_digest: digest of the ids and labels of the evaluated images, skipped ones too, and of the class names; equal
+            digests mean the same question. None in reports of an older clipmlu.
+        command: the command that measured it; None from Python, or in reports of an older clipmlu.
     """
 
     schema_version: NaturalInt = SCHEMA_VERSION
@@ -146,6 +176,9 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
     baseline: BaselineComparison | None = None
     fast_preprocess: bool = False
     rejection: Rejection | None = None
+    confidence_bins: tuple[ConfidenceBin, ...] = ()
+    data_digest: str | None = None
+    command: Command | None = None
 
     def summary(self) -> Summary:
         """Return the facts that people see."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from clipmlu.measure.ranking import IntArray
 
 CALIBRATION_BINS = 15
 TOP_K = 5
+EXAMPLES = 4
+"""Wrong images that are kept of each pair of classes."""
 CONFIDENCE_UNITS = 2**32
 """A confidence of 1 in the integers that are summed: 2 billion images fit, and a sum of integers depends on no order."""
 
@@ -41,6 +44,8 @@ class Tally:
         bin_confidence: int64, shape (15,): sum of their confidences in units of 2^-32.
         kept: number of images that are not rejected.
         kept_correct: number of correct ones among them.
+        examples: maps ``label * C + prediction`` of wrong predictions to the first ``EXAMPLES`` images, by position in the
+            dataset.
     """
 
     def __init__(self, classes: int, reject_below: float = 0.0) -> None:
@@ -53,17 +58,29 @@ class Tally:
         self.bin_images: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
         self.bin_correct: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
         self.bin_confidence: IntArray = np.zeros(CALIBRATION_BINS, np.int64)
+        self.examples: dict[int, list[int]] = {}
 
-    def add(self, labels: IntArray, ranked: IntArray, confidence: npt.NDArray[np.float32]) -> None:
+    def add(
+        self,
+        labels: IntArray,
+        ranked: IntArray,
+        confidence: npt.NDArray[np.float32],
+        indices: Sequence[int] | None = None,
+    ) -> None:
         """Count images.
 
         Args:
             labels: shape (N,), the correct classes.
             ranked: shape (N, K), the best classes, best first.
             confidence: shape (N,), probability of the best class, 0..1.
+            indices: their positions in the dataset; None keeps no examples.
         """
         predicted = ranked[:, 0]
-        self.pairs.update((labels * self.classes + predicted).tolist())
+        pairs = labels * self.classes + predicted
+        self.pairs.update(pairs.tolist())
+        if indices is not None:
+            for place in np.flatnonzero(predicted != labels).tolist():
+                self._keep_examples(int(pairs[place]), [int(indices[place])])
         self.top5_correct += int((ranked[:, :TOP_K] == labels[:, None]).any(axis=1).sum())
         bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
         np.add.at(self.bin_images, bins, 1)
@@ -83,6 +100,11 @@ class Tally:
         self.bin_confidence += other.bin_confidence
         self.kept += other.kept
         self.kept_correct += other.kept_correct
+        for pair, indices in other.examples.items():
+            self._keep_examples(pair, indices)
+
+    def _keep_examples(self, pair: int, indices: list[int]) -> None:
+        self.examples[pair] = sorted([*self.examples.get(pair, ()), *indices])[:EXAMPLES]
 
     @property
     def confusion(self) -> IntArray:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clipmlu.arguments import check_argument, check_fields
+from clipmlu.backends.provenance import Command
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.building import build_classifier
 from clipmlu.classify.scoring import PREFER_TOWERS
@@ -79,6 +80,7 @@ class ComparisonReport(Displayed, Spec, frozen=True, kw_only=True):
         logits: the logits of the images over the classes if there are no embeddings; else None.
         ablation: the cost of each role, or None if it was not requested.
         elapsed_s: wall time in seconds.
+        command: the command that compared them; None from Python, or in reports of an older clipmlu.
     """
 
     measured: SideFacts
@@ -97,6 +99,7 @@ class ComparisonReport(Displayed, Spec, frozen=True, kw_only=True):
     logits: EmbeddingComparison | None = None
     ablation: Ablation | None
     elapsed_s: float
+    command: Command | None = None
 
     @property
     def model(self) -> ModelId:

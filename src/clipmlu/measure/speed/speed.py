@@ -14,7 +14,7 @@ from typing import Any
 
 from clipmlu.arguments import check_argument
 from clipmlu.backends import SessionOptions, get_backend
-from clipmlu.backends.provenance import Provenance, provenance_of
+from clipmlu.backends.provenance import Command, Provenance, provenance_of
 from clipmlu.backends.several_devices import resolve_devices
 from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.bundle.manifest import Placement
@@ -80,6 +80,7 @@ class SpeedReport(Displayed, Spec, frozen=True, kw_only=True):
         peak_memory_bytes: peak resident memory of this process since its start; None if not known.
         worker_peak_memory_bytes: the same of its child processes, or None.
         machine: facts of the machine.
+        command: the command that measured it; None from Python, or in reports of an older clipmlu.
     """
 
     provenance: Provenance
@@ -93,6 +94,7 @@ class SpeedReport(Displayed, Spec, frozen=True, kw_only=True):
     peak_memory_bytes: int | None
     worker_peak_memory_bytes: int | None
     machine: Machine
+    command: Command | None = None
 
     def summary(self) -> Summary:
         """Return the facts that people see."""
