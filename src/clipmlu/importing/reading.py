@@ -14,8 +14,8 @@ from onnx import AttributeProto, TensorProto
 from clipmlu.errors import ExportError, reason_of
 from clipmlu.export.filetypes import describe_file
 from clipmlu.files.read import open_regular, read_small_file
-from clipmlu.graph.lowering.loading import check_proto
-from clipmlu.graph.lowering.wellformed import weight_bytes
+from clipmlu.graph.validation import check_proto
+from clipmlu.graph.wellformed import weight_bytes
 
 MAX_VALUES = 8 << 30
 """Largest number of all weights of a file, 32 GiB in float32: more than any dual encoder has."""
