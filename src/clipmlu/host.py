@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import logging
 import math
 import os
@@ -263,6 +263,16 @@ def require(module: str, extra: str, purpose: str) -> Any:
     except ModuleNotFoundError as error:
         missing = (error.name or module).partition(".")[0]
         raise MissingDependencyError(missing, extra, purpose) from error
+
+
+def require_installed(module: str, extra: str, purpose: str) -> None:
+    """Check that an optional package is installed, as ``require`` does, but without importing it.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(module, extra, purpose)
 
 
 def import_onnxruntime() -> Any:

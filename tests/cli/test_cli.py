@@ -460,19 +460,6 @@ def test_import_and_help_load_nothing_heavy(statement: str, tmp_path: Path) -> N
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_inference_needs_neither_torch_nor_open_clip(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'open_clip', 'transformers', 'torchvision'): sys.modules[name] = None\n"
-        "from clipmlu.cli import main\n"
-        f"sys.exit(main(['classify', {str(compiled.path)!r}, {str(photos / '0.png')!r}, '--labels', 'cat,dog']))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=_environment(tmp_path)
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-
-
 def test_reader_that_goes_away_is_no_traceback(compiled: CompiledBundle, photos: Path, tmp_path: Path) -> None:
     command = (
         f"{sys.executable} -m clipmlu classify {compiled.path} {photos}/*.png {photos}/*.png --labels cat,dog | true"

@@ -39,7 +39,7 @@ from clipmlu.compile.lowered_graph import (
     lower_for_target,
     obtain_data,
 )
-from clipmlu.compile.plan import CompileOptions, LowerTarget, check_arithmetic
+from clipmlu.compile.plan import CompileOptions, LowerTarget, check_arithmetic, require_lowering
 from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.prompts import Templates, fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
@@ -50,7 +50,6 @@ from clipmlu.files.publish import check_directory_free, encode_json, stage_direc
 from clipmlu.files.read import read_json
 from clipmlu.graph.fusing import IMAGE_AXIS, fuse_towers
 from clipmlu.graph.index import save_model
-from clipmlu.graph.lowering import MAGICMIND
 from clipmlu.graph.roles import Operator
 from clipmlu.specs import TEXT_AXIS, Layout, MluBuild, QuantisationOptions, TensorSpec, TowerName
 from clipmlu.steps import StartStep, no_steps
@@ -150,6 +149,7 @@ def lower_bundle(
     target, given = as_path(output, "the output"), options.compile
     backend = get_backend(TARGETS[options.target])
     quantisation = check_arithmetic(given, options.target, backend)
+    require_lowering()
     check_directory_free(target, _KIND, LOWERED_NAME, overwrite=given.overwrite)
     _check_only_ours(target)
     labels = () if options.labels is None else resolve_class_names(options.labels, on_note=on_note)
@@ -240,6 +240,8 @@ class _Writer:
         self, target: str, source_layout: Layout, graphs: dict[TowerName, LoweredGraph], labels: int
     ) -> LoweredHeader:
         """Write the README, and return the header."""
+        from clipmlu.graph.lowering import MAGICMIND
+
         manifest = self._exported.manifest
         header = LoweredHeader(
             joined=manifest.layout != source_layout,

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from clipmlu.backends.base import GraphOptions, SourceGraph
@@ -19,7 +18,6 @@ from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.data.feeds import CalibrationData, calibration_batches, count_calibration_batches
 from clipmlu.errors import CompileError
 from clipmlu.graph.index import save_model
-from clipmlu.graph.lowering import lower_graph
 from clipmlu.graph.operator_graph import macs_by_input
 from clipmlu.graph.parity import FLOAT32_TOLERANCE, allowed_logit_difference, measure_difference
 from clipmlu.graph.quantisation.calibrate import RangeOptions, collect_ranges
@@ -34,7 +32,7 @@ from clipmlu.graph.quantisation.weight_rounding import round_weights, with_weigh
 from clipmlu.graph.roles import Operator, find_operators
 from clipmlu.graph.selection import parse_selection, select_operators
 from clipmlu.graph.watch import WatchingSession, channel_maxima
-from clipmlu.specs import AUTO_SMOOTHING, GraphQuantisation, NodeType, PreprocessSpec, QuantisationOptions
+from clipmlu.specs import AUTO_SMOOTHING, GraphQuantisation, NodeType, PreprocessSpec, QuantisationOptions, TowerName
 from clipmlu.steps import counted
 
 _PIXEL_BITS = 8
@@ -142,7 +140,7 @@ def role_shares(exported: ExportedBundle) -> dict[str, float]:
     """Map each role to its share of the multiply-accumulate operations of all towers, for one image and one text."""
     macs: dict[str, int] = {}
     for name in exported.manifest.towers:
-        model = ir.to_proto(lower_graph(exported.tower_path(name)))
+        model = _lowered(exported, name)
         for operator in find_operators(model):
             macs[operator.role] = macs.get(operator.role, 0) + operator.macs
     total = sum(macs.values())
@@ -153,7 +151,14 @@ def joint_row_macs(exported: ExportedBundle) -> dict[str, int]:
     """Map each input of the fused graph to the multiply-accumulate operations of one row; empty for two towers."""
     if exported.manifest.layout != "joint":
         return {}
-    return macs_by_input(ir.to_proto(lower_graph(exported.tower_path("joint"))))
+    return macs_by_input(_lowered(exported, "joint"))
+
+
+def _lowered(exported: ExportedBundle, name: TowerName) -> onnx.ModelProto:
+    """Return a lowered graph; the import is here, because two towers in float32 are compiled without what it needs."""
+    from clipmlu.graph.lowering import lower_proto
+
+    return lower_proto(exported.tower_path(name))
 
 
 def _for_the_target(how: QuantisationOptions) -> QuantisationOptions:

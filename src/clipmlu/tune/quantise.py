@@ -34,7 +34,7 @@ from clipmlu.bundle.directory import (
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.compiler import compile_bundle
-from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
+from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_lowering, plan_compilation
 from clipmlu.compile.preparing import role_shares
 from clipmlu.compile.quantisation import recommended_quantisation
 from clipmlu.compile.recipe import RECIPE_NAME, recipe_of
@@ -100,6 +100,7 @@ def search_bundle(
     # A target without 8-bit modes is refused here.
     wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
     plan = plan_compilation(dataclasses.replace(options, precision=wanted))
+    check_lowering(plan, exported.manifest.layout)
     if plan.why_target:
         on_note(plan.why_target)
     evaluator, base = _prepare(exported, plan, options, search, on_step)

@@ -59,6 +59,11 @@ def lower_graph(
     return model
 
 
+def lower_proto(source: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Return a graph that ``lower_graph`` lowered for the vendor's parser, as a protobuf message."""
+    return ir.to_proto(lower_graph(source))
+
+
 def _lower(model: ir.Model, batch: Mapping[str, int], profile: TargetProfile) -> None:
     _fold(model, batch)
     _convert(model.graph, model.opset_imports[""], profile.opset)

@@ -15,6 +15,7 @@ from clipmlu.backends.provenance import Command
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.building import build_classifier
 from clipmlu.classify.scoring import PREFER_TOWERS
+from clipmlu.compile.plan import require_lowering
 from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
@@ -225,6 +226,7 @@ def compare_bundles(
         InputError: no image can be read.
         OverlapError: a bundle was calibrated with an image, and ``allow_overlap`` is False.
         BackendUnavailableError: a bundle's runtime cannot be used on this machine.
+        MissingDependencyError: nodes are compared, and the package that lowers graphs is not installed.
     """
     options = check_argument(options, CompareOptions | None, "options") or CompareOptions()
     check_dataset(dataset)
@@ -233,6 +235,8 @@ def compare_bundles(
         a, b = open_side(measured), open_side(reference)
     check_same_model(a, b)
     source = _find_source(a, b, options)
+    if _reads_nodes(a, b, options):
+        require_lowering()
     comparison = _Comparison(a, b, source, dataset, options, on_note, on_step)
     return comparison.run(start)
 
@@ -251,6 +255,12 @@ def _find_source(a: Side, b: Side, options: CompareOptions) -> ExportedBundle | 
     if options.ablate:
         check_ablation(a.given, source, options.towers)
     return source
+
+
+def _reads_nodes(a: Side, b: Side, options: CompareOptions) -> bool:
+    """Return whether the nodes of a tower are compared, whose names are those of the lowered graph."""
+    visible = (all(hidden_reason(side.given, tower) is None for side in (a, b)) for tower in options.towers)
+    return not _is_joint(a, b) and (options.ablate or any(visible))
 
 
 def _is_joint(*sides: Side) -> bool:

@@ -25,7 +25,6 @@ from clipmlu.data.preprocess import Preprocessor
 from clipmlu.errors import BundleCorruptError, CalibrationError, SessionError
 from clipmlu.files.publish import scratch_directory
 from clipmlu.graph.index import EXTERNAL_DATA_BYTES, GraphIndex, save_model
-from clipmlu.graph.lowering import MAGICMIND, lower_tower
 from clipmlu.graph.operators import QUANTISED
 from clipmlu.graph.pixels import remove_normalisation, takes_uint8, with_float_pixels
 from clipmlu.graph.quantisation.derived import clipped, unclipped
@@ -232,6 +231,8 @@ def lowered_model(path: Path, tower: Tower, rows: int | None = None) -> onnx.Mod
     Raises:
         CompileError: it cannot be lowered.
     """
+    from clipmlu.graph.lowering import MAGICMIND, lower_tower
+
     axes = {size for tensor in tower.inputs for size in tensor.shape if isinstance(size, str)}
     with scratch_directory() as folder:
         target = folder / "lowered.onnx"

@@ -1,0 +1,135 @@
+"""What an install without extras can do, and what it says about the rest: all other packages are hidden from a subprocess."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import support
+from clipmlu.bundle.directory import ExportedBundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
+from clipmlu.data.calibration import CalibrationOptions
+from clipmlu.specs import Precision
+from conftest import REPOSITORY
+from only_base import DEAD_WEIGHT, base_packages, modules_of
+
+Result = tuple[int, str, str]
+
+COMMANDS = {
+    "classify": "classify tiny-cpu photos --labels cat,dog --format json",
+    "classify on the emulator": "classify tiny-mlu photos --labels cat,dog",
+    "classify in 8 bits": "classify tiny-int8 photos --labels cat,dog",
+    "embed": "embed tiny-cpu photos -o rows.npy",
+    "embed as a job": "embed tiny-cpu photos -o job --shard-format npy",
+    "eval": "eval tiny-cpu --dataset imagefolder:sorted",
+    "info": "info tiny-cpu",
+    "compile": "compile tiny --target cpu -o again",
+    "compile for the emulator": "compile tiny --target emulated-mlu -o emulated",
+    "compile in 8 bits": "compile tiny --target cpu --precision int8 --calib imagefolder:sorted -o int8",
+    "search": "compile tiny --target cpu --max-drop 0.1 --calib imagefolder:sorted -o searched",
+    "lower": "lower tiny --for mlu -o lowered",
+    "compare": "compare tiny-cpu tiny --dataset imagefolder:sorted",
+    "export": "export ViT-B-32 -o exported",
+    "doctor": "doctor",
+}
+WORKS = (
+    "classify",
+    "classify on the emulator",
+    "classify in 8 bits",
+    "embed",
+    "embed as a job",
+    "eval",
+    "info",
+    "compile",
+)
+NEEDS_COMPILE = ("compile for the emulator", "compile in 8 bits", "search", "lower", "compare")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """What each of ``COMMANDS`` gave, in one process that finds the packages of the base install only."""
+    folder = tmp_path_factory.mktemp("base")
+    _write_pictures(folder)
+    exported = support.write_exported(folder / "tiny")
+    _compile(exported, "cpu", Precision.FORCE_FLOAT32)
+    _compile(exported, "mlu", Precision.FORCE_FLOAT16, target="emulated-mlu")
+    _compile(exported, "int8", Precision.QINT8_MIXED_FLOAT32)
+    program = REPOSITORY / "tests" / "only_base.py"
+    commands = json.dumps([command.split() for command in COMMANDS.values()])
+    environment = {**os.environ, "CLIPMLU_CACHE_DIR": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, program, commands], capture_output=True, text=True, check=False, cwd=folder, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(COMMANDS, map(tuple, json.loads(done.stdout)), strict=True))
+
+
+def _write_pictures(folder: Path) -> None:
+    for number in range(8):
+        for place in ("photos", f"sorted/{support.NAMES[number % 2]}"):
+            _save_picture(number, folder / place)
+    for number in range(8, 12):  # others, since images of a calibration are no test of it
+        _save_picture(number, folder / "calibration")
+
+
+def _save_picture(number: int, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    support.picture(number).save(folder / f"{number}.png")
+
+
+def _compile(exported: ExportedBundle, name: str, precision: Precision, target: str = "cpu") -> None:
+    photos = exported.path.with_name("calibration")
+    calibration = None if precision.bits is None else CalibrationOptions(dataset=str(photos), samples=4)
+    options = CompileOptions(target=target, precision=precision, batch_size=4, max_batch=8, calibration=calibration)
+    compile_bundle(exported, exported.path.with_name(f"tiny-{name}"), options)
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_command_needs_no_extra(results: dict[str, Result], name: str) -> None:
+    code, _out, err = results[name]
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("name", NEEDS_COMPILE)
+def test_command_that_lowers_a_graph_names_the_extra_at_once(results: dict[str, Result], name: str) -> None:
+    code, out, err = results[name]
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        "clipmlu: Lowering a graph to a target's operators needs 'onnx_ir', which is not installed. "
+        "Install it with: pip install 'clipmlu[compile]'"
+    ]
+
+
+def test_export_names_its_extra(results: dict[str, Result]) -> None:
+    code, out, err = results["export"]
+    assert (code, out) == (1, "")
+    assert "pip install 'clipmlu[export]'" in err
+
+
+def test_doctor_names_the_extra_that_compiles(results: dict[str, Result]) -> None:
+    code, out, _err = results["doctor"]
+    assert code == 0
+    assert "pip install 'clipmlu[compile]'" in out
+
+
+def test_base_install_has_no_large_package_of_an_extra() -> None:
+    large = {
+        "onnx-ir",
+        "sympy",
+        "torch",
+        "open_clip_torch",
+        "onnxscript",
+        "transformers",
+        "pyarrow",
+        "pandas",
+        "matplotlib",
+    }
+    assert base_packages() & large == set()
+    assert {"onnx", "onnxruntime", "numpy", "PIL", "tokenizers"} <= modules_of(base_packages())
+    assert not modules_of(base_packages()) & DEAD_WEIGHT
