@@ -28,7 +28,7 @@ ORDER = (
     ("model",),
     ("measure",),
     ("tune", "jobs"),
-    ("report",),
+    ("report", "serve"),
     ("chain", "doctor"),
     ("api",),
     ("cli",),
