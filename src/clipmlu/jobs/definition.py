@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from clipmlu.backends.provenance import Provenance, provenance_of
+from clipmlu.bundle.space import space_of
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.open_set import resolve_open_set
 from clipmlu.classify.scoring import PREFER_TOWERS, check_joint_prompts
 from clipmlu.data.class_prompts import resolve_labels, resolve_prompts
 from clipmlu.errors import OptionError
+from clipmlu.file_names import name_from_path
 from clipmlu.host import require
-from clipmlu.jobs.manifest import JobSettings
+from clipmlu.jobs.manifest import JobOrigin, JobSettings
 from clipmlu.jobs.options import ClassificationOptions, JobOptions
 from clipmlu.jobs.rows import RowSchema
 from clipmlu.model import Model, load_for_images
@@ -28,6 +31,7 @@ class JobDefinition:
         settings: options that decide the results.
         schema: columns of the rows.
         provenance: bundle and software that compute the results.
+        origin: where the job is begun.
         layout: layout of the bundle.
         classifier: content of the given classifier file, or None.
     """
@@ -35,6 +39,7 @@ class JobDefinition:
     settings: JobSettings
     schema: RowSchema
     provenance: Provenance
+    origin: JobOrigin
     layout: str
     classifier: bytes | None = None
 
@@ -98,6 +103,11 @@ def define_job(bundle: Path, options: JobOptions, on_note: Callable[[str], objec
             ),
             schema=_schema(model, options, classes),
             provenance=provenance_of(model.bundle, ()),
+            origin=JobOrigin(
+                bundle=name_from_path(os.path.abspath(bundle)),
+                folder=name_from_path(os.getcwd()),
+                space=space_of(model.runnable.facts),
+            ),
             layout=model.runnable.facts.layout,
             classifier=None if classes is None else classes.content,
         )

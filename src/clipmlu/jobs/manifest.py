@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from clipmlu.backends.provenance import Provenance
+from clipmlu.bundle.space import EmbeddingSpace
 from clipmlu.classify.open_set import OpenSet
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.jobs.formats import FormatName
@@ -71,6 +72,20 @@ class InputPlan(Spec, frozen=True, kw_only=True):
     images: NaturalInt | None
 
 
+class JobOrigin(Spec, frozen=True, kw_only=True):
+    """Where a job was begun: how its bundle and its images are found again. It decides no result.
+
+    Attributes:
+        bundle: absolute path of the bundle, as a name.
+        folder: the working directory, to which relative names of images refer, as a name.
+        space: embedding space of the bundle.
+    """
+
+    bundle: str
+    folder: str
+    space: EmbeddingSpace
+
+
 class JobManifest(Spec, frozen=True, kw_only=True):
     """Content of ``job.json``.
 
@@ -81,6 +96,7 @@ class JobManifest(Spec, frozen=True, kw_only=True):
         inputs: the input.
         provenance: bundle and software that compute the results.
         classifier_sha256: digest in hex of the job's classifier file, with which all workers classify; None if it has none.
+        origin: where the job was begun; None in jobs of earlier versions.
     """
 
     key: dict[str, str]
@@ -89,6 +105,11 @@ class JobManifest(Spec, frozen=True, kw_only=True):
     inputs: InputPlan
     provenance: Provenance
     classifier_sha256: str | None = None
+    origin: JobOrigin | None = None
+
+    def is_same_job(self, other: JobManifest) -> bool:
+        """Return whether two manifests are equal, wherever their jobs were begun and whatever classifier was computed."""
+        return msgspec.structs.replace(self, classifier_sha256=other.classifier_sha256, origin=other.origin) == other
 
     @property
     def shard_format(self) -> FormatName:
@@ -101,7 +122,9 @@ class JobManifest(Spec, frozen=True, kw_only=True):
         return self.inputs.shards
 
 
-def make_manifest(settings: JobSettings, schema: RowSchema, inputs: InputPlan, provenance: Provenance) -> JobManifest:
+def make_manifest(
+    settings: JobSettings, schema: RowSchema, inputs: InputPlan, provenance: Provenance, origin: JobOrigin
+) -> JobManifest:
     """Return the manifest of a job with its key."""
     parts = _deciding(settings, schema, provenance)
     return JobManifest(
@@ -110,6 +133,7 @@ def make_manifest(settings: JobSettings, schema: RowSchema, inputs: InputPlan, p
         schema=schema,
         inputs=inputs,
         provenance=provenance,
+        origin=origin,
     )
 
 

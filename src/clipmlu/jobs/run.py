@@ -184,7 +184,7 @@ def _begin(
     with job.stage(classifier=definition.has_classifier_file) as staged:
         inputs, *classifier, manifest_path = staged.paths
         plan = write_plan(pieces, inputs, job.inputs_path)
-        wanted = make_manifest(definition.settings, definition.schema, plan, definition.provenance)
+        wanted = make_manifest(definition.settings, definition.schema, plan, definition.provenance, definition.origin)
         stored = _stored_manifest(job, wanted, inputs, overwrite=options.overwrite)
         content: bytes | None = None
         if stored is None or not job.has_classifier(stored):
@@ -265,7 +265,7 @@ def _stored_manifest(job: JobFolder, wanted: JobManifest, inputs: Path, *, overw
         if overwrite:
             return None
         raise
-    if stored is None or msgspec.structs.replace(stored, classifier_sha256=None) == wanted:
+    if stored is None or stored.is_same_job(wanted):
         return stored
     if overwrite:
         return None
