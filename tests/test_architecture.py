@@ -28,6 +28,7 @@ ORDER = (
     ("model",),
     ("measure",),
     ("tune", "jobs"),
+    ("index",),
     ("report", "serve"),
     ("chain", "doctor"),
     ("api",),

@@ -39,6 +39,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "SessionOptions": ("clipmlu.backends.base", {}),
     "WorkerOptions": ("clipmlu.magicmind.client.options", {"python": "python3"}),
     "JobOptions": ("clipmlu.jobs.options", {}),
+    "IndexOptions": ("clipmlu.index.options", {}),
     "ClassificationOptions": ("clipmlu.jobs.options", {"class_names": ("cat", "dog")}),
     "UrlOptions": ("clipmlu.data.url.options", {}),
     "MluBuild": ("clipmlu.specs", {}),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clipmlu.api.machine import check_machine, list_datasets, list_models, run_emulated
     from clipmlu.api.measuring import compare_bundles, evaluate, measure_speed, run_sweep
     from clipmlu.api.pipeline import pipeline
+    from clipmlu.api.searching import build_index, search_index
     from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction, Predictions
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from clipmlu.export.options import ExportOptions
     from clipmlu.file_names import path_from_name
     from clipmlu.importing.options import ImportOptions
+    from clipmlu.index.opened import Hit, VectorIndex, open_index
+    from clipmlu.index.report import IndexReport
+    from clipmlu.index.search import SearchResults
     from clipmlu.jobs.job import Job, open_job
     from clipmlu.jobs.options import ClassificationOptions, JobOptions
     from clipmlu.jobs.run import JobReport, run_job
@@ -68,7 +72,9 @@ _HOMES = {
     "EvalOptions": "clipmlu.measure.accuracy.evaluate",
     "ExportOptions": "clipmlu.export.options",
     "ExportedBundle": "clipmlu.bundle.directory",
+    "Hit": "clipmlu.index.opened",
     "ImportOptions": "clipmlu.importing.options",
+    "IndexReport": "clipmlu.index.report",
     "Job": "clipmlu.jobs.job",
     "JobOptions": "clipmlu.jobs.options",
     "JobReport": "clipmlu.jobs.run",
@@ -80,11 +86,14 @@ _HOMES = {
     "Predictions": "clipmlu.classify.results",
     "SearchOptions": "clipmlu.tune.trial",
     "SearchReport": "clipmlu.tune.trial",
+    "SearchResults": "clipmlu.index.search",
     "SpeedOptions": "clipmlu.measure.speed.loads",
     "SpeedReport": "clipmlu.measure.speed.speed",
     "SweepOptions": "clipmlu.tune.sweep_options",
     "SweepReport": "clipmlu.tune.sweep_report",
+    "VectorIndex": "clipmlu.index.opened",
     "ZeroShotClassifier": "clipmlu.classify.classifier",
+    "build_index": "clipmlu.api.searching",
     "calibrate_bundle": "clipmlu.api.building",
     "check_machine": "clipmlu.api.machine",
     "classify_images": "clipmlu.api.bulk",
@@ -102,6 +111,7 @@ _HOMES = {
     "measure_speed": "clipmlu.api.measuring",
     "open_bundle": "clipmlu.bundle.directory",
     "open_dataset": "clipmlu.data.datasets",
+    "open_index": "clipmlu.index.opened",
     "open_job": "clipmlu.jobs.job",
     "path_from_name": "clipmlu.file_names",
     "pipeline": "clipmlu.api.pipeline",
@@ -109,6 +119,7 @@ _HOMES = {
     "run_job": "clipmlu.jobs.run",
     "run_sweep": "clipmlu.api.measuring",
     "search_bundle": "clipmlu.api.building",
+    "search_index": "clipmlu.api.searching",
 }
 
 __all__ = [
@@ -127,7 +138,9 @@ __all__ = [
     "EvalOptions",
     "ExportOptions",
     "ExportedBundle",
+    "Hit",
     "ImportOptions",
+    "IndexReport",
     "Job",
     "JobOptions",
     "JobReport",
@@ -139,12 +152,15 @@ __all__ = [
     "Predictions",
     "SearchOptions",
     "SearchReport",
+    "SearchResults",
     "SpeedOptions",
     "SpeedReport",
     "SweepOptions",
     "SweepReport",
+    "VectorIndex",
     "ZeroShotClassifier",
     "__version__",
+    "build_index",
     "calibrate_bundle",
     "check_machine",
     "classify_images",
@@ -162,6 +178,7 @@ __all__ = [
     "measure_speed",
     "open_bundle",
     "open_dataset",
+    "open_index",
     "open_job",
     "path_from_name",
     "pipeline",
@@ -169,6 +186,7 @@ __all__ = [
     "run_job",
     "run_sweep",
     "search_bundle",
+    "search_index",
 ]
 
 

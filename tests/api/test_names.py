@@ -27,11 +27,13 @@ FUNCTIONS = {
     "eval": "evaluate",
     "export": "export_model",
     "import": "import_onnx",
+    "index": "build_index",
     "info": "open_bundle",
     "job": "open_job",
     "lower": "lower",
     "models": "list_models",
     "run": "pipeline",
+    "search": "search_index",
     "sweep": "run_sweep",
 }
 """Command -> its function."""
@@ -75,7 +77,21 @@ def test_every_command_has_a_function() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["bench", "calibrate", "classify", "compare", "compile", "embed", "eval", "export", "import", "lower", "sweep"],
+    [
+        "bench",
+        "calibrate",
+        "classify",
+        "compare",
+        "compile",
+        "embed",
+        "eval",
+        "export",
+        "import",
+        "index",
+        "lower",
+        "search",
+        "sweep",
+    ],
 )
 def test_every_option_of_a_command_is_a_keyword_of_its_function(command: str) -> None:
     options = {str(each.name) for each in cli.commands[command].params if isinstance(each, click.Option)}

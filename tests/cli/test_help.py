@@ -84,8 +84,12 @@ def _made_before(line: str, compiled: CompiledBundle) -> None:
         shutil.copytree(compiled.path, "demo-cpu")
     if "int8" in words[:-1]:
         shutil.copytree(compiled.path, "int8")
-    if words[1] == "job":
+    if words[1] in ("job", "index", "search"):
         assert main(["embed", "demo-cpu", "photos/", "-o", "embeddings/"]) == 0
+    if "more.npy" in words:
+        assert main(["embed", "demo-cpu", "photos/", "-o", "more.npy"]) == 0
+    if words[1] == "search":
+        assert main(["index", "embeddings/"]) == 0
 
 
 @pytest.mark.usefixtures("_place")

@@ -1,0 +1,153 @@
+"""The public functions of the search by text and image: building an index, and searching it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from clipmlu.arguments import as_path, shown
+from clipmlu.data.textfile import read_lines
+from clipmlu.errors import OptionError
+from clipmlu.index import build
+from clipmlu.index.opened import VectorIndex, open_index
+from clipmlu.index.options import IndexOptions
+from clipmlu.index.queries import Given, collect_queries
+from clipmlu.index.report import IndexReport
+from clipmlu.index.search import DEFAULT_K, SearchResults, open_model, search
+from clipmlu.jobs.rows import EmbeddingDtype
+from clipmlu.keywords import check_keywords, with_keywords
+from clipmlu.model import Model
+from clipmlu.specs import NaturalInt, PositiveInt
+from clipmlu.steps import StartStep, no_steps
+
+Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+class IndexKeywords(TypedDict, total=False):
+    """Keywords of ``build_index``.
+
+    Attributes:
+        bundle: the compiled bundle that embeds queries; None for the one that the job names.
+        dtype: dtype of the rows; None for that of an existing index, else float32. float16 needs half the disk, and its search takes
+            several times as long.
+        overwrite: make the index anew, of the given sources only.
+        verify: compute the digests of all files again, those of the shards and those of the index.
+    """
+
+    bundle: str | os.PathLike[str] | None
+    dtype: EmbeddingDtype | None
+    overwrite: bool
+    verify: bool
+
+
+class SearchKeywords(TypedDict, total=False):
+    """Keywords of ``search_index``.
+
+    Attributes:
+        text: texts that are queries whatever they look like.
+        image: images that are queries: paths, or images of PIL.
+        queries_from: a file of more queries, one per line.
+        top_k: images for each query.
+        combine: make one query of all: the sum of their unit vectors, each times its weight.
+        weights: one number for each query, which are combined; a negative one moves away from its query.
+        include: glob patterns of names, of which an image must match one; ``*`` also stands for ``/``, and a pattern without
+            ``/`` may match the last part of a name.
+        exclude: glob patterns of names that are left out.
+        bundle: the bundle that embeds the queries, or an open model; None for that of the index.
+        threads: CPU threads per batch; 0 lets the runtime choose.
+        device: index of the MLU card; None for the first one.
+    """
+
+    text: str | Sequence[str]
+    image: Given | Iterable[Given]
+    queries_from: str | os.PathLike[str] | None
+    top_k: PositiveInt
+    combine: bool
+    weights: Sequence[float] | None
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    bundle: str | os.PathLike[str] | Model | None
+    threads: NaturalInt
+    device: NaturalInt | None
+
+
+@with_keywords(IndexKeywords, defaults=IndexOptions)
+def build_index(
+    sources: Sources = (),
+    output: str | os.PathLike[str] | None = None,
+    *,
+    on_note: Callable[[str], object] = lambda _note: None,
+    on_step: StartStep = no_steps,
+    **keywords: Unpack[IndexKeywords],
+) -> IndexReport:
+    """Make an index of embeddings, or take new and changed shards into it, as ``clipmlu index`` does.
+
+    A run that was interrupted goes on with the same call. Other sources of an existing index stay in it.
+
+    Args:
+        sources: folders of jobs and ``.npy`` files of ``clipmlu embed``; none to update an index from those that it has.
+        output: folder of the index; None for ``index`` in the folder of the job, or ``NAME.index`` beside ``NAME.npy``.
+        on_note: called with a line for people.
+        on_step: shows the shards; see ``clipmlu.steps``.
+
+    Returns:
+        The report: what was added, changed, removed and kept.
+
+    Raises:
+        OptionError: a value is wrong, or a job stores no embeddings.
+        InputError: a source is damaged, or was computed with another model.
+        OutputExistsError: the output is something else than an index.
+        OutputError: the index cannot be written; it is as before.
+    """
+    given = check_keywords(keywords, IndexKeywords, "build_index")
+    paths = _paths(sources)
+    folder = build.default_output(paths) if output is None else as_path(output, "the output")
+    return build.build(paths, folder, IndexOptions(**given), on_note=on_note, on_step=on_step)
+
+
+@with_keywords(SearchKeywords)
+def search_index(
+    index: str | os.PathLike[str] | VectorIndex,
+    queries: Given | Iterable[Given] = (),
+    *,
+    on_note: Callable[[str], None] = lambda _note: None,
+    **keywords: Unpack[SearchKeywords],
+) -> SearchResults:
+    """Find the images of an index that are most similar to texts and images, as ``clipmlu search`` does.
+
+    To search by vectors, without a model, see ``VectorIndex.search``.
+
+    Args:
+        index: folder of an index, or of the job that it lies in; or what ``open_index`` returns.
+        queries: texts and images: a text that is the path of an image file is that image, as are path objects and images of PIL.
+        on_note: called with a line for people.
+
+    Returns:
+        The images of each query, best first.
+
+    Raises:
+        OptionError: a value is wrong.
+        InputError: the index is damaged, an image cannot be read, or the bundle holds another model.
+        BundleError: there is no bundle at the path.
+    """
+    given = check_keywords(keywords, SearchKeywords, "search_index")
+    listed = given.get("queries_from")
+    lines = [] if listed is None else read_lines(as_path(listed, "the list of queries"), "list of queries", on_note)
+    found = collect_queries(queries, given.get("text", ()), given.get("image", ()), lines=lines, on_note=on_note)
+    opened = index if isinstance(index, VectorIndex) else open_index(index)
+    bundle = given.get("bundle")
+    image_only = all(query.kind == "image" for query in found)
+    running = {name: given[name] for name in ("threads", "device") if name in given}
+    chosen = {name: given[name] for name in ("combine", "weights", "include", "exclude") if name in given}
+    place = bundle if bundle is None or isinstance(bundle, Model) else as_path(bundle, "the bundle")
+    with open_model(opened, place, image_only=image_only, **running) as model:
+        return search(opened, found, model, k=given.get("top_k", DEFAULT_K), **chosen)
+
+
+def _paths(sources: Sources) -> list[Path]:
+    given: Any = [sources] if isinstance(sources, str | os.PathLike) else sources
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise OptionError(f"sources are {shown(sources)}; expected the folder of a job, a .npy file, or a list of them")
+    return [as_path(each, "a source") for each in given]

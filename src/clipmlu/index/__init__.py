@@ -1,0 +1,1 @@
+"""Vector indices of image embeddings: building, updating and searching them."""

@@ -1,0 +1,306 @@
+"""Building and updating an index: new and changed shards become segments, and ``index.json`` is published when all are written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from clipmlu.bundle.manifest import current_tool_versions
+from clipmlu.bundle.space import EmbeddingSpace
+from clipmlu.errors import BundleExistsError, InputError, OptionError
+from clipmlu.file_names import name_from_path
+from clipmlu.files.folder_lock import lock_folder
+from clipmlu.files.publish import StagedFiles, encode_json, output_errors
+from clipmlu.files.workspace import is_workspace_name, sweep
+from clipmlu.index.manifest import (
+    INDEX_FILE,
+    SEGMENTS_FOLDER,
+    FileTime,
+    IndexManifest,
+    Segment,
+    Source,
+    read_index_manifest,
+)
+from clipmlu.index.opened import JOB_INDEX
+from clipmlu.index.options import IndexOptions
+from clipmlu.index.report import Changes, IndexReport
+from clipmlu.index.segments import adopt_rows, has_whole_files, record_files, write_segment
+from clipmlu.index.sources import Shard, SourceContent, open_source
+from clipmlu.jobs.rows import EmbeddingDtype
+from clipmlu.keys import value_digest
+from clipmlu.steps import StartStep, no_steps
+
+_OWN_FILE = re.compile(r"[0-9a-f]{32}(\.npy|\.ids\.json)")
+_NAME_DIGITS = 32
+
+
+def default_output(sources: Sequence[Path]) -> Path:
+    """Return where the index of one source is written: ``index`` in the folder of a job, ``NAME.index`` beside ``NAME.npy``.
+
+    Raises:
+        OptionError: there is not exactly one source.
+    """
+    if len(sources) != 1:
+        raise OptionError(
+            "the output is not given; expected the folder of the index (-o), as there is not exactly one job"
+        )
+    (source,) = sources
+    return source.with_suffix(".index") if source.suffix == ".npy" and not source.is_dir() else source / JOB_INDEX
+
+
+def build(
+    sources: Sequence[Path],
+    output: Path,
+    options: IndexOptions,
+    *,
+    on_note: Callable[[str], object] = lambda _note: None,
+    on_step: StartStep = no_steps,
+) -> IndexReport:
+    """Make an index, or take new and changed shards into it; see ``clipmlu.build_index``."""
+    check_output(output)
+    name = name_from_path(output)
+
+    def note() -> None:
+        on_note(f"waiting for another process that works on the index in {name}")
+
+    with lock_folder(output, note):
+        check_output(output)
+        return _Build(sources, output, options, on_note, on_step).run()
+
+
+def check_output(output: Path) -> None:
+    """Check that a path is free or holds an index.
+
+    Raises:
+        BundleExistsError: it holds something else.
+        OutputError: it cannot be accessed.
+    """
+    sweep(output)
+    with output_errors(output):
+        if not os.path.lexists(output) or (output / INDEX_FILE).is_file():
+            return
+        if output.is_dir():
+            names = [each.name for each in output.iterdir() if not is_workspace_name(each.name)]
+            if set(names) <= {SEGMENTS_FOLDER}:  # a first run that was killed
+                return
+    raise BundleExistsError(f"Output '{output}' exists and is not an index; it is not changed. Choose another path.")
+
+
+class _Build:
+    """One run of ``build``, while it holds the lock of the folder."""
+
+    def __init__(
+        self,
+        sources: Sequence[Path],
+        output: Path,
+        options: IndexOptions,
+        on_note: Callable[[str], object],
+        on_step: StartStep,
+    ) -> None:
+        self._output = output
+        self._segments = output / SEGMENTS_FOLDER
+        self._options = options
+        self._on_note = on_note
+        self._on_step = on_step
+        self._stored = None if options.overwrite else read_index_manifest(output)
+        self._contents = [open_source(path, options.bundle_path) for path in sources or self._known_sources()]
+        self._changes = Counter[str]()
+
+    def run(self) -> IndexReport:
+        """Update the index and return what was done."""
+        stored = self._stored
+        if not self._contents and stored is None:
+            raise OptionError("there are no sources; expected the folder of a job, or a .npy file")
+        self._dim = self._check_dims()
+        self._dtype = self._check_dtype()
+        manifest = IndexManifest(
+            embedding_dim=self._dim,
+            dtype=self._dtype,
+            bundle=self._bundle(),
+            space=self._check_spaces(),
+            sources=self._merged_sources(),
+            tool_versions=current_tool_versions("numpy"),
+        )
+        if manifest != stored:
+            self._publish(manifest)
+        self._remove_unused(manifest)
+        return IndexReport.of(self._output, manifest, Changes(**self._changes))
+
+    def _known_sources(self) -> list[Path]:
+        """Return the paths of the index's sources that still exist."""
+        places = [source.place(self._output) for source in (() if self._stored is None else self._stored.sources)]
+        for place in places:
+            if not place.exists():
+                self._on_note(f"'{name_from_path(place)}' is gone; its rows stay in the index")
+        return [place for place in places if place.exists()]
+
+    def _check_dims(self) -> int:
+        """Return the size of the vectors."""
+        known = [(each.dim, each.path) for each in self._contents]
+        if self._stored is not None:
+            known.insert(0, (self._stored.embedding_dim, self._output))
+        dim, first = known[0]
+        for other, path in known:
+            if other != dim:
+                raise InputError(
+                    f"'{name_from_path(path)}' has vectors of {other}, '{name_from_path(first)}' of {dim}; one index holds one "
+                    "size. Make an index for each model."
+                )
+        return dim
+
+    def _check_dtype(self) -> EmbeddingDtype:
+        wanted, stored = self._options.dtype, self._stored
+        if stored is None:
+            return wanted or "float32"
+        if wanted not in (None, stored.dtype):
+            raise OptionError(
+                f"dtype is {wanted}; the index has {stored.dtype}. Leave it out, or make the index anew with --overwrite"
+            )
+        return stored.dtype
+
+    def _check_spaces(self) -> EmbeddingSpace | None:
+        """Return the embedding space of all sources, or None if none of them says it."""
+        known = [(each.space, each.path) for each in self._contents if each.space is not None]
+        if self._stored is not None and self._stored.space is not None:
+            known.insert(0, (self._stored.space, self._output))
+        if not known:
+            self._on_note(
+                "the sources do not say which model computed them; name its bundle with --bundle to search by text or image"
+            )
+            return None
+        space, first = known[0]
+        for other, path in known:
+            if other != space:
+                raise InputError(
+                    f"'{name_from_path(path)}' was computed with another model, '{other.model}', than '{name_from_path(first)}', "
+                    f"'{space.model}': their vectors cannot be compared. Make an index for each model."
+                )
+        return space
+
+    def _bundle(self) -> str | None:
+        found = [each.bundle for each in self._contents if each.bundle is not None]
+        if found:
+            return name_from_path(found[-1])
+        return None if self._stored is None else self._stored.bundle
+
+    def _merged_sources(self) -> tuple[Source, ...]:
+        """Return the sources: those of the index in their order, updated if they are given, and then new ones."""
+        sources = (
+            {} if self._stored is None else {source.place(self._output): source for source in self._stored.sources}
+        )
+        with self._on_step("indexing", total=sum(len(each.shards) for each in self._contents), unit="shards") as step:
+            for content in self._contents:
+                before = self._place_before(content, sources)
+                segments = tuple(self._take_shards(content, sources.get(before), step.advance))
+                updated = Source(
+                    path=self._relative(content.path),
+                    kind=content.kind,
+                    images_folder=name_from_path(content.images_folder),
+                    emulated=content.emulated,
+                    segments=segments,
+                )
+                # In its place, also if it was moved.
+                sources = {content.path if place == before else place: each for place, each in sources.items()}
+                sources[content.path] = updated
+        return tuple(sources.values())
+
+    def _place_before(self, content: SourceContent, sources: dict[Path, Source]) -> Path:
+        """Return the path under which a source is in the index: its own, or that from where it was moved."""
+        gone = [place for place in sources if not place.exists()]
+        if gone and content.path not in sources:
+            keys = {shard.key(shard.known or shard.digests()) for shard in content.shards}
+            for place in gone:
+                if keys & {segment.key for segment in sources[place].segments}:
+                    self._on_note(f"'{name_from_path(content.path)}' was at '{name_from_path(place)}' before")
+                    return place
+        return content.path
+
+    def _relative(self, path: Path) -> str:
+        """Return the path of a source: relative if the index lies in it, so that both can be moved together."""
+        output = Path(os.path.abspath(self._output))
+        return name_from_path(os.path.relpath(path, output) if output.is_relative_to(path) else path)
+
+    def _take_shards(
+        self, content: SourceContent, before: Source | None, on_shard: Callable[[], object]
+    ) -> Iterator[Segment]:
+        """Yield a segment for each shard; those of unchanged shards are taken as they are."""
+        known = {} if before is None else {segment.shard: segment for segment in before.segments}
+        if content.missing:
+            self._on_note(
+                f"{content.missing} shard(s) of '{name_from_path(content.path)}' are not done; index it again when they are"
+            )
+        for shard in content.shards:
+            yield self._take(shard, known.pop(shard.name, None))
+            on_shard()
+        self._count(removed=len(known))
+
+    def _take(self, shard: Shard, before: Segment | None) -> Segment:
+        times, options = shard.times(), self._options
+        if before is not None and times == before.times and not options.verify:
+            recorded = before.key if shard.known is None else shard.key(shard.known)
+            if recorded == before.key and self._is_intact(before):
+                self._count(kept=1, left_out=before.left_out)
+                return before
+        # Jobs record digests, which are compared when the shard is read.
+        digests = shard.digests() if shard.known is None or before is not None else shard.known
+        key = shard.key(digests)
+        if before is not None and key == before.key and self._is_intact(before):
+            self._count(kept=1, left_out=before.left_out)
+            return msgspec.structs.replace(before, times=times)
+        segment = self._write(shard, key, times)
+        self._count(**{"added" if before is None else "changed": 1}, left_out=segment.left_out)
+        return segment
+
+    def _is_intact(self, segment: Segment) -> bool:
+        path = self._path(segment.name)
+        if not self._options.verify:
+            return has_whole_files(path, segment)
+        try:
+            return record_files(path) == segment.files
+        except OSError:
+            return False
+
+    def _write(self, shard: Shard, key: str, times: dict[str, FileTime]) -> Segment:
+        """Write the segment of a shard, unless an earlier run that was killed has written it."""
+        name = value_digest([key, self._dtype])[:_NAME_DIGITS]
+        path = self._path(name)
+        rows = None if self._options.verify else adopt_rows(path, self._dim, self._dtype)
+        if rows is None:
+            written = write_segment(path, shard.read(), self._dim, self._dtype)
+            self._count(normalised=written.normalised)
+            rows = written.rows
+        if shard.times() != times:
+            raise InputError(f"'{shard.name}' was changed while it was read. Run the command again.")
+        with output_errors(path):
+            files = record_files(path)
+        return Segment(
+            name=name, shard=shard.name, key=key, rows=rows, left_out=shard.rows - rows, files=files, times=times
+        )
+
+    def _path(self, name: str) -> Path:
+        return self._segments / f"{name}.npy"
+
+    def _count(self, **counts: int) -> None:
+        self._changes.update(counts)
+
+    def _publish(self, manifest: IndexManifest) -> None:
+        target = self._output / INDEX_FILE
+        with StagedFiles([target], overwrite=True) as staged:
+            with output_errors(target):
+                staged.paths[0].write_bytes(encode_json(manifest))
+            staged.publish()
+
+    def _remove_unused(self, manifest: IndexManifest) -> None:
+        """Remove the files of segments that are no longer in the index; a process that searches them keeps what it has opened."""
+        used = {segment.name for segment in manifest.segments()}
+        with output_errors(self._output):
+            self._segments.mkdir(exist_ok=True)
+            sweep(self._segments)
+            for entry in list(os.scandir(self._segments)):
+                if _OWN_FILE.fullmatch(entry.name) and entry.name.partition(".")[0] not in used:
+                    os.unlink(entry.path)
