@@ -1,4 +1,4 @@
-"""Small pictures for notebooks, made when they are shown; they keep no large image in memory, and never fail."""
+"""Small pictures: JPEG files of images, and those of notebooks, which are made when they are shown, keep no large image, and never fail."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from clipmlu.errors import ClipmluError
 
 THUMBNAIL_SIDE = 96
 _MAX_PIXELS = 64_000_000  # a larger image would delay the notebook
+_QUALITY = 80
+_BACKGROUND = (255, 255, 255)
 
 
 class ImageReference:
@@ -91,9 +93,27 @@ def _finder(source: ImageSource | None) -> Callable[[], ImageSource | None]:
 
 def _thumbnail(source: ImageSource) -> str:
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    image = load_image(source, max_pixels=_MAX_PIXELS, at_least=side)
+    return jpeg_address(jpeg_thumbnail(load_image(source, max_pixels=_MAX_PIXELS, at_least=side), THUMBNAIL_SIDE))
+
+
+def jpeg_address(content: bytes) -> str:
+    """Return a JPEG file as a ``data:`` address."""
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def jpeg_thumbnail(image: Image.Image, edge: int) -> bytes:
+    """Return an image as a small JPEG file without metadata; equal pixels give equal bytes.
+
+    Args:
+        image: an image in any mode; transparent parts become white. It is not changed.
+        edge: pixels of the longer edge; a smaller image keeps its size.
+    """
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, _BACKGROUND)
+        image.paste(layer, mask=layer.getchannel("A"))
     small = image.convert("RGB") if image.mode != "RGB" else image.copy()
-    small.thumbnail(side)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    small.thumbnail((edge, edge), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    return stream.getvalue()

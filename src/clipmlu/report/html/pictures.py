@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING
 
+from clipmlu.data.thumbnails import jpeg_address, jpeg_thumbnail
 from clipmlu.host import require
 
 if TYPE_CHECKING:
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
 
 THUMBNAIL_EDGE = 128
 """Pixels of the longer edge of an embedded photo."""
-_QUALITY = 80
-_BACKGROUND = (255, 255, 255)
 
 
 def thumbnail_address(image: Image.Image, edge: int = THUMBNAIL_EDGE) -> str:
@@ -27,17 +24,7 @@ def thumbnail_address(image: Image.Image, edge: int = THUMBNAIL_EDGE) -> str:
     Returns:
         A JPEG file without metadata; equal pixels give equal text.
     """
-    from PIL import Image
-
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.new("RGB", layer.size, _BACKGROUND)
-        image.paste(layer, mask=layer.getchannel("A"))
-    small = image.convert("RGB")
-    small.thumbnail((edge, edge), Image.Resampling.BICUBIC)
-    stream = io.BytesIO()
-    small.save(stream, format="jpeg", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return jpeg_address(jpeg_thumbnail(image, edge))
 
 
 def inline_svg(drawing: str, label: str, *, purpose: str = "Writing an HTML page", extra: str = "report") -> str:
