@@ -44,7 +44,12 @@ GRAPH_SUFFIX = ".onnx"
 
 
 class FileRecord(Spec, frozen=True, kw_only=True):
-    """Digest and size of one file: SHA-256 in lower-case hex, and bytes."""
+    """Digest and size of one file.
+
+    Attributes:
+        sha256: SHA-256 of the content in lower-case hex.
+        size: bytes.
+    """
 
     sha256: str
     size: NaturalInt
