@@ -72,7 +72,9 @@ class OpenPage:
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             if whole:
-                self.page.evaluate("scrollTo({top: 0, behavior: 'instant'})")  # what sticks to the window is where the page has it
+                self.page.evaluate(
+                    "scrollTo({top: 0, behavior: 'instant'})"
+                )  # what sticks to the window is where the page has it
             self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=whole)
 
 

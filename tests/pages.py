@@ -18,8 +18,10 @@ A mark is an HTML comment before the block, which readers do not see:
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 from conftest import REPOSITORY
 
@@ -92,6 +94,16 @@ def indented_code(page: Path) -> list[str]:
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     found = re.findall(r"(?<=\n\n)((?: {4}\S.*\n)(?: {4}.*\n|\n(?= {4}))*)", text)
     return [line.strip() for block in found for line in block.splitlines() if line.strip()]
+
+
+def load_tool(name: str) -> ModuleType:
+    """The program of that name in ``tools/``, as a module."""
+    specification = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def masked(output: str) -> list[str]:

@@ -22,6 +22,7 @@ from clipmlu.cli import cli, main
 from clipmlu.host import cache_dir
 from clipmlu.jobs.engines.cards import CARD_RESOURCE
 from conftest import REPOSITORY
+from pages import load_tool
 from support import keep_export, picture, put_export
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -135,16 +136,11 @@ def test_every_command_is_in_the_readme() -> None:
         assert f"`clipmlu {name}" in README
 
 
-@pytest.mark.parametrize("page", ["cli", "python"])
-def test_a_reference_is_what_the_source_says(page: str) -> None:
-    tool = f"write_{page}_reference"
-    specification = importlib.util.spec_from_file_location(tool, REPOSITORY / "tools" / f"{tool}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    written = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    assert written == module.render_reference(), f"run: python tools/{tool}.py"
+@pytest.mark.parametrize("subject", ["cli", "python", "environment", "schema"])
+def test_a_reference_is_what_the_source_says(subject: str) -> None:
+    tool = load_tool(f"write_{subject}_reference")
+    for path, text in tool.render_files().items():
+        assert path.read_text(encoding="utf-8") == text, f"run: python tools/write_{subject}_reference.py"
 
 
 def test_the_map_names_every_folder_and_module_of_the_package() -> None:

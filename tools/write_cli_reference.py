@@ -19,19 +19,8 @@ def render_reference() -> str:
     contexts = [top]
     for name, command in sorted(cli.commands.items()):
         contexts.append(click.Context(command, info_name=name, parent=top, **sizes))
-    title = "# Command line\n\nWritten by `python tools/write_cli_reference.py`; do not edit.\n"
-    return "\n".join([title, *map(_section, contexts), _variables(contexts), _COMPLETION])
-
-
-def _variables(contexts: list[click.Context]) -> str:
-    """Return the table of the environment variables that are defaults of options."""
-    rows: dict[str, tuple[str, list[str]]] = {}
-    for context in contexts:
-        for parameter in context.command.params:
-            if isinstance(parameter, click.Option) and isinstance(parameter.envvar, str):
-                rows.setdefault(parameter.envvar, (parameter.opts[0], []))[1].append(str(context.info_name))
-    lines = [f"| `{name}` | `{option}` | {', '.join(users)} |" for name, (option, users) in sorted(rows.items())]
-    return "\n".join([_VARIABLES, *lines, ""])
+    title = "# Command line\n\nWritten by `python tools/write_cli_reference.py`; do not edit. [Environment variables](reference/environment.md), [exit codes](reference/exit-codes.md).\n"
+    return "\n".join([title, *map(_section, contexts), _COMPLETION])
 
 
 _COMPLETION = """\
@@ -47,20 +36,16 @@ _CLIPMLU_COMPLETE=fish_source clipmlu | source            # ~/.config/fish/confi
 ```
 """
 
-_VARIABLES = """\
-## Environment variables
-
-A variable is the default of an option: an option on the command line replaces it, it excludes no other option, and an
-empty one counts as not set. A flag is set by 1, true, yes or on.
-
-| variable | option | commands |
-|---|---|---|"""
-
 
 def _section(context: click.Context) -> str:
     return f"## {context.command_path}\n\n```text\n{context.command.get_help(context).rstrip()}\n```\n"
 
 
+def render_files() -> dict[Path, str]:
+    """Return the text of each file that this tool writes."""
+    return {PATH: render_reference()}
+
+
 if __name__ == "__main__":
-    PATH.parent.mkdir(exist_ok=True)
-    PATH.write_text(render_reference(), encoding="utf-8")
+    for path, text in render_files().items():
+        path.write_text(text, encoding="utf-8")

@@ -57,6 +57,8 @@ OTHERS: dict[str, dict[str, str]] = {
         "CC": "C compiler that builds the kernel for images",
         "CLIPMLU_TEST_DATA": "tests: folder with CIFAR-100 and golden tensors",
         "CLIPMLU_TEST_PYTHON37": "tests: an interpreter of Python 3.7 with NumPy",
+        "CLIPMLU_TEST_CHROMIUM": "tests: the Chromium that opens pages",
+        "CLIPMLU_TEST_PICTURES": "tests: folder for pictures of the pages, to be looked at",
     },
 }
 _INTRODUCTION = """# Environment variables
@@ -89,6 +91,11 @@ def _table(title: str, names: dict[str, str]) -> str:
     return "\n".join([f"## {title}", "", "| variable | meaning |", "|---|---|", *lines, ""])
 
 
+def render_files() -> dict[Path, str]:
+    """Return the text of each file that this tool writes."""
+    return {PATH: render_reference()}
+
+
 if __name__ == "__main__":
-    PATH.parent.mkdir(exist_ok=True)
-    PATH.write_text(render_reference(), encoding="utf-8")
+    for path, text in render_files().items():
+        path.write_text(text, encoding="utf-8")

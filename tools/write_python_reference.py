@@ -99,5 +99,11 @@ def _indented(text: str | None) -> str:
     return "\n".join(f"    {line}".rstrip() for line in (text or "").splitlines())
 
 
+def render_files() -> dict[Path, str]:
+    """Return the text of each file that this tool writes."""
+    return {PATH: render_reference()}
+
+
 if __name__ == "__main__":
-    PATH.write_text(render_reference(), encoding="utf-8")
+    for path, text in render_files().items():
+        path.write_text(text, encoding="utf-8")

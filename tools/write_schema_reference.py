@@ -54,8 +54,8 @@ shows the reports in Python.
 }
 
 
-def render_pages() -> dict[str, str]:
-    """Return the text of every file, by its name in ``docs/reference``."""
+def render_files() -> dict[Path, str]:
+    """Return the text of each file that this tool writes."""
     files = {}
     for page, kinds in TYPES.items():
         references, components = msgspec.json.schema_components(list(kinds.values()))
@@ -63,13 +63,13 @@ def render_pages() -> dict[str, str]:
         titles = {kind.__name__: title for title, kind in kinds.items()}
         ordered = sorted(components, key=lambda name: (name not in titles, list(components).index(name)))
         sections = [_section(name, components[name], structs[name], titles.get(name, "")) for name in ordered]
-        files[f"{page}.md"] = "\n".join([INTRODUCTIONS[page], NOTICE, *sections])
+        files[FOLDER / f"{page}.md"] = "\n".join([INTRODUCTIONS[page], NOTICE, *sections])
         schema = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "anyOf": list(references),
             "$defs": components,
         }
-        files[f"{page}.schema.json"] = json.dumps(schema, indent=1) + "\n"
+        files[FOLDER / f"{page}.schema.json"] = json.dumps(schema, indent=1) + "\n"
     return files
 
 
@@ -158,6 +158,5 @@ def _bounds(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for name, text in render_pages().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+    for path, text in render_files().items():
+        path.write_text(text, encoding="utf-8")

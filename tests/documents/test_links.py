@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import unicodedata
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -69,22 +67,6 @@ def test_external_links_are_listed_once_a_year() -> None:
     assert all(re.fullmatch(r"https://[\w.-]+(/[^\s]*)?", link) for link in links)
 
 
-def _tool(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def test_schemas_are_those_of_the_types() -> None:
-    for name, text in _tool("write_schema_reference").render_pages().items():
-        assert (DOCS / "reference" / name).read_text(encoding="utf-8") == text, (
-            "run: python tools/write_schema_reference.py"
-        )
-
-
 def test_a_manifest_is_valid_by_its_schema(compiled: CompiledBundle) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="an independent reader of JSON schemas")
     schema = json.loads((DOCS / "reference" / "manifest.schema.json").read_text(encoding="utf-8"))
@@ -103,9 +85,7 @@ def test_every_type_of_the_schemas_is_described() -> None:
 
 
 def test_environment_variables_are_those_of_the_source() -> None:
-    tool = _tool("write_environment_reference")
     text = (DOCS / "reference" / "environment.md").read_text(encoding="utf-8")
-    assert text == tool.render_reference(), "run: python tools/write_environment_reference.py"
     named = set(re.findall(r"^\| `([A-Z][A-Z0-9_]+)`", text, flags=re.MULTILINE))
     assert _read_by_the_source() - named == set()
     unknown = {name for name in named if name.startswith("CLIPMLU_")} - _read_by_the_source()
