@@ -1,12 +1,12 @@
 # Two commands for a new checkout: `make demo` and `make test`. Each makes what it needs in .venv and nothing elsewhere.
-# `make lint` needs neither torch nor the tests' packages, and makes .venv-lint.
+# `make lint` and `make docs` need neither torch nor the tests' packages, and make .venv-lint.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LINT := .venv-lint
 INSTALL := -m pip install --no-compile # Python compiles what is imported, a tenth of it
 
-.PHONY: demo install test test-all lint clean
+.PHONY: demo install test test-all lint docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/clipmlu run demo
@@ -26,6 +26,10 @@ lint: $(LINT)/lint.stamp
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy
 	$(LINT)/bin/basedpyright --pythonpath $(LINT)/bin/python
+	$(LINT)/bin/codespell $$(git ls-files '*.md' '*.py' '*.c' '*.toml' '*.yml' '*.yaml' Makefile)
+
+docs: $(LINT)/lint.stamp
+	$(LINT)/bin/zensical build --clean --strict
 
 $(VENV)/demo.stamp: pyproject.toml
 	@echo "make demo: installing into $(VENV), with torch, which is about 5.8 GB from the index (README: a smaller one); some minutes"
@@ -41,7 +45,7 @@ $(VENV)/test.stamp: pyproject.toml
 
 $(LINT)/lint.stamp: pyproject.toml
 	test -x $(LINT)/bin/python || $(PYTHON) -m venv $(LINT)
-	$(LINT)/bin/python $(INSTALL) --editable '.[lint]'
+	$(LINT)/bin/python $(INSTALL) --editable '.[docs,lint]'
 	touch $@
 
 clean:
