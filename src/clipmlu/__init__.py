@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clipmlu.api.measuring import compare_bundles, evaluate, measure_speed, run_sweep
     from clipmlu.api.pipeline import pipeline
     from clipmlu.api.searching import build_index, search_index
+    from clipmlu.api.serving import create_app, run_server
     from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
     from clipmlu.classify.classifier import ZeroShotClassifier
     from clipmlu.classify.results import Prediction, Predictions
@@ -99,6 +100,7 @@ _HOMES = {
     "classify_images": "clipmlu.api.bulk",
     "compare_bundles": "clipmlu.api.measuring",
     "compile_bundle": "clipmlu.api.building",
+    "create_app": "clipmlu.api.serving",
     "embed_images": "clipmlu.api.bulk",
     "embed_to_file": "clipmlu.api.bulk",
     "evaluate": "clipmlu.api.measuring",
@@ -117,6 +119,7 @@ _HOMES = {
     "pipeline": "clipmlu.api.pipeline",
     "run_emulated": "clipmlu.api.machine",
     "run_job": "clipmlu.jobs.run",
+    "run_server": "clipmlu.api.serving",
     "run_sweep": "clipmlu.api.measuring",
     "search_bundle": "clipmlu.api.building",
     "search_index": "clipmlu.api.searching",
@@ -166,6 +169,7 @@ __all__ = [
     "classify_images",
     "compare_bundles",
     "compile_bundle",
+    "create_app",
     "embed_images",
     "embed_to_file",
     "evaluate",
@@ -184,6 +188,7 @@ __all__ = [
     "pipeline",
     "run_emulated",
     "run_job",
+    "run_server",
     "run_sweep",
     "search_bundle",
     "search_index",

@@ -45,6 +45,7 @@ _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ray": ("clipmlu embed -o DIR --engine ray", ("ray",)),
     "report": ("clipmlu report", ("jinja2", "matplotlib")),
     "search": ("clipmlu search --html", ("jinja2",)),
+    "serve": ("clipmlu serve", ("fastapi", "uvicorn", "python_multipart", "prometheus_client")),
 }
 """Maps an extra to the command that needs it and the modules that it installs."""
 

@@ -34,6 +34,7 @@ FUNCTIONS = {
     "models": "list_models",
     "run": "pipeline",
     "search": "search_index",
+    "serve": "run_server",
     "sweep": "run_sweep",
 }
 """Command -> its function."""
@@ -90,6 +91,7 @@ def test_every_command_has_a_function() -> None:
         "index",
         "lower",
         "search",
+        "serve",
         "sweep",
     ],
 )

@@ -33,6 +33,8 @@ NOT_RUN = {
     "clipmlu doctor --probe-sdk --emulated --output probe": "tests/magicmind run the probes",
     "clipmlu emulate -- mm_run --magicmind_model demo-mlu/image.mm --batch_size 32": "tests/mlu/emulator run the tool",
     "clipmlu emulate --compat -- python infer.py": "tests/mlu/emulator run such scripts",
+    'clipmlu serve demo-cpu --labels "red circle,blue square"': "serves until it is stopped; tests/serve do",
+    "clipmlu serve b32-cpu mine=other-cpu --port 9000": "serves until it is stopped; tests/serve do",
     "clipmlu models": "needs open_clip, which comes with torch; tests/export run it",
     "clipmlu models SigLIP2": "needs open_clip, which comes with torch; tests/export run it",
 }

@@ -32,6 +32,7 @@ from clipmlu.cli.job import job_command
 from clipmlu.cli.lower import lower_command
 from clipmlu.cli.run import run_command
 from clipmlu.cli.search import search_command
+from clipmlu.cli.serve import serve_command
 from clipmlu.cli.sweep import sweep_command
 from clipmlu.cli.worker import worker_command
 from clipmlu.errors import ClipmluError, did_you_mean
@@ -64,7 +65,7 @@ def cli() -> None:
 
 cli.add_section("Start", (run_command, doctor_command))
 cli.add_section("Models", (export_command, import_command, calibrate_command, compile_command))
-cli.add_section("Classify and embed", (classify_command, embed_command, job_command))
+cli.add_section("Classify and embed", (classify_command, embed_command, job_command, serve_command))
 cli.add_section("Search", (index_command, search_command))
 cli.add_section("Measure", (eval_command, compare_command, bench_command, sweep_command))
 cli.add_section("MLU cards", (lower_command, emulate_command, worker_command))

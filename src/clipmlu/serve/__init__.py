@@ -1,1 +1,1 @@
-"""The HTTP server: models, their queue and the routes."""
+"""Serving over HTTP: a service that is independent of HTTP, and the FastAPI application around it."""

@@ -1,0 +1,1 @@
+"""HTTP around the service: the application, bodies of requests, answers and errors."""

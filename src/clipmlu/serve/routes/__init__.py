@@ -1,0 +1,12 @@
+"""Routes of the HTTP server: one module for each subject, each with a ``router``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from clipmlu.serve.routes import classify, embed, status
+
+
+def all_routers() -> tuple[APIRouter, ...]:
+    """Return the routers of the application, in order."""
+    return (classify.router, embed.router, status.router)

@@ -1,0 +1,84 @@
+"""The service: the bundles that are served, and the index. It is independent of HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from clipmlu.errors import OptionError, UnknownNameError
+from clipmlu.model import load_for_images
+from clipmlu.serve.options import ServeOptions
+from clipmlu.serve.refusal import Refusal
+from clipmlu.serve.served_model import ServedModel
+
+
+class Service:
+    """The bundles that are served.
+
+    Attributes:
+        options: options of the server.
+        models: maps a name to its bundle; the first one is the default.
+        index: the index of ``/v1/search``, or None.
+    """
+
+    def __init__(self, models: Mapping[str, ServedModel], options: ServeOptions, index: Any = None) -> None:
+        if not models:
+            raise OptionError("no bundles; expected one or more to serve")
+        self.models = dict(models)
+        self.options = options
+        self.index = index
+
+    def model(self, name: str | None) -> ServedModel:
+        """Return a bundle by its name; None for the first.
+
+        Raises:
+            Refusal: there is none with this name.
+        """
+        if name is None:
+            return next(iter(self.models.values()))
+        try:
+            return self.models[name]
+        except KeyError:
+            raise Refusal("unknown_model", str(UnknownNameError("model", name, self.models))) from None
+
+    def why_not_ready(self) -> str | None:
+        """Return why requests cannot be answered now, or None."""
+        return None
+
+    def close(self) -> None:
+        """Release all bundles."""
+        for model in self.models.values():
+            model.close()
+
+
+def open_service(bundles: Mapping[str, str | os.PathLike[str]], options: ServeOptions) -> Service:
+    """Load bundles and return the service.
+
+    Args:
+        bundles: maps a name to the directory of a compiled bundle.
+        options: options of the server.
+
+    Raises:
+        OptionError, BundleError, BackendUnavailableError: as for ``clipmlu.load``.
+    """
+    return Service(
+        {
+            name: ServedModel(name, load_for_images(path, _Running(options), image_only=False), options)
+            for name, path in bundles.items()
+        },
+        options,
+    )
+
+
+class _Running:
+    """The options of a server as ``load_for_images`` reads them."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        from clipmlu.data.images import DEFAULT_MAX_PIXELS
+
+        self.threads = options.threads
+        self.device = options.device
+        self.devices = options.devices
+        self.fast_preprocess = options.fast_preprocess
+        self.max_pixels = options.max_pixels or DEFAULT_MAX_PIXELS
