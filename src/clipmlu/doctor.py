@@ -44,7 +44,7 @@ _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "openvino": ("clipmlu compile --target openvino", ("openvino",)),
     "ray": ("clipmlu embed -o DIR --engine ray", ("ray",)),
     "report": ("clipmlu report", ("jinja2", "matplotlib")),
-    "search": ("clipmlu search --html", ("jinja2",)),
+    "search": ("clipmlu index --approximate, clipmlu search --html", ("faiss", "jinja2")),
     "serve": ("clipmlu serve", ("fastapi", "uvicorn", "python_multipart", "prometheus_client")),
 }
 """Maps an extra to the command that needs it and the modules that it installs."""
@@ -342,7 +342,7 @@ def _extra_findings() -> Iterator[Finding]:
 
 
 def _version_of(module: str) -> str:
-    return metadata.version({"open_clip": "open_clip_torch"}.get(module, module))
+    return metadata.version({"faiss": "faiss-cpu", "open_clip": "open_clip_torch"}.get(module, module))
 
 
 def _cache_finding() -> Finding:

@@ -12,7 +12,7 @@ from clipmlu.data.textfile import read_lines
 from clipmlu.errors import OptionError
 from clipmlu.index import build
 from clipmlu.index.opened import VectorIndex, open_index
-from clipmlu.index.options import IndexOptions
+from clipmlu.index.options import IndexOptions, Recall
 from clipmlu.index.queries import Given, collect_queries
 from clipmlu.index.report import IndexReport
 from clipmlu.index.search import DEFAULT_K, SearchResults, open_model, search
@@ -32,12 +32,17 @@ class IndexKeywords(TypedDict, total=False):
         bundle: the compiled bundle that embeds queries; None for the one that the job names.
         dtype: dtype of the rows; None for that of an existing index, else float32. float16 needs half the disk, and its search takes
             several times as long.
+        approximate: make an approximate index beside the exact one, which searches of large indices use; an index that has one keeps
+            it. Needs faiss-cpu.
+        recall: share of the 10 best rows that the approximate index must find; None for that of an existing one, else 0.95.
         overwrite: make the index anew, of the given sources only.
         verify: compute the digests of all files again, those of the shards and those of the index.
     """
 
     bundle: str | os.PathLike[str] | None
     dtype: EmbeddingDtype | None
+    approximate: bool
+    recall: Recall | None
     overwrite: bool
     verify: bool
 
@@ -55,6 +60,7 @@ class SearchKeywords(TypedDict, total=False):
         include: glob patterns of names, of which an image must match one; ``*`` also stands for ``/``, and a pattern without
             ``/`` may match the last part of a name.
         exclude: glob patterns of names that are left out.
+        exact: search all rows, also if there is an approximate index.
         bundle: the bundle that embeds the queries, or an open model; None for that of the index.
         threads: CPU threads per batch; 0 lets the runtime choose.
         device: index of the MLU card; None for the first one.
@@ -68,6 +74,7 @@ class SearchKeywords(TypedDict, total=False):
     weights: Sequence[float] | None
     include: str | Sequence[str]
     exclude: str | Sequence[str]
+    exact: bool
     bundle: str | os.PathLike[str] | Model | None
     threads: NaturalInt
     device: NaturalInt | None
@@ -140,7 +147,7 @@ def search_index(
     bundle = given.get("bundle")
     image_only = all(query.kind == "image" for query in found)
     running = {name: given[name] for name in ("threads", "device") if name in given}
-    chosen = {name: given[name] for name in ("combine", "weights", "include", "exclude") if name in given}
+    chosen = {name: given[name] for name in ("combine", "weights", "include", "exclude", "exact") if name in given}
     place = bundle if bundle is None or isinstance(bundle, Model) else as_path(bundle, "the bundle")
     with open_model(opened, place, image_only=image_only, **running) as model:
         return search(opened, found, model, k=given.get("top_k", DEFAULT_K), **chosen)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import warn
-from clipmlu.cli._options import PATH, Choice, json_option
+from clipmlu.cli._options import PATH, Choice, Number, json_option
 from clipmlu.cli._progress import STEPS
 
 
@@ -28,17 +29,22 @@ from clipmlu.cli._progress import STEPS
     type=Choice(["float32", "float16"]),
     help="Of the rows; float16 needs half the disk and several times the time. [default: float32]",
 )
+@click.option(
+    "--approximate", is_flag=True, help="Make an approximate index, too, which searches then use (faiss-cpu)."
+)
+@click.option(
+    "--recall",
+    type=Number(min=0, min_open=True, max=1),
+    help="Share of the 10 best rows that it must find. [default: 0.95]",
+)
 @click.option("--overwrite", is_flag=True, help="Make the index anew, of the given sources only.")
 @click.option("--verify", is_flag=True, help="Compare all digests, also of shards that are in the index.")
 @json_option
 def index_command(
     sources: tuple[Path, ...],
     output: Path | None,
-    bundle: Path | None,
-    dtype: str | None,
-    overwrite: bool,
-    verify: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Make an index of the embeddings in SOURCE, for 'clipmlu search': folders of jobs, and .npy files, of 'clipmlu embed'.
 
@@ -50,6 +56,5 @@ def index_command(
     from clipmlu.keywords import pick_keywords
     from clipmlu.report.search import show_index
 
-    given = {"bundle": bundle, "dtype": dtype, "overwrite": overwrite, "verify": verify}
     report = build_index(sources, output, on_note=warn, on_step=STEPS, **pick_keywords(given, IndexKeywords))
     show_index(report, as_json=as_json)

@@ -33,6 +33,7 @@ from clipmlu.errors import OptionError
 @click.option("--weights", metavar="W,W,...", help="Combine with a weight for each query, such as 1,-0.5.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only images whose name matches; may be repeated.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No images whose name matches; may be repeated.")
+@click.option("--exact", is_flag=True, help="Search all rows, also if there is an approximate index.")
 @click.option("--bundle", type=PATH, help="Bundle that embeds the queries. [default: that of the index]")
 @threads_option
 @device_option

@@ -17,9 +17,12 @@ from clipmlu.file_names import name_from_path
 from clipmlu.files.folder_lock import lock_folder
 from clipmlu.files.publish import StagedFiles, encode_json, output_errors
 from clipmlu.files.workspace import is_workspace_name, sweep
+from clipmlu.index.approximate import import_faiss
+from clipmlu.index.approximate_update import is_current, update_approximate
 from clipmlu.index.manifest import (
     INDEX_FILE,
     SEGMENTS_FOLDER,
+    ApproximateRecord,
     FileTime,
     IndexManifest,
     Segment,
@@ -37,6 +40,7 @@ from clipmlu.steps import StartStep, no_steps
 
 _OWN_FILE = re.compile(r"[0-9a-f]{32}(\.npy|\.ids\.json)")
 _NAME_DIGITS = 32
+_ADVISED_BYTES = 2_000_000_000  # some tenths of a second for each query on two cores
 
 
 def default_output(sources: Sequence[Path]) -> Path:
@@ -108,6 +112,8 @@ class _Build:
         self._on_note = on_note
         self._on_step = on_step
         self._stored = None if options.overwrite else read_index_manifest(output)
+        if options.approximate or (self._stored is not None and self._stored.approximate is not None):
+            import_faiss()  # before slow work
         self._contents = [open_source(path, options.bundle_path) for path in sources or self._known_sources()]
         self._changes = Counter[str]()
 
@@ -126,9 +132,11 @@ class _Build:
             sources=self._merged_sources(),
             tool_versions=current_tool_versions("numpy"),
         )
+        manifest = msgspec.structs.replace(manifest, approximate=self._approximate(manifest))
         if manifest != stored:
             self._publish(manifest)
         self._remove_unused(manifest)
+        self._advise(manifest)
         return IndexReport.of(self._output, manifest, Changes(**self._changes))
 
     def _known_sources(self) -> list[Path]:
@@ -288,6 +296,24 @@ class _Build:
     def _count(self, **counts: int) -> None:
         self._changes.update(counts)
 
+    def _approximate(self, manifest: IndexManifest) -> ApproximateRecord | None:
+        """Return the approximate index of the present segments: an index that has one keeps it up to date."""
+        stored = None if self._stored is None else self._stored.approximate
+        if stored is None and not self._options.approximate:
+            return None
+        if stored is not None and is_current(stored, manifest, self._options, self._output):
+            return stored
+        return update_approximate(
+            self._output, manifest, stored, self._options, on_note=self._on_note, on_step=self._on_step
+        )
+
+    def _advise(self, manifest: IndexManifest) -> None:
+        size = manifest.rows * manifest.embedding_dim * (4 if manifest.dtype == "float32" else 2)
+        if manifest.approximate is None and size > _ADVISED_BYTES:
+            self._on_note(
+                f"an exact search reads {size / 1e9:.1f} GB for each query; with --approximate it takes a fraction of the time"
+            )
+
     def _publish(self, manifest: IndexManifest) -> None:
         target = self._output / INDEX_FILE
         with StagedFiles([target], overwrite=True) as staged:
@@ -304,3 +330,6 @@ class _Build:
             for entry in list(os.scandir(self._segments)):
                 if _OWN_FILE.fullmatch(entry.name) and entry.name.partition(".")[0] not in used:
                     os.unlink(entry.path)
+            for path in self._output.glob("approximate-*.faiss"):
+                if manifest.approximate is None or path.name != manifest.approximate.name:
+                    path.unlink()

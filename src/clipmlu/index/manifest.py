@@ -74,6 +74,34 @@ class Source(Spec, frozen=True, kw_only=True):
         return Path(os.path.normpath(os.path.abspath(index) / Path(text_from_name(self.path))))
 
 
+class ApproximateRecord(Spec, frozen=True, kw_only=True):
+    """The approximate index beside the exact one, and what it was measured to find.
+
+    Attributes:
+        name: its file in the folder of the index.
+        file: digest of the file.
+        slots: name of the segment of each slot of its ids; empty for a free slot.
+        trained_rows: rows that the index had when the clusters were computed.
+        lists: number of clusters.
+        probes: clusters that a query searches.
+        wanted_recall: the recall for which ``probes`` was chosen.
+        recall: share of the 10 best rows of the exact search that is found, for held rows as queries, 0..1.
+        queries: number of held queries: rows from which no clusters were computed.
+        text_recall: the same for texts; None if the bundle could not be opened.
+    """
+
+    name: str
+    file: FileRecord
+    slots: tuple[str, ...]
+    trained_rows: PositiveInt
+    lists: PositiveInt
+    probes: PositiveInt
+    wanted_recall: float
+    recall: float
+    queries: PositiveInt
+    text_recall: float | None
+
+
 class IndexManifest(Spec, frozen=True, kw_only=True):
     """Content of ``index.json``.
 
@@ -85,6 +113,7 @@ class IndexManifest(Spec, frozen=True, kw_only=True):
         space: embedding space of the rows; None if it is not known.
         sources: where the rows come from.
         tool_versions: versions of the tools that wrote the index.
+        approximate: the approximate index; None without one.
     """
 
     schema_version: int = INDEX_SCHEMA
@@ -94,6 +123,7 @@ class IndexManifest(Spec, frozen=True, kw_only=True):
     space: EmbeddingSpace | None
     sources: tuple[Source, ...]
     tool_versions: dict[str, str]
+    approximate: ApproximateRecord | None = None
 
     @property
     def rows(self) -> int:

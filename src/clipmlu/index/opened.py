@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +15,14 @@ from clipmlu.arguments import as_path, check_argument
 from clipmlu.display import Displayed, Summary
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path, path_from_name
+from clipmlu.index.approximate import Clusters
 from clipmlu.index.exact import BestRows, search_exactly
 from clipmlu.index.filters import NameFilter
-from clipmlu.index.manifest import INDEX_FILE, SEGMENTS_FOLDER, IndexManifest, Source, read_index_manifest
-from clipmlu.index.segments import OpenSegment
+from clipmlu.index.manifest import INDEX_FILE, ApproximateRecord, IndexManifest, read_index_manifest
+from clipmlu.index.state import IndexState, Mark, mark_of
 from clipmlu.specs import PositiveInt, Spec
 
 _ATTEMPTS = 5
-_KEPT_MASKS = 8
 JOB_INDEX = "index"
 """Name of the folder of an index in that of its job."""
 
@@ -67,7 +65,8 @@ class VectorIndex(Displayed):
     def __init__(self, path: Path) -> None:
         self.path = find_index(path)
         self._lock = threading.Lock()
-        self._state = self._read()
+        self._mark, self._state = self._read()
+        self._clusters: dict[str, Clusters] = {}
 
     @property
     def manifest(self) -> IndexManifest:
@@ -120,9 +119,9 @@ class VectorIndex(Displayed):
             InputError: the index is gone or damaged; the earlier state stays.
         """
         with self._lock:
-            if _mark(self.path) == self._state.mark:
+            if mark_of(self.path) == self._mark:
                 return False
-            self._state = self._read()
+            self._mark, self._state = self._read()
             return True
 
     def search(
@@ -132,6 +131,7 @@ class VectorIndex(Displayed):
         *,
         include: str | Sequence[str] = (),
         exclude: str | Sequence[str] = (),
+        exact: bool = False,
     ) -> list[tuple[Hit, ...]]:
         """Return the images most similar to each query.
 
@@ -141,6 +141,8 @@ class VectorIndex(Displayed):
             include: glob patterns of names, of which an image must match one; empty for all. ``*`` also stands for ``/``, and
                 a pattern without ``/`` may match the last part of a name.
             exclude: glob patterns of names that are left out.
+            exact: search all rows, also if there is an approximate index, which finds most of the best ones. A search with a
+                filter is always exact.
 
         Returns:
             The hits of each query, best first; images with equal scores are in the order of the index.
@@ -148,13 +150,34 @@ class VectorIndex(Displayed):
         Raises:
             OptionError: a vector has another size, is not finite or is zero, or ``k`` is not positive.
             InputError: the index is damaged.
+            MissingDependencyError: the approximate index needs faiss-cpu.
         """
         count = check_argument(k, PositiveInt, "k")
         state, names = self._state, NameFilter(include, exclude)
         queries = check_queries(vectors, self.embedding_dim)
-        mask = None if names.selects_all else state.mask(names)
-        found = search_exactly(queries, state.parts, count, mask)
-        return [state.hits(each) for each in found]
+        approximate = state.manifest.approximate
+        if approximate is not None and names.selects_all and not check_argument(exact, bool, "exact"):
+            found = self._clusters_of(state, approximate).search(state, queries, count, approximate.probes)
+        else:
+            found = search_exactly(queries, state.parts, count, None if names.selects_all else state.mask(names))
+        return [_hits(state, each) for each in found]
+
+    def recall_of(
+        self, include: str | Sequence[str] = (), exclude: str | Sequence[str] = (), *, exact: bool = False
+    ) -> float | None:
+        """Return the measured recall of a search with these arguments; None if it is exact."""
+        record = self.manifest.approximate
+        if record is None or exact or not NameFilter(include, exclude).selects_all:
+            return None
+        return min(record.recall, 1.0 if record.text_recall is None else record.text_recall)
+
+    def _clusters_of(self, state: IndexState, record: ApproximateRecord) -> Clusters:
+        """Return the approximate index, which is read when it is first needed."""
+        assert state.approximate_file is not None
+        with self._lock:
+            if record.name not in self._clusters:
+                self._clusters = {record.name: Clusters.read(self.path / record.name, state.approximate_file, record)}
+            return self._clusters[record.name]
 
     def image_path(self, hit: Hit) -> Path:
         """Return the path of the file of a hit, which may not exist: a relative name counts from the folder in which its job was begun.
@@ -165,17 +188,17 @@ class VectorIndex(Displayed):
         source = self._state.source_of(hit.row)
         return path_from_name(source.images_folder) / path_from_name(hit.id)
 
-    def _read(self) -> _State:
+    def _read(self) -> tuple[Mark | None, IndexState]:
         """Read the folder; an update that ends meanwhile replaces files, and then this begins again."""
         for _ in range(_ATTEMPTS):
-            mark, manifest = _mark(self.path), read_index_manifest(self.path)
+            mark, manifest = mark_of(self.path), read_index_manifest(self.path)
             if manifest is None:
                 raise _no_index(self.path)
             try:
-                return _State(self.path, mark, manifest)
+                return mark, IndexState(self.path, manifest)
             except FileNotFoundError as error:
                 missing = error
-                if _mark(self.path) == mark:
+                if mark_of(self.path) == mark:
                     break
         raise InputError(
             f"Index '{name_from_path(self.path)}' is damaged: '{name_from_path(missing.filename)}' is missing. The same "
@@ -215,73 +238,11 @@ def check_queries(vectors: npt.ArrayLike, dim: int) -> npt.NDArray[np.float32]:
     return unit
 
 
-class _Mark(NamedTuple):
-    """What tells two states of ``index.json`` apart."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-
-def _mark(path: Path) -> _Mark | None:
-    try:
-        facts = (path / INDEX_FILE).stat()
-    except OSError:
-        return None
-    return _Mark(facts.st_ino, facts.st_size, facts.st_mtime_ns)
-
-
-class _State:
-    """An index as it was at one time.
-
-    Raises:
-        FileNotFoundError: a segment is missing.
-        InputError: a segment is damaged.
-    """
-
-    def __init__(self, path: Path, mark: _Mark | None, manifest: IndexManifest) -> None:
-        self.mark = mark
-        self.manifest = manifest
-        folder, dim, dtype = path / SEGMENTS_FOLDER, manifest.embedding_dim, manifest.dtype
-        self._segments = [
-            OpenSegment(folder / f"{each.name}.npy", each, dim, dtype) for each in manifest.segments() if each.rows
-        ]
-        self._sources = [source for source in manifest.sources for each in source.segments if each.rows]
-        self.parts = [segment.vectors for segment in self._segments]
-        self._firsts = np.cumsum([0, *map(len, self.parts)]).tolist()
-        self.rows: int = self._firsts[-1]
-        self._masks: OrderedDict[tuple[tuple[str, ...], ...], npt.NDArray[np.bool_]] = OrderedDict()
-        self._masks_lock = threading.Lock()
-
-    def mask(self, names: NameFilter) -> npt.NDArray[np.bool_]:
-        """Return which rows pass a filter; the last few are kept."""
-        key = (names.include, names.exclude)
-        with self._masks_lock:
-            if key in self._masks:
-                self._masks.move_to_end(key)
-                return self._masks[key]
-        passes = names.compile()
-        mask = np.fromiter((passes(name) for each in self._segments for name in each.ids), bool, self.rows)
-        with self._masks_lock:
-            self._masks[key] = mask
-            while len(self._masks) > _KEPT_MASKS:
-                self._masks.popitem(last=False)
-        return mask
-
-    def hits(self, best: BestRows) -> tuple[Hit, ...]:
-        """Return rows with their names."""
-        return tuple(self._hit(int(row), float(score)) for row, score in zip(best.rows, best.scores, strict=True))
-
-    def _hit(self, row: int, score: float) -> Hit:
-        place = self._place(row)
-        return Hit(id=self._segments[place].ids[row - self._firsts[place]], score=score, row=row)
-
-    def source_of(self, row: int) -> Source:
-        """Return where a row comes from."""
-        return self._sources[self._place(row)]
-
-    def _place(self, row: int) -> int:
-        return bisect_right(self._firsts, row) - 1
+def _hits(state: IndexState, best: BestRows) -> tuple[Hit, ...]:
+    return tuple(
+        Hit(id=state.id_of(row), score=score, row=row)
+        for row, score in zip(best.rows.tolist(), best.scores.tolist(), strict=True)
+    )
 
 
 def _no_index(path: Path) -> InputError:

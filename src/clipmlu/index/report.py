@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipmlu.display import Displayed
 from clipmlu.file_names import name_from_path
-from clipmlu.index.manifest import IndexManifest
+from clipmlu.index.manifest import ApproximateRecord, IndexManifest
 from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.specs import NaturalInt, PositiveInt, Spec
 
@@ -43,6 +43,7 @@ class IndexReport(Displayed, Spec, frozen=True, kw_only=True):
         dtype: dtype of the rows.
         sources: number of jobs and files in the index.
         added, changed, removed, kept, left_out, normalised: see ``Changes``; of the sources of this call.
+        approximate: the approximate index and its measured recall; None without one.
         emulated: the emulated vendor SDK computed some of the rows.
     """
 
@@ -57,6 +58,7 @@ class IndexReport(Displayed, Spec, frozen=True, kw_only=True):
     kept: NaturalInt
     left_out: NaturalInt
     normalised: NaturalInt
+    approximate: ApproximateRecord | None
     emulated: bool
 
     @classmethod
@@ -68,6 +70,7 @@ class IndexReport(Displayed, Spec, frozen=True, kw_only=True):
             embedding_dim=manifest.embedding_dim,
             dtype=manifest.dtype,
             sources=len(manifest.sources),
+            approximate=manifest.approximate,
             emulated=manifest.emulated,
             **dataclasses.asdict(changes),
         )

@@ -44,6 +44,7 @@ class SearchResults(Displayed):
         rows: rows of the index.
         bundle: the bundle that embedded the queries.
         queries: one for each query, or one for all that were combined.
+        recall: share of the 10 best rows that the approximate index was measured to find; None if all rows were searched.
         emulated: the emulated vendor SDK computed rows or queries.
     """
 
@@ -51,6 +52,7 @@ class SearchResults(Displayed):
     rows: int
     bundle: Path
     queries: tuple[QueryHits, ...]
+    recall: float | None
     emulated: bool
 
     def summary(self) -> Summary:
@@ -160,12 +162,13 @@ def search(
     weights: Sequence[float] | None = None,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
+    exact: bool = False,
 ) -> SearchResults:
     """Search an index by queries; see ``clipmlu.search_index``."""
     embedded = embed_queries(model, queries)
     if combine or weights is not None:
         embedded = combine_queries(embedded, weights)
-    found = index.search(embedded.vectors, k, include=include, exclude=exclude)
+    found = index.search(embedded.vectors, k, include=include, exclude=exclude, exact=exact)
     return SearchResults(
         index=index.path,
         rows=index.rows,
@@ -174,5 +177,6 @@ def search(
             QueryHits(query=name, kind=kind, hits=hits)
             for name, kind, hits in zip(embedded.names, embedded.kinds, found, strict=True)
         ),
+        recall=index.recall_of(include, exclude, exact=exact),
         emulated=index.emulated or model.runnable.compilation.emulated,
     )

@@ -10,6 +10,7 @@ from clipmlu.report.tables import echo_json, figures, print_facts, print_sentenc
 from clipmlu.report.wrapping import Whole
 
 if TYPE_CHECKING:
+    from clipmlu.index.manifest import ApproximateRecord
     from clipmlu.index.report import IndexReport
     from clipmlu.index.search import QueryHits, SearchResults
 
@@ -28,10 +29,19 @@ def _index_facts(report: IndexReport) -> Iterator[tuple[str, str]]:
     yield "rows", f"{report.rows:,} of {report.embedding_dim} {report.dtype}, from {report.sources} source(s){mark}"
     counts = {"new": report.added, "changed": report.changed, "removed": report.removed, "unchanged": report.kept}
     yield "shards", ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
+    if report.approximate is not None:
+        yield "approximate", _describe_recall(report.approximate)
     if report.left_out:
         yield "left out", f"{report.left_out:,} row(s) without an embedding"
     if report.normalised:
         yield "normalised", f"{report.normalised:,} row(s) that were not of unit norm"
+
+
+def _describe_recall(record: ApproximateRecord) -> str:
+    found = f"finds {record.recall:.1%} of the 10 best rows for {record.queries} held images"
+    if record.text_recall is not None:
+        found += f", {record.text_recall:.1%} for texts"
+    return f"{found}; a query searches {record.probes:,} of {record.lists:,} clusters"
 
 
 def show_hits(results: SearchResults, *, as_json: bool) -> None:
@@ -41,6 +51,8 @@ def show_hits(results: SearchResults, *, as_json: bool) -> None:
         return
     for each in results.queries:
         print_query(each, emulated=results.emulated)
+    if results.recall is not None:
+        print_sentences([f"approximate: {results.recall:.1%} of the 10 best rows are found; --exact searches all"])
 
 
 def print_query(found: QueryHits, *, emulated: bool) -> None:
