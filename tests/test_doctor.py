@@ -20,6 +20,9 @@ from conftest import REPOSITORY
 from fake_packages import install_sdk
 from screen import missing, on_terminal
 
+DEVELOPERS = {"docs", "lint", "test"}
+"""The extras that only developers of this package need."""
+
 
 class _NoSdk:
     """An importer that finds no package ``magicmind``, not even an installed one."""
@@ -67,18 +70,21 @@ def test_absent_card_and_extra_are_no_problem(monkeypatch: pytest.MonkeyPatch, r
 
 
 def test_every_extra_has_a_line(root: Path) -> None:
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "optional-dependencies"
-    ]
-    others = {
-        "heif",
-        "jpeg",
-        "test",
-        "lint",
-        "all",
-    }  # image formats have lines of their own, the rest is for developers
+    formats = {"heif", "jpeg"}  # image formats have lines of their own
     found = {check.removeprefix("extra ") for check in _findings(root) if check.startswith("extra ")}
-    assert found == extras.keys() - others
+    assert found == _extras().keys() - formats - {"all"} - DEVELOPERS
+
+
+def test_extra_all_has_every_extra_for_users() -> None:
+    (everything,) = _extras()["all"]
+    names = everything.removeprefix("clipmlu[").removesuffix("]").split(",")
+    assert names == sorted(_extras().keys() - {"all"} - DEVELOPERS)
+
+
+def _extras() -> dict[str, list[str]]:
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    extras: dict[str, list[str]] = pyproject["project"]["optional-dependencies"]
+    return extras
 
 
 def test_resize_kernel_is_reported_with_pillows_version(root: Path) -> None:
