@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.cli import cli, main
-from clipmlu.host import cache_dir
 from clipmlu.jobs.engines.cards import CARD_RESOURCE
 from conftest import REPOSITORY
 from pages import load_tool
-from support import keep_export, picture, put_export
+from support import picture
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DESIGN = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
@@ -33,31 +32,6 @@ PACKAGE = REPOSITORY / "src" / "clipmlu"
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-@pytest.mark.torch
-def test_readme_commands_and_python_run(
-    demo_bundle: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In this process, with the export of ``demo_bundle``, which the command has made."""
-    monkeypatch.chdir(tmp_path)
-    commands = [line.replace("--samples 200", "--samples 20") for block in _blocks("sh") for line in block.splitlines()]
-    for line in commands:
-        program, *arguments = shlex.split(line)
-        assert program == "clipmlu", line
-        if arguments[0] == "bench":
-            arguments += ["--warmup", "0", "--duration", "20", "--iterations", "2"]
-        if arguments[0] == "export":
-            assert arguments == ["export", "demo", "-o", "demo"]
-            shutil.copytree(demo_bundle.path, "demo")
-            put_export(demo_bundle, tmp_path / "clipmlu-run" / "demo")
-            keep_export(demo_bundle, cache_dir())
-        else:
-            assert main(arguments) == 0, capsys.readouterr().err
-    capsys.readouterr()
-    for block in _blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
-        assert "Prediction(image 0: '" in capsys.readouterr().out
 
 
 @pytest.mark.torch

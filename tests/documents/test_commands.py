@@ -19,21 +19,22 @@ from clipmlu.cli import cli, main
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.host import cache_dir
+from conftest import REPOSITORY
 from pages import DOCS, NEEDS, Block, all_pages, blocks, indented_code, masked, name_of, start_of, without_code
 from support import keep_export, put_export
 
+README = REPOSITORY / "README.md"
 TUTORIAL = DOCS / "tutorial.md"
 ELSEWHERE = {
-    "README.md": "tests/test_docs.py",
     "docs/python.md": "the blocks are written by tools/write_python_reference.py",
     "docs/cli.md": "the examples of the help are run by tests/cli",
 }
 """Pages whose commands another test runs."""
 PROGRAMS = ("clipmlu", "python", "mkdir")
 _SMALLER = {"--samples": "20", "--calib-samples": "8", "--duration": "20"}
-"""Replaced in the quick run of the tutorial."""
-_LEFT_OUT = ("too-strict", "demo-mlu", "emulated-mlu", "clipmlu bench")
-"""Blocks with these are left out there: a second compilation in 8 bits, and what README has too."""
+"""Replaced in the quick runs."""
+LEFT_OUT = ("too-strict", "demo-mlu", "emulated-mlu", "clipmlu bench")
+"""Blocks with these are left out of the quick run of the tutorial: a second compilation in 8 bits, and what README has too."""
 
 
 def _has_commands(page: Path) -> bool:
@@ -66,13 +67,13 @@ def _prepare(page: Path, demo: ExportedBundle) -> None:
             assert "photos" in start_of(page)
 
 
-def _run_page(page: Path, demo: ExportedBundle, *, smaller: bool) -> int:
+def _run_page(page: Path, demo: ExportedBundle, *, smaller: bool, left_out: tuple[str, ...] = ()) -> int:
     """Run the blocks of a page in order; returns how many there were."""
     names: dict[str, Any] = {}
     out = ""
     count = 0
     for block in blocks(page):
-        if smaller and any(line in block.text for line in _LEFT_OUT):
+        if any(text in block.text for text in left_out):
             continue
         if block.language == "sh":
             out = "".join(_run_line(line, block, line == block.commands[-1], demo, smaller) for line in block.commands)
@@ -123,10 +124,13 @@ def _assert_part_of(shown: list[str], printed: list[str], where: str) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize(("page", "left_out"), [(README, ()), (TUTORIAL, LEFT_OUT)], ids=["README", "tutorial"])
 @pytest.mark.usefixtures("start")
-def test_the_tutorial_runs_on_fewer_images(demo_bundle: ExportedBundle) -> None:
-    pytest.importorskip("openvino", reason="its first page shows this target")
-    assert _run_page(TUTORIAL, demo_bundle, smaller=True) > 12
+def test_what_everybody_reads_first_runs_on_fewer_images(
+    demo_bundle: ExportedBundle, page: Path, left_out: tuple[str, ...]
+) -> None:
+    pytest.importorskip("openvino", reason="README shows this target")
+    assert _run_page(page, demo_bundle, smaller=True, left_out=left_out) > 5
 
 
 @pytest.mark.torch
