@@ -29,6 +29,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "LowerOptions": ("clipmlu.compile.lowering", {}),
     "CalibrationOptions": ("clipmlu.data.calibration", {"dataset": "demo"}),
     "EvalOptions": ("clipmlu.measure.accuracy.evaluate", {}),
+    "RetrievalOptions": ("clipmlu.measure.retrieval.evaluate", {}),
+    "PairChoice": ("clipmlu.data.pairs.reading", {"paths": ("pairs.csv",)}),
     "CompareOptions": ("clipmlu.measure.compare.compare", {}),
     "SpeedOptions": ("clipmlu.measure.speed.loads", {}),
     "MmRunOptions": ("clipmlu.magicmind.mm_run", {}),

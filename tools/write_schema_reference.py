@@ -20,6 +20,7 @@ from clipmlu.magicmind.mm_run import MmRunReport
 from clipmlu.magicmind.probe.records import ProbeReport
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.compare.compare import ComparisonReport
+from clipmlu.measure.retrieval.report import RetrievalReport
 from clipmlu.measure.speed.speed import SpeedReport
 from clipmlu.tune.sweep_report import SweepReport
 from clipmlu.tune.trial import SearchReport
@@ -30,6 +31,7 @@ TYPES = {
     "manifest": {"`manifest.json` of every bundle": Manifest},
     "reports": {
         "`clipmlu eval --json` and `--output`": AccuracyReport,
+        "`clipmlu eval --task retrieval --json` and `--output`": RetrievalReport,
         "`clipmlu compare --json`": ComparisonReport,
         "`clipmlu bench --json`": SpeedReport,
         "`clipmlu bench --tool mm_run --json`": MmRunReport,

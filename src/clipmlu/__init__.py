@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from clipmlu.api.bulk import EmbeddingReport, classify_images, embed_images, embed_to_file
     from clipmlu.api.importing import import_onnx
     from clipmlu.api.machine import check_machine, list_datasets, list_models, run_emulated
-    from clipmlu.api.measuring import compare_bundles, evaluate, measure_speed, run_sweep
+    from clipmlu.api.measuring import compare_bundles, evaluate, evaluate_retrieval, measure_speed, run_sweep
     from clipmlu.api.pipeline import pipeline
     from clipmlu.api.searching import build_index, search_index
     from clipmlu.api.serving import create_app, run_server
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from clipmlu.measure.accuracy.evaluate import EvalOptions
     from clipmlu.measure.accuracy.report import AccuracyReport
     from clipmlu.measure.compare.compare import CompareOptions, ComparisonReport
+    from clipmlu.measure.retrieval.evaluate import RetrievalOptions
+    from clipmlu.measure.retrieval.report import RetrievalReport
     from clipmlu.measure.speed.loads import SpeedOptions
     from clipmlu.measure.speed.speed import SpeedReport
     from clipmlu.model import Model, load
@@ -85,6 +87,8 @@ _HOMES = {
     "Precision": "clipmlu.specs",
     "Prediction": "clipmlu.classify.results",
     "Predictions": "clipmlu.classify.results",
+    "RetrievalOptions": "clipmlu.measure.retrieval.evaluate",
+    "RetrievalReport": "clipmlu.measure.retrieval.report",
     "SearchOptions": "clipmlu.tune.trial",
     "SearchReport": "clipmlu.tune.trial",
     "SearchResults": "clipmlu.index.search",
@@ -104,6 +108,7 @@ _HOMES = {
     "embed_images": "clipmlu.api.bulk",
     "embed_to_file": "clipmlu.api.bulk",
     "evaluate": "clipmlu.api.measuring",
+    "evaluate_retrieval": "clipmlu.api.measuring",
     "export_model": "clipmlu.api.building",
     "import_onnx": "clipmlu.api.importing",
     "list_datasets": "clipmlu.api.machine",
@@ -153,6 +158,8 @@ __all__ = [
     "Precision",
     "Prediction",
     "Predictions",
+    "RetrievalOptions",
+    "RetrievalReport",
     "SearchOptions",
     "SearchReport",
     "SearchResults",
@@ -173,6 +180,7 @@ __all__ = [
     "embed_images",
     "embed_to_file",
     "evaluate",
+    "evaluate_retrieval",
     "export_model",
     "import_onnx",
     "list_datasets",

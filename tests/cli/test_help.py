@@ -72,6 +72,7 @@ def _place(tmp_path: Path, exported: ExportedBundle, compiled: CompiledBundle, m
             Path(folder).mkdir(parents=True, exist_ok=True)
             support.picture(number).save(f"{folder}/{number}.png")
     Path("labels.txt").write_text("red circle\nblue square\n")
+    Path("captions.csv").write_text("image,caption\nphotos/0.png,a red circle\nphotos/1.png,a blue square\n")
     Path("gen_model.py").write_text("import magicmind\n")
     for name in ("image.onnx", "text.onnx", "tokenizer.json"):
         shutil.copy(exported.path / name, name)
@@ -145,7 +146,7 @@ def test_every_command_is_listed_once_under_a_heading(run: Run) -> None:
         ("compile", ["Options", "Gates", "Calibration", "Quantisation", "MLU cards", "Search", "General"]),
         ("classify", ["Options", "Images", "URLs", "Jobs", "Workers", "Running", "General"]),
         ("embed", ["Options", "Images", "URLs", "Jobs", "Workers", "Running", "General"]),
-        ("eval", ["Options", "Dataset", "Running", "Workers", "General"]),
+        ("eval", ["Options", "Dataset", "Running", "Workers", "Retrieval", "General"]),
         ("info", ["Options"]),
     ],
 )

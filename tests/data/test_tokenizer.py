@@ -467,6 +467,25 @@ def test_rows_do_not_depend_on_the_batch(stand_in: Path) -> None:
         np.testing.assert_array_equal(together[index], tokenize(texts[index])[0])
 
 
+@pytest.mark.parametrize("kind", ["clip", "stand-in", "class token"])
+def test_texts_that_lose_tokens_are_counted(kind: str, stand_in: Path, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue("clip_file") if kind == "clip" else stand_in
+    fields = {"class_token_id": 1, "bos_id": 1, "eos_id": 258} if kind == "class token" else {}
+    fields["pad_id"] = 99999  # no token
+    spec = clip_spec if kind == "clip" else hf_spec
+    short, long = (Tokenizer.load(path, spec(context_length=length, **fields)) for length in (24, 3000))
+    texts = [
+        *random_texts(150, seed=9),
+        "",
+        *("x " * count for count in range(8, 26)),
+        *("x" * count for count in range(18, 26)),
+    ]
+    expected = int(((long(texts) != 99999).sum(axis=1) > 24).sum())
+    assert 30 < expected < len(texts)
+    assert short.count_truncated(texts) == expected
+    assert short.count_truncated([]) == 0
+
+
 @pytest.mark.parametrize("texts", [[b"dog"], [None], ["a", 3], b"dog", [["a"]]])
 def test_what_is_no_text_is_a_type_error(texts: Any, stand_in: Path) -> None:
     with pytest.raises(OptionError, match=r"^texts(\[\d\])? (is|are) .*; expected a text"):

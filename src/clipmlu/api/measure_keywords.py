@@ -8,15 +8,18 @@ from typing import Any, Literal, TypedDict
 
 from clipmlu.api.compile_keywords import CalibrationKeywords, ReadingKeywords, TargetKeywords
 from clipmlu.backends.several_devices import check_devices
-from clipmlu.bundle.directory import ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.finding import list_images
+from clipmlu.data.pairs.reading import PairChoice
 from clipmlu.data.prompts import Templates
+from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError, OptionError
 from clipmlu.jobs.engines.options import EngineName, EngineOptions
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.compare.compare import TowerChoice
+from clipmlu.measure.retrieval.report import RetrievalReport
 from clipmlu.measure.speed.loads import SpeedOptions
 from clipmlu.measure.speed.scenarios import ScenarioName
 from clipmlu.specs import NaturalInt, PositiveInt, Precision, Probability
@@ -96,6 +99,44 @@ class EvaluateKeywords(DatasetKeywords, RunningKeywords, ReadingKeywords, Engine
     baseline: str | os.PathLike[str] | AccuracyReport | None
     max_drop: float | None
     reject_below: Probability | None
+
+
+class PairKeywords(TypedDict, total=False):
+    """Keywords of files of images and texts.
+
+    Attributes:
+        image_column: column or field of the image's path; None for the first of the usual names, such as ``image`` or ``filepath``.
+        text_column: column or field of the text, or of a list of texts; None for the first of the usual names, such as ``caption``.
+        image_root: folder of relative paths of images; None for the folder of the file, and then the current folder.
+        split: take the rows whose column ``split`` has this value; it must be given if there are several.
+    """
+
+    image_column: str | None
+    text_column: str | None
+    image_root: str | os.PathLike[str] | None
+    split: str | None
+
+
+class RetrievalKeywords(PairKeywords, RunningKeywords, ReadingKeywords, total=False):
+    """Keywords of ``evaluate_retrieval``.
+
+    Attributes:
+        samples: number of images, with all their texts; None for all.
+        shuffle: select ``samples`` images randomly; otherwise the first ones.
+        seed: seed of ``shuffle``.
+        allow_overlap: also evaluate images that a bundle was calibrated with; the report counts them.
+        reference: another bundle, its path or a loaded ``Model``: also report how far the rankings agree with its.
+        baseline: gate: an earlier report, or its JSON file, on the same pairs.
+        max_recall_drop: allowed loss of recall@1 against ``baseline`` in each direction, a fraction; 0.01 by default.
+    """
+
+    samples: PositiveInt | None
+    shuffle: bool
+    seed: NaturalInt
+    allow_overlap: bool
+    reference: str | os.PathLike[str] | CompiledBundle | Encoder | None
+    baseline: str | os.PathLike[str] | RetrievalReport | None
+    max_recall_drop: float | None
 
 
 class CompareKeywords(DatasetKeywords, ReadingKeywords, total=False):
@@ -217,6 +258,21 @@ def dataset_choice(
         size=given.get("samples", default_size),
         **{field: given[field] for field in fields if field in given},
     )
+
+
+def pair_choice(paths: Sequence[str | os.PathLike[str]], keywords: Mapping[str, Any]) -> PairChoice:
+    """Return files of pairs and how to read them, from ``PairKeywords`` and ``ReadingKeywords``.
+
+    Args:
+        paths: the files.
+        keywords: values of None count as not given; other keywords are left out.
+
+    Raises:
+        OptionError: a value is wrong, or there is no file.
+        InputError: the folder of the images does not exist.
+    """
+    names = (*PairKeywords.__annotations__, "max_pixels")
+    return PairChoice(paths=tuple(paths), **{name: keywords[name] for name in names if keywords.get(name) is not None})
 
 
 def engine_options(keywords: Mapping[str, Any]) -> EngineOptions:

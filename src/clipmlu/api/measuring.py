@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 from clipmlu.api.compile_keywords import (
@@ -20,17 +20,21 @@ from clipmlu.api.measure_keywords import (
     DatasetKeywords,
     EngineKeywords,
     EvaluateKeywords,
+    PairKeywords,
+    RetrievalKeywords,
     RunningKeywords,
     SpeedKeywords,
     SweepKeywords,
     dataset_choice,
     engine_options,
+    pair_choice,
     speed_options,
 )
 from clipmlu.arguments import check_argument, shown
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.datasets.choice import DatasetChoice
+from clipmlu.data.pairs.pairs import PairSet
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import OptionError
 from clipmlu.jobs.evaluation import evaluate_in_parts
@@ -40,6 +44,15 @@ from clipmlu.measure.accuracy.report import AccuracyReport, check_baseline, comp
 from clipmlu.measure.accuracy.tally import ImageResult, Tally
 from clipmlu.measure.compare import compare
 from clipmlu.measure.compare.compare import CompareOptions, ComparisonReport
+from clipmlu.measure.retrieval import evaluate as retrieval
+from clipmlu.measure.retrieval.evaluate import RetrievalOptions
+from clipmlu.measure.retrieval.report import (
+    DEFAULT_MAX_RECALL_DROP,
+    RetrievalReport,
+    check_recall,
+    compare_with_recall,
+    read_retrieval_report,
+)
 from clipmlu.measure.speed import speed
 from clipmlu.measure.speed.load import PipelineLoad
 from clipmlu.measure.speed.loads import SpeedOptions
@@ -123,6 +136,82 @@ def evaluate(
         report = compare_with_baseline(report, baseline, given.get("max_drop", _MAX_DROP))
         check_baseline(report)
     return report
+
+
+@with_keywords(PairKeywords, ReadingKeywords, RunningKeywords, RetrievalKeywords, defaults=RetrievalOptions)
+def evaluate_retrieval(
+    model: str | os.PathLike[str] | CompiledBundle | Encoder,
+    pairs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | PairSet,
+    options: RetrievalOptions | None = None,
+    *,
+    on_step: StartStep = no_steps,
+    **keywords: Unpack[RetrievalKeywords],
+) -> RetrievalReport:
+    """Measure how well images find their texts, and texts their images, as ``clipmlu eval --task retrieval`` does.
+
+    Args:
+        model: the bundle, its path, or a loaded ``Model``; with two towers.
+        pairs: one or several files of images and texts: ``.csv``, ``.tsv``, ``.jsonl``, ``.json``, or ``.tar`` of WebDataset.
+        options: an options object instead of the keywords.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
+
+    Returns:
+        The report; its recalls are fractions, 0 to 1.
+
+    Raises:
+        UnknownNameError: there is no such keyword.
+        OptionError: a value is wrong, or more samples than there are images.
+        ShapeError: the bundle does not support the batch size.
+        InputError: a file cannot be read, or not one image can be.
+        OverlapError: a bundle was calibrated with an image, and ``allow_overlap`` is False.
+        GateError: a recall is more than ``max_recall_drop`` below that of ``baseline``.
+        BundleError: there is no such bundle, it is not compiled, or it has the joint layout.
+    """
+    refuse_both(options, keywords, "evaluate_retrieval")
+    given = check_keywords(keywords, RetrievalKeywords, "evaluate_retrieval")
+    baseline = _recall_baseline(given)
+    opened = _open_pairs(pairs, given)
+    if options is None:
+        fields = {field.name for field in dataclasses.fields(RetrievalOptions)}
+        options = RetrievalOptions(**{name: value for name, value in given.items() if name in fields})
+    with contextlib.ExitStack() as stack:
+        encoder = stack.enter_context(_open_model(model, given))
+        other = given.get("reference")
+        reference = None if other is None else stack.enter_context(_open_model(other, _without_cards(given, other)))
+        report = retrieval.evaluate_retrieval(encoder, opened, options, reference=reference, on_step=on_step)
+    if baseline is not None:
+        report = compare_with_recall(report, baseline, given.get("max_recall_drop", DEFAULT_MAX_RECALL_DROP))
+        check_recall(report)
+    return report
+
+
+def _without_cards(given: Mapping[str, Any], other: object) -> Mapping[str, Any]:
+    """Return the keywords of loading a reference: it may be for a target without cards, and a loaded one takes none."""
+    if isinstance(other, Encoder):
+        return {}
+    return {name: value for name, value in given.items() if name not in ("device", "devices")}
+
+
+def _recall_baseline(given: Mapping[str, Any]) -> RetrievalReport | None:
+    baseline = given.get("baseline")
+    if baseline is None:
+        if given.get("max_recall_drop") is not None:
+            raise OptionError(
+                f"max recall drop is {given['max_recall_drop']}, but there is no baseline to compare with; give one"
+            )
+        return None
+    return baseline if isinstance(baseline, RetrievalReport) else read_retrieval_report(baseline)
+
+
+def _open_pairs(
+    pairs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | PairSet, given: Mapping[str, Any]
+) -> PairSet:
+    if not isinstance(pairs, PairSet):
+        return pair_choice([pairs] if isinstance(pairs, str | os.PathLike) else pairs, given).open()
+    for name in PairKeywords.__annotations__:
+        if given.get(name) is not None:
+            raise OptionError(f"{name.replace('_', ' ')} is {shown(given[name])}, but the pairs are open; leave it out")
+    return pairs
 
 
 def _baseline(given: Mapping[str, Any]) -> AccuracyReport | None:

@@ -38,6 +38,7 @@ def _names_options(prefix: str, whose: str) -> tuple[Option, ...]:
 def dataset_options(
     default_name: Callable[[Mapping[str, Any]], str | None] = lambda _given: None,
     default_size: int | None = None,
+    is_wanted: Callable[[Mapping[str, Any]], bool] = lambda _given: True,
     **attributes: Any,
 ) -> OptionGroup[DatasetChoice | None]:
     """Return the options of a labelled dataset; the command gets ``images``, a ``DatasetChoice``, or None without one.
@@ -47,12 +48,15 @@ def dataset_options(
     Args:
         default_name: returns the dataset of a command without ``--dataset``, from its parameters.
         default_size: number of images of a generated dataset, without ``--samples``.
+        is_wanted: returns from the parameters of a command whether it reads a dataset; if not, it gets None.
         attributes: attributes of ``--dataset``, such as ``required``, ``default`` or another ``help``.
     """
 
     def build(given: Mapping[str, Any]) -> DatasetChoice | None:
         from clipmlu.api import measure_keywords
 
+        if not is_wanted(given):
+            return None
         name = given["dataset"] or default_name(given)
         described = pick_keywords(given, measure_keywords.EvaluateKeywords)
         if name is None:  # options of the environment may be meant for other commands

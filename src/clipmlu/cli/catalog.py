@@ -75,7 +75,8 @@ def _show_models(models: Mapping[str, tuple[str, ...]], *, whole: bool) -> None:
     "--write-samples",
     type=PATH,
     metavar="DIR",
-    help="Write ten drawn pictures to DIR/photos and their class names to DIR/labels.txt instead, to try commands with.",
+    help="Write ten drawn pictures to DIR/photos, their class names to DIR/labels.txt and captions to DIR/captions.csv instead, to try "
+    "commands with.",
 )
 @overwrite_option
 @json_option

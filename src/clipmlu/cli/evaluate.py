@@ -23,6 +23,7 @@ from clipmlu.cli._options import (
 )
 from clipmlu.cli._progress import STEPS, ProgressView
 from clipmlu.cli._record import recorded
+from clipmlu.cli._retrieval import RetrievalRequest, evaluate_pairs, is_classification, retrieval_options
 from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
@@ -34,19 +35,22 @@ _MAX_DROP = 0.01
 
 @command(
     "eval",
-    short_help="Measure zero-shot accuracy on a labelled dataset.",
+    short_help="Measure zero-shot accuracy on a labelled dataset, or retrieval.",
     examples=(
         "clipmlu eval demo-cpu --dataset demo",
         "clipmlu eval demo-cpu --dataset imagefolder:shapes --templates openai-imagenet",
         "clipmlu eval demo-cpu --dataset demo --output report.json",
+        "clipmlu eval demo-cpu captions.csv --task retrieval",
     ),
 )
 @bundle_argument
-@dataset_options(required=True)
+@click.argument("pairs", type=PATH, nargs=-1)
+@dataset_options(is_wanted=is_classification)
 @sampling_options("Evaluate the first N images. [default: all]")
 @templates_option
 @running_options
 @engine_options
+@retrieval_options
 @click.option("--allow-overlap", is_flag=True, help="Also evaluate images that the bundle was calibrated with.")
 @click.option(
     "--baseline", type=PATH, metavar="REPORT", help="Gate: compare with this report of --output, on the same images."
@@ -67,7 +71,8 @@ _MAX_DROP = 0.01
 @json_option
 def eval_command(
     bundle: Path,
-    images: DatasetChoice,
+    retrieval: RetrievalRequest | None,
+    images: DatasetChoice | None,
     samples: int | None,
     shuffle: bool,
     seed: int,
@@ -84,7 +89,18 @@ def eval_command(
     per_class: bool,
     as_json: bool,
 ) -> int:
-    """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset."""
+    """Measure the zero-shot accuracy of a compiled BUNDLE on a labelled dataset.
+
+    With --task retrieval: measure how well the images and texts of PAIRS find each other. PAIRS are .csv or .tsv files with columns for
+    the image and the text, .jsonl or .json files (also COCO's captions and Karpathy's splits), or .tar archives of WebDataset. An image
+    may have several texts.
+    """
+    if retrieval is not None:
+        return evaluate_pairs(
+            bundle, retrieval, running, baseline=baseline, output=output, overwrite=overwrite, as_json=as_json
+        )
+    if images is None:
+        raise click.MissingParameter(param_type="option", param_hint="'--dataset'")
     from clipmlu.errors import OptionError
     from clipmlu.files.publish import check_files_free, encode_json, write_file
     from clipmlu.jobs.evaluation import evaluate_in_parts

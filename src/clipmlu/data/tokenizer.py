@@ -15,7 +15,7 @@ import string
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ftfy
 import numpy as np
@@ -56,7 +56,7 @@ class Tokenizer:
         spec: cleaning, context length, padding and the special cases.
     """
 
-    def __init__(self, spec: TokenizerSpec, encode: Callable[[list[str]], Iterable[list[int]]], inner: Any) -> None:
+    def __init__(self, spec: TokenizerSpec, encode: _Rows, inner: Any) -> None:
         self.spec = spec
         self._inner = inner
         self._encode = encode
@@ -126,6 +126,18 @@ class Tokenizer:
             for offset, row in enumerate(self._encode([self._clean(text) for text in batch[start : start + _BATCH]])):
                 ids[start + offset, : len(row)] = row
         return ids
+
+    def count_truncated(self, texts: Sequence[str]) -> int:
+        """Return how many of the texts are longer than the context, so that their rows lack tokens.
+
+        Raises:
+            InputError, BundleCorruptError: as for a call.
+        """
+        starts = range(0, len(texts), _BATCH)
+        return sum(
+            self._encode.count_truncated([self._clean(text) for text in texts[start : start + _BATCH]])
+            for start in starts
+        )
 
 
 def clean_lower(text: str) -> str:
@@ -247,6 +259,16 @@ def write_stand_in_tokenizer(destination: Path, vocab_size: int) -> None:
     destination.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
 
 
+class _Rows(Protocol):
+    """Encodes cleaned texts."""
+
+    def __call__(self, texts: list[str]) -> Iterable[list[int]]:
+        """Return the row of each text."""
+
+    def count_truncated(self, texts: list[str]) -> int:
+        """Return the number of texts whose rows lack tokens."""
+
+
 class _ClipRows:
     """Rows of open_clip's ``SimpleTokenizer``."""
 
@@ -269,15 +291,21 @@ class _ClipRows:
         self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
     def __call__(self, texts: list[str]) -> Iterable[list[int]]:
-        for text in texts:
-            row = [self._start]
-            for piece in _CLIP_PATTERN.findall(text):
-                row.extend(self._pieces.get(piece) or self._merge(piece))
-            row.append(self._end)
+        for row in map(self._whole_row, texts):
             if len(row) > self._length:
                 del row[self._length :]
                 row[-1] = self._end
             yield row
+
+    def count_truncated(self, texts: list[str]) -> int:
+        return sum(len(self._whole_row(text)) > self._length for text in texts)
+
+    def _whole_row(self, text: str) -> list[int]:
+        row = [self._start]
+        for piece in _CLIP_PATTERN.findall(text):
+            row.extend(self._pieces.get(piece) or self._merge(piece))
+        row.append(self._end)
+        return row
 
     def _merge(self, piece: str) -> tuple[int, ...]:
         if len(self._pieces) >= _CACHED_PIECES:
@@ -313,6 +341,10 @@ class _PaddedRows:
             return rows
         return [[0 if token_id == self._zero_id else token_id for token_id in row] for row in rows]
 
+    def count_truncated(self, texts: list[str]) -> int:
+        with _one_line_errors(self._path, len(texts)):
+            return sum(bool(each.overflowing) for each in self._inner.encode_batch(texts, add_special_tokens=True))
+
 
 class _ClipsRows:
     """Rows of open_clip's ``HFTokenizer`` in mode ``clips``: bos, text, eos, padding, and the class token last."""
@@ -333,6 +365,10 @@ class _ClipsRows:
         for ids in _encode_batch(self._inner, self._path, texts, add_special_tokens=False):
             row = [spec.bos_id, *ids[: last - 2], spec.eos_id][:last]
             yield [*row, *[spec.pad_id] * (last - len(row)), spec.class_token_id]
+
+    def count_truncated(self, texts: list[str]) -> int:
+        room = self._spec.context_length - 3  # beside the tokens of beginning, end and class
+        return sum(len(ids) > room for ids in _encode_batch(self._inner, self._path, texts, add_special_tokens=False))
 
 
 def _check_template(inner: Any, path: str | Path) -> None:

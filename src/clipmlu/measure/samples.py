@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from clipmlu.data.datasets import Dataset
 from clipmlu.data.images import content_digest
 from clipmlu.errors import InputError, OptionError, OverlapError
 from clipmlu.specs import Spec
@@ -20,7 +20,22 @@ class SkippedImage(Spec, frozen=True, kw_only=True):
     reason: str
 
 
-def choose_images(dataset: Dataset, samples: int | None, *, shuffle: bool, seed: int) -> list[int]:
+class ImageCollection(Protocol):
+    """Images of which some are chosen."""
+
+    @property
+    def name(self) -> str:
+        """Name of the collection, for messages."""
+
+    @property
+    def split(self) -> str:
+        """Name of its split."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+
+def choose_images(dataset: ImageCollection, samples: int | None, *, shuffle: bool, seed: int) -> list[int]:
     """Return the positions of the selected images: the first ones, or random ones.
 
     Args:
@@ -75,7 +90,12 @@ class Overlap:
         Raises:
             OverlapError: it is such an image, and that is not allowed.
         """
-        if self._known and content_digest(image) in self._known:
+        if self._known:
+            self.check_digest(name, content_digest(image))
+
+    def check_digest(self, name: str, digest: str) -> None:
+        """Check an image by its content digest; see ``check``."""
+        if digest in self._known:
             if not self._allowed:
                 raise OverlapError(
                     f"Image '{name}' is one that {self._owner} was calibrated with. "

@@ -65,8 +65,8 @@ def with_interval(value: float, interval: Interval) -> str:
     return f"{value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """Return the 95 % score interval of a binomial fraction.
+def wilson_interval(successes: float, trials: float) -> Interval:
+    """Return the 95 % score interval of a binomial fraction; the numbers need not be whole.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
     """
@@ -80,7 +80,7 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 Z_ONE_SIDED = 1.6448536269514722  # 95 % quantile of the standard normal distribution
 
 
-def drop_interval(lost: int, won: int, images: int, z: float = Z_ONE_SIDED) -> tuple[float, float]:
+def drop_interval(lost: float, won: float, images: float, z: float = Z_ONE_SIDED) -> tuple[float, float]:
     """Return confidence limits of the loss of accuracy between two classifiers on the same images.
 
     Args:

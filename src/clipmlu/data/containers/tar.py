@@ -16,9 +16,9 @@ import tarfile
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 from clipmlu.data.containers.entry import Entry, unreadable
 from clipmlu.data.finding import SkippedFiles, is_image_name, is_of_macos
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 LARGEST_MEMBER = 256 << 20
 """Size limit of an image in an archive, in bytes."""
+
+LARGEST_TEXT = 1 << 20
+"""Size limit of a text in an archive, in bytes."""
 
 _LARGEST_NAME = 1 << 20  # bytes of the headers that hold a long name or PAX records
 _GZIP = b"\x1f\x8b"
@@ -91,6 +94,60 @@ def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGE
         return
     if not seen:
         yield unreadable(archive_name, "it holds no images.")
+
+
+class TarSample(NamedTuple):
+    """Consecutive members of an archive with the same key.
+
+    Attributes:
+        key: WebDataset's key.
+        images: its images.
+        members: (name, content) of its members with one of the wanted suffixes, in order.
+    """
+
+    key: str
+    images: list[Entry]
+    members: list[tuple[str, bytes]]
+
+
+def tar_samples(path: Path, suffixes: Sequence[str]) -> Iterator[TarSample]:
+    """Yield the samples of an uncompressed archive in its order, lazily; see ``tar_entries``.
+
+    Args:
+        path: the archive.
+        suffixes: last parts of the names of members whose content is wanted, in lower case, such as ``"txt"``.
+
+    Raises:
+        InputError: the archive is compressed, damaged or holds no images, or a wanted member cannot be read.
+    """
+    archive_name = name_from_path(path)
+    found = False
+    try:
+        for (folder, base), members in itertools.groupby(_files(path, SkippedFiles()), lambda member: member.key):
+            sample = TarSample(posixpath.join(folder, base), [], [])
+            for member in members:
+                _refuse_compressed(member.archive, archive_name)
+                name = f"{archive_name}::{name_from_path(member.info.name)}"
+                if is_image_name(member.base):
+                    sample.images.append(member.entry(name, LARGEST_MEMBER))
+                elif member.base.rpartition(".")[2].lower() in suffixes:
+                    content = member.entry(name, LARGEST_TEXT).load()
+                    assert isinstance(content, bytes), "an archive that is not compressed gives bytes"
+                    sample.members.append((member.info.name, content))
+            found = found or bool(sample.images)
+            yield sample
+    except _DamagedError as error:
+        raise InputError(f"Cannot read '{archive_name}': {error}. Repack it, or leave it out.") from error
+    if not found:
+        raise InputError(f"Cannot read '{archive_name}': it holds no images.")
+
+
+def _refuse_compressed(archive: _Archive, name: str) -> None:
+    """Check that any part of an archive can be read again."""
+    if archive.is_compressed:
+        raise InputError(
+            f"Cannot read '{name}': it is compressed, so that its images cannot be read one by one. Decompress it: gunzip."
+        )
 
 
 def _files(path: Path, skipped_files: SkippedFiles) -> Iterator[_Member]:
@@ -191,6 +248,11 @@ class _Archive:
             raise _DamagedError(reason_of(error)) from error
         weakref.finalize(self, self._file.close)
         self._compressed: gzip.GzipFile | None = None
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the archive, whose members were begun, is compressed."""
+        return self._compressed is not None
 
     def members(self) -> Iterator[_Member]:
         """Yield all members.

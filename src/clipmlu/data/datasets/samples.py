@@ -1,4 +1,4 @@
-"""Pictures and a list of class names to try the commands with."""
+"""Pictures, a list of class names and captions to try the commands with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from clipmlu.data.datasets.demo import DemoDataset
 from clipmlu.files.publish import write_files
 
 _COUNT = 10
+_CAPTIONS = ("a {}", "a drawing of a {}")
 
 
 def write_samples(folder: str | os.PathLike[str], *, overwrite: bool = False) -> tuple[Path, Path]:
     """Write ten drawn pictures to ``FOLDER/photos``, and their class names to ``FOLDER/labels.txt``, one on each line.
+
+    ``FOLDER/captions.csv`` has two captions for each picture, for an evaluation of retrieval.
 
     Args:
         folder: it is made if it is missing.
@@ -27,11 +30,16 @@ def write_samples(folder: str | os.PathLike[str], *, overwrite: bool = False) ->
         OutputExistsError: one of the files already exists; nothing is written.
         OutputError: a file cannot be written.
     """
-    photos, labels = as_path(folder, "the folder") / "photos", as_path(folder, "the folder") / "labels.txt"
+    place = as_path(folder, "the folder")
+    photos, labels = place / "photos", place / "labels.txt"
     dataset = DemoDataset(size=_COUNT)
     names = [dataset.class_names[dataset.label(index)] for index in range(_COUNT)]
-    contents = {photos / f"{name.replace(' ', '-')}.png": _png(dataset, index) for index, name in enumerate(names)}
-    write_files({**contents, labels: "".join(f"{name}\n" for name in names).encode()}, overwrite=overwrite)
+    files = {name: f"{name.replace(' ', '-')}.png" for name in names}
+    contents = {photos / files[name]: _png(dataset, index) for index, name in enumerate(names)}
+    rows = [f"photos/{files[name]},{caption.format(name)}" for name in names for caption in _CAPTIONS]
+    texts = {labels: names, place / "captions.csv": ["image,caption", *rows]}
+    contents |= {path: "".join(f"{line}\n" for line in lines).encode() for path, lines in texts.items()}
+    write_files(contents, overwrite=overwrite)
     return photos, labels
 
 

@@ -222,6 +222,10 @@ def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
 
 def _check_schema(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
     """Raise if a report has another layout."""
+    if fields.get("task") == "retrieval":
+        raise InputError(
+            f"'{path}' is a report about retrieval; expected one about the accuracy of classification, or add --task retrieval."
+        )
     version = fields.get("schema_version")
     if version is None and {"top1", "dataset", "per_class"} <= fields.keys():
         raise InputError(

@@ -1,0 +1,1 @@
+"""Retrieval between images and texts: ranks, recall with confidence intervals, and agreement of two models."""

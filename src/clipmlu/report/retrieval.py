@@ -1,0 +1,71 @@
+"""Retrieval reports on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipmlu.report.tables import describe_provenance, figures, optional, print_facts, print_table, words
+
+if TYPE_CHECKING:
+    from clipmlu.measure.retrieval.report import DirectionReport, RankAgreement, RecallBaseline, RetrievalReport
+
+_CUTS = (1, 5, 10)
+
+
+def show_retrieval(report: RetrievalReport) -> None:
+    """Print a retrieval report on stdout."""
+    rows = {
+        "model": describe_provenance(report.provenance),
+        "pairs": report.pairs + (f", {report.split}" if report.split else ""),
+        "images": f"{report.images:,}",
+        "texts": f"{report.texts:,}",
+        **report.left_out(),
+        "preprocessing": "fast: not the pixels of open_clip" if report.fast_preprocess else "exact",
+        "time": f"{report.elapsed_s:.1f} s",
+    }
+    if report.baseline is not None:
+        rows["baseline"] = _baseline(report.baseline)
+    print_facts(rows.items())
+    print_table(
+        (*words("direction"), *figures(*(f"recall@{k}" for k in _CUTS), "mean rank", "median rank")),
+        [(name, *_figures(found)) for name, found in report.directions().items()],
+        title="retrieval (95 % confidence intervals)",
+    )
+    if report.reference is not None:
+        found = report.reference
+        print_table(
+            (
+                *words("direction"),
+                *figures("same first", "overlap@10", "recall@1 drop", "95 %: at most"),
+                *optional(figures("mean rank change")),
+            ),
+            [
+                ("image to text", *_agreement(found.image_to_text)),
+                ("text to image", *_agreement(found.text_to_image)),
+            ],
+            title=f"agreement with {describe_provenance(found.provenance)}",
+        )
+
+
+def _figures(found: DirectionReport) -> tuple[str, ...]:
+    recalls = {each.k: each for each in found.recalls}
+    texts = [
+        f"{recalls[k].value:.4f} ({recalls[k].interval.low:.4f} to {recalls[k].interval.high:.4f})"
+        if k in recalls
+        else "-"
+        for k in _CUTS
+    ]
+    return (*texts, f"{found.mean_rank:.2f}", f"{found.median_rank:g}")
+
+
+def _agreement(found: RankAgreement) -> tuple[str, ...]:
+    overlap = "-" if found.top10_overlap is None else f"{found.top10_overlap:.4f}"
+    drop, bound = f"{found.recall_drop:+.4f}", f"{found.recall_drop_bound:+.4f}"
+    return f"{found.top1_agreement:.4f}", overlap, drop, bound, f"{found.mean_rank_change:+.2f}"
+
+
+def _baseline(found: RecallBaseline) -> str:
+    return (
+        f"recall@1 {found.image_to_text:.4f} and {found.text_to_image:.4f}, drop {found.image_to_text_drop:+.4f} and "
+        f"{found.text_to_image_drop:+.4f}, allowed {found.max_recall_drop:g}"
+    )
