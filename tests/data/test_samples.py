@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clipmlu.data.datasets.samples import write_samples
+from clipmlu.data.pairs.reading import PairChoice
 from clipmlu.errors import OutputExistsError
 
 
@@ -20,6 +21,15 @@ def test_each_picture_is_named_in_the_list(tmp_path: Path) -> None:
         with Image.open(path) as picture:
             assert picture.convert("RGB").getextrema() != ((0, 0), (0, 0), (0, 0))
     assert len({path.read_bytes() for path in photos.iterdir()}) == 10
+
+
+def test_each_picture_has_two_captions_with_its_name(tmp_path: Path) -> None:
+    photos, _labels = write_samples(tmp_path)
+    found = PairChoice(paths=(tmp_path / "captions.csv",)).open()
+    assert {image.load() for image in found.images} == set(photos.iterdir())
+    for image in found.images:
+        name = Path(image.name).stem.replace("-", " ")
+        assert image.texts == (f"a {name}", f"a drawing of a {name}")
 
 
 def test_nothing_is_replaced(tmp_path: Path) -> None:
