@@ -1,0 +1,348 @@
+"""The page in headless Chromium: what people do on it, with mouse, keyboard and clipboard, and what they see when something fails."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import clipmlu
+import support
+from browser import VIEWS, Chromium, OpenPage, Scheme, Size
+from http_server import serving
+
+pytestmark = pytest.mark.browser
+LABELS = ("红色的圆", "blue square", "green cross")
+EVIL = "<img src=x onerror=document.title='broken'>"
+KEY = "a key of the tests"
+_GIVE = """([names, contents, kind]) => {
+    const transfer = new DataTransfer();
+    names.forEach((name, place) => {
+        const bytes = Uint8Array.from(atob(contents[place]), (each) => each.charCodeAt(0));
+        transfer.items.add(new File([bytes], name, {type: "image/png"}));
+    });
+    const init = {bubbles: true, cancelable: true};
+    const event = kind === "paste"
+        ? new ClipboardEvent("paste", {...init, clipboardData: transfer})
+        : new DragEvent(kind, {...init, dataTransfer: transfer});
+    (document.activeElement ?? document.body).dispatchEvent(event);
+}"""
+"""Gives files to the page as a drop or a paste does."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with eight pictures, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(8):
+        support.picture(number).save(folder / f"{number}.png")
+    (folder / "corrupt.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(compiled_once: Path) -> Iterator[str]:
+    """The address of a server with the tiny model under two names."""
+    with serving(clipmlu.create_app({"tiny": compiled_once, "other": compiled_once}, max_pixels=10_000)) as found:
+        yield found
+
+
+@pytest.fixture
+def open_page(chromium: Chromium, address: str) -> Callable[..., OpenPage]:
+    """``open_page(size="desktop", scheme="light", **context)``: the page, when it is ready."""
+
+    def open_one(*given: Any, path: str = "", **context: Any) -> OpenPage:
+        opened = chromium.open(f"{address}/{path}", *given, **context)
+        opened.page.wait_for_selector("#forms:not([hidden])")
+        return opened
+
+    return open_one
+
+
+def _give(opened: OpenPage, kind: str, *paths: Path) -> None:
+    contents = [base64.b64encode(path.read_bytes()).decode() for path in paths]
+    opened.page.evaluate(_GIVE, [[path.name for path in paths], contents, kind])
+
+
+def _choose(opened: OpenPage, *paths: Path) -> None:
+    opened.page.set_input_files("#classify-images input", [str(path) for path in paths])
+
+
+def _classify(opened: OpenPage) -> None:
+    opened.page.click("#classify-form [type=submit]")
+    opened.page.wait_for_selector("#classify-stop", state="hidden")
+
+
+def _scores(opened: OpenPage) -> list[list[tuple[str, str]]]:
+    """The labels and numbers of each card."""
+    return [
+        [
+            (row.query_selector(".label").inner_text(), row.query_selector(".number").inner_text())
+            for row in card.query_selector_all(".scores li")
+        ]
+        for card in opened.page.query_selector_all(".card")
+    ]
+
+
+def _percent(text: str) -> float:
+    return float(text.removesuffix(" %").removeprefix("<"))
+
+
+def test_scores_equal_those_of_the_library(
+    open_page: Callable[..., OpenPage], photos: Path, compiled_once: Path
+) -> None:
+    opened = open_page()
+    _choose(opened, photos / "0.png", photos / "1.png")
+    opened.page.fill("#labels", "，".join(LABELS))
+    opened.page.select_option("#templates", "simple")
+    assert opened.page.inner_text("#labels-count") == "3 labels"
+    _classify(opened)
+    with clipmlu.load(compiled_once) as model:
+        expected = model.classifier(LABELS, "simple").predict([photos / "0.png", photos / "1.png"], top_k=3)
+    for rows, prediction in zip(_scores(opened), expected, strict=True):
+        assert tuple(label for label, _ in rows) == prediction.class_names
+        assert [_percent(number) for _, number in rows] == pytest.approx(
+            [100 * score for score in prediction.scores], rel=0.01, abs=0.001
+        )
+    assert re.fullmatch(r"2 images classified in [\d.]+ s\.", opened.page.inner_text("#classify-status"))
+    assert re.fullmatch(r"Server [\d.,]+ ms, round trip [\d.,]+ ms", opened.page.inner_text(".card .time"))
+    assert (opened.problems, opened.outside_requests()) == ([], [])
+
+
+def test_images_are_dropped_pasted_and_removed(open_page: Callable[..., OpenPage], photos: Path) -> None:
+    opened = open_page()
+    page = opened.page
+    names = lambda: [each.inner_text() for each in page.query_selector_all(".chosen .name")]  # noqa: E731
+    _give(opened, "dragenter", photos / "0.png")
+    assert page.evaluate("document.body.classList.contains('dropping')")
+    _give(opened, "drop", photos / "0.png", photos / "1.png")
+    assert not page.evaluate("document.body.classList.contains('dropping')")
+    page.focus("#labels")
+    _give(opened, "paste", photos / "2.png")
+    assert names() == ["0.png", "1.png", "Pasted image 1"]
+    assert page.inner_text("#classify-status") == "1 image added, 3 in all."
+    page.click("[aria-label='Remove 1.png']")
+    assert names() == ["0.png", "Pasted image 1"]
+    assert page.evaluate("document.activeElement.ariaLabel") == "Remove Pasted image 1"
+    page.click("text=Remove all")
+    assert names() == []
+    page.set_input_files("#classify-images input", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"})
+    assert "Not an image: notes.txt" in page.inner_text("#classify-images [role=alert]")
+
+
+def test_missing_fields_are_asked_for_where_they_are(open_page: Callable[..., OpenPage], photos: Path) -> None:
+    opened = open_page()
+    page = opened.page
+    page.click("#classify-form [type=submit]")
+    assert "Choose an image first" in page.inner_text("#classify-images [role=alert]")
+    assert page.evaluate("document.activeElement.type") == "file"
+    _choose(opened, photos / "0.png")
+    page.click("#classify-form [type=submit]")
+    assert "Type at least one label" in page.inner_text("#labels-problem")
+    assert page.evaluate("[document.activeElement.id, document.activeElement.ariaInvalid]") == ["labels", "true"]
+    page.fill("#labels", "cat")
+    assert page.is_hidden("#labels-problem")
+    page.select_option("#templates", "{}")
+    page.fill("#template", "a photo")
+    page.click("#classify-form [type=submit]")
+    assert "Write {} where the label belongs" in page.inner_text("#template-problem")
+    page.fill("#template", "a photo of {}")
+    _classify(opened)
+    assert _scores(opened) == [[("cat", "100.0 %")]]
+
+
+def test_an_image_that_fails_has_the_servers_message_beside_the_others(
+    open_page: Callable[..., OpenPage], photos: Path
+) -> None:
+    opened = open_page()
+    _choose(opened, photos / "corrupt.png", photos / "0.png")
+    opened.page.fill("#labels", "cat, dog")
+    _classify(opened)
+    assert [len(rows) for rows in _scores(opened)] == [0, 2]
+    assert "not a supported image format" in opened.page.inner_text(".card .problem")
+    assert "1 image failed." in opened.page.inner_text("#classify-status")
+    assert opened.page.inner_text("#classify-results > button") == "Try 1 image again"
+
+
+def test_a_server_that_is_gone_can_be_asked_again(open_page: Callable[..., OpenPage], photos: Path) -> None:
+    opened = open_page()
+    _choose(opened, photos / "0.png", photos / "1.png")
+    opened.page.fill("#labels", "cat, dog")
+    opened.page.route("**/v1/classify", lambda route: route.abort("connectionrefused"))
+    _classify(opened)
+    assert opened.page.inner_text(".card .problem").startswith("The server does not answer.")
+    opened.page.unroute("**/v1/classify")
+    opened.page.click("text=Try 2 images again")
+    opened.page.wait_for_selector("#classify-stop", state="hidden")
+    assert [len(rows) for rows in _scores(opened)] == [2, 2]
+    assert opened.page.query_selector(".problem:visible") is None
+
+
+def test_a_busy_server_is_asked_again_after_the_time_that_it_says(
+    open_page: Callable[..., OpenPage], photos: Path
+) -> None:
+    opened = open_page()
+    refusals = [{"status": 429, "headers": {"Retry-After": "7"}, "json": {"error": {"message": "The queue is full."}}}]
+    opened.page.route(
+        "**/v1/classify", lambda route: route.fulfill(**refusals.pop()) if refusals else route.continue_()
+    )
+    opened.page.clock.install()
+    _choose(opened, photos / "0.png")
+    opened.page.fill("#labels", "cat, dog")
+    opened.page.click("#classify-form [type=submit]")
+    opened.page.wait_for_selector("text=The server is busy. Trying again in 7 s.")
+    opened.page.clock.fast_forward(6000)
+    assert _scores(opened) == [[]]
+    opened.page.clock.fast_forward(1000)
+    opened.page.wait_for_selector("#classify-stop", state="hidden")
+    assert [len(rows) for rows in _scores(opened)] == [2]
+
+
+def test_a_run_is_stopped(open_page: Callable[..., OpenPage], photos: Path) -> None:
+    opened = open_page()
+    opened.page.route("**/v1/classify", lambda route: None)
+    _choose(opened, photos / "0.png")
+    opened.page.fill("#labels", "cat, dog")
+    opened.page.click("#classify-form [type=submit]")
+    opened.page.click("#classify-stop")
+    assert opened.page.inner_text("#classify-status") == "Stopped."
+    assert opened.page.evaluate("document.activeElement.type") == "submit"
+
+
+def test_markup_in_labels_names_and_messages_is_text(open_page: Callable[..., OpenPage], photos: Path) -> None:
+    opened = open_page()
+    content = (photos / "0.png").read_bytes()
+    opened.page.set_input_files(
+        "#classify-images input", {"name": f"{EVIL}.png", "mimeType": "image/png", "buffer": content}
+    )
+    opened.page.fill("#labels", f"{EVIL}\n<script>document.title = 'broken'</script>")
+    _classify(opened)
+    assert {label for label, _ in _scores(opened)[0]} == {EVIL, "<script>document.title = 'broken'</script>"}
+    assert opened.page.inner_text(".card h3") == f"{EVIL}.png"
+    body = {"status": 400, "json": {"error": {"code": "bad_image", "message": EVIL, "request_id": EVIL}}}
+    opened.page.route("**/v1/classify", lambda route: route.fulfill(**body))
+    _classify(opened)
+    assert opened.page.inner_text(".card .problem") == f"{EVIL} request {EVIL}"
+    assert opened.page.title() == "clipmlu"
+    assert opened.page.query_selector("img[src=x]") is None
+
+
+def test_the_address_keeps_the_choices_and_no_request_has_them(open_page: Callable[..., OpenPage]) -> None:
+    opened = open_page()
+    opened.page.fill("#labels", "红色的圆\nblue & green")
+    opened.page.select_option("#bundle", "other")
+    opened.page.select_option("#top", "3")
+    again = open_page(path=opened.page.url.partition("/#")[2].join(("#", "")))
+    assert again.page.input_value("#labels") == "红色的圆\nblue & green"
+    assert (again.page.input_value("#bundle"), again.page.input_value("#top")) == ("other", "3")
+    assert "other: " in again.page.inner_text("#facts")
+    assert all("labels" not in address.partition("#")[0] for address in again.requests)
+
+
+def test_the_key_is_asked_for_and_stays_in_the_tab(chromium: Chromium, address: str) -> None:
+    """Routes between page and server stand for one with a key: they refuse requests without it."""
+    opened = chromium.open("about:blank")
+    page = opened.page
+    refusal = {
+        "status": 401,
+        "json": {"error": {"code": "unauthorized", "message": "The key is wrong.", "request_id": "1"}},
+    }
+    right = lambda route: route.request.headers.get("authorization") == f"Bearer {KEY}"  # noqa: E731
+    page.route("**/v1/**", lambda route: route.continue_() if right(route) else route.fulfill(**refusal))
+    page.goto(address)
+    page.wait_for_selector("#key:not([hidden])")
+    assert page.evaluate("document.activeElement.id") == "key-text"
+    assert page.inner_text("#key-reason") == ""
+    page.keyboard.type("another")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=The key is wrong.")
+    page.keyboard.type(KEY)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#forms:not([hidden])")
+    assert page.is_hidden("#key")
+    page.reload()
+    page.wait_for_selector("#forms:not([hidden])")
+    assert page.evaluate("[localStorage.length, document.cookie, location.href.includes('key')]") == [0, "", False]
+    page.click("text=Forget key")
+    assert page.evaluate("[sessionStorage.length, document.activeElement.id]") == [0, "key-text"]
+
+
+def test_everything_is_done_with_the_keyboard(open_page: Callable[..., OpenPage], photos: Path) -> None:
+    opened = open_page()
+    page = opened.page
+    _choose(opened, photos / "0.png")
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        focus = page.evaluate(
+            """() => {
+                const it = document.activeElement, shown = it.type === "file" ? it.nextElementSibling : it;
+                return [it.id || it.ariaLabel || it.innerText, getComputedStyle(shown).outlineStyle !== "none"];
+            }"""
+        )
+        assert focus[1], f"'{focus[0]}' has the focus, which cannot be seen"
+        reached.append(focus[0])
+        if focus[0] == "labels":
+            page.keyboard.type("cat\ndog")
+        if focus[0] == "Classify":
+            page.keyboard.press("Enter")
+            break
+    order = [
+        "Skip to the form",
+        "English",
+        "中文",
+        "files-1",
+        "Remove 0.png",
+        "labels",
+        "bundle",
+        "templates",
+        "top",
+        "Classify",
+    ]
+    assert reached == order
+    page.wait_for_selector(".card .scores li")
+    assert re.match(r"0\.png: (cat|dog), [\d.]+ %", page.inner_text("[role=status]:visible"))
+
+
+def test_the_skip_link_leads_to_the_form(open_page: Callable[..., OpenPage]) -> None:
+    page = open_page().page
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "work"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.type") == "file"
+
+
+def test_the_page_speaks_the_language_of_the_browser_and_the_chosen_one(open_page: Callable[..., OpenPage]) -> None:
+    page = open_page(locale="zh-CN").page
+    assert page.inner_text("#classify-form [type=submit]") == "分类"
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    page.click("text=English")
+    assert page.inner_text("#classify-form [type=submit]") == "Classify"
+    page.reload()
+    page.wait_for_selector("#forms:not([hidden])")
+    assert page.inner_text("#classify-form [type=submit]") == "Classify"
+    assert page.inner_text("[aria-pressed=true]") == "English"
+
+
+@pytest.mark.parametrize(("size", "scheme"), VIEWS)
+def test_every_view_is_accessible_and_as_wide_as_the_window(
+    open_page: Callable[..., OpenPage], photos: Path, size: Size, scheme: Scheme
+) -> None:
+    opened = open_page(size, scheme, locale="zh-CN" if scheme == "dark" else "en-US")
+    assert opened.accessibility_violations() == []
+    opened.picture(f"page-{size}-{scheme}-empty")
+    _choose(opened, photos / "0.png", photos / "corrupt.png")
+    opened.page.fill(
+        "#labels",
+        "红色的圆\na label with so many words that they do not fit into one line of a narrow window\n" + "x" * 80,
+    )
+    opened.page.select_option("#templates", "{}")
+    _classify(opened)
+    assert opened.accessibility_violations() == []
+    assert opened.sideways_scroll() == 0
+    opened.picture(f"page-{size}-{scheme}-scores")
