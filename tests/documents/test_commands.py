@@ -130,7 +130,7 @@ def test_what_everybody_reads_first_runs_on_fewer_images(
     demo_bundle: ExportedBundle, page: Path, left_out: tuple[str, ...]
 ) -> None:
     pytest.importorskip("openvino", reason="README shows this target")
-    assert _run_page(page, demo_bundle, smaller=True, left_out=left_out) > 5
+    assert _run_page(page, demo_bundle, smaller=True, left_out=left_out) >= 5
 
 
 @pytest.mark.torch
