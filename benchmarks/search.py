@@ -54,11 +54,24 @@ def draw(count: int, dim: int, queries: int, *, plain: bool) -> tuple[npt.NDArra
     random = np.random.default_rng(0)
     centres = random.standard_normal((GROUPS, dim), np.float32)
     rows, found = (random.standard_normal((number, dim), np.float32) for number in (count, queries))
-    if not plain:
-        for part in (rows, found):
-            part *= random.uniform(0.3, 1.0, (len(part), 1)).astype(np.float32)
-            part += centres[random.integers(0, GROUPS, len(part))]
-    return (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (rows, found))  # type: ignore[return-value]
+    if plain:
+        return unit(rows), unit(found)
+    return unit(_grouped(rows, centres, random)), unit(_grouped(found, centres, random))
+
+
+def _grouped(
+    rows: npt.NDArray[np.float32], centres: npt.NDArray[np.float32], random: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Return rows around centres, some near and some far."""
+    rows *= random.uniform(0.3, 1.0, (len(rows), 1)).astype(np.float32)
+    rows += centres[random.integers(0, len(centres), len(rows))]
+    return rows
+
+
+def unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return rows of unit norm."""
+    found: npt.NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return found
 
 
 def build(folder: Path, dtype: str) -> clipmlu.VectorIndex:
