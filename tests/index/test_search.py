@@ -61,7 +61,10 @@ def test_texts_and_images_find_what_their_vectors_do(index: clipmlu.VectorIndex)
         assert each.hits[0].score == pytest.approx(1, abs=1e-6)
     assert found.bundle == Path("tiny-cpu").absolute()
     assert (found.rows, found.emulated, found.index) == (7, False, Path("job/index"))
-    assert index.image_path(found.queries[1].hits[0]) == Path("photos/4.png").absolute()
+    assert found.queries[1].hits[0].path == str(Path("photos/4.png").absolute())
+    (moved,) = clipmlu.search_index("job", "photos/4.png", images_folder="/elsewhere").queries
+    assert moved.hits[0].path == "/elsewhere/photos/4.png"
+    assert index.rows == 7
 
 
 @pytest.mark.usefixtures("index")

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from clipmlu.arguments import as_path, shown
 from clipmlu.data.textfile import read_lines
 from clipmlu.errors import OptionError
+from clipmlu.files.publish import check_file_free, write_file
 from clipmlu.index import build
 from clipmlu.index.opened import VectorIndex, open_index
 from clipmlu.index.options import IndexOptions, Recall
-from clipmlu.index.queries import Given, collect_queries
+from clipmlu.index.queries import Given, Query, collect_queries
 from clipmlu.index.report import IndexReport
 from clipmlu.index.search import DEFAULT_K, SearchResults, open_model, search
 from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.keywords import check_keywords, with_keywords
 from clipmlu.model import Model
+from clipmlu.report.html.contact_sheet import check_contact_sheet, contact_sheet
 from clipmlu.specs import NaturalInt, PositiveInt
 from clipmlu.steps import StartStep, no_steps
 
@@ -61,6 +63,9 @@ class SearchKeywords(TypedDict, total=False):
             ``/`` may match the last part of a name.
         exclude: glob patterns of names that are left out.
         exact: search all rows, also if there is an approximate index.
+        html: write a contact sheet, one HTML file with small pictures of the images that were found.
+        overwrite: replace an existing file.
+        images_folder: folder to which relative names of images refer; None for that in which their job was begun.
         bundle: the bundle that embeds the queries, or an open model; None for that of the index.
         threads: CPU threads per batch; 0 lets the runtime choose.
         device: index of the MLU card; None for the first one.
@@ -75,6 +80,9 @@ class SearchKeywords(TypedDict, total=False):
     include: str | Sequence[str]
     exclude: str | Sequence[str]
     exact: bool
+    html: str | os.PathLike[str] | None
+    overwrite: bool
+    images_folder: str | os.PathLike[str] | None
     bundle: str | os.PathLike[str] | Model | None
     threads: NaturalInt
     device: NaturalInt | None
@@ -120,6 +128,7 @@ def search_index(
     queries: Given | Iterable[Given] = (),
     *,
     on_note: Callable[[str], None] = lambda _note: None,
+    on_step: StartStep = no_steps,
     **keywords: Unpack[SearchKeywords],
 ) -> SearchResults:
     """Find the images of an index that are most similar to texts and images, as ``clipmlu search`` does.
@@ -130,6 +139,7 @@ def search_index(
         index: folder of an index, or of the job that it lies in; or what ``open_index`` returns.
         queries: texts and images: a text that is the path of an image file is that image, as are path objects and images of PIL.
         on_note: called with a line for people.
+        on_step: shows the steps; see ``clipmlu.steps``.
 
     Returns:
         The images of each query, best first.
@@ -138,19 +148,44 @@ def search_index(
         OptionError: a value is wrong.
         InputError: the index is damaged, an image cannot be read, or the bundle holds another model.
         BundleError: there is no bundle at the path.
+        MissingDependencyError: ``html`` needs jinja2, or the approximate index faiss-cpu.
+        OutputExistsError: the contact sheet exists, and ``overwrite`` is False.
     """
     given = check_keywords(keywords, SearchKeywords, "search_index")
+    sheet = None if given.get("html") is None else as_path(given["html"], "the contact sheet")
+    if sheet is None and given.get("overwrite"):
+        raise OptionError("overwrite is for a contact sheet; give html, too")
+    if sheet is not None:
+        check_contact_sheet()
+        check_file_free(sheet, overwrite=given.get("overwrite", False))
     listed = given.get("queries_from")
     lines = [] if listed is None else read_lines(as_path(listed, "the list of queries"), "list of queries", on_note)
     found = collect_queries(queries, given.get("text", ()), given.get("image", ()), lines=lines, on_note=on_note)
-    opened = index if isinstance(index, VectorIndex) else open_index(index)
+    opened = _opened(index, given.get("images_folder"))
+    with on_step("searching"):
+        results = _search(opened, found, given)
+    if sheet is not None:
+        page = contact_sheet(results, on_step=on_step).encode()
+        write_file(sheet, page, overwrite=given.get("overwrite", False))
+    return results
+
+
+def _opened(index: str | os.PathLike[str] | VectorIndex, images_folder: str | os.PathLike[str] | None) -> VectorIndex:
+    if not isinstance(index, VectorIndex):
+        return open_index(index, images_folder=images_folder)
+    if images_folder is not None:
+        raise OptionError("images folder is given with an open index; give it to open_index")
+    return index
+
+
+def _search(index: VectorIndex, queries: Sequence[Query], given: Mapping[str, Any]) -> SearchResults:
     bundle = given.get("bundle")
-    image_only = all(query.kind == "image" for query in found)
+    place = bundle if bundle is None or isinstance(bundle, Model) else as_path(bundle, "the bundle")
+    image_only = all(query.kind == "image" for query in queries)
     running = {name: given[name] for name in ("threads", "device") if name in given}
     chosen = {name: given[name] for name in ("combine", "weights", "include", "exclude", "exact") if name in given}
-    place = bundle if bundle is None or isinstance(bundle, Model) else as_path(bundle, "the bundle")
-    with open_model(opened, place, image_only=image_only, **running) as model:
-        return search(opened, found, model, k=given.get("top_k", DEFAULT_K), **chosen)
+    with open_model(index, place, image_only=image_only, **running) as model:
+        return search(index, queries, model, k=given.get("top_k", DEFAULT_K), **chosen)
 
 
 def _paths(sources: Sources) -> list[Path]:

@@ -8,10 +8,19 @@ from typing import Any
 import click
 
 from clipmlu.cli._help import command
-from clipmlu.cli._notes import warn
-from clipmlu.cli._options import PATH, Integer, comma_separated, device_option, json_option, threads_option
+from clipmlu.cli._notes import note, warn
+from clipmlu.cli._options import (
+    PATH,
+    Integer,
+    comma_separated,
+    device_option,
+    json_option,
+    overwrite_option,
+    threads_option,
+)
 from clipmlu.cli._progress import STEPS
 from clipmlu.errors import OptionError
+from clipmlu.file_names import name_from_path
 
 
 @command(
@@ -21,6 +30,7 @@ from clipmlu.errors import OptionError
         'clipmlu search embeddings/ "a red circle" -k 3',
         "clipmlu search embeddings/ photos/0.png --exclude 0.png",
         'clipmlu search embeddings/ photos/0.png "a blue square" --weights 1,2',
+        'clipmlu search embeddings/ "a red circle" --html found.html',
     ),
 )
 @click.argument("index", type=PATH)
@@ -34,6 +44,13 @@ from clipmlu.errors import OptionError
 @click.option("--include", multiple=True, metavar="GLOB", help="Only images whose name matches; may be repeated.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No images whose name matches; may be repeated.")
 @click.option("--exact", is_flag=True, help="Search all rows, also if there is an approximate index.")
+@click.option(
+    "--html", type=PATH, metavar="FILE", help="Write a contact sheet: small pictures of the images, in one file."
+)
+@overwrite_option
+@click.option(
+    "--images-folder", type=PATH, metavar="DIR", help="Where relative names of images begin, if they were moved."
+)
 @click.option("--bundle", type=PATH, help="Bundle that embeds the queries. [default: that of the index]")
 @threads_option
 @device_option
@@ -50,9 +67,10 @@ def search_command(index: Path, as_json: bool, weights: str | None, **given: Any
     from clipmlu.report.search import show_hits
 
     keywords = pick_keywords({**given, "weights": _numbers(weights)}, SearchKeywords)
-    with STEPS("searching"):
-        results = search_index(index, given["queries"], on_note=warn, **keywords)
+    results = search_index(index, given["queries"], on_note=warn, on_step=STEPS, **keywords)
     show_hits(results, as_json=as_json)
+    if given["html"] is not None:
+        note(f"Wrote {name_from_path(given['html'])}")
 
 
 def _numbers(weights: str | None) -> list[float] | None:

@@ -34,23 +34,27 @@ class Hit(Spec, frozen=True, kw_only=True):
         id: name of the image, as its job wrote it; ``path_from_name`` gives the path of a file.
         score: cosine similarity to the query, -1..1; weighted sum of similarities for a combined query.
         row: number of the row in the index as it was searched.
+        path: absolute path of the image's file, as a name, where it was when it was embedded; None if the id is none of a file.
     """
 
     id: str
     score: float
     row: int
+    path: str | None
 
 
-def open_index(path: str | os.PathLike[str]) -> VectorIndex:
+def open_index(path: str | os.PathLike[str], *, images_folder: str | os.PathLike[str] | None = None) -> VectorIndex:
     """Open an index that ``build_index`` made.
 
     Args:
         path: folder of the index, or of the job that it lies in.
+        images_folder: folder to which relative names of images refer; None for that in which their job was begun.
 
     Raises:
         InputError: there is no index, or it is damaged.
     """
-    return VectorIndex(as_path(path, "the index"))
+    folder = None if images_folder is None else as_path(images_folder, "the folder of the images")
+    return VectorIndex(as_path(path, "the index"), images_folder=folder)
 
 
 class VectorIndex(Displayed):
@@ -62,8 +66,9 @@ class VectorIndex(Displayed):
         path: folder of the index.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, images_folder: Path | None = None) -> None:
         self.path = find_index(path)
+        self._images_folder = images_folder
         self._lock = threading.Lock()
         self._mark, self._state = self._read()
         self._clusters: dict[str, Clusters] = {}
@@ -160,7 +165,7 @@ class VectorIndex(Displayed):
             found = self._clusters_of(state, approximate).search(state, queries, count, approximate.probes)
         else:
             found = search_exactly(queries, state.parts, count, None if names.selects_all else state.mask(names))
-        return [_hits(state, each) for each in found]
+        return [self._hits(state, each) for each in found]
 
     def recall_of(
         self, include: str | Sequence[str] = (), exclude: str | Sequence[str] = (), *, exact: bool = False
@@ -179,14 +184,20 @@ class VectorIndex(Displayed):
                 self._clusters = {record.name: Clusters.read(self.path / record.name, state.approximate_file, record)}
             return self._clusters[record.name]
 
-    def image_path(self, hit: Hit) -> Path:
-        """Return the path of the file of a hit, which may not exist: a relative name counts from the folder in which its job was begun.
+    def _hits(self, state: IndexState, best: BestRows) -> tuple[Hit, ...]:
+        return tuple(
+            Hit(id=name, score=score, row=row, path=self._path_of(state, row, name))
+            for row, score in zip(best.rows.tolist(), best.scores.tolist(), strict=True)
+            for name in (state.id_of(row),)
+        )
 
-        Raises:
-            ValueError: the name is not one that clipmlu writes for a file.
-        """
-        source = self._state.source_of(hit.row)
-        return path_from_name(source.images_folder) / path_from_name(hit.id)
+    def _path_of(self, state: IndexState, row: int, name: str) -> str | None:
+        folder = self._images_folder
+        try:
+            place = path_from_name(state.source_of(row).images_folder) if folder is None else folder
+            return name_from_path(os.path.abspath(place / path_from_name(name)))
+        except ValueError:  # the name of an image in a dataset or table
+            return None
 
     def _read(self) -> tuple[Mark | None, IndexState]:
         """Read the folder; an update that ends meanwhile replaces files, and then this begins again."""
@@ -236,13 +247,6 @@ def check_queries(vectors: npt.ArrayLike, dim: int) -> npt.NDArray[np.float32]:
         )
     unit: npt.NDArray[np.float32] = (rows / norms).astype(np.float32)
     return unit
-
-
-def _hits(state: IndexState, best: BestRows) -> tuple[Hit, ...]:
-    return tuple(
-        Hit(id=state.id_of(row), score=score, row=row)
-        for row, score in zip(best.rows.tolist(), best.scores.tolist(), strict=True)
-    )
 
 
 def _no_index(path: Path) -> InputError:
