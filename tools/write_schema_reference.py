@@ -16,6 +16,7 @@ import msgspec
 
 from clipmlu.bundle.manifest import Manifest
 from clipmlu.chain import RunReport
+from clipmlu.index.report import IndexReport
 from clipmlu.magicmind.mm_run import MmRunReport
 from clipmlu.magicmind.probe.records import ProbeReport
 from clipmlu.measure.accuracy.report import AccuracyReport
@@ -38,6 +39,7 @@ TYPES = {
         "`clipmlu sweep --json` and `sweep.json`": SweepReport,
         "`search.json` of a bundle that `clipmlu compile --max-drop` found": SearchReport,
         "`clipmlu run --json`": RunReport,
+        "`clipmlu index --json`": IndexReport,
         "`clipmlu doctor --probe-sdk`": ProbeReport,
     },
 }
