@@ -163,7 +163,12 @@ def test_the_key_of_a_trial_names_every_option(exported: ExportedBundle, folder:
     apart = {
         CompileOptions: {"target", "precision", "quantisation", "calibration", "session", "overwrite"},
         SessionOptions: {"in_flight", "busy_wait", "one_of_several"},
-        SearchOptions: {"samples", "templates", "precision"},
+        SearchOptions: {
+            "samples",
+            "templates",
+            "pairs",
+            "precision",
+        },  # tests/tune/test_search_by_pairs.py has the key of pairs
     }
     prefixes = {CompileOptions: "compile.", SessionOptions: "session.", SearchOptions: "search."}
     for kind, without in apart.items():

@@ -29,6 +29,7 @@ from clipmlu.compile.recipe import apply_recipe, read_recipe
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
+from clipmlu.data.pairs.reading import PairChoice
 from clipmlu.errors import OptionError
 from clipmlu.export import exporter
 from clipmlu.export.options import ExportOptions
@@ -153,7 +154,7 @@ def compile_bundle(
         if recipe is not None:
             raise OptionError(_RECIPE_ALONE)
         return _search(source, output, given, on_note, on_step=on_step)[0]
-    for name in ("search_samples", "search_templates"):
+    for name in ("search_pairs", "search_samples", "search_templates"):
         if given.get(name) is not None:
             raise OptionError(
                 f"{name.replace('_', ' ')} is {shown(given[name])}, but nothing is searched; give max_drop too"
@@ -249,8 +250,13 @@ def search_options(keywords: Mapping[str, Any]) -> SearchOptions:
     Raises:
         OptionError: a value is wrong.
     """
+    pairs = keywords.get("search_pairs")
+    paths = (pairs,) if isinstance(pairs, str | os.PathLike) else tuple(pairs or ())
+    if paths and keywords.get("search_templates", "simple") != "simple":
+        raise OptionError("search templates are for classes; texts of pairs are taken as they are, so leave them out")
     return SearchOptions(
         max_drop=keywords["max_drop"],
+        pairs=PairChoice(paths=paths, max_pixels=keywords.get("max_pixels", DEFAULT_MAX_PIXELS)) if paths else None,
         samples=keywords.get("search_samples"),
         templates=keywords.get("search_templates", "simple"),
         precision=keywords.get("precision"),

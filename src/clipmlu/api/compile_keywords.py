@@ -159,12 +159,15 @@ class SearchKeywords(TargetKeywords, ShapeKeywords, CalibrationKeywords, Reading
     Attributes:
         max_drop: search quantisation options that lose at most this much top-1 accuracy against float32: a fraction such as
             0.01. ``precision`` limits the search to one mode.
-        search_samples: held-out train images to evaluate on; None for 1000 to 5000, by ``max_drop``.
+        search_pairs: judge the search by recall@1 in both directions instead: files of images and texts, as for
+            ``evaluate_retrieval``.
+        search_samples: held-out images to evaluate on; None for 1000 to 5000, by ``max_drop``.
         search_templates: prompts to evaluate on.
         overwrite: replace existing output.
     """
 
     max_drop: float | None
+    search_pairs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
     search_samples: PositiveInt | None
     search_templates: Templates
     overwrite: bool

@@ -16,7 +16,7 @@ from clipmlu.cli._options import PATH, Integer, Number, bundle_argument, json_op
 from clipmlu.cli._progress import STEPS
 from clipmlu.cli._record import given_command
 from clipmlu.cli._vendor_spelling import CompilingCommand
-from clipmlu.errors import GateError
+from clipmlu.errors import GateError, OptionError
 
 if TYPE_CHECKING:
     from clipmlu.bundle.directory import CompiledBundle
@@ -45,10 +45,18 @@ if TYPE_CHECKING:
     help="Search quantisation options that lose at most this much top-1 accuracy against float32, such as 0.01.",
 )
 @Option(
+    "--search-pairs",
+    heading="Search",
+    type=PATH,
+    multiple=True,
+    metavar="PAIRS",
+    help="Judge the search by recall@1 in both directions on these images and texts, as 'clipmlu eval --task retrieval' reads them.",
+)
+@Option(
     "--search-samples",
     heading="Search",
     type=Integer(min=1),
-    help="Held-out train images to evaluate on. [default: 1000 to 5000, by --max-drop]",
+    help="Held-out images to evaluate on. [default: 1000 to 5000, by --max-drop]",
 )
 @Option("--search-templates", heading="Search", default="simple", show_default=True, help="Prompts to evaluate on.")
 @Option(
@@ -64,6 +72,7 @@ def compile_command(
     bundle: Path,
     output: Path,
     max_drop: float | None,
+    search_pairs: tuple[Path, ...],
     search_samples: int | None,
     search_templates: str,
     recipe: Path | None,
@@ -89,6 +98,8 @@ def compile_command(
     precision = options.precision if given_precision else None
     if recipe is not None:
         options = use_recipe(recipe, options, {"max_drop": max_drop, "precision": precision, "max_pixels": max_pixels})
+    if search_pairs and max_drop is None:
+        raise OptionError(f"--search-pairs is '{search_pairs[0]}', but nothing is searched; give --max-drop too")
     if max_drop is None:
         compiled = compile_bundle(bundle, output, options, on_note=note, on_step=STEPS)
     else:
@@ -97,9 +108,11 @@ def compile_command(
         search = search_options(
             {
                 "max_drop": max_drop,
+                "search_pairs": search_pairs,
                 "search_samples": search_samples,
                 "search_templates": search_templates,
                 "precision": precision,
+                "max_pixels": max_pixels,
             }
         )
         compiled = _search(bundle, output, options, search)

@@ -1,7 +1,8 @@
-"""Evaluation of compiled bundles against float32 on held-out images, for the search of quantisation options."""
+"""Evaluation of compiled bundles against float32 by the accuracy on held-out images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,33 +17,22 @@ from clipmlu.data.calibration import CalibrationOptions, open_train_split, reada
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
+from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.errors import InputError
 from clipmlu.file_names import text_from_name
+from clipmlu.keys import make_key
 from clipmlu.measure.ranking import IntArray, embed_dataset, rank_images
 from clipmlu.measure.statistics import count_changes, drop_interval
-from clipmlu.specs import Spec
 from clipmlu.steps import StartStep, Step, no_steps
+from clipmlu.tune.figures import EARLY_SHARE, REFERENCE_NAME, Figures, ReferenceFigures
 from clipmlu.tune.trial import SearchOptions
 
-EARLY_SHARE = 4  # a trial with too large a drop stops after 1/4 of the images
-REFERENCE_NAME = "reference"  # the float32 bundle in the folder of a search
 _Z_STOP = 3.0
 
 
-class Figures(Spec, frozen=True, kw_only=True):
-    """Measurements of a bundle on the first ``images`` images; see ``Trial``."""
-
-    images: int
-    top1: float
-    drop: float
-    drop_bound: float
-    agreement: float
-    embedding_error: float
-
-
-class Evaluator:
-    """Held-out evaluation set with the float32 predictions.
+class AccuracyEvaluator:
+    """Held-out evaluation set with the float32 predictions; see ``Evaluator``.
 
     Attributes:
         dataset: dataset of the images.
@@ -84,8 +74,32 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def evaluate_reference(self, folder: Path) -> float:
-        """Run the float32 model on the images and return its top-1 accuracy."""
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.dataset.name
+
+    @property
+    def split(self) -> str:
+        """Split of the dataset."""
+        return self.dataset.split
+
+    @property
+    def independent(self) -> int:
+        """Number of images."""
+        return len(self)
+
+    def key(self) -> Mapping[str, str]:
+        """Return the digests of the images, the labels, the class names and the templates."""
+        return make_key(
+            images=self.digests,
+            labels=self.labels.tolist(),
+            class_names=tuple(self.dataset.class_names),
+            templates=resolve_templates(self._search.templates),
+        )
+
+    def evaluate_reference(self, folder: Path) -> ReferenceFigures:
+        """Run the float32 model on the images."""
         reference = compile_bundle(
             self._exported,
             folder / REFERENCE_NAME,
@@ -94,18 +108,10 @@ class Evaluator:
         )
         with Encoder(reference) as encoder:
             self._embeddings, self._predicted = self._predict(self._classifier(encoder), 0, len(self))
-        return float(np.mean(self._predicted == self.labels))
+        return ReferenceFigures(top1=float(np.mean(self._predicted == self.labels)))
 
     def evaluate(self, bundle: CompiledBundle, options: SessionOptions, images: int, max_drop: float | None) -> Figures:
-        """Evaluate a bundle.
-
-        Args:
-            bundle: the compiled bundle.
-            options: options of its session.
-            images: number of images to evaluate, from the first one.
-            max_drop: stop after 1/``EARLY_SHARE`` of them if the drop is significantly larger than this; None: never
-                stop.
-        """
+        """Evaluate a bundle; see ``Evaluator``."""
         part = max(1, images // EARLY_SHARE) if max_drop is not None else images
         with Encoder(bundle, options) as encoder:
             classifier = self._classifier(encoder)

@@ -1,7 +1,8 @@
 """Search of quantisation options for ``clipmlu compile --max-drop``.
 
 The search tries the modes of the target, the expected fastest first. Each trial compiles a bundle for the target and
-measures its zero-shot accuracy on images of the train split that the calibration does not use. The search stops at the
+measures its zero-shot accuracy on images of the train split that the calibration does not use, or its recall on given pairs
+of images and texts. The search stops at the
 first trial whose loss of accuracy against float32 is, with 95 % confidence, within the allowed drop. Each trial is
 stored, so that an interrupted search can resume.
 """
@@ -32,13 +33,14 @@ from clipmlu.bundle.directory import (
     publish_copy,
 )
 from clipmlu.bundle.manifest import emulated_mark
-from clipmlu.classify.scoring import check_joint_templates
+from clipmlu.classify.scoring import PREFER_TOWERS, check_joint_templates
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_lowering, plan_compilation
 from clipmlu.compile.preparing import role_shares
 from clipmlu.compile.quantisation import recommended_quantisation
 from clipmlu.compile.recipe import RECIPE_NAME, recipe_of
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import CompileError, GateError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
@@ -49,8 +51,10 @@ from clipmlu.specs import Precision, QuantisationOptions, Spec
 from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.bundles import compilation_key, open_unchanged
 from clipmlu.tune.candidates import Candidates, modes_of, most_trials
-from clipmlu.tune.evaluator import EARLY_SHARE, REFERENCE_NAME, Evaluator, Figures
+from clipmlu.tune.evaluator import AccuracyEvaluator
+from clipmlu.tune.figures import EARLY_SHARE, REFERENCE_NAME, Evaluator, Figures, ReferenceFigures
 from clipmlu.tune.resume import Key, Note, ResultStore
+from clipmlu.tune.retrieval_evaluator import RetrievalEvaluator
 from clipmlu.tune.trial import SearchOptions, SearchReport, Trial, Verdict, best_text, describe_trial
 
 SEARCH_NAME = "search.json"
@@ -140,6 +144,8 @@ def _remove_trials(folder: Path, store: ResultStore) -> None:
 
 
 def _check_request(exported: ExportedBundle, options: CompileOptions, search: SearchOptions) -> None:
+    if exported.manifest.layout == "joint" and search.pairs is not None:
+        raise OptionError(f"the recall of pairs needs two towers, whose embeddings it ranks; {PREFER_TOWERS}")
     if exported.manifest.layout == "joint":
         check_joint_templates(resolve_templates(search.templates), f"bundle '{exported.path}'")
     if options.quantisation is not None:
@@ -160,11 +166,12 @@ def _prepare(
     assert calibration is not None, "plan_compilation asked for it"
     if isinstance(calibration, CalibrationOptions):
         calibration = obtain_calibration(exported, calibration, on_step)
-    evaluator = Evaluator(exported, calibration, options, search, on_step)
+    evaluator = _evaluator(exported, calibration, options, search, on_step)
     fewest = math.ceil(Z_ONE_SIDED / search.max_drop) - 2
-    if len(evaluator) < fewest:
+    if evaluator.independent < fewest:
+        independent = "" if evaluator.independent == len(evaluator) else " that share no text"
         raise OptionError(
-            f"{len(evaluator)} images cannot show that a drop is within {search.max_drop:g}, even if none of them is lost; "
+            f"{evaluator.independent} images{independent} cannot show that a drop is within {search.max_drop:g}, even if none of them is lost; "
             f"at least {fewest} can (--search-samples), or allow more (--max-drop)"
         )
     base = dataclasses.replace(
@@ -175,6 +182,18 @@ def _prepare(
         overwrite=True,
     )
     return evaluator, base
+
+
+def _evaluator(
+    exported: ExportedBundle,
+    calibration: CalibrationSet,
+    options: CompileOptions,
+    search: SearchOptions,
+    on_step: StartStep,
+) -> Evaluator:
+    if search.pairs is not None:
+        return RetrievalEvaluator(exported, calibration, search.pairs, search, on_step)
+    return AccuracyEvaluator(exported, calibration, options, search, on_step)
 
 
 def _provenance(exported: ExportedBundle, plan: CompilationPlan, base: CompileOptions) -> Provenance:
@@ -190,14 +209,9 @@ def _search_key(
     """Key of a trial without its mode and its quantisation options."""
     return {
         **compilation_key(exported, plan, base, without=("precision", "quantisation")),
-        **make_key(
-            images=evaluator.digests,
-            labels=evaluator.labels.tolist(),
-            class_names=tuple(evaluator.dataset.class_names),
-            templates=resolve_templates(search.templates),
-        ),
-        # The samples and the templates enter as images and prompts; the mode belongs to a trial.
-        **options_key(search, prefix="search.", without=("samples", "templates", "precision")),
+        **evaluator.key(),
+        # The samples, the templates and the pairs enter as images and texts; the mode belongs to a trial.
+        **options_key(search, prefix="search.", without=("samples", "templates", "pairs", "precision")),
     }
 
 
@@ -244,7 +258,7 @@ class _Search:
         self._note = on_note
         self._step = on_step
         self._most = 0
-        self._reference_top1: float | None = None
+        self._reference_figures: ReferenceFigures | None = None
         self._trials: list[Trial] = []
 
     def run(
@@ -270,11 +284,12 @@ class _Search:
             provenance=self._provenance,
             max_drop=self._search.max_drop,
             confidence=_CONFIDENCE,
-            dataset=self._evaluator.dataset.name,
-            split=self._evaluator.dataset.split,
+            dataset=self._evaluator.name,
+            split=self._evaluator.split,
             images=len(self._evaluator),
             templates=self._search.templates_text,
-            reference_top1=self._reference(),
+            reference_top1=self._reference().top1,
+            reference_recall=self._reference().recall,
             trials=tuple(self._trials),
         )
 
@@ -345,12 +360,13 @@ class _Search:
             return "stopped_early"
         return "accepted" if figures.drop_bound <= self._search.max_drop else "rejected"
 
-    def _reference(self) -> float:
-        if self._reference_top1 is None:
+    def _reference(self) -> ReferenceFigures:
+        if self._reference_figures is None:
             with self._step("float32 reference"):
-                self._reference_top1 = self._evaluator.evaluate_reference(self._folder)
-            self._note(f"float32: top-1 {self._reference_top1:.4f} on {len(self._evaluator)} held-out images")
-        return self._reference_top1
+                self._reference_figures = found = self._evaluator.evaluate_reference(self._folder)
+            shown = found.recall if found.top1 is None else f"top-1 {found.top1:.4f}"
+            self._note(f"float32: {shown} on {len(self._evaluator)} held-out images")
+        return self._reference_figures
 
     def _add(self, trial: Trial) -> None:
         self._trials.append(trial)

@@ -11,6 +11,7 @@ import numpy as np
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.provenance import Command, Provenance
+from clipmlu.data.pairs.reading import PairChoice
 from clipmlu.data.prompts import Templates, without_functions
 from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import OptionError
@@ -28,13 +29,16 @@ class SearchOptions:
     """Options of a search; validated on construction.
 
     Attributes:
-        max_drop: allowed loss of top-1 accuracy against float32, above 0 and below 1.
+        max_drop: allowed loss of top-1 accuracy against float32, above 0 and below 1; with ``pairs`` of recall@1 in each
+            direction.
+        pairs: evaluate by the recall of these images and texts; None for the accuracy on images of the calibration's dataset.
         samples: number of held-out images; None chooses it from ``max_drop``.
         templates: prompt templates; see ``prompts.resolve_templates``.
         precision: search within this mode only; None for all modes of the target.
     """
 
     max_drop: float
+    pairs: PairChoice | None = None
     samples: PositiveInt | None = None
     templates: Templates = "simple"
     precision: Precision | None = None
@@ -61,6 +65,16 @@ class SearchOptions:
         return int(np.clip(math.ceil(_DISCORDANT * (2 * Z_ONE_SIDED / self.max_drop) ** 2), _FEWEST, _MOST))
 
 
+class RecallFigures(Spec, frozen=True, kw_only=True):
+    """Recall at 1 of pairs of images and texts, 0..1, with images and with texts as queries."""
+
+    image_to_text: float
+    text_to_image: float
+
+    def __str__(self) -> str:
+        return f"recall@1 {self.image_to_text:.4f} (image to text) and {self.text_to_image:.4f} (text to image)"
+
+
 class Trial(Spec, frozen=True, kw_only=True):
     """Result of one candidate.
 
@@ -70,12 +84,14 @@ class Trial(Spec, frozen=True, kw_only=True):
         verdict: ``accepted``; ``rejected``; ``stopped_early`` after a part of the images; ``failed`` if it did not
             compile or a gate failed; ``exploratory`` if it measured the effect of one role in float.
         images: number of evaluated images.
-        top1: top-1 accuracy, 0..1; None if the trial failed.
-        drop: float32's top-1 on the same images minus ``top1``, or None.
-        drop_bound: upper end of the one-sided 95 % confidence interval of the drop, or None.
-        agreement: share of the images with the same predicted class as float32, or None.
+        top1: top-1 accuracy, 0..1; None if the trial failed, or the search is judged by recall.
+        recall: recall of the pairs; None if the trial failed, or the search is judged by accuracy.
+        drop: float32's top-1 on the same images minus ``top1``, or the larger drop of recall@1 of the two directions; or None.
+        drop_bound: upper end of the one-sided 95 % confidence interval of the drop, the larger one of two directions; or None.
+        agreement: share of the images with the same predicted class as float32, or the smaller share of the queries with the
+            same first result; or None.
         embedding_error: 1 minus the mean cosine similarity to float32's image embeddings (joint layout: to its
-            mean-centred logits), or None.
+            mean-centred logits; with pairs: mean of the images' and the texts'), or None.
         quantised_share: quantised share of the multiply-accumulate operations of both towers, or None.
         reason: reason of a failure; else empty.
         elapsed_s: wall time in seconds.
@@ -86,6 +102,7 @@ class Trial(Spec, frozen=True, kw_only=True):
     verdict: Verdict
     images: int = 0
     top1: float | None = None
+    recall: RecallFigures | None = None
     drop: float | None = None
     drop_bound: float | None = None
     agreement: float | None = None
@@ -100,13 +117,14 @@ class SearchReport(Displayed, Spec, frozen=True, kw_only=True):
 
     Attributes:
         provenance: the exported bundle, and the software and hardware of the trials.
-        max_drop: allowed loss of top-1 accuracy.
+        max_drop: allowed loss of top-1 accuracy, or of recall@1 in each direction.
         confidence: confidence level of the bounds.
-        dataset: dataset of the held-out images.
+        dataset: dataset of the held-out images, or the files of pairs.
         split: split of the dataset.
         images: number of held-out images.
         templates: prompt templates.
-        reference_top1: top-1 accuracy of float32 on the held-out images.
+        reference_top1: top-1 accuracy of float32 on the held-out images; None if the search is judged by recall.
+        reference_recall: recall of float32 on the pairs; None if the search is judged by accuracy.
         trials: in order; if the last one is accepted, it was chosen.
         command: the command that searched; None from Python, or in reports of an older clipmlu.
     """
@@ -118,7 +136,8 @@ class SearchReport(Displayed, Spec, frozen=True, kw_only=True):
     split: str
     images: int
     templates: str
-    reference_top1: float
+    reference_top1: float | None
+    reference_recall: RecallFigures | None = None
     trials: tuple[Trial, ...] = ()
     command: Command | None = None
 
@@ -133,7 +152,8 @@ class SearchReport(Displayed, Spec, frozen=True, kw_only=True):
             **self.provenance.facts(),
             "dataset": f"{self.dataset}, {self.split}, {self.images:,} images",
             "allowed drop": f"{100 * self.max_drop:g} points",
-            "float32 top-1": f"{self.reference_top1:.4f}",
+            **({} if self.reference_top1 is None else {"float32 top-1": f"{self.reference_top1:.4f}"}),
+            **({} if self.reference_recall is None else {"float32": str(self.reference_recall)}),
             "trials": str(len(self.trials)),
             "chosen": "none" if self.chosen is None else describe_trial(self.chosen),
         }
@@ -160,10 +180,11 @@ def describe_trial(trial: Trial) -> str:
         words += [how.weight_rounding] if how.weight_rounding != "nearest" else []
         words += [f"float {', '.join(how.keep_float)}"] if how.keep_float else []
     verdict = trial.verdict.replace("_", " ")
-    if trial.top1 is None:
+    if trial.drop is None:
         return f"{' '.join(words)}: {verdict}: {trial.reason}"
+    found = str(trial.recall) if trial.top1 is None else f"top-1 {trial.top1:.4f}"
     return (
-        f"{' '.join(words)}: top-1 {trial.top1:.4f}, drop {100 * (trial.drop or 0.0):.2f} points "
+        f"{' '.join(words)}: {found}, drop {100 * (trial.drop or 0.0):.2f} points "
         f"(95 %: at most {100 * (trial.drop_bound or 0.0):.2f}) on {trial.images} images: {verdict}"
     )
 

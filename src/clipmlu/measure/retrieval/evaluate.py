@@ -23,7 +23,7 @@ from clipmlu.measure.retrieval.pairs import (
     merge_images,
     require_same,
 )
-from clipmlu.measure.retrieval.ranks import IntArray, Ranking, rank_matches
+from clipmlu.measure.retrieval.ranks import IntArray, Matches, Ranking, rank_matches
 from clipmlu.measure.retrieval.report import DirectionReport, Recall, ReferenceAgreement, RetrievalReport
 from clipmlu.measure.samples import Overlap, choose_images
 from clipmlu.specs import NaturalInt, PositiveInt
@@ -69,7 +69,7 @@ class Rankings:
 
     image_to_text: Ranking
     text_to_image: Ranking
-    truncated: int
+    truncated: int = 0
 
 
 def evaluate_retrieval(
@@ -153,15 +153,28 @@ def rank_pairs(
     """
     with on_step("embedding texts", total=len(pairs.texts), unit="texts") as step:
         texts, truncated = embed_captions(encoder, pairs.texts, step)
+    found = rank_embeddings(images, texts, pairs.matches, keep=keep, on_step=on_step)
+    return dataclasses.replace(found, truncated=truncated)
+
+
+def rank_embeddings(
+    images: FloatArray, texts: FloatArray, matches: Matches, *, keep: int = 0, on_step: StartStep = no_steps
+) -> Rankings:
+    """Rank both directions.
+
+    Args:
+        images: embeddings of the images, float32, shape (N, D), unit L2 norm per row.
+        texts: embeddings of the texts, float32, shape (T, D).
+        matches: the pairs, with the images as queries.
+        keep: number of best candidates of each query to keep, at most all.
+        on_step: see ``evaluate_retrieval``.
+    """
     with on_step("ranking", total=len(images) + len(texts), unit="queries") as step:
-        directions = [
-            rank_matches(queries, candidates, matches, keep=min(keep, len(candidates)), on_queries=step.advance)
-            for queries, candidates, matches in (
-                (images, texts, pairs.matches),
-                (texts, images, pairs.matches.swapped()),
-            )
+        found = [
+            rank_matches(queries, candidates, pairs, keep=min(keep, len(candidates)), on_queries=step.advance)
+            for queries, candidates, pairs in ((images, texts, matches), (texts, images, matches.swapped()))
         ]
-    return Rankings(directions[0], directions[1], truncated)
+    return Rankings(found[0], found[1])
 
 
 def _report(

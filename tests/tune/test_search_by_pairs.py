@@ -1,0 +1,197 @@
+"""A search that is judged by the recall of pairs of images and texts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import clipmlu
+import support
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.cli import main
+from clipmlu.compile.plan import CompileOptions
+from clipmlu.data.calibration import CalibrationOptions
+from clipmlu.data.images import content_digest
+from clipmlu.data.pairs.reading import PairChoice
+from clipmlu.errors import InputError, OptionError, OverlapError
+from clipmlu.tune.quantise import search_bundle
+from clipmlu.tune.trial import SearchOptions, SearchReport
+
+PICTURES = 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures with texts, and six others without classes to calibrate with, of which one is among the 40."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for name in ("images", "calibration"):
+        (folder / name).mkdir()
+    for number in range(PICTURES):
+        support.picture(number).save(folder / "images" / f"{number}.png")
+    for number in (0, *range(100, 105)):
+        support.picture(number).save(folder / "calibration" / f"{number}.bmp")
+    write(
+        folder / "pairs.csv",
+        [(f"images/{number}.png", f"text {number} {chr(97 + number % 26)}") for number in range(PICTURES)],
+    )
+    return folder
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("image", "caption"), *rows])
+    return path
+
+
+def search(
+    exported: ExportedBundle,
+    data: Path,
+    output: Path,
+    *,
+    max_drop: float,
+    pairs: Path | None = None,
+    on_result: Callable[[str], None] = lambda _name: None,
+    **given: Any,
+) -> tuple[CompiledBundle, SearchReport, list[str]]:
+    notes: list[str] = []
+    calibration = CalibrationOptions(dataset=str(data / "calibration"), samples=6)
+    options = CompileOptions(target="cpu", batch_size=8, calibration=calibration, min_cosine=-1, min_agreement=0)
+    wanted = SearchOptions(
+        max_drop=max_drop, pairs=PairChoice(paths=(pairs or data / "pairs.csv",), image_root=data), **given
+    )
+    bundle, report = search_bundle(exported, output, options, wanted, on_note=notes.append, on_result=on_result)
+    return bundle, report, notes
+
+
+def test_the_figures_are_those_of_eval_and_the_images_those_outside_the_calibration(
+    exported: ExportedBundle, compiled: CompiledBundle, data: Path, tmp_path: Path
+) -> None:
+    bundle, report, notes = search(exported, data, tmp_path / "best", max_drop=0.5)
+    trial = report.chosen
+    assert trial is not None
+    assert (report.images, trial.images, report.reference_top1, trial.top1) == (39, 39, None, None)
+    assert report.dataset == str(data / "pairs.csv")
+    others = write(
+        tmp_path / "others.csv",
+        [(f"images/{number}.png", f"text {number} {chr(97 + number % 26)}") for number in range(1, PICTURES)],
+    )
+    measured = clipmlu.evaluate_retrieval(bundle, others, image_root=data, reference=compiled, allow_overlap=True)
+    reference = clipmlu.evaluate_retrieval(compiled, others, image_root=data)
+    for recall, found in ((trial.recall, measured), (report.reference_recall, reference)):
+        assert recall is not None
+        assert (recall.image_to_text, recall.text_to_image) == (
+            found.image_to_text.first.value,
+            found.text_to_image.first.value,
+        )
+    assert measured.reference is not None
+    both = (measured.reference.image_to_text, measured.reference.text_to_image)
+    assert trial.drop == pytest.approx(max(each.recall_drop for each in both))
+    assert trial.drop_bound == pytest.approx(max(each.recall_drop_bound for each in both))
+    assert trial.agreement == min(each.top1_agreement for each in both)
+    assert f"recall@1 {trial.recall.image_to_text:.4f} (image to text)" in notes[-1]  # type: ignore[union-attr]
+    seen = set(bundle.calibration_data().images)
+    assert seen >= {content_digest(support.picture(number)) for number in range(PICTURES)}
+    with pytest.raises(OverlapError, match="was calibrated with"):
+        clipmlu.evaluate_retrieval(bundle, others, image_root=data)
+    assert msgspec.json.decode((bundle.path / "search.json").read_bytes(), type=SearchReport) == report
+
+
+def test_a_search_resumes_for_the_same_content_only(exported: ExportedBundle, data: Path, tmp_path: Path) -> None:
+    rows = [(f"images/{number}.png", f"text {number}") for number in range(PICTURES)]
+    write(tmp_path / "a.csv", rows)
+    write(tmp_path / "another name.csv", rows)
+    write(tmp_path / "other text.csv", [*rows[:-1], (rows[-1][0], "another text")])
+    write(tmp_path / "other pairs.csv", [*rows, (rows[2][0], rows[3][1])])
+
+    def stop(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    for name, resumed in (("another name", True), ("other text", False), ("other pairs", False)):
+        output = tmp_path / name.replace(" ", "-")
+        with pytest.raises(KeyboardInterrupt):
+            search(exported, data, output, max_drop=0.5, pairs=tmp_path / "a.csv", on_result=stop)
+        (path,) = Path(f"{output}.search").glob("trials/*-*.json")
+        assert {"images", "texts", "pairs", "search.max_drop"} <= msgspec.json.decode(path.read_bytes())["key"].keys()
+        _, report, notes = search(exported, data, output, max_drop=0.5, pairs=tmp_path / f"{name}.csv")
+        assert any("resuming the search in" in note and "1 trials are stored" in note for note in notes) is resumed, (
+            notes
+        )
+        assert report.chosen is not None
+
+
+def test_what_cannot_be_judged_is_refused(exported: ExportedBundle, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"39 images cannot show that a drop is within 0\.01, .* at least 163 can"):
+        search(exported, data, tmp_path / "out", max_drop=0.01)
+    shared = write(
+        tmp_path / "shared.csv", [(f"images/{number}.png", f"text {number % 2}") for number in range(PICTURES)]
+    )
+    with pytest.raises(OptionError, match="2 images that share no text cannot show"):
+        search(exported, data, tmp_path / "out", max_drop=0.1, pairs=shared)
+    seen = write(
+        tmp_path / "seen.csv", [("calibration/0.bmp", "a"), ("calibration/101.bmp", "b"), ("images/3.png", "c")]
+    )
+    with pytest.raises(InputError, match="has no two images with texts beside the 6 of the calibration"):
+        search(exported, data, tmp_path / "out", max_drop=0.5, pairs=seen)
+    joint = support.write_exported(tmp_path / "joint", layout="joint")
+    with pytest.raises(OptionError, match="the recall of pairs needs two towers"):
+        search(joint, data, tmp_path / "out", max_drop=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), "--search-pairs is '.*pairs.csv', but nothing is searched; give --max-drop too"),
+        (("--max-drop", "0.5", "--search-templates", "cifar"), "search templates are for classes"),
+    ],
+)
+def test_options_that_contradict_each_other_are_told_in_one_line(
+    exported: ExportedBundle,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    given: tuple[str, ...],
+    message: str,
+) -> None:
+    arguments = [
+        "compile",
+        str(exported.path),
+        "-o",
+        str(tmp_path / "out"),
+        "--search-pairs",
+        str(data / "pairs.csv"),
+        *given,
+    ]
+    assert main(arguments) == 2
+    support.assert_one_line(capsys.readouterr().err, message)
+
+
+def test_the_command_and_the_function_do_the_same(
+    exported: ExportedBundle, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = {"calib": data / "calibration", "calib_samples": 6}
+    given = {
+        "target": "cpu",
+        "max_drop": 0.5,
+        "search_pairs": data / "pairs.csv",
+        "search_samples": 30,
+        "min_cosine": -1,
+        "min_agreement": 0,
+    }
+    options = [
+        word for name, value in {**calibration, **given}.items() for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    assert main(["compile", str(exported.path), "-o", str(tmp_path / "a"), *options]) == 0, capsys.readouterr().err
+    bundle, report = clipmlu.search_bundle(exported, tmp_path / "b", **calibration, **given)  # type: ignore[arg-type]
+    told = msgspec.json.decode((tmp_path / "a" / "search.json").read_bytes(), type=SearchReport)
+    assert report.images == told.images == 30
+    assert [(each.precision, each.quantisation, each.recall, each.drop) for each in told.trials] == [
+        (each.precision, each.quantisation, each.recall, each.drop) for each in report.trials
+    ]
+    assert np.isfinite(bundle.compilation.batch_size)
