@@ -134,7 +134,7 @@ def start() -> Iterator[Chromium]:
     api = pytest.importorskip("playwright.sync_api", reason=reason)
     pytest.importorskip("axe_playwright_python", reason=reason)
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_executable(), args=[_ONLY_THIS_MACHINE])
+        browser = playwright.chromium.launch(executable_path=_executable(), args=[_ONLY_THIS_MACHINE, "--disable-gpu"])
         try:
             yield Chromium(browser)
         finally:

@@ -4,12 +4,13 @@ import { element } from "./element.js";
 import { picture } from "./images.js";
 import { say, speak } from "./words.js";
 
+const UNIT = "\u00a0%"; // a line never ends between number and unit
+
 // A probability in percent, with three significant digits where it is small.
 export function percent(score) {
   const value = score * 100;
-  if (value >= 99.95 || value >= 9.995) return `${value.toFixed(1)} %`;
-  if (value >= 0.9995) return `${value.toFixed(2)} %`;
-  return value < 0.001 ? "<0.001 %" : `${value.toPrecision(2)} %`;
+  if (value < 0.001) return `<0.001${UNIT}`;
+  return `${value < 0.9995 ? value.toPrecision(2) : value.toFixed(value < 9.995 ? 2 : 1)}${UNIT}`;
 }
 
 export function milliseconds(value) {
@@ -90,7 +91,7 @@ export function problem(error) {
 export function summary(cards, seconds) {
   const done = cards.filter((card) => card.state === "done");
   const failed = cards.filter((card) => card.state === "failed").length;
-  const [best] = done.length === 1 ? done[0].result.scores : [];
+  const [best] = cards.length === 1 && done.length ? done[0].result.scores : [];
   const text = best
     ? say("classifiedOne", done[0].item.name, best.label, percent(best.score), seconds)
     : say("classified", done.length, seconds);

@@ -14,6 +14,7 @@ const COUNTS = ["4", "12", "24", "48", "100"];
 export class Search {
   constructor(askForKey) {
     this.askForKey = askForKey;
+    this.emulated = false;
     this.query = byId("query");
     this.queryProblem = byId("query-problem");
     this.task = new Task("search", (signal) => this.run(signal));
@@ -25,6 +26,8 @@ export class Search {
     const state = readState();
     this.index = server.index;
     if (!this.index) return;
+    const [embedding] = this.index.models ?? []; // the bundle that embeds queries
+    this.emulated = this.index.emulated || server.bundles.some(({ name, emulated }) => emulated && name === embedding);
     fillSelect(byId("hits"), COUNTS.map((count) => [count, count]), state.hits);
     this.query.value = state.query;
     byId("path").value = state.path;
@@ -34,7 +37,7 @@ export class Search {
   relabel() {}
 
   showMark() {
-    byId("emulated").hidden = !this.index?.emulated;
+    byId("emulated").hidden = !this.emulated;
   }
 
   async run(signal) {
