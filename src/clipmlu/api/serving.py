@@ -35,6 +35,7 @@ class ServeKeywords(RunningKeywords, OpenSetKeywords, total=False):
         classifier: a classifier file instead of ``labels``.
         templates: templates of requests that give none.
         top_k: classes per image of requests that do not say.
+        index: folder of the index of ``/v1/search``, or of its job; see ``build_index``.
         max_pixels: largest width x height of an image.
     """
 
@@ -42,6 +43,7 @@ class ServeKeywords(RunningKeywords, OpenSetKeywords, total=False):
     classifier: str | os.PathLike[str] | None
     templates: Templates | None
     top_k: PositiveInt
+    index: str | os.PathLike[str] | None
     max_pixels: PositiveInt | None
 
 

@@ -8,7 +8,7 @@ import click
 
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import note
-from clipmlu.cli._options import Integer, RunningOptions, running_options
+from clipmlu.cli._options import PATH, Integer, RunningOptions, running_options
 
 
 @command(
@@ -21,10 +21,13 @@ from clipmlu.cli._options import Integer, RunningOptions, running_options
 )
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
 @click.option("--labels", metavar="FILE|LIST", help="Classes of requests that give none: a file, or a list: 'cat,dog'.")
+@click.option("--index", type=PATH, metavar="DIR", help="Index that /v1/search searches.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
 @click.option("--port", type=Integer(0, 65535), default=8000, show_default=True, help="Port; 0 for any free one.")
 @running_options
-def serve_command(bundles: tuple[str, ...], labels: str | None, host: str, port: int, running: RunningOptions) -> int:
+def serve_command(
+    bundles: tuple[str, ...], labels: str | None, index: Path | None, host: str, port: int, running: RunningOptions
+) -> int:
     """Serve compiled bundles over HTTP until Ctrl-C or SIGTERM.
 
     A BUNDLE is a folder, whose name requests use; NAME=BUNDLE gives it another name.
@@ -36,6 +39,7 @@ def serve_command(bundles: tuple[str, ...], labels: str | None, host: str, port:
     run_server(
         dict(_named(each) for each in bundles),
         labels=labels,
+        index=index,
         host=host,
         port=port,
         on_listen=lambda url: note(f"Serving on {url}"),

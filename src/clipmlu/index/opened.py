@@ -167,6 +167,18 @@ class VectorIndex(Displayed):
             found = search_exactly(queries, state.parts, count, None if names.selects_all else state.mask(names))
         return [self._hits(state, each) for each in found]
 
+    def hit_of(self, row: int) -> Hit:
+        """Return the image in a row, with a score of 0.
+
+        Raises:
+            OptionError: there is no such row.
+            InputError: the index is damaged.
+        """
+        state = self._state
+        if not 0 <= row < state.rows:
+            raise OptionError(f"row is {row}; the index has {state.rows:,} rows")
+        return self._hits(state, BestRows(np.array([row]), np.zeros(1)))[0]
+
     def recall_of(
         self, include: str | Sequence[str] = (), exclude: str | Sequence[str] = (), *, exact: bool = False
     ) -> float | None:

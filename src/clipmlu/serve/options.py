@@ -33,6 +33,7 @@ class ServeOptions:
         none_label: see ``Model.classifier``; for ``labels`` and ``classifier``.
         background: see ``Model.classifier``.
         reject_below: see ``Model.classifier``.
+        index: folder of the index of ``/v1/search``; None for none.
         batch_size: largest number of images per batch; None for the bundle's own.
         threads: CPU threads per batch; 0 lets the runtime choose.
         workers: threads that decode and prepare images; None for one per CPU.
@@ -56,6 +57,7 @@ class ServeOptions:
     none_label: str | None = None
     background: str | Sequence[str] | None = None
     reject_below: Probability | None = None
+    index: str | os.PathLike[str] | None = None
     batch_size: PositiveInt | None = None
     threads: NaturalInt = 0
     workers: PositiveInt | None = None

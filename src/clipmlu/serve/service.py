@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from clipmlu.errors import OptionError, UnknownNameError
 from clipmlu.model import load_for_images
 from clipmlu.serve.options import ServeOptions
 from clipmlu.serve.refusal import Refusal
+from clipmlu.serve.searching import ServedIndex, open_served_index
 from clipmlu.serve.served_model import ServedModel
 
 
@@ -22,7 +22,9 @@ class Service:
         index: the index of ``/v1/search``, or None.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], options: ServeOptions, index: Any = None) -> None:
+    def __init__(
+        self, models: Mapping[str, ServedModel], options: ServeOptions, index: ServedIndex | None = None
+    ) -> None:
         if not models:
             raise OptionError("no bundles; expected one or more to serve")
         self.models = dict(models)
@@ -61,14 +63,24 @@ def open_service(bundles: Mapping[str, str | os.PathLike[str]], options: ServeOp
 
     Raises:
         OptionError, BundleError, BackendUnavailableError: as for ``clipmlu.load``.
+        InputError: the index cannot be read, or no bundle is of its model.
     """
-    return Service(
-        {
-            name: ServedModel(name, load_for_images(path, _Running(options), image_only=False), options)
-            for name, path in bundles.items()
-        },
-        options,
-    )
+    models = {
+        name: ServedModel(name, load_for_images(path, _Running(options), image_only=False), options)
+        for name, path in bundles.items()
+    }
+    try:
+        return Service(models, options, _open_index(models, options))
+    except BaseException:
+        for model in models.values():
+            model.close()
+        raise
+
+
+def _open_index(models: Mapping[str, ServedModel], options: ServeOptions) -> ServedIndex | None:
+    if options.index is None:
+        return None
+    return open_served_index(options.index, {name: model.encoder.runnable.facts for name, model in models.items()})
 
 
 class _Running:

@@ -28,11 +28,11 @@ export async function search({ text, image, count, path, signal, onWait }) {
   const body = new FormData();
   if (text) body.append("text", text);
   if (image) body.append("image", image, image.name || "image");
-  body.append("k", String(count));
+  body.append("top_k", String(count));
   if (path) body.append("include", path);
   const { answer, ms } = await ask("v1/search", { body, signal, onWait });
   const hits = answer.hits.map((hit) => ({ row: hit.row, path: hit.id, score: hit.score }));
-  return { hits, times: { server: answer.time_ms, round: ms }, emulated: answer.emulated, thumbnail: (row) => `v1/thumbnail/${row}` };
+  return { hits, times: { server: answer.time_ms, round: ms }, emulated: answer.emulated, thumbnail: ({ row, path }) => `v1/thumbnail/${row}?id=${encodeURIComponent(path)}` };
 }
 
 function base64(file) {

@@ -9,7 +9,7 @@ const AT_ONCE = 4;
 
 let addresses = [];
 
-// hits: [{row, path, score}]; thumbnail(row): the address of its picture
+// hits: [{row, path, score}]; thumbnail(hit): the address of its picture
 export function showHits(root, { hits, times, emulated, thumbnail, signal }) {
   forget();
   const views = [];
@@ -42,7 +42,7 @@ export function forget() {
 // Through fetch, since an <img> cannot send the API key.
 async function load([hit, view], thumbnail, signal) {
   try {
-    const { response } = await send(thumbnail(hit.row), { signal });
+    const { response } = await send(thumbnail(hit), { signal });
     const address = URL.createObjectURL(await response.blob());
     addresses.push(address);
     view.replaceWith(element("img", { class: "view", src: address, alt: "" }));

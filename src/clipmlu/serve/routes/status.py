@@ -28,6 +28,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """Describe the served bundles."""
+    """Describe the served bundles and the index."""
     service = service_of(request)
-    return json_response({"models": [model.describe() for model in service.models.values()]})
+    index = None if service.index is None else service.index.describe()
+    return json_response({"models": [model.describe() for model in service.models.values()], "index": index})

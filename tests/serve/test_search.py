@@ -1,0 +1,167 @@
+"""``/v1/search``: the same hits as offline, in each form of a request, and pictures of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import clipmlu
+import support
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
+from clipmlu.errors import InputError
+from http_client import base64_images, call_app, png
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, compiled_once: Path) -> Iterator[Path]:
+    """The working directory, with ``photos`` and ``job``, an indexed job."""
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("photos").mkdir()
+        for number in range(6):
+            Path(f"photos/{number}.png").write_bytes(png(number))
+        clipmlu.embed_images(compiled_once, "photos", "job", shard_format="npy", shard_size=3)
+        clipmlu.build_index("job")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def app(place: Path, compiled_once: Path) -> Iterator[Any]:
+    app = clipmlu.create_app({"tiny": compiled_once}, index=place / "job")
+    yield app
+    app.state.service.close()
+
+
+def post(app: Any, **request: Any) -> Any:
+    answer = call_app(app, "POST", "/v1/search", **request)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def offline(*queries: Any, **keywords: Any) -> list[dict[str, Any]]:
+    (found,) = clipmlu.search_index("job", list(queries), **keywords).queries
+    return [{"id": hit.id, "score": pytest.approx(hit.score, abs=1e-6), "row": hit.row} for hit in found.hits]
+
+
+def test_each_form_finds_what_a_search_offline_does(app: Any) -> None:
+    expected = offline("a red dog", top_k=3)
+    assert post(app, json={"text": "a red dog", "top_k": 3})["hits"] == expected
+    assert post(app, files={"text": (None, "a red dog"), "top_k": (None, "3")})["hits"] == expected
+    image = offline("photos/4.png", top_k=2)
+    assert image[0]["id"] == "photos/4.png"
+    assert post(app, json={"image": base64_images(png(4))[0], "top_k": 2})["hits"] == image
+    assert post(app, files={"image": ("a.png", png(4)), "top_k": (None, "2")})["hits"] == image
+    raw = {"content": png(4), "headers": {"Content-Type": "image/png"}, "params": {"top_k": 2}}
+    assert post(app, **raw)["hits"] == image
+
+
+def test_texts_and_images_are_one_query_with_weights(app: Any) -> None:
+    answer = post(
+        app, json={"text": "a red dog", "image": {"data": base64_images(png(4))[0], "id": "p"}, "weights": [2, -1]}
+    )
+    assert answer["hits"] == offline("a red dog", "photos/4.png", weights=[2, -1])
+    assert answer["query"] == "2 x a red dog + -1 x p"
+    form = {"text": (None, "a red dog"), "image": ("p", png(4)), "weights": (None, "2")}
+    answer = call_app(app, "POST", "/v1/search", files=[*form.items(), ("weights", (None, "-1"))])
+    assert answer.json()["hits"] == offline("a red dog", "photos/4.png", weights=[2, -1])
+
+
+def test_two_files_of_one_name_are_two_images(app: Any) -> None:
+    answer = call_app(app, "POST", "/v1/search", files=[("image", ("a.png", png(4))), ("image", ("a.png", png(1)))])
+    assert answer.json()["hits"] == offline("photos/4.png", "photos/1.png", combine=True)
+
+
+def test_filters_and_facts(app: Any) -> None:
+    answer = post(app, json={"text": "a red dog", "include": "photos/*", "exclude": ["0.png", "5.png"]})
+    assert answer["hits"] == offline("a red dog", include="photos/*", exclude=["0.png", "5.png"])
+    assert len(answer["hits"]) == 4
+    assert (answer["model"], answer["rows"], answer["recall"], answer["emulated"]) == ("tiny", 6, None, False)
+    described = call_app(app, "GET", "/v1/models").json()["index"]
+    assert described == {"rows": 6, "models": ["tiny"], "emulated": False, "recall": None}
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"json": {}}, "There is no query"),
+        ({"json": {"text": " "}}, "A text of the query is empty"),
+        ({"json": {"text": "a", "top_k": 1001}}, "expected 1000 at most"),
+        ({"json": {"text": "a", "top_k": -1}}, "top_k is -1"),
+        ({"json": {"text": "a", "weights": [1, 2]}}, "2 weights for 1 queries"),
+        ({"json": {"text": "a", "include": [""]}}, "empty pattern"),
+        ({"json": {"text": 3}}, "The JSON body cannot be read"),
+        ({"json": {"text": "a", "labels": ["x"]}}, "unknown field `labels`"),
+        ({"files": {"file": ("a.png", b"x")}}, "expected 'image'"),
+        ({"files": {"text": (None, "a"), "top_k": (None, "many")}}, "The options cannot be read"),
+        ({"content": b"no image", "headers": {"Content-Type": "image/png"}}, "image 0"),
+    ],
+)
+def test_wrong_requests_are_refused(app: Any, request_: dict[str, Any], message: str) -> None:
+    answer = call_app(app, "POST", "/v1/search", **request_)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_a_query_of_too_many_images_is_refused(app: Any) -> None:
+    answer = call_app(app, "POST", "/v1/search", json={"image": base64_images(png(1)) * 65})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_pictures_of_hits_are_small_and_belong_to_their_ids(app: Any, place: Path) -> None:
+    answer = call_app(app, "GET", "/v1/thumbnail/2", params={"id": "photos/2.png"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert max(picture.size) <= 256
+    for row, name in ((2, "photos/3.png"), (6, "photos/2.png"), (-1, "photos/5.png"), (2, "../../etc/passwd")):
+        refused = call_app(app, "GET", f"/v1/thumbnail/{row}", params={"id": name})
+        assert refused.status_code == 404, name
+    (place / "photos/5.png").rename(place / "moved.png")
+    try:
+        gone = call_app(app, "GET", "/v1/thumbnail/5", params={"id": "photos/5.png"})
+        assert gone.status_code == 404
+        assert str(place) not in gone.text
+    finally:
+        (place / "moved.png").rename(place / "photos/5.png")
+
+
+def test_an_update_is_seen_by_the_next_search(compiled_once: Path, place: Path) -> None:
+    clipmlu.build_index("job", "copy")
+    app = clipmlu.create_app({"tiny": compiled_once}, index=place / "copy")
+    try:
+        support.picture(9).save("9.png")
+        clipmlu.embed_images(compiled_once, "9.png", "second", shard_format="npy")
+        clipmlu.build_index("second", "copy")
+        assert post(app, json={"image": base64_images(png(9))[0]})["hits"][0]["id"] == "9.png"
+        Path("copy/index.json").unlink()
+        assert post(app, json={"image": base64_images(png(9))[0]})["rows"] == 7
+    finally:
+        app.state.service.close()
+
+
+def test_without_an_index_and_with_one_of_another_model(compiled_once: Path, place: Path) -> None:
+    app = clipmlu.create_app({"tiny": compiled_once})
+    try:
+        answer = call_app(app, "POST", "/v1/search", json={"text": "a"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert "--index DIR" in answer.json()["error"]["message"]
+        assert call_app(app, "GET", "/v1/models").json()["index"] is None
+    finally:
+        app.state.service.close()
+    exported = support.write_exported(place / "other", seed=1)
+    compile_bundle(exported, place / "other-cpu", CompileOptions(target="cpu", batch_size=4))
+    with pytest.raises(InputError, match=r"holds embeddings of 'tiny.*no served bundle embeds queries for it"):
+        clipmlu.create_app({"other": place / "other-cpu"}, index="job")
+    app = clipmlu.create_app({"other": place / "other-cpu", "tiny": compiled_once}, index="job")
+    try:
+        assert post(app, json={"text": "a red dog"})["hits"] == offline("a red dog")
+        refused = call_app(app, "POST", "/v1/search", json={"text": "a", "model": "other"})
+        assert "not of the model of the index; expected tiny" in refused.json()["error"]["message"]
+    finally:
+        app.state.service.close()
