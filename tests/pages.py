@@ -2,10 +2,10 @@
 
 A block of a page is a fence. Its language says what it is:
 
-    sh       commands that a test runs, one on each line, in the order of the page
+    sh       commands that a test runs, one on each line, in the order of the page; a service that ends in & runs until the page ends
     python   a program that a test runs, after the commands above it and with the names of the earlier ones
     console  commands that no test can run; a mark says what they need, and their options are checked
-    text, yaml, json   shown only
+    text, yaml, json, ini   shown only
 
 A mark is an HTML comment before the block, which readers do not see:
 
@@ -51,9 +51,10 @@ class Block:
 
 
 def all_pages() -> list[Path]:
-    """The README files, CONTRIBUTING and all pages of the site."""
+    """The README files, CONTRIBUTING and the like, and all pages of the site; the CHANGELOG tells of the past."""
     top = [path for path in sorted(REPOSITORY.glob("*.md")) if path.name != "CHANGELOG.md"]
-    return [*top, *sorted(DOCS.rglob("*.md"))]
+    folders = [REPOSITORY / name / "README.md" for name in ("benchmarks", "examples")]
+    return [*top, *folders, *sorted(DOCS.rglob("*.md"))]
 
 
 def name_of(page: Path) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from clipmlu.compile.plan import CompileOptions
 from clipmlu.host import cache_dir
 from conftest import REPOSITORY
 from pages import DOCS, NEEDS, Block, all_pages, blocks, indented_code, masked, name_of, start_of, without_code
-from support import keep_export, put_export
+from support import keep_export, put_export, wait_until
 
 README = REPOSITORY / "README.md"
 TUTORIAL = DOCS / "tutorial.md"
@@ -30,7 +33,9 @@ ELSEWHERE = {
     "docs/cli.md": "the examples of the help are run by tests/cli",
 }
 """Pages whose commands another test runs."""
-PROGRAMS = ("clipmlu", "python", "mkdir")
+PROGRAMS = ("clipmlu", "curl", "mkdir", "python")
+PORT = "8000"
+"""Port of services in the pages; a test takes a free one."""
 _SMALLER = {"--samples": "20", "--calib-samples": "8", "--duration": "20"}
 """Replaced in the quick runs."""
 LEFT_OUT = ("too-strict", "demo-mlu", "emulated-mlu", "clipmlu bench")
@@ -60,6 +65,8 @@ def _prepare(page: Path, demo: ExportedBundle) -> None:
             shutil.copytree(demo.path, name)
         elif name == "demo-cpu":
             compile_bundle(demo, Path(name), CompileOptions(target="cpu"))
+        elif name == "examples":
+            shutil.copytree(REPOSITORY / name, name)
         elif name == "photos":
             assert main(["datasets", "--write-samples", ".", "--quiet"]) == 0
         else:
@@ -67,50 +74,105 @@ def _prepare(page: Path, demo: ExportedBundle) -> None:
             assert "photos" in start_of(page)
 
 
-def _run_page(page: Path, demo: ExportedBundle, *, smaller: bool, left_out: tuple[str, ...] = ()) -> int:
-    """Run the blocks of a page in order; returns how many there were."""
-    names: dict[str, Any] = {}
-    out = ""
-    count = 0
-    for block in blocks(page):
-        if any(text in block.text for text in left_out):
-            continue
+@dataclasses.dataclass
+class Run:
+    """A run of the blocks of a page, in order.
+
+    Attributes:
+        page: the page.
+        demo: the exported demo model.
+        smaller: replace numbers of images by small ones.
+        services: ends what still runs at the end of the page.
+        port: the port of the page's services.
+        names: what its Python has defined.
+        out: what the last block printed.
+    """
+
+    page: Path
+    demo: ExportedBundle
+    smaller: bool
+    services: contextlib.ExitStack
+    port: str
+    names: dict[str, Any] = dataclasses.field(default_factory=dict)
+    out: str = ""
+
+    def block(self, block: Block) -> bool:
+        """Run a block, or compare it with the output of the one before; False if it is only shown."""
+        where = f"{name_of(self.page)}:{block.line}"
         if block.language == "sh":
-            out = "".join(_run_line(line, block, line == block.commands[-1], demo, smaller) for line in block.commands)
+            lines = [line.replace(PORT, self.port) for line in block.commands]
+            code = int(block.marks.get("exit", 0))
+            self.out = "".join(self.line(line, code if line == lines[-1] else 0) for line in lines)
         elif block.language == "python" and "needs" not in block.marks:
             with contextlib.redirect_stdout(io.StringIO()) as caught:
-                exec(compile(block.text, f"{name_of(page)}:{block.line}", "exec"), names)
-            out = caught.getvalue()
-        elif "output" in block.marks and out:
-            _assert_part_of(masked(block.text), masked(out), f"{name_of(page)}:{block.line}")
+                exec(compile(block.text, where, "exec"), self.names)
+            self.out = caught.getvalue()
+        elif "output" in block.marks and self.out:
+            _assert_part_of(masked(block.text), masked(self.out), where)
         else:
-            continue
-        count += 1
-    return count
+            return False
+        return True
+
+    def line(self, line: str, expected: int) -> str:
+        """Run a line of a shell; returns what it printed."""
+        words = shlex.split(line)
+        with pytest.MonkeyPatch.context() as patch:
+            while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                name, _, value = words.pop(0).partition("=")
+                patch.setenv(name, value)
+            if words[-1] == "&":
+                return self.serve(words[1:-1])
+            if words[0] != "clipmlu":
+                command = [sys.executable if words[0] == "python" else words[0], *words[1:]]
+                return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = main(self.arguments(words[1:]))
+        assert code == expected, f"{line}\n{err.getvalue()}"
+        return out.getvalue()
+
+    def arguments(self, given: list[str]) -> list[str]:
+        """The arguments of clipmlu, with the session's export and fewer images."""
+        if given == ["export", "demo", "-o", "demo"]:  # torch needs half a minute for another
+            shutil.copytree(self.demo.path, "demo")
+            return ["info", "demo"]
+        if not self.smaller:
+            return given
+        given = [_SMALLER.get(before, word) for before, word in zip(["", *given], given, strict=False)]
+        return [*given, "--warmup", "0", "--iterations", "2"] if given[0] == "bench" else given
+
+    def serve(self, arguments: list[str]) -> str:
+        """Start ``clipmlu serve`` and wait until it answers."""
+        pytest.importorskip("fastapi", reason="needs the extra serve")
+        assert arguments[0] == "serve"
+        given = arguments if "--port" in arguments else [*arguments, "--port", self.port]
+        process = self.services.enter_context(subprocess.Popen([sys.executable, "-m", "clipmlu", *given]))
+        self.services.callback(process.terminate)  # before it is waited for
+        wait_until(lambda: process.poll() is not None or _answers(f"http://127.0.0.1:{self.port}/ready"))
+        assert process.poll() is None
+        return ""
 
 
-def _run_line(line: str, block: Block, last: bool, demo: ExportedBundle, smaller: bool) -> str:
-    words = shlex.split(line)
-    expected = int(block.marks.get("exit", 0)) if last else 0
-    with pytest.MonkeyPatch.context() as patch:
-        while re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            name, _, value = words.pop(0).partition("=")
-            patch.setenv(name, value)
-        program, *arguments = words
-        if program != "clipmlu":
-            command = [sys.executable if program == "python" else program, *arguments]
-            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        if arguments == ["export", "demo", "-o", "demo"]:  # the session's export: torch needs half a minute for another
-            shutil.copytree(demo.path, "demo")
-            arguments = ["info", "demo"]
-        if smaller:
-            arguments = [_SMALLER.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
-            arguments += ["--warmup", "0", "--iterations", "2"] if arguments[0] == "bench" else []
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(arguments)
-    assert code == expected, f"{line}\n{err.getvalue()}"
-    return out.getvalue()
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def _run_page(page: Path, demo: ExportedBundle, *, smaller: bool, left_out: tuple[str, ...] = ()) -> int:
+    """Run the blocks of a page in order; returns how many there were."""
+    with contextlib.ExitStack() as services:
+        run = Run(page, demo, smaller, services, _free_port())
+        chosen = [block for block in blocks(page) if not any(text in block.text for text in left_out)]
+        return sum([run.block(block) for block in chosen])
 
 
 def _assert_part_of(shown: list[str], printed: list[str], where: str) -> None:
@@ -148,7 +210,7 @@ def test_the_commands_of_a_page_run_as_they_stand(page: Path, demo_bundle: Expor
 def test_each_command_is_run_or_says_what_it_needs(page: Path) -> None:
     for block in blocks(page):
         where = f"{name_of(page)}:{block.line}"
-        assert block.language in ("sh", "python", "console", "text", "yaml", "json"), (
+        assert block.language in ("sh", "python", "console", "text", "yaml", "json", "ini"), (
             f"{where}: language '{block.language}'"
         )
         if block.language == "console":
@@ -167,6 +229,7 @@ def _check_line(line: str, where: str, *, run: bool) -> None:
         words.pop(0)
     if run:
         assert words[0] in PROGRAMS, f"{where}: {line}"
+    words = words[:-1] if words[-1] == "&" else words
     if words[0] == "clipmlu":
         top = cli.make_context("clipmlu", [], resilient_parsing=True)
         cli.commands[words[1]].make_context(words[1], words[2:], parent=top)
