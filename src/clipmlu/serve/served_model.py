@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.results import Prediction, Predictions
+from clipmlu.embed.encoder import FloatArray, PixelArray
 from clipmlu.embed.items import ImageEmbeddings
 from clipmlu.model import Model
 from clipmlu.serve.options import ServeOptions
@@ -70,6 +74,29 @@ class ServedModel:
         """Start to embed images and texts; the rows of the images come first, and errors are positions in ``images``."""
         return self._pool.submit(self._embed, images, texts)
 
+    def embed_tensors(
+        self, pixel_values: PixelArray | None, input_ids: npt.NDArray[np.int64] | None, deadline: float
+    ) -> Future[tuple[FloatArray | None, FloatArray | None]]:
+        """Start to embed prepared images and tokenised texts; the embeddings of what is None are None.
+
+        Args:
+            pixel_values: see ``Encoder.encode_images``.
+            input_ids: see ``Encoder.encode_tokens``.
+            deadline: as for ``classify``.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        return self._pool.submit(self._embed_tensors, pixel_values, input_ids)
+
+    @functools.cached_property
+    def classifier(self) -> ZeroShotClassifier | None:
+        """Classifies images into the classes of the server; None if it has none."""
+        options = self._options
+        if options.labels is None:
+            return None if options.classifier is None else self.encoder.load_classifier(options.classifier)
+        return self.encoder.classifier(options.labels, options.templates)
+
     def close(self) -> None:
         """Release the runtime."""
         self._pool.shutdown()
@@ -91,3 +118,11 @@ class ServedModel:
         found = self.encoder.embed_images([image.content or b"" for image in images], on_error="skip")
         of_texts = self.encoder.embed_texts(list(texts))
         return ImageEmbeddings(np.concatenate([found.rows.reshape(-1, of_texts.shape[1]), of_texts]), found.errors)
+
+    def _embed_tensors(
+        self, pixel_values: PixelArray | None, input_ids: npt.NDArray[np.int64] | None
+    ) -> tuple[FloatArray | None, FloatArray | None]:
+        return (
+            None if pixel_values is None else self.encoder.encode_images(pixel_values),
+            None if input_ids is None else self.encoder.encode_tokens(input_ids),
+        )

@@ -15,7 +15,7 @@ from clipmlu.serve.kserve.tensors import Datatype, TensorFacts
 
 ROWS = 8
 INPUTS = {
-    name: TensorFacts(name, datatype, shape)
+    name: TensorFacts(name, datatype, shape, ROWS)
     for name, datatype, shape in (
         ("pixel_values", "FP32", (-1, 3, 2, 2)),
         ("raw_pixels", "UINT8", (-1, 4)),
@@ -31,7 +31,7 @@ OUTPUTS = {
 
 
 def read(body: bytes | dict[str, Any], header: str | None = None) -> InferenceRequest:
-    return read_request(body if isinstance(body, bytes) else json.dumps(body).encode(), header, INPUTS, OUTPUTS, ROWS)
+    return read_request(body if isinstance(body, bytes) else json.dumps(body).encode(), header, INPUTS, OUTPUTS)
 
 
 def one(name: str, shape: list[Any], datatype: Datatype, data: Any, **more: Any) -> dict[str, Any]:

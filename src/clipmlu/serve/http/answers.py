@@ -15,7 +15,18 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 def error_response(
-    code: str, message: str, status: int, request_id: str, headers: Mapping[str, str] | None = None
+    code: str, message: str, status: int, request_id: str, headers: Mapping[str, str] | None = None, *, path: str = ""
 ) -> Response:
-    """Return an error as a JSON answer."""
+    """Return an error as a JSON answer; below ``/v2`` in the form of the KServe protocol, which is only the message.
+
+    Args:
+        code: its code.
+        message: its message.
+        status: HTTP status.
+        request_id: id of the request.
+        headers: further headers.
+        path: path of the request.
+    """
+    if path == "/v2" or path.startswith("/v2/"):
+        return json_response({"error": message}, status, headers)
     return json_response({"error": {"code": code, "message": message, "request_id": request_id}}, status, headers)

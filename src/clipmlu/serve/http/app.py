@@ -39,4 +39,5 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, Refusal):
         code, headers = error.code, error.headers
-    return error_response(code, str(error), STATUS_OF[code], request_id_of(request), headers)
+    path = request.url.path
+    return error_response(code, str(error), STATUS_OF[code], request_id_of(request), headers, path=path)

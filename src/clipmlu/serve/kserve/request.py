@@ -98,7 +98,6 @@ def read_request(
     header_length: str | None,
     inputs: Mapping[str, TensorFacts],
     outputs: Mapping[str, TensorFacts],
-    rows: int,
 ) -> InferenceRequest:
     """Read an inference request.
 
@@ -109,7 +108,6 @@ def read_request(
             body is one encoded image.
         inputs: maps the name of each input of the model to its facts.
         outputs: the same of its outputs.
-        rows: largest first dimension of an input.
 
     Raises:
         InputError: the request is not valid; the message names the field.
@@ -123,7 +121,7 @@ def read_request(
     tensors: dict[str, InputTensor] = {}
     for position, given in enumerate(found.inputs):
         where = f"inputs[{position}] ('{given.name}')"
-        facts = _check_input(given, where, inputs, tensors, rows)
+        facts = _check_input(given, where, inputs, tensors)
         view = _read_input(given, facts, where, view, tensors, binary=binary)
     if len(view):
         raise InputError(f"{len(view)} bytes follow the binary data of all inputs; expected none.")
@@ -163,7 +161,7 @@ def _decode(text: bytes) -> _Request:
 
 
 def _check_input(
-    given: _Input, where: str, known: Mapping[str, TensorFacts], seen: Mapping[str, InputTensor], rows: int
+    given: _Input, where: str, known: Mapping[str, TensorFacts], seen: Mapping[str, InputTensor]
 ) -> TensorFacts:
     if given.name not in known:
         raise InputError(wrong_choice(f"inputs[{len(seen)}]", given.name, known))
@@ -179,8 +177,8 @@ def _check_input(
         raise InputError(
             f"{where} has shape {shown(given.shape)}; expected {list(facts.shape)}, with -1 for any number."
         )
-    if not 1 <= given.shape[0] <= rows:
-        raise InputError(f"{where} has shape {shown(given.shape)}; its first dimension may be 1 to {rows}.")
+    if not 1 <= given.shape[0] <= facts.rows:
+        raise InputError(f"{where} has shape {shown(given.shape)}; its first dimension may be 1 to {facts.rows}.")
     if given.parameters.shared_memory_region is not None:
         _refuse_shared_memory(where)
     return facts

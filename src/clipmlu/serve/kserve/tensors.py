@@ -34,11 +34,13 @@ class TensorFacts(NamedTuple):
         name: its name.
         datatype: its datatype.
         shape: its shape; -1 is a dimension of any size.
+        rows: largest first dimension of an input.
     """
 
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
+    rows: int = 1
 
 
 def datatype_of(dtype: npt.DTypeLike) -> Datatype:
