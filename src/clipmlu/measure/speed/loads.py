@@ -10,7 +10,6 @@ from typing import Literal
 
 from clipmlu.arguments import check_fields
 from clipmlu.backends.several_devices import check_devices
-from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.errors import OptionError
 from clipmlu.measure.speed.scenarios import (
     QUERIES_PER_STREAM,
@@ -139,28 +138,28 @@ class ScenarioResult(Spec, frozen=True, kw_only=True):
 
 
 def measure_scenario(
-    bundle: CompiledBundle,
     graphs: Sequence[Graph],
     tower: TowerName,
     scenario: ScenarioName,
     batch_size: int,
     options: SpeedOptions,
+    *,
+    static_rows: int = 1,
     on_step: StartStep = no_steps,
 ) -> ScenarioResult:
     """Measure one scenario.
 
     Args:
-        bundle: the bundle of the graphs.
         graphs: one graph, opened on each card.
         tower: name of the graph.
         scenario: name of the scenario.
         batch_size: largest number of samples of a batch.
         options: time limits and options of the scenario.
+        static_rows: rows to a multiple of which batches are padded; 1 for a dynamic shape.
         on_step: shows the warm-up and the measurement.
     """
     run, rate, probes = run_scenario(graphs, scenario, batch_size, options, on_step)
     samples = {"multi-stream": options.queries_per_stream, "offline": batch_size}.get(scenario, 1)
-    padding = 0 if bundle.compilation.dynamic_shape else -samples % bundle.compilation.batch_size
     latency = None if run is None else latency_statistics(run.latencies)
     throughput = None if run is None else run.samples / run.seconds
     values: dict[ScenarioName, float | None] = {"server": rate, "offline": throughput}
@@ -172,7 +171,7 @@ def measure_scenario(
         value=values[scenario],
         queries=0 if run is None else len(run.latencies),
         samples_per_query=samples,
-        padding_per_query=padding,
+        padding_per_query=-samples % static_rows,
         elapsed_s=0.0 if run is None else run.seconds,
         images_per_second=None if tower == "text" else throughput,
         texts_per_second=throughput if tower == "text" else None,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import util
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipmlu.arguments import check_argument
 from clipmlu.backends import SessionOptions, get_backend
@@ -70,20 +70,23 @@ class SpeedReport(Displayed, Spec, frozen=True, kw_only=True):
 
     Attributes:
         provenance: the bundle, the cards, its target and versions.
+        transport: ``direct`` if this process ran the graphs, ``http`` if a server did, to which it sent image files.
         dynamic_shape: False if smaller batches are padded.
         batch_size: samples of a full batch.
         threads: CPU threads of one batch; 0 for the runtime's default.
-        in_flight: batches on a card at a time.
-        open_s: seconds to open the bundle, including the digests of all files.
+        in_flight: batches on a card at a time; through http requests of one image at a time, except single-stream and multi-stream.
+        open_s: seconds to open the bundle, including the digests of all files; through http to start the server, 0 if it ran
+            before.
         towers: one for each measured graph.
         pipeline: from image files to embeddings, or None if not measured.
-        peak_memory_bytes: peak resident memory of this process since its start; None if not known.
+        peak_memory_bytes: peak resident memory of this process since its start; None if not known, and through http.
         worker_peak_memory_bytes: the same of its child processes, or None.
         machine: facts of the machine.
         command: the command that measured it; None from Python, or in reports of an older clipmlu.
     """
 
     provenance: Provenance
+    transport: Literal["direct", "http"] = "direct"
     dynamic_shape: bool
     batch_size: int
     threads: int
@@ -98,7 +101,8 @@ class SpeedReport(Displayed, Spec, frozen=True, kw_only=True):
 
     def summary(self) -> Summary:
         """Return the facts that people see."""
-        facts = {**self.provenance.facts(), "batch": str(self.batch_size)}
+        transport = {} if self.transport == "direct" else {"transport": self.transport}
+        facts = {**self.provenance.facts(), **transport, "batch": str(self.batch_size)}
         for tower in self.towers:
             for found in tower.scenarios:
                 facts[f"{tower.tower}, {found.scenario}"] = found.figure
@@ -219,7 +223,8 @@ def _measure_tower(
     on_note: Callable[[str], None],
     on_step: StartStep,
 ) -> TowerSpeed:
-    placement = encoders[0].bundle.compilation.placement(tower)
+    facts = encoders[0].bundle.compilation
+    placement, static_rows = facts.placement(tower), 1 if facts.dynamic_shape else facts.batch_size
     samples = make_samples(encoders[0], tower, batch_size, options.seed)
     with on_step(f"opening the {tower} graph"):
         start = time.perf_counter()
@@ -231,8 +236,9 @@ def _measure_tower(
     for scenario in options.scenarios:
         on_note(f"measuring the {tower} graph, {scenario}")
         with on_step(f"{tower} graph, {scenario}"):
-            bundle = encoders[0].bundle
-            results.append(measure_scenario(bundle, graphs, tower, scenario, batch_size, options, on_step))
+            results.append(
+                measure_scenario(graphs, tower, scenario, batch_size, options, static_rows=static_rows, on_step=on_step)
+            )
     return TowerSpeed(
         tower=tower,
         target=placement.target,
@@ -248,7 +254,7 @@ def _measure_tower(
 def _measure_pipeline(encoder: Encoder, batch_size: int, options: SpeedOptions) -> PipelineReport:
     placement = encoder.bundle.compilation.placement("image")
     setup = setup_of(encoder, workers=options.workers, threads=options.threads)
-    with _image_files(options) as files:
+    with image_files(options) as files:
         return measure_pipeline(
             encoder,
             files,
@@ -274,7 +280,12 @@ def _estimates(files: Sequence[Path], placement: Placement) -> tuple[Estimate, .
 
 
 @contextlib.contextmanager
-def _image_files(options: SpeedOptions) -> Iterator[Sequence[Path]]:
+def image_files(options: SpeedOptions) -> Iterator[Sequence[Path]]:
+    """Return the image files of a measurement: those of the options, or photos that are drawn for the time of the context.
+
+    Raises:
+        InputError: the options name no file.
+    """
     if options.images is not None:
         if not options.images:
             raise InputError("There are no images to measure with; give a folder that holds some.")
