@@ -237,11 +237,36 @@ def test_the_address_keeps_the_choices_and_no_request_has_them(open_page: Callab
     opened.page.fill("#labels", "红色的圆\nblue & green")
     opened.page.select_option("#bundle", "other")
     opened.page.select_option("#top", "3")
+    opened.page.wait_for_url(re.compile("top=3"))
     again = open_page(path=opened.page.url.partition("/#")[2].join(("#", "")))
     assert again.page.input_value("#labels") == "红色的圆\nblue & green"
     assert (again.page.input_value("#bundle"), again.page.input_value("#top")) == ("other", "3")
     assert "other: " in again.page.inner_text("#facts")
     assert all("labels" not in address.partition("#")[0] for address in again.requests)
+    again.page.evaluate("location.hash = 'labels=cat&lang=zh'")
+    again.page.wait_for_selector("#labels-count:has-text('1 个标签')")
+    assert again.page.input_value("#labels") == "cat"
+    assert again.page.inner_text("#classify-form [type=submit]") == "分类"
+
+
+def test_labels_are_lines_or_one_line_with_commas(open_page: Callable[..., OpenPage]) -> None:
+    page = open_page().page
+    split = lambda text: page.evaluate("text => import('/page/state.js').then((it) => it.splitLabels(text))", text)  # noqa: E731
+    assert split("cat, dog，鸟、 cat;fox；") == ["cat", "dog", "鸟", "fox"]
+    assert split(" a dog, sitting\r\n\ncat\ncat") == ["a dog, sitting", "cat"]
+    assert split(" \n,") == []
+    show = lambda score: page.evaluate("score => import('/page/scores.js').then((it) => it.percent(score))", score)  # noqa: E731
+    numbers = {
+        1: "100.0",
+        0.5: "50.0",
+        0.09996: "10.0",
+        0.0999: "9.99",
+        0.01: "1.00",
+        0.0025: "0.25",
+        0.00001: "0.0010",
+        0: "<0.001",
+    }
+    assert {score: show(score) for score in numbers} == {score: f"{text}\xa0%" for score, text in numbers.items()}
 
 
 def test_the_key_is_asked_for_and_stays_in_the_tab(chromium: Chromium, address: str) -> None:

@@ -1,6 +1,7 @@
 // The server's routes, and what the page takes of their answers.
 
 import { ask, ServerError } from "./server.js";
+import { say } from "./words.js";
 
 // What the server has: {version, bundles: [{name, model, target, precision, emulated, labelCount}], templates: [name],
 // index: null or {rows, emulated}}
@@ -39,7 +40,7 @@ function base64(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.addEventListener("load", () => resolve(reader.result.slice(reader.result.indexOf(",") + 1)));
-    reader.addEventListener("error", () => reject(reader.error));
+    reader.addEventListener("error", () => reject(new ServerError(say("unreadable", file.name))));
     reader.readAsDataURL(file);
   });
 }

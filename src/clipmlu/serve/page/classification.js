@@ -115,12 +115,13 @@ export class Classification {
   async classifyAll(cards, options) {
     const begin = performance.now();
     const left = [...cards];
+    const pace = Math.ceil(cards.length / 4); // a few messages for people who hear them, however many images there are
     let finished = 0;
     const next = async () => {
       for (let card = left.shift(); card; card = left.shift()) {
         await this.classifyOne(card, options);
         finished += 1;
-        this.task.say("classifying", finished, cards.length);
+        if (finished % pace === 0) this.task.say("classifying", finished, cards.length);
       }
     };
     this.task.say("classifying", 0, cards.length);

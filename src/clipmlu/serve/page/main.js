@@ -14,6 +14,7 @@ const TASKS = ["classify", "search"];
 
 const tasks = { classify: new Classification(askForKey), search: new Search(askForKey) };
 let task = "classify";
+let server = null;
 
 function start() {
   setLanguage(readState().lang);
@@ -31,6 +32,10 @@ function start() {
   byId("key-forget").addEventListener("click", () => askForKey(null));
   for (const name of TASKS) byId(`tab-${name}`).addEventListener("click", () => showTask(name));
   byId("tabs").addEventListener("keydown", moveTab);
+  addEventListener("hashchange", () => {
+    setLanguage(readState().lang);
+    if (server) showServer();
+  });
   listenForImages(() => (byId("forms").hidden ? null : tasks[task].images));
   connect();
 }
@@ -38,7 +43,8 @@ function start() {
 async function connect() {
   byId("trouble").hidden = true;
   try {
-    showServer(await describeServer());
+    server = await describeServer();
+    showServer();
   } catch (error) {
     if (error.status === 401 || error.status === 403) askForKey(hasKey() ? error : null);
     else {
@@ -50,7 +56,7 @@ async function connect() {
   }
 }
 
-function showServer(server) {
+function showServer() {
   byId("key").hidden = true;
   byId("key-forget").hidden = !hasKey();
   byId("forms").hidden = false;

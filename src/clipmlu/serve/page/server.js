@@ -68,7 +68,7 @@ export async function ask(path, options) {
     return { answer: await response.json(), ms, response };
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError(say("noSense", response.status), response.status);
+    throw new ServerError(error instanceof SyntaxError ? say("noSense", response.status) : say("gone"), response.status);
   }
 }
 
