@@ -36,27 +36,40 @@ _GIVE = """([names, contents, kind]) => {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with eight pictures, and a file that is no image."""
+    """A folder with eight pictures, and ``broken``, in which a file is no image."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(8):
         support.picture(number).save(folder / f"{number}.png")
-    (folder / "corrupt.png").write_bytes(b"no image")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "corrupt.png").write_bytes(b"no image")
     return folder
 
 
 @pytest.fixture(scope="module")
 def address(compiled_once: Path) -> Iterator[str]:
     """The address of a server with the tiny model under two names."""
-    with serving(clipmlu.create_app({"tiny": compiled_once, "other": compiled_once}, max_pixels=10_000)) as found:
+    with serving(clipmlu.create_app({"tiny": compiled_once, "other": compiled_once})) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def searching(
+    compiled_once: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """The address of a server with an index of the eight pictures, and the folder of the index."""
+    index = tmp_path_factory.mktemp("index") / "job"
+    clipmlu.embed_images(compiled_once, [photos / f"{number}.png" for number in range(8)], index, shard_format="npy")
+    clipmlu.build_index(index)
+    with serving(clipmlu.create_app({"tiny": compiled_once}, index=index)) as found:
+        yield found, index
 
 
 @pytest.fixture
 def open_page(chromium: Chromium, address: str) -> Callable[..., OpenPage]:
     """``open_page(size="desktop", scheme="light", **context)``: the page, when it is ready."""
 
-    def open_one(*given: Any, path: str = "", **context: Any) -> OpenPage:
-        opened = chromium.open(f"{address}/{path}", *given, **context)
+    def open_one(*given: Any, path: str = "", at: str = address, **context: Any) -> OpenPage:
+        opened = chromium.open(f"{at}/{path}", *given, **context)
         opened.page.wait_for_selector("#forms:not([hidden])")
         return opened
 
@@ -164,7 +177,7 @@ def test_an_image_that_fails_has_the_servers_message_beside_the_others(
     open_page: Callable[..., OpenPage], photos: Path
 ) -> None:
     opened = open_page()
-    _choose(opened, photos / "corrupt.png", photos / "0.png")
+    _choose(opened, photos / "broken" / "corrupt.png", photos / "0.png")
     opened.page.fill("#labels", "cat, dog")
     _classify(opened)
     assert [len(rows) for rows in _scores(opened)] == [0, 2]
@@ -351,13 +364,86 @@ def test_the_page_speaks_the_language_of_the_browser_and_the_chosen_one(open_pag
     assert page.inner_text("[aria-pressed=true]") == "English"
 
 
+def _search(opened: OpenPage) -> list[str]:
+    """Search, and return the names of the hits."""
+    opened.page.click("#search-form [type=submit]")
+    opened.page.wait_for_selector("#search-stop", state="hidden")
+    return [_words(each) for each in opened.page.query_selector_all(".hits .file")]
+
+
+def test_an_index_is_searched_by_text_and_by_image(
+    open_page: Callable[..., OpenPage], searching: tuple[str, Path], photos: Path
+) -> None:
+    opened = open_page(at=searching[0])
+    page = opened.page
+    page.focus("#tab-classify")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("[document.activeElement.id, document.activeElement.ariaSelected]") == ["tab-search", "true"]
+    assert page.inner_text("#indexed") == "8 images in the index"
+    assert _search(opened) == []
+    assert page.inner_text("#query-problem") == "Type a text, or give an image."
+    page.keyboard.type("a red dog")
+    page.select_option("#hits", "4")
+    (offline,) = clipmlu.search_index(searching[1], ["a red dog"], top_k=4).queries
+    assert _search(opened) == [Path(hit.id).name for hit in offline.hits]
+    assert re.fullmatch(r"4 hits in [\d.]+\ss\.", page.inner_text("#search-status"))
+    shown = [float(_words(each).removeprefix("similarity ")) for each in page.query_selector_all(".similarity")]
+    assert shown == pytest.approx([hit.score for hit in offline.hits], abs=0.0006)
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('.hits img')].map((it) => [it.naturalWidth, it.naturalHeight])"
+    )
+    assert sizes == [[support.SIDE, support.SIDE]] * 4
+    page.fill("#query", "")
+    _give(opened, "paste", photos / "5.png")
+    assert _search(opened)[0] == "5.png"
+    page.fill("#path", "*/[0-3].png")
+    assert set(_search(opened)) == {f"{number}.png" for number in range(4)}
+    assert (opened.problems, opened.outside_requests()) == ([], [])
+
+
+def test_hits_without_a_picture_and_searches_that_fail_say_so(
+    open_page: Callable[..., OpenPage], searching: tuple[str, Path], photos: Path
+) -> None:
+    opened = open_page(at=searching[0], path="#task=search&query=cat&hits=4")
+    opened.page.route("**/v1/thumbnail/**", lambda route: route.fulfill(status=404, json={}))
+    assert len(_search(opened)) == 4
+    assert [_words(each) for each in opened.page.query_selector_all(".hits .view")] == ["no picture"] * 4
+    opened.page.set_input_files("#search-images input", str(photos / "broken" / "corrupt.png"))
+    assert _search(opened) == []
+    assert "not a supported image format" in opened.page.inner_text("#search-results [role=alert]")
+
+
+def test_what_the_emulated_sdk_computed_is_marked(
+    open_page: Callable[..., OpenPage], chromium: Chromium, address: str, photos: Path
+) -> None:
+    """A route between page and server says in its answers what an emulated bundle says in them."""
+
+    def emulated(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace('"emulated":false', '"emulated":true'))
+
+    opened = chromium.open("about:blank", "phone")
+    opened.page.route("**/v1/**", emulated)
+    opened.page.goto(address)
+    assert (
+        opened.page.wait_for_selector("#emulated").inner_text().startswith("Emulated. The emulated vendor SDK computes")
+    )
+    _choose(opened, photos / "0.png")
+    opened.page.fill("#labels", "cat\ndog")
+    _classify(opened)
+    assert opened.page.inner_text(".card .time .emulated") == "emulated"
+    assert opened.accessibility_violations() == []
+    opened.picture("page-phone-light-emulated")
+    assert open_page().page.is_hidden("#emulated")
+
+
 @pytest.mark.parametrize(("size", "scheme"), VIEWS)
 def test_every_view_is_accessible_and_as_wide_as_the_window(
-    open_page: Callable[..., OpenPage], photos: Path, size: Size, scheme: Scheme
+    open_page: Callable[..., OpenPage], searching: tuple[str, Path], photos: Path, size: Size, scheme: Scheme
 ) -> None:
-    opened = open_page(size, scheme, locale="zh-CN" if scheme == "dark" else "en-US")
+    opened = open_page(size, scheme, at=searching[0], locale="zh-CN" if scheme == "dark" else "en-US")
     opened.picture(f"page-{size}-{scheme}-empty")
-    _choose(opened, photos / "0.png", photos / "corrupt.png")
+    _choose(opened, photos / "0.png", photos / "broken" / "corrupt.png")
     opened.page.fill(
         "#labels",
         "红色的圆\na label with so many words that they do not fit into one line of a narrow window\n" + "x" * 80,
@@ -367,3 +453,9 @@ def test_every_view_is_accessible_and_as_wide_as_the_window(
     assert opened.accessibility_violations() == []
     assert opened.sideways_scroll() == 0
     opened.picture(f"page-{size}-{scheme}-scores")
+    opened.page.click("#tab-search")
+    opened.page.fill("#query", "红色的圆")
+    assert len(_search(opened)) == 8
+    assert opened.accessibility_violations() == []
+    assert opened.sideways_scroll() == 0
+    opened.picture(f"page-{size}-{scheme}-hits")
