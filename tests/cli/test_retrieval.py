@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +94,25 @@ def test_bundles_of_other_shapes_and_cards_give_the_same(
     for agreement in (found.reference.image_to_text, found.reference.text_to_image):
         assert (agreement.top1_agreement, agreement.top10_overlap, agreement.mean_rank_change) == (1.0, 1.0, 0.0)
         assert (agreement.lost, agreement.won, agreement.recall_drop) == (0, 0, 0.0)
+
+
+def test_results_of_the_emulated_card_are_marked(
+    run: Run, compiled: CompiledBundle, exported: ExportedBundle, tmp_path: Path
+) -> None:
+    path = write_pairs(tmp_path / "data", images=12)
+    emulated = ("--target", "emulated-mlu", "--precision", "force_float16")
+    assert run("compile", exported.path, *emulated, "-o", tmp_path / "card")[0] == 0
+    for bundles in ((tmp_path / "card", compiled.path), (compiled.path, tmp_path / "card")):
+        code, out, err = run("eval", bundles[0], path, "--task", "retrieval", "--reference", bundles[1])
+        assert code == 0, err
+        (line,) = [line for line in out.splitlines() if "emulated-mlu" in line]
+        assert line.endswith("force_float16 (emulated)")
+        assert ("agreement" in line) is (bundles[0] == compiled.path)
+    report = clipmlu.evaluate_retrieval(tmp_path / "card", path, reference=compiled)
+    assert repr(report).startswith("RetrievalReport(emulated; ")
+    assert report.reference is not None
+    assert report.reference.image_to_text.top10_overlap is not None
+    assert report.reference.image_to_text.top10_overlap > 0.95
 
 
 def test_the_agreement_with_another_model(run: Run, compiled: CompiledBundle, tmp_path: Path) -> None:
@@ -303,3 +323,39 @@ def test_images_of_the_calibration_are_refused(run: Run, exported: ExportedBundl
         "1 of these images were also used for calibration"
         in run("eval", tmp_path / "int8", path, "--task", "retrieval", "--allow-overlap")[1]
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"task": "retrieval"}', "is not a report as"),
+        (b"[]", "is not a report as"),
+        (None, "Cannot read the report .*No such file"),
+        (b'"recalls": [', "is not a report as .*it has no recall at 1"),
+        (b'"schema_version": 1', "has schema 99; this clipmlu reads up to 1"),
+    ],
+)
+def test_a_damaged_baseline_is_one_clear_line(
+    run: Run, compiled: CompiledBundle, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path, report = write_pairs(tmp_path / "data", images=5), tmp_path / "base.json"
+    if content is not None and not content.startswith((b"{", b"[")):
+        assert run("eval", compiled.path, path, "--task", "retrieval", "--output", report)[0] == 0
+        changed = json.loads(report.read_text())
+        if b"recalls" in content:
+            changed["image_to_text"]["recalls"] = []
+        else:
+            changed["schema_version"] = 99
+        content = json.dumps(changed).encode()
+    if content is not None:
+        report.write_bytes(content)
+    code, out, err = run("-q", "eval", compiled.path, path, "--task", "retrieval", "--baseline", report)
+    assert (code, out) == (1, "")
+    support.assert_one_line(err, message)
+
+
+@pytest.mark.parametrize("pairs", [None, 5, b"pairs.csv", [], [1], [("a.png", "a text")], ""])
+def test_what_are_no_pairs_is_told_with_its_value(compiled: CompiledBundle, pairs: Any) -> None:
+    with pytest.raises(clipmlu.ClipmluError, match=r"(?i)expected|no path") as caught:
+        clipmlu.evaluate_retrieval(compiled, pairs)
+    assert "\n" not in str(caught.value)

@@ -136,7 +136,7 @@ class RetrievalKeywords(PairKeywords, RunningKeywords, ReadingKeywords, total=Fa
     allow_overlap: bool
     reference: str | os.PathLike[str] | CompiledBundle | Encoder | None
     baseline: str | os.PathLike[str] | RetrievalReport | None
-    max_recall_drop: float | None
+    max_recall_drop: Probability | None
 
 
 class CompareKeywords(DatasetKeywords, ReadingKeywords, total=False):

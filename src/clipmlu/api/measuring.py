@@ -206,6 +206,7 @@ def _recall_baseline(given: Mapping[str, Any]) -> RetrievalReport | None:
 def _open_pairs(
     pairs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | PairSet, given: Mapping[str, Any]
 ) -> PairSet:
+    check_argument(pairs, str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | PairSet, "pairs")
     if not isinstance(pairs, PairSet):
         return pair_choice([pairs] if isinstance(pairs, str | os.PathLike) else pairs, given).open()
     for name in PairKeywords.__annotations__:

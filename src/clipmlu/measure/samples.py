@@ -55,9 +55,8 @@ def choose_images(dataset: ImageCollection, samples: int | None, *, shuffle: boo
         )
     count = available if samples is None else samples
     if count > available:
-        raise OptionError(
-            f"samples is {count}, but '{dataset.name}' has {available} images in its split '{dataset.split}'"
-        )
+        where = f" in its split '{dataset.split}'" if dataset.split else ""
+        raise OptionError(f"samples is {count}, but '{dataset.name}' has {available} images{where}")
     if not shuffle:
         return list(range(count))
     order = np.random.default_rng(seed).permutation(available)

@@ -22,7 +22,7 @@ from clipmlu.errors import InputError
 from clipmlu.keys import make_key
 from clipmlu.measure.retrieval.agreement import compare_rankings
 from clipmlu.measure.retrieval.evaluate import Rankings, rank_embeddings
-from clipmlu.measure.retrieval.pairs import RetrievalPairs, embed_images, merge_images, require_same
+from clipmlu.measure.retrieval.pairs import RetrievalPairs, embed_captions, embed_images, merge_images, require_same
 from clipmlu.measure.retrieval.ranks import IntArray
 from clipmlu.steps import StartStep, Step, no_steps
 from clipmlu.tune.figures import REFERENCE_NAME, Figures, ReferenceFigures
@@ -152,7 +152,7 @@ class RetrievalEvaluator:
             images = embed_images(encoder, pairs.images, max_pixels=self._max_pixels, on_images=step.advance)
         require_same(images, pairs)
         with self._step("embedding texts", total=len(pairs.texts), unit="texts") as step:
-            texts = encoder.embed_texts(list(pairs.texts), on_rows=step.advance)
+            texts, _truncated = embed_captions(encoder, pairs.texts, step)
         return _Embedded(images.rows, texts)
 
     def _rank(self, embedded: _Embedded, pairs: RetrievalPairs) -> Rankings:

@@ -214,6 +214,9 @@ def test_paths_are_those_beside_the_file_then_of_the_current_folder(
         c.load()
     with pytest.raises(InputError, match="it is a URL; expected a file"):
         d.load()
+    write_windows = written(tmp_path / "win.csv", [["image", "caption"], ["data\\a.png", "x"]])
+    with pytest.raises(InputError, match=r"its path has '.*', as on Windows; write it with '/'"):
+        opened(write_windows).images[0].load()
     assert opened(path, image_root=tmp_path / "root").images[1].load() == tmp_path / "root" / "b.png"
 
 
@@ -223,6 +226,7 @@ WRONG: list[tuple[str, bytes | Callable[[Path], object], str]] = [
     ("x.csv", b"image,caption\na.png,\nb.png,  \n", "holds no texts: all 2 of its 2 rows are empty"),
     ("x.csv", b"a.png,a dog\nb.png,a cat\n", "has no column for the image: its columns are 'a.png', 'a dog'; expected one of image, "),
     ("x.csv", b"image,label\na.png,3\n", "has no column for the text: its columns are 'image', 'label'"),
+    ("x.csv", b"image,caption,caption\na.png,x,y\n", "has 2 columns 'caption'; expected one, and a line for each text"),
     ("x.csv", b"image,caption,id\na.png,x\n", "Line 2 of '.*x.csv' has 2 cells, but there are 3 columns"),
     ("x.csv", b"caption,image\na, b,a.png\n", "Line 2 of '.*' has 3 cells, but there are 2 columns. Put cells that hold a separator in double"),
     ("x.csv", b'image,caption\na.png,"a dog\nb.png,a cat\n', "Line 2 of '.*' cannot be read: .*A quote that begins a cell must end it"),

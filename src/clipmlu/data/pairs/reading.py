@@ -137,6 +137,11 @@ def _locate(folder: Path, root: str | os.PathLike[str] | None, text: str) -> Ima
         return beside
     if os.path.lexists(text):
         return Path(text)
+    turned = text.replace("\\", "/")
+    if turned != text and (os.path.lexists(folder / turned) or os.path.lexists(turned)):
+        raise InputError(
+            f"Cannot read image '{name_from_path(text)}': its path has '\\', as on Windows; write it with '/'."
+        )
     places = f"'{name_from_path(beside)}'" + ("" if beside == Path(text) else f" or '{name_from_path(text)}'")
     raise InputError(
         f"Cannot read image '{name_from_path(text)}': there is no file {places}. Is it in another --image-root?"

@@ -12,7 +12,6 @@ from clipmlu.data.pairs.pairs import PairRow
 from clipmlu.data.textfile import split_lines
 from clipmlu.errors import InputError
 
-_LONGEST_CELL = 1 << 20  # characters
 _SEPARATORS = ("\t", ",", ";")
 
 
@@ -51,6 +50,11 @@ def read_table(
             f"{where} is empty. Expected column names in its first line, such as image,caption, and pairs below."
         )
     fields = choose_fields(names, where, image, text)
+    for name in (fields.image, fields.text):
+        if names.count(name) > 1:
+            raise InputError(
+                f"{where} has {names.count(name)} columns '{name}'; expected one, and a line for each text of an image."
+            )
     for line, cells in rows:
         yield _row(
             _same_length(cells, names, fields, separator, f"Line {line} of {where}"), names, fields, locate, line, where
@@ -59,22 +63,18 @@ def read_table(
 
 def _rows(reader: Iterator[list[str]], where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of the rows that are not blank."""
-    before = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        while True:
-            line = reader.line_num + 1  # type: ignore[attr-defined]
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise InputError(
-                    f"Line {line} of {where} cannot be read: {error}. A quote that begins a cell must end it; inside it is doubled."
-                ) from error
-            if any(cell.strip() for cell in cells):
-                yield line, cells
-    finally:
-        csv.field_size_limit(before)
+    while True:
+        line = reader.line_num + 1  # type: ignore[attr-defined]
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(
+                f"Line {line} of {where} cannot be read: {error}. A quote that begins a cell must end it; inside it is doubled."
+            ) from error
+        if any(cell.strip() for cell in cells):
+            yield line, cells
 
 
 def _same_length(cells: list[str], names: list[str], fields: PairFields, separator: str, where: str) -> list[str]:

@@ -21,6 +21,8 @@ from clipmlu.measure.retrieval.ranks import IntArray, Matches, connected_groups
 from clipmlu.measure.samples import Overlap, SkippedImage
 from clipmlu.steps import Step
 
+_TEXTS_AT_ONCE = 8192  # their token ids are in memory
+
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedImages:
@@ -175,7 +177,9 @@ def embed_captions(encoder: Encoder, texts: Sequence[str], step: Step) -> tuple[
         BundleError: the bundle has no text tower.
         InputError: the tokenizer cannot represent a text.
     """
-    return encoder.embed_texts(list(texts), on_rows=step.advance), encoder.tokenizer.count_truncated(texts)
+    pieces = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
+    rows = np.concatenate([encoder.embed_texts(list(piece), on_rows=step.advance) for piece in pieces])
+    return rows, sum(map(encoder.tokenizer.count_truncated, pieces))
 
 
 def check_any_readable(pairs: PairSet, images: EmbeddedImages) -> None:

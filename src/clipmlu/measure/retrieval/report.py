@@ -233,7 +233,10 @@ def read_retrieval_report(path: str | os.PathLike[str]) -> RetrievalReport:
     try:
         content = read_small_file(as_path(path, "the report"))
         _check_kind(path, decode_json(content, dict[str, Any]))
-        return decode_json(content, RetrievalReport)
+        report = decode_json(content, RetrievalReport)
+        if any([each.k for each in found.recalls[:1]] != [1] for found in report.directions().values()):
+            raise msgspec.DecodeError("it has no recall at 1")
+        return report
     except OSError as error:
         raise InputError(f"Cannot read the report '{path}': {error.strerror}.") from error
     except msgspec.DecodeError as error:
