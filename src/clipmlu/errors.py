@@ -284,7 +284,7 @@ def close_names(given: str, known: Iterable[str]) -> list[str]:
         name for word in _OTHER_WORDS.get(wanted, ()) for name, letters in plain.items() if letters == _plain(word)
     ]
     if same or not wanted:
-        return same
+        return list(dict.fromkeys(same))
     ranks = {name: _likeness(wanted, letters) for name, letters in plain.items() if letters}
     least = max(_LEAST_LIKENESS, max(ranks.values(), default=0.0) - _TIE)
     return sorted((name for name in ranks if ranks[name] >= least), key=lambda name: -ranks[name])[:3]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -187,6 +188,19 @@ def test_other_arrays_are_refused(tmp_path: Path, content: np.ndarray, reason: s
     assert not (tmp_path / "rows.index").exists()
 
 
+@pytest.mark.parametrize("dtype", [">f4", "<f8", ">f2"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_floats_of_any_order_of_bytes_and_axes_are_read(tmp_path: Path, dtype: str, order: Literal["C", "F"]) -> None:
+    rows = np.eye(3, 5)[[2, 0, 1]]
+    np.save(tmp_path / "rows.npy", rows.astype(dtype, order=order))
+    names = [str(tmp_path / "rows.npy")] * 2
+    assert clipmlu.build_index(names, tmp_path / "all").added == 1
+    same(
+        rows_of(clipmlu.open_index(tmp_path / "all")),
+        dict(zip(["rows.npy#0", "rows.npy#1", "rows.npy#2"], rows, strict=True)),
+    )
+
+
 def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.ones((30, 4), np.float32))
     content = (tmp_path / "rows.npy").read_bytes()
@@ -245,7 +259,7 @@ def test_wrong_sources_and_outputs_are_named() -> None:
         clipmlu.build_index([], "all")
     with pytest.raises(InputError, match="'photos' is not the folder of a job"):
         clipmlu.build_index("photos", "all")
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="'nothing' does not exist"):
         clipmlu.build_index("nothing", "all")
     with pytest.raises(InputError, match=r"nothing.npy' does not exist"):
         clipmlu.build_index("nothing.npy")

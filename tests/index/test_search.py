@@ -114,8 +114,9 @@ def test_vectors_are_checked_and_need_no_unit_norm(index: clipmlu.VectorIndex) -
     for bad in (np.nan, np.inf, 0):
         with pytest.raises(OptionError, match="NaN, infinity or only zeros"):
             index.search(np.full(support.DIM, bad))
-    with pytest.raises(OptionError, match="no array of numbers"):
-        index.search("a dog")  # type: ignore[arg-type]
+    for other in ("a dog", np.ones(support.DIM) * 1j, np.ones(support.DIM, bool)):
+        with pytest.raises(OptionError, match="no array of real numbers"):
+            index.search(other)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="k is 0"):
         index.search(query, k=0)
     with pytest.raises(OptionError, match="empty pattern"):
@@ -244,6 +245,8 @@ def test_the_command_line_shows_a_table_or_json(run: Run) -> None:
     code, _out, err = run("search", "photos", "a dog")
     assert (code, err.count("\n")) == (1, 1)
     assert "'photos' holds no index" in err
+    shutil.rmtree("job/index")
+    assert "The job 'job' has no index yet. Make one: clipmlu index job." in run("search", "job", "a dog")[2]
     code, _out, err = run("search", "job", "a dog", "--weights", "a")
     assert (code, "--weights is 'a'" in err) == (2, True)
 
@@ -268,3 +271,18 @@ def test_results_are_a_table_in_python() -> None:
     ]  # fmt: skip
     assert "a red dog, a green cat" in repr(found)
     assert found.to_dict()["queries"][0]["hits"][0]["id"] == records[0]["id"]
+
+
+@pytest.mark.usefixtures("place")
+def test_results_of_the_emulated_sdk_are_marked(run: Run) -> None:
+    path = Path("job/job.json")
+    path.write_text(path.read_text().replace('"emulated": false', '"emulated": true'))
+    assert clipmlu.build_index("job").emulated
+    found = clipmlu.search_index("job", "a red dog", html="found.html")
+    assert found.emulated
+    assert "emulated" in repr(found)
+    assert "emulated" in repr(clipmlu.open_index("job"))
+    assert '<p class="emulated-banner" role="note">' in Path("found.html").read_text()
+    for arguments in (("search", "job", "a red dog"), ("index", "job")):
+        assert "(emulated)" in run(*arguments)[1]
+        assert json.loads(run(*arguments, "--json")[1])["emulated"] is True

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
@@ -95,6 +96,21 @@ MISTAKES = [
     ("lower E -o B --overwrite", 1, "'B' exists and is not a folder of lowered graphs", "another path"),
     ("emulate --compa -- python", 2, "No such option '--compa'", "Did you mean '--compat'?"),
     ("emulate --compat", 2, "Missing argument 'COMMAND [ARGUMENTS]...'", "Try 'clipmlu emulate --help'."),
+    ("index", 2, "the output is not given", "the folder of the index (-o)"),
+    ("index photos", 1, "'photos' is not the folder of a job", "clipmlu embed BUNDLE IMAGES -o DIR"),
+    ("index nowhere", 1, "'nowhere' does not exist", "the folder of a job"),
+    ("index rows.npy --dtype int8", 2, "'--dtype': 'int8' is not one of float32, float16", "--help'."),
+    ("index rows.npy --recall 0.9", 2, "recall is for an approximate index", "give approximate"),
+    ("index rows.npy -o photos", 1, "'photos' exists and is not an index", "another path"),
+    ("search photos dog", 1, "'photos' holds no index", "clipmlu index"),
+    ("search photos", 2, "there is no query", "such as 'a dog on a beach'"),
+    ("search nowhere dog", 1, "Index 'nowhere' does not exist", "clipmlu index"),
+    ("search photos dgo.png", 1, "'dgo.png' looks like an image file", "--text 'dgo.png'"),
+    ("search photos photos/1.png", 1, "looks like an image file", "Did you mean 'photos/0.png'?"),
+    ("search photos dog --weight 1,2", 2, "No such option '--weight'", "'--weights'"),
+    ("search photos dog --overwrite", 2, "overwrite is for a contact sheet", "give html"),
+    ("search photos --queries-from none.txt", 1, "'none.txt'", "list of queries"),
+    ("search photos dog -k 0", 2, "'-k' / '--top-k': 0 is not in the range x>=1", "--help'."),
     ("emulate nosuchprogram", 127, "Cannot run 'nosuchprogram'", "clipmlu emulate -- python"),
 ]
 
@@ -106,6 +122,7 @@ def _place(tmp_path: Path, exported: ExportedBundle, compiled: CompiledBundle, m
     compiled.path.rename("B")
     Path("photos").mkdir()
     picture(0).save("photos/0.png")
+    np.save("rows.npy", np.ones((2, 4), np.float32))
     for path in ("graphs/onnx/model.onnx", "transformers/config.json", "lowered/lowered.json", "lowered/image.onnx"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()

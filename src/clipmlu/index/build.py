@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from clipmlu.arguments import is_there
 from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.bundle.space import EmbeddingSpace
 from clipmlu.errors import BundleExistsError, InputError, OptionError
@@ -66,6 +67,9 @@ def build(
     on_step: StartStep = no_steps,
 ) -> IndexReport:
     """Make an index, or take new and changed shards into it; see ``clipmlu.build_index``."""
+    for source in sources:
+        if not is_there(source):
+            raise InputError(f"'{name_from_path(source)}' does not exist. Give the folder of a job, or a .npy file.")
     check_output(output)
     name = name_from_path(output)
 
@@ -95,6 +99,11 @@ def check_output(output: Path) -> None:
     raise BundleExistsError(f"Output '{output}' exists and is not an index; it is not changed. Choose another path.")
 
 
+def _different(sources: Sequence[Path]) -> list[Path]:
+    """Return the sources without those that are named twice."""
+    return list({os.path.abspath(path): path for path in sources}.values())
+
+
 class _Build:
     """One run of ``build``, while it holds the lock of the folder."""
 
@@ -114,7 +123,9 @@ class _Build:
         self._stored = None if options.overwrite else read_index_manifest(output)
         if options.approximate or (self._stored is not None and self._stored.approximate is not None):
             import_faiss()  # before slow work
-        self._contents = [open_source(path, options.bundle_path) for path in sources or self._known_sources()]
+        self._contents = [
+            open_source(path, options.bundle_path) for path in _different(sources) or self._known_sources()
+        ]
         self._changes = Counter[str]()
 
     def run(self) -> IndexReport:

@@ -91,12 +91,11 @@ class TakeRows(Protocol):
 def take_rows(parts: Sequence[npt.NDArray[np.floating]], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.floating]:
     """Return rows of parts by their numbers over all parts, which are sorted."""
     ends = np.cumsum([len(part) for part in parts])
-    cuts = np.searchsorted(rows, ends)
-    pieces, begin, first = [], 0, 0
-    for part, cut, end in zip(parts, cuts, ends, strict=True):
-        if cut > begin:
-            pieces.append(np.asarray(part[rows[begin:cut] - first]))
-        begin, first = cut, end
+    homes = np.searchsorted(ends, rows, side="right")
+    pieces = []
+    for home in np.unique(homes).tolist():
+        part = parts[home]
+        pieces.append(part[rows[homes == home] - (ends[home] - len(part))])
     return np.concatenate(pieces)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.arguments import as_path, check_argument
+from clipmlu.data.finding import JOB_FILE
 from clipmlu.display import Displayed, Summary
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path, path_from_name
@@ -242,9 +243,12 @@ def check_queries(vectors: npt.ArrayLike, dim: int) -> npt.NDArray[np.float32]:
         OptionError: they have another shape, are not finite, or one is zero.
     """
     try:
-        rows = np.asarray(vectors, np.float64)
+        given = np.asarray(vectors)
+        if given.dtype.kind not in "fiu":
+            raise TypeError("other numbers")
+        rows = given.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise OptionError(f"vectors are no array of numbers; expected the shape (Q, {dim})") from error
+        raise OptionError(f"vectors are no array of real numbers; expected the shape (Q, {dim})") from error
     shape = rows.shape
     rows = rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != dim:
@@ -263,6 +267,12 @@ def check_queries(vectors: npt.ArrayLike, dim: int) -> npt.NDArray[np.float32]:
 
 def _no_index(path: Path) -> InputError:
     name = name_from_path(path)
+    if (path / JOB_FILE).is_file():
+        return InputError(f"The job '{name}' has no index yet. Make one: clipmlu index {name}.")
     if path.is_dir():
         return InputError(f"'{name}' holds no index. Make one with 'clipmlu index', or give the folder of one.")
+    if path.exists():
+        return InputError(
+            f"'{name}' is not the folder of an index. Make one with 'clipmlu index', or give the folder of one."
+        )
     return InputError(f"Index '{name}' does not exist. Give the folder of an index, or make one with 'clipmlu index'.")

@@ -120,7 +120,8 @@ def open_source(path: Path, bundle: Path | None) -> SourceContent:
         return _open_file(Path(os.path.abspath(path)), bundle)
     if path.is_dir() and not (path / JOB_FILE).exists():
         raise InputError(
-            f"'{name_from_path(path)}' is not the folder of a job. Expected what 'clipmlu embed -o DIR' or -o FILE.npy wrote."
+            f"'{name_from_path(path)}' is not the folder of a job. Embed images first, and index that folder: clipmlu embed BUNDLE "
+            "IMAGES -o DIR."
         )
     return _open_job(Path(os.path.abspath(path)), bundle)
 
@@ -248,8 +249,8 @@ def _map_file(path: Path) -> npt.NDArray[np.floating]:
     """
     with _read_errors(path):
         open_regular(path).close()
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(rows, np.ndarray) or rows.dtype not in (np.float16, np.float32, np.float64):
+        rows = np.lib.format.open_memmap(path, mode="r")
+        if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
             raise ValueError("it is not an array of float16, float32 or float64")
         if rows.ndim != 2 or rows.shape[1] < 1:
             raise ValueError(f"it has the shape {rows.shape}; expected (N, D), one embedding a row")

@@ -89,7 +89,7 @@ def _picture(name: str) -> tuple[str, str]:
     try:
         path = path_from_name(name)
         if not Path(path).exists():
-            return "", "The image is not there any more."
+            return "", "No such file: it was moved or removed, or lies in an archive or table."
         side = (THUMBNAIL_EDGE, THUMBNAIL_EDGE)
         return thumbnail_address(load_image(path, max_pixels=_MAX_PIXELS, at_least=side)), ""
     except (InputError, OSError, ValueError) as error:
