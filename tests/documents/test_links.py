@@ -60,8 +60,8 @@ def test_the_site_has_every_page_and_the_overview_links_the_guides() -> None:
     assert guides <= linked
 
 
-def test_external_links_are_listed_once_a_year() -> None:
-    """They are not fetched; this prints them with -s, for a person who looks at them."""
+def test_external_links_are_plain_addresses() -> None:
+    """They are not fetched; with ``-s`` this prints them, for a person who looks at them."""
     links = sorted({link for page in all_pages() for link in _links(page) if link.startswith("https://")})
     print("\n".join(links))
     assert all(re.fullmatch(r"https://[\w.-]+(/[^\s]*)?", link) for link in links)
