@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,7 +19,6 @@ from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source, is_current
@@ -30,48 +28,13 @@ from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
-from clipmlu.specs import NaturalInt, Spec
+from clipmlu.specs import NaturalInt
 from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.bundles import obtain_bundle, obtain_compiled
 from clipmlu.tune.resume import ResultStore
+from clipmlu.tune.run_report import RunReport, Step
 
 REPORT_NAME = "report.json"
-
-
-class Step(Spec, frozen=True, kw_only=True):
-    """One step of a run.
-
-    Attributes:
-        name: ``export``, ``compile`` or ``eval``.
-        result: ``made``, ``reused``, or the measured accuracy as text.
-        elapsed_s: wall time in seconds.
-        path: path of the result.
-    """
-
-    name: str
-    result: str
-    elapsed_s: float
-    path: str
-
-
-class RunReport(Displayed, Spec, frozen=True, kw_only=True):
-    """Report of ``clipmlu run``: the steps and the accuracy."""
-
-    steps: tuple[Step, ...]
-    accuracy: AccuracyReport
-
-    def summary(self) -> Summary:
-        """Return the facts that people see."""
-        steps = {step.name: f"{step.result}, {step.elapsed_s:.1f} s" for step in self.steps}
-        return Summary({**self.accuracy.provenance.facts(), **steps}, self.accuracy.provenance.emulated)
-
-    def records(self) -> list[dict[str, Any]]:
-        """Return one row for each step."""
-        return [as_plain(step) for step in self.steps]
-
-    def html_records(self) -> list[dict[str, Any]]:
-        """Return the steps."""
-        return self.records()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
