@@ -9,15 +9,18 @@ from clipmlu.measure.statistics import wilson_interval, with_interval
 from clipmlu.report.tables import describe_provenance, figures, print_facts, print_table, words
 
 if TYPE_CHECKING:
-    from clipmlu.measure.accuracy.report import AccuracyReport
+    from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy
     from clipmlu.measure.accuracy.tally import Tally
 
 
 _CLASSES_SHOWN = 10
 
 
-def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
-    """Print an accuracy report on stdout."""
+CLASS_COLUMNS = (*words("class"), *figures("images", "top-1"))
+
+
+def accuracy_facts(report: AccuracyReport) -> dict[str, str]:
+    """Return the facts of an accuracy report, by name, for people."""
     mark = emulated_mark(report.provenance.emulated)
     top5 = "none (fewer than six classes)"
     if report.top5 is not None and report.top5_interval is not None:
@@ -44,13 +47,29 @@ def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
     if report.baseline is not None:
         found = report.baseline
         rows["baseline"] = f"top-1 {found.top1:.4f}, drop {found.drop:+.4f}, allowed {found.max_drop:g}"
-    print_facts(rows.items())
+    return rows
+
+
+def hardest_classes(report: AccuracyReport) -> list[ClassAccuracy]:
+    """Return the classes with images, the smallest accuracy first."""
     counted = [row for row in report.per_class if row.top1 is not None]
-    hardest = sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))
+    return sorted(counted, key=lambda row: (row.top1 or 0.0, row.class_name))
+
+
+def class_cells(row: ClassAccuracy) -> tuple[str, ...]:
+    """Return the texts of a class, one for each of ``CLASS_COLUMNS``."""
+    return row.class_name, str(row.images), "" if row.top1 is None else f"{row.top1:.4f}"
+
+
+def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:
+    """Print an accuracy report on stdout."""
+    print_facts(accuracy_facts(report).items())
+    counted = [row for row in report.per_class if row.top1 is not None]
+    hardest = hardest_classes(report)
     shown = counted if per_class else [row for row in hardest[:_CLASSES_SHOWN] if row.top1 != 1]
     print_table(
-        (*words("class"), *figures("images", "top-1")),
-        [(row.class_name, str(row.images), f"{row.top1:.4f}") for row in shown],
+        CLASS_COLUMNS,
+        map(class_cells, shown),
         title="classes" if per_class else "hardest classes",
     )
     confusions = report.confusions[:_CLASSES_SHOWN]

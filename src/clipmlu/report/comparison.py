@@ -10,25 +10,28 @@ from typing import TYPE_CHECKING
 from clipmlu.arguments import as_path
 from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.report.heatmap import check_drawable, draw_heatmap
-from clipmlu.report.tables import figures, optional, print_facts, print_table, words
+from clipmlu.report.tables import Column, figures, optional, print_facts, print_table, words
 from clipmlu.report.wrapping import Joined, Whole
 
 if TYPE_CHECKING:
     from clipmlu.measure.compare.ablation import Ablation, RoleCost
     from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison
-    from clipmlu.measure.compare.predictions import EmbeddingComparison, PredictionComparison
+    from clipmlu.measure.compare.predictions import EmbeddingComparison, FlippedImage, PredictionComparison
     from clipmlu.specs import TowerName
 
 
 _NODES_SHOWN = 10
-
-
 _TENSOR_WIDTH = 20
+COST_COLUMNS = (
+    *words("tower", "role in float"),
+    *figures("operators", "of MACs", "mean cosine", "recovered", "agreement", "top-1", "gain", "McNemar p"),
+)
+FLIP_COLUMNS = words("image", "class", "A", "B")
 
 
 def show_comparison(report: ComparisonReport, *, show_all: bool) -> None:
     """Print a comparison on stdout."""
-    print_facts(_facts(report))
+    print_facts(comparison_facts(report))
     for name, tower in report.towers.items():
         _show_nodes(name, tower, show_all=show_all)
     if report.ablation is not None:
@@ -36,8 +39,8 @@ def show_comparison(report: ComparisonReport, *, show_all: bool) -> None:
     _show_flips(report.predictions)
 
 
-def _facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
-
+def comparison_facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
+    """Yield the facts of a comparison, as (name, value) pairs for people."""
     yield "model", f"{report.model}"
     for label, side in (("A, measured", report.measured), ("B, reference", report.reference)):
         yield label, Joined(Whole(f"{side.path}:"), side.describe())
@@ -109,16 +112,22 @@ def _largest_difference(logits: EmbeddingComparison) -> str:
 
 
 def _show_nodes(name: TowerName, tower: TowerComparison, *, show_all: bool) -> None:
-    shown: Sequence[NodeComparison] = tower.nodes
-    if not show_all:
-        differing = (node for node in tower.nodes if not node.is_exact)
-        shown = sorted(differing, key=_goodness)[:_NODES_SHOWN]
+    shown: Sequence[NodeComparison] = tower.nodes if show_all else worst_nodes(tower)
     title = f"{name} tower: " + ("all nodes" if show_all else "worst nodes")
+    print_table(node_columns(whole=show_all), map(tuple, map(node_cells, shown)), title=title, keys=2)
+
+
+def node_columns(*, whole: bool) -> tuple[Column, ...]:
+    """Return the columns of nodes; some of them are optional unless ``whole``."""
     tensor, quantised = words("tensor"), figures("integers hold", "cut off")
-    if not show_all:
+    if not whole:
         tensor, quantised = optional(tensor), optional(quantised)
-    numbers = (*figures("cosine", "dB", "max diff", "range"), *quantised, *figures("NaN/Inf"))
-    print_table((*words("node"), *tensor, *numbers), map(tuple, map(_node_row, shown)), title=title, keys=2)
+    return (*words("node"), *tensor, *figures("cosine", "dB", "max diff", "range"), *quantised, *figures("NaN/Inf"))
+
+
+def worst_nodes(tower: TowerComparison) -> list[NodeComparison]:
+    """Return the ten nodes that differ most, the worst one first."""
+    return sorted((node for node in tower.nodes if not node.is_exact), key=_goodness)[:_NODES_SHOWN]
 
 
 def _goodness(node: NodeComparison) -> tuple[bool, float]:
@@ -126,7 +135,8 @@ def _goodness(node: NodeComparison) -> tuple[bool, float]:
     return not node.non_finite, -1.0 if node.cosine is None else node.cosine
 
 
-def _node_row(node: NodeComparison) -> Iterator[str]:
+def node_cells(node: NodeComparison) -> Iterator[str]:
+    """Yield the texts of a node, one for each of ``node_columns``."""
     yield node.place
     yield _tail(node.tensor)
     yield "-" if node.cosine is None else f"{node.cosine:.5f}"
@@ -153,16 +163,19 @@ def _tail(tensor: str) -> str:
 
 
 def _show_ablation(ablation: Ablation) -> None:
-    title = (
+    print_table(COST_COLUMNS, map(tuple, map(cost_cells, ablation.roles)), title=ablation_title(ablation), keys=2)
+
+
+def ablation_title(ablation: Ablation) -> str:
+    """Return the title of the table of roles."""
+    return (
         f"one role in float at a time; A itself has top-1 {ablation.top1:.4f} and agreement {ablation.agreement:.4f} "
         f"with float, which has top-1 {ablation.float_top1:.4f}, on {ablation.images} images"
     )
-    numbers = figures("operators", "of MACs", "mean cosine", "recovered", "agreement", "top-1", "gain", "McNemar p")
-    rows = map(tuple, map(_cost_row, ablation.roles))
-    print_table((*words("tower", "role in float"), *numbers), rows, title=title, keys=2)
 
 
-def _cost_row(cost: RoleCost) -> Iterator[str]:
+def cost_cells(cost: RoleCost) -> Iterator[str]:
+    """Yield the texts of a role, one for each of ``COST_COLUMNS``."""
     yield cost.tower
     yield cost.role
     yield str(cost.operators)
@@ -176,13 +189,18 @@ def _cost_row(cost: RoleCost) -> Iterator[str]:
 
 
 def _show_flips(predictions: PredictionComparison) -> None:
+    print_table(FLIP_COLUMNS, map(flip_cells, predictions.flips), title=flips_title(predictions))
+
+
+def flips_title(predictions: PredictionComparison) -> str:
+    """Return the title of the table of images that changed class."""
     changed = predictions.right_to_wrong + predictions.wrong_to_right + predictions.wrong_to_wrong
-    title = f"images that changed class: {len(predictions.flips)} of {changed}"
-    rows = (
-        (Whole(flip.id), flip.class_name, flip.predicted or "none", flip.reference or "none")
-        for flip in predictions.flips
-    )
-    print_table(words("image", "class", "A", "B"), rows, title=title)
+    return f"images that changed class: {len(predictions.flips)} of {changed}"
+
+
+def flip_cells(flip: FlippedImage) -> tuple[str, ...]:
+    """Return the texts of an image, one for each of ``FLIP_COLUMNS``."""
+    return Whole(flip.id), flip.class_name, flip.predicted or "none", flip.reference or "none"
 
 
 def draw_comparison(report: ComparisonReport, path: str | os.PathLike[str]) -> bytes:

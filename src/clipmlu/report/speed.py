@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from clipmlu.bundle.manifest import emulated_mark
-from clipmlu.report.tables import describe_provenance, figures, print_facts, print_sentences, print_table, words
+from clipmlu.report.tables import Column, describe_provenance, figures, print_facts, print_sentences, print_table, words
 
 if TYPE_CHECKING:
     from clipmlu.magicmind.mm_run import Latency, MmRunReport
     from clipmlu.measure.machine import Machine
     from clipmlu.measure.speed.bottleneck import PipelineReport, StageCost
     from clipmlu.measure.speed.loads import ScenarioResult
-    from clipmlu.measure.speed.speed import SpeedReport
+    from clipmlu.measure.speed.speed import SpeedReport, TowerSpeed
+
+
+STAGE_COLUMNS = (*words("stage"), *figures("ms/image alone", "share", "images/s it allows", "ms/image together"))
 
 
 def show_speed(report: SpeedReport) -> None:
     """Print a speed report on stdout."""
+    mark = emulated_mark(report.provenance.emulated)
+    print_facts(speed_facts(report).items())
+    for speed in report.towers:
+        rows = [(f"{result.scenario}{mark}", *scenario_cells(result)) for result in speed.scenarios]
+        print_table(scenario_columns(speed), rows, title=f"{speed.tower} graph")
+        print_sentences(line + mark for result in speed.scenarios for line in probe_lines(result))
+    if report.pipeline is not None:
+        _show_pipeline(report.pipeline, mark)
+
+
+def speed_facts(report: SpeedReport) -> dict[str, str]:
+    """Return the facts of a speed report, by name, for people."""
     mark = emulated_mark(report.provenance.emulated)
     shape = f"batch {report.batch_size}" + ("" if report.dynamic_shape else ", smaller ones are padded")
     threads = str(report.threads) if report.threads else "as the runtime decides"
@@ -25,10 +41,10 @@ def show_speed(report: SpeedReport) -> None:
     if report.worker_peak_memory_bytes is not None:
         memory += f", worker {_mebibytes(report.worker_peak_memory_bytes)}"
     kernels = {each.kernels for each in report.towers} - {""}
-    facts = {
+    return {
         "model": describe_provenance(report.provenance),
         "shape": f"{shape}, {report.in_flight} in flight, threads: {threads}",
-        "machine": _describe_machine(report.machine),
+        "machine": describe_machine(report.machine),
         **({"kernels": "; ".join(sorted(kernels))} if kernels else {}),
         "start-up": f"open {report.open_s:.3f} s, "
         + ", ".join(
@@ -37,20 +53,19 @@ def show_speed(report: SpeedReport) -> None:
         + mark,
         "peak memory": memory + mark,
     }
-    print_facts(facts.items())
-    for speed in report.towers:
-        unit = "texts/s" if speed.tower == "text" else "images/s"
-        print_table(
-            (*words("scenario", "metric"), *figures(unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries")),
-            [(f"{result.scenario}{mark}", *_scenario_cells(result)) for result in speed.scenarios],
-            title=f"{speed.tower} graph",
-        )
-        print_sentences(line + mark for result in speed.scenarios for line in _probe_lines(result))
-    if report.pipeline is not None:
-        _show_pipeline(report.pipeline, mark)
 
 
-def _describe_machine(machine: Machine) -> str:
+def scenario_columns(speed: TowerSpeed) -> tuple[Column, ...]:
+    """Return the columns of a graph's scenarios: the name of the scenario, then those of ``scenario_cells``."""
+    unit = "texts/s" if speed.tower == "text" else "images/s"
+    return (
+        *words("scenario", "metric"),
+        *figures(unit, "mean ms", "p50", "p90", "p95", "p99", "max", "queries"),
+    )
+
+
+def describe_machine(machine: Machine) -> str:
+    """Return the facts of a machine in a line."""
     text = f"{machine.cpu}, {machine.cpus} CPUs"
     if machine.cores < machine.cpus:
         text += f", of which the container's quota allows {machine.cores:g}"
@@ -59,7 +74,8 @@ def _describe_machine(machine: Machine) -> str:
     return ", ".join([text, *(machine.instructions or ())])
 
 
-def _scenario_cells(result: ScenarioResult) -> Iterator[str]:
+def scenario_cells(result: ScenarioResult) -> Iterator[str]:
+    """Yield the texts of a scenario, without its name."""
     per_second = result.texts_per_second if result.images_per_second is None else result.images_per_second
     names = {"queries_per_second": "queries/s", "samples_per_second": "samples/s"}
     if result.metric in names:
@@ -75,7 +91,8 @@ def _scenario_cells(result: ScenarioResult) -> Iterator[str]:
     yield f"{result.queries} x {result.samples_per_query}"
 
 
-def _probe_lines(result: ScenarioResult) -> Iterator[str]:
+def probe_lines(result: ScenarioResult) -> Iterator[str]:
+    """Yield a sentence for each rate that the server scenario tried."""
     for probe in result.probes:
         verdict = "within" if probe.within_bound else "not within"
         yield (
@@ -85,23 +102,31 @@ def _probe_lines(result: ScenarioResult) -> Iterator[str]:
 
 
 def _show_pipeline(pipeline: PipelineReport, mark: str) -> None:
-    kind = "drawn photos" if pipeline.drawn else "files"
+    heading, *rest = STAGE_COLUMNS
     print_table(
-        (*words(f"stage{mark}"), *figures("ms/image alone", "share", "images/s it allows", "ms/image together")),
-        [(f"{stage.replace('_', ' ')}{mark}", *_stage_cells(cost)) for stage, cost in pipeline.stages.items()],
-        title=f"from {pipeline.files} {kind} to embeddings, {pipeline.workers} workers",
+        (dataclasses.replace(heading, heading=f"{heading.heading}{mark}"), *rest),
+        [(f"{stage.replace('_', ' ')}{mark}", *stage_cells(cost)) for stage, cost in pipeline.stages.items()],
+        title=pipeline_title(pipeline),
     )
+    print_sentences(pipeline_sentences(pipeline, mark))
+
+
+def pipeline_title(pipeline: PipelineReport) -> str:
+    """Return the title of the table of stages."""
+    kind = "drawn photos" if pipeline.drawn else "files"
+    return f"from {pipeline.files} {kind} to embeddings, {pipeline.workers} workers"
+
+
+def pipeline_sentences(pipeline: PipelineReport, mark: str) -> Iterator[str]:
+    """Yield the rate, the verdict and the advice, each with a mark."""
     skipped = f" ({pipeline.skipped} skipped)" if pipeline.skipped else ""
-    print_sentences(
-        (
-            f"pipeline: {pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}{skipped}",
-            f"verdict: {pipeline.verdict.text}{mark}",
-            *(f"advice: {sentence}{mark}" for sentence in pipeline.advice),
-        )
-    )
+    yield f"pipeline: {pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}{skipped}"
+    yield f"verdict: {pipeline.verdict.text}{mark}"
+    yield from (f"advice: {sentence}{mark}" for sentence in pipeline.advice)
 
 
-def _stage_cells(cost: StageCost) -> Iterator[str]:
+def stage_cells(cost: StageCost) -> Iterator[str]:
+    """Yield the texts of a stage, without its name."""
     together = cost.together_seconds_per_image
     yield f"{cost.seconds_per_image * 1e3:.3f}"
     yield f"{cost.share:.0%}"

@@ -211,11 +211,20 @@ def read_report(path: str | os.PathLike[str]) -> AccuracyReport:
         InputError: it is missing, has the layout of an older or newer clipmlu, or is not a report.
     """
     try:
-        content = read_small_file(as_path(path, "the report"))
-        _check_schema(path, decode_json(content, dict[str, Any]))
-        return decode_json(content, AccuracyReport)
+        return decode_report(path, read_small_file(as_path(path, "the report")))
     except OSError as error:
         raise InputError(f"Cannot read the report '{path}': {error.strerror}.") from error
+
+
+def decode_report(path: str | os.PathLike[str], content: bytes) -> AccuracyReport:
+    """Return the report in the content of a file; ``path`` is for messages.
+
+    Raises:
+        InputError: as for ``read_report``.
+    """
+    try:
+        _check_schema(path, decode_json(content, dict[str, Any]))
+        return decode_json(content, AccuracyReport)
     except msgspec.DecodeError as error:
         raise InputError(f"'{path}' is not a report as 'clipmlu eval --output' writes it: {error}.") from error
 
