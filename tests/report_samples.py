@@ -21,8 +21,10 @@ from clipmlu.measure.speed.scenarios import LatencyStatistics
 from clipmlu.measure.speed.server import ServerProbe
 from clipmlu.measure.speed.speed import SpeedReport, TowerSpeed
 from clipmlu.measure.statistics import Interval
-from clipmlu.specs import ModelId, Precision
+from clipmlu.specs import ModelId, Precision, QuantisationOptions
+from clipmlu.tune.run_report import RunReport, Step
 from clipmlu.tune.sweep_report import SweepReport, SweepRow
+from clipmlu.tune.trial import SearchReport, Trial
 
 PATH = "/data/my models/ViT-B-32-mlu"  # 28 cells: it fits in each of the widths
 LONG_CLASS = "一只坐在长满绿草的山坡上晒太阳的橘黄色的小猫 number 747.5"  # 44 cells and 13
@@ -315,3 +317,31 @@ def job() -> JobState:
         size_bytes=12_345_678_901,
         running=None,
     )
+
+
+def search() -> SearchReport:
+    how = QuantisationOptions(granularity="per_axis")
+    trial = {"precision": Precision.QINT8_MIXED_FLOAT16, "quantisation": how, "elapsed_s": 12.34}
+    figures = {"images": 2000, "top1": 0.60125, "agreement": 0.93, "quantised_share": 0.875}
+    return SearchReport(
+        provenance=provenance(emulated=False),
+        max_drop=0.01,
+        confidence=0.95,
+        dataset="cifar100",
+        split="train",
+        images=2000,
+        templates="simple",
+        reference_top1=0.61250,
+        trials=(
+            Trial(verdict="failed", reason="same class as in float32 for 87.5 % of the images", **trial),
+            Trial(verdict="rejected", drop=0.01125, drop_bound=0.0177, **figures, **trial),
+            Trial(verdict="accepted", drop=0.00475, drop_bound=0.0098, **figures, **trial),
+        ),
+    )
+
+
+def run() -> RunReport:
+    steps = tuple(
+        Step(name=name, result="made", elapsed_s=1.25, path=f"{PATH}/{name}") for name in ("export", "compile")
+    )
+    return RunReport(steps=steps, accuracy=accuracy())

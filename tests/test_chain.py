@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,17 @@ def _run(
 
 
 def test_second_run_reuses_and_a_changed_one_makes_again(
-    demo_bundle: ExportedBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo_bundle: ExportedBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_export(demo_bundle, tmp_path / "demo")
-    steps, first, _ = _run(capsys, tmp_path)
+    steps, first, made = _run(capsys, tmp_path)
     assert (steps["export"], steps["compile"]) == ("reused", "made")
     assert first["images"] == 48
     assert json.loads((tmp_path / "demo" / "report.json").read_text())["accuracy"]["top1"] == first["top1"]
+    page = tmp_path / "demo" / "report.html"
+    assert f"report: {page} (" in made
+    assert f"{first['top1']:.4f}" in page.read_text(encoding="utf-8")
+    assert f"clipmlu run demo -o {tmp_path}" in page.with_suffix(".md").read_text(encoding="utf-8")
 
     steps, second, err = _run(capsys, tmp_path)
     assert (steps["export"], steps["compile"]) == ("reused", "reused")
@@ -64,7 +69,12 @@ def test_second_run_reuses_and_a_changed_one_makes_again(
     assert "not reusing" in err
     assert third["provenance"] == first["provenance"]
 
-    steps, fourth, _ = _run(capsys, tmp_path, "--static-shape", "--batch-size", "7")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    page.unlink()
+    steps, fourth, err = _run(capsys, tmp_path, "--static-shape", "--batch-size", "7")
+    assert "no HTML report: Writing a report needs 'jinja2', which is not installed" in err
+    assert "clipmlu[report]" in err
+    assert not page.exists()
     assert (steps["export"], steps["compile"]) == ("reused", "made")
     assert (fourth["images"], fourth["top1"]) == (48, first["top1"])
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from clipmlu.measure.speed.loads import SpeedOptions
     from clipmlu.measure.speed.speed import SpeedReport
     from clipmlu.model import Model, load
+    from clipmlu.report.write import WrittenReport, write_report
     from clipmlu.specs import Precision
     from clipmlu.tune.sweep_options import SweepOptions
     from clipmlu.tune.sweep_report import SweepReport
@@ -97,6 +98,7 @@ _HOMES = {
     "SweepOptions": "clipmlu.tune.sweep_options",
     "SweepReport": "clipmlu.tune.sweep_report",
     "VectorIndex": "clipmlu.index.opened",
+    "WrittenReport": "clipmlu.report.write",
     "ZeroShotClassifier": "clipmlu.classify.classifier",
     "build_index": "clipmlu.api.searching",
     "calibrate_bundle": "clipmlu.api.building",
@@ -128,6 +130,7 @@ _HOMES = {
     "run_sweep": "clipmlu.api.measuring",
     "search_bundle": "clipmlu.api.building",
     "search_index": "clipmlu.api.searching",
+    "write_report": "clipmlu.report.write",
 }
 
 __all__ = [
@@ -168,6 +171,7 @@ __all__ = [
     "SweepOptions",
     "SweepReport",
     "VectorIndex",
+    "WrittenReport",
     "ZeroShotClassifier",
     "__version__",
     "build_index",
@@ -200,6 +204,7 @@ __all__ = [
     "run_sweep",
     "search_bundle",
     "search_index",
+    "write_report",
 ]
 
 

@@ -20,7 +20,7 @@ from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, 
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder
-from clipmlu.errors import BundleError
+from clipmlu.errors import BundleError, MissingDependencyError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source, is_current
 from clipmlu.export.source import resolve_source
 from clipmlu.file_names import name_from_path
@@ -35,6 +35,7 @@ from clipmlu.tune.resume import ResultStore
 from clipmlu.tune.run_report import RunReport, Step
 
 REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class RunOptions:
         evaluate: options of the evaluation.
         dataset: dataset of the evaluation.
         threads: CPU threads per batch; 0 lets the runtime choose.
+        html: also write the report as an HTML page and as Markdown, if the extra ``report`` is installed.
     """
 
     export: ExportOptions
@@ -54,6 +56,7 @@ class RunOptions:
     evaluate: EvalOptions
     dataset: DatasetChoice
     threads: NaturalInt = 0
+    html: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -79,7 +82,7 @@ def run_chain(
 
     Args:
         model: as for ``export_model``.
-        output: folder for the bundles and ``report.json``.
+        output: folder for the bundles, ``report.json``, and the page ``report.html`` with its Markdown.
         options: options of the run.
         on_note: called with a line for the user at each step.
         on_warning: called with what the export assumed, which decides whether the results are right; None for ``on_note``.
@@ -123,7 +126,26 @@ def run_chain(
         eval_step = _step("eval", _accuracy_text(accuracy), folder / REPORT_NAME, start)
         report = RunReport(steps=(export_step, compile_step, eval_step), accuracy=accuracy)
         write_file(folder / REPORT_NAME, encode_json(report), overwrite=True)
+        if options.html:
+            _write_page(folder, on_note, on_step)
     return report
+
+
+def _write_page(folder: Path, on_note: Callable[[str], None], on_step: StartStep) -> None:
+    """Write the report as a page beside the JSON file, or say which extra is missing."""
+    # It reads all kinds of reports, and what measures them imports onnx.
+    from clipmlu.report.inputs import read_inputs
+    from clipmlu.report.write import check_report_packages, publish_report
+
+    try:
+        check_report_packages()
+    except MissingDependencyError as error:
+        on_note(f"no HTML report: {error}")
+        return
+    with on_step("writing the page"):
+        written = publish_report(read_inputs([folder / REPORT_NAME]), folder / PAGE_NAME, overwrite=True)
+    mark = emulated_mark(written.emulated)
+    on_note(f"report: {written.path} ({written.size_bytes / 1e3:,.0f} kB){mark}; as Markdown: {written.markdown_path}")
 
 
 def _export(

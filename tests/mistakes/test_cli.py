@@ -40,6 +40,11 @@ MISTAKES = [
     ("embed B photos -o out.csv", 2, "output is 'out.csv'", "NAME.npy"),
     ("embed B photos -o out.npy --shard-size 5", 2, "--shard-size is for a job", "give -o DIR"),
     ("embed B photos -o out.npy --data-dir photos", 2, "--data-dir is about a --dataset", "give one"),
+    ("report", 2, "Missing argument 'FILE|FOLDER...'", "Try 'clipmlu report --help'."),
+    ("report photos -o page.pdf", 2, "the report is 'page.pdf'", "ends in .html"),
+    ("report nothing.json", 1, "Cannot read the report 'nothing.json'", "No such file"),
+    ("report photos", 1, "Folder 'photos' holds no report", "--output"),
+    ("report B/manifest.json", 1, "'B/manifest.json' is no report", "bulk job wrote"),
     ("compile photos -o new", 1, "photos", "clipmlu export"),
     ("compile graphs -o new", 1, "No bundle at 'graphs'", "clipmlu import graphs -o DIR"),
     (

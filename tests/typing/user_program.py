@@ -77,6 +77,10 @@ speed = clipmlu.measure_speed("b32-cpu", scenario="offline", stages=False)
 assert_type(speed, clipmlu.SpeedReport)
 assert_type(speed.open_s, float)
 speed_options = clipmlu.SpeedOptions(stages=False)
+written = clipmlu.write_report(
+    ["report.json", "sweep"], "report.html", title="A model", thumbnails=False, overwrite=True
+)
+assert_type(written, clipmlu.WrittenReport)
 sweep = clipmlu.run_sweep("b32", "sweep", precision=["force_float32"], batch_size=[1, 8], dataset="demo")
 assert_type(sweep, clipmlu.SweepReport)
 sweep_options = clipmlu.SweepOptions(

@@ -30,6 +30,7 @@ from clipmlu.cli.index import index_command
 from clipmlu.cli.info import info_command
 from clipmlu.cli.job import job_command
 from clipmlu.cli.lower import lower_command
+from clipmlu.cli.report import report_command
 from clipmlu.cli.run import run_command
 from clipmlu.cli.search import search_command
 from clipmlu.cli.serve import serve_command
@@ -67,7 +68,7 @@ cli.add_section("Start", (run_command, doctor_command))
 cli.add_section("Models", (export_command, import_command, calibrate_command, compile_command))
 cli.add_section("Classify and embed", (classify_command, embed_command, job_command, serve_command))
 cli.add_section("Search", (index_command, search_command))
-cli.add_section("Measure", (eval_command, compare_command, bench_command, sweep_command))
+cli.add_section("Measure", (eval_command, compare_command, bench_command, sweep_command, report_command))
 cli.add_section("MLU cards", (lower_command, emulate_command, worker_command))
 cli.add_section("Look things up", (info_command, models_command, datasets_command))
 

@@ -70,6 +70,12 @@ def _usual_dataset(given: Mapping[str, Any]) -> str:
 @templates_option
 @threads_option
 @workers_option
+@click.option(
+    "--html/--no-html",
+    default=True,
+    show_default=True,
+    help="Also write the report as an HTML page, if the extra 'report' is installed.",
+)
 @json_option
 def run_command(
     model: str,
@@ -85,6 +91,7 @@ def run_command(
     templates: str,
     threads: int,
     workers: int | None,
+    html: bool,
     as_json: bool,
 ) -> int:
     """Export, compile and evaluate MODEL; bundles in the output folder are reused if they are still valid."""
@@ -105,6 +112,7 @@ def run_command(
         evaluate=EvalOptions(samples=samples, shuffle=shuffle, seed=seed, templates=templates, workers=workers),
         dataset=images,
         threads=threads,
+        html=html,
     )
     with ProgressView("evaluating", samples) as progress:
         report = run_chain(

@@ -106,7 +106,7 @@ def draw_heatmap(towers: Mapping[TowerName, TowerComparison], title: str, file_f
     matrices = {name: matrix for name, tower in towers.items() if (matrix := matrix_of(tower)).cells}
     columns = [max(len(matrix.columns), 1) for matrix in matrices.values()] or [1]
     tallest = max((len(matrix.rows) for matrix in matrices.values()), default=1)
-    low, high = _colour_range(matrices)
+    low, high = colour_range(matrices)
     # Text stays text in SVG files; the user's matplotlib settings are ignored.
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "svg.fonttype": "none", "svg.hashsalt": "clipmlu"}):
         width = sum(columns) * _INCHES_PER_CELL[0] + 1.3 * len(columns) + 1.2
@@ -154,7 +154,8 @@ def _draw_panel(panel: Any, title: str, matrix: Matrix, rows: int, colours: Any,
     panel.spines[:].set_visible(False)
 
 
-def _colour_range(matrices: Mapping[TowerName, Matrix]) -> tuple[float, float]:
+def colour_range(matrices: Mapping[TowerName, Matrix]) -> tuple[float, float]:
+    """Return the ratios in dB at the ends of the colour scale."""
     ratios = [cell.snr_db for matrix in matrices.values() for cell in matrix.cells.values() if cell.snr_db is not None]
     low = _BAND_DB * math.floor(min(ratios, default=0.0) / _BAND_DB)
     high = _BAND_DB * math.ceil(max(ratios, default=_BAND_DB) / _BAND_DB)

@@ -140,24 +140,31 @@ def _mebibytes(count: int) -> str:
 
 def show_tool(report: MmRunReport) -> None:
     """Print the figures of the vendor's ``mm_run`` on stdout."""
+    print_facts(tool_facts(report).items())
+    for summary in report.summaries:
+        rows = [(stage, *latency_cells(each)) for stage, each in summary.latencies.items()]
+        print_table(tool_columns(), rows, title=f"latency, {summary.iterations} batches")
+
+
+def tool_facts(report: MmRunReport) -> dict[str, str]:
+    """Return the facts of the vendor's tool, by name, for people."""
     rate = report.images_per_second if report.images_per_second is not None else report.texts_per_second
     unit = "images/s" if report.images_per_second is not None else "texts/s"
-    facts = {
+    return {
         "model": f"{describe_provenance(report.provenance)}, {report.tower} graph, batch {report.batch_size}",
         "throughput": f"{rate:.1f} {unit} ({report.iterations_per_second:.2f} batches/s)",
         "tool": f"{report.tool}, {report.summaries[0].format} format",
         "tool's own qps": ", ".join(f"{summary.tool_qps:g}" for summary in report.summaries)
         + " (as printed: rows of its largest input)",
     }
-    print_facts(facts.items())
-    for summary in report.summaries:
-        print_table(
-            (*words("stage, ms"), *figures("mean", "median", "p90", "p95", "p99", "min", "max")),
-            [(stage, *_latency_cells(each)) for stage, each in summary.latencies.items()],
-            title=f"latency, {summary.iterations} batches",
-        )
 
 
-def _latency_cells(each: Latency) -> Iterator[str]:
+def tool_columns() -> tuple[Column, ...]:
+    """Return the columns of the tool's stages: the stage, then those of ``latency_cells``."""
+    return (*words("stage, ms"), *figures("mean", "median", "p90", "p95", "p99", "min", "max"))
+
+
+def latency_cells(each: Latency) -> Iterator[str]:
+    """Yield the texts of a stage, without its name."""
     numbers = (each.mean_ms, each.median_ms, each.p90_ms, each.p95_ms, each.p99_ms, each.min_ms, each.max_ms)
     return (f"{number:g}" for number in numbers)

@@ -171,14 +171,7 @@ class SearchReport(Displayed, Spec, frozen=True, kw_only=True):
 
 def describe_trial(trial: Trial) -> str:
     """Describe a trial in one line."""
-    how = trial.quantisation
-    words = [trial.precision.value]
-    if how is not None:
-        words += [how.granularity, how.algorithm]
-        words += ["asymmetric"] if how.activation == "asymmetric" else []
-        words += [f"smoothing {how.smoothing_text}"] if how.is_smoothed else []
-        words += [how.weight_rounding] if how.weight_rounding != "nearest" else []
-        words += [f"float {', '.join(how.keep_float)}"] if how.keep_float else []
+    words = list(filter(None, [trial.precision.value, describe_quantisation(trial.quantisation)]))
     verdict = trial.verdict.replace("_", " ")
     if trial.drop is None:
         return f"{' '.join(words)}: {verdict}: {trial.reason}"
@@ -187,6 +180,18 @@ def describe_trial(trial: Trial) -> str:
         f"{' '.join(words)}: {found}, drop {100 * (trial.drop or 0.0):.2f} points "
         f"(95 %: at most {100 * (trial.drop_bound or 0.0):.2f}) on {trial.images} images: {verdict}"
     )
+
+
+def describe_quantisation(how: QuantisationOptions | None) -> str:
+    """Describe quantisation options in a few words; empty for none."""
+    if how is None:
+        return ""
+    words: list[str] = [how.granularity, how.algorithm]
+    words += ["asymmetric"] if how.activation == "asymmetric" else []
+    words += [f"smoothing {how.smoothing_text}"] if how.is_smoothed else []
+    words += [how.weight_rounding] if how.weight_rounding != "nearest" else []
+    words += [f"float {', '.join(how.keep_float)}"] if how.keep_float else []
+    return " ".join(words)
 
 
 def best_text(report: SearchReport) -> str:

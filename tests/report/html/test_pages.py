@@ -57,7 +57,7 @@ def test_nothing_comes_from_outside_and_nothing_runs() -> None:
 def test_emulated_results_are_marked_above_the_page_and_in_its_title() -> None:
     page = render("base.html", **{**VALUES, "emulated": True})
     assert "<title>A page (emulated)</title>" in page
-    assert '<p class="emulated-banner" role="note">' in page
+    assert '<aside class="emulated-banner"' in page
     assert "emulated" not in render("base.html", **VALUES).partition("</style>")[2]
 
 

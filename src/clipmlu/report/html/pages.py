@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
+from clipmlu.display import EMULATED_MARK
 from clipmlu.host import require
+from clipmlu.report.document.blocks import Name
 from clipmlu.report.wrapping import shown
 
 _PURPOSE = "Writing an HTML page"
@@ -49,7 +52,7 @@ def render(template: str, *, purpose: str = _PURPOSE, extra: str = "report", **v
 @functools.cache
 def _environment(purpose: str, extra: str) -> Any:
     jinja2 = require("jinja2", extra, purpose)
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__name__.rpartition(".")[0]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -60,6 +63,18 @@ def _environment(purpose: str, extra: str) -> Any:
         cache_size=-1,
         auto_reload=False,
     )
+    environment.tests |= {"name": lambda value: isinstance(value, Name), "marked": _is_marked}
+    environment.filters |= {"unmarked": lambda value: value.removesuffix(EMULATED_MARK), "anchor": _anchor}
+    return environment
+
+
+def _is_marked(value: object) -> bool:
+    """Return whether a text of ours ends with the mark of emulated results; a user's name never does."""
+    return isinstance(value, str) and not isinstance(value, Name) and value.endswith(EMULATED_MARK)
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def _printed(value: object) -> object:
@@ -70,4 +85,4 @@ def _printed(value: object) -> object:
     """
     if value is None:
         raise TypeError("a template prints None; it must say in words that there is no value")
-    return shown(value) if type(value) is str else value
+    return value if hasattr(value, "__html__") or not isinstance(value, str) else shown(value)

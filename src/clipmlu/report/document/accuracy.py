@@ -1,0 +1,269 @@
+"""Accuracy in a document: results of the same data beside each other, then each result by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from clipmlu.backends.provenance import Provenance
+from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.measure.accuracy.report import AccuracyReport, ConfidenceBin
+from clipmlu.measure.statistics import wilson_interval
+from clipmlu.report.accuracy import CLASS_COLUMNS, accuracy_facts, class_cells, hardest_classes
+from clipmlu.report.document.blocks import (
+    Block,
+    Facts,
+    Figure,
+    Folded,
+    MainFigure,
+    Mistakes,
+    Name,
+    Paragraph,
+    Section,
+    Table,
+    table,
+)
+from clipmlu.report.document.published import Published, published_figures
+from clipmlu.report.document.thumbnails import Thumbnails
+from clipmlu.report.figures.accuracy import Bin, Estimate, draw_estimates, draw_reliability
+from clipmlu.report.tables import describe_provenance, figures, words
+from clipmlu.specs import Precision
+
+Numbered = tuple[int, AccuracyReport]
+
+_HARDEST = 12
+_MOST_CLASSES = 1000
+_PAIRS = 12
+_NO_DIGEST = (
+    "Some reports were written by an older clipmlu, without a digest of their images: each stands alone, because nothing shows "
+    "that its images are the same."
+)
+
+
+def accuracy_sections(reports: Sequence[Numbered], thumbnails: Thumbnails) -> Iterator[Section]:
+    """Yield the sections of accuracy reports.
+
+    Args:
+        reports: the reports, each with its number in the document.
+        thumbnails: finds the images of mistakes.
+    """
+    groups = _groups(reports)
+    emulated = all(report.provenance.emulated for _number, report in reports)
+    yield Section("Accuracy", tuple(_introduction(groups)), emulated=emulated)
+    for group in groups:
+        first = group[0][1]
+        yield Section(Name(_data(first)), tuple(_comparison(group)), level=3)
+    for number, report in reports:
+        title = Name(f"Result {number}: {describe_provenance(report.provenance).removesuffix(emulated_mark(True))}")
+        yield Section(title, tuple(_details(report, thumbnails)), level=3, emulated=report.provenance.emulated)
+
+
+def _groups(reports: Sequence[Numbered]) -> list[list[Numbered]]:
+    """Return the reports of equal images, classes and prompts together; a report without a digest is alone."""
+    found: dict[object, list[Numbered]] = {}
+    for number, report in reports:
+        same = number if report.data_digest is None else (report.dataset, report.data_digest, report.templates)
+        found.setdefault(same, []).append((number, report))
+    return list(found.values())
+
+
+def _introduction(groups: Sequence[Sequence[Numbered]]) -> Iterator[Block]:
+    yield Paragraph(
+        "Zero-shot classification: the class whose text embedding is most similar to the image's. Intervals hold the accuracy on "
+        "more images of the same kind with 95 % confidence (Wilson)."
+    )
+    if len(groups) > 1:
+        yield Paragraph(
+            f"The results are of {len(groups)} different questions (images, classes or prompts), which are listed apart: their "
+            "accuracies cannot be compared."
+        )
+    if any(report.data_digest is None for group in groups for _number, report in group):
+        yield Paragraph(_NO_DIGEST)
+
+
+def _data(report: AccuracyReport) -> str:
+    templates = report.templates[0] if len(report.templates) == 1 else f"{len(report.templates)} templates"
+    return (
+        f"{report.dataset}, {report.split}: {report.images:,} images, {report.classes:,} classes, prompt '{templates}'"
+    )
+
+
+def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
+    baseline = _float_baseline(group)
+    columns = (
+        *words("result", "model", "target", "precision"),
+        *figures("top-1", "95 % from", "to", "top-5", *([] if baseline is None else ["against float32"])),
+    )
+    against = "" if baseline is None else f"; the last column is against result {baseline[0]}, in points"
+    yield table(
+        columns, [_row(each, baseline) for each in group], f"Results of the same images, classes and prompts{against}"
+    )
+    if len(group) > 1:
+        yield _estimates(group)
+    published = published_figures(group[0][1])
+    if published:
+        yield from _published(published)
+
+
+def _float_baseline(group: Sequence[Numbered]) -> Numbered | None:
+    """Return the first float32 result of a group of one model, with which the others are compared."""
+    if len({str(report.provenance.model) for _number, report in group}) > 1:
+        return None
+    exact = (each for each in group if each[1].provenance.precision is Precision.FORCE_FLOAT32)
+    return next(exact, None) if len(group) > 1 else None
+
+
+def _row(numbered: Numbered, baseline: Numbered | None) -> tuple[str, ...]:
+    number, report = numbered
+    origin, interval = report.provenance, report.top1_interval
+    against = []
+    if baseline is not None:
+        points = 100 * (report.top1 - baseline[1].top1)
+        against = ["itself" if baseline[0] == number else f"{points:+.2f}" if round(points, 2) else "0.00"]
+    return (
+        str(number),
+        Name(str(origin.model)),
+        f"{origin.target}{emulated_mark(origin.emulated)}",
+        "" if origin.precision is None else origin.precision.value,
+        f"{report.top1:.4f}",
+        f"{interval.low:.4f}",
+        f"{interval.high:.4f}",
+        "none" if report.top5 is None else f"{report.top5:.4f}",
+        *against,
+    )
+
+
+def _estimates(group: Sequence[Numbered]) -> Figure:
+    estimates = [
+        Estimate(
+            f"{number}  {_precision(report.provenance)}",
+            report.top1,
+            report.top1_interval.low,
+            report.top1_interval.high,
+            report.provenance.emulated,
+        )
+        for number, report in group
+    ]
+    rows = [(each.label, f"{each.value:.4f}", f"{each.low:.4f}", f"{each.high:.4f}") for each in estimates]
+    emulated = any(each.emulated for each in estimates)
+    return Figure(
+        "Top-1 with its 95 % interval",
+        "Top-1 of each result as a point on a line from the lower to the upper end of its interval"
+        + ("; emulated results are hollow diamonds." if emulated else "."),
+        draw_estimates(estimates, "top-1, per cent"),
+        table((*words("result"), *figures("top-1", "95 % from", "to")), rows, "Top-1"),
+        emulated,
+    )
+
+
+def _precision(origin: Provenance) -> str:
+    return "several" if origin.precision is None else origin.precision.value
+
+
+def _published(found: Sequence[Published]) -> Iterator[Block]:
+    rows = [
+        (each.who, each.arithmetic, f"{each.top1:.4f}", "" if each.top5 is None else f"{each.top5:.4f}")
+        for each in found
+    ]
+    yield table(
+        (*words("who", "arithmetic"), *figures("top-1", "top-5")),
+        rows,
+        "Published by others for the same weights and images; not measured here",
+    )
+    for source, each in itertools.groupby(found, lambda item: item.source):
+        yield Paragraph(f"Source of {next(each).who}: {source}. Other prompts or preprocessing give other figures.")
+
+
+def _details(report: AccuracyReport, thumbnails: Thumbnails) -> Iterator[Block]:
+    facts = accuracy_facts(report)
+    del facts["model"]  # in the heading
+    if report.provenance.emulated:
+        del facts["speed"]
+    yield Facts(tuple(facts.items()))
+    if report.calibration_overlap:
+        yield Paragraph("The bundle was calibrated with some of these images: the figures are too high.", warning=True)
+    if report.skipped:
+        rows = [(Name(each.id), Name(each.reason)) for each in report.skipped[:_MOST_CLASSES]]
+        skipped = table(words("image", "reason"), rows, f"{len(report.skipped):,} images that could not be read")
+        yield Folded("Images that could not be read", (skipped,))
+    yield from _classes(report)
+    yield from _mistakes(report, thumbnails)
+    yield from _reliability(report)
+
+
+def _classes(report: AccuracyReport) -> Iterator[Block]:
+    hardest = hardest_classes(report)
+    shown = hardest[:_HARDEST] if len(hardest) > _HARDEST else hardest
+    yield _class_table(
+        report, len(shown), "Top-1 of the hardest classes" if len(hardest) > _HARDEST else "Top-1 by class"
+    )
+    if len(hardest) > len(shown):
+        most = min(len(hardest), _MOST_CLASSES)
+        title = f"All {most:,} classes" if most == len(hardest) else f"The {most:,} hardest of {len(hardest):,} classes"
+        yield Folded(title, (_class_table(report, most, "Top-1 by class, the hardest first"),))
+
+
+def _class_table(report: AccuracyReport, count: int, caption: str) -> Table:
+    shown = hardest_classes(report)[:count]
+    rows = [(Name(name), images, top1) for name, images, top1 in map(class_cells, shown)]
+    return table(CLASS_COLUMNS, rows, caption, (2, [row.top1 for row in shown]))
+
+
+def _mistakes(report: AccuracyReport, thumbnails: Thumbnails) -> Iterator[Block]:
+    pairs = tuple(
+        (
+            each.class_name,
+            each.predicted,
+            each.images,
+            tuple(thumbnails.photo(report.dataset, report.split, key) for key in each.examples),
+        )
+        for each in report.confusions[:_PAIRS]
+    )
+    if pairs:
+        yield Mistakes("Pairs of classes that were confused most often", pairs)
+        if not any(photo.address for *_names, photos in pairs for photo in photos):
+            yield Paragraph(
+                "The images are not shown: they are not on the machine that wrote this page, or were left out."
+            )
+    elif report.top1 == 1:
+        yield Paragraph("Every image was classified correctly.")
+
+
+def _reliability(report: AccuracyReport) -> Iterator[Block]:
+    bins = report.confidence_bins
+    if not bins:
+        yield Paragraph("No reliability diagram: the report was written by an older clipmlu, without the bins.")
+        return
+    rows = [_bin_row(each) for each in bins]
+    columns = (*words("confidence"), *figures("images", "mean confidence", "accuracy", "95 % from", "to"))
+    caption = f"Calibration error {report.expected_calibration_error:.4f}: mean of |accuracy - mean confidence|, weighted by images"
+    yield Figure(
+        f"Reliability in {len(bins)} bins of equal width, calibration error {report.expected_calibration_error:.4f}",
+        "Accuracy of the images in each interval of confidence, with its 95 % interval at the mean confidence; on the dashed "
+        "diagonal confidence equals accuracy. Below: the number of images.",
+        draw_reliability([_bin(each) for each in bins]),
+        table(columns, rows, caption),
+        report.provenance.emulated,
+    )
+
+
+def _bin(each: ConfidenceBin) -> Bin:
+    if not each.images:
+        return Bin(each.low, each.high, 0, None, None, None)
+    interval = wilson_interval(each.correct, each.images)
+    confidence = each.mean_confidence
+    return Bin(each.low, each.high, each.images, each.correct / each.images, (interval.low, interval.high), confidence)
+
+
+def _bin_row(each: ConfidenceBin) -> tuple[str, ...]:
+    found = _bin(each)
+    numbers = ("", "", "", "")
+    if found.accuracy is not None and found.interval is not None and found.confidence is not None:
+        numbers = tuple(f"{value:.4f}" for value in (found.confidence, found.accuracy, *found.interval))  # type: ignore[assignment]
+    return (f"{each.low:.3f} to {each.high:.3f}", f"{each.images:,}", *numbers)
+
+
+def accuracy_figure(report: AccuracyReport) -> MainFigure:
+    """Return top-1 with its interval, in per cent."""
+    low, high = (100 * end for end in (report.top1_interval.low, report.top1_interval.high))
+    return MainFigure("Top-1", f"{100 * report.top1:.2f} %", f"95 %: {low:.2f} to {high:.2f}")

@@ -1,0 +1,394 @@
+"""Reports as pages: what they say is what was measured, marked, compared only where it can be, and safe."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import report_samples as samples
+import support
+from clipmlu import write_report
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.cli import main
+from clipmlu.errors import InputError, MissingDependencyError, OptionError, OutputExistsError
+from clipmlu.files.publish import encode_json
+from clipmlu.measure.accuracy.evaluate import evaluate
+from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion
+from clipmlu.measure.statistics import wilson_interval
+from clipmlu.model import load
+from clipmlu.report.document.published import published_figures
+from clipmlu.report.figures.speed import count_latencies
+from clipmlu.specs import ModelId, Precision
+from conftest import REPOSITORY
+
+pytest.importorskip("jinja2", reason="needs the report extra")
+pytest.importorskip("matplotlib", reason="needs the report extra")
+MARKUP = "<img src=x onerror=alert(1)>\"'&\u202e{{7*7}}"
+REPORTS: dict[str, Any] = {
+    "eval": samples.accuracy,
+    "bench": samples.speed,
+    "sweep": samples.sweep,
+    "mm_run": samples.tool,
+    "compare": samples.comparison,
+    "search": samples.search,
+    "run": samples.run,
+}
+
+
+class Page(html.parser.HTMLParser):
+    """Elements with their attributes, and the rows of all tables."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self._cell = False
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.rows[-1][-1] += data
+
+    def cells(self) -> list[list[str]]:
+        return [[" ".join(cell.split()) for cell in row] for row in self.rows]
+
+
+def write(tmp_path: Path, *reports: Any, **options: Any) -> Page:
+    """Write reports to files and a page of them."""
+    names = []
+    for number, report in enumerate(reports):
+        names.append(tmp_path / f"{number}.json")
+        names[-1].write_bytes(encode_json(report))
+    write_report(names, tmp_path / "page.html", overwrite=True, **options)
+    return Page(tmp_path / "page.html")
+
+
+def measured(**changes: Any) -> AccuracyReport:
+    """A report as an evaluation of this version writes it."""
+    facts = {"data_digest": "c" * 64, "baseline": None, "provenance": samples.provenance(emulated=False), **changes}
+    return msgspec.structs.replace(samples.accuracy(), **facts)
+
+
+@pytest.mark.parametrize("kind", list(REPORTS))
+def test_every_kind_becomes_a_page_and_markdown_with_its_numbers(kind: str, tmp_path: Path) -> None:
+    page = write(tmp_path, REPORTS[kind]())
+    markdown = (tmp_path / "page.md").read_text(encoding="utf-8")
+    numbers = {
+        "eval": ["0.6341", "0.6299", "0.6383", "0.8876", "98,765"],
+        "bench": [],
+        "sweep": ["0.6123", "1234.00/5678.00", "same class as in float32 for 87.5 % of the images"],
+        "mm_run": ["1282.0 images/s", "15.875"],
+        "compare": ["0.98765", "0.998765", "p = 0.455", "34.6 %"],
+        "search": ["1.77", "0.98", "87.5%", "12.3", "same class as in float32"],
+        "run": ["0.6341", "1.2"],
+    }[kind]
+    for text in (page.text, re.sub(r"\\(.)", r"\1", markdown)):
+        assert not [number for number in numbers if number not in text]
+        assert "None" not in text
+        assert "nan" not in re.findall(r"\w+", text)
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        write(tmp_path, *(make() for make in REPORTS.values()))
+        found.append(((tmp_path / "page.html").read_bytes(), (tmp_path / "page.md").read_bytes()))
+    assert found[0] == found[1]
+    assert len(found[0][0]) < 400_000
+
+
+def test_nothing_of_a_report_becomes_markup_and_nothing_is_outside(tmp_path: Path) -> None:
+    report = measured(
+        dataset=f"imagefolder:{MARKUP}",
+        per_class=(ClassAccuracy(class_name=MARKUP, images=3, correct=1, top1=1 / 3),),
+        confusions=(Confusion(class_name=MARKUP, predicted=MARKUP, images=2, examples=(MARKUP,)),),
+        templates=(MARKUP,),
+    )
+    origin = msgspec.structs.replace(report.provenance, model=ModelId(name=MARKUP), tool_versions={MARKUP: MARKUP})
+    page = write(tmp_path, msgspec.structs.replace(report, provenance=origin), title=MARKUP)
+    tags = {tag for tag, _attributes in page.elements}
+    assert not tags & {"img", "script", "link", "iframe"}
+    assert not [name for _tag, attributes in page.elements for name in attributes if name.startswith("on")]
+    outside = [each for _tag, each in page.elements if (each.get("href") or each.get("src") or "#").startswith("http")]
+    assert outside == []
+    assert "49" not in [cell for row in page.cells() for cell in row], "a template was evaluated"
+    ids = [each["id"] for _tag, each in page.elements if "id" in each]
+    assert len(ids) == len(set(ids))
+    markdown = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "<img" not in markdown.replace("\\<img", "")
+
+
+def test_emulated_results_are_marked_and_have_no_speed(tmp_path: Path) -> None:
+    page = write(tmp_path, samples.speed(), samples.sweep(), samples.accuracy())
+    assert 'class="emulated-banner"' in page.text
+    for rate in ("54321", "54322", "54,32", "2345.7", "12345.7", "12,345.7", "1234.6 images/s", "1234.568", "10.333"):
+        assert rate not in page.text, rate
+    markdown = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "54322" not in markdown
+    assert markdown.count("**(emulated)**") > 5
+    clean = write(tmp_path, samples.tool())
+    assert 'class="emulated' not in clean.text.partition("</style>")[2]
+
+
+def test_results_of_the_same_data_stand_together_and_others_apart(tmp_path: Path) -> None:
+    exact = msgspec.structs.replace(samples.provenance(emulated=False), precision=Precision.FORCE_FLOAT32)
+    reports = [
+        measured(provenance=exact, top1=0.65),
+        measured(top1=0.64),
+        measured(data_digest="d" * 64, top1=0.9),
+        measured(data_digest=None, top1=0.8),
+        measured(data_digest=None, top1=0.8),
+        measured(templates=("other {}",), top1=0.7),
+    ]
+    page = write(tmp_path, *reports)
+    tables = [row for row in page.cells() if len(row) in (8, 9) and row[0].isdigit()]
+    assert [(row[0], len(row)) for row in tables] == [("1", 9), ("2", 9), ("3", 8), ("4", 8), ("5", 8), ("6", 8)]
+    assert [row[-1] for row in tables[:2]] == ["itself", "-1.00"]
+    assert "5 different questions" in page.text
+    assert "written by an older clipmlu" in page.text
+
+
+def test_a_real_report_gives_its_classes_bins_and_mistakes(compiled: CompiledBundle, tmp_path: Path) -> None:
+    dataset = support.Pictures(60)
+    with load(compiled.path) as model:
+        report = evaluate(model, dataset)
+        shown = evaluate(model, dataset)
+        predictions = model.classifier(dataset.class_names).predict([dataset.image(n) for n in range(60)], top_k=7)
+    assert shown.confidence_bins == report.confidence_bins
+    page = write(tmp_path, report)
+    cells = page.cells()
+    assert [f"{report.top1:.4f}", f"{report.top1_interval.low:.4f}"] == next(
+        row for row in cells if len(row) == 8 and row[0] == "1"
+    )[4:6]
+    # The bins by hand, from the predictions of the same images.
+    confidence = np.array([each.score for each in predictions])
+    right = np.array([dataset.class_names.index(each.class_name) for each in predictions]) == dataset.labels
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        row = next(row for row in cells if row[0] == f"{low / 15:.3f} to {(low + 1) / 15:.3f}")
+        assert row[1] == str(inside.sum())
+        if inside.any():
+            interval = wilson_interval(int(right[inside].sum()), int(inside.sum()))
+            expected = (confidence[inside].mean(), right[inside].mean(), interval.low, interval.high)
+            assert [float(cell) for cell in row[2:]] == pytest.approx(expected, abs=6e-5)
+    for pair in report.confusions[:12]:
+        assert f"<bdi>{pair.class_name}</bdi></strong> taken for <strong><bdi>{pair.predicted}</bdi>" in page.text
+
+
+def test_mistakes_of_a_folder_have_thumbnails_and_no_file_outside_it_is_read(
+    compiled: CompiledBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(12):
+        place = tmp_path / "shapes" / support.NAMES[number % 3] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        support.picture(number).save(place)
+    where = f"imagefolder:{tmp_path / 'shapes'}"
+    assert main(["eval", str(compiled.path), "--dataset", where, "--output", str(tmp_path / "a.json")]) == 0
+    page = str(tmp_path / "page.html")
+    assert main(["report", str(tmp_path / "a.json"), "-o", page]) == 0
+    out, _err = capsys.readouterr()
+    assert out.endswith(f"{page}\n")
+    report = json.loads((tmp_path / "a.json").read_text())
+    keys = [key for pair in report["confusions"][:12] for key in pair["examples"]]
+    pictures = [each for tag, each in Page(Path(page)).elements if tag == "img"]
+    assert [each["alt"] for each in pictures] == keys
+    assert all((each["src"] or "").startswith("data:image/jpeg;base64,") for each in pictures)
+    assert f"clipmlu eval {compiled.path} --dataset {where}" in Path(page).read_text()
+    support.picture(1).save(tmp_path / "secret.png")
+    report["confusions"][0]["examples"] = ["../secret.png", str(tmp_path / "secret.png"), "gone.png"]
+    (tmp_path / "a.json").write_text(json.dumps(report))
+    write_report(tmp_path / "a.json", page, overwrite=True)
+    first = report["confusions"][1]["examples"][0]
+    assert next(each["alt"] for tag, each in Page(Path(page)).elements if tag == "img") == first
+    write_report(tmp_path / "a.json", page, overwrite=True, thumbnails=False)
+    assert "<img" not in Path(page).read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is damaged or no JSON file: Input data was truncated"),
+        (encode_json(samples.accuracy())[:900], "is damaged or no JSON file: Input data was truncated"),
+        (b"\xff\xfe", "is damaged or no JSON file"),
+        (b"[1, 2]", "is no report; expected what eval, bench"),
+        (b'{"name": "package"}', "is no report; expected what eval, bench"),
+        (b'{"top1": 1, "per_class": [], "dataset": "demo"}', "was written by an older clipmlu"),
+        (
+            b'{"towers": [], "open_s": "x", "in_flight": 2}',
+            "is not a report as this version's 'clipmlu bench --output' writes it",
+        ),
+        (b'{"top1": NaN}', "is damaged or no JSON file"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(reason)) as caught:
+        write_report(path, tmp_path / "page.html")
+    assert "\n" not in str(caught.value)
+    assert "a.json" in str(caught.value)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_report_of_the_version_before_is_read(tmp_path: Path) -> None:
+    report = json.loads(encode_json(samples.accuracy()))
+    for name in ("confidence_bins", "data_digest", "command"):
+        del report[name]
+    for pair in report["confusions"]:
+        del pair["examples"]
+    (tmp_path / "old.json").write_text(json.dumps({**report, "schema_version": 1}))
+    write_report(tmp_path / "old.json", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "No reliability diagram: the report was written by an older clipmlu" in text
+    assert "No command is recorded of result 1" in text
+
+
+def test_folders_give_their_reports_and_name_damaged_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    (folder / "sweep").mkdir(parents=True)
+    (folder / "sweep" / "sweep.json").write_bytes(encode_json(samples.sweep()))
+    (folder / "b.json").write_bytes(encode_json(samples.tool()))
+    (folder / "cut.json").write_bytes(encode_json(samples.tool())[:50])
+    (folder / "other.json").write_text("{}")
+    notes: list[str] = []
+    written = write_report([folder, folder / "b.json"], tmp_path / "page.html", on_note=notes.append)
+    assert written.results == 2
+    assert len(notes) == 1
+    assert notes[0].startswith("left out: ")
+    assert "cut.json" in notes[0]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="empty' holds no report"):
+        write_report(empty, tmp_path / "b.html")
+
+
+def test_what_is_asked_for_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(encode_json(samples.tool()))
+    with pytest.raises(OptionError, match=r"the report is '.*page\.pdf'; expected a name that ends in \.html"):
+        write_report(path, tmp_path / "page.pdf")
+    with pytest.raises(OptionError, match="there are no reports"):
+        write_report([], tmp_path / "page.html")
+    with pytest.raises(OptionError, match="the reports are 3; expected a path"):
+        write_report(3, tmp_path / "page.html")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"Cannot read the report '.*none\.json': No such file"):
+        write_report(tmp_path / "none.json", tmp_path / "page.html")
+    (tmp_path / "page.md").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"page\.md"):
+        write_report(path, tmp_path / "page.html")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(MissingDependencyError, match=r"^Writing a report needs 'matplotlib'.*clipmlu\[report\]"):
+        write_report(path, tmp_path / "b.html")
+
+
+@pytest.mark.parametrize("classes", [1, 1500])
+def test_one_class_and_very_many_classes(classes: int, tmp_path: Path) -> None:
+    rows = tuple(
+        ClassAccuracy(
+            class_name=f"class {number} " + "long" * 50,
+            images=0 if number % 2 else 4,
+            correct=1,
+            top1=None if number % 2 else 0.25,
+        )
+        for number in range(classes)
+    )
+    report = measured(classes=classes, per_class=rows, confusions=(), top5=None, top5_interval=None)
+    page = write(tmp_path, report)
+    named = [row for row in page.cells() if row and row[0].startswith("class ") and len(row) == 3]
+    assert len(named) == (1 if classes == 1 else 12 + 750)
+    assert len(page.text.encode()) < 1_000_000
+
+
+def test_published_figures_are_shown_for_the_same_weights_and_all_images_only(tmp_path: Path) -> None:
+    model = ModelId(name="ViT-B-32", pretrained="openai")
+    origin = msgspec.structs.replace(samples.provenance(emulated=False), model=model)
+    report = measured(provenance=origin, dataset="cifar100", split="test", images=10_000, skipped=())
+    # docs/magicmind-api.md, section 6.4, and open_clip's table.
+    text = (REPOSITORY / "docs" / "magicmind-api.md").read_text(encoding="utf-8")
+    published = re.search(r"Published: (\S+)/(\S+) fp32, (\S+)/(\S+) fp16, (\S+)/(\S+) qint8_mixed_float16", text)
+    assert published is not None
+    found = published_figures(report)
+    vendor = [number for each in found if each.top5 is not None for number in (each.top1, each.top5)]
+    assert vendor == [float(number) for number in published.groups()]
+    assert found[0].top1 == 0.6423
+    page = write(tmp_path, report)
+    assert "not measured here" in page.text
+    assert "commit 05e7db4" in page.text
+    assert "commit dc085c1" in page.text
+    for other in (
+        {"images": 9_999},
+        {"split": "train"},
+        {"dataset": "imagefolder:cifar100"},
+        {"provenance": msgspec.structs.replace(origin, model=ModelId(name="ViT-B-32", random_seed=0))},
+        {"provenance": msgspec.structs.replace(origin, model=ModelId(name="ViT-B-32", pretrained="mine"))},
+    ):
+        assert published_figures(msgspec.structs.replace(report, **other)) == []
+    assert "Published" not in write(tmp_path, msgspec.structs.replace(report, images=9_999)).text
+
+
+def test_the_table_of_open_clip_is_whole() -> None:
+    path = REPOSITORY / "src" / "clipmlu" / "assets" / "published_open_clip.csv"
+    rows = list(csv.DictReader(path.read_text(encoding="ascii").splitlines()))
+    assert len({(row["name"], row["pretrained"]) for row in rows}) == len(rows) > 80
+    for row in rows:
+        assert 0.1 < float(row["cifar100"]) < float(row["cifar10"]) < 1
+
+
+@pytest.mark.parametrize("values", [[5.0], [1.0, 1.0, 1.0], [*range(1, 101), 5000.0]])
+def test_latencies_are_all_counted(values: Sequence[float]) -> None:
+    bars = count_latencies(values)
+    assert sum(bars.counts) + bars.above == len(values)
+    assert bars.edges[0] <= min(values)
+    assert len(bars.counts) == len(bars.edges) - 1 <= 40
+    assert bars.above == sum(value > bars.edges[-1] for value in values)
+
+
+def test_a_job_is_reported_from_its_folder(compiled: CompiledBundle, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(5):
+        support.picture(number).save(pictures / f"{number}.png")
+    words = [str(compiled.path), str(pictures), "-o", str(tmp_path / "job"), "--shard-format", "npy"]
+    assert main(["embed", *words]) == 0
+    assert main(["report", str(tmp_path / "job"), "-o", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "5 of 5 done" in text
+    shutil.rmtree(tmp_path / "job" / "records")
+
+
+def test_the_commands_of_the_document_run(
+    compiled: CompiledBundle, exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (REPOSITORY / "docs" / "reports.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(compiled.path, "demo-cpu")
+    shutil.copytree(exported.path, "demo")
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 4
+    for line in commands:
+        shorter = ["--no-stages", "--duration", "1", "--warmup", "0", "--iterations", "1"] if " bench " in line else []
+        assert main([*shlex.split(line)[1:], *shorter]) == 0
+    assert "comparison.json" in Path("report.html").read_text(encoding="utf-8")
