@@ -13,10 +13,12 @@ import numpy.typing as npt
 import pytest
 
 import clipmlu
+import support
 from cli.conftest import Run
+from clipmlu.classify.open_set import DEFAULT_BACKGROUND
 from clipmlu.errors import InputError, MissingDependencyError, OptionError
 
-pytest.importorskip("faiss")
+faiss = pytest.importorskip("faiss")
 DIM, K = 24, 10
 
 
@@ -30,6 +32,12 @@ def grouped(count: int, seed: int) -> npt.NDArray[np.float32]:
 def save(path: str, rows: npt.NDArray[np.float32]) -> None:
     np.save(path, rows)
     Path(path).with_suffix(".ids.json").write_text(json.dumps([f"{path}/{row}" for row in range(len(rows))]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    """Threads that wait for each other take most of the time of such small indices."""
+    faiss.omp_set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +138,18 @@ def test_clusters_are_computed_anew_when_there_are_many_more_rows() -> None:
 
 
 @pytest.mark.usefixtures("place")
+def test_rows_of_another_size_get_an_approximate_index_of_their_own() -> None:
+    save("own.npy", grouped(2100, 5))
+    clipmlu.build_index("own.npy", approximate=True, recall=0.9)
+    save("own.npy", grouped(2100, 5)[:, :16])
+    record = clipmlu.build_index("own.npy").approximate
+    assert record is not None
+    assert (record.trained_rows, record.wanted_recall) == (2100, 0.9)
+    (hits,) = clipmlu.open_index("own.index").search(np.load("own.npy")[3], 1)
+    assert hits[0].row == 3
+
+
+@pytest.mark.usefixtures("place")
 def test_the_same_rows_twice_are_found_twice() -> None:
     for suffix in (".npy", ".ids.json"):
         shutil.copy(f"first{suffix}", f"copy{suffix}")
@@ -137,6 +157,26 @@ def test_the_same_rows_twice_are_found_twice() -> None:
     (hits,) = clipmlu.open_index("all").search(np.load("first.npy")[7], 2)
     assert [hit.row for hit in hits] == [7, 2607]
     assert hits[0].score == hits[1].score
+
+
+@pytest.mark.usefixtures("place")
+def test_the_recall_of_texts_is_measured_with_the_bundle(compiled_once: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((2100, support.DIM)).astype(np.float32)
+    save("own.npy", rows)
+    record = clipmlu.build_index("own.npy", bundle=compiled_once, approximate=True).approximate
+    assert record is not None
+    index = clipmlu.open_index("own.index")
+    with clipmlu.load(compiled_once) as model:
+        texts = model.embed_texts([f"a photo of a {name}." for name in DEFAULT_BACKGROUND])
+    truth = best(rows / np.linalg.norm(rows, axis=1, keepdims=True), texts)
+    found = [{hit.row for hit in hits} for hits in index.search(texts, K)]
+    same = sum(len(one & set(other)) for one, other in zip(found, truth, strict=True))
+    assert record.text_recall == pytest.approx(same / (K * len(texts)), abs=0.01)
+    assert index.recall_of() == min(record.recall, record.text_recall)
+    results = clipmlu.search_index(index, "a red dog")
+    assert results.recall == index.recall_of()
+    assert clipmlu.search_index(index, "a red dog", exact=True).recall is None
 
 
 @pytest.mark.usefixtures("place")

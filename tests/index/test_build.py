@@ -17,6 +17,7 @@ import support
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.errors import InputError, OptionError, OutputError, OutputExistsError
+from clipmlu.index import build
 from index.conftest import make_job
 
 IDS = [f"photos/{number}.png" for number in range(8) if number != 3]
@@ -48,8 +49,9 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], atol: fl
 
 
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("shard_format", ["npy", "parquet", "csv", "jsonl"])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("shard_format", "dtype"), [("npy", "float16"), ("parquet", "float32"), ("csv", "float32"), ("jsonl", "float16")]
+)
 def test_rows_of_every_format_are_indexed_without_broken_images(shard_format: str, dtype: str) -> None:
     if shard_format == "parquet":
         pytest.importorskip("pyarrow")
@@ -249,6 +251,29 @@ def test_sources_of_other_models_and_sizes_are_refused() -> None:
         clipmlu.build_index("rows.npy", "all")
     with pytest.raises(InputError, match=r"rows.npy' has vectors of 4; bundle 'tiny-cpu' gives"):
         clipmlu.build_index("rows.npy", bundle="tiny-cpu")
+
+
+@pytest.mark.usefixtures("place")
+def test_a_job_that_was_run_again_with_another_model_replaces_its_rows() -> None:
+    clipmlu.build_index("job")
+    compile_bundle(
+        support.write_exported(Path("other"), seed=1), Path("other-cpu"), CompileOptions(target="cpu", batch_size=4)
+    )
+    clipmlu.run_job("other-cpu", ["photos"], "job", clipmlu.JobOptions(shard_format="npy", overwrite=True))
+    report = clipmlu.build_index("job")
+    assert (counts(report), report.rows) == ((0, 1, 2, 0), 7)
+    (found,) = clipmlu.search_index("job", "photos/0.png").queries
+    assert found.hits[0].id == "photos/0.png"
+    assert found.hits[0].score == pytest.approx(1, abs=1e-6)
+
+
+def test_an_approximate_index_is_advised_above_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "rows.npy", np.eye(3, 4, dtype=np.float32))
+    for size, advised in ((48, False), (47, True)):
+        monkeypatch.setattr(build, "_ADVISED_BYTES", size)
+        notes: list[str] = []
+        clipmlu.build_index(tmp_path / "rows.npy", on_note=notes.append)
+        assert any("with --approximate" in note for note in notes) is advised
 
 
 @pytest.mark.usefixtures("place")

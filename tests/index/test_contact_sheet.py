@@ -31,9 +31,8 @@ def sheet(place: Path) -> Path:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(
-    ("size", "scheme"), [VIEWS[0], *(pytest.param(*view, marks=pytest.mark.slow) for view in VIEWS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "scheme"), VIEWS)
 def test_the_sheet_shows_the_images_and_says_which_are_gone(
     sheet: Path, chromium: Chromium, size: Size, scheme: Scheme
 ) -> None:

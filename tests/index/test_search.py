@@ -84,26 +84,23 @@ def test_combined_queries_are_the_weighted_sum_of_unit_vectors() -> None:
             clipmlu.search_index("job", ["a red dog"] * 2, weights=weights)
 
 
-@pytest.mark.parametrize(
-    ("include", "exclude", "numbers"),
-    [
-        ("photos/*", (), (0, 1, 2, 4, 5, 6, 7)),
-        ("[0-2].png", (), (0, 1, 2)),
-        (["0.png", "*/7.*"], (), (0, 7)),
-        ((), ["*[02468].png"], (1, 5, 7)),
-        ("photos/[0-4].png", "0.png", (1, 2, 4)),
-        ("hotos/*", (), ()),
-        ("*.PNG", (), ()),
-    ],
-)
-def test_filters_select_names(
-    index: clipmlu.VectorIndex, include: object, exclude: object, numbers: tuple[int, ...]
-) -> None:
+def test_filters_select_names(index: clipmlu.VectorIndex) -> None:
     (query,) = embedded("a red dog")
-    ids = [f"photos/{number}.png" for number in numbers]
-    for _ in range(2):  # the second time from the kept filter
-        (hits,) = index.search(query, include=include, exclude=exclude)  # type: ignore[arg-type]
-        assert_same(hits, ranked(query, 7, ids) if ids else [])
+    best = ranked(query)
+    cases: list[tuple[str | list[str], str | list[str], str]] = [
+        ("photos/*", [], "0124567"),
+        ("[0-2].png", [], "012"),
+        (["0.png", "*/7.*"], [], "07"),
+        ([], ["*[02468].png"], "157"),
+        ("photos/[0-4].png", "0.png", "124"),
+        ("hotos/*", [], ""),
+        ("*.PNG", [], ""),
+    ]
+    for include, exclude, numbers in cases:
+        expected = [(name, score) for name, score in best if name[len("photos/")] in numbers]
+        for _ in range(2):  # the second time from the kept filter
+            (hits,) = index.search(query, include=include, exclude=exclude)
+            assert_same(hits, expected)
 
 
 def test_vectors_are_checked_and_need_no_unit_norm(index: clipmlu.VectorIndex) -> None:
@@ -219,7 +216,7 @@ def test_threads_share_an_index_that_is_updated_meanwhile(index: clipmlu.VectorI
     threads = [threading.Thread(target=search, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
-    for number in range(10):
+    for number in range(5):
         clipmlu.build_index("job", overwrite=True, dtype="float32" if number % 2 else "float16")
     done.set()
     for thread in threads:

@@ -23,7 +23,7 @@ from clipmlu.index.approximate import (
     must_train,
 )
 from clipmlu.index.manifest import ApproximateRecord, IndexManifest
-from clipmlu.index.options import DEFAULT_RECALL, IndexOptions
+from clipmlu.index.options import IndexOptions
 from clipmlu.index.state import IndexState
 from clipmlu.model import load
 from clipmlu.steps import StartStep
@@ -35,7 +35,7 @@ def update_approximate(
     folder: Path,
     manifest: IndexManifest,
     stored: ApproximateRecord | None,
-    options: IndexOptions,
+    wanted: float,
     *,
     on_note: Callable[[str], object],
     on_step: StartStep,
@@ -45,8 +45,8 @@ def update_approximate(
     Args:
         folder: folder of the index.
         manifest: the manifest, whose segments are written.
-        stored: record of the approximate index that is there; None for none.
-        options: options of the index.
+        stored: record of the approximate index whose clusters are taken; None to compute them.
+        wanted: share of the best rows that must be found.
         on_note: called with a line for people.
         on_step: shows the steps.
 
@@ -59,7 +59,6 @@ def update_approximate(
         )
         return None
     state = IndexState(folder, manifest)
-    wanted = options.recall or (DEFAULT_RECALL if stored is None else stored.wanted_recall)
     clusters = None if stored is None else _stored_clusters(folder, stored, on_note)
     if stored is None or clusters is None or must_train(stored, state.rows):
         with on_step("computing clusters"):

@@ -31,7 +31,7 @@ from clipmlu.index.manifest import (
     read_index_manifest,
 )
 from clipmlu.index.opened import JOB_INDEX
-from clipmlu.index.options import IndexOptions
+from clipmlu.index.options import DEFAULT_RECALL, IndexOptions
 from clipmlu.index.report import Changes, IndexReport
 from clipmlu.index.segments import adopt_rows, has_whole_files, record_files, write_segment
 from clipmlu.index.sources import Shard, SourceContent, open_source
@@ -127,6 +127,11 @@ class _Build:
             open_source(path, options.bundle_path) for path in _different(sources) or self._known_sources()
         ]
         self._changes = Counter[str]()
+        given = {content.path for content in self._contents}
+        stored = self._stored
+        replaced = stored is None or (given and all(each.place(output) in given for each in stored.sources))
+        self._kept = None if replaced else stored
+        """The stored index if some of its rows stay whatever the given sources hold: these must then fit to them."""
 
     def run(self) -> IndexReport:
         """Update the index and return what was done."""
@@ -161,8 +166,8 @@ class _Build:
     def _check_dims(self) -> int:
         """Return the size of the vectors."""
         known = [(each.dim, each.path) for each in self._contents]
-        if self._stored is not None:
-            known.insert(0, (self._stored.embedding_dim, self._output))
+        if (kept := self._kept) is not None:
+            known.insert(0, (kept.embedding_dim, self._output))
         dim, first = known[0]
         for other, path in known:
             if other != dim:
@@ -185,8 +190,8 @@ class _Build:
     def _check_spaces(self) -> EmbeddingSpace | None:
         """Return the embedding space of all sources, or None if none of them says it."""
         known = [(each.space, each.path) for each in self._contents if each.space is not None]
-        if self._stored is not None and self._stored.space is not None:
-            known.insert(0, (self._stored.space, self._output))
+        if (kept := self._kept) is not None and kept.space is not None:
+            known.insert(0, (kept.space, self._output))
         if not known:
             self._on_note(
                 "the sources do not say which model computed them; name its bundle with --bundle to search by text or image"
@@ -309,13 +314,20 @@ class _Build:
 
     def _approximate(self, manifest: IndexManifest) -> ApproximateRecord | None:
         """Return the approximate index of the present segments: an index that has one keeps it up to date."""
-        stored = None if self._stored is None else self._stored.approximate
-        if stored is None and not self._options.approximate:
+        stored = self._stored
+        had = None if stored is None else stored.approximate
+        if had is None and not self._options.approximate:
             return None
-        if stored is not None and is_current(stored, manifest, self._options, self._output):
-            return stored
+        if had is not None and is_current(had, manifest, self._options, self._output):
+            return had
+        same = stored is not None and (stored.space, stored.embedding_dim) == (manifest.space, manifest.embedding_dim)
         return update_approximate(
-            self._output, manifest, stored, self._options, on_note=self._on_note, on_step=self._on_step
+            self._output,
+            manifest,
+            had if same else None,  # clusters of another model are of no use
+            self._options.recall or (DEFAULT_RECALL if had is None else had.wanted_recall),
+            on_note=self._on_note,
+            on_step=self._on_step,
         )
 
     def _advise(self, manifest: IndexManifest) -> None:
