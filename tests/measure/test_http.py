@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -170,6 +171,16 @@ def test_a_connection_that_the_server_closed_is_opened_again(server: FakeServer,
     server.answers = [(200, {"Connection": "close"}, b"rows")]
     graph = ServedGraph(client, "m", FILES)
     assert [graph.submit(0, 1).result() for _ in range(2)] == [b"rows"] * 2
+
+
+def test_a_kept_connection_that_the_server_closed_while_it_was_idle_is_opened_again(
+    server: FakeServer, client: HttpClient
+) -> None:
+    graph = ServedGraph(client, "m", FILES)
+    graph.submit(0, 1).result()
+    client._all[0].sock.shutdown(socket.SHUT_RDWR)
+    assert graph.submit(0, 1).result() == b"rows"
+    assert len(client._all) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import clipmlu
 import support
 from clipmlu._version import __version__
 from http_client import base64_images, call_app, png
+from http_server import serving
 
 LABELS = ["cat", "dog", "elk"]
 
@@ -205,35 +204,11 @@ def test_a_large_body_is_read_too(app: Any) -> None:
     assert found["image_embeds"]["shape"] == [4, support.DIM]
 
 
-@contextlib.contextmanager
-def served(app: Any) -> Iterator[str]:
-    """The application on a free port of loopback; gives host and port."""
-    import uvicorn
-
-    from clipmlu.serve.run import HttpServer
-
-    listening, found = threading.Event(), []
-
-    def note(url: str) -> None:
-        found.append(url.removeprefix("http://"))
-        listening.set()
-
-    server = HttpServer(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"), note)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert listening.wait(20)
-        yield found[0]
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 def test_nvidias_client_gets_what_the_model_gives(app: Any, model: clipmlu.Model) -> None:
     triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]", exc_type=ImportError)
     contents = np.array([png(1), png(2)], object)
     tokens = model.tokenizer(["a cat", "a dog"])
-    with served(app) as address, triton.InferenceServerClient(address) as client:
+    with serving(app) as url, triton.InferenceServerClient(url.removeprefix("http://")) as client:
         assert client.is_server_live()
         assert client.is_server_ready()
         assert client.is_model_ready("tiny")

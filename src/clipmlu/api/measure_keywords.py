@@ -209,11 +209,13 @@ class SpeedKeywords(TypedDict, total=False):
         devices: indices of the MLU cards, or ``"all"``.
         latency_bound_ms: server: largest allowed 99th percentile of the latency.
         queries_per_stream: multi-stream: images of one query.
-        images: folder of photos for the stages; None for generated images.
+        images: folder of photos for the stages and for http; None for generated images.
         workers: threads that read and prepare images in the pipeline; None for all CPUs.
         max_pixels: largest width x height of a photo that is decoded.
         stages: also measure the pipeline from files to embeddings, stage by stage.
         seed: random seed of inputs and arrivals.
+        http: measure requests with image files to a server: True starts one with the bundle, on loopback, and stops it; or the URL
+            of a server that serves the bundle under the name of its folder. Stages are then not measured.
     """
 
     tower: Literal["image", "text", "both", "joint"] | None
@@ -231,6 +233,7 @@ class SpeedKeywords(TypedDict, total=False):
     max_pixels: PositiveInt
     stages: bool
     seed: NaturalInt
+    http: bool | str
 
 
 def dataset_choice(
@@ -294,7 +297,7 @@ def speed_options(keywords: Mapping[str, Any]) -> SpeedOptions:
         OptionError: a value is wrong, or two exclude each other.
         InputError: the folder of photos holds none that can be read.
     """
-    given = dict(keywords)
+    given = {name: value for name, value in keywords.items() if name != "http"}
     if isinstance(given.get("scenario"), str):
         given["scenario"] = (given["scenario"],)
     if "scenario" in given:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from clipmlu.api.compile_keywords import (
     CalibrationKeywords,
@@ -31,7 +31,8 @@ from clipmlu.api.measure_keywords import (
     speed_options,
 )
 from clipmlu.arguments import check_argument, shown
-from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_compiled
+from clipmlu.clock import now
 from clipmlu.data.datasets import Dataset
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.pairs.pairs import PairSet
@@ -56,8 +57,10 @@ from clipmlu.measure.retrieval.report import (
 from clipmlu.measure.speed import speed
 from clipmlu.measure.speed.load import PipelineLoad
 from clipmlu.measure.speed.loads import SpeedOptions
+from clipmlu.measure.speed.served import Server, check_served_options, measure_served
 from clipmlu.measure.speed.speed import SpeedReport
 from clipmlu.model import load
+from clipmlu.serve.process import started_server
 from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune import sweep
 from clipmlu.tune.sweep_options import SweepOptions
@@ -324,12 +327,49 @@ def measure_speed(
         ShapeError: the bundle does not support the batch size.
         BackendUnavailableError: its runtime cannot be used on this machine.
         InputError: no image can be read.
+        SessionError: with ``http``, the server does not answer or serves another bundle.
+        MissingDependencyError: with ``http=True``, FastAPI or uvicorn is not installed.
     """
     refuse_both(options, keywords, "measure_speed")
     given = check_keywords(keywords, SpeedKeywords, "measure_speed")
     path = bundle.path if isinstance(bundle, CompiledBundle) else bundle
     chosen = speed_options(given) if options is None else options
+    if http := given.get("http"):
+        return measure_http(path, http, chosen, on_note=on_note, on_step=on_step)
     return speed.measure_speed(path, chosen, on_note=on_note, on_step=on_step)
+
+
+def measure_http(
+    bundle: str | os.PathLike[str],
+    http: Literal[True] | str,
+    options: SpeedOptions,
+    *,
+    on_note: Callable[[str], None] = lambda _message: None,
+    on_step: StartStep = no_steps,
+) -> SpeedReport:
+    """Measure a compiled bundle behind a server; see the keyword ``http`` of ``measure_speed``.
+
+    Args:
+        bundle: path of the bundle.
+        http: True to start a server, or the URL of one.
+        options: options of the measurement.
+        on_note: called with a line for the user before each part.
+        on_step: begins each step that may take seconds; see ``clipmlu.steps``.
+
+    Raises:
+        BundleError, OptionError, SessionError, MissingDependencyError, InputError: as for ``measure_speed``.
+    """
+    check_served_options(options)
+    with on_step("verifying the bundle"):
+        opened = open_compiled(bundle)
+    name = opened.path.resolve().name
+    if isinstance(http, str):
+        return measure_served(opened, Server(http, name, {}), options, on_note=on_note, on_step=on_step)
+    on_note("starting a server")
+    start = now()
+    with started_server(name, opened.path) as url:
+        server = Server(url, name, {}, now() - start)
+        return measure_served(opened, server, options, on_note=on_note, on_step=on_step)
 
 
 @with_keywords(

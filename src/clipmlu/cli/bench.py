@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from clipmlu.magicmind.mm_run import MmRunReport
     from clipmlu.measure.speed.speed import SpeedReport
 
+_START = ""
+"""Value of --http without a URL."""
 _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 _OURS_ONLY = {
     "scenarios": "--scenario",
@@ -40,6 +42,7 @@ _OURS_ONLY = {
     "stages": "--stages/--no-stages",
     "images": "--images",
     "workers": "--workers",
+    "http": "--http",
 }
 """Parameters, and their options, that do not apply to the vendor's tool."""
 _DEFAULTS = {
@@ -59,6 +62,7 @@ def _defaults(name: str) -> str:
     examples=(
         "clipmlu bench demo-cpu",
         "clipmlu bench demo-cpu --images photos/ --output speed.json",
+        "clipmlu bench demo-cpu --images photos/ --http",
     ),
 )
 @bundle_argument
@@ -126,6 +130,14 @@ def _defaults(name: str) -> str:
     default=None,
     help="Image tower: also measure the pipeline from files to embeddings, stage by stage. [default: stages]",
 )
+@click.option(
+    "--http",
+    is_flag=False,
+    flag_value=_START,
+    metavar="[URL]",
+    help="Measure requests with image files to a server: the one at the URL, which serves BUNDLE, or without URL one that is started "
+    "and stopped.",
+)
 @click.option("--output", type=PATH, help="Also write the report as JSON to this file.")
 @overwrite_option
 @json_option
@@ -144,6 +156,9 @@ def bench_command(
     server         queries at random times; highest rate whose 99th percentile
                    is within --latency-bound-ms
     offline        all images at once, two batches in flight; images/s
+
+    With --http each query is a request with image files (--images) to a server, and its latency ends with the whole answer. The
+    server batches; offline and in the server scenario up to three batches of requests run at a time.
 
     With --tool mm_run the vendor's tool measures one graph. Throughput is then batches per second times images per
     batch, because the tool's own figure may count texts if the graph has several inputs.
@@ -178,6 +193,7 @@ def bench_command(
 
 
 def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreadable: list[str]) -> SpeedReport:
+    from clipmlu.api.measuring import measure_http
     from clipmlu.data.finding import list_images
     from clipmlu.measure.speed.loads import DEFAULT_SCENARIOS, SpeedOptions
     from clipmlu.measure.speed.scenarios import QUERIES_PER_STREAM
@@ -206,6 +222,8 @@ def _measure(bundle: Path, given: dict[str, Any], times: dict[str, Any], unreada
         max_pixels=given["max_pixels"],
         **times,
     )
+    if given["http"] is not None:
+        return recorded(measure_http(bundle, given["http"] or True, options, on_note=note, on_step=STEPS))
     report = recorded(measure_speed(bundle, options, on_note=note, on_step=STEPS))
     if report.pipeline is not None:
         unreadable += report.pipeline.unreadable

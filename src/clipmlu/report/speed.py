@@ -41,18 +41,27 @@ def speed_facts(report: SpeedReport) -> dict[str, str]:
     if report.worker_peak_memory_bytes is not None:
         memory += f", worker {_mebibytes(report.worker_peak_memory_bytes)}"
     kernels = {each.kernels for each in report.towers} - {""}
+    over_http = report.transport == "http"
     return {
         "model": describe_provenance(report.provenance),
-        "shape": f"{shape}, {report.in_flight} in flight, threads: {threads}",
+        **({"transport": f"http, up to {report.in_flight} requests at a time"} if over_http else {}),
+        "shape": shape if over_http else f"{shape}, {report.in_flight} in flight, threads: {threads}",
         "machine": describe_machine(report.machine),
         **({"kernels": "; ".join(sorted(kernels))} if kernels else {}),
-        "start-up": f"open {report.open_s:.3f} s, "
+        "start-up": _start_of_server(report) + mark
+        if over_http
+        else f"open {report.open_s:.3f} s, "
         + ", ".join(
             f"load {each.tower} {each.load_s:.3f} s, first batch {each.first_batch_s:.3f} s" for each in report.towers
         )
         + mark,
-        "peak memory": memory + mark,
+        "peak memory": memory.replace("not known, worker", "server") + mark,
     }
+
+
+def _start_of_server(report: SpeedReport) -> str:
+    server = f"server {report.open_s:.3f} s" if report.open_s else "the server ran before"
+    return f"{server}, first request {report.towers[0].first_batch_s:.3f} s"
 
 
 def scenario_columns(speed: TowerSpeed) -> tuple[Column, ...]:

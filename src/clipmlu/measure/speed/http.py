@@ -128,12 +128,15 @@ class HttpClient:
     def _send(self, method: str, route: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes, float]:
         """Return status, body and the seconds after which a busy server wants to be asked again."""
         connection = self._connection()
+        kept = connection.sock is not None
         try:
             connection.request(method, self.address.prefix + route, body, {**self._headers, **headers})
             answer = connection.getresponse()
             content = answer.read(_LONGEST_ANSWER)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            if kept and isinstance(error, ConnectionError):  # the server closes connections that were idle
+                return self._send(method, route, body, headers)
             raise SessionError(
                 f"Server '{self.address.url}' does not answer {route}: {error or type(error).__name__}. "
                 "Start one with clipmlu serve, or check the URL."

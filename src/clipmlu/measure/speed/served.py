@@ -24,7 +24,7 @@ MOST_REQUESTS = 128
 """Largest number of requests at a time, and so of threads and connections of the client."""
 _MOST_FILES = 512
 _MOST_BYTES = 512 * 2**20
-_LOCAL = ("batch_size", "threads", "devices", "workers", "max_pixels")
+_LOCAL = ("batch_size", "threads", "devices", "workers")
 
 
 class Server(NamedTuple):
