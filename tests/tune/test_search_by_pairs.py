@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 import clipmlu
@@ -102,27 +102,27 @@ def test_the_figures_are_those_of_eval_and_the_images_those_outside_the_calibrat
     assert msgspec.json.decode((bundle.path / "search.json").read_bytes(), type=SearchReport) == report
 
 
-def test_a_search_resumes_for_the_same_content_only(exported: ExportedBundle, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "resumed"),
+    [("name", True), ("text", False), pytest.param("pairs", False, marks=pytest.mark.slow)],
+)
+def test_a_search_resumes_for_the_same_content_only(
+    exported: ExportedBundle, data: Path, tmp_path: Path, change: str, resumed: bool
+) -> None:
     rows = [(f"images/{number}.png", f"text {number}") for number in range(PICTURES)]
-    write(tmp_path / "a.csv", rows)
-    write(tmp_path / "another name.csv", rows)
-    write(tmp_path / "other text.csv", [*rows[:-1], (rows[-1][0], "another text")])
-    write(tmp_path / "other pairs.csv", [*rows, (rows[2][0], rows[3][1])])
+    others = {"name": rows, "text": [*rows[:-1], (rows[-1][0], "another")], "pairs": [*rows, (rows[2][0], rows[3][1])]}
 
     def stop(_name: str) -> None:
         raise KeyboardInterrupt
 
-    for name, resumed in (("another name", True), ("other text", False), ("other pairs", False)):
-        output = tmp_path / name.replace(" ", "-")
-        with pytest.raises(KeyboardInterrupt):
-            search(exported, data, output, max_drop=0.5, pairs=tmp_path / "a.csv", on_result=stop)
-        (path,) = Path(f"{output}.search").glob("trials/*-*.json")
-        assert {"images", "texts", "pairs", "search.max_drop"} <= msgspec.json.decode(path.read_bytes())["key"].keys()
-        _, report, notes = search(exported, data, output, max_drop=0.5, pairs=tmp_path / f"{name}.csv")
-        assert any("resuming the search in" in note and "1 trials are stored" in note for note in notes) is resumed, (
-            notes
-        )
-        assert report.chosen is not None
+    first, second = write(tmp_path / "a.csv", rows), write(tmp_path / "b.csv", others[change])
+    with pytest.raises(KeyboardInterrupt):
+        search(exported, data, tmp_path / "out", max_drop=0.5, pairs=first, on_result=stop)
+    (path,) = (tmp_path / "out.search" / "trials").glob("*-*.json")
+    assert {"images", "texts", "pairs", "search.max_drop"} <= msgspec.json.decode(path.read_bytes())["key"].keys()
+    _, report, notes = search(exported, data, tmp_path / "out", max_drop=0.5, pairs=second)
+    assert any("resuming the search in" in note and "1 trials are stored" in note for note in notes) is resumed, notes
+    assert report.chosen is not None
 
 
 def test_what_cannot_be_judged_is_refused(exported: ExportedBundle, data: Path, tmp_path: Path) -> None:
@@ -172,26 +172,25 @@ def test_options_that_contradict_each_other_are_told_in_one_line(
     support.assert_one_line(capsys.readouterr().err, message)
 
 
-def test_the_command_and_the_function_do_the_same(
+def test_the_command_judges_by_pairs(
     exported: ExportedBundle, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calibration = {"calib": data / "calibration", "calib_samples": 6}
-    given = {
-        "target": "cpu",
-        "max_drop": 0.5,
-        "search_pairs": data / "pairs.csv",
-        "search_samples": 30,
-        "min_cosine": -1,
-        "min_agreement": 0,
-    }
     options = [
-        word for name, value in {**calibration, **given}.items() for word in (f"--{name.replace('_', '-')}", str(value))
+        "--target",
+        "cpu",
+        "--max-drop",
+        "0.5",
+        "--search-samples",
+        "30",
+        "--min-cosine",
+        "-1",
+        "--min-agreement",
+        "0",
     ]
-    assert main(["compile", str(exported.path), "-o", str(tmp_path / "a"), *options]) == 0, capsys.readouterr().err
-    bundle, report = clipmlu.search_bundle(exported, tmp_path / "b", **calibration, **given)  # type: ignore[arg-type]
-    told = msgspec.json.decode((tmp_path / "a" / "search.json").read_bytes(), type=SearchReport)
-    assert report.images == told.images == 30
-    assert [(each.precision, each.quantisation, each.recall, each.drop) for each in told.trials] == [
-        (each.precision, each.quantisation, each.recall, each.drop) for each in report.trials
-    ]
-    assert np.isfinite(bundle.compilation.batch_size)
+    given = ["--calib", str(data / "calibration"), "--calib-samples", "6", "--search-pairs", str(data / "pairs.csv")]
+    assert main(["compile", str(exported.path), "-o", str(tmp_path / "out"), *options, *given]) == 0
+    assert re.search(r"float32: recall@1 \S+ \(image to text\) and .* on 30 held-out images", capsys.readouterr().err)
+    report = msgspec.json.decode((tmp_path / "out" / "search.json").read_bytes(), type=SearchReport)
+    assert (report.images, report.reference_top1) == (30, None)
+    assert report.chosen is not None
+    assert report.chosen.recall is not None

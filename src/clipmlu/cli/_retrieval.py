@@ -169,7 +169,14 @@ def evaluate_pairs(
         encoder = stack.enter_context(running.load(bundle))
         reference = None
         if request.reference is not None:
-            reference = stack.enter_context(load(request.reference, threads=running.threads, busy_wait=False))
+            other = load(
+                request.reference,
+                threads=running.threads,
+                fast_preprocess=running.fast_preprocess,
+                max_pixels=running.max_pixels,
+                busy_wait=False,
+            )
+            reference = stack.enter_context(other)
         report = evaluate_retrieval(encoder, pairs, options, reference=reference, on_step=STEPS)
     if earlier is not None:
         allowed = DEFAULT_MAX_RECALL_DROP if request.max_recall_drop is None else request.max_recall_drop

@@ -98,3 +98,11 @@ def test_groups_are_images_with_their_texts_and_images_that_share_one() -> None:
     images, texts = connected_groups(pairs, 5, 5)
     assert images.tolist() == [0, 1, 2, 2, 2]
     assert texts.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_a_long_chain_of_shared_texts_is_one_group() -> None:
+    count = 20_000
+    pairs = matches_of([(image, text) for image in range(count) for text in (image, image + 1)])
+    images, texts = connected_groups(pairs, count, count + 1)
+    assert not images.any()
+    assert not texts.any()

@@ -200,6 +200,7 @@ def _report(
         shared_texts=merged.shared_texts,
         truncated_texts=rankings.truncated,
         elapsed_s=0.0,
+        calibration_prompts=len(set(merged.texts).intersection(encoder.bundle.calibration_data().prompts)),
         fast_preprocess=encoder.preprocessor.fast,
     )
 
@@ -239,7 +240,7 @@ def _agreement(
         images = embed_images(
             reference, merged.images, max_pixels=pairs.max_pixels, workers=options.workers, on_images=step.advance
         )
-    require_same(images, merged)
+    require_same(images, merged, fast=reference.preprocessor.fast)
     theirs = rank_pairs(reference, merged, images.rows, keep=TOP, on_step=on_step)
     of_images, of_texts = merged.groups()
     return ReferenceAgreement(

@@ -114,12 +114,16 @@ def connected_groups(pairs: Matches, queries: int, candidates: int) -> tuple[Int
     Returns:
         The group of each query, shape (Q,), and of each candidate, shape (C,), from 0; int64.
     """
-    of_queries, of_candidates = np.arange(queries), np.arange(candidates) + queries
-    changed = True
-    while changed:  # the smallest number of a group spreads along the pairs
-        before = of_queries.copy(), of_candidates.copy()
-        np.minimum.at(of_candidates, pairs.candidates, of_queries[pairs.queries])
-        np.minimum.at(of_queries, pairs.queries, of_candidates[pairs.candidates])
-        changed = not all(map(np.array_equal, before, (of_queries, of_candidates)))
-    _, numbers = np.unique(np.concatenate([of_queries, of_candidates]), return_inverse=True)
+    parents = list(range(queries + candidates))
+
+    def root(node: int) -> int:
+        while parents[node] != node:
+            parents[node] = parents[parents[node]]
+            node = parents[node]
+        return node
+
+    for query, candidate in zip(pairs.queries.tolist(), (pairs.candidates + queries).tolist(), strict=True):
+        first, second = sorted((root(query), root(candidate)))
+        parents[second] = first
+    _, numbers = np.unique([root(node) for node in range(queries + candidates)], return_inverse=True)
     return numbers[:queries].astype(np.int64), numbers[queries:].astype(np.int64)

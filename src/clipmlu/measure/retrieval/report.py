@@ -141,6 +141,7 @@ class RetrievalReport(Displayed, Spec, frozen=True, kw_only=True):
         truncated_texts: number of texts that are longer than the context, and were cut.
         elapsed_s: wall time in seconds, without opening the bundle and the files.
         calibration_overlap: number of images that the bundle was calibrated with, if these were allowed; else None.
+        calibration_prompts: number of texts that the text tower was calibrated with.
         fast_preprocess: True if images were decoded and shrunk by the fast path.
         reference: agreement with the rankings of another bundle, or None.
         baseline: comparison with an earlier report, or None.
@@ -168,6 +169,7 @@ class RetrievalReport(Displayed, Spec, frozen=True, kw_only=True):
     truncated_texts: int
     elapsed_s: float
     calibration_overlap: int | None = None
+    calibration_prompts: int = 0
     fast_preprocess: bool = False
     reference: ReferenceAgreement | None = None
     baseline: RecallBaseline | None = None
@@ -191,6 +193,7 @@ class RetrievalReport(Displayed, Spec, frozen=True, kw_only=True):
                 self.calibration_overlap or 0,
                 "of these images were also used for calibration: the figures are too high",
             ),
+            "prompts": (self.calibration_prompts, "of these texts are prompts that the text tower was calibrated with"),
         }
         return {name: f"{count:,} {what}" for name, (count, what) in counts.items() if count}
 
@@ -264,7 +267,7 @@ def compare_with_recall(report: RetrievalReport, baseline: RetrievalReport, max_
     """
     if not 0 <= max_drop <= 1:
         raise OptionError(f"max recall drop is {max_drop:g}; expected a fraction, 0 to 1")
-    for field in ("images", "texts", "split"):
+    for field in ("images", "texts", "split", "fast_preprocess"):
         ours, theirs = getattr(report, field), getattr(baseline, field)
         if ours != theirs:
             raise OptionError(f"the baseline has {field} '{theirs}', this evaluation '{ours}'; they cannot be compared")
