@@ -236,6 +236,17 @@ def test_a_job_and_its_index_may_be_moved_together_and_a_job_alone() -> None:
 
 
 @pytest.mark.usefixtures("place")
+def test_an_index_that_was_copied_away_from_its_job_keeps_its_rows() -> None:
+    clipmlu.build_index("job")
+    shutil.copytree("job/index", "copy")  # beside it there is another folder, and no job
+    notes: list[str] = []
+    report = clipmlu.build_index(output="copy", on_note=notes.append)
+    assert (counts(report), report.rows, len(notes)) == ((0, 0, 0, 0), 7, 1)
+    assert counts(clipmlu.build_index("job", "copy")) == (0, 0, 0, 3)
+    assert clipmlu.open_index("copy").rows == 7
+
+
+@pytest.mark.usefixtures("place")
 def test_sources_of_other_models_and_sizes_are_refused() -> None:
     clipmlu.build_index("job", "all")
     compile_bundle(

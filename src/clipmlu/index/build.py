@@ -157,11 +157,14 @@ class _Build:
 
     def _known_sources(self) -> list[Path]:
         """Return the paths of the index's sources that still exist."""
-        places = [source.place(self._output) for source in (() if self._stored is None else self._stored.sources)]
-        for place in places:
-            if not place.exists():
+        found = []
+        for source in () if self._stored is None else self._stored.sources:
+            place = source.place(self._output)
+            if source.is_at(place):
+                found.append(place)
+            else:
                 self._on_note(f"'{name_from_path(place)}' is gone; its rows stay in the index")
-        return [place for place in places if place.exists()]
+        return found
 
     def _check_dims(self) -> int:
         """Return the size of the vectors."""
@@ -235,7 +238,7 @@ class _Build:
 
     def _place_before(self, content: SourceContent, sources: dict[Path, Source]) -> Path:
         """Return the path under which a source is in the index: its own, or that from where it was moved."""
-        gone = [place for place in sources if not place.exists()]
+        gone = [place for place, source in sources.items() if not source.is_at(place)]
         if gone and content.path not in sources:
             keys = {shard.key(shard.known or shard.digests()) for shard in content.shards}
             for place in gone:

@@ -11,6 +11,7 @@ import msgspec
 
 from clipmlu.bundle.manifest import FileRecord
 from clipmlu.bundle.space import EmbeddingSpace
+from clipmlu.data.finding import JOB_FILE
 from clipmlu.errors import InputError, reason_of
 from clipmlu.file_names import name_from_path, text_from_name
 from clipmlu.files.read import decode_json, read_small_file
@@ -72,6 +73,10 @@ class Source(Spec, frozen=True, kw_only=True):
     def place(self, index: Path) -> Path:
         """Return the absolute path of the source of an index."""
         return Path(os.path.normpath(os.path.abspath(index) / Path(text_from_name(self.path))))
+
+    def is_at(self, place: Path) -> bool:
+        """Return whether a job, or a file, is at the place of the source: an index that was copied has a relative path to another folder."""
+        return (place / JOB_FILE).is_file() if self.kind == "job" else place.is_file()
 
 
 class ApproximateRecord(Spec, frozen=True, kw_only=True):
