@@ -38,7 +38,7 @@ PORT = "8000"
 """Port of services in the pages; a test takes a free one."""
 _SMALLER = {"--samples": "20", "--calib-samples": "8", "--duration": "20"}
 """Replaced in the quick runs."""
-LEFT_OUT = ("demo-int8", "too-strict", "demo-mlu", "clipmlu bench", "clipmlu report")
+LEFT_OUT = ("demo-int8", "too-strict", "demo-mlu", "clipmlu bench", "clipmlu report", "clipmlu run")
 """Blocks with these are left out of the quick run of the tutorial: the compilations in 8 bits and what needs them, and what README has too."""
 
 
