@@ -59,17 +59,15 @@ def test_equal_rows_have_equal_scores_and_stand_in_their_order_wherever_they_are
     assert several.scores.tolist() == one.scores.tolist()
 
 
-def test_a_row_that_float32_ranks_wrongly_is_found() -> None:
-    """Differences below the rounding of float32 decide in float64: the query times (1 - 1e-8) is the second."""
-    query = np.zeros(64, np.float32)
-    query[0] = 1
-    rows = np.zeros((3000, 64), np.float32)
-    rows[:, 0] = 0.5
-    rows[:, 1] = 1e-4
-    query[1] = np.float32(1e-4)
-    rows[2999, 1] = np.float32(1.5e-4)  # 5e-9 more: less than half an ulp of 0.5
-    (best,) = search_exactly(query[None], [rows], 2)
-    assert best.rows.tolist() == [2999, 0]
+def test_differences_below_the_rounding_of_float32_decide() -> None:
+    """Rows that differ by some 1e-7: in float32 their order is chance."""
+    (query,), noise = unit(1, 512), unit(6000, 512, seed=4)
+    rows = (query + np.float32(2e-6) * noise).astype(np.float32)
+    in_float32 = set(np.argsort(-(rows @ query), kind="stable")[:10].tolist())
+    (best,) = search_exactly(query[None], [rows], 10)
+    places, _scores = reference(query, rows, 10)
+    assert best.rows.tolist() == places
+    assert in_float32 != set(places)
 
 
 def test_more_hits_than_rows_and_none() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from clipmlu.index.manifest import (
     INDEX_FILE,
     SEGMENTS_FOLDER,
     ApproximateRecord,
-    FileTime,
     IndexManifest,
     Segment,
     Source,
@@ -33,14 +31,11 @@ from clipmlu.index.manifest import (
 from clipmlu.index.opened import JOB_INDEX
 from clipmlu.index.options import DEFAULT_RECALL, IndexOptions
 from clipmlu.index.report import Changes, IndexReport
-from clipmlu.index.segments import adopt_rows, has_whole_files, record_files, write_segment
-from clipmlu.index.sources import Shard, SourceContent, open_source
+from clipmlu.index.sources import SourceContent, open_source
+from clipmlu.index.store import SegmentStore, remove_unused
 from clipmlu.jobs.rows import EmbeddingDtype
-from clipmlu.keys import value_digest
 from clipmlu.steps import StartStep, no_steps
 
-_OWN_FILE = re.compile(r"[0-9a-f]{32}(\.npy|\.ids\.json)")
-_NAME_DIGITS = 32
 _ADVISED_BYTES = 2_000_000_000  # some tenths of a second for each query on two cores
 
 
@@ -116,7 +111,6 @@ class _Build:
         on_step: StartStep,
     ) -> None:
         self._output = output
-        self._segments = output / SEGMENTS_FOLDER
         self._options = options
         self._on_note = on_note
         self._on_step = on_step
@@ -151,7 +145,7 @@ class _Build:
         manifest = msgspec.structs.replace(manifest, approximate=self._approximate(manifest))
         if manifest != stored:
             self._publish(manifest)
-        self._remove_unused(manifest)
+        remove_unused(self._output, manifest)
         self._advise(manifest)
         return IndexReport.of(self._output, manifest, Changes(**self._changes))
 
@@ -261,59 +255,11 @@ class _Build:
             self._on_note(
                 f"{content.missing} shard(s) of '{name_from_path(content.path)}' are not done; index it again when they are"
             )
+        store = SegmentStore(self._output, self._dim, self._dtype, self._changes, verify=self._options.verify)
         for shard in content.shards:
-            yield self._take(shard, known.pop(shard.name, None))
+            yield store.take(shard, known.pop(shard.name, None))
             on_shard()
-        self._count(removed=len(known))
-
-    def _take(self, shard: Shard, before: Segment | None) -> Segment:
-        times, options = shard.times(), self._options
-        if before is not None and times == before.times and not options.verify:
-            recorded = before.key if shard.known is None else shard.key(shard.known)
-            if recorded == before.key and self._is_intact(before):
-                self._count(kept=1, left_out=before.left_out)
-                return before
-        # Jobs record digests, which are compared when the shard is read.
-        digests = shard.digests() if shard.known is None or before is not None else shard.known
-        key = shard.key(digests)
-        if before is not None and key == before.key and self._is_intact(before):
-            self._count(kept=1, left_out=before.left_out)
-            return msgspec.structs.replace(before, times=times)
-        segment = self._write(shard, key, times)
-        self._count(**{"added" if before is None else "changed": 1}, left_out=segment.left_out)
-        return segment
-
-    def _is_intact(self, segment: Segment) -> bool:
-        path = self._path(segment.name)
-        if not self._options.verify:
-            return has_whole_files(path, segment)
-        try:
-            return record_files(path) == segment.files
-        except OSError:
-            return False
-
-    def _write(self, shard: Shard, key: str, times: dict[str, FileTime]) -> Segment:
-        """Write the segment of a shard, unless an earlier run that was killed has written it."""
-        name = value_digest([key, self._dtype])[:_NAME_DIGITS]
-        path = self._path(name)
-        rows = None if self._options.verify else adopt_rows(path, self._dim, self._dtype)
-        if rows is None:
-            written = write_segment(path, shard.read(), self._dim, self._dtype)
-            self._count(normalised=written.normalised)
-            rows = written.rows
-        if shard.times() != times:
-            raise InputError(f"'{shard.name}' was changed while it was read. Run the command again.")
-        with output_errors(path):
-            files = record_files(path)
-        return Segment(
-            name=name, shard=shard.name, key=key, rows=rows, left_out=shard.rows - rows, files=files, times=times
-        )
-
-    def _path(self, name: str) -> Path:
-        return self._segments / f"{name}.npy"
-
-    def _count(self, **counts: int) -> None:
-        self._changes.update(counts)
+        self._changes.update(removed=len(known))
 
     def _approximate(self, manifest: IndexManifest) -> ApproximateRecord | None:
         """Return the approximate index of the present segments: an index that has one keeps it up to date."""
@@ -346,16 +292,3 @@ class _Build:
             with output_errors(target):
                 staged.paths[0].write_bytes(encode_json(manifest))
             staged.publish()
-
-    def _remove_unused(self, manifest: IndexManifest) -> None:
-        """Remove the files of segments that are no longer in the index; a process that searches them keeps what it has opened."""
-        used = {segment.name for segment in manifest.segments()}
-        with output_errors(self._output):
-            self._segments.mkdir(exist_ok=True)
-            sweep(self._segments)
-            for entry in list(os.scandir(self._segments)):
-                if _OWN_FILE.fullmatch(entry.name) and entry.name.partition(".")[0] not in used:
-                    os.unlink(entry.path)
-            for path in self._output.glob("approximate-*.faiss"):
-                if manifest.approximate is None or path.name != manifest.approximate.name:
-                    path.unlink()
