@@ -14,13 +14,14 @@ from clipmlu.measure.compare.nodes import NodeComparison, TowerComparison
 from clipmlu.measure.compare.predictions import EmbeddingComparison, FlippedImage, PredictionComparison
 from clipmlu.measure.compare.sides import SideFacts
 from clipmlu.measure.machine import Machine
+from clipmlu.measure.retrieval.report import DirectionReport, Recall, RetrievalReport
 from clipmlu.measure.speed.bottleneck import PipelineReport, StageCost
 from clipmlu.measure.speed.limit import PipelineLimit
 from clipmlu.measure.speed.loads import ScenarioResult
 from clipmlu.measure.speed.scenarios import LatencyStatistics
 from clipmlu.measure.speed.server import ServerProbe
 from clipmlu.measure.speed.speed import SpeedReport, TowerSpeed
-from clipmlu.measure.statistics import Interval
+from clipmlu.measure.statistics import Interval, wilson_interval
 from clipmlu.specs import ModelId, Precision, QuantisationOptions
 from clipmlu.tune.run_report import RunReport, Step
 from clipmlu.tune.sweep_report import SweepReport, SweepRow
@@ -345,3 +346,35 @@ def run() -> RunReport:
         Step(name=name, result="made", elapsed_s=1.25, path=f"{PATH}/{name}") for name in ("export", "compile")
     )
     return RunReport(steps=steps, accuracy=accuracy())
+
+
+def retrieval() -> RetrievalReport:
+    def direction(queries: int, candidates: int, first: int) -> DirectionReport:
+        recalls = tuple(
+            Recall(k=k, hits=first + k, value=(first + k) / queries, interval=wilson_interval(first + k, queries))
+            for k in (1, 5, 10)
+        )
+        return DirectionReport(
+            queries=queries, candidates=candidates, recalls=recalls, mean_rank=7.654, median_rank=2.5
+        )
+
+    return RetrievalReport(
+        provenance=provenance(),
+        pairs=f"{PATH}/captions.csv",
+        data_digest="e" * 64,
+        split="",
+        batch_size=32,
+        images=1234,
+        texts=4321,
+        image_to_text=direction(1234, 4321, 777),
+        text_to_image=direction(4321, 1234, 2222),
+        groups=1200,
+        skipped=(),
+        duplicate_images=3,
+        images_without_texts=0,
+        empty_texts=0,
+        repeated_pairs=0,
+        shared_texts=0,
+        truncated_texts=0,
+        elapsed_s=98.75,
+    )

@@ -43,6 +43,7 @@ REPORTS: dict[str, Any] = {
     "compare": samples.comparison,
     "search": samples.search,
     "run": samples.run,
+    "retrieval": samples.retrieval,
 }
 
 
@@ -104,6 +105,7 @@ def test_every_kind_becomes_a_page_and_markdown_with_its_numbers(kind: str, tmp_
         "compare": ["0.98765", "0.998765", "p = 0.455", "34.6 %"],
         "search": ["1.77", "0.98", "87.5%", "12.3", "same class as in float32"],
         "run": ["0.6341", "1.2"],
+        "retrieval": ["0.6305", "0.5145", "7.65", "2.5", "3 image(s)"],
     }[kind]
     for text in (page.text, re.sub(r"\\(.)", r"\1", markdown)):
         assert not [number for number in numbers if number not in text]
@@ -142,9 +144,20 @@ def test_nothing_of_a_report_becomes_markup_and_nothing_is_outside(tmp_path: Pat
 
 
 def test_emulated_results_are_marked_and_have_no_speed(tmp_path: Path) -> None:
-    page = write(tmp_path, samples.speed(), samples.sweep(), samples.accuracy())
+    page = write(tmp_path, samples.speed(), samples.sweep(), samples.accuracy(), samples.retrieval(), samples.run())
     assert 'class="emulated-banner"' in page.text
-    for rate in ("54321", "54322", "54,32", "2345.7", "12345.7", "12,345.7", "1234.6 images/s", "1234.568", "10.333"):
+    for rate in (
+        "54321",
+        "54322",
+        "54,32",
+        "2345.7",
+        "12345.7",
+        "12,345.7",
+        "1234.6 images/s",
+        "1234.568",
+        "10.333",
+        "98.8 s",
+    ):
         assert rate not in page.text, rate
     markdown = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "54322" not in markdown
@@ -166,7 +179,7 @@ def test_results_of_the_same_data_stand_together_and_others_apart(tmp_path: Path
     page = write(tmp_path, *reports)
     tables = [row for row in page.cells() if len(row) in (8, 9) and row[0].isdigit()]
     assert [(row[0], len(row)) for row in tables] == [("1", 9), ("2", 9), ("3", 8), ("4", 8), ("5", 8), ("6", 8)]
-    assert [row[-1] for row in tables[:2]] == ["itself", "-1.00"]
+    assert [row[-3] for row in tables[:2]] == ["itself", "-1.00"]
     assert "5 different questions" in page.text
     assert "written by an older clipmlu" in page.text
 
@@ -182,7 +195,7 @@ def test_a_real_report_gives_its_classes_bins_and_mistakes(compiled: CompiledBun
     cells = page.cells()
     assert [f"{report.top1:.4f}", f"{report.top1_interval.low:.4f}"] == next(
         row for row in cells if len(row) == 8 and row[0] == "1"
-    )[4:6]
+    )[2:4]
     # The bins by hand, from the predictions of the same images.
     confidence = np.array([each.score for each in predictions])
     right = np.array([dataset.class_names.index(each.class_name) for each in predictions]) == dataset.labels

@@ -17,7 +17,15 @@ from clipmlu.measure.accuracy.report import ConfidenceBin
 pytest.importorskip("jinja2", reason="needs the report extra")
 pytest.importorskip("matplotlib", reason="needs the report extra")
 pytestmark = pytest.mark.browser
-KINDS = (samples.accuracy, samples.speed, samples.sweep, samples.tool, samples.comparison, samples.search, samples.run)
+KINDS = (
+    samples.accuracy,
+    samples.speed,
+    samples.sweep,
+    samples.tool,
+    samples.comparison,
+    samples.search,
+    samples.retrieval,
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,18 +20,28 @@ from clipmlu.jobs.state import JobState
 from clipmlu.magicmind.mm_run import MmRunReport
 from clipmlu.measure.accuracy.report import AccuracyReport, decode_report
 from clipmlu.measure.compare.compare import ComparisonReport
+from clipmlu.measure.retrieval.report import RetrievalReport
 from clipmlu.measure.speed.speed import SpeedReport
 from clipmlu.tune.run_report import RunReport
 from clipmlu.tune.sweep_report import SweepReport
 from clipmlu.tune.trial import SearchReport
 
 AnyReport = (
-    AccuracyReport | SpeedReport | MmRunReport | SweepReport | ComparisonReport | SearchReport | RunReport | JobState
+    AccuracyReport
+    | RetrievalReport
+    | SpeedReport
+    | MmRunReport
+    | SweepReport
+    | ComparisonReport
+    | SearchReport
+    | RunReport
+    | JobState
 )
 
 _KINDS: tuple[tuple[type[Any], frozenset[str], str], ...] = (
     (AccuracyReport, frozenset({"top1", "per_class", "dataset"}), "clipmlu eval --output"),
     (RunReport, frozenset({"steps", "accuracy"}), "clipmlu run"),
+    (RetrievalReport, frozenset({"image_to_text", "text_to_image", "pairs"}), "clipmlu eval --task retrieval --output"),
     (SpeedReport, frozenset({"towers", "open_s", "in_flight"}), "clipmlu bench --output"),
     (MmRunReport, frozenset({"tool", "summaries", "command"}), "clipmlu bench --tool mm_run --output"),
     (SweepReport, frozenset({"rows", "repetitions", "duration_ms"}), "clipmlu sweep"),

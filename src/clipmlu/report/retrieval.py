@@ -7,13 +7,25 @@ from typing import TYPE_CHECKING
 from clipmlu.report.tables import describe_provenance, figures, optional, print_facts, print_table, words
 
 if TYPE_CHECKING:
-    from clipmlu.measure.retrieval.report import DirectionReport, RankAgreement, RecallBaseline, RetrievalReport
+    from clipmlu.measure.retrieval.report import (
+        DirectionReport,
+        RankAgreement,
+        RecallBaseline,
+        ReferenceAgreement,
+        RetrievalReport,
+    )
 
 _CUTS = (1, 5, 10)
+RECALL_COLUMNS = (*words("direction"), *figures(*(f"recall@{k}" for k in _CUTS), "mean rank", "median rank"))
+AGREEMENT_COLUMNS = (
+    *words("direction"),
+    *figures("same first", "overlap@10", "recall@1 drop", "95 %: at most"),
+    *optional(figures("mean rank change")),
+)
 
 
-def show_retrieval(report: RetrievalReport) -> None:
-    """Print a retrieval report on stdout."""
+def retrieval_facts(report: RetrievalReport) -> dict[str, str]:
+    """Return the facts of a retrieval report, by name, for people."""
     rows = {
         "model": describe_provenance(report.provenance),
         "pairs": report.pairs + (f", {report.split}" if report.split else ""),
@@ -25,26 +37,26 @@ def show_retrieval(report: RetrievalReport) -> None:
     }
     if report.baseline is not None:
         rows["baseline"] = _baseline(report.baseline)
-    print_facts(rows.items())
-    print_table(
-        (*words("direction"), *figures(*(f"recall@{k}" for k in _CUTS), "mean rank", "median rank")),
-        [(name, *_figures(found)) for name, found in report.directions().items()],
-        title="retrieval (95 % confidence intervals)",
-    )
+    return rows
+
+
+def recall_rows(report: RetrievalReport) -> list[tuple[str, ...]]:
+    """Return the texts of each direction, one for each of ``RECALL_COLUMNS``."""
+    return [(name, *_figures(found)) for name, found in report.directions().items()]
+
+
+def agreement_rows(found: ReferenceAgreement) -> list[tuple[str, ...]]:
+    """Return the texts of each direction, one for each of ``AGREEMENT_COLUMNS``."""
+    return [("image to text", *_agreement(found.image_to_text)), ("text to image", *_agreement(found.text_to_image))]
+
+
+def show_retrieval(report: RetrievalReport) -> None:
+    """Print a retrieval report on stdout."""
+    print_facts(retrieval_facts(report).items())
+    print_table(RECALL_COLUMNS, recall_rows(report), title="retrieval (95 % confidence intervals)")
     if report.reference is not None:
-        found = report.reference
-        print_table(
-            (
-                *words("direction"),
-                *figures("same first", "overlap@10", "recall@1 drop", "95 %: at most"),
-                *optional(figures("mean rank change")),
-            ),
-            [
-                ("image to text", *_agreement(found.image_to_text)),
-                ("text to image", *_agreement(found.text_to_image)),
-            ],
-            title=f"agreement with {describe_provenance(found.provenance)}",
-        )
+        title = f"agreement with {describe_provenance(report.reference.provenance)}"
+        print_table(AGREEMENT_COLUMNS, agreement_rows(report.reference), title=title)
 
 
 def _figures(found: DirectionReport) -> tuple[str, ...]:

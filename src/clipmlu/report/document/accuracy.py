@@ -91,10 +91,11 @@ def _data(report: AccuracyReport) -> str:
 def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
     baseline = _float_baseline(group)
     columns = (
-        *words("result", "model", "target", "precision"),
+        *words("result", "precision"),
         *figures("top-1", "95 % from", "to", "top-5", *([] if baseline is None else ["against float32"])),
+        *words("target", "model"),
     )
-    against = "" if baseline is None else f"; the last column is against result {baseline[0]}, in points"
+    against = "" if baseline is None else f"; against float32 means against result {baseline[0]}, in points"
     yield table(
         columns, [_row(each, baseline) for each in group], f"Results of the same images, classes and prompts{against}"
     )
@@ -122,14 +123,14 @@ def _row(numbered: Numbered, baseline: Numbered | None) -> tuple[str, ...]:
         against = ["itself" if baseline[0] == number else f"{points:+.2f}" if round(points, 2) else "0.00"]
     return (
         str(number),
-        Name(str(origin.model)),
-        f"{origin.target}{emulated_mark(origin.emulated)}",
-        "" if origin.precision is None else origin.precision.value,
+        _precision(origin),
         f"{report.top1:.4f}",
         f"{interval.low:.4f}",
         f"{interval.high:.4f}",
         "none" if report.top5 is None else f"{report.top5:.4f}",
         *against,
+        f"{origin.target}{emulated_mark(origin.emulated)}",
+        Name(str(origin.model)),
     )
 
 

@@ -12,6 +12,7 @@ from clipmlu.magicmind.mm_run import MmRunReport
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.measure.machine import Machine
+from clipmlu.measure.retrieval.report import RetrievalReport
 from clipmlu.measure.speed.speed import SpeedReport
 from clipmlu.report.document.accuracy import accuracy_figure, accuracy_sections
 from clipmlu.report.document.blocks import (
@@ -27,6 +28,7 @@ from clipmlu.report.document.blocks import (
     table,
 )
 from clipmlu.report.document.comparison import comparison_figure, comparison_sections
+from clipmlu.report.document.retrieval import retrieval_figure, retrieval_sections
 from clipmlu.report.document.speed import speed_figure, speed_sections, tool_figure, tool_sections
 from clipmlu.report.document.thumbnails import Thumbnails
 from clipmlu.report.document.tuning import search_figure, search_sections, sweep_figure, sweep_sections
@@ -42,6 +44,7 @@ _MOST_HIGHLIGHTS = 6
 _KINDS: dict[type, str] = {
     AccuracyReport: "accuracy",
     RunReport: "run",
+    RetrievalReport: "retrieval",
     SpeedReport: "speed",
     MmRunReport: "speed, mm_run",
     SweepReport: "sweep",
@@ -104,6 +107,8 @@ def _figure(report: AnyReport) -> MainFigure:
             return accuracy_figure(report)
         case RunReport():
             return accuracy_figure(report.accuracy)
+        case RetrievalReport():
+            return retrieval_figure(report)
         case SpeedReport():
             return speed_figure(report)
         case MmRunReport():
@@ -134,14 +139,14 @@ def _summary(inputs: Sequence[Input]) -> Section:
             (
                 str(number),
                 _KINDS[type(each.report)],
-                Name(str(origin.model)),
-                f"{origin.target}{emulated_mark(is_emulated(each.report))}",
-                "several" if origin.precision is None else origin.precision.value,
                 ", ".join(filter(None, (found.label, found.value, found.note))),
+                "several" if origin.precision is None else origin.precision.value,
+                f"{origin.target}{emulated_mark(is_emulated(each.report))}",
+                Name(str(origin.model)),
                 Name(each.name),
             )
         )
-    columns = words("result", "kind", "model", "target", "precision", "main figure", "file")
+    columns = words("result", "kind", "main figure", "precision", "target", "model", "file")
     return Section("Results", (table(columns, rows, "What this report is made of"),))
 
 
@@ -153,6 +158,9 @@ def _measured(numbered: Sequence[tuple[int, AnyReport]], thumbnails: Thumbnails)
     ]
     if accuracies:
         yield from accuracy_sections(accuracies, thumbnails)
+    retrievals = [(number, report) for number, report in numbered if isinstance(report, RetrievalReport)]
+    if retrievals:
+        yield from retrieval_sections(retrievals)
     yield from _chapter("Speed", numbered, SpeedReport, MmRunReport)
     yield from _chapter("Sweep: accuracy against speed", numbered, SweepReport)
     yield from _chapter("Comparison", numbered, ComparisonReport)
@@ -187,7 +195,13 @@ def _runs(numbered: Sequence[tuple[int, AnyReport]]) -> Iterator[Section]:
     runs = [(number, report) for number, report in numbered if isinstance(report, RunReport)]
     if runs:
         rows = [
-            (str(number), step.name, Name(step.result), f"{step.elapsed_s:.1f}", Name(step.path))
+            (
+                str(number),
+                step.name,
+                Name(step.result),
+                "" if step.name == "eval" and is_emulated(report) else f"{step.elapsed_s:.1f}",
+                Name(step.path),
+            )
             for number, report in runs
             for step in report.steps
         ]

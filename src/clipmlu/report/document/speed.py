@@ -137,10 +137,9 @@ def speed_figure(report: SpeedReport) -> MainFigure:
     ]
     if not found:
         return MainFigure(label, "", "no rate was measured")
+    how = "through HTTP" if report.transport == "http" else f"batch {report.batch_size}"
     _offline, rate, unit, tower, result = max(found, key=lambda each: each[:2])
-    return MainFigure(
-        label, f"{rate:,.1f} {unit}", f"{tower.tower} graph, {result.scenario}, batch {report.batch_size}"
-    )
+    return MainFigure(label, f"{rate:,.1f} {unit}", f"{tower.tower} graph, {result.scenario}, {how}")
 
 
 def tool_figure(report: MmRunReport) -> MainFigure:

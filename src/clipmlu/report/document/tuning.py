@@ -17,7 +17,7 @@ _SPEED_COLUMNS = (2, 3, 4, 5)  # of ``sweep.COLUMNS``: rates and latency
 _POINT_COLUMNS = (*words("row", "precision"), *figures("images/s", "top-1"), *words("front"))
 _TRIAL_COLUMNS = (
     *words("trial", "precision", "how", "verdict"),
-    *figures("images", "top-1", "drop, points", "95 % at most", "agreement", "quantised MACs", "seconds"),
+    *figures("images", "top-1 or recall@1", "drop, points", "95 % at most", "agreement", "quantised MACs", "seconds"),
 )
 
 
@@ -101,11 +101,13 @@ def _search_blocks(report: SearchReport) -> Iterator[Block]:
     if not report.trials:
         yield Paragraph("There were no trials.")
         return
-    rows = [_trial_cells(place, trial) for place, trial in enumerate(report.trials, 1)]
+    rows = [
+        _trial_cells(place, trial, emulated=report.provenance.emulated) for place, trial in enumerate(report.trials, 1)
+    ]
     points = [TrialPoint(trial.verdict, _points(trial.drop), _points(trial.drop_bound)) for trial in report.trials]
     yield Figure(
         "Trials of the search",
-        "The loss of top-1 of each trial against float32 on the same images, in points, up to the end of its 95 % interval. The "
+        "The loss of each trial against float32 on the same images, in points, up to the end of its 95 % interval. The "
         f"dashed line is the allowed loss, {100 * report.max_drop:g} points. The search ends with the first trial within it.",
         draw_ladder(points, 100 * report.max_drop),
         table(_TRIAL_COLUMNS, rows, "Trials in order, the expected fastest first"),
@@ -119,9 +121,17 @@ def _points(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
 
 
-def _trial_cells(place: int, trial: Trial) -> tuple[str, ...]:
-    numbers = [trial.top1, _points(trial.drop), _points(trial.drop_bound), trial.agreement]
-    forms = ["{:.4f}", "{:.2f}", "{:.2f}", "{:.4f}"]
+def _judged(trial: Trial) -> str:
+    """Return what a trial was judged by: top-1, or recall at 1 in both directions."""
+    if trial.top1 is not None:
+        return f"{trial.top1:.4f}"
+    return "" if trial.recall is None else f"{trial.recall.image_to_text:.4f} / {trial.recall.text_to_image:.4f}"
+
+
+def _trial_cells(place: int, trial: Trial, *, emulated: bool) -> tuple[str, ...]:
+    """Return the texts of a trial; without its time if an emulator ran it."""
+    numbers = [_points(trial.drop), _points(trial.drop_bound), trial.agreement]
+    forms = ["{:.2f}", "{:.2f}", "{:.4f}"]
     share = trial.quantised_share
     return (
         str(place),
@@ -129,9 +139,10 @@ def _trial_cells(place: int, trial: Trial) -> tuple[str, ...]:
         describe_quantisation(trial.quantisation) or "float",
         trial.verdict.replace("_", " "),
         f"{trial.images:,}",
+        _judged(trial),
         *("" if value is None else form.format(value) for form, value in zip(forms, numbers, strict=True)),
         "" if share is None else f"{share:.1%}",
-        f"{trial.elapsed_s:.1f}",
+        "" if emulated else f"{trial.elapsed_s:.1f}",
     )
 
 

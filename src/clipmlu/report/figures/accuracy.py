@@ -139,7 +139,7 @@ def draw_ladder(trials: Sequence[TrialPoint], allowed: float) -> str:
         axes.set_yticks(range(1, len(trials) + 1))
         axes.set_ylim(len(trials) + 0.6, 0.4)
         axes.set_ylabel("trial")
-        axes.set_xlabel("drop against float32, points of top-1; | is the 95 % bound")
+        axes.set_xlabel("drop against float32, points; | is the 95 % bound")
         axes.grid(axis="x")
 
     return draw(1.0 + _ROW_INCHES * max(len(trials), 2), paint)
