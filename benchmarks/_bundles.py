@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from clipmlu.errors import ClipmluError
 from clipmlu.specs import Layout
 
 MODEL = "ViT-B-32"
+_DEMO_BATCH_SIZE = 32
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "clipmlu-benchmarks"
 
 
@@ -108,3 +111,26 @@ def _compile(
         min_agreement=0.0,
     )
     return compile_bundle(exported, path, how)
+
+
+def obtain_demo(work: Path) -> Path:
+    """Return the demo model, compiled for the CPU; made if it is not there."""
+    compiled = work / "demo-cpu"
+    if not compiled.is_dir():
+        work.mkdir(parents=True, exist_ok=True)
+        for command in (
+            ["export", "demo", "-o", str(work / "demo"), "--overwrite"],
+            [
+                "compile",
+                str(work / "demo"),
+                "-o",
+                str(compiled),
+                "--target",
+                "cpu",
+                "--batch-size",
+                str(_DEMO_BATCH_SIZE),
+                "--dynamic-shape",
+            ],
+        ):
+            subprocess.run([sys.executable, "-m", "clipmlu", *command], check=True, stdout=subprocess.DEVNULL)
+    return compiled

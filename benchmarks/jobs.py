@@ -12,9 +12,7 @@ of what they share (PSS).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -25,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bundles import DEFAULT_WORK
+from _bundles import DEFAULT_WORK, obtain_demo
 from _images import obtain_images
+from _memory import descendants, pss_kib
 from _timing import Row, Sample, compare, print_machine, print_table, take_turns, write_json
 from PIL import Image
 
@@ -58,7 +57,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     print_machine()
-    bundle = given.bundle or _demo_bundle(given.work)
+    bundle = given.bundle or obtain_demo(given.work)
     part = 20 if given.quick else 1
     small, jpegs = SMALL // part, JPEGS // part
     inputs = {
@@ -154,27 +153,7 @@ class _MemoryWatch:
 
     def _watch(self) -> None:
         while not self._stopped.wait(_MEMORY_EVERY_S):
-            self._peak_kib = max(self._peak_kib, sum(map(_pss_kib, _descendants(self._pid))))
-
-
-def _descendants(pid: int) -> list[int]:
-    """The process and all below it."""
-    parents: dict[int, int] = {}
-    for entry in os.scandir("/proc"):
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit():
-                parents[int(entry.name)] = int(Path(entry.path, "stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
-    return found
-
-
-def _pss_kib(pid: int) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return 0
+            self._peak_kib = max(self._peak_kib, sum(map(pss_kib, descendants(self._pid))))
 
 
 def _digest(output: Path, side: str) -> str:
@@ -207,28 +186,6 @@ def _print(
     ratios = {row.name: row.ratio for row in rows}
     if rows[0].name == "one file" and "job" in ratios:
         print(f"Cost of the shards: {1 / ratios['job'] - 1:+.1%} of the time of one file.")
-
-
-def _demo_bundle(work: Path) -> Path:
-    compiled = work / "demo-cpu"
-    if not compiled.is_dir():
-        work.mkdir(parents=True, exist_ok=True)
-        for command in (
-            ["export", "demo", "-o", str(work / "demo"), "--overwrite"],
-            [
-                "compile",
-                str(work / "demo"),
-                "-o",
-                str(compiled),
-                "--target",
-                "cpu",
-                "--batch-size",
-                str(BATCH_SIZE),
-                "--dynamic-shape",
-            ],
-        ):
-            subprocess.run([sys.executable, "-m", "clipmlu", *command], check=True, stdout=subprocess.DEVNULL)
-    return compiled
 
 
 def _small_images(folder: Path, count: int) -> Path:
