@@ -17,12 +17,16 @@ import msgspec
 from clipmlu.bundle.manifest import Manifest
 from clipmlu.chain import RunReport
 from clipmlu.index.report import IndexReport
+from clipmlu.jobs.export import ExportReport
+from clipmlu.jobs.state import JobState
+from clipmlu.jobs.verify import JobCheck
 from clipmlu.magicmind.mm_run import MmRunReport
 from clipmlu.magicmind.probe.records import ProbeReport
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.measure.retrieval.report import RetrievalReport
 from clipmlu.measure.speed.speed import SpeedReport
+from clipmlu.report.write import WrittenReport
 from clipmlu.tune.sweep_report import SweepReport
 from clipmlu.tune.trial import SearchReport
 
@@ -40,6 +44,10 @@ TYPES = {
         "`search.json` of a bundle that `clipmlu compile --max-drop` found": SearchReport,
         "`clipmlu run --json`": RunReport,
         "`clipmlu index --json`": IndexReport,
+        "`clipmlu job --json`": JobState,
+        "`clipmlu job --verify --json` and `--repair`": JobCheck,
+        "`clipmlu job --export --json`": ExportReport,
+        "`clipmlu report --json`": WrittenReport,
         "`clipmlu doctor --probe-sdk`": ProbeReport,
     },
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.cli import main
 from conftest import REPOSITORY
 from pages import DOCS, all_pages, blocks, name_of, without_code
 
@@ -74,6 +75,17 @@ def test_a_manifest_is_valid_by_its_schema(compiled: CompiledBundle) -> None:
     jsonschema.validate(manifest, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(manifest | {"logit_scale": -1}, schema)
+
+
+def test_a_report_is_valid_by_its_schema(compiled: CompiledBundle, capsys: pytest.CaptureFixture[str]) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="an independent reader of JSON schemas")
+    schema = json.loads((DOCS / "reference" / "reports.schema.json").read_text(encoding="utf-8"))
+    assert main(["eval", str(compiled.path), "--dataset", "demo", "--samples", "4", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    accuracy = {"$ref": "#/$defs/AccuracyReport", "$defs": schema["$defs"]}
+    jsonschema.validate(report, accuracy)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(report | {"top1": "high"}, accuracy)
 
 
 def test_every_type_of_the_schemas_is_described() -> None:
