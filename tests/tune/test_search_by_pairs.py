@@ -13,14 +13,17 @@ import pytest
 
 import clipmlu
 import support
+from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.cli import main
+from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
-from clipmlu.data.calibration import CalibrationOptions
+from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.images import content_digest
 from clipmlu.data.pairs.reading import PairChoice
 from clipmlu.errors import InputError, OptionError, OverlapError
 from clipmlu.tune.quantise import search_bundle
+from clipmlu.tune.retrieval_evaluator import RetrievalEvaluator
 from clipmlu.tune.trial import SearchOptions, SearchReport
 
 PICTURES = 40
@@ -194,3 +197,35 @@ def test_the_command_judges_by_pairs(
     assert (report.images, report.reference_top1) == (30, None)
     assert report.chosen is not None
     assert report.chosen.recall is not None
+
+
+def test_a_worse_model_loses_what_it_loses_in_eval(
+    exported: ExportedBundle, compiled: CompiledBundle, data: Path, tmp_path: Path
+) -> None:
+    """On pairs of which float32 finds most: each image with the text that is most similar to it."""
+    texts = [f"text {number} {chr(97 + number % 26) * 3}" for number in range(400)]
+    with clipmlu.load(compiled.path) as model:
+        found = (
+            model.embed_images([data / "images" / f"{number}.png" for number in range(1, PICTURES)])
+            @ model.embed_texts(texts).T
+        )
+    pairs = write(
+        tmp_path / "pairs.csv",
+        [(f"images/{row + 1}.png", texts[int(best)]) for row, best in enumerate(found.argmax(axis=1))],
+    )
+    other = support.write_exported(tmp_path / "other", seed=3)
+    worse = compile_bundle(other, tmp_path / "worse", CompileOptions(target="cpu", check=False))
+    calibration = obtain_calibration(exported, CalibrationOptions(dataset=str(data / "calibration"), samples=6))
+    choice = PairChoice(paths=(pairs,), image_root=data)
+    evaluator = RetrievalEvaluator(exported, calibration, choice, SearchOptions(max_drop=0.5, pairs=choice))
+    evaluator.evaluate_reference(tmp_path)
+    figures = evaluator.evaluate(worse, SessionOptions(), len(evaluator), 0.5)
+    measured = clipmlu.evaluate_retrieval(worse, pairs, image_root=data, reference=compiled)
+    assert measured.reference is not None
+    both = (measured.reference.image_to_text, measured.reference.text_to_image)
+    assert both[0].recall_drop > both[1].recall_drop + 0.1
+    assert figures.drop == both[0].recall_drop
+    assert figures.drop_bound == max(each.recall_drop_bound for each in both) >= figures.drop
+    assert figures.agreement == min(each.top1_agreement for each in both) < 0.9
+    assert figures.embedding_error > 0.1
+    assert evaluator.evaluate(worse, SessionOptions(), 10, None).images == 10

@@ -72,15 +72,21 @@ def test_ties_count_against_the_model() -> None:
     assert rank_matches(same, same, several).ranks.tolist()[0] == 3, "other right ones are no competitors"
 
 
-def test_equal_candidates_tie_wherever_they_stand() -> None:
-    """A float32 product may differ in its last bit from one column of a block to another."""
-    candidates = unit(1001, 3, 512)
-    candidates[1000] = candidates[0]
-    queries = unit(50, 4, 512)
-    found = rank_matches(queries, candidates, matches_of([(query, 0) for query in range(50)]))
-    other = rank_matches(queries, candidates, matches_of([(query, 1000) for query in range(50)]))
-    assert found.ranks.tolist() == other.ranks.tolist()
-    assert found.ranks.min() >= 2
+@pytest.mark.parametrize(("count", "queries"), [(17, 7), (33, 3), (1001, 50)])
+def test_equal_candidates_tie_wherever_they_stand(count: int, queries: int) -> None:
+    """A float32 product differs in its last bit from one column of a block to another: with 17 and 33 candidates here."""
+    candidates = unit(count, 3, 512)
+    candidates[-1] = candidates[0]
+    asked = unit(queries, 4, 512)
+    for block_entries in (1, 1 << 20):
+        first, last = (
+            rank_matches(
+                asked, candidates, matches_of([(query, match) for query in range(queries)]), block_entries=block_entries
+            )
+            for match in (0, count - 1)
+        )
+        assert first.ranks.tolist() == last.ranks.tolist()
+        assert first.ranks.min() >= 2, "the other one ties"
 
 
 def test_recalls_and_ranks_of_a_direction() -> None:

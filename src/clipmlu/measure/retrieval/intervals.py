@@ -39,7 +39,7 @@ def recall_drop_bound(before: BoolArray, after: BoolArray, groups: IntArray) -> 
     effective = effective_queries(differences, groups)
     share = effective / len(before)
     lost, won = float((differences > 0).sum()), float((differences < 0).sum())
-    return drop_interval(lost * share, won * share, effective)[1]
+    return min(1.0, drop_interval(lost * share, won * share, effective)[1])
 
 
 def effective_queries(values: npt.NDArray[np.float64], groups: IntArray) -> float:
