@@ -214,6 +214,7 @@ class _Build:
         sources = (
             {} if self._stored is None else {source.place(self._output): source for source in self._stored.sources}
         )
+        self._gone = [place for place, source in sources.items() if not source.is_at(place)]
         with self._on_step("indexing", total=sum(len(each.shards) for each in self._contents), unit="shards") as step:
             for content in self._contents:
                 before = self._place_before(content, sources)
@@ -225,18 +226,17 @@ class _Build:
                     emulated=content.emulated,
                     segments=segments,
                 )
-                # In its place, also if it was moved.
-                sources = {content.path if place == before else place: each for place, each in sources.items()}
+                if before != content.path:  # it was moved: the new path gets the place of the old one
+                    sources = {content.path if place == before else place: each for place, each in sources.items()}
                 sources[content.path] = updated
         return tuple(sources.values())
 
     def _place_before(self, content: SourceContent, sources: dict[Path, Source]) -> Path:
         """Return the path under which a source is in the index: its own, or that from where it was moved."""
-        gone = [place for place, source in sources.items() if not source.is_at(place)]
-        if gone and content.path not in sources:
+        if self._gone and content.path not in sources:
             keys = {shard.key(shard.known or shard.digests()) for shard in content.shards}
-            for place in gone:
-                if keys & {segment.key for segment in sources[place].segments}:
+            for place in self._gone:
+                if place in sources and keys & {segment.key for segment in sources[place].segments}:
                     self._on_note(f"'{name_from_path(content.path)}' was at '{name_from_path(place)}' before")
                     return place
         return content.path
