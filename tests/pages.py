@@ -10,8 +10,7 @@ A block of a page is a fence. Its language says what it is:
 A mark is an HTML comment before the block, which readers do not see:
 
     <!-- starts with: demo demo-cpu photos labels.txt -->   what is in the folder when the first block of the page begins
-    <!-- needs: card -->      why the next block is not run: a network, a card, a cluster, a container, files, or a service that runs
-                                                         until it is stopped
+    <!-- needs: card -->      why the next block is not run: a network, a card, a cluster, a container or files
     <!-- exit: 3 -->          exit code of the last line of the next block
     <!-- output -->           the next block is part of the output of the commands before it; numbers may differ
 """
@@ -27,7 +26,7 @@ from types import ModuleType
 from conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-NEEDS = ("card", "cluster", "container", "files", "network", "service")
+NEEDS = ("card", "cluster", "container", "files", "network")
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=indent)```$", flags=re.MULTILINE | re.DOTALL
 )
