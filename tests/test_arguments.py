@@ -44,6 +44,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "IndexOptions": ("clipmlu.index.options", {}),
     "ClassificationOptions": ("clipmlu.jobs.options", {"class_names": ("cat", "dog")}),
     "UrlOptions": ("clipmlu.data.url.options", {}),
+    "ServeOptions": ("clipmlu.serve.options", {}),
+    "HttpOptions": ("clipmlu.serve.http.options", {}),
     "MluBuild": ("clipmlu.specs", {}),
     "QuantisationOptions": ("clipmlu.specs", {}),
 }

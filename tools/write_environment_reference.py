@@ -26,6 +26,9 @@ OTHERS: dict[str, dict[str, str]] = {
         "MODELSCOPE_DOMAIN": "the same, in earlier versions of ModelScope's client",
         "MODELSCOPE_API_TOKEN": "token for private models; sent to the site only",
     },
+    "The server": {
+        "CLIPMLU_API_KEY": "key that requests to `clipmlu serve` need, instead of `--api-key-file`",
+    },
     "The vendor's SDK": {
         "CLIPMLU_MLU_PYTHON": "interpreter in which `magicmind` can be imported; clipmlu starts a worker with it",
         "CLIPMLU_MLU_WORKER": "address of a worker that runs already: `unix:PATH` or `tcp:HOST:PORT`",

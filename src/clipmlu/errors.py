@@ -22,6 +22,7 @@
       OutputError                           a result cannot be written
         OutputExistsError                   the output path already exists and overwriting was not requested
       SessionError
+        ResultError                         a result is NaN, or no embedding
         ShapeError                          the compiled bundle does not accept the shape or dtype of a batch
         DeviceError                         a call into the vendor's SDK failed; .call, .status and .kind
 
@@ -219,6 +220,10 @@ class OptionError(ClipmluError, ValueError):
 
 class SessionError(ClipmluError):
     """Running a compiled graph failed."""
+
+
+class ResultError(SessionError):
+    """A graph gives NaN, infinity or no embedding for some inputs of a batch."""
 
 
 class ShapeError(SessionError):

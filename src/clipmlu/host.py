@@ -234,6 +234,11 @@ def modelscope_endpoint() -> str:
     return (address if address.lower().startswith(("http://", "https://")) else f"https://{address}").rstrip("/")
 
 
+def serve_api_key() -> str | None:
+    """Return the API key of ``clipmlu serve`` in the environment, or None."""
+    return os.environ.get("CLIPMLU_API_KEY") or None
+
+
 def modelscope_token() -> str | None:
     """Return the token in MODELSCOPE_API_TOKEN, or None if the variable is not set or empty."""
     return os.environ.get(MODELSCOPE_TOKEN_VARIABLE, "").strip() or None

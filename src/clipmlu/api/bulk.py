@@ -35,7 +35,23 @@ Inputs = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | JobInput
 """A file, folder, glob pattern or URL, or several of them."""
 
 
-class InputKeywords(TypedDict, total=False):
+class UrlKeywords(TypedDict, total=False):
+    """Keywords of URLs.
+
+    Attributes:
+        allow_urls: fetch images that are http or https URLs.
+        allow_private_urls: fetch URLs of private addresses, too.
+        url_timeout: seconds for each URL, in total; 30 by default.
+        url_max_bytes: largest file of a URL; 67,108,864 by default.
+    """
+
+    allow_urls: bool
+    allow_private_urls: bool
+    url_timeout: float
+    url_max_bytes: PositiveInt
+
+
+class InputKeywords(UrlKeywords, total=False):
     """Keywords of images in bulk.
 
     Attributes:
@@ -45,10 +61,6 @@ class InputKeywords(TypedDict, total=False):
         dataset: read a dataset, too: ``cifar100``, ``cifar10``, ``imagefolder:PATH`` or ``demo``.
         split: split of the dataset.
         data_dir: folder that holds the dataset.
-        allow_urls: fetch inputs that are http or https URLs.
-        allow_private_urls: fetch URLs of private addresses, too.
-        url_timeout: seconds for each URL, in total; 30 by default.
-        url_max_bytes: largest file of a URL; 67,108,864 by default.
         overwrite: replace existing output.
     """
 
@@ -58,10 +70,6 @@ class InputKeywords(TypedDict, total=False):
     dataset: str | None
     split: str | None
     data_dir: str | os.PathLike[str] | None
-    allow_urls: bool
-    allow_private_urls: bool
-    url_timeout: float
-    url_max_bytes: PositiveInt
     overwrite: bool
 
 
@@ -125,7 +133,7 @@ _EXPECTED_INPUTS = (
     "expected a file, folder, glob pattern or URL, or a list of them; for images in memory see predict and embed_images of a "
     "model that clipmlu.load gives"
 )
-_BULK = (InputKeywords, ReadingKeywords, RunningKeywords)
+_BULK = (InputKeywords, UrlKeywords, ReadingKeywords, RunningKeywords)
 _RUNNING = ("batch_size", "threads", "workers", "fast_preprocess", "device", "devices", "max_pixels")
 _SHARDS = ("shard_size", "shard_format", "max_errors", "retry_errors", "dtype", "overwrite")
 
@@ -281,7 +289,7 @@ def embed_to_file(
         EmbeddingFile(path, encoder.embedding_dim, overwrite=overwrite) as file,
     ):
         if texts is None:
-            items = input_items(images, SkippedFiles(), _url_options(given))
+            items = input_items(images, SkippedFiles(), url_options(given))
             embed_images_into(file, encoder, items, **sizes, on_skipped=lambda error: errors.append(str(error)))
         else:
             embed_lines_into(file, encoder, as_path(texts, "the text file"), on_note=on_note)
@@ -324,7 +332,12 @@ def _dataset(given: Mapping[str, Any]) -> DatasetChoice | None:
     return DatasetChoice(name=given["dataset"], download=not given.get("offline", False), **fields)
 
 
-def _url_options(given: Mapping[str, Any]) -> UrlOptions | None:
+def url_options(given: Mapping[str, Any]) -> UrlOptions | None:
+    """Return the limits of URLs that keywords give; None if URLs are not allowed.
+
+    Raises:
+        OptionError: there are limits, and URLs are not allowed.
+    """
     named = {"allow_private": "allow_private_urls", "timeout_s": "url_timeout", "max_bytes": "url_max_bytes"}
     limits = {field: given[name] for field, name in named.items() if name in given}
     if given.get("allow_urls"):
@@ -336,4 +349,4 @@ def _url_options(given: Mapping[str, Any]) -> UrlOptions | None:
 
 def _job_options(given: Mapping[str, Any], classification: ClassificationOptions | None) -> JobOptions:
     chosen = {name: given[name] for name in (*_RUNNING, *_SHARDS) if name in given}
-    return JobOptions(classification=classification, urls=_url_options(given), **chosen)
+    return JobOptions(classification=classification, urls=url_options(given), **chosen)

@@ -198,6 +198,11 @@ class Session(abc.ABC):
         self.check_feeds(feeds)
         return _SessionBatch(self._start(feeds), self._lifetime, self._label)
 
+    @property
+    def restarts(self) -> int:
+        """Workers of the SDK that were lost and replaced; 0 for a runtime without."""
+        return 0
+
     def close(self) -> None:
         """Release the runtime's resources; batches in flight fail, and the session cannot be used afterwards."""
         if self._lifetime.end():

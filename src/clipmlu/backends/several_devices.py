@@ -189,6 +189,11 @@ class MultiDeviceSession(Session):
         self._waiting: deque[_Batch] = deque()
         self._failure: Exception | None = None  # the loss of the last card
 
+    @property
+    def restarts(self) -> int:
+        """Lost and replaced workers of all cards."""
+        return sum(card.session.restarts for card in self._cards)
+
     def _start(self, feeds: Feeds) -> Future[dict[str, Array]]:
         batch = _Batch(feeds)
         with self._lock:

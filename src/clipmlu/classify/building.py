@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
@@ -32,6 +33,8 @@ from clipmlu.steps import StartStep, no_steps
 if TYPE_CHECKING:
     from clipmlu.embed.encoder import Encoder, FloatArray
 
+EmbedClasses = Callable[[Sequence[str], Sequence[str], Mapping[str, Sequence[str]]], "FloatArray"]
+"""Returns an embedding for each class, given its name, the templates, and own prompts; see ``embed_classes``."""
 _PROMPTS_AT_ONCE = 1024
 _SMALLEST_MEAN = 1e-6  # norm of a mean of unit vectors; smaller ones are rounding errors
 _log = logging.getLogger(__name__)
@@ -47,8 +50,12 @@ def build_classifier(
     background: str | Sequence[str] | None = None,
     reject_below: float | None = None,
     on_step: StartStep = no_steps,
+    embed: EmbedClasses | None = None,
 ) -> ZeroShotClassifier:
-    """Compute class embeddings from prompts, or read them from the cache; see ``Model.classifier``."""
+    """Compute class embeddings from prompts, or read them from the cache; see ``Model.classifier``.
+
+    ``embed`` computes them instead of ``embed_classes``.
+    """
     labels = resolve_labels(class_names)
     names = tuple(labels)
     open_set = resolve_open_set(
@@ -62,10 +69,12 @@ def build_classifier(
     header = _header(encoder, names, resolved, open_set)
     if isinstance(labels, dict):
         header = header.with_prompts(labels)
-    return _build(encoder, header, cache=cache, on_step=on_step)
+    return _build(encoder, header, cache=cache, on_step=on_step, embed=embed)
 
 
-def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool, on_step: StartStep) -> ZeroShotClassifier:
+def _build(
+    encoder: Encoder, header: ClassifierHeader, *, cache: bool, on_step: StartStep, embed: EmbedClasses | None
+) -> ZeroShotClassifier:
     if encoder.runnable.facts.layout == "joint":
         return DetachedClassifier(header=header, class_embeddings=None).attach(encoder)
     path = _cache_path(encoder, header) if cache else None
@@ -74,7 +83,9 @@ def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool, on_step: 
             return load_classifier(encoder, path)
         except InputError as error:
             _log.warning("Cached class embeddings are made again: %s", error)
-    embeddings = embed_classes(encoder, header.all_names, header.templates, header.own_prompts, on_step=on_step)
+    if embed is None:
+        embed = functools.partial(embed_classes, encoder, on_step=on_step)
+    embeddings = embed(header.all_names, header.templates, header.own_prompts)
     digest = hashlib.sha256(embeddings.tobytes()).hexdigest()
     classifier = tower_classifier(encoder, msgspec.structs.replace(header, embeddings_sha256=digest), embeddings)
     if path is not None:
@@ -85,8 +96,15 @@ def _build(encoder: Encoder, header: ClassifierHeader, *, cache: bool, on_step: 
     return classifier
 
 
+class EmbedsTexts(Protocol):
+    """Embeds texts, as an encoder does."""
+
+    def embed_texts(self, texts: list[str], *, on_rows: Callable[[int], object]) -> FloatArray:
+        """Return float32 embeddings, shape (N, D); see ``Encoder.embed_texts``."""
+
+
 def embed_classes(
-    encoder: Encoder,
+    encoder: EmbedsTexts,
     class_names: Sequence[str],
     templates: Sequence[str],
     own: Mapping[str, Sequence[str]] = MappingProxyType({}),
@@ -99,7 +117,7 @@ def embed_classes(
     Language Supervision", 2021, section 3.1.4 (ensembling over the embedding space).
 
     Args:
-        encoder: encoder with the text tower.
+        encoder: encoder with the text tower, or what embeds texts in its place.
         class_names: one per class.
         templates: templates of the prompts.
         own: prompts of classes that need no templates.

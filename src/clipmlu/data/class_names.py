@@ -30,7 +30,7 @@ FolderNames = str | os.PathLike[str] | Sequence[str] | Mapping[str, str]
 """
 
 _SHOWN = 5
-_COMMAS = ",\uff0c\u3001"  # the ASCII comma, and those of Chinese and Japanese keyboards
+COMMAS = ",\uff0c\u3001"  # the ASCII comma, and those of Chinese and Japanese keyboards
 _EXPECTED = "Give a file with one name a line, or a list: 'cat,dog'."
 # A name with a digit and without two letters in a row (n01440764, 0042, c3), or a number after a generic word (class
 # 3).
@@ -57,7 +57,7 @@ def resolve_class_names(labels: ClassNames, *, on_note: Note = _log.warning) -> 
         return check_class_names(labels)
     path = existing_path(labels)
     if path is not None or not (
-        set(labels) & set(f"{_COMMAS}\n\r") or labels.lstrip()[:1] in ("[", "{") or not labels.strip()
+        set(labels) & set(f"{COMMAS}\n\r") or labels.lstrip()[:1] in ("[", "{") or not labels.strip()
     ):
         return _from_file(Path(labels) if path is None else path, on_note)
     try:
@@ -180,7 +180,7 @@ def _from_text(text: str, on_note: Note) -> Labels:
         return parse_labels(stripped, where, on_note)
     if "\n" in text or "\r" in text:
         return labels_from_lines(full_lines(text, where, on_note), where)
-    return labels_from_lines([name.strip() for name in re.split(f"[{_COMMAS}]", text) if name.strip()], where)
+    return labels_from_lines([name.strip() for name in re.split(f"[{COMMAS}]", text) if name.strip()], where)
 
 
 def _positioned(labels: Labels, where: str, on_note: Note) -> tuple[str, ...]:

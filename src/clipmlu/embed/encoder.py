@@ -28,7 +28,7 @@ from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import StageClock
 from clipmlu.data.feeds import Array
-from clipmlu.errors import BundleCorruptError, BundleError, InputError, SessionError, ShapeError
+from clipmlu.errors import BundleCorruptError, BundleError, InputError, ResultError, SessionError, ShapeError
 from clipmlu.lifetime import Lifetime
 from clipmlu.specs import PositiveInt, TowerName
 
@@ -249,7 +249,7 @@ class Encoder:
             InputError: a pixel is NaN or infinite, which a mode that quantises would convert to a finite number.
         """
         _check_array(pixel_values, "pixel_values")
-        _check_finite(pixel_values)
+        check_finite(pixel_values)
         return self._encode("image", pixel_values)
 
     def encode_tokens(
@@ -268,7 +268,7 @@ class Encoder:
             ShapeError: the bundle has another dtype or shape.
             InputError: a token is negative or beyond the vocabulary, for which runtimes give undefined results.
         """
-        self._check_tokens(input_ids)
+        self.check_tokens(input_ids)
         return self._encode("text", input_ids, on_rows)
 
     def submit_images(self, pixel_values: PixelArray) -> PendingRows:
@@ -293,7 +293,7 @@ class Encoder:
             ShapeError: the bundle has another dtype or shape.
             InputError: as for ``encode_tokens``.
         """
-        self._check_tokens(input_ids)
+        self.check_tokens(input_ids)
         return self._submit("text", (input_ids,))
 
     def submit_pairs(self, pixel_values: PixelArray, input_ids: npt.NDArray[np.int64]) -> PendingRows:
@@ -313,7 +313,7 @@ class Encoder:
         """
         self.require_open()
         _check_array(pixel_values, "pixel_values")
-        self._check_tokens(input_ids)
+        self.check_tokens(input_ids)
         texts, fixed = len(input_ids), self.joint_text_rows
         if not 1 <= texts <= (fixed or texts):
             raise ShapeError(
@@ -326,6 +326,10 @@ class Encoder:
     def device_clock(self, tower: TowerName) -> StageClock:
         """Return the clock of a tower (copying in, computing, copying out); opens the tower if necessary."""
         return self._session(tower).clock
+
+    def worker_restarts(self) -> int:
+        """Workers of the SDK that were lost and replaced, of the towers that are open."""
+        return sum(session.restarts for session in list(self._sessions.values()))
 
     def embed_texts(
         self, texts: str | Sequence[str], *, on_rows: Callable[[int], object] = lambda _count: None
@@ -352,7 +356,7 @@ class Encoder:
             return np.zeros((0, self.embedding_dim), np.float32)
         return self.encode_tokens(self.tokenizer(texts), on_rows=on_rows)
 
-    def _check_tokens(self, input_ids: object) -> None:
+    def check_tokens(self, input_ids: object) -> None:
         """Check that token ids are valid for the tokenizer, since runtimes give undefined results for others.
 
         Raises:
@@ -438,7 +442,7 @@ class Encoder:
         wrong = np.flatnonzero(~((norms > _SMALLEST_NORM) & (norms < _LARGEST_NORM)))  # also true for NaN
         if wrong.size:
             row = int(wrong[0])
-            raise SessionError(
+            raise ResultError(
                 f"{where} gives no unit vector for {wrong.size} of {len(embeddings)} inputs of a batch, the first one at "
                 f"{row} (norm {math.sqrt(norms[row]):g}). {self._why_wrong(tower)}"
             )
@@ -447,7 +451,7 @@ class Encoder:
         """Check that the fused graph's results are finite."""
         wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if wrong.size and self._check_results:
-            raise SessionError(
+            raise ResultError(
                 f"Bundle '{self.runnable.path}' (fused graph) gives NaN or infinite logits for {wrong.size} of {len(logits)} images "
                 f"of a batch, the first one at {wrong[0]}. {self._why_wrong('joint')}"
             )
@@ -501,7 +505,12 @@ def _check_array(value: object, what: str) -> Array:
     return value
 
 
-def _check_finite(pixel_values: PixelArray) -> None:
+def check_finite(pixel_values: PixelArray) -> None:
+    """Check that pixels are finite.
+
+    Raises:
+        InputError: one is NaN or infinite.
+    """
     if pixel_values.dtype.kind != "f" or np.isfinite(pixel_values).all():
         return
     row = int(np.flatnonzero(~np.isfinite(pixel_values).reshape(len(pixel_values), -1).all(axis=1))[0])

@@ -54,6 +54,11 @@ class MagicMindSession(Session):
         self._let_go = weakref.finalize(self, _let_go_later, peer, self._opened, release)
         self._let_go.atexit = False  # the worker ends with this process
 
+    @property
+    def restarts(self) -> int:
+        """Lost and replaced workers of the card."""
+        return int(getattr(self._peer, "restarts", 0))
+
     def on_fork(self) -> None:
         """Detach the session in a forked process; the parent process keeps the card."""
         self._let_go.detach()

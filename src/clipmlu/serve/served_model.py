@@ -1,43 +1,127 @@
-"""One bundle that is served: its encoder, and the answers that it computes."""
+"""One bundle that is served: images and texts of all requests go through its queues, and their rows become answers."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.results import Prediction, Predictions
-from clipmlu.embed.encoder import FloatArray, PixelArray
+from clipmlu.clock import StageTotal, now
+from clipmlu.embed.encoder import FloatArray, PendingRows, check_finite
+from clipmlu.embed.image_graph import ImageTower
 from clipmlu.embed.items import ImageEmbeddings
+from clipmlu.errors import InputError, ShapeError
+from clipmlu.host import available_cpus, check_memory
 from clipmlu.model import Model
+from clipmlu.serve.batching import Batcher, Row
+from clipmlu.serve.class_embeddings import Classifiers
 from clipmlu.serve.options import ServeOptions
+from clipmlu.serve.preparing import ImagePreparer
+from clipmlu.serve.queue_limit import QueueLimit
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ClassesInput, ImageInput
+from clipmlu.serve.tickets import RowGroup, RowResult, Ticket
+from clipmlu.specs import TowerName
+
+Result = TypeVar("Result")
+_PREPARED_BATCHES = 2  # ahead of the device
 
 
 class ServedModel:
     """A bundle that is served; threads may share it.
 
-    Attributes:
+    Args:
         name: its name in requests.
-        encoder: the loaded bundle.
+        encoder: the loaded bundle; closed with this object.
+        options: options of the server.
+
+    Attributes:
+        images: the line of prepared images.
+        texts: the line of tokenised texts.
+        preparer: prepares images.
+        image_limit: the images that wait or are computed.
+        text_limit: the texts that wait or are computed.
+        classifier: the classifier of requests without labels, or None.
     """
 
     def __init__(self, name: str, encoder: Model, options: ServeOptions) -> None:
         self.name = name
         self.encoder = encoder
         self._options = options
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="clipmlu-serve")
+        self.image_limit = QueueLimit(options.max_queue, "images")
+        self.text_limit = QueueLimit(max(options.max_queue, options.max_texts), "texts")
+        size = encoder.check_batch_size(options.batch_size)
+        places = encoder.batches_in_flight
+        threads = options.workers or available_cpus()
+        ahead = _PREPARED_BATCHES * size + threads
+        check_memory(
+            (ahead + places * size) * int(np.prod(encoder.preprocessor.shape)) * encoder.pixel_dtype.itemsize,
+            f"{ahead + places * size} prepared images",
+        )
+        self.images = Batcher(places, size, "images")
+        self.texts = Batcher(places, encoder.batch_size, "texts")
+        self.preparer = ImagePreparer(encoder, self.images, threads=threads, ahead=ahead, urls=options.urls)
+        self._towers = encoder.runnable.facts.layout == "towers"
+        self._image_graph = ImageTower(encoder) if self._towers else None
+        self._text_graph = _TextTower(encoder)
+        self._classifiers = Classifiers(encoder, _QueuedTexts(self), options.max_texts)
+        self.classifier: ZeroShotClassifier | None = None
+        self._probe: Future[Any] | None = None
 
     @property
     def emulated(self) -> bool:
         """The emulated vendor SDK computes the answers."""
         return self.encoder.runnable.compilation.emulated
+
+    def warm_up(self) -> None:
+        """Make the default classifier, and compute one image and one text.
+
+        Raises:
+            ClipmluError: the bundle does not work on this machine.
+        """
+        options = self._options
+        if options.classifier is not None:
+            found = self.encoder.load_classifier(Path(options.classifier))
+            self.classifier = found.rejecting(none_label=options.none_label, reject_below=options.reject_below)
+        elif options.labels is not None:
+            self.classifier = self.encoder.classifier(
+                options.labels,
+                options.templates,
+                none_label=options.none_label,
+                background=options.background,
+                reject_below=options.reject_below,
+            )
+        if self._towers:
+            tokens = None if "text" not in self.encoder.runnable.towers else self.encoder.tokenizer(["warm-up"])
+            self.embed_tensors(self._probe_pixels(), tokens, now() + options.timeout_s).result()
+        elif self.classifier is not None:
+            self.classifier.scorer.submit(self._probe_pixels()).result()
+
+    def why_not_ready(self) -> str | None:
+        """Return why the device does not answer, or None; if it does not, it is tried again, for a later call."""
+        failure = self.images.failure or self.texts.failure
+        if failure is None:
+            return None
+        if self._towers and (self._probe is None or self._probe.done()):
+            tokens = self.encoder.tokenizer(["ready"]) if self.texts.failure is not None else None
+            self._probe = self.embed_tensors(self._probe_pixels(), tokens, now() + self._options.timeout_s)
+        return f"Bundle '{self.name}' does not answer: {failure}"
+
+    def _probe_pixels(self) -> npt.NDArray[Any]:
+        """Return an image of noise, for which any sound model gives an embedding."""
+        _, height, width = self.encoder.preprocessor.shape
+        picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        pixels = np.empty((1, *self.encoder.preprocessor.shape), self.encoder.pixel_dtype)
+        self.encoder.preprocessor.write(picture, pixels[0])
+        return pixels
 
     def describe(self) -> dict[str, Any]:
         """Return its facts as a dict for JSON."""
@@ -50,7 +134,7 @@ class ServedModel:
             "layout": facts.layout,
             "embedding_dim": facts.embedding_dim,
             "emulated": self.emulated,
-            "labels": None,
+            "labels": None if self.classifier is None else list(self.classifier.outcomes),
             "digest": self.encoder.bundle.digest,
         }
 
@@ -66,63 +150,325 @@ class ServedModel:
             deadline: time of ``clock.now`` at which the answer is useless.
 
         Raises:
-            Refusal: the queue is full.
+            Refusal: the queue is full, the request is too large, or it has no classes.
         """
-        return self._pool.submit(self._classify, images, classes, top_k)
+        self._check_images(images)
+        ticket: Ticket[Predictions] = Ticket(deadline)
+        finish = functools.partial(_finish_classify, ticket, images, top_k or self._options.top_k)
+        self.image_limit.take(len(images), deadline)
+        try:
+            classifier = self._classifier_of(classes)
+        except BaseException:
+            self._give_up(len(images))
+            raise
+        if self._image_graph is not None:  # the tower needs no classes: images and texts run at the same time
+            both = _Both(ticket, finish)
+            self.preparer.add(images, self._image_group(ticket, len(images), both.first), self._image_graph)
+            _when_done(classifier, both.second, ticket)
+        else:
+            start = functools.partial(self._start_joint, ticket, images, finish)
+            _when_done(classifier, start, ticket, lambda: self._give_up(len(images)))
+        return ticket.future
 
     def embed(self, images: Sequence[ImageInput], texts: Sequence[str], deadline: float) -> Future[ImageEmbeddings]:
-        """Start to embed images and texts; the rows of the images come first, and errors are positions in ``images``."""
-        return self._pool.submit(self._embed, images, texts)
+        """Start to embed images and texts; the rows of the images come first, and errors are positions in ``images``.
+
+        Raises:
+            Refusal: the queue is full, the request is too large, or the bundle has the joint layout.
+        """
+        self._check_images(images, least=0)
+        graph = self._require_towers()
+        tokens = self._tokens(texts)
+        ticket: Ticket[ImageEmbeddings] = Ticket(deadline)
+        both = _Both(ticket, functools.partial(_finish_embed, ticket, self.encoder.embedding_dim))
+        self._admit(len(images), len(texts), deadline)
+        if images:
+            self.preparer.add(images, self._image_group(ticket, len(images), both.first), graph)
+        else:
+            both.first([])
+        self._add_tokens(tokens, ticket, both.second)
+        return ticket.future
 
     def embed_tensors(
-        self, pixel_values: PixelArray | None, input_ids: npt.NDArray[np.int64] | None, deadline: float
+        self, pixel_values: npt.NDArray[Any] | None, input_ids: npt.NDArray[np.int64] | None, deadline: float
     ) -> Future[tuple[FloatArray | None, FloatArray | None]]:
-        """Start to embed prepared images and tokenised texts; the embeddings of what is None are None.
+        """Start to embed preprocessed images and tokenised texts.
 
         Args:
-            pixel_values: see ``Encoder.encode_images``.
-            input_ids: see ``Encoder.encode_tokens``.
-            deadline: as for ``classify``.
+            pixel_values: see ``Encoder.encode_images``, or None.
+            input_ids: see ``Encoder.encode_tokens``, or None.
+            deadline: time of ``clock.now`` at which the answer is useless.
+
+        Returns:
+            The future embeddings of the images and of the texts, each float32, shape (N, D), or None.
+
+        Raises:
+            Refusal: the queue is full, or the bundle has the joint layout.
+            ShapeError, InputError: as for ``Encoder.encode_images`` and ``Encoder.encode_tokens``.
+        """
+        graph = self._require_towers()
+        self._check_tensors(pixel_values, input_ids)
+        ticket: Ticket[tuple[FloatArray | None, FloatArray | None]] = Ticket(deadline)
+
+        def finish(image_rows: Sequence[RowResult], text_rows: Sequence[RowResult]) -> None:
+            ticket.finish((_stack(image_rows, pixel_values), _stack(text_rows, input_ids)))
+
+        both = _Both(ticket, finish)
+        pixels = () if pixel_values is None else pixel_values
+        self._admit(len(pixels), 0 if input_ids is None else len(input_ids), deadline)
+        if len(pixels):
+            group = self._image_group(ticket, len(pixels), both.first)
+            for position, values in enumerate(pixels):
+                self.images.add(Row(group, position, graph, values))
+        else:
+            both.first([])
+        self._add_tokens(input_ids, ticket, both.second)
+        return ticket.future
+
+    def embed_prompts(self, texts: Sequence[str]) -> FloatArray:
+        """Embed texts in the queue, and wait for them: float32, shape (N, D).
 
         Raises:
             Refusal: the queue is full.
         """
-        return self._pool.submit(self._embed_tensors, pixel_values, input_ids)
+        deadline = now() + self._options.timeout_s
+        found = self.embed_tensors(None, self.encoder.tokenizer(list(texts)), deadline).result()[1]
+        assert found is not None, "there are texts"
+        return found
 
-    @functools.cached_property
-    def classifier(self) -> ZeroShotClassifier | None:
-        """Classifies images into the classes of the server; None if it has none."""
-        options = self._options
-        if options.labels is None:
-            return None if options.classifier is None else self.encoder.load_classifier(options.classifier)
-        return self.encoder.classifier(options.labels, options.templates)
+    def stage_totals(self) -> Iterable[tuple[str, str, StageTotal]]:
+        """Yield the graph, the stage and the total time of each stage."""
+        for stage, total in self.preparer.clock.totals().items():
+            yield "image", stage, total
+        graphs: tuple[TowerName, ...] = ("image", "text") if self._towers else ("joint",)
+        for graph in graphs:
+            if graph in self.encoder.runnable.towers:
+                for stage, total in self.encoder.device_clock(graph).totals().items():
+                    yield graph, stage, total
 
     def close(self) -> None:
-        """Release the runtime."""
-        self._pool.shutdown()
+        """End the threads and release the runtime; what waits fails."""
+        self.preparer.close()
+        self.images.close()
+        self._classifiers.close()
+        self.texts.close()
         self.encoder.close()
 
-    def _classify(self, images: Sequence[ImageInput], classes: ClassesInput, top_k: int | None) -> Predictions:
-        labels = self._options.labels if classes.labels is None else classes.labels
-        if labels is None:
-            raise Refusal("bad_request", 'There are no labels; give them, such as ["cat", "dog"].')
-        classifier = self.encoder.classifier(labels, classes.templates, cache=False)
-        contents = [image.content or b"" for image in images]
-        found = classifier.predict(contents, top_k=top_k or self._options.top_k, on_error="skip")
-        return Predictions(
-            Prediction(image.id, each.class_names, each.indices, each.scores, each.error, each.emulated, each.rejected)
-            for image, each in zip(images, found, strict=True)
-        )
+    def _classifier_of(self, classes: ClassesInput) -> Future[ZeroShotClassifier]:
+        if classes.labels is not None:
+            return self._classifiers.get(classes)
+        if self.classifier is None:
+            raise Refusal(
+                "bad_request", 'There are no labels. Give them, such as ["cat", "dog"], or start with --labels.'
+            )
+        if classes != ClassesInput():
+            raise Refusal(
+                "bad_request", "Templates, background and rules go with labels of the request; give labels too."
+            )
+        found: Future[ZeroShotClassifier] = Future()
+        found.set_result(self.classifier)
+        return found
 
-    def _embed(self, images: Sequence[ImageInput], texts: Sequence[str]) -> ImageEmbeddings:
-        found = self.encoder.embed_images([image.content or b"" for image in images], on_error="skip")
-        of_texts = self.encoder.embed_texts(list(texts))
-        return ImageEmbeddings(np.concatenate([found.rows.reshape(-1, of_texts.shape[1]), of_texts]), found.errors)
+    def _start_joint(
+        self,
+        ticket: Ticket[Predictions],
+        images: Sequence[ImageInput],
+        finish: Callable[[Sequence[RowResult], ZeroShotClassifier], object],
+        classifier: ZeroShotClassifier,
+    ) -> None:
+        group = self._image_group(ticket, len(images), lambda rows: finish(rows, classifier))
+        self.preparer.add(images, group, classifier.scorer)
 
-    def _embed_tensors(
-        self, pixel_values: PixelArray | None, input_ids: npt.NDArray[np.int64] | None
-    ) -> tuple[FloatArray | None, FloatArray | None]:
-        return (
-            None if pixel_values is None else self.encoder.encode_images(pixel_values),
-            None if input_ids is None else self.encoder.encode_tokens(input_ids),
+    def _image_group(
+        self, ticket: Ticket[Any], count: int, on_done: Callable[[Sequence[RowResult]], object]
+    ) -> RowGroup:
+        return RowGroup(ticket, count, on_done, self.image_limit.end_one)
+
+    def _add_tokens(
+        self,
+        tokens: npt.NDArray[np.int64] | None,
+        ticket: Ticket[Any],
+        on_done: Callable[[Sequence[RowResult]], object],
+    ) -> None:
+        if tokens is None or not len(tokens):
+            on_done([])
+            return
+        group = RowGroup(ticket, len(tokens), on_done, self.text_limit.end_one)
+        for position, values in enumerate(tokens):
+            self.texts.add(Row(group, position, self._text_graph, values))
+
+    def _admit(self, images: int, texts: int, deadline: float) -> None:
+        if images:
+            self.image_limit.take(images, deadline)
+        if texts:
+            try:
+                self.text_limit.take(texts, deadline)
+            except Refusal:
+                self._give_up(images)
+                raise
+
+    def _give_up(self, images: int) -> None:
+        for _ in range(images):
+            self.image_limit.end_one()
+
+    def _tokens(self, texts: Sequence[str]) -> npt.NDArray[np.int64] | None:
+        if not texts:
+            return None
+        self.encoder.runnable.tower("text")
+        if len(texts) > self._options.max_texts:
+            raise Refusal(
+                "too_large", f"The request has {len(texts)} texts; this server takes {self._options.max_texts}."
+            )
+        return self.encoder.tokenizer(list(texts))
+
+    def _check_images(self, images: Sequence[ImageInput], least: int = 1) -> None:
+        if len(images) < least:
+            raise Refusal("bad_request", "The request has no images.")
+        if len(images) > self._options.max_images:
+            raise Refusal(
+                "too_large", f"The request has {len(images)} images; this server takes {self._options.max_images}."
+            )
+        if self._options.urls is None and any(image.content is None for image in images):
+            raise Refusal(
+                "urls_not_allowed", "This server fetches no URLs; send the file, or start it with --allow-urls."
+            )
+
+    def _check_tensors(self, pixel_values: object, input_ids: npt.NDArray[np.int64] | None) -> None:
+        """Check given tensors: a wrong one must not reach a batch, which has rows of other requests."""
+        if pixel_values is not None:
+            pixels = self._checked(
+                "pixel_values", pixel_values, self.encoder.preprocessor.shape, self.encoder.pixel_dtype
+            )
+            check_finite(pixels)
+        if input_ids is not None:
+            (spec,) = self.encoder.runnable.tower("text").inputs
+            self._checked("input_ids", input_ids, spec.shape[1:], np.dtype(np.int64))
+            self.encoder.check_tokens(input_ids)
+
+    def _checked(self, what: str, given: Any, shape: Sequence[int | str], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        array = np.asarray(given)
+        if array.shape[1:] != tuple(shape) or array.dtype != dtype:
+            raise ShapeError(
+                f"{what} is {array.dtype} of shape {array.shape}; expected {dtype} of shape (N, {str(tuple(shape))[1:]}."
+            )
+        return array
+
+    def _require_towers(self) -> ImageTower:
+        if self._image_graph is None:
+            raise Refusal(
+                "bad_request",
+                f"Bundle '{self.name}' has the layout 'joint', whose graph gives no embeddings; ask /v1/classify, or serve a "
+                "bundle with two towers.",
+            )
+        return self._image_graph
+
+
+class _TextTower:
+    """The text tower as a graph of a batcher."""
+
+    def __init__(self, encoder: Model) -> None:
+        self._encoder = encoder
+
+    def submit(self, rows: npt.NDArray[np.int64], /) -> PendingRows:
+        return self._encoder.submit_tokens(rows)
+
+
+class _QueuedTexts:
+    """Embeds the prompts of classes in the queue of a served bundle."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+
+    def embed_texts(self, texts: list[str], *, on_rows: Callable[[int], object]) -> FloatArray:
+        found = self._model.embed_prompts(texts)
+        on_rows(len(texts))
+        return found
+
+
+class _Both:
+    """Calls a function with two results when both are there.
+
+    Args:
+        ticket: fails if the function does.
+        call: the function.
+    """
+
+    def __init__(self, ticket: Ticket[Any], call: Callable[[Any, Any], object]) -> None:
+        self._ticket = ticket
+        self._call = call
+        self._lock = threading.Lock()
+        self._found: dict[int, Any] = {}
+
+    def first(self, value: Any) -> None:
+        """Give the first result."""
+        self._give(0, value)
+
+    def second(self, value: Any) -> None:
+        """Give the second result."""
+        self._give(1, value)
+
+    def _give(self, place: int, value: Any) -> None:
+        with self._lock:
+            self._found[place] = value
+            complete = len(self._found) == 2
+        if complete:
+            try:
+                self._call(self._found[0], self._found[1])
+            except Exception as error:
+                self._ticket.fail(error)
+
+
+def _when_done(
+    future: Future[Result],
+    call: Callable[[Result], object],
+    ticket: Ticket[Any],
+    on_failure: Callable[[], object] = lambda: None,
+) -> None:
+    """Call a function with a future's result, at once or later; its error is that of the request."""
+
+    def done(ended: Future[Result]) -> None:
+        try:
+            result = ended.result()
+        except BaseException as error:
+            on_failure()
+            ticket.fail(error)
+        else:
+            call(result)
+
+    future.add_done_callback(done)
+
+
+def _finish_classify(
+    ticket: Ticket[Predictions],
+    images: Sequence[ImageInput],
+    top_k: int,
+    rows: Sequence[RowResult],
+    classifier: ZeroShotClassifier,
+) -> None:
+    read = [image.id for image, row in zip(images, rows, strict=True) if not isinstance(row, InputError)]
+    ranked: Sequence[Prediction] = ()
+    if read:
+        stacked = np.stack([row for row in rows if not isinstance(row, InputError)])
+        ranked = classifier.predictions_from_rows(stacked, read, top_k=top_k)
+    found = iter(ranked)
+    ticket.finish(
+        Predictions(
+            Prediction.failed(image.id, str(row)) if isinstance(row, InputError) else next(found)
+            for image, row in zip(images, rows, strict=True)
         )
+    )
+
+
+def _finish_embed(
+    ticket: Ticket[ImageEmbeddings], width: int, image_rows: Sequence[RowResult], text_rows: Sequence[RowResult]
+) -> None:
+    errors = {place: str(row) for place, row in enumerate(image_rows) if isinstance(row, InputError)}
+    none = np.full(width, np.nan, np.float32)
+    rows = [none if isinstance(row, InputError) else row for row in (*image_rows, *text_rows)]
+    ticket.finish(ImageEmbeddings(np.stack(rows) if rows else np.zeros((0, width), np.float32), errors))
+
+
+def _stack(rows: Sequence[RowResult], given: object) -> FloatArray | None:
+    if given is None:
+        return None
+    return np.stack([row for row in rows if not isinstance(row, InputError)])

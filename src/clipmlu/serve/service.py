@@ -20,6 +20,7 @@ class Service:
         options: options of the server.
         models: maps a name to its bundle; the first one is the default.
         index: the index of ``/v1/search``, or None.
+        stopping: new requests are refused.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Service:
         self.models = dict(models)
         self.options = options
         self.index = index
+        self.stopping = False
 
     def model(self, name: str | None) -> ServedModel:
         """Return a bundle by its name; None for the first.
@@ -46,16 +48,19 @@ class Service:
 
     def why_not_ready(self) -> str | None:
         """Return why requests cannot be answered now, or None."""
-        return None
+        if self.stopping:
+            return "The server is stopping."
+        return next(filter(None, (model.why_not_ready() for model in self.models.values())), None)
 
     def close(self) -> None:
-        """Release all bundles."""
+        """Release all bundles; what waits fails."""
+        self.stopping = True
         for model in self.models.values():
             model.close()
 
 
 def open_service(bundles: Mapping[str, str | os.PathLike[str]], options: ServeOptions) -> Service:
-    """Load bundles and return the service.
+    """Load bundles, compute an image and a text with each, and return the service.
 
     Args:
         bundles: maps a name to the directory of a compiled bundle.
@@ -65,15 +70,24 @@ def open_service(bundles: Mapping[str, str | os.PathLike[str]], options: ServeOp
         OptionError, BundleError, BackendUnavailableError: as for ``clipmlu.load``.
         InputError: the index cannot be read, or no bundle is of its model.
     """
-    models = {
-        name: ServedModel(name, load_for_images(path, _Running(options), image_only=False), options)
-        for name, path in bundles.items()
-    }
+    models: dict[str, ServedModel] = {}
     try:
+        for name, path in bundles.items():
+            models[name] = _open_model(name, path, options)
+            models[name].warm_up()
         return Service(models, options, _open_index(models, options))
     except BaseException:
         for model in models.values():
             model.close()
+        raise
+
+
+def _open_model(name: str, path: str | os.PathLike[str], options: ServeOptions) -> ServedModel:
+    encoder = load_for_images(path, _Running(options), image_only=options.classifier is not None)
+    try:
+        return ServedModel(name, encoder, options)
+    except BaseException:
+        encoder.close()
         raise
 
 

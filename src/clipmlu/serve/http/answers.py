@@ -27,6 +27,11 @@ def error_response(
         headers: further headers.
         path: path of the request.
     """
+    return json_response(error_body(code, message, request_id, path), status, headers)
+
+
+def error_body(code: str, message: str, request_id: str, path: str) -> dict[str, Any]:
+    """Return the JSON of an error; see ``error_response``."""
     if path == "/v2" or path.startswith("/v2/"):
-        return json_response({"error": message}, status, headers)
-    return json_response({"error": {"code": code, "message": message, "request_id": request_id}}, status, headers)
+        return {"error": message}
+    return {"error": {"code": code, "message": message, "request_id": request_id}}

@@ -1,23 +1,41 @@
-"""The FastAPI application."""
+"""The application: the routes as a FastAPI application, and the edge around it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from clipmlu._version import __version__
-from clipmlu.errors import ClipmluError, InputError, OptionError
+from clipmlu.errors import ClipmluError, InputError, OptionError, SessionError, ShapeError, first_line
+from clipmlu.serve.http.access import AccessRules
+from clipmlu.serve.http.access_log import AccessLog
 from clipmlu.serve.http.answers import error_response
+from clipmlu.serve.http.edge import Edge
 from clipmlu.serve.http.state import request_id_of
-from clipmlu.serve.refusal import STATUS_OF, Refusal
+from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.routes import all_routers
 from clipmlu.serve.service import Service
 
+_log = logging.getLogger(__name__)
+_CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
 
-def make_app(service: Service) -> FastAPI:
-    """Return the application of a service, which closes the service when it ends."""
+
+def make_app(
+    service: Service, rules: AccessRules | None = None, write_log: Callable[[str], object] | None = None
+) -> Edge:
+    """Return the application of a service, which closes the service when it ends.
+
+    Args:
+        service: the service.
+        rules: who may ask; None for requests to names of the loopback.
+        write_log: writes a line of the access log; None for no log.
+    """
+    access_log = AccessLog(write_log)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -25,19 +43,53 @@ def make_app(service: Service) -> FastAPI:
             yield
         finally:
             service.close()
+            access_log.close()
 
     app = FastAPI(title="clipmlu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     for router in all_routers():
         app.include_router(router)
     app.add_exception_handler(ClipmluError, _answer_error)
-    return app
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_wrong_value)
+    app.add_exception_handler(Exception, _answer_bug)
+    edge = Edge(app, service, rules or AccessRules(), access_log)
+    app.state.metrics = edge.metrics
+    return edge
+
+
+def _respond(request: Request, error: Refusal) -> Response:
+    request.scope["clipmlu.reason"] = error.code
+    path = str(request.scope["path"])
+    return error_response(error.code, str(error), error.status, request_id_of(request), error.headers, path=path)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    code = "bad_request" if isinstance(error, (InputError, OptionError)) else "internal"
-    headers: dict[str, str] = {}
     if isinstance(error, Refusal):
-        code, headers = error.code, error.headers
-    path = request.url.path
-    return error_response(code, str(error), STATUS_OF[code], request_id_of(request), headers, path=path)
+        return _respond(request, error)
+    if isinstance(error, (InputError, OptionError, ShapeError)):
+        return _respond(request, Refusal("bad_request", str(error)))
+    if isinstance(error, SessionError):
+        return _respond(request, Refusal("device_failed", str(error)))
+    _log.error("Request %s failed: %s", request_id_of(request), error)
+    return _respond(request, Refusal("internal", str(error)))
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "FastAPI calls this for such errors"
+    code = _CODE_OF_STATUS.get(error.status_code, "bad_request")
+    path = str(request.scope["path"])[:200]
+    what = {
+        "not_found": f"There is no '{path}'; GET /docs lists the routes.",
+        "method_not_allowed": f"'{path}' takes no {request.method}.",
+    }
+    return _respond(request, Refusal(code, what.get(code, str(error.detail)), error.headers))
+
+
+async def _answer_wrong_value(request: Request, error: Exception) -> Response:
+    return _respond(request, Refusal("bad_request", f"A value of the request is wrong: {first_line(error)}."))
+
+
+async def _answer_bug(request: Request, _error: Exception) -> Response:
+    """Answer an unexpected error, which the edge logs."""
+    return _respond(request, Refusal("internal", "An error of the server; its log has the details."))

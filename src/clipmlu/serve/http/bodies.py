@@ -1,14 +1,27 @@
-"""Reading the body of a request, and what it asks for in any of its forms."""
+"""Reading the body of a request, and what it asks for in any of its forms: JSON, a form, or the bytes of one image."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
+from clipmlu.data.class_names import COMMAS
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ClassesInput, ClassifyRequest, EmbedRequest, ImageInput
+
+Parsed = TypeVar("Parsed")
+_INLINE_BYTES = 256 << 10  # JSON up to this size takes less time to parse than to hand to a thread
+_LONGEST_ID = 500
+_MOST_FIELDS = 10_000
+_FIELD_BYTES = 1 << 20
+_FILE_PARTS = ("image", "images")
 
 
 class _Image(msgspec.Struct, forbid_unknown_fields=True):
@@ -17,8 +30,7 @@ class _Image(msgspec.Struct, forbid_unknown_fields=True):
     id: str | None = None
 
 
-class _Classify(msgspec.Struct, forbid_unknown_fields=True):
-    images: list[bytes | _Image]
+class _Classes(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
     labels: list[str] | dict[str, str | list[str]] | None = None
     templates: str | list[str] | None = None
@@ -28,66 +40,185 @@ class _Classify(msgspec.Struct, forbid_unknown_fields=True):
     reject_below: float | None = None
 
 
-class _Embed(msgspec.Struct, forbid_unknown_fields=True):
+class _Classify(_Classes, forbid_unknown_fields=True, kw_only=True):
+    images: list[bytes | _Image]
+
+
+class _Embed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
     images: list[bytes | _Image] = []
     texts: list[str] = []
 
 
-async def read_classify(request: Request) -> ClassifyRequest:
-    """Read a request for the classes of images."""
-    body = await request.body()
-    if _kind(request) == "application/json":
-        given = _decode(body, _Classify)
-        labels = given.labels
-        if isinstance(labels, dict):
-            labels = {name: [each] if isinstance(each, str) else each for name, each in labels.items()}
-        templates = [given.templates] if isinstance(given.templates, str) else given.templates
-        return ClassifyRequest(
-            model=given.model,
-            images=_images(given.images),
-            classes=ClassesInput(
-                labels=labels,
-                templates=templates,
-                none_label=given.none_label,
-                background=given.background,
-                reject_below=given.reject_below,
-            ),
-            top_k=given.top_k,
-        )
-    query = request.query_params
-    return ClassifyRequest(
-        model=query.get("model"),
-        images=[ImageInput("image 0", body)],
-        classes=ClassesInput(labels=query.getlist("labels") or None, templates=query.getlist("templates") or None),
-        top_k=int(query["top_k"]) if "top_k" in query else None,
-    )
+class _Form(MultiPartParser):
+    spool_max_size = 1 << 40  # files stay in memory: the body is limited, and a disk would be slower and fill
 
 
-async def read_embed(request: Request) -> EmbedRequest:
-    """Read a request for embeddings."""
-    body = await request.body()
-    if _kind(request) == "application/json":
-        given = _decode(body, _Embed)
+async def read_classify(request: Request, max_images: int) -> ClassifyRequest:
+    """Read a request for the classes of images.
+
+    Raises:
+        Refusal: it cannot be parsed, or is too large.
+    """
+    kind = kind_of(request)
+    if kind == "application/json":
+        given = await parse_json(await request.body(), _Classify)
+        return _classify_request(given, _images(given.images))
+    images, fields = await _images_and_fields(request, kind, max_images)
+    return _classify_request(_from_fields(fields, _Classes, ("labels", "templates", "background")), images)
+
+
+async def read_embed(request: Request, max_images: int) -> EmbedRequest:
+    """Read a request for embeddings.
+
+    Raises:
+        Refusal: it cannot be parsed, or is too large.
+    """
+    kind = kind_of(request)
+    if kind == "application/json":
+        given = await parse_json(await request.body(), _Embed)
+        if not given.images and not given.texts:
+            raise Refusal("bad_request", "The request has neither images nor texts.")
         return EmbedRequest(model=given.model, images=_images(given.images), texts=given.texts)
-    return EmbedRequest(model=request.query_params.get("model"), images=[ImageInput("image 0", body)])
+    images, fields = await _images_and_fields(request, kind, max_images)
+    found = _from_fields(fields, _Embed, ("texts",))
+    return EmbedRequest(model=found.model, images=images, texts=found.texts)
 
 
-def _kind(request: Request) -> str:
+def kind_of(request: Request) -> str:
+    """Return the media type of the body, in lower case and without parameters."""
     return str(request.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
 
-def _decode(body: bytes, kind: Any) -> Any:
+async def parse_json(body: bytes, kind: type[Parsed]) -> Parsed:
+    """Return the JSON of a body as a struct; base64 becomes bytes.
+
+    Raises:
+        Refusal: it is no such JSON.
+    """
+    if len(body) <= _INLINE_BYTES:
+        return _decode(body, kind)
+    return await asyncio.to_thread(_decode, body, kind)
+
+
+async def read_form(request: Request, max_files: int) -> list[tuple[str, str | UploadFile]]:
+    """Return the parts of a form, whose files are in memory.
+
+    Raises:
+        Refusal: it is no form, or has too many parts.
+    """
+    try:
+        parser = _Form(
+            request.headers, request.stream(), max_files=max_files, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES
+        )
+        return list((await parser.parse()).multi_items())
+    except (MultiPartException, KeyError) as error:
+        reason = getattr(error, "message", "it has no boundary").rstrip(".")
+        code = "too_large" if reason.startswith("Too many") or "maximum size" in reason else "bad_request"
+        raise Refusal(code, f"The form cannot be read: {reason}. At most {max_files} files are taken.") from error
+
+
+async def _images_and_fields(
+    request: Request, kind: str, max_images: int
+) -> tuple[list[ImageInput], dict[str, list[str]]]:
+    query: dict[str, list[str]] = {}
+    for name, value in request.query_params.multi_items():
+        query.setdefault(name, []).append(value)
+    if kind == "multipart/form-data":
+        return await _form(request, query, max_images)
+    if not kind.startswith("image/") and kind != "application/octet-stream":
+        raise Refusal(
+            "unsupported_media_type",
+            f"Content-Type is '{kind[:100]}'; expected application/json, multipart/form-data, or image/* for the bytes of one image.",
+        )
+    content = await request.body()
+    if not content:
+        raise Refusal("bad_request", "The body is empty; expected the bytes of an image.")
+    return [ImageInput("image 0", content)], query
+
+
+async def _form(
+    request: Request, fields: dict[str, list[str]], max_images: int
+) -> tuple[list[ImageInput], dict[str, list[str]]]:
+    images: list[ImageInput] = []
+    for name, value in await read_form(request, max_images):
+        if isinstance(value, str):
+            fields.setdefault(name, []).append(value)
+        elif name in _FILE_PARTS:
+            images.append(ImageInput(_id(value.filename, len(images)), await value.read()))
+            await value.close()
+        else:
+            raise Refusal(
+                "bad_request", f"The form has a file in part '{name[:100]}'; expected files in parts named 'image'."
+            )
+    return images, fields
+
+
+def _from_fields(fields: Mapping[str, Sequence[str]], kind: type[Parsed], lists: Sequence[str]) -> Parsed:
+    values: dict[str, Any] = {
+        name: _list(name, texts) if name in lists else texts[-1] for name, texts in fields.items()
+    }
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refusal("bad_request", f"An option of the request is wrong: {error}.") from error
+
+
+def _list(name: str, texts: Sequence[str]) -> Any:
+    """Return the values of an option that is a list: repeated, as JSON, or for labels separated by commas."""
+    if len(texts) > 1:
+        return list(texts)
+    text = texts[0].strip()
+    if (text[:1] in ("[", "{") and name != "templates") or text[:1] == "[":
+        try:
+            return msgspec.json.decode(text.encode())
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+            raise Refusal("bad_request", f"Option '{name}' is no JSON list: {error}.") from error
+    if name == "labels":
+        return [label.strip() for label in re.split(f"[{COMMAS}]", text) if label.strip()]
+    return [text]
+
+
+def _decode(body: bytes, kind: type[Parsed]) -> Parsed:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal("bad_request", f"The JSON body cannot be read: {error}.") from error
 
 
-def _images(given: list[bytes | _Image]) -> list[ImageInput]:
-    return [
-        ImageInput(f"image {position}", image)
-        if isinstance(image, bytes)
-        else ImageInput(image.id or image.url or f"image {position}", image.data, image.url)
-        for position, image in enumerate(given)
-    ]
+def _classify_request(given: _Classes, images: list[ImageInput]) -> ClassifyRequest:
+    labels = given.labels
+    if isinstance(labels, dict):
+        labels = {name: [each] if isinstance(each, str) else each for name, each in labels.items()}
+    if given.top_k is not None and given.top_k < 1:
+        raise Refusal("bad_request", f"top_k is {given.top_k}; expected 1 or more.")
+    return ClassifyRequest(
+        model=given.model,
+        images=images,
+        classes=ClassesInput(
+            labels=labels,
+            templates=[given.templates] if isinstance(given.templates, str) else given.templates,
+            none_label=given.none_label,
+            background=given.background,
+            reject_below=given.reject_below,
+        ),
+        top_k=given.top_k,
+    )
+
+
+def _images(given: Sequence[bytes | _Image]) -> list[ImageInput]:
+    return [_image(image, position) for position, image in enumerate(given)]
+
+
+def _image(image: bytes | _Image, position: int) -> ImageInput:
+    if isinstance(image, bytes):
+        return ImageInput(f"image {position}", image)
+    if (image.data is None) == (image.url is None):
+        raise Refusal("bad_request", f"Image {position} needs either 'data' or 'url'.")
+    return ImageInput(_id(image.id or image.url, position), image.data, image.url)
+
+
+def _id(given: str | None, position: int) -> str:
+    """Return the name of an image as one line of text."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in given or "")
+    return name[:_LONGEST_ID] or f"image {position}"

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from clipmlu.clock import now
 from clipmlu.serve.http.answers import json_response
 from clipmlu.serve.http.bodies import read_classify
-from clipmlu.serve.http.state import service_of
+from clipmlu.serve.http.state import deadline_of, note_model, service_of
+from clipmlu.serve.refusal import Refusal
 
 router = APIRouter()
 
@@ -19,10 +20,13 @@ async def classify(request: Request) -> Response:
     """Return the classes of images."""
     start = now()
     service = service_of(request)
-    given = await read_classify(request)
+    given = await read_classify(request, service.options.max_images)
     model = service.model(given.model)
-    pending = model.classify(given.images, given.classes, given.top_k, start + service.options.timeout_s)
+    note_model(request, model, images=len(given.images))
+    pending = model.classify(given.images, given.classes, given.top_k, deadline_of(request))
     predictions = await asyncio.wrap_future(pending)
+    if len(predictions.errors) == len(predictions):
+        raise Refusal("bad_image", predictions.errors[0])
     return json_response(
         {
             "model": model.name,

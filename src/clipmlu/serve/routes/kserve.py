@@ -8,11 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from clipmlu._version import __version__
-from clipmlu.clock import now
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.serve.http.answers import json_response
-from clipmlu.serve.http.state import service_of
+from clipmlu.serve.http.state import deadline_of, note_model, service_of
 from clipmlu.serve.kserve.request import LENGTH_HEADER, InferenceRequest, read_request
 from clipmlu.serve.kserve.response import write_response
 from clipmlu.serve.kserve.view import VERSION, ModelView, server_metadata
@@ -64,8 +63,9 @@ async def model_ready(request: Request, name: str, version: str = VERSION) -> Re
 @router.post("/v2/models/{name}/versions/{version}/infer")
 async def infer(request: Request, name: str, version: str = VERSION) -> Response:
     """Compute the outputs of a model."""
-    deadline = now() + service_of(request).options.timeout_s
+    deadline = deadline_of(request)
     served, view = await _find(request, name, version)
+    note_model(request, served)
     body = await request.body()
     arguments = (body, request.headers.get(LENGTH_HEADER), view.inputs, view.outputs)
     # Large bodies are read beside the other requests.

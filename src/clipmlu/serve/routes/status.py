@@ -1,6 +1,8 @@
-"""``GET /health``, ``/ready`` and ``/v1/models``."""
+"""``GET /health``, ``/ready``, ``/metrics`` and ``/v1/models``."""
 
 from __future__ import annotations
+
+import asyncio
 
 from fastapi import APIRouter, Request, Response
 
@@ -20,15 +22,26 @@ async def health() -> Response:
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """Answer whether requests can be answered now."""
-    reason = service_of(request).why_not_ready()
+    service = service_of(request)
+    reason = service.why_not_ready()
     if reason is not None:
-        raise Refusal("not_ready", reason)
+        raise Refusal("stopping" if service.stopping else "not_ready", reason)
     return json_response({"status": "ready"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Return the figures for Prometheus."""
+    content = await asyncio.to_thread(request.app.state.metrics.render)
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """Describe the served bundles and the index."""
+    """Describe the served bundles, the index and the limits of requests."""
     service = service_of(request)
+    options = service.options
+    limits = {"max_images": options.max_images, "max_texts": options.max_texts, "max_body": options.max_body}
     index = None if service.index is None else service.index.describe()
-    return json_response({"models": [model.describe() for model in service.models.values()], "index": index})
+    described = [model.describe() for model in service.models.values()]
+    return json_response({"models": described, "index": index, "limits": limits})
