@@ -171,6 +171,7 @@ BAD = {
         None,
         "1099511627776; expected 0 to",
     ),
+    "a long text": ([text_input("x" * 100_000)], None, "texts[0] has 100000 bytes; expected 65536 at most"),
     "an output that does not follow": (
         [text_input("x")],
         [{"name": "image_embeds"}],

@@ -133,8 +133,11 @@ HUGE = b"1" * 5000
 BAD_JSON = {
     "nothing": (b"", "no JSON"),
     "a list": (b"[]", "Expected `object`"),
-    "no inputs": (b'{"inputs":[]}', "0 inputs; expected 1 to 16"),
-    "many inputs": (b'{"inputs":[' + b",".join([b'{"name":"x","shape":[],"datatype":"x"}'] * 17) + b"]}", "17 inputs"),
+    "no inputs": (b'{"inputs":[]}', "no inputs; expected 1 to 16"),
+    "many inputs": (
+        b'{"inputs":[' + b",".join([b'{"name":"x","shape":[],"datatype":"x"}'] * 17) + b"]}",
+        "of at most length 16",
+    ),
     "nested for ever": (b'{"x":' + DEEP, "recursion"),
     "data nested for ever": (
         b'{"inputs":[{"name":"texts","shape":[1],"datatype":"BYTES","data":' + DEEP,
@@ -153,6 +156,19 @@ BAD_JSON = {
         b'{"inputs":[{"name":"raw_pixels","shape":[1,4],"datatype":"UINT8","data":[1,2,3,' + HUGE + b"]}]}",
         "out of range",
     ),
+    "a million inputs": (
+        b'{"inputs":[' + b'{"name":"","shape":[],"datatype":""},' * 1_000_000 + b"0]}",
+        "of at most length 16",
+    ),
+    "a million outputs": (
+        b'{"inputs":[],"outputs":[' + b'{"name":""},' * 1_000_000 + b"0]}",
+        "of at most length 16",
+    ),
+    "a million axes": (
+        b'{"inputs":[{"name":"","shape":[' + b"1," * 1_000_000 + b"1]",
+        "of at most length 8",
+    ),
+    "a long name": (json.dumps(one("x" * 1_000_000, [1], "BYTES", ["x"])).encode(), "length <= 256"),
     "a long id": (json.dumps(one("texts", [1], "BYTES", ["x"], id="x" * 257)).encode(), "length <= 256"),
     "half a character": (
         b'{"inputs":[{"name":"texts","shape":[1],"datatype":"BYTES","data":["\\ud800"]}]}',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import msgspec
 
@@ -13,7 +13,8 @@ from clipmlu.serve.kserve.tensors import TensorFacts, Values, values_from_binary
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 MOST_INPUTS = 16
-_LONGEST_ID = 256
+_MOST_AXES = 8
+_LONGEST_NAME = 256
 
 
 class InputTensor(NamedTuple):
@@ -69,24 +70,50 @@ class _OutputParameters(msgspec.Struct):
     shared_memory_region: str | None = None
 
 
+def _short_list(name: str, kind: Any, most: int) -> Any:
+    """Return the type of a list of at most ``most`` elements; elements beyond them are errors before they are built."""
+    fields: list[Any] = [(f"element_{number}", kind | msgspec.UnsetType, msgspec.UNSET) for number in range(most)]
+    return msgspec.defstruct(name, fields, array_like=True, forbid_unknown_fields=True)
+
+
+def _elements(found: Any) -> list[Any]:
+    """Return the elements of a list of ``_short_list``."""
+    return [element for element in msgspec.structs.astuple(found) if element is not msgspec.UNSET]
+
+
+_Name = Annotated[str, msgspec.Meta(max_length=_LONGEST_NAME)]
+if TYPE_CHECKING:
+    _Shape = Any
+else:
+    _Shape = _short_list("_Shape", int, _MOST_AXES)
+
+
 class _Input(msgspec.Struct):
-    name: str
-    shape: list[int]
-    datatype: str
+    name: _Name
+    shape: _Shape
+    datatype: _Name
     parameters: _InputParameters = msgspec.field(default_factory=_InputParameters)
     data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class _Output(msgspec.Struct):
-    name: str
+    name: _Name
     parameters: _OutputParameters = msgspec.field(default_factory=_OutputParameters)
 
 
+if TYPE_CHECKING:
+    _Inputs = Any
+    _Outputs = Any
+else:
+    _Inputs = _short_list("_Inputs", _Input, MOST_INPUTS)
+    _Outputs = _short_list("_Outputs", _Output, MOST_INPUTS)
+
+
 class _Request(msgspec.Struct):
-    inputs: list[_Input]
-    id: Annotated[str, msgspec.Meta(max_length=_LONGEST_ID)] | None = None
+    inputs: _Inputs
+    id: _Name | None = None
     parameters: _RequestParameters = msgspec.field(default_factory=_RequestParameters)
-    outputs: list[_Output] | None = None
+    outputs: _Outputs | None = None
 
 
 # Fields that are not known are skipped without building them.
@@ -119,14 +146,15 @@ def read_request(
     view = memoryview(body)[length:]
     binary = header_length is not None
     tensors: dict[str, InputTensor] = {}
-    for position, given in enumerate(found.inputs):
+    for position, given in enumerate(_elements(found.inputs)):
         where = f"inputs[{position}] ('{given.name}')"
         facts = _check_input(given, where, inputs, tensors)
         view = _read_input(given, facts, where, view, tensors, binary=binary)
     if len(view):
         raise InputError(f"{len(view)} bytes follow the binary data of all inputs; expected none.")
     every = found.parameters.binary_data_output
-    wanted = None if not found.outputs else tuple(_read_outputs(found.outputs, outputs, every))
+    named: list[_Output] = _elements(found.outputs) if found.outputs is not None else []
+    wanted = tuple(_read_outputs(named, outputs, every)) if named else None
     return InferenceRequest(found.id, tensors, wanted, every)
 
 
@@ -155,8 +183,8 @@ def _decode(text: bytes) -> _Request:
         raise InputError(f"The request is no inference request: {error}.") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InputError(f"The body is no JSON that can be read ({error}).") from error
-    if not 1 <= len(found.inputs) <= MOST_INPUTS:
-        raise InputError(f"The request has {len(found.inputs)} inputs; expected 1 to {MOST_INPUTS}.")
+    if not _elements(found.inputs):
+        raise InputError(f"The request has no inputs; expected 1 to {MOST_INPUTS}.")
     return found
 
 
@@ -167,18 +195,16 @@ def _check_input(
         raise InputError(wrong_choice(f"inputs[{len(seen)}]", given.name, known))
     if given.name in seen:
         raise InputError(f"{where} is given twice; expected once.")
-    facts = known[given.name]
+    facts, shape = known[given.name], _elements(given.shape)
     if given.datatype != facts.datatype:
         raise InputError(f"{where} has datatype {shown(given.datatype)}; expected {facts.datatype}.")
-    fits = len(given.shape) == len(facts.shape) and all(
-        expected in (-1, size) for size, expected in zip(given.shape, facts.shape, strict=True)
+    fits = len(shape) == len(facts.shape) and all(
+        expected in (-1, size) for size, expected in zip(shape, facts.shape, strict=True)
     )
     if not fits:
-        raise InputError(
-            f"{where} has shape {shown(given.shape)}; expected {list(facts.shape)}, with -1 for any number."
-        )
-    if not 1 <= given.shape[0] <= facts.rows:
-        raise InputError(f"{where} has shape {shown(given.shape)}; its first dimension may be 1 to {facts.rows}.")
+        raise InputError(f"{where} has shape {shape}; expected {list(facts.shape)}, with -1 for any number.")
+    if not 1 <= shape[0] <= facts.rows:
+        raise InputError(f"{where} has shape {shape}; its first dimension may be 1 to {facts.rows}.")
     if given.parameters.shared_memory_region is not None:
         _refuse_shared_memory(where)
     return facts
@@ -188,7 +214,7 @@ def _read_input(
     given: _Input, facts: TensorFacts, where: str, view: memoryview, tensors: dict[str, InputTensor], *, binary: bool
 ) -> memoryview:
     """Add the tensor of an input; return the binary data that are left for the others."""
-    size, raw, shape = given.parameters.binary_data_size, memoryview(given.data), tuple(given.shape)
+    size, raw, shape = given.parameters.binary_data_size, memoryview(given.data), tuple(_elements(given.shape))
     if (size is None) == (not raw):
         raise InputError(f"{where} needs one of 'data' and the parameter 'binary_data_size'.")
     if size is None:
@@ -209,7 +235,7 @@ def _read_input(
 
 def _read_outputs(given: Sequence[_Output], known: Mapping[str, TensorFacts], binary: bool) -> Sequence[WantedOutput]:
     wanted: dict[str, WantedOutput] = {}
-    for output in given[: len(known) + 1]:
+    for output in given:
         where, parameters = f"output '{output.name}'", output.parameters
         if output.name not in known:
             raise InputError(wrong_choice(f"outputs[{len(wanted)}]", output.name, known))

@@ -20,10 +20,12 @@ from clipmlu.serve.requests import ImageInput
 from clipmlu.serve.served_model import ServedModel
 
 router = APIRouter()
+_LONGEST_TEXT = 1 << 16  # bytes; a model reads a few hundred, and the tokenizer takes a minute for many millions
 _SMALL_BODY = 1 << 20  # read in a fraction of a millisecond if it is binary data, and in a few if it is JSON
 
 
 @router.get("/v2")
+@router.get("/v2/")
 async def server() -> Response:
     """Describe the server."""
     return json_response(server_metadata(__version__))
@@ -111,6 +113,8 @@ async def _rows(
 
 
 def _text(element: bytes, position: int) -> str:
+    if len(element) > _LONGEST_TEXT:
+        raise InputError(f"texts[{position}] has {len(element)} bytes; expected {_LONGEST_TEXT} at most.")
     try:
         return element.decode()
     except UnicodeDecodeError as error:
