@@ -1,0 +1,78 @@
+"""A real server on a socket: slow clients, and stopping."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from clipmlu.serve.http.options import HttpOptions
+from clipmlu.serve.options import ServeOptions
+from clipmlu.serve.run import bind, make_server
+from clipmlu.serve.service import open_service
+from http_client import png
+
+
+@pytest.fixture(scope="module")
+def url(compiled_once: Path) -> Iterator[str]:
+    options = HttpOptions(port=0, max_connections=4)
+    service = open_service({"tiny": compiled_once}, ServeOptions(labels=["cat", "dog"], timeout_s=5.0))
+    listening, urls = threading.Event(), []
+
+    def on_listen(url: str) -> None:
+        urls.append(url)
+        listening.set()
+
+    server = make_server(service, options, on_listen=on_listen)
+    server.config.http.header_seconds = 0.2
+    with bind(options) as bound:
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        assert listening.wait(30)
+        yield urls[0]
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
+    assert service.stopping
+
+
+def connect(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_a_client_without_complete_headers_is_disconnected(url: str) -> None:
+    with connect(url) as slow, connect(url) as silent:
+        slow.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        assert slow.recv(100) == b""
+        assert silent.recv(100) == b""
+
+
+def test_one_connection_answers_many_requests(url: str) -> None:
+    with httpx.Client(base_url=url) as client:
+        for number in range(3):
+            answer = client.post("/v1/classify", content=png(number), headers={"Content-Type": "image/png"})
+            assert answer.status_code == 200
+
+
+def test_a_body_that_does_not_arrive_ends_by_its_deadline(url: str) -> None:
+    with connect(url) as slow:
+        slow.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 1000\r\nX-Timeout-Ms: 100\r\n\r\nx"
+        )
+        answer = slow.recv(10_000)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"connection: close" in answer.lower()
+
+
+def test_too_many_connections_are_told(url: str) -> None:
+    held = [connect(url) for _ in range(6)]
+    try:
+        assert any(each.recv(100).startswith(b"HTTP/1.1 503") for each in held)
+    finally:
+        for each in held:
+            each.close()
