@@ -177,7 +177,7 @@ def test_results_of_the_same_data_stand_together_and_others_apart(tmp_path: Path
         measured(templates=("other {}",), top1=0.7),
     ]
     page = write(tmp_path, *reports)
-    tables = [row for row in page.cells() if len(row) in (8, 9) and row[0].isdigit()]
+    tables = [row for row in page.cells() if len(row) in (8, 9) and row[0].split()[0].isdigit()]
     assert [(row[0], len(row)) for row in tables] == [("1", 9), ("2", 9), ("3", 8), ("4", 8), ("5", 8), ("6", 8)]
     assert [row[-3] for row in tables[:2]] == ["itself", "-1.00"]
     assert "5 different questions" in page.text
@@ -264,6 +264,25 @@ def test_other_files_are_refused_in_one_line(content: bytes, reason: str, tmp_pa
     assert "\n" not in str(caught.value)
     assert "a.json" in str(caught.value)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_bins_that_no_evaluation_writes_are_refused_or_left_empty(tmp_path: Path) -> None:
+    each = {"low": 0.2, "high": 0.4, "images": 3, "correct": 2, "mean_confidence": 0.3}
+    plain = json.loads(encode_json(samples.accuracy()))
+    for change, message in (
+        ({"mean_confidence": 1e308}, "is not a report as 'clipmlu eval --output' writes it"),
+        ({"images": -1}, "is not a report as 'clipmlu eval --output' writes it"),
+        ({"mean_confidence": None}, None),
+        ({"correct": 4}, None),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps({**plain, "confidence_bins": [{**each, **change}]}))
+        if message is None:
+            write_report(tmp_path / "a.json", tmp_path / "page.html", overwrite=True)
+            row = next(row for row in Page(tmp_path / "page.html").cells() if row[0] == "0.200 to 0.400")
+            assert row[2:] == ["", "", "", ""]
+        else:
+            with pytest.raises(InputError, match=message):
+                write_report(tmp_path / "a.json", tmp_path / "page.html", overwrite=True)
 
 
 def test_a_report_of_the_version_before_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from clipmlu.errors import GateError, InputError, OptionError
 from clipmlu.files.read import decode_json, read_small_file
 from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import Interval, with_interval
-from clipmlu.specs import NaturalInt, Spec
+from clipmlu.specs import NaturalInt, Probability, Spec
 
 SCHEMA_VERSION = 2  # 2: confidence bins, examples of confusions, the digest of the data, the command
 _HARDEST_SHOWN = 5
@@ -64,11 +64,11 @@ class ConfidenceBin(Spec, frozen=True, kw_only=True):
         mean_confidence: mean probability of their best classes, 0..1; None without images.
     """
 
-    low: float
-    high: float
-    images: int
-    correct: int
-    mean_confidence: float | None
+    low: Probability
+    high: Probability
+    images: NaturalInt
+    correct: NaturalInt
+    mean_confidence: Probability | None
 
 
 class BaselineComparison(Spec, frozen=True, kw_only=True):

@@ -122,14 +122,14 @@ def _row(numbered: Numbered, baseline: Numbered | None) -> tuple[str, ...]:
         points = 100 * (report.top1 - baseline[1].top1)
         against = ["itself" if baseline[0] == number else f"{points:+.2f}" if round(points, 2) else "0.00"]
     return (
-        str(number),
+        f"{number}{emulated_mark(origin.emulated)}",
         _precision(origin),
         f"{report.top1:.4f}",
         f"{interval.low:.4f}",
         f"{interval.high:.4f}",
         "none" if report.top5 is None else f"{report.top5:.4f}",
         *against,
-        f"{origin.target}{emulated_mark(origin.emulated)}",
+        origin.target,
         Name(str(origin.model)),
     )
 
@@ -249,7 +249,7 @@ def _reliability(report: AccuracyReport) -> Iterator[Block]:
 
 
 def _bin(each: ConfidenceBin) -> Bin:
-    if not each.images:
+    if each.mean_confidence is None or not each.correct <= each.images:  # without images; or in a file that was changed
         return Bin(each.low, each.high, 0, None, None, None)
     interval = wilson_interval(each.correct, each.images)
     confidence = each.mean_confidence

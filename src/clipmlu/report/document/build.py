@@ -40,7 +40,7 @@ from clipmlu.tune.run_report import RunReport
 from clipmlu.tune.sweep_report import SweepReport
 from clipmlu.tune.trial import SearchReport
 
-_MOST_HIGHLIGHTS = 6
+_MOST_HIGHLIGHTS = 8
 _KINDS: dict[type, str] = {
     AccuracyReport: "accuracy",
     RunReport: "run",
@@ -137,11 +137,11 @@ def _summary(inputs: Sequence[Input]) -> Section:
         origin, found = _provenance(each.report), _figure(each.report)
         rows.append(
             (
-                str(number),
+                f"{number}{emulated_mark(is_emulated(each.report))}",
                 _KINDS[type(each.report)],
                 ", ".join(filter(None, (found.label, found.value, found.note))),
                 "several" if origin.precision is None else origin.precision.value,
-                f"{origin.target}{emulated_mark(is_emulated(each.report))}",
+                origin.target,
                 Name(str(origin.model)),
                 Name(each.name),
             )

@@ -80,7 +80,7 @@ def _tower(name: TowerName, tower: TowerComparison) -> Iterator[Block]:
         yield HeatMap(caption, "block", tuple(role.replace("_", " ") for role in matrix.columns), rows)
     worst = worst_nodes(tower)
     if worst:
-        cells = [tuple(map(Name, node_cells(node))) for node in worst]
+        cells = [tuple(node_cells(node)) for node in worst]
         yield table(node_columns(whole=True), cells, f"{sentence(name)} tower: the worst nodes")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clipmlu.report.document.blocks import Block, Facts, Figure, MainFigure, Name, Paragraph, Section, sentence, table
+from clipmlu.report.document.blocks import Block, Facts, Figure, MainFigure, Name, Paragraph, Section, table
 from clipmlu.report.document.speed import EMULATED_SPEED
 from clipmlu.report.figures.accuracy import TrialPoint, draw_ladder
 from clipmlu.report.figures.speed import Point, draw_pareto
@@ -47,7 +47,7 @@ def _sweep_blocks(report: SweepReport) -> Iterator[Block]:
             some,
         )
     lines = [line for line in summary_lines(report) if not line.startswith("Emulated:")]
-    yield from (Paragraph(sentence(line)) for line in lines)
+    yield from map(Paragraph, lines)
     if report.skipped:
         yield Paragraph(f"{len(report.skipped):,} images could not be read.")
 
