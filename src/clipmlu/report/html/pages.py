@@ -12,9 +12,10 @@ from clipmlu.report.document.blocks import Name
 from clipmlu.report.wrapping import shown
 
 _PURPOSE = "Writing an HTML page"
+_EXTRA = "report"
 
 
-def check_renderable(purpose: str = _PURPOSE, extra: str = "report") -> None:
+def check_renderable(purpose: str = _PURPOSE, extra: str = _EXTRA) -> None:
     """Check, before slow work begins, that pages can be written.
 
     Args:
@@ -27,7 +28,7 @@ def check_renderable(purpose: str = _PURPOSE, extra: str = "report") -> None:
     require("jinja2", extra, purpose)
 
 
-def render(template: str, *, purpose: str = _PURPOSE, extra: str = "report", **values: Any) -> str:
+def render(template: str, *, purpose: str = _PURPOSE, extra: str = _EXTRA, **values: Any) -> str:
     """Return the page of a template.
 
     Args:
@@ -45,13 +46,14 @@ def render(template: str, *, purpose: str = _PURPOSE, extra: str = "report", **v
         jinja2.UndefinedError: the template needs a value that is not given.
         TypeError: the template would print None.
     """
-    page: str = _environment(purpose, extra).get_template(template).render(**values)
+    check_renderable(purpose, extra)
+    page: str = _environment().get_template(template).render(**values)
     return page
 
 
 @functools.cache
-def _environment(purpose: str, extra: str) -> Any:
-    jinja2 = require("jinja2", extra, purpose)
+def _environment() -> Any:
+    jinja2 = require("jinja2", _EXTRA, _PURPOSE)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__name__.rpartition(".")[0]),
         autoescape=True,
