@@ -55,6 +55,20 @@ def test_a_server_that_runs(run: Run, compiled: CompiledBundle, pictures: Path) 
         assert facts[2] == "peak memory  not known"
 
 
+def test_the_key_of_the_environment_opens_a_server(
+    run: Run, compiled: CompiledBundle, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("bench", compiled.path, "--images", pictures, *QUICK, "--scenario", "offline")
+    monkeypatch.setenv("CLIPMLU_API_KEY", "0123456789abcdef")
+    with serving(clipmlu.create_app(compiled.path, api_key="0123456789abcdef")) as url:
+        code, _out, err = run(*command, "--http", url)
+        assert code == 0, err
+        monkeypatch.delenv("CLIPMLU_API_KEY")
+        code, out, err = run(*command, "--http", url)
+    assert (code, out) == (1, "")
+    assert "status 401" in err
+
+
 def test_a_server_of_another_bundle_is_not_measured(
     run: Run, compiled: CompiledBundle, compiled_once: Path, pictures: Path
 ) -> None:

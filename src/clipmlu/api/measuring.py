@@ -38,6 +38,7 @@ from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.pairs.pairs import PairSet
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import OptionError
+from clipmlu.host import serve_api_key
 from clipmlu.jobs.evaluation import evaluate_in_parts
 from clipmlu.keywords import check_keywords, refuse_both, with_keywords
 from clipmlu.measure.accuracy.evaluate import EvalOptions
@@ -349,6 +350,8 @@ def measure_http(
 ) -> SpeedReport:
     """Measure a compiled bundle behind a server; see the keyword ``http`` of ``measure_speed``.
 
+    The API key of the environment variable ``CLIPMLU_API_KEY`` is sent to the server.
+
     Args:
         bundle: path of the bundle.
         http: True to start a server, or the URL of one.
@@ -363,12 +366,14 @@ def measure_http(
     with on_step("verifying the bundle"):
         opened = open_compiled(bundle)
     name = opened.path.resolve().name
+    key = serve_api_key()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     if isinstance(http, str):
-        return measure_served(opened, Server(http, name, {}), options, on_note=on_note, on_step=on_step)
+        return measure_served(opened, Server(http, name, headers), options, on_note=on_note, on_step=on_step)
     on_note("starting a server")
     start = now()
     with started_server(name, opened.path) as url:
-        server = Server(url, name, {}, now() - start)
+        server = Server(url, name, headers, now() - start)
         return measure_served(opened, server, options, on_note=on_note, on_step=on_step)
 
 
