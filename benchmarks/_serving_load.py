@@ -11,11 +11,13 @@ import itertools
 import json
 import os
 import random
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import gevent
+from geventhttpclient.connectionpool import ConnectionPool
 from locust import FastHttpUser, events, task
 
 PLAN = json.loads(os.environ["SERVING_LOAD"])
@@ -23,6 +25,14 @@ BODIES = [Path(path).read_bytes() for path in PLAN["images"]]
 HEADERS = {"Content-Type": "image/jpeg"}
 RECORDS: list[tuple[float, float, int]] = []
 NUMBERS = itertools.count()
+
+
+def _send_at_once(_pool: ConnectionPool, connection: socket.socket) -> None:
+    """Send the end of a body without waiting for the answer to its beginning, as other clients do; else each takes 40 ms more."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+ConnectionPool.after_connect = _send_at_once
 
 
 class Client(FastHttpUser):
