@@ -387,7 +387,7 @@ def test_an_index_is_searched_by_text_and_by_image(
     (offline,) = clipmlu.search_index(searching[1], ["a red dog"], top_k=4).queries
     assert _search(opened) == [Path(hit.id).name for hit in offline.hits]
     assert re.fullmatch(r"4 hits in [\d.]+\ss\.", page.inner_text("#search-status"))
-    shown = [float(_words(each).removeprefix("similarity ")) for each in page.query_selector_all(".similarity")]
+    shown = [float(_words(each).removeprefix("similarity ").replace("−", "-")) for each in page.query_selector_all(".similarity")]
     assert shown == pytest.approx([hit.score for hit in offline.hits], abs=0.0006)
     sizes = page.evaluate(
         "[...document.querySelectorAll('.hits img')].map((it) => [it.naturalWidth, it.naturalHeight])"

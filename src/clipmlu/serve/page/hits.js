@@ -16,7 +16,7 @@ export function showHits(root, { hits, times, emulated, thumbnail, signal }) {
   const items = hits.map((hit) => {
     const view = element("span", { class: "view" }, "…");
     views.push([hit, view]);
-    const similarity = speak(element("p", { class: "similarity" }), "similarity", hit.score.toFixed(3));
+    const similarity = speak(element("p", { class: "similarity" }), "similarity", hit.score.toFixed(3).replace("-", "\u2212"));
     return element("li", {}, view, ...nameAndFolder(hit.path), similarity);
   });
   root.replaceChildren(element("ol", { class: "hits", role: "list" }, ...items), timeLine(times, emulated));
