@@ -18,7 +18,7 @@ from http_server import serving
 pytestmark = pytest.mark.browser
 LABELS = ("红色的圆", "blue square", "green cross")
 EVIL = "<img src=x onerror=document.title='broken'>"
-KEY = "a key of the tests"
+KEY = "a-key-of-the-tests-0123456789"
 _GIVE = """([names, contents, kind]) => {
     const transfer = new DataTransfer();
     names.forEach((name, place) => {
@@ -181,7 +181,7 @@ def test_an_image_that_fails_has_the_servers_message_beside_the_others(
     opened.page.fill("#labels", "cat, dog")
     _classify(opened)
     assert [len(rows) for rows in _scores(opened)] == [0, 2]
-    assert "not a supported image format" in opened.page.inner_text(".card .problem")
+    assert "corrupt.png" in opened.page.inner_text(".card .problem")
     assert "1 image failed." in opened.page.inner_text("#classify-status")
     assert opened.page.inner_text("#classify-results > button") == "Try 1 image again"
 
@@ -282,23 +282,22 @@ def test_labels_are_lines_or_one_line_with_commas(open_page: Callable[..., OpenP
     assert {score: show(score) for score in numbers} == {score: f"{text}\xa0%" for score, text in numbers.items()}
 
 
-def test_the_key_is_asked_for_and_stays_in_the_tab(chromium: Chromium, address: str) -> None:
-    """Routes between page and server stand for one with a key: they refuse requests without it."""
-    opened = chromium.open("about:blank")
+@pytest.fixture
+def guarded(compiled_once: Path) -> Iterator[str]:
+    """The address of a server that demands a key and takes bodies of 5 kB."""
+    with serving(clipmlu.create_app({"tiny": compiled_once}, api_key=KEY, max_body=5000)) as found:
+        yield found
+
+
+def test_the_key_is_asked_for_and_stays_in_the_tab(chromium: Chromium, guarded: str) -> None:
+    opened = chromium.open(guarded)
     page = opened.page
-    refusal = {
-        "status": 401,
-        "json": {"error": {"code": "unauthorized", "message": "The key is wrong.", "request_id": "1"}},
-    }
-    right = lambda route: route.request.headers.get("authorization") == f"Bearer {KEY}"  # noqa: E731
-    page.route("**/v1/**", lambda route: route.continue_() if right(route) else route.fulfill(**refusal))
-    page.goto(address)
     page.wait_for_selector("#key:not([hidden])")
     assert page.evaluate("document.activeElement.id") == "key-text"
     assert page.inner_text("#key-reason") == ""
     page.keyboard.type("another")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=The key is wrong.")
+    page.wait_for_selector("text=The API key is wrong")
     page.keyboard.type(KEY)
     page.keyboard.press("Enter")
     page.wait_for_selector("#forms:not([hidden])")
@@ -306,6 +305,12 @@ def test_the_key_is_asked_for_and_stays_in_the_tab(chromium: Chromium, address: 
     page.reload()
     page.wait_for_selector("#forms:not([hidden])")
     assert page.evaluate("[localStorage.length, document.cookie, location.href.includes('key')]") == [0, "", False]
+    large = {"name": "large.png", "mimeType": "image/png", "buffer": bytes(50_000)}
+    page.set_input_files("#classify-images input", large)
+    page.fill("#labels", "cat")
+    _classify(opened)
+    assert "The server does not answer" not in page.inner_text(".card .problem")
+    assert "5,000" in page.inner_text(".card .problem")
     page.click("text=Forget key")
     assert page.evaluate("[sessionStorage.length, document.activeElement.id]") == [0, "key-text"]
 
@@ -387,7 +392,10 @@ def test_an_index_is_searched_by_text_and_by_image(
     (offline,) = clipmlu.search_index(searching[1], ["a red dog"], top_k=4).queries
     assert _search(opened) == [Path(hit.id).name for hit in offline.hits]
     assert re.fullmatch(r"4 hits in [\d.]+\ss\.", page.inner_text("#search-status"))
-    shown = [float(_words(each).removeprefix("similarity ").replace("−", "-")) for each in page.query_selector_all(".similarity")]
+    shown = [
+        float(_words(each).removeprefix("similarity ").replace("−", "-"))
+        for each in page.query_selector_all(".similarity")
+    ]
     assert shown == pytest.approx([hit.score for hit in offline.hits], abs=0.0006)
     sizes = page.evaluate(
         "[...document.querySelectorAll('.hits img')].map((it) => [it.naturalWidth, it.naturalHeight])"
