@@ -145,11 +145,11 @@ def test_rows_of_ended_requests_are_dropped_before_the_device() -> None:
 
 def test_a_full_queue_says_when_to_try_again() -> None:
     limit = QueueLimit(4, "images")
-    limit.take(6, now() + 30)  # larger than the limit, but nothing waits
+    limit.take(6)  # larger than the limit, but nothing waits
     with pytest.raises(Refusal, match="6 images wait already; at most 4 may") as caught:
-        limit.take(1, now() + 30)
+        limit.take(1)
     assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
     for _ in range(6):
         limit.end_one()
-    limit.take(4, now() + 30)
+    limit.take(4)
     assert limit.waiting == 4

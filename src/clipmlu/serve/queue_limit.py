@@ -4,37 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 
 from clipmlu.clock import now
 from clipmlu.serve.refusal import Refusal
 
-_WINDOW_S = 10.0
+_WINDOW_S = 10.0  # of busy time; earlier rows count half as much after each
 _LONGEST_RETRY_S = 60
-
-
-class FinishRate:
-    """Rows that finish per second, over the last seconds in which any did."""
-
-    def __init__(self) -> None:
-        self._slots: deque[tuple[int, int]] = deque()  # second, rows
-
-    def add(self, count: int) -> None:
-        """Count rows that have finished now."""
-        second = int(now())
-        if self._slots and self._slots[-1][0] == second:
-            self._slots[-1] = (second, self._slots[-1][1] + count)
-        else:
-            self._slots.append((second, count))
-        while len(self._slots) > _WINDOW_S:
-            self._slots.popleft()
-
-    def per_second(self) -> float | None:
-        """Return the rate; None before anything has finished."""
-        if not self._slots:
-            return None
-        whole = list(self._slots)[:-1] or list(self._slots)  # the current second is not over
-        return sum(count for _, count in whole) / len(whole)
 
 
 class QueueLimit:
@@ -51,28 +26,27 @@ class QueueLimit:
         self._limit = limit
         self._what = what
         self._lock = threading.Lock()
-        self._rate = FinishRate()
+        self._finished = 0.0
+        self._busy = 0.0  # seconds in which rows waited, without those since ``_since``
+        self._since = 0.0
         self.waiting = 0
 
-    def take(self, count: int, deadline: float) -> None:
+    def take(self, count: int) -> None:
         """Admit rows.
 
         Raises:
-            Refusal: the limit is reached, or the rows would not be computed before the deadline.
+            Refusal: the limit is reached.
         """
         with self._lock:
-            wait = self._expected_wait()
-            full = self.waiting > 0 and self.waiting + count > self._limit
-            late = wait is not None and self.waiting > 0 and now() + wait > deadline
-            if not full and not late:
+            if not self.waiting:
+                self._since = now()
+            if not self.waiting or self.waiting + count <= self._limit:
                 self.waiting += count
                 return
-            waiting = self.waiting
-        seconds = 1 if wait is None else min(max(1, math.ceil(wait)), _LONGEST_RETRY_S)
-        reason = f"at most {self._limit} may" if full else f"they take {wait:.1f} s, longer than the request may"
+            waiting, seconds = self.waiting, self._retry_seconds()
         raise Refusal(
             "overloaded",
-            f"{waiting} {self._what} wait already; {reason}. Try again in {seconds} s.",
+            f"{waiting} {self._what} wait already; at most {self._limit} may. Try again in {seconds} s.",
             {"Retry-After": str(seconds)},
         )
 
@@ -80,8 +54,16 @@ class QueueLimit:
         """Count a row as finished or dropped."""
         with self._lock:
             self.waiting -= 1
-            self._rate.add(1)
+            self._finished += 1
+            moment = now()
+            self._busy += moment - self._since
+            self._since = moment
+            if self._busy > _WINDOW_S:
+                self._busy /= 2
+                self._finished /= 2
 
-    def _expected_wait(self) -> float | None:
-        rate = self._rate.per_second()
-        return None if not rate else self.waiting / rate
+    def _retry_seconds(self) -> int:
+        """Return the seconds until what waits has finished, at the rate of the busy time so far."""
+        busy = self._busy + now() - self._since
+        wait = self.waiting * busy / self._finished if self._finished else 1.0
+        return min(max(1, math.ceil(wait)), _LONGEST_RETRY_S)

@@ -155,7 +155,7 @@ class ServedModel:
         self._check_images(images)
         ticket: Ticket[Predictions] = Ticket(deadline)
         finish = functools.partial(_finish_classify, ticket, images, top_k or self._options.top_k)
-        self.image_limit.take(len(images), deadline)
+        self.image_limit.take(len(images))
         try:
             classifier = self._classifier_of(classes)
         except BaseException:
@@ -181,7 +181,7 @@ class ServedModel:
         tokens = self._tokens(texts)
         ticket: Ticket[ImageEmbeddings] = Ticket(deadline)
         both = _Both(ticket, functools.partial(_finish_embed, ticket, self.encoder.embedding_dim))
-        self._admit(len(images), len(texts), deadline)
+        self._admit(len(images), len(texts))
         if images:
             self.preparer.add(images, self._image_group(ticket, len(images), both.first), graph)
         else:
@@ -215,7 +215,7 @@ class ServedModel:
 
         both = _Both(ticket, finish)
         pixels = () if pixel_values is None else pixel_values
-        self._admit(len(pixels), 0 if input_ids is None else len(input_ids), deadline)
+        self._admit(len(pixels), 0 if input_ids is None else len(input_ids))
         if len(pixels):
             group = self._image_group(ticket, len(pixels), both.first)
             for position, values in enumerate(pixels):
@@ -297,12 +297,12 @@ class ServedModel:
         for position, values in enumerate(tokens):
             self.texts.add(Row(group, position, self._text_graph, values))
 
-    def _admit(self, images: int, texts: int, deadline: float) -> None:
+    def _admit(self, images: int, texts: int) -> None:
         if images:
-            self.image_limit.take(images, deadline)
+            self.image_limit.take(images)
         if texts:
             try:
-                self.text_limit.take(texts, deadline)
+                self.text_limit.take(texts)
             except Refusal:
                 self._give_up(images)
                 raise
