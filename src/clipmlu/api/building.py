@@ -154,15 +154,24 @@ def compile_bundle(
         if recipe is not None:
             raise OptionError(_RECIPE_ALONE)
         return _search(source, output, given, on_note, on_step=on_step)[0]
-    for name in ("search_pairs", "search_samples", "search_templates"):
-        if given.get(name) is not None:
-            raise OptionError(
-                f"{name.replace('_', ' ')} is {shown(given[name])}, but nothing is searched; give max_drop too"
-            )
+    refuse_search(given)
     chosen = compile_options(given)
     if recipe is not None:
         chosen = use_recipe(recipe, chosen, given)
     return compiler.compile_bundle(source, output, chosen, on_note=on_note, on_step=on_step)
+
+
+def refuse_search(given: Mapping[str, Any]) -> None:
+    """Check that no option of a search is given, as there is no search without ``max_drop``.
+
+    Raises:
+        OptionError: one is not None.
+    """
+    for name in ("search_pairs", "search_samples", "search_templates"):
+        if given.get(name) is not None:
+            raise OptionError(
+                f"{name.replace('_', ' ')} is {shown(given[name])}, but nothing is searched; give --max-drop too"
+            )
 
 
 _RECIPE_ALONE = "a recipe sets the precision and the quantisation options; leave out --max-drop and --precision"

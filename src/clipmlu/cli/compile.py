@@ -89,7 +89,7 @@ def compile_command(
     With --max-drop, a search tries quantisation options, the expected fastest first, and evaluates each on the target.
     To resume an interrupted search, run the same command again. --precision limits the search to one mode.
     """
-    from clipmlu.api.building import use_recipe
+    from clipmlu.api.building import refuse_search, use_recipe
     from clipmlu.compile.compiler import compile_bundle
     from clipmlu.report.bundle import show_bundle
 
@@ -98,9 +98,14 @@ def compile_command(
     precision = options.precision if given_precision else None
     if recipe is not None:
         options = use_recipe(recipe, options, {"max_drop": max_drop, "precision": precision, "max_pixels": max_pixels})
-    if search_pairs and max_drop is None:
-        raise OptionError(f"--search-pairs is '{search_pairs[0]}', but nothing is searched; give --max-drop too")
     if max_drop is None:
+        refuse_search(
+            {
+                "search_pairs": str(search_pairs[0]) if search_pairs else None,
+                "search_samples": search_samples,
+                "search_templates": search_templates if is_on_command_line("search_templates") else None,
+            }
+        )
         compiled = compile_bundle(bundle, output, options, on_note=note, on_step=STEPS)
     else:
         from clipmlu.api.building import search_options

@@ -137,9 +137,9 @@ def test_a_split_of_karpathy_must_be_chosen(tmp_path: Path) -> None:
         opened(path, split="train")
 
 
-def archive(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+def archive(path: Path, members: dict[str, bytes] | list[tuple[str, bytes]], mode: str = "w") -> Path:
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, content in members.items():
+        for name, content in members.items() if isinstance(members, dict) else members:
             header = tarfile.TarInfo(name)
             header.size = len(content)
             tar.addfile(header, io.BytesIO(content))
@@ -177,6 +177,44 @@ def test_samples_of_webdataset_are_read_from_several_archives(tmp_path: Path) ->
         ("x/s2.png", ("six",), b"Q"),
     ]
     assert [name.partition("::")[2] for name in found.images_without_texts] == ["x/s3.png"]
+
+
+def test_equal_names_in_two_folders_are_two_images(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "pairs.csv", [["image", "caption"], ["0.png", f"a {folder}"]])
+    files = [tmp_path / folder / "pairs.csv" for folder in ("a", "b")]
+    (tmp_path / "a/0.png").touch()
+    (tmp_path / "b/0.png").touch()
+    found = opened(*files)
+    assert [(image.load(), image.texts) for image in found.images] == [
+        (tmp_path / "a/0.png", ("a a",)),
+        (tmp_path / "b/0.png", ("a b",)),
+    ]
+    assert [image.texts for image in opened(*files, image_root=tmp_path).images] == [("a a", "a b")]
+    assert opened(files[0], files[0]).repeated_pairs == 1
+
+
+def test_a_member_that_occurs_again_in_an_archive_is_another_image(tmp_path: Path) -> None:
+    first = [("0.png", b"first"), ("0.txt", b"a dog"), ("1.png", b"between")]
+    path = archive(tmp_path / "x.tar", [*first, ("0.png", b"second"), ("0.txt", b"a cat")])
+    found = {image.load(): image.texts for image in opened(path).images}
+    assert found == {b"first": ("a dog",), b"second": ("a cat",)}
+
+
+def test_rows_that_name_no_split_are_not_left_out_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    records = [
+        {"image": "a.png", "text": "a", "split": "test"},
+        {"image": "b.png", "text": "b"},
+        {"image": "c.png", "text": "c", "split": None},
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    other = written(tmp_path / "y.csv", [["image", "caption"], ["d.png", "d"]])
+    for files, count in (((path,), "2 of the 3"), ((path, other), "3 of the 4")):
+        with pytest.raises(OptionError, match=f"{count} rows of '.*' name no split, the others 'test'; choose"):
+            opened(*files)
+    assert read(path, split="test") == {"a.png": ("a",)}
 
 
 def test_what_is_empty_or_repeated_is_counted(tmp_path: Path) -> None:
@@ -223,7 +261,7 @@ def test_paths_are_those_beside_the_file_then_of_the_current_folder(
 WRONG: list[tuple[str, bytes | Callable[[Path], object], str]] = [
     ("x.csv", b"", "is empty. Expected column names in its first line"),
     ("x.csv", b"image,caption\n", "holds no pairs"),
-    ("x.csv", b"image,caption\na.png,\nb.png,  \n", "holds no texts: all 2 of its 2 rows are empty"),
+    ("x.csv", b"image,caption\na.png,\nb.png,  \n", "holds no texts: not one of the images in its 2 rows"),
     ("x.csv", b"a.png,a dog\nb.png,a cat\n", "has no column for the image: its columns are 'a.png', 'a dog'; expected one of image, "),
     ("x.csv", b"image,label\na.png,3\n", "has no column for the text: its columns are 'image', 'label'"),
     ("x.csv", b"image,caption,caption\na.png,x,y\n", "has 2 columns 'caption'; expected one, and a line for each text"),

@@ -74,7 +74,7 @@ def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGE
         largest: size limit of an image in bytes.
     """
     archive_name = name_from_path(path)
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     try:
         for _, sample in itertools.groupby(_files(path, skipped_files), lambda member: member.key):
             others: Counter[str] = Counter()
@@ -84,9 +84,7 @@ def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGE
                     others[posixpath.splitext(member.base)[1].lower()] += 1
                     continue
                 images += 1
-                name = f"{archive_name}::{name_from_path(member.info.name)}"
-                seen[name] = seen.get(name, 0) + 1
-                yield member.entry(name if seen[name] == 1 else f"{name}#{seen[name]}", largest)
+                yield member.entry(_image_name(member, archive_name, seen), largest)
             if not images:
                 skipped_files.suffixes.update(others)
     except _DamagedError as error:
@@ -94,6 +92,13 @@ def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGE
         return
     if not seen:
         yield unreadable(archive_name, "it holds no images.")
+
+
+def _image_name(member: _Member, archive_name: str, seen: Counter[str]) -> str:
+    """Return the name of an image, and count it in ``seen``: a member that occurs again is another image."""
+    name = f"{archive_name}::{name_from_path(member.info.name)}"
+    seen[name] += 1
+    return name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
 class TarSample(NamedTuple):
@@ -121,24 +126,23 @@ def tar_samples(path: Path, suffixes: Sequence[str]) -> Iterator[TarSample]:
         InputError: the archive is compressed, damaged or holds no images, or a wanted member cannot be read.
     """
     archive_name = name_from_path(path)
-    found = False
+    seen: Counter[str] = Counter()
     try:
         for (folder, base), members in itertools.groupby(_files(path, SkippedFiles()), lambda member: member.key):
             sample = TarSample(posixpath.join(folder, base), [], [])
             for member in members:
                 _refuse_compressed(member.archive, archive_name)
-                name = f"{archive_name}::{name_from_path(member.info.name)}"
                 if is_image_name(member.base):
-                    sample.images.append(member.entry(name, LARGEST_MEMBER))
+                    sample.images.append(member.entry(_image_name(member, archive_name, seen), LARGEST_MEMBER))
                 elif member.base.rpartition(".")[2].lower() in suffixes:
+                    name = f"{archive_name}::{name_from_path(member.info.name)}"
                     content = member.entry(name, LARGEST_TEXT).load()
                     assert isinstance(content, bytes), "an archive that is not compressed gives bytes"
                     sample.members.append((member.info.name, content))
-            found = found or bool(sample.images)
             yield sample
     except _DamagedError as error:
         raise InputError(f"Cannot read '{archive_name}': {error}. Repack it, or leave it out.") from error
-    if not found:
+    if not seen:
         raise InputError(f"Cannot read '{archive_name}': it holds no images.")
 
 

@@ -13,16 +13,18 @@ class PairRow:
     """A row of an input: an image and some of its texts.
 
     Attributes:
-        name: the image as the input names it; equal names are one image.
+        name: the image as the input names it; equal names with the same ``base`` are one image.
         load: returns the image's path or bytes, or raises ``InputError``; any thread may call it.
         texts: texts of the image, as they stand in the input.
-        split: split of the row, or None if the input has no splits.
+        split: split of the row, or None if it names none.
+        base: folder to which names of the input refer; empty if they do not depend on the input.
     """
 
     name: str
     load: Callable[[], ImageSource]
     texts: Sequence[str]
     split: str | None = None
+    base: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +70,13 @@ class PairSet:
 
 def collect_pairs(rows: Iterable[PairRow], name: str, split: str, max_pixels: int | None) -> PairSet:
     """Return the images of rows, each once with the texts of all its rows."""
-    loads: dict[str, Callable[[], ImageSource]] = {}
-    texts: dict[str, dict[str, None]] = {}
+    loads: dict[tuple[str, str], Callable[[], ImageSource]] = {}
+    texts: dict[tuple[str, str], dict[str, None]] = {}
     empty = repeated = 0
     for row in rows:
-        loads.setdefault(row.name, row.load)
-        known = texts.setdefault(row.name, {})
+        key = (row.base, row.name)
+        loads.setdefault(key, row.load)
+        known = texts.setdefault(key, {})
         for text in map(str.strip, row.texts):
             empty += not text
             repeated += text in known
@@ -82,9 +85,9 @@ def collect_pairs(rows: Iterable[PairRow], name: str, split: str, max_pixels: in
     return PairSet(
         name=name,
         split=split,
-        images=tuple(PairedImage(image, loads[image], tuple(known)) for image, known in texts.items() if known),
+        images=tuple(PairedImage(key[1], loads[key], tuple(known)) for key, known in texts.items() if known),
         empty_texts=empty,
         repeated_pairs=repeated,
-        images_without_texts=tuple(image for image, known in texts.items() if not known),
+        images_without_texts=tuple(name for (_base, name), known in texts.items() if not known),
         max_pixels=max_pixels,
     )

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clipmlu.arguments import as_path, check_fields
@@ -72,18 +72,27 @@ class PairChoice:
         chosen = (row for row in rows if split is None or row.split == split)
         found = collect_pairs(chosen, name, split or "", self.max_pixels)
         if not found.images:
-            raise InputError(f"'{name}' holds no texts: all {found.empty_texts} of its {len(rows)} rows are empty.")
+            raise InputError(
+                f"'{name}' holds no texts: not one of the images in its {len(rows):,} rows has one. Expected a text in each row, or in "
+                "an archive NAME.txt directly after or before NAME.jpg."
+            )
         return found
 
-    def _split(self, rows: Iterable[PairRow], name: str) -> str | None:
+    def _split(self, rows: Sequence[PairRow], name: str) -> str | None:
         """Return the split to read; None if the rows have none."""
         known = Counter(row.split for row in rows if row.split is not None)
+        without = len(rows) - known.total()
         listed = ", ".join(f"'{split}'" for split in sorted(known))
         if self.split is not None and self.split not in known:
             raise OptionError(f"'{name}' has no split '{self.split}'; it has {listed or 'no column for splits'}")
         if self.split is None and len(known) > 1:
             raise OptionError(f"'{name}' has the splits {listed}, which must not be mixed; choose one with --split")
-        return self.split or next(iter(known), None)
+        if self.split is None and known and without:
+            raise OptionError(
+                f"{without:,} of the {len(rows):,} rows of '{name}' name no split, the others {listed}; choose one with --split, "
+                "which leaves out the rows without"
+            )
+        return next(iter(known), None) if self.split is None else self.split
 
     def _rows(self, path: Path) -> Iterator[PairRow]:
         where = f"'{name_from_path(path)}'"
@@ -94,7 +103,9 @@ class PairChoice:
         if read is None:
             raise InputError(f"Cannot read pairs from {where}: {_reason(path)}. {_EXPECTED}.")
         locate = functools.partial(_located, path.parent, self.image_root)
-        return read(_content(path, where), where, locate, image=self.image_column, text=self.text_column)
+        rows = read(_content(path, where), where, locate, image=self.image_column, text=self.text_column)
+        base = "" if self.image_root is not None else os.path.realpath(path.parent)
+        return (dataclasses.replace(row, base=base) for row in rows)
 
 
 def _reader(suffix: str) -> Callable[..., Iterator[PairRow]] | None:
