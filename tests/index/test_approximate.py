@@ -103,6 +103,20 @@ def test_scores_are_exact_and_an_exact_search_or_a_filter_searches_all_rows() ->
 
 
 @pytest.mark.usefixtures("place")
+def test_a_search_for_many_rows_finds_as_many_and_most_of_the_best() -> None:
+    index, rows, queries = clipmlu.open_index("all"), np.load("first.npy"), grouped(6, 9)
+    queries[3:] = np.random.default_rng(3).standard_normal((3, DIM))  # far from all clusters
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    for k in (100, 300):
+        found = [{hit.row for hit in hits} for hits in index.search(queries, k)]
+        truth = best(rows, queries, k)
+        assert [len(each) for each in found] == [k] * 6
+        assert np.mean([len(each & set(true)) / k for each, true in zip(found, truth, strict=True)]) > 0.9
+    (every,) = index.search(queries[:1], 5000)
+    assert [hit.row for hit in every] == best(rows, queries[:1], 2600)[0]
+
+
+@pytest.mark.usefixtures("place")
 def test_an_update_adds_and_takes_out_rows_without_new_clusters() -> None:
     before = clipmlu.open_index("all").manifest.approximate
     assert before is not None

@@ -16,7 +16,7 @@ from clipmlu.cli._options import PATH, Integer, Number, bundle_argument, json_op
 from clipmlu.cli._progress import STEPS
 from clipmlu.cli._record import given_command
 from clipmlu.cli._vendor_spelling import CompilingCommand
-from clipmlu.errors import GateError, OptionError
+from clipmlu.errors import GateError
 
 if TYPE_CHECKING:
     from clipmlu.bundle.directory import CompiledBundle

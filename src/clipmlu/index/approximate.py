@@ -151,22 +151,28 @@ class Clusters:
         return FileRecord(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
     def search(self, state: IndexState, queries: npt.NDArray[np.float32], k: int, probes: int) -> list[BestRows]:
-        """Return the best rows that the nearest clusters hold, by their exact similarities.
+        """Return the best rows that the nearest clusters hold, by their exact similarities; all rows are searched if these are too few.
 
         Args:
             state: the rows.
             queries: shape (Q, D), unit norm.
             k: rows for each query.
-            probes: clusters for each query.
+            probes: clusters for each query, with which the recall was measured; times as many as ``k`` is of ``MEASURED_HITS``.
         """
         faiss = import_faiss()
         wanted = min(max(_CANDIDATES * k, 64), max(self.rows, 1))
-        _scores, found = self._index.search(queries, wanted, params=faiss.SearchParametersIVF(nprobe=probes))
+        searched = faiss.SearchParametersIVF(nprobe=min(probes * max(k // MEASURED_HITS, 1), self.lists))
+        _scores, found = self._index.search(queries, wanted, params=searched)
         places = [state.places_of(name) for name in self.slots]
-        return [
+        results = [
             rank_rows(query, _row_numbers(each, places), k, lambda rows: take_rows(state.parts, rows))
             for query, each in zip(queries, found, strict=True)
         ]
+        few = [place for place, each in enumerate(results) if len(each.rows) < min(k, state.rows)]
+        if few:
+            for place, each in zip(few, search_exactly(queries[few], state.parts, k), strict=True):
+                results[place] = each
+        return results
 
 
 def _row_numbers(found: npt.NDArray[np.int64], places: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
