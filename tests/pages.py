@@ -27,6 +27,12 @@ from conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 NEEDS = ("card", "cluster", "container", "files", "network")
+TRANSLATIONS = {
+    REPOSITORY / "README.zh-CN.md": REPOSITORY / "README.md",
+    DOCS / "zh" / "tutorial.md": DOCS / "tutorial.md",
+    DOCS / "zh" / "howto" / "mlu-host.md": DOCS / "howto" / "mlu-host.md",
+}
+"""Chinese pages, and the English ones whose commands they repeat."""
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=indent)```$", flags=re.MULTILINE | re.DOTALL
 )

@@ -24,7 +24,16 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST_MEGABYTES = 250
 """Of an install without extras, as ``uv`` leaves it: no bytecode of modules that nothing imported yet."""
 KERNEL = re.compile(r"clipmlu/data/resize/kernel-[\w.-]+\.so")
-SDIST_ONLY = {"CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", ".gitignore", "hatch_build.py", "pyproject.toml"}
+SDIST_ONLY = {
+    "CHANGELOG.md",
+    "LICENSE",
+    "PKG-INFO",
+    "README.md",
+    "README.zh-CN.md",
+    ".gitignore",
+    "hatch_build.py",
+    "pyproject.toml",
+}
 
 
 def main() -> None:

@@ -23,7 +23,19 @@ from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.host import cache_dir
 from conftest import REPOSITORY
-from pages import DOCS, NEEDS, Block, all_pages, blocks, indented_code, masked, name_of, start_of, without_code
+from pages import (
+    DOCS,
+    NEEDS,
+    TRANSLATIONS,
+    Block,
+    all_pages,
+    blocks,
+    indented_code,
+    masked,
+    name_of,
+    start_of,
+    without_code,
+)
 from support import keep_export, put_export, wait_until
 
 README = REPOSITORY / "README.md"
@@ -31,6 +43,7 @@ TUTORIAL = DOCS / "tutorial.md"
 ELSEWHERE = {
     "docs/python.md": "the blocks are written by tools/write_python_reference.py",
     "docs/cli.md": "the examples of the help are run by tests/cli",
+    **{name_of(page): "the blocks are those of the English page, by test_translations.py" for page in TRANSLATIONS},
 }
 """Pages whose commands another test runs."""
 PROGRAMS = ("clipmlu", "curl", "mkdir", "python")

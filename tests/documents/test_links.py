@@ -22,11 +22,11 @@ def _links(page: Path) -> list[str]:
 
 
 def _anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as Python-Markdown's ``toc`` makes them."""
+    """The anchors of a page's headings, as the site (``slugify`` in mkdocs.yml) and GitHub make them."""
     found = set()
     for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
-        plain = unicodedata.normalize("NFKD", re.sub(r"[`*]", "", heading)).encode("ascii", "ignore").decode()
-        found.add(re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower()))
+        plain = unicodedata.normalize("NFC", re.sub(r"[`*]", "", heading))
+        found.add(re.sub(r"[^\w -]", "", plain).strip().lower().replace(" ", "-"))
     return found
 
 

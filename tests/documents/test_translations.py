@@ -1,0 +1,99 @@
+"""The Chinese pages say what the English ones say: commands, outputs, sections, links, names and numbers are the same."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+from pages import DOCS, TRANSLATIONS, Block, blocks, name_of, without_code
+
+PAIRS = pytest.mark.parametrize(("chinese", "english"), TRANSLATIONS.items(), ids=map(name_of, TRANSLATIONS))
+CHINESE = [*TRANSLATIONS, DOCS / "zh" / "index.md", DOCS / "zh" / "glossary.md"]
+_COMMENT = re.compile(r" +# .*$", flags=re.MULTILINE)
+_HAN = r"[\u4e00-\u9fff]"
+
+
+def _what_it_does(block: Block) -> tuple[str, str, dict[str, str]]:
+    """Language, text and marks of a block; comments, which are translated, are left out."""
+    return block.language, _COMMENT.sub("", block.text), block.marks
+
+
+def _language_line(page: Path) -> str:
+    """The line below the title, which links the other language."""
+    return page.read_text(encoding="utf-8").splitlines()[2]
+
+
+def _sections(page: Path) -> list[tuple[int, str]]:
+    """Level and text of each section, without its code blocks and without the line of languages."""
+    text = without_code(page).replace(_language_line(page), "")
+    parts = re.split(r"^(#+) .*\n", text, flags=re.MULTILINE)[1:]
+    return [(len(level), body) for level, body in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _targets(text: str, page: Path) -> list[str]:
+    """Links of a text, by what they lead to: a page that is translated counts as its English one."""
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        file = Path(os.path.normpath(page.parent / path)) if ":" not in link else None
+        found.append(link if file is None else f"{name_of(TRANSLATIONS.get(file, file))}#{anchor}")
+    return sorted(found)
+
+
+@PAIRS
+def test_commands_and_outputs_are_equal(chinese: Path, english: Path) -> None:
+    ours, theirs = ([_what_it_does(block) for block in blocks(page)] for page in (chinese, english))
+    assert len(ours) > 5
+    assert ours == theirs
+
+
+@PAIRS
+def test_sections_have_the_same_levels_links_names_and_numbers(chinese: Path, english: Path) -> None:
+    ours, theirs = _sections(chinese), _sections(english)
+    assert [level for level, _ in ours] == [level for level, _ in theirs]
+    for (_, one), (_, other) in zip(ours, theirs, strict=True):
+        assert _targets(one, chinese) == _targets(other, english), one
+        for pattern in (r"`[^`]+`", r"(?<![\w.])\d[\d.,]*(?<![.,])", r"^\|", r"^- "):
+            found, expected = (sorted(re.findall(pattern, text, flags=re.MULTILINE)) for text in (one, other))
+            assert found == expected, one
+
+
+@PAIRS
+def test_translated_pages_link_each_other_below_the_title(chinese: Path, english: Path) -> None:
+    for page, other in ((chinese, english), (english, chinese)):
+        relative = os.path.relpath(other, page.parent)
+        assert f"]({relative})" in _language_line(page), name_of(page)
+
+
+@PAIRS
+def test_links_lead_to_chinese_pages_where_there_are_any(chinese: Path, english: Path) -> None:
+    text = "".join(body for _, body in _sections(chinese))
+    linked = {Path(os.path.normpath(chinese.parent / link)) for link in re.findall(r"\]\(([^)\s#:]+)\)", text)}
+    assert linked & set(TRANSLATIONS.values()) == set()
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=name_of)
+def test_chinese_text_is_set_as_chinese(page: Path) -> None:
+    """Full-width marks after Chinese, a space between Chinese and Latin words, whole paragraphs on one line, since a line break becomes a space."""
+    text = re.sub(r"\]\([^)]*\)", "]", without_code(page))
+    assert re.findall(rf"{_HAN}(?:[,;:!?()]|\.(?![A-Za-z0-9]))", text) == []
+    assert re.findall(rf"(?:{_HAN}[A-Za-z0-9`]|[A-Za-z0-9`]{_HAN})[^\n]{{,20}}", text) == []
+    assert re.findall(rf"[{_HAN[1:-1]}，。；：、]\n[^\n|#<-][^\n]*", text) == []
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=name_of)
+def test_emulated_is_marked_in_both_languages(page: Path) -> None:
+    text = without_code(page)
+    for match in re.finditer("模拟", text):
+        rest = text[match.start() :]
+        assert rest.startswith(("模拟（emulated）", "模拟能")) or "emulated" in text[match.start() - 60 :][:120], rest[
+            :40
+        ]
+
+
+def test_every_chinese_page_is_compared_or_has_no_english_one() -> None:
+    assert set(CHINESE) == {REPOSITORY / "README.zh-CN.md", *(DOCS / "zh").rglob("*.md")}
