@@ -471,6 +471,31 @@ def test_reader_that_goes_away_is_no_traceback(compiled: CompiledBundle, photos:
     assert "BrokenPipe" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["eval", *(pytest.param(each, marks=pytest.mark.slow) for each in ("eval --task retrieval", "bench", "compare"))],
+)
+def test_reader_that_goes_away_takes_no_file_away(
+    command: str, run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("".join(["filepath,title\n", *(f"{photos / f'{n}.png'},a photo {n}\n" for n in range(2))]))
+    name, *task = command.split()
+    arguments: dict[str, list[object]] = {
+        "eval": ["--dataset", "demo", "--samples", 2],
+        "eval --task retrieval": [pairs, *task],
+        "bench": ["--duration", 1, "--no-stages"],
+        "compare": [compiled.path, "--samples", 2],
+    }
+    with open(write, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        with pytest.raises(SystemExit):  # rich raises it
+            run(name, compiled.path, *arguments[command], "--output", tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["command"]["arguments"][1] == name
+
+
 def _interrupted(
     arguments: list[object], listed: str, awaited: str, tmp_path: Path, number: int = signal.SIGINT
 ) -> tuple[int, str, str]:

@@ -207,6 +207,14 @@ def test_a_baseline_must_be_about_the_same(run: Run, compiled: CompiledBundle, f
     code, _, err = run("eval", compiled.path, "--dataset", data, "--max-drop", "0.1")
     assert code == 2
     assert "needs a --baseline" in err
+    shuffled = ("--samples", 20, "--shuffle", "--seed")
+    assert run("eval", compiled.path, "--dataset", data, *shuffled, 1, "--output", baseline, "--overwrite")[0] == 0
+    assert run("eval", compiled.path, "--dataset", data, *shuffled, 1, "--baseline", baseline)[0] == 0
+    code, _, err = run("eval", compiled.path, "--dataset", data, *shuffled, 2, "--baseline", baseline)
+    assert code == 2
+    assert "the baseline is about other images or labels (digest " in err
+    assert run("eval", compiled.path, "--dataset", data, "--output", baseline, "--overwrite")[0] == 0
+    assert run("eval", compiled.path, "--dataset", data, "--shuffle", "--baseline", baseline)[0] == 0, "another order"
     baseline.write_text("{}")
     code, _, err = run("eval", compiled.path, "--dataset", data, "--baseline", baseline)
     assert code == 1

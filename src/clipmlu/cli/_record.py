@@ -1,8 +1,10 @@
-"""The command line of the running command, for the reports that it writes."""
+"""Reports of the running command: its command line in them, and the order of writing and showing them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import click
@@ -33,3 +35,19 @@ def given_command() -> Command:
 def recorded(report: Report) -> Report:
     """Return a report with the running command in its field ``command``."""
     return msgspec.structs.replace(report, command=given_command())
+
+
+@contextlib.contextmanager
+def shown_after(show: Callable[[], object]) -> Iterator[None]:
+    """Print a result after the body has written its files, and also if that fails.
+
+    A reader of the output that ends early, as in ``clipmlu eval BUNDLE --output FILE | head``, then takes no file away, and a
+    disk that is full no result.
+
+    Args:
+        show: prints the result.
+    """
+    try:
+        yield
+    finally:
+        show()

@@ -13,7 +13,7 @@ from clipmlu.cli._groups import Option, OptionGroup, is_on_command_line
 from clipmlu.cli._notes import note_skipped
 from clipmlu.cli._options import PATH, Choice, Number, RunningOptions
 from clipmlu.cli._progress import STEPS
-from clipmlu.cli._record import recorded
+from clipmlu.cli._record import recorded, shown_after
 from clipmlu.errors import OptionError
 from clipmlu.keywords import pick_keywords
 from clipmlu.report.tables import echo_json
@@ -182,12 +182,9 @@ def evaluate_pairs(
         allowed = DEFAULT_MAX_RECALL_DROP if request.max_recall_drop is None else request.max_recall_drop
         report = compare_with_recall(report, earlier, allowed)
     report = recorded(report)
-    if as_json:
-        echo_json(report)
-    else:
-        show_retrieval(report)
-    if output is not None:
-        write_file(output, encode_json(report), overwrite=overwrite)
+    with shown_after(lambda: echo_json(report) if as_json else show_retrieval(report)):
+        if output is not None:
+            write_file(output, encode_json(report), overwrite=overwrite)
     exit_code = note_skipped(image.reason for image in report.skipped)
     check_recall(report)
     return exit_code

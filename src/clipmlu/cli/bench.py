@@ -23,7 +23,7 @@ from clipmlu.cli._options import (
     workers_option,
 )
 from clipmlu.cli._progress import STEPS
-from clipmlu.cli._record import recorded
+from clipmlu.cli._record import recorded, shown_after
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json
@@ -181,14 +181,10 @@ def bench_command(
     unreadable: list[str] = []
     report: Any
     report = _measure(bundle, given, times, unreadable) if tool is None else _run_tool(bundle, given, times)
-    if as_json:
-        echo_json(report)
-    elif tool is None:
-        show_speed(report)
-    else:
-        show_tool(report)
-    if output is not None:  # after the output, which a failed write must not prevent
-        write_file(output, encode_json(report), overwrite=overwrite)
+    show = echo_json if as_json else show_speed if tool is None else show_tool
+    with shown_after(lambda: show(report)):
+        if output is not None:
+            write_file(output, encode_json(report), overwrite=overwrite)
     return note_skipped(unreadable)
 
 

@@ -24,7 +24,7 @@ from clipmlu.cli._options import (
     workers_option,
 )
 from clipmlu.cli._progress import STEPS
-from clipmlu.cli._record import recorded
+from clipmlu.cli._record import recorded, shown_after
 from clipmlu.report.tables import echo_json
 
 if TYPE_CHECKING:
@@ -131,13 +131,9 @@ def compare_command(
     )
     report = compare.compare_bundles(measured, reference, images.open(), options, on_note=note, on_step=STEPS)
     report = recorded(report)
-    if as_json:
-        echo_json(report)
-    else:
-        show_comparison(report, show_all=show_all)
-    # After the output, which a failed write must not prevent.
-    files = {} if output is None else {output: encode_json(report)}
-    if heatmap is not None:
-        files[heatmap] = draw_comparison(report, heatmap)
-    write_files(files, overwrite=overwrite)
+    with shown_after(lambda: echo_json(report) if as_json else show_comparison(report, show_all=show_all)):
+        files = {} if output is None else {output: encode_json(report)}
+        if heatmap is not None:
+            files[heatmap] = draw_comparison(report, heatmap)
+        write_files(files, overwrite=overwrite)
     return note_skipped(image.reason for image in report.skipped)

@@ -22,7 +22,7 @@ from clipmlu.cli._options import (
     templates_option,
 )
 from clipmlu.cli._progress import STEPS, ProgressView
-from clipmlu.cli._record import recorded
+from clipmlu.cli._record import recorded, shown_after
 from clipmlu.cli._retrieval import RetrievalRequest, evaluate_pairs, is_classification, retrieval_options
 from clipmlu.report.tables import echo_json
 
@@ -147,17 +147,20 @@ def eval_command(
     if earlier is not None:
         report = compare_with_baseline(report, earlier, _MAX_DROP if max_drop is None else max_drop)
     report = recorded(report)
-    if as_json:
-        echo_json(report)
-    else:
+
+    def show() -> None:
+        if as_json:
+            echo_json(report)
+            return
         show_accuracy(report, per_class=per_class)
         for line in accuracy_lines(report) if sample_files is not None else ():
             click.echo(line)
-    # After the output, which a failed write must not prevent.
-    if output is not None:
-        write_file(output, encode_json(report), overwrite=overwrite)
-    if sample_files is not None:
-        write_sample_files(sample_files, results, source.original_names, report, overwrite=overwrite)
+
+    with shown_after(show):
+        if output is not None:
+            write_file(output, encode_json(report), overwrite=overwrite)
+        if sample_files is not None:
+            write_sample_files(sample_files, results, source.original_names, report, overwrite=overwrite)
     exit_code = note_skipped(image.reason for image in report.skipped)
     check_baseline(report)
     return exit_code

@@ -277,7 +277,7 @@ def _report(evaluation: Evaluation, total: _Total, elapsed_s: float) -> Accuracy
 
 
 def _data_digest(dataset: Dataset, indices: Sequence[int]) -> str:
-    images = [(dataset.key(index), int(dataset.label(index))) for index in indices]
+    images = [(dataset.key(index), int(dataset.label(index))) for index in sorted(indices)]
     return value_digest([list(dataset.class_names), images])
 
 
