@@ -41,6 +41,14 @@ def app(compiled_once: Path, lines: list[dict[str, Any]]) -> Iterator[Any]:
     app.state.service.close()
 
 
+@pytest.fixture(scope="module")
+def large(compiled_once: Path) -> Iterator[Any]:
+    """An application without small limits."""
+    app = clipmlu.create_app({"tiny": compiled_once})
+    yield app
+    app.state.service.close()
+
+
 def ask(app: Any, path: str = "/v1/classify", method: str = "POST", **request: Any) -> httpx.Response:
     headers = {"X-API-Key": KEY, **PNG, **request.pop("headers", {})}
     content = request.pop("content", png(1)) if method == "POST" and not {"json", "files"} & request.keys() else None
@@ -111,6 +119,48 @@ def test_forms_queries_and_json_give_the_same(app: Any) -> None:
 )
 def test_mistakes_have_a_code(app: Any, request_: dict[str, Any], expected: tuple[int, str]) -> None:
     assert code(ask(app, **request_)) == expected
+
+
+def form(*parts: bytes, end: bytes = b"\r\n--X--\r\n") -> bytes:
+    return b"\r\n".join(b"--X\r\nContent-Disposition: form-data; " + part for part in parts) + end
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n", b"\r\n--X", b"\r\n--X-"])
+def test_a_form_that_is_cut_is_refused_as_its_last_part_would_be_missing(app: Any, end: bytes) -> None:
+    parts = (b'name="image"; filename="1.png"\r\n\r\n' + png(1), b'name="labels"\r\n\r\nant,bee')
+    headers = {"Content-Type": "multipart/form-data; boundary=X"}
+    assert ask(app, content=form(*parts), headers=headers).json()["results"][0]["source"] == "1.png"
+    assert code(ask(app, content=form(*parts, end=end), headers=headers)) == (400, "bad_request")
+
+
+def test_a_form_of_a_charset_that_cannot_be_decoded_is_refused(app: Any) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=X; charset=undefined"}
+    assert code(ask(app, content=form(b'name="labels"\r\n\r\nant'), headers=headers)) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embed", {"texts": ["a" * 65_537]}),
+        ("/v1/classify", {"images": [""], "labels": ["a" * 65_537]}),
+        ("/v1/classify", {"images": [""], "labels": {"ant": ["a", "b" * 65_537]}}),
+        ("/v1/classify", {"images": [""], "labels": ["a" * 600], "templates": "{}" * 200}),
+        ("/v1/classify", {"images": [""], "labels": ["a"], "background": ["b" * 65_537]}),
+        ("/v1/embed", {"texts": ["a" * 60_000] * 18}),
+    ],
+)
+def test_the_length_of_texts_is_limited(large: Any, path: str, body: dict[str, Any]) -> None:
+    assert code(call_app(large, "POST", path, json=body)) == (413, "too_large")
+
+
+def test_json_of_very_many_values_is_refused_before_it_is_built(large: Any) -> None:
+    content = b'{"images":[' + b"{}," * (1 << 18) + b"{}]}"
+    answer = call_app(large, "POST", "/v1/classify", content=content, headers={"Content-Type": "application/json"})
+    assert code(answer) == (413, "too_large")
+
+
+def test_deep_json_in_a_form_is_refused(app: Any) -> None:
+    assert code(ask(app, "/v1/classify?labels=" + "[" * 5000)) == (400, "bad_request")
 
 
 def test_ids_are_kept_if_they_are_harmless(app: Any) -> None:

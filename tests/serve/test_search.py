@@ -94,12 +94,14 @@ def test_filters_and_facts(app: Any) -> None:
         ({"json": {"text": " "}}, "A text of the query is empty"),
         ({"json": {"text": "a", "top_k": 1001}}, "expected 1000 at most"),
         ({"json": {"text": "a", "top_k": -1}}, "top_k is -1"),
+        ({"json": {"text": "a", "top_k": 0}}, "top_k is 0"),
+        ({"content": b'{"text": "\xff"}', "headers": {"Content-Type": "application/json"}}, "cannot be read"),
         ({"json": {"text": "a", "weights": [1, 2]}}, "2 weights for 1 queries"),
         ({"json": {"text": "a", "include": [""]}}, "empty pattern"),
         ({"json": {"text": 3}}, "The JSON body cannot be read"),
         ({"json": {"text": "a", "labels": ["x"]}}, "unknown field `labels`"),
-        ({"files": {"file": ("a.png", b"x")}}, "expected 'image'"),
-        ({"files": {"text": (None, "a"), "top_k": (None, "many")}}, "The options cannot be read"),
+        ({"files": {"file": ("a.png", b"x")}}, "expected files in parts named 'image'"),
+        ({"files": {"text": (None, "a"), "top_k": (None, "many")}}, "An option of the request is wrong"),
         ({"content": b"no image", "headers": {"Content-Type": "image/png"}}, "image 0"),
     ],
 )
@@ -112,6 +114,32 @@ def test_wrong_requests_are_refused(app: Any, request_: dict[str, Any], message:
 def test_a_query_of_too_many_images_is_refused(app: Any) -> None:
     answer = call_app(app, "POST", "/v1/search", json={"image": base64_images(png(1)) * 65})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({"json": {"text": "a", "include": "[" * 501}}, (413, "too_large")),
+        ({"json": {"text": "a", "exclude": ["*.png"] * 65}}, (413, "too_large")),
+        ({"json": {"text": "a" * 65_537}}, (413, "too_large")),
+        ({"json": {"image": {"url": "http://127.0.0.1/a.png"}}}, (403, "urls_not_allowed")),
+        ({"content": b"a red dog", "headers": {"Content-Type": "text/plain"}}, (415, "unsupported_media_type")),
+    ],
+)
+def test_bodies_of_a_search_have_the_limits_of_all(
+    app: Any, request_: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    answer = call_app(app, "POST", "/v1/search", **request_)
+    assert (answer.status_code, answer.json()["error"]["code"]) == expected
+
+
+def test_a_form_of_a_search_is_not_written_to_disk(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_file: object) -> None:
+        raise AssertionError("a file on the disk")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", refuse)
+    answer = call_app(app, "POST", "/v1/search", files={"image": ("a.png", png(4) + bytes(3 << 20))})
+    assert answer.json()["hits"][0]["id"] == "photos/4.png"
 
 
 def test_pictures_of_hits_are_small_and_belong_to_their_ids(app: Any, place: Path) -> None:

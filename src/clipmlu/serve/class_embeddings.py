@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -19,6 +19,7 @@ from clipmlu.embed.encoder import Encoder, FloatArray
 from clipmlu.errors import UnknownNameError
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ClassesInput
+from clipmlu.serve.text_limits import check_lengths
 
 _KEPT_BYTES = 64 << 20  # of class embeddings; a class of 512 elements takes 2 KiB
 _KEPT_CLASSIFIERS = 128
@@ -138,6 +139,7 @@ class Classifiers:
                 f"The request has {count} prompts ({len(labels)} labels); this server takes {self._max_prompts}. Give fewer labels "
                 "or templates, or start the server with --labels, or with a larger --max-texts.",
             )
+        check_lengths(_prompt_lengths(labels, background, templates or ("{}",)))
 
 
 def _check_templates(templates: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -153,6 +155,23 @@ def _check_templates(templates: Sequence[str] | None) -> tuple[str, ...] | None:
             error = UnknownNameError("template set", template, TEMPLATE_SETS, "Or give a template with '{}' in it.")
             raise Refusal("bad_request", str(error))
     return tuple(found for template in templates for found in resolve_templates(template))
+
+
+def _prompt_lengths(
+    labels: Sequence[str] | Mapping[str, Sequence[str]], background: Sequence[str], templates: Sequence[str]
+) -> Iterator[int]:
+    """Yield the number of characters of each prompt, before it is made."""
+    own = labels if isinstance(labels, Mapping) else {}
+    for name, prompts in own.items():
+        yield len(name)
+        yield from (_filled_length(prompt, name) for prompt in prompts)
+    for name in (*(() if own else labels), *background):
+        yield from (_filled_length(template, name) for template in templates)
+
+
+def _filled_length(template: str, name: str) -> int:
+    places = template.count("{}")
+    return len(template) + places * (len(name) - 2)
 
 
 def _key(values: Sequence[str] | Mapping[str, Sequence[str]] | None) -> Hashable:

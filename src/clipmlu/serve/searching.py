@@ -27,6 +27,8 @@ from clipmlu.specs import PositiveInt
 MOST_HITS = 1000
 DEFAULT_HITS = 10
 THUMBNAIL_EDGE = 256
+_MOST_PATTERNS = 64
+_LONGEST_PATTERN = 500  # characters; the time to read one grows with their square
 _log = logging.getLogger(__name__)
 
 
@@ -123,7 +125,14 @@ class ServedIndex:
             )
         if any(not text.strip() for text in request.texts):
             raise Refusal("bad_request", "A text of the query is empty.")
-        if check_argument(request.top_k or DEFAULT_HITS, PositiveInt, "top_k") > MOST_HITS:
+        patterns = [*request.include, *request.exclude]
+        if len(patterns) > _MOST_PATTERNS or any(len(pattern) > _LONGEST_PATTERN for pattern in patterns):
+            raise Refusal(
+                "too_large",
+                f"The request has {len(patterns)} patterns, the longest of {max(map(len, patterns))} characters; expected "
+                f"{_MOST_PATTERNS} patterns of {_LONGEST_PATTERN} characters at most.",
+            )
+        if request.top_k is not None and check_argument(request.top_k, PositiveInt, "top_k") > MOST_HITS:
             raise Refusal("bad_request", f"top_k is {request.top_k}; expected {MOST_HITS} at most.")
 
     def search(self, request: SearchRequest, vectors: npt.NDArray[np.float32]) -> dict[str, Any]:

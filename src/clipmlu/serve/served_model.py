@@ -28,6 +28,7 @@ from clipmlu.serve.preparing import ImagePreparer
 from clipmlu.serve.queue_limit import QueueLimit
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ClassesInput, ImageInput
+from clipmlu.serve.text_limits import check_lengths
 from clipmlu.serve.tickets import RowGroup, RowResult, Ticket
 from clipmlu.specs import TowerName
 
@@ -319,6 +320,7 @@ class ServedModel:
             raise Refusal(
                 "too_large", f"The request has {len(texts)} texts; this server takes {self._options.max_texts}."
             )
+        check_lengths(map(len, texts))
         return self.encoder.tokenizer(list(texts))
 
     def _check_images(self, images: Sequence[ImageInput], least: int = 1) -> None:

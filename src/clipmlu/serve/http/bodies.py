@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from fastapi import Request
@@ -22,9 +22,12 @@ _LONGEST_ID = 500
 _MOST_FIELDS = 10_000
 _FIELD_BYTES = 1 << 20
 _FILE_PARTS = ("image", "images")
+_MOST_VALUES = 1 << 17  # of a JSON body: as objects, small values take twenty times the memory of their text
 
 
-class _Image(msgspec.Struct, forbid_unknown_fields=True):
+class JsonImage(msgspec.Struct, forbid_unknown_fields=True):
+    """An image of a JSON body that is more than base64 text."""
+
     data: bytes | None = None
     url: str | None = None
     id: str | None = None
@@ -41,17 +44,21 @@ class _Classes(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class _Classify(_Classes, forbid_unknown_fields=True, kw_only=True):
-    images: list[bytes | _Image]
+    images: list[bytes | JsonImage]
 
 
 class _Embed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
-    images: list[bytes | _Image] = []
+    images: list[bytes | JsonImage] = []
     texts: list[str] = []
 
 
 class _Form(MultiPartParser):
     spool_max_size = 1 << 40  # files stay in memory: the body is limited, and a disk would be slower and fill
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 async def read_classify(request: Request, max_images: int) -> ClassifyRequest:
@@ -63,8 +70,8 @@ async def read_classify(request: Request, max_images: int) -> ClassifyRequest:
     kind = kind_of(request)
     if kind == "application/json":
         given = await parse_json(await request.body(), _Classify)
-        return _classify_request(given, _images(given.images))
-    images, fields = await _images_and_fields(request, kind, max_images)
+        return _classify_request(given, image_inputs(given.images))
+    images, fields = await read_images_and_fields(request, kind, max_images)
     return _classify_request(_from_fields(fields, _Classes, ("labels", "templates", "background")), images)
 
 
@@ -79,8 +86,8 @@ async def read_embed(request: Request, max_images: int) -> EmbedRequest:
         given = await parse_json(await request.body(), _Embed)
         if not given.images and not given.texts:
             raise Refusal("bad_request", "The request has neither images nor texts.")
-        return EmbedRequest(model=given.model, images=_images(given.images), texts=given.texts)
-    images, fields = await _images_and_fields(request, kind, max_images)
+        return EmbedRequest(model=given.model, images=image_inputs(given.images), texts=given.texts)
+    images, fields = await read_images_and_fields(request, kind, max_images)
     found = _from_fields(fields, _Embed, ("texts",))
     return EmbedRequest(model=found.model, images=images, texts=found.texts)
 
@@ -101,8 +108,13 @@ async def parse_json(body: bytes, kind: type[Parsed]) -> Parsed:
     return await asyncio.to_thread(_decode, body, kind)
 
 
-async def read_form(request: Request, max_files: int) -> list[tuple[str, str | UploadFile]]:
-    """Return the parts of a form, whose files are in memory.
+class _File(NamedTuple):
+    name: str | None
+    content: bytes
+
+
+async def _read_form(request: Request, max_files: int) -> list[tuple[str, str | _File]]:
+    """Return the parts of a form, by their names.
 
     Raises:
         Refusal: it is no form, or has too many parts.
@@ -111,16 +123,32 @@ async def read_form(request: Request, max_files: int) -> list[tuple[str, str | U
         parser = _Form(
             request.headers, request.stream(), max_files=max_files, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES
         )
-        return list((await parser.parse()).multi_items())
-    except (MultiPartException, KeyError) as error:
-        reason = getattr(error, "message", "it has no boundary").rstrip(".")
+        parts = (await parser.parse()).multi_items()
+    except (MultiPartException, KeyError, UnicodeError) as error:
+        reason = getattr(error, "message", "it has no boundary, or another charset").rstrip(".")
         code = "too_large" if reason.startswith("Too many") or "maximum size" in reason else "bad_request"
         raise Refusal(code, f"The form cannot be read: {reason}. At most {max_files} files are taken.") from error
+    found = [(name, part if isinstance(part, str) else await _content_of(part)) for name, part in parts]
+    if not parser.complete:  # its last part would be missing
+        raise Refusal("bad_request", "The form cannot be read: it ends without its closing boundary.")
+    return found
 
 
-async def _images_and_fields(
+async def _content_of(part: UploadFile) -> _File:
+    try:
+        return _File(part.filename, await part.read())
+    finally:
+        await part.close()
+
+
+async def read_images_and_fields(
     request: Request, kind: str, max_images: int
 ) -> tuple[list[ImageInput], dict[str, list[str]]]:
+    """Read the images of a body that is no JSON, and the texts of each option of the form or the query.
+
+    Raises:
+        Refusal: it is no form and no image, or is too large.
+    """
     query: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():
         query.setdefault(name, []).append(value)
@@ -141,12 +169,11 @@ async def _form(
     request: Request, fields: dict[str, list[str]], max_images: int
 ) -> tuple[list[ImageInput], dict[str, list[str]]]:
     images: list[ImageInput] = []
-    for name, value in await read_form(request, max_images):
+    for name, value in await _read_form(request, max_images):
         if isinstance(value, str):
             fields.setdefault(name, []).append(value)
         elif name in _FILE_PARTS:
-            images.append(ImageInput(_id(value.filename, len(images)), await value.read()))
-            await value.close()
+            images.append(ImageInput(_id(value.name, len(images)), value.content))
         else:
             raise Refusal(
                 "bad_request", f"The form has a file in part '{name[:100]}'; expected files in parts named 'image'."
@@ -172,7 +199,7 @@ def _list(name: str, texts: Sequence[str]) -> Any:
     if (text[:1] in ("[", "{") and name != "templates") or text[:1] == "[":
         try:
             return msgspec.json.decode(text.encode())
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
             raise Refusal("bad_request", f"Option '{name}' is no JSON list: {error}.") from error
     if name == "labels":
         return [label.strip() for label in re.split(f"[{COMMAS}]", text) if label.strip()]
@@ -180,6 +207,8 @@ def _list(name: str, texts: Sequence[str]) -> Any:
 
 
 def _decode(body: bytes, kind: type[Parsed]) -> Parsed:
+    if body.count(b",") >= _MOST_VALUES:  # counted before anything is built of it
+        raise Refusal("too_large", f"The JSON body has more than {_MOST_VALUES:,} values; send several requests.")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -206,11 +235,16 @@ def _classify_request(given: _Classes, images: list[ImageInput]) -> ClassifyRequ
     )
 
 
-def _images(given: Sequence[bytes | _Image]) -> list[ImageInput]:
+def image_inputs(given: Sequence[bytes | JsonImage]) -> list[ImageInput]:
+    """Return the images of a JSON body.
+
+    Raises:
+        Refusal: one has neither data nor a URL, or both.
+    """
     return [_image(image, position) for position, image in enumerate(given)]
 
 
-def _image(image: bytes | _Image, position: int) -> ImageInput:
+def _image(image: bytes | JsonImage, position: int) -> ImageInput:
     if isinstance(image, bytes):
         return ImageInput(f"image {position}", image)
     if (image.data is None) == (image.url is None):

@@ -27,7 +27,7 @@ def deadline_of(request: Request) -> float:
     return now() + service_of(request).options.timeout_s if found is None else float(found)
 
 
-def note_model(request: Request, model: ServedModel, **facts: Any) -> None:
-    """Say which bundle answers, for the headers of the answer and for the log."""
-    request.scope["clipmlu.emulated"] = model.emulated
+def note_model(request: Request, model: ServedModel, *, emulated: bool = False, **facts: Any) -> None:
+    """Say which bundle answers, for the headers of the answer and for the log; ``emulated``: other data is emulated, too."""
+    request.scope["clipmlu.emulated"] = model.emulated or emulated
     request.scope["clipmlu.log"] = {"model": model.name, **facts}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 
 import numpy as np
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from clipmlu.clock import now
 from clipmlu.serve.http.answers import json_response
 from clipmlu.serve.http.bodies import read_embed
+from clipmlu.serve.http.embedding import embed_request
 from clipmlu.serve.http.state import deadline_of, note_model, service_of
 from clipmlu.serve.refusal import Refusal
 
@@ -26,7 +26,7 @@ async def embed(request: Request) -> Response:
     given = await read_embed(request, service.options.max_images)
     model = service.model(given.model)
     note_model(request, model, images=len(given.images), texts=len(given.texts))
-    found = await asyncio.wrap_future(model.embed(given.images, given.texts, deadline_of(request)))
+    found = await embed_request(model, given.images, given.texts, deadline_of(request))
     count = len(given.images)
     if count and len(found.errors) == count and not given.texts:
         raise Refusal("bad_image", found.errors[0])

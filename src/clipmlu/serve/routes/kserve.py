@@ -11,6 +11,7 @@ from clipmlu._version import __version__
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.serve.http.answers import json_response
+from clipmlu.serve.http.embedding import embed_request
 from clipmlu.serve.http.state import deadline_of, note_model, service_of
 from clipmlu.serve.kserve.request import LENGTH_HEADER, InferenceRequest, read_request
 from clipmlu.serve.kserve.response import write_response
@@ -18,9 +19,9 @@ from clipmlu.serve.kserve.view import VERSION, ModelView, server_metadata
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ImageInput
 from clipmlu.serve.served_model import ServedModel
+from clipmlu.serve.text_limits import LONGEST_TEXT
 
 router = APIRouter()
-_LONGEST_TEXT = 1 << 16  # bytes; a model reads a few hundred, and the tokenizer takes a minute for many millions
 _SMALL_BODY = 1 << 20  # read in a fraction of a millisecond if it is binary data, and in a few if it is JSON
 
 
@@ -104,7 +105,7 @@ async def _rows(
     if pixels is not None or tokens is not None:
         image_rows, text_rows = await asyncio.wrap_future(served.embed_tensors(pixels, tokens, deadline))
     if images or texts:
-        found = await asyncio.wrap_future(served.embed(images, texts, deadline))
+        found = await embed_request(served, images, texts, deadline)
         for error in found.errors.values():
             raise InputError(error)
         image_rows = found.rows[: len(images)] if images else image_rows
@@ -113,8 +114,8 @@ async def _rows(
 
 
 def _text(element: bytes, position: int) -> str:
-    if len(element) > _LONGEST_TEXT:
-        raise InputError(f"texts[{position}] has {len(element)} bytes; expected {_LONGEST_TEXT} at most.")
+    if len(element) > LONGEST_TEXT:
+        raise InputError(f"texts[{position}] has {len(element)} bytes; expected {LONGEST_TEXT} at most.")
     try:
         return element.decode()
     except UnicodeDecodeError as error:

@@ -9,27 +9,24 @@ from typing import Any
 import msgspec
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from starlette.datastructures import UploadFile
 
 from clipmlu.clock import now
 from clipmlu.serve.http.answers import json_response
-from clipmlu.serve.http.state import service_of
+from clipmlu.serve.http.bodies import JsonImage, image_inputs, kind_of, parse_json, read_images_and_fields
+from clipmlu.serve.http.embedding import embed_request
+from clipmlu.serve.http.state import deadline_of, note_model, service_of
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ImageInput
 from clipmlu.serve.searching import SearchRequest, ServedIndex
 
 router = APIRouter()
-
-
-class _Image(msgspec.Struct, forbid_unknown_fields=True):
-    data: bytes
-    id: str | None = None
+_SINGLE = ("model", "top_k", "exact")  # options that are no lists
 
 
 class _Search(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
     text: str | list[str] = []
-    image: bytes | _Image | list[bytes | _Image] = []
+    image: bytes | JsonImage | list[bytes | JsonImage] = []
     weights: list[float] | None = None
     top_k: int | None = None
     include: str | list[str] = []
@@ -43,10 +40,11 @@ async def search(request: Request) -> Response:
     start = now()
     service = service_of(request)
     index = _index_of(request)
-    given = await _read(request)
+    given = await _read(request, service.options.max_images)
     index.check(given, service.options)
     model = service.model(index.model_name(given.model))
-    found = await asyncio.wrap_future(model.embed(given.images, given.texts, start + service.options.timeout_s))
+    note_model(request, model, emulated=index.emulated, images=len(given.images), texts=len(given.texts))
+    found = await embed_request(model, given.images, given.texts, deadline_of(request))
     if found.errors:
         raise Refusal("bad_image", next(iter(found.errors.values())))
     result = await asyncio.to_thread(index.search, given, np.asarray(found.rows, np.float32))
@@ -75,61 +73,36 @@ def _index_of(request: Request) -> ServedIndex:
     return index
 
 
-async def _read(request: Request) -> SearchRequest:
-    kind = str(request.headers.get("content-type", "")).partition(";")[0].strip().lower()
+async def _read(request: Request, max_images: int) -> SearchRequest:
+    kind = kind_of(request)
     if kind == "application/json":
-        return _request(_decoded(await request.body()), [])
-    query = {name: request.query_params.getlist(name) for name in request.query_params}
-    if kind != "multipart/form-data":
-        return _request(_from_texts(query), [ImageInput("image 0", await request.body())])
-    texts: dict[str, list[str]] = {}
-    images: list[ImageInput] = []
-    async with request.form() as form:
-        for name, part in form.multi_items():
-            if isinstance(part, UploadFile):
-                if name != "image":
-                    raise Refusal("bad_request", f"The form has a file in the part '{name}'; expected 'image'.")
-                images.append(ImageInput(part.filename or f"image {len(images)}", await part.read()))
-            else:
-                texts.setdefault(name, []).append(part)
-    return _request(_from_texts({**query, **texts}), images)
-
-
-def _decoded(body: bytes) -> _Search:
-    try:
-        return msgspec.json.decode(body, type=_Search)
-    except msgspec.DecodeError as error:
-        raise Refusal("bad_request", f"The JSON body cannot be read: {error}.") from error
+        given = await parse_json(await request.body(), _Search)
+        return _request(given, image_inputs(given.image if isinstance(given.image, list) else [given.image]))
+    images, fields = await read_images_and_fields(request, kind, max_images)
+    return _request(_from_texts(fields), images)
 
 
 def _from_texts(given: Mapping[str, list[str]]) -> _Search:
     """Return the options of a form or a query; each is a text, or several of the same name."""
-    values: dict[str, Any] = dict(given)
-    for name in ("model", "top_k", "exact"):
-        if name in values:
-            values[name] = values[name][-1]
+    values: dict[str, Any] = {name: texts[-1] if name in _SINGLE else texts for name, texts in given.items()}
     try:
         return msgspec.convert(values, _Search, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusal("bad_request", f"The options cannot be read: {error}.") from error
+        raise Refusal("bad_request", f"An option of the request is wrong: {error}.") from error
 
 
-def _request(given: _Search, files: Sequence[ImageInput]) -> SearchRequest:
-    images = given.image if isinstance(given.image, list) else [given.image]
-    inputs = [_image(position, image) for position, image in enumerate(images)]
+def _request(given: _Search, images: Sequence[ImageInput]) -> SearchRequest:
     return SearchRequest(
         model=given.model,
-        texts=[given.text] if isinstance(given.text, str) else given.text,
-        images=[*inputs, *files],
+        texts=_list(given.text),
+        images=images,
         weights=given.weights,
         top_k=given.top_k,
-        include=[given.include] if isinstance(given.include, str) else given.include,
-        exclude=[given.exclude] if isinstance(given.exclude, str) else given.exclude,
+        include=_list(given.include),
+        exclude=_list(given.exclude),
         exact=given.exact,
     )
 
 
-def _image(position: int, image: bytes | _Image) -> ImageInput:
-    if isinstance(image, bytes):
-        return ImageInput(f"image {position}", image)
-    return ImageInput(image.id or f"image {position}", image.data)
+def _list(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
