@@ -380,6 +380,18 @@ def test_scratch_is_gone_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert _names(tmp_path) == []
 
 
+def test_scratch_without_a_temporary_folder_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    with (
+        pytest.raises(OutputError, match=r"Cannot write temporary files: No usable .* Set TMPDIR"),
+        scratch_directory(),
+    ):
+        pytest.fail("there is no folder")
+
+
 def test_folders_that_were_made_for_files_go_when_nothing_is_written(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), StagedFiles([tmp_path / "a" / "b" / "x"], overwrite=False):

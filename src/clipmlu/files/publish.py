@@ -257,7 +257,12 @@ def scratch_directory() -> Iterator[Path]:
     Raises:
         OutputError: the folder cannot be created, or its disk is full.
     """
-    root = Path(tempfile.gettempdir())
+    try:
+        root = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # as in a container whose root is read-only
+        raise OutputError(
+            f"Cannot write temporary files: {error.strerror}. Set TMPDIR to a folder for them."
+        ) from error
     with output_errors(root):
         workspace = Workspace(root)
     with workspace, disk_full_errors(root):
