@@ -29,7 +29,8 @@ lint: $(LINT)/lint.stamp
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy
 	$(LINT)/bin/basedpyright --pythonpath $(LINT)/bin/python
-	$(LINT)/bin/codespell $$(git ls-files '*.md' '*.py' '*.c' '*.toml' '*.yml' '*.yaml' Makefile)
+	$(LINT)/bin/codespell $$(git ls-files '*.md' '*.py' '*.c' '*.toml' '*.yml' '*.yaml' '*.Dockerfile' Makefile)
+	$(LINT)/bin/hadolint docker/*.Dockerfile
 
 docs: $(LINT)/lint.stamp
 	$(LINT)/bin/zensical build --clean --strict
