@@ -19,14 +19,14 @@ def test_embed_into_a_folder_is_a_job(run: Run, compiled: CompiledBundle, photos
     command = ("embed", compiled.path, photos, "-o", job, "--shard-size", 4, "--shard-format", "npy")
     code, out, err = run(*command)
     assert (code, out) == (1, "")
-    *lines, done, following = err.splitlines()
+    *lines, done, index, status = err.splitlines()
     assert lines == [
         "Left out: 1 file(s) of other types (.txt 1).",
         f"1 image(s) could not be read; see {job / 'errors.jsonl'}",
     ]
     assert done.startswith(f"Wrote 6 rows in 2 shard(s) to {job}; 6 images in ")
     assert done.endswith(" images/s")
-    assert following == f"Next: clipmlu job {job}"
+    assert (index, status) == (f"Next: clipmlu index {job}", f"      clipmlu job {job}")
     code, _, err = run(*command, "--max-errors", "20%")
     assert code == 0
     assert f"Wrote 6 rows in 2 shard(s) to {job}\n" in err

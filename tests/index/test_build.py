@@ -236,6 +236,16 @@ def test_a_job_and_its_index_may_be_moved_together_and_a_job_alone() -> None:
 
 
 @pytest.mark.usefixtures("place")
+def test_a_source_and_a_link_to_it_are_one() -> None:
+    Path("link").symlink_to("job")
+    report = clipmlu.build_index(["job", "link"], "all")
+    assert (report.sources, report.rows) == (1, 7)
+    for source in ("link", "job", "./link"):
+        report = clipmlu.build_index(source, "all")
+        assert (counts(report), report.sources, report.rows) == ((0, 0, 0, 3), 1, 7)
+
+
+@pytest.mark.usefixtures("place")
 def test_an_index_that_was_copied_away_from_its_job_keeps_its_rows() -> None:
     clipmlu.build_index("job")
     shutil.copytree("job/index", "copy")  # beside it there is another folder, and no job
@@ -295,6 +305,10 @@ def test_wrong_sources_and_outputs_are_named() -> None:
         clipmlu.build_index([], "all")
     with pytest.raises(InputError, match="'photos' is not the folder of a job"):
         clipmlu.build_index("photos", "all")
+    with pytest.raises(
+        InputError, match=r"'photos/0.png' is not the folder of a job, and its name does not end with .npy"
+    ):
+        clipmlu.build_index("photos/0.png")
     with pytest.raises(InputError, match="'nothing' does not exist"):
         clipmlu.build_index("nothing", "all")
     with pytest.raises(InputError, match=r"nothing.npy' does not exist"):

@@ -75,13 +75,24 @@ def test_combined_queries_are_the_weighted_sum_of_unit_vectors() -> None:
         assert_same(found.queries[0].hits, ranked(total / np.linalg.norm(total)))
         assert (len(found.queries), found.queries[0].kind) == (1, "combined")
     assert found.queries[0].query == "a red dog + -0.5 x a green cat"
+    for factor in (1e308, 1e-300):
+        scaled = clipmlu.search_index("job", ["a red dog", "a green cat"], weights=[factor, -0.5 * factor])
+        assert_same(scaled.queries[0].hits, ranked(total / np.linalg.norm(total)))
     for weights, message in (
         ([1], "1 weights for 2 queries"),
         ([1, -1], "cancel out"),
         ([1, float("inf")], "infinite"),
+        ([0, 0], "all weights are 0"),
     ):
         with pytest.raises(OptionError, match=message):
             clipmlu.search_index("job", ["a red dog"] * 2, weights=weights)
+
+
+@pytest.mark.usefixtures("index")
+def test_a_text_that_is_longer_than_the_context_is_told() -> None:
+    notes: list[str] = []
+    clipmlu.search_index("job", ["a red dog", "a dog " * 100], on_note=notes.append)
+    assert notes == ["1 text(s) are longer than the context of the model; what lies beyond is not searched"]
 
 
 def test_filters_select_names(index: clipmlu.VectorIndex) -> None:
@@ -178,6 +189,37 @@ def test_an_index_of_a_file_asks_for_its_bundle() -> None:
     assert_same(clipmlu.search_index("rows.index", "a red dog", bundle="tiny-cpu").queries[0].hits, expected)
     clipmlu.build_index("rows.npy", bundle="tiny-cpu")
     assert_same(clipmlu.search_index("rows.index", "a red dog").queries[0].hits, expected)
+
+
+@pytest.mark.usefixtures("place")
+def test_what_a_file_does_not_say_stays_known_when_it_is_indexed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clipmlu.embed_to_file("tiny-cpu", "rows.npy", "photos")
+    clipmlu.build_index("rows.npy", bundle="tiny-cpu")
+    before = clipmlu.open_index("rows.index").manifest
+    photo = str(Path("photos/0.png").absolute())
+    monkeypatch.chdir("photos")
+    notes: list[str] = []
+    for sources in ((), "../rows.npy"):
+        clipmlu.build_index(sources, "../rows.index", on_note=notes.append)
+        index = clipmlu.open_index("../rows.index")
+        assert (index.manifest, index.hit_of(0).path) == (before, photo)
+    assert notes == []
+    Path("../rows.npy").rename("../moved.npy")
+    Path("../rows.ids.json").rename("../moved.ids.json")
+    clipmlu.build_index("../moved.npy", "../rows.index")
+    assert clipmlu.open_index("../rows.index").hit_of(0).path == photo
+
+
+@pytest.mark.usefixtures("index")
+def test_a_file_that_joins_an_index_without_saying_its_model_is_told() -> None:
+    np.save("rows.npy", np.eye(2, clipmlu.open_index("job").embedding_dim))
+    notes: list[str] = []
+    clipmlu.build_index("rows.npy", "job/index", on_note=notes.append)
+    (told,) = notes
+    assert "rows.npy' does not say which model computed it, and is taken for one of 'tiny" in told
+    clipmlu.build_index(output="job/index", on_note=notes.append)
+    clipmlu.build_index("rows.npy", "job/index", bundle="tiny-cpu", on_note=notes.append)
+    assert len(notes) == 1
 
 
 def test_an_open_index_stays_as_it_was_until_it_is_refreshed(index: clipmlu.VectorIndex) -> None:

@@ -163,7 +163,7 @@ def search_index(
     found = collect_queries(queries, given.get("text", ()), given.get("image", ()), lines=lines, on_note=on_note)
     opened = _opened(index, given.get("images_folder"))
     with on_step("searching"):
-        results = _search(opened, found, given)
+        results = _search(opened, found, given, on_note)
     if sheet is not None:
         page = contact_sheet(results, on_step=on_step).encode()
         write_file(sheet, page, overwrite=given.get("overwrite", False))
@@ -178,13 +178,18 @@ def _opened(index: str | os.PathLike[str] | VectorIndex, images_folder: str | os
     return index
 
 
-def _search(index: VectorIndex, queries: Sequence[Query], given: Mapping[str, Any]) -> SearchResults:
+def _search(
+    index: VectorIndex, queries: Sequence[Query], given: Mapping[str, Any], on_note: Callable[[str], object]
+) -> SearchResults:
     bundle = given.get("bundle")
     place = bundle if bundle is None or isinstance(bundle, Model) else as_path(bundle, "the bundle")
     image_only = all(query.kind == "image" for query in queries)
     running = {name: given[name] for name in ("threads", "device") if name in given}
     chosen = {name: given[name] for name in ("combine", "weights", "include", "exclude", "exact") if name in given}
     with open_model(index, place, image_only=image_only, **running) as model:
+        texts = [query.source for query in queries if query.kind == "text"]
+        if texts and (cut := model.tokenizer.count_truncated(texts)):
+            on_note(f"{cut} text(s) are longer than the context of the model; what lies beyond is not searched")
         return search(index, queries, model, k=given.get("top_k", DEFAULT_K), **chosen)
 
 

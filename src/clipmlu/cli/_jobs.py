@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +129,19 @@ def check_job_output(output: Path, instead: str = "") -> None:
 
 
 def run_job_command(
-    bundle: Path, images: JobInput, output: Path, options: JobOptions, engine: EngineOptions, label: str
+    bundle: Path,
+    images: JobInput,
+    output: Path,
+    options: JobOptions,
+    engine: EngineOptions,
+    label: str,
+    following: Sequence[str] = (),
 ) -> int:
-    """Run a job, print what it did, and return the exit code of the command."""
+    """Run a job, print what it did and commands that may follow, and return the exit code.
+
+    Args:
+        following: commands about the folder to name before ``job``.
+    """
     from clipmlu.jobs.error_limit import TooManyErrorsError
     from clipmlu.jobs.run import run_job
 
@@ -150,7 +160,7 @@ def run_job_command(
             on_load=lambda load: progress.add(images=load.images, load=load),
             on_note=note,
         )
-    _note_report(report)
+    _note_report(report, following)
     return 1 if report.errors and options.max_errors is None else 0
 
 
@@ -162,7 +172,7 @@ def _start(preparing: contextlib.ExitStack, progress: ProgressView, job: JobStar
         progress.start(job.images, job.images_done)
 
 
-def _note_report(report: JobReport) -> None:
+def _note_report(report: JobReport, following: Sequence[str]) -> None:
     from clipmlu.bundle.manifest import emulated_mark
 
     if report.skipped_files is not None:
@@ -175,4 +185,4 @@ def _note_report(report: JobReport) -> None:
         speed = f"; {report.computed_images} images in {report.seconds:.1f} s, {rate:.1f} images/s"
     folder, mark = name_from_path(report.path), emulated_mark(report.emulated)
     note(f"Wrote {report.images} rows in {report.shards} shard(s) to {folder}{mark}{speed}")
-    note_next(("job", report.path))
+    note_next(*((command, report.path) for command in (*following, "job")))

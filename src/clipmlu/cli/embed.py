@@ -11,7 +11,7 @@ from clipmlu.cli._engines import engine_options, refuse_engine
 from clipmlu.cli._help import command
 from clipmlu.cli._inputs import input_options
 from clipmlu.cli._jobs import JobChoice, check_job_output, job_options, run_job_command
-from clipmlu.cli._notes import note, note_inputs, warn
+from clipmlu.cli._notes import note, note_inputs, note_next, warn
 from clipmlu.cli._options import PATH, RunningOptions, bundle_argument, overwrite_option, running_options
 from clipmlu.cli._progress import STEPS, ProgressView
 from clipmlu.cli._urls import url_options
@@ -78,7 +78,8 @@ def embed_command(
     check_job_output(output, ", or a file NAME.npy")
     if texts is not None:
         raise OptionError(f"--texts writes a file; expected -o NAME.npy, not the folder '{output}'")
-    return run_job_command(bundle, images, output, job.options(running, urls, overwrite=overwrite), engine, "embedding")
+    options = job.options(running, urls, overwrite=overwrite)
+    return run_job_command(bundle, images, output, options, engine, "embedding", ("index",))
 
 
 def _write_file(
@@ -125,9 +126,10 @@ def _write_file(
             raise
         if broken and not file.rows:
             raise InputError(f"Not one of {broken} image(s) could be read; nothing was written.")
-        note(
-            f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {name_from_path(file.publish())}{mark}"
-        )
+        written = file.publish()
+        note(f"Wrote {file.rows} embeddings of {encoder.embedding_dim} elements to {name_from_path(written)}{mark}")
+    if texts is None:
+        note_next(("index", written, "--bundle", bundle))
     return note_inputs(broken, skipped_files)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from clipmlu.arguments import is_there
 from clipmlu.bundle.manifest import current_tool_versions
 from clipmlu.bundle.space import EmbeddingSpace
 from clipmlu.errors import BundleExistsError, InputError, OptionError
@@ -31,7 +30,7 @@ from clipmlu.index.manifest import (
 from clipmlu.index.opened import JOB_INDEX
 from clipmlu.index.options import DEFAULT_RECALL, IndexOptions
 from clipmlu.index.report import Changes, IndexReport
-from clipmlu.index.sources import SourceContent, open_source
+from clipmlu.index.sources import SourceContent, check_source, open_source
 from clipmlu.index.store import SegmentStore, remove_unused
 from clipmlu.jobs.rows import EmbeddingDtype
 from clipmlu.steps import StartStep, no_steps
@@ -63,8 +62,7 @@ def build(
 ) -> IndexReport:
     """Make an index, or take new and changed shards into it; see ``clipmlu.build_index``."""
     for source in sources:
-        if not is_there(source):
-            raise InputError(f"'{name_from_path(source)}' does not exist. Give the folder of a job, or a .npy file.")
+        check_source(source)
     check_output(output)
     name = name_from_path(output)
 
@@ -95,8 +93,8 @@ def check_output(output: Path) -> None:
 
 
 def _different(sources: Sequence[Path]) -> list[Path]:
-    """Return the sources without those that are named twice."""
-    return list({os.path.abspath(path): path for path in sources}.values())
+    """Return the sources without those that are named twice, perhaps by a link."""
+    return list({os.path.realpath(path): path for path in reversed(sources)}.values())[::-1]
 
 
 class _Build:
@@ -121,9 +119,10 @@ class _Build:
             open_source(path, options.bundle_path) for path in _different(sources) or self._known_sources()
         ]
         self._changes = Counter[str]()
-        given = {content.path for content in self._contents}
+        given = {os.path.realpath(content.path) for content in self._contents}
         stored = self._stored
-        replaced = stored is None or (given and all(each.place(output) in given for each in stored.sources))
+        self._known = set() if stored is None else {os.path.realpath(each.place(output)) for each in stored.sources}
+        replaced = stored is None or (given and self._known <= given)
         self._kept = None if replaced else stored
         """The stored index if some of its rows stay whatever the given sources hold: these must then fit to them."""
 
@@ -187,8 +186,11 @@ class _Build:
     def _check_spaces(self) -> EmbeddingSpace | None:
         """Return the embedding space of all sources, or None if none of them says it."""
         known = [(each.space, each.path) for each in self._contents if each.space is not None]
-        if (kept := self._kept) is not None and kept.space is not None:
-            known.insert(0, (kept.space, self._output))
+        silent = [each.path for each in self._contents if each.space is None]
+        new = [path for path in silent if os.path.realpath(path) not in self._known]
+        stored = self._stored if self._kept is not None or len(new) < len(silent) else None
+        if stored is not None and stored.space is not None:
+            known.insert(0, (stored.space, self._output))
         if not known:
             self._on_note(
                 "the sources do not say which model computed them; name its bundle with --bundle to search by text or image"
@@ -201,6 +203,10 @@ class _Build:
                     f"'{name_from_path(path)}' was computed with another model, '{other.model}', than '{name_from_path(first)}', "
                     f"'{space.model}': their vectors cannot be compared. Make an index for each model."
                 )
+        for path in new:
+            self._on_note(
+                f"'{name_from_path(path)}' does not say which model computed it, and is taken for one of '{space.model}'; --bundle says it"
+            )
         return space
 
     def _bundle(self) -> str | None:
@@ -218,22 +224,32 @@ class _Build:
         with self._on_step("indexing", total=sum(len(each.shards) for each in self._contents), unit="shards") as step:
             for content in self._contents:
                 before = self._place_before(content, sources)
-                segments = tuple(self._take_shards(content, sources.get(before), step.advance))
-                updated = Source(
-                    path=self._relative(content.path),
-                    kind=content.kind,
-                    images_folder=name_from_path(content.images_folder),
-                    emulated=content.emulated,
-                    segments=segments,
-                )
+                earlier = sources.get(before)
+                updated = self._source(content, earlier, tuple(self._take_shards(content, earlier, step.advance)))
                 if before != content.path:  # it was moved: the new path gets the place of the old one
                     sources = {content.path if place == before else place: each for place, each in sources.items()}
                 sources[content.path] = updated
         return tuple(sources.values())
 
+    def _source(self, content: SourceContent, earlier: Source | None, segments: tuple[Segment, ...]) -> Source:
+        """Return the record of a source; what a file does not say itself stays as it was when it came into the index."""
+        known = earlier if content.kind == "file" else None
+        return Source(
+            path=self._relative(content.path),
+            kind=content.kind,
+            images_folder=name_from_path(content.images_folder) if known is None else known.images_folder,
+            emulated=content.emulated if known is None or content.space is not None else known.emulated,
+            segments=segments,
+        )
+
     def _place_before(self, content: SourceContent, sources: dict[Path, Source]) -> Path:
-        """Return the path under which a source is in the index: its own, or that from where it was moved."""
-        if self._gone and content.path not in sources:
+        """Return the path under which a source is in the index: its own, another of the same folder or file, or that from where it was moved."""
+        if content.path in sources:
+            return content.path
+        for place in sources:
+            if os.path.realpath(place) == os.path.realpath(content.path):
+                return place
+        if self._gone:
             keys = {shard.key(shard.known or shard.digests()) for shard in content.shards}
             for place in self._gone:
                 if place in sources and keys & {segment.key for segment in sources[place].segments}:

@@ -158,11 +158,11 @@ class VectorIndex(Displayed):
             InputError: the index is damaged.
             MissingDependencyError: the approximate index needs faiss-cpu.
         """
-        count = check_argument(k, PositiveInt, "k")
+        count, every = check_argument(k, PositiveInt, "k"), check_argument(exact, bool, "exact")
         state, names = self._state, NameFilter(include, exclude)
         queries = check_queries(vectors, self.embedding_dim)
         approximate = state.manifest.approximate
-        if approximate is not None and names.selects_all and not check_argument(exact, bool, "exact"):
+        if approximate is not None and names.selects_all and not every:
             found = self._clusters_of(state, approximate).search(state, queries, count, approximate.probes)
         else:
             found = search_exactly(queries, state.parts, count, None if names.selects_all else state.mask(names))

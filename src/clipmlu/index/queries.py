@@ -149,9 +149,12 @@ def combine_queries(queries: QueryVectors, weights: Sequence[float] | None) -> Q
         raise OptionError(f"{len(given)} weights for {count} queries; give one for each, in the order of the queries")
     if not all(np.isfinite(given)):
         raise OptionError("a weight is infinite; expected numbers such as 1 or -0.5")
-    total = np.asarray(given) @ queries.vectors.astype(np.float64)
+    largest = max(map(abs, given))
+    if largest == 0:
+        raise OptionError("all weights are 0; expected numbers such as 1 or -0.5")
+    total = (np.asarray(given) / largest) @ queries.vectors.astype(np.float64)
     norm = float(np.linalg.norm(total))
-    if norm < 1e-6 * max(map(abs, given)):
+    if norm < 1e-6:
         raise OptionError("the weighted queries cancel out; give other weights")
     names = [name if weight == 1 else f"{weight:g} x {name}" for name, weight in zip(queries.names, given, strict=True)]
     return QueryVectors([" + ".join(names)], ["combined"], (total / norm).astype(np.float32)[None])

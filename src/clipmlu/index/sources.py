@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.arguments import is_there
 from clipmlu.bundle.directory import open_compiled
 from clipmlu.bundle.manifest import FileRecord
 from clipmlu.bundle.space import EmbeddingSpace, space_of
@@ -116,14 +117,28 @@ def open_source(path: Path, bundle: Path | None) -> SourceContent:
         OptionError: the job stores no embeddings.
         BundleError: there is no bundle at the path.
     """
-    if path.suffix == ".npy" and not path.is_dir():
-        return _open_file(Path(os.path.abspath(path)), bundle)
+    check_source(path)
+    absolute = Path(os.path.abspath(path))
+    return _open_job(absolute, bundle) if path.is_dir() else _open_file(absolute, bundle)
+
+
+def check_source(path: Path) -> None:
+    """Check that there is a job or an embedding file at a path; it is not opened.
+
+    Raises:
+        InputError: there is something else, or nothing.
+    """
+    if not is_there(path):
+        raise InputError(f"'{name_from_path(path)}' does not exist. Give the folder of a job, or a .npy file.")
     if path.is_dir() and not (path / JOB_FILE).exists():
         raise InputError(
             f"'{name_from_path(path)}' is not the folder of a job. Embed images first, and index that folder: clipmlu embed BUNDLE "
             "IMAGES -o DIR."
         )
-    return _open_job(Path(os.path.abspath(path)), bundle)
+    if not path.is_dir() and path.suffix != ".npy":
+        raise InputError(
+            f"'{name_from_path(path)}' is not the folder of a job, and its name does not end with .npy. Give what 'clipmlu embed' wrote."
+        )
 
 
 def _open_job(path: Path, bundle: Path | None) -> SourceContent:
