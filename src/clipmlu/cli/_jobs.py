@@ -137,11 +137,7 @@ def run_job_command(
     label: str,
     following: Sequence[str] = (),
 ) -> int:
-    """Run a job, print what it did and commands that may follow, and return the exit code.
-
-    Args:
-        following: commands about the folder to name before ``job``.
-    """
+    """Run a job, print what it did and the commands that may follow, those given before ``job``, and return the exit code."""
     from clipmlu.jobs.error_limit import TooManyErrorsError
     from clipmlu.jobs.run import run_job
 
