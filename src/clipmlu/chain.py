@@ -134,6 +134,7 @@ def run_chain(
 def _write_page(folder: Path, on_note: Callable[[str], None], on_step: StartStep) -> None:
     """Write the report as a page beside the JSON file, or say which extra is missing."""
     # It reads all kinds of reports, and what measures them imports onnx.
+    from clipmlu.report.document.thumbnails import Thumbnails
     from clipmlu.report.inputs import read_inputs
     from clipmlu.report.write import check_report_packages, publish_report
 
@@ -143,7 +144,7 @@ def _write_page(folder: Path, on_note: Callable[[str], None], on_step: StartStep
         on_note(f"no HTML report: {error}")
         return
     with on_step("writing the page"):
-        written = publish_report(read_inputs([folder / REPORT_NAME]), folder / PAGE_NAME, overwrite=True)
+        written = publish_report(read_inputs([folder / REPORT_NAME]), folder / PAGE_NAME, Thumbnails(), overwrite=True)
     mark = emulated_mark(written.emulated)
     on_note(f"report: {written.path} ({written.size_bytes / 1e3:,.0f} kB){mark}; as Markdown: {written.markdown_path}")
 

@@ -28,7 +28,7 @@ from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confu
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
 from clipmlu.report.document.published import published_figures
-from clipmlu.report.figures.speed import count_latencies
+from clipmlu.report.figures.speed import Point, count_latencies, draw_pareto
 from clipmlu.specs import ModelId, Precision
 from conftest import REPOSITORY
 
@@ -176,12 +176,33 @@ def test_results_of_the_same_data_stand_together_and_others_apart(tmp_path: Path
         measured(data_digest=None, top1=0.8),
         measured(templates=("other {}",), top1=0.7),
     ]
+    emulated = msgspec.structs.replace(exact, emulated=True)
     page = write(tmp_path, *reports)
     tables = [row for row in page.cells() if len(row) in (8, 9) and row[0].split()[0].isdigit()]
     assert [(row[0], len(row)) for row in tables] == [("1", 9), ("2", 9), ("3", 8), ("4", 8), ("5", 8), ("6", 8)]
     assert [row[-3] for row in tables[:2]] == ["itself", "-1.00"]
     assert "5 different questions" in page.text
     assert "written by an older clipmlu" in page.text
+    page = write(tmp_path, measured(provenance=emulated, top1=0.65), *reports[:2])
+    assert [row[-3] for row in page.cells() if len(row) == 9 and row[2] != "top-1"] == ["0.00", "itself", "-1.00"], (
+        "emulated is no baseline"
+    )
+
+
+@pytest.mark.parametrize("number", [1e308, -1e308])
+@pytest.mark.parametrize("kind", ["bench", "compare"])
+def test_numbers_that_nobody_measures_are_no_crash_and_no_warning(kind: str, number: float, tmp_path: Path) -> None:
+    def replaced(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: replaced(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [replaced(each) for each in value]
+        return number if isinstance(value, float) else False if value is True else value
+
+    content = replaced(json.loads(encode_json(REPORTS[kind]())))
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert write_report(tmp_path / "a.json", tmp_path / "page.html").size_bytes > 20_000
+    assert "<path" in draw_pareto([Point("1", "mode", number, (number, number), 0.5, None, True)])
 
 
 def test_a_real_report_gives_its_classes_bins_and_mistakes(compiled: CompiledBundle, tmp_path: Path) -> None:
@@ -238,6 +259,37 @@ def test_mistakes_of_a_folder_have_thumbnails_and_no_file_outside_it_is_read(
     assert next(each["alt"] for tag, each in Page(Path(page)).elements if tag == "img") == first
     write_report(tmp_path / "a.json", page, overwrite=True, thumbnails=False)
     assert "<img" not in Path(page).read_text()
+
+
+def test_images_outside_the_folder_of_the_report_and_the_current_one_need_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, sent = tmp_path / "mine", tmp_path / "sent"
+    for folder in (mine, sent, tmp_path / "here"):
+        folder.mkdir()
+    support.picture(0).save(mine / "private.png")
+    (sent / "link").symlink_to(mine)
+    monkeypatch.chdir(tmp_path / "here")
+    page = tmp_path / "page.html"
+
+    def pictures(folder: Path, *options: str) -> int:
+        pair = Confusion(class_name="cat", predicted="dog", images=1, examples=("private.png",))
+        report = measured(dataset=f"imagefolder:{folder}", split="", confusions=(pair,))
+        (sent / "report.json").write_bytes(encode_json(report))
+        assert main(["report", str(sent / "report.json"), "-o", str(page), "--overwrite", *options]) == 0
+        return page.read_text().count("<img")
+
+    for folder in (mine, sent / "link"):
+        assert pictures(folder) == 0
+        assert f"images of 'imagefolder:{folder}' are not shown" in capsys.readouterr().err
+        assert "nor below that in which this page was written" in page.read_text()
+    assert pictures(mine, "--thumbnails") == 1
+    monkeypatch.chdir(tmp_path)
+    assert pictures(mine) == 1, "below the current folder"
+    monkeypatch.chdir(sent)
+    shutil.copy(mine / "private.png", sent)
+    assert pictures(sent) == 1, "below the folder of the report"
+    assert "not shown" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -424,3 +476,16 @@ def test_the_commands_of_the_document_run(
         shorter = ["--no-stages", "--duration", "1", "--warmup", "0", "--iterations", "1"] if " bench " in line else []
         assert main([*shlex.split(line)[1:], *shorter]) == 0
     assert "comparison.json" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_published_figures_of_all_models_of_the_same_images_are_shown(tmp_path: Path) -> None:
+    reports = []
+    for name in ("ViT-B-32", "ViT-L-14"):
+        origin = samples.provenance(emulated=False)
+        origin = msgspec.structs.replace(origin, model=ModelId(name=name, pretrained="openai"))
+        data = {"dataset": "cifar100", "split": "test", "images": 10_000, "skipped": ()}
+        reports.append(measured(provenance=origin, **data))
+    page = write(tmp_path, *reports)
+    rows = [row for row in page.cells() if row[0] == "open_clip"]
+    assert [row[-1] for row in rows] == ["ViT-B-32::openai", "ViT-L-14::openai"]
+    assert page.text.count("Source of open_clip") == 1

@@ -33,14 +33,14 @@ from clipmlu.report.tables import echo_json
 @click.option("--title", metavar="TEXT", help="Title of the page. [default: names the model]")
 @click.option(
     "--thumbnails/--no-thumbnails",
-    default=True,
-    show_default=True,
-    help="Show images of mistakes, if their dataset is on this machine.",
+    default=None,
+    help="Show images of mistakes, if their dataset is on this machine. [default: of folders only those below the folder of "
+    "a report or the current one]",
 )
 @overwrite_option
 @json_option
 def report_command(
-    inputs: tuple[Path, ...], output: Path, title: str | None, thumbnails: bool, overwrite: bool, as_json: bool
+    inputs: tuple[Path, ...], output: Path, title: str | None, thumbnails: bool | None, overwrite: bool, as_json: bool
 ) -> int:
     """Write one HTML page about what other commands measured.
 

@@ -55,7 +55,7 @@ def write_report(
     output: str | os.PathLike[str],
     *,
     title: str | None = None,
-    thumbnails: bool = True,
+    thumbnails: bool | None = None,
     overwrite: bool = False,
     on_note: Callable[[str], None] = lambda _message: None,
     on_step: StartStep = no_steps,
@@ -69,7 +69,8 @@ def write_report(
         inputs: report files, and folders with reports: of a run, a sweep, a job, or of a bundle that a search chose.
         output: the page, ``.html``.
         title: title of the page; None for one that names the model.
-        thumbnails: show the images of some mistakes, if their data set is on this machine.
+        thumbnails: show the images of some mistakes, if their data set is on this machine. True shows those of any folder; None only
+            those below the folder of a report or the current one, because a report from somebody else could name any folder.
         overwrite: replace existing files.
         on_note: called with a line for the user, such as about a damaged file in a folder.
         on_step: begins each step that may take seconds; see ``clipmlu.steps``.
@@ -88,7 +89,7 @@ def write_report(
     paths = _paths(inputs)
     for value, kind, what in (
         (title, str | None, "title"),
-        (thumbnails, bool, "thumbnails"),
+        (thumbnails, bool | None, "thumbnails"),
         (overwrite, bool, "overwrite"),
     ):
         check_argument(value, kind, what)
@@ -100,7 +101,15 @@ def write_report(
     with on_step("reading the reports"):
         found = read_inputs(paths, on_note)
     with on_step("writing the page"):
-        return publish_report(found, page, title=title, thumbnails=thumbnails, overwrite=overwrite)
+        trusted = [Path(), *(path if path.is_dir() else path.parent for path in paths)]
+        photos = Thumbnails(wanted=thumbnails is not False, trusted=trusted if thumbnails is None else None)
+        written = publish_report(found, page, photos, title=title, overwrite=overwrite)
+    for dataset in sorted(photos.withheld):
+        on_note(
+            f"images of '{dataset}' are not shown: they are neither below the folder of the report nor below the current one; "
+            "--thumbnails (thumbnails=True) shows them"
+        )
+    return written
 
 
 def check_report_packages() -> None:
@@ -114,10 +123,10 @@ def check_report_packages() -> None:
 
 
 def publish_report(
-    inputs: Sequence[Input], page: Path, *, title: str | None = None, thumbnails: bool = True, overwrite: bool = False
+    inputs: Sequence[Input], page: Path, thumbnails: Thumbnails, *, title: str | None = None, overwrite: bool = False
 ) -> WrittenReport:
     """Write the page and the Markdown of reports that were read; see ``write_report``."""
-    document = build_document(inputs, title, Thumbnails(wanted=thumbnails))
+    document = build_document(inputs, title, thumbnails)
     content = write_html(document).encode()
     markdown = page.with_suffix(".md")
     write_files({markdown: write_markdown(document).encode(), page: content}, overwrite=overwrite)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from clipmlu.backends.provenance import Provenance
 from clipmlu.bundle.manifest import emulated_mark
@@ -34,6 +33,10 @@ Numbered = tuple[int, AccuracyReport]
 _HARDEST = 12
 _MOST_CLASSES = 1000
 _PAIRS = 12
+_OUTSIDE = (
+    "they are neither below the folder of the report nor below that in which this page was written (clipmlu report "
+    "--thumbnails shows them)"
+)
 _NO_DIGEST = (
     "Some reports were written by an older clipmlu, without a digest of their images: each stands alone, because nothing shows "
     "that its images are the same."
@@ -82,10 +85,9 @@ def _introduction(groups: Sequence[Sequence[Numbered]]) -> Iterator[Block]:
 
 
 def _data(report: AccuracyReport) -> str:
-    templates = report.templates[0] if len(report.templates) == 1 else f"{len(report.templates)} templates"
-    return (
-        f"{report.dataset}, {report.split}: {report.images:,} images, {report.classes:,} classes, prompt '{templates}'"
-    )
+    single = len(report.templates) == 1
+    prompts = f"prompt '{report.templates[0]}'" if single else f"{len(report.templates)} templates"
+    return f"{report.dataset}, {report.split}: {report.images:,} images, {report.classes:,} classes, {prompts}"
 
 
 def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
@@ -101,16 +103,22 @@ def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
     )
     if len(group) > 1:
         yield _estimates(group)
-    published = published_figures(group[0][1])
+    published = dict.fromkeys(
+        (str(report.provenance.model), each) for _number, report in group for each in published_figures(report)
+    )
     if published:
         yield from _published(published)
 
 
 def _float_baseline(group: Sequence[Numbered]) -> Numbered | None:
-    """Return the first float32 result of a group of one model, with which the others are compared."""
+    """Return the first float32 result of a group of one model that is not emulated; the others are compared with it."""
     if len({str(report.provenance.model) for _number, report in group}) > 1:
         return None
-    exact = (each for each in group if each[1].provenance.precision is Precision.FORCE_FLOAT32)
+    exact = (
+        each
+        for each in group
+        if each[1].provenance.precision is Precision.FORCE_FLOAT32 and not each[1].provenance.emulated
+    )
     return next(exact, None) if len(group) > 1 else None
 
 
@@ -161,18 +169,19 @@ def _precision(origin: Provenance) -> str:
     return "several" if origin.precision is None else origin.precision.value
 
 
-def _published(found: Sequence[Published]) -> Iterator[Block]:
+def _published(found: Iterable[tuple[str, Published]]) -> Iterator[Block]:
+    """Yield what was published about models, and each source once."""
     rows = [
-        (each.who, each.arithmetic, f"{each.top1:.4f}", "" if each.top5 is None else f"{each.top5:.4f}")
-        for each in found
+        (each.who, each.arithmetic, f"{each.top1:.4f}", "" if each.top5 is None else f"{each.top5:.4f}", Name(model))
+        for model, each in found
     ]
     yield table(
-        (*words("who", "arithmetic"), *figures("top-1", "top-5")),
+        (*words("who", "arithmetic"), *figures("top-1", "top-5"), *words("model")),
         rows,
         "Published by others for the same weights and images; not measured here",
     )
-    for source, each in itertools.groupby(found, lambda item: item.source):
-        yield Paragraph(f"Source of {next(each).who}: {source}. Other prompts or preprocessing give other figures.")
+    for who, source in dict.fromkeys((each.who, each.source) for _model, each in found):
+        yield Paragraph(f"Source of {who}: {source}. Other prompts or preprocessing give other figures.")
 
 
 def _details(report: AccuracyReport, thumbnails: Thumbnails) -> Iterator[Block]:
@@ -223,9 +232,9 @@ def _mistakes(report: AccuracyReport, thumbnails: Thumbnails) -> Iterator[Block]
     if pairs:
         yield Mistakes("Pairs of classes that were confused most often", pairs)
         if not any(photo.address for *_names, photos in pairs for photo in photos):
-            yield Paragraph(
-                "The images are not shown: they are not on the machine that wrote this page, or were left out."
-            )
+            withheld = report.dataset in thumbnails.withheld
+            why = _OUTSIDE if withheld else "they are not on the machine that wrote this page, or were left out"
+            yield Paragraph(f"The images are not shown: {why}.")
     elif report.top1 == 1:
         yield Paragraph("Every image was classified correctly.")
 

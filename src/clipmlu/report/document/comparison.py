@@ -90,7 +90,7 @@ def _shade(cell: Cell | None, low: float, high: float) -> Shade:
     if cell.broken:
         return Shade(cell.text, _BROKEN, "#ffffff")
     colours = require("matplotlib", EXTRA, PURPOSE)
-    level = 1.0 if cell.snr_db is None else (cell.snr_db - low) / (high - low)
+    level = 1.0 if cell.snr_db is None else (cell.snr_db - low) / ((high - low) or 1.0)
     red, green, blue, _alpha = colours.colormaps["viridis"](level)
     return Shade(cell.text, colours.colors.to_hex((red, green, blue)), _readable_on(red, green, blue))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -28,10 +28,17 @@ class Thumbnails:
 
     Args:
         wanted: False makes none.
+        trusted: images of folders are opened only in one of these folders and below: a report from somebody else could name
+            any folder of this machine. None opens all.
+
+    Attributes:
+        withheld: folders, as the reports name them, with images outside the trusted ones; these have no thumbnail.
     """
 
-    def __init__(self, *, wanted: bool = True) -> None:
+    def __init__(self, *, wanted: bool = True, trusted: Sequence[Path] | None = None) -> None:
+        self.withheld: set[str] = set()
         self._left = MOST_THUMBNAILS if wanted else 0
+        self._trusted = None if trusted is None else [folder.resolve() for folder in trusted]
         self._finders: dict[tuple[str, str], FindImage | None] = {}
 
     def photo(self, dataset: str, split: str, key: str) -> Photo:
@@ -46,7 +53,7 @@ class Thumbnails:
             return Photo("", key)
         place = (dataset, split)
         if place not in self._finders:
-            self._finders[place] = _finder(dataset, split)
+            self._finders[place] = self._finder(dataset, split)
         find = self._finders[place]
         if find is None:
             return Photo("", key)
@@ -62,20 +69,26 @@ class Thumbnails:
         self._left -= 1
         return Photo(address, key)
 
+    def _finder(self, dataset: str, split: str) -> FindImage | None:
+        """Return the function that reads an image by its id; None if the data set is not here."""
+        if dataset == "demo":
+            return lambda key: _drawn(split, key)
+        if dataset.startswith(FOLDER_PREFIX):
+            return lambda key: self._from_folder(dataset, split, key)
+        if dataset not in DATASETS:
+            return None
+        try:
+            opened: Dataset = open_dataset(dataset, split, download=False)
+        except ClipmluError:
+            return None
+        return lambda key: opened.image(_number(key))
 
-def _finder(dataset: str, split: str) -> FindImage | None:
-    """Return the function that reads an image by its id; None if the data set is not here."""
-    if dataset == "demo":
-        return lambda key: _drawn(split, key)
-    if dataset.startswith(FOLDER_PREFIX):
-        return lambda key: _from_folder(dataset, split, key)
-    if dataset not in DATASETS:
-        return None
-    try:
-        opened: Dataset = open_dataset(dataset, split, download=False)
-    except ClipmluError:
-        return None
-    return lambda key: opened.image(_number(key))
+    def _from_folder(self, dataset: str, split: str, key: str) -> Image.Image:
+        path = _path_in_folder(dataset, split, key)
+        if self._trusted is not None and not any(path.resolve().is_relative_to(each) for each in self._trusted):
+            self.withheld.add(dataset)
+            raise ValueError(f"'{key}' is outside the trusted folders")
+        return load_image(path)
 
 
 def _number(key: str) -> int:
@@ -88,11 +101,11 @@ def _drawn(split: str, key: str) -> Image.Image:
     return open_dataset("demo", split, size=number + 1, seed=seed).image(number)
 
 
-def _from_folder(dataset: str, split: str, key: str) -> Image.Image:
-    """Read an image of a folder: its id is a path relative to the folder of the split."""
+def _path_in_folder(dataset: str, split: str, key: str) -> Path:
+    """Return the path of an image of a folder: its id is a path relative to the folder of the split."""
     root = expand_home(text_from_name(dataset.removeprefix(FOLDER_PREFIX)))
     relative = path_from_name(key)
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"'{key}' is no path below the folder")
     places = [folder / relative for folder in (root / split, root)]
-    return load_image(next(filter(Path.is_file, places), places[-1]))
+    return next(filter(Path.is_file, places), places[-1])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipmlu.report.figures.style import BLUE, FAINT, GREEN, INK, LINE, ORANGE, RED, WASH, draw
+from clipmlu.report.figures.style import BLUE, FAINT, GREEN, INK, LINE, ORANGE, RED, WASH, draw, drawable
 
 _MOST_BINS = 40
 _COLOURS = (BLUE, ORANGE, GREEN, RED, INK, FAINT)
@@ -63,17 +63,15 @@ def draw_pareto(points: Sequence[Point]) -> str:
 def _paint_points(axes: Any, points: Sequence[Point], series: Sequence[str]) -> None:
     for place, each in enumerate(sorted(points, key=lambda point: point.rate or 0.0)):
         colour, marker = _look(series.index(each.series))
-        height = 100 * each.accuracy
+        height, rate = 100 * each.accuracy, drawable(each.rate or 0.0)
         if each.interval is not None:
             low, high = each.interval
-            axes.plot([each.rate] * 2, [100 * low, 100 * high], color=colour, linewidth=0.8, alpha=0.6)
+            axes.plot([rate] * 2, [100 * low, 100 * high], color=colour, linewidth=0.8, alpha=0.6)
         if each.rates is not None:
-            axes.plot(each.rates, [height] * 2, color=colour, linewidth=0.8, alpha=0.6)
+            axes.plot([drawable(end) for end in each.rates], [height] * 2, color=colour, linewidth=0.8, alpha=0.6)
         face = colour if each.on_front else "none"
-        axes.plot([each.rate], [height], marker, color=colour, markerfacecolor=face, markersize=7)
-        axes.annotate(
-            each.label, (each.rate, height), (5, 5 if place % 2 else -12), textcoords="offset points", fontsize=9
-        )
+        axes.plot([rate], [height], marker, color=colour, markerfacecolor=face, markersize=7)
+        axes.annotate(each.label, (rate, height), (5, 5 if place % 2 else -12), textcoords="offset points", fontsize=9)
     axes.set_xlabel("images per second")
 
 
@@ -109,9 +107,9 @@ def count_latencies(latencies_ms: Sequence[float]) -> Bars:
     Args:
         latencies_ms: at least one. A single slow answer would otherwise leave one bin for all the others.
     """
-    values = np.asarray(latencies_ms, np.float64)
+    values = np.asarray([drawable(each) for each in latencies_ms])
     bins = max(1, min(_MOST_BINS, round(2 * len(values) ** 0.5)))
-    end = min(values.max(), 2 * float(np.percentile(values, 90)))
+    end = max(values.min(), min(values.max(), 2 * float(np.percentile(values, 90))))
     counts, edges = np.histogram(values, bins, (values.min(), end))
     return Bars(tuple(edges.tolist()), tuple(counts.tolist()), int((values > end).sum()))
 
@@ -130,7 +128,7 @@ def draw_histogram(bars: Bars, marks: Sequence[tuple[str, float]]) -> str:
         axes.bar(bars.edges[:-1], bars.counts, widths, align="edge", color=WASH, edgecolor=BLUE, linewidth=0.8)
         top = max(bars.counts) * 1.22
         end = bars.edges[-1]
-        for place, (name, value) in enumerate(marks):
+        for place, (name, value) in enumerate((name, drawable(value)) for name, value in marks):
             height = top * (0.98 - 0.085 * place)
             if value <= end:
                 axes.axvline(value, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -170,9 +168,11 @@ def draw_stages(stages: Sequence[StageBar]) -> str:
         both = any(each.together is not None for each in stages)
         height = 0.38 if both else 0.6
         for place, each in enumerate(stages):
-            axes.barh(place - (height / 2 if both else 0), each.alone, height, color=BLUE)
+            axes.barh(place - (height / 2 if both else 0), drawable(each.alone), height, color=BLUE)
             if each.together is not None:
-                axes.barh(place + height / 2, each.together, height, color=WASH, edgecolor=BLUE, linewidth=1.0)
+                axes.barh(
+                    place + height / 2, drawable(each.together), height, color=WASH, edgecolor=BLUE, linewidth=1.0
+                )
         axes.set_yticks(range(len(stages)), [each.name for each in stages])
         axes.set_ylim(len(stages) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)

@@ -32,6 +32,7 @@ _VARIABLES = {
 """Maps the colour of a drawing to the variable of ``style.css`` that it stands for."""
 WIDTH = 5.0  # inches, 72 points each: as wide as a phone, so that letters stay legible there
 _FONT_POINTS = 10.5
+_LARGEST = 1e12
 _LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
 
 
@@ -80,6 +81,11 @@ def draw(height: float, paint: Callable[[Any], None], width: float = WIDTH) -> s
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _cleaned(stream.getvalue())
+
+
+def drawable(value: float) -> float:
+    """Return a number of a report that matplotlib can draw: it fails, or warns, on the largest ones that JSON can hold."""
+    return max(-_LARGEST, min(value, _LARGEST))
 
 
 def _shortened(number: re.Match[str]) -> str:
