@@ -16,6 +16,8 @@ from browser import VIEWS, Chromium, OpenPage, Scheme, Size
 from http_server import serving
 
 pytestmark = pytest.mark.browser
+_QUICK = (("desktop", "light"), ("phone", "dark"))
+"""The views that ``make test`` tries: each size, scheme and language."""
 LABELS = ("红色的圆", "blue square", "green cross")
 EVIL = "<img src=x onerror=document.title='broken'>"
 KEY = "a-key-of-the-tests-0123456789"
@@ -445,7 +447,10 @@ def test_what_the_emulated_sdk_computed_is_marked(
     assert open_page().page.is_hidden("#emulated")
 
 
-@pytest.mark.parametrize(("size", "scheme"), VIEWS)
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [pytest.param(*view, marks=() if view in _QUICK else pytest.mark.slow, id="-".join(view)) for view in VIEWS],
+)
 def test_every_view_is_accessible_and_as_wide_as_the_window(
     open_page: Callable[..., OpenPage], searching: tuple[str, Path], photos: Path, size: Size, scheme: Scheme
 ) -> None:
