@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import struct
 import sys
@@ -438,3 +439,15 @@ def _read_all(master: int) -> str:
         while part := os.read(master, 65536):
             content += part
     return content.decode()
+
+
+def test_errors_of_the_library_are_printed_each_time_with_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with LibraryNotes():
+        for _ in range(2):
+            try:
+                raise KeyError("lost")
+            except KeyError:
+                logging.getLogger("clipmlu.serve").exception("Request 1 failed")
+    text = capsys.readouterr().err
+    assert text.count("Request 1 failed") == 2
+    assert text.count("KeyError: 'lost'") == 2

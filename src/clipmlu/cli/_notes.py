@@ -8,6 +8,7 @@ import logging
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,7 +127,9 @@ def note_kept(folder: Path, content: str, *, named_by: tuple[type[Exception], ..
 
 
 class LibraryNotes(logging.Handler):
-    """Print the library's log records from ``WARNING`` on to stderr inside the block, each text once in one line.
+    """Print the library's log records from ``WARNING`` on to stderr inside the block, each warning once in one line.
+
+    Errors are printed each time, with the traceback of their exception.
 
     The block begins and ends with the normal verbosity.
 
@@ -152,6 +155,15 @@ class LibraryNotes(logging.Handler):
         """Print the message of a record if it is new."""
         message = " ".join(record.getMessage().split())
         self.skipped |= getattr(record, SKIPPED, False)
-        if message not in self._printed:
+        if record.levelno >= logging.ERROR:  # of a service, each time
+            warn(message + _traceback(record))
+        elif message not in self._printed:
             self._printed.add(message)
             warn(message)
+
+
+def _traceback(record: logging.LogRecord) -> str:
+    """Return the traceback of a record's exception as further lines; empty if it has none."""
+    if record.exc_info is None or record.exc_info[0] is None:
+        return ""
+    return "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
