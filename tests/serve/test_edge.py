@@ -204,6 +204,58 @@ def test_a_client_that_leaves_ends_its_request(app: Any, lines: list[dict[str, A
     assert model.image_limit.waiting == 0
 
 
+def test_requests_that_outlast_the_stop_are_told(large: Any) -> None:
+    sent: list[Any] = []
+
+    async def stop() -> None:
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/classify", "raw_path": b"/v1/classify", "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"image/png")],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000), "scheme": "http", "http_version": "1.1", "root_path": "",
+        }  # fmt: skip
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        waits = asyncio.Event()
+
+        async def receive() -> Any:
+            waits.set()
+            await asyncio.Event().wait()
+
+        request = asyncio.create_task(large(scope, receive, send))
+        await waits.wait()
+        large.state.service.stopping = True
+        request.cancel()
+        await request
+
+    try:
+        asyncio.run(stop())
+    finally:
+        large.state.service.stopping = False
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["error"]["code"] == "stopping"
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:80@example.org", "[::1].example.org", "127.0.0.1/x", "[::1", "localhost:a"]
+)
+def test_a_host_that_only_begins_like_the_loopback_is_refused(app: Any, host: str) -> None:
+    assert code(ask(app, headers={"Host": host})) == (403, "forbidden_host")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"])
+def test_names_of_the_loopback_are_taken(app: Any, host: str) -> None:
+    assert ask(app, headers={"Host": host}).status_code == 200
+
+
+def test_labels_of_requests_are_not_logged(large: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for labels in (["secret"], ["secret", "secret"], ["\u79d8\u5bc6", "secret"]):
+        answer = call_app(large, "POST", "/v1/classify", json={"images": base64_images(png(1)), "labels": labels})
+        assert answer.status_code == 200
+    assert caplog.text == ""
+
+
 def test_a_server_for_other_machines_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLIPMLU_API_KEY", raising=False)
     with pytest.raises(OptionError, match=r"host is '0\.0\.0\.0'.*no API key; give --api-key-file"):

@@ -153,3 +153,13 @@ def test_a_full_queue_says_when_to_try_again() -> None:
         limit.end_one()
     limit.take(4)
     assert limit.waiting == 4
+
+
+def test_kept_classifiers_count_the_length_of_their_prompts(service: Service) -> None:
+    model = service.model(None)
+    kept = model._classifiers
+    before = kept._classifiers.size, kept._classes.size
+    names = ("x" * 60_000, "y" * 60_000)
+    model.classify(images(1), ClassesInput(labels=names), 1, now() + 30).result()
+    assert kept._classifiers.size - before[0] > 120_000
+    assert kept._classes.size - before[1] > 120_000

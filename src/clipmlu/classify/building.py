@@ -19,12 +19,13 @@ from msgspec import UNSET
 from clipmlu.backends import runtime_versions
 from clipmlu.backends.base import OPTIONS_WITHOUT_EFFECT
 from clipmlu.bundle.manifest import TOKENIZER_NAME, current_tool_versions
-from clipmlu.classify.classifier import DetachedClassifier, ZeroShotClassifier, tower_classifier
+from clipmlu.classify.classifier import DetachedClassifier, ZeroShotClassifier, note_classes, tower_classifier
 from clipmlu.classify.classifier_file import ClassifierHeader, read_classifier
 from clipmlu.classify.open_set import OpenSet, resolve_open_set
 from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.data.class_prompts import ClassLabels, prompts_of, resolve_labels, resolve_prompts
 from clipmlu.data.prompts import Templates
+from clipmlu.data.textfile import Note
 from clipmlu.errors import BundleError, InputError, OutputError
 from clipmlu.host import cache_dir
 from clipmlu.keys import options_digest, value_digest
@@ -51,12 +52,13 @@ def build_classifier(
     reject_below: float | None = None,
     on_step: StartStep = no_steps,
     embed: EmbedClasses | None = None,
+    on_note: Note = _log.warning,
 ) -> ZeroShotClassifier:
     """Compute class embeddings from prompts, or read them from the cache; see ``Model.classifier``.
 
-    ``embed`` computes them instead of ``embed_classes``.
+    ``embed`` computes them instead of ``embed_classes``; ``on_note`` is called with advice about the labels.
     """
-    labels = resolve_labels(class_names)
+    labels = resolve_labels(class_names, on_note=on_note)
     names = tuple(labels)
     open_set = resolve_open_set(
         names,
@@ -65,10 +67,13 @@ def build_classifier(
         reject_below=reject_below,
         logit_bias=encoder.runnable.facts.logit_bias,
     )
-    resolved = resolve_prompts(labels, templates, background=open_set is not None and bool(open_set.background))
+    resolved = resolve_prompts(
+        labels, templates, background=open_set is not None and bool(open_set.background), on_note=on_note
+    )
     header = _header(encoder, names, resolved, open_set)
     if isinstance(labels, dict):
         header = header.with_prompts(labels)
+    note_classes(header, on_note)
     return _build(encoder, header, cache=cache, on_step=on_step, embed=embed)
 
 
@@ -167,6 +172,7 @@ def load_classifier(encoder: Encoder, path: Path) -> ZeroShotClassifier:
             f"Classifier file '{path}' is damaged: its embeddings have {embeddings.shape[1]} elements; bundle "
             f"'{encoder.runnable.path}' has {encoder.embedding_dim}. Make the classifier again from this bundle."
         )
+    note_classes(header, _log.warning)
     return tower_classifier(encoder, header, embeddings)
 
 

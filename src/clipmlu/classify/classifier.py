@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -19,6 +18,7 @@ from clipmlu.classify.probabilities import rank_classes, sigmoid, softmax
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.classify.scoring import JointScorer, Scorer, TowerScorer, check_rows
 from clipmlu.data.class_names import repeated_names
+from clipmlu.data.textfile import Note
 from clipmlu.data.thumbnails import ImageReference
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.display import LONGEST_NAME, Displayed, Summary, as_plain, shorten
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from clipmlu.embed.encoder import Encoder, FloatArray
 
 DEFAULT_TOP_K = 5
-_log = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier(Displayed):
@@ -60,7 +59,6 @@ class ZeroShotClassifier(Displayed):
         self.prompts = header.own_prompts
         self.scorer = scorer
         self.open_set = None if header.open_set is UNSET else header.open_set
-        _warn_about(self.class_names, shares=header.logit_bias is None and self.open_set is None)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"'{shorten(name, LONGEST_NAME)}'" for name in self.class_names[:4])
@@ -380,20 +378,22 @@ def _check_finite(rows: FloatArray) -> None:
         raise InputError(f"Row {row} holds NaN or infinity; expected finite numbers.")
 
 
+def note_classes(header: ClassifierHeader, on_note: Note) -> None:
+    """Tell of a single class and of repeated class names, once for each list of names."""
+    _note_names(header.class_names, header.logit_bias is None and header.open_set is UNSET, on_note)
+
+
 @lru_cache(maxsize=64)
-def _warn_about(class_names: tuple[str, ...], *, shares: bool) -> None:
-    """Warn about a single class and about repeated class names, once per list of names."""
+def _note_names(class_names: tuple[str, ...], shares: bool, on_note: Note) -> None:
     if len(class_names) == 1 and shares:
-        _log.warning("There is one class only: every image will be 100 %% '%s'.", class_names[0])
+        on_note(f"There is one class only: every image will be 100 % '{class_names[0]}'.")
     repeated = repeated_names(class_names)
     if repeated:
         name, positions = next(iter(repeated.items()))
-        _log.warning(
-            "%d class name(s) occur more than once, such as '%s' at the positions %s: positions are kept, the embedding is shared, "
-            "and of equal classes the first one is predicted.",
-            len(repeated),
-            name,
-            " and ".join(map(str, positions)),
+        on_note(
+            f"{len(repeated)} class name(s) occur more than once, such as '{name}' at the positions "
+            f"{' and '.join(map(str, positions))}: positions are kept, the embedding is shared, and of equal classes the first one is "
+            "predicted."
         )
 
 

@@ -78,7 +78,11 @@ def _own_prompts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def resolve_prompts(
-    labels: tuple[str, ...] | OwnPrompts, templates: Templates | None, *, background: bool = False
+    labels: tuple[str, ...] | OwnPrompts,
+    templates: Templates | None,
+    *,
+    background: bool = False,
+    on_note: Note = _log.warning,
 ) -> tuple[str, ...]:
     """Return the templates for what has no prompts of its own; none if there is no such name.
 
@@ -86,6 +90,7 @@ def resolve_prompts(
         labels: result of ``resolve_labels``.
         templates: see ``resolve_templates``; None for the set ``simple``.
         background: whether there are background classes, which templates complete.
+        on_note: called with a line about Chinese names with an English template.
 
     Raises:
         OptionError: there are templates, and nothing that they could complete.
@@ -99,18 +104,17 @@ def resolve_prompts(
         return ()
     templates = _DEFAULT if templates is None else templates
     if isinstance(templates, str) and templates == _DEFAULT and not isinstance(labels, dict):
-        _note_chinese(labels)
+        _note_chinese(labels, on_note)
     return resolve_templates(templates)
 
 
-def _note_chinese(names: Sequence[str]) -> None:
-    """Log that Chinese class names get an English template."""
+def _note_chinese(names: Sequence[str], on_note: Note) -> None:
+    """Tell that Chinese class names get an English template."""
     found = next((name for name in names if _CHINESE.search(name) and not _JAPANESE.search(name)), None)
     if found is not None:
-        _log.warning(
-            "class names such as '%s' are Chinese, but the template is English, 'a photo of a {}.'; for a Chinese model give the "
-            "templates chinese or chinese-simple",
-            found,
+        on_note(
+            f"class names such as '{found}' are Chinese, but the template is English, 'a photo of a {{}}.'; for a Chinese model give "
+            "the templates chinese or chinese-simple"
         )
 
 

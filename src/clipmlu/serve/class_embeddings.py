@@ -21,8 +21,8 @@ from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ClassesInput
 from clipmlu.serve.text_limits import check_lengths
 
-_KEPT_BYTES = 64 << 20  # of class embeddings; a class of 512 elements takes 2 KiB
-_KEPT_CLASSIFIERS = 128
+_KEPT_BYTES = 64 << 20  # of class embeddings with their prompts, and as much of classifiers
+_ENTRY_BYTES = 4096  # about what an entry takes beside its values and texts
 _BUILDERS = 4  # threads that wait for the text tower
 
 Value = TypeVar("Value")
@@ -76,7 +76,7 @@ class Classifiers:
         self._texts = texts
         self._max_prompts = max_prompts
         self._classes: LruCache[FloatArray] = LruCache(_KEPT_BYTES)
-        self._classifiers: LruCache[Future[ZeroShotClassifier]] = LruCache(_KEPT_CLASSIFIERS)
+        self._classifiers: LruCache[Future[ZeroShotClassifier]] = LruCache(_KEPT_BYTES)
         self._lock = threading.Lock()
         self._builders = ThreadPoolExecutor(_BUILDERS, "clipmlu-classes")
 
@@ -87,14 +87,14 @@ class Classifiers:
             Refusal: there are too many prompts, or a template is none.
         """
         templates = _check_templates(classes.templates)
-        self._check_count(classes, templates)
+        lengths = self._check_prompts(classes, templates)
         key = (_key(classes.labels), templates, classes.none_label, _key(classes.background), classes.reject_below)
         with self._lock:
             found = self._classifiers.get(key)
             if found is not None and not (found.done() and found.exception() is not None):
                 return found
             found = self._builders.submit(self._build, classes, templates)
-            self._classifiers.put(key, found)
+            self._classifiers.put(key, found, self._size_of(lengths))
         return found
 
     def close(self) -> None:
@@ -112,6 +112,7 @@ class Classifiers:
             background=classes.background,
             reject_below=classes.reject_below,
             embed=self._embed,
+            on_note=_ignore_note,
         )
 
     def _embed(self, names: Sequence[str], templates: Sequence[str], own: Mapping[str, Sequence[str]]) -> FloatArray:
@@ -122,10 +123,16 @@ class Classifiers:
         if missing:
             for name, row in zip(missing, embed_classes(self._texts, missing, templates, own), strict=True):
                 known[name] = row.copy()
-                self._classes.put(keys[name], known[name], row.nbytes)
+                self._classes.put(keys[name], known[name], row.nbytes + sum(map(len, keys[name])))
         return np.stack([known[name] for name in names])
 
-    def _check_count(self, classes: ClassesInput, templates: tuple[str, ...] | None) -> None:
+    def _size_of(self, lengths: Sequence[int]) -> int:
+        """Return about the bytes of a classifier, given the lengths of its prompts."""
+        row = self._encoder.embedding_dim * np.dtype(np.float32).itemsize
+        return _ENTRY_BYTES + sum(lengths) + row * len(lengths)
+
+    def _check_prompts(self, classes: ClassesInput, templates: tuple[str, ...] | None) -> list[int]:
+        """Return the number of characters of each prompt, if neither they nor their number are above the limits."""
         labels = classes.labels or ()
         each = len(templates or ("{}",))
         background = classes.background
@@ -139,7 +146,9 @@ class Classifiers:
                 f"The request has {count} prompts ({len(labels)} labels); this server takes {self._max_prompts}. Give fewer labels "
                 "or templates, or start the server with --labels, or with a larger --max-texts.",
             )
-        check_lengths(_prompt_lengths(labels, background, templates or ("{}",)))
+        lengths = list(_prompt_lengths(labels, background, templates or ("{}",)))
+        check_lengths(lengths)
+        return lengths
 
 
 def _check_templates(templates: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -172,6 +181,10 @@ def _prompt_lengths(
 def _filled_length(template: str, name: str) -> int:
     places = template.count("{}")
     return len(template) + places * (len(name) - 2)
+
+
+def _ignore_note(_line: str) -> None:
+    """Ignore advice about the labels of a request, which do not belong into the log of the server."""
 
 
 def _key(values: Sequence[str] | Mapping[str, Sequence[str]] | None) -> Hashable:

@@ -6,6 +6,7 @@ import dataclasses
 import hmac
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 
 from clipmlu.arguments import as_path
@@ -17,6 +18,7 @@ _LEAST_KEY = 16
 _MOST_KEY_BYTES = 4096
 _OPEN_PATHS = frozenset({"/", "/health", "/ready", "/openapi.json", "/docs", "/v2/health/live", "/v2/health/ready"})
 _OPEN_FOLDER = "/page/"
+_HOST = re.compile(r"(?:\[([^][]+)\]|([^][:@/]+))(?::\d*)?")
 _HOW = "Make one with: openssl rand -hex 32 > key.txt"
 
 
@@ -113,10 +115,9 @@ def _is_open(path: str) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """Return the name in a Host header, without the port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].rstrip(".").lower()
+    """Return the name in a Host header, without the port; empty if it is no such header."""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else (found[1] or found[2]).rstrip(".").lower()
 
 
 def _is_loopback(host: str) -> bool:

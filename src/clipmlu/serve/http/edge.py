@@ -169,7 +169,6 @@ class _Exchange:
         self._edge = edge
         self._receive = receive
         self._send = send
-        self._limit = scope["method"] == "POST"
         self._max_body = edge._service.options.max_body
         self._started = False
         self._body_read = scope["method"] in ("GET", "HEAD")
@@ -184,9 +183,12 @@ class _Exchange:
         try:
             await self._answer()
         except asyncio.CancelledError:
-            if not self._left:
+            if self._left:
+                self.status, self.reason = CLIENT_LEFT, "client_left"
+            elif self._edge._service.stopping:
+                await self._refuse(Refusal("stopping", "The server stopped before it could finish the request."))
+            else:
                 raise
-            self.status, self.reason = CLIENT_LEFT, "client_left"
         except TimeoutError:
             await self._time_out()
         except Refusal as error:
