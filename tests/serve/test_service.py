@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +144,52 @@ def test_rows_of_ended_requests_are_dropped_before_the_device() -> None:
     assert (batcher.dropped, len(ended)) == (1, 3)
 
 
+class _Ready(_Held):
+    """A graph that tells when it has had some batches."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.submitted = threading.Semaphore(0)
+        self._batches = batches
+
+    def submit(self, rows: np.ndarray) -> _Held:
+        found = super().submit(rows)
+        self.submitted.release()
+        return found
+
+    def wait(self) -> list[list[float]]:
+        for _ in range(self._batches):
+            assert self.submitted.acquire(timeout=30)
+        return self.batches
+
+
+@pytest.mark.parametrize(
+    ("preparing", "longest", "rows", "expected"),
+    [
+        (True, 30.0, 8, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (True, 0.02, 1, [[0]]),  # the others do not come in time
+        (False, 30.0, 1, [[0]]),
+    ],
+)
+def test_rows_wait_for_a_full_batch_while_more_are_prepared(
+    preparing: bool, longest: float, rows: int, expected: list[list[int]]
+) -> None:
+    graph = _Ready(len(expected))
+    batcher = Batcher(2, 4, "test")
+    try:
+        batcher.fill_while(lambda: preparing, longest)
+        ticket = Ticket[object](now() + 30)
+        group = RowGroup(ticket, rows, ticket.finish, lambda: None)
+        for number in range(rows):
+            batcher.add(Row(group, number, graph, np.array([number], np.float32)))
+            if rows > 1 and number < 3:
+                assert not graph.submitted.acquire(timeout=0.005)
+        assert sorted(graph.wait()) == expected
+        ticket.future.result(30)
+    finally:
+        batcher.close()
+
+
 def test_a_full_queue_says_when_to_try_again() -> None:
     limit = QueueLimit(4, "images")
     limit.take(6)  # larger than the limit, but nothing waits
@@ -163,3 +210,22 @@ def test_kept_classifiers_count_the_length_of_their_prompts(service: Service) ->
     model.classify(images(1), ClassesInput(labels=names), 1, now() + 30).result()
     assert kept._classifiers.size - before[0] > 120_000
     assert kept._classes.size - before[1] > 120_000
+
+
+def test_the_first_rows_do_not_tell_the_rate() -> None:
+    moment = [100.0]
+    limit = QueueLimit(512, "images", lambda: moment[0])
+    limit.take(512)
+    moment[0] += 0.1
+    limit.end_one()  # the first batch has one row, and is slow
+    limit.take(1)
+    with pytest.raises(Refusal) as caught:
+        limit.take(1)
+    assert caught.value.headers == {"Retry-After": "1"}
+    moment[0] += 0.9
+    for _ in range(99):
+        limit.end_one()
+    limit.take(99)
+    with pytest.raises(Refusal) as caught:
+        limit.take(1)
+    assert caught.value.headers == {"Retry-After": "6"}  # 512 rows at 100/s

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.clock import now
 from clipmlu.errors import ClipmluError, ResultError
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.tickets import RowGroup
 
 if TYPE_CHECKING:
     from clipmlu.embed.encoder import PendingRows
+
+LONGEST_FILL_S = 0.05
+"""Seconds that ready rows may wait for others of their batch."""
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +82,7 @@ class Batcher:
     """Sends ready rows to the runtime, each with all that are ready when a place for a batch is free.
 
     There is one thread for each place, so a batch is formed at the last moment. Rows whose request has ended are dropped
-    when a batch is formed.
+    when a batch is formed. After ``fill_while``, rows also wait for others that are about to be ready.
 
     Args:
         places: batches that the runtime has at a time.
@@ -101,6 +105,9 @@ class Batcher:
         self._ready: deque[Row] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._more_come: Callable[[], object] = lambda: False
+        self._longest_fill_s = 0.0
+        self._oldest = 0.0  # when the first of the ready rows began to wait
         self._threads = [
             threading.Thread(target=self._work, name=f"clipmlu-{name}-{place}", daemon=True) for place in range(places)
         ]
@@ -112,12 +119,28 @@ class Batcher:
         """Rows that are ready and wait for a place."""
         return len(self._ready)
 
+    def fill_while(self, more_come: Callable[[], object], longest_s: float = LONGEST_FILL_S) -> None:
+        """Let rows wait for a full batch while more will be ready soon.
+
+        This is for runtimes that compute on the cores that prepare the rows: a small batch would only delay the others.
+
+        Args:
+            more_come: returns whether images wait to be prepared.
+            longest_s: seconds after which rows wait no longer.
+        """
+        self._longest_fill_s = longest_s
+        self._more_come = more_come
+
     def add(self, row: Row) -> None:
         """Add a ready row; after ``close`` its request fails."""
         with self._changed:
             if not self._closed:
                 self._ready.append(row)
-                self._changed.notify()
+                if len(self._ready) == 1:
+                    self._oldest = now()
+                    self._changed.notify()  # a thread must know when the row has waited long enough
+                elif not self._seconds_to_fill():
+                    self._changed.notify()
                 return
         row.release()
         row.group.fail(Refusal("stopping", "The server is stopping."))
@@ -151,13 +174,23 @@ class Batcher:
         """Wait for rows, and return those of one graph for a batch; None to end the thread."""
         with self._changed:
             while True:
-                rows = self._pick()
+                seconds = self._seconds_to_fill()
+                rows = [] if seconds else self._pick()
                 if rows:
                     self.in_flight += 1
+                    self._oldest = now()
+                    if self._ready:  # of another graph, or more than a batch
+                        self._changed.notify()
                     return rows
                 if self._closed:
                     return None
-                self._changed.wait()
+                self._changed.wait(seconds or None)
+
+    def _seconds_to_fill(self) -> float:
+        """Return how long the ready rows should wait for others; 0 if a batch should be formed now."""
+        if not self._ready or len(self._ready) >= self._size or not self._more_come():
+            return 0.0
+        return max(0.0, self._oldest + self._longest_fill_s - now())
 
     def _pick(self) -> list[Row]:
         """Take rows of the first one's graph, in order, and drop those for which nobody waits."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 
 from clipmlu.clock import now
 from clipmlu.serve.refusal import Refusal
 
 _WINDOW_S = 10.0  # of busy time; earlier rows count half as much after each
 _LONGEST_RETRY_S = 60
+_LEAST_ROWS = 32  # before so many have finished, their rate says little: the first one may have come alone
 
 
 class QueueLimit:
@@ -20,11 +22,13 @@ class QueueLimit:
     Args:
         limit: largest number of rows.
         what: what the rows are, for messages.
+        clock: the time in seconds.
     """
 
-    def __init__(self, limit: int, what: str) -> None:
+    def __init__(self, limit: int, what: str, clock: Callable[[], float] = now) -> None:
         self._limit = limit
         self._what = what
+        self._clock = clock
         self._lock = threading.Lock()
         self._finished = 0.0
         self._busy = 0.0  # seconds in which rows waited, without those since ``_since``
@@ -39,7 +43,7 @@ class QueueLimit:
         """
         with self._lock:
             if not self.waiting:
-                self._since = now()
+                self._since = self._clock()
             if not self.waiting or self.waiting + count <= self._limit:
                 self.waiting += count
                 return
@@ -55,7 +59,7 @@ class QueueLimit:
         with self._lock:
             self.waiting -= 1
             self._finished += 1
-            moment = now()
+            moment = self._clock()
             self._busy += moment - self._since
             self._since = moment
             if self._busy > _WINDOW_S:
@@ -64,6 +68,6 @@ class QueueLimit:
 
     def _retry_seconds(self) -> int:
         """Return the seconds until what waits has finished, at the rate of the busy time so far."""
-        busy = self._busy + now() - self._since
-        wait = self.waiting * busy / self._finished if self._finished else 1.0
+        busy = self._busy + self._clock() - self._since
+        wait = self.waiting * busy / self._finished if self._finished >= _LEAST_ROWS else 1.0
         return min(max(1, math.ceil(wait)), _LONGEST_RETRY_S)

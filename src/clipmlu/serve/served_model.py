@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.backends import get_backend
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.clock import StageTotal, now
@@ -70,6 +71,8 @@ class ServedModel:
         self.images = Batcher(places, size, "images")
         self.texts = Batcher(places, encoder.batch_size, "texts")
         self.preparer = ImagePreparer(encoder, self.images, threads=threads, ahead=ahead, urls=options.urls)
+        if not _has_cards(encoder):
+            self.images.fill_while(lambda: self.preparer.waiting)
         self._towers = encoder.runnable.facts.layout == "towers"
         self._image_graph = ImageTower(encoder) if self._towers else None
         self._text_graph = _TextTower(encoder)
@@ -363,6 +366,12 @@ class ServedModel:
                 "bundle with two towers.",
             )
         return self._image_graph
+
+
+def _has_cards(encoder: Model) -> bool:
+    """Return whether images are computed by cards, or on the cores that prepare them."""
+    placement = encoder.runnable.compilation.placement(encoder.runnable.image_graph)
+    return not placement.emulated and get_backend(placement.backend).has_cards
 
 
 class _TextTower:
