@@ -143,6 +143,7 @@ def test_an_update_adds_and_takes_out_rows_without_new_clusters() -> None:
     assert again.approximate == report.approximate
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("place")
 def test_clusters_are_computed_anew_when_there_are_many_more_rows() -> None:
     save("many.npy", grouped(7900, 5))

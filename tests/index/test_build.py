@@ -50,7 +50,13 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], atol: fl
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
-    ("shard_format", "dtype"), [("npy", "float16"), ("parquet", "float32"), ("csv", "float32"), ("jsonl", "float16")]
+    ("shard_format", "dtype"),
+    [
+        pytest.param("npy", "float16", marks=pytest.mark.slow),
+        ("parquet", "float32"),
+        pytest.param("csv", "float32", marks=pytest.mark.slow),
+        pytest.param("jsonl", "float16", marks=pytest.mark.slow),
+    ],
 )
 def test_rows_of_every_format_are_indexed_without_broken_images(shard_format: str, dtype: str) -> None:
     if shard_format == "parquet":

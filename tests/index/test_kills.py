@@ -17,7 +17,7 @@ from clipmlu.errors import OutputError
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("distance", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("distance", [47, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_update_that_is_killed_is_completed_by_the_next(tmp_path: Path, distance: int) -> None:
     command = [sys.executable, str(HERE / "killing_index.py"), str(tmp_path), str(distance)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

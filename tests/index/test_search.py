@@ -258,7 +258,7 @@ def test_threads_share_an_index_that_is_updated_meanwhile(index: clipmlu.VectorI
     threads = [threading.Thread(target=search, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
-    for number in range(5):
+    for number in range(3):
         clipmlu.build_index("job", overwrite=True, dtype="float32" if number % 2 else "float16")
     done.set()
     for thread in threads:
