@@ -36,6 +36,7 @@ COMMANDS = {
     "lower": "lower tiny --for mlu -o lowered",
     "compare": "compare tiny-cpu tiny --dataset imagefolder:sorted",
     "export": "export ViT-B-32 -o exported",
+    "serve": "serve tiny-cpu --port 0",
     "doctor": "doctor",
 }
 WORKS = (
@@ -110,6 +111,13 @@ def test_export_names_its_extra(results: dict[str, Result]) -> None:
     code, out, err = results["export"]
     assert (code, out) == (1, "")
     assert "pip install 'clipmlu[export]'" in err
+
+
+def test_serve_names_its_extra(results: dict[str, Result]) -> None:
+    code, out, err = results["serve"]
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "pip install 'clipmlu[serve]'" in err
 
 
 def test_doctor_names_the_extra_that_compiles(results: dict[str, Result]) -> None:

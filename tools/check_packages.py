@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_MEGABYTES = 250
-"""Of an install without extras, as ``uv`` leaves it: no bytecode of modules that nothing imported yet."""
+"""Of an install without extras, and of one with ``serve`` alone, as ``uv`` leaves it: no bytecode of modules that nothing imported yet."""
 KERNEL = re.compile(r"clipmlu/data/resize/kernel-[\w.-]+\.so")
 SDIST_ONLY = {
     "CHANGELOG.md",
@@ -140,12 +140,24 @@ def check_install(wheel: Path, folder: Path, python: str, extras: str) -> None:
     work.mkdir()
     run(uv, "venv", "--python", python, environment)
     wanted = f"{wheel}[{extras}]" if extras else wheel
-    run(uv, "pip", "install", "--python", environment / "bin" / "python", wanted)
-    size = bytes_of(environment / "lib") / 1e6
-    print(f"installed {wanted if extras else wheel.name}: {size:.0f} MB")
-    if not extras and size > MOST_MEGABYTES:
-        sys.exit(f"check_packages: the install has {size:.0f} MB; at most {MOST_MEGABYTES} are allowed")
+    install = (uv, "pip", "install", "--python", environment / "bin" / "python")
+    run(*install, wanted)
+    check_size(environment, f"{wheel.name}[{extras}]" if extras else wheel.name, limited=not extras)
     use_install(environment / "bin", work)
+    if not extras:
+        shutil.rmtree(environment)
+        run(uv, "venv", "--python", python, environment)
+        run(*install, f"{wheel}[serve]")
+        check_size(environment, f"{wheel.name}[serve]", limited=True)
+        run(environment / "bin" / "python", "-c", "import clipmlu; clipmlu.create_app('tiny-cpu')", cwd=work)
+
+
+def check_size(environment: Path, what: str, *, limited: bool) -> None:
+    """Print the size of what is installed; end the program if it is limited and too large."""
+    size = bytes_of(environment / "lib") / 1e6
+    print(f"installed {what}: {size:.0f} MB")
+    if limited and size > MOST_MEGABYTES:
+        sys.exit(f"check_packages: the install of {what} has {size:.0f} MB; at most {MOST_MEGABYTES} are allowed")
 
 
 def use_install(programs: Path, work: Path) -> None:
