@@ -280,3 +280,18 @@ def test_a_taken_port_is_told_before_a_model_is_loaded(compiled_once: Path, caps
         port = taken.getsockname()[1]
         assert main(["serve", str(compiled_once), "--port", str(port)]) == 2
     assert f"port {port} cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bundles", "message"),
+    [
+        (["a/demo", "b/demo"], "bundle 'b/demo': the name 'demo' is that of another bundle"),
+        (["x=a", "x=b"], "bundle 'x=b': the name 'x' is that of another bundle"),
+        (["=a"], "bundle '=a': the name is empty"),
+    ],
+)
+def test_two_bundles_of_one_name_are_refused(
+    bundles: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *bundles, "--port", "0"]) == 2
+    assert message in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from clipmlu.cli._help import command
 from clipmlu.cli._notes import note
 from clipmlu.cli._options import PATH, Integer, Number, RunningOptions, running_options, templates_option
 from clipmlu.cli._urls import url_options
+from clipmlu.errors import OptionError
 
 if TYPE_CHECKING:
     from clipmlu.data.url.options import UrlOptions
@@ -120,7 +121,7 @@ def serve_command(
     if classes["labels"] is None:
         classes["templates"] = None
     run_server(
-        dict(_named(each) for each in bundles),
+        _named(bundles),
         on_listen=lambda url: note(f"Serving on {url}"),
         write_log=_write_log,
         **_url_keywords(urls),
@@ -144,6 +145,19 @@ def _write_log(line: str) -> None:
     sys.stderr.flush()
 
 
-def _named(given: str) -> tuple[str, Path]:
-    name, equals, path = given.partition("=")
-    return (name, Path(path)) if equals else (Path(given).resolve().name, Path(given))
+def _named(bundles: Sequence[str]) -> dict[str, Path]:
+    """Return bundles by their names.
+
+    Raises:
+        OptionError: two have the same name, or one has an empty name.
+    """
+    named: dict[str, Path] = {}
+    for given in bundles:
+        name, equals, path = given.partition("=")
+        if not equals:
+            name, path = Path(given).resolve().name, given
+        if not name or name in named:
+            what = f"the name '{name}' is that of another bundle" if name else "the name is empty"
+            raise OptionError(f"bundle '{given}': {what}; give each a name of its own: NAME=BUNDLE")
+        named[name] = Path(path)
+    return named
