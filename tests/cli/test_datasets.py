@@ -128,8 +128,9 @@ def test_options_about_images_that_are_not_there_are_refused(
 
 
 def test_the_readme_runs_on_the_target_of_its_steps() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    lines = text.splitlines()
-    steps = next(line for line in lines if line.startswith("clipmlu compile demo "))
-    whole = next(line for line in lines if line.startswith("clipmlu run demo"))
+    readme, tutorial = (
+        (REPOSITORY / name).read_text(encoding="utf-8").splitlines() for name in ("README.md", "docs/tutorial.md")
+    )
+    steps = next(line for line in readme if line.startswith("clipmlu compile demo "))
+    whole = next(line for line in tutorial if line.startswith("clipmlu run demo"))
     assert "--target" not in steps + whole, "both take auto"

@@ -150,7 +150,7 @@ def test_what_cannot_be_judged_is_refused(exported: ExportedBundle, data: Path, 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((), "search pairs is '.*pairs.csv', but nothing is searched; give --max-drop too"),
+        ((), "search pairs is '.*pairs.csv', but nothing is searched; give max_drop \\(--max-drop\\) too"),
         (("--max-drop", "0.5", "--search-templates", "cifar"), "search templates are for classes"),
     ],
 )

@@ -170,7 +170,7 @@ def refuse_search(given: Mapping[str, Any]) -> None:
     for name in ("search_pairs", "search_samples", "search_templates"):
         if given.get(name) is not None:
             raise OptionError(
-                f"{name.replace('_', ' ')} is {shown(given[name])}, but nothing is searched; give --max-drop too"
+                f"{name.replace('_', ' ')} is {shown(given[name])}, but nothing is searched; give max_drop (--max-drop) too"
             )
 
 

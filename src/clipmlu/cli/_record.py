@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import msgspec
 from click.core import ParameterSource
 
-from clipmlu.backends.provenance import Command
 from clipmlu.file_names import name_from_path
+
+if TYPE_CHECKING:
+    from clipmlu.backends.provenance import Command
 
 Report = TypeVar("Report", bound=msgspec.Struct)
 
 
 def given_command() -> Command:
     """Return the words of the running command, and the environment variables that set an option of it."""
+    from clipmlu.backends.provenance import Command
+
     context = click.get_current_context()
     words: tuple[str, ...] = context.obj
     from_environment = (
