@@ -215,7 +215,11 @@ def test_several_cards_give_the_files_and_counts_of_one(
         provenance = report.pop("provenance")
         assert provenance["emulated"]
         assert provenance["devices"] == {"one": [2], "two": [2, 0], "all": [0, 1, 2]}[name]
-        report = {key: value for key, value in report.items() if not key.endswith("_s") and "second" not in key and key != "command"}
+        report = {
+            key: value
+            for key, value in report.items()
+            if not key.endswith("_s") and "second" not in key and key != "command"
+        }
         found[name] = (
             (tmp_path / f"{name}.npy").read_bytes(),
             (tmp_path / f"{name}.ids.json").read_text(),

@@ -33,7 +33,12 @@ MISTAKES = [
     ("eval B photos --task retrieval", 1, "'photos': it is a folder; give the files in it", "Expected .csv, .tsv"),
     ("eval B --dataset demo --max-recall-drop 0.1", 2, "--max-recall-drop is for --task retrieval", "leave one"),
     ("compile E -o new --search-pairs pairs.csv", 2, "nothing is searched", "give max_drop (--max-drop) too"),
-    ("compile E -o new --search-samples 10", 2, "search samples is 10, but nothing is searched", "give max_drop (--max-drop) too"),
+    (
+        "compile E -o new --search-samples 10",
+        2,
+        "search samples is 10, but nothing is searched",
+        "give max_drop (--max-drop) too",
+    ),
     (
         "compile E -o new --search-templates simple",
         2,
