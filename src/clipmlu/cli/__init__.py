@@ -52,7 +52,7 @@ _SIGNALLED = 128  # plus the signal number: exit code for a program ended by ano
         "clipmlu compile demo -o demo-cpu",
         'clipmlu classify demo-cpu photos/ --labels "red circle,blue square"',
     ),
-    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+    context_settings={"max_content_width": 100},
 )
 def cli() -> None:
     """Export, compile, classify and measure CLIP models, on Cambricon MLU cards and on any CPU.

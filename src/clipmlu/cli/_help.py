@@ -25,6 +25,7 @@ class ExampleCommand(click.Command):
 
     def __init__(self, *arguments: Any, examples: Sequence[str], **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
+        self.context_settings.setdefault("help_option_names", ["-h", "--help"])  # click keeps those of the first call
         self.examples = tuple(examples)
 
     def invoke(self, ctx: click.Context) -> Any:
