@@ -172,7 +172,6 @@ MANY: dict[str, Callable[[list[str]], Any]] = {
     "array": lambda _paths: STACK,
     "array of texts": np.array,
     "array of objects": lambda paths: np.array(list(map(Path, paths)), object),
-    "array of texts of any length": lambda paths: np.array(paths, np.dtypes.StringDType()),
     "tensor NCHW": lambda _paths: Tensor(STACK.transpose(0, 3, 1, 2)),
     "tensor NHWC": lambda _paths: Tensor(STACK),
     "JAX": lambda _paths: JaxArray(STACK),
@@ -190,6 +189,8 @@ MANY: dict[str, Callable[[list[str]], Any]] = {
     "polars: images": lambda _paths: polars.Series([support.picture(seed) for seed in range(3)], dtype=polars.Object),
     "polars: records": lambda _paths: polars.Series([{"bytes": _png(seed), "path": None} for seed in range(3)]),
 }
+if hasattr(np.dtypes, "StringDType"):  # since NumPy 2
+    MANY["array of texts of any length"] = lambda paths: np.array(paths, np.dtypes.StringDType())
 
 
 @pytest.mark.parametrize("form", MANY)
