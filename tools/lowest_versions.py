@@ -46,7 +46,9 @@ def main() -> None:
         chosen = ("--requirement", pins, "--constraint", pins, "--no-deps", "--editable", ROOT)
         run(uv, "pip", "install", "--quiet", "--python", python, *chosen)
         run(uv, "pip", "install", "--quiet", "--python", python, "--constraint", pins, *tools_of_tests())
-    print(f"now run: {python} -m pytest {'' if given.newest else QUIET}-m 'not slow and not full_size and not torch and not ray'")
+    print(
+        f"now run: {python} -m pytest {'' if given.newest else QUIET}-m 'not slow and not full_size and not torch and not ray'"
+    )
 
 
 def tools_of_tests() -> list[str]:

@@ -276,7 +276,9 @@ def test_forked_process_is_told_what_to_do_and_can_load_its_own(
     script = FORKED.format(path=sys.path, bundle=str(bundle.path), worker="worker" in target, how=how, devices=devices)
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
     environment = {**os.environ, "CLIPMLU_EMULATOR_DEVICES": "2"}
-    environment["TOKENIZERS_PARALLELISM"] = "false"  # or tokenizers before 0.22.2 prints that it switches to that after a fork
+    environment["TOKENIZERS_PARALLELISM"] = (
+        "false"  # or tokenizers before 0.22.2 prints that it switches to that after a fork
+    )
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
