@@ -107,13 +107,14 @@ def _documented(text: str | None, kinds: tuple[type, ...]) -> str | None:
     """Insert the descriptions of the keywords before ``Returns:`` or ``Raises:``."""
     if text is None:  # python -OO
         return None
+    text = inspect.cleandoc(text)  # from Python 3.13 on it has no indentation anyway
     described = "".join(_described(kind) for kind in kinds)
-    cut = min((at for part in ("Returns:", "Raises:") if (at := text.find(f"    {part}")) >= 0), default=len(text))
-    return f"{text[:cut].rstrip()}\n\n    Keywords:\n{described.rstrip()}\n\n{text[cut:]}"
+    cut = min((at for part in ("Returns:", "Raises:") if (at := text.find(f"\n{part}")) >= 0), default=len(text))
+    return f"{text[:cut].rstrip()}\n\nKeywords:\n{described.rstrip()}\n{text[cut:]}"
 
 
 def _described(kind: type) -> str:
-    return (kind.__doc__ or "").partition("Attributes:\n")[2].rstrip() + "\n"
+    return inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].rstrip() + "\n"
 
 
 @functools.cache

@@ -64,6 +64,7 @@ def test_run_emulated_runs_a_program_beside_the_emulated_sdk(capfd: pytest.Captu
         clipmlu.run_emulated(["no-such-program"])
 
 
+@pytest.mark.torch
 def test_lists_of_models_and_datasets() -> None:
     assert [each.name for each in clipmlu.list_datasets()] == ["demo", "cifar100", "cifar10", "imagefolder:PATH"]
     assert "openai" in clipmlu.list_models("vit-b-32")["ViT-B-32"]

@@ -110,7 +110,7 @@ def test_every_option_of_a_command_is_a_keyword_of_its_function(command: str) ->
 @pytest.mark.parametrize("name", [each for each in clipmlu.__all__ if inspect.isfunction(getattr(clipmlu, each))])
 def test_every_argument_is_annotated_and_documented_once(name: str) -> None:
     function: Any = getattr(clipmlu, name)
-    described = re.findall(r"^        (\*{0,2}\w+): ", function.__doc__, re.MULTILINE)
+    described = re.findall(r"^    (\*{0,2}\w+): ", inspect.getdoc(function) or "", re.MULTILINE)
     for parameter in inspect.signature(function).parameters.values():
         assert parameter.annotation is not parameter.empty, parameter
         assert described.count(parameter.name) == 1, (name, parameter.name)
