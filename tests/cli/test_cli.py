@@ -158,7 +158,7 @@ def test_list_on_stdin_without_a_path_is_reported(
     [
         ("classify", "{long}", "0.png", "--labels", "a,b"),
         ("eval", "{bundle}", "--dataset", "cifar100", "--offline", "--data-dir", "{long}"),
-        ("export", "demo", "--tokenizer", "{long}", "-o", "out"),
+        pytest.param(("export", "demo", "--tokenizer", "{long}", "-o", "out"), marks=pytest.mark.torch),
         ("run", "demo", "-o", "{long}"),
     ],
     ids=lambda arguments: arguments[0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from clipmlu.model import load
 
 Array = npt.NDArray[Any]
 TEXTS = ["", "a red circle", "some words of another length, and more of them than fit into the context"]
+ONNXRUNTIME = tuple(map(int, version("onnxruntime").split(".")[:2]))
 
 
 def run(bundle: ExportedBundle, tower: Any, array: Array) -> Array:
@@ -221,6 +223,7 @@ def test_older_opsets_are_converted(tmp_path: Path, opset: int) -> None:
     assert np.abs(expected - (20.0 * cosines - 2.0)).max() < 1e-4
 
 
+@pytest.mark.skipif(ONNXRUNTIME < (1, 25), reason="onnxruntime runs all operators of opset 22 since 1.25")
 def test_newer_opsets_are_kept(tmp_path: Path) -> None:
     graphs = {"image": foreign.image_tower(), "text": foreign.text_tower()}
     for graph in graphs.values():
