@@ -41,7 +41,7 @@ packages: $(LINT)/lint.stamp
 $(VENV)/demo.stamp: pyproject.toml
 	@echo "make demo: installing into $(VENV), with torch, which is about 5.8 GB from the index (README: a smaller one); some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(call install_into,$(VENV)) --editable '.[export]'
+	$(call install_into,$(VENV)) --editable '.[export,report]'
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml
