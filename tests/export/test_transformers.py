@@ -383,7 +383,7 @@ def test_gate_against_the_library_finds_a_difference(difference: str, written: W
         spec = msgspec.structs.replace(loaded.preprocess, interpolation="bilinear")
         loaded, error = dataclasses.replace(loaded, preprocess=spec), ExportError
     else:
-        loaded.module.library_model.text_projection.weight.mul_(-1)
+        loaded.module.wrapped_model.text_projection.weight.mul_(-1)
     with pytest.raises(error, match=r"differs from (that of transformers on an image|torch in 'text_embeds')"):
         check_against_library(bundle.manifest.towers, bundle.path, folder, loaded, tokenizer, ExportOptions())
 

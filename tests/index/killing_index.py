@@ -7,9 +7,7 @@ one. It changes a shard, removes one and adds one. Prints how many kills there w
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -18,8 +16,8 @@ import numpy as np
 from clipmlu.index.build import build
 from clipmlu.index.opened import open_index
 from clipmlu.index.options import IndexOptions
+from kill_at_steps import content, run_forked
 
-_CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate"}
 _DIM = 8
 
 
@@ -28,40 +26,8 @@ def save(path: Path, seed: int, rows: int) -> None:
 
 
 def update(sources: list[Path], index: Path, last_step: int | None) -> int:
-    """Update in a forked process; return the number of its changes of files, or -1 if it was killed at ``last_step``."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        steps = 0
-
-        def count(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal steps
-            flags = arguments[2] if event == "open" else 0
-            changes = event in _CHANGES or (isinstance(flags, int) and flags & (os.O_CREAT | os.O_TRUNC))
-            if changes and str(index) in str(arguments[0]):
-                if steps == last_step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                steps += 1
-
-        sys.addaudithook(count)
-        build(sources, index, IndexOptions())
-        os.write(writing, str(steps).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as stream:
-        text = stream.read()
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the update failed"
-    return int(text) if text else -1
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """All files, hidden ones too, and empty folders."""
-    return {
-        str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() or not any(path.iterdir())
-    }
+    """Update in a forked process; see ``run_forked``."""
+    return run_forked(lambda: build(sources, index, IndexOptions()), index, last_step)
 
 
 def hits(index: Path) -> list[tuple[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -20,7 +21,8 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("distance", [47, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_update_that_is_killed_is_completed_by_the_next(tmp_path: Path, distance: int) -> None:
     command = [sys.executable, str(HERE / "killing_index.py"), str(tmp_path), str(distance)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["kills"] == -(-outcome["steps"] // distance)

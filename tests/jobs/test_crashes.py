@@ -51,7 +51,8 @@ def test_a_job_killed_at_any_change_of_files_is_completed_by_the_same_command(
 ) -> None:
     (tmp_path / "scratch").mkdir()
     command = [sys.executable, SCRIPT, compiled.path, images, tmp_path / "scratch", kind, str(distance)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 40
 

@@ -105,7 +105,7 @@ def _library_results(model: LoadedModel, images: dict[str, Any], texts: dict[str
     """Run the library's model as its users do: the embeddings that its forward returns have unit norm."""
     torch = require("torch", "export", PURPOSE)
     with quiet_libraries(), torch.no_grad():
-        result = model.module.library_model(**images, **texts)
+        result = model.module.wrapped_model(**images, **texts)
     names = ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text")
     arrays = {name: np.asarray(result[name].numpy(), np.float32) for name in names}
     for name in names[:2]:  # ALIGN's logits are of unit norm, too

@@ -55,7 +55,7 @@ def load_transformers_model(source: Source, options: ExportOptions, on_step: Sta
         on_step: begins each step.
 
     Returns:
-        The model; ``module`` has the methods of open_clip's that the export uses, and the library's own as ``library_model``.
+        The model; ``module`` has the methods of open_clip's that the export uses, and the library's own as ``wrapped_model``.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.

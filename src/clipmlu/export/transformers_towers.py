@@ -45,7 +45,7 @@ def wrap_towers(model: Any, kind: str, texts: TextInputs, preprocess: Preprocess
             if kind == "siglip2":
                 self.patches = images
             # Not as a submodule, which would give every weight two names.
-            self.__dict__["library_model"] = model
+            self.__dict__["wrapped_model"] = model
 
         def encode_image(self, pixel_values: Any, normalize: bool = False) -> Any:
             return _unit(_features(images(pixel_values)), normalize)

@@ -11,7 +11,6 @@ from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.classify.building import build_classifier
 from clipmlu.classify.classifier import ZeroShotClassifier
-from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions, open_train_split, readable_images
 from clipmlu.data.calibration_set import CalibrationSet
@@ -25,7 +24,7 @@ from clipmlu.keys import make_key
 from clipmlu.measure.ranking import IntArray, embed_dataset, rank_images
 from clipmlu.measure.statistics import count_changes, drop_interval
 from clipmlu.steps import StartStep, Step, no_steps
-from clipmlu.tune.figures import EARLY_SHARE, REFERENCE_NAME, Figures, ReferenceFigures
+from clipmlu.tune.figures import EARLY_SHARE, Figures, ReferenceFigures, compile_reference
 from clipmlu.tune.trial import SearchOptions
 
 _Z_STOP = 3.0
@@ -100,13 +99,7 @@ class AccuracyEvaluator:
 
     def evaluate_reference(self, folder: Path) -> ReferenceFigures:
         """Run the float32 model on the images."""
-        reference = compile_bundle(
-            self._exported,
-            folder / REFERENCE_NAME,
-            CompileOptions(target="cpu", check=False, overwrite=True),
-            on_step=self._step,
-        )
-        with Encoder(reference) as encoder:
+        with Encoder(compile_reference(self._exported, folder, self._step)) as encoder:
             self._embeddings, self._predicted = self._predict(self._classifier(encoder), 0, len(self))
         return ReferenceFigures(top1=float(np.mean(self._predicted == self.labels)))
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from clipmlu.backends import SessionOptions
-from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
+from clipmlu.compile.compiler import compile_bundle
+from clipmlu.compile.plan import CompileOptions
 from clipmlu.specs import Spec
+from clipmlu.steps import StartStep
 from clipmlu.tune.trial import RecallFigures
 
 EARLY_SHARE = 4  # a trial with too large a drop stops after 1/4 of the images
@@ -32,6 +35,12 @@ class ReferenceFigures(Spec, frozen=True, kw_only=True):
 
     top1: float | None = None
     recall: RecallFigures | None = None
+
+
+def compile_reference(exported: ExportedBundle, folder: Path, on_step: StartStep) -> CompiledBundle:
+    """Compile the float32 bundle of a search, with which candidates are compared, into its folder."""
+    options = CompileOptions(target="cpu", check=False, overwrite=True)
+    return compile_bundle(exported, folder / REFERENCE_NAME, options, on_step=on_step)
 
 
 class Evaluator(Protocol):

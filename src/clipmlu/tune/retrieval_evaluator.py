@@ -10,8 +10,6 @@ import numpy as np
 
 from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
-from clipmlu.compile.compiler import compile_bundle
-from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest, load_image
 from clipmlu.data.pairs.pairs import PairedImage
@@ -25,7 +23,7 @@ from clipmlu.measure.retrieval.evaluate import Rankings, rank_embeddings
 from clipmlu.measure.retrieval.pairs import RetrievalPairs, embed_captions, embed_images, merge_images, require_same
 from clipmlu.measure.retrieval.ranks import IntArray
 from clipmlu.steps import StartStep, Step, no_steps
-from clipmlu.tune.figures import REFERENCE_NAME, Figures, ReferenceFigures
+from clipmlu.tune.figures import Figures, ReferenceFigures, compile_reference
 from clipmlu.tune.trial import RecallFigures, SearchOptions
 
 
@@ -94,13 +92,7 @@ class RetrievalEvaluator:
 
     def evaluate_reference(self, folder: Path) -> ReferenceFigures:
         """Run the float32 model on the images and texts."""
-        reference = compile_bundle(
-            self._exported,
-            folder / REFERENCE_NAME,
-            CompileOptions(target="cpu", check=False, overwrite=True),
-            on_step=self._step,
-        )
-        with Encoder(reference) as encoder:
+        with Encoder(compile_reference(self._exported, folder, self._step)) as encoder:
             self._reference = self._embed(encoder, self._pairs)
         return ReferenceFigures(recall=_recall(self._rank(self._reference, self._pairs)))
 

@@ -80,7 +80,7 @@ def test_wheel_with_the_kernel_is_for_this_platform(hook: Any) -> None:
     wheel: dict[str, Any] = {"force_include": {}}
     hook.initialize("standard", wheel)
     ((source, target),) = wheel["force_include"].items()
-    assert target == build.library_path().relative_to(REPOSITORY / "src").as_posix()
+    assert target == build.kernel_path().relative_to(REPOSITORY / "src").as_posix()
     assert wheel["pure_python"] is False
     assert wheel["tag"].startswith("py3-none-")
     assert checked_kernel(Path(source)).variants[0] == "plain C"

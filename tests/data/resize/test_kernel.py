@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from clipmlu.data.preprocess import Preprocessor
-from clipmlu.data.resize.build import BuildError, build, library_path
+from clipmlu.data.resize.build import BuildError, build, kernel_path
 from clipmlu.data.resize.kernel import Crop, Kernel, KernelUnavailableError, checked_kernel, load_kernel
 from clipmlu.data.resize.order import noise
 from clipmlu.specs import PreprocessSpec
@@ -29,7 +29,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled library: the installed one, or one that is made for the tests."""
     if isinstance(load_kernel(), Kernel):
-        return library_path()
+        return kernel_path()
     try:
         return build(tmp_path_factory.mktemp("kernel") / "kernel.so")
     except BuildError as error:

@@ -29,7 +29,7 @@ class BuildError(Exception):
     """The kernel could not be compiled; the message says why."""
 
 
-def library_path(folder: Path = SOURCE.parent) -> Path:
+def kernel_path(folder: Path = SOURCE.parent) -> Path:
     """Return the place of the compiled kernel; its name holds the platform, since a folder may be shared by several."""
     return folder / f"kernel-{sysconfig.get_platform()}.so"
 
@@ -47,7 +47,7 @@ def build(target: Path | None = None) -> Path:
     """Compile the kernel with the compiler of ``CC``, or the first of ``cc``, ``gcc`` and ``clang``.
 
     Args:
-        target: the file to write; it is replaced in one step. None for ``library_path()``.
+        target: the file to write; it is replaced in one step. None for ``kernel_path()``.
 
     Returns:
         The file.
@@ -55,7 +55,7 @@ def build(target: Path | None = None) -> Path:
     Raises:
         BuildError: there is no compiler, it fails, or this interpreter cannot load the result.
     """
-    target = library_path() if target is None else target
+    target = kernel_path() if target is None else target
     digest = source_digest()
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".kernel-") as folder:

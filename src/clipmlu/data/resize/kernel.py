@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipmlu.data.picture import Picture, picture_size
-from clipmlu.data.resize.build import digest_of, library_path, source_digest
+from clipmlu.data.resize.build import digest_of, kernel_path, source_digest
 from clipmlu.data.resize.order import PassOrder, describe_pillow, noise, pass_order, vertical_first
 
 _BUILD = "python -m clipmlu.data.resize.build"
@@ -172,7 +172,7 @@ def load_kernel() -> Kernel | str:
     The first call compares the kernel with the installed Pillow on some images, which takes a few milliseconds.
     """
     try:
-        return checked_kernel(library_path())
+        return checked_kernel(kernel_path())
     except KernelUnavailableError as error:
         return str(error)
 
