@@ -12,7 +12,9 @@ from conftest import REPOSITORY
 from pages import DOCS, TRANSLATIONS, Block, blocks, name_of, without_code
 
 PAIRS = pytest.mark.parametrize(("chinese", "english"), TRANSLATIONS.items(), ids=map(name_of, TRANSLATIONS))
-CHINESE = [*TRANSLATIONS, DOCS / "zh" / "index.md", DOCS / "zh" / "glossary.md"]
+GLOSSARY = DOCS / "zh" / "glossary.md"
+CHINESE = [*TRANSLATIONS, DOCS / "zh" / "index.md", GLOSSARY]
+SERVED_WORDS = REPOSITORY / "src" / "clipmlu" / "serve" / "page" / "words.js"
 _COMMENT = re.compile(r" +# .*$", flags=re.MULTILINE)
 _HAN = r"[\u4e00-\u9fff]"
 
@@ -42,6 +44,22 @@ def _targets(text: str, page: Path) -> list[str]:
         file = Path(os.path.normpath(page.parent / path)) if ":" not in link else None
         found.append(link if file is None else f"{name_of(TRANSLATIONS.get(file, file))}#{anchor}")
     return sorted(found)
+
+
+def _prose(page: Path) -> str:
+    """The Chinese text of a page, without code blocks and targets of links; of words.js its Chinese strings, with X for what is filled in."""
+    if page == SERVED_WORDS:
+        strings = re.findall(r'"([^"]*)"|`([^`]*)`', page.read_text(encoding="utf-8").partition("\n  zh: {")[2])
+        filled = re.sub(r"\$\{[^}]*\}", "X", "\n".join(map("".join, strings)))
+        return "\n".join(line for line in filled.replace(r"\u00a0", " ").splitlines() if re.search(_HAN, line))
+    return re.sub(r"\]\([^)]*\)", "]", without_code(page))
+
+
+def _choices_of_terms() -> list[tuple[list[str], list[str]]]:
+    """The rows of the glossary's last table: the terms to use, and those that they replace."""
+    rows = GLOSSARY.read_text(encoding="utf-8").partition("| 采用 | 不采用 | 理由 |\n|---|---|---|\n")[2].splitlines()
+    cells = [[cell.strip().split("、") for cell in row.split("|")[1:3]] for row in rows]
+    return [(used, avoided) for used, avoided in cells]
 
 
 @PAIRS
@@ -76,19 +94,37 @@ def test_links_lead_to_chinese_pages_where_there_are_any(chinese: Path, english:
     assert linked & set(TRANSLATIONS.values()) == set()
 
 
-@pytest.mark.parametrize("page", CHINESE, ids=name_of)
+@pytest.mark.parametrize("page", [*CHINESE, SERVED_WORDS], ids=name_of)
 def test_chinese_text_is_set_as_chinese(page: Path) -> None:
-    """Full-width marks after Chinese, a space between Chinese and Latin words, whole paragraphs on one line, since a line break becomes a space."""
-    text = re.sub(r"\]\([^)]*\)", "]", without_code(page))
-    assert re.findall(rf"{_HAN}(?:[,;:!?()]|\.(?![A-Za-z0-9]))", text) == []
+    """Full-width marks beside Chinese, a space between Chinese and Latin words, whole paragraphs on one line, since a line break becomes a space."""
+    text = _prose(page)
+    assert re.findall(rf"{_HAN}(?:[,;:!?()\"']|\.(?![A-Za-z0-9]))", text) == []
+    assert re.findall(rf"[,;:!?(\"']{_HAN}", text) == []
     assert re.findall(rf"(?:{_HAN}[A-Za-z0-9`]|[A-Za-z0-9`]{_HAN})[^\n]{{,20}}", text) == []
-    assert re.findall(rf"[{_HAN[1:-1]}，。；：、]\n[^\n|#<-][^\n]*", text) == []
+    if page != SERVED_WORDS:
+        assert re.findall(rf"[{_HAN[1:-1]}，。；：、]\n[^\n|#<-][^\n]*", text) == []
 
 
-@pytest.mark.parametrize("page", CHINESE, ids=name_of)
+@pytest.mark.parametrize("page", [*CHINESE, SERVED_WORDS], ids=name_of)
 def test_emulated_is_marked_in_both_languages(page: Path) -> None:
-    text = without_code(page)
-    assert re.findall("模拟(?!（emulated）).{,10}", text) == []
+    assert re.findall("模拟(?!（emulated）).{,10}", _prose(page)) == []
+
+
+@pytest.mark.parametrize("page", [*CHINESE, SERVED_WORDS], ids=name_of)
+def test_terms_are_those_of_the_glossary(page: Path) -> None:
+    text = _prose(page).partition("| 采用 | 不采用 | 理由 |")[0]
+    for used, avoided in _choices_of_terms():
+        assert [term for term in avoided if term in text] == [], f"{name_of(page)}: write {'、'.join(used)}"
+
+
+def test_the_glossary_decides_between_terms_that_the_pages_use() -> None:
+    choices = _choices_of_terms()
+    text = "".join(_prose(page) for page in (*TRANSLATIONS, SERVED_WORDS))
+    explained = GLOSSARY.read_text(encoding="utf-8").partition("| 采用 |")[0]
+    assert len(choices) > 10
+    for used, avoided in choices:
+        assert [term for term in used if term not in text + explained] == []
+        assert [term for term in avoided for other in used if term in other] == []
 
 
 def test_every_chinese_page_is_compared_or_has_no_english_one() -> None:

@@ -259,7 +259,7 @@ def test_the_address_keeps_the_choices_and_no_request_has_them(open_page: Callab
     assert "other: " in again.page.inner_text("#facts")
     assert all("labels" not in address.partition("#")[0] for address in again.requests)
     again.page.evaluate("location.hash = 'labels=cat&lang=zh'")
-    again.page.wait_for_selector("#labels-count:has-text('1 个标签')")
+    again.page.wait_for_selector("#labels-count:has-text('1 个类别')")
     assert again.page.input_value("#labels") == "cat"
     assert again.page.inner_text("#classify-form [type=submit]") == "分类"
 
