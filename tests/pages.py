@@ -31,6 +31,9 @@ TRANSLATIONS = {
     REPOSITORY / "README.zh-CN.md": REPOSITORY / "README.md",
     DOCS / "zh" / "tutorial.md": DOCS / "tutorial.md",
     DOCS / "zh" / "howto" / "mlu-host.md": DOCS / "howto" / "mlu-host.md",
+    DOCS / "zh" / "howto" / "choose-a-mode.md": DOCS / "howto" / "choose-a-mode.md",
+    DOCS / "zh" / "migration.md": DOCS / "migration.md",
+    DOCS / "zh" / "faq.md": DOCS / "faq.md",
 }
 """Chinese pages, and the English ones whose commands they repeat."""
 _FENCE = re.compile(
