@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+import unicodedata
 from pathlib import Path
 from types import ModuleType
 
@@ -104,6 +105,15 @@ def indented_code(page: Path) -> list[str]:
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     found = re.findall(r"(?<=\n\n)((?: {4}\S.*\n)(?: {4}.*\n|\n(?= {4}))*)", text)
     return [line.strip() for block in found for line in block.splitlines() if line.strip()]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as the site (``slugify`` in mkdocs.yml) and GitHub make them."""
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE):
+        plain = unicodedata.normalize("NFC", re.sub(r"[`*]", "", heading))
+        found.add(re.sub(r"[^\w -]", "", plain).strip().lower().replace(" ", "-"))
+    return found
 
 
 def load_tool(name: str) -> ModuleType:

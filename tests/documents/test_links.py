@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,22 +11,13 @@ import pytest
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.cli import main
 from conftest import REPOSITORY
-from pages import DOCS, all_pages, blocks, name_of, without_code
+from pages import DOCS, all_pages, anchors, blocks, name_of, without_code
 
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def _links(page: Path) -> list[str]:
     return _LINK.findall(re.sub(r"`[^`]*`", "", without_code(page)))
-
-
-def _anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as the site (``slugify`` in mkdocs.yml) and GitHub make them."""
-    found = set()
-    for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
-        plain = unicodedata.normalize("NFC", re.sub(r"[`*]", "", heading))
-        found.add(re.sub(r"[^\w -]", "", plain).strip().lower().replace(" ", "-"))
-    return found
 
 
 @pytest.mark.parametrize("page", all_pages(), ids=name_of)
@@ -43,7 +33,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             f"{name_of(page)}: {link} is not part of the site"
         )
         if anchor and target.suffix == ".md":
-            assert anchor in _anchors(target), f"{name_of(page)}: {link}"
+            assert anchor in anchors(target), f"{name_of(page)}: {link}"
 
 
 def test_the_site_has_every_page_and_the_overview_links_the_guides() -> None:
