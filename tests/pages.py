@@ -33,6 +33,11 @@ TRANSLATIONS = {
     DOCS / "zh" / "tutorial.md": DOCS / "tutorial.md",
     DOCS / "zh" / "howto" / "mlu-host.md": DOCS / "howto" / "mlu-host.md",
     DOCS / "zh" / "howto" / "choose-a-mode.md": DOCS / "howto" / "choose-a-mode.md",
+    DOCS / "zh" / "howto" / "calibrate.md": DOCS / "howto" / "calibrate.md",
+    DOCS / "zh" / "howto" / "many-cards.md": DOCS / "howto" / "many-cards.md",
+    DOCS / "zh" / "howto" / "serve.md": DOCS / "howto" / "serve.md",
+    DOCS / "zh" / "howto" / "workers.md": DOCS / "howto" / "workers.md",
+    DOCS / "zh" / "concepts" / "emulation.md": DOCS / "concepts" / "emulation.md",
     DOCS / "zh" / "migration.md": DOCS / "migration.md",
     DOCS / "zh" / "faq.md": DOCS / "faq.md",
 }

@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
         """Print nothing."""
 
 
@@ -60,7 +60,7 @@ def _served(folder: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("word", "page"),
     [
-        ("校准", "zh/tutorial"),
+        ("校准", "zh/howto/calibrate"),
         ("厂商示例", "zh/migration"),
         ("calibration", "quantisation"),
         ("emulated", "concepts/emulation"),
