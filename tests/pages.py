@@ -36,8 +36,11 @@ TRANSLATIONS = {
     DOCS / "zh" / "howto" / "calibrate.md": DOCS / "howto" / "calibrate.md",
     DOCS / "zh" / "howto" / "many-cards.md": DOCS / "howto" / "many-cards.md",
     DOCS / "zh" / "howto" / "serve.md": DOCS / "howto" / "serve.md",
+    DOCS / "zh" / "howto" / "static-or-dynamic.md": DOCS / "howto" / "static-or-dynamic.md",
     DOCS / "zh" / "howto" / "workers.md": DOCS / "howto" / "workers.md",
     DOCS / "zh" / "concepts" / "emulation.md": DOCS / "concepts" / "emulation.md",
+    DOCS / "zh" / "concepts" / "modes.md": DOCS / "concepts" / "modes.md",
+    DOCS / "zh" / "mirrors.md": DOCS / "mirrors.md",
     DOCS / "zh" / "migration.md": DOCS / "migration.md",
     DOCS / "zh" / "faq.md": DOCS / "faq.md",
 }

@@ -132,3 +132,9 @@ def test_the_glossary_decides_between_terms_that_the_pages_use() -> None:
 
 def test_every_chinese_page_is_compared_or_has_no_english_one() -> None:
     assert set(CHINESE) == {REPOSITORY / "README.zh-CN.md", *(DOCS / "zh").rglob("*.md")}
+
+
+def test_the_chinese_overview_links_every_chinese_page() -> None:
+    index = DOCS / "zh" / "index.md"
+    linked = {name.partition("#")[0] for name in re.findall(r"\]\(([^)\s]+)\)", without_code(index))}
+    assert {page.relative_to(DOCS / "zh").as_posix() for page in (DOCS / "zh").rglob("*.md")} - {"index.md"} <= linked
