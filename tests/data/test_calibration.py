@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -293,6 +294,15 @@ def test_a_datasets_name_wins_over_what_is_called_so_here(
         "'demo' is taken as the dataset, not as the folder of that name; write './demo' for it."
     }
     assert obtain_calibration(exported, CalibrationOptions(dataset="./demo", samples=3)).images == own.images
+
+
+def test_a_bundle_that_is_called_like_the_dataset_is_no_reason_for_a_note(
+    exported: ExportedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(exported.path, tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    assert obtain_calibration(exported, CalibrationOptions(dataset="demo", samples=3)).record.split == "train"
+    assert caplog.messages == []
 
 
 def test_home_folder_is_expanded(exported: ExportedBundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

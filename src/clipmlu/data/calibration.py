@@ -13,6 +13,7 @@ from PIL import Image
 
 from clipmlu.arguments import check_fields, is_there
 from clipmlu.bundle.directory import Bundle
+from clipmlu.bundle.manifest import MANIFEST_NAME
 from clipmlu.data.calibration_set import HEADER_NAME, CalibrationSet, calibration_digest, load_calibration
 from clipmlu.data.class_names import FolderNames
 from clipmlu.data.datasets import DATASETS, Dataset, open_folder, spread_over_classes
@@ -179,6 +180,8 @@ def open_train_split(options: CalibrationOptions) -> Dataset:
 
 def _own_folder(name: str) -> Path | None:
     """Return the folder of a name, or None if it is not a folder; a dataset's name wins over a folder of that name."""
+    if name in DATASETS and os.path.isfile(os.path.join(name, MANIFEST_NAME)):
+        return None  # a bundle of that name has no images: nobody means it
     if prefer_known_name(name, DATASETS, "dataset", folder=True):
         return None
     folder = expand_home(name)
