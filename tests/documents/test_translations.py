@@ -99,8 +99,13 @@ def test_links_lead_to_chinese_pages_where_there_are_any(chinese: Path, english:
 
 @pytest.mark.parametrize("page", [*CHINESE, SERVED_WORDS], ids=name_of)
 def test_chinese_text_is_set_as_chinese(page: Path) -> None:
-    """Full-width marks beside Chinese, a space between Chinese and Latin words, whole paragraphs on one line, since a line break becomes a space."""
+    """Full-width marks beside Chinese, a space between Chinese and Latin words, whole paragraphs on one line, since a line break becomes a space.
+
+    Chinese has no slanted type; and GitHub shows the stars of bold text that ends with a mark and is followed by a word.
+    """
     text = _prose(page)
+    assert re.findall(rf"(?<!\*)\*(?![*\s])[^*\n]*{_HAN}[^*\n]*(?<!\s)\*(?!\*)", text) == []
+    assert re.findall(r"\*\*[^*\n]+[，。；：、？！）”]\*\*(?=\w)|(?<=\w)\*\*[（“][^*\n]+\*\*", text) == []
     assert re.findall(rf"{_HAN}(?:[,;:!?()\"']|\.(?![A-Za-z0-9]))", text) == []
     assert re.findall(rf"[,;:!?(\"']{_HAN}", text) == []
     assert re.findall(rf"(?:{_HAN}[A-Za-z0-9`]|[A-Za-z0-9`]{_HAN})[^\n]{{,20}}", text) == []

@@ -444,6 +444,11 @@ def test_what_the_emulated_sdk_computed_is_marked(
     assert opened.page.inner_text(".card .time .emulated") == "emulated"
     assert opened.accessibility_violations() == []
     opened.picture("page-phone-light-emulated")
+    opened.page.click("text=中文")
+    assert opened.page.inner_text("#emulated").startswith("模拟（emulated）结果：")
+    assert opened.page.inner_text(".card .time .emulated") == "模拟（emulated）"
+    assert opened.sideways_scroll() == 0
+    opened.picture("page-phone-light-emulated-chinese")
     assert open_page().page.is_hidden("#emulated")
 
 
@@ -465,6 +470,11 @@ def test_every_view_is_accessible_and_as_wide_as_the_window(
     _classify(opened)
     assert opened.accessibility_violations() == []
     assert opened.sideways_scroll() == 0
+    said = {
+        "light": r"1 image classified in [\d.]+\ss\. 1 image failed\.",
+        "dark": r"1 张图像分类完成，用时 [\d.]+\s秒。1 张失败。",
+    }
+    assert re.fullmatch(said[scheme], opened.page.inner_text("#classify-status"))
     opened.picture(f"page-{size}-{scheme}-scores")
     opened.page.click("#tab-search")
     opened.page.fill("#query", "红色的圆")

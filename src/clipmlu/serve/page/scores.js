@@ -95,5 +95,5 @@ export function summary(cards, seconds) {
   const text = best
     ? say("classifiedOne", done[0].item.name, best.label, percent(best.score), seconds)
     : say("classified", done.length, seconds);
-  return failed ? `${text} ${say("failedToo", failed)}` : text;
+  return failed ? say("failedToo", text, failed) : text;
 }
