@@ -38,7 +38,7 @@ from clipmlu.specs import VENDOR_PRECISIONS, Spec
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bulk": ("clipmlu embed -o DIR", ("pyarrow",)),
-    "compile": ("clipmlu compile --target mlu or --precision int8, lower and compare", ("onnx_ir",)),
+    "compile": ("clipmlu compile, sweep, import, lower, compare and emulate", ("onnx", "onnx_ir")),
     "dataframe": ("to_dataframe() in Python", ("pandas",)),
     "export": ("clipmlu export", ("torch", "open_clip", "onnxscript", "transformers")),
     "openvino": ("clipmlu compile --target openvino", ("openvino",)),

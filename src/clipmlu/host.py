@@ -280,6 +280,21 @@ def require_installed(module: str, extra: str, purpose: str) -> None:
         raise MissingDependencyError(module, extra, purpose)
 
 
+def require_graph_packages(purpose: str) -> None:
+    """Check that the packages that read and write ONNX graphs are installed, without importing them.
+
+    A compiled bundle runs without them.
+
+    Args:
+        purpose: what needs them, as the subject of the message: ``"Compiling a bundle"``.
+
+    Raises:
+        MissingDependencyError: one is not installed.
+    """
+    for module in ("onnx", "onnx_ir"):
+        require_installed(module, "compile", purpose)
+
+
 def import_onnxruntime() -> Any:
     """Return the package ``onnxruntime``, imported without its telemetry; all code must import it with this function.
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clipmlu.backends.batch_first import make_batch_first
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.graph.lowering import lower_graph
+from clipmlu.graph.messages import Model
 from clipmlu.graph.quantisation.rewrite import rewrite_for_runtime
 from clipmlu.specs import Precision, QuantisationOptions
 
@@ -83,10 +84,9 @@ def _model(
 
 
 def _rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = Model.read(model.SerializeToString())
     make_batch_first(copy)
-    return copy
+    return onnx.load_from_string(copy.to_bytes())
 
 
 def _operators(model: onnx.ModelProto) -> Counter[str]:

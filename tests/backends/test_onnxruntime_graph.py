@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.backends.onnxruntime_graph import prepare, read_prepared
+from clipmlu.graph.messages import Model
 from clipmlu.graph.quantisation.rewrite import rewrite_for_runtime
 from clipmlu.specs import Precision, QuantisationOptions
 
@@ -60,10 +61,9 @@ def _quantised(
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = Model.read(model.SerializeToString())
     prepare(copy)
-    return copy
+    return onnx.load_from_string(copy.to_bytes())
 
 
 def _run(model: onnx.ModelProto, x: Array) -> list[Array]:

@@ -9,8 +9,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.backends.openvino_graph import quantise_before_reshapes
+from clipmlu.graph.messages import Model
 
 SHAPE = (3, 4, 5)
+
+
+def _rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = Model.read(model.SerializeToString())
+    quantise_before_reshapes(copy)
+    return onnx.load_from_string(copy.to_bytes())
 
 
 def _model(*, scale: object = np.float32(0.1), outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
@@ -35,8 +42,7 @@ def _model(*, scale: object = np.float32(0.1), outputs: tuple[str, ...] = ("y",)
 
 
 def test_a_tensor_is_quantised_before_it_is_reshaped() -> None:
-    model = _model()
-    quantise_before_reshapes(model)
+    model = _rewritten(_model())
     assert [node.name for node in model.graph.node] == ["abs", "quantise", "dequantise", "reshape", "negate"]
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -47,13 +53,9 @@ def test_a_tensor_is_quantised_before_it_is_reshaped() -> None:
 @pytest.mark.parametrize("taken", ["r", "q"])
 def test_a_tensor_that_is_an_output_keeps_its_shape(taken: str) -> None:
     model = _model(outputs=("y", taken))
-    before = model.SerializeToString()
-    quantise_before_reshapes(model)
-    assert model.SerializeToString() == before
+    assert _rewritten(model) == model
 
 
 def test_a_tensor_with_a_scale_for_each_column_keeps_its_place() -> None:
     model = _model(scale=np.full(20, 0.1, np.float32))
-    before = model.SerializeToString()
-    quantise_before_reshapes(model)
-    assert model.SerializeToString() == before
+    assert _rewritten(model) == model

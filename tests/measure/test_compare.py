@@ -27,10 +27,11 @@ from clipmlu.errors import BundleError, InputError, OptionError, OverlapError
 from clipmlu.files.publish import encode_json
 from clipmlu.graph.quantisation.undo import restore_structure
 from clipmlu.graph.roles import find_operators
-from clipmlu.measure.compare.ablation import Rebuilder
 from clipmlu.measure.compare.compare import CompareOptions, ComparisonReport, compare_bundles
 from clipmlu.measure.compare.nodes import NodeComparison
-from clipmlu.measure.compare.tensors import choose_watched, hidden_reason, lowered_model, smoothed_tensors, tensor_graph
+from clipmlu.measure.compare.rebuilding import Rebuilder
+from clipmlu.measure.compare.sides import hidden_reason
+from clipmlu.measure.compare.tensors import choose_watched, lowered_model, smoothed_tensors, tensor_graph
 from clipmlu.model import Model
 from clipmlu.specs import Precision, QuantisationOptions
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
-from clipmlu.graph.index import GraphIndex, attributes_of, used_nodes
-from clipmlu.graph.quantisation.parameters import Array
+from clipmlu.graph.index import used_nodes
+from clipmlu.graph.messages import Array, MessageIndex, Model, Node, Tensor, make_node
 
 _PREFIX = "batch_first/"
 _SWAPPED, _TOKENS_FIRST, _HEADS_FIRST = [1, 0, 2], [2, 0, 1, 3], [0, 2, 1, 3]
@@ -23,13 +21,13 @@ _BY_ROW = ("QuantizeLinear", "DequantizeLinear", "MatMul", "Gemm", "Add")
 """Operators of the output projection, which handle every row of their first input by itself."""
 
 
-def make_batch_first(model: onnx.ModelProto) -> None:
+def make_batch_first(model: Model) -> None:
     """Rewrite each attention of ``nn.MultiheadAttention``; other nodes stay as they are.
 
     Args:
         model: a lowered graph, quantised or not, changed in place.
     """
-    search = _Search(GraphIndex(model))
+    search = _Search(MessageIndex(model))
     found = [search.attention(node) for node in model.graph.node if node.op_type == "Split"]
     rewriting = _Rewriting(model, search.index)
     for attention in filter(None, found):
@@ -42,7 +40,7 @@ def make_batch_first(model: onnx.ModelProto) -> None:
 class _Head:
     """The nodes from queries, keys or values to (batch, heads, tokens, width of a head)."""
 
-    nodes: list[onnx.NodeProto]
+    nodes: list[Node]
     shape: list[int]
 
 
@@ -61,24 +59,24 @@ class _Attention:
         leave: moves the tokens back.
     """
 
-    entry: onnx.NodeProto
-    product: onnx.NodeProto
-    bias: onnx.NodeProto | None
-    split: onnx.NodeProto
+    entry: Node
+    product: Node
+    bias: Node | None
+    split: Node
     heads: list[_Head]
-    merge: onnx.NodeProto
-    rows: onnx.NodeProto
-    leave: onnx.NodeProto
+    merge: Node
+    rows: Node
+    leave: Node
 
 
 class _Search:
-    def __init__(self, index: GraphIndex) -> None:
+    def __init__(self, index: MessageIndex) -> None:
         self.index = index
 
-    def attention(self, split: onnx.NodeProto) -> _Attention | None:
+    def attention(self, split: Node) -> _Attention | None:
         """Return the attention whose queries, keys and values a node separates, or None."""
         source = self._product(split)
-        if source is None or len(split.output) != _PARTS or attributes_of(split).get("axis") != 2:
+        if source is None or len(split.output) != _PARTS or split.attributes.get("axis") != 2:
             return None
         product, bias = source
         entry = self._entry(product)
@@ -95,7 +93,7 @@ class _Search:
             entry=entry, product=product, bias=bias, split=split, heads=heads, merge=merge, rows=rows, leave=leave
         )
 
-    def _product(self, split: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto | None] | None:
+    def _product(self, split: Node) -> tuple[Node, Node | None] | None:
         """Return the product whose columns a node separates, and the addition of its bias."""
         last = self.index.producers.get(split.input[0])
         bias = None
@@ -105,9 +103,9 @@ class _Search:
             return None
         return (last, bias) if bias is None or self._user(bias.output[0], "Split") else None
 
-    def _entry(self, product: onnx.NodeProto) -> onnx.NodeProto | None:
+    def _entry(self, product: Node) -> Node | None:
         """Return the node that moves the tokens of a product's rows to the front."""
-        node: onnx.NodeProto | None = product
+        node: Node | None = product
         while node is not None and node.op_type in ("MatMul", "DequantizeLinear", "QuantizeLinear"):
             if self._user(node.input[0], node.op_type) is None:
                 return None
@@ -125,43 +123,43 @@ class _Search:
             return None
         return _Head(nodes=[first, middle, last], shape=shape)
 
-    def _rows(self, name: str) -> onnx.NodeProto | None:
+    def _rows(self, name: str) -> Node | None:
         """Return the node that separates rows into tokens and batch, after a projection of all rows."""
         flat = self._user(name, "Reshape")
         if flat is None or len(self._shape(flat)) != 2:
             return None
-        node: onnx.NodeProto | None = flat
+        node: Node | None = flat
         while node is not None:
             node = self._user(node.output[0], "Reshape", *_BY_ROW)
             if node is not None and node.op_type == "Reshape":
                 return node if len(self._shape(node)) == 3 else None
         return None
 
-    def _user(self, name: str, *op_types: str) -> onnx.NodeProto | None:
+    def _user(self, name: str, *op_types: str) -> Node | None:
         """Return the node that uses a tensor as its first input, if it has one of the types and nothing else uses the tensor."""
         node = self.index.only_user(name)
         if node is None or node.op_type not in op_types:
             return None
         return node if node.input[0] == name or node.op_type == "MatMul" else None
 
-    def _transpose(self, name: str, order: list[int]) -> onnx.NodeProto | None:
+    def _transpose(self, name: str, order: list[int]) -> Node | None:
         node = self._user(name, "Transpose")
         return node if node is not None and self._moves(node, order) else None
 
-    def _moves(self, node: onnx.NodeProto, order: list[int]) -> bool:
-        return node.op_type == "Transpose" and attributes_of(node).get("perm") == order
+    def _moves(self, node: Node, order: list[int]) -> bool:
+        return node.op_type == "Transpose" and node.attributes.get("perm") == order
 
-    def _shape(self, reshape: onnx.NodeProto) -> list[int]:
+    def _shape(self, reshape: Node) -> list[int]:
         """Return the constant shape of a Reshape; empty if it is computed."""
         weight = self.index.weights.get(reshape.input[1])
-        return [] if weight is None else [int(size) for size in numpy_helper.to_array(weight)]
+        return [] if weight is None else [int(size) for size in weight.values]
 
 
 class _Rewriting:
-    def __init__(self, model: onnx.ModelProto, index: GraphIndex) -> None:
+    def __init__(self, model: Model, index: MessageIndex) -> None:
         self._graph = model.graph
         self._index = index
-        self._replaced: dict[str, list[onnx.NodeProto]] = {}  # a node's first result -> the nodes in its place
+        self._replaced: dict[str, list[Node]] = {}  # a node's first result -> the nodes in its place
         self._made: dict[str, Array] = {}
 
     def rewrite(self, attention: _Attention) -> None:
@@ -171,10 +169,10 @@ class _Rewriting:
         self._separate(attention)
         for head, source in zip(attention.heads, attention.split.output, strict=True):
             self._split_heads(head, source)
-        attention.merge.attribute[0].ints[:] = _HEADS_FIRST
+        attention.merge.attributes["perm"] = _HEADS_FIRST
         tokens, batch, width = self._constant(attention.rows.input[1]).tolist()
         shape = self._add(f"{attention.rows.name}:shape", np.array([batch, tokens, width]))
-        rows = helper.make_node(
+        rows = make_node(
             "Reshape", [attention.rows.input[0], shape], [attention.leave.output[0]], name=attention.rows.name
         )
         self._replace(attention.rows, [rows])
@@ -186,7 +184,7 @@ class _Rewriting:
         nodes = used_nodes(nodes, self._index.outputs)
         used = {name for node in nodes for name in node.input}
         weights = [weight for weight in self._graph.initializer if weight.name in used]
-        weights += [numpy_helper.from_array(values, name) for name, values in self._made.items()]
+        weights += [Tensor.of(values, name) for name, values in self._made.items()]
         del self._graph.node[:], self._graph.initializer[:]
         self._graph.node.extend(nodes)
         self._graph.initializer.extend(weights)
@@ -196,8 +194,8 @@ class _Rewriting:
         first, middle, last = head.nodes
         batch, heads, tokens, width = head.shape
         shape = self._add(f"{first.name}:shape", np.array([batch, tokens, heads, width]))
-        separate = helper.make_node("Reshape", [source, shape], [first.output[0]], name=first.name)
-        move = helper.make_node("Transpose", [first.output[0]], [last.output[0]], name=middle.name, perm=_HEADS_FIRST)
+        separate = make_node("Reshape", [source, shape], [first.output[0]], name=first.name)
+        move = make_node("Transpose", [first.output[0]], [last.output[0]], name=middle.name, perm=_HEADS_FIRST)
         self._replace(first, [separate])
         self._replace(middle, [])
         self._replace(last, [move])
@@ -215,33 +213,31 @@ class _Rewriting:
             self._replace(attention.bias, [])
         self._replace(attention.split, nodes)
 
-    def _part(self, attention: _Attention, number: int, weight: str, result: str) -> list[onnx.NodeProto]:
+    def _part(self, attention: _Attention, number: int, weight: str, result: str) -> list[Node]:
         """Return the product with a part of the columns, and the addition of its bias."""
         product, bias = attention.product, attention.bias
         rows = product.input[0]
         if bias is None:
-            return [helper.make_node("MatMul", [rows, weight], [result], name=f"{_PREFIX}{product.name}/{number}")]
+            return [make_node("MatMul", [rows, weight], [result], name=f"{_PREFIX}{product.name}/{number}")]
         values = np.split(self._constant(bias.input[1]), _PARTS, axis=-1)[number]
         operands = [f"{_PREFIX}{product.output[0]}/{number}", self._add(f"{bias.input[1]}/{number}", values)]
         return [
-            helper.make_node("MatMul", [rows, weight], operands[:1], name=f"{_PREFIX}{product.name}/{number}"),
-            helper.make_node("Add", operands, [result], name=f"{_PREFIX}{bias.name}/{number}"),
+            make_node("MatMul", [rows, weight], operands[:1], name=f"{_PREFIX}{product.name}/{number}"),
+            make_node("Add", operands, [result], name=f"{_PREFIX}{bias.name}/{number}"),
         ]
 
-    def _columns(self, name: str) -> list[tuple[list[onnx.NodeProto], str]] | None:
+    def _columns(self, name: str) -> list[tuple[list[Node], str]] | None:
         """Return each third of a weight's columns: the nodes that compute it, and its name."""
         if name in self._index.weights:
             return [([], part) for part in self._thirds(name)]
         node = self._index.producers[name]
         if node.op_type != "DequantizeLinear" or any(each not in self._index.weights for each in node.input):
             return None
-        if attributes_of(node).get("axis", 1) != 1 and self._constant(node.input[1]).size > 1:
+        if node.integer("axis", 1) != 1 and self._constant(node.input[1]).size > 1:
             return None
         found = []
         for number, operands in enumerate(zip(*map(self._thirds, node.input), strict=True)):
-            part = onnx.NodeProto()
-            part.CopyFrom(node)
-            part.name, part.input[:], part.output[:] = f"{node.name}/{number}", operands, [f"{_PREFIX}{name}/{number}"]
+            part = node.copy(name=f"{node.name}/{number}", input=operands, output=[f"{_PREFIX}{name}/{number}"])
             found.append(([part], part.output[0]))
         return found
 
@@ -258,7 +254,7 @@ class _Rewriting:
         return f"{_PREFIX}{name}"
 
     def _constant(self, name: str) -> Array:
-        return numpy_helper.to_array(self._index.weights[name])
+        return self._index.weights[name].values
 
-    def _replace(self, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> None:
+    def _replace(self, node: Node, nodes: list[Node]) -> None:
         self._replaced[node.output[0]] = nodes

@@ -25,8 +25,6 @@ from clipmlu.specs import PreprocessSpec, TensorSpec, TowerName
 from clipmlu.steps import counted
 
 if TYPE_CHECKING:
-    import onnx
-
     from clipmlu.graph.quantisation.calibrate import Ranges
 
 
@@ -64,19 +62,6 @@ def runtime_path(path: Path) -> str:
             f"The path '{name_from_path(path)}' is no UTF-8, which the runtimes cannot open. Rename the folder, or move the bundle."
         )
     return text
-
-
-def load_single_file(path: Path) -> onnx.ModelProto | None:
-    """Read a graph with its weights, in order to prepare it for a runtime.
-
-    Returns:
-        The graph; None if its weights are in a second file, because they may not fit into one.
-    """
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    external = onnx.TensorProto.EXTERNAL
-    return None if any(weight.data_location == external for weight in model.graph.initializer) else model
 
 
 def copy_graph(graph: SourceGraph, options: GraphOptions, directory: Path) -> CompiledGraph:

@@ -7,9 +7,12 @@ On CPUs without VNNI, the fast kernels multiply unsigned by signed bytes and add
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from clipmlu.graph.messages import make_node, small_model
 
 IntegerProduct = Callable[[npt.NDArray[np.int8], npt.NDArray[np.int8]], npt.NDArray[np.float32]]
 """Multiplies rows of shape (N, K) and weights of shape (K, M), both above -128; the result has the shape (N, M)."""
@@ -41,22 +44,19 @@ def integer_product_graph(weights: npt.NDArray[np.int8]) -> bytes:
         The serialised graph. Its input ``x`` is float32 of shape (N, K) and holds integers above -128; all scales are 1. Its
         output ``y`` is float32 of shape (N, M).
     """
-    from onnx import TensorProto, helper, numpy_helper
-
     depth, width = weights.shape
-    node = helper.make_node
-    constants = {"one": np.float32(1), "zero": np.int8(0), "levels": weights}
-    graph = helper.make_graph(
-        [
-            node("QuantizeLinear", ["x", "one", "zero"], ["x_levels"]),
-            node("DequantizeLinear", ["x_levels", "one", "zero"], ["x_again"]),
-            node("DequantizeLinear", ["levels", "one", "zero"], ["weights"]),
-            node("MatMul", ["x_again", "weights"], ["y"]),
-        ],
-        "integer product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", depth])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", width])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return bytes(model.SerializeToString())
+    nodes = [
+        make_node(op_type, operands.split(), [result])
+        for op_type, operands, result in (
+            ("QuantizeLinear", "x one zero", "x_levels"),
+            ("DequantizeLinear", "x_levels one zero", "x_again"),
+            ("DequantizeLinear", "levels one zero", "weights"),
+            ("MatMul", "x_again weights", "y"),
+        )
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "one": np.array(1, np.float32),
+        "zero": np.array(0, np.int8),
+        "levels": weights,
+    }
+    return small_model(nodes, {"x": ("rows", depth)}, {"y": ("rows", width)}, constants)

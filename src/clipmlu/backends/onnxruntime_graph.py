@@ -10,14 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from clipmlu.backends.batch_first import make_batch_first
-from clipmlu.backends.cpu_graphs import load_single_file
-from clipmlu.graph.index import GraphIndex, attributes_of, used_nodes
-from clipmlu.graph.quantisation.parameters import Array
-from clipmlu.graph.shapes import CONTRIBUTED
+from clipmlu.graph.index import used_nodes
+from clipmlu.graph.messages import Array, MessageIndex, Model, Node, Tensor, make_node, read_single_file
+from clipmlu.graph.operators import CONTRIBUTED
 
 _PREFIX = "onnxruntime/"
 _ZERO = f"{_PREFIX}no zero point"
@@ -33,15 +30,15 @@ def read_prepared(path: Path) -> bytes | None:
     Returns:
         The prepared graph, serialised; None if the weights are in a second file.
     """
-    model = load_single_file(path)
+    model = read_single_file(path)
     if model is None:
         return None
     make_batch_first(model)
     prepare(model)
-    return bytes(model.SerializeToString())
+    return model.to_bytes()
 
 
-def prepare(model: onnx.ModelProto) -> None:
+def prepare(model: Model) -> None:
     """Make one operator of each product of integers and its bias, and floats of the weights that products in float32 use.
 
     Args:
@@ -51,11 +48,11 @@ def prepare(model: onnx.ModelProto) -> None:
 
 
 class _Preparation:
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: Model) -> None:
         self._graph = model.graph
-        self._index = GraphIndex(model)
+        self._index = MessageIndex(model)
         self._made: dict[str, Array] = {_ZERO: np.array(0, np.int8)}
-        self._replaced: dict[str, onnx.NodeProto] = {}  # an operator's result -> the node that computes it now
+        self._replaced: dict[str, Node] = {}  # an operator's result -> the node that computes it now
 
     def run(self) -> None:
         for node in self._graph.node:
@@ -71,12 +68,12 @@ class _Preparation:
         kept = used_nodes(nodes, self._index.outputs)
         used = {name for node in kept for name in node.input}
         weights = {name: weight for name, weight in self._index.weights.items() if name not in self._made}
-        weights |= {name: numpy_helper.from_array(values, name) for name, values in self._made.items()}
+        weights |= {name: Tensor.of(values, name) for name, values in self._made.items()}
         del self._graph.node[:], self._graph.initializer[:]
         self._graph.node.extend(kept)
         self._graph.initializer.extend(weight for name, weight in weights.items() if name in used)
 
-    def _join_product(self, node: onnx.NodeProto) -> None:
+    def _join_product(self, node: Node) -> None:
         rows, weight = self._rows(node.input[0]), self._weight(node.input[1])
         if rows is None or weight is None:
             return
@@ -86,7 +83,7 @@ class _Preparation:
         if addition is not None:
             operands.append(next(name for name in addition.input if name != result))
             result = addition.output[0]
-        self._replaced[result] = helper.make_node(
+        self._replaced[result] = make_node(
             "MatMulIntegerToFloat", operands, [result], name=node.name, domain=CONTRIBUTED
         )
 
@@ -121,7 +118,7 @@ class _Preparation:
         levels, scale, zero = (self._values(each) for each in node.input)
         if levels is None or scale is None or zero is None or levels.dtype != np.int8 or levels.ndim != 2 or zero.any():
             return None
-        if scale.size > 1 and attributes_of(node).get("axis", 1) != (0 if flipped else 1):
+        if scale.size > 1 and node.integer("axis", 1) != (0 if flipped else 1):
             return None
         if not flipped:
             return node.input[0], node.input[1]
@@ -129,7 +126,7 @@ class _Preparation:
         self._made[columns] = np.ascontiguousarray(levels.T)
         return columns, node.input[1]
 
-    def _bias_addition(self, product: onnx.NodeProto) -> onnx.NodeProto | None:
+    def _bias_addition(self, product: Node) -> Node | None:
         """Return the node that adds one constant to each column of a product, if nothing else uses the product."""
         result = product.output[0]
         addition = self._index.only_user(result)
@@ -157,10 +154,10 @@ class _Preparation:
             return
         if scale.size > 1:
             shape = [1] * levels.ndim
-            shape[attributes_of(node).get("axis", 1)] = scale.size
+            shape[node.integer("axis", 1)] = scale.size
             scale, zero = scale.reshape(shape), zero.reshape(shape)
         self._made[name] = (levels.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
 
     def _values(self, name: str) -> Array | None:
         weight = self._index.weights.get(name)
-        return self._made.get(name) if weight is None else numpy_helper.to_array(weight)
+        return self._made.get(name) if weight is None else weight.values

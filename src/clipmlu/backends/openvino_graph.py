@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from clipmlu.backends.cpu_graphs import load_single_file, runtime_path
+from clipmlu.backends.batch_first import make_batch_first
+from clipmlu.backends.cpu_graphs import runtime_path
 from clipmlu.backends.openvino_runtime import import_openvino
-
-if TYPE_CHECKING:
-    import onnx
+from clipmlu.graph.messages import MessageIndex, Model, Node, read_single_file
 
 
 def read_graph(path: Path, *, quantised: bool = False) -> Any:
@@ -35,17 +34,15 @@ def read_graph(path: Path, *, quantised: bool = False) -> Any:
 
 def _prepared(path: Path) -> io.BytesIO | None:
     """Return an 8-bit graph, rewritten and serialised; None if the weights are in a second file."""
-    from clipmlu.backends.batch_first import make_batch_first
-
-    model = load_single_file(path)
+    model = read_single_file(path)
     if model is None:
         return None
     make_batch_first(model)
     quantise_before_reshapes(model)
-    return io.BytesIO(model.SerializeToString())
+    return io.BytesIO(model.to_bytes())
 
 
-def quantise_before_reshapes(model: onnx.ModelProto) -> None:
+def quantise_before_reshapes(model: Model) -> None:
     """Quantise tensors before they are reshaped, where one follows the other; the numbers stay the same.
 
     OpenVINO joins a quantisation to the operator before it, such as an attention, but not if a Reshape is between them.
@@ -53,14 +50,12 @@ def quantise_before_reshapes(model: onnx.ModelProto) -> None:
     Args:
         model: an 8-bit graph, changed in place.
     """
-    from clipmlu.graph.index import GraphIndex
-
-    index = GraphIndex(model)
-    moved: dict[str, onnx.NodeProto] = {}  # a dequantised tensor -> the Reshape that follows it now
+    index = MessageIndex(model)
+    moved: dict[str, Node] = {}  # a dequantised tensor -> the Reshape that follows it now
     for reshape in model.graph.node:
         quantise = index.only_user(reshape.output[0]) if reshape.op_type == "Reshape" else None
         dequantise = index.only_user(quantise.output[0]) if quantise and quantise.op_type == "QuantizeLinear" else None
-        if not quantise or not dequantise or list(index.weights[quantise.input[1]].dims) not in ([], [1]):
+        if not quantise or not dequantise or index.weights[quantise.input[1]].dims not in ([], [1]):
             continue
         values, whole = dequantise.output[0], f"openvino/{reshape.output[0]}"
         quantise.input[0], dequantise.output[0] = reshape.input[0], whole

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from clipmlu.graph.messages import make_node, small_model
+
 CLEARLY_FASTER = 1.1
 """Ratio of speeds from which a precision is advised; other load on the machine shifts the median by a few per cent."""
 
@@ -52,15 +54,6 @@ def relative_speed(product: Product, base: Product, clock: Callable[[], float] =
 
 def float_product_graph() -> bytes:
     """An ONNX graph that multiplies rows ``x`` by stored weights: float32, (N, 768) by (768, 3072) to ``y``; serialised."""
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = np.random.default_rng(1).standard_normal((_DEPTH, _WIDTH), np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
-        "float product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", _DEPTH])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", _WIDTH])],
-        [numpy_helper.from_array(weights, "weights")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return bytes(model.SerializeToString())
+    product = make_node("MatMul", ["x", "weights"], ["y"])
+    return small_model([product], {"x": ("rows", _DEPTH)}, {"y": ("rows", _WIDTH)}, {"weights": weights})

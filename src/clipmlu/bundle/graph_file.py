@@ -1,8 +1,7 @@
 """Reading the facts of an ONNX file from its bytes, so that a graph is checked before any library reads it.
 
 Only the necessary fields are visited, and weights are skipped, so that the time does not depend on the file's size.
-Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), the encoding is that
-of https://protobuf.dev/programming-guides/encoding/.
+Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3).
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+from clipmlu.bundle.wire import Field, read_fields
+
 _EXTERNAL = 1  # value of TensorProto.DataLocation
 _ELEMENT_TYPES = {
     1: "float32",
@@ -54,13 +54,6 @@ class GraphFacts(NamedTuple):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     data_files: frozenset[str]
-
-
-class _Field(NamedTuple):
-    number: int
-    value: int  # for a number; otherwise 0
-    start: int
-    end: int  # for bytes; otherwise equal to ``start``
 
 
 def scan_graph(source: BinaryIO | bytes, *, max_fields: int = 5_000_000) -> GraphFacts:
@@ -108,7 +101,7 @@ class _Scanner:
         inputs = tuple(port for port in self._inputs if port.name not in self._weights)
         return GraphFacts(inputs, tuple(self._outputs), frozenset(self._data_files))
 
-    def _graph(self, graph: _Field) -> None:
+    def _graph(self, graph: Field) -> None:
         """Visit GraphProto: node 1, initializer 5, input 11, output 12, sparse_initializer 15."""
         for field in self._inside(graph):
             if field.number == 1:
@@ -122,7 +115,7 @@ class _Scanner:
             elif field.number == 15:
                 self._weights.add(self._sparse_tensor(field))
 
-    def _node(self, node: _Field) -> None:
+    def _node(self, node: Field) -> None:
         """Visit NodeProto: name 3, op_type 4, attribute 5."""
         operator = name = ""
         inner = False
@@ -136,7 +129,7 @@ class _Scanner:
         if inner:
             raise ValueError(f"node '{name}' ({operator}) contains a subgraph; control flow is not supported")
 
-    def _attribute(self, attribute: _Field) -> bool:
+    def _attribute(self, attribute: Field) -> bool:
         """Visit AttributeProto (t 5, g 6, tensors 10, graphs 11, sparse tensors 22, 23); return whether it has a graph."""
         inner = False
         for field in self._inside(attribute):
@@ -147,7 +140,7 @@ class _Scanner:
             inner |= field.number in (6, 11)
         return inner
 
-    def _sparse_tensor(self, sparse: _Field) -> str:
+    def _sparse_tensor(self, sparse: Field) -> str:
         """Visit SparseTensorProto: values 1, indices 2; return the name of the values."""
         name = ""
         for field in self._inside(sparse):
@@ -157,7 +150,7 @@ class _Scanner:
                 self._tensor(field)
         return name
 
-    def _tensor(self, tensor: _Field) -> str:
+    def _tensor(self, tensor: Field) -> str:
         """Visit TensorProto: name 8, external_data 13, data_location 14; return the name."""
         name = ""
         external = False
@@ -176,12 +169,12 @@ class _Scanner:
         self._data_files.update(locations)
         return name
 
-    def _entry(self, entry: _Field) -> tuple[str, str]:
+    def _entry(self, entry: Field) -> tuple[str, str]:
         """Read StringStringEntryProto: key 1, value 2."""
         texts = {field.number: self._text(field) for field in self._inside(entry)}
         return texts.get(1, ""), texts.get(2, "")
 
-    def _port(self, port: _Field) -> Port:
+    def _port(self, port: Field) -> Port:
         """Read ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1; its elem_type 1, shape 2."""
         name, dtype = "", ""
         shape: tuple[int | str, ...] | None = None
@@ -196,7 +189,7 @@ class _Scanner:
                         shape = tuple(self._axis(axis) for axis in self._inside(part) if axis.number == 1)
         return Port(name, dtype, shape)
 
-    def _axis(self, axis: _Field) -> int | str:
+    def _axis(self, axis: Field) -> int | str:
         """Read Dimension: dim_value 1, dim_param 2; the last one of a oneof counts."""
         size: int | str = ""
         for field in self._inside(axis):
@@ -206,41 +199,16 @@ class _Scanner:
                 size = self._text(field)
         return size
 
-    def _text(self, field: _Field) -> str:
+    def _text(self, field: Field) -> str:
         return self._content[field.start : field.end].decode("utf-8", "backslashreplace")
 
-    def _inside(self, field: _Field) -> Iterator[_Field]:
+    def _inside(self, field: Field) -> Iterator[Field]:
         return self._fields(field.start, field.end)
 
-    def _fields(self, position: int, end: int) -> Iterator[_Field]:
-        """Yield the fields of the message between two offsets."""
-        while position < end:
+    def _fields(self, position: int, end: int) -> Iterator[Field]:
+        """Yield the fields of the message between two offsets, and count them."""
+        for field in read_fields(self._content, position, end):
             self._fields_left -= 1
             if self._fields_left < 0:
                 raise ValueError(f"it has more than {self._max_fields:,} fields, more than any supported graph")
-            key, position = self._varint(position, end)
-            number, wire = key >> 3, key & 7
-            value = 0
-            start = position
-            if wire == _VARINT:
-                value, start = self._varint(position, end)
-                position = start
-            elif wire == _BYTES:
-                size, start = self._varint(position, end)
-                position = start + size
-            elif wire in (_FIXED32, _FIXED64):
-                start = position = position + (4 if wire == _FIXED32 else 8)
-            if wire not in (_VARINT, _BYTES, _FIXED32, _FIXED64) or number == 0 or position > end:
-                raise ValueError(f"it is not an ONNX file, or damaged at byte {start:,}")
-            yield _Field(number, value, start, position)
-
-    def _varint(self, position: int, end: int) -> tuple[int, int]:
-        value = shift = 0
-        while position < end and shift < 70:
-            byte = self._content[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, position
-            shift += 7
-        raise ValueError(f"it is not an ONNX file, or damaged at byte {position:,}")
+            yield field

@@ -42,8 +42,8 @@ def emulate_command(compat: bool, command: tuple[str, ...]) -> int:
     from clipmlu.magicmind.emulator import NOTICE
     from clipmlu.magicmind.emulator.program import program_environment
 
-    warn(NOTICE)
     with program_environment(os.environ, compat=compat) as environment:
+        warn(NOTICE)
         try:
             process = subprocess.Popen(command, env=environment)  # noqa: S603
         except OSError as error:

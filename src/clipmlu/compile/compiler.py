@@ -31,8 +31,7 @@ from clipmlu.compile.lowered_graph import (
     lower_for_target,
     obtain_data,
 )
-from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, check_lowering, plan_compilation
-from clipmlu.compile.preparing import joint_row_macs
+from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.resize.order import pillow_versions
 from clipmlu.errors import (
@@ -41,6 +40,7 @@ from clipmlu.errors import (
     SessionError,
 )
 from clipmlu.graph.roles import Operator
+from clipmlu.host import require_graph_packages
 from clipmlu.specs import (
     GraphQuantisation,
     TowerName,
@@ -74,15 +74,17 @@ def compile_bundle(
         CompileError: a graph cannot be expressed on the target.
         CalibrationError: the calibration data do not fit.
         BackendUnavailableError: the target's runtime cannot be used on this machine.
-        MissingDependencyError: a graph must be lowered, and the package that does it is not installed.
+        MissingDependencyError: the packages that read and write graphs are not installed.
         BundleExistsError: the output path already exists.
         GateError: the compiled graphs do not agree with the exported ones; nothing is published.
     """
+    require_graph_packages("Compiling a bundle")
+    from clipmlu.compile.preparing import joint_row_macs
+
     options = check_argument(options, CompileOptions | None, "options") or CompileOptions()
     plan = plan_compilation(options)
     exported = source if isinstance(source, ExportedBundle) else _open(source, on_step)
     check_layout(plan, exported.manifest.layout)
-    check_lowering(plan, exported.manifest.layout)
     if plan.why_target:
         on_note(plan.why_target)
     if options.check or options.calibration is not None:

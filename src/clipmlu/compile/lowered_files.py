@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmlu.backends.base import GraphOptions
 from clipmlu.bundle.manifest import FileRecord, Manifest, Tower
 from clipmlu.bundle.other_folders import LOWERED_NAME
-from clipmlu.compile.preparing import PreparedGraph
 from clipmlu.graph.pixels import PIXELS
 from clipmlu.magicmind.build import build_request, shapes_of, with_sizes
 from clipmlu.magicmind.driver.building import builder_settings
@@ -30,6 +29,9 @@ from clipmlu.specs import (
     TokenizerSpec,
     TowerName,
 )
+
+if TYPE_CHECKING:  # it imports onnx
+    from clipmlu.compile.preparing import PreparedGraph
 
 README_NAME = "README.md"
 LABELS_NAME = "labels.txt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from clipmlu.backends import Backend
 from clipmlu.backends.base import GraphOptions, SourceGraph, static_sizes
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.compile.plan import CompileOptions
-from clipmlu.compile.preparing import PreparedGraph, prepare_graph
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.feeds import CalibrationData
@@ -21,6 +21,9 @@ from clipmlu.graph.selection import check_selections, parse_selection
 from clipmlu.host import check_memory
 from clipmlu.specs import TEXT_AXIS, MluBuild, Precision, QuantisationOptions, TowerName
 from clipmlu.steps import StartStep
+
+if TYPE_CHECKING:  # it imports onnx
+    from clipmlu.compile.preparing import PreparedGraph
 
 
 def check_batch_fits(exported: ExportedBundle, options: CompileOptions) -> None:
@@ -116,6 +119,7 @@ def lower_for_target(
         CompileError: the graph cannot be expressed in the profile.
         CalibrationError: the calibration data do not fit.
     """
+    from clipmlu.compile.preparing import PreparedGraph, prepare_graph
     from clipmlu.graph.lowering import PROFILES, lower_tower
 
     profile = backend.profile(options.precision)

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 
 from clipmlu.arguments import as_path, check_argument, check_fields
 from clipmlu.backends import TARGETS, Backend, get_backend
@@ -39,7 +38,7 @@ from clipmlu.compile.lowered_graph import (
     lower_for_target,
     obtain_data,
 )
-from clipmlu.compile.plan import CompileOptions, LowerTarget, check_arithmetic, require_lowering
+from clipmlu.compile.plan import CompileOptions, LowerTarget, check_arithmetic
 from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.prompts import Templates, fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
@@ -48,9 +47,9 @@ from clipmlu.errors import BundleExistsError, OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import check_directory_free, encode_json, stage_directory
 from clipmlu.files.read import read_json
-from clipmlu.graph.fusing import IMAGE_AXIS, fuse_towers
 from clipmlu.graph.index import save_model
 from clipmlu.graph.roles import Operator
+from clipmlu.host import require_graph_packages
 from clipmlu.specs import TEXT_AXIS, Layout, MluBuild, QuantisationOptions, TensorSpec, TowerName
 from clipmlu.steps import StartStep, no_steps
 
@@ -149,7 +148,7 @@ def lower_bundle(
     target, given = as_path(output, "the output"), options.compile
     backend = get_backend(TARGETS[options.target])
     quantisation = check_arithmetic(given, options.target, backend)
-    require_lowering()
+    require_graph_packages("Lowering a bundle")
     check_directory_free(target, _KIND, LOWERED_NAME, overwrite=given.overwrite)
     _check_only_ours(target)
     labels = () if options.labels is None else resolve_class_names(options.labels, on_note=on_note)
@@ -340,6 +339,10 @@ def _in_layout(exported: ExportedBundle, layout: Layout, folder: Path, on_step: 
 
 
 def _fuse(exported: ExportedBundle, folder: Path) -> ExportedBundle:
+    import onnx
+
+    from clipmlu.graph.fusing import IMAGE_AXIS, fuse_towers
+
     manifest = exported.manifest
     image, text = (onnx.load(str(exported.tower_path(name))) for name in ("image", "text"))
     save_model(fuse_towers(image, text, manifest.logit_scale, manifest.logit_bias), folder / "joint.onnx")

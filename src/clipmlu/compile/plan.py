@@ -6,14 +6,13 @@ import dataclasses
 from typing import Literal, get_args
 
 from clipmlu.arguments import check_fields
-from clipmlu.backends import TARGETS, Backend, SessionOptions, backend_for_target, choose_target, get_backend
+from clipmlu.backends import TARGETS, Backend, SessionOptions, backend_for_target, choose_target
 from clipmlu.bundle.manifest import Compilation, Placement
 from clipmlu.compile.quantisation import QuantisationChoice, resolve_quantisation
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.errors import OptionError, PrecisionError, wrong_choice
 from clipmlu.graph.pixels import NORMALISATION_KEY
-from clipmlu.host import require_installed
 from clipmlu.specs import (
     CalibrationRecord,
     Layout,
@@ -215,28 +214,6 @@ def require_calibration(precision: Precision, options: CompileOptions) -> None:
             f"precision {precision.value} needs calibration data: give --calib DATASET, "
             "or --calib imagefolder:PATH of images that you do not evaluate later"
         )
-
-
-def check_lowering(plan: CompilationPlan, layout: Layout) -> None:
-    """Check, before slow work begins, that the package that lowers graphs is installed if one must be lowered.
-
-    Two towers in float32 for the CPU are compiled without it; the size of the fused graph is counted on a lowered one.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    placements = (plan.main, *([] if plan.text_tower is None else [plan.text_tower]))
-    if layout == "joint" or any(get_backend(each.backend).profile(each.precision) for each in placements):
-        require_lowering()
-
-
-def require_lowering() -> None:
-    """Check that the package that lowers graphs is installed, without importing it.
-
-    Raises:
-        MissingDependencyError: it is not.
-    """
-    require_installed("onnx_ir", "compile", "Lowering a graph to a target's operators")
 
 
 def check_layout(plan: CompilationPlan, layout: Layout) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+CONTRIBUTED = "com.microsoft"
+"""Domain of onnxruntime's own operators; graphs use its quantising operators, which support 16 bits at any opset."""
+
 QUANTISED = {"Conv": (0, 1), "ConvTranspose": (0, 1), "MatMul": (0, 1), "Gemm": (0, 1)}
 """Maps an operator with N-bit inputs in the ``qintN`` modes ("conv/matmul-like operators", CV docs) to these inputs."""
 

@@ -20,6 +20,7 @@ import onnx.shape_inference
 from onnx import helper, numpy_helper
 
 from clipmlu.errors import CompileError
+from clipmlu.graph.operators import CONTRIBUTED
 
 Array = npt.NDArray[np.generic]
 Shape = tuple[int, ...]
@@ -39,9 +40,6 @@ class TensorShape(NamedTuple):
 
 Shapes = dict[str, TensorShape]
 """Maps a tensor name to its shape and element type."""
-
-CONTRIBUTED = "com.microsoft"
-"""Domain of onnxruntime's own operators; graphs use its quantising operators, which support 16 bits at any opset."""
 
 _SMALL = 1024
 """Largest number of elements of a tensor whose values are computed."""

@@ -171,9 +171,10 @@ class EmulatedMagicMindBackend(MagicMindBackend):
         self._in_process = in_process
 
     def probe(self) -> Availability:
-        """Look for onnxruntime, which the emulator needs."""
-        if util.find_spec("onnxruntime") is None:
-            return Availability(False, None, "the package 'onnxruntime' is not installed; pip install onnxruntime")
+        """Look for the packages that the emulator needs, without importing them."""
+        for package, remedy in (("onnxruntime", "onnxruntime"), ("onnx", "'clipmlu[compile]'")):
+            if util.find_spec(package) is None:
+                return Availability(False, None, f"the package '{package}' is not installed; pip install {remedy}")
         if self._in_process and (problem := _real_sdk_is_loaded()):
             return Availability(False, None, problem)
         return Availability(True, f"emulated, on onnxruntime {metadata.version('onnxruntime')}")

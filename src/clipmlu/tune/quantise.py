@@ -35,8 +35,7 @@ from clipmlu.bundle.directory import (
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.classify.scoring import PREFER_TOWERS, check_joint_templates
 from clipmlu.compile.compiler import compile_bundle
-from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_lowering, plan_compilation
-from clipmlu.compile.preparing import role_shares
+from clipmlu.compile.plan import CompilationPlan, CompileOptions, plan_compilation
 from clipmlu.compile.quantisation import recommended_quantisation
 from clipmlu.compile.recipe import RECIPE_NAME, recipe_of
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
@@ -45,6 +44,7 @@ from clipmlu.data.prompts import resolve_templates
 from clipmlu.errors import CompileError, GateError, OptionError, OutputError
 from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
+from clipmlu.host import require_graph_packages
 from clipmlu.keys import make_key, options_key, value_digest
 from clipmlu.measure.statistics import Z_ONE_SIDED
 from clipmlu.specs import Precision, QuantisationOptions, Spec
@@ -95,6 +95,7 @@ def search_bundle(
         InputError: the dataset has no labelled images to evaluate on.
         ClipmluError: as ``compile_bundle``.
     """
+    require_graph_packages("Searching quantisation options")
     output = as_path(output, "the output")
     check_argument(options, CompileOptions, "options")
     check_argument(search, SearchOptions, "search")
@@ -104,7 +105,6 @@ def search_bundle(
     # A target without 8-bit modes is refused here.
     wanted = search.precision or Precision.QINT8_MIXED_FLOAT32
     plan = plan_compilation(dataclasses.replace(options, precision=wanted))
-    check_lowering(plan, exported.manifest.layout)
     if plan.why_target:
         on_note(plan.why_target)
     evaluator, base = _prepare(exported, plan, options, search, on_step)
@@ -271,6 +271,8 @@ class _Search:
             recommend: returns the options that are recommended for the target in a mode that quantises.
         """
         self._most = most_trials(modes, recommend)
+        from clipmlu.compile.preparing import role_shares
+
         shares = functools.partial(role_shares, self._exported)
         for precision, how in Candidates(modes, self._trials, shares, self._explore, recommend):
             trial, bundle = self._obtain(precision, how, exploratory=False)

@@ -26,6 +26,7 @@ from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
 from clipmlu.file_names import name_from_path, printable
 from clipmlu.files.publish import encode_json, output_errors, write_file
+from clipmlu.host import require_graph_packages
 from clipmlu.measure.accuracy.evaluate import evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
 from clipmlu.measure.machine import describe_machine
@@ -79,9 +80,11 @@ def run_sweep(
     Raises:
         BundleError: the exported bundle does not exist or is invalid.
         BackendUnavailableError: the target's runtime is not available.
+        MissingDependencyError: the packages that read and write graphs are not installed.
         BundleExistsError: ``output`` has another bundle, and overwriting was not requested.
         OptionError: the target does not support an option.
     """
+    require_graph_packages("A sweep")
     output = as_path(output, "the output")
     check_argument(options, SweepOptions, "options")
     if dataset is not None:

@@ -21,11 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clipmlu.errors import CalibrationError
 from clipmlu.graph.index import attributes_of
-from clipmlu.graph.operators import MOVEMENT, PARAMETER_INPUTS, QUANTISED
+from clipmlu.graph.operators import CONTRIBUTED, MOVEMENT, PARAMETER_INPUTS, QUANTISED
 from clipmlu.graph.quantisation.derived import FLIPPED, INPUT, INTEGERS, SCALE, ZERO_POINT, derived
 from clipmlu.graph.quantisation.parameters import Array, Quantisation, for_weights, from_range
 from clipmlu.graph.quantisation.plan import NodeTypes, Plan, uniform_types
-from clipmlu.graph.shapes import CONTRIBUTED, infer_shapes
+from clipmlu.graph.shapes import infer_shapes
 from clipmlu.specs import Precision, QuantisationOptions, TensorQuantisation
 
 _FLOAT_TYPES = ("float16", "float32")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from clipmlu.host import require_graph_packages
 from clipmlu.magicmind import MM_RUN_PATH
 from clipmlu.magicmind.emulator import emulated_environment
 from clipmlu.magicmind.emulator.settings import PREFIX
@@ -42,7 +43,9 @@ def program_environment(
 
     Raises:
         ValueError: there is no such setting.
+        MissingDependencyError: the packages that read graphs are not installed.
     """
+    require_graph_packages("The emulated SDK")
     environment = emulated_environment(base, **settings)
     with tempfile.TemporaryDirectory(prefix="clipmlu-emulate-") as folder:
         _write_tool(Path(folder) / "mm_run")

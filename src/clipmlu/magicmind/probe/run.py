@@ -17,6 +17,7 @@ import msgspec
 
 from clipmlu.errors import BackendUnavailableError, UnknownNameError
 from clipmlu.files.publish import check_files_free, scratch_directory, write_files
+from clipmlu.host import require_graph_packages
 from clipmlu.magicmind.archive import make_archive, package_files
 from clipmlu.magicmind.backend import emulated_worker, real_sdk_is_importable
 from clipmlu.magicmind.client.options import PYTHON_VARIABLE, WORKER_VARIABLE
@@ -140,6 +141,7 @@ def write_probe(directory: Path, *, overwrite: bool = False) -> Path:
         OutputExistsError: a file exists, and ``overwrite`` is off.
         OutputError: it cannot be written.
     """
+    require_graph_packages("Making the probes' graphs")
     program = directory / PROGRAM_NAME
     contents = {directory / GRAPHS_FOLDER / name: content for name, content in make_graphs().items()}
     write_files({**contents, program: make_program()}, overwrite=overwrite)

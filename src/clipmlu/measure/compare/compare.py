@@ -15,7 +15,6 @@ from clipmlu.backends.provenance import Command
 from clipmlu.bundle.directory import Bundle, CompiledBundle, ExportedBundle, open_exported
 from clipmlu.classify.building import build_classifier
 from clipmlu.classify.scoring import PREFER_TOWERS
-from clipmlu.compile.plan import require_lowering
 from clipmlu.data.datasets import Dataset, check_dataset
 from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
@@ -25,6 +24,7 @@ from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
+from clipmlu.host import require_graph_packages
 from clipmlu.measure.compare.ablation import (
     Ablation,
     AblationData,
@@ -42,8 +42,7 @@ from clipmlu.measure.compare.predictions import (
     compare_predictions,
     predict_classes,
 )
-from clipmlu.measure.compare.sides import Side, SideFacts, check_same_model, open_side
-from clipmlu.measure.compare.tensors import hidden_reason, lowered_model, tensor_graph
+from clipmlu.measure.compare.sides import Side, SideFacts, check_same_model, hidden_reason, open_side
 from clipmlu.measure.ranking import EmbeddedImages, IntArray, embed_dataset
 from clipmlu.measure.samples import Overlap, SkippedImage, choose_images
 from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Spec, TowerName
@@ -226,7 +225,7 @@ def compare_bundles(
         InputError: no image can be read.
         OverlapError: a bundle was calibrated with an image, and ``allow_overlap`` is False.
         BackendUnavailableError: a bundle's runtime cannot be used on this machine.
-        MissingDependencyError: nodes are compared, and the package that lowers graphs is not installed.
+        MissingDependencyError: nodes are compared, and the packages that read graphs are not installed.
     """
     options = check_argument(options, CompareOptions | None, "options") or CompareOptions()
     check_dataset(dataset)
@@ -236,7 +235,7 @@ def compare_bundles(
     check_same_model(a, b)
     source = _find_source(a, b, options)
     if _reads_nodes(a, b, options):
-        require_lowering()
+        require_graph_packages("Comparing nodes")
     comparison = _Comparison(a, b, source, dataset, options, on_note, on_step)
     return comparison.run(start)
 
@@ -394,6 +393,8 @@ class _Comparison:
                 f"The bundles take batches of exactly {sizes} rows, so no batch goes through both: "
                 "only outputs and predictions are compared."
             )
+        from clipmlu.measure.compare.tensors import lowered_model, tensor_graph
+
         self._note(f"comparing the nodes of the {tower} tower")
         rows = next(iter(fixed), None)
         graphs = [tensor_graph(side.given, tower, rows) for side in sides]

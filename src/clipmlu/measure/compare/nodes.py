@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from clipmlu.data.feeds import Array
 from clipmlu.graph.roles import Role, find_operators
-from clipmlu.measure.compare.tensors import Kind, TensorGraph, Watched, choose_watched, smoothed_tensors
+from clipmlu.measure.compare.watched import Kind, Watched
 from clipmlu.specs import Spec, TensorQuantisation
 from clipmlu.steps import StartStep, counted, no_steps
+
+if TYPE_CHECKING:  # a report is read without onnx
+    import onnx
+
+    from clipmlu.measure.compare.tensors import TensorGraph
 
 FLOAT16_LARGEST = 65504.0
 """The largest finite number of binary16."""
@@ -148,6 +152,8 @@ def compare_tower(
     Raises:
         SessionError: running a graph fails.
     """
+    from clipmlu.measure.compare.tensors import choose_watched, smoothed_tensors
+
     operators = find_operators(structure)
     wanted = choose_watched(structure, operators)
     present = [each for each in wanted if each.tensor in measured.tensors and each.tensor in reference.tensors]

@@ -14,8 +14,11 @@ from clipmlu.compile.plan import DEFAULT_BATCH_SIZE
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError
 from clipmlu.file_names import name_from_path
+from clipmlu.graph.index import EXTERNAL_DATA_BYTES
 from clipmlu.specs import Precision, QuantisationOptions, Spec, TowerName
 
+EMULATED = "magicmind-emulated"
+_CPU = ("onnxruntime", "openvino")  # both run the same files
 _ANY_BATCH = 1 << 16  # canonical graphs support any batch size
 
 
@@ -100,6 +103,31 @@ def open_side(bundle: str | os.PathLike[str] | Bundle) -> Side:
     given = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     assert isinstance(given, (ExportedBundle, CompiledBundle)), "there are no others"
     return Side(given=given, runs=given.runnable if isinstance(given, CompiledBundle) else float_model(given))
+
+
+def hidden_reason(bundle: ExportedBundle | CompiledBundle, tower: TowerName) -> str | None:
+    """Return a sentence why the inner tensors of a tower cannot be read, or None if they can."""
+    if isinstance(bundle, CompiledBundle):
+        placement = bundle.compilation.placement(tower)
+        backend = placement.backend
+        if placement.precision is Precision.FORCE_BFLOAT16:
+            return (
+                f"The {tower} tower of '{bundle.path}' is computed in bfloat16 by '{backend}' alone, which does not expose intermediate tensors: "
+                "only its outputs and predictions are compared."
+            )
+        if backend not in (*_CPU, EMULATED):
+            return (
+                f"The {tower} tower of '{bundle.path}' is a model file of '{backend}', whose intermediate tensors cannot be read: "
+                "only its outputs and predictions are compared."
+            )
+    file = bundle.tower(tower).file
+    size = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(file))
+    if size > EXTERNAL_DATA_BYTES:
+        return (
+            f"The {tower} tower of '{bundle.path}' has {size / 1e9:.1f} GB, too many to read its intermediate tensors: "
+            "only its outputs and predictions are compared."
+        )
+    return None
 
 
 def float_model(exported: ExportedBundle) -> RunnableModel:

@@ -7,12 +7,10 @@ but sums that a kernel computes in integers are computed in float32 here, and ma
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -24,7 +22,7 @@ from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.errors import BundleCorruptError, CalibrationError, SessionError
 from clipmlu.files.publish import scratch_directory
-from clipmlu.graph.index import EXTERNAL_DATA_BYTES, GraphIndex, save_model
+from clipmlu.graph.index import GraphIndex, save_model
 from clipmlu.graph.operators import QUANTISED
 from clipmlu.graph.pixels import remove_normalisation, takes_uint8, with_float_pixels
 from clipmlu.graph.quantisation.derived import clipped, unclipped
@@ -32,44 +30,14 @@ from clipmlu.graph.quantisation.pixel_scaling import scale_pixels
 from clipmlu.graph.quantisation.sites import find_sites
 from clipmlu.graph.quantisation.smoothing import smooth_graph
 from clipmlu.graph.quantisation.undo import quantised_values, restore_structure
-from clipmlu.graph.roles import Operator, Role, find_operators
+from clipmlu.graph.roles import Operator, find_operators
 from clipmlu.graph.shapes import infer_shapes
 from clipmlu.graph.watch import WatchingSession
 from clipmlu.magicmind.emulator.container import read_container
 from clipmlu.magicmind.emulator.status import StatusError
+from clipmlu.measure.compare.sides import EMULATED
+from clipmlu.measure.compare.watched import Kind, Watched
 from clipmlu.specs import GraphQuantisation, Precision, PreprocessSpec, TensorQuantisation, TowerName
-
-Kind = Literal["operator", "input", "sum", "output"]
-"""Kinds of tensors:
-
-    operator    the result of a convolution or a matrix product
-    input       an input of one: the result of a LayerNorm, an activation, a softmax
-    sum         the result of a residual addition
-    output      an output of the graph
-"""
-
-_CPU, _EMULATED = ("onnxruntime", "openvino"), "magicmind-emulated"  # both CPU backends run the same files
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Watched:
-    """One tensor to read.
-
-    Attributes:
-        tensor: its name.
-        node: the operator that produces or uses it, else the node that produces it.
-        kind: kind of the tensor.
-        role: role of the operator, or None.
-        block: block of the operator; of a residual addition, the block before it.
-        bytes: approximate size of one row; of the whole batch if its size is fixed.
-    """
-
-    tensor: str
-    node: str
-    kind: Kind
-    role: Role | None
-    block: int | None
-    bytes: int
 
 
 class TensorGraph:
@@ -164,33 +132,8 @@ class TensorWatcher:
             raise SessionError(f"The intermediate tensors cannot be read: {error}") from error
 
 
-def hidden_reason(bundle: ExportedBundle | CompiledBundle, tower: TowerName) -> str | None:
-    """Return a sentence why the inner tensors of a tower cannot be read, or None if they can."""
-    if isinstance(bundle, CompiledBundle):
-        placement = bundle.compilation.placement(tower)
-        backend = placement.backend
-        if placement.precision is Precision.FORCE_BFLOAT16:
-            return (
-                f"The {tower} tower of '{bundle.path}' is computed in bfloat16 by '{backend}' alone, which does not expose intermediate tensors: "
-                "only its outputs and predictions are compared."
-            )
-        if backend not in (*_CPU, _EMULATED):
-            return (
-                f"The {tower} tower of '{bundle.path}' is a model file of '{backend}', whose intermediate tensors cannot be read: "
-                "only its outputs and predictions are compared."
-            )
-    file = bundle.tower(tower).file
-    size = sum(record.size for name, record in bundle.manifest.files.items() if name.startswith(file))
-    if size > EXTERNAL_DATA_BYTES:
-        return (
-            f"The {tower} tower of '{bundle.path}' has {size / 1e9:.1f} GB, too many to read its intermediate tensors: "
-            "only its outputs and predictions are compared."
-        )
-    return None
-
-
 def tensor_graph(bundle: ExportedBundle | CompiledBundle, tower: TowerName, rows: int | None = None) -> TensorGraph:
-    """Return a tower with readable inner tensors; see ``hidden_reason``.
+    """Return a tower with readable inner tensors; see ``sides.hidden_reason``.
 
     Args:
         bundle: the bundle.
@@ -209,7 +152,7 @@ def tensor_graph(bundle: ExportedBundle | CompiledBundle, tower: TowerName, rows
     if isinstance(bundle, CompiledBundle):
         placement = bundle.compilation.placement(tower)
         record = bundle.compilation.quantised.get(tower, record)
-        if placement.backend == _EMULATED:
+        if placement.backend == EMULATED:
             return TensorGraph(_read_emulated(path), lowered=None, tower=spec, record=record, pixels=pixels)
         if placement.precision is not Precision.FORCE_FLOAT32:
             model = onnx.load(str(path))
