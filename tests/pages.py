@@ -10,9 +10,9 @@ A block of a page is a fence. Its language says what it is:
 A mark is an HTML comment before the block, which readers do not see:
 
     <!-- starts with: demo demo-cpu photos labels.txt -->   what is in the folder when the first block of the page begins
-    <!-- needs: card -->      why the next block is not run: a network, a card, a cluster, a container or files
+    <!-- needs: card -->      why the next block is not run: a network, a card, a cluster, a container, files or another package
     <!-- exit: 3 -->          exit code of the last line of the next block
-    <!-- output -->           the next block is part of the output of the commands before it; numbers may differ
+    <!-- output -->           the next block is part of the output of the block before it; numbers may differ
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from types import ModuleType
 from conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-NEEDS = ("card", "cluster", "container", "files", "network")
+NEEDS = ("card", "cluster", "container", "files", "network", "package")
+MARKS = ("starts with", "needs", "exit", "output")
 TRANSLATIONS = {
     REPOSITORY / "README.zh-CN.md": REPOSITORY / "README.md",
     DOCS / "zh" / "tutorial.md": DOCS / "tutorial.md",

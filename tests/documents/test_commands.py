@@ -11,12 +11,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import clipmlu
 from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.cli import cli, main
 from clipmlu.compile.compiler import compile_bundle
@@ -25,6 +27,7 @@ from clipmlu.host import cache_dir
 from conftest import REPOSITORY
 from pages import (
     DOCS,
+    MARKS,
     NEEDS,
     TRANSLATIONS,
     Block,
@@ -98,7 +101,7 @@ class Run:
         services: ends what still runs at the end of the page.
         port: the port of the page's services.
         names: what its Python has defined.
-        out: what the last block printed.
+        out: what the last block printed; None if it was not run.
     """
 
     page: Path
@@ -107,7 +110,7 @@ class Run:
     services: contextlib.ExitStack
     port: str
     names: dict[str, Any] = dataclasses.field(default_factory=dict)
-    out: str = ""
+    out: str | None = None
 
     def block(self, block: Block) -> bool:
         """Run a block, or compare it with the output of the one before; False if it is only shown."""
@@ -120,9 +123,10 @@ class Run:
             with contextlib.redirect_stdout(io.StringIO()) as caught:
                 exec(compile(block.text, where, "exec"), self.names)
             self.out = caught.getvalue()
-        elif "output" in block.marks and self.out:
+        elif "output" in block.marks and self.out is not None:
             _assert_part_of(masked(block.text), masked(self.out), where)
         else:
+            self.out = None
             return False
         return True
 
@@ -187,7 +191,7 @@ def _run_page(page: Path, demo: ExportedBundle, *, smaller: bool, left_out: tupl
         count = 0
         for block in blocks(page):
             if any(text in block.text for text in left_out):
-                run.out = ""  # so that the block of its output is left out, too
+                run.out = None  # so that the block of its output is left out, too
             else:
                 count += run.block(block)
         return count
@@ -231,12 +235,15 @@ def test_each_command_is_run_or_says_what_it_needs(page: Path) -> None:
         assert block.language in ("sh", "python", "console", "text", "yaml", "json", "ini"), (
             f"{where}: language '{block.language}'"
         )
-        if block.language == "console":
+        assert set(block.marks) <= set(MARKS), f"{where}: marks are {MARKS}"
+        if block.language == "console" or "needs" in block.marks:
             assert block.marks.get("needs") in NEEDS, f"{where}: mark it with one of {NEEDS}, or make it sh"
+            assert block.language != "sh", f"{where}: make it console"
         for line in block.commands if block.language in ("sh", "console") else ():
             if block.marks.get("exit") != "2":
                 _check_line(line, where, run=block.language == "sh")
-    commands = [line for line in indented_code(page) if line.split()[0] in ("clipmlu", "pip", "make", "docker")]
+    started = (*PROGRAMS, "docker", "export", "git", "make", "pip", "ray")
+    commands = [line for line in indented_code(page) if line.split()[0] in started]
     assert commands == [], "commands belong into a fence"
 
 
@@ -268,6 +275,34 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
         given = words[1 : words.index("--")] if "--" in words else words[1:]
         unknown = [word for word in given if re.fullmatch(r"--?[a-z][\w-]*", word) and word not in known]
         assert unknown == [], f"{name_of(page)}: clipmlu {command}"
+
+
+@pytest.mark.parametrize("page", all_pages(), ids=name_of)
+def test_blocks_of_output_follow_what_printed_them(page: Path) -> None:
+    """Else the output would be compared with nothing, or with that of another block."""
+    found = blocks(page)
+    for before, block in zip([None, *found], found, strict=False):
+        if "output" in block.marks:
+            assert before is not None, f"{name_of(page)}:{block.line}"
+            assert before.language in ("sh", "python"), f"{name_of(page)}:{block.line}"
+            assert "needs" not in before.marks, f"{name_of(page)}:{block.line}"
+
+
+@pytest.mark.parametrize("page", all_pages(), ids=name_of)
+def test_names_in_the_text_exist(page: Path) -> None:
+    """Extras, targets of make, variables, Python names and scripts, in the text and in the blocks."""
+    text = page.read_text(encoding="utf-8")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name for group in re.findall(r"(?:clipmlu|'\.)\[([a-z,]+)\]", text) for name in group.split(",")}
+    assert extras <= set(project["optional-dependencies"])
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE))
+    assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+    variables = set(re.findall(r"\bCLIPMLU_[A-Z0-9_]*[A-Z0-9]\b", text))
+    assert variables <= set(re.findall(r"CLIPMLU_\w+", (DOCS / "reference" / "environment.md").read_text()))
+    names = set(re.findall(r"\bclipmlu\.(\w+)\(|\bclipmlu\.([A-Z]\w+)", text))
+    assert [name for name in names if not hasattr(clipmlu, "".join(name))] == []
+    scripts = set(re.findall(r"(?:python |\(|`)((?:benchmarks|tools|examples)/\w+\.(?:py|ipynb))", text))
+    assert [name for name in scripts if not (REPOSITORY / name).exists()] == []
 
 
 def test_pages_whose_commands_run_elsewhere_exist() -> None:
