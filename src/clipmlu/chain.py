@@ -19,6 +19,7 @@ from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.prompts import resolve_templates
+from clipmlu.display import counted
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError, MissingDependencyError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source, is_current
@@ -28,6 +29,7 @@ from clipmlu.files.publish import encode_json, write_file
 from clipmlu.keys import make_key, options_key
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport
+from clipmlu.measure.statistics import fraction_text
 from clipmlu.specs import NaturalInt
 from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.bundles import obtain_bundle, obtain_compiled
@@ -136,7 +138,7 @@ def _write_page(folder: Path, on_note: Callable[[str], None], on_step: StartStep
     # It reads all kinds of reports, and what measures them imports onnx.
     from clipmlu.report.document.thumbnails import Thumbnails
     from clipmlu.report.inputs import read_inputs
-    from clipmlu.report.write import check_report_packages, publish_report
+    from clipmlu.report.write import check_report_packages, own_command, publish_report
 
     try:
         check_report_packages()
@@ -144,7 +146,9 @@ def _write_page(folder: Path, on_note: Callable[[str], None], on_step: StartStep
         on_note(f"no HTML report: {error}")
         return
     with on_step("writing the page"):
-        written = publish_report(read_inputs([folder / REPORT_NAME]), folder / PAGE_NAME, Thumbnails(), overwrite=True)
+        source, page = folder / REPORT_NAME, folder / PAGE_NAME
+        again = own_command([source], page, thumbnails=True, overwrite=True)
+        written = publish_report(read_inputs([source]), page, Thumbnails(), command=again, overwrite=True)
     mark = emulated_mark(written.emulated)
     on_note(f"report: {written.path} ({written.size_bytes / 1e3:,.0f} kB){mark}; as Markdown: {written.markdown_path}")
 
@@ -237,7 +241,7 @@ def _step(name: str, result: str, path: Path, start: float) -> Step:
 
 def _accuracy_text(accuracy: AccuracyReport) -> str:
     mark = emulated_mark(accuracy.provenance.emulated)
-    return f"top-1 {accuracy.top1:.4f} on {accuracy.images} images{mark}"
+    return f"top-1 {fraction_text(accuracy.top1)} on {counted(accuracy.images, 'image')}{mark}"
 
 
 def model_folder_name(model: str, options: ExportOptions) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from clipmlu.errors import MissingDependencyError
-from clipmlu.file_names import name_from_path
+from clipmlu.file_names import name_from_path, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,6 +117,12 @@ class Displayed:
         return frame
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``"1 image"`` or ``"12,345 images"``; ``class`` becomes ``classes``."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def _fact(value: object) -> str:
     """Return a value of a dict for JSON in a few words; empty for a dict."""
     if isinstance(value, dict):
@@ -141,7 +147,7 @@ def _plain(value: object) -> str:
 
 def shorten(text: str, width: int = _LONGEST_FACT) -> str:
     """Return a text in one line of at most ``width`` characters; a longer one loses its middle."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     half = (width - 3) // 2
     return line if len(line) <= width else f"{line[:half]}...{line[-half:]}"
 
@@ -154,7 +160,7 @@ def cell(value: object) -> str:
         return value.html()
     if isinstance(value, float):
         return f"{value:.4g}"
-    return html.escape(str(value))
+    return html.escape(printable(str(value)))
 
 
 def html_table(records: Sequence[Mapping[str, Any]], *, more: int = 0) -> str:

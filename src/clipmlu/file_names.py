@@ -17,7 +17,8 @@ _ESCAPED_BYTES = os.name == "posix"
 # A backslash; control characters of ASCII and Unicode; line and paragraph separators; bytes that are not UTF-8, which
 # Python stores as lone surrogates (PEP 383).
 _UNSAFE = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
+# The same without the backslash, tabs and line breaks, and the characters that turn the direction of the text after them.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udcff]")
 _ESCAPE = re.compile(rb"\\(?:(\\)|x([0-9a-f]{2})|)")
 
 
@@ -65,7 +66,10 @@ def text_from_name(name: str) -> str:
 
 
 def printable(message: str) -> str:
-    r"""Return a message with bytes that are not UTF-8 and terminal control characters as ``\xNN``; line breaks stay."""
+    r"""Return a message in characters that can be seen, and line breaks.
+
+    Bytes that are not UTF-8, control characters, and those that turn the direction of a text, become ``\xNN`` for each byte.
+    """
     return _STEERING.sub(_escape, message)
 
 

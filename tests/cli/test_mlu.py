@@ -325,7 +325,7 @@ def test_images_that_were_calibrated_with_are_not_evaluated(
     code, out, _ = run(*evaluate, f"imagefolder:{tmp_path / 'copy'}", "--allow-overlap", "--json")
     assert code == 0
     assert json.loads(out)["calibration_overlap"] == 1
-    assert "also used for calibration" in run(*evaluate, f"imagefolder:{tmp_path / 'copy'}", "--allow-overlap")[1]
+    assert "also served for calibration" in run(*evaluate, f"imagefolder:{tmp_path / 'copy'}", "--allow-overlap")[1]
     (tmp_path / "out" / "calibration.json").unlink()
     assert "calibration.json" in run(*evaluate, f"imagefolder:{tmp_path / 'new'}")[2]
 

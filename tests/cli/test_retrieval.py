@@ -336,7 +336,7 @@ def test_images_of_the_calibration_are_refused(run: Run, exported: ExportedBundl
     code, out, _ = run("eval", tmp_path / "int8", path, "--task", "retrieval", "--allow-overlap", "--json")
     assert (code, json.loads(out)["calibration_overlap"]) == (0, 1)
     assert (
-        "1 of these images were also used for calibration"
+        "1 of these images also served for calibration"
         in run("eval", tmp_path / "int8", path, "--task", "retrieval", "--allow-overlap")[1]
     )
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from clipmlu.measure.statistics import mcnemar_p_value
+from clipmlu.measure.statistics import fraction_text, mcnemar_p_value, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,24 @@ def test_sums_of_many_terms_are_exact() -> None:
 def test_what_no_float_can_hold_is_zero() -> None:
     assert mcnemar_p_value(0, 1000) == pytest.approx(2.0**-999)
     assert mcnemar_p_value(0, 5000) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "text", "percent"),
+    [
+        (49_999, 50_000, "0.9999", "99.99 %"),
+        (1, 50_000, "0.0001", "0.01 %"),
+        (50_000, 50_000, "1.0000", "100.00 %"),
+        (0, 50_000, "0.0000", "0.00 %"),
+        (2, 3, "0.6667", "66.67 %"),
+    ],
+)
+def test_only_all_and_none_are_written_so(right: int, images: int, text: str, percent: str) -> None:
+    assert fraction_text(right / images) == text
+    assert fraction_text(right / images, 2, percent=True) == percent
+
+
+def test_the_ends_of_an_interval_that_are_all_and_none_are_written_so() -> None:
+    for images in range(1, 3000, 7):
+        assert fraction_text(wilson_interval(images, images).high) == "1.0000"
+        assert fraction_text(wilson_interval(0, images).low) == "0.0000"

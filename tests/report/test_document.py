@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import html
 import html.parser
 import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,13 @@ from clipmlu.errors import InputError, MissingDependencyError, OptionError, Outp
 from clipmlu.files.publish import encode_json
 from clipmlu.measure.accuracy.evaluate import evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion
+from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
+from clipmlu.report.document.build import MOST_DETAILED
 from clipmlu.report.document.published import published_figures
 from clipmlu.report.figures.speed import Point, count_latencies, draw_pareto
+from clipmlu.report.markdown import escaped
 from clipmlu.specs import ModelId, Precision
 from conftest import REPOSITORY
 
@@ -72,6 +77,10 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._cell:
             self.rows[-1][-1] += data
+
+    def commands(self) -> list[str]:
+        blocks = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", self.text, flags=re.DOTALL)
+        return [html.unescape(line) for block in blocks for line in block.strip().split("\n")]
 
     def cells(self) -> list[list[str]]:
         return [[" ".join(cell.split()) for cell in row] for row in self.rows]
@@ -140,7 +149,9 @@ def test_nothing_of_a_report_becomes_markup_and_nothing_is_outside(tmp_path: Pat
     ids = [each["id"] for _tag, each in page.elements if "id" in each]
     assert len(ids) == len(set(ids))
     markdown = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "<img" not in markdown.replace("\\<img", "")
+    assert "\u202e" not in markdown + page.text
+    outside_of_code = re.sub(r"````sh\n.*?\n````", "", markdown, flags=re.DOTALL)
+    assert "<img" not in outside_of_code.replace("\\<img", "")
 
 
 def test_emulated_results_are_marked_and_have_no_speed(tmp_path: Path) -> None:
@@ -489,3 +500,88 @@ def test_published_figures_of_all_models_of_the_same_images_are_shown(tmp_path: 
     rows = [row for row in page.cells() if row[0] == "open_clip"]
     assert [row[-1] for row in rows] == ["ViT-B-32::openai", "ViT-L-14::openai"]
     assert page.text.count("Source of open_clip") == 1
+
+
+def test_of_very_many_results_the_first_ones_are_shown_in_detail_and_all_in_tables(tmp_path: Path) -> None:
+    reports = [measured(elapsed_s=float(number + 1)) for number in range(MOST_DETAILED + 2)]
+    page = write(tmp_path, *reports)
+    headings = re.findall(r"<h3><bdi>Result (\d+):", page.text)
+    assert headings == [str(number) for number in range(1, MOST_DETAILED + 1)]
+    note = f"This page shows the first {MOST_DETAILED} of {MOST_DETAILED + 2} results in detail, and the others in its tables only."
+    assert note in page.text
+    assert "Top-1 with its 95 % interval of the first 40 of 42 results" in page.text
+    files = [row[-1] for row in page.cells() if len(row) == 7 and row[1] == "accuracy"]
+    assert files == [str(tmp_path / f"{number}.json") for number in range(MOST_DETAILED + 2)]
+    assert "in its tables only" not in write(tmp_path, *reports[:MOST_DETAILED]).text
+
+
+def test_the_command_of_a_page_writes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-it's 1.json").write_bytes(encode_json(measured()))
+    Path("more").mkdir()
+    Path("more/b.json").write_bytes(encode_json(samples.tool()))
+    title = "50 % 'off' \\x41 \u202e"
+    given = ["./-it's 1.json", "more", "-o", "the page.html", f"--title={title}", "--no-thumbnails", "--overwrite"]
+    assert main(["report", *given]) == 0
+    content = Path("the page.html").read_bytes()
+    line = Page(Path("the page.html")).commands()[-1]
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {line}"], stdout=subprocess.PIPE, check=True
+    ).stdout.decode().split("\0")[:-1]  # fmt: skip
+    assert sorted(words) == sorted(["clipmlu", "report", *given])
+    Path("the page.html").unlink()
+    assert main(words[1:]) == 0
+    assert Path("the page.html").read_bytes() == content
+
+
+def test_every_table_and_row_of_emulated_results_is_marked(tmp_path: Path) -> None:
+    exact = measured(elapsed_s=9.0)
+    emulated = measured(provenance=samples.provenance(), elapsed_s=8.0)
+    trials = msgspec.structs.replace(samples.search(), provenance=samples.provenance())
+    reports = (exact, emulated, samples.sweep(), samples.comparison(), samples.retrieval(), trials, samples.run())
+    page = write(tmp_path, *reports)
+    rows = [row[0] for row in page.cells() if row[0].startswith(("1 qint8", "2 qint8"))]
+    assert rows == ["1 qint8_mixed_float16", "2 qint8_mixed_float16 emulated"]
+    assert [row for row in page.cells() if row[0].startswith("qint16") and "emulated" not in row[0]] == []
+    for number in range(2, 8):
+        part = page.text.split(f"<h3><bdi>Result {number}: ")[1].split("<h3>")[0].split("<h2")[0]
+        captions = re.findall(r'<p class="caption".*?</p>|<figcaption>.*?</figcaption>', part)
+        assert captions
+        assert [caption for caption in captions if 'class="emulated"' not in caption] == [], number
+    part = page.text.split("<h3><bdi>Result 1: ")[1].split("<h3>")[0]
+    assert "emulated" not in part
+
+
+def test_the_first_sentences_compare_with_float32_and_say_what_is_missing(tmp_path: Path) -> None:
+    exact = msgspec.structs.replace(samples.provenance(emulated=False), precision=Precision.FORCE_FLOAT32)
+    interval = wilson_interval(640, 1000)
+    reports = [
+        measured(provenance=exact, top1=0.64, top1_interval=interval, images=1),
+        measured(top1=0.63, top1_interval=wilson_interval(630, 1000)),
+        measured(top1=0.5, top1_interval=wilson_interval(500, 1000), elapsed_s=3.0),
+    ]
+    text = " ".join(write(tmp_path, *reports).text.split())
+    low, high = 100 * interval.low, 100 * interval.high
+    assert "classifies 64.00 % of 1 image correctly" in text
+    assert f"(95 %: {low:.2f} to {high:.2f}; result 1)" in text
+    assert "result 2) it is 63.00 %, 1.00 points less than in float32. The difference is smaller than" in text
+    assert "result 3) it is 50.00 %, 14.00 points less than in float32.<" in text
+    assert "The speed under load was not measured" in text
+    text = write(tmp_path, reports[1]).text
+    assert "evaluate a bundle in force_float32 on the same images as well" in text
+
+
+def test_one_of_a_thing_is_written_in_the_singular(tmp_path: Path) -> None:
+    skipped = (SkippedImage(id="a.png", reason="broken"),)
+    text = write(tmp_path, measured(skipped=skipped, images=1, classes=1)).text
+    assert "1 image that could not be read" in text
+    assert "1 image, 1 class, prompt" in text
+    assert not re.findall(r"(?<![\d.,])1 (?:images|classes|rows|trials|results)\b", text)
+
+
+def test_what_has_a_meaning_in_markdown_is_escaped_and_nothing_else() -> None:
+    assert escaped("force_float32 a|b `c` [d](e) *f*\n# g <h> $i$") == (
+        r"force_float32 a\|b \`c\` \[d\](e) \*f\* \# g \<h\> \$i\$"
+    )
+    assert escaped("_a_ __b__ c_") == r"\_a\_ \_\_b\_\_ c\_"
+    assert escaped("\x1b[1m\u202e") == r"\\x1b\[1m\\xe2\\x80\\xae"

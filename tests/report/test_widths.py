@@ -22,7 +22,7 @@ from report_samples import LONG_CLASS, PATH, accuracy, comparison, job, speed, s
 from screen import WIDTHS, missing, on_terminal
 
 ACCURACY = [
-    *("1000 classes", "49991", "0.6341", "0.6299", "0.6383", "0.8876", "0.8848", "0.8903", "0.6340", "0.0512"),
+    *("1,000 classes", "49991", "0.6341", "0.6299", "0.6383", "0.8876", "0.8848", "0.8903", "0.6340", "0.0512"),
     *("1234.6 images/s (emulated)", "12345", "0.0123", "7", "0.1429", "98765", "0.6543", "+0.0202", "0.015"),
     "qint8_mixed_float16 (emulated)",
 ]
@@ -44,13 +44,13 @@ SPEED = [
         "76.543",
     ),
     *("single-stream (emulated)", "server (emulated)", "offline (emulated)", "post process (emulated)"),
-    *("2345.7 images/s", "65536 images (emulated)", "3456.7 images/s", "92 %", "6.52 ms", "13.58 ms", "16 workers"),
+    *("2345.7 images/s", "65,536 images (emulated)", "3456.7 images/s", "92 %", "6.52 ms", "13.58 ms", "16 workers"),
 ]
 
 
 SWEEP = [
     *("qint16_mixed_float32 (emulated)", "qint8_mixed_float16 (emulated)", "1024", "12345.7", "12111.2", "12999.9"),
-    *("1234.568", "0.6123", "1234.00/5678.00", "10000 images", "1000 ms", "87.5 %", "95 %", "128 CPUs"),
+    *("1234.568", "0.6123", "1234.00/5678.00", "10,000 images", "1000 ms", "87.5 %", "95 %", "128 CPUs"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +10,7 @@ from clipmlu.backends import get_backend
 from clipmlu.bundle.directory import Bundle, CompiledBundle
 from clipmlu.bundle.manifest import Compilation, current_tool_versions
 from clipmlu.data.resize.order import pillow_versions
+from clipmlu.file_names import text_from_name
 from clipmlu.specs import ModelId, Precision, Spec
 
 
@@ -16,17 +18,34 @@ class Command(Spec, frozen=True, kw_only=True):
     """The command line that a result was made with.
 
     Attributes:
-        arguments: its words, the first one ``clipmlu``.
-        environment: maps each environment variable that set an option to its value.
+        arguments: its words, the first one ``clipmlu``, each as ``name_from_path`` writes it.
+        environment: maps each environment variable that set an option to its value, written likewise.
     """
 
     arguments: tuple[str, ...]
     environment: dict[str, str]
 
     def __str__(self) -> str:
-        """Return the command as text for a POSIX shell."""
-        variables = (f"{name}={shlex.quote(value)}" for name, value in sorted(self.environment.items()))
-        return " ".join([*variables, shlex.join(self.arguments)])
+        """Return the command as one line for a shell: sh, and bash or zsh if a word has characters that cannot be seen."""
+        variables = (f"{name}={_quoted(value)}" for name, value in sorted(self.environment.items()))
+        return " ".join([*variables, *map(_quoted, self.arguments)])
+
+
+def _quoted(word: str) -> str:
+    r"""Return a word of a command for a shell; control characters and bytes that are not UTF-8 are ``\xNN`` in ``$'...'``."""
+    try:
+        text = text_from_name(word)
+    except ValueError:  # no name: a file that was changed by hand
+        text = word
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(map(_ansi_quoted, text))}'"
+
+
+def _ansi_quoted(character: str) -> str:
+    if character.isprintable() and character not in "'\\":
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 class Provenance(Spec, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from clipmlu.data.class_names import repeated_names
 from clipmlu.data.textfile import Note
 from clipmlu.data.thumbnails import ImageReference
 from clipmlu.data.url.options import UrlOptions
-from clipmlu.display import LONGEST_NAME, Displayed, Summary, as_plain, shorten
+from clipmlu.display import LONGEST_NAME, Displayed, Summary, as_plain, counted, shorten
 from clipmlu.embed.images import run_batches
 from clipmlu.embed.items import OnError, items_from_images
 from clipmlu.errors import InputError, OptionError
@@ -63,7 +63,7 @@ class ZeroShotClassifier(Displayed):
     def __repr__(self) -> str:
         shown = ", ".join(f"'{shorten(name, LONGEST_NAME)}'" for name in self.class_names[:4])
         more = f", ... {len(self.class_names)} classes" if len(self.class_names) > 4 else ""
-        texts = "own prompts" if self.prompts else f"{len(self.templates)} template(s)"
+        texts = "own prompts" if self.prompts else counted(len(self.templates), "template")
         return f"ZeroShotClassifier([{shown}{more}], {texts}, model='{self._header.model}')"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ def given_command() -> Command:
     )
     return Command(
         arguments=("clipmlu", *map(name_from_path, words)),
-        environment={name: os.environ[name] for name in from_environment if isinstance(name, str)},
+        environment={name: name_from_path(os.environ[name]) for name in from_environment if isinstance(name, str)},
     )
 
 

@@ -50,6 +50,7 @@ def mcnemar_p_value(first_only: int, second_only: int) -> float:
     return min(1.0, 2 * total / (1 << trials))
 
 
+_EXACT = 1e-12  # the error of sums and quotients: no share of images is nearer to 0 or 1
 _Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
@@ -60,9 +61,24 @@ class Interval(Spec, frozen=True, kw_only=True):
     high: float
 
 
+def fraction_text(fraction: float, digits: int = 4, *, percent: bool = False) -> str:
+    """Return a fraction for people; a part of a whole is never shown as all or nothing of it: 0.99998 is ``0.9999``.
+
+    Args:
+        fraction: 0..1; a number outside is written as it is.
+        digits: decimals.
+        percent: write per cent, such as ``"99.99 %"``.
+    """
+    whole, step = (100.0 if percent else 1.0), 10.0**-digits
+    value = whole * fraction
+    if _EXACT < fraction < 1 - _EXACT:
+        value = min(max(value, step), whole - step)
+    return f"{value:.{digits}f}{' %' if percent else ''}"
+
+
 def with_interval(value: float, interval: Interval) -> str:
     """Return a fraction with its 95 % confidence interval for people."""
-    return f"{value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
+    return f"{fraction_text(value)} (95 %: {fraction_text(interval.low)} to {fraction_text(interval.high)})"
 
 
 def wilson_interval(successes: float, trials: float) -> Interval:

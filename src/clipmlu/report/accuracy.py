@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipmlu.bundle.manifest import emulated_mark
-from clipmlu.measure.statistics import wilson_interval, with_interval
+from clipmlu.display import counted
+from clipmlu.measure.statistics import fraction_text, wilson_interval, with_interval
 from clipmlu.report.tables import describe_provenance, figures, print_facts, print_table, words
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ def accuracy_facts(report: AccuracyReport) -> dict[str, str]:
         top5 = with_interval(report.top5, report.top5_interval)
     rows = {
         "model": describe_provenance(report.provenance),
-        "dataset": f"{report.dataset}, {report.split}, {report.classes} classes",
+        "dataset": f"{report.dataset}, {report.split}, {counted(report.classes, 'class')}",
         "images": f"{report.images}" + (f" ({len(report.skipped)} skipped)" if report.skipped else ""),
         "top-1": with_interval(report.top1, report.top1_interval),
         "top-5": top5,
-        "mean per class": f"{report.mean_per_class:.4f}",
+        "mean per class": fraction_text(report.mean_per_class),
         "calibration error": f"{report.expected_calibration_error:.4f}",
         "preprocessing": "fast: not the pixels of open_clip" if report.fast_preprocess else "exact",
         "speed": f"{report.images_per_second:.1f} images/s{mark}",
@@ -40,13 +41,15 @@ def accuracy_facts(report: AccuracyReport) -> dict[str, str]:
         rows |= report.rejection.facts()
     if report.calibration_overlap:
         rows["overlap"] = (
-            f"{report.calibration_overlap} of these images were also used for calibration: the figures are too high"
+            f"{report.calibration_overlap} of these images also served for calibration: the figures are too high"
         )
     if report.calibration_prompts:
-        rows["prompts"] = f"{report.calibration_prompts} of them are prompts that the text tower was calibrated with"
+        rows["prompts"] = (
+            f"{report.calibration_prompts} of them also served as prompts for the calibration of the text tower"
+        )
     if report.baseline is not None:
         found = report.baseline
-        rows["baseline"] = f"top-1 {found.top1:.4f}, drop {found.drop:+.4f}, allowed {found.max_drop:g}"
+        rows["baseline"] = f"top-1 {fraction_text(found.top1)}, drop {found.drop:+.4f}, allowed {found.max_drop:g}"
     return rows
 
 
@@ -58,7 +61,7 @@ def hardest_classes(report: AccuracyReport) -> list[ClassAccuracy]:
 
 def class_cells(row: ClassAccuracy) -> tuple[str, ...]:
     """Return the texts of a class, one for each of ``CLASS_COLUMNS``."""
-    return row.class_name, str(row.images), "" if row.top1 is None else f"{row.top1:.4f}"
+    return row.class_name, str(row.images), "" if row.top1 is None else fraction_text(row.top1)
 
 
 def show_accuracy(report: AccuracyReport, *, per_class: bool) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from clipmlu.arguments import as_path
+from clipmlu.display import counted
 from clipmlu.measure.compare.compare import ComparisonReport
+from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.heatmap import check_drawable, draw_heatmap
 from clipmlu.report.tables import Column, figures, optional, print_facts, print_table, words
 from clipmlu.report.wrapping import Joined, Whole
@@ -51,10 +53,13 @@ def comparison_facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
     if report.calibration_overlap:
         yield (
             "overlap",
-            f"{report.calibration_overlap} of these images were also used for calibration: the figures are too high",
+            f"{report.calibration_overlap} of these images also served for calibration: the figures are too high",
         )
     if report.calibration_prompts:
-        yield "prompts", f"{report.calibration_prompts} of them are prompts that a text tower was calibrated with"
+        yield (
+            "prompts",
+            f"{report.calibration_prompts} of them also served as prompts for the calibration of a text tower",
+        )
     for name, tower in report.towers.items():
         yield f"{name} nodes", _describe_nodes(tower)
         if tower.nodes:
@@ -65,8 +70,8 @@ def comparison_facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
     if report.logits is not None:
         yield "logits", f"{_describe_embeddings(report.logits)}{_largest_difference(report.logits)}"
     predictions = report.predictions
-    yield "agreement", f"{predictions.agreement:.4f} of the best classes"
-    yield "top-1", f"A {predictions.top1:.4f}, B {predictions.reference_top1:.4f}"
+    yield "agreement", f"{fraction_text(predictions.agreement)} of the best classes"
+    yield "top-1", f"A {fraction_text(predictions.top1)}, B {fraction_text(predictions.reference_top1)}"
     yield (
         "flips",
         f"{predictions.right_to_wrong} right to wrong, {predictions.wrong_to_right} wrong to right, "
@@ -77,7 +82,7 @@ def comparison_facts(report: ComparisonReport) -> Iterator[tuple[str, str]]:
 def _describe_nodes(tower: TowerComparison) -> str:
     if tower.hidden is not None:
         return tower.hidden
-    parts = [f"{len(tower.nodes)} tensors over {tower.rows} rows"]
+    parts = [f"{counted(len(tower.nodes), 'tensor')} over {counted(tower.rows, 'row')}"]
     if tower.smoothed_apart:
         parts.append(f"{tower.smoothed_apart} left out that were smoothed differently")
     if tower.absent:
@@ -169,8 +174,8 @@ def _show_ablation(ablation: Ablation) -> None:
 def ablation_title(ablation: Ablation) -> str:
     """Return the title of the table of roles."""
     return (
-        f"one role in float at a time; A itself has top-1 {ablation.top1:.4f} and agreement {ablation.agreement:.4f} "
-        f"with float, which has top-1 {ablation.float_top1:.4f}, on {ablation.images} images"
+        f"one role in float at a time; A itself has top-1 {fraction_text(ablation.top1)} and agreement {fraction_text(ablation.agreement)} "
+        f"with float, which has top-1 {fraction_text(ablation.float_top1)}, on {counted(ablation.images, 'image')}"
     )
 
 
@@ -182,8 +187,8 @@ def cost_cells(cost: RoleCost) -> Iterator[str]:
     yield f"{100 * cost.macs_share:.1f} %"
     yield "-" if cost.mean_cosine is None else f"{cost.mean_cosine:.6f}"
     yield "-" if cost.recovered is None else f"{cost.recovered:+.6f}"
-    yield f"{cost.agreement:.4f}"
-    yield f"{cost.top1:.4f}"
+    yield fraction_text(cost.agreement)
+    yield fraction_text(cost.top1)
     yield f"{cost.top1_gain:+.4f}"
     yield f"{cost.mcnemar_p:.2g}"
 

@@ -98,8 +98,8 @@ def _in_folder(folder: Path, on_note: Callable[[str], None]) -> Iterator[tuple[P
         try:
             if path.is_dir():
                 yield path.resolve(), Input(name_from_path(path), "", open_job(path).state())
-            elif _kind_of(_decoded(path, _content_of(path))) is not None:
-                yield path.resolve(), _read_file(path)
+            elif (found := _read_report(path)) is not None:
+                yield path.resolve(), found
         except InputError as error:
             on_note(f"left out: {error}")
 
@@ -126,10 +126,22 @@ def _read_file(path: Path) -> Input:
     Raises:
         InputError: it cannot be read, is no report, or has the layout of another version.
     """
+    found = _read_report(path)
+    if found is None:
+        raise InputError(f"'{name_from_path(path)}' is no report; {_EXPECTED}.")
+    return found
+
+
+def _read_report(path: Path) -> Input | None:
+    """Read one report; None if the file is no report.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or has the layout of another version.
+    """
     name, content = name_from_path(path), _content_of(path)
     found = _kind_of(_decoded(path, content))
     if found is None:
-        raise InputError(f"'{name}' is no report; {_EXPECTED}.")
+        return None
     kind, command = found
     sha256 = hashlib.sha256(content).hexdigest()
     if kind is AccuracyReport:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.display import counted
+from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.tables import describe_provenance, echo_json, print_facts, print_sentences
 from clipmlu.report.wrapping import Whole
 
@@ -64,9 +66,9 @@ def show_export(report: ExportReport, *, as_json: bool) -> str | None:
     if as_json:
         echo_json(report)
         return None
-    parts = [f"Wrote {report.rows} rows to {report.path}{emulated_mark(report.emulated)}"]
+    parts = [f"Wrote {counted(report.rows, 'row')} to {report.path}{emulated_mark(report.emulated)}"]
     if report.left_out:
-        parts.append(f"{report.left_out} image(s) that could not be read have none")
+        parts.append(f"{counted(report.left_out, 'image')} that could not be read have none")
     if report.missing_shards:
         parts.append(f"{report.missing_shards} shard(s) are not done")
     return "; ".join(parts)
@@ -76,13 +78,13 @@ def _columns(state: JobState) -> Iterator[str]:
     if state.embedding_dim is not None:
         yield f"embeddings of {state.embedding_dim} {state.embedding_dtype}"
     if state.classes is not None:
-        yield f"the best {state.top_k} of {state.classes:,} classes"
+        yield f"the best {state.top_k} of {counted(state.classes, 'class')}"
 
 
 def _share(done: int, whole: int | None) -> str:
     if whole is None:
         return f"{done:,} done; their number is known when all are read"
-    return f"{done:,} of {whole:,} done" + (f" ({100 * done / whole:.1f} %)" if whole else "")
+    return f"{done:,} of {whole:,} done" + (f" ({fraction_text(done / whole, 1, percent=True)})" if whole else "")
 
 
 def _activity(state: JobState) -> str:

@@ -23,7 +23,7 @@ from clipmlu.report.document.blocks import (
 from clipmlu.report.document.blocks import Name as UserName
 from clipmlu.report.wrapping import shown
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
+_SPECIAL = re.compile(r"([\\`*{}\[\]<>#|~!&$]|(?<![^\W_])_|_(?![^\W_]))")  # an underscore inside a word has no meaning
 _MARK = " **(emulated)**"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.tables import describe_provenance, figures, optional, print_facts, print_table, words
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def show_retrieval(report: RetrievalReport) -> None:
 def _figures(found: DirectionReport) -> tuple[str, ...]:
     recalls = {each.k: each for each in found.recalls}
     texts = [
-        f"{recalls[k].value:.4f} ({recalls[k].interval.low:.4f} to {recalls[k].interval.high:.4f})"
+        f"{fraction_text(recalls[k].value)} ({fraction_text(recalls[k].interval.low)} to {fraction_text(recalls[k].interval.high)})"
         if k in recalls
         else "-"
         for k in _CUTS
@@ -71,13 +72,13 @@ def _figures(found: DirectionReport) -> tuple[str, ...]:
 
 
 def _agreement(found: RankAgreement) -> tuple[str, ...]:
-    overlap = "-" if found.top10_overlap is None else f"{found.top10_overlap:.4f}"
+    overlap = "-" if found.top10_overlap is None else fraction_text(found.top10_overlap)
     drop, bound = f"{found.recall_drop:+.4f}", f"{found.recall_drop_bound:+.4f}"
-    return f"{found.top1_agreement:.4f}", overlap, drop, bound, f"{found.mean_rank_change:+.2f}"
+    return fraction_text(found.top1_agreement), overlap, drop, bound, f"{found.mean_rank_change:+.2f}"
 
 
 def _baseline(found: RecallBaseline) -> str:
     return (
-        f"recall@1 {found.image_to_text:.4f} and {found.text_to_image:.4f}, drop {found.image_to_text_drop:+.4f} and "
+        f"recall@1 {fraction_text(found.image_to_text)} and {fraction_text(found.text_to_image)}, drop {found.image_to_text_drop:+.4f} and "
         f"{found.text_to_image_drop:+.4f}, allowed {found.max_recall_drop:g}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from clipmlu.display import EMULATED_MARK
+from clipmlu.display import EMULATED_MARK, counted
 from clipmlu.report.tables import echo_json, figures, print_facts, print_sentences, print_table, words
 from clipmlu.report.wrapping import Whole
 
@@ -32,9 +32,9 @@ def _index_facts(report: IndexReport) -> Iterator[tuple[str, str]]:
     if report.approximate is not None:
         yield "approximate", _describe_recall(report.approximate)
     if report.left_out:
-        yield "left out", f"{report.left_out:,} row(s) without an embedding"
+        yield "left out", f"{counted(report.left_out, 'row')} without an embedding"
     if report.normalised:
-        yield "normalised", f"{report.normalised:,} row(s) that were not of unit norm"
+        yield "normalised", f"{counted(report.normalised, 'row')} not of unit norm"
 
 
 def _describe_recall(record: ApproximateRecord) -> str:

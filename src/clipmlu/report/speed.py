@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.display import counted
 from clipmlu.report.tables import Column, describe_provenance, figures, print_facts, print_sentences, print_table, words
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def scenario_columns(speed: TowerSpeed) -> tuple[Column, ...]:
 
 def describe_machine(machine: Machine) -> str:
     """Return the facts of a machine in a line."""
-    text = f"{machine.cpu}, {machine.cpus} CPUs"
+    text = f"{machine.cpu}, {counted(machine.cpus, 'CPU')}"
     if machine.cores < machine.cpus:
         text += f", of which the container's quota allows {machine.cores:g}"
     if machine.physical_cores is not None and machine.physical_cores < machine.cpus:
@@ -122,14 +123,14 @@ def _show_pipeline(pipeline: PipelineReport, mark: str) -> None:
 
 def pipeline_title(pipeline: PipelineReport) -> str:
     """Return the title of the table of stages."""
-    kind = "drawn photos" if pipeline.drawn else "files"
-    return f"from {pipeline.files} {kind} to embeddings, {pipeline.workers} workers"
+    kind = "drawn photo" if pipeline.drawn else "file"
+    return f"from {counted(pipeline.files, kind)} to embeddings, {counted(pipeline.workers, 'worker')}"
 
 
 def pipeline_sentences(pipeline: PipelineReport, mark: str) -> Iterator[str]:
     """Yield the rate, the verdict and the advice, each with a mark."""
     skipped = f" ({pipeline.skipped} skipped)" if pipeline.skipped else ""
-    yield f"pipeline: {pipeline.images_per_second:.1f} images/s over {pipeline.images} images{mark}{skipped}"
+    yield f"pipeline: {pipeline.images_per_second:.1f} images/s over {counted(pipeline.images, 'image')}{mark}{skipped}"
     yield f"verdict: {pipeline.verdict.text}{mark}"
     yield from (f"advice: {sentence}{mark}" for sentence in pipeline.advice)
 
@@ -152,7 +153,7 @@ def show_tool(report: MmRunReport) -> None:
     print_facts(tool_facts(report).items())
     for summary in report.summaries:
         rows = [(stage, *latency_cells(each)) for stage, each in summary.latencies.items()]
-        print_table(tool_columns(), rows, title=f"latency, {summary.iterations} batches")
+        print_table(tool_columns(), rows, title=f"latency, {counted(summary.iterations, 'batch')}")
 
 
 def tool_facts(report: MmRunReport) -> dict[str, str]:
@@ -161,8 +162,8 @@ def tool_facts(report: MmRunReport) -> dict[str, str]:
     unit = "images/s" if report.images_per_second is not None else "texts/s"
     return {
         "model": f"{describe_provenance(report.provenance)}, {report.tower} graph, batch {report.batch_size}",
-        "throughput": f"{rate:.1f} {unit} ({report.iterations_per_second:.2f} batches/s)",
-        "tool": f"{report.tool}, {report.summaries[0].format} format",
+        "throughput": f"{'not known' if rate is None else f'{rate:.1f} {unit}'} ({report.iterations_per_second:.2f} batches/s)",
+        "tool": ", ".join(dict.fromkeys([report.tool, *(f"{each.format} format" for each in report.summaries)])),
         "tool's own qps": ", ".join(f"{summary.tool_qps:g}" for summary in report.summaries)
         + " (as printed: rows of its largest input)",
     }

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.display import counted
 from clipmlu.files.publish import write_file
+from clipmlu.measure.statistics import fraction_text
+from clipmlu.report.markdown import escaped, markdown_table
 from clipmlu.report.tables import figures, print_sentences, print_table, words
 from clipmlu.tune.sweep_report import SweepReport, SweepRow
 
@@ -35,7 +38,7 @@ def row_cells(row: SweepRow) -> tuple[str, ...]:
         f"{row.slowest_images_per_second:.1f}",
         f"{row.fastest_images_per_second:.1f}",
         f"{row.latency_ms:.3f}",
-        "" if row.top1 is None else f"{row.top1:.4f}",
+        "" if row.top1 is None else fraction_text(row.top1),
         f"{_mebibytes(row.image_tower_bytes)}/{_mebibytes(row.bundle_bytes)}",
         "*" if row.on_front else "",
     )
@@ -46,11 +49,13 @@ def summary_lines(report: SweepReport) -> Iterator[str]:
     origin = report.provenance
     mark = emulated_mark(origin.emulated)
     measured = (
-        f"top-1 on {report.images} images of {report.dataset}, {report.split}" if report.images else "no accuracy"
+        f"top-1 on {counted(report.images, 'image')} of {report.dataset}, {report.split}"
+        if report.images
+        else "no accuracy"
     )
-    yield f"{origin.model}, {origin.target}{mark}: {measured}; {report.machine.cpu}, {report.machine.cpus} CPUs."
+    yield f"{origin.model}, {origin.target}{mark}: {measured}; {report.machine.cpu}, {counted(report.machine.cpus, 'CPU')}."
     yield (
-        f"images/s: image tower, two batches in flight, median, slowest and fastest of {report.repetitions} repetitions of "
+        f"images/s: image tower, two batches in flight, median, slowest and fastest of {counted(report.repetitions, 'repetition')} of "
         f"{report.duration_ms} ms, in turns with all other rows. latency: one batch alone. front: no other row is better "
         "in accuracy, images/s and size together."
     )
@@ -73,9 +78,9 @@ def write_markdown(report: SweepReport, path: Path) -> None:
 def render_markdown(report: SweepReport) -> str:
     """Render the report as a Markdown page."""
     headings = [column.heading for column in COLUMNS]
-    lines = [f"# Sweep of {report.provenance.model}", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    lines += [f"| {' | '.join(row_cells(row))} |" for row in report.rows]
-    return "\n".join([*lines, "", *(f"{line}\n" for line in summary_lines(report))])
+    rows = markdown_table(headings, map(row_cells, report.rows))
+    lines = [f"# Sweep of {escaped(str(report.provenance.model))}", "", *rows, ""]
+    return "\n".join([*lines, *(f"{escaped(line)}\n" for line in summary_lines(report))])
 
 
 def _mebibytes(count: int | None) -> str:

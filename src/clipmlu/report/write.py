@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmlu.arguments import as_path, check_argument, shown
+from clipmlu.backends.provenance import Command
 from clipmlu.display import Displayed, Summary
 from clipmlu.errors import OptionError
 from clipmlu.file_names import expand_home, name_from_path
@@ -63,7 +64,7 @@ def write_report(
     """Write an HTML page about what eval, bench, compare, sweep, a search, run or bulk jobs measured, as ``clipmlu report`` does.
 
     The page is one file: it needs no network and runs no script. The same is written as Markdown beside it, with the suffix
-    ``.md``. Equal inputs give equal files.
+    ``.md``. The same reports and arguments give the same files.
 
     Args:
         inputs: report files, and folders with reports: of a run, a sweep, a job, or of a bundle that a search chose.
@@ -96,6 +97,7 @@ def write_report(
     if page.suffix.lower() not in _SUFFIXES:
         raise OptionError(f"the report is '{name_from_path(page)}'; expected a name that ends in .html")
     check_report_packages()
+    given = own_command(paths, page, title=title, thumbnails=thumbnails, overwrite=overwrite)
     targets = [page, page.with_suffix(".md")]
     check_files_free(targets, overwrite=overwrite)
     with on_step("reading the reports"):
@@ -103,7 +105,7 @@ def write_report(
     with on_step("writing the page"):
         trusted = [Path(), *(path if path.is_dir() else path.parent for path in paths)]
         photos = Thumbnails(wanted=thumbnails is not False, trusted=trusted if thumbnails is None else None)
-        written = publish_report(found, page, photos, title=title, overwrite=overwrite)
+        written = publish_report(found, page, photos, command=given, title=title, overwrite=overwrite)
     for dataset in sorted(photos.withheld):
         on_note(
             f"images of '{dataset}' are not shown: they are neither below the folder of the report nor below the current one; "
@@ -123,10 +125,16 @@ def check_report_packages() -> None:
 
 
 def publish_report(
-    inputs: Sequence[Input], page: Path, thumbnails: Thumbnails, *, title: str | None = None, overwrite: bool = False
+    inputs: Sequence[Input],
+    page: Path,
+    thumbnails: Thumbnails,
+    *,
+    command: Command,
+    title: str | None = None,
+    overwrite: bool = False,
 ) -> WrittenReport:
-    """Write the page and the Markdown of reports that were read; see ``write_report``."""
-    document = build_document(inputs, title, thumbnails)
+    """Write the page and the Markdown of reports that were read; see ``write_report``, and ``own_command``."""
+    document = build_document(inputs, title, thumbnails, command)
     content = write_html(document).encode()
     markdown = page.with_suffix(".md")
     write_files({markdown: write_markdown(document).encode(), page: content}, overwrite=overwrite)
@@ -137,6 +145,27 @@ def publish_report(
         results=len(inputs),
         emulated=document.emulated,
     )
+
+
+def own_command(
+    paths: Sequence[Path],
+    page: Path,
+    *,
+    title: str | None = None,
+    thumbnails: bool | None = None,
+    overwrite: bool = False,
+) -> Command:
+    """Return the command line that writes a page again; for the arguments see ``write_report``."""
+    pictures = {True: ["--thumbnails"], False: ["--no-thumbnails"], None: []}[thumbnails]
+    titled = [] if title is None else [f"--title={title}"]
+    inputs, output = [_argument(path) for path in paths], _argument(page)
+    words = [*inputs, "-o", output, *titled, *pictures, *(["--overwrite"] if overwrite else [])]
+    return Command(arguments=("clipmlu", "report", *map(name_from_path, words)), environment={})
+
+
+def _argument(path: Path) -> str:
+    """Return a path as a word of a command, which is no option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _paths(inputs: Any) -> list[Path]:

@@ -46,7 +46,7 @@ from clipmlu.file_names import name_from_path
 from clipmlu.files.publish import encode_json, write_file
 from clipmlu.host import require_graph_packages
 from clipmlu.keys import make_key, options_key, value_digest
-from clipmlu.measure.statistics import Z_ONE_SIDED
+from clipmlu.measure.statistics import Z_ONE_SIDED, fraction_text
 from clipmlu.specs import Precision, QuantisationOptions, Spec
 from clipmlu.steps import StartStep, no_steps
 from clipmlu.tune.bundles import compilation_key, open_unchanged
@@ -366,7 +366,7 @@ class _Search:
         if self._reference_figures is None:
             with self._step("float32 reference"):
                 self._reference_figures = found = self._evaluator.evaluate_reference(self._folder)
-            shown = found.recall if found.top1 is None else f"top-1 {found.top1:.4f}"
+            shown = found.recall if found.top1 is None else f"top-1 {fraction_text(found.top1)}"
             self._note(f"float32: {shown} on {len(self._evaluator)} held-out images")
         return self._reference_figures
 

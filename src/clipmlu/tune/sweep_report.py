@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from clipmlu.backends.provenance import Command, Provenance
-from clipmlu.display import Displayed, Summary, as_plain
+from clipmlu.display import Displayed, Summary, as_plain, counted
 from clipmlu.measure.machine import Machine
 from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import Interval
@@ -92,7 +92,11 @@ class SweepReport(Displayed, Spec, frozen=True, kw_only=True):
         front = [f"{row.precision.value} batch {row.batch_size}" for row in self.rows if row.on_front]
         facts = {
             **self.provenance.facts(),
-            **({} if self.dataset is None else {"dataset": f"{self.dataset}, {self.split}, {self.images} images"}),
+            **(
+                {}
+                if self.dataset is None
+                else {"dataset": f"{self.dataset}, {self.split}, {counted(self.images or 0, 'image')}"}
+            ),
             "rows": str(len(self.rows)),
             "best": ", ".join(front) or "none",
         }

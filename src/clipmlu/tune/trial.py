@@ -13,9 +13,9 @@ from clipmlu.arguments import check_fields
 from clipmlu.backends.provenance import Command, Provenance
 from clipmlu.data.pairs.reading import PairChoice
 from clipmlu.data.prompts import Templates, without_functions
-from clipmlu.display import Displayed, Summary, as_plain
+from clipmlu.display import Displayed, Summary, as_plain, counted
 from clipmlu.errors import OptionError
-from clipmlu.measure.statistics import Z_ONE_SIDED
+from clipmlu.measure.statistics import Z_ONE_SIDED, fraction_text
 from clipmlu.specs import PositiveInt, Precision, QuantisationOptions, Spec
 
 _DISCORDANT = 0.05  # assumed share of images that only one of the two models classifies correctly
@@ -72,7 +72,7 @@ class RecallFigures(Spec, frozen=True, kw_only=True):
     text_to_image: float
 
     def __str__(self) -> str:
-        return f"recall@1 {self.image_to_text:.4f} (image to text) and {self.text_to_image:.4f} (text to image)"
+        return f"recall@1 {fraction_text(self.image_to_text)} (image to text) and {fraction_text(self.text_to_image)} (text to image)"
 
 
 class Trial(Spec, frozen=True, kw_only=True):
@@ -150,9 +150,9 @@ class SearchReport(Displayed, Spec, frozen=True, kw_only=True):
         """Return the facts that people see."""
         facts = {
             **self.provenance.facts(),
-            "dataset": f"{self.dataset}, {self.split}, {self.images:,} images",
+            "dataset": f"{self.dataset}, {self.split}, {counted(self.images, 'image')}",
             "allowed drop": f"{100 * self.max_drop:g} points",
-            **({} if self.reference_top1 is None else {"float32 top-1": f"{self.reference_top1:.4f}"}),
+            **({} if self.reference_top1 is None else {"float32 top-1": fraction_text(self.reference_top1)}),
             **({} if self.reference_recall is None else {"float32": str(self.reference_recall)}),
             "trials": str(len(self.trials)),
             "chosen": "none" if self.chosen is None else describe_trial(self.chosen),
@@ -175,7 +175,7 @@ def describe_trial(trial: Trial) -> str:
     verdict = trial.verdict.replace("_", " ")
     if trial.drop is None:
         return f"{' '.join(words)}: {verdict}: {trial.reason}"
-    found = str(trial.recall) if trial.top1 is None else f"top-1 {trial.top1:.4f}"
+    found = str(trial.recall) if trial.top1 is None else f"top-1 {fraction_text(trial.top1)}"
     return (
         f"{' '.join(words)}: {found}, drop {100 * (trial.drop or 0.0):.2f} points "
         f"(95 %: at most {100 * (trial.drop_bound or 0.0):.2f}) on {trial.images} images: {verdict}"

@@ -14,7 +14,7 @@ from clipmlu.display import Displayed, Summary, as_plain
 from clipmlu.errors import GateError, InputError, OptionError
 from clipmlu.files.read import decode_json, read_small_file
 from clipmlu.measure.samples import SkippedImage
-from clipmlu.measure.statistics import Interval, with_interval
+from clipmlu.measure.statistics import Interval, fraction_text, with_interval
 from clipmlu.specs import NaturalInt, Probability, Spec
 
 SCHEMA_VERSION = 2  # 2: confidence bins, examples of confusions, the digest of the data, the command
@@ -187,8 +187,8 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
             "dataset": f"{self.dataset}, {self.split}",
             "images": f"{self.images:,}" + (f" ({len(self.skipped)} skipped)" if self.skipped else ""),
             "top-1": with_interval(self.top1, self.top1_interval),
-            **({} if self.top5 is None else {"top-5": f"{self.top5:.4f}"}),
-            "mean per class": f"{self.mean_per_class:.4f}",
+            **({} if self.top5 is None else {"top-5": fraction_text(self.top5)}),
+            "mean per class": fraction_text(self.mean_per_class),
             "calibration error": f"{self.expected_calibration_error:.4f}",
             **({} if self.rejection is None else self.rejection.facts()),
         }

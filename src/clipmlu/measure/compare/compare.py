@@ -20,7 +20,7 @@ from clipmlu.data.feeds import Array
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import Templates, fill_template, resolve_templates, without_functions
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.display import Displayed, Summary, as_plain
+from clipmlu.display import Displayed, Summary, as_plain, counted
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
@@ -45,6 +45,7 @@ from clipmlu.measure.compare.predictions import (
 from clipmlu.measure.compare.sides import Side, SideFacts, check_same_model, hidden_reason, open_side
 from clipmlu.measure.ranking import EmbeddedImages, IntArray, embed_dataset
 from clipmlu.measure.samples import Overlap, SkippedImage, choose_images
+from clipmlu.measure.statistics import fraction_text
 from clipmlu.specs import ModelId, NaturalInt, PositiveInt, Spec, TowerName
 from clipmlu.steps import StartStep, no_steps
 
@@ -125,9 +126,9 @@ class ComparisonReport(Displayed, Spec, frozen=True, kw_only=True):
             "model": str(self.model),
             "measured": f"{self.measured.describe()} ({self.measured.path})",
             "reference": f"{self.reference.describe()} ({self.reference.path})",
-            "dataset": f"{self.dataset}, {self.split}, {self.images:,} images",
-            "agreement": f"{found.agreement:.4f}",
-            "top-1": f"{found.top1:.4f} against {found.reference_top1:.4f}",
+            "dataset": f"{self.dataset}, {self.split}, {counted(self.images, 'image')}",
+            "agreement": fraction_text(found.agreement),
+            "top-1": f"{fraction_text(found.top1)} against {fraction_text(found.reference_top1)}",
         }
         for name, node in self.first_divergences.items():
             facts[f"first divergence, {name}"] = f"{node.place} ({node.node})"

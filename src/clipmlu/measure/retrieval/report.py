@@ -191,9 +191,12 @@ class RetrievalReport(Displayed, Spec, frozen=True, kw_only=True):
             "truncated texts": (self.truncated_texts, "longer than the context of the model"),
             "overlap": (
                 self.calibration_overlap or 0,
-                "of these images were also used for calibration: the figures are too high",
+                "of these images also served for calibration: the figures are too high",
             ),
-            "prompts": (self.calibration_prompts, "of these texts are prompts that the text tower was calibrated with"),
+            "prompts": (
+                self.calibration_prompts,
+                "of these texts also served as prompts for the calibration of the text tower",
+            ),
         }
         return {name: f"{count:,} {what}" for name, (count, what) in counts.items() if count}
 

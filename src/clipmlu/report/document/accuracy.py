@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from clipmlu.backends.provenance import Provenance
 from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.display import counted
 from clipmlu.measure.accuracy.report import AccuracyReport, ConfidenceBin
-from clipmlu.measure.statistics import wilson_interval
+from clipmlu.measure.statistics import fraction_text, wilson_interval
 from clipmlu.report.accuracy import CLASS_COLUMNS, accuracy_facts, class_cells, hardest_classes
 from clipmlu.report.document.blocks import (
     Block,
@@ -22,15 +23,17 @@ from clipmlu.report.document.blocks import (
     Table,
     table,
 )
+from clipmlu.report.document.estimates import estimates_figure
 from clipmlu.report.document.published import Published, published_figures
 from clipmlu.report.document.thumbnails import Thumbnails
-from clipmlu.report.figures.accuracy import Bin, Estimate, draw_estimates, draw_reliability
+from clipmlu.report.figures.accuracy import Bin, Estimate, draw_reliability
 from clipmlu.report.tables import describe_provenance, figures, words
 from clipmlu.specs import Precision
 
 Numbered = tuple[int, AccuracyReport]
 
 _HARDEST = 12
+_ALL_SHOWN = 20  # classes that need no selection
 _MOST_CLASSES = 1000
 _PAIRS = 12
 _OUTSIDE = (
@@ -43,25 +46,26 @@ _NO_DIGEST = (
 )
 
 
-def accuracy_sections(reports: Sequence[Numbered], thumbnails: Thumbnails) -> Iterator[Section]:
+def accuracy_sections(reports: Sequence[Numbered], thumbnails: Thumbnails, most: int) -> Iterator[Section]:
     """Yield the sections of accuracy reports.
 
     Args:
         reports: the reports, each with its number in the document.
         thumbnails: finds the images of mistakes.
+        most: the results with larger numbers have no section of their own.
     """
-    groups = _groups(reports)
+    groups = group_by_data(reports)
     emulated = all(report.provenance.emulated for _number, report in reports)
     yield Section("Accuracy", tuple(_introduction(groups)), emulated=emulated)
     for group in groups:
         first = group[0][1]
         yield Section(Name(_data(first)), tuple(_comparison(group)), level=3)
-    for number, report in reports:
+    for number, report in (each for each in reports if each[0] <= most):
         title = Name(f"Result {number}: {describe_provenance(report.provenance).removesuffix(emulated_mark(True))}")
         yield Section(title, tuple(_details(report, thumbnails)), level=3, emulated=report.provenance.emulated)
 
 
-def _groups(reports: Sequence[Numbered]) -> list[list[Numbered]]:
+def group_by_data(reports: Sequence[Numbered]) -> list[list[Numbered]]:
     """Return the reports of equal images, classes and prompts together; a report without a digest is alone."""
     found: dict[object, list[Numbered]] = {}
     for number, report in reports:
@@ -86,12 +90,12 @@ def _introduction(groups: Sequence[Sequence[Numbered]]) -> Iterator[Block]:
 
 def _data(report: AccuracyReport) -> str:
     single = len(report.templates) == 1
-    prompts = f"prompt '{report.templates[0]}'" if single else f"{len(report.templates)} templates"
-    return f"{report.dataset}, {report.split}: {report.images:,} images, {report.classes:,} classes, {prompts}"
+    prompts = f"prompt '{report.templates[0]}'" if single else f"{counted(len(report.templates), 'template')}"
+    return f"{report.dataset}, {report.split}: {counted(report.images, 'image')}, {counted(report.classes, 'class')}, {prompts}"
 
 
 def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
-    baseline = _float_baseline(group)
+    baseline = float_baseline(group)
     columns = (
         *words("result", "precision"),
         *figures("top-1", "95 % from", "to", "top-5", *([] if baseline is None else ["against float32"])),
@@ -110,7 +114,7 @@ def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
         yield from _published(published)
 
 
-def _float_baseline(group: Sequence[Numbered]) -> Numbered | None:
+def float_baseline(group: Sequence[Numbered]) -> Numbered | None:
     """Return the first float32 result of a group of one model that is not emulated; the others are compared with it."""
     if len({str(report.provenance.model) for _number, report in group}) > 1:
         return None
@@ -132,10 +136,10 @@ def _row(numbered: Numbered, baseline: Numbered | None) -> tuple[str, ...]:
     return (
         f"{number}{emulated_mark(origin.emulated)}",
         _precision(origin),
-        f"{report.top1:.4f}",
-        f"{interval.low:.4f}",
-        f"{interval.high:.4f}",
-        "none" if report.top5 is None else f"{report.top5:.4f}",
+        fraction_text(report.top1),
+        fraction_text(interval.low),
+        fraction_text(interval.high),
+        "none" if report.top5 is None else fraction_text(report.top5),
         *against,
         origin.target,
         Name(str(origin.model)),
@@ -153,16 +157,7 @@ def _estimates(group: Sequence[Numbered]) -> Figure:
         )
         for number, report in group
     ]
-    rows = [(each.label, f"{each.value:.4f}", f"{each.low:.4f}", f"{each.high:.4f}") for each in estimates]
-    emulated = any(each.emulated for each in estimates)
-    return Figure(
-        "Top-1 with its 95 % interval",
-        "Top-1 of each result as a point on a line from the lower to the upper end of its interval"
-        + ("; emulated results are hollow diamonds." if emulated else "."),
-        draw_estimates(estimates, "top-1, per cent"),
-        table((*words("result"), *figures("top-1", "95 % from", "to")), rows, "Top-1"),
-        emulated,
-    )
+    return estimates_figure("Top-1", "result", estimates)
 
 
 def _precision(origin: Provenance) -> str:
@@ -172,7 +167,13 @@ def _precision(origin: Provenance) -> str:
 def _published(found: Iterable[tuple[str, Published]]) -> Iterator[Block]:
     """Yield what was published about models, and each source once."""
     rows = [
-        (each.who, each.arithmetic, f"{each.top1:.4f}", "" if each.top5 is None else f"{each.top5:.4f}", Name(model))
+        (
+            each.who,
+            each.arithmetic,
+            fraction_text(each.top1),
+            "" if each.top5 is None else fraction_text(each.top5),
+            Name(model),
+        )
         for model, each in found
     ]
     yield table(
@@ -194,7 +195,9 @@ def _details(report: AccuracyReport, thumbnails: Thumbnails) -> Iterator[Block]:
         yield Paragraph("The bundle was calibrated with some of these images: the figures are too high.", warning=True)
     if report.skipped:
         rows = [(Name(each.id), Name(each.reason)) for each in report.skipped[:_MOST_CLASSES]]
-        skipped = table(words("image", "reason"), rows, f"{len(report.skipped):,} images that could not be read")
+        skipped = table(
+            words("image", "reason"), rows, f"{counted(len(report.skipped), 'image')} that could not be read"
+        )
         yield Folded("Images that could not be read", (skipped,))
     yield from _classes(report)
     yield from _mistakes(report, thumbnails)
@@ -203,11 +206,10 @@ def _details(report: AccuracyReport, thumbnails: Thumbnails) -> Iterator[Block]:
 
 def _classes(report: AccuracyReport) -> Iterator[Block]:
     hardest = hardest_classes(report)
-    shown = hardest[:_HARDEST] if len(hardest) > _HARDEST else hardest
-    yield _class_table(
-        report, len(shown), "Top-1 of the hardest classes" if len(hardest) > _HARDEST else "Top-1 by class"
-    )
-    if len(hardest) > len(shown):
+    if len(hardest) <= _ALL_SHOWN:
+        yield _class_table(report, len(hardest), "Top-1 by class, the hardest first")
+    else:
+        yield _class_table(report, _HARDEST, f"Top-1 of the {_HARDEST} hardest of {len(hardest):,} classes")
         most = min(len(hardest), _MOST_CLASSES)
         title = f"All {most:,} classes" if most == len(hardest) else f"The {most:,} hardest of {len(hardest):,} classes"
         yield Folded(title, (_class_table(report, most, "Top-1 by class, the hardest first"),))
@@ -269,11 +271,12 @@ def _bin_row(each: ConfidenceBin) -> tuple[str, ...]:
     found = _bin(each)
     numbers = ("", "", "", "")
     if found.accuracy is not None and found.interval is not None and found.confidence is not None:
-        numbers = tuple(f"{value:.4f}" for value in (found.confidence, found.accuracy, *found.interval))  # type: ignore[assignment]
+        numbers = tuple(fraction_text(value) for value in (found.confidence, found.accuracy, *found.interval))  # type: ignore[assignment]
     return (f"{each.low:.3f} to {each.high:.3f}", f"{each.images:,}", *numbers)
 
 
 def accuracy_figure(report: AccuracyReport) -> MainFigure:
     """Return top-1 with its interval, in per cent."""
-    low, high = (100 * end for end in (report.top1_interval.low, report.top1_interval.high))
-    return MainFigure("Top-1", f"{100 * report.top1:.2f} %", f"95 %: {low:.2f} to {high:.2f}")
+    interval = report.top1_interval
+    low, high = (fraction_text(end, 2, percent=True).removesuffix(" %") for end in (interval.low, interval.high))
+    return MainFigure("Top-1", fraction_text(report.top1, 2, percent=True), f"95 %: {low} to {high}")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+from clipmlu.display import EMULATED_MARK
 from clipmlu.report.tables import Column
 
 
@@ -197,6 +198,33 @@ def table(
     """Return a table; see ``Table``."""
     place = None if bars is None else (bars[0], tuple(bars[1]))
     return Table(tuple(columns), tuple(map(tuple, rows)), caption, place)
+
+
+def marked(section: Section) -> Section:
+    """Return a section of which every table and every group of images says that it is emulated, if the section is."""
+    if not section.emulated:
+        return section
+    return dataclasses.replace(section, blocks=tuple(map(_marked, section.blocks)))
+
+
+def _marked(block: Block) -> Block:
+    match block:
+        case Table() | HeatMap() | Mistakes():
+            caption = block.caption.removesuffix(EMULATED_MARK)
+            return dataclasses.replace(block, caption=f"{caption}{EMULATED_MARK}")
+        case Figure():
+            return _marked_figure(block)
+        case Gallery():
+            return Gallery(tuple(map(_marked_figure, block.figures)))
+        case Folded():
+            return Folded(block.title, tuple(map(_marked, block.blocks)))
+        case _:
+            return block
+
+
+def _marked_figure(figure: Figure) -> Figure:
+    numbers = dataclasses.replace(figure.table, caption=f"{figure.table.caption}{EMULATED_MARK}")
+    return dataclasses.replace(figure, emulated=True, table=numbers)
 
 
 def sentence(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from clipmlu._version import __version__
 from clipmlu.backends.provenance import Command, Provenance
 from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.display import counted
 from clipmlu.jobs.state import JobState
 from clipmlu.magicmind.mm_run import MmRunReport
 from clipmlu.measure.accuracy.report import AccuracyReport
@@ -25,11 +26,13 @@ from clipmlu.report.document.blocks import (
     Name,
     Paragraph,
     Section,
+    marked,
     table,
 )
 from clipmlu.report.document.comparison import comparison_figure, comparison_sections
 from clipmlu.report.document.retrieval import retrieval_figure, retrieval_sections
 from clipmlu.report.document.speed import speed_figure, speed_sections, tool_figure, tool_sections
+from clipmlu.report.document.story import tell_story
 from clipmlu.report.document.thumbnails import Thumbnails
 from clipmlu.report.document.tuning import search_figure, search_sections, sweep_figure, sweep_sections
 from clipmlu.report.inputs import AnyReport, Input
@@ -41,6 +44,8 @@ from clipmlu.tune.sweep_report import SweepReport
 from clipmlu.tune.trial import SearchReport
 
 _MOST_HIGHLIGHTS = 8
+MOST_DETAILED = 40
+"""Results that a document shows in detail: each has figures and tables, some 50 kB and a tenth of a second."""
 _KINDS: dict[type, str] = {
     AccuracyReport: "accuracy",
     RunReport: "run",
@@ -54,13 +59,14 @@ _KINDS: dict[type, str] = {
 }
 
 
-def build_document(inputs: Sequence[Input], title: str | None, thumbnails: Thumbnails) -> Document:
+def build_document(inputs: Sequence[Input], title: str | None, thumbnails: Thumbnails, command: Command) -> Document:
     """Return the document about reports.
 
     Args:
-        inputs: the reports, at least one.
+        inputs: the reports, at least one. The first ``MOST_DETAILED`` are shown in detail, the others in the tables only.
         title: its title; None for one that names the models.
         thumbnails: finds the images of mistakes.
+        command: the command line that writes the document again.
     """
     numbered = [(number, each.report) for number, each in enumerate(inputs, 1)]
     emulated = any(is_emulated(report) for _number, report in numbered)
@@ -69,7 +75,7 @@ def build_document(inputs: Sequence[Input], title: str | None, thumbnails: Thumb
         *_measured(numbered, thumbnails),
         *_runs(numbered),
         _environment(numbered),
-        _repeating(inputs),
+        _repeating(inputs, command),
     )
     models = list(dict.fromkeys(_model(report) for _number, report in numbered))
     named = models[0] if len(models) == 1 else f"{len(models)} models"
@@ -77,7 +83,7 @@ def build_document(inputs: Sequence[Input], title: str | None, thumbnails: Thumb
     return Document(
         title=f"Measurements of {named}" if title is None else title,
         highlights=highlights,
-        sections=sections,
+        sections=tuple(map(marked, sections)),
         emulated=emulated,
         generator=f"clipmlu {__version__}",
     )
@@ -120,14 +126,18 @@ def _figure(report: AnyReport) -> MainFigure:
         case SearchReport():
             return search_figure(report)
         case _:
-            return MainFigure("Bulk job", f"{report.finished_images:,} images", f"done, {report.errors:,} unreadable")
+            return MainFigure(
+                "Bulk job", counted(report.finished_images, "image"), f"done, {report.errors:,} unreadable"
+            )
 
 
 def _highlights(numbered: Sequence[tuple[int, AnyReport]]) -> Iterator[Highlight]:
     for number, report in numbered[:_MOST_HIGHLIGHTS]:
         found, emulated = _figure(report), is_emulated(report)
         if found.value:
-            label = found.label if len(numbered) == 1 else f"{found.label}, result {number}"
+            origin = _provenance(report)
+            precision = "" if origin.precision is None else f", {origin.precision.value}"
+            label = found.label if len(numbered) == 1 else f"{found.label}, result {number}{precision}"
             yield Highlight(label, found.value, found.note, emulated)
 
 
@@ -147,25 +157,36 @@ def _summary(inputs: Sequence[Input]) -> Section:
             )
         )
     columns = words("result", "kind", "main figure", "precision", "target", "model", "file")
-    return Section("Results", (table(columns, rows, "What this report is made of"),))
+    story = tell_story([(number, each.report) for number, each in enumerate(inputs, 1)])
+    blocks: list[Block] = [*map(Paragraph, story), table(columns, rows, "What this report is made of")]
+    if len(inputs) > MOST_DETAILED:
+        blocks.append(
+            Paragraph(
+                f"This page shows the first {MOST_DETAILED} of {len(inputs):,} results in detail, and the others in its tables only. "
+                "To see the details of others, write a page of them: clipmlu report FILE..."
+            )
+        )
+    return Section("Results", tuple(blocks))
 
 
 def _measured(numbered: Sequence[tuple[int, AnyReport]], thumbnails: Thumbnails) -> Iterator[Section]:
+    """Yield the sections about the results: tables of all, and the details of the first ones."""
+    detailed = numbered[:MOST_DETAILED]
     accuracies = [
         (number, report.accuracy if isinstance(report, RunReport) else report)
         for number, report in numbered
         if isinstance(report, AccuracyReport | RunReport)
     ]
     if accuracies:
-        yield from accuracy_sections(accuracies, thumbnails)
+        yield from accuracy_sections(accuracies, thumbnails, MOST_DETAILED)
     retrievals = [(number, report) for number, report in numbered if isinstance(report, RetrievalReport)]
     if retrievals:
-        yield from retrieval_sections(retrievals)
-    yield from _chapter("Speed", numbered, SpeedReport, MmRunReport)
-    yield from _chapter("Sweep: accuracy against speed", numbered, SweepReport)
-    yield from _chapter("Comparison", numbered, ComparisonReport)
-    yield from _chapter("Search of a precision", numbered, SearchReport)
-    yield from _chapter("Bulk jobs", numbered, JobState)
+        yield from retrieval_sections(retrievals, MOST_DETAILED)
+    yield from _chapter("Speed", detailed, SpeedReport, MmRunReport)
+    yield from _chapter("Sweep: accuracy against speed", detailed, SweepReport)
+    yield from _chapter("Comparison", detailed, ComparisonReport)
+    yield from _chapter("Search of a precision", detailed, SearchReport)
+    yield from _chapter("Bulk jobs", detailed, JobState)
 
 
 def _chapter(title: str, numbered: Sequence[tuple[int, AnyReport]], *kinds: type) -> Iterator[Section]:
@@ -196,7 +217,7 @@ def _runs(numbered: Sequence[tuple[int, AnyReport]]) -> Iterator[Section]:
     if runs:
         rows = [
             (
-                str(number),
+                f"{number}{emulated_mark(is_emulated(report))}",
                 step.name,
                 Name(step.result),
                 "" if step.name == "eval" and is_emulated(report) else f"{step.elapsed_s:.1f}",
@@ -229,14 +250,16 @@ def _environment(numbered: Sequence[tuple[int, AnyReport]]) -> Section:
         (str(number), *(Name(origin.tool_versions.get(tool, "")) for tool in tools)) for number, origin in provenances
     ]
     blocks.append(table(words("result", *tools), versions, "Versions of the software"))
-    digests = [(str(number), origin.bundle_digest, _cards(origin)) for number, origin in provenances]
+    digests = [
+        (f"{number}{emulated_mark(origin.emulated)}", origin.bundle_digest, _cards(origin))
+        for number, origin in provenances
+    ]
     blocks.append(table(words("result", "digest of the bundle", "cards"), digests, "Bundles"))
     return Section("Environment", tuple(blocks))
 
 
 def _cards(origin: Provenance) -> str:
-    cards = ", ".join(map(str, origin.devices)) or "none"
-    return f"{cards}{emulated_mark(origin.emulated)}"
+    return ", ".join(map(str, origin.devices)) or "none"
 
 
 def _machine(report: AnyReport) -> Machine | None:
@@ -249,12 +272,14 @@ def _describe(machine: Machine) -> str:
 
 
 def _command(report: AnyReport) -> Command | None:
-    if isinstance(report, MmRunReport | JobState):
+    if isinstance(report, JobState):
         return None
+    if isinstance(report, MmRunReport):
+        return Command(arguments=report.command, environment={}) if report.command else None
     return report.accuracy.command if isinstance(report, RunReport) else report.command
 
 
-def _repeating(inputs: Sequence[Input]) -> Section:
+def _repeating(inputs: Sequence[Input], own: Command) -> Section:
     blocks: list[Block] = []
     commands = [(number, command) for number, each in enumerate(inputs, 1) if (command := _command(each.report))]
     if commands:
@@ -265,18 +290,12 @@ def _repeating(inputs: Sequence[Input]) -> Section:
     if unknown:
         blocks.append(
             Paragraph(
-                f"No command is recorded of result {', '.join(unknown)}: it was made from Python, by an older clipmlu, by mm_run or by "
-                "a bulk job."
+                f"No command is recorded of result {', '.join(unknown)}: it was made from Python, by an older clipmlu or by a bulk job."
             )
         )
     blocks.append(Paragraph("This report itself:"))
-    blocks.append(Commands((_own_command(inputs),)))
+    blocks.append(Commands((str(own),)))
     files = [(str(number), Name(each.name), each.sha256) for number, each in enumerate(inputs, 1) if each.sha256]
     if files:
         blocks.append(table(words("result", "file", "SHA-256"), files, "The files of this report"))
     return Section("How to repeat it", tuple(blocks))
-
-
-def _own_command(inputs: Sequence[Input]) -> str:
-    names = dict.fromkeys(each.name for each in inputs)
-    return str(Command(arguments=("clipmlu", "report", *names, "-o", "report.html"), environment={}))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.display import counted
 from clipmlu.host import require
 from clipmlu.measure.compare.compare import ComparisonReport
 from clipmlu.measure.compare.nodes import TowerComparison
+from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.comparison import (
     COST_COLUMNS,
     FLIP_COLUMNS,
@@ -104,7 +106,7 @@ def _readable_on(red: float, green: float, blue: float) -> str:
 
 def comparison_figure(report: ComparisonReport) -> MainFigure:
     """Return the share of images with the same class on both sides."""
-    agreement = 100 * report.predictions.agreement
+    agreement = fraction_text(report.predictions.agreement, 2, percent=True)
     return MainFigure(
-        "Agreement", f"{agreement:.2f} %", f"same class as the {report.reference.describe()}, {report.images:,} images"
+        "Agreement", agreement, f"same class as the {report.reference.describe()}, {counted(report.images, 'image')}"
     )

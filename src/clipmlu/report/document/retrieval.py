@@ -6,22 +6,29 @@ from collections.abc import Iterator, Sequence
 
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.measure.retrieval.report import RetrievalReport
+from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.document.blocks import Block, Facts, Figure, MainFigure, Name, Paragraph, Section, table
-from clipmlu.report.figures.accuracy import Estimate, draw_estimates
+from clipmlu.report.document.estimates import estimates_figure
+from clipmlu.report.figures.accuracy import Estimate
 from clipmlu.report.retrieval import AGREEMENT_COLUMNS, RECALL_COLUMNS, agreement_rows, recall_rows, retrieval_facts
-from clipmlu.report.tables import describe_provenance, figures, words
+from clipmlu.report.tables import describe_provenance
 
 Numbered = tuple[int, RetrievalReport]
 
 
-def retrieval_sections(reports: Sequence[Numbered]) -> Iterator[Section]:
-    """Yield the sections of retrieval reports, each with its number in the document."""
+def retrieval_sections(reports: Sequence[Numbered], most: int) -> Iterator[Section]:
+    """Yield the sections of retrieval reports, each with its number in the document.
+
+    Args:
+        reports: the reports.
+        most: the results with larger numbers have no section of their own.
+    """
     groups: dict[str, list[Numbered]] = {}
     for number, report in reports:
         groups.setdefault(report.data_digest, []).append((number, report))
     emulated = all(report.provenance.emulated for _number, report in reports)
     yield Section("Retrieval", tuple(_introduction(list(groups.values()))), emulated=emulated)
-    for number, report in reports:
+    for number, report in (each for each in reports if each[0] <= most):
         title = Name(f"Result {number}: {describe_provenance(report.provenance).removesuffix(emulated_mark(True))}")
         yield Section(title, tuple(_details(report)), level=3, emulated=report.provenance.emulated)
 
@@ -53,14 +60,7 @@ def _side_by_side(group: Sequence[Numbered]) -> Figure:
         for number, report in group
         for name, found in report.directions().items()
     ]
-    rows = [(each.label, f"{each.value:.4f}", f"{each.low:.4f}", f"{each.high:.4f}") for each in estimates]
-    return Figure(
-        "Recall at 1 of the same pairs",
-        "Recall at 1 of each result and direction as a point on a line from the lower to the upper end of its 95 % interval.",
-        draw_estimates(estimates, "recall at 1, per cent"),
-        table((*words("result and direction"), *figures("recall@1", "95 % from", "to")), rows, "Recall at 1"),
-        any(each.emulated for each in estimates),
-    )
+    return estimates_figure("Recall at 1", "result and direction", estimates)
 
 
 def _details(report: RetrievalReport) -> Iterator[Block]:
@@ -79,5 +79,5 @@ def _details(report: RetrievalReport) -> Iterator[Block]:
 
 def retrieval_figure(report: RetrievalReport) -> MainFigure:
     """Return recall at 1 with images and with texts as queries, in per cent."""
-    images, texts = (100 * found.first.value for found in report.directions().values())
-    return MainFigure("Recall at 1", f"{images:.1f} / {texts:.1f} %", "image to text / text to image")
+    images, texts = (fraction_text(found.first.value, 1, percent=True) for found in report.directions().values())
+    return MainFigure("Recall at 1", f"{images.removesuffix(' %')} / {texts}", "image to text / text to image")

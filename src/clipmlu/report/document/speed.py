@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clipmlu.clock import Stage
+from clipmlu.display import counted
 from clipmlu.magicmind.mm_run import MmRunReport
 from clipmlu.measure.speed.bottleneck import PipelineReport, StageCost
 from clipmlu.measure.speed.loads import ScenarioResult
@@ -81,9 +82,9 @@ def _histogram(tower: TowerSpeed, result: ScenarioResult) -> Figure:
     what = "batch" if result.scenario == "offline" else "query"
     return Figure(
         f"Latency of a {what}, {tower.tower} graph, {result.scenario}",
-        f"How many of {len(result.latencies_ms):,} measurements took how long, with the median and the 90th and 99th percentile."
+        f"How many of {counted(len(result.latencies_ms), 'measurement')} took how long, with the median and the 90th and 99th percentile."
         + (f" {bars.above:,} took longer than {bars.edges[-1]:.3f} ms, where the drawing ends." if bars.above else ""),
-        draw_histogram(bars, marks),
+        draw_histogram(bars, marks, "batches" if what == "batch" else "queries"),
         table(figures("from ms", "to ms", "measurements"), _bar_rows(bars), "Latencies, counted"),
     )
 
@@ -120,7 +121,9 @@ def tool_sections(number: int, report: MmRunReport) -> Iterator[Section]:
     blocks: list[Block] = [Facts(tuple(tool_facts(report).items()))]
     for summary in report.summaries:
         rows = [(stage, *latency_cells(each)) for stage, each in summary.latencies.items()]
-        blocks.append(table(tool_columns(), rows, f"Latency as mm_run prints it, {summary.iterations} batches"))
+        blocks.append(
+            table(tool_columns(), rows, f"Latency as mm_run prints it, {counted(summary.iterations, 'batch')}")
+        )
     yield Section(Name(f"Result {number}: {_plain(report)}, by mm_run"), tuple(blocks), level=3)
 
 

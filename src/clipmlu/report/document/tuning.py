@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.display import counted
+from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.document.blocks import Block, Facts, Figure, MainFigure, Name, Paragraph, Section, table
 from clipmlu.report.document.speed import EMULATED_SPEED
 from clipmlu.report.figures.accuracy import TrialPoint, draw_ladder
@@ -49,7 +52,7 @@ def _sweep_blocks(report: SweepReport) -> Iterator[Block]:
     lines = [line for line in summary_lines(report) if not line.startswith("Emulated:")]
     yield from map(Paragraph, lines)
     if report.skipped:
-        yield Paragraph(f"{len(report.skipped):,} images could not be read.")
+        yield Paragraph(f"{counted(len(report.skipped), 'image')} could not be read.")
 
 
 def _sweep_cells(row: SweepRow) -> list[str]:
@@ -78,7 +81,8 @@ def _point(label: str, row: SweepRow) -> Point:
 
 def _point_cells(point: Point) -> tuple[str, ...]:
     rate = "" if point.rate is None else f"{point.rate:.1f}"
-    return point.label, point.series, rate, f"{point.accuracy:.4f}", "*" if point.on_front else ""
+    label = f"{point.label}{emulated_mark(point.rate is None)}"
+    return label, point.series, rate, fraction_text(point.accuracy), "*" if point.on_front else ""
 
 
 def sweep_figure(report: SweepReport) -> MainFigure:
@@ -86,7 +90,7 @@ def sweep_figure(report: SweepReport) -> MainFigure:
     front = sum(row.on_front and not row.emulated for row in report.rows)
     failed = sum(row.failure is not None for row in report.rows)
     notes = [f"{front} on the front" if front else "", f"{failed} failed" if failed else ""]
-    return MainFigure("Sweep", f"{len(report.rows)} rows", ", ".join(filter(None, notes)))
+    return MainFigure("Sweep", counted(len(report.rows), "row"), ", ".join(filter(None, notes)))
 
 
 def search_sections(number: int, report: SearchReport) -> Iterator[Section]:
@@ -124,18 +128,22 @@ def _points(fraction: float | None) -> float | None:
 def _judged(trial: Trial) -> str:
     """Return what a trial was judged by: top-1, or recall at 1 in both directions."""
     if trial.top1 is not None:
-        return f"{trial.top1:.4f}"
-    return "" if trial.recall is None else f"{trial.recall.image_to_text:.4f} / {trial.recall.text_to_image:.4f}"
+        return fraction_text(trial.top1)
+    return (
+        ""
+        if trial.recall is None
+        else f"{fraction_text(trial.recall.image_to_text)} / {fraction_text(trial.recall.text_to_image)}"
+    )
 
 
 def _trial_cells(place: int, trial: Trial, *, emulated: bool) -> tuple[str, ...]:
     """Return the texts of a trial; without its time if an emulator ran it."""
     numbers = [_points(trial.drop), _points(trial.drop_bound), trial.agreement]
-    forms = ["{:.2f}", "{:.2f}", "{:.4f}"]
+    forms = ["{:z.2f}", "{:z.2f}", "{:.4f}"]
     share = trial.quantised_share
     return (
         str(place),
-        trial.precision.value,
+        f"{trial.precision.value}{emulated_mark(emulated)}",
         describe_quantisation(trial.quantisation) or "float",
         trial.verdict.replace("_", " "),
         f"{trial.images:,}",
@@ -148,8 +156,10 @@ def _trial_cells(place: int, trial: Trial, *, emulated: bool) -> tuple[str, ...]
 
 def search_figure(report: SearchReport) -> MainFigure:
     """Return the loss of the chosen trial, in points of top-1."""
-    trials = f"{len(report.trials)} trial{'' if len(report.trials) == 1 else 's'}"
+    trials = counted(len(report.trials), "trial")
     if report.chosen is None:
         return MainFigure("Search", "none found", f"{trials}, allowed drop {100 * report.max_drop:g} points")
     drop = 100 * (report.chosen.drop or 0.0)
-    return MainFigure("Search", f"{drop:.2f} points", f"drop of {report.chosen.precision.value}, chosen after {trials}")
+    return MainFigure(
+        "Search", f"{drop:z.2f} points", f"drop of {report.chosen.precision.value}, chosen after {trials}"
+    )

@@ -114,12 +114,13 @@ def count_latencies(latencies_ms: Sequence[float]) -> Bars:
     return Bars(tuple(edges.tolist()), tuple(counts.tolist()), int((values > end).sum()))
 
 
-def draw_histogram(bars: Bars, marks: Sequence[tuple[str, float]]) -> str:
+def draw_histogram(bars: Bars, marks: Sequence[tuple[str, float]], counted: str = "queries") -> str:
     """Draw a histogram of latencies.
 
     Args:
         bars: the counts.
         marks: percentiles: name and milliseconds.
+        counted: what took that long, in the plural.
     """
 
     def paint(figure: Any) -> None:
@@ -132,7 +133,7 @@ def draw_histogram(bars: Bars, marks: Sequence[tuple[str, float]]) -> str:
             height = top * (0.98 - 0.085 * place)
             if value <= end:
                 axes.axvline(value, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-                axes.text(value, height, f" {name}", va="top", fontsize=9)
+                axes.annotate(name, (value, height), (4, 0), textcoords="offset points", va="top", fontsize=9)
             else:
                 axes.text(
                     1,
@@ -146,7 +147,7 @@ def draw_histogram(bars: Bars, marks: Sequence[tuple[str, float]]) -> str:
         axes.set_ylim(0, top)
         axes.set_xlim(right=end + 0.08 * (end - bars.edges[0]))
         axes.set_xlabel("milliseconds")
-        axes.set_ylabel("queries")
+        axes.set_ylabel(counted)
         axes.grid(axis="y")
 
     return draw(2.7, paint)

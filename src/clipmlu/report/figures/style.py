@@ -49,6 +49,7 @@ def draw(height: float, paint: Callable[[Any], None], width: float = WIDTH) -> s
     """
     matplotlib = require("matplotlib", EXTRA, PURPOSE)
     figures = require("matplotlib.figure", EXTRA, PURPOSE)
+    backend = require("matplotlib.backends.backend_svg", EXTRA, PURPOSE)
     settings = {
         **matplotlib.rcParamsDefault,
         "svg.fonttype": "none",
@@ -79,7 +80,9 @@ def draw(height: float, paint: Callable[[Any], None], width: float = WIDTH) -> s
         figure.patch.set_visible(False)
         paint(figure)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        # ``savefig`` would draw twice: once to find sizes that nothing here depends on.
+        canvas = backend.FigureCanvasSVG(figure)
+        canvas.print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _cleaned(stream.getvalue())
 
 

@@ -1,0 +1,114 @@
+"""What the results of a document say, in a few sentences: accuracy against float32, speed, and what to measure next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from clipmlu.bundle.manifest import emulated_mark
+from clipmlu.display import counted
+from clipmlu.measure.accuracy.report import AccuracyReport
+from clipmlu.measure.speed.loads import ScenarioResult
+from clipmlu.measure.speed.speed import SpeedReport
+from clipmlu.measure.statistics import fraction_text
+from clipmlu.report.document.accuracy import float_baseline, group_by_data
+from clipmlu.specs import Precision
+from clipmlu.tune.run_report import RunReport
+
+_MOST = 6  # sentences of a kind
+
+
+def tell_story(numbered: Sequence[tuple[int, object]]) -> list[str]:
+    """Return sentences about the reports, each with its number in the document; none about kinds that have one figure only."""
+    accuracies = [
+        (number, report.accuracy if isinstance(report, RunReport) else report)
+        for number, report in numbered
+        if isinstance(report, AccuracyReport | RunReport)
+    ]
+    speeds = [(number, report) for number, report in numbered if isinstance(report, SpeedReport)]
+    told = [*_accuracy(accuracies), *_speed(speeds)]
+    return [*told, *_next(accuracies, speeds)]
+
+
+def _accuracy(reports: Sequence[tuple[int, AccuracyReport]]) -> Iterator[str]:
+    for group in group_by_data(reports)[:_MOST]:
+        baseline = float_baseline(group)
+        number, first = group[0] if baseline is None else baseline
+        interval = first.top1_interval
+        yield (
+            f"{first.provenance.model} in {_precision(first)} classifies {fraction_text(first.top1, 2, percent=True)} of "
+            f"{counted(first.images, 'image')} correctly: {first.dataset}, {first.split} "
+            f"(95 %: {_percent(interval.low)} to {_percent(interval.high)}; result {number})."
+            f"{emulated_mark(first.provenance.emulated)}"
+        )
+        if baseline is not None:
+            others = [each for each in group if each[0] != number]
+            yield from (_against(other, report, first) for other, report in others[:_MOST])
+
+
+def _against(number: int, report: AccuracyReport, baseline: AccuracyReport) -> str:
+    points = 100 * (report.top1 - baseline.top1)
+    less = (
+        "the same as" if not round(points, 2) else f"{abs(points):.2f} points {'more' if points > 0 else 'less'} than"
+    )
+    width = 100 * (baseline.top1_interval.high - baseline.top1_interval.low)
+    unclear = ""
+    if round(points, 2) and abs(points) < width / 2:
+        unclear = " The difference is smaller than the uncertainty of either figure; 'clipmlu compare' tests it image by image."
+    return (
+        f"In {_precision(report)} ({report.provenance.target}, result {number}) it is {fraction_text(report.top1, 2, percent=True)}, "
+        f"{less} in float32.{unclear}{emulated_mark(report.provenance.emulated)}"
+    )
+
+
+def _speed(reports: Sequence[tuple[int, SpeedReport]]) -> Iterator[str]:
+    real = [(number, report) for number, report in reports if not report.provenance.emulated]
+    found = [(number, report, each) for number, report in real if (each := _offline(report)) is not None]
+    for number, report, (tower, result) in found[:_MOST]:
+        rate = result.images_per_second or result.texts_per_second or 0.0
+        unit = "images" if result.images_per_second else "texts"
+        first_number, first, (first_tower, first_result) = found[0]
+        first_rate = first_result.images_per_second or first_result.texts_per_second or 0.0
+        same = (
+            number != first_number
+            and first_rate > 0
+            and (tower, report.batch_size, report.provenance.model, report.machine, report.transport)
+            == (first_tower, first.batch_size, first.provenance.model, first.machine, first.transport)
+        )
+        ratio = f", {rate / first_rate:.2f} times the rate of result {first_number}" if same else ""
+        yield (
+            f"In {_precision(report)} on {report.provenance.target} the {tower} graph of {report.provenance.model} processes "
+            f"{rate:,.1f} {unit}/s (offline, batch {report.batch_size}, result {number}){ratio}."
+        )
+    if len(real) < len(reports):
+        yield f"The speed of a card is not known: the emulated SDK says nothing about it.{emulated_mark(True)}"
+
+
+def _offline(report: SpeedReport) -> tuple[str, ScenarioResult] | None:
+    return next(
+        (
+            (tower.tower, result)
+            for tower in report.towers
+            for result in tower.scenarios
+            if result.scenario == "offline"
+        ),
+        None,
+    )
+
+
+def _next(accuracies: Sequence[tuple[int, AccuracyReport]], speeds: Sequence[tuple[int, SpeedReport]]) -> Iterator[str]:
+    """Yield what is missing for a decision."""
+    if accuracies and all(report.provenance.precision is not Precision.FORCE_FLOAT32 for _number, report in accuracies):
+        yield "What the precision costs is not shown: evaluate a bundle in force_float32 on the same images as well."
+    if accuracies and not speeds:
+        yield "The speed under load was not measured: 'clipmlu bench BUNDLE --output speed.json' does."
+    if speeds and not accuracies:
+        yield "The accuracy was not measured: 'clipmlu eval BUNDLE --dataset D --output accuracy.json' does."
+
+
+def _precision(report: AccuracyReport | SpeedReport) -> str:
+    precision = report.provenance.precision
+    return "several precisions" if precision is None else precision.value
+
+
+def _percent(fraction: float) -> str:
+    return fraction_text(fraction, 2, percent=True).removesuffix(" %")
