@@ -296,7 +296,7 @@ def test_the_command_line_says_what_was_indexed(run: Run) -> None:
     assert code == 0
     assert "7 of" in out
     assert "3 new" in out
-    assert "1 row(s) without an embedding" in out
+    assert "1 row without an embedding" in out
     code, out, _err = run("index", "job", "--json")
     assert json.loads(out)["kept"] == 3
 

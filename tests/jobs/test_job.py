@@ -227,7 +227,7 @@ def test_the_npy_export_is_the_file_of_embed(
     code, _, err = run("job", tmp_path / "job", "--export", tmp_path / "b.npy")
     assert code == 0
     assert "Wrote 6 rows" in err
-    assert "1 image(s) that could not be read have none" in err
+    assert "left out: 1 image that could not be read" in err
     assert (tmp_path / "a.ids.json").read_bytes() == (tmp_path / "b.ids.json").read_bytes()
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"), atol=1e-6)
     good = [number for number in range(len(NAMES)) if number != BROKEN]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.display import counted
-from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.tables import describe_provenance, echo_json, print_facts, print_sentences
 from clipmlu.report.wrapping import Whole
 
@@ -68,7 +67,7 @@ def show_export(report: ExportReport, *, as_json: bool) -> str | None:
         return None
     parts = [f"Wrote {counted(report.rows, 'row')} to {report.path}{emulated_mark(report.emulated)}"]
     if report.left_out:
-        parts.append(f"{counted(report.left_out, 'image')} that could not be read have none")
+        parts.append(f"left out: {counted(report.left_out, 'image')} that could not be read")
     if report.missing_shards:
         parts.append(f"{report.missing_shards} shard(s) are not done")
     return "; ".join(parts)
@@ -82,9 +81,10 @@ def _columns(state: JobState) -> Iterator[str]:
 
 
 def _share(done: int, whole: int | None) -> str:
+    """Describe what is done, in per cent rounded down: not all is never 100.0."""
     if whole is None:
         return f"{done:,} done; their number is known when all are read"
-    return f"{done:,} of {whole:,} done" + (f" ({fraction_text(done / whole, 1, percent=True)})" if whole else "")
+    return f"{done:,} of {whole:,} done" + (f" ({1000 * done // whole / 10:.1f} %)" if whole else "")
 
 
 def _activity(state: JobState) -> str:
