@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clipmlu.backends import several_devices
 from clipmlu.backends.base import Feeds, Session, SessionOptions
 from clipmlu.backends.several_devices import (
     MultiDeviceSession,
@@ -141,6 +142,43 @@ def test_last_lost_card_fails_all_batches_and_later_ones() -> None:
             each.result()
     with pytest.raises(DeviceError, match="is lost"):
         session.submit(feeds(7))
+
+
+def test_lost_cards_are_tried_again_after_a_pause_that_grows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(several_devices, "now", lambda: clock[0])
+    session, (first, second) = opened(2)
+
+    def lose_all(pending: list[Any]) -> None:
+        for card in (first, second):
+            while card.running:
+                card.fail(lost())
+        for each in pending:
+            with pytest.raises(DeviceError):
+                each.result()
+
+    lose_all([session.submit(feeds(number)) for number in range(4)])
+    for pause in (10, 20, 40, 80, 160, 300, 300):
+        clock[0] += pause - 1
+        with pytest.raises(DeviceError, match="is lost"):
+            session.submit(feeds(1))
+        clock[0] += 1
+        with caplog.at_level(logging.WARNING, "clipmlu"):
+            again = session.submit(feeds(1))
+        assert "all cards were lost, the last one by: the card is lost; they are tried again" in caplog.text
+        caplog.clear()
+        lose_all([again])
+    clock[0] += 300
+    good = session.submit(feeds(5))
+    first.finish()
+    assert values([good]) == [50]
+    other = session.submit(feeds(6))
+    lose_all([other])
+    clock[0] += 10  # a success makes the pause short again
+    session.submit(feeds(7))
+    first.finish()
 
 
 def test_batch_that_costs_two_cards_is_not_tried_on_a_third() -> None:

@@ -305,8 +305,10 @@ def test_an_approximate_index_is_advised_above_a_size(tmp_path: Path, monkeypatc
 
 @pytest.mark.usefixtures("place")
 def test_wrong_sources_and_outputs_are_named() -> None:
-    with pytest.raises(OptionError, match="there is not exactly one job"):
-        clipmlu.build_index([])
+    for given in ([], ["job", "photos"]):
+        with pytest.raises(OptionError, match=f"{len(given)} sources are given and no output.*-o DIR"):
+            clipmlu.build_index(given)
+    assert clipmlu.build_index(["job", "./job"]).path == os.path.join("job", "index")
     with pytest.raises(OptionError, match="no sources"):
         clipmlu.build_index([], "all")
     with pytest.raises(InputError, match="'photos' is not the folder of a job"):

@@ -201,7 +201,7 @@ def test_a_client_that_leaves_ends_its_request(app: Any, lines: list[dict[str, A
     with model.images._changed:  # no batch begins before the client has left
         asyncio.run(leave())
     assert ask(app).status_code == 200
-    assert model.image_limit.waiting == 0
+    assert model.admission.images.waiting == 0
 
 
 def test_requests_that_outlast_the_stop_are_told(large: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import clipmlu
 import support
-from clipmlu.backends import SessionOptions
+from clipmlu.backends import SessionOptions, several_devices
 from clipmlu.bundle.directory import CompiledBundle
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
@@ -77,7 +77,7 @@ def test_a_killed_worker_costs_no_answer(card: CompiledBundle) -> None:
         ask_all(make_app(service), card.path, kill)
         assert encoder.worker_restarts() >= 1
         assert service.why_not_ready() is None
-        assert served.image_limit.waiting == 0
+        assert served.admission.images.waiting == 0
     finally:
         service.close()
 
@@ -91,5 +91,43 @@ def test_a_lost_card_costs_no_answer(card: CompiledBundle, monkeypatch: pytest.M
         cards: Any = app.state.service.model(None).encoder._session("image")
         assert [each.index for each in cards._cards if each.lost] == [1]
         assert app.state.service.why_not_ready() is None
+    finally:
+        app.state.service.close()
+
+
+@pytest.mark.slow
+def test_lost_cards_are_used_again_when_they_work(card: CompiledBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMLU_EMULATOR_DEVICES", "2")
+    seconds = [0.0]
+    monkeypatch.setattr(several_devices, "now", lambda: seconds[0])
+    options = ServeOptions(labels=["cat", "dog"])
+    worker = emulated_worker()
+    environment: Any = worker.environment  # of workers that are started later, too
+    encoder = Model(card, SessionOptions(worker=worker), devices="0,1")
+    served = ServedModel("tiny", encoder, options)
+    served.warm_up()
+    app = make_app(Service({"tiny": served}, options))
+
+    def classify() -> tuple[int, Any]:
+        answer = call_app(app, "POST", "/v1/classify", content=png(1), headers={"Content-Type": "image/png"})
+        return answer.status_code, answer.json().get("results")
+
+    def ready() -> int:
+        return call_app(app, "GET", "/ready").status_code
+
+    try:
+        before = classify()
+        assert before[0] == 200
+        environment["CLIPMLU_EMULATOR_FAULTS"] = "sync@0:1:device_lost,sync@1:1:device_lost"
+        cards: Any = encoder._session("image")
+        for each in cards._cards:
+            os.kill(each.session._peer._link._process.pid, signal.SIGKILL)
+        assert classify()[0] == 503
+        assert all(each.lost for each in cards._cards)
+        del environment["CLIPMLU_EMULATOR_FAULTS"]
+        assert [ready(), ready(), classify()[0]] == [503, 503, 503]
+        seconds[0] = 10.0
+        support.wait_until(lambda: ready() == 200)
+        assert classify() == before
     finally:
         app.state.service.close()

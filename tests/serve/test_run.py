@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from clipmlu.serve.http.options import HttpOptions
+from clipmlu.serve.loading import answering_while_loading
 from clipmlu.serve.options import ServeOptions
 from clipmlu.serve.run import bind, make_server
 from clipmlu.serve.service import open_service
@@ -20,16 +21,16 @@ from http_client import png
 @pytest.fixture(scope="module")
 def url(compiled_once: Path) -> Iterator[str]:
     options = HttpOptions(port=0, max_connections=4)
-    service = open_service({"tiny": compiled_once}, ServeOptions(labels=["cat", "dog"], timeout_s=5.0))
     listening, urls = threading.Event(), []
 
     def on_listen(url: str) -> None:
         urls.append(url)
         listening.set()
 
-    server = make_server(service, options, on_listen=on_listen)
-    server.config.http.header_seconds = 0.2
     with bind(options) as bound:
+        service = open_service({"tiny": compiled_once}, ServeOptions(labels=["cat", "dog"], timeout_s=5.0))
+        server = make_server(service, options, on_listen=on_listen)
+        server.config.http.header_seconds = 0.2
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
         assert listening.wait(30)
@@ -76,3 +77,28 @@ def test_too_many_connections_are_told(url: str) -> None:
     finally:
         for each in held:
             each.close()
+
+
+def test_while_it_loads_the_server_lives_and_is_not_ready() -> None:
+    with bind(HttpOptions(port=0)) as bound:
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with answering_while_loading(bound):
+            health, live = httpx.get(f"{url}/health"), httpx.get(f"{url}/v2/health/live?x=1")
+            assert (health.status_code, health.json()) == (200, {"status": "ok"})
+            assert (live.status_code, live.json()) == (200, {"live": True})
+            ready = httpx.get(f"{url}/ready")
+            assert (ready.status_code, ready.headers["retry-after"]) == (503, "1")
+            assert ready.json()["error"]["code"] == "not_ready"
+            posted = httpx.post(f"{url}/v1/classify", content=bytes(500_000), headers={"Content-Type": "image/png"})
+            assert posted.status_code == 503
+            assert isinstance(httpx.get(f"{url}/v2/health/ready").json()["error"], str)
+            assert httpx.head(f"{url}/ready").status_code == 503
+            silent = [connect(url) for _ in range(70)]  # more than are held
+            assert any(each.recv(100) == b"" for each in silent[64:])
+            for each in silent:
+                each.close()
+        with connect(url) as early:  # waits for the server
+            early.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            accepted, _ = bound.accept()
+            with accepted:
+                assert accepted.recv(100).startswith(b"GET /health")

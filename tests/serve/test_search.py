@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import clipmlu
 import support
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
+from clipmlu.data.thumbnails import jpeg_thumbnail
 from clipmlu.errors import InputError
 from http_client import base64_images, call_app, png
 
@@ -191,5 +193,28 @@ def test_without_an_index_and_with_one_of_another_model(compiled_once: Path, pla
         assert post(app, json={"text": "a red dog"})["hits"] == offline("a red dog")
         refused = call_app(app, "POST", "/v1/search", json={"text": "a", "model": "other"})
         assert "not of the model of the index; expected tiny" in refused.json()["error"]["message"]
+    finally:
+        app.state.service.close()
+
+
+def test_images_in_archives_and_tables_have_pictures(compiled_once: Path, place: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="it writes the table")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="it writes the table")
+    with tarfile.open(place / "some.tar", "w") as archive:
+        archive.add(place / "photos/1.png", "1.png")
+    parquet.write_table(pyarrow.table({"image": [png(2)]}), place / "some.parquet")
+    clipmlu.embed_images(compiled_once, ["some.tar", "some.parquet"], "packed", shard_format="npy")
+    clipmlu.build_index("packed", "packed-index")
+    results = clipmlu.search_index("packed-index", "a red dog", html="packed.html")
+    assert Path("packed.html").read_text(encoding="utf-8").count("data:image/jpeg") == 2
+    app = clipmlu.create_app({"tiny": compiled_once}, index=place / "packed-index")
+    try:
+        pictures = {"some.tar::1.png": 1, "some.parquet#0": 2}
+        assert {hit.id for hit in results.queries[0].hits} == pictures.keys()
+        for hit in results.queries[0].hits:
+            answer = call_app(app, "GET", f"/v1/thumbnail/{hit.row}", params={"id": hit.id})
+            assert answer.status_code == 200, answer.text
+            with Image.open(io.BytesIO(png(pictures[hit.id]))) as whole:
+                assert answer.content == jpeg_thumbnail(whole, 256)
     finally:
         app.state.service.close()

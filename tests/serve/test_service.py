@@ -57,8 +57,8 @@ def test_answers_of_concurrent_requests_are_those_of_offline(service: Service, c
             for (_, scores), wanted in zip(answer, expected, strict=True):
                 for name, score in zip(wanted.class_names, wanted.scores, strict=True):
                     assert scores[name] == pytest.approx(score, abs=1e-6)
-    assert model.image_limit.waiting == 0
-    assert model.text_limit.waiting == 0
+    assert model.admission.images.waiting == 0
+    assert model.admission.texts.waiting == 0
 
 
 def test_an_unreadable_image_fails_alone(service: Service) -> None:
@@ -76,7 +76,7 @@ def test_a_template_that_is_a_path_is_refused(service: Service, tmp_path: Path) 
     file.write_text("a secret {}\n")
     with pytest.raises(Refusal, match="Unknown template set"):
         service.model(None).classify(images(1), ClassesInput(labels=("a",), templates=(str(file),)), None, now() + 30)
-    assert service.model(None).image_limit.waiting == 0
+    assert service.model(None).admission.images.waiting == 0
 
 
 def test_limits_are_refusals_with_a_code(service: Service) -> None:
@@ -90,7 +90,7 @@ def test_limits_are_refusals_with_a_code(service: Service) -> None:
         with pytest.raises(Refusal) as caught:
             model.classify(*request, None, now() + 30)
         assert caught.value.code == code
-    assert model.image_limit.waiting == 0
+    assert model.admission.images.waiting == 0
 
 
 def test_a_wrong_tensor_does_not_reach_a_batch(service: Service) -> None:

@@ -107,6 +107,7 @@ def run_server(
     """
     _require_packages()
     from clipmlu.serve.http.options import HttpOptions
+    from clipmlu.serve.loading import answering_while_loading
     from clipmlu.serve.run import bind, make_server
     from clipmlu.serve.service import open_service
 
@@ -116,7 +117,8 @@ def run_server(
     http.rules()  # refuses before a model is loaded
     options = _serve_options({name: value for name, value in given.items() if name not in fields})
     with bind(http) as socket:
-        service = open_service(name_bundles(bundles), options)
+        with answering_while_loading(socket):
+            service = open_service(name_bundles(bundles), options)
         make_server(service, http, on_listen=on_listen, write_log=write_log).run([socket])
 
 

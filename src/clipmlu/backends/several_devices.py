@@ -15,7 +15,7 @@ from clipmlu.arguments import check_argument, shown
 from clipmlu.backends.base import Backend, Feeds, PendingBatch, Session, SessionOptions
 from clipmlu.bundle.manifest import Tower
 from clipmlu.bundle.runnable import RunnableModel
-from clipmlu.clock import SummedClock
+from clipmlu.clock import SummedClock, now
 from clipmlu.data.feeds import Array
 from clipmlu.errors import BackendUnavailableError, ClipmluError, DeviceError, OptionError, SessionError
 from clipmlu.specs import NaturalInt, TowerName
@@ -26,6 +26,7 @@ Devices = tuple[int, ...] | Literal["all"]
 _log = logging.getLogger(__name__)
 _EXPECTED = "expected different indices of 0 or more, such as 0 or 0,1, or 'all'"
 _WINDOW = 2  # batches under way for each one on a card: results are in order, and one card may be slower than others
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 300.0  # after the loss of all cards until they are tried again
 _MOST_LOSSES = 2  # a batch that may be the reason of the losses does not end all cards
 
 
@@ -171,7 +172,8 @@ class _Batch:
 class MultiDeviceSession(Session):
     """One graph on several cards: a batch goes to the card with the fewest batches, or waits for the first free one.
 
-    If a card is lost, its batches go to the others, and a warning is logged that names the card.
+    If a card is lost, its batches go to the others, and a warning is logged that names the card. When all are lost, batches fail; the
+    first one that comes after a pause, which grows from 10 s to 5 minutes, tries the cards again.
 
     Args:
         tower: inputs and outputs of the graph.
@@ -188,6 +190,8 @@ class MultiDeviceSession(Session):
         self._lock = threading.Lock()  # of the cards, of the waiting batches, and of the failure
         self._waiting: deque[_Batch] = deque()
         self._failure: Exception | None = None  # the loss of the last card
+        self._pause = _FIRST_PAUSE_S
+        self._try_again_at = 0.0
 
     @property
     def restarts(self) -> int:
@@ -199,10 +203,19 @@ class MultiDeviceSession(Session):
         with self._lock:
             self._lifetime.check()  # again: batches that wait when the session is closed have failed
             if self._failure is not None:
-                raise self._failure
+                if now() < self._try_again_at:
+                    raise self._failure
+                self._try_lost_cards()
             self._waiting.append(batch)
         self._dispatch()
         return batch.future
+
+    def _try_lost_cards(self) -> None:
+        """Give batches to the lost cards again; the caller holds the lock."""
+        for card in self._cards:
+            card.lost = False
+        _log.warning("all cards were lost, the last one by: %s; they are tried again", self._failure)
+        self._failure = None
 
     def _release(self) -> None:
         """Close the sessions at the same time; batches that wait for a card fail."""
@@ -239,6 +252,7 @@ class MultiDeviceSession(Session):
         except Exception as error:
             self._fail(card, batch, error)
         else:
+            self._pause = _FIRST_PAUSE_S
             self._free(card)
             self._dispatch()
             batch.future.set_result(outputs)
@@ -265,8 +279,10 @@ class MultiDeviceSession(Session):
             again = bool(left) and batch.losses < _MOST_LOSSES
             if again:
                 self._waiting.appendleft(batch)
-            if not left:
+            if not left and self._failure is None:
                 self._failure = error
+                self._try_again_at = now() + self._pause
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
         if first and left:
             _log.warning(
                 "card %d is lost and gets no more batches; the cards %s do its work: %s", card.index, left, error

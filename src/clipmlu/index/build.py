@@ -44,11 +44,12 @@ def default_output(sources: Sequence[Path]) -> Path:
     Raises:
         OptionError: there is not exactly one source.
     """
-    if len(sources) != 1:
+    different = _different(sources)
+    if len(different) != 1:
         raise OptionError(
-            "the output is not given; expected the folder of the index (-o), as there is not exactly one job"
+            f"{len(different)} sources are given and no output, which only one source names by itself; give the folder of the index: -o DIR"
         )
-    (source,) = sources
+    (source,) = different
     return source.with_suffix(".index") if source.suffix == ".npy" and not source.is_dir() else source / JOB_INDEX
 
 

@@ -84,7 +84,7 @@ def make_server(
 
 
 def bind(options: HttpOptions) -> socket.socket:
-    """Return a socket at the address of the options; it refuses connections until the server listens.
+    """Return a socket at the address of the options, which does not listen yet.
 
     Raises:
         OptionError: the address is none of this machine, or the port is taken.

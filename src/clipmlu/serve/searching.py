@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from clipmlu.arguments import check_argument
 from clipmlu.bundle.space import EmbeddingSpace, space_of
+from clipmlu.data.containers.named import find_by_name
 from clipmlu.data.images import load_image
 from clipmlu.data.thumbnails import jpeg_thumbnail
 from clipmlu.errors import ClipmluError, InputError, OptionError
-from clipmlu.file_names import name_from_path, path_from_name
+from clipmlu.file_names import name_from_path
 from clipmlu.index.opened import Hit, open_index
 from clipmlu.index.queries import QueryVectors, combine_queries
 from clipmlu.serve.options import ServeOptions
@@ -182,7 +183,7 @@ class ServedIndex:
             raise Refusal("not_found", f"The index has no image '{name}' in row {row}. Search again.")
         try:
             side = (THUMBNAIL_EDGE, THUMBNAIL_EDGE)
-            return jpeg_thumbnail(load_image(path_from_name(hit.path), at_least=side), THUMBNAIL_EDGE)
+            return jpeg_thumbnail(load_image(find_by_name(hit.path), at_least=side), THUMBNAIL_EDGE)
         except (ClipmluError, OSError, ValueError) as error:
             _log.info("no thumbnail: %s", error)
             raise Refusal("not_found", f"The image '{name}' cannot be read.") from error

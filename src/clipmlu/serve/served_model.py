@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clipmlu.backends import get_backend
 from clipmlu.classify.classifier import ZeroShotClassifier
-from clipmlu.classify.results import Prediction, Predictions
+from clipmlu.classify.results import Predictions
+from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer
 from clipmlu.clock import StageTotal, now
-from clipmlu.embed.encoder import FloatArray, PendingRows, check_finite
+from clipmlu.embed.encoder import FloatArray, PendingRows
 from clipmlu.embed.image_graph import ImageTower
 from clipmlu.embed.items import ImageEmbeddings
-from clipmlu.errors import InputError, ShapeError
 from clipmlu.host import available_cpus, check_memory
 from clipmlu.model import Model
-from clipmlu.serve.batching import Batcher, Row
+from clipmlu.serve.admission import Admission
+from clipmlu.serve.batching import Batcher, Graph, Row
 from clipmlu.serve.class_embeddings import Classifiers
 from clipmlu.serve.options import ServeOptions
 from clipmlu.serve.preparing import ImagePreparer
-from clipmlu.serve.queue_limit import QueueLimit
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ClassesInput, ImageInput
-from clipmlu.serve.text_limits import check_lengths
-from clipmlu.serve.tickets import RowGroup, RowResult, Ticket
+from clipmlu.serve.row_results import finish_classify, finish_embed, stack_rows
+from clipmlu.serve.tickets import BothResults, RowGroup, RowResult, Ticket, when_done
 from clipmlu.specs import TowerName
 
-Result = TypeVar("Result")
 _PREPARED_BATCHES = 2  # ahead of the device
 
 
@@ -49,8 +48,7 @@ class ServedModel:
         images: the line of prepared images.
         texts: the line of tokenised texts.
         preparer: prepares images.
-        image_limit: the images that wait or are computed.
-        text_limit: the texts that wait or are computed.
+        admission: limits of the queues and of requests.
         classifier: the classifier of requests without labels, or None.
     """
 
@@ -58,8 +56,7 @@ class ServedModel:
         self.name = name
         self.encoder = encoder
         self._options = options
-        self.image_limit = QueueLimit(options.max_queue, "images")
-        self.text_limit = QueueLimit(max(options.max_queue, options.max_texts), "texts")
+        self.admission = Admission(encoder, options)
         size = encoder.check_batch_size(options.batch_size)
         places = encoder.batches_in_flight
         threads = options.workers or available_cpus()
@@ -78,6 +75,7 @@ class ServedModel:
         self._text_graph = _TextTower(encoder)
         self._classifiers = Classifiers(encoder, _QueuedTexts(self), options.max_texts)
         self.classifier: ZeroShotClassifier | None = None
+        self._probe_graph: Graph | None = None
         self._probe: Future[Any] | None = None
 
     @property
@@ -103,21 +101,28 @@ class ServedModel:
                 background=options.background,
                 reject_below=options.reject_below,
             )
-        if self._towers:
-            tokens = None if "text" not in self.encoder.runnable.towers else self.encoder.tokenizer(["warm-up"])
-            self.embed_tensors(self._probe_pixels(), tokens, now() + options.timeout_s).result()
+        if self._image_graph is not None:
+            self._probe_graph = self._image_graph
         elif self.classifier is not None:
-            self.classifier.scorer.submit(self._probe_pixels()).result()
+            self._probe_graph = self.classifier.scorer
+        self._start_probe(texts="text" in self.encoder.runnable.towers).result()
 
     def why_not_ready(self) -> str | None:
         """Return why the device does not answer, or None; if it does not, it is tried again, for a later call."""
         failure = self.images.failure or self.texts.failure
         if failure is None:
             return None
-        if self._towers and (self._probe is None or self._probe.done()):
-            tokens = self.encoder.tokenizer(["ready"]) if self.texts.failure is not None else None
-            self._probe = self.embed_tensors(self._probe_pixels(), tokens, now() + self._options.timeout_s)
+        if self._probe is None or self._probe.done():
+            with contextlib.suppress(Refusal):  # the queue is full: its own rows try the device
+                self._probe = self._start_probe(texts=self.texts.failure is not None)
         return f"Bundle '{self.name}' does not answer: {failure}"
+
+    def _start_probe(self, *, texts: bool) -> Future[Any]:
+        """Start to compute an image, and a text if wanted, in the queues of the requests."""
+        if self._probe_graph is None:  # the joint layout without classes of the server
+            self._probe_graph = JointScorer(self.encoder, ["probe"], ["{}"])
+        tokens = self.encoder.tokenizer(["probe"]) if texts else None
+        return self._compute(self._probe_graph, self._probe_pixels(), tokens, now() + self._options.timeout_s)
 
     def _probe_pixels(self) -> npt.NDArray[Any]:
         """Return an image of noise, for which any sound model gives an embedding."""
@@ -156,22 +161,22 @@ class ServedModel:
         Raises:
             Refusal: the queue is full, the request is too large, or it has no classes.
         """
-        self._check_images(images)
+        self.admission.check_images(images)
         ticket: Ticket[Predictions] = Ticket(deadline)
-        finish = functools.partial(_finish_classify, ticket, images, top_k or self._options.top_k)
-        self.image_limit.take(len(images))
+        finish = functools.partial(finish_classify, ticket, images, top_k or self._options.top_k)
+        self.admission.images.take(len(images))
         try:
             classifier = self._classifier_of(classes)
         except BaseException:
-            self._give_up(len(images))
+            self.admission.give_up(len(images))
             raise
         if self._image_graph is not None:  # the tower needs no classes: images and texts run at the same time
-            both = _Both(ticket, finish)
+            both = BothResults(ticket, finish)
             self.preparer.add(images, self._image_group(ticket, len(images), both.first), self._image_graph)
-            _when_done(classifier, both.second, ticket)
+            when_done(classifier, both.second, ticket)
         else:
             start = functools.partial(self._start_joint, ticket, images, finish)
-            _when_done(classifier, start, ticket, lambda: self._give_up(len(images)))
+            when_done(classifier, start, ticket, lambda: self.admission.give_up(len(images)))
         return ticket.future
 
     def embed(self, images: Sequence[ImageInput], texts: Sequence[str], deadline: float) -> Future[ImageEmbeddings]:
@@ -180,12 +185,12 @@ class ServedModel:
         Raises:
             Refusal: the queue is full, the request is too large, or the bundle has the joint layout.
         """
-        self._check_images(images, least=0)
+        self.admission.check_images(images, least=0)
         graph = self._require_towers()
-        tokens = self._tokens(texts)
+        tokens = self.admission.tokens(texts)
         ticket: Ticket[ImageEmbeddings] = Ticket(deadline)
-        both = _Both(ticket, functools.partial(_finish_embed, ticket, self.encoder.embedding_dim))
-        self._admit(len(images), len(texts))
+        both = BothResults(ticket, functools.partial(finish_embed, ticket, self.encoder.embedding_dim))
+        self.admission.take(len(images), len(texts))
         if images:
             self.preparer.add(images, self._image_group(ticket, len(images), both.first), graph)
         else:
@@ -211,15 +216,25 @@ class ServedModel:
             ShapeError, InputError: as for ``Encoder.encode_images`` and ``Encoder.encode_tokens``.
         """
         graph = self._require_towers()
-        self._check_tensors(pixel_values, input_ids)
+        self.admission.check_tensors(pixel_values, input_ids)
+        return self._compute(graph, pixel_values, input_ids, deadline)
+
+    def _compute(
+        self,
+        graph: Graph,
+        pixel_values: npt.NDArray[Any] | None,
+        input_ids: npt.NDArray[np.int64] | None,
+        deadline: float,
+    ) -> Future[tuple[FloatArray | None, FloatArray | None]]:
+        """Start to compute the rows of checked tensors: of images by a graph, of texts by the text tower."""
         ticket: Ticket[tuple[FloatArray | None, FloatArray | None]] = Ticket(deadline)
 
         def finish(image_rows: Sequence[RowResult], text_rows: Sequence[RowResult]) -> None:
-            ticket.finish((_stack(image_rows, pixel_values), _stack(text_rows, input_ids)))
+            ticket.finish((stack_rows(image_rows, pixel_values), stack_rows(text_rows, input_ids)))
 
-        both = _Both(ticket, finish)
+        both = BothResults(ticket, finish)
         pixels = () if pixel_values is None else pixel_values
-        self._admit(len(pixels), 0 if input_ids is None else len(input_ids))
+        self.admission.take(len(pixels), 0 if input_ids is None else len(input_ids))
         if len(pixels):
             group = self._image_group(ticket, len(pixels), both.first)
             for position, values in enumerate(pixels):
@@ -286,7 +301,7 @@ class ServedModel:
     def _image_group(
         self, ticket: Ticket[Any], count: int, on_done: Callable[[Sequence[RowResult]], object]
     ) -> RowGroup:
-        return RowGroup(ticket, count, on_done, self.image_limit.end_one)
+        return RowGroup(ticket, count, on_done, self.admission.images.end_one)
 
     def _add_tokens(
         self,
@@ -297,73 +312,16 @@ class ServedModel:
         if tokens is None or not len(tokens):
             on_done([])
             return
-        group = RowGroup(ticket, len(tokens), on_done, self.text_limit.end_one)
+        group = RowGroup(ticket, len(tokens), on_done, self.admission.texts.end_one)
         for position, values in enumerate(tokens):
             self.texts.add(Row(group, position, self._text_graph, values))
-
-    def _admit(self, images: int, texts: int) -> None:
-        if images:
-            self.image_limit.take(images)
-        if texts:
-            try:
-                self.text_limit.take(texts)
-            except Refusal:
-                self._give_up(images)
-                raise
-
-    def _give_up(self, images: int) -> None:
-        for _ in range(images):
-            self.image_limit.end_one()
-
-    def _tokens(self, texts: Sequence[str]) -> npt.NDArray[np.int64] | None:
-        if not texts:
-            return None
-        self.encoder.runnable.tower("text")
-        if len(texts) > self._options.max_texts:
-            raise Refusal(
-                "too_large", f"The request has {len(texts)} texts; this server takes {self._options.max_texts}."
-            )
-        check_lengths(map(len, texts))
-        return self.encoder.tokenizer(list(texts))
-
-    def _check_images(self, images: Sequence[ImageInput], least: int = 1) -> None:
-        if len(images) < least:
-            raise Refusal("bad_request", "The request has no images.")
-        if len(images) > self._options.max_images:
-            raise Refusal(
-                "too_large", f"The request has {len(images)} images; this server takes {self._options.max_images}."
-            )
-        if self._options.urls is None and any(image.content is None for image in images):
-            raise Refusal(
-                "urls_not_allowed", "This server fetches no URLs; send the file, or start it with --allow-urls."
-            )
-
-    def _check_tensors(self, pixel_values: object, input_ids: npt.NDArray[np.int64] | None) -> None:
-        """Check given tensors: a wrong one must not reach a batch, which has rows of other requests."""
-        if pixel_values is not None:
-            pixels = self._checked(
-                "pixel_values", pixel_values, self.encoder.preprocessor.shape, self.encoder.pixel_dtype
-            )
-            check_finite(pixels)
-        if input_ids is not None:
-            (spec,) = self.encoder.runnable.tower("text").inputs
-            self._checked("input_ids", input_ids, spec.shape[1:], np.dtype(np.int64))
-            self.encoder.check_tokens(input_ids)
-
-    def _checked(self, what: str, given: Any, shape: Sequence[int | str], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        array = np.asarray(given)
-        if array.shape[1:] != tuple(shape) or array.dtype != dtype:
-            raise ShapeError(
-                f"{what} is {array.dtype} of shape {array.shape}; expected {dtype} of shape (N, {str(tuple(shape))[1:]}."
-            )
-        return array
 
     def _require_towers(self) -> ImageTower:
         if self._image_graph is None:
             raise Refusal(
                 "bad_request",
-                f"Bundle '{self.name}' has the layout 'joint', whose graph gives no embeddings; ask /v1/classify, or serve a "
-                "bundle with two towers.",
+                f"Bundle '{self.name}' has the layout 'joint', whose graph gives no embeddings; ask /v1/classify, or "
+                f"{PREFER_TOWERS} and serve that.",
             )
         return self._image_graph
 
@@ -394,92 +352,3 @@ class _QueuedTexts:
         found = self._model.embed_prompts(texts)
         on_rows(len(texts))
         return found
-
-
-class _Both:
-    """Calls a function with two results when both are there.
-
-    Args:
-        ticket: fails if the function does.
-        call: the function.
-    """
-
-    def __init__(self, ticket: Ticket[Any], call: Callable[[Any, Any], object]) -> None:
-        self._ticket = ticket
-        self._call = call
-        self._lock = threading.Lock()
-        self._found: dict[int, Any] = {}
-
-    def first(self, value: Any) -> None:
-        """Give the first result."""
-        self._give(0, value)
-
-    def second(self, value: Any) -> None:
-        """Give the second result."""
-        self._give(1, value)
-
-    def _give(self, place: int, value: Any) -> None:
-        with self._lock:
-            self._found[place] = value
-            complete = len(self._found) == 2
-        if complete:
-            try:
-                self._call(self._found[0], self._found[1])
-            except Exception as error:
-                self._ticket.fail(error)
-
-
-def _when_done(
-    future: Future[Result],
-    call: Callable[[Result], object],
-    ticket: Ticket[Any],
-    on_failure: Callable[[], object] = lambda: None,
-) -> None:
-    """Call a function with a future's result, at once or later; its error is that of the request."""
-
-    def done(ended: Future[Result]) -> None:
-        try:
-            result = ended.result()
-        except BaseException as error:
-            on_failure()
-            ticket.fail(error)
-        else:
-            call(result)
-
-    future.add_done_callback(done)
-
-
-def _finish_classify(
-    ticket: Ticket[Predictions],
-    images: Sequence[ImageInput],
-    top_k: int,
-    rows: Sequence[RowResult],
-    classifier: ZeroShotClassifier,
-) -> None:
-    read = [image.id for image, row in zip(images, rows, strict=True) if not isinstance(row, InputError)]
-    ranked: Sequence[Prediction] = ()
-    if read:
-        stacked = np.stack([row for row in rows if not isinstance(row, InputError)])
-        ranked = classifier.predictions_from_rows(stacked, read, top_k=top_k)
-    found = iter(ranked)
-    ticket.finish(
-        Predictions(
-            Prediction.failed(image.id, str(row)) if isinstance(row, InputError) else next(found)
-            for image, row in zip(images, rows, strict=True)
-        )
-    )
-
-
-def _finish_embed(
-    ticket: Ticket[ImageEmbeddings], width: int, image_rows: Sequence[RowResult], text_rows: Sequence[RowResult]
-) -> None:
-    errors = {place: str(row) for place, row in enumerate(image_rows) if isinstance(row, InputError)}
-    none = np.full(width, np.nan, np.float32)
-    rows = [none if isinstance(row, InputError) else row for row in (*image_rows, *text_rows)]
-    ticket.finish(ImageEmbeddings(np.stack(rows) if rows else np.zeros((0, width), np.float32), errors))
-
-
-def _stack(rows: Sequence[RowResult], given: object) -> FloatArray | None:
-    if given is None:
-        return None
-    return np.stack([row for row in rows if not isinstance(row, InputError)])

@@ -13,6 +13,7 @@ from clipmlu.errors import InputError
 from clipmlu.serve.refusal import Refusal
 
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 RowResult = FloatArray | InputError
 """The row of one image or text, or why the image cannot be read."""
 
@@ -101,3 +102,56 @@ class RowGroup:
     def drop(self) -> None:
         """Give up one row, for which nobody waits."""
         self._on_end()
+
+
+class BothResults:
+    """Calls a function with two results when both are there.
+
+    Args:
+        ticket: fails if the function does.
+        call: the function.
+    """
+
+    def __init__(self, ticket: Ticket[Any], call: Callable[[Any, Any], object]) -> None:
+        self._ticket = ticket
+        self._call = call
+        self._lock = threading.Lock()
+        self._found: dict[int, Any] = {}
+
+    def first(self, value: Any) -> None:
+        """Give the first result."""
+        self._give(0, value)
+
+    def second(self, value: Any) -> None:
+        """Give the second result."""
+        self._give(1, value)
+
+    def _give(self, place: int, value: Any) -> None:
+        with self._lock:
+            self._found[place] = value
+            complete = len(self._found) == 2
+        if complete:
+            try:
+                self._call(self._found[0], self._found[1])
+            except Exception as error:
+                self._ticket.fail(error)
+
+
+def when_done(
+    future: Future[Value],
+    call: Callable[[Value], object],
+    ticket: Ticket[Any],
+    on_failure: Callable[[], object] = lambda: None,
+) -> None:
+    """Call a function with a future's result, at once or later; its error is that of the request."""
+
+    def done(ended: Future[Value]) -> None:
+        try:
+            result = ended.result()
+        except BaseException as error:
+            on_failure()
+            ticket.fail(error)
+        else:
+            call(result)
+
+    future.add_done_callback(done)

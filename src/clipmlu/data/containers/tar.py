@@ -37,7 +37,7 @@ LARGEST_TEXT = 1 << 20
 """Size limit of a text in an archive, in bytes."""
 
 _LARGEST_NAME = 1 << 20  # bytes of the headers that hold a long name or PAX records
-_GZIP = b"\x1f\x8b"
+GZIP_START = b"\x1f\x8b"
 _NAME_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -281,7 +281,7 @@ class _Archive:
     def _open_stream(self) -> IO[bytes]:
         start = self._file.read(2)
         self._file.seek(0)
-        if start != _GZIP:
+        if start != GZIP_START:
             return self._file
         self._compressed = gzip.GzipFile(fileobj=self._file)
         return cast("IO[bytes]", self._compressed)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmlu._version import __version__
+from clipmlu.data.containers.named import find_by_name
 from clipmlu.data.images import load_image
-from clipmlu.errors import InputError, first_line
-from clipmlu.file_names import path_from_name
+from clipmlu.errors import ClipmluError, first_line
 from clipmlu.report.html.pages import check_renderable, render
 from clipmlu.report.html.pictures import THUMBNAIL_EDGE, thumbnail_address
 from clipmlu.steps import StartStep, no_steps
@@ -87,10 +86,7 @@ def _hit(rank: int, hit: Hit) -> dict[str, Any]:
 def _picture(name: str) -> tuple[str, str]:
     """Return the address of a small picture, and why there is none; one of the two is empty."""
     try:
-        path = path_from_name(name)
-        if not Path(path).exists():
-            return "", "No such file: it was moved or removed, or lies in an archive or table."
         side = (THUMBNAIL_EDGE, THUMBNAIL_EDGE)
-        return thumbnail_address(load_image(path, max_pixels=_MAX_PIXELS, at_least=side)), ""
-    except (InputError, OSError, ValueError) as error:
+        return thumbnail_address(load_image(find_by_name(name), max_pixels=_MAX_PIXELS, at_least=side)), ""
+    except (ClipmluError, OSError, ValueError) as error:
         return "", first_line(error)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from clipmlu._version import __version__
-from clipmlu.errors import ClipmluError, InputError, OptionError, SessionError, ShapeError, first_line
+from clipmlu.arguments import shown
+from clipmlu.errors import ClipmluError, InputError, OptionError, SessionError, ShapeError
 from clipmlu.serve.http.access import AccessRules
 from clipmlu.serve.http.access_log import AccessLog
 from clipmlu.serve.http.answers import error_response
 from clipmlu.serve.http.edge import Edge
+from clipmlu.serve.http.openapi import DescribedApi
 from clipmlu.serve.http.state import request_id_of
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.routes import all_routers
@@ -45,7 +48,7 @@ def make_app(
             service.close()
             access_log.close()
 
-    app = FastAPI(title="clipmlu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = DescribedApi(title="clipmlu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     for router in all_routers():
         app.include_router(router)
@@ -87,7 +90,17 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_wrong_value(request: Request, error: Exception) -> Response:
-    return _respond(request, Refusal("bad_request", f"A value of the request is wrong: {first_line(error)}."))
+    assert isinstance(error, RequestValidationError), "FastAPI calls this for such errors"
+    return _respond(request, Refusal("bad_request", " ".join(map(_wrong_value, error.errors()))))
+
+
+def _wrong_value(found: Mapping[str, Any]) -> str:
+    """Return what is wrong with one parameter of a route, from an error of pydantic."""
+    place, name = found["loc"][0], found["loc"][-1]
+    if found["type"] == "missing":
+        return f"The {place} parameter '{name}' is missing."
+    message = str(found["msg"])
+    return f"The {place} parameter '{name}' is {shown(found['input'])}: {message[:1].lower()}{message[1:]}."
 
 
 async def _answer_bug(request: Request, _error: Exception) -> Response:

@@ -22,6 +22,10 @@ _LONGEST_ID = 500
 _MOST_FIELDS = 10_000
 _FIELD_BYTES = 1 << 20
 _FILE_PARTS = ("image", "images")
+CLASSIFY_LISTS = ("labels", "templates", "background")
+"""Options of a request for classes that are lists."""
+EMBED_LISTS = ("texts",)
+"""Options of a request for embeddings that are lists."""
 _MOST_VALUES = 1 << 17  # of a JSON body: as objects, small values take twenty times the memory of their text
 
 
@@ -43,14 +47,31 @@ class _Classes(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reject_below: float | None = None
 
 
-class _Classify(_Classes, forbid_unknown_fields=True, kw_only=True):
+class ClassifyBody(_Classes, forbid_unknown_fields=True, kw_only=True):
+    """A request for the classes of images in JSON."""
+
     images: list[bytes | JsonImage]
 
 
-class _Embed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class EmbedBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A request for embeddings in JSON."""
+
     model: str | None = None
     images: list[bytes | JsonImage] = []
     texts: list[str] = []
+
+
+class SearchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A search in JSON: its texts and images together are one query."""
+
+    model: str | None = None
+    text: str | list[str] = []
+    image: bytes | JsonImage | list[bytes | JsonImage] = []
+    weights: list[float] | None = None
+    top_k: int | None = None
+    include: str | list[str] = []
+    exclude: str | list[str] = []
+    exact: bool = False
 
 
 class _Form(MultiPartParser):
@@ -69,10 +90,10 @@ async def read_classify(request: Request, max_images: int) -> ClassifyRequest:
     """
     kind = kind_of(request)
     if kind == "application/json":
-        given = await parse_json(await request.body(), _Classify)
+        given = await parse_json(await request.body(), ClassifyBody)
         return _classify_request(given, image_inputs(given.images))
     images, fields = await read_images_and_fields(request, kind, max_images)
-    return _classify_request(_from_fields(fields, _Classes, ("labels", "templates", "background")), images)
+    return _classify_request(_from_fields(fields, _Classes, CLASSIFY_LISTS), images)
 
 
 async def read_embed(request: Request, max_images: int) -> EmbedRequest:
@@ -83,12 +104,12 @@ async def read_embed(request: Request, max_images: int) -> EmbedRequest:
     """
     kind = kind_of(request)
     if kind == "application/json":
-        given = await parse_json(await request.body(), _Embed)
+        given = await parse_json(await request.body(), EmbedBody)
         if not given.images and not given.texts:
             raise Refusal("bad_request", "The request has neither images nor texts.")
         return EmbedRequest(model=given.model, images=image_inputs(given.images), texts=given.texts)
     images, fields = await read_images_and_fields(request, kind, max_images)
-    found = _from_fields(fields, _Embed, ("texts",))
+    found = _from_fields(fields, EmbedBody, EMBED_LISTS)
     return EmbedRequest(model=found.model, images=images, texts=found.texts)
 
 

@@ -90,8 +90,8 @@ class _ServiceState(Collector):
         for model in self._service.models.values():
             labels = (model.name, ",".join(map(str, model.encoder.devices)), str(model.emulated).lower())
             for kind, batcher, limit in (
-                ("images", model.images, model.image_limit),
-                ("texts", model.texts, model.text_limit),
+                ("images", model.images, model.admission.images),
+                ("texts", model.texts, model.admission.texts),
             ):
                 waiting.add_metric((*labels, kind), limit.waiting)
                 ready_rows.add_metric((*labels, kind), batcher.waiting)

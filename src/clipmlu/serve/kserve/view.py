@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clipmlu.classify.classifier import ZeroShotClassifier
+from clipmlu.classify.scoring import PREFER_TOWERS
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.model import Model
@@ -51,7 +52,8 @@ class ModelView:
     ) -> None:
         if encoder.runnable.facts.layout == "joint":
             raise InputError(
-                f"Model '{name}' has the layout 'joint', which has no embeddings; send images to /v1/classify."
+                f"Model '{name}' has the layout 'joint', whose graph gives no embeddings; send images to /v1/classify, or "
+                f"{PREFER_TOWERS} and serve that."
             )
         self.name = name
         self._encoder = encoder

@@ -7,15 +7,22 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from clipmlu.clock import now
+from clipmlu.serve.http.answer_types import ClassifyAnswer
 from clipmlu.serve.http.answers import json_response
-from clipmlu.serve.http.bodies import read_classify
+from clipmlu.serve.http.bodies import CLASSIFY_LISTS, ClassifyBody, read_classify
+from clipmlu.serve.http.openapi import answers, image_body
 from clipmlu.serve.http.state import deadline_of, note_model, service_of
 from clipmlu.serve.refusal import Refusal
 
 router = APIRouter()
 
 
-@router.post("/v1/classify")
+@router.post(
+    "/v1/classify",
+    response_class=Response,
+    responses=answers(ClassifyAnswer),
+    openapi_extra=image_body(ClassifyBody, CLASSIFY_LISTS),
+)
 async def classify(request: Request) -> Response:
     """Return the classes of images."""
     start = now()

@@ -8,9 +8,11 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from clipmlu.clock import now
+from clipmlu.serve.http.answer_types import EmbedAnswer
 from clipmlu.serve.http.answers import json_response
-from clipmlu.serve.http.bodies import read_embed
+from clipmlu.serve.http.bodies import EMBED_LISTS, EmbedBody, read_embed
 from clipmlu.serve.http.embedding import embed_request
+from clipmlu.serve.http.openapi import answers, image_body
 from clipmlu.serve.http.state import deadline_of, note_model, service_of
 from clipmlu.serve.refusal import Refusal
 
@@ -18,7 +20,12 @@ router = APIRouter()
 _NPY = "application/x-npy"
 
 
-@router.post("/v1/embed")
+@router.post(
+    "/v1/embed",
+    response_class=Response,
+    responses=answers(EmbedAnswer, others={_NPY: {"type": "string", "format": "binary"}}),
+    openapi_extra=image_body(EmbedBody, EMBED_LISTS),
+)
 async def embed(request: Request) -> Response:
     """Return the embeddings of images and texts."""
     start = now()

@@ -10,8 +10,18 @@ from fastapi import APIRouter, Request, Response
 from clipmlu._version import __version__
 from clipmlu.embed.encoder import FloatArray
 from clipmlu.errors import InputError
+from clipmlu.serve.http.answer_types import (
+    KserveAnswer,
+    KserveError,
+    KserveHealth,
+    KserveModel,
+    KserveModelReady,
+    KserveRequest,
+    KserveServer,
+)
 from clipmlu.serve.http.answers import json_response
 from clipmlu.serve.http.embedding import embed_request
+from clipmlu.serve.http.openapi import answers, json_body
 from clipmlu.serve.http.state import deadline_of, note_model, service_of
 from clipmlu.serve.kserve.request import LENGTH_HEADER, InferenceRequest, read_request
 from clipmlu.serve.kserve.response import write_response
@@ -23,38 +33,59 @@ from clipmlu.serve.text_limits import LONGEST_TEXT
 
 router = APIRouter()
 _SMALL_BODY = 1 << 20  # read in a fraction of a millisecond if it is binary data, and in a few if it is JSON
+_LENGTH = "Bytes of the JSON, after which binary data follow."
+_OCTETS = "application/octet-stream"
+_BODY = {
+    **json_body(KserveRequest, _OCTETS),
+    "parameters": [
+        {
+            "name": LENGTH_HEADER,
+            "in": "header",
+            "required": False,
+            "schema": {"type": "integer"},
+            "description": _LENGTH,
+        }
+    ],
+}
+_ANSWERS = answers(KserveAnswer, error=KserveError, others={_OCTETS: {"type": "string", "format": "binary"}})
 
 
-@router.get("/v2")
-@router.get("/v2/")
+@router.get("/v2", response_class=Response, responses=answers(KserveServer, error=KserveError))
+@router.get("/v2/", response_class=Response, responses=answers(KserveServer, error=KserveError))
 async def server() -> Response:
     """Describe the server."""
     return json_response(server_metadata(__version__))
 
 
-@router.get("/v2/health/live")
+@router.get("/v2/health/live", response_class=Response, responses=answers(KserveHealth, error=KserveError))
 async def live() -> Response:
     """Answer while the process does."""
     return json_response({"live": True})
 
 
-@router.get("/v2/health/ready")
+@router.get("/v2/health/ready", response_class=Response, responses=answers(KserveHealth, error=KserveError))
 async def ready(request: Request) -> Response:
     """Answer whether all models can answer."""
     is_ready = service_of(request).why_not_ready() is None
     return json_response({"live": True, "ready": is_ready}, 200 if is_ready else 503)
 
 
-@router.get("/v2/models/{name}")
-@router.get("/v2/models/{name}/versions/{version}")
+@router.get("/v2/models/{name}", response_class=Response, responses=answers(KserveModel, error=KserveError))
+@router.get(
+    "/v2/models/{name}/versions/{version}", response_class=Response, responses=answers(KserveModel, error=KserveError)
+)
 async def model(request: Request, name: str, version: str = VERSION) -> Response:
     """Describe a model: its inputs and outputs."""
     _served, view = await _find(request, name, version)
     return json_response(view.metadata())
 
 
-@router.get("/v2/models/{name}/ready")
-@router.get("/v2/models/{name}/versions/{version}/ready")
+@router.get("/v2/models/{name}/ready", response_class=Response, responses=answers(KserveModelReady, error=KserveError))
+@router.get(
+    "/v2/models/{name}/versions/{version}/ready",
+    response_class=Response,
+    responses=answers(KserveModelReady, error=KserveError),
+)
 async def model_ready(request: Request, name: str, version: str = VERSION) -> Response:
     """Answer whether a model can answer."""
     await _find(request, name, version)
@@ -62,8 +93,10 @@ async def model_ready(request: Request, name: str, version: str = VERSION) -> Re
     return json_response({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
 
-@router.post("/v2/models/{name}/infer")
-@router.post("/v2/models/{name}/versions/{version}/infer")
+@router.post("/v2/models/{name}/infer", response_class=Response, responses=_ANSWERS, openapi_extra=_BODY)
+@router.post(
+    "/v2/models/{name}/versions/{version}/infer", response_class=Response, responses=_ANSWERS, openapi_extra=_BODY
+)
 async def infer(request: Request, name: str, version: str = VERSION) -> Response:
     """Compute the outputs of a model."""
     deadline = deadline_of(request)

@@ -11,9 +11,11 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from clipmlu.clock import now
+from clipmlu.serve.http.answer_types import SearchAnswer
 from clipmlu.serve.http.answers import json_response
-from clipmlu.serve.http.bodies import JsonImage, image_inputs, kind_of, parse_json, read_images_and_fields
+from clipmlu.serve.http.bodies import SearchBody, image_inputs, kind_of, parse_json, read_images_and_fields
 from clipmlu.serve.http.embedding import embed_request
+from clipmlu.serve.http.openapi import answers, content, image_body
 from clipmlu.serve.http.state import deadline_of, note_model, service_of
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ImageInput
@@ -23,18 +25,12 @@ router = APIRouter()
 _SINGLE = ("model", "top_k", "exact")  # options that are no lists
 
 
-class _Search(msgspec.Struct, forbid_unknown_fields=True):
-    model: str | None = None
-    text: str | list[str] = []
-    image: bytes | JsonImage | list[bytes | JsonImage] = []
-    weights: list[float] | None = None
-    top_k: int | None = None
-    include: str | list[str] = []
-    exclude: str | list[str] = []
-    exact: bool = False
-
-
-@router.post("/v1/search")
+@router.post(
+    "/v1/search",
+    response_class=Response,
+    responses=answers(SearchAnswer),
+    openapi_extra=image_body(SearchBody, ("text", "weights", "include", "exclude")),
+)
 async def search(request: Request) -> Response:
     """Find the images of the index that are most similar to a text, an image, or both."""
     start = now()
@@ -58,12 +54,12 @@ async def search(request: Request) -> Response:
     )
 
 
-@router.get("/v1/thumbnail/{row}")
+@router.get("/v1/thumbnail/{row}", response_class=Response, responses=content("image/jpeg"))
 async def thumbnail(request: Request, row: int, id: str) -> Response:  # noqa: A002 -- a name of the API
     """Return a small picture of a hit, by its row and id."""
-    content = await asyncio.to_thread(_index_of(request).thumbnail, row, id)
+    picture = await asyncio.to_thread(_index_of(request).thumbnail, row, id)
     headers = {"Cache-Control": "private, max-age=300", "X-Content-Type-Options": "nosniff"}
-    return Response(content, media_type="image/jpeg", headers=headers)
+    return Response(picture, media_type="image/jpeg", headers=headers)
 
 
 def _index_of(request: Request) -> ServedIndex:
@@ -76,22 +72,22 @@ def _index_of(request: Request) -> ServedIndex:
 async def _read(request: Request, max_images: int) -> SearchRequest:
     kind = kind_of(request)
     if kind == "application/json":
-        given = await parse_json(await request.body(), _Search)
+        given = await parse_json(await request.body(), SearchBody)
         return _request(given, image_inputs(given.image if isinstance(given.image, list) else [given.image]))
     images, fields = await read_images_and_fields(request, kind, max_images)
     return _request(_from_texts(fields), images)
 
 
-def _from_texts(given: Mapping[str, list[str]]) -> _Search:
+def _from_texts(given: Mapping[str, list[str]]) -> SearchBody:
     """Return the options of a form or a query; each is a text, or several of the same name."""
     values: dict[str, Any] = {name: texts[-1] if name in _SINGLE else texts for name, texts in given.items()}
     try:
-        return msgspec.convert(values, _Search, strict=False)
+        return msgspec.convert(values, SearchBody, strict=False)
     except msgspec.ValidationError as error:
         raise Refusal("bad_request", f"An option of the request is wrong: {error}.") from error
 
 
-def _request(given: _Search, images: Sequence[ImageInput]) -> SearchRequest:
+def _request(given: SearchBody, images: Sequence[ImageInput]) -> SearchRequest:
     return SearchRequest(
         model=given.model,
         texts=_list(given.text),

@@ -6,20 +6,22 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
+from clipmlu.serve.http.answer_types import ModelsAnswer, StatusAnswer
 from clipmlu.serve.http.answers import json_response
+from clipmlu.serve.http.openapi import answers, content
 from clipmlu.serve.http.state import service_of
 from clipmlu.serve.refusal import Refusal
 
 router = APIRouter()
 
 
-@router.get("/health")
+@router.get("/health", response_class=Response, responses=answers(StatusAnswer))
 async def health() -> Response:
     """Answer while the process does."""
     return json_response({"status": "ok"})
 
 
-@router.get("/ready")
+@router.get("/ready", response_class=Response, responses=answers(StatusAnswer))
 async def ready(request: Request) -> Response:
     """Answer whether requests can be answered now."""
     service = service_of(request)
@@ -29,14 +31,14 @@ async def ready(request: Request) -> Response:
     return json_response({"status": "ready"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses=content("text/plain", {"type": "string"}))
 async def metrics(request: Request) -> Response:
     """Return the figures for Prometheus."""
-    content = await asyncio.to_thread(request.app.state.metrics.render)
-    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
+    figures = await asyncio.to_thread(request.app.state.metrics.render)
+    return Response(figures, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_class=Response, responses=answers(ModelsAnswer))
 async def models(request: Request) -> Response:
     """Describe the served bundles, the index and the limits of requests."""
     service = service_of(request)
