@@ -163,3 +163,16 @@ def test_a_graph_with_a_second_file_of_weights_is_opened_as_it_is(tmp_path: Path
     assert read_prepared(tmp_path / "one.onnx")
     onnx.save(quantised, tmp_path / "two.onnx", save_as_external_data=True, location="two.data", size_threshold=0)
     assert read_prepared(tmp_path / "two.onnx") is None
+
+
+def test_activations_that_use_each_other_are_followed_once() -> None:
+    """40 operators Clip, each with three inputs from the one before: 3**40 paths, and deep chains of them."""
+    kernel = np.ones((1, 1, 1, 1), np.float32)
+    deep = [helper.make_node("Relu", [f"r{at}"], [f"r{at + 1}"]) for at in range(2000)]
+    wide = [helper.make_node("Clip", [f"c{at}"] * 3, [f"c{at + 1}"]) for at in range(40)]
+    for nodes, first, last in ((deep, "r0", "r2000"), (wide, "c0", "c40")):
+        model = _model([helper.make_node("Conv", ["x", "w"], [first]), *nodes], [1, 1, 1, 1], {"w": kernel}, [last])
+        before = model.SerializeToString()
+        assert _constants(_prepared(model))["w"].shape == kernel.shape
+        assert len(_prepared(model).graph.node) == len(nodes) + 1
+        assert model.SerializeToString() == before

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -191,6 +192,54 @@ def test_dictionaries_that_hold_themselves_or_one_another_without_end_are_left(s
     for _ in range(50):
         deep = {"deeper": deep, "weight": torch.zeros(1)}
     torch.save({**content, "deep": deep}, folder / NAME)
+    assert torch.equal(load(folder).module.state_dict()["visual.proj"], state["visual.proj"])
+
+
+def test_dictionaries_stored_under_two_names_are_read_under_both(state: State, folder: Path) -> None:
+    import torch
+
+    shared = {"weight": torch.zeros(1)}
+    torch.save({"a": {"c": shared}, "b": shared}, folder / NAME)
+    read = read_checkpoint(folder / NAME, "torch")
+    assert (list(read.tensors), read.nests) == (["a.c.weight", "b.weight"], {"a.c.weight": "a.c.", "b.weight": "b."})
+
+
+def doubling() -> dict[str, object]:
+    """2**40 dictionaries, all of them the same 40."""
+    content: dict[str, object] = {}
+    for _ in range(40):
+        content = {"left": content, "right": content}
+    return content
+
+
+def far_below() -> dict[str, object]:
+    content: dict[str, object] = {}
+    for _ in range(10_000):
+        content = {"deeper": content}
+    return content
+
+
+@pytest.mark.parametrize("make", [doubling, far_below])
+def test_more_names_than_any_file_has_are_refused(
+    make: Callable[[], dict[str, object]], state: State, folder: Path
+) -> None:
+    """By a file of a few kilobytes beside the weights: in seconds, not in years."""
+    import torch
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)  # of Python's pickler, which writes the file
+    try:
+        torch.save({"state_dict": state, "more": make()}, folder / NAME)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert "the names in it take more than 16,777,216 characters. Save model.state_dict() alone." in refusal(folder)
+
+
+def test_name_of_many_parts_and_keys_without_a_name_do_not_delay(state: State, folder: Path) -> None:
+    import torch
+
+    content = {**state, "a." * 500_000: torch.zeros(1), (1, 2): torch.zeros(1)}
+    torch.save(content, folder / NAME)
     assert torch.equal(load(folder).module.state_dict()["visual.proj"], state["visual.proj"])
 
 

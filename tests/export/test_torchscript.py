@@ -192,9 +192,11 @@ def without_storage(source: Path, target: Path) -> None:
                 new.writestr(name, old.read(name))
 
 
-def endless(source: Path, target: Path) -> None:
+def doubling(source: Path, target: Path) -> None:
+    """A module that holds 2**40 modules, all of them the same few."""
     module: dict[str, object] = {}
-    module["module"] = module
+    for _ in range(40):
+        module = {"left": module, "right": module}
     rewrite(source, target, lambda name, data: pickle.dumps(module) if name.endswith("/data.pkl") else data)
 
 
@@ -229,7 +231,7 @@ def quantised(source: Path, target: Path) -> None:
         (without_storage, "it is a TorchScript archive that is damaged: \"There is no item named 'ViT-B-32/data/0'"),
         (far_number, "it stores an object under the number 16777215"),
         (repeated, "'ViT-B-32/data/0' has 2 values, and a tensor repeats them to 17,592,186,044,416"),
-        (endless, "it has more than 20000 modules"),
+        (doubling, "the names in it take more than 16,777,216 characters"),
         (quantised, "its tensors hold QInt8; expected float weights"),
     ],
 )

@@ -437,6 +437,19 @@ def _bomb() -> onnx.ModelProto:
     return _with_functions(*functions)
 
 
+def _nested_functions() -> onnx.ModelProto:
+    """A function that calls the next one, and so on: deeper than the library inlines."""
+    calls = [[helper.make_node(f"F{number + 1}", ["x"], ["y"], domain="own")] for number in range(2000)]
+    last = [helper.make_node("Neg", ["x"], ["y"])]
+    return _with_functions(*(_function(f"F{number}", body) for number, body in enumerate([*calls, last])))
+
+
+def _endless_function() -> onnx.ModelProto:
+    """Two functions that call each other."""
+    call_second, call_first = (helper.make_node(name, ["x"], ["y"], domain="own") for name in ("F1", "F0"))
+    return _with_functions(_function("F0", [call_second]), _function("F1", [call_first]))
+
+
 REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "custom operator": (
         _custom,
@@ -457,6 +470,8 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         r"node '/logits_per_image/Concat' \(operator Concat\) where image and text meet",
     ),
     "a bomb": (_bomb, r"functions that stand for more than 1,000,000 nodes"),
+    "functions that call each other": (_endless_function, r"functions that stand for more than 1,000,000 nodes"),
+    "functions in functions": (_nested_functions, r"cannot be inlined: Function call chain depth exceeds limit"),
     "an old opset": (lambda: _with_opset(9), r"has opset 9; expected 10 or a later one"),
 }
 

@@ -137,12 +137,15 @@ class _Preparation:
 
     def _is_quantised(self, name: str) -> bool:
         """Return whether a result is quantised, possibly after a Relu: then onnxruntime computes it in integers."""
-        users = [user for user, _ in self._index.consumers[name]]
-        return any(
-            user.op_type == "QuantizeLinear"
-            or (user.op_type in ("Relu", "Clip") and self._is_quantised(user.output[0]))
-            for user in users
-        )
+        waiting, seen = [name], {name}
+        while waiting:
+            for user, _ in self._index.consumers[waiting.pop()]:
+                if user.op_type == "QuantizeLinear":
+                    return True
+                if user.op_type in ("Relu", "Clip") and user.output[0] not in seen:
+                    seen.add(user.output[0])
+                    waiting.append(user.output[0])
+        return False
 
     def _dequantise(self, name: str) -> None:
         """Store the floats of an integer weight."""

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from clipmlu.errors import ExportError
 from clipmlu.export.filetypes import Format, error_text, unusable_weights
+from clipmlu.export.nested import nested_values
 from clipmlu.export.options import PURPOSE
 from clipmlu.export.torchscript import read_script
 from clipmlu.host import require
 
-_MOST_NESTING = 8
 _AGAIN = "Download or copy it again."
 
 # Types that occur beside weights (training arguments, metrics); constructing them runs no code.
@@ -71,31 +71,20 @@ def read_checkpoint(path: Path, form: Format) -> Checkpoint:
     tensors: dict[str, Any] = {}
     nests: dict[str, str] = {}
     torch = require("torch", "export", PURPOSE)
-    for nest, key, value in _walk(content, "", set(), 0):
-        if isinstance(value, torch.Tensor):
-            tensors[nest + key], nests[nest + key] = value, nest
-        elif isinstance(value, (bool, int, float, str)):
-            facts[nest + key] = value
+    try:
+        for nest, key, value in nested_values(content):
+            if isinstance(value, torch.Tensor):
+                tensors[nest + key], nests[nest + key] = value, nest
+            elif isinstance(value, (bool, int, float, str)):
+                facts[nest + key] = value
+    except ValueError as error:
+        raise unusable_weights(path, f"it cannot be read: {error}. Save model.state_dict() alone.") from error
     if not tensors:
         found = f"it holds {', '.join(map(repr, list(content)[:4]))}" if isinstance(content, dict) and content else ""
         raise unusable_weights(
             path, f"it has no weights by name{': ' if found else ''}{found}. Save model.state_dict()."
         )
     return Checkpoint(path=path, tensors=tensors, nests=nests, facts=facts)
-
-
-def _walk(value: Any, nest: str, above: set[int], depth: int) -> Iterator[tuple[str, str, Any]]:
-    """Yield (path of the dictionary, key, value) of every value that is not a dictionary."""
-    if depth > _MOST_NESTING or id(value) in above:
-        return
-    entries = vars(value) if isinstance(value, argparse.Namespace) else value
-    if not isinstance(entries, Mapping):
-        return
-    for key, item in entries.items():
-        if isinstance(item, (Mapping, argparse.Namespace)):
-            yield from _walk(item, f"{nest}{key}.", above | {id(value)}, depth + 1)
-        else:
-            yield nest, str(key), item
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

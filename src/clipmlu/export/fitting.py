@@ -86,10 +86,12 @@ def _rank_prefixes(module: Any, checkpoint: Checkpoint) -> list[str]:
     wanted = set(module.state_dict())
     wanted |= {name.removeprefix("text.") for name in wanted}  # older names of models with a text module
     wanted |= set(_MOBILE_CLIP)
+    most_parts = max(name.count(".") for name in wanted) + 1
     counts: collections.Counter[str] = collections.Counter()
     for name in _unwrapped(checkpoint.tensors):
         parts = name.split(".")
-        starts = (start for start in range(len(parts)) if ".".join(parts[start:]) in wanted)
+        tails = range(max(0, len(parts) - most_parts), len(parts))
+        starts = (start for start in tails if ".".join(parts[start:]) in wanted)
         start = next(starts, None)
         if start is not None:
             counts["".join(f"{part}." for part in parts[:start])] += 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipmlu.export.filetypes import error_text, unusable_weights
+from clipmlu.export.nested import nested_values
 from clipmlu.export.options import PURPOSE
 from clipmlu.host import require
 
@@ -23,7 +24,6 @@ SCRIPT_ACTIVATION = "code.activation"
 """Name of the fact that says which activation the code calls: ``quick_gelu`` or ``gelu``."""
 
 _AGAIN = "Download or copy it again, and compare its size with the original's."
-_MOST_MODULES = 20_000  # more than any real model has; a smaller number than a hostile file can describe
 _MOST_CODE_BYTES = 64 << 20
 _MOST_REPEATED = 1 << 28  # values of a tensor that its storage holds once: more than any weight has
 _STORING = ("PUT", "BINPUT", "LONG_BINPUT")
@@ -136,19 +136,7 @@ def _flatten(module: Any) -> dict[str, Any]:
     """Return the values of a tree of modules by their dotted names."""
     if not isinstance(module, Mapping):
         raise pickle.UnpicklingError("there is no module in it")
-    flat: dict[str, Any] = {}
-    waiting, seen = [("", module)], 0
-    while waiting:
-        prefix, entries = waiting.pop()
-        seen += 1
-        if seen > _MOST_MODULES:
-            raise pickle.UnpicklingError(f"it has more than {_MOST_MODULES} modules")
-        for key, value in entries.items():
-            if isinstance(value, Mapping):
-                waiting.append((f"{prefix}{key}.", value))
-            else:
-                flat[f"{prefix}{key}"] = value
-    return flat
+    return {prefix + key: value for prefix, key, value in nested_values(module)}
 
 
 def _tensor_maker(archive: zipfile.ZipFile, root: str, torch: Any) -> Callable[[_StoredTensor], Any]:

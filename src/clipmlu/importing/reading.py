@@ -153,20 +153,22 @@ def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 def _count_nodes(model: onnx.ModelProto) -> int:
     """Return the number of nodes after inlining, or more than ``_MOST_NODES``; functions that call each other may multiply it."""
+    functions = {(each.domain, each.name): each for each in model.functions}
     sizes: dict[tuple[str, str], int] = {}
-    waiting = list(model.functions)
+    begun: set[tuple[str, str]] = set()
+    waiting = list(functions)
     while waiting:
-        left = []
-        for function in waiting:
-            names = {(each.domain, each.name) for each in waiting}
-            if any((node.domain, node.op_type) in names for node in function.node):
-                left.append(function)
-                continue
-            size = sum(sizes.get((node.domain, node.op_type), 1) for node in function.node)
-            sizes[function.domain, function.name] = min(size, _MOST_NODES + 1)
-        if len(left) == len(waiting):  # they call themselves
+        name = waiting[-1]
+        called = [(node.domain, node.op_type) for node in functions[name].node]
+        unknown = {each for each in called if each in functions and each not in sizes}
+        if unknown and name in begun:  # it calls itself
             return _MOST_NODES + 1
-        waiting = left
+        if unknown:
+            begun.add(name)
+            waiting.extend(unknown)
+        else:
+            sizes[name] = min(sum(sizes.get(each, 1) for each in called), _MOST_NODES + 1)
+            waiting.pop()
     return sum(sizes.get((node.domain, node.op_type), 1) for node in model.graph.node)
 
 
