@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from clipmlu.errors import BackendUnavailableError
 from clipmlu.magicmind.archive import make_archive, package_files
 from clipmlu.magicmind.backend import emulated_worker
+from clipmlu.magicmind.probe import run
 from clipmlu.magicmind.probe.graphs import make_graphs
 from clipmlu.magicmind.probe.questions.report import JSON_NAME, MARKDOWN_NAME
 from clipmlu.magicmind.probe.run import probe_emulated_sdk, probe_sdk
@@ -117,6 +119,31 @@ def test_probe_that_keeps_hanging_is_given_up_after_some_cases(tmp_path: Path, g
     assert record["outcome"] == "timed out"
     assert [case["outcome"] for case in record["details"].values()] == ["answered", "timed out", "not tried"]
     assert record["details"]["after"]["found"] == "left out after 1 cases that hung"
+
+
+@pytest.mark.slow
+def test_process_that_the_system_cannot_kill_does_not_delay_the_others(tmp_path: Path, graphs: Path) -> None:
+    """As one inside a call of a driver; here no signal is sent at all."""
+    limits = "KILL_SECONDS = 0.1\ndef kill_group(child):\n    pass\n"
+    start = time.monotonic()
+    (record,) = run_planted(tmp_path, graphs, ["time.sleep(20)"], 1, limits=limits)
+    assert time.monotonic() - start < 15
+    found = {case: fields["found"] for case, fields in record["details"].items()}
+    assert found == {"before": "fine", "bad": "no end within 1 s; it cannot be killed", "after": "fine"}
+    assert record["outcome"] == "timed out"
+
+
+def test_interpreter_that_never_starts_is_ended_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho $$ >{tmp_path / 'pid'}\nexec sleep 100\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(run, "_START_SECONDS", 0.2)
+    with pytest.raises(
+        BackendUnavailableError, match=r"python' did not start the probes in time and was ended\. Check"
+    ):
+        probe_sdk(tmp_path / "out", python=str(python), timeout_seconds=0.1)
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_interrupted_run_ends_its_processes_and_keeps_what_it_found(tmp_path: Path, graphs: Path) -> None:

@@ -6,9 +6,11 @@ the graphs and their expected outputs, is made here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from clipmlu.magicmind.probe.records import ProbeReport
 PROGRAM_NAME = "clipmlu_probe.pyz"
 GRAPHS_FOLDER = "graphs"
 _REPORT_NAMES = (JSON_NAME, MARKDOWN_NAME)
+_START_SECONDS = 30.0  # of an interpreter, and of its NumPy on a slow disk
+_POLL_SECONDS = 0.1
 
 
 def probe_names() -> tuple[str, ...]:
@@ -84,7 +88,7 @@ def probe_sdk(
         if only:
             command += ["--only", *only]
         try:
-            code = _run(command, environment)
+            code = _run(command, environment, folder / JSON_NAME, 2 * timeout_seconds + _START_SECONDS)
         except KeyboardInterrupt:
             if _has_records(folder / JSON_NAME):
                 _copy_report(folder, output, overwrite=overwrite)
@@ -161,18 +165,41 @@ def _find_interpreter() -> str:
     )
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str] | None) -> int:
-    """Run a program and return its exit code; an interruption gives it ten seconds to end its children."""
+def _run(
+    command: Sequence[str], environment: Mapping[str, str] | None, report: Path, first_seconds: float
+) -> int | None:
+    """Run the program; an interruption gives it ten seconds to end its children.
+
+    Args:
+        command: the program and its arguments.
+        environment: the variables of its process.
+        report: what it writes first when it knows its host, for which it asks the SDK in a process with a limit.
+        first_seconds: longest wait for that; after it, the program itself limits each case.
+
+    Returns:
+        The exit code; None if the program did not write the report in time.
+    """
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:  # noqa: S603
         try:
-            return process.wait()
+            deadline = time.monotonic() + first_seconds
+            while not report.exists() and time.monotonic() < deadline:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(_POLL_SECONDS)
+            if report.exists():
+                return process.wait()
+            _end(process)
+            return None
         except BaseException:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            _end(process)
             raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _has_records(path: Path) -> bool:
@@ -186,7 +213,12 @@ def _copy_report(folder: Path, output: Path, *, overwrite: bool) -> None:
     write_files({output / name: (folder / name).read_bytes() for name in _REPORT_NAMES}, overwrite=overwrite)
 
 
-def _read_report(path: Path, interpreter: str, code: int) -> ProbeReport:
+def _read_report(path: Path, interpreter: str, code: int | None) -> ProbeReport:
+    if code is None:
+        raise BackendUnavailableError(
+            f"'{interpreter}' did not start the probes in time and was ended. Check that it runs Python at once: "
+            f"{interpreter} -c 'import numpy'; or give it longer with --timeout."
+        )
     try:
         report = msgspec.json.decode(path.read_bytes(), type=ProbeReport)
     except (OSError, msgspec.MsgspecError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ from .processes import (
 )
 from .report import new_report
 
+KILL_SECONDS = 10.0
 MAX_TIMEOUTS = 3  # cases of one probe that may hang; after that the other cases are skipped
 
 
@@ -213,10 +215,13 @@ class ProbeRunner:
                 timed_out = self._wait(child, f"{stem}.notes")
             finally:
                 kill_group(child)  # what it may have left behind, or all of it when this process is interrupted
-                child.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(KILL_SECONDS)  # a process inside a driver's call may not be killed before that returns
                 with self._lock:
                     del self._living[child.pid]
-        how = f"no end within {self._timeout:g} s" if timed_out else describe_exit(child.returncode)
+        how = f"no end within {self._timeout:g} s" if timed_out else describe_exit(child.returncode or 0)
+        if child.returncode is None:
+            how = f"{how}; it cannot be killed" if how else "it cannot be killed"
         return Ending(read_notes(f"{stem}.notes"), how, timed_out, read_tail(f"{stem}.log"))
 
     def _wait(self, child: subprocess.Popen[bytes], notes: str) -> bool:
