@@ -122,3 +122,18 @@ def test_samples_lead_to_commands_that_run_when_pasted(
         assert following[2:] == ["it's here/photos", "--labels", "it's here/labels.txt"]
         assert run(*following)[0] == 0
     assert "replace it with --overwrite" in run("datasets", "--write-samples", "it's here")[2]
+
+
+@pytest.mark.parametrize(
+    "command", [("compile", "tiny", "--target", "cpu"), ("export", "demo")], ids=("compile", "export")
+)
+def test_bundle_that_holds_files_of_the_user_is_not_replaced(
+    run: Run, compiled: CompiledBundle, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(compiled.path.parent)
+    (compiled.path / "notes.txt").write_text("a week's work")
+    before = {path: path.read_bytes() for path in compiled.path.rglob("*") if path.is_file()}
+    code, _, said = run(*command, "-o", compiled.path, "--overwrite")
+    assert code == 1
+    assert "also holds 'notes.txt', which clipmlu did not write there; it is not changed." in said
+    assert {path: path.read_bytes() for path in compiled.path.rglob("*") if path.is_file()} == before

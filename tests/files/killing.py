@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from clipmlu.files import workspace
-from clipmlu.files.publish import stage_directory, write_files
+from clipmlu.files.publish import DirectoryKind, stage_directory, write_files
 
 State = dict[str, str]
+KIND = DirectoryKind(name="bundle", marker="marker", files=("data",))
 
 
 def write_one(folder: Path, *, overwrite: bool = True) -> None:
@@ -34,7 +35,7 @@ def write_pair(folder: Path) -> None:
 
 def write_directory(folder: Path) -> None:
     """A directory of two files."""
-    with stage_directory(folder / "bundle", "bundle", "marker", overwrite=True) as made:
+    with stage_directory(folder / "bundle", KIND, overwrite=True) as made:
         (made / "data").write_text("new")
         (made / "marker").write_text("new")
 

@@ -16,6 +16,7 @@ import pytest
 from clipmlu.errors import BundleExistsError, OutputError, OutputExistsError
 from clipmlu.files import workspace
 from clipmlu.files.publish import (
+    DirectoryKind,
     StagedFiles,
     check_file_free,
     check_files_free,
@@ -26,11 +27,12 @@ from clipmlu.files.publish import (
 )
 from clipmlu.files.workspace import Workspace, sweep
 
+KIND = DirectoryKind(name="bundle", marker="marker", files=("data",))
 KILLING = Path(__file__).with_name("killing.py")
 
 
 def _make_directory(target: Path, *, overwrite: bool = False, content: str = "new") -> None:
-    with stage_directory(target, "bundle", "marker", overwrite=overwrite) as folder:
+    with stage_directory(target, KIND, overwrite=overwrite) as folder:
         (folder / "marker").write_text(content)
 
 
@@ -127,7 +129,7 @@ def test_of_many_at_once_one_gets_the_name(tmp_path: Path) -> None:
     barrier = threading.Barrier(20)
 
     def publish(number: int) -> None:
-        with stage_directory(tmp_path / "same", "bundle", "marker") as folder:
+        with stage_directory(tmp_path / "same", KIND) as folder:
             (folder / "marker").write_text(str(number))
             barrier.wait()  # all have looked, and found the place free
 
@@ -181,9 +183,62 @@ def test_directory_that_is_taken_is_found_before_the_work(tmp_path: Path) -> Non
     _make_directory(tmp_path / "taken")
     with (
         pytest.raises(BundleExistsError, match="--overwrite"),
-        stage_directory(tmp_path / "taken", "bundle", "marker"),
+        stage_directory(tmp_path / "taken", KIND),
     ):
         pytest.fail("the work has begun")
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        (("notes.txt",), r"'notes\.txt', which clipmlu did not write there; it is not changed\. Move it away"),
+        (("data/report.html",), r"'data/report\.html', which"),
+        (("a", "marker.bak"), r"'a' and 'marker\.bak', which .* Move them away"),
+        (("a", "b", "c/d"), r"'a' and 2 other files, which"),
+    ],
+)
+def test_directory_with_files_of_somebody_else_is_kept_as_it_is(
+    tmp_path: Path, others: tuple[str, ...], named: str
+) -> None:
+    _make_directory(tmp_path / "out", content="old")
+    for name in others:
+        path = tmp_path / "out" / name
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to("nowhere") if name == "a" else path.write_text("mine")
+    before = sorted((tmp_path / "out").rglob("*"))
+    with (
+        pytest.raises(BundleExistsError, match=named) as caught,
+        stage_directory(tmp_path / "out", KIND, overwrite=True),
+    ):
+        pytest.fail("the work has begun")
+    assert "\n" not in str(caught.value)
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_file_that_is_written_during_the_work_is_kept(tmp_path: Path) -> None:
+    _make_directory(tmp_path / "out", content="old")
+
+    def replace() -> None:
+        with stage_directory(tmp_path / "out", KIND, overwrite=True) as folder:
+            (folder / "marker").write_text("new")
+            (tmp_path / "out" / "late").write_text("mine")
+
+    with pytest.raises(BundleExistsError, match=r"also holds 'late'"):
+        replace()
+    assert ((tmp_path / "out" / "marker").read_text(), (tmp_path / "out" / "late").read_text()) == ("old", "mine")
+    assert _names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"files": 3}', '{"name": "a web page"}'])
+def test_directory_of_another_program_with_the_same_marker_is_kept(tmp_path: Path, content: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(content)
+    with (
+        pytest.raises(BundleExistsError, match=r"manifest\.json' does not say which files belong to the bundle"),
+        stage_directory(tmp_path / "out", DirectoryKind(name="bundle", marker="manifest.json"), overwrite=True),
+    ):
+        pytest.fail("the work has begun")
+    assert (tmp_path / "out" / "manifest.json").read_text() == content
 
 
 def test_link_to_a_directory_is_replaced_and_what_it_leads_to_is_kept(tmp_path: Path) -> None:
@@ -368,7 +423,7 @@ def test_clean_up_that_fails_too_hides_nothing(refusing: Path) -> None:
 
 
 def test_error_of_the_work_is_not_hidden_by_the_clean_up(refusing: Path) -> None:
-    with pytest.raises(RuntimeError, match="boom"), stage_directory(refusing / "a", "bundle", "marker"):
+    with pytest.raises(RuntimeError, match="boom"), stage_directory(refusing / "a", KIND):
         raise RuntimeError("boom")
 
 
@@ -406,9 +461,9 @@ def test_folders_that_were_made_for_files_go_when_nothing_is_written(tmp_path: P
 def test_folders_that_were_made_for_a_directory_go_when_it_is_not_finished(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for parent in ("a/b", "mine"):
-        with pytest.raises(ZeroDivisionError), stage_directory(tmp_path / parent / "out", "bundle", "m"):
+        with pytest.raises(ZeroDivisionError), stage_directory(tmp_path / parent / "out", KIND):
             raise ZeroDivisionError
     assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
-    with stage_directory(tmp_path / "a" / "b" / "out", "bundle", "m") as folder:
+    with stage_directory(tmp_path / "a" / "b" / "out", KIND) as folder:
         (folder / "m").write_bytes(b"m")
     assert (tmp_path / "a" / "b" / "out" / "m").read_bytes() == b"m"

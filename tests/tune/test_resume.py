@@ -20,9 +20,10 @@ from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.compile.quantisation import QuantisationChoice
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
+from clipmlu.errors import BundleExistsError
 from clipmlu.keys import make_key, value_digest
 from clipmlu.specs import Precision, QuantisationOptions, Spec
-from clipmlu.tune.bundles import compilation_key
+from clipmlu.tune.bundles import compilation_key, obtain_compiled
 from clipmlu.tune.resume import ResultStore
 
 
@@ -239,3 +240,19 @@ def test_a_lock_leaves_no_empty_folder(tmp_path: Path) -> None:
         assert len(notes) == 1
         assert (tmp_path / "made" / "results").is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bundle_with_files_of_the_user_is_used_again_and_not_replaced(
+    exported: ExportedBundle, tmp_path: Path, store: ResultStore, notes: list[str]
+) -> None:
+    options = CompileOptions(target="cpu", overwrite=True)
+    output = tmp_path / "compiled"
+    with store.lock():
+        made, _ = obtain_compiled(exported, output, options, store, notes.append)
+        (output / "notes.txt").write_text("of the user")
+        again, reused = obtain_compiled(exported, output, options, store, notes.append)
+        assert (again.digest, reused) == (made.digest, True)
+        other = dataclasses.replace(options, batch_size=3)
+        with pytest.raises(BundleExistsError, match=r"also holds 'notes\.txt'"):
+            obtain_compiled(exported, output, other, store, notes.append)
+    assert (output / "notes.txt").read_text() == "of the user"

@@ -42,13 +42,14 @@ from clipmlu.errors import (
     reason_of,
 )
 from clipmlu.file_names import name_from_path
-from clipmlu.files.publish import check_directory_free, encode_json, stage_directory
+from clipmlu.files.publish import DirectoryKind, check_directory_free, encode_json, stage_directory
 from clipmlu.files.read import decode_json, read_json, read_small_file
 from clipmlu.files.workspace import sweep
 from clipmlu.specs import (
     TowerName,
 )
 
+_KIND = DirectoryKind(name="bundle", marker=MANIFEST_NAME)
 _MANIFEST_BYTES = 256 << 20  # with a scale per channel, the largest models need some 50 MB
 
 
@@ -252,13 +253,13 @@ def stage_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> 
 
     Args:
         output: final path of the bundle.
-        overwrite: replace an existing bundle. A directory that is not a bundle is never replaced.
+        overwrite: replace an existing bundle. A directory that is not a bundle, or holds other files, is never replaced.
 
     Raises:
-        BundleExistsError: ``output`` already exists.
+        BundleExistsError: ``output`` already exists, or holds files that clipmlu did not write.
         OutputError: the directory cannot be written, for instance because the disk is full.
     """
-    with stage_directory(as_path(output, "the output"), "bundle", MANIFEST_NAME, overwrite=overwrite) as temporary:
+    with stage_directory(as_path(output, "the output"), _KIND, overwrite=overwrite) as temporary:
         staging = Staging(temporary)
         yield staging
         assert staging.manifest is not None, "finish() was not called"
@@ -292,9 +293,9 @@ def check_output_free(target: Path, *, overwrite: bool) -> None:
     """Check, before slow work begins, that a bundle can be written to a path; see ``stage_bundle``.
 
     Raises:
-        BundleExistsError: the path exists and must not be replaced.
+        BundleExistsError: the path exists and must not be replaced, or holds files that clipmlu did not write.
     """
-    check_directory_free(target, "bundle", MANIFEST_NAME, overwrite=overwrite)
+    check_directory_free(target, _KIND, overwrite=overwrite)
 
 
 def _read_manifest(directory: Path) -> tuple[Manifest, str]:

@@ -43,17 +43,16 @@ from clipmlu.data.class_names import resolve_class_names
 from clipmlu.data.prompts import Templates, fill_template, resolve_templates
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.display import Displayed, Summary, as_plain
-from clipmlu.errors import BundleExistsError, OptionError
+from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
-from clipmlu.files.publish import check_directory_free, encode_json, stage_directory
-from clipmlu.files.read import read_json
+from clipmlu.files.publish import DirectoryKind, check_directory_free, encode_json, stage_directory
 from clipmlu.graph.index import save_model
 from clipmlu.graph.roles import Operator
 from clipmlu.host import require_graph_packages
 from clipmlu.specs import TEXT_AXIS, Layout, MluBuild, QuantisationOptions, TensorSpec, TowerName
 from clipmlu.steps import StartStep, no_steps
 
-_KIND = "folder of lowered graphs"
+_KIND = DirectoryKind(name="folder of lowered graphs", marker=LOWERED_NAME)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,14 +148,13 @@ def lower_bundle(
     backend = get_backend(TARGETS[options.target])
     quantisation = check_arithmetic(given, options.target, backend)
     require_graph_packages("Lowering a bundle")
-    check_directory_free(target, _KIND, LOWERED_NAME, overwrite=given.overwrite)
-    _check_only_ours(target)
+    check_directory_free(target, _KIND, overwrite=given.overwrite)
     labels = () if options.labels is None else resolve_class_names(options.labels, on_note=on_note)
     exported = source if isinstance(source, ExportedBundle) else _open(source, on_step)
     layout = options.layout or exported.manifest.layout
     given = _with_text_rows(given, layout, len(labels))
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(stage_directory(target, _KIND, LOWERED_NAME, overwrite=given.overwrite))
+        folder = stack.enter_context(stage_directory(target, _KIND, overwrite=given.overwrite))
         wanted = stack.enter_context(_in_layout(exported, layout, folder, on_step))
         writer = _Writer(wanted, folder, given, backend, quantisation, on_step)
         writer.write_texts(labels, options.templates)
@@ -265,26 +263,6 @@ class _Writer:
         (self._folder / README_NAME).write_text(write_readme(header), encoding="utf-8")
         files = {path.name: file_record(path) for path in sorted(self._folder.iterdir()) if path.is_file()}
         return msgspec.structs.replace(header, files=files)
-
-
-def _check_only_ours(folder: Path) -> None:
-    """Check that replacing a folder of lowered graphs loses no file of somebody else: models are often built beside the graphs.
-
-    Raises:
-        BundleExistsError: it holds files that its header does not name.
-    """
-    if not (folder / LOWERED_NAME).is_file():
-        return
-    try:
-        named = read_json(folder / LOWERED_NAME, dict[str, Any]).get("files", {})
-    except (OSError, ValueError):
-        named = {}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (LOWERED_NAME, *named))
-    if others:
-        raise BundleExistsError(
-            f"Folder of lowered graphs '{folder}' also holds '{others[0]}', which clipmlu did not write there; it is not changed. "
-            "Move that file away, or choose another path."
-        )
 
 
 def _open(source: str | os.PathLike[str], on_step: StartStep) -> ExportedBundle:

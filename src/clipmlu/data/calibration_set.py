@@ -21,13 +21,14 @@ from clipmlu.data.feeds import CalibrationData
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import CalibrationError, InputError, first_line, reason_of
-from clipmlu.files.publish import encode_json, stage_directory
+from clipmlu.files.publish import DirectoryKind, encode_json, stage_directory
 from clipmlu.files.read import read_json
 from clipmlu.specs import CalibrationRecord, NaturalInt, PreprocessSpec, Spec, TowerName
 
 SCHEMA_VERSION = 1
 HEADER_NAME = "calibration-set.json"
 _PIXELS_NAME = "pixels.npy"
+_KIND = DirectoryKind(name="calibration set", marker=HEADER_NAME, files=(_PIXELS_NAME,))
 
 
 Array = npt.NDArray[Any]
@@ -78,9 +79,7 @@ class CalibrationSet:
             BundleExistsError: the path already exists.
             OutputError: the directory cannot be written.
         """
-        with stage_directory(
-            as_path(output, "the output"), "calibration set", HEADER_NAME, overwrite=overwrite
-        ) as folder:
+        with stage_directory(as_path(output, "the output"), _KIND, overwrite=overwrite) as folder:
             with (folder / _PIXELS_NAME).open("wb") as stream:
                 np.lib.format.write_array(_Writer(stream), self.pixels, allow_pickle=False)
             header = CalibrationHeader(

@@ -8,6 +8,7 @@ the path is checked before the slow work begins, and checked again by the operat
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import math
 import os
@@ -22,10 +23,27 @@ import msgspec
 
 from clipmlu.arguments import as_path
 from clipmlu.errors import BundleExistsError, OutputError, OutputExistsError
+from clipmlu.files.read import read_json
 from clipmlu.files.workspace import Workspace, place_directory, place_file, sweep
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MARKER_BYTES = 256 << 20  # with a scale per channel, manifests of the largest models take some 50 MB
 _UNWRITABLE = (*_NO_ROOM, errno.EROFS, errno.EIO)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DirectoryKind:
+    """A kind of directory that is written as a whole.
+
+    Attributes:
+        name: the kind, for messages.
+        marker: name of a file that identifies this kind; a directory without it is never replaced.
+        files: paths of its other files; None if the marker is JSON and lists them under ``files``.
+    """
+
+    name: str
+    marker: str
+    files: tuple[str, ...] | None = None
 
 
 class StagedFiles:
@@ -134,22 +152,21 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def stage_directory(target: Path, kind: str, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
+def stage_directory(target: Path, kind: DirectoryKind, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a hidden folder beside ``target`` and rename it to ``target`` when the block ends.
 
     On any exception, including an interrupt, the folder is removed and ``target`` stays unchanged.
 
     Args:
         target: final path of the directory.
-        kind: the kind of directory, for messages.
-        marker: name of a file that identifies this kind; a directory without it is never replaced.
-        overwrite: replace an existing directory of this kind.
+        kind: the kind of directory.
+        overwrite: replace an existing directory of this kind that holds no other files.
 
     Raises:
-        BundleExistsError: ``target`` already exists.
+        BundleExistsError: ``target`` already exists, or holds files that clipmlu did not write.
         OutputError: the directory cannot be written, for instance because the disk is full.
     """
-    check_directory_free(target, kind, marker, overwrite=overwrite)
+    check_directory_free(target, kind, overwrite=overwrite)
     with contextlib.ExitStack() as stack:
         with output_errors(target):
             stack.enter_context(_folder_for_output(target.parent))
@@ -159,23 +176,23 @@ def stage_directory(target: Path, kind: str, marker: str, *, overwrite: bool = F
         with disk_full_errors(target):
             yield workspace.new()
         with output_errors(target):
-            _put_directory(workspace, target, kind, marker, overwrite=overwrite)
+            _put_directory(workspace, target, kind, overwrite=overwrite)
 
 
-def _put_directory(workspace: Workspace, target: Path, kind: str, marker: str, *, overwrite: bool) -> None:
+def _put_directory(workspace: Workspace, target: Path, kind: DirectoryKind, *, overwrite: bool) -> None:
     try:
         place_directory(workspace.new(), target)
     except FileExistsError:
         # Another process may have created the target meanwhile: check again.
-        check_directory_free(target, kind, marker, overwrite=overwrite)
+        check_directory_free(target, kind, overwrite=overwrite)
         workspace.replace([target])
 
 
-def check_directory_free(target: Path, kind: str, marker: str, *, overwrite: bool) -> None:
+def check_directory_free(target: Path, kind: DirectoryKind, *, overwrite: bool) -> None:
     """Check, before slow work begins, that a directory can be written to a path; see ``stage_directory``.
 
     Raises:
-        BundleExistsError: the path exists and must not be replaced.
+        BundleExistsError: the path exists and must not be replaced, or holds files that clipmlu did not write.
         OutputError: the path cannot be written.
     """
     sweep(target.parent)
@@ -183,12 +200,57 @@ def check_directory_free(target: Path, kind: str, marker: str, *, overwrite: boo
         _check_parent(target)
         if not _exists(target) or (target.is_dir() and not any(target.iterdir())):
             return
-    if not (target / marker).is_file():
+    if not (target / kind.marker).is_file():
         raise BundleExistsError(
-            f"Output '{target}' exists and is not a {kind}; it is not changed. Choose another path."
+            f"Output '{target}' exists and is not a {kind.name}; it is not changed. Choose another path."
         )
     if not overwrite:
-        raise BundleExistsError(_exists_message(kind.capitalize(), target))
+        raise BundleExistsError(_exists_message(f"{kind.name[0].upper()}{kind.name[1:]}", target))
+    with output_errors(target):
+        _check_only_ours(target, kind)
+
+
+def _check_only_ours(target: Path, kind: DirectoryKind) -> None:
+    """Check that replacing a directory loses no file of somebody else.
+
+    Raises:
+        BundleExistsError: it holds files that its marker does not name.
+        OSError: it cannot be listed.
+    """
+    ours = kind.files
+    if ours is None:
+        try:
+            ours = tuple(read_json(target / kind.marker, _FilesOnly, _MARKER_BYTES).files)
+        except (OSError, msgspec.DecodeError):
+            raise BundleExistsError(
+                f"'{target / kind.marker}' does not say which files belong to the {kind.name}; it is not changed. "
+                "Remove the directory yourself, or choose another path."
+            ) from None
+    found = sorted(path.relative_to(target).as_posix() for path in _files_below(target))
+    others = [name for name in found if name != kind.marker and name not in ours]
+    if others:
+        more = f" and {len(others) - 1} other files" if len(others) > 2 else f" and '{others[1]}'" if others[1:] else ""
+        raise BundleExistsError(
+            f"Output '{target}' also holds '{others[0]}'{more}, which clipmlu did not write there; it is not changed. "
+            f"Move {'them' if more else 'it'} away, or choose another path."
+        )
+
+
+class _FilesOnly(msgspec.Struct):
+    files: dict[str, msgspec.Raw]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files and links below a folder.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from _files_below(path)
+        else:
+            yield path
 
 
 def check_files_free(targets: Iterable[Path | None], *, overwrite: bool) -> None:

@@ -50,7 +50,6 @@ def obtain_bundle(
         BundleExistsError: something else is at the path and may not be replaced.
         OutputError: the path cannot be written.
     """
-    check_output_free(path, overwrite=True)  # the path must be writable
     name = path.name
     digest = store.load(name, key, str)
     if digest is not None:

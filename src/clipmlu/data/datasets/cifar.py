@@ -28,7 +28,7 @@ from PIL import Image
 from clipmlu.data.datasets.elements import DatasetBase
 from clipmlu.data.images import DEFAULT_MAX_PIXELS
 from clipmlu.errors import InputError, OptionError, OutputError, first_line
-from clipmlu.files.publish import scratch_directory, stage_directory
+from clipmlu.files.publish import DirectoryKind, scratch_directory, stage_directory
 from clipmlu.files.read import read_small_file
 from clipmlu.host import CIFAR100_VARIABLE, cache_dir, cifar100_dir
 
@@ -193,7 +193,8 @@ def _obtain(source: CifarSource, data_dir: Path | None, *, download: bool) -> It
     with scratch_directory() as scratch:
         _unpack(source, _download(source, scratch / "archive.tar.gz"), scratch)
         try:
-            with stage_directory(folder, "dataset", source.meta_file, overwrite=True) as staged:
+            kind = DirectoryKind(name="dataset", marker=source.meta_file, files=tuple(source.md5))
+            with stage_directory(folder, kind, overwrite=True) as staged:
                 for name in source.md5:
                     shutil.copyfile(scratch / name, staged / name)
         except OutputError as error:
