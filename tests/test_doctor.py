@@ -228,6 +228,7 @@ def test_worker_without_an_sdk_and_no_worker_at_all_are_problems(
     finding = _findings(root)["MLU worker"]
     assert finding.status == "problem"
     assert "No such file or directory" in finding.found
+    assert "'MLU worker' below says whether it answers" in _findings(root)["target mlu"].found
     assert main(["doctor"]) == 1
     monkeypatch.setenv("CLIPMLU_MLU_WORKER", f"unix:{tmp_path}/nobody.sock")
     finding = _findings(root)["MLU worker"]

@@ -168,7 +168,8 @@ def _usable_backend(check: str, backend: Backend, version: str) -> Finding:
         return Finding(check=check, status="ok", found=f"{version}: not a card")
     found = f"{backend.name} {version}"
     if backend.has_cards:
-        return Finding(check=check, status="ok", found=found)
+        asked = "" if worker_from_environment() is None else "; 'MLU worker' below says whether it answers"
+        return Finding(check=check, status="ok", found=f"{found}{asked}")
     try:
         modes = backend.precisions
     except BackendUnavailableError as error:
