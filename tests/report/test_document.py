@@ -26,13 +26,13 @@ from clipmlu.cli import main
 from clipmlu.errors import InputError, MissingDependencyError, OptionError, OutputExistsError
 from clipmlu.files.publish import encode_json
 from clipmlu.measure.accuracy.evaluate import evaluate
-from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, Confusion
+from clipmlu.measure.accuracy.report import AccuracyReport, ClassAccuracy, ConfidenceBin, Confusion
 from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
 from clipmlu.report.document.build import MOST_DETAILED
 from clipmlu.report.document.published import published_figures
-from clipmlu.report.figures.speed import Point, count_latencies, draw_pareto
+from clipmlu.report.figures.speed import MOST_LABELLED, Point, count_latencies, draw_pareto
 from clipmlu.report.markdown import escaped
 from clipmlu.specs import ModelId, Precision
 from conftest import REPOSITORY
@@ -184,7 +184,7 @@ def test_results_of_the_same_data_stand_together_and_others_apart(tmp_path: Path
         measured(top1=0.64),
         measured(data_digest="d" * 64, top1=0.9),
         measured(data_digest=None, top1=0.8),
-        measured(data_digest=None, top1=0.8),
+        measured(data_digest=None, top1=0.8, elapsed_s=2.0),
         measured(templates=("other {}",), top1=0.7),
     ]
     emulated = msgspec.structs.replace(exact, emulated=True)
@@ -257,7 +257,11 @@ def test_mistakes_of_a_folder_have_thumbnails_and_no_file_outside_it_is_read(
     out, _err = capsys.readouterr()
     assert out.endswith(f"{page}\n")
     report = json.loads((tmp_path / "a.json").read_text())
-    keys = [key for pair in report["confusions"][:12] for key in pair["examples"]]
+    keys = [
+        f"{pair['class_name']}, taken for {pair['predicted']}: {key}"
+        for pair in report["confusions"][:12]
+        for key in pair["examples"]
+    ]
     pictures = [each for tag, each in Page(Path(page)).elements if tag == "img"]
     assert [each["alt"] for each in pictures] == keys
     assert all((each["src"] or "").startswith("data:image/jpeg;base64,") for each in pictures)
@@ -267,7 +271,7 @@ def test_mistakes_of_a_folder_have_thumbnails_and_no_file_outside_it_is_read(
     (tmp_path / "a.json").write_text(json.dumps(report))
     write_report(tmp_path / "a.json", page, overwrite=True)
     first = report["confusions"][1]["examples"][0]
-    assert next(each["alt"] for tag, each in Page(Path(page)).elements if tag == "img") == first
+    assert next(each["title"] for tag, each in Page(Path(page)).elements if tag == "img") == first
     write_report(tmp_path / "a.json", page, overwrite=True, thumbnails=False)
     assert "<img" not in Path(page).read_text()
 
@@ -585,3 +589,80 @@ def test_what_has_a_meaning_in_markdown_is_escaped_and_nothing_else() -> None:
     )
     assert escaped("_a_ __b__ c_") == r"\_a\_ \_\_b\_\_ c\_"
     assert escaped("\x1b[1m\u202e") == r"\\x1b\[1m\\xe2\\x80\\xae"
+
+
+def test_files_with_equal_content_are_one_result(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json", "c.json"):
+        (tmp_path / name).write_bytes(encode_json(samples.tool() if name != "c.json" else samples.sweep()))
+    notes: list[str] = []
+    assert write_report([tmp_path, tmp_path / "b.json"], tmp_path / "page.html", on_note=notes.append).results == 2
+    assert notes == [f"left out: '{tmp_path}/b.json' has the content of '{tmp_path}/a.json'"]
+
+
+def test_a_page_never_replaces_a_report_that_it_is_made_of(tmp_path: Path) -> None:
+    report = tmp_path / "page.md"
+    report.write_bytes(encode_json(samples.tool()))
+    with pytest.raises(OptionError, match=r"page\.md' is one of the reports, which the page would replace"):
+        write_report(report, tmp_path / "page.html", overwrite=True)
+    assert report.read_bytes() == encode_json(samples.tool())
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_tool_without_summaries_and_rates_is_shown(tmp_path: Path) -> None:
+    tool = msgspec.structs.replace(samples.tool(), summaries=(), images_per_second=None, command=("mm_run", "a b"))
+    page = write(tmp_path, tool)
+    assert "not known (320.51 batches/s)" in page.text
+    assert "mm_run 'a b'" in page.commands()
+
+
+def test_a_sweep_names_its_fastest_row_on_the_front_and_labels_many_rows_on_the_front_only(tmp_path: Path) -> None:
+    row = msgspec.structs.replace(samples.sweep().rows[0], emulated=False, on_front=False)
+    rates = [100.0 * (number + 1) for number in range(MOST_LABELLED + 2)]
+    rows = [
+        msgspec.structs.replace(
+            row,
+            images_per_second=rate,
+            slowest_images_per_second=rate,
+            fastest_images_per_second=rate,
+            top1=0.5 + 0.01 * place,
+            on_front=place in (3, 5),
+        )
+        for place, rate in enumerate(rates)
+    ]
+    real = msgspec.structs.replace(samples.sweep(), provenance=samples.provenance(emulated=False))
+    page = write(tmp_path, msgspec.structs.replace(real, rows=tuple(rows)))
+    assert "the fastest is qint16_mixed_float32 with batch 1024: 600.0 images/s, top-1 55.00 %." in page.text
+    assert [row[2] for row in page.cells() if row[1:2] == ["sweep"]] == [
+        "Fastest of the sweep, 600.0 images/s, qint16_mixed_float32, batch 1024, top-1 55.00 %, 2 of 14 rows on the front"
+    ]
+    drawing = next(
+        each for each in re.findall(r"<svg.*?</svg>", page.text, flags=re.DOTALL) if "images per second" in each
+    )
+    assert {"4", "6"} <= set(re.findall(r">(\d+)</text>", drawing))
+    assert not {"1", "3", "5", "14"} & set(re.findall(r">(\d+)</text>", drawing))
+    few = write(tmp_path, msgspec.structs.replace(real, rows=tuple(rows[:6])))
+    drawing = next(
+        each for each in re.findall(r"<svg.*?</svg>", few.text, flags=re.DOTALL) if "images per second" in each
+    )
+    assert {"1", "2", "3", "4", "5", "6"} <= set(re.findall(r">(\d+)</text>", drawing))
+    marked = write(tmp_path, samples.sweep())
+    assert "Fastest of the sweep" not in marked.text
+
+
+def test_the_label_of_a_drawing_holds_its_main_numbers(tmp_path: Path) -> None:
+    bins = tuple(
+        ConfidenceBin(
+            low=n / 15, high=(n + 1) / 15, images=n, correct=n // 2, mean_confidence=(n + 0.5) / 15 if n else None
+        )
+        for n in range(15)
+    )
+    speed = samples.speed()
+    tower = speed.towers[0]
+    scenarios = [msgspec.structs.replace(each, latencies_ms=(10.0, 11.0, 12.0)) for each in tower.scenarios]
+    towers = (msgspec.structs.replace(tower, scenarios=tuple(scenarios)),)
+    real = msgspec.structs.replace(speed, provenance=samples.provenance(emulated=False), towers=towers)
+    page = write(tmp_path, measured(confidence_bins=bins), real)
+    labels = " ".join(each["aria-label"] or "" for tag, each in page.elements if tag == "svg")
+    assert "most, 14, are at 0.933 to 1.000" in labels
+    assert "p50 10.222 ms, p90 10.333 ms, p99 10.555 ms" in labels
+    assert "Alone most takes post process, 1012.346 ms" in labels

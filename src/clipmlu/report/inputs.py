@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ def read_inputs(paths: Sequence[Path], on_note: Callable[[str], None] = lambda _
     Args:
         paths: report files, and folders: of a job, a run, a sweep or a bundle with a search, or with report files in them or
             in folders up to two levels below.
-        on_note: called with a line about each damaged file of a folder.
+        on_note: called with a line about each damaged file of a folder, and each file with the content of another one.
 
     Returns:
-        The reports, in the order of the paths and then of the names; each file once.
+        The reports, in the order of the paths and then of the names; each file once, and of files with equal content the first.
 
     Raises:
         InputError: there is no such path, a file is no report, or a folder holds none.
@@ -89,7 +89,17 @@ def read_inputs(paths: Sequence[Path], on_note: Callable[[str], None] = lambda _
         if not inside:
             raise InputError(f"Folder '{name_from_path(path)}' holds no report; {_EXPECTED}.")
         found |= {place: each for place, each in inside.items() if place not in found}
-    return list(found.values())
+    return list(_distinct(found.values(), on_note))
+
+
+def _distinct(inputs: Iterable[Input], on_note: Callable[[str], None]) -> Iterator[Input]:
+    """Yield the first of the reports with equal content."""
+    first: dict[str, str] = {}
+    for each in inputs:
+        if each.sha256 and first.setdefault(each.sha256, each.name) != each.name:
+            on_note(f"left out: '{each.name}' has the content of '{first[each.sha256]}'")
+        else:
+            yield each
 
 
 def _in_folder(folder: Path, on_note: Callable[[str], None]) -> Iterator[tuple[Path, Input]]:

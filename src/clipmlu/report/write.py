@@ -80,7 +80,7 @@ def write_report(
         Paths and size of what was written.
 
     Raises:
-        OptionError: the output does not end in ``.html``, or an argument is of another type.
+        OptionError: the output does not end in ``.html``, would replace an input, or an argument is of another type.
         MissingDependencyError: jinja2 or matplotlib is not installed.
         InputError: an input is no report, or cannot be read.
         OutputExistsError: a file exists, and ``overwrite`` is False.
@@ -99,6 +99,11 @@ def write_report(
     check_report_packages()
     given = own_command(paths, page, title=title, thumbnails=thumbnails, overwrite=overwrite)
     targets = [page, page.with_suffix(".md")]
+    for target in targets:
+        if target.resolve() in {path.resolve() for path in paths}:
+            raise OptionError(
+                f"'{name_from_path(target)}' is one of the reports, which the page would replace; give another output"
+            )
     check_files_free(targets, overwrite=overwrite)
     with on_step("reading the reports"):
         found = read_inputs(paths, on_note)

@@ -248,11 +248,13 @@ def _reliability(report: AccuracyReport) -> Iterator[Block]:
         return
     rows = [_bin_row(each) for each in bins]
     columns = (*words("confidence"), *figures("images", "mean confidence", "accuracy", "95 % from", "to"))
+    largest = max(bins, key=lambda each: each.images)
     caption = f"Calibration error {report.expected_calibration_error:.4f}: mean of |accuracy - mean confidence|, weighted by images"
     yield Figure(
         f"Reliability in {len(bins)} bins of equal width, calibration error {report.expected_calibration_error:.4f}",
         "Accuracy of the images in each interval of confidence, with its 95 % interval at the mean confidence; on the dashed "
-        "diagonal confidence equals accuracy. Below: the number of images.",
+        "diagonal confidence equals accuracy. Below: the number of images, of which most, "
+        f"{largest.images:,}, are at {largest.low:.3f} to {largest.high:.3f}.",
         draw_reliability([_bin(each) for each in bins]),
         table(columns, rows, caption),
         report.provenance.emulated,

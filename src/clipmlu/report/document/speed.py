@@ -79,10 +79,11 @@ def _histogram(tower: TowerSpeed, result: ScenarioResult) -> Figure:
     bars = count_latencies(result.latencies_ms)
     each = result.latency
     marks = [] if each is None else [("p50", each.p50_ms), ("p90", each.p90_ms), ("p99", each.p99_ms)]
+    percentiles = ", ".join(f"{name} {value:.3f} ms" for name, value in marks)
     what = "batch" if result.scenario == "offline" else "query"
     return Figure(
         f"Latency of a {what}, {tower.tower} graph, {result.scenario}",
-        f"How many of {counted(len(result.latencies_ms), 'measurement')} took how long, with the median and the 90th and 99th percentile."
+        f"How many of {counted(len(result.latencies_ms), 'measurement')} took how long, with the median and the 90th and 99th percentile: {percentiles}."
         + (f" {bars.above:,} took longer than {bars.edges[-1]:.3f} ms, where the drawing ends." if bars.above else ""),
         draw_histogram(bars, marks, "batches" if what == "batch" else "queries"),
         table(figures("from ms", "to ms", "measurements"), _bar_rows(bars), "Latencies, counted"),
@@ -97,10 +98,12 @@ def _bar_rows(bars: Bars) -> list[tuple[str, ...]]:
 
 def _pipeline(pipeline: PipelineReport) -> Iterator[Block]:
     stages = pipeline.stages.items()
+    slowest = max(pipeline.stages, key=lambda stage: pipeline.stages[stage].seconds_per_image)
     caption = sentence(pipeline_title(pipeline))
     yield Figure(
         "What each stage costs",
-        "Milliseconds that one image takes in each stage: measured alone, and while all stages run.",
+        "Milliseconds that one image takes in each stage: measured alone, and while all stages run. Alone most takes "
+        f"{_stage_name(slowest)}, {1e3 * pipeline.stages[slowest].seconds_per_image:.3f} ms.",
         draw_stages([_stage_bar(stage, cost) for stage, cost in stages]),
         table(STAGE_COLUMNS, [(_stage_name(stage), *stage_cells(cost)) for stage, cost in stages], caption),
     )

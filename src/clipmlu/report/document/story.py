@@ -11,8 +11,10 @@ from clipmlu.measure.speed.loads import ScenarioResult
 from clipmlu.measure.speed.speed import SpeedReport
 from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.document.accuracy import float_baseline, group_by_data
+from clipmlu.report.document.tuning import describe_row, front_rows
 from clipmlu.specs import Precision
 from clipmlu.tune.run_report import RunReport
+from clipmlu.tune.sweep_report import SweepReport
 
 _MOST = 6  # sentences of a kind
 
@@ -25,8 +27,9 @@ def tell_story(numbered: Sequence[tuple[int, object]]) -> list[str]:
         if isinstance(report, AccuracyReport | RunReport)
     ]
     speeds = [(number, report) for number, report in numbered if isinstance(report, SpeedReport)]
-    told = [*_accuracy(accuracies), *_speed(speeds)]
-    return [*told, *_next(accuracies, speeds)]
+    sweeps = [(number, report) for number, report in numbered if isinstance(report, SweepReport)]
+    told = [*_accuracy(accuracies), *_speed(speeds), *_sweep(sweeps)]
+    return [*told, *([] if sweeps else _next(accuracies, speeds))]
 
 
 def _accuracy(reports: Sequence[tuple[int, AccuracyReport]]) -> Iterator[str]:
@@ -93,6 +96,17 @@ def _offline(report: SpeedReport) -> tuple[str, ScenarioResult] | None:
         ),
         None,
     )
+
+
+def _sweep(reports: Sequence[tuple[int, SweepReport]]) -> Iterator[str]:
+    for number, report in reports[:_MOST]:
+        front = front_rows(report)
+        if not front:
+            continue
+        fastest, best = front[0], max(front, key=lambda row: (row.top1 or 0.0, row.images_per_second or 0.0))
+        yield f"Of the sweep of {report.provenance.model} (result {number}) the fastest is {describe_row(fastest)}." + (
+            "" if best is fastest or best.top1 == fastest.top1 else f" The most accurate is {describe_row(best)}."
+        )
 
 
 def _next(accuracies: Sequence[tuple[int, AccuracyReport]], speeds: Sequence[tuple[int, SpeedReport]]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from clipmlu.measure.statistics import fraction_text
 from clipmlu.report.document.blocks import Block, Facts, Figure, MainFigure, Name, Paragraph, Section, table
 from clipmlu.report.document.speed import EMULATED_SPEED
 from clipmlu.report.figures.accuracy import TrialPoint, draw_ladder
-from clipmlu.report.figures.speed import Point, draw_pareto
+from clipmlu.report.figures.speed import MOST_LABELLED, Point, draw_pareto
 from clipmlu.report.sweep import COLUMNS, row_cells, summary_lines
 from clipmlu.report.tables import figures, words
 from clipmlu.tune.sweep_report import SweepReport, SweepRow
@@ -39,11 +39,14 @@ def _sweep_blocks(report: SweepReport) -> Iterator[Block]:
     yield table(columns, rows, "Each precision at each batch size; * is on the front")
     points = [_point(str(place), row) for place, row in enumerate(report.rows, 1) if row.top1 is not None]
     if points:
+        labelled = " Only these have their number and intervals." if len(points) > MOST_LABELLED else ""
         some = any(row.emulated for row in report.rows)
+        front = front_rows(report)
+        fastest = f" The fastest of them has {_rate_and_accuracy(front[0])}." if front else ""
         yield Figure(
             "Accuracy against speed",
             "Each row of the sweep by images per second and top-1, with the 95 % interval of top-1 and the slowest and fastest "
-            "repetition. Filled marks are on the front: no other row is better in accuracy, speed and size together."
+            f"repetition. Filled marks are on the front: no other row is better in accuracy, speed and size together.{fastest}{labelled}"
             + (" Emulated rows stand at the left, without a speed." if some else ""),
             draw_pareto(points),
             table(_POINT_COLUMNS, map(_point_cells, points), "Accuracy and speed of the rows"),
@@ -86,11 +89,33 @@ def _point_cells(point: Point) -> tuple[str, ...]:
 
 
 def sweep_figure(report: SweepReport) -> MainFigure:
-    """Return the number of rows, and of those on the front."""
-    front = sum(row.on_front and not row.emulated for row in report.rows)
+    """Return the speed of the fastest row on the front with its accuracy; the number of rows if no speed can be shown."""
+    front = front_rows(report)
     failed = sum(row.failure is not None for row in report.rows)
-    notes = [f"{front} on the front" if front else "", f"{failed} failed" if failed else ""]
-    return MainFigure("Sweep", counted(len(report.rows), "row"), ", ".join(filter(None, notes)))
+    notes = [f"{len(front)} of {counted(len(report.rows), 'row')} on the front" if front else ""]
+    notes.append(f"{failed} failed" if failed else "")
+    if not front:
+        return MainFigure("Sweep", counted(len(report.rows), "row"), ", ".join(filter(None, notes)))
+    best = front[0]
+    accuracy = "" if best.top1 is None else f"top-1 {fraction_text(best.top1, 2, percent=True)}"
+    what = [f"{best.precision.value}, batch {best.batch_size}", accuracy, *notes]
+    return MainFigure("Fastest of the sweep", f"{best.images_per_second:,.1f} images/s", ", ".join(filter(None, what)))
+
+
+def _rate_and_accuracy(row: SweepRow) -> str:
+    accuracy = "" if row.top1 is None else f", top-1 {fraction_text(row.top1, 2, percent=True)}"
+    return f"{row.images_per_second:,.1f} images/s{accuracy}"
+
+
+def describe_row(row: SweepRow) -> str:
+    """Return the precision, batch size, speed and accuracy of a row that was measured."""
+    return f"{row.precision.value} with batch {row.batch_size}: {_rate_and_accuracy(row)}"
+
+
+def front_rows(report: SweepReport) -> list[SweepRow]:
+    """Return the rows on the front, the fastest first; no emulated one, whose speed is not that of a card."""
+    rows = [row for row in report.rows if row.on_front and not row.emulated and row.images_per_second is not None]
+    return sorted(rows, key=lambda row: -(row.images_per_second or 0.0))
 
 
 def search_sections(number: int, report: SearchReport) -> Iterator[Section]:
@@ -112,7 +137,8 @@ def _search_blocks(report: SearchReport) -> Iterator[Block]:
     yield Figure(
         "Trials of the search",
         "The loss of each trial against float32 on the same images, in points, up to the end of its 95 % interval. The "
-        f"dashed line is the allowed loss, {100 * report.max_drop:g} points. The search ends with the first trial within it.",
+        f"dashed line is the allowed loss, {100 * report.max_drop:g} points. The search ends with the first trial within it"
+        f"{', which none was' if report.chosen is None else f': trial {len(report.trials)}'}.",
         draw_ladder(points, 100 * report.max_drop),
         table(_TRIAL_COLUMNS, rows, "Trials in order, the expected fastest first"),
         report.provenance.emulated,
@@ -158,8 +184,12 @@ def search_figure(report: SearchReport) -> MainFigure:
     """Return the loss of the chosen trial, in points of top-1."""
     trials = counted(len(report.trials), "trial")
     if report.chosen is None:
-        return MainFigure("Search", "none found", f"{trials}, allowed drop {100 * report.max_drop:g} points")
+        return MainFigure(
+            "Drop of the search", "none found", f"{trials}, allowed drop {100 * report.max_drop:g} points"
+        )
     drop = 100 * (report.chosen.drop or 0.0)
     return MainFigure(
-        "Search", f"{drop:z.2f} points", f"drop of {report.chosen.precision.value}, chosen after {trials}"
+        "Drop of the search",
+        f"{drop:z.2f} points",
+        f"{report.chosen.precision.value}, chosen after {trials}, allowed {100 * report.max_drop:g} points",
     )

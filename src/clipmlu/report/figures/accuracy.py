@@ -92,7 +92,7 @@ def draw_reliability(bins: Sequence[Bin]) -> str:
         counts.set_ylabel("images")
         counts.set_xlabel("confidence: probability of the best class")
         counts.grid(axis="y")
-        counts.locator_params(axis="y", nbins=3)
+        counts.yaxis.get_major_locator().set_params(nbins=3, integer=True)
         figure.align_ylabels()
 
     return draw(4.4, paint)
@@ -134,7 +134,11 @@ def draw_ladder(trials: Sequence[TrialPoint], allowed: float) -> str:
                 axes.plot([each.drop, each.bound], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
                 axes.plot([each.bound], [place], "|", color=colour, markersize=9)
             axes.plot([each.drop], [place], marker, color=colour, markersize=7)
-        axes.axvline(allowed, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        for verdict in dict.fromkeys(each.verdict for each in trials if each.drop is not None):
+            marker, colour = _VERDICT_MARKS.get(verdict, ("o", FAINT))
+            axes.plot([], [], marker, color=colour, label=verdict.replace("_", " "), linestyle="none")
+        axes.axvline(allowed, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="allowed drop")
+        figure.legend(loc="outside lower center", ncols=2)
         axes.axvline(0, color=LINE, linewidth=1.0)
         axes.set_yticks(range(1, len(trials) + 1))
         axes.set_ylim(len(trials) + 0.6, 0.4)
@@ -142,4 +146,4 @@ def draw_ladder(trials: Sequence[TrialPoint], allowed: float) -> str:
         axes.set_xlabel("drop against float32, points; | is the 95 % bound")
         axes.grid(axis="x")
 
-    return draw(1.0 + _ROW_INCHES * max(len(trials), 2), paint)
+    return draw(1.6 + _ROW_INCHES * max(len(trials), 2), paint)

@@ -13,6 +13,8 @@ _MOST_BINS = 40
 _COLOURS = (BLUE, ORANGE, GREEN, RED, INK, FAINT)
 _MARKERS = ("o", "s", "^", "v", "P", "X", "D")
 _ROW_INCHES = 0.34
+MOST_LABELLED = 12
+"""Rows of a sweep that are all labelled; of more, those of the front are, and they alone show their intervals."""
 
 
 class Point(NamedTuple):
@@ -38,7 +40,10 @@ class Point(NamedTuple):
 
 
 def draw_pareto(points: Sequence[Point]) -> str:
-    """Draw accuracy against throughput; filled points are on the front, emulated ones stand apart, without a speed."""
+    """Draw accuracy against throughput; filled points are on the front, emulated ones stand apart, without a speed.
+
+    Of more than ``MOST_LABELLED`` points only those on the front have their label and intervals; all others would overlap.
+    """
     series = list(dict.fromkeys(each.series for each in points))
     emulated = [each for each in points if each.rate is None]
 
@@ -64,14 +69,17 @@ def _paint_points(axes: Any, points: Sequence[Point], series: Sequence[str]) -> 
     for place, each in enumerate(sorted(points, key=lambda point: point.rate or 0.0)):
         colour, marker = _look(series.index(each.series))
         height, rate = 100 * each.accuracy, drawable(each.rate or 0.0)
-        if each.interval is not None:
+        detailed = each.on_front or len(points) <= MOST_LABELLED
+        if each.interval is not None and detailed:
             low, high = each.interval
             axes.plot([rate] * 2, [100 * low, 100 * high], color=colour, linewidth=0.8, alpha=0.6)
-        if each.rates is not None:
+        if each.rates is not None and detailed:
             axes.plot([drawable(end) for end in each.rates], [height] * 2, color=colour, linewidth=0.8, alpha=0.6)
         face = colour if each.on_front else "none"
         axes.plot([rate], [height], marker, color=colour, markerfacecolor=face, markersize=7)
-        axes.annotate(each.label, (rate, height), (5, 5 if place % 2 else -12), textcoords="offset points", fontsize=9)
+        if detailed:
+            offset = (5, 5 if place % 2 else -12)
+            axes.annotate(each.label, (rate, height), offset, textcoords="offset points", fontsize=9)
     axes.set_xlabel("images per second")
 
 
@@ -148,6 +156,7 @@ def draw_histogram(bars: Bars, marks: Sequence[tuple[str, float]], counted: str 
         axes.set_xlim(right=end + 0.08 * (end - bars.edges[0]))
         axes.set_xlabel("milliseconds")
         axes.set_ylabel(counted)
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y")
 
     return draw(2.7, paint)
