@@ -19,7 +19,10 @@ def render_reference() -> str:
     contexts = [top]
     for name, command in sorted(cli.commands.items()):
         contexts.append(click.Context(command, info_name=name, parent=top, **sizes))
-    title = "# Command line\n\nWritten by `python tools/write_cli_reference.py`; do not edit. [Environment variables](reference/environment.md), [exit codes](reference/exit-codes.md).\n"
+    title = (
+        "<!-- Written by `python tools/write_cli_reference.py`; do not edit. -->\n\n# Command line\n\n"
+        "See also [environment variables](reference/environment.md) and [exit codes](reference/exit-codes.md).\n"
+    )
     return "\n".join([title, *map(_section, contexts), _COMPLETION])
 
 

@@ -64,9 +64,9 @@ OTHERS: dict[str, dict[str, str]] = {
         "CLIPMLU_TEST_PICTURES": "tests: folder for pictures of the pages, to be looked at",
     },
 }
-_INTRODUCTION = """# Environment variables
+_INTRODUCTION = """<!-- Written by `python tools/write_environment_reference.py`; do not edit. -->
 
-Written by `python tools/write_environment_reference.py`; do not edit.
+# Environment variables
 
 ## Defaults of options
 

@@ -12,9 +12,9 @@ from clipmlu.display import Displayed
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "python.md"
 FIRST = ("pipeline", "load", "Model", "ZeroShotClassifier", "Prediction", "Predictions")
-INTRODUCTION = """# Python
+INTRODUCTION = """<!-- Written by `python tools/write_python_reference.py`; do not edit. -->
 
-Written by `python tools/write_python_reference.py`; do not edit.
+# Python
 
 ```python
 import clipmlu
@@ -26,7 +26,7 @@ classifier("photo.jpg")
 Each command has a function, with the words of its options as keywords; a keyword that is left out has the default of the
 command. An options object may be given instead of the keywords. Paths are texts or path objects. All errors are subclasses of
 `clipmlu.ClipmluError`, with a message of one line. Bundles, models, classifiers, jobs and reports show their main facts in a notebook;
-`to_dict()` gives all of them for JSON.
+`to_dict()` gives all of them for JSON. [Use it in a Python program](howto/python.md) shows the usual ones together.
 """
 
 

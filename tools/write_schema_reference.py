@@ -31,7 +31,7 @@ from clipmlu.tune.sweep_report import SweepReport
 from clipmlu.tune.trial import SearchReport
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
-NOTICE = "Written by `python tools/write_schema_reference.py`; do not edit.\n"
+NOTICE = "<!-- Written by `python tools/write_schema_reference.py`; do not edit. -->\n"
 TYPES = {
     "manifest": {"`manifest.json` of every bundle": Manifest},
     "reports": {
@@ -75,7 +75,7 @@ def render_files() -> dict[Path, str]:
         titles = {kind.__name__: title for title, kind in kinds.items()}
         ordered = sorted(components, key=lambda name: (name not in titles, list(components).index(name)))
         sections = [_section(name, components[name], structs[name], titles.get(name, "")) for name in ordered]
-        files[FOLDER / f"{page}.md"] = "\n".join([INTRODUCTIONS[page], NOTICE, *sections])
+        files[FOLDER / f"{page}.md"] = "\n".join([NOTICE, INTRODUCTIONS[page], *sections])
         schema = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "anyOf": list(references),
