@@ -215,6 +215,11 @@ def test_a_baseline_must_be_about_the_same(run: Run, compiled: CompiledBundle, f
     assert "the baseline is about other images or labels (digest " in err
     assert run("eval", compiled.path, "--dataset", data, "--output", baseline, "--overwrite")[0] == 0
     assert run("eval", compiled.path, "--dataset", data, "--shuffle", "--baseline", baseline)[0] == 0, "another order"
+    written = json.loads(baseline.read_text())
+    baseline.write_text(json.dumps({**written, "data_digest": None}))
+    code, _, err = run("eval", compiled.path, "--dataset", data, "--baseline", baseline)
+    assert code == 2
+    assert "written by an older clipmlu and does not say which images it is about" in err
     baseline.write_text("{}")
     code, _, err = run("eval", compiled.path, "--dataset", data, "--baseline", baseline)
     assert code == 1

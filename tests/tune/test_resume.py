@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from clipmlu.bundle.directory import ExportedBundle
 from clipmlu.compile.plan import CompileOptions, plan_compilation
 from clipmlu.compile.quantisation import QuantisationChoice
 from clipmlu.data.calibration import CalibrationOptions, obtain_calibration
-from clipmlu.errors import BundleExistsError
+from clipmlu.errors import BundleExistsError, OutputError
 from clipmlu.keys import make_key, value_digest
 from clipmlu.specs import Precision, QuantisationOptions, Spec
 from clipmlu.tune.bundles import compilation_key, obtain_compiled
@@ -256,3 +257,17 @@ def test_bundle_with_files_of_the_user_is_used_again_and_not_replaced(
         with pytest.raises(BundleExistsError, match=r"also holds 'notes\.txt'"):
             obtain_compiled(exported, output, other, store, notes.append)
     assert (output / "notes.txt").read_text() == "of the user"
+
+
+def test_bundle_of_a_folder_that_cannot_be_written_is_used_again(
+    exported: ExportedBundle, tmp_path: Path, store: ResultStore, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = CompileOptions(target="cpu", overwrite=True)
+    made, _ = obtain_compiled(exported, tmp_path / "compiled", options, store, notes.append)
+    # As on a read-only file system; permissions alone do not bind root.
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode & os.W_OK == 0)
+    with store.lock():
+        again, reused = obtain_compiled(exported, tmp_path / "compiled", options, store, notes.append)
+    assert (again.digest, reused) == (made.digest, True)
+    with pytest.raises(OutputError, match=r"Cannot write '.*other'"):
+        obtain_compiled(exported, tmp_path / "other", options, store, notes.append)

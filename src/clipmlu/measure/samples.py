@@ -98,6 +98,7 @@ class Overlap:
             if not self._allowed:
                 raise OverlapError(
                     f"Image '{name}' is one that {self._owner} was calibrated with. "
-                    f"{self._instead}, or add --allow-overlap, which marks the report."
+                    f"{self._instead}. Only 'clipmlu eval --allow-overlap' and 'clipmlu compare --allow-overlap' take it, and "
+                    "mark the report."
                 )
             self.found.append(name)

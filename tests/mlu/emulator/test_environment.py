@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from click.testing import CliRunner
 
 import support
 from clipmlu.cli.emulate import emulate_command
+from clipmlu.magicmind import MM_RUN_PATH
 from clipmlu.magicmind.emulator import NOTICE, emulated_environment, site_path
+from clipmlu.magicmind.emulator.program import program_environment
 from clipmlu.magicmind.emulator.settings import LENIENT, STRICT, current
 from conftest import REPOSITORY
 
@@ -126,3 +129,20 @@ def test_emulate_says_when_there_is_no_such_program() -> None:
     assert code == 127
     assert "Cannot run 'no-such-program'" in text
     assert CliRunner().invoke(emulate_command, []).exit_code == 2
+
+
+def test_tools_of_a_killed_emulate_are_removed_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    program = "from clipmlu.magicmind.emulator.program import program_environment as e; import os, signal\n"
+    program += "with e(): os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "tmp").iterdir()
+    with program_environment() as environment:
+        (living,) = (tmp_path / "tmp").iterdir()
+        assert living != left
+        assert (Path(environment[MM_RUN_PATH]) / "mm_run").is_file()
+        with program_environment():
+            assert living.is_dir(), "that of a living process stays"
+    assert list((tmp_path / "tmp").iterdir()) == []

@@ -6,10 +6,10 @@ import contextlib
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from clipmlu.files.publish import scratch_directory
 from clipmlu.host import require_graph_packages
 from clipmlu.magicmind import MM_RUN_PATH
 from clipmlu.magicmind.emulator import emulated_environment
@@ -44,13 +44,14 @@ def program_environment(
     Raises:
         ValueError: there is no such setting.
         MissingDependencyError: the packages that read graphs are not installed.
+        OutputError: the tools cannot be written to the system's temporary folder.
     """
     require_graph_packages("The emulated SDK")
     environment = emulated_environment(base, **settings)
-    with tempfile.TemporaryDirectory(prefix="clipmlu-emulate-") as folder:
-        _write_tool(Path(folder) / "mm_run")
-        environment["PATH"] = os.pathsep.join(filter(None, [folder, environment.get("PATH", os.defpath)]))
-        environment[MM_RUN_PATH] = folder
+    with scratch_directory() as folder:
+        _write_tool(folder / "mm_run")
+        environment["PATH"] = os.pathsep.join(filter(None, [str(folder), environment.get("PATH", os.defpath)]))
+        environment[MM_RUN_PATH] = str(folder)
         environment["PYTHONPATH"] = os.pathsep.join([str(compat_path()), environment["PYTHONPATH"]])
         environment[COMPAT_VARIABLE] = "1" if compat else "0"
         yield environment

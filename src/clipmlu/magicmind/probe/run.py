@@ -88,7 +88,9 @@ def probe_sdk(
         if only:
             command += ["--only", *only]
         try:
-            code = _run(command, environment, folder / JSON_NAME, 2 * timeout_seconds + _START_SECONDS)
+            # What the program leaves in its temporary folder if it is killed is removed with this one.
+            surroundings = {**(os.environ if environment is None else environment), "TMPDIR": str(folder)}
+            code = _run(command, surroundings, folder / JSON_NAME, 2 * timeout_seconds + _START_SECONDS)
         except KeyboardInterrupt:
             if _has_records(folder / JSON_NAME):
                 _copy_report(folder, output, overwrite=overwrite)
@@ -165,9 +167,7 @@ def _find_interpreter() -> str:
     )
 
 
-def _run(
-    command: Sequence[str], environment: Mapping[str, str] | None, report: Path, first_seconds: float
-) -> int | None:
+def _run(command: Sequence[str], environment: Mapping[str, str], report: Path, first_seconds: float) -> int | None:
     """Run the program; an interruption gives it ten seconds to end its children.
 
     Args:

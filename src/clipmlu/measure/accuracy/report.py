@@ -270,7 +270,12 @@ def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_
                 f"the baseline has the class name '{then.class_name}' where this evaluation has '{now.class_name}'; they cannot be "
                 "compared"
             )
-    if None not in (report.data_digest, baseline.data_digest) and report.data_digest != baseline.data_digest:
+    if baseline.data_digest is None and report.data_digest is not None:
+        raise OptionError(
+            "the baseline was written by an older clipmlu and does not say which images it is about; they cannot be compared. "
+            "Measure its bundle again: clipmlu eval BUNDLE --output FILE"
+        )
+    if report.data_digest != baseline.data_digest:
         raise OptionError(
             f"the baseline is about other images or labels (digest {baseline.data_digest:.12}) than this evaluation "
             f"({report.data_digest:.12}), though their number is equal; they cannot be compared"
