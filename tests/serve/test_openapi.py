@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 import clipmlu
 from http_client import base64_images, call_app, png
+from pages import DOCS, blocks
 
 METHODS = ("get", "post")
 
@@ -129,6 +131,21 @@ def test_requests_and_answers_fit(app: Any, document: Any, method: str, path: st
     wrong = {**answer.json(), "more": 1}
     with pytest.raises(jsonschema.ValidationError):
         check(wrong, facts["responses"][kind]["content"])
+
+
+def test_the_json_of_the_page_on_serving_fits(document: Any) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="an independent reader of JSON schemas")
+    texts = [block.text for block in blocks(DOCS / "serving.md") if block.language == "json"]
+    request, *answers = (json.loads(text.replace(", ...]", "]")) for text in texts)
+    classify, embed, search = (document["paths"][f"/v1/{name}"]["post"] for name in ("classify", "embed", "search"))
+    jsonschema.validate(
+        request,
+        {**classify["requestBody"]["content"]["application/json"]["schema"], "components": document["components"]},
+    )
+    kinds = ((classify, "200"), (embed, "200"), (search, "200"), (classify, "default"))
+    for answer, (facts, kind) in zip(answers, kinds, strict=True):
+        schema = facts["responses"][kind]["content"]["application/json"]["schema"]
+        jsonschema.validate(answer, {**schema, "components": document["components"]})
 
 
 def test_a_wrong_parameter_is_named(app: Any) -> None:
