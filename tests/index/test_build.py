@@ -18,6 +18,8 @@ from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.errors import InputError, OptionError, OutputError, OutputExistsError
 from clipmlu.index import build
+from clipmlu.jobs.options import JobOptions
+from clipmlu.jobs.run import run_job
 from index.conftest import make_job
 
 IDS = [f"photos/{number}.png" for number in range(8) if number != 3]
@@ -278,6 +280,31 @@ def test_sources_of_other_models_and_sizes_are_refused() -> None:
         clipmlu.build_index("rows.npy", "all")
     with pytest.raises(InputError, match=r"rows.npy' has vectors of 4; bundle 'tiny-cpu' gives"):
         clipmlu.build_index("rows.npy", bundle="tiny-cpu")
+
+
+@pytest.mark.usefixtures("place")
+def test_a_shard_of_a_job_of_another_model_is_not_taken_for_one_of_this_job() -> None:
+    """As a copy of one job over the other leaves it that was stopped: the inputs are the same, and the digests fit."""
+    clipmlu.build_index("job", "whole")
+    expected = rows_of(clipmlu.open_index("whole"))
+    compile_bundle(
+        support.write_exported(Path("exported"), seed=1), Path("other-cpu"), CompileOptions(target="cpu", batch_size=4)
+    )
+    run_job("other-cpu", ["photos"], "other", JobOptions(shard_size=3, shard_format="npy", batch_size=4))
+    name = "part-00000001"
+    for path in [*Path("other/shards").glob(f"{name}*"), Path(f"other/records/{name}.json")]:
+        shutil.copy(path, Path("job") / path.relative_to("other"))
+    notes: list[str] = []
+    report = clipmlu.build_index("job", "all", on_note=notes.append)
+    assert (report.rows, report.added) == (5, 2)  # of the images 0 to 2, 6 and 7
+    assert any("1 shard(s) of" in note and "are not done" in note for note in notes)
+    assert clipmlu.open_job("job").state().damaged_shards == (name,)
+    make_job()
+    clipmlu.build_index("job", "all")
+    found = rows_of(clipmlu.open_index("all"))
+    assert found.keys() == expected.keys()
+    for each, row in expected.items():
+        np.testing.assert_array_equal(found[each], row)
 
 
 @pytest.mark.usefixtures("place")

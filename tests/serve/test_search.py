@@ -101,7 +101,7 @@ def test_filters_and_facts(app: Any) -> None:
         ({"json": {"text": "a", "weights": [1, 2]}}, "2 weights for 1 queries"),
         ({"json": {"text": "a", "include": [""]}}, "empty pattern"),
         ({"json": {"text": 3}}, "The JSON body cannot be read"),
-        ({"json": {"text": "a", "labels": ["x"]}}, "unknown field `labels`"),
+        ({"json": {"text": "a", "labels": ["x"]}}, "a field is 'labels'; expected one of model, text, image, weights"),
         ({"files": {"file": ("a.png", b"x")}}, "expected files in parts named 'image'"),
         ({"files": {"text": (None, "a"), "top_k": (None, "many")}}, "An option of the request is wrong"),
         ({"content": b"no image", "headers": {"Content-Type": "image/png"}}, "image 0"),

@@ -150,7 +150,7 @@ def _open_job(path: Path, bundle: Path | None) -> SourceContent:
             f"the job '{folder.name}' stores no embeddings, only classes; give the folder of 'clipmlu embed', or of "
             "'clipmlu classify --embeddings'"
         )
-    records = list(folder.records(manifest.shards))
+    records = list(folder.records(manifest))
     origin = manifest.origin
     space = None if origin is None else origin.space
     if bundle is not None:

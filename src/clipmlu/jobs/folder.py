@@ -51,6 +51,7 @@ class ShardRecord(Spec, frozen=True, kw_only=True):
         files: its files, by name.
         rows: number of rows.
         errors: the images among them that could not be read.
+        job: digest of the key of its job; None in records of earlier versions.
     """
 
     number: NaturalInt
@@ -58,6 +59,7 @@ class ShardRecord(Spec, frozen=True, kw_only=True):
     files: dict[str, FileRecord]
     rows: NaturalInt
     errors: tuple[ImageError, ...]
+    job: str | None = None
 
 
 class ErrorLine(Spec, frozen=True, kw_only=True):
@@ -201,19 +203,21 @@ class JobFolder:
                 path.unlink(missing_ok=True)
             remove_empty((self.records_path, self.shards_path))
 
-    def read_record(self, number: int) -> ShardRecord | None:
-        """Return the record of a shard; None if it is not done or of another shard, or its files are missing or of another size."""
+    def read_record(self, number: int, manifest: JobManifest) -> ShardRecord | None:
+        """Return the record of a shard; None if it is not done or of another shard or job, or its files are missing or of another size."""
         try:
             record = read_json(self.record_path(number), ShardRecord)
             sizes = {name: os.stat(self.shards_path / name).st_size for name in record.files}
         except (OSError, msgspec.DecodeError):
             return None
-        whole = record.number == number and all(sizes[name] == file.size for name, file in record.files.items())
+        mine = record.number == number and record.job in (None, manifest.digest)
+        whole = mine and all(sizes[name] == file.size for name, file in record.files.items())
         return record if whole else None
 
-    def records(self, shards: int) -> Iterator[ShardRecord]:
+    def records(self, manifest: JobManifest) -> Iterator[ShardRecord]:
         """Yield the records of the finished shards, in order."""
-        return (record for number in range(shards) if (record := self.read_record(number)) is not None)
+        numbers = range(manifest.shards)
+        return (record for number in numbers if (record := self.read_record(number, manifest)) is not None)
 
     def shards(self) -> Iterator[Shard]:
         """Yield all shards, in order, from ``inputs.jsonl``."""
@@ -221,7 +225,7 @@ class JobFolder:
             for number, line in enumerate(stream):
                 yield Shard(number, decode_piece(line))
 
-    def write_errors(self, shards: int) -> None:
+    def write_errors(self, manifest: JobManifest) -> None:
         """Write ``errors.jsonl`` from the records; without errors there is no such file.
 
         Raises:
@@ -231,7 +235,7 @@ class JobFolder:
         with StagedFiles([target], overwrite=True) as staged, output_errors(target):
             count = 0
             with staged.paths[0].open("wb") as stream:
-                for record in self.records(shards):
+                for record in self.records(manifest):
                     for each in record.errors:
                         line = ErrorLine(id=each.id, reason=each.reason, shard=shard_name(record.number))
                         stream.write(msgspec.json.encode(line) + b"\n")

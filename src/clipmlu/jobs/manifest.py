@@ -12,7 +12,7 @@ from clipmlu.classify.open_set import OpenSet
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.jobs.formats import FormatName
 from clipmlu.jobs.rows import RowSchema
-from clipmlu.keys import make_key
+from clipmlu.keys import make_key, value_digest
 from clipmlu.specs import NaturalInt, PositiveInt, Spec
 
 _SHOWN_CHARACTERS = 60
@@ -110,6 +110,11 @@ class JobManifest(Spec, frozen=True, kw_only=True):
     def is_same_job(self, other: JobManifest) -> bool:
         """Return whether two manifests are equal, wherever their jobs were begun and whatever classifier was computed."""
         return msgspec.structs.replace(self, classifier_sha256=other.classifier_sha256, origin=other.origin) == other
+
+    @property
+    def digest(self) -> str:
+        """Digest of the key, by which records say whose they are."""
+        return value_digest(self.key)
 
     @property
     def shard_format(self) -> FormatName:

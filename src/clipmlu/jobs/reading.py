@@ -76,7 +76,7 @@ def read_shards(folder: JobFolder, manifest: JobManifest) -> Iterator[ShardRows]
     Raises:
         InputError: a shard is damaged.
     """
-    for record in folder.records(manifest.shards):
+    for record in folder.records(manifest):
         try:
             check_digests(folder, manifest, record)
             rows = read_shard(folder, manifest, record)

@@ -148,7 +148,7 @@ def run_job(
             bundle=path, folder=job.path, manifest=manifest, options=options, mark=job.mark(), on_load=reported
         )
         started = now()
-        with _errors_written(job, manifest.shards):
+        with _errors_written(job, manifest):
             cards = _cards(path, options, engine)
             tally.check(options.error_limit)
             left = manifest.shards - tally.shards
@@ -293,7 +293,7 @@ class _Tally:
         self._done: set[int] = set()
         self.images = self.errors = 0
         for shard in job.shards():
-            record = job.read_record(shard.number)
+            record = job.read_record(shard.number, manifest)
             if record is not None and record.piece_digest == shard.digest and not (retry_errors and record.errors):
                 self._count(record)
         self.computed_images = self.computed_shards = 0
@@ -334,12 +334,12 @@ class _Tally:
 
 
 @contextlib.contextmanager
-def _errors_written(job: JobFolder, shards: int) -> Iterator[None]:
+def _errors_written(job: JobFolder, manifest: JobManifest) -> Iterator[None]:
     """Write the list of errors at the end of the block; after a failure of the block that one is raised."""
     try:
         yield
     except BaseException:
         with contextlib.suppress(OutputError):
-            job.write_errors(shards)
+            job.write_errors(manifest)
         raise
-    job.write_errors(shards)
+    job.write_errors(manifest)

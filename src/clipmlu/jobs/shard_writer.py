@@ -69,6 +69,7 @@ class ShardWriter:
             files=digests,
             rows=len(rows.ids),
             errors=tuple(_errors(rows)),
+            job=self._manifest.digest,
         )
         self._write_record(record)
         return record

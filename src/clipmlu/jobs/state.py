@@ -34,8 +34,8 @@ class JobState(Displayed, Spec, frozen=True, kw_only=True):
         images: number of images; None if it is not known before they are read.
         finished_images: images of the finished shards.
         errors: those of the finished images that could not be read.
-        damaged_shards: names of shards that were done, but whose record is damaged or whose files are missing or of another
-            size; the job's command computes them again.
+        damaged_shards: names of shards that were done, but whose record is damaged or of another job, or whose files are
+            missing or of another size; the job's command computes them again.
         size_bytes: size of the finished shards' files.
         running: whether a process on this machine works on the job; None if the system cannot tell.
     """
@@ -87,7 +87,7 @@ def read_state(folder: JobFolder, manifest: JobManifest) -> JobState:
     shards = images = errors = size = 0
     damaged: list[str] = []
     for number in range(manifest.shards):
-        record = folder.read_record(number)
+        record = folder.read_record(number, manifest)
         if record is None:
             if os.path.lexists(folder.record_path(number)):
                 damaged.append(shard_name(number))

@@ -80,7 +80,7 @@ class Admission:
             Refusal: a limit is passed.
         """
         if len(images) < least:
-            raise Refusal("bad_request", "The request has no images.")
+            raise Refusal("bad_request", "The request has no images; expected one or more.")
         if len(images) > self._options.max_images:
             raise Refusal(
                 "too_large", f"The request has {len(images)} images; this server takes {self._options.max_images}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.clock import StageClock, now
+from clipmlu.data.url.errors import PrivateAddressError
 from clipmlu.data.url.found import Download, FoundUrl
+from clipmlu.data.url.location import redact
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.pixel_budget import PixelBudget, PixelReservation
@@ -23,6 +26,7 @@ from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ImageInput
 from clipmlu.serve.tickets import RowGroup
 
+_log = logging.getLogger(__name__)
 _DOWNLOADS = 16  # threads; they wait for the network
 
 
@@ -160,7 +164,8 @@ class ImagePreparer:
         try:
             content = download()
         except InputError as error:
-            group.finish(position, error)
+            _log.info("No download: %s", error)
+            group.finish(position, _without_addresses(error, name))
         except Exception as error:
             group.fail(error)
         else:
@@ -208,6 +213,18 @@ class ImagePreparer:
     def _give_back(self, buffer: npt.NDArray[Any] | None) -> None:
         if buffer is not None:
             self._buffers.give_back(buffer)
+
+
+def _without_addresses(error: InputError, name: str) -> InputError:
+    """Return the error of a download for a client, who must not learn what addresses the names of this network have."""
+    cause = error.__cause__
+    after_redirect = None if cause is None else cause.__cause__
+    if not isinstance(cause, PrivateAddressError) and not isinstance(after_redirect, PrivateAddressError):
+        return error
+    return InputError(
+        f"Cannot read image '{redact(name)}': its host, or that of a redirect, has no public address, and this server fetches from "
+        "no other."
+    )
 
 
 def _cancel(download: Download, _future: object) -> None:

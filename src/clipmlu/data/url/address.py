@@ -9,7 +9,7 @@ import socket
 import threading
 from typing import Any, NamedTuple
 
-from clipmlu.data.url.errors import UrlError
+from clipmlu.data.url.errors import PrivateAddressError, UrlError
 from clipmlu.data.url.time_limit import STEP_S, TimeLimit
 
 # Source: the IANA IPv4 special-purpose address registry (RFC 6890), entries that are not globally reachable, and the
@@ -94,7 +94,8 @@ def resolve(host: str, port: int, limit: TimeLimit, *, allow_private: bool) -> l
         allow_private: whether addresses that are not public are allowed.
 
     Raises:
-        UrlError: the name is not known, or has no allowed address.
+        UrlError: the name is not known.
+        PrivateAddressError: it has no allowed address.
         TimeoutError: the name server did not answer in time.
     """
     try:
@@ -104,7 +105,7 @@ def resolve(host: str, port: int, limit: TimeLimit, *, allow_private: bool) -> l
     allowed = [address for address in found if allow_private or is_public(address.ip)]
     if not allowed:
         addresses = ", ".join(dict.fromkeys(address.ip for address in found[:_MOST_ADDRESSES])) or "none"
-        raise UrlError(
+        raise PrivateAddressError(
             f"its host has no public address ({addresses}). If the source of the URL is trusted, allow others with "
             "--allow-private-urls (allow_private in Python)."
         )

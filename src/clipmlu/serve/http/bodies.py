@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -13,9 +14,11 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from clipmlu.data.class_names import COMMAS
+from clipmlu.errors import wrong_choice
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ClassesInput, ClassifyRequest, EmbedRequest, ImageInput
 
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # what clients send is no matter of the log
 Parsed = TypeVar("Parsed")
 _INLINE_BYTES = 256 << 10  # JSON up to this size takes less time to parse than to hand to a thread
 _LONGEST_ID = 500
@@ -26,6 +29,7 @@ CLASSIFY_LISTS = ("labels", "templates", "background")
 """Options of a request for classes that are lists."""
 EMBED_LISTS = ("texts",)
 """Options of a request for embeddings that are lists."""
+_UNKNOWN = re.compile("Object contains unknown field `(.*)`", re.DOTALL)
 _MOST_VALUES = 1 << 17  # of a JSON body: as objects, small values take twenty times the memory of their text
 
 
@@ -209,7 +213,15 @@ def _from_fields(fields: Mapping[str, Sequence[str]], kind: type[Parsed], lists:
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusal("bad_request", f"An option of the request is wrong: {error}.") from error
+        raise Refusal("bad_request", f"An option of the request is wrong: {reason_of_type(error, kind)}.") from error
+
+
+def reason_of_type(error: Exception, kind: type) -> str:
+    """Return why JSON or options are not of a type; of an unknown field also which there are."""
+    unknown = _UNKNOWN.fullmatch(str(error))
+    if unknown is None:
+        return str(error)
+    return wrong_choice("a field", unknown[1], [field.name for field in msgspec.structs.fields(kind)])
 
 
 def _list(name: str, texts: Sequence[str]) -> Any:
@@ -233,7 +245,7 @@ def _decode(body: bytes, kind: type[Parsed]) -> Parsed:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal("bad_request", f"The JSON body cannot be read: {error}.") from error
+        raise Refusal("bad_request", f"The JSON body cannot be read: {reason_of_type(error, kind)}.") from error
 
 
 def _classify_request(given: _Classes, images: list[ImageInput]) -> ClassifyRequest:

@@ -13,7 +13,14 @@ from fastapi import APIRouter, Request, Response
 from clipmlu.clock import now
 from clipmlu.serve.http.answer_types import SearchAnswer
 from clipmlu.serve.http.answers import json_response
-from clipmlu.serve.http.bodies import SearchBody, image_inputs, kind_of, parse_json, read_images_and_fields
+from clipmlu.serve.http.bodies import (
+    SearchBody,
+    image_inputs,
+    kind_of,
+    parse_json,
+    read_images_and_fields,
+    reason_of_type,
+)
 from clipmlu.serve.http.embedding import embed_request
 from clipmlu.serve.http.openapi import answers, content, image_body
 from clipmlu.serve.http.state import deadline_of, note_model, service_of
@@ -84,7 +91,9 @@ def _from_texts(given: Mapping[str, list[str]]) -> SearchBody:
     try:
         return msgspec.convert(values, SearchBody, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusal("bad_request", f"An option of the request is wrong: {error}.") from error
+        raise Refusal(
+            "bad_request", f"An option of the request is wrong: {reason_of_type(error, SearchBody)}."
+        ) from error
 
 
 def _request(given: SearchBody, images: Sequence[ImageInput]) -> SearchRequest:
