@@ -327,7 +327,10 @@ class _VersionOnly(msgspec.Struct):
 
 def _not_found_message(directory: Path) -> str:
     if not directory.exists():
-        return f"No bundle at '{directory}': the directory does not exist. Make one with: clipmlu export MODEL -o {directory}"
+        return (
+            f"No bundle at '{directory}': the directory does not exist. Make an exported one with: clipmlu export MODEL "
+            f"-o {directory}; or of that a compiled one with: clipmlu compile EXPORTED -o {directory}"
+        )
     if directory.suffix == GRAPH_SUFFIX:
         return f"'{directory}' is an ONNX file, not a bundle. Make a bundle of it: clipmlu import {directory} -o DIR."
     step = next_step(directory) or "Give the directory that clipmlu export, import or compile wrote."
