@@ -42,7 +42,9 @@ def test_same_content_gives_the_same_digest(tmp_path: Path) -> None:
 
 
 def test_missing_directory_says_how_to_make_a_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleNotFoundError, match=r"No bundle at '.*absent'.*clipmlu export MODEL.*clipmlu compile EXPORTED"):
+    with pytest.raises(
+        BundleNotFoundError, match=r"No bundle at '.*absent'.*clipmlu export MODEL.*clipmlu compile EXPORTED"
+    ):
         open_bundle(tmp_path / "absent")
 
 
