@@ -516,7 +516,10 @@ def test_of_very_many_results_the_first_ones_are_shown_in_detail_and_all_in_tabl
     assert "Top-1 with its 95 % interval of the first 40 of 42 results" in page.text
     files = [row[-1] for row in page.cells() if len(row) == 7 and row[1] == "accuracy"]
     assert files == [str(tmp_path / f"{number}.json") for number in range(MOST_DETAILED + 2)]
-    assert "in its tables only" not in write(tmp_path, *reports[:MOST_DETAILED]).text
+    assert "The boxes above show the first 8 of 42 results." in page.text
+    fewer = write(tmp_path, *reports[:8]).text
+    assert "in its tables only" not in fewer
+    assert "The boxes above" not in fewer
 
 
 def test_the_command_of_a_page_writes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,7 +574,13 @@ def test_the_first_sentences_compare_with_float32_and_say_what_is_missing(tmp_pa
     assert "result 2) it is 63.00 %, 1.00 points less than in float32. The difference is smaller than" in text
     assert "result 3) it is 50.00 %, 14.00 points less than in float32.<" in text
     assert "The speed under load was not measured" in text
-    text = write(tmp_path, reports[1]).text
+    again = [msgspec.structs.replace(reports[0], elapsed_s=10.0 + number) for number in range(5)]
+    text = " ".join(write(tmp_path, reports[0], *again).text.split())
+    assert "result 4) it is 64.00 %, the same as result 1." in text
+    assert "result 5) it is" not in text
+    assert "The tables below have 2 more results of these images." in text
+    text = write(tmp_path, *reports[1:]).text
+    assert "The tables below have 1 more result of these images." in text
     assert "evaluate a bundle in force_float32 on the same images as well" in text
 
 

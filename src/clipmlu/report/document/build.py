@@ -158,6 +158,8 @@ def _summary(inputs: Sequence[Input]) -> Section:
         )
     columns = words("result", "kind", "main figure", "precision", "target", "model", "file")
     story = tell_story([(number, each.report) for number, each in enumerate(inputs, 1)])
+    if len(inputs) > _MOST_HIGHLIGHTS:
+        story.append(f"The boxes above show the first {_MOST_HIGHLIGHTS} of {len(inputs):,} results.")
     blocks: list[Block] = [*map(Paragraph, story), table(columns, rows, "What this report is made of")]
     if len(inputs) > MOST_DETAILED:
         blocks.append(

@@ -16,7 +16,7 @@ from clipmlu.specs import Precision
 from clipmlu.tune.run_report import RunReport
 from clipmlu.tune.sweep_report import SweepReport
 
-_MOST = 6  # sentences of a kind
+_MOST = 3  # groups, and results of each, that have a sentence
 
 
 def tell_story(numbered: Sequence[tuple[int, object]]) -> list[str]:
@@ -43,23 +43,32 @@ def _accuracy(reports: Sequence[tuple[int, AccuracyReport]]) -> Iterator[str]:
             f"(95 %: {_percent(interval.low)} to {_percent(interval.high)}; result {number})."
             f"{emulated_mark(first.provenance.emulated)}"
         )
-        if baseline is not None:
-            others = [each for each in group if each[0] != number]
-            yield from (_against(other, report, first) for other, report in others[:_MOST])
+        others = [each for each in group if each[0] != number]
+        told = [] if baseline is None else [_against(*each, baseline) for each in others[:_MOST]]
+        yield from told
+        yield from _rest(len(others) - len(told), "more result", " of these images")
+    yield from _rest(len(group_by_data(reports)) - _MOST, "more group", " of results")
 
 
-def _against(number: int, report: AccuracyReport, baseline: AccuracyReport) -> str:
-    points = 100 * (report.top1 - baseline.top1)
+def _rest(left: int, noun: str, of: str = "") -> Iterator[str]:
+    if left > 0:
+        yield f"The tables below have {counted(left, noun)}{of}."
+
+
+def _against(number: int, report: AccuracyReport, baseline: tuple[int, AccuracyReport]) -> str:
+    other, first = baseline
+    points = 100 * (report.top1 - first.top1)
     less = (
         "the same as" if not round(points, 2) else f"{abs(points):.2f} points {'more' if points > 0 else 'less'} than"
     )
-    width = 100 * (baseline.top1_interval.high - baseline.top1_interval.low)
+    reference = f"result {other}" if report.provenance.precision == first.provenance.precision else "in float32"
+    width = min(100 * (each.top1_interval.high - each.top1_interval.low) for each in (first, report))
     unclear = ""
     if round(points, 2) and abs(points) < width / 2:
         unclear = " The difference is smaller than the uncertainty of either figure; 'clipmlu compare' tests it image by image."
     return (
         f"In {_precision(report)} ({report.provenance.target}, result {number}) it is {fraction_text(report.top1, 2, percent=True)}, "
-        f"{less} in float32.{unclear}{emulated_mark(report.provenance.emulated)}"
+        f"{less} {reference}.{unclear}{emulated_mark(report.provenance.emulated)}"
     )
 
 
@@ -82,6 +91,7 @@ def _speed(reports: Sequence[tuple[int, SpeedReport]]) -> Iterator[str]:
             f"In {_precision(report)} on {report.provenance.target} the {tower} graph of {report.provenance.model} processes "
             f"{rate:,.1f} {unit}/s (offline, batch {report.batch_size}, result {number}){ratio}."
         )
+    yield from _rest(len(found) - _MOST, "more measurement", " of speed")
     if len(real) < len(reports):
         yield f"The speed of a card is not known: the emulated SDK says nothing about it.{emulated_mark(True)}"
 
@@ -107,6 +117,7 @@ def _sweep(reports: Sequence[tuple[int, SweepReport]]) -> Iterator[str]:
         yield f"Of the sweep of {report.provenance.model} (result {number}) the fastest is {describe_row(fastest)}." + (
             "" if best is fastest or best.top1 == fastest.top1 else f" The most accurate is {describe_row(best)}."
         )
+    yield from _rest(len(reports) - _MOST, "more sweep")
 
 
 def _next(accuracies: Sequence[tuple[int, AccuracyReport]], speeds: Sequence[tuple[int, SpeedReport]]) -> Iterator[str]:
