@@ -118,15 +118,16 @@ def test_a_field_of_another_type_is_refused_at_once(options_class: str, field: s
 @pytest.mark.parametrize(
     ("options_class", "given", "message"),
     [
-        ("SweepOptions", {"precisions": ("fp8",)}, r"precisions is \('fp8',\); expected .*force_float32, force_float16.*'int8'"),
+        ("SweepOptions", {"precisions": ("fp8",)}, r"precisions\[0\] is 'fp8'; expected .*force_float32, force_float16.*'int8'"),
         ("SweepOptions", {"precisions": "force_float32"}, r"precisions is 'force_float32'; expected a tuple"),
-        ("SweepOptions", {"batch_sizes": ("1",)}, r"batch sizes is \('1',\); expected a tuple, each a whole number"),
-        ("SweepOptions", {"batch_sizes": (True,)}, r"batch sizes is \(True,\); expected"),
+        ("SweepOptions", {"batch_sizes": ("1",)}, r"batch sizes\[0\] is '1'; expected a whole number"),
+        ("SweepOptions", {"batch_sizes": (True,)}, r"batch sizes\[0\] is True; expected"),
         ("SweepOptions", {"compile": {"target": "cpu"}}, r"compile is {'target': 'cpu'}; expected CompileOptions"),
         ("RunOptions", {"export": None}, r"export is None; expected ExportOptions"),
-        ("SpeedOptions", {"devices": ("0",)}, r"devices is \('0',\); expected"),
-        ("SpeedOptions", {"scenarios": ("fast",)}, r"scenarios is \('fast',\); expected .*one of single-stream"),
+        ("SpeedOptions", {"devices": ("0",)}, r"devices\[0\] is '0'; expected"),
+        ("SpeedOptions", {"scenarios": ("fast",)}, r"scenarios\[0\] is 'fast'; expected .*one of single-stream"),
         ("SpeedOptions", {"images": "photos"}, r"images is 'photos'; expected a tuple, each .*path"),
+        ("SweepOptions", {"batch_sizes": (4, 0)}, r"batch sizes\[1\] is 0; expected 1 or more, 2147483647 at most$"),
         ("MmRunOptions", {"tower": "both"}, r"tower is 'both'; expected one of image, text, joint or None"),
         ("ExportOptions", {"layout": "fused"}, r"layout is 'fused'; expected one of towers, joint"),
         ("CompareOptions", {"tower": 1}, r"tower is 1; expected one of image, text, both"),
@@ -369,3 +370,8 @@ def test_a_token_that_no_tokenizer_makes_is_refused_before_the_run(
         tokens[row, 3] = 258
         expected = support.embed_tokens(tokens)
         assert np.abs(encoder.encode_tokens(tokens) - expected).max() < 1e-4
+
+
+def test_device_of_torch_is_told_what_chooses_the_runtime(compiled: CompiledBundle) -> None:
+    with pytest.raises(OptionError, match=r"device is 'cuda'; expected the index of an MLU card.* chosen by target"):
+        clipmlu.load(compiled.path, device="cuda")  # type: ignore[arg-type]

@@ -47,6 +47,7 @@ def test_second_run_reuses_and_a_changed_one_makes_again(
 ) -> None:
     put_export(demo_bundle, tmp_path / "demo")
     steps, first, made = _run(capsys, tmp_path)
+    assert f"Next: clipmlu bench {tmp_path}" in made
     assert (steps["export"], steps["compile"]) == ("reused", "made")
     assert first["images"] == 48
     assert json.loads((tmp_path / "demo" / "report.json").read_text())["accuracy"]["top1"] == first["top1"]

@@ -84,6 +84,9 @@ def check_argument(value: Any, kind: Any, what: str) -> Any:
     """
     fitted = _fit(value, kind)
     if fitted is _WRONG:
+        item = _item_kind(value, kind)
+        for position, each in enumerate(value if item is not None else ()):
+            check_argument(each, item, f"{what}[{position}]")
         message = f"{what} is {shown(value)}; expected {_expected(value, kind)}"
         meant = next(filter(None, (did_you_mean(text, _choices(kind)) for text in _unknown_texts(value, kind))), "")
         raise OptionError(f"{message}. {meant}" if meant else message)
@@ -216,6 +219,13 @@ def _expected(value: Any, kind: Any) -> str:
         if get_origin(member) is Annotated and _fit(value, get_args(member)[0]) is not _WRONG:
             return _bounds(get_args(member)[1:])
     return " or ".join(dict.fromkeys(map(_described, members)))
+
+
+def _item_kind(value: Any, kind: Any) -> Any:
+    """Return the type of the items of a list, if the type accepts lists of any length and of one type; else None."""
+    members = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    lists = [get_args(each) for each in members if get_origin(each) is tuple and get_args(each)[1:] == (...,)]
+    return lists[0][0] if len(lists) == 1 and isinstance(value, (tuple, list)) else None
 
 
 def _choices(kind: Any) -> tuple[str, ...]:

@@ -33,12 +33,21 @@ def check_keywords(given: Mapping[str, Any], kind: type, function: str) -> dict[
         if name not in kinds:
             known = (*_ARGUMENTS.get(function, ()), *kinds)
             raise UnknownNameError(f"argument of {function}", name, known, f"See help(clipmlu.{function}).")
-    if isinstance(given.get("device"), str):
+    refuse_device_name(given.get("device"))
+    return {name: check_argument(value, kinds[name], name.replace("_", " ")) for name, value in given.items()}
+
+
+def refuse_device_name(device: object) -> None:
+    """Check that a device is not a name of torch's, such as ``cuda``.
+
+    Raises:
+        OptionError: it is a text.
+    """
+    if isinstance(device, str):
         raise OptionError(
-            f"device is {given['device']!r}; expected the index of an MLU card, such as 0. What computes is chosen by target, such as "
+            f"device is {device!r}; expected the index of an MLU card, such as 0. What computes is chosen by target, such as "
             "'cpu', when a bundle is compiled"
         )
-    return {name: check_argument(value, kinds[name], name.replace("_", " ")) for name, value in given.items()}
 
 
 def pick_keywords(given: Mapping[str, Any], kind: type) -> dict[str, Any]:

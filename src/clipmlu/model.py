@@ -24,6 +24,7 @@ from clipmlu.embed.images import embed_items
 from clipmlu.embed.items import ImageEmbeddings, OnError, items_from_images
 from clipmlu.errors import BundleNotFoundError, OptionError
 from clipmlu.export.catalog import is_model_name, with_tag
+from clipmlu.keywords import refuse_device_name
 from clipmlu.specs import TowerName
 from clipmlu.steps import StartStep, no_steps
 
@@ -111,6 +112,7 @@ def load(
     unused: tuple[TowerName, ...] = ("text",) if check_argument(image_only, bool, "image only") else ()
     if device is not None and devices is not None:
         raise OptionError("device and devices exclude each other; give one of them")
+    refuse_device_name(device)
     options = SessionOptions(threads=threads, device=0 if device is None else device, busy_wait=busy_wait)
     _refuse_model_name(path)
     bundle = open_compiled(path, verify=verify, without=unused)

@@ -59,6 +59,14 @@ def test_a_file_holds_what_is_printed_without_it(
     assert (tmp_path / name).read_text(encoding="utf-8") == printed
 
 
+def test_json_is_the_format_json(run: Run, compiled: CompiledBundle, photos: Path) -> None:
+    arguments = ("classify", compiled.path, photos / "0.png", "--labels", LABELS)
+    code, printed, err = run(*arguments, "--json")
+    assert code == 0, err
+    assert json.loads(printed)
+    assert printed == run(*arguments, "--format", "json")[1] == run(*arguments, "--format", "json", "--json")[1]
+
+
 def test_format_wins_over_the_name_of_the_file(
     run: Run, compiled: CompiledBundle, photos: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +109,11 @@ def test_unreadable_images_are_left_out_of_the_file_and_alone_leave_none(
         (("-o", "a.csv", "--processes", "3"), "--processes is for a job: give -o DIR, not a file"),
         (("-o", "a.csv", "--embeddings"), "--embeddings is for a job: give -o DIR, not a file"),
         (("-o", "a.npy"), r"expected a folder for a job, or a file that ends in \.txt, \.json, \.jsonl, \.csv"),
+        (("--json", "--format", "csv"), "--json is --format json, and --format is csv; leave out one of them"),
+        (
+            ("-o", "photos", "--json"),
+            "--json is for standard output and files that end in .*; a job has --shard-format",
+        ),
         (
             ("-o", "photos", "--format", "csv"),
             r"--format is for standard output and files that end in .*; a job has --shard-format",

@@ -422,6 +422,16 @@ def test_datasets_models_and_doctor_answer_in_json(run: Run) -> None:
     assert "cifar100" in run("datasets")[1]
 
 
+@pytest.mark.torch
+def test_models_that_open_clip_lacks_are_named(run: Run) -> None:
+    pytest.importorskip("open_clip", reason="needs the export extra (open_clip)")
+    code, _, err = run("models", "chinese")
+    assert code == 2
+    expected = r"Unknown model 'chinese'\. Did you mean 'hf:OFA-Sys/chinese-clip-vit-base-patch16'\? .* hf:org/name \(transformers\)"
+    support.assert_one_line(err, expected)
+    assert "Did you mean" in run("models", "ViT-B-23")[2]
+
+
 def _environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "CLIPMLU_CACHE_DIR": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
 

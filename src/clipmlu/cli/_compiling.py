@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmlu.cli._datasets import calibration_options
@@ -237,3 +238,9 @@ lower_options = OptionGroup(
     reads=("target", "layout", "labels", "templates", "offline", "overwrite"),
 )
 """Adds those compiling options that change a lowered graph; the command gets ``options``, a ``LowerOptions``."""
+
+
+def commands_for_bundle(bundle: Path, *, demo: bool) -> list[tuple[str | Path, ...]]:
+    """Return what people may do with a compiled bundle; the commands about the demo model need no files of theirs."""
+    classify = ("datasets", "--write-samples", ".") if demo else ("classify", bundle, "photos/", "--labels", "cat,dog")
+    return [("eval", bundle, "--dataset", "demo" if demo else "cifar100"), ("bench", bundle), classify]

@@ -34,20 +34,20 @@ def models_command(pattern: str, as_json: bool) -> None:
 
     A long list has the recommended tags of each model only; 'clipmlu models ViT-B-32' has all of them.
     """
-    from clipmlu.export.catalog import list_models
+    from clipmlu.export.catalog import OTHER_MODELS, TRANSFORMERS_EXAMPLES, list_models
     from clipmlu.export.model_names import near_models
 
     known = list_models()
     models = {name: tags for name, tags in known.items() if pattern.casefold() in name.casefold()}
     if not models:
-        raise UnknownNameError("model", pattern, known, "'clipmlu models' lists all.", meant=near_models(pattern))
+        elsewhere = [name for name in TRANSFORMERS_EXAMPLES if pattern.casefold() in name.casefold()]
+        hint = f"'clipmlu models' lists those of open_clip. {OTHER_MODELS}"
+        raise UnknownNameError("model", pattern, known, hint, meant=elsewhere or near_models(pattern))
     if as_json:
         echo_json(models)
         return
     _show_models(models, whole=len(models) <= _FEW)
-    note(
-        "Also: hf-hub:org/name, hf:org/name (transformers), ms:org/name (ModelScope), local-dir:PATH. No tag is needed for these and demo."
-    )
+    note(f"{OTHER_MODELS} No tag is needed for these and demo.")
 
 
 def _show_models(models: Mapping[str, tuple[str, ...]], *, whole: bool) -> None:

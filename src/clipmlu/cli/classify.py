@@ -151,6 +151,7 @@ _classes_options = OptionGroup(
     metavar="FILE|DIR",
     help="A .csv, .json, .jsonl or .txt (table) file; or the folder of a job, which stores the classes of all images.",
 )
+@Option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @overwrite_option
 @click.option("--embeddings", is_flag=True, help="A job stores the embeddings, too.")
 @input_options
@@ -165,6 +166,7 @@ def classify_command(
     save_classifier: Path | None,
     format_name: str | None,
     output: Path | None,
+    as_json: bool,
     overwrite: bool,
     embeddings: bool,
     urls: UrlOptions | None,
@@ -185,6 +187,9 @@ def classify_command(
 
     if not images.given and (save_classifier is None or output is not None):
         raise OptionError("Give at least one INPUT: a file, a folder, a glob pattern, or - for a list on stdin.")
+    if as_json and format_name not in (None, "json"):
+        raise OptionError(f"--json is --format json, and --format is {format_name}; leave out one of them")
+    format_name = "json" if as_json else format_name
     found = SUFFIXES.get(output.suffix.lower()) if output is not None else "table"
     if output is None or (found and not output.is_dir()):
         where = "standard output" if output is None else "a file"
@@ -197,7 +202,7 @@ def classify_command(
     check_job_output(output, f", or a file that ends in {', '.join(SUFFIXES)}")
     if format_name is not None:
         raise OptionError(
-            f"--format is for standard output and files that end in {', '.join(SUFFIXES)}; a job has --shard-format"
+            f"{'--json' if as_json else '--format'} is for standard output and files that end in {', '.join(SUFFIXES)}; a job has --shard-format"
         )
     if save_classifier is not None:
         raise OptionError("--save-classifier does not go with a job, which keeps its classifier as DIR/classifier.clf")

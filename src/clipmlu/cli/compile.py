@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipmlu.cli._compiling import compile_options
+from clipmlu.cli._compiling import commands_for_bundle, compile_options
 from clipmlu.cli._groups import Option, is_on_command_line
 from clipmlu.cli._help import command
 from clipmlu.cli._notes import is_verbose, note, note_kept, note_next
@@ -123,13 +123,7 @@ def compile_command(
         compiled = _search(bundle, output, options, search)
     show_bundle(compiled, as_json=as_json, verbose=is_verbose())
     if compiled.manifest.layout == "towers":
-        note_next(*_next_commands(output, demo=compiled.manifest.model.name == "demo"))
-
-
-def _next_commands(bundle: Path, *, demo: bool) -> list[tuple[str | Path, ...]]:
-    """Return what people may do with a compiled bundle; the commands about the demo model need no files of theirs."""
-    classify = ("datasets", "--write-samples", ".") if demo else ("classify", bundle, "photos/", "--labels", "cat,dog")
-    return [("eval", bundle, "--dataset", "demo" if demo else "cifar100"), ("bench", bundle), classify]
+        note_next(*commands_for_bundle(output, demo=compiled.manifest.model.name == "demo"))
 
 
 def _search(bundle: Path, output: Path, options: CompileOptions, search: SearchOptions) -> CompiledBundle:

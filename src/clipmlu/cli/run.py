@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipmlu.cli._compiling import compile_options
+from clipmlu.cli._compiling import commands_for_bundle, compile_options
 from clipmlu.cli._completion import complete_model, complete_tag
 from clipmlu.cli._datasets import dataset_options
 from clipmlu.cli._help import command
-from clipmlu.cli._notes import note, note_skipped, warn
+from clipmlu.cli._notes import note, note_next, note_skipped, warn
 from clipmlu.cli._options import (
     PATH,
     Integer,
@@ -134,4 +134,8 @@ def run_command(
         rows = [(step.name, step.result, f"{step.elapsed_s:.1f}", Whole(step.path)) for step in report.steps]
         columns = (*words("step", "result"), *figures("seconds"), *words("where"))
         print_table(columns, rows, title="steps")
-    return note_skipped(image.reason for image in report.accuracy.skipped)
+    code = note_skipped(image.reason for image in report.accuracy.skipped)
+    if layout == "towers":
+        compiled = next(step.path for step in report.steps if step.name == "compile")
+        note_next(*commands_for_bundle(Path(compiled), demo=model == "demo")[1:])
+    return code

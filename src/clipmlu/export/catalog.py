@@ -19,6 +19,9 @@ DEMO_MODEL = "demo"
 
 MODEL_PREFIXES = ("hf-hub:", "local-dir:", "hf:", "ms:")
 """First parts of the names of models that are on a hub or in a directory."""
+OTHER_MODELS = "Also: hf-hub:org/name, hf:org/name (transformers), ms:org/name (ModelScope), local-dir:PATH."
+TRANSFORMERS_EXAMPLES = ("hf:OFA-Sys/chinese-clip-vit-base-patch16",)
+"""Models of the library transformers of families that open_clip lacks, for suggestions."""
 
 MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg")  # keys that open_clip.factory requires in a configuration
 _QUICK_GELU_SUFFIX = "-quickgelu"
