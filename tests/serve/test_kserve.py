@@ -26,12 +26,6 @@ def app(compiled_once: Path) -> Iterator[Any]:
     app.state.service.close()
 
 
-@pytest.fixture(scope="module")
-def model(compiled_once: Path) -> Iterator[clipmlu.Model]:
-    with clipmlu.load(compiled_once) as model:
-        yield model
-
-
 def infer(app: Any, content: dict[str, Any], name: str = "tiny") -> Any:
     return call_app(app, "POST", f"/v2/models/{name}/infer", json=content)
 

@@ -17,18 +17,10 @@ METHODS = ("get", "post")
 
 
 @pytest.fixture(scope="module")
-def app(compiled_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        Path("photos").mkdir()
-        for number in range(3):
-            Path(f"photos/{number}.png").write_bytes(png(number))
-        clipmlu.embed_images(compiled_once, "photos", "job", shard_format="npy")
-        clipmlu.build_index("job")
-        app = clipmlu.create_app({"tiny": compiled_once}, labels=["cat", "dog"], index="job")
-        yield app
-        app.state.service.close()
+def app(place: Path, compiled_once: Path) -> Iterator[Any]:
+    app = clipmlu.create_app({"tiny": compiled_once}, labels=["cat", "dog"], index=place / "job")
+    yield app
+    app.state.service.close()
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,6 @@ def app(compiled_once: Path) -> Iterator[Any]:
     app.state.service.close()
 
 
-@pytest.fixture(scope="module")
-def model(compiled_once: Path) -> Iterator[clipmlu.Model]:
-    with clipmlu.load(compiled_once) as model:
-        yield model
-
-
 def test_bytes_of_an_image_are_classified_as_offline(app: Any, model: clipmlu.Model) -> None:
     answer = call_app(app, "POST", "/v1/classify", content=png(1), headers={"Content-Type": "image/png"})
     assert answer.status_code == 200, answer.text

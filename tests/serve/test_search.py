@@ -21,20 +21,6 @@ from http_client import base64_images, call_app, png
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, compiled_once: Path) -> Iterator[Path]:
-    """The working directory, with ``photos`` and ``job``, an indexed job."""
-    folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        Path("photos").mkdir()
-        for number in range(6):
-            Path(f"photos/{number}.png").write_bytes(png(number))
-        clipmlu.embed_images(compiled_once, "photos", "job", shard_format="npy", shard_size=3)
-        clipmlu.build_index("job")
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def app(place: Path, compiled_once: Path) -> Iterator[Any]:
     app = clipmlu.create_app({"tiny": compiled_once}, index=place / "job")
     yield app

@@ -148,7 +148,8 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
         rejection: accuracy without images of low confidence, or None.
         confidence_bins: the bins of ``expected_calibration_error``, in order; empty in reports of an older clipmlu.
         data_digest: digest of the ids and labels of the evaluated images, skipped ones too, and of the class names; equal
-            digests mean the same question. None in reports of an older clipmlu.
+            digests mean the same question. It does not cover the pixels: other images under the same ids are not noticed. None in
+            reports of an older clipmlu.
         command: the command that measured it; None from Python, or in reports of an older clipmlu.
     """
 
