@@ -43,7 +43,14 @@ def on_terminal(columns: int, show: Callable[[], object]) -> list[str]:
 def width_of(text: str) -> int:
     """Cells of a text by Unicode's own property of each character; sequences of emoji are not supported."""
     return sum(
-        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
+        0
+        if unicodedata.combining(each)
+        or "\u1160" <= each <= "\u11ff"
+        or "\ud7b0" <= each <= "\ud7ff"  # within a Hangul syllable
+        else 2
+        if unicodedata.east_asian_width(each) in "WF"
+        else 1
+        for each in text
     )
 
 
