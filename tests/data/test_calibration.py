@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 import support
-from clipmlu.bundle.directory import ExportedBundle
+from clipmlu.bundle.directory import ExportedBundle, open_exported
 from clipmlu.data.calibration import CalibrationOptions, draw_prompts, obtain_calibration
 from clipmlu.data.calibration_set import load_calibration
 from clipmlu.data.datasets import open_dataset
@@ -38,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-def options(folder: Path, **changes: int) -> CalibrationOptions:
+def options(folder: Path, **changes: Any) -> CalibrationOptions:
     return CalibrationOptions(dataset=f"imagefolder:{folder}", **changes)
 
 
@@ -103,6 +104,27 @@ def test_a_folder_without_classes_is_calibrated_with_nouns(exported: ExportedBun
     assert data.record.samples == 3
     assert any("bicycle" in prompt for prompt in data.prompts)
     assert draw_prompts((), 0) == list(data.prompts)
+
+
+def test_chinese_class_names_are_calibrated_with_chinese_prompts(
+    exported: ExportedBundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "photos"
+    for number, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        support.picture(number).save(folder / name / "0.png")
+    support.edit_manifest(exported.path, model={"name": "hf:org/Chinese-CLIP", "pretrained": None, "random_seed": 0})
+    chinese = open_exported(exported.path)
+    english = obtain_calibration(chinese, options(folder))
+    assert any("cat" in prompt for prompt in english.prompts)
+    assert "prompts for calibration are English, and 'hf:org/Chinese-CLIP' is a Chinese model" in caplog.text
+    caplog.clear()
+    data = obtain_calibration(chinese, options(folder, class_names={"cat": "猫", "dog": "狗"}))
+    assert "English" not in caplog.text
+    assert len(data.prompts) == len(set(data.prompts)) > 30
+    assert all(("猫" in prompt) != ("狗" in prompt) for prompt in data.prompts)
+    assert not any(letter.isascii() and letter.isalpha() for prompt in data.prompts for letter in prompt)
+    assert not {"一张猫的照片。", "一张狗的照片。"} & set(data.prompts), "with which Chinese-CLIP is evaluated"
 
 
 def test_a_saved_set_gives_the_same_data_and_the_same_digest(

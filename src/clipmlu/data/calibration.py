@@ -16,6 +16,7 @@ from clipmlu.bundle.directory import Bundle
 from clipmlu.bundle.manifest import MANIFEST_NAME
 from clipmlu.data.calibration_set import HEADER_NAME, CalibrationSet, calibration_digest, load_calibration
 from clipmlu.data.class_names import FolderNames
+from clipmlu.data.class_prompts import find_chinese
 from clipmlu.data.datasets import DATASETS, Dataset, open_folder, spread_over_classes
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, clipped_note, content_digest, is_clipped
@@ -29,7 +30,7 @@ from clipmlu.steps import StartStep, no_steps
 
 DEFAULT_SAMPLES = 1000
 _TEXTS = 256
-_EVALUATED_SETS = ("simple", "cifar")
+_EVALUATED_SETS = ("simple", "cifar", "chinese-simple")
 _NAMES_WITHOUT_CLASSES = [
     "airplane",
     "apple",
@@ -216,6 +217,13 @@ def _draw(bundle: Bundle, options: CalibrationOptions, on_step: StartStep) -> Ca
     if clipped:
         _log.warning("%s", clipped_note(clipped))
     pixels = pixels[: len(images)]
+    model = bundle.manifest.model.name
+    if "chinese" in model.casefold() and find_chinese(dataset.class_names) is None:
+        _log.warning(
+            "The prompts for calibration are English, and '%s' is a Chinese model. Give Chinese class names: "
+            "--calib-class-names FILE.",
+            model,
+        )
     prompts = draw_prompts(dataset.class_names, options.seed)
     record = CalibrationRecord(
         dataset=name_from_path(options.dataset),
@@ -243,7 +251,8 @@ def draw_prompts(class_names: Sequence[str], seed: int) -> list[str]:
     """Return prompts of all classes with templates that common evaluations do not use.
 
     Args:
-        class_names: the dataset's class names; common nouns are used if there are none.
+        class_names: the dataset's class names; common English nouns are used if there are none. Chinese names get Chinese
+            templates.
         seed: random seed of the choice of templates.
 
     Returns:
@@ -251,7 +260,8 @@ def draw_prompts(class_names: Sequence[str], seed: int) -> list[str]:
     """
     names = list(dict.fromkeys(class_names)) or _NAMES_WITHOUT_CLASSES
     evaluated = {template for name in _EVALUATED_SETS for template in resolve_templates(name)}
-    templates = [template for template in resolve_templates("openai-imagenet") if template not in evaluated]
+    language = "openai-imagenet" if find_chinese(names) is None else "chinese"
+    templates = [template for template in resolve_templates(language) if template not in evaluated]
     generator = np.random.default_rng(seed)
     rounds = min(-(-_TEXTS // len(names)), len(templates))
     chosen = [generator.permutation(len(templates))[:rounds] for _ in names]

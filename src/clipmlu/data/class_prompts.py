@@ -108,9 +108,14 @@ def resolve_prompts(
     return resolve_templates(templates)
 
 
+def find_chinese(names: Iterable[str]) -> str | None:
+    """Return the first name with Chinese characters and no Japanese ones, or None."""
+    return next((name for name in names if _CHINESE.search(name) and not _JAPANESE.search(name)), None)
+
+
 def _note_chinese(names: Sequence[str], on_note: Note) -> None:
     """Tell that Chinese class names get an English template."""
-    found = next((name for name in names if _CHINESE.search(name) and not _JAPANESE.search(name)), None)
+    found = find_chinese(names)
     if found is not None:
         on_note(
             f"class names such as '{found}' are Chinese, but the template is English, 'a photo of a {{}}.'; for a Chinese model give "
