@@ -66,24 +66,20 @@ def check_parity(
     label = f"The exported {program.tower} graph"
     allowed = allowed_difference(program.tower, model.logit_scale, options)
     records: list[ParityRecord] = []
-    failed: list[ParityRecord] = []
     sizes = _batch_sizes(model)
     with (
         on_step(f"checking the {program.tower} tower against torch", total=len(sizes), unit="batches") as step,
-        OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions(busy_wait=False)) as session,
+        open_tower(tower, folder, label) as session,
     ):
         for batch_size, feeds in counted(_draw_batches(program, model, tokenizer, sizes), step):
             expected = _run_torch(program, feeds)
-            found = _run_graph(session, feeds, label, batch_size)
+            found = run_graph(session, feeds, label)
             for output in program.outputs:
                 record = compare_outputs(
                     program.tower, output, expected[output], found[output], batch_size=batch_size, allowed=allowed
                 )
                 records.append(record)
-                if not is_within(record, options.min_cosine):
-                    failed.append(record)
-    if failed:
-        raise ParityError(parity_message(failed[0], len(failed), options), map(msgspec.structs.asdict, failed))
+    refuse_differences(records, options.min_cosine)
     return tuple(records)
 
 
@@ -130,11 +126,22 @@ def _run_torch(program: TowerProgram, feeds: Mapping[str, _Array]) -> dict[str, 
     return arrays
 
 
-def _run_graph(session: Session, feeds: Mapping[str, _Array], label: str, batch_size: int) -> Mapping[str, _Array]:
+def open_tower(tower: Tower, folder: Path, label: str) -> Session:
+    """Open a graph of a bundle that is being written, for the checks before it is published."""
+    return OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions(busy_wait=False))
+
+
+def run_graph(session: Session, feeds: Mapping[str, _Array], label: str) -> Mapping[str, _Array]:
+    """Run such a graph.
+
+    Raises:
+        ExportError: it does not run.
+    """
     try:
         return session.run(feeds)
     except ClipmluError as error:  # typically a size that the exporter made constant
-        raise ExportError(f"{label} does not run with a batch of {batch_size}: {error}") from error
+        rows = len(next(iter(feeds.values())))
+        raise ExportError(f"{label} does not run with a batch of {rows}: {error}") from error
 
 
 def allowed_difference(tower: TowerName, logit_scale: float, options: ExportOptions) -> float:
@@ -143,11 +150,34 @@ def allowed_difference(tower: TowerName, logit_scale: float, options: ExportOpti
     return allowed_logit_difference(tolerance, logit_scale) if tower == "joint" else tolerance
 
 
-def parity_message(record: ParityRecord, count: int, options: ExportOptions) -> str:
-    """Return the message of a failed gate: the first difference that is out of bounds, and how many there are."""
-    cosine = "" if record.min_cosine is None else f", cosine {record.min_cosine:.6f} (at least {options.min_cosine})"
-    more = f" and {count - 1} more" if count > 1 else ""
-    return (
-        f"The exported {record.tower} graph differs from torch in '{record.output}' at batch size {record.batch_size}: "
-        f"{record.max_abs_diff:.3g} (allowed {record.allowed_abs_diff:.3g}){cosine}{more}. No bundle was written."
+def refuse_differences(
+    records: Sequence[ParityRecord],
+    min_cosine: float,
+    *,
+    made: str = "exported",
+    reference: str = "torch",
+    reason: str = "",
+) -> None:
+    """Raise if a difference is out of bounds; the message gives the first one and how many more there are.
+
+    Args:
+        records: the measured differences.
+        min_cosine: smallest allowed cosine similarity.
+        made: how the graphs were made, for the message.
+        reference: what they were compared with.
+        reason: further sentences of the message.
+
+    Raises:
+        ParityError: a difference is out of bounds.
+    """
+    failed = [record for record in records if not is_within(record, min_cosine)]
+    if not failed:
+        return
+    first = failed[0]
+    cosine = "" if first.min_cosine is None else f", cosine {first.min_cosine:.6f} (at least {min_cosine})"
+    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    raise ParityError(
+        f"The {made} {first.tower} graph differs from {reference} in '{first.output}' at batch size {first.batch_size}: "
+        f"{first.max_abs_diff:.3g} (allowed {first.allowed_abs_diff:.3g}){cosine}{more}. No bundle was written.{reason}",
+        map(msgspec.structs.asdict, failed),
     )

@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.backends import SessionOptions
-from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle.manifest import ParityRecord, Tower
 from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import ParityError
-from clipmlu.export.checks import allowed_difference, parity_message
+from clipmlu.export.checks import allowed_difference, open_tower, refuse_differences, run_graph
 from clipmlu.export.loading import LoadedModel
 from clipmlu.export.options import PURPOSE, ExportOptions
 from clipmlu.export.quiet import quiet_libraries
 from clipmlu.export.transformers_images import LibraryPixels, check_pixels, probe_images
 from clipmlu.export.transformers_tokenizer import load_tokenizer
-from clipmlu.graph.parity import compare_outputs, is_within
+from clipmlu.graph.parity import compare_outputs
 from clipmlu.host import require
 from clipmlu.specs import TowerName
 from clipmlu.steps import StartStep, no_steps
@@ -80,9 +76,7 @@ def check_against_library(
             for found in [_run(tower, folder, feeds)]
             for output in tower.outputs
         ]
-    failed = [record for record in records if not is_within(record, options.min_cosine)]
-    if failed:
-        raise ParityError(parity_message(failed[0], len(failed), options), map(msgspec.structs.asdict, failed))
+    refuse_differences(records, options.min_cosine)
     return tuple(records)
 
 
@@ -114,7 +108,6 @@ def _library_results(model: LoadedModel, images: dict[str, Any], texts: dict[str
 
 
 def _run(tower: Tower, folder: Path, feeds: dict[str, _Array]) -> dict[str, _Array]:
-    with OnnxRuntimeSession(
-        tower, folder / tower.file, "The exported graph", SessionOptions(busy_wait=False)
-    ) as session:
-        return dict(session.run({each.name: feeds[each.name] for each in tower.inputs}))
+    label = "The exported graph"
+    with open_tower(tower, folder, label) as session:
+        return dict(run_graph(session, {each.name: feeds[each.name] for each in tower.inputs}, label))

@@ -8,19 +8,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from clipmlu.backends import SessionOptions
-from clipmlu.backends.onnxruntime import OnnxRuntimeSession
 from clipmlu.bundle.manifest import ParityRecord, Tower
 from clipmlu.data.tokenizer import Tokenizer
-from clipmlu.errors import ClipmluError, ExportError, ParityError
-from clipmlu.export.checks import draw_images
+from clipmlu.errors import ExportError
+from clipmlu.export.checks import draw_images, open_tower, refuse_differences, run_graph
 from clipmlu.export.tokenizers import TokenSampler
 from clipmlu.graph.parity import (
     MIN_COSINE,
     allowed_embedding_difference,
     allowed_logit_difference,
     compare_outputs,
-    is_within,
 )
 from clipmlu.importing.options import ImportOptions
 from clipmlu.importing.reference import Array, Feeds, Reference
@@ -108,11 +105,8 @@ def run_tower(tower: Tower, folder: Path, array: Array, label: str) -> Array:
     Raises:
         ExportError: it does not run.
     """
-    try:
-        with OnnxRuntimeSession(tower, folder / tower.file, label, SessionOptions(busy_wait=False)) as session:
-            return session.run({tower.inputs[0].name: array})[tower.outputs[0].name]
-    except ClipmluError as error:
-        raise ExportError(f"{label} does not run with a batch of {len(array)}: {error}") from error
+    with open_tower(tower, folder, label) as session:
+        return run_graph(session, {tower.inputs[0].name: array}, label)[tower.outputs[0].name]
 
 
 def check_tower(
@@ -142,9 +136,8 @@ def check_tower(
         record = compare_outputs(
             name, tower.outputs[0].name, expected[:size], found, batch_size=size, allowed=bounds.difference
         )
-        if not is_within(record, bounds.cosine):
-            reason = _batch_reason(own, alone=bool(records))
-            raise ParityError(_message(record, bounds.cosine) + reason, [msgspec.structs.asdict(record)])
+        reason = _batch_reason(own, alone=bool(records))
+        refuse_differences([record], bounds.cosine, made="imported", reference="the given file", reason=reason)
         records.append(record)
     return records
 
@@ -188,11 +181,3 @@ def check_logits(split: Split, reference: Reference, feeds: Feeds, embeddings: S
 def _logits(cosines: Array, values: Affine) -> Array:
     logits = values.scale * cosines + values.bias
     return logits.T if values.turned else logits
-
-
-def _message(record: ParityRecord, cosine: float) -> str:
-    return (
-        f"The imported {record.tower} graph differs from the given file in '{record.output}' at batch size {record.batch_size}: "
-        f"{record.max_abs_diff:.3g} (allowed {record.allowed_abs_diff:.3g}), cosine {record.min_cosine:.6f} (at least {cosine}). "
-        "No bundle was written."
-    )
