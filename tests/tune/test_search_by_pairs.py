@@ -175,6 +175,15 @@ def test_options_that_contradict_each_other_are_told_in_one_line(
     support.assert_one_line(capsys.readouterr().err, message)
 
 
+@pytest.mark.parametrize("name", ["search_image_column", "search_text_column", "search_image_root", "search_split"])
+def test_options_of_pairs_need_pairs_and_a_search(name: str, exported: ExportedBundle, tmp_path: Path) -> None:
+    words = name.replace("_", " ")
+    with pytest.raises(OptionError, match=f"{words} is 'x', but there are no pairs; give search_pairs"):
+        clipmlu.compile_bundle(exported, tmp_path / "out", target="cpu", max_drop=0.5, **{name: "x"})
+    with pytest.raises(OptionError, match=f"{words} is 'x', but nothing is searched"):
+        clipmlu.compile_bundle(exported, tmp_path / "out", target="cpu", **{name: "x"})
+
+
 def test_the_command_judges_by_pairs(
     exported: ExportedBundle, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,11 +199,23 @@ def test_the_command_judges_by_pairs(
         "--min-agreement",
         "0",
     ]
-    given = ["--calib", str(data / "calibration"), "--calib-samples", "6", "--search-pairs", str(data / "pairs.csv")]
+    with (tmp_path / "other.csv").open("w", newline="") as stream:
+        rows = [(f"{number}.png", f"text {number}", "mine" if number <= 20 else "other") for number in range(PICTURES)]
+        csv.writer(stream).writerows([("picture", "words", "split"), *rows])
+    given = [
+        "--calib",
+        str(data / "calibration"),
+        "--calib-samples",
+        "6",
+        "--search-pairs",
+        str(tmp_path / "other.csv"),
+    ]
+    given += ["--search-image-column", "picture", "--search-text-column", "words", "--search-split", "mine"]
+    given += ["--search-image-root", str(data / "images")]
     assert main(["compile", str(exported.path), "-o", str(tmp_path / "out"), *options, *given]) == 0
-    assert re.search(r"float32: recall@1 \S+ \(image to text\) and .* on 30 held-out images", capsys.readouterr().err)
+    assert re.search(r"float32: recall@1 \S+ \(image to text\) and .* on 20 held-out images", capsys.readouterr().err)
     report = msgspec.json.decode((tmp_path / "out" / "search.json").read_bytes(), type=SearchReport)
-    assert (report.images, report.reference_top1) == (30, None)
+    assert (report.images, report.reference_top1) == (20, None)  # without the one of the calibration
     assert report.chosen is not None
     assert report.chosen.recall is not None
 

@@ -161,13 +161,17 @@ def compile_bundle(
     return compiler.compile_bundle(source, output, chosen, on_note=on_note, on_step=on_step)
 
 
+_OF_PAIRS = ("search_image_column", "search_text_column", "search_image_root", "search_split")
+"""Keywords about how the pairs of a search are read."""
+
+
 def refuse_search(given: Mapping[str, Any]) -> None:
     """Check that no option of a search is given, as there is no search without ``max_drop``.
 
     Raises:
         OptionError: one is not None.
     """
-    for name in ("search_pairs", "search_samples", "search_templates"):
+    for name in ("search_pairs", *_OF_PAIRS, "search_samples", "search_templates"):
         if given.get(name) is not None:
             raise OptionError(
                 f"{name.replace('_', ' ')} is {shown(given[name])}, but nothing is searched; give max_drop (--max-drop) too"
@@ -261,11 +265,23 @@ def search_options(keywords: Mapping[str, Any]) -> SearchOptions:
     """
     pairs = keywords.get("search_pairs")
     paths = (pairs,) if isinstance(pairs, str | os.PathLike) else tuple(pairs or ())
+    reading = {name: keywords[name] for name in _OF_PAIRS if keywords.get(name) is not None}
+    if reading and not paths:
+        name, value = next(iter(reading.items()))
+        raise OptionError(
+            f"{name.replace('_', ' ')} is {shown(value)}, but there are no pairs; give search_pairs (--search-pairs) too"
+        )
     if paths and keywords.get("search_templates", "simple") != "simple":
         raise OptionError("search templates are for classes; texts of pairs are taken as they are, so leave them out")
     return SearchOptions(
         max_drop=keywords["max_drop"],
-        pairs=PairChoice(paths=paths, max_pixels=keywords.get("max_pixels", DEFAULT_MAX_PIXELS)) if paths else None,
+        pairs=PairChoice(
+            paths=paths,
+            max_pixels=keywords.get("max_pixels", DEFAULT_MAX_PIXELS),
+            **{name.removeprefix("search_"): value for name, value in reading.items()},
+        )
+        if paths
+        else None,
         samples=keywords.get("search_samples"),
         templates=keywords.get("search_templates", "simple"),
         precision=keywords.get("precision"),

@@ -161,6 +161,10 @@ class SearchKeywords(TargetKeywords, ShapeKeywords, CalibrationKeywords, Reading
             0.01. ``precision`` limits the search to one mode.
         search_pairs: judge the search by recall@1 in both directions instead: files of images and texts, as for
             ``evaluate_retrieval``.
+        search_image_column: of ``search_pairs``, as ``image_column`` of ``evaluate_retrieval``.
+        search_text_column: of ``search_pairs``, as ``text_column`` there.
+        search_image_root: of ``search_pairs``, as ``image_root`` there.
+        search_split: of ``search_pairs``, as ``split`` there.
         search_samples: held-out images to evaluate on; None for 1000 to 5000, by ``max_drop``.
         search_templates: prompts to evaluate on.
         overwrite: replace existing output.
@@ -168,6 +172,10 @@ class SearchKeywords(TargetKeywords, ShapeKeywords, CalibrationKeywords, Reading
 
     max_drop: float | None
     search_pairs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+    search_image_column: str | None
+    search_text_column: str | None
+    search_image_root: str | os.PathLike[str] | None
+    search_split: str | None
     search_samples: PositiveInt | None
     search_templates: Templates
     overwrite: bool

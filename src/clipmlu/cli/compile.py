@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,6 +53,15 @@ if TYPE_CHECKING:
     help="Judge the search by recall@1 in both directions on these images and texts, as 'clipmlu eval --task retrieval' reads them.",
 )
 @Option(
+    "--search-image-column",
+    heading="Search",
+    metavar="NAME",
+    help="Of --search-pairs, as 'clipmlu eval --image-column'.",
+)
+@Option("--search-text-column", heading="Search", metavar="NAME", help="As 'clipmlu eval --text-column'.")
+@Option("--search-image-root", heading="Search", type=PATH, metavar="DIR", help="As 'clipmlu eval --image-root'.")
+@Option("--search-split", heading="Search", metavar="NAME", help="As 'clipmlu eval --split', of --search-pairs.")
+@Option(
     "--search-samples",
     heading="Search",
     type=Integer(min=1),
@@ -80,6 +89,7 @@ def compile_command(
     overwrite: bool,
     max_pixels: int,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Compile an exported BUNDLE for one target.
 
@@ -102,6 +112,7 @@ def compile_command(
         refuse_search(
             {
                 "search_pairs": str(search_pairs[0]) if search_pairs else None,
+                **reading,
                 "search_samples": search_samples,
                 "search_templates": search_templates if is_on_command_line("search_templates") else None,
             }
@@ -114,6 +125,7 @@ def compile_command(
             {
                 "max_drop": max_drop,
                 "search_pairs": search_pairs,
+                **reading,
                 "search_samples": search_samples,
                 "search_templates": search_templates,
                 "precision": precision,

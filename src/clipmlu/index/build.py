@@ -47,7 +47,7 @@ def default_output(sources: Sequence[Path]) -> Path:
     different = _different(sources)
     if len(different) != 1:
         raise OptionError(
-            f"{len(different)} sources are given and no output, which only one source names by itself; give the folder of the index: -o DIR"
+            f"the output is not given, and only one source names it by itself, not {len(different)}; give the folder of the index (-o)"
         )
     (source,) = different
     return source.with_suffix(".index") if source.suffix == ".npy" and not source.is_dir() else source / JOB_INDEX
