@@ -50,6 +50,7 @@ COMMANDS = {
     "import": "import tiny/image.onnx tiny/text.onnx -o imported",
     "probe": "doctor --write-probe probes",
     "export": "export ViT-B-32 -o exported",
+    "embed on Ray": "embed tiny-cpu photos -o rays --shard-format npy --engine ray",
     "serve": "serve tiny-cpu --port 0",
 }
 NEEDS_COMPILE = {
@@ -65,7 +66,7 @@ NEEDS_COMPILE = {
     "probe": "Making the probes' graphs",
 }
 """Maps a command to what its message says about why it needs the extra."""
-NEEDS_OTHERS = ("classify on the emulator", "export", "serve")
+NEEDS_OTHERS = ("classify on the emulator", "export", "embed on Ray", "serve")
 WORKS = [name for name in COMMANDS if name not in (*NEEDS_COMPILE, *NEEDS_OTHERS)]
 
 
@@ -142,11 +143,12 @@ def test_export_names_its_extra(results: dict[str, Result]) -> None:
     assert "pip install 'clipmlu[export]'" in err
 
 
-def test_serve_names_its_extra(results: dict[str, Result]) -> None:
-    code, out, err = results["serve"]
+@pytest.mark.parametrize(("name", "extra"), [("serve", "serve"), ("embed on Ray", "ray")])
+def test_command_names_its_extra_in_one_line(results: dict[str, Result], name: str, extra: str) -> None:
+    code, out, err = results[name]
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
-    assert "pip install 'clipmlu[serve]'" in err
+    assert f"pip install 'clipmlu[{extra}]'" in err
 
 
 def test_doctor_names_the_extra_that_compiles(results: dict[str, Result]) -> None:

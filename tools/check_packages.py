@@ -20,6 +20,8 @@ import time
 import zipfile
 from pathlib import Path
 
+from use_extras import ALL, WORK, Install, use_extras
+
 ROOT = Path(__file__).resolve().parent.parent
 MOST_MEGABYTES = 250
 """Of an install without extras, and of one with ``serve`` alone, as ``uv`` leaves it: no bytecode of modules that nothing imported yet."""
@@ -143,14 +145,22 @@ def check_install(wheel: Path, folder: Path, python: str, extras: str) -> None:
     install = (uv, "pip", "install", "--python", environment / "bin" / "python")
     run(*install, wanted)
     check_size(environment, f"{wheel.name}[{extras}]" if extras else wheel.name, limited=not extras)
-    make_model(environment / "bin" / "python" if "compile" in extras.split(",") else sys.executable, work)
+    make_model(work)
     use_install(environment / "bin", work)
+    names = set(extras.split(",")) - {""}
+    use_extras(
+        Install(
+            environment / "bin",
+            work,
+            set(ALL) if "all" in names else names | ({"compile"} if "export" in names else set()),
+        )
+    )
     if not extras:
         shutil.rmtree(environment)
         run(uv, "venv", "--python", python, environment)
         run(*install, f"{wheel}[serve]")
         check_size(environment, f"{wheel.name}[serve]", limited=True)
-        run(environment / "bin" / "python", "-c", "import clipmlu; clipmlu.create_app('tiny-cpu')", cwd=work)
+        WORK["serve"](Install(environment / "bin", work, {"serve"}))
 
 
 def check_size(environment: Path, what: str, *, limited: bool) -> None:
@@ -161,13 +171,12 @@ def check_size(environment: Path, what: str, *, limited: bool) -> None:
         sys.exit(f"check_packages: the install of {what} has {size:.0f} MB; at most {MOST_MEGABYTES} are allowed")
 
 
-def make_model(python: str | Path, work: Path) -> None:
-    """Make a tiny model with ``tests/support.py`` and compile it, with an interpreter that has the extra ``compile``."""
-    here = [ROOT / "tests", *([ROOT / "src"] if python == sys.executable else [])]
-    search = {"PYTHONPATH": os.pathsep.join(map(str, here))}
+def make_model(work: Path) -> None:
+    """Make a tiny model with ``tests/support.py`` and compile it, with this interpreter, which has the extra ``compile``."""
+    search = {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT / "src")))}
     make = "import pathlib, support; support.write_exported(pathlib.Path('tiny'))"
-    run(python, "-c", make, cwd=work, **search)
-    run(python, "-m", "clipmlu", "compile", "tiny", "--target", "cpu", "-o", "tiny-cpu", cwd=work, **search)
+    run(sys.executable, "-c", make, cwd=work, **search)
+    run(sys.executable, "-m", "clipmlu", "compile", "tiny", "--target", "cpu", "-o", "tiny-cpu", cwd=work, **search)
 
 
 def use_install(programs: Path, work: Path) -> None:

@@ -17,7 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = "bulk,compile,dataframe,heif,jpeg,openvino,report,search,serve"
-"""Those of ``all`` but ``export``, for which torch has 6 GB, and ``ray``."""
+"""Those of ``all`` but ``export``, for which torch has 6 GB, and ``ray``; ``--extras all`` takes these too."""
+MARKS = {"torch": "export", "ray": "ray"}
+"""Marker of tests -> the extra that they need."""
 QUIET = "-W ignore::DeprecationWarning "
 """Old packages use what newer ones that they need have given up: nothing that this package could change."""
 
@@ -46,9 +48,10 @@ def main() -> None:
         chosen = ("--requirement", pins, "--constraint", pins, "--no-deps", "--editable", ROOT)
         run(uv, "pip", "install", "--quiet", "--python", python, *chosen)
         run(uv, "pip", "install", "--quiet", "--python", python, "--constraint", pins, *tools_of_tests())
-    print(
-        f"now run: {python} -m pytest {'' if given.newest else QUIET}-m 'not slow and not full_size and not torch and not ray'"
-    )
+    there = set(given.extras.split(","))
+    absent = [] if "all" in there else [mark for mark, extra in MARKS.items() if extra not in there]
+    marks = " and ".join(f"not {mark}" for mark in ("slow", "full_size", *absent))
+    print(f"now run: {python} -m pytest {'' if given.newest else QUIET}-m '{marks}'")
 
 
 def tools_of_tests() -> list[str]:

@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 import click
 
@@ -83,6 +84,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if sys.stderr is None:  # started with `2>&-`: likewise, and libraries would write their messages into that file
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- open until the process ends
+    with _notes_may_fail():
+        return _run_until_interrupted(arguments)
+
+
+@contextlib.contextmanager
+def _notes_may_fail() -> Iterator[None]:
+    """Drop what standard error did not take: from Python 3.14 on the interpreter would end with 120 for it."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _drop(sys.stderr)
+        except ValueError:  # it is closed
+            pass
+
+
+def _run_until_interrupted(arguments: Sequence[str] | None) -> int:
     with TerminationSignals(ends_process=arguments is None) as signals:
         try:
             with contextlib.closing(STEPS):
@@ -115,7 +135,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         # The reader ended, as in `clipmlu classify ... | head`: end without a message, even if output is still
         # buffered.
-        _drop_output()
+        _drop(sys.stdout)
         return 1
     except OSError as error:
         if error.errno in _OF_THE_PATH and error.filename is not None:
@@ -123,7 +143,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             return 1
         if error.filename is not None or not _output_fails():
             raise
-        _drop_output()
+        _drop(sys.stdout)
         warn(
             f"clipmlu: Cannot write to standard output: {error.strerror}. Unwritten output is lost; run the command again."
         )
@@ -159,9 +179,9 @@ def _output_fails() -> bool:
     return False
 
 
-def _drop_output() -> None:
-    """Redirect standard output to the null device, so that the interpreter ends without another error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop(stream: TextIO) -> None:
+    """Redirect a standard stream to the null device, so that the interpreter ends without another error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _one_line(error: Exception) -> str:

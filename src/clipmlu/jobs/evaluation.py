@@ -123,6 +123,7 @@ def evaluate_in_parts(
     }
     if engine == THIS_PROCESS:
         return evaluate(encoder, dataset, options, **callbacks, on_note=on_note, on_step=on_step)
+    engine.check_installed()
     given = _check_picklable(dataset) if choice is None else choice
     evaluation = prepare_evaluation(encoder, dataset, options, on_note, on_step)
     work = EvalWork(

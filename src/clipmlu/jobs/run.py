@@ -119,7 +119,7 @@ def run_job(
         on_note: called with a line for people, such as that another process works on this job.
 
     Raises:
-        MissingDependencyError: the format of the shards needs an optional package.
+        MissingDependencyError: the format of the shards, or the engine, needs an optional package.
         OptionError: the inputs are no list, or the job was begun with other options or inputs.
         OutputExistsError: the output is something else than a job.
         InputError: there are no images, or none could be read.
@@ -128,6 +128,7 @@ def run_job(
     """
     options = check_argument(options, JobOptions | None, "options") or JobOptions()
     FORMATS[options.shard_format].check()
+    engine.check_installed()
     job, path = JobFolder(as_path(output, "the output")), as_path(bundle, "the bundle")
     skipped_files = SkippedFiles()
     if isinstance(inputs, str | bytes | os.PathLike):

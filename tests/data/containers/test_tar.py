@@ -235,7 +235,7 @@ def test_headers_with_absurd_sizes_end_the_archive(tmp_path: Path) -> None:
             tracemalloc.stop()
             assert [isinstance(message, str) for _, message in found].count(False) == 0
             assert 1 <= len(found) <= 2
-            assert peak < 1 << 20
+            assert peak < 2 << 20  # Python 3.14 asks for 1 MB at once
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])

@@ -139,7 +139,10 @@ def test_endless_answer_is_left_early(server: ImageServer, head: bytes) -> None:
             sent += connection.send(b"x" * 998 + b"\r\n")
 
     server.answers["/a"] = pour
-    fails(server.url("/a"), "it has more than 1,000,000 bytes", UrlOptions(allow_private=True, max_bytes=1_000_000))
+    with pytest.raises(InputError) as caught:
+        fetch_image(server.url("/a"), UrlOptions(allow_private=True, max_bytes=1_000_000))
+    refused = "does not answer with valid HTTP" in str(caught.value)  # http.client of new Pythons counts trailers
+    assert "it has more than 1,000,000 bytes" in str(caught.value) or (refused and b"\r\n0\r\n" in head)
     assert sent < 32 << 20
 
 

@@ -128,7 +128,7 @@ def test_outputs_override_what_the_request_says_about_binary_data() -> None:
     assert found.outputs == (WantedOutput("image_embeds", False, 3), WantedOutput("class_names", True, 0))
 
 
-DEEP = b"[" * 200_000
+DEEP = b"[" * 1_000_000
 HUGE = b"1" * 5000
 BAD_JSON = {
     "nothing": (b"", "no JSON"),
@@ -138,10 +138,10 @@ BAD_JSON = {
         b'{"inputs":[' + b",".join([b'{"name":"x","shape":[],"datatype":"x"}'] * 17) + b"]}",
         "of at most length 16",
     ),
-    "nested for ever": (b'{"x":' + DEEP, "recursion"),
+    "nested for ever": (b'{"x":' + DEEP, "recursion|overflow"),
     "data nested for ever": (
         b'{"inputs":[{"name":"texts","shape":[1],"datatype":"BYTES","data":' + DEEP,
-        "recursion",
+        "recursion|overflow",
     ),
     "NaN": (
         b'{"inputs":[{"name":"raw_pixels","shape":[1,4],"datatype":"UINT8","data":[NaN,1,1,1]}]}',

@@ -14,6 +14,7 @@ import io
 import logging
 import pickle
 import shutil
+import stat
 import tarfile
 import urllib.error
 import urllib.request
@@ -159,8 +160,11 @@ def find_folder(source: CifarSource, data_dir: Path | None) -> Path | None:
     roots = [data_dir] if data_dir is not None else list(_default_roots(source))
     for root in roots:
         for folder in (root / source.folder, root):
-            if (folder / source.meta_file).is_file():
-                return folder
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if stat.S_ISREG(
+                    (folder / source.meta_file).stat().st_mode
+                ):  # is_file() hides other errors in Python 3.14
+                    return folder
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from clipmlu.arguments import check_fields
 from clipmlu.errors import OptionError
+from clipmlu.host import require_installed
 from clipmlu.specs import PositiveInt
 
 EngineName = Literal["local", "ray"]
@@ -33,6 +34,15 @@ class EngineOptions:
     def is_this_process(self) -> bool:
         """Whether the only worker is the process that runs the job."""
         return self.engine == "local" and self.processes in (None, 1)
+
+    def check_installed(self) -> None:
+        """Check that the engine can be imported, before anything is computed or written.
+
+        Raises:
+            MissingDependencyError: Ray is chosen and not installed.
+        """
+        if self.engine == "ray":
+            require_installed("ray", "ray", "--engine ray")
 
     def __post_init__(self) -> None:
         """Check the fields.
