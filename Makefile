@@ -9,7 +9,7 @@ UV ?=
 # Neither writes bytecode: Python compiles what is imported, a tenth of it.
 install_into = $(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python,$(1)/bin/python -m pip install --no-compile)
 
-.PHONY: demo install test test-all lint docs packages clean
+.PHONY: demo install test test-all lint docs packages packages-all clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/clipmlu run demo
@@ -37,6 +37,9 @@ docs: $(LINT)/lint.stamp
 
 packages: $(LINT)/lint.stamp
 	$(LINT)/bin/python tools/check_packages.py
+
+packages-all: $(LINT)/lint.stamp
+	$(LINT)/bin/python tools/check_packages.py --extras all
 
 $(VENV)/demo.stamp: pyproject.toml
 	@echo "make demo: installing into $(VENV), with torch, which is about 5.8 GB from the index (README: a smaller one); some minutes"

@@ -100,9 +100,17 @@ def test_a_dry_run_shows_each_step_and_runs_none(
 ) -> None:
     assert release.main(["--dry-run", "--ci", "run"], ready) == 0
     *steps, _nothing, tag, push, upload = capsys.readouterr().out.splitlines()
-    assert [step.split()[0] for step in steps] == ["+"] * 4
+    assert [step.split()[0] for step in steps] == ["+"] * 5
     for step, part in zip(
-        steps, (".ci/run", "check_packages.py", "auditwheel repair", "twine check --strict"), strict=True
+        steps,
+        (
+            ".ci/run",
+            "check_packages.py --extras all",
+            "check_packages.py --output",
+            "auditwheel repair",
+            "twine check --strict",
+        ),
+        strict=True,
     ):
         assert part in step
     assert tag.strip().startswith("git tag -a v0.2.0")

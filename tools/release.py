@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         return 1
     target = root / "dist" / version
     built = target / "built"
+    steps.append([sys.executable, "tools/check_packages.py", "--extras", "all"])
     steps.append([sys.executable, "tools/check_packages.py", "--output", str(built)])
     for step in steps:
         run(step, root, given.dry_run)

@@ -262,8 +262,8 @@ def _use_jpeg(install: Install) -> None:
         install.classes(install.bundle, "red.jpg"),
         install.classes(install.bundle, "photos/red-circle.png"),
     )
-    if not re.search(r"^ok +extra jpeg", install.clipmlu("doctor"), flags=re.MULTILINE):
-        fail("'clipmlu doctor' does not see the extra jpeg")
+    if not re.search(r"^ok +JPEG decoding +simplejpeg", install.clipmlu("doctor"), flags=re.MULTILINE):
+        fail("'clipmlu doctor' does not see simplejpeg")
 
 
 WORK: dict[str, Callable[[Install], None]] = {
