@@ -19,8 +19,6 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-DEAD_WEIGHT = {"huggingface_hub", "hf_xet"}
-"""Installed because ``tokenizers`` declares it, but needed to download only."""
 _BUILD_FACTS = "_sysconfigdata_"  # Python's own, which its list of modules lacks
 
 
@@ -40,7 +38,7 @@ def base_packages() -> set[str]:
 def modules_of(packages: set[str]) -> set[str]:
     """Return the names of the top-level modules that packages install."""
     files = [file for package in packages for file in metadata.files(package) or ()]
-    return {file.parts[0].partition(".")[0] for file in files} - DEAD_WEIGHT
+    return {file.parts[0].partition(".")[0] for file in files}
 
 
 class Selective:

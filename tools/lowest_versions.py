@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "bulk,compile,dataframe,heif,jpeg,openvino,report,search,serve"
+EXTRAS = "bulk,compile,dataframe,heif,jpeg,openvino,report,search,serve,tokenizers"
 """Those of ``all`` but ``export``, for which torch has 6 GB, and ``ray``; ``--extras all`` takes these too."""
 MARKS = {"torch": "export", "ray": "ray"}
 """Marker of tests -> the extra that they need."""

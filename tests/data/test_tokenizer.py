@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import random
+import sys
+import time
 import unicodedata
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
+import msgspec
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
+from clipmlu.data.byte_pairs import BytePairs, TokenizerFile
 from clipmlu.data.tokenizer import (
     CLEANERS,
     END_OF_TEXT,
     START_OF_TEXT,
     Tokenizer,
+    _ByteRows,
+    _PaddedRows,
     clean_canonicalize,
     clean_lower,
     clean_whitespace,
     write_clip_tokenizer,
     write_stand_in_tokenizer,
 )
-from clipmlu.errors import BundleCorruptError, InputError, OptionError
+from clipmlu.errors import BundleCorruptError, InputError, MissingDependencyError, OptionError
 from clipmlu.specs import TokenizerSpec
 
 SPECIAL = [
@@ -326,7 +337,7 @@ def test_tokenizer_file_works_by_itself_in_other_programs(clip_reference: Any, c
 def test_cache_that_is_full_starts_again(clip_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = random_texts(100, seed=8)
     expected = Tokenizer.load(clip_file, clip_spec())(texts)
-    monkeypatch.setattr("clipmlu.data.tokenizer._CACHED_PIECES", 10)
+    monkeypatch.setattr("clipmlu.data.byte_pairs._CACHED_WORDS", 10)
     np.testing.assert_array_equal(Tokenizer.load(clip_file, clip_spec())(texts), expected)
 
 
@@ -576,8 +587,215 @@ class _PanickingTokenizer:
 
 
 def test_panic_of_the_library_is_an_error_of_the_file(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ByteRows, "of", lambda *_: None)  # as for a file that only the library reads
     monkeypatch.setattr(tokenizers, "Tokenizer", _PanickingTokenizer)
     with pytest.raises(
         BundleCorruptError, match=r"tokenizer.json' is damaged: .*\(no entry found for key\)\. Make the"
     ):
         Tokenizer.load(stand_in, hf_spec())
+
+
+# Byte pairs without the library
+
+
+def library_ids(path: Path, words: list[str]) -> list[tuple[int, ...]]:
+    """The ids of words as the library merges them, without what it does before and after."""
+    inner = tokenizers.Tokenizer(tokenizers.Tokenizer.from_file(str(path)).model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return [tuple(inner.encode(word, add_special_tokens=False).ids) for word in words]
+
+
+def read_pairs(path: Path) -> BytePairs:
+    pairs = msgspec.json.decode(path.read_bytes(), type=TokenizerFile).byte_pairs()
+    assert pairs is not None
+    return pairs
+
+
+def write_random_pairs(path: Path, rng: random.Random, suffix: str) -> None:
+    """Merges that no training would give: of any ranks, in any order, some to the same token."""
+    write_stand_in_tokenizer(path, 259)
+    content = json.loads(path.read_text())
+    vocab, letters = content["model"]["vocab"], list("abcd")
+    for symbol in [symbol for symbol in vocab if len(symbol) == 1] if suffix else []:
+        vocab[symbol + suffix] = len(vocab)
+    tokens, merges = [*letters, *(letter + suffix for letter in letters if suffix)], []
+    for _ in range(60):
+        left, right = rng.choice([token for token in tokens if not suffix or suffix not in token]), rng.choice(tokens)
+        if len(left + right) < 12 and (left, right) not in merges:
+            merges.append((left, right))
+            tokens.append(left + right)
+            vocab.setdefault(left + right, len(vocab))
+    rng.shuffle(merges)
+    content["model"] |= {"vocab": vocab, "merges": merges, "end_of_word_suffix": suffix or None}
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("suffix", ["", "</w>"])
+def test_merges_in_any_order_are_those_of_the_library(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    for seed in range(15):
+        rng = random.Random(seed)
+        write_random_pairs(path, rng, suffix)
+        words = ["".join(rng.choices("abcd", k=rng.randrange(1, 30))) for _ in range(100)]
+        assert list(map(read_pairs(path).encode, words)) == library_ids(path, words), seed
+
+
+@pytest.mark.torch
+@hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@hypothesis.given(words=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1))
+def test_any_word_has_the_ids_of_the_library(clip_file: Path, words: list[str]) -> None:
+    pairs = _clip_pairs(clip_file)
+    assert list(map(pairs.encode, words)) == _clip_library_ids(clip_file, tuple(words))
+
+
+_clip_pairs = functools.cache(read_pairs)
+
+
+@functools.cache
+def _clip_library(path: Path) -> Any:
+    inner = tokenizers.Tokenizer(tokenizers.Tokenizer.from_file(str(path)).model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return inner
+
+
+def _clip_library_ids(path: Path, words: tuple[str, ...]) -> list[tuple[int, ...]]:
+    return [tuple(_clip_library(path).encode(word, add_special_tokens=False).ids) for word in words]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("letters", ["x", "ab", "abcdefghijklmnopqrstuvwxyz", "!?", "\u6f22\u5b57", "\U0001f600"])
+def test_a_word_of_100_kilobytes_takes_no_time_of_its_square(letters: str, clip_file: Path) -> None:
+    rng = random.Random(0)
+    size = 100_000 // len(letters[0].encode())
+    word = "".join(rng.choices(letters, k=size))
+    encode = _clip_pairs(clip_file).encode
+    start = time.process_time()
+    ids = encode(word)
+    seconds = time.process_time() - start
+    assert ids == _clip_library_ids(clip_file, (word,))[0]
+    assert seconds < 2  # 0.1 to 0.3 s; quadratic time would be minutes
+
+
+DEMO = Path(str(resources.files("clipmlu"))) / "assets" / "demo" / "tokenizer.json"
+
+
+def by_library(path: Path, spec: TokenizerSpec) -> Tokenizer:
+    return Tokenizer(spec, _PaddedRows(tokenizers.Tokenizer.from_file(str(path)), spec, path))
+
+
+@pytest.mark.parametrize("clean", ["lower", "canonicalize", "whitespace", "siglip", "none"])
+@pytest.mark.parametrize("length", [3, 30, 200])
+def test_the_stand_in_and_the_demo_models_tokenizer_have_the_ids_of_the_library(
+    clean: str, length: int, stand_in: Path
+) -> None:
+    texts = random_texts(300, seed=length) + [text for group in GROUPS for text in group]
+    texts += [
+        "<x> e&#x301;f &#x1100;&#x1161;",
+        "<pad><start_of_text> x <end_of_text>",
+        "<pad",
+        "<sot><eot>a<pad>b<sot",
+        "",
+        " ",
+    ]
+    texts = [text.encode(errors="replace").decode() for text in texts]
+    for path in (stand_in, *([DEMO] if clean in ("lower", "canonicalize") else [])):
+        given = texts if path == stand_in else [_assigned(text) for text in texts]
+        spec = hf_spec(clean=clean, context_length=length)
+        ours, theirs = Tokenizer.load(path, spec), by_library(path, spec)
+        assert isinstance(ours._encode, _ByteRows)
+        assert_same_rows(given, ours(given), theirs(given))
+        assert ours.count_truncated(given) == theirs.count_truncated(given)
+        assert ours.largest_id == theirs.largest_id
+
+
+def _assigned(text: str) -> str:
+    """A text without the code points that Unicode 14 does not assign: the libraries' tables are of other versions."""
+    return "".join(character for character in text if unicodedata.category(character) != "Cn")
+
+
+def test_the_longest_of_several_added_tokens_is_taken(stand_in: Path) -> None:
+    content = json.loads(stand_in.read_text())
+    for number, text in enumerate(("<a", "<a>", "<a><b>", "b>"), 259):
+        content["added_tokens"].append({**content["added_tokens"][0], "id": number, "content": text})
+    stand_in.write_text(json.dumps(content))
+    texts = ["<a><b>", "<a><a", "x<ab>", "<<a>b>", "<a><pad>"]
+    tokenize = Tokenizer.load(stand_in, hf_spec())
+    assert isinstance(tokenize._encode, _ByteRows)
+    assert_same_rows(texts, tokenize(texts), by_library(stand_in, hf_spec())(texts))
+    assert tokenize.largest_id == 262
+
+
+@pytest.mark.slow
+def test_every_assigned_character_is_split_as_the_library_splits_it() -> None:
+    characters = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co")]
+    texts = [f"a{each}b {each}{each} 1{each}! {each}\u0301" for each in characters]
+    spec = hf_spec(clean="lower", context_length=60)
+    assert_same_rows(texts, Tokenizer.load(DEMO, spec)(texts), by_library(DEMO, spec)(texts))
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "normalizer": lambda file: file.update(normalizer={"type": "NFKC"}),
+    "split": lambda file: file.update(pre_tokenizer={"type": "Whitespace"}),
+    "prefix space": lambda file: file["pre_tokenizer"].update(add_prefix_space=True),
+    "byte level with its own split": lambda file: file["pre_tokenizer"].update(use_regex=True),
+    "dropout": lambda file: file["model"].update(dropout=0.1),
+    "whole words": lambda file: file["model"].update(ignore_merges=True),
+    "subword prefix": lambda file: file["model"].update(continuing_subword_prefix="##"),
+    "other suffix": lambda file: file["model"].update(end_of_word_suffix="@@"),
+    "added token of whole words": lambda file: file["added_tokens"][0].update(single_word=True),
+    "added token that takes spaces": lambda file: file["added_tokens"][0].update(lstrip=True),
+    "normalised added token": lambda file: file["added_tokens"][0].update(normalized=True),
+    "no byte": lambda file: file["model"]["vocab"].pop("!"),
+    "added token with an id after a gap": lambda file: file["added_tokens"].append(
+        {**file["added_tokens"][0], "id": 300, "content": "<new>"}
+    ),
+    "left padding": lambda file: file.update(padding=_padding("Left")),
+    "other template": lambda file: file.update(
+        post_processor={"type": "BertProcessing", "sep": ["<eot>", 258], "cls": ["<sot>", 1]}
+    ),
+}
+
+
+def _padding(direction: str) -> dict[str, Any]:
+    pad = {"strategy": "BatchLongest", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}
+    return {"direction": direction, **pad}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_of_another_form_is_left_to_the_library(change: str, stand_in: Path) -> None:
+    content = json.loads(stand_in.read_text())
+    CHANGES[change](content)
+    stand_in.write_text(json.dumps(content))
+    assert isinstance(Tokenizer.load(stand_in, hf_spec())._encode, _PaddedRows)
+
+
+def test_a_file_that_needs_the_library_names_the_extra(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads(stand_in.read_text())
+    CHANGES["normalizer"](content)
+    stand_in.write_text(json.dumps(content))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(
+        MissingDependencyError, match=r"^The tokenizer '.*' needs 'tokenizers'.*clipmlu\[tokenizers\]'$"
+    ):
+        Tokenizer.load(stand_in, hf_spec())
+
+
+@pytest.mark.parametrize("kind", ["clip", "stand-in"])
+def test_files_are_as_the_library_writes_them(kind: str, stand_in: Path, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue("clip_file") if kind == "clip" else stand_in
+    assert path.read_text() == tokenizers.Tokenizer.from_file(str(path)).to_str(pretty=False)
+
+
+def test_half_a_surrogate_pair_that_no_cleaning_repairs_is_an_input_error(stand_in: Path) -> None:
+    for tokenize in (Tokenizer.load(stand_in, hf_spec(clean="none")), by_library(stand_in, hf_spec(clean="none"))):
+        with pytest.raises(InputError, match=r"^The tokenizer cannot encode one of 1 texts: "):
+            tokenize("a\ud800b")
+
+
+def test_threads_share_a_tokenizer(stand_in: Path) -> None:
+    texts = random_texts(200, seed=12)
+    tokenize = Tokenizer.load(stand_in, hf_spec())
+    expected = by_library(stand_in, hf_spec())(texts)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(tokenize, [texts] * 16):
+            np.testing.assert_array_equal(found, expected)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack
 
 from clipmlu.bundle.directory import ExportedBundle
-from clipmlu.host import require_graph_packages
+from clipmlu.importing import require_packages
 from clipmlu.importing.options import ImportOptions
 from clipmlu.keywords import check_keywords, refuse_both, with_keywords
 from clipmlu.specs import (
@@ -90,7 +90,7 @@ def import_onnx(
 
     Raises:
         UnknownNameError: there is no such keyword.
-        MissingDependencyError: the packages that read graphs are not installed.
+        MissingDependencyError: the packages that read graphs and tokenizers are not installed.
         InputError: a file is missing.
         OptionError: a value is wrong, is missing, or contradicts the files.
         BundleExistsError: the output path already exists.
@@ -98,7 +98,7 @@ def import_onnx(
         ParityError: the bundle's graphs differ from the given files; nothing is published.
         ExportError: a file is damaged, or a graph is not understood; the message names the node.
     """
-    require_graph_packages("Importing ONNX files")
+    require_packages()
     from clipmlu.importing import importer
 
     refuse_both(options, keywords, "import_onnx")

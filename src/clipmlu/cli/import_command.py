@@ -83,9 +83,9 @@ def import_command(files: tuple[Path, ...], output: Path, overwrite: bool, as_js
     directory with the JSON files of Optimum or transformers.js (Xenova). All other commands then work on the bundle;
     neither torch nor transformers is needed.
     """
-    from clipmlu.host import require_graph_packages
+    from clipmlu.importing import require_packages
 
-    require_graph_packages("Importing ONNX files")
+    require_packages()
     from clipmlu.importing.importer import ImportOptions, import_onnx
     from clipmlu.report.bundle import show_bundle
 

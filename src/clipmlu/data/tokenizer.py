@@ -1,7 +1,7 @@
 """Tokenization of texts without torch, equal to open_clip's ``SimpleTokenizer`` and ``HFTokenizer``, and to transformers.
 
-The ``regex`` module splits texts for CLIP's own tokenizer, as in the reference; the ``tokenizers`` library only merges
-each piece. The two libraries have different Unicode tables, so the split must use the reference's library.
+The ``regex`` module splits texts for CLIP's own tokenizer, as in the reference, and ``byte_pairs`` merges each piece. Tokenizers of
+other forms need the library ``tokenizers``, which the extra of that name installs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import contextlib
 import functools
 import gzip
 import html
+import json
 import re
 import string
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
@@ -21,12 +23,12 @@ import ftfy
 import numpy as np
 import numpy.typing as npt
 import regex
-import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from clipmlu.arguments import as_texts
+from clipmlu.data.byte_pairs import WORD_END, BytePairs, TokenizerFile, byte_symbols
 from clipmlu.errors import BundleCorruptError, InputError, first_line, reason_of
 from clipmlu.files.read import decode_json, read_small_file
+from clipmlu.host import require
 from clipmlu.specs import TokenizerSpec
 
 # open_clip's names of the two special tokens; OpenAI's are <|startoftext|> and <|endoftext|>.
@@ -35,14 +37,26 @@ END_OF_TEXT = "<end_of_text>"
 
 # CLIP's split pattern, from https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py with open_clip's special
 # tokens.
-_CLIP_SPLIT = rf"{START_OF_TEXT}|{END_OF_TEXT}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
+_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_SPLIT = f"{START_OF_TEXT}|{END_OF_TEXT}|{_SPLIT}"
 _CLIP_PATTERN = regex.compile(_CLIP_SPLIT, regex.IGNORECASE)
-_WORD_END = "</w>"
+_PATTERN = regex.compile(_SPLIT)
+
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_NORMALISED = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "NFC"},
+        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+        {"type": "Lowercase"},
+    ],
+}
+"""How the demo model's tokenizer and CLIP's in transformers normalise; of texts in lower case without white space but single
+spaces, NFC alone is left."""
 
 # 49,152 entries, minus 256 bytes, minus two entries that CLIP's authors reserved for the special tokens.
 _CLIP_MERGES = 49152 - 256 - 2
 
-_CACHED_PIECES = 1 << 16
 _BATCH = 1024  # an encoding holds tokens, offsets and ids: some kilobytes per text
 
 _SENTENCEPIECE_SPACE = "\u2581"
@@ -56,14 +70,12 @@ class Tokenizer:
         spec: cleaning, context length, padding and the special cases.
     """
 
-    def __init__(self, spec: TokenizerSpec, encode: _Rows, inner: Any) -> None:
+    def __init__(self, spec: TokenizerSpec, encode: _Rows) -> None:
         self.spec = spec
-        self._inner = inner
         self._encode = encode
         self._clean = CLEANERS[spec.clean]
         if spec.clean == "siglip":
-            specials = [token.content for token in inner.get_added_tokens_decoder().values()]
-            self._clean = functools.partial(clean_siglip, specials=frozenset(specials))
+            self._clean = functools.partial(clean_siglip, specials=frozenset(encode.specials))
 
     @classmethod
     def load(cls, path: str | Path, spec: TokenizerSpec) -> Tokenizer:
@@ -78,31 +90,35 @@ class Tokenizer:
             spec: settings in addition to the file.
 
         Raises:
+            MissingDependencyError: it needs the library ``tokenizers``, which is not installed.
             BundleCorruptError: the file is missing, cannot be parsed, lacks data that the spec's kind needs,
                 contradicts itself,
                 or adds more special tokens than the context length.
         """
-        try:
-            inner = tokenizers.Tokenizer.from_buffer(read_small_file(path))
-        except Exception as error:  # the library raises plain Exception for all errors
-            raise BundleCorruptError(
-                f"Cannot read the tokenizer '{path}': {reason_of(error)}. Expected a tokenizer.json."
-            ) from error
+        with _named_errors(path):
+            content = read_small_file(path)
+            file = decode_json(content, TokenizerFile)
+            if spec.kind == "clip_bpe":
+                return cls(spec, _ClipRows(file.byte_pairs(), spec, path))
+        own = _ByteRows.of(file, spec)
+        if own is not None:
+            own.check_room(path)
+            return cls(spec, own)
+        tokenizers = require("tokenizers", "tokenizers", f"The tokenizer '{path}'")
+        with _named_errors(path):
+            inner = tokenizers.Tokenizer.from_buffer(content)
         _check_template(inner, path)
-        if spec.kind == "clip_bpe":
-            return cls(spec, _ClipRows(inner, spec, path), inner)
         rows = _PaddedRows(inner, spec, path) if spec.class_token_id is None else _ClipsRows(inner, spec, path)
         with contextlib.suppress(InputError):  # the empty text may be unknown; the error is raised later, on use
             list(rows([""]))
-        return cls(spec, rows, inner)
+        return cls(spec, rows)
 
     @functools.cached_property
     def largest_id(self) -> int:
         """Largest id of all tokens, including those that only the spec defines."""
         spec = self.spec
         named = (spec.pad_id, spec.zero_id, spec.class_token_id, spec.bos_id, spec.eos_id)
-        known: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
-        return max([*known.values(), *(each for each in named if each is not None)])
+        return max([self._encode.largest_id, *(each for each in named if each is not None)])
 
     def __call__(self, texts: str | Sequence[str]) -> npt.NDArray[np.int64]:
         """Tokenize one text or several.
@@ -192,6 +208,10 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 }
 
 
+_LOWERING = ("lower", "canonicalize")
+"""Cleanings whose texts are in lower case, and have no white space but single spaces."""
+
+
 def write_clip_tokenizer(bpe_vocab_gz: Path, destination: Path) -> None:
     """Write CLIP's tokenizer as a complete ``tokenizer.json``.
 
@@ -207,28 +227,30 @@ def write_clip_tokenizer(bpe_vocab_gz: Path, destination: Path) -> None:
         InputError: the vocabulary cannot be read or has too few merges.
     """
     merges = _read_merges(bpe_vocab_gz)
-    symbols = _byte_symbols()
-    tokens = [*symbols, *(symbol + _WORD_END for symbol in symbols), *("".join(pair) for pair in merges)]
+    symbols = byte_symbols()
+    tokens = [*symbols, *(symbol + WORD_END for symbol in symbols), *("".join(pair) for pair in merges)]
     vocab = {token: index for index, token in enumerate([*tokens, START_OF_TEXT, END_OF_TEXT])}
-    bpe = models.BPE(
+    split = {"type": "Split", "pattern": {"Regex": _CLIP_SPLIT}, "behavior": "Removed", "invert": True}
+    _write_tokenizer(
+        destination,
+        added=[(vocab[token], token) for token in (START_OF_TEXT, END_OF_TEXT)],
+        normalizer=_NORMALISED,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [split, {**_BYTE_LEVEL, "use_regex": True}]},
+        post_processor={
+            "type": "RobertaProcessing",
+            "sep": [END_OF_TEXT, vocab[END_OF_TEXT]],
+            "cls": [START_OF_TEXT, vocab[START_OF_TEXT]],
+            "trim_offsets": False,
+            "add_prefix_space": False,
+        },
+        decoder={
+            "type": "Sequence",
+            "decoders": [_DECODER, {"type": "Replace", "pattern": {"String": WORD_END}, "content": " "}],
+        },
+        model={"continuing_subword_prefix": "", "end_of_word_suffix": WORD_END, "unk_token": END_OF_TEXT},
         vocab=vocab,
         merges=merges,
-        continuing_subword_prefix="",
-        end_of_word_suffix=_WORD_END,
-        unk_token=END_OF_TEXT,
-        fuse_unk=False,
     )
-    tokenizer = tokenizers.Tokenizer(bpe)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    split = pre_tokenizers.Split(tokenizers.Regex(_CLIP_SPLIT), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    end, start = (END_OF_TEXT, vocab[END_OF_TEXT]), (START_OF_TEXT, vocab[START_OF_TEXT])
-    tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(_WORD_END, " ")])
-    tokenizer.add_special_tokens([_special(START_OF_TEXT), _special(END_OF_TEXT)])
-    destination.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
 
 
 def write_stand_in_tokenizer(destination: Path, vocab_size: int) -> None:
@@ -245,22 +267,71 @@ def write_stand_in_tokenizer(destination: Path, vocab_size: int) -> None:
     Raises:
         ValueError: ``vocab_size`` is below 259.
     """
-    tokens = ["<pad>", "<sot>", *_byte_symbols(), "<eot>"]
+    tokens = ["<pad>", "<sot>", *byte_symbols(), "<eot>"]
     if vocab_size < len(tokens):
         raise ValueError(f"A stand-in tokenizer needs {len(tokens)} ids; the vocabulary has {vocab_size}.")
     vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<sot> $A <eot>", special_tokens=[("<sot>", vocab["<sot>"]), ("<eot>", vocab["<eot>"])]
+    first, last = ({"id": token, "ids": [vocab[token]], "tokens": [token]} for token in ("<sot>", "<eot>"))
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    _write_tokenizer(
+        destination,
+        added=[(vocab[token], token) for token in ("<pad>", "<sot>", "<eot>")],
+        normalizer=None,
+        pre_tokenizer=_BYTE_LEVEL,
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<sot>", "type_id": 0}},
+                text,
+                {"SpecialToken": {"id": "<eot>", "type_id": 0}},
+            ],
+            "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<eot>": last, "<sot>": first},
+        },
+        decoder=_DECODER,
+        model={},
+        vocab=vocab,
+        merges=[],
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([_special("<pad>"), _special("<sot>"), _special("<eot>")])
-    destination.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
+
+
+_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
+def _write_tokenizer(
+    destination: Path,
+    *,
+    added: Sequence[tuple[int, str]],
+    model: dict[str, Any],
+    vocab: dict[str, int],
+    merges: Sequence[tuple[str, str]],
+    **parts: dict[str, Any] | None,
+) -> None:
+    """Write a file of the library ``tokenizers``, as the library itself would."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    defaults = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+    options = {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token_id, "content": token, **plain} for token_id, token in added],
+        **parts,
+        "model": {"type": "BPE", **defaults, **options, **model, "vocab": vocab, "merges": merges},
+    }
+    destination.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 class _Rows(Protocol):
     """Encodes cleaned texts."""
+
+    @property
+    def largest_id(self) -> int:
+        """Largest id of the file's tokens."""
+
+    @property
+    def specials(self) -> Iterable[str]:
+        """Texts of the added tokens."""
 
     def __call__(self, texts: list[str]) -> Iterable[list[int]]:
         """Return the row of each text."""
@@ -269,26 +340,39 @@ class _Rows(Protocol):
         """Return the number of texts whose rows lack tokens."""
 
 
-class _ClipRows:
+class _OwnRows:
+    """Rows that are made without the library ``tokenizers``."""
+
+    def __init__(self, pairs: BytePairs, spec: TokenizerSpec) -> None:
+        self._pairs = pairs
+        self._length = spec.context_length
+
+    @functools.cached_property
+    def largest_id(self) -> int:
+        return max(*self._pairs.vocab.values(), *self._pairs.added.values(), 0)
+
+    @property
+    def specials(self) -> Iterable[str]:
+        return self._pairs.added
+
+    def _whole_row(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def count_truncated(self, texts: list[str]) -> int:
+        return sum(len(self._whole_row(text)) > self._length for text in texts)
+
+
+class _ClipRows(_OwnRows):
     """Rows of open_clip's ``SimpleTokenizer``."""
 
-    def __init__(self, inner: Any, spec: TokenizerSpec, path: str | Path) -> None:
-        self._length = spec.context_length
-        specials = {token: inner.token_to_id(token) for token in (START_OF_TEXT, END_OF_TEXT)}
-        if None in specials.values() or not isinstance(inner.model, models.BPE):
+    def __init__(self, pairs: BytePairs | None, spec: TokenizerSpec, path: str | Path) -> None:
+        known = {} if pairs is None else {**pairs.vocab, **pairs.added}
+        if pairs is None or not known.keys() >= {START_OF_TEXT, END_OF_TEXT}:
             raise BundleCorruptError(
                 f"The tokenizer '{path}' is not CLIP's: expected a BPE model with '{START_OF_TEXT}' and '{END_OF_TEXT}'."
             )
-        self._path = path
-        self._start, self._end = specials[START_OF_TEXT], specials[END_OF_TEXT]
-        # Only these spellings are special in the reference; the pattern also matches others, which are merged as words.
-        self._specials = {token: (token_id,) for token, token_id in specials.items()}
-        self._pieces: dict[str, tuple[int, ...]] = dict(self._specials)
-        # A separate tokenizer with the same model: without added tokens, which the library would search for inside
-        # pieces,
-        # and without the file's normaliser and split.
-        self._bpe = tokenizers.Tokenizer(inner.model)
-        self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        super().__init__(pairs, spec)
+        self._start, self._end = (known[token] for token in (START_OF_TEXT, END_OF_TEXT))
 
     def __call__(self, texts: list[str]) -> Iterable[list[int]]:
         for row in map(self._whole_row, texts):
@@ -297,42 +381,112 @@ class _ClipRows:
                 row[-1] = self._end
             yield row
 
-    def count_truncated(self, texts: list[str]) -> int:
-        return sum(len(self._whole_row(text)) > self._length for text in texts)
-
     def _whole_row(self, text: str) -> list[int]:
+        encode = self._pairs.encode
         row = [self._start]
         for piece in _CLIP_PATTERN.findall(text):
-            row.extend(self._pieces.get(piece) or self._merge(piece))
+            # Only these spellings are special in the reference; the pattern also matches others, which are merged as words.
+            if piece == START_OF_TEXT:
+                row.append(self._start)
+            elif piece == END_OF_TEXT:
+                row.append(self._end)
+            else:
+                row.extend(encode(piece))
         row.append(self._end)
         return row
 
-    def _merge(self, piece: str) -> tuple[int, ...]:
-        if len(self._pieces) >= _CACHED_PIECES:
-            self._pieces = dict(self._specials)
-        with _one_line_errors(self._path, 1):
-            ids = tuple(self._bpe.encode(piece, add_special_tokens=False).ids)
-        self._pieces[piece] = ids
+
+class _ByteRows(_OwnRows):
+    """Rows of open_clip's ``HFTokenizer`` for a byte-level file whose texts are split as CLIP's, or not at all."""
+
+    def __init__(
+        self, pairs: BytePairs, spec: TokenizerSpec, sides: tuple[list[int], list[int]], *, splits: bool, composes: bool
+    ) -> None:
+        super().__init__(pairs, spec)
+        self._before, self._after = sides
+        self._splits, self._composes = splits, composes
+        self._zero_id = spec.zero_id
+        longest_first = sorted(pairs.added, key=len, reverse=True)
+        self._added = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+    @classmethod
+    def of(cls, file: TokenizerFile, spec: TokenizerSpec) -> _ByteRows | None:
+        """Return the rows for a file, or None if only the library can make them."""
+        sides = file.surrounding_ids()
+        before = file.pre_tokenizer or {}
+        split, *rest = before.get("pretokenizers") or [None]
+        known = {"type": "Split", "pattern": {"Regex": _SPLIT}, "behavior": "Removed", "invert": True}
+        splits = split == known and rest == [_BYTE_LEVEL] and before.get("type") == "Sequence"
+        composes = file.normalizer == _NORMALISED
+        is_plain = file.normalizer is None or (composes and spec.clean in _LOWERING)
+        if sides is None or spec.class_token_id is not None or not is_plain or not file.is_on_the_right:
+            return None
+        if not splits and before != _BYTE_LEVEL:
+            return None
+        try:
+            pairs = file.byte_pairs()
+        except ValueError:  # the library says what is wrong with it, or knows what to do
+            return None
+        return None if pairs is None else cls(pairs, spec, sides, splits=splits, composes=composes)
+
+    def check_room(self, path: str | Path) -> None:
+        """Check that the context has room for the special tokens.
+
+        Raises:
+            BundleCorruptError: it has not.
+        """
+        _check_room(len(self._before) + len(self._after), self._length, path)
+
+    def __call__(self, texts: list[str]) -> Iterable[list[int]]:
+        room = self._length - len(self._before) - len(self._after)
+        for text in texts:
+            row = [*self._before, *self._ids(text)[:room], *self._after]
+            yield row if self._zero_id is None else [0 if each == self._zero_id else each for each in row]
+
+    def _whole_row(self, text: str) -> list[int]:
+        return [*self._before, *self._ids(text), *self._after]
+
+    def _ids(self, text: str) -> list[int]:
+        encode, added = self._pairs.encode, self._pairs.added
+        ids: list[int] = []
+        for part in [text] if self._added is None else self._added.split(text):
+            if part in added:
+                ids.append(added[part])
+                continue
+            composed = unicodedata.normalize("NFC", part) if self._composes else part
+            for word in _PATTERN.findall(composed) if self._splits else filter(None, [composed]):
+                ids.extend(encode(word))
         return ids
 
 
-class _PaddedRows:
+class _LibraryRows:
+    """Rows that the library ``tokenizers`` makes."""
+
+    def __init__(self, inner: Any, path: str | Path) -> None:
+        self._inner = inner
+        self._path = path
+
+    @functools.cached_property
+    def largest_id(self) -> int:
+        known: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        return max(known.values())
+
+    @property
+    def specials(self) -> Iterable[str]:
+        return [token.content for token in self._inner.get_added_tokens_decoder().values()]
+
+
+class _PaddedRows(_LibraryRows):
     """Rows of open_clip's ``HFTokenizer`` in its standard mode."""
 
     def __init__(self, inner: Any, spec: TokenizerSpec, path: str | Path) -> None:
-        special_count = inner.num_special_tokens_to_add(False)
-        if special_count > spec.context_length:
-            raise BundleCorruptError(
-                f"The tokenizer '{path}' adds {special_count} special tokens to a text; the context has room for "
-                f"{spec.context_length}. Make the bundle again."
-            )
+        super().__init__(inner, path)
+        _check_room(inner.num_special_tokens_to_add(False), spec.context_length, path)
         truncation, padding = inner.truncation or {}, inner.padding or {}
         inner.enable_truncation(spec.context_length, direction=truncation.get("direction", "right"))
         inner.enable_padding(
             length=spec.context_length, pad_id=spec.pad_id, direction=padding.get("direction", "right")
         )
-        self._inner = inner
-        self._path = path
         self._zero_id = spec.zero_id
 
     def __call__(self, texts: list[str]) -> Iterable[list[int]]:
@@ -346,14 +500,13 @@ class _PaddedRows:
             return sum(bool(each.overflowing) for each in self._inner.encode_batch(texts, add_special_tokens=True))
 
 
-class _ClipsRows:
+class _ClipsRows(_LibraryRows):
     """Rows of open_clip's ``HFTokenizer`` in mode ``clips``: bos, text, eos, padding, and the class token last."""
 
     def __init__(self, inner: Any, spec: TokenizerSpec, path: str | Path) -> None:
+        super().__init__(inner, path)
         inner.no_truncation()
         inner.no_padding()
-        self._inner = inner
-        self._path = path
         self._spec = spec
 
     def __call__(self, texts: list[str]) -> Iterable[list[int]]:
@@ -369,6 +522,27 @@ class _ClipsRows:
     def count_truncated(self, texts: list[str]) -> int:
         room = self._spec.context_length - 3  # beside the tokens of beginning, end and class
         return sum(len(ids) > room for ids in _encode_batch(self._inner, self._path, texts, add_special_tokens=False))
+
+
+def _check_room(special_count: int, context_length: int, path: str | Path) -> None:
+    if special_count > context_length:
+        raise BundleCorruptError(
+            f"The tokenizer '{path}' adds {special_count} special tokens to a text; the context has room for "
+            f"{context_length}. Make the bundle again."
+        )
+
+
+@contextlib.contextmanager
+def _named_errors(path: str | Path) -> Iterator[None]:
+    """Convert exceptions while a tokenizer is read to BundleCorruptError."""
+    try:
+        yield
+    except BundleCorruptError:
+        raise
+    except Exception as error:  # the library raises plain Exception for all errors
+        raise BundleCorruptError(
+            f"Cannot read the tokenizer '{path}': {reason_of(error)}. Expected a tokenizer.json."
+        ) from error
 
 
 def _check_template(inner: Any, path: str | Path) -> None:
@@ -425,16 +599,3 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     if len(merges) != _CLIP_MERGES:
         raise InputError(f"'{path}' has {len(merges):,} merges; CLIP's vocabulary has {_CLIP_MERGES:,}.")
     return merges
-
-
-def _byte_symbols() -> list[str]:
-    """Return the 256 characters of GPT-2's byte-level alphabet, in the order of CLIP's vocabulary.
-
-    Printable Latin-1 characters represent themselves; the other 68 bytes are represented by the characters from U+0100.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(code) for code in [*printable, *range(0x100, 0x100 + 256 - len(printable))]]
-
-
-def _special(token: str) -> tokenizers.AddedToken:
-    return tokenizers.AddedToken(token, normalized=False, special=True)

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import tokenizers
-from tokenizers import decoders, models, normalizers, processors
-
 from clipmlu.errors import ExportError
 from clipmlu.export.options import PURPOSE
 from clipmlu.host import require
@@ -27,6 +24,9 @@ def build_siglip_tokenizer(tokenizer: Any) -> Any:
     Raises:
         ExportError: its SentencePiece model is of another kind, or it keeps upper case.
     """
+    import tokenizers
+    from tokenizers import decoders, models, processors
+
     if not tokenizer.do_lower_case:
         raise ExportError(
             "The tokenizer keeps upper case ('do_lower_case' is false), which clipmlu does not know for SigLIP."
@@ -57,6 +57,9 @@ def _read_model(tokenizer: Any) -> Any:
 
 
 def _normalizer(spec: Any) -> Any:
+    import tokenizers
+    from tokenizers import normalizers
+
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))

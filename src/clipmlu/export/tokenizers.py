@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
 from clipmlu.bundle.manifest import TOKENIZER_NAME
 from clipmlu.data.tokenizer import START_OF_TEXT, Tokenizer, write_clip_tokenizer, write_stand_in_tokenizer
@@ -257,9 +256,15 @@ def _copy_own(path: str | os.PathLike[str], model: LoadedModel, destination: Pat
 
 
 class SpecialTokens:
-    """Ids of a tokenizer's special tokens, by their roles in ``tokenizer_config.json`` beside it."""
+    """Ids of a tokenizer's special tokens, by their roles in ``tokenizer_config.json`` beside it.
+
+    Raises:
+        MissingDependencyError: the library ``tokenizers`` is not installed.
+        ExportError: a file cannot be read.
+    """
 
     def __init__(self, file: Path) -> None:
+        tokenizers = require("tokenizers", "tokenizers", "Reading another program's tokenizer")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(read_small_file(file))
         except Exception as error:  # the library raises plain Exception for all errors
@@ -330,8 +335,8 @@ def _check_equal(spec: TokenizerSpec, reference: _Reference | None, path: Path, 
 
 def _check_ids(spec: TokenizerSpec, model: LoadedModel, path: Path) -> TokenizerSpec:
     """Raise if the tokenizer has ids beyond the token embedding: the text tower would fail, but only for some texts."""
-    count = tokenizers.Tokenizer.from_file(str(path)).get_vocab_size()
-    largest = max(int(Tokenizer.load(path, spec)(list(PROBE_TEXTS)).max()), count - 1 if spec.kind == "clip_bpe" else 0)
+    tokenizer = Tokenizer.load(path, spec)
+    largest = max(int(tokenizer(list(PROBE_TEXTS)).max()), tokenizer.largest_id if spec.kind == "clip_bpe" else 0)
     if largest >= model.vocab_size:
         raise _TooFewIdsError(
             f"The tokenizer has the id {largest}, but the model's token embedding ends at {model.vocab_size - 1}."
