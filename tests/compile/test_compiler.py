@@ -39,7 +39,7 @@ def test_auto_takes_the_first_available_target(exported: ExportedBundle, tmp_pat
     notes: list[str] = []
     compiled = compile_bundle(exported.path, tmp_path / "auto", on_note=notes.append)
     assert compiled.compilation.target == backend_for_target("auto")[0]
-    assert notes[0].startswith(f"target auto: {compiled.compilation.target}, ")
+    assert notes[0].startswith(f"target auto: {compiled.compilation.target} for ")
     compile_bundle(exported.path, tmp_path / "named", CompileOptions(target="cpu"), on_note=notes.append)
     assert len(notes) == 1
 

@@ -144,8 +144,7 @@ def _first_usable(precision: Precision | None) -> tuple[str, Backend, str]:
 
 
 def _why_first(name: str, precision: Precision | None, reasons: list[str]) -> str:
-    """Return what ``auto`` took and why not an earlier target."""
-    order = f"{', '.join(AUTO_ORDER[:-1])} and {AUTO_ORDER[-1]}"
-    ability = "can be used" if precision is None else f"offers {precision.value}"
-    passed = f" ({'; '.join(reasons)})" if reasons else ""
-    return f"target auto: {name}, the first of {order} that {ability} here{passed}"
+    """Return what ``auto`` took and why not an earlier target; what would help says ``clipmlu doctor``."""
+    taken = f"target auto: {name}" if precision is None else f"target auto: {name} for {precision.value}"
+    passed = (reason.partition(";")[0] for reason in reasons)
+    return "; ".join([taken, *(f"not {reason}" for reason in passed)])
