@@ -66,7 +66,6 @@ MISTAKES = [
         "clipmlu export local-dir:transformers",
     ),
     ("info lowered", 1, "No bundle at 'lowered'", "It holds graphs of 'clipmlu lower'"),
-    ("classify B photos --labels a,b --json", 2, "No such option '--json'", "Did you mean '--format'?"),
     ("export local-dir:photos -o new", 1, "'photos' has neither open_clip_config.json nor config.json", "no model of"),
     ("export local-dir:graphs -o new", 1, "'graphs' has neither", "clipmlu import graphs -o DIR"),
     ("export hf:./transformers -o new", 2, "model is 'hf:./transformers'", "a directory is local-dir:./transformers"),
