@@ -11,6 +11,8 @@ RUN apt-get update \
 WORKDIR /source
 COPY pyproject.toml hatch_build.py README.md LICENSE CHANGELOG.md ./
 COPY src src
+# A mirror of the Python packages, such as https://HOST/simple; without it pip asks pypi.org
+ARG PIP_INDEX_URL
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 # The packages of optional dependencies that the image holds, besides those that everything needs: such as serve,openvino,heif
 ARG EXTRAS=serve
