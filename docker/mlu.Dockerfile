@@ -11,7 +11,7 @@ FROM ${BASE}
 COPY --from=clipmlu /tmp/clipmlu_worker.pyz /opt/clipmlu/clipmlu_worker.pyz
 # The worker needs Python 3.7 or newer and NumPy, and says so here if the vendor's image lacks them; the SDK may need a card to be imported
 RUN python3.7 /opt/clipmlu/clipmlu_worker.pyz --help > /dev/null \
-    && mkdir /shared \
+    && mkdir -p /shared \
     && chown 65532:65532 /shared
 # The same user as clipmlu's own image, because only the worker's user may connect to its socket
 USER 65532:65532

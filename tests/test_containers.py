@@ -1,7 +1,8 @@
-"""The Dockerfiles: what they copy, run and start exists, and their server works as a user without rights on a read-only root."""
+"""The Dockerfiles: what they copy, run and start exists; where docker or podman answers, the images are built and run."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,18 +11,23 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import support
 from clipmlu.cli import cli
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
+from clipmlu.magicmind.client.program import worker_digest
 from clipmlu.specs import Precision
 from conftest import REPOSITORY
 from dockerfiles import FOLDER, stages, values, words
+from http_client import png
 
 CPU, MLU = FOLDER / "cpu.Dockerfile", FOLDER / "mlu.Dockerfile"
 USER = "65532"
@@ -70,7 +76,7 @@ def test_a_builder_gets_what_the_wheel_is_made_of_and_nothing_else() -> None:
     needed = {"pyproject.toml", "src", project["readme"], *project["license-files"], built["hooks"]["custom"]["path"]}
     assert needed <= copied
     assert all((REPOSITORY / name).exists() for name in copied)
-    (extras,) = [line.partition("=")[2] for line in values(build, "ARG")]
+    (extras,) = [line.partition("=")[2] for line in values(build, "ARG") if line.startswith("EXTRAS=")]
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
@@ -123,14 +129,96 @@ def test_the_server_of_the_image_is_healthy_on_a_read_only_root(
     assert process.wait(30) == 143
 
 
-@pytest.mark.slow
-def test_the_image_can_be_built() -> None:
-    daemon = shutil.which("docker") or shutil.which("podman")
-    if daemon is None or subprocess.run([daemon, "info"], capture_output=True, check=False, timeout=60).returncode:
-        pytest.skip("no daemon of docker or podman answers")
-    build = [daemon, "build", "-f", str(CPU), "-t", "clipmlu-test", str(REPOSITORY)]
-    subprocess.run(build, check=True, timeout=1800)
-    shown = subprocess.run(
-        [daemon, "run", "--rm", "--read-only", "clipmlu-test", "--version"], capture_output=True, text=True, check=True
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """A program that builds and runs images, if it has the base image of the CPU's or can fetch it."""
+    base = next(line.partition("=")[2] for line in CPU.read_text(encoding="utf-8").splitlines() if "BASE=" in line)
+    programs = filter(None, map(shutil.which, ("docker", "podman")))  # a client may be there without its daemon
+    asked = ((each, subprocess.run([each, "info"], capture_output=True, check=False, timeout=60)) for each in programs)
+    found = next((each for each, answer in asked if answer.returncode == 0), None)
+    if found is None:
+        pytest.skip("neither docker nor podman answers")
+    if all(subprocess.run([found, *get, base], check=False).returncode for get in (["image", "inspect"], ["pull"])):
+        pytest.skip(f"there is no image {base}, and it cannot be fetched")
+    return found
+
+
+@pytest.fixture(scope="module")
+def image(engine: str) -> Iterator[str]:
+    docker_format = ["--format", "docker"] if "podman" in engine else []  # OCI's has no health check
+    subprocess.run(
+        [engine, "build", *docker_format, "-f", str(CPU), "-t", "clipmlu-test", str(REPOSITORY)],
+        check=True,
+        timeout=1800,
     )
-    assert shown.stdout.startswith("clipmlu")
+    yield "clipmlu-test"
+    subprocess.run([engine, "rmi", "-f", "clipmlu-test-worker", "clipmlu-test-base", "clipmlu-test"], check=False)
+
+
+def run_image(engine: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    isolated = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    return subprocess.run(
+        [engine, "run", *isolated, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.mark.slow
+def test_the_built_image_serves_a_mounted_bundle(engine: str, image: str, tmp_path: Path) -> None:
+    exported = support.write_exported(tmp_path / "tiny")
+    options = CompileOptions(target="cpu", precision=Precision.FORCE_FLOAT32)
+    bundle = compile_bundle(exported, tmp_path / "bundle", options).path
+    key = tmp_path / "key"
+    key.write_text("a-key-of-sixteen-characters")
+    mounts = ["-v", f"{key}:/run/secrets/clipmlu-api-key:ro"]
+    missing = run_image(engine, "--rm", *mounts, image)
+    assert missing.returncode == 1
+    assert missing.stderr.strip().splitlines()[-1].startswith("clipmlu: No bundle at '/models'")
+    name = f"clipmlu-test-{os.getpid()}"
+    started = run_image(
+        engine, "-d", "--name", name, "-p", "127.0.0.1::8000", *mounts, "-v", f"{bundle}:/models:ro", image
+    )
+    try:
+        assert started.returncode == 0, started.stderr
+        health = [engine, "exec", name, *words(stages(CPU)[-1], "HEALTHCHECK")]
+        support.wait_until(lambda: subprocess.run(health, capture_output=True, check=False).returncode == 0, 60)
+        shown = subprocess.run([engine, "exec", name, "id", "-u"], capture_output=True, text=True, check=True)
+        assert shown.stdout.strip() == USER
+        port = subprocess.run([engine, "port", name, "8000"], capture_output=True, text=True, check=True).stdout.strip()
+        request = urllib.request.Request(
+            f"http://{port}/v1/embed", png(3), {"Content-Type": "image/png", "X-API-Key": key.read_text()}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            (embedding,) = json.load(response)["image_embeddings"]
+        expected = support.embed_images(support.preprocess(support.picture(3))[None])
+        np.testing.assert_allclose([embedding], expected, atol=1e-6)
+        subprocess.run([engine, "kill", "--signal", "STOP", name], check=True)
+        assert subprocess.run(health, capture_output=True, check=False).returncode != 0
+        subprocess.run([engine, "kill", "--signal", "CONT", name], check=True)
+        subprocess.run([engine, "stop", "--time", "30", name], check=True)
+        code = subprocess.run([engine, "wait", name], capture_output=True, text=True, check=True)
+        assert code.stdout.strip() == "143"
+    finally:
+        subprocess.run([engine, "rm", "-f", name], check=False)
+
+
+@pytest.mark.slow
+def test_the_built_worker_starts_in_an_image_with_numpy(engine: str, image: str, tmp_path: Path) -> None:
+    """The base stands for the vendor's image: a Python that is found as python3.7, NumPy, and no SDK."""
+    (tmp_path / "Dockerfile").write_text(f"FROM {image}\nUSER 0\nRUN ln -s python /opt/clipmlu/bin/python3.7\n")
+    subprocess.run([engine, "build", "-t", "clipmlu-test-base", str(tmp_path)], check=True, timeout=300)
+    build = [
+        engine,
+        "build",
+        "-f",
+        str(MLU),
+        "--build-arg",
+        "BASE=clipmlu-test-base",
+        "--build-arg",
+        f"CLIPMLU={image}",
+    ]
+    subprocess.run([*build, "-t", "clipmlu-test-worker", str(REPOSITORY)], check=True, timeout=300)
+    done = run_image(engine, "--rm", "clipmlu-test-worker", "--info")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["driver"] == worker_digest()
+    assert "No module named 'magicmind'" in facts["problem"]
