@@ -8,7 +8,7 @@ FROM ${CLIPMLU} AS clipmlu
 RUN ["clipmlu", "worker", "--write", "/tmp/clipmlu_worker.pyz"]
 
 FROM ${BASE}
-COPY --from=clipmlu /tmp/clipmlu_worker.pyz /opt/clipmlu/clipmlu_worker.pyz
+COPY --from=clipmlu --chown=0:0 /tmp/clipmlu_worker.pyz /opt/clipmlu/clipmlu_worker.pyz
 # The worker needs Python 3.7 or newer and NumPy, and says so here if the vendor's image lacks them; the SDK may need a card to be imported
 RUN python3.7 /opt/clipmlu/clipmlu_worker.pyz --help > /dev/null \
     && mkdir -p /shared \

@@ -60,7 +60,7 @@ def test_the_worker_is_written_and_started_where_it_is_looked_for() -> None:
     build, last = stages(MLU)
     assert words(build, "RUN")[:-1] == ["clipmlu", "worker", "--write"]
     (copied,) = values(last, "COPY")
-    assert copied.split() == ["--from=clipmlu", words(build, "RUN")[-1], words(last, "ENTRYPOINT")[-1]]
+    assert copied.split() == ["--from=clipmlu", "--chown=0:0", words(build, "RUN")[-1], words(last, "ENTRYPOINT")[-1]]
     assert words(last, "ENTRYPOINT")[0] == "python3.7"
     assert words(last, "CMD") == ["--serve", f"unix:{values(last, 'WORKDIR')[0]}/mlu.sock"]
 

@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from clipmlu.backends.worker_options import WorkerOptions
 from clipmlu.errors import BackendUnavailableError
+from clipmlu.magicmind.client.program import write_worker
 from clipmlu.magicmind.client.worker_client import WorkerClient
 from clipmlu.magicmind.driver.address import remove_stale
 from clipmlu.magicmind.driver.errors import DriverError, GreetingError, ProtocolError
@@ -231,3 +234,22 @@ def test_file_of_the_user_is_not_taken_for_a_stale_socket(tmp_path: Path) -> Non
     with pytest.raises(GreetingError, match="exists and is no socket"):
         remove_stale(str(tmp_path / "notes.txt"))
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["no folder", "a port in use"])
+def test_address_that_cannot_be_listened_on_is_named(kind: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        place = f"127.0.0.1:{used.getsockname()[1]}" if kind == "a port in use" else f"{tmp_path}/none/mlu.sock"
+        reason = "Address already in use" if kind == "a port in use" else "No such file or directory"
+        address = f"{'tcp' if kind == 'a port in use' else 'unix'}:{place}"
+        done = subprocess.run(
+            [sys.executable, write_worker(tmp_path), "--serve", address],
+            env={**os.environ, "CLIPMLU_WORKER_SECRET": "0123456789abcdef" * 2},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"clipmlu worker: cannot listen on '{place}': {reason};")
+    assert done.stderr.count("\n") == 1

@@ -117,6 +117,18 @@ class Server:
             connection.close()
 
     def _listen(self) -> socket.socket:
+        try:
+            listener = self._bind()
+            listener.listen(MAX_UNAUTHENTICATED)
+        except OSError as error:
+            where = self._where if self._kind == "unix" else f"{self._where[0]}:{self._where[1]}"
+            raise GreetingError(
+                f"cannot listen on '{where}': {error.strerror or error}; give an address that this user may use and that is free"
+            ) from error
+        listener.setblocking(False)  # a waiting connection may be closed before accept
+        return listener
+
+    def _bind(self) -> socket.socket:
         if self._kind == "tcp":
             host, port = self._where
             try:
@@ -136,8 +148,6 @@ class Server:
                 listener.bind(self._where)
             finally:
                 os.umask(before)
-        listener.listen(MAX_UNAUTHENTICATED)
-        listener.setblocking(False)  # a waiting connection may be closed before accept
         return listener
 
     def _serve_client(self, connection: Connection, host: str) -> None:
