@@ -10,7 +10,7 @@ RUN ["clipmlu", "worker", "--write", "/tmp/clipmlu_worker.pyz"]
 FROM ${BASE}
 COPY --from=clipmlu --chown=0:0 /tmp/clipmlu_worker.pyz /opt/clipmlu/clipmlu_worker.pyz
 # The worker needs Python 3.7 or newer and NumPy, and says so here if the vendor's image lacks them; the SDK may need a card to be imported
-RUN python3.7 /opt/clipmlu/clipmlu_worker.pyz --help > /dev/null \
+RUN python3.7 -B /opt/clipmlu/clipmlu_worker.pyz --help > /dev/null \
     && mkdir -p /shared \
     && chown 65532:65532 /shared
 # The same user as clipmlu's own image, because only the worker's user may connect to its socket
