@@ -581,7 +581,95 @@ def test_the_first_sentences_compare_with_float32_and_say_what_is_missing(tmp_pa
     assert "The tables below have 2 more results of these images." in text
     text = write(tmp_path, *reports[1:]).text
     assert "The tables below have 1 more result of these images." in text
-    assert "evaluate a bundle in force_float32 on the same images as well" in text
+    assert (
+        "What the precision of results 1, 2 costs is not shown: evaluate a bundle of the same model in force_float32"
+        in text
+    )
+
+
+def test_a_float32_result_of_other_images_prompts_or_models_does_not_show_what_a_precision_costs(
+    tmp_path: Path,
+) -> None:
+    exact = msgspec.structs.replace(samples.provenance(emulated=False), precision=Precision.FORCE_FLOAT32)
+    emulated = msgspec.structs.replace(exact, emulated=True)
+    other = msgspec.structs.replace(exact, model=ModelId(name="demo"))
+    reports = {
+        "images": measured(provenance=exact, data_digest="d" * 64),
+        "prompts": measured(provenance=exact, templates=("other {}",)),
+        "model": measured(provenance=other),
+        "emulated": measured(provenance=emulated),
+    }
+    for name, report in reports.items():
+        text = " ".join(write(tmp_path, report, measured()).text.split())
+        assert "What the precision of result 2 costs is not shown" in text, name
+        assert "than in float32" not in text, name
+    # The results of two models on the same images are each compared with the float32 result of their own model.
+    half = msgspec.structs.replace(other, precision=Precision.FORCE_FLOAT16)
+    both = [
+        measured(provenance=exact, top1=0.7),
+        measured(top1=0.65),
+        reports["model"],
+        measured(provenance=half, top1=0.5),
+    ]
+    text = " ".join(write(tmp_path, *both).text.split())
+    assert "result 2) it is 65.00 %, 5.00 points less than in float32" in text
+    assert "result 4) it is 50.00 %, 13.41 points less than in float32" in text
+    assert "costs is not shown" not in text
+
+
+def test_results_of_fast_preprocessing_say_so_and_are_no_baseline(tmp_path: Path) -> None:
+    exact = msgspec.structs.replace(samples.provenance(emulated=False), precision=Precision.FORCE_FLOAT32)
+    reports = [measured(provenance=exact, top1=0.6, fast_preprocess=True), measured(provenance=exact, top1=0.62)]
+    page = write(tmp_path, *reports, measured(top1=0.61))
+    text = " ".join(page.text.split())
+    assert "result 1) it is 60.00 %, 2.00 points less than result 2" in text
+    assert "In force_float32 with fast preprocessing (cpu, result 1)" in text
+    assert "result 3) it is 61.00 %, 1.00 points less than in float32" in text
+    rows = [row for row in page.cells() if len(row) == 9 and row[0] in "123"]
+    assert [(row[1], row[-3]) for row in rows] == [
+        ("force_float32 with fast preprocessing", "-2.00"),
+        ("force_float32", "itself"),
+        ("qint8_mixed_float16", "-1.00"),
+    ]
+
+
+def test_rates_are_related_only_if_they_were_measured_alike_and_on_one_machine(tmp_path: Path) -> None:
+    def page_of(second: Any) -> str:
+        return " ".join(write(tmp_path, first, second).text.split())
+
+    origin = samples.provenance(emulated=False)
+    first = msgspec.structs.replace(samples.speed(), provenance=origin)
+    (tower,) = first.towers
+    slower = tuple(msgspec.structs.replace(each, images_per_second=27_160.99) for each in tower.scenarios)
+    second = msgspec.structs.replace(first, towers=(msgspec.structs.replace(tower, scenarios=slower),))
+    assert "27,161.0 images/s (offline, batch 256, result 2), 0.50 times the rate of result 1." in page_of(second)
+    assert "different machines" not in page_of(second)
+    for changes in ({"threads": 4}, {"in_flight": 1}, {"provenance": msgspec.structs.replace(origin, devices=(0, 1))}):
+        text = page_of(msgspec.structs.replace(second, **changes))
+        assert "(offline, batch 256, result 2)." in text, changes
+        assert "different machines" not in text
+    machine = msgspec.structs.replace(first.machine, cpu="Another")
+    text = page_of(msgspec.structs.replace(second, machine=machine))
+    assert "The speeds are of 2 different machines, and cannot be compared" in text
+    assert "times the rate" not in text
+    assert "(offline, through HTTP, result 2)." in page_of(msgspec.structs.replace(second, transport="http"))
+
+
+def test_what_is_still_to_be_measured_counts_every_kind_of_result(tmp_path: Path) -> None:
+    def missing(*reports: Any) -> list[str]:
+        text = write(tmp_path, *reports).text
+        return [name for name in ("speed under load", "accuracy") if f"The {name} was not measured" in text]
+
+    real = msgspec.structs.replace(samples.speed(), provenance=samples.provenance(emulated=False))
+    assert missing(measured()) == missing(samples.retrieval()) == missing(samples.search()) == ["speed under load"]
+    assert missing(real) == missing(samples.tool()) == ["accuracy"]
+    for reports in (
+        (measured(), samples.tool()),
+        (samples.search(), real),
+        (samples.retrieval(), real),
+        (samples.sweep(),),
+    ):
+        assert missing(*reports) == []
 
 
 def test_one_of_a_thing_is_written_in_the_singular(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from clipmlu.backends.provenance import Provenance
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.display import counted
 from clipmlu.measure.accuracy.report import AccuracyReport, ConfidenceBin
@@ -115,15 +114,20 @@ def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
 
 
 def float_baseline(group: Sequence[Numbered]) -> Numbered | None:
-    """Return the first float32 result of a group of one model that is not emulated; the others are compared with it."""
+    """Return the first float32 result of a group of one model that is not emulated, with exact preprocessing if there is one.
+
+    The others are compared with it.
+    """
     if len({str(report.provenance.model) for _number, report in group}) > 1:
         return None
-    exact = (
-        each
-        for each in group
-        if each[1].provenance.precision is Precision.FORCE_FLOAT32 and not each[1].provenance.emulated
-    )
-    return next(exact, None) if len(group) > 1 else None
+    floats = [each for each in group if is_float_reference(each[1])]
+    floats.sort(key=lambda each: each[1].fast_preprocess)
+    return floats[0] if floats and len(group) > 1 else None
+
+
+def is_float_reference(report: AccuracyReport) -> bool:
+    """Return whether others may be compared with a result: it is in float32 and not emulated."""
+    return report.provenance.precision is Precision.FORCE_FLOAT32 and not report.provenance.emulated
 
 
 def _row(numbered: Numbered, baseline: Numbered | None) -> tuple[str, ...]:
@@ -135,7 +139,7 @@ def _row(numbered: Numbered, baseline: Numbered | None) -> tuple[str, ...]:
         against = ["itself" if baseline[0] == number else f"{points:+.2f}" if round(points, 2) else "0.00"]
     return (
         f"{number}{emulated_mark(origin.emulated)}",
-        _precision(origin),
+        describe_arithmetic(report),
         fraction_text(report.top1),
         fraction_text(interval.low),
         fraction_text(interval.high),
@@ -149,7 +153,7 @@ def _row(numbered: Numbered, baseline: Numbered | None) -> tuple[str, ...]:
 def _estimates(group: Sequence[Numbered]) -> Figure:
     estimates = [
         Estimate(
-            f"{number}  {_precision(report.provenance)}",
+            f"{number}  {describe_arithmetic(report)}",
             report.top1,
             report.top1_interval.low,
             report.top1_interval.high,
@@ -160,8 +164,11 @@ def _estimates(group: Sequence[Numbered]) -> Figure:
     return estimates_figure("Top-1", "result", estimates)
 
 
-def _precision(origin: Provenance) -> str:
-    return "several" if origin.precision is None else origin.precision.value
+def describe_arithmetic(report: AccuracyReport) -> str:
+    """Return the precision of a result, and whether its preprocessing was not exact."""
+    precision = report.provenance.precision
+    text = "several precisions" if precision is None else precision.value
+    return f"{text} with fast preprocessing" if report.fast_preprocess else text
 
 
 def _published(found: Iterable[tuple[str, Published]]) -> Iterator[Block]:

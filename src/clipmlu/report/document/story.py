@@ -6,17 +6,23 @@ from collections.abc import Iterator, Sequence
 
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.display import counted
+from clipmlu.magicmind.mm_run import MmRunReport
 from clipmlu.measure.accuracy.report import AccuracyReport
+from clipmlu.measure.compare.compare import ComparisonReport
+from clipmlu.measure.retrieval.report import RetrievalReport
 from clipmlu.measure.speed.loads import ScenarioResult
 from clipmlu.measure.speed.speed import SpeedReport
 from clipmlu.measure.statistics import fraction_text
-from clipmlu.report.document.accuracy import float_baseline, group_by_data
+from clipmlu.report.document.accuracy import describe_arithmetic, float_baseline, group_by_data, is_float_reference
 from clipmlu.report.document.tuning import describe_row, front_rows
 from clipmlu.specs import Precision
 from clipmlu.tune.run_report import RunReport
 from clipmlu.tune.sweep_report import SweepReport
+from clipmlu.tune.trial import SearchReport
 
 _MOST = 3  # groups, and results of each, that have a sentence
+_WITH_ACCURACY = (AccuracyReport, RunReport, RetrievalReport, SweepReport, ComparisonReport, SearchReport)
+_WITH_SPEED = (SpeedReport, MmRunReport, SweepReport)
 
 
 def tell_story(numbered: Sequence[tuple[int, object]]) -> list[str]:
@@ -28,17 +34,27 @@ def tell_story(numbered: Sequence[tuple[int, object]]) -> list[str]:
     ]
     speeds = [(number, report) for number, report in numbered if isinstance(report, SpeedReport)]
     sweeps = [(number, report) for number, report in numbered if isinstance(report, SweepReport)]
-    told = [*_accuracy(accuracies), *_speed(speeds), *_sweep(sweeps)]
-    return [*told, *([] if sweeps else _next(accuracies, speeds))]
+    groups = _by_data_and_model(accuracies)
+    told = [*_accuracy(groups), *_speed(speeds), *_sweep(sweeps)]
+    return [*told, *_next(groups, [report for _number, report in numbered])]
 
 
-def _accuracy(reports: Sequence[tuple[int, AccuracyReport]]) -> Iterator[str]:
-    for group in group_by_data(reports)[:_MOST]:
+def _by_data_and_model(reports: Sequence[tuple[int, AccuracyReport]]) -> list[list[tuple[int, AccuracyReport]]]:
+    """Return the reports of one model about equal images, classes and prompts together."""
+    found: dict[tuple[int, str], list[tuple[int, AccuracyReport]]] = {}
+    for place, group in enumerate(group_by_data(reports)):
+        for number, report in group:
+            found.setdefault((place, str(report.provenance.model)), []).append((number, report))
+    return list(found.values())
+
+
+def _accuracy(groups: Sequence[Sequence[tuple[int, AccuracyReport]]]) -> Iterator[str]:
+    for group in groups[:_MOST]:
         baseline = float_baseline(group)
         number, first = group[0] if baseline is None else baseline
         interval = first.top1_interval
         yield (
-            f"{first.provenance.model} in {_precision(first)} classifies {fraction_text(first.top1, 2, percent=True)} of "
+            f"{first.provenance.model} in {describe_arithmetic(first)} classifies {fraction_text(first.top1, 2, percent=True)} of "
             f"{counted(first.images, 'image')} correctly: {first.dataset}, {first.split} "
             f"(95 %: {_percent(interval.low)} to {_percent(interval.high)}; result {number})."
             f"{emulated_mark(first.provenance.emulated)}"
@@ -47,7 +63,7 @@ def _accuracy(reports: Sequence[tuple[int, AccuracyReport]]) -> Iterator[str]:
         told = [] if baseline is None else [_against(*each, baseline) for each in others[:_MOST]]
         yield from told
         yield from _rest(len(others) - len(told), "more result", " of these images")
-    yield from _rest(len(group_by_data(reports)) - _MOST, "more group", " of results")
+    yield from _rest(len(groups) - _MOST, "more group", " of results")
 
 
 def _rest(left: int, noun: str, of: str = "") -> Iterator[str]:
@@ -67,7 +83,7 @@ def _against(number: int, report: AccuracyReport, baseline: tuple[int, AccuracyR
     if round(points, 2) and abs(points) < width / 2:
         unclear = " The difference is smaller than the uncertainty of either figure; 'clipmlu compare' tests it image by image."
     return (
-        f"In {_precision(report)} ({report.provenance.target}, result {number}) it is {fraction_text(report.top1, 2, percent=True)}, "
+        f"In {describe_arithmetic(report)} ({report.provenance.target}, result {number}) it is {fraction_text(report.top1, 2, percent=True)}, "
         f"{less} {reference}.{unclear}{emulated_mark(report.provenance.emulated)}"
     )
 
@@ -81,19 +97,35 @@ def _speed(reports: Sequence[tuple[int, SpeedReport]]) -> Iterator[str]:
         first_number, first, (first_tower, first_result) = found[0]
         first_rate = first_result.images_per_second or first_result.texts_per_second or 0.0
         same = (
-            number != first_number
-            and first_rate > 0
-            and (tower, report.batch_size, report.provenance.model, report.machine, report.transport)
-            == (first_tower, first.batch_size, first.provenance.model, first.machine, first.transport)
+            number != first_number and first_rate > 0 and _conditions(report, tower) == _conditions(first, first_tower)
         )
         ratio = f", {rate / first_rate:.2f} times the rate of result {first_number}" if same else ""
+        how = "offline, through HTTP" if report.transport == "http" else f"offline, batch {report.batch_size}"
         yield (
             f"In {_precision(report)} on {report.provenance.target} the {tower} graph of {report.provenance.model} processes "
-            f"{rate:,.1f} {unit}/s (offline, batch {report.batch_size}, result {number}){ratio}."
+            f"{rate:,.1f} {unit}/s ({how}, result {number}){ratio}."
         )
     yield from _rest(len(found) - _MOST, "more measurement", " of speed")
+    machines = {report.machine for _number, report in real}
+    if len(machines) > 1:
+        yield f"The speeds are of {len(machines)} different machines, and cannot be compared: see the environment below."
     if len(real) < len(reports):
         yield f"The speed of a card is not known: the emulated SDK says nothing about it.{emulated_mark(True)}"
+
+
+def _conditions(report: SpeedReport, tower: str) -> tuple[object, ...]:
+    """Return what must be equal for a ratio of two rates to say something about the arithmetic or the target."""
+    cards, origin = len(report.provenance.devices), report.provenance
+    return (
+        tower,
+        report.batch_size,
+        report.threads,
+        report.in_flight,
+        cards,
+        origin.model,
+        report.machine,
+        report.transport,
+    )
 
 
 def _offline(report: SpeedReport) -> tuple[str, ScenarioResult] | None:
@@ -120,17 +152,35 @@ def _sweep(reports: Sequence[tuple[int, SweepReport]]) -> Iterator[str]:
     yield from _rest(len(reports) - _MOST, "more sweep")
 
 
-def _next(accuracies: Sequence[tuple[int, AccuracyReport]], speeds: Sequence[tuple[int, SpeedReport]]) -> Iterator[str]:
+def _next(groups: Sequence[Sequence[tuple[int, AccuracyReport]]], reports: Sequence[object]) -> Iterator[str]:
     """Yield what is missing for a decision."""
-    if accuracies and all(report.provenance.precision is not Precision.FORCE_FLOAT32 for _number, report in accuracies):
-        yield "What the precision costs is not shown: evaluate a bundle in force_float32 on the same images as well."
-    if accuracies and not speeds:
+    lossy = [
+        number
+        for group in groups
+        if not any(is_float_reference(report) for _number, report in group)
+        for number, report in group
+        if _is_lossy(report)
+    ]
+    if lossy:
+        which = f"result {lossy[0]}" if len(lossy) == 1 else f"results {', '.join(map(str, lossy[:_MOST]))}"
+        more = f" and {len(lossy) - _MOST} more" if len(lossy) > _MOST else ""
+        yield (
+            f"What the precision of {which}{more} costs is not shown: evaluate a bundle of the same model in force_float32 on the "
+            "same images and with the same prompts as well."
+        )
+    accuracy = any(isinstance(each, _WITH_ACCURACY) for each in reports)
+    speed = any(isinstance(each, _WITH_SPEED) for each in reports)
+    if accuracy and not speed:
         yield "The speed under load was not measured: 'clipmlu bench BUNDLE --output speed.json' does."
-    if speeds and not accuracies:
+    if speed and not accuracy:
         yield "The accuracy was not measured: 'clipmlu eval BUNDLE --dataset D --output accuracy.json' does."
 
 
-def _precision(report: AccuracyReport | SpeedReport) -> str:
+def _is_lossy(report: AccuracyReport) -> bool:
+    return report.provenance.precision is not Precision.FORCE_FLOAT32
+
+
+def _precision(report: SpeedReport) -> str:
     precision = report.provenance.precision
     return "several precisions" if precision is None else precision.value
 
