@@ -15,9 +15,10 @@ from PIL import Image
 
 from clipmlu.data.images import ImageSource
 from clipmlu.data.preprocess import Preprocessor
-from clipmlu.embed.encoder import Encoder, FloatArray, PendingRows, PixelArray
+from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import run_batches
 from clipmlu.embed.items import item_from_source
+from clipmlu.embed.rows import FloatArray, PendingRows, PixelArray
 from clipmlu.specs import PreprocessSpec
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

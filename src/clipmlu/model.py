@@ -19,9 +19,10 @@ from clipmlu.data.images import ImageSource
 from clipmlu.data.prompts import Templates
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.display import Displayed, Summary
-from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import embed_items
 from clipmlu.embed.items import ImageEmbeddings, OnError, items_from_images
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import BundleNotFoundError, OptionError
 from clipmlu.export.catalog import is_model_name, with_tag
 from clipmlu.keywords import refuse_device_name

@@ -24,9 +24,9 @@ from clipmlu.classify.results import Prediction
 from clipmlu.clock import StageClock
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
-from clipmlu.embed.encoder import PendingRows
 from clipmlu.embed.images import embed_batches, embed_items
 from clipmlu.embed.items import ImageItem, item_from_source
+from clipmlu.embed.rows import PendingRows
 from clipmlu.errors import InputError, OptionError, OverlapError
 from clipmlu.model import Model, load
 

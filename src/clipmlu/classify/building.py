@@ -32,7 +32,8 @@ from clipmlu.keys import options_digest, value_digest
 from clipmlu.steps import StartStep, no_steps
 
 if TYPE_CHECKING:
-    from clipmlu.embed.encoder import Encoder, FloatArray
+    from clipmlu.embed.encoder import Encoder
+    from clipmlu.embed.rows import FloatArray
 
 EmbedClasses = Callable[[Sequence[str], Sequence[str], Mapping[str, Sequence[str]]], "FloatArray"]
 """Returns an embedding for each class, given its name, the templates, and own prompts; see ``embed_classes``."""

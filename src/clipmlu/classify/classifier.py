@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from clipmlu.data.datasets.elements import LabelledImage
     from clipmlu.data.image_objects import SupportsArray
     from clipmlu.data.images import ImageSource, OneImage
-    from clipmlu.embed.encoder import Encoder, FloatArray
+    from clipmlu.embed.encoder import Encoder
+    from clipmlu.embed.rows import FloatArray
 
 DEFAULT_TOP_K = 5
 

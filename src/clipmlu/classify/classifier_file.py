@@ -22,7 +22,7 @@ from clipmlu.files.read import SMALL_FILE_BYTES, decode_json, open_regular
 from clipmlu.specs import LogitBias, LogitScale, ModelId, Spec
 
 if TYPE_CHECKING:
-    from clipmlu.embed.encoder import FloatArray
+    from clipmlu.embed.rows import FloatArray
 
 CLASSIFIER_SCHEMA = 2
 _WITH_TEMPLATES = 1  # files without an open set and own prompts have the schema of earlier versions, which read them

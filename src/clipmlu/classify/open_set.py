@@ -19,7 +19,7 @@ from clipmlu.errors import OptionError
 from clipmlu.specs import Probability, Spec
 
 if TYPE_CHECKING:
-    from clipmlu.embed.encoder import FloatArray
+    from clipmlu.embed.rows import FloatArray
 
 DEFAULT_NONE_LABEL = "none of these"
 DEFAULT_BACKGROUND = (

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from clipmlu.embed.encoder import FloatArray
+    from clipmlu.embed.rows import FloatArray
 
 _CLASSES_SORTED_WHOLE = 512
 

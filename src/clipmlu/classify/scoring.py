@@ -21,7 +21,8 @@ from clipmlu.specs import MluBuild
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from clipmlu.embed.encoder import Encoder, FloatArray, PendingRows, PixelArray
+    from clipmlu.embed.encoder import Encoder
+    from clipmlu.embed.rows import FloatArray, PendingRows, PixelArray
 
 PREFER_TOWERS = "export the model again without '--layout joint'"
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.arguments import as_texts, check_argument, shown
-from clipmlu.backends import Backend, PendingBatch, Session, SessionOptions, get_backend
+from clipmlu.arguments import as_texts, check_argument
+from clipmlu.backends import Backend, Session, SessionOptions, get_backend
 from clipmlu.backends.several_devices import (
     batches_under_way,
     check_devices,
@@ -28,27 +27,26 @@ from clipmlu.bundle.directory import CompiledBundle, open_compiled
 from clipmlu.bundle.runnable import RunnableModel
 from clipmlu.clock import StageClock
 from clipmlu.data.feeds import Array
-from clipmlu.errors import BundleCorruptError, BundleError, InputError, ResultError, SessionError, ShapeError
+from clipmlu.embed.rows import (
+    FloatArray,
+    PendingRows,
+    PixelArray,
+    TrimmedRows,
+    check_array,
+    check_embedding_shape,
+    check_finite,
+    check_logits,
+    check_rows,
+    check_unit_norms,
+    pad_rows,
+)
+from clipmlu.errors import BundleCorruptError, BundleError, InputError, ShapeError
 from clipmlu.lifetime import Lifetime
 from clipmlu.specs import PositiveInt, TowerName
 
 if TYPE_CHECKING:
     from clipmlu.data.preprocess import Preprocessor
     from clipmlu.data.tokenizer import Tokenizer
-
-FloatArray = npt.NDArray[np.float32]
-_SMALLEST_NORM, _LARGEST_NORM = (
-    0.25,
-    4.0,
-)  # squared norms; rounding in any precision keeps a unit vector far inside these limits
-PixelArray = FloatArray | npt.NDArray[np.uint8]
-
-
-class PendingRows(Protocol):
-    """Rows that are being computed: embeddings, or logits."""
-
-    def result(self) -> FloatArray:
-        """Wait and return the rows, float32, shape (N, D), owned by the caller; embeddings have unit L2 norm per row."""
 
 
 class Encoder:
@@ -231,7 +229,7 @@ class Encoder:
         rows: int | None = check_argument(batch_size, PositiveInt | None, "batch size")
         if rows is None:
             return self.batch_size
-        self._check_rows(rows, exact=True)
+        check_rows(self.runnable, rows, exact=True)
         return rows
 
     def encode_images(self, pixel_values: PixelArray) -> FloatArray:
@@ -248,7 +246,7 @@ class Encoder:
             ShapeError: the bundle has another dtype or shape.
             InputError: a pixel is NaN or infinite, which a mode that quantises would convert to a finite number.
         """
-        _check_array(pixel_values, "pixel_values")
+        check_array(pixel_values, "pixel_values")
         check_finite(pixel_values)
         return self._encode("image", pixel_values)
 
@@ -280,7 +278,7 @@ class Encoder:
         Raises:
             ShapeError: the bundle has another dtype or shape.
         """
-        _check_array(pixel_values, "pixel_values")
+        check_array(pixel_values, "pixel_values")
         return self._submit("image", (pixel_values,))
 
     def submit_tokens(self, input_ids: npt.NDArray[np.int64]) -> PendingRows:
@@ -312,7 +310,7 @@ class Encoder:
             InputError: as for ``encode_tokens``.
         """
         self.require_open()
-        _check_array(pixel_values, "pixel_values")
+        check_array(pixel_values, "pixel_values")
         self.check_tokens(input_ids)
         texts, fixed = len(input_ids), self.joint_text_rows
         if not 1 <= texts <= (fixed or texts):
@@ -364,7 +362,7 @@ class Encoder:
             InputError: a token is negative or beyond the vocabulary.
         """
         self.require_open()
-        tokens = _check_array(input_ids, "input_ids")
+        tokens = check_array(input_ids, "input_ids")
         if tokens.dtype != np.int64 or not tokens.size:
             return  # the session raises
         lowest, highest, largest = int(tokens.min()), int(tokens.max()), self.tokenizer.largest_id
@@ -422,99 +420,22 @@ class Encoder:
         """Start a batch; for a static shape the first array is padded and the first output trimmed."""
         session = self._session(tower)
         rows = len(arrays[0])
-        self._check_rows(rows, exact=False)
+        check_rows(self.runnable, rows, exact=False)
         padded = arrays[0] if self.runnable.compilation.dynamic_shape else pad_rows(arrays[0], self.batch_size)
         output_name = next(iter(session.outputs))
         pending = session.submit(dict(zip(session.inputs, (padded, *arrays[1:]), strict=True)))
-        check = self._check_logits if tower == "joint" else functools.partial(self._check_result, tower)
-        return _Trimmed(pending, lambda outputs: outputs[output_name][:rows, :columns], check)
+        check = functools.partial(self._check_results_of, tower)
+        return TrimmedRows(pending, lambda outputs: outputs[output_name][:rows, :columns], check)
 
-    def _check_result(self, tower: TowerName, embeddings: FloatArray) -> None:
-        """Check that results are embeddings; a damaged model, or one that overflows in its precision, gives others."""
-        where = f"Bundle '{self.runnable.path}' ({tower} tower)"
-        if embeddings.shape[1:] != (self.embedding_dim,):
-            raise SessionError(
-                f"{where} gives an array of shape {embeddings.shape}; expected embeddings of {self.embedding_dim}."
-            )
+    def _check_results_of(self, tower: TowerName, rows: FloatArray) -> None:
+        if tower != "joint":
+            check_embedding_shape(self.runnable, tower, rows)
         if not self._check_results:
             return
-        norms = np.einsum("ij,ij->i", embeddings, embeddings)
-        wrong = np.flatnonzero(~((norms > _SMALLEST_NORM) & (norms < _LARGEST_NORM)))  # also true for NaN
-        if wrong.size:
-            row = int(wrong[0])
-            raise ResultError(
-                f"{where} gives no unit vector for {wrong.size} of {len(embeddings)} inputs of a batch, the first one at "
-                f"{row} (norm {math.sqrt(norms[row]):g}). {self._why_wrong(tower)}"
-            )
-
-    def _check_logits(self, logits: FloatArray) -> None:
-        """Check that the fused graph's results are finite."""
-        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-        if wrong.size and self._check_results:
-            raise ResultError(
-                f"Bundle '{self.runnable.path}' (fused graph) gives NaN or infinite logits for {wrong.size} of {len(logits)} images "
-                f"of a batch, the first one at {wrong[0]}. {self._why_wrong('joint')}"
-            )
-
-    def _why_wrong(self, tower: TowerName) -> str:
-        return (
-            "A weight is damaged, or a value is too large for the precision "
-            f"{self.runnable.compilation.placement(tower).precision.value}: compile in another one, or export the model again."
-        )
-
-    def _check_rows(self, rows: int, *, exact: bool) -> None:
-        facts = self.runnable.compilation
-        if facts.dynamic_shape:
-            if not 1 <= rows <= facts.max_batch:
-                raise ShapeError(
-                    f"Batch of {rows} is outside 1..{facts.max_batch}, for which bundle '{self.runnable.path}' was compiled. "
-                    "Compile with a larger --max-batch, or use smaller batches."
-                )
-        elif rows > facts.batch_size or rows < 1 or (exact and rows != facts.batch_size):
-            raise ShapeError(
-                f"Batch of {rows} does not fit bundle '{self.runnable.path}', which was compiled with the static batch size "
-                f"{facts.batch_size}. Leave the batch size out, or compile with --dynamic-shape."
-            )
-
-
-class _Trimmed:
-    """A pending batch; its result is trimmed and checked."""
-
-    def __init__(
-        self,
-        pending: PendingBatch,
-        trim: Callable[[dict[str, Array]], Array],
-        check: Callable[[FloatArray], None],
-    ) -> None:
-        self._pending = pending
-        self._trim = trim
-        self._check = check
-        self._checked = False
-
-    def result(self) -> FloatArray:
-        trimmed: FloatArray = np.asarray(self._trim(self._pending.result()), dtype=np.float32)
-        if not self._checked:  # the caller may change the array afterwards
-            self._check(trimmed)
-            self._checked = True
-        return trimmed
-
-
-def _check_array(value: object, what: str) -> Array:
-    if not isinstance(value, np.ndarray) or not value.ndim:
-        raise ShapeError(f"{what} is {shown(value)}; expected a NumPy array with one row for each input.")
-    return value
-
-
-def check_finite(pixel_values: PixelArray) -> None:
-    """Check that pixels are finite.
-
-    Raises:
-        InputError: one is NaN or infinite.
-    """
-    if pixel_values.dtype.kind != "f" or np.isfinite(pixel_values).all():
-        return
-    row = int(np.flatnonzero(~np.isfinite(pixel_values).reshape(len(pixel_values), -1).all(axis=1))[0])
-    raise InputError(f"pixel_values[{row}] holds NaN or infinity; expected pixels, normalised as the manifest says.")
+        if tower == "joint":
+            check_logits(self.runnable, rows)
+        else:
+            check_unit_norms(self.runnable, tower, rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -560,10 +481,3 @@ class EncoderRecipe:
             max_pixels=self.max_pixels,
             check_results=self.check_results,
         )
-
-
-def pad_rows(rows: Array, count: int) -> Array:
-    """Repeat the last row up to ``count`` rows, so that padding is valid input."""
-    if len(rows) == count:
-        return rows
-    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])

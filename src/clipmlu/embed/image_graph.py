@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from clipmlu.embed.encoder import Encoder, PendingRows, PixelArray
+    from clipmlu.embed.encoder import Encoder
+    from clipmlu.embed.rows import PendingRows, PixelArray
 
 
 class ImageGraph(Protocol):

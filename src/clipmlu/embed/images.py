@@ -34,7 +34,8 @@ from clipmlu.specs import PositiveInt
 
 if TYPE_CHECKING:
     from clipmlu.data.preprocess import Preprocessor
-    from clipmlu.embed.encoder import Encoder, PendingRows
+    from clipmlu.embed.encoder import Encoder
+    from clipmlu.embed.rows import PendingRows
 
 Rows = npt.NDArray[Any]
 """Preprocessed images, shape (N, 3, H, W), dtype of the bundle: float32 or uint8."""

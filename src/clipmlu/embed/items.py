@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from clipmlu.data.datasets import Dataset
     from clipmlu.data.picture import Size
-    from clipmlu.embed.encoder import FloatArray
+    from clipmlu.embed.rows import FloatArray
 
 OnError = Literal["raise", "skip"]
 """What an image that cannot be read does: end the call with its error, or leave the reason at its place."""

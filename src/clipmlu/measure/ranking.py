@@ -20,10 +20,10 @@ from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.probabilities import rank_classes
 from clipmlu.clock import StageClock
 from clipmlu.data.datasets import Dataset
-from clipmlu.embed.encoder import FloatArray
 from clipmlu.embed.image_graph import ImageGraph
 from clipmlu.embed.images import run_batches, run_groups
 from clipmlu.embed.items import ImageItem, RowBatch, item_from_dataset
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.measure.samples import SkippedImage
 

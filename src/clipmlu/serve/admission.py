@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipmlu.embed.encoder import check_finite
+from clipmlu.embed.rows import check_finite
 from clipmlu.errors import ShapeError
 from clipmlu.model import Model
 from clipmlu.serve.options import ServeOptions

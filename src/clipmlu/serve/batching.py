@@ -17,7 +17,7 @@ from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.tickets import RowGroup
 
 if TYPE_CHECKING:
-    from clipmlu.embed.encoder import PendingRows
+    from clipmlu.embed.rows import PendingRows
 
 LONGEST_FILL_S = 0.05
 """Seconds that ready rows may wait for others of their batch."""

@@ -15,7 +15,8 @@ from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.open_set import DEFAULT_BACKGROUND
 from clipmlu.data.class_prompts import prompts_of
 from clipmlu.data.prompts import TEMPLATE_SETS, resolve_templates
-from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import UnknownNameError
 from clipmlu.serve.refusal import Refusal
 from clipmlu.serve.requests import ClassesInput

@@ -8,8 +8,8 @@ import numpy as np
 
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.results import Prediction, Predictions
-from clipmlu.embed.encoder import FloatArray
 from clipmlu.embed.items import ImageEmbeddings
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.serve.requests import ImageInput
 from clipmlu.serve.tickets import RowResult, Ticket

@@ -17,9 +17,9 @@ from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.results import Predictions
 from clipmlu.classify.scoring import PREFER_TOWERS, JointScorer
 from clipmlu.clock import StageTotal, now
-from clipmlu.embed.encoder import FloatArray, PendingRows
 from clipmlu.embed.image_graph import ImageTower
 from clipmlu.embed.items import ImageEmbeddings
+from clipmlu.embed.rows import FloatArray, PendingRows
 from clipmlu.host import available_cpus, check_memory
 from clipmlu.model import Model
 from clipmlu.serve.admission import Admission

@@ -8,7 +8,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, TypeVar
 
 from clipmlu.clock import now
-from clipmlu.embed.encoder import FloatArray
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.serve.refusal import Refusal
 

@@ -17,7 +17,8 @@ from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.datasets import Dataset, spread_over_classes
 from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.file_names import text_from_name
 from clipmlu.keys import make_key

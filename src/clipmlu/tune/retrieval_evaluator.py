@@ -15,7 +15,8 @@ from clipmlu.data.images import DEFAULT_MAX_PIXELS, content_digest, load_image
 from clipmlu.data.pairs.pairs import PairedImage
 from clipmlu.data.pairs.reading import PairChoice
 from clipmlu.data.skipping import log_skipped
-from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.keys import make_key
 from clipmlu.measure.retrieval.agreement import compare_rankings

@@ -12,8 +12,9 @@ from clipmlu.backends import SessionOptions
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.classify.building import embed_classes
 from clipmlu.data.datasets import Dataset
-from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.image_graph import ImageTower
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import BundleError, OptionError
 from clipmlu.files.publish import scratch_directory
 from clipmlu.graph.roles import Role

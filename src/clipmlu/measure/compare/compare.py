@@ -21,7 +21,7 @@ from clipmlu.data.preprocess import Preprocessor
 from clipmlu.data.prompts import Templates, fill_template, resolve_templates, without_functions
 from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.display import Displayed, Summary, as_plain, counted
-from clipmlu.embed.encoder import FloatArray
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import OptionError
 from clipmlu.file_names import name_from_path
 from clipmlu.host import require_graph_packages

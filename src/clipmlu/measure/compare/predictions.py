@@ -10,7 +10,7 @@ import numpy.typing as npt
 from clipmlu.classify.probabilities import rank_classes
 from clipmlu.data.class_names import distinct_names
 from clipmlu.data.datasets import Dataset
-from clipmlu.embed.encoder import FloatArray
+from clipmlu.embed.rows import FloatArray
 from clipmlu.measure.ranking import EmbeddedImages, IntArray
 from clipmlu.measure.statistics import count_changes, mcnemar_p_value
 from clipmlu.specs import Spec

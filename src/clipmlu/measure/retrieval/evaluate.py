@@ -11,7 +11,8 @@ import numpy as np
 from clipmlu.arguments import check_argument, check_fields
 from clipmlu.backends.provenance import provenance_of
 from clipmlu.data.pairs.pairs import PairSet
-from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.rows import FloatArray
 from clipmlu.measure.retrieval.agreement import TOP, compare_rankings
 from clipmlu.measure.retrieval.intervals import recall_interval
 from clipmlu.measure.retrieval.pairs import (

@@ -11,10 +11,11 @@ from PIL import Image
 
 from clipmlu.data.images import content_digest
 from clipmlu.data.pairs.pairs import PairedImage, PairSet
-from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.image_graph import ImageTower
 from clipmlu.embed.images import run_batches
 from clipmlu.embed.items import ImageItem
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.keys import value_digest
 from clipmlu.measure.retrieval.ranks import IntArray, Matches, connected_groups

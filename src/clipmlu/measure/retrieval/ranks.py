@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipmlu.classify.probabilities import rank_classes
-from clipmlu.embed.encoder import FloatArray
+from clipmlu.embed.rows import FloatArray
 
 IntArray = npt.NDArray[np.int64]
 

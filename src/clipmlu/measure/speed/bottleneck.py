@@ -16,9 +16,10 @@ from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.classifier_file import ClassifierHeader
 from clipmlu.classify.scoring import TowerScorer
 from clipmlu.clock import DEVICE_STAGES, HOST_STAGES, STAGES, Stage, StageClock, StageTotal
-from clipmlu.embed.encoder import Encoder, FloatArray
+from clipmlu.embed.encoder import Encoder
 from clipmlu.embed.images import embed_batches
 from clipmlu.embed.items import ImageItem, RowBatch, item_from_source
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.host import allowed_cpus, physical_cores
 from clipmlu.measure.speed.advice import Estimate, PipelineFigures, advise

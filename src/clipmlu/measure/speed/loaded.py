@@ -9,7 +9,8 @@ import numpy as np
 
 from clipmlu.classify.scoring import text_rows
 from clipmlu.data.feeds import Array
-from clipmlu.embed.encoder import Encoder, PendingRows
+from clipmlu.embed.encoder import Encoder
+from clipmlu.embed.rows import PendingRows
 from clipmlu.host import check_memory
 from clipmlu.specs import TensorSpec, TowerName
 

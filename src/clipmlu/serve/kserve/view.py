@@ -6,7 +6,7 @@ from typing import Any
 
 from clipmlu.classify.classifier import ZeroShotClassifier
 from clipmlu.classify.scoring import PREFER_TOWERS
-from clipmlu.embed.encoder import FloatArray
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.model import Model
 from clipmlu.serve.kserve.request import InferenceRequest

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from clipmlu._version import __version__
-from clipmlu.embed.encoder import FloatArray
+from clipmlu.embed.rows import FloatArray
 from clipmlu.errors import InputError
 from clipmlu.serve.http.answer_types import (
     KserveAnswer,
