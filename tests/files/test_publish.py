@@ -229,9 +229,16 @@ def test_file_that_is_written_during_the_work_is_kept(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"files": 3}', '{"name": "a web page"}'])
+_OTHER_MARKERS = (
+    *("{", "[]", '{"files": 3}', '{"name": "a web page"}', '{"files": {}}', '{"files": {"data.bin": 1}}'),
+    *('{"schema_version": 1, "files": {"data.bin": "/static/data.bin"}}', '{"files": {"data.bin": {"size": 3}}}'),
+)
+
+
+@pytest.mark.parametrize("content", _OTHER_MARKERS)
 def test_directory_of_another_program_with_the_same_marker_is_kept(tmp_path: Path, content: str) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "data.bin").write_text("of another program")
     (tmp_path / "out" / "manifest.json").write_text(content)
     with (
         pytest.raises(BundleExistsError, match=r"manifest\.json' does not say which files belong to the bundle"),

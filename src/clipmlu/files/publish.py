@@ -220,7 +220,7 @@ def _check_only_ours(target: Path, kind: DirectoryKind) -> None:
     ours = kind.files
     if ours is None:
         try:
-            ours = tuple(read_json(target / kind.marker, _FilesOnly, _MARKER_BYTES).files)
+            ours = tuple(read_json(target / kind.marker, _Marker, _MARKER_BYTES).files)
         except (OSError, msgspec.DecodeError):
             raise BundleExistsError(
                 f"'{target / kind.marker}' does not say which files belong to the {kind.name}; it is not changed. "
@@ -236,8 +236,16 @@ def _check_only_ours(target: Path, kind: DirectoryKind) -> None:
         )
 
 
-class _FilesOnly(msgspec.Struct):
-    files: dict[str, msgspec.Raw]
+class _Entry(msgspec.Struct):
+    sha256: str
+    size: int
+
+
+class _Marker(msgspec.Struct):
+    """What all our markers have, of every version; other programs' files of the same name may list files, too."""
+
+    schema_version: int
+    files: dict[str, _Entry]
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
