@@ -570,7 +570,7 @@ def test_the_first_sentences_compare_with_float32_and_say_what_is_missing(tmp_pa
     text = " ".join(write(tmp_path, *reports).text.split())
     low, high = 100 * interval.low, 100 * interval.high
     assert "classifies 64.00 % of 1 image correctly" in text
-    assert f"(95 %: {low:.2f} to {high:.2f}; result 1)" in text
+    assert f"prompt '{{}}' (95 %: {low:.2f} to {high:.2f}; result 1)" in html.unescape(text)
     assert "result 2) it is 63.00 %, 1.00 points less than in float32. The difference is smaller than" in text
     assert "result 3) it is 50.00 %, 14.00 points less than in float32.<" in text
     assert "The speed under load was not measured" in text
@@ -642,7 +642,15 @@ def test_rates_are_related_only_if_they_were_measured_alike_and_on_one_machine(t
     (tower,) = first.towers
     slower = tuple(msgspec.structs.replace(each, images_per_second=27_160.99) for each in tower.scenarios)
     second = msgspec.structs.replace(first, towers=(msgspec.structs.replace(tower, scenarios=slower),))
-    assert "27,161.0 images/s (offline, batch 256, result 2), 0.50 times the rate of result 1." in page_of(second)
+    assert (
+        "27,161.0 images/s (offline, batch 256, result 2), 0.50 times the rate of result 1, which is of the same bundle."
+        in page_of(second)
+    )
+    other = msgspec.structs.replace(second, provenance=msgspec.structs.replace(origin, bundle_digest="b" * 64))
+    assert "0.50 times the rate of result 1." in page_of(other)
+    # Not only with the first result: also with an earlier one that was measured alike.
+    text = " ".join(write(tmp_path, msgspec.structs.replace(first, threads=4), first, other).text.split())
+    assert "(offline, batch 256, result 3), 0.50 times the rate of result 2." in text
     assert "different machines" not in page_of(second)
     for changes in ({"threads": 4}, {"in_flight": 1}, {"provenance": msgspec.structs.replace(origin, devices=(0, 1))}):
         text = page_of(msgspec.structs.replace(second, **changes))

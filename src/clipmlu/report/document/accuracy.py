@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from clipmlu.bundle.manifest import emulated_mark
 from clipmlu.display import counted
+from clipmlu.host import CIFAR100_VARIABLE
 from clipmlu.measure.accuracy.report import AccuracyReport, ConfidenceBin
 from clipmlu.measure.statistics import fraction_text, wilson_interval
 from clipmlu.report.accuracy import CLASS_COLUMNS, accuracy_facts, class_cells, hardest_classes
@@ -88,9 +89,14 @@ def _introduction(groups: Sequence[Sequence[Numbered]]) -> Iterator[Block]:
 
 
 def _data(report: AccuracyReport) -> str:
+    counts = f"{counted(report.images, 'image')}, {counted(report.classes, 'class')}"
+    return f"{report.dataset}, {report.split}: {counts}, {describe_prompts(report)}"
+
+
+def describe_prompts(report: AccuracyReport) -> str:
+    """Return the template of a result, or the number of several."""
     single = len(report.templates) == 1
-    prompts = f"prompt '{report.templates[0]}'" if single else f"{counted(len(report.templates), 'template')}"
-    return f"{report.dataset}, {report.split}: {counted(report.images, 'image')}, {counted(report.classes, 'class')}, {prompts}"
+    return f"prompt '{report.templates[0]}'" if single else counted(len(report.templates), "template")
 
 
 def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
@@ -242,7 +248,9 @@ def _mistakes(report: AccuracyReport, thumbnails: Thumbnails) -> Iterator[Block]
         yield Mistakes("Pairs of classes that were confused most often", pairs)
         if not any(photo.address for *_names, photos in pairs for photo in photos):
             withheld = report.dataset in thumbnails.withheld
-            why = _OUTSIDE if withheld else "they are not on the machine that wrote this page, or were left out"
+            searched = f" (in {CIFAR100_VARIABLE} and the cache)" if report.dataset == "cifar100" else ""
+            missing = f"they were not found on the machine that wrote this page{searched}, or were left out"
+            why = _OUTSIDE if withheld else missing
             yield Paragraph(f"The images are not shown: {why}.")
     elif report.top1 == 1:
         yield Paragraph("Every image was classified correctly.")

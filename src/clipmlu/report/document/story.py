@@ -13,7 +13,13 @@ from clipmlu.measure.retrieval.report import RetrievalReport
 from clipmlu.measure.speed.loads import ScenarioResult
 from clipmlu.measure.speed.speed import SpeedReport
 from clipmlu.measure.statistics import fraction_text
-from clipmlu.report.document.accuracy import describe_arithmetic, float_baseline, group_by_data, is_float_reference
+from clipmlu.report.document.accuracy import (
+    describe_arithmetic,
+    describe_prompts,
+    float_baseline,
+    group_by_data,
+    is_float_reference,
+)
 from clipmlu.report.document.tuning import describe_row, front_rows
 from clipmlu.specs import Precision
 from clipmlu.tune.run_report import RunReport
@@ -55,8 +61,8 @@ def _accuracy(groups: Sequence[Sequence[tuple[int, AccuracyReport]]]) -> Iterato
         interval = first.top1_interval
         yield (
             f"{first.provenance.model} in {describe_arithmetic(first)} classifies {fraction_text(first.top1, 2, percent=True)} of "
-            f"{counted(first.images, 'image')} correctly: {first.dataset}, {first.split} "
-            f"(95 %: {_percent(interval.low)} to {_percent(interval.high)}; result {number})."
+            f"{counted(first.images, 'image')} correctly: {first.dataset}, {first.split}, "
+            f"{describe_prompts(first)} (95 %: {_percent(interval.low)} to {_percent(interval.high)}; result {number})."
             f"{emulated_mark(first.provenance.emulated)}"
         )
         others = [each for each in group if each[0] != number]
@@ -91,15 +97,14 @@ def _against(number: int, report: AccuracyReport, baseline: tuple[int, AccuracyR
 def _speed(reports: Sequence[tuple[int, SpeedReport]]) -> Iterator[str]:
     real = [(number, report) for number, report in reports if not report.provenance.emulated]
     found = [(number, report, each) for number, report in real if (each := _offline(report)) is not None]
+    first: dict[tuple[object, ...], tuple[int, SpeedReport, float]] = {}
     for number, report, (tower, result) in found[:_MOST]:
         rate = result.images_per_second or result.texts_per_second or 0.0
         unit = "images" if result.images_per_second else "texts"
-        first_number, first, (first_tower, first_result) = found[0]
-        first_rate = first_result.images_per_second or first_result.texts_per_second or 0.0
-        same = (
-            number != first_number and first_rate > 0 and _conditions(report, tower) == _conditions(first, first_tower)
-        )
-        ratio = f", {rate / first_rate:.2f} times the rate of result {first_number}" if same else ""
+        other, earlier, before = first.setdefault(_conditions(report, tower), (number, report, rate))
+        ratio = f", {rate / before:.2f} times the rate of result {other}" if other != number and before > 0 else ""
+        if ratio and earlier.provenance.bundle_digest == report.provenance.bundle_digest:
+            ratio += ", which is of the same bundle"
         how = "offline, through HTTP" if report.transport == "http" else f"offline, batch {report.batch_size}"
         yield (
             f"In {_precision(report)} on {report.provenance.target} the {tower} graph of {report.provenance.model} processes "
