@@ -8,6 +8,7 @@ import json
 import random
 import sys
 import time
+import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -676,6 +677,16 @@ def test_a_word_of_100_kilobytes_takes_no_time_of_its_square(letters: str, clip_
     assert seconds < 2  # 0.1 to 0.3 s; quadratic time would be minutes
 
 
+def test_long_words_take_no_memory(stand_in: Path) -> None:
+    encode = read_pairs(stand_in).encode
+    tracemalloc.start()
+    for number in range(10):
+        assert len(encode(f"{number:03}" + "x" * 10_000)) == 10_003
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 200_000  # all of them take 900 kB
+
+
 DEMO = Path(str(resources.files("clipmlu"))) / "assets" / "demo" / "tokenizer.json"
 
 
@@ -706,6 +717,68 @@ def test_the_stand_in_and_the_demo_models_tokenizer_have_the_ids_of_the_library(
         assert_same_rows(given, ours(given), theirs(given))
         assert ours.count_truncated(given) == theirs.count_truncated(given)
         assert ours.largest_id == theirs.largest_id
+
+
+@pytest.fixture(scope="session")
+def transformers_file(clip_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIP's tokenizer as transformers writes it."""
+    transformers = pytest.importorskip("transformers", reason="needs the export extra", exc_type=ImportError)
+    model = json.loads(clip_file.read_text())["model"]
+    names = {START_OF_TEXT: "<|startoftext|>", END_OF_TEXT: "<|endoftext|>"}
+    vocab = {names.get(token, token): number for token, number in model["vocab"].items()}
+    made = transformers.CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in model["merges"]])
+    path = tmp_path_factory.mktemp("transformers") / "tokenizer.json"
+    path.write_text(made.backend_tokenizer.to_str(pretty=False))
+    return path
+
+
+def _as_older_transformers(file: dict[str, Any]) -> None:
+    """As in https://huggingface.co/openai/clip-vit-base-patch32."""
+    split, byte_level = file["pre_tokenizer"]["pretokenizers"]
+    split["pattern"]["Regex"] = split["pattern"]["Regex"].removeprefix(r"<\|startoftext\|>|<\|endoftext\|>|")
+    del byte_level["use_regex"]
+    file["added_tokens"][0]["normalized"] = True
+    file["model"]["merges"] = [" ".join(pair) for pair in file["model"]["merges"]]
+
+
+def _with_another_token(file: dict[str, Any]) -> None:
+    new = {**file["added_tokens"][0], "id": 49408, "content": "<\u00c4>", "special": False, "normalized": True}
+    file["added_tokens"].append(new)
+
+
+TRANSFORMERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "transformers 5": lambda _file: None,
+    "older transformers": _as_older_transformers,
+    "a normalised token of another program": _with_another_token,
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("form", TRANSFORMERS)
+def test_clips_tokenizer_of_transformers_has_the_ids_of_the_library(
+    form: str, transformers_file: Path, tmp_path: Path
+) -> None:
+    content, path = json.loads(transformers_file.read_text()), tmp_path / "tokenizer.json"
+    TRANSFORMERS[form](content)
+    path.write_text(json.dumps(content))
+    texts = random_texts(2000, seed=21) + [text for group in GROUPS for text in group]
+    texts += [
+        "a <|startoftext|>b<|endoftext|>",
+        "!<|STARTOFTEXT|>! <|StartOfText|>",
+        "<|startoftext|>\u0338 <\u0338|endoftext|>",
+        "\u039f\u0394\u039f\u03a3 \u03a3 \u0130 \u212b\u212a A\u030a 'LL 'S",
+        "<\u00c4><A\u0308>x<\u00e4>",
+        "",
+    ]
+    compose = normalizers.NFC().normalize_str  # of an older Unicode: it does not know some marks
+    texts = [_assigned(text.encode(errors="replace").decode()) for text in texts]
+    known = [text for text in texts if compose(text) == unicodedata.normalize("NFC", text)]
+    assert len(known) > 0.98 * len(texts)
+    spec = hf_spec(clean="none", context_length=77, pad_id=49407)
+    ours, theirs = Tokenizer.load(path, spec), by_library(path, spec)
+    assert isinstance(ours._encode, _ByteRows)
+    assert_same_rows(known, ours(known), theirs(known))
+    assert ours.count_truncated(known) == theirs.count_truncated(known)
 
 
 def _assigned(text: str) -> str:
@@ -744,7 +817,14 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "other suffix": lambda file: file["model"].update(end_of_word_suffix="@@"),
     "added token of whole words": lambda file: file["added_tokens"][0].update(single_word=True),
     "added token that takes spaces": lambda file: file["added_tokens"][0].update(lstrip=True),
-    "normalised added token": lambda file: file["added_tokens"][0].update(normalized=True),
+    "normalised added token with a space": lambda file: file["added_tokens"].append(
+        {**file["added_tokens"][0], "id": 259, "content": "a b", "normalized": True}
+    ),
+    "normalised added tokens that become one": lambda file: file["added_tokens"].extend(
+        {**file["added_tokens"][0], "id": 259 + number, "content": text, "normalized": True}
+        for number, text in enumerate(("<A>", "<a>"))
+    ),
+    "white space that becomes a space": lambda file: file.update(normalizer=json.loads(DEMO.read_text())["normalizer"]),
     "no byte": lambda file: file["model"]["vocab"].pop("!"),
     "added token with an id after a gap": lambda file: file["added_tokens"].append(
         {**file["added_tokens"][0], "id": 300, "content": "<new>"}
@@ -767,6 +847,14 @@ def test_a_file_of_another_form_is_left_to_the_library(change: str, stand_in: Pa
     CHANGES[change](content)
     stand_in.write_text(json.dumps(content))
     assert isinstance(Tokenizer.load(stand_in, hf_spec())._encode, _PaddedRows)
+
+
+def test_a_template_whose_id_is_no_number_is_refused(stand_in: Path) -> None:
+    content = json.loads(stand_in.read_text())
+    content["post_processor"]["special_tokens"]["<sot>"]["ids"] = ["1"]
+    stand_in.write_text(json.dumps(content))
+    with pytest.raises(BundleCorruptError, match=r"^Cannot read the tokenizer "):
+        Tokenizer.load(stand_in, hf_spec())
 
 
 def test_a_file_that_needs_the_library_names_the_extra(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from clipmlu.specs import NaturalInt
 
 WORD_END = "</w>"
 _CACHED_WORDS = 1 << 16
+_LONGEST_CACHED = 32  # characters; a text can be one word, so that words of any length could take all memory
 _PLACE_BITS = 40  # more than the length of any text
 _PLACES = 1 << _PLACE_BITS
 _PLAIN_MODEL: dict[str, tuple[object, ...]] = {
@@ -80,14 +81,17 @@ class BytePairs:
                 self._merged.append(vocab[left + right])
         except KeyError as error:
             raise ValueError(f"the token '{error.args[0]}' is not in the vocabulary") from error
-        self.encode = functools.lru_cache(_CACHED_WORDS)(self._encode)
+        self._encode_short = functools.lru_cache(_CACHED_WORDS)(self._encode)
 
-    def _encode(self, word: str) -> tuple[int, ...]:
+    def encode(self, word: str) -> tuple[int, ...]:
         """Return the ids of a word, any text that is not empty.
 
         Raises:
             InputError: it holds half a surrogate pair.
         """
+        return self._encode_short(word) if len(word) <= _LONGEST_CACHED else self._encode(word)
+
+    def _encode(self, word: str) -> tuple[int, ...]:
         try:
             content = word.encode()
         except UnicodeEncodeError as error:
@@ -127,7 +131,11 @@ class BytePairs:
 
 
 class AddedToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A token that is looked for in a text before it is split."""
+    """A token that is looked for in a text before it is split.
+
+    Attributes:
+        normalized: whether it is looked for after the text has been normalised, instead of before.
+    """
 
     id: NaturalInt
     content: str
@@ -138,8 +146,8 @@ class AddedToken(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_plain(self) -> bool:
-        """Whether exactly its text is looked for, in the text as it is given."""
-        return not (self.single_word or self.lstrip or self.rstrip or self.normalized)
+        """Whether exactly its text is looked for."""
+        return not (self.single_word or self.lstrip or self.rstrip)
 
 
 class TokenizerFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,12 +188,16 @@ class TokenizerFile(msgspec.Struct, frozen=True, kw_only=True):
             return [], []
         sides: tuple[list[int], list[int]] = [], []
         try:
+            if found["type"] == "RobertaProcessing":
+                first, last = (msgspec.convert(found[side], tuple[str, NaturalInt])[1] for side in ("cls", "sep"))
+                return [first], [last]
             if found["type"] != "TemplateProcessing":
                 return None
             (place,) = (number for number, piece in enumerate(found["single"]) if "Sequence" in piece)
             for number, piece in enumerate(found["single"]):
                 if number != place:
-                    sides[number > place].extend(found["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
+                    ids = found["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+                    sides[number > place].extend(msgspec.convert(ids, list[NaturalInt]))
         except (KeyError, TypeError, ValueError):  # the library says what is wrong with it
             return None
         return sides

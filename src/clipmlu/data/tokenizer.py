@@ -41,6 +41,9 @@ _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_SPLIT = f"{START_OF_TEXT}|{END_OF_TEXT}|{_SPLIT}"
 _CLIP_PATTERN = regex.compile(_CLIP_SPLIT, regex.IGNORECASE)
 _PATTERN = regex.compile(_SPLIT)
+_SPECIAL_SPLIT = rf"<\|startoftext\|>|<\|endoftext\|>|{_SPLIT}"
+"""The split pattern of CLIP's tokenizer in transformers since version 5."""
+_SPECIAL_PATTERN = regex.compile(_SPECIAL_SPLIT)
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _NORMALISED = {
@@ -51,8 +54,23 @@ _NORMALISED = {
         {"type": "Lowercase"},
     ],
 }
-"""How the demo model's tokenizer and CLIP's in transformers normalise; of texts in lower case without white space but single
-spaces, NFC alone is left."""
+"""How the demo model's tokenizer and CLIP's in transformers normalise."""
+
+
+def _clip_sequence(pattern: str, byte_level: dict[str, Any]) -> dict[str, Any]:
+    """Return the value of ``pre_tokenizer`` that splits a text by a pattern, and makes bytes of the pieces."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True}
+    return {"type": "Sequence", "pretokenizers": [split, byte_level]}
+
+
+def _normalise(text: str) -> str:
+    """Normalise a text as ``_NORMALISED``, but for white space, which the split pattern removes.
+
+    The library converts each character by itself, without Python's rule for a sigma at a word's end. Its tables are of another
+    Unicode version: it does not order combining marks that Unicode 10 and later brought.
+    """
+    return unicodedata.normalize("NFC", text).replace("\u03a3", "\u03c3").lower()
+
 
 # 49,152 entries, minus 256 bytes, minus two entries that CLIP's authors reserved for the special tokens.
 _CLIP_MERGES = 49152 - 256 - 2
@@ -208,10 +226,6 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 }
 
 
-_LOWERING = ("lower", "canonicalize")
-"""Cleanings whose texts are in lower case, and have no white space but single spaces."""
-
-
 def write_clip_tokenizer(bpe_vocab_gz: Path, destination: Path) -> None:
     """Write CLIP's tokenizer as a complete ``tokenizer.json``.
 
@@ -230,12 +244,11 @@ def write_clip_tokenizer(bpe_vocab_gz: Path, destination: Path) -> None:
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + WORD_END for symbol in symbols), *("".join(pair) for pair in merges)]
     vocab = {token: index for index, token in enumerate([*tokens, START_OF_TEXT, END_OF_TEXT])}
-    split = {"type": "Split", "pattern": {"Regex": _CLIP_SPLIT}, "behavior": "Removed", "invert": True}
     _write_tokenizer(
         destination,
         added=[(vocab[token], token) for token in (START_OF_TEXT, END_OF_TEXT)],
         normalizer=_NORMALISED,
-        pre_tokenizer={"type": "Sequence", "pretokenizers": [split, {**_BYTE_LEVEL, "use_regex": True}]},
+        pre_tokenizer=_clip_sequence(_CLIP_SPLIT, {**_BYTE_LEVEL, "use_regex": True}),
         post_processor={
             "type": "RobertaProcessing",
             "sep": [END_OF_TEXT, vocab[END_OF_TEXT]],
@@ -397,37 +410,42 @@ class _ClipRows(_OwnRows):
 
 
 class _ByteRows(_OwnRows):
-    """Rows of open_clip's ``HFTokenizer`` for a byte-level file whose texts are split as CLIP's, or not at all."""
+    """Rows of a byte-level file whose texts are split as CLIP's, or not at all."""
 
     def __init__(
-        self, pairs: BytePairs, spec: TokenizerSpec, sides: tuple[list[int], list[int]], *, splits: bool, composes: bool
+        self,
+        file: TokenizerFile,
+        pairs: BytePairs,
+        spec: TokenizerSpec,
+        sides: tuple[list[int], list[int]],
+        words: _Splitter,
     ) -> None:
         super().__init__(pairs, spec)
         self._before, self._after = sides
-        self._splits, self._composes = splits, composes
         self._zero_id = spec.zero_id
-        longest_first = sorted(pairs.added, key=len, reverse=True)
-        self._added = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        self._normalise = _unchanged if file.normalizer is None else _normalise
+        given = {token.content: token.id for token in file.added_tokens if not token.normalized}
+        normalised = {self._normalise(token.content): token.id for token in file.added_tokens if token.normalized}
+        self._words = words
+        self._added = [(added, _any_of(added)) for added in (given, normalised)]
 
     @classmethod
     def of(cls, file: TokenizerFile, spec: TokenizerSpec) -> _ByteRows | None:
         """Return the rows for a file, or None if only the library can make them."""
         sides = file.surrounding_ids()
-        before = file.pre_tokenizer or {}
-        split, *rest = before.get("pretokenizers") or [None]
-        known = {"type": "Split", "pattern": {"Regex": _SPLIT}, "behavior": "Removed", "invert": True}
-        splits = split == known and rest == [_BYTE_LEVEL] and before.get("type") == "Sequence"
-        composes = file.normalizer == _NORMALISED
-        is_plain = file.normalizer is None or (composes and spec.clean in _LOWERING)
-        if sides is None or spec.class_token_id is not None or not is_plain or not file.is_on_the_right:
+        words = next((splitter for known, splitter in _SPLITTERS if file.pre_tokenizer == known), None)
+        is_known = file.normalizer is None or (file.normalizer == _NORMALISED and words is not _whole)
+        later = [_normalise(token.content) for token in file.added_tokens if token.normalized]
+        are_plain = len(set(later)) == len(later) and not any(regex.search(r"\s", content) for content in later)
+        if sides is None or words is None or spec.class_token_id is not None or not (is_known and are_plain):
             return None
-        if not splits and before != _BYTE_LEVEL:
+        if not file.is_on_the_right:
             return None
         try:
             pairs = file.byte_pairs()
         except ValueError:  # the library says what is wrong with it, or knows what to do
             return None
-        return None if pairs is None else cls(pairs, spec, sides, splits=splits, composes=composes)
+        return None if pairs is None else cls(file, pairs, spec, sides, words)
 
     def check_room(self, path: str | Path) -> None:
         """Check that the context has room for the special tokens.
@@ -447,16 +465,46 @@ class _ByteRows(_OwnRows):
         return [*self._before, *self._ids(text), *self._after]
 
     def _ids(self, text: str) -> list[int]:
-        encode, added = self._pairs.encode, self._pairs.added
+        (given, plain), (normalised, later) = self._added
+        encode = self._pairs.encode
         ids: list[int] = []
-        for part in [text] if self._added is None else self._added.split(text):
-            if part in added:
-                ids.append(added[part])
+        for part in plain.split(text):
+            if part in given:
+                ids.append(given[part])
                 continue
-            composed = unicodedata.normalize("NFC", part) if self._composes else part
-            for word in _PATTERN.findall(composed) if self._splits else filter(None, [composed]):
-                ids.extend(encode(word))
+            for piece in later.split(self._normalise(part)):
+                if piece in normalised:
+                    ids.append(normalised[piece])
+                else:
+                    for word in self._words(piece):
+                        ids.extend(encode(word))
         return ids
+
+
+def _whole(text: str) -> list[str]:
+    return [text] if text else []
+
+
+def _special_words(text: str) -> Iterator[str]:
+    for piece in _SPECIAL_PATTERN.findall(text):
+        yield from _PATTERN.findall(piece) if piece.startswith("<|") else (piece,)
+
+
+_Splitter = Callable[[str], Iterable[str]]
+_AGAIN = ({**_BYTE_LEVEL, "use_regex": True}, {key: value for key, value in _BYTE_LEVEL.items() if key != "use_regex"})
+"""These split each piece by GPT-2's pattern, which CLIP's pieces match as a whole."""
+_SPLITTERS: list[tuple[dict[str, Any], _Splitter]] = [
+    (_BYTE_LEVEL, _whole),
+    *((_clip_sequence(_SPLIT, last), _PATTERN.findall) for last in (_BYTE_LEVEL, *_AGAIN)),
+    *((_clip_sequence(_SPECIAL_SPLIT, last), _special_words) for last in _AGAIN),
+]
+"""The known values of ``pre_tokenizer``, and what splits a text into words as they say."""
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that splits a text at each of some texts, the longest first, and keeps them."""
+    longest_first = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    return re.compile(f"({longest_first or '(?!)'})")
 
 
 class _LibraryRows:
