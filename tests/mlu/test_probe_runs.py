@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -138,12 +139,31 @@ def test_interpreter_that_never_starts_is_ended_and_named(tmp_path: Path, monkey
     python.write_text(f"#!/bin/sh\necho $$ >{tmp_path / 'pid'}\nexec sleep 100\n")
     python.chmod(0o755)
     monkeypatch.setattr(run, "_START_SECONDS", 0.2)
-    with pytest.raises(
-        BackendUnavailableError, match=r"python' did not start the probes in time and was ended\. Check"
-    ):
+    with pytest.raises(BackendUnavailableError, match=r"python' did not start the probes in time\. Check"):
         probe_sdk(tmp_path / "out", python=str(python), timeout_seconds=0.1)
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_interpreter_that_the_system_cannot_kill_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that reads from a file system that does not answer; here the signals are not sent."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 20\n")
+    python.chmod(0o755)
+    started: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(run, "_START_SECONDS", 0.1)
+    monkeypatch.setattr(run, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(subprocess.Popen, "send_signal", lambda process, _number: started.append(process))
+    start = time.monotonic()
+    try:
+        with pytest.raises(BackendUnavailableError, match=r"did not start the probes in time"):
+            probe_sdk(tmp_path / "out", python=str(python), timeout_seconds=0.1)
+        assert time.monotonic() - start < 10
+    finally:
+        os.kill(started[0].pid, signal.SIGKILL)
+        started[0].wait()
 
 
 def test_interrupted_run_ends_its_processes_and_keeps_what_it_found(tmp_path: Path, graphs: Path) -> None:

@@ -33,6 +33,7 @@ GRAPHS_FOLDER = "graphs"
 _REPORT_NAMES = (JSON_NAME, MARKDOWN_NAME)
 _START_SECONDS = 30.0  # of an interpreter, and of its NumPy on a slow disk
 _POLL_SECONDS = 0.1
+_END_SECONDS = 10.0
 
 
 def probe_names() -> tuple[str, ...]:
@@ -179,27 +180,24 @@ def _run(command: Sequence[str], environment: Mapping[str, str], report: Path, f
     Returns:
         The exit code; None if the program did not write the report in time.
     """
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:  # noqa: S603
-        try:
-            deadline = time.monotonic() + first_seconds
-            while not report.exists() and time.monotonic() < deadline:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    return process.wait(_POLL_SECONDS)
-            if report.exists():
-                return process.wait()
-            _end(process)
-            return None
-        except BaseException:
-            _end(process)
-            raise
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)  # noqa: S603
+    try:
+        deadline = time.monotonic() + first_seconds
+        while not report.exists() and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(_POLL_SECONDS)
+        return process.wait() if report.exists() else None
+    finally:
+        _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
+    """End a process if it runs; one that cannot be killed, as inside a driver's call, is not waited for."""
+    for end in (process.terminate, process.kill):
+        if process.returncode is None:
+            end()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
 
 
 def _has_records(path: Path) -> bool:
@@ -216,7 +214,7 @@ def _copy_report(folder: Path, output: Path, *, overwrite: bool) -> None:
 def _read_report(path: Path, interpreter: str, code: int | None) -> ProbeReport:
     if code is None:
         raise BackendUnavailableError(
-            f"'{interpreter}' did not start the probes in time and was ended. Check that it runs Python at once: "
+            f"'{interpreter}' did not start the probes in time. Check that it runs Python at once: "
             f"{interpreter} -c 'import numpy'; or give it longer with --timeout."
         )
     try:
