@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -42,15 +43,22 @@ def modules_of(packages: set[str]) -> set[str]:
 
 
 class Selective:
-    """An importer that finds what another one finds, but of the known modules only."""
+    """An importer that finds what another one finds, but of the known modules and packages only."""
 
-    def __init__(self, finder: Any, known: set[str]) -> None:
+    def __init__(self, finder: Any, known: set[str], packages: set[str]) -> None:
         self._finder = finder
         self._known = known
+        self._packages = packages
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         is_known = name.partition(".")[0] in self._known or name.startswith(_BUILD_FACTS)
         return self._finder.find_spec(name, path, target) if is_known else None
+
+    def find_distributions(self, context: metadata.DistributionFinder.Context) -> Iterator[metadata.Distribution]:
+        if hasattr(self._finder, "find_distributions"):
+            for found in self._finder.find_distributions(context):
+                if found.name in self._packages:
+                    yield found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._finder, name)
@@ -63,7 +71,8 @@ def hide_others() -> None:
     )  # the latter is the emulated SDK
     for name in [name for name in sys.modules if name.partition(".")[0] not in known | {"__main__"}]:
         del sys.modules[name]
-    sys.meta_path[:] = [Selective(finder, known) for finder in sys.meta_path]
+    packages = {"clipmlu", *(metadata.distribution(name).name for name in base_packages())}
+    sys.meta_path[:] = [Selective(finder, known, packages) for finder in sys.meta_path]
 
 
 def run(command: list[str]) -> tuple[int, str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import support
-from clipmlu.bundle.directory import ExportedBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
 from clipmlu.data.calibration import CalibrationOptions
@@ -39,6 +39,8 @@ COMMANDS = {
     "datasets": "datasets",
     "worker": "worker --write worker.pyz",
     "classify on the emulator": "classify tiny-mlu photos --labels cat,dog",
+    "classify on OpenVINO": "classify tiny-openvino photos --labels cat,dog",
+    "embed on OpenVINO": "embed tiny-openvino photos -o openvino --shard-format npy",
     "emulate": "emulate -- python -c pass",
     "compile": "compile tiny --target cpu -o again",
     "compile for the emulator": "compile tiny --target emulated-mlu -o emulated",
@@ -66,7 +68,14 @@ NEEDS_COMPILE = {
     "probe": "Making the probes' graphs",
 }
 """Maps a command to what its message says about why it needs the extra."""
-NEEDS_OTHERS = ("classify on the emulator", "export", "embed on Ray", "serve")
+NEEDS_OTHERS = (
+    "classify on the emulator",
+    "classify on OpenVINO",
+    "embed on OpenVINO",
+    "export",
+    "embed on Ray",
+    "serve",
+)
 WORKS = [name for name in COMMANDS if name not in (*NEEDS_COMPILE, *NEEDS_OTHERS)]
 
 
@@ -76,7 +85,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     folder = tmp_path_factory.mktemp("base")
     _write_pictures(folder)
     exported = support.write_exported(folder / "tiny")
-    _compile(exported, "cpu", Precision.FORCE_FLOAT32)
+    compiled = _compile(exported, "cpu", Precision.FORCE_FLOAT32)
+    support.with_compilation(compiled, folder / "tiny-openvino", backend="openvino", target="openvino")
     _compile(exported, "mlu", Precision.FORCE_FLOAT16, target="emulated-mlu")
     _compile(exported, "int8", Precision.QINT8_MIXED_FLOAT32)
     _compile(exported, "uint8", Precision.FORCE_FLOAT32, uint8_input=True)
@@ -103,13 +113,15 @@ def _save_picture(number: int, folder: Path) -> None:
     support.picture(number).save(folder / f"{number}.png")
 
 
-def _compile(exported: ExportedBundle, name: str, precision: Precision, target: str = "cpu", **options: Any) -> None:
+def _compile(
+    exported: ExportedBundle, name: str, precision: Precision, target: str = "cpu", **options: Any
+) -> CompiledBundle:
     photos = exported.path.with_name("calibration")
     calibration = None if precision.bits is None else CalibrationOptions(dataset=str(photos), samples=4)
     wanted = CompileOptions(
         target=target, precision=precision, batch_size=4, max_batch=8, calibration=calibration, **options
     )
-    compile_bundle(exported, exported.path.with_name(f"tiny-{name}"), wanted)
+    return compile_bundle(exported, exported.path.with_name(f"tiny-{name}"), wanted)
 
 
 @pytest.mark.parametrize("name", WORKS)
@@ -122,9 +134,10 @@ def test_command_needs_no_extra(results: dict[str, Result], name: str) -> None:
 def test_command_that_reads_graphs_names_the_extra_at_once(results: dict[str, Result], name: str) -> None:
     code, out, err = results[name]
     assert (code, out) == (1, "")
+    extras = "compile,tokenizers" if name == "import" else "compile"
     assert err.splitlines() == [
         f"clipmlu: {NEEDS_COMPILE[name]} needs 'onnx', which is not installed. "
-        "Install it with: pip install 'clipmlu[compile]'"
+        f"Install it with: pip install 'clipmlu[{extras}]'"
     ]
 
 
@@ -143,7 +156,15 @@ def test_export_names_its_extra(results: dict[str, Result]) -> None:
     assert "pip install 'clipmlu[export]'" in err
 
 
-@pytest.mark.parametrize(("name", "extra"), [("serve", "serve"), ("embed on Ray", "ray")])
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("serve", "serve"),
+        ("embed on Ray", "ray"),
+        ("classify on OpenVINO", "openvino"),
+        ("embed on OpenVINO", "openvino"),
+    ],
+)
 def test_command_names_its_extra_in_one_line(results: dict[str, Result], name: str, extra: str) -> None:
     code, out, err = results[name]
     assert (code, out) == (1, "")

@@ -122,7 +122,7 @@ class UnknownNameError(ClipmluError, LookupError):
 
 
 class MissingDependencyError(ClipmluError, ImportError):
-    """An optional package is not installed; the message names the extra that installs it."""
+    """An optional package is not installed; the message names the extra to install, or several."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         self.package = package

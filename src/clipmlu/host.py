@@ -280,19 +280,20 @@ def require_installed(module: str, extra: str, purpose: str) -> None:
         raise MissingDependencyError(module, extra, purpose)
 
 
-def require_graph_packages(purpose: str) -> None:
+def require_graph_packages(purpose: str, extras: str = "compile") -> None:
     """Check that the packages that read and write ONNX graphs are installed, without importing them.
 
     A compiled bundle runs without them.
 
     Args:
         purpose: what needs them, as the subject of the message: ``"Compiling a bundle"``.
+        extras: all extras that it needs, separated by commas.
 
     Raises:
         MissingDependencyError: one is not installed.
     """
     for module in ("onnx", "onnx_ir"):
-        require_installed(module, "compile", purpose)
+        require_installed(module, extras, purpose)
 
 
 def import_onnxruntime() -> Any:

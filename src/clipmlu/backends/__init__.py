@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Iterable
+from importlib import metadata
 
 from clipmlu.backends.base import Availability, Backend, PendingBatch, Session, SessionOptions
 from clipmlu.bundle.manifest import current_tool_versions
@@ -23,6 +24,7 @@ __all__ = [
     "backend_for_target",
     "choose_target",
     "get_backend",
+    "package_versions",
     "runtime_versions",
 ]
 
@@ -71,12 +73,28 @@ def runtime_versions(names: Iterable[str], options: SessionOptions) -> dict[str,
         options: location of the SDK.
 
     Raises:
-        BackendUnavailableError: the SDK cannot be reached.
+        BackendUnavailableError: a package is not installed, or the SDK cannot be reached.
     """
     backends = [get_backend(name) for name in sorted(set(names))]
-    versions = current_tool_versions(*sorted({package for backend in backends for package in backend.packages}))
+    versions = package_versions(backends)
     for backend in backends:
         versions |= backend.sdk_versions(options)
+    return versions
+
+
+def package_versions(backends: Iterable[Backend]) -> dict[str, str]:
+    """Return the versions of clipmlu and of the packages that backends use.
+
+    Raises:
+        BackendUnavailableError: one is not installed.
+    """
+    versions = current_tool_versions()
+    for backend in backends:
+        try:
+            versions |= current_tool_versions(*backend.packages)
+        except metadata.PackageNotFoundError as error:
+            reason = backend.probe().reason or f"the package '{error.name}' is not installed"
+            raise BackendUnavailableError(f"The bundle runs on {backend.name}: {reason}.") from error
     return versions
 
 

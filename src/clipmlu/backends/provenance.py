@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 
-from clipmlu.backends import get_backend
+from clipmlu.backends import get_backend, package_versions
 from clipmlu.bundle.directory import Bundle, CompiledBundle
 from clipmlu.bundle.manifest import Compilation, current_tool_versions
 from clipmlu.data.resize.order import pillow_versions
@@ -103,9 +103,11 @@ def make_provenance(
         backends: names of the backends that ran the graphs.
         devices: indices of the cards; ignored if no backend has cards.
         packages: other packages that were used, besides those of the backends.
+
+    Raises:
+        BackendUnavailableError: a package of a backend is not installed.
     """
     found = [get_backend(name) for name in sorted(set(backends))]
-    used = {package for backend in found for package in backend.packages}
     return Provenance(
         model=bundle.manifest.model,
         bundle_digest=bundle.digest,
@@ -113,7 +115,7 @@ def make_provenance(
         precision=precision,
         emulated=any(backend.emulated for backend in found),
         devices=tuple(devices) if any(backend.has_cards for backend in found) else (),
-        tool_versions=current_tool_versions(*sorted({*used, *packages})) | pillow_versions(),
+        tool_versions=package_versions(found) | current_tool_versions(*packages) | pillow_versions(),
     )
 
 

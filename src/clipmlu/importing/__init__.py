@@ -11,5 +11,6 @@ def require_packages() -> None:
     Raises:
         MissingDependencyError: one is not.
     """
-    require_graph_packages("Importing ONNX files")
-    require_installed("tokenizers", "tokenizers", "Importing ONNX files")
+    purpose, extras = "Importing ONNX files", "compile,tokenizers"
+    require_graph_packages(purpose, extras)
+    require_installed("tokenizers", extras, purpose)
