@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import support
-from clipmlu.bundle.directory import CompiledBundle
+from clipmlu.bundle.directory import CompiledBundle, ExportedBundle
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import InputError, OptionError, ShapeError
 from clipmlu.files.publish import encode_json
@@ -114,6 +114,10 @@ def test_the_digest_of_the_data_changes_with_the_images_and_names(encoder: Encod
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
     assert evaluate(encoder, Pictures(10), EvalOptions(samples=9)).data_digest == digests[0]
+
+
+def test_the_report_says_which_weights_were_evaluated(encoder: Encoder, exported: ExportedBundle) -> None:
+    assert evaluate(encoder, Pictures(3)).weights_digest == exported.manifest.export.weights_digest != ""
 
 
 def test_batch_size_changes_nothing_but_the_batches(encoder: Encoder) -> None:

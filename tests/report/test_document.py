@@ -98,7 +98,13 @@ def write(tmp_path: Path, *reports: Any, **options: Any) -> Page:
 
 def measured(**changes: Any) -> AccuracyReport:
     """A report as an evaluation of this version writes it."""
-    facts = {"data_digest": "c" * 64, "baseline": None, "provenance": samples.provenance(emulated=False), **changes}
+    facts = {
+        "data_digest": "c" * 64,
+        "weights_digest": "f" * 64,
+        "baseline": None,
+        "provenance": samples.provenance(emulated=False),
+        **changes,
+    }
     return msgspec.structs.replace(samples.accuracy(), **facts)
 
 
@@ -593,7 +599,11 @@ def test_a_float32_result_of_other_images_prompts_or_models_does_not_show_what_a
     exact = msgspec.structs.replace(samples.provenance(emulated=False), precision=Precision.FORCE_FLOAT32)
     emulated = msgspec.structs.replace(exact, emulated=True)
     other = msgspec.structs.replace(exact, model=ModelId(name="demo"))
+    retrained = measured(provenance=exact, weights_digest="e" * 64)
+    unknown = measured(provenance=exact, weights_digest=None)
     reports = {
+        "weights": retrained,
+        "unknown weights": unknown,
         "images": measured(provenance=exact, data_digest="d" * 64),
         "prompts": measured(provenance=exact, templates=("other {}",)),
         "model": measured(provenance=other),
@@ -603,6 +613,11 @@ def test_a_float32_result_of_other_images_prompts_or_models_does_not_show_what_a
         text = " ".join(write(tmp_path, report, measured()).text.split())
         assert "What the precision of result 2 costs is not shown" in text, name
         assert "than in float32" not in text, name
+    for report in (retrained, unknown):
+        page = write(tmp_path, report, measured(), measured(provenance=exact, top1=0.7))
+        assert "Results with the same name of the model are of different weights" in page.text
+        assert "result 2) it is 63.41 %, 6.59 points less than in float32" in page.text
+        assert ("without a digest of their images or of the model" in page.text) is (report is unknown)
     # The results of two models on the same images are each compared with the float32 result of their own model.
     half = msgspec.structs.replace(other, precision=Precision.FORCE_FLOAT16)
     both = [

@@ -273,6 +273,7 @@ def _report(evaluation: Evaluation, total: _Total, elapsed_s: float) -> Accuracy
         rejection=_rejection(tally, evaluation.options.reject_below),
         confidence_bins=_confidence_bins(tally),
         data_digest=_data_digest(dataset, evaluation.indices),
+        weights_digest=encoder.bundle.manifest.export.weights_digest,
     )
 
 

@@ -150,6 +150,8 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
         data_digest: digest of the ids and labels of the evaluated images, skipped ones too, and of the class names; equal
             digests mean the same question. It does not cover the pixels: other images under the same ids are not noticed. None in
             reports of an older clipmlu.
+        weights_digest: digest of the model's weights, equal for all bundles of one model; two files of weights may have one name.
+            None in reports of an older clipmlu.
         command: the command that measured it; None from Python, or in reports of an older clipmlu.
     """
 
@@ -179,6 +181,7 @@ class AccuracyReport(Displayed, Spec, frozen=True, kw_only=True):
     rejection: Rejection | None = None
     confidence_bins: tuple[ConfidenceBin, ...] = ()
     data_digest: str | None = None
+    weights_digest: str | None = None
     command: Command | None = None
 
     def summary(self) -> Summary:

@@ -40,9 +40,13 @@ _OUTSIDE = (
     "they are neither below the folder of the report nor below that in which this page was written (clipmlu report "
     "--thumbnails shows them)"
 )
+_SAME_NAMES = (
+    "Results with the same name of the model are of different weights, or of weights that are not known: they are not compared with "
+    "each other."
+)
 _NO_DIGEST = (
-    "Some reports were written by an older clipmlu, without a digest of their images: each stands alone, because nothing shows "
-    "that its images are the same."
+    "Some reports were written by an older clipmlu, without a digest of their images or of the model's weights: each is compared with "
+    "no other, because nothing shows that these are the same."
 )
 
 
@@ -84,7 +88,7 @@ def _introduction(groups: Sequence[Sequence[Numbered]]) -> Iterator[Block]:
             f"The results are of {len(groups)} different questions (images, classes or prompts), which are listed apart: their "
             "accuracies cannot be compared."
         )
-    if any(report.data_digest is None for group in groups for _number, report in group):
+    if any(None in (report.data_digest, report.weights_digest) for group in groups for _number, report in group):
         yield Paragraph(_NO_DIGEST)
 
 
@@ -101,6 +105,9 @@ def describe_prompts(report: AccuracyReport) -> str:
 
 def _comparison(group: Sequence[Numbered]) -> Iterator[Block]:
     baseline = float_baseline(group)
+    models = {model_of(each) for each in group}
+    if len({name for name, _weights in models}) < len(models):
+        yield Paragraph(_SAME_NAMES)
     columns = (
         *words("result", "precision"),
         *figures("top-1", "95 % from", "to", "top-5", *([] if baseline is None else ["against float32"])),
@@ -124,11 +131,17 @@ def float_baseline(group: Sequence[Numbered]) -> Numbered | None:
 
     The others are compared with it.
     """
-    if len({str(report.provenance.model) for _number, report in group}) > 1:
+    if len({model_of(each) for each in group}) > 1:
         return None
     floats = [each for each in group if is_float_reference(each[1])]
     floats.sort(key=lambda each: each[1].fast_preprocess)
     return floats[0] if floats and len(group) > 1 else None
+
+
+def model_of(numbered: Numbered) -> tuple[str, str | int]:
+    """Return what results of one model have in common: its name and the digest of its weights; without that their number."""
+    number, report = numbered
+    return str(report.provenance.model), report.weights_digest or number
 
 
 def is_float_reference(report: AccuracyReport) -> bool:

@@ -19,6 +19,7 @@ from clipmlu.report.document.accuracy import (
     float_baseline,
     group_by_data,
     is_float_reference,
+    model_of,
 )
 from clipmlu.report.document.tuning import describe_row, front_rows
 from clipmlu.specs import Precision
@@ -47,10 +48,10 @@ def tell_story(numbered: Sequence[tuple[int, object]]) -> list[str]:
 
 def _by_data_and_model(reports: Sequence[tuple[int, AccuracyReport]]) -> list[list[tuple[int, AccuracyReport]]]:
     """Return the reports of one model about equal images, classes and prompts together."""
-    found: dict[tuple[int, str], list[tuple[int, AccuracyReport]]] = {}
+    found: dict[object, list[tuple[int, AccuracyReport]]] = {}
     for place, group in enumerate(group_by_data(reports)):
-        for number, report in group:
-            found.setdefault((place, str(report.provenance.model)), []).append((number, report))
+        for each in group:
+            found.setdefault((place, model_of(each)), []).append(each)
     return list(found.values())
 
 
