@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +144,23 @@ def test_last_lost_card_fails_all_batches_and_later_ones() -> None:
             each.result()
     with pytest.raises(DeviceError, match="is lost"):
         session.submit(feeds(7))
+
+
+def test_refused_batches_are_not_kept_while_all_cards_are_lost() -> None:
+    session, (card,) = opened(1)
+    first = session.submit(feeds(1))
+    card.fail(lost())
+    with pytest.raises(DeviceError):
+        first.result()
+    refused = []
+    for number in range(20):
+        given = feeds(number)
+        refused.append(weakref.ref(next(iter(given.values()))))
+        with pytest.raises(DeviceError, match="is lost"):
+            session.submit(given)
+        del given
+    gc.collect()
+    assert sum(each() is not None for each in refused) <= 1
 
 
 def test_lost_cards_are_tried_again_after_a_pause_that_grows(

@@ -179,6 +179,14 @@ def test_directory_is_no_place_for_a_file(tmp_path: Path) -> None:
         write_file(tmp_path, b"x", overwrite=True)
 
 
+def test_directory_that_is_a_mount_point_is_found_before_the_work() -> None:
+    with (
+        pytest.raises(OutputError, match=r"'/proc': it is a mount point, .* Give a folder in it"),
+        stage_directory(Path("/proc"), KIND, overwrite=True),
+    ):
+        raise AssertionError("the work has begun")
+
+
 def test_directory_that_is_taken_is_found_before_the_work(tmp_path: Path) -> None:
     _make_directory(tmp_path / "taken")
     with (

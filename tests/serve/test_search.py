@@ -204,3 +204,42 @@ def test_images_in_archives_and_tables_have_pictures(compiled_once: Path, place:
                 assert answer.content == jpeg_thumbnail(whole, 256)
     finally:
         app.state.service.close()
+
+
+def test_pictures_are_those_that_the_job_read(compiled_once: Path, place: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="it writes the tables")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="it writes the tables")
+    parquet.write_table(pyarrow.table({"image": [png(0), png(1)], "other": [png(2), png(3)]}), place / "two.parquet")
+    parquet.write_table(pyarrow.table({"image": [png(4)], "name": ["photos/0.png"]}), place / "ids.parquet")
+    with tarfile.open(place / "replaced.tar", "w") as archive:
+        archive.add(place / "photos/1.png", "1.png")
+    jobs = {"two.parquet": ("other", None), "ids.parquet": ("image", "name"), "replaced.tar": (None, None)}
+    for source, (column, ids) in jobs.items():
+        clipmlu.embed_images(
+            compiled_once, source, f"{source}-job", image_column=column, id_column=ids, shard_format="npy", shard_size=1
+        )
+        clipmlu.build_index(f"{source}-job", "read-index")
+    with tarfile.open(place / "replaced.tar", "w") as archive:
+        archive.add(place / "photos/2.png", "1.png")
+        for name in ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10"):
+            archive.add(place / "photos/3.png", f"{name}0.png")
+    app = clipmlu.create_app({"tiny": compiled_once}, index=place / "read-index")
+    expected = {"two.parquet#0": 2, "two.parquet#1": 3, "photos/0.png": None, "replaced.tar::1.png": None}
+    try:
+        hits = post(app, json={"text": "a red dog"})["hits"]
+        assert {hit["id"] for hit in hits} == expected.keys()
+        for hit in hits:
+            answer = call_app(app, "GET", f"/v1/thumbnail/{hit['row']}", params={"id": hit["id"]})
+            shown = expected[hit["id"]]
+            if shown is None:
+                assert answer.status_code == 404, hit
+            else:
+                with Image.open(io.BytesIO(png(shown))) as whole:
+                    assert answer.content == jpeg_thumbnail(whole, 256), hit
+    finally:
+        app.state.service.close()
+    clipmlu.search_index("read-index", "a red dog", html="read.html")
+    page = Path("read.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == 2
+    assert "was replaced since its images were embedded" in page
+    assert "whose rows have ids" in page

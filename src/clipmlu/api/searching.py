@@ -165,7 +165,7 @@ def search_index(
     with on_step("searching"):
         results = _search(opened, found, given, on_note)
     if sheet is not None:
-        page = contact_sheet(results, on_step=on_step).encode()
+        page = contact_sheet(results, opened.image_of, on_step=on_step).encode()
         write_file(sheet, page, overwrite=given.get("overwrite", False))
     return results
 

@@ -204,7 +204,7 @@ class MultiDeviceSession(Session):
             self._lifetime.check()  # again: batches that wait when the session is closed have failed
             if self._failure is not None:
                 if now() < self._try_again_at:
-                    raise self._failure
+                    raise self._failure.with_traceback(None)  # else it keeps the frames and batches of all raises
                 self._try_lost_cards()
             self._waiting.append(batch)
         self._dispatch()

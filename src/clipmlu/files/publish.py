@@ -195,6 +195,10 @@ def check_directory_free(target: Path, kind: DirectoryKind, *, overwrite: bool) 
         BundleExistsError: the path exists and must not be replaced, or holds files that clipmlu did not write.
         OutputError: the path cannot be written.
     """
+    if os.path.ismount(target):
+        raise OutputError(
+            f"Cannot write '{target}': it is a mount point, which cannot be replaced as a whole. Give a folder in it."
+        )
     sweep(target.parent)
     with output_errors(target):
         _check_parent(target)

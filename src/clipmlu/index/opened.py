@@ -13,12 +13,14 @@ import numpy.typing as npt
 
 from clipmlu.arguments import as_path, check_argument
 from clipmlu.data.finding import JOB_FILE
+from clipmlu.data.images import ImageSource
 from clipmlu.display import Displayed, Summary
 from clipmlu.errors import InputError, OptionError
 from clipmlu.file_names import name_from_path, path_from_name
 from clipmlu.index.approximate import Clusters
 from clipmlu.index.exact import BestRows, search_exactly
 from clipmlu.index.filters import NameFilter
+from clipmlu.index.hit_image import find_image
 from clipmlu.index.manifest import INDEX_FILE, ApproximateRecord, IndexManifest, read_index_manifest
 from clipmlu.index.state import IndexState, Mark, mark_of
 from clipmlu.specs import PositiveInt, Spec
@@ -179,6 +181,20 @@ class VectorIndex(Displayed):
         if not 0 <= row < state.rows:
             raise OptionError(f"row is {row}; the index has {state.rows:,} rows")
         return self._hits(state, BestRows(np.array([row]), np.zeros(1)))[0]
+
+    def image_of(self, hit: Hit) -> ImageSource:
+        """Return the image of a hit: the path of its file, or its content in an archive or a table.
+
+        Raises:
+            InputError: there is no such image any more, or the index is damaged.
+            MissingDependencyError: it lies in a table, and pyarrow is not installed.
+        """
+        state = self._state
+        if hit.path is None:
+            raise InputError("The image has no file.")
+        if not 0 <= hit.row < state.rows or state.id_of(hit.row) != hit.id:
+            raise InputError(f"The index has changed, and row {hit.row} is no longer '{hit.id}'. Search again.")
+        return find_image(hit.id, hit.path, state.source_of(hit.row).place(self.path), state.shard_of(hit.row))
 
     def recall_of(
         self, include: str | Sequence[str] = (), exclude: str | Sequence[str] = (), *, exact: bool = False

@@ -62,7 +62,7 @@ class IndexState:
         place, dim, dtype = folder / SEGMENTS_FOLDER, manifest.embedding_dim, manifest.dtype
         records = [(source, each) for source in manifest.sources for each in source.segments if each.rows]
         self._segments = [OpenSegment(place / f"{each.name}.npy", each, dim, dtype) for _, each in records]
-        self._sources = [source for source, _ in records]
+        self._records = records
         self.parts = [segment.vectors for segment in self._segments]
         self._firsts: list[int] = np.cumsum([0, *map(len, self.parts)]).tolist()
         self.rows: int = self._firsts[-1]
@@ -108,7 +108,11 @@ class IndexState:
 
     def source_of(self, row: int) -> Source:
         """Return where a row comes from."""
-        return self._sources[self._place(row)]
+        return self._records[self._place(row)][0]
+
+    def shard_of(self, row: int) -> str:
+        """Return the name of the shard of a row in its source."""
+        return self._records[self._place(row)][1].shard
 
     def _place(self, row: int) -> int:
         return bisect_right(self._firsts, row) - 1

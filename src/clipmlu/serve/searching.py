@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from clipmlu.arguments import check_argument
 from clipmlu.bundle.space import EmbeddingSpace, space_of
-from clipmlu.data.containers.named import find_by_name
 from clipmlu.data.images import load_image
 from clipmlu.data.thumbnails import jpeg_thumbnail
 from clipmlu.errors import ClipmluError, InputError, OptionError
@@ -179,11 +178,11 @@ class ServedIndex:
             hit = self._index.hit_of(row)
         except OptionError:
             hit = None
-        if hit is None or hit.id != name or hit.path is None:
+        if hit is None or hit.id != name:
             raise Refusal("not_found", f"The index has no image '{name}' in row {row}. Search again.")
         try:
             side = (THUMBNAIL_EDGE, THUMBNAIL_EDGE)
-            return jpeg_thumbnail(load_image(find_by_name(hit.path), at_least=side), THUMBNAIL_EDGE)
+            return jpeg_thumbnail(load_image(self._index.image_of(hit), at_least=side), THUMBNAIL_EDGE)
         except (ClipmluError, OSError, ValueError) as error:
             _log.info("no thumbnail: %s", error)
             raise Refusal("not_found", f"The image '{name}' cannot be read.") from error

@@ -84,8 +84,25 @@ def test_the_search_is_bounded(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match="that can be searched"):
         find_by_name(f"{place}/a#1.tar::./dir::x/2.png")
     monkeypatch.setattr(named, "_MOST_BYTES", 100)
-    with pytest.raises(InputError, match="is compressed and has more than"):
+    with pytest.raises(InputError, match="that can be searched"):
         find_by_name(f"{place}/b.tgz::./dir::x/1.png")
     assert find_by_name(f"{place}/t.parquet#2") == png(5)
     with pytest.raises(InputError, match="of its row group lie before it"):
         find_by_name(f"{place}/t.parquet#1")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tgz"])
+def test_what_is_no_image_is_bounded_too(place: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in (("1.png", png(1)), ("a.txt", bytes(1 << 16)), ("b.txt", b""), ("2.png", png(2))):
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    content = stream.getvalue()
+    (place / f"m.{suffix}").write_bytes(content if suffix == "tar" else gzip.compress(content))
+    assert find_by_name(f"{place}/m.{suffix}::2.png") == png(2)
+    monkeypatch.setattr(named, "_MOST_BYTES" if suffix == "tgz" else "_MOST_MEMBERS", 1 << 16 if suffix == "tgz" else 3)
+    assert find_by_name(f"{place}/m.{suffix}::1.png") == png(1)
+    with pytest.raises(InputError, match="that can be searched"):
+        find_by_name(f"{place}/m.{suffix}::2.png")

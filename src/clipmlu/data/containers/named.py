@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -12,29 +13,45 @@ from clipmlu.data.containers.arrow import arrow_entries, read_arrow_counts
 from clipmlu.data.containers.entry import Entry
 from clipmlu.data.containers.kinds import container_kind
 from clipmlu.data.containers.parquet import parquet_entries, read_parquet_footer
-from clipmlu.data.containers.tar import GZIP_START, tar_entries
+from clipmlu.data.containers.tar import Reach, tar_entries
 from clipmlu.data.finding import SkippedFiles
 from clipmlu.data.images import ImageSource
 from clipmlu.errors import InputError
 from clipmlu.file_names import path_from_name
-from clipmlu.files.read import open_regular
 
 _MOST_IMAGES = 20_000  # of an archive that are compared: about a second
+_MOST_MEMBERS = 100_000  # of an archive: its images, and texts beside them
 _MOST_BYTES = 256 << 20  # that are read to come to one image
 _MARK = re.compile("::|#")
 
 
-def find_by_name(name: str) -> ImageSource:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Container:
+    """What is known of an archive or a table.
+
+    Attributes:
+        size: its bytes when its images were listed; None if that is not known.
+        image_column: column of the images; None to choose it as a job without options.
+    """
+
+    size: int | None = None
+    image_column: str | None = None
+
+
+_UNKNOWN = Container()
+
+
+def find_by_name(name: str, known: Container = _UNKNOWN) -> ImageSource:
     """Return the image of a name: the path of a file, or the content of ``ARCHIVE::MEMBER`` or of row ``ROW`` of ``TABLE#ROW``.
 
-    An archive is searched from its beginning, at most 20,000 images, and only up to 256 MiB if it is compressed. Of a table the image
-    column is chosen as by a job without options.
+    An archive is searched from its beginning, at most 20,000 images, and only up to 256 MiB if it is compressed.
 
     Args:
         name: an absolute path as a name; see ``name_from_path``.
+        known: facts of the archive or table.
 
     Raises:
-        InputError: there is no such image, or to find it would take too long.
+        InputError: there is no such image, to find it would take too long, or the archive or table has another size than before.
         MissingDependencyError: it lies in a table, and pyarrow is not installed.
     """
     path = path_from_name(name)
@@ -45,7 +62,11 @@ def find_by_name(name: str) -> ImageSource:
         kind = container_kind(container.name)
         if kind is None or (kind == "tar") != (mark[0] == "::") or not container.is_file():
             continue
-        entries = _archive(container) if kind == "tar" else _row(container, name[mark.end() :])
+        if known.size is not None and (size := container.stat().st_size) != known.size:
+            raise InputError(
+                f"'{name[: mark.start()]}' was replaced since its images were embedded: it has {size:,} bytes, not {known.size:,}."
+            )
+        entries = _archive(container) if kind == "tar" else _row(container, name[mark.end() :], known.image_column)
         found = next((entry for entry in entries if entry.name == name), None)
         if found is not None:
             return found.load()
@@ -54,19 +75,15 @@ def find_by_name(name: str) -> ImageSource:
 
 
 def _archive(path: Path) -> Iterator[Entry]:
-    with open_regular(path) as stream:
-        if stream.read(len(GZIP_START)) == GZIP_START and os.fstat(stream.fileno()).st_size > _MOST_BYTES:
-            raise InputError(
-                f"The archive is compressed and has more than {_MOST_BYTES >> 20} MiB; it is not searched."
-            )
-    yield from itertools.islice(tar_entries(path, SkippedFiles()), _MOST_IMAGES)
+    reach = Reach(members=_MOST_MEMBERS, uncompressed_bytes=_MOST_BYTES)
+    yield from itertools.islice(tar_entries(path, SkippedFiles(), reach=reach), _MOST_IMAGES)
 
 
-def _row(path: Path, number: str) -> Iterator[Entry]:
+def _row(path: Path, number: str, image_column: str | None) -> Iterator[Entry]:
     if not (number.isascii() and number.isdigit() and len(number) < 19):
         return
     row, is_parquet = int(number), container_kind(path.name) == "parquet"
-    columns, groups = (read_parquet_footer if is_parquet else read_arrow_counts)(path)
+    columns, groups = (read_parquet_footer if is_parquet else read_arrow_counts)(path, image_column)
     rows = sum(groups.counts)
     if row >= rows:
         return

@@ -37,7 +37,7 @@ LARGEST_TEXT = 1 << 20
 """Size limit of a text in an archive, in bytes."""
 
 _LARGEST_NAME = 1 << 20  # bytes of the headers that hold a long name or PAX records
-GZIP_START = b"\x1f\x8b"
+_GZIP_START = b"\x1f\x8b"
 _NAME_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -51,11 +51,26 @@ _CUT = "the archive ends inside it."
 _LOST = "the images after it are lost, and their number is not known"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How far an archive is read.
+
+    Attributes:
+        members: number of members.
+        uncompressed_bytes: bytes to decompress, if it is compressed.
+    """
+
+    members: int
+    uncompressed_bytes: int
+
+
 class _DamagedError(Exception):
     """The archive cannot be read further; the message is the reason."""
 
 
-def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGEST_MEMBER) -> Iterator[Entry]:
+def tar_entries(
+    path: Path, skipped_files: SkippedFiles, *, largest: int = LARGEST_MEMBER, reach: Reach | None = None
+) -> Iterator[Entry]:
     """Yield the images of an archive in its order, lazily.
 
     An image's name is ``<archive>::<member>``. WebDataset's key is the member up to the first dot of its last part; consecutive members
@@ -72,11 +87,12 @@ def tar_entries(path: Path, skipped_files: SkippedFiles, *, largest: int = LARGE
         path: the archive; whether it is compressed is read from its content.
         skipped_files: counts skipped members while the result is consumed.
         largest: size limit of an image in bytes.
+        reach: where to stop; None for the end.
     """
     archive_name = name_from_path(path)
     seen: Counter[str] = Counter()
     try:
-        for _, sample in itertools.groupby(_files(path, skipped_files), lambda member: member.key):
+        for _, sample in itertools.groupby(_files(path, skipped_files, reach), lambda member: member.key):
             others: Counter[str] = Counter()
             images = 0
             for member in sample:
@@ -154,13 +170,18 @@ def _refuse_compressed(archive: _Archive, name: str) -> None:
         )
 
 
-def _files(path: Path, skipped_files: SkippedFiles) -> Iterator[_Member]:
-    """Yield the members of an archive, except folders and what macOS adds.
+def _files(path: Path, skipped_files: SkippedFiles, reach: Reach | None = None) -> Iterator[_Member]:
+    """Yield the members of an archive up to a limit, except folders and what macOS adds.
 
     Raises:
         _DamagedError: see ``_Archive``.
     """
-    for member in _Archive(path).members():
+    for number, member in enumerate(_Archive(path).members()):
+        if reach is not None and (
+            number >= reach.members
+            or (member.archive.is_compressed and member.info.offset_data + member.info.size > reach.uncompressed_bytes)
+        ):
+            return
         if any(map(is_of_macos, member.info.name.split("/"))):
             skipped_files.macos += 1
         elif not member.info.isdir():
@@ -281,7 +302,7 @@ class _Archive:
     def _open_stream(self) -> IO[bytes]:
         start = self._file.read(2)
         self._file.seek(0)
-        if start != GZIP_START:
+        if start != _GZIP_START:
             return self._file
         self._compressed = gzip.GzipFile(fileobj=self._file)
         return cast("IO[bytes]", self._compressed)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from clipmlu._version import __version__
 from clipmlu.data.containers.named import find_by_name
-from clipmlu.data.images import load_image
+from clipmlu.data.images import ImageSource, load_image
 from clipmlu.errors import ClipmluError, first_line
 from clipmlu.report.html.pages import check_renderable, render
 from clipmlu.report.html.pictures import THUMBNAIL_EDGE, thumbnail_address
@@ -30,11 +31,14 @@ def check_contact_sheet() -> None:
     check_renderable(_PURPOSE, _EXTRA)
 
 
-def contact_sheet(results: SearchResults, *, on_step: StartStep = no_steps) -> str:
+def contact_sheet(
+    results: SearchResults, image_of: Callable[[Hit], ImageSource], *, on_step: StartStep = no_steps
+) -> str:
     """Return the page of a search; an image that cannot be read has its reason instead of a picture.
 
     Args:
         results: the results.
+        image_of: finds the image of a hit; see ``VectorIndex.image_of``.
         on_step: shows the pictures.
 
     Raises:
@@ -42,7 +46,7 @@ def contact_sheet(results: SearchResults, *, on_step: StartStep = no_steps) -> s
     """
     count = sum(len(each.hits) for each in results.queries)
     with on_step("making thumbnails", total=count, unit="images") as step:
-        queries = [_query(each, step.advance) for each in results.queries]
+        queries = [_query(each, image_of, step.advance) for each in results.queries]
     return render(
         "search.html",
         purpose=_PURPOSE,
@@ -66,27 +70,27 @@ def _facts(results: SearchResults) -> list[tuple[str, str]]:
     ]
 
 
-def _query(found: QueryHits, on_image: Callable[[], object]) -> dict[str, Any]:
-    picture = _picture(found.query)[0] if found.kind == "image" else ""
+def _query(found: QueryHits, image_of: Callable[[Hit], ImageSource], on_image: Callable[[], object]) -> dict[str, Any]:
+    picture = _picture(lambda: find_by_name(found.query))[0] if found.kind == "image" else ""
     hits = []
     for rank, hit in enumerate(found.hits, start=1):
-        hits.append(_hit(rank, hit))
+        hits.append(_hit(rank, hit, _picture(functools.partial(image_of, hit))))
         on_image()
     return {"kind": found.kind, "title": found.query, "picture": picture, "hits": hits}
 
 
-def _hit(rank: int, hit: Hit) -> dict[str, Any]:
-    picture, problem = _picture(hit.path) if hit.path is not None else ("", "The image has no file.")
+def _hit(rank: int, hit: Hit, found: tuple[str, str]) -> dict[str, Any]:
+    picture, problem = found
     place = hit.path or hit.id
     return {
         "rank": rank, "score": f"{hit.score:.4f}", "name": hit.id, "place": place, "picture": picture, "problem": problem,
     }  # fmt: skip
 
 
-def _picture(name: str) -> tuple[str, str]:
+def _picture(find: Callable[[], ImageSource]) -> tuple[str, str]:
     """Return the address of a small picture, and why there is none; one of the two is empty."""
     try:
         side = (THUMBNAIL_EDGE, THUMBNAIL_EDGE)
-        return thumbnail_address(load_image(find_by_name(name), max_pixels=_MAX_PIXELS, at_least=side)), ""
+        return thumbnail_address(load_image(find(), max_pixels=_MAX_PIXELS, at_least=side)), ""
     except (ClipmluError, OSError, ValueError) as error:
         return "", first_line(error)
