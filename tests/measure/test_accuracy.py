@@ -18,6 +18,7 @@ from clipmlu.files.publish import encode_json
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.measure.accuracy.report import AccuracyReport, Confusion, compare_with_baseline, read_report
 from clipmlu.measure.accuracy.tally import ImageResult, Tally
+from clipmlu.measure.samples import SkippedImage
 from clipmlu.measure.statistics import wilson_interval
 from clipmlu.model import load
 from clipmlu.report.vendor_files import write_sample_files
@@ -293,6 +294,21 @@ def test_a_baseline_that_lost_a_class_is_refused(encoder: Encoder) -> None:
         OptionError, match=r"has figures of \d+ classes, this evaluation of \d+; they cannot be compared"
     ):
         compare_with_baseline(report, shorter, 0.1)
+
+
+def test_a_baseline_without_other_images_is_refused(encoder: Encoder) -> None:
+    """Both left out one image of ten, but not the same one: number and digest of the images are equal."""
+    report = evaluate(encoder, Pictures(9))
+    without = [
+        msgspec.structs.replace(report, skipped=(SkippedImage(id=name, reason="broken"),))
+        for name in ("a.png", "b.png")
+    ]
+    with pytest.raises(
+        OptionError, match=r"image 'a\.png' could be read in only one of the baseline and this evaluation"
+    ):
+        compare_with_baseline(*without, 1.0)
+    again = msgspec.structs.replace(without[0], skipped=(SkippedImage(id="a.png", reason="of another machine"),))
+    assert compare_with_baseline(without[0], again, 1.0).baseline is not None
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.4, 1.0])

@@ -695,6 +695,19 @@ def test_what_is_still_to_be_measured_counts_every_kind_of_result(tmp_path: Path
         assert missing(*reports) == []
 
 
+def test_results_stand_apart_if_other_images_could_not_be_read(tmp_path: Path) -> None:
+    exact = msgspec.structs.replace(samples.provenance(emulated=False), precision=Precision.FORCE_FLOAT32)
+    images = [SkippedImage(id=name, reason="broken") for name in ("a.png", "b.png")]
+    reports = [measured(provenance=exact, skipped=(images[0],)), measured(skipped=tuple(images))]
+    page = write(tmp_path, *reports)
+    text = " ".join(page.text.split())
+    assert "2 different questions" in text
+    assert "of 49,991 images correctly (1 more could not be read): imagefolder" in text
+    assert "What the precision of result 2 costs is not shown" in text
+    same = write(tmp_path, reports[0], measured(skipped=(SkippedImage(id="a.png", reason="of another machine"),)))
+    assert "result 2) it is 63.41 %, the same as in float32" in " ".join(same.text.split())
+
+
 def test_one_of_a_thing_is_written_in_the_singular(tmp_path: Path) -> None:
     skipped = (SkippedImage(id="a.png", reason="broken"),)
     text = write(tmp_path, measured(skipped=skipped, images=1, classes=1)).text

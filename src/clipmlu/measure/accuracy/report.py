@@ -284,6 +284,12 @@ def compare_with_baseline(report: AccuracyReport, baseline: AccuracyReport, max_
             f"the baseline is about other images or labels (digest {baseline.data_digest:.12}) than this evaluation "
             f"({report.data_digest:.12}), though their number is equal; they cannot be compared"
         )
+    unread = {each.id for each in report.skipped} ^ {each.id for each in baseline.skipped}
+    if unread:
+        raise OptionError(
+            f"image '{min(unread)}' could be read in only one of the baseline and this evaluation; they cannot be compared. Make it "
+            "readable, or take it away, and measure both again"
+        )
     comparison = BaselineComparison(
         bundle_digest=baseline.provenance.bundle_digest,
         top1=baseline.top1,

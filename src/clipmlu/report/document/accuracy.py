@@ -73,8 +73,9 @@ def group_by_data(reports: Sequence[Numbered]) -> list[list[Numbered]]:
     """Return the reports of equal images, classes and prompts together; a report without a digest is alone."""
     found: dict[object, list[Numbered]] = {}
     for number, report in reports:
-        same = number if report.data_digest is None else (report.dataset, report.data_digest, report.templates)
-        found.setdefault(same, []).append((number, report))
+        skipped = frozenset(each.id for each in report.skipped)  # the digest covers them, too
+        same = (report.dataset, report.data_digest, report.templates, skipped)
+        found.setdefault(number if report.data_digest is None else same, []).append((number, report))
     return list(found.values())
 
 

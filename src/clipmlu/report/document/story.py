@@ -60,9 +60,10 @@ def _accuracy(groups: Sequence[Sequence[tuple[int, AccuracyReport]]]) -> Iterato
         baseline = float_baseline(group)
         number, first = group[0] if baseline is None else baseline
         interval = first.top1_interval
+        unread = f" ({len(first.skipped):,} more could not be read)" if first.skipped else ""
         yield (
             f"{first.provenance.model} in {describe_arithmetic(first)} classifies {fraction_text(first.top1, 2, percent=True)} of "
-            f"{counted(first.images, 'image')} correctly: {first.dataset}, {first.split}, "
+            f"{counted(first.images, 'image')} correctly{unread}: {first.dataset}, {first.split}, "
             f"{describe_prompts(first)} (95 %: {_percent(interval.low)} to {_percent(interval.high)}; result {number})."
             f"{emulated_mark(first.provenance.emulated)}"
         )
