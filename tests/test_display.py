@@ -28,7 +28,7 @@ from clipmlu.chain import RunReport, Step
 from clipmlu.classify.results import Prediction, Predictions
 from clipmlu.data.datasets import open_dataset
 from clipmlu.data.thumbnails import ImageReference
-from clipmlu.display import Displayed, shorten
+from clipmlu.display import Displayed, shorten, size_text
 from clipmlu.errors import MissingDependencyError
 from clipmlu.files.publish import encode_json
 from clipmlu.jobs.options import ClassificationOptions, JobOptions
@@ -395,3 +395,11 @@ def test_a_shown_thumbnail_stays_when_its_file_is_gone(tmp_path: Path) -> None:
 def test_a_long_text_loses_its_middle() -> None:
     assert shorten("a\nb  c") == "a b c"
     assert shorten("x" * 80) == "x" * 34 + "..." + "x" * 34
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0.0 kB"), (13_149, "13.1 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"), (12_345_678_901, "12,345.7 MB")],
+)
+def test_sizes_are_not_rounded_to_nothing(count: int, text: str) -> None:
+    assert size_text(count) == text

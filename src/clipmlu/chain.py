@@ -19,7 +19,7 @@ from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.datasets.choice import DatasetChoice
 from clipmlu.data.prompts import resolve_templates
-from clipmlu.display import counted
+from clipmlu.display import counted, size_text
 from clipmlu.embed.encoder import Encoder
 from clipmlu.errors import BundleError, MissingDependencyError
 from clipmlu.export.exporter import ExportOptions, export_model, identify_source, is_current
@@ -150,7 +150,7 @@ def _write_page(folder: Path, on_note: Callable[[str], None], on_step: StartStep
         again = own_command([source], page, thumbnails=True, overwrite=True)
         written = publish_report(read_inputs([source]), page, Thumbnails(), command=again, overwrite=True)
     mark = emulated_mark(written.emulated)
-    on_note(f"report: {written.path} ({written.size_bytes / 1e3:,.0f} kB){mark}; as Markdown: {written.markdown_path}")
+    on_note(f"report: {written.path} ({size_text(written.size_bytes)}){mark}; as Markdown: {written.markdown_path}")
 
 
 def _export(

@@ -117,6 +117,11 @@ class Displayed:
         return frame
 
 
+def size_text(count: int) -> str:
+    """Return a number of bytes for people, in MB, or in kB if that is less than one: no file is shown as 0.0 MB."""
+    return f"{count / 1e6:,.1f} MB" if count >= 999_950 else f"{count / 1e3:,.1f} kB"
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, such as ``"1 image"`` or ``"12,345 images"``; ``class`` becomes ``classes``."""
     ending = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"

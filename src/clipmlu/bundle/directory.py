@@ -33,7 +33,7 @@ from clipmlu.bundle.manifest import (
 from clipmlu.bundle.other_folders import next_step
 from clipmlu.bundle.runnable import RunnableModel, find_tower, image_graph_of
 from clipmlu.bundle.verify import check_files, check_graph, check_manifest, file_record
-from clipmlu.display import Displayed, Summary, as_plain
+from clipmlu.display import Displayed, Summary, as_plain, size_text
 from clipmlu.errors import (
     BundleCorruptError,
     BundleError,
@@ -75,7 +75,7 @@ class Bundle(Displayed):
             "path": name_from_path(self.path),
             "model": str(self.manifest.model),
             "layout": self.manifest.layout,
-            "size": f"{self.size_bytes / 1e6:.1f} MB",
+            "size": size_text(self.size_bytes),
             "digest": self.digest[:12],
         }
         return Summary(facts)

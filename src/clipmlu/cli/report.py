@@ -10,6 +10,7 @@ from clipmlu.cli._help import command
 from clipmlu.cli._notes import note, warn
 from clipmlu.cli._options import PATH, json_option, overwrite_option
 from clipmlu.cli._progress import STEPS
+from clipmlu.display import size_text
 from clipmlu.report.tables import echo_json
 
 
@@ -58,5 +59,5 @@ def report_command(
     else:
         mark = " (emulated)" if written.emulated else ""
         click.echo(f"{written.path}{mark}")
-        note(f"{written.results} result(s), {written.size_bytes / 1e3:,.0f} kB; as Markdown: {written.markdown_path}")
+        note(f"{written.results} result(s), {size_text(written.size_bytes)}; as Markdown: {written.markdown_path}")
     return 0

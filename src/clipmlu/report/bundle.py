@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from clipmlu.bundle.directory import Bundle, CompiledBundle
 from clipmlu.bundle.manifest import ParityRecord, emulated_mark
+from clipmlu.display import size_text
 from clipmlu.file_names import name_from_path
 from clipmlu.report.tables import echo_json, print_facts
 from clipmlu.report.wrapping import Joined, Whole
@@ -27,7 +28,7 @@ def show_bundle(bundle: Bundle, *, as_json: bool, verbose: bool) -> None:
 def bundle_facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """Yield the facts of a bundle for display, as (name, value) pairs."""
     manifest = bundle.manifest
-    yield "bundle", Joined(Whole(name_from_path(bundle.path)), f"({bundle.kind}, {bundle.size_bytes / 1e6:.1f} MB)")
+    yield "bundle", Joined(Whole(name_from_path(bundle.path)), f"({bundle.kind}, {size_text(bundle.size_bytes)})")
     yield "model", str(manifest.model)
     yield "layout", manifest.layout
     for name, tower in manifest.towers.items():

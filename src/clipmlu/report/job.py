@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from clipmlu.bundle.manifest import emulated_mark
-from clipmlu.display import counted
+from clipmlu.display import counted, size_text
 from clipmlu.report.tables import describe_provenance, echo_json, print_facts, print_sentences
 from clipmlu.report.wrapping import Whole
 
@@ -39,7 +39,7 @@ def state_facts(state: JobState) -> Iterator[tuple[str, str]]:
         more = len(state.damaged_shards) - _SHOWN_NAMES
         names = ", ".join(state.damaged_shards[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
         yield "damaged", f"{names}; the command of the job computes them again"
-    yield "size", f"{state.size_bytes / 1e6:,.1f} MB"
+    yield "size", size_text(state.size_bytes)
     yield "now", _activity(state)
 
 

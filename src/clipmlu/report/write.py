@@ -9,7 +9,7 @@ from typing import Any
 
 from clipmlu.arguments import as_path, check_argument, shown
 from clipmlu.backends.provenance import Command
-from clipmlu.display import Displayed, Summary
+from clipmlu.display import Displayed, Summary, size_text
 from clipmlu.errors import OptionError
 from clipmlu.file_names import expand_home, name_from_path
 from clipmlu.files.publish import check_files_free, write_files
@@ -47,7 +47,7 @@ class WrittenReport(Displayed, Spec, frozen=True, kw_only=True):
 
     def summary(self) -> Summary:
         """Return the facts that people see."""
-        facts = {"path": self.path, "markdown": self.markdown_path, "size": f"{self.size_bytes / 1e3:,.0f} kB"}
+        facts = {"path": self.path, "markdown": self.markdown_path, "size": size_text(self.size_bytes)}
         return Summary({**facts, "results": str(self.results)}, self.emulated)
 
 
