@@ -178,9 +178,14 @@ def joint_logits(
 
 
 def write_exported(
-    path: Path, *, seed: int = 0, logit_bias: float | None = None, layout: Layout = "towers"
+    path: Path,
+    *,
+    seed: int = 0,
+    logit_bias: float | None = None,
+    layout: Layout = "towers",
+    needs_tokenizers: bool = False,
 ) -> ExportedBundle:
-    """Publish the tiny model as an exported bundle."""
+    """Publish the tiny model as an exported bundle, if wanted with a tokenizer that only the library ``tokenizers`` reads."""
     towers = JOINT if layout == "joint" else TOWERS
     with stage_bundle(path) as staging:
         if layout == "joint":
@@ -189,6 +194,9 @@ def write_exported(
             onnx.save(_image_graph(seed), staging.path / "image.onnx")
             onnx.save(_text_graph(seed), staging.path / "text.onnx")
         write_stand_in_tokenizer(staging.path / TOKENIZER_NAME, VOCAB)
+        if needs_tokenizers:
+            file = msgspec.json.decode((staging.path / TOKENIZER_NAME).read_bytes())
+            (staging.path / TOKENIZER_NAME).write_bytes(msgspec.json.encode({**file, "normalizer": {"type": "NFKC"}}))
         tokenizer = TokenizerSpec(kind="huggingface", clean="lower", context_length=CONTEXT)
         files = staging.records()
         staging.finish(

@@ -40,6 +40,8 @@ COMMANDS = {
     "worker": "worker --write worker.pyz",
     "classify on the emulator": "classify tiny-mlu photos --labels cat,dog",
     "classify on OpenVINO": "classify tiny-openvino photos --labels cat,dog",
+    "classify with another tokenizer": "classify words-cpu photos --labels cat,dog",
+    "embed images with another tokenizer": "embed words-cpu photos -o words.npy",
     "embed on OpenVINO": "embed tiny-openvino photos -o openvino --shard-format npy",
     "emulate": "emulate -- python -c pass",
     "compile": "compile tiny --target cpu -o again",
@@ -69,6 +71,7 @@ NEEDS_COMPILE = {
 }
 """Maps a command to what its message says about why it needs the extra."""
 NEEDS_OTHERS = (
+    "classify with another tokenizer",
     "classify on the emulator",
     "classify on OpenVINO",
     "embed on OpenVINO",
@@ -86,6 +89,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     _write_pictures(folder)
     exported = support.write_exported(folder / "tiny")
     compiled = _compile(exported, "cpu", Precision.FORCE_FLOAT32)
+    _compile(support.write_exported(folder / "words", needs_tokenizers=True), "cpu", Precision.FORCE_FLOAT32)
     support.with_compilation(compiled, folder / "tiny-openvino", backend="openvino", target="openvino")
     _compile(exported, "mlu", Precision.FORCE_FLOAT16, target="emulated-mlu")
     _compile(exported, "int8", Precision.QINT8_MIXED_FLOAT32)
@@ -121,7 +125,7 @@ def _compile(
     wanted = CompileOptions(
         target=target, precision=precision, batch_size=4, max_batch=8, calibration=calibration, **options
     )
-    return compile_bundle(exported, exported.path.with_name(f"tiny-{name}"), wanted)
+    return compile_bundle(exported, exported.path.with_name(f"{exported.path.name}-{name}"), wanted)
 
 
 @pytest.mark.parametrize("name", WORKS)
@@ -161,6 +165,7 @@ def test_export_names_its_extra(results: dict[str, Result]) -> None:
     [
         ("serve", "serve"),
         ("embed on Ray", "ray"),
+        ("classify with another tokenizer", "tokenizers"),
         ("classify on OpenVINO", "openvino"),
         ("embed on OpenVINO", "openvino"),
     ],

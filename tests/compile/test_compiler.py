@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import onnx
@@ -13,7 +14,7 @@ from clipmlu.backends import backend_for_target
 from clipmlu.bundle.directory import CompiledBundle, ExportedBundle, open_bundle
 from clipmlu.compile.compiler import compile_bundle
 from clipmlu.compile.plan import CompileOptions
-from clipmlu.errors import BundleExistsError, GateError, OptionError, PrecisionError
+from clipmlu.errors import BundleExistsError, GateError, MissingDependencyError, OptionError, PrecisionError
 from clipmlu.specs import Precision
 
 
@@ -54,6 +55,18 @@ def test_precision_that_is_not_offered_is_a_clear_error(
     ):
         compile_bundle(exported, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_whose_package_is_missing_is_refused_before_anything_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = support.write_exported(tmp_path / "words", needs_tokenizers=True)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    steps = support.StepRecorder()
+    with pytest.raises(MissingDependencyError, match=r"needs 'tokenizers'.*'clipmlu\[tokenizers\]'$"):
+        compile_bundle(exported, tmp_path / "out", CompileOptions(target="cpu"), on_step=steps)
+    assert (steps.events, list(tmp_path.iterdir())) == ([], [exported.path])
+    compile_bundle(exported, tmp_path / "out", CompileOptions(target="cpu", check=False))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from clipmlu.compile.plan import CompileOptions
 from clipmlu.compile.quantisation import VENDOR
 from clipmlu.data.calibration import CalibrationOptions
 from clipmlu.data.datasets import Dataset, open_dataset
-from clipmlu.errors import BundleExistsError, OptionError
+from clipmlu.errors import BundleExistsError, MissingDependencyError, OptionError
 from clipmlu.measure.accuracy.evaluate import EvalOptions, evaluate
 from clipmlu.report.sweep import render_markdown
 from clipmlu.specs import Precision, QuantisationOptions
@@ -64,6 +65,13 @@ def stop_after(count: int) -> Callable[[str], None]:
 @pytest.fixture
 def notes() -> list[str]:
     return []
+
+
+def test_a_sweep_ends_at_once_where_a_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = support.write_exported(tmp_path / "words", needs_tokenizers=True)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingDependencyError, match=r"needs 'tokenizers'.*'clipmlu\[tokenizers\]'$"):
+        run_sweep(exported.path, tmp_path / "swept", options(FLOAT32), None)
 
 
 def test_a_text_is_no_list_of_precisions() -> None:

@@ -34,6 +34,7 @@ from clipmlu.compile.lowered_graph import (
 from clipmlu.compile.plan import CompilationPlan, CompileOptions, check_layout, plan_compilation
 from clipmlu.data.calibration_set import CalibrationSet
 from clipmlu.data.resize.order import pillow_versions
+from clipmlu.data.tokenizer import Tokenizer
 from clipmlu.errors import (
     BackendUnavailableError,
     CompileError,
@@ -74,7 +75,7 @@ def compile_bundle(
         CompileError: a graph cannot be expressed on the target.
         CalibrationError: the calibration data do not fit.
         BackendUnavailableError: the target's runtime cannot be used on this machine.
-        MissingDependencyError: the packages that read and write graphs are not installed.
+        MissingDependencyError: the packages that read and write graphs are not installed, or the check's tokenizer needs one.
         BundleExistsError: the output path already exists.
         GateError: the compiled graphs do not agree with the exported ones; nothing is published.
     """
@@ -89,6 +90,8 @@ def compile_bundle(
         on_note(plan.why_target)
     if options.check or options.calibration is not None:
         check_batch_fits(exported, options)
+    if options.check:  # it tokenizes prompts, after all that is slow
+        Tokenizer.load(exported.tokenizer_path, exported.manifest.tokenizer)
     with stage_bundle(output, overwrite=options.overwrite) as staging, contextlib.ExitStack() as connections:
         calibration = obtain_data(exported, options, on_step)
         steps = [_Step(exported, name, plan, options, calibration, on_step) for name in exported.manifest.towers]

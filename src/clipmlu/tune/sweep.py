@@ -23,7 +23,7 @@ from clipmlu.classify.scoring import check_joint_templates
 from clipmlu.data.datasets import DATASETS, Dataset, check_dataset
 from clipmlu.data.prompts import resolve_templates
 from clipmlu.embed.encoder import Encoder
-from clipmlu.errors import BundleExistsError, ClipmluError, GateError, OptionError, OutputError
+from clipmlu.errors import BundleExistsError, ClipmluError, GateError, MissingDependencyError, OptionError, OutputError
 from clipmlu.file_names import name_from_path, printable
 from clipmlu.files.publish import encode_json, output_errors, write_file
 from clipmlu.host import require_graph_packages
@@ -80,7 +80,7 @@ def run_sweep(
     Raises:
         BundleError: the exported bundle does not exist or is invalid.
         BackendUnavailableError: the target's runtime is not available.
-        MissingDependencyError: the packages that read and write graphs are not installed.
+        MissingDependencyError: the packages that read and write graphs, or that of the tokenizer, are not installed.
         BundleExistsError: ``output`` has another bundle, and overwriting was not requested.
         OptionError: the target does not support an option.
     """
@@ -160,7 +160,7 @@ class _Sweep:
             try:
                 with self._step(f"{number} of {len(self._variants)}: {variant.precision.value}"):
                     self._prepare(variant)
-            except (OptionError, BundleExistsError, OutputError):
+            except (OptionError, BundleExistsError, MissingDependencyError, OutputError):
                 raise
             except ClipmluError as error:
                 self._fail(variant, error)
