@@ -97,7 +97,7 @@ def test_all_numbers_marks_and_paths_are_unbroken(show: Any, texts: list[str], c
 def test_facts_of_a_bundle_are_unbroken(compiled: CompiledBundle, columns: int) -> None:
     lines = on_terminal(columns, lambda: show_bundle(compiled, as_json=False, verbose=True))
     shapes = ["float32 (batch, 3, 8, 8)", "int64 (batch, 32)", "float32 (batch, 12)"]
-    texts = [f"{compiled.size_bytes / 1e6:.1f} MB", "8 x 8 pixels", "32 tokens", "20.0000"]
+    texts = [f"{compiled.size_bytes / 1e3:.1f} kB", "8 x 8 pixels", "32 tokens", "20.0000"]
     assert not missing([*texts, *(shapes if columns > 40 else ())], lines)
     digest = compiled.digest
     assert columns < 70 or any(line.endswith(digest) for line in lines)
