@@ -31,6 +31,7 @@ from clipmlu.data.tokenizer import (
     START_OF_TEXT,
     Tokenizer,
     _ByteRows,
+    _normalise,
     _PaddedRows,
     clean_canonicalize,
     clean_lower,
@@ -779,6 +780,17 @@ def test_clips_tokenizer_of_transformers_has_the_ids_of_the_library(
     assert isinstance(ours._encode, _ByteRows)
     assert_same_rows(known, ours(known), theirs(known))
     assert ours.count_truncated(known) == theirs.count_truncated(known)
+
+
+@pytest.mark.parametrize("normalise", [CLEANERS["whitespace"], _normalise])
+def test_many_combining_marks_take_no_time_of_their_square(normalise: Callable[[str], str]) -> None:
+    rng = random.Random(0)
+    marks = "".join(rng.choices("\u0301\u0316\u0345\u031b\u0334\u3099", k=30_000))
+    text = f"a{marks[:150]}b{marks[:120]}\u0903{marks}"
+    start = time.process_time()
+    found = normalise(text)
+    assert time.process_time() - start < 0.25  # 0.02 s; with Python's own order 0.5 s
+    assert found == unicodedata.normalize("NFC", text)
 
 
 def _assigned(text: str) -> str:

@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from clipmlu.bundle.wire import bytes_field, number_field
 from clipmlu.graph.index import GraphIndex
-from clipmlu.graph.messages import MessageIndex, Model, Tensor, make_node, read_single_file, small_model
+from clipmlu.graph.messages import MessageIndex, Model, Node, Tensor, make_node, read_single_file, small_model
 
 Array = npt.NDArray[Any]
 DTYPES = [
@@ -84,6 +85,18 @@ def test_nodes_and_the_index_are_those_of_the_package() -> None:
     assert {key: [(node.name, place) for node, place in users] for key, users in own.consumers.items()} == {
         key: [(node.name, place) for node, place in users] for key, users in index.consumers.items()
     }
+
+
+def test_fields_that_are_repeated_or_unknown_are_read_as_by_the_package() -> None:
+    node = helper.make_node("Softmax", ["x"], ["s"], name="softmax", axis=0).SerializeToString()
+    attribute = bytes_field(1, "axis") + number_field(3, 0) + number_field(3, 2) + number_field(20, 2)
+    content = node + bytes_field(3, "other") + bytes_field(99, "new")
+    content = content.replace(bytes_field(5, onnx.NodeProto.FromString(node).attribute[0].SerializeToString()), b"")
+    content += bytes_field(5, attribute + bytes_field(99, "new"))
+    read, theirs = Node.read(memoryview(content)), onnx.NodeProto.FromString(content)
+    assert (read.name, read.attributes) == (theirs.name, {"axis": theirs.attribute[0].i}) == ("other", {"axis": 2})
+    output = bytes_field(7, bytes_field(12, bytes_field(1, "first") + bytes_field(1, "second")))
+    assert Model.read(output).graph.output == [each.name for each in onnx.load_from_string(output).graph.output]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

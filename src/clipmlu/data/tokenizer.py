@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gzip
 import html
+import itertools
 import json
 import re
 import string
@@ -63,13 +64,30 @@ def _clip_sequence(pattern: str, byte_level: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, byte_level]}
 
 
+_MANY_MARKS = regex.compile(r"[^\p{ccc=0}]{100,}")
+
+
+def _ordered(text: str) -> str:
+    """Put long runs of combining marks into canonical order; the text stays equivalent, with the same normal forms.
+
+    Python does it as part of a normal form too, but in quadratic time, and no other thread runs meanwhile.
+    """
+    ordered: str = _MANY_MARKS.sub(lambda run: _ordered_run(run[0]), text)
+    return ordered
+
+
+def _ordered_run(run: str) -> str:
+    parts = itertools.groupby(run, lambda mark: unicodedata.combining(mark) > 0)  # not 0 in all versions of Unicode
+    return "".join("".join(sorted(part, key=unicodedata.combining) if moves else part) for moves, part in parts)
+
+
 def _normalise(text: str) -> str:
     """Normalise a text as ``_NORMALISED``, but for white space, which the split pattern removes.
 
     The library converts each character by itself, without Python's rule for a sigma at a word's end. Its tables are of another
     Unicode version: it does not order combining marks that Unicode 10 and later brought.
     """
-    return unicodedata.normalize("NFC", text).replace("\u03a3", "\u03c3").lower()
+    return unicodedata.normalize("NFC", _ordered(text)).replace("\u03a3", "\u03c3").lower()
 
 
 # 49,152 entries, minus 256 bytes, minus two entries that CLIP's authors reserved for the special tokens.
@@ -634,7 +652,7 @@ def _repair(text: str) -> str:
     """Repair wrong encodings and HTML entities (open_clip ``basic_clean``); lone surrogates become U+FFFD in ftfy."""
     if text.isascii() and text.isprintable() and "&" not in text:
         return text.strip()  # ftfy and html would change nothing, and are 30 times as slow
-    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return html.unescape(html.unescape(ftfy.fix_text(_ordered(text)))).strip()
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:

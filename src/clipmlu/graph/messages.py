@@ -239,8 +239,8 @@ class Model:
             else:
                 graph.rest.append(content[field.begin : field.end])
                 if field.number == 12:
-                    names = (_text(part, each) for each in read_fields(part, 0, len(part)) if each.number == 1)
-                    graph.output.append(next(names, ""))
+                    names = [_text(part, each) for each in read_fields(part, 0, len(part)) if each.number == 1]
+                    graph.output.append(names[-1] if names else "")  # the last one counts
 
     def to_bytes(self) -> bytes:
         """Return the model as an ONNX file has it."""
@@ -311,7 +311,7 @@ def _messages(number: int, messages: Sequence[Node | Tensor]) -> Iterator[Part]:
 
 
 def _integer_attribute(content: memoryview) -> tuple[str, int | list[int]] | None:
-    """Read AttributeProto: name 1, i 3, ints 8, doc_string 13, type 20; None if it is another kind of attribute."""
+    """Read AttributeProto: name 1, i 3, ints 8, type 20, ref_attr_name 21; None if it is another kind of attribute."""
     name, kind, value, values = "", 0, 0, []
     for field in read_fields(content, 0, len(content)):
         if field.number == 1:
@@ -322,7 +322,7 @@ def _integer_attribute(content: memoryview) -> tuple[str, int | list[int]] | Non
             values += _integers(content, field)
         elif field.number == 20:
             kind = field.value
-        elif field.number != 13:
+        elif field.number == 21:
             return None
     if kind == _INT:
         return name, value
