@@ -112,7 +112,7 @@ class Chromium:
             is_mobile=size == "phone",
             **{"locale": "en-US", "reduced_motion": "reduce", **context},
         )
-        made.set_default_timeout(15_000)
+        made.set_default_timeout(60_000)  # as support.wait_until
         opened = OpenPage(made.new_page(), [], [])
         opened.page.on("request", lambda request: opened.requests.append(request.url))
         opened.page.on("pageerror", lambda error: opened.problems.append(str(error)))

@@ -10,11 +10,16 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Yield the address of a server in a thread, such as ``http://127.0.0.1:41234``; requests wait until it accepts them."""
+def serving(app: Any, bound: socket.socket | None = None) -> Iterator[str]:
+    """Yield the address of a server in a thread, such as ``http://127.0.0.1:41234``; requests wait until it accepts them.
+
+    Args:
+        app: the application.
+        bound: a socket to use, which is closed afterwards; None for a free port.
+    """
     import uvicorn
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with bound or socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

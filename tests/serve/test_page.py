@@ -13,6 +13,9 @@ import pytest
 import clipmlu
 import support
 from browser import VIEWS, Chromium, OpenPage, Scheme, Size
+from clipmlu.serve.http.options import HttpOptions
+from clipmlu.serve.loading import answering_while_loading
+from clipmlu.serve.run import bind
 from http_server import serving
 
 pytestmark = pytest.mark.browser
@@ -131,6 +134,17 @@ def test_scores_equal_those_of_the_library(
     assert re.fullmatch(r"2 images classified in [\d.]+\ss\.", opened.page.inner_text("#classify-status"))
     assert re.fullmatch(r"Server [\d.,]+\sms, round trip [\d.,]+\sms", opened.page.inner_text(".card .time"))
     assert (opened.problems, opened.outside_requests()) == ([], [])
+
+
+def test_a_page_that_was_opened_while_the_server_loads_appears_by_itself(
+    chromium: Chromium, compiled_once: Path
+) -> None:
+    with bind(HttpOptions(port=0)) as bound:
+        with answering_while_loading(bound):
+            opened = chromium.open(f"http://127.0.0.1:{bound.getsockname()[1]}/")
+            assert "The server loads its bundles" in opened.page.inner_text("body")
+        with serving(clipmlu.create_app({"tiny": compiled_once}), bound):
+            opened.page.wait_for_selector("#forms:not([hidden])")
 
 
 def test_images_are_dropped_pasted_and_removed(open_page: Callable[..., OpenPage], photos: Path) -> None:

@@ -91,8 +91,14 @@ def test_while_it_loads_the_server_lives_and_is_not_ready(monkeypatch: pytest.Mo
             ready = httpx.get(f"{url}/ready")
             assert (ready.status_code, ready.headers["retry-after"]) == (503, "1")
             assert ready.json()["error"]["code"] == "not_ready"
-            posted = httpx.post(f"{url}/v1/classify", content=bytes(500_000), headers={"Content-Type": "image/png"})
+            assert "server" not in ready.headers
+            posted = httpx.post(f"{url}/v1/classify", content=bytes(8_000_000), headers={"Content-Type": "image/png"})
             assert posted.status_code == 503
+            for method in ("PUT", "PATCH", "DELETE", "OPTIONS"):
+                assert httpx.request(method, f"{url}/v1/models").status_code == 503
+            with connect(url) as other:
+                other.sendall(b"no HTTP at all\r\n\r\n")
+                assert b"Python" not in other.makefile("rb").read()
             assert isinstance(httpx.get(f"{url}/v2/health/ready").json()["error"], str)
             assert httpx.head(f"{url}/ready").status_code == 503
             silent = [connect(url) for _ in range(70)]  # more than are held

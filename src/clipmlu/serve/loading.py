@@ -17,7 +17,7 @@ from clipmlu.serve.refusal import STATUS_OF
 
 _ALIVE = {"/health": {"status": "ok"}, "/v2/health/live": {"live": True}}
 _READ_SECONDS = 5.0
-_MOST_UNREAD = 1 << 20
+_MOST_UNREAD = 64 << 20
 _MOST_CONNECTIONS = 64
 
 
@@ -45,6 +45,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
     """Answers one request, without a look at its body, and closes the connection."""
 
     timeout = _READ_SECONDS
+    server_version, sys_version = "clipmlu", ""  # of the answers to what is no HTTP
 
     def do_GET(self) -> None:
         """Answer any method."""
@@ -53,19 +54,21 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         status = 200 if alive is not None else STATUS_OF["not_ready"]
         message = "The server loads its bundles; try again in 1 s."
         body = msgspec.json.encode(alive or error_body("not_ready", message, "", path))
-        self.send_response(status)
+        self.send_response_only(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         if alive is None:
             self.send_header("Retry-After", "1")
+        if path == "/":
+            self.send_header("Refresh", "1")  # a browser then shows the page when it is there
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
         self.close_connection = True
         self._skip_body()
 
-    do_HEAD = do_POST = do_OPTIONS = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
 
     def _skip_body(self) -> None:
         """Read what the client still sends: closing a connection with unread bytes would take the answer from it."""
