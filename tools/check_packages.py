@@ -152,7 +152,7 @@ def check_install(wheel: Path, folder: Path, python: str, extras: str) -> None:
         Install(
             environment / "bin",
             work,
-            set(ALL) if "all" in names else names | ({"compile"} if "export" in names else set()),
+            set(ALL) if "all" in names else names | ({"compile", "tokenizers"} if "export" in names else set()),
         )
     )
     if not extras:
@@ -172,11 +172,16 @@ def check_size(environment: Path, what: str, *, limited: bool) -> None:
 
 
 def make_model(work: Path) -> None:
-    """Make a tiny model with ``tests/support.py`` and compile it, with this interpreter, which has the extra ``compile``."""
+    """Make tiny models with ``tests/support.py`` and compile them, with this interpreter.
+
+    It has the extras ``compile`` and ``tokenizers``, which the tokenizer of the second model needs.
+    """
     search = {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT / "src")))}
-    make = "import pathlib, support; support.write_exported(pathlib.Path('tiny'))"
-    run(sys.executable, "-c", make, cwd=work, **search)
-    run(sys.executable, "-m", "clipmlu", "compile", "tiny", "--target", "cpu", "-o", "tiny-cpu", cwd=work, **search)
+    for name, options in (("tiny", ""), ("words", ", needs_tokenizers=True")):
+        make = f"import pathlib, support; support.write_exported(pathlib.Path('{name}'){options})"
+        run(sys.executable, "-c", make, cwd=work, **search)
+        compiling = ("compile", name, "--target", "cpu", "-o", f"{name}-cpu")
+        run(sys.executable, "-m", "clipmlu", *compiling, cwd=work, **search)
 
 
 def use_install(programs: Path, work: Path) -> None:

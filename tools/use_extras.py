@@ -13,7 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-ALL = ("bulk", "compile", "dataframe", "export", "heif", "jpeg", "openvino", "ray", "report", "search", "serve")
+ALL = (
+    "bulk",
+    "compile",
+    "dataframe",
+    "export",
+    "heif",
+    "jpeg",
+    "openvino",
+    "ray",
+    "report",
+    "search",
+    "serve",
+    "tokenizers",
+)
 """The extras of ``all``, which every one of ``WORK`` belongs to."""
 NEEDING = {
     "export": "export demo -o missing",
@@ -24,12 +37,13 @@ NEEDING = {
     "report": "report eval.json -o missing.html",
     "search": "index rows.npy --bundle tiny-cpu -o missing --approximate",
     "serve": "serve tiny-cpu --port 0",
+    "tokenizers": "classify words-cpu photos --labels labels.txt",
 }
 """Extra -> a command that needs it. Files of the extras ``heif`` and ``jpeg`` are read without them too, unless they are HEIC."""
 
 
 class Install:
-    """An installed clipmlu, which works in a folder with ``tiny``, ``tiny-cpu``, ``photos`` and ``labels.txt``.
+    """An installed clipmlu, which works in a folder with ``tiny``, ``tiny-cpu``, ``words-cpu``, ``photos`` and ``labels.txt``.
 
     Args:
         programs: folder of the environment's programs.
@@ -266,6 +280,12 @@ def _use_jpeg(install: Install) -> None:
         fail("'clipmlu doctor' does not see simplejpeg")
 
 
+def _use_tokenizers(install: Install) -> None:
+    """A model whose tokenizer is not that of CLIP, but for these texts makes the ids of the tiny model's."""
+    found, expected = (install.classes(bundle, "photos") for bundle in ("words-cpu", "tiny-cpu"))
+    expect("the classes of a model with another tokenizer", found, expected)
+
+
 WORK: dict[str, Callable[[Install], None]] = {
     "export": _use_export,
     "compile": _use_compile,
@@ -278,5 +298,6 @@ WORK: dict[str, Callable[[Install], None]] = {
     "dataframe": _use_dataframe,
     "heif": _use_heif,
     "jpeg": _use_jpeg,
+    "tokenizers": _use_tokenizers,
 }
 """Extra -> its work; the demo model that ``export`` makes is used by the others."""
