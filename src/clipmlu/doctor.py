@@ -46,7 +46,10 @@ _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": ("clipmlu report", ("jinja2", "matplotlib")),
     "search": ("clipmlu index --approximate, clipmlu search --html", ("faiss", "jinja2")),
     "serve": ("clipmlu serve", ("fastapi", "uvicorn", "python_multipart", "prometheus_client")),
-    "tokenizers": ("clipmlu import, and models with another tokenizer than that of CLIP, such as SigLIP", ("tokenizers",)),
+    "tokenizers": (
+        "clipmlu import, and models with another tokenizer than that of CLIP, such as SigLIP",
+        ("tokenizers",),
+    ),
 }
 """Maps an extra to the command that needs it and the modules that it installs."""
 

@@ -861,9 +861,18 @@ def test_a_file_of_another_form_is_left_to_the_library(change: str, stand_in: Pa
     assert isinstance(Tokenizer.load(stand_in, hf_spec())._encode, _PaddedRows)
 
 
-def test_a_template_whose_id_is_no_number_is_refused(stand_in: Path) -> None:
+DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "an id that is no number": lambda file: file["post_processor"]["special_tokens"]["<sot>"].update(ids=["1"]),
+    "merges that are no list": lambda file: file["model"].update(merges=None),
+    "merges that are a text": lambda file: file["model"].update(merges=""),
+    "a panic of the library": lambda file: file["model"].update(merges=["a b"], continuing_subword_prefix="longer"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_with_a_damaged_part_is_refused(damage: str, stand_in: Path) -> None:
     content = json.loads(stand_in.read_text())
-    content["post_processor"]["special_tokens"]["<sot>"]["ids"] = ["1"]
+    DAMAGES[damage](content)
     stand_in.write_text(json.dumps(content))
     with pytest.raises(BundleCorruptError, match=r"^Cannot read the tokenizer "):
         Tokenizer.load(stand_in, hf_spec())

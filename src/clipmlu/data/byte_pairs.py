@@ -172,8 +172,10 @@ class TokenizerFile(msgspec.Struct, frozen=True, kw_only=True):
         if not plain or not all(token.is_plain for token in self.added_tokens):
             return None
         vocab = msgspec.convert(model.get("vocab"), dict[str, NaturalInt])
-        pairs = [each.split(" ") if isinstance(each, str) else each for each in model.get("merges", ())]
-        merges = msgspec.convert(pairs, list[tuple[str, str]])
+        pairs = msgspec.convert(model.get("merges"), list[str | tuple[str, str]])
+        merges = msgspec.convert(
+            [each.split(" ") if isinstance(each, str) else each for each in pairs], list[tuple[str, str]]
+        )
         added = {token.content: token.id for token in self.added_tokens}
         new = [number for text, number in added.items() if text not in vocab]
         known = all(vocab[text] == number for text, number in added.items() if text in vocab)

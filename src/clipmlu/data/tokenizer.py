@@ -605,10 +605,17 @@ def _named_errors(path: str | Path) -> Iterator[None]:
         yield
     except BundleCorruptError:
         raise
-    except Exception as error:  # the library raises plain Exception for all errors
+    except BaseException as error:  # the library raises plain Exception for all errors
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
         raise BundleCorruptError(
             f"Cannot read the tokenizer '{path}': {reason_of(error)}. Expected a tokenizer.json."
         ) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether an exception is pyo3's for a panic in Rust code, whose class cannot be imported."""
+    return type(error).__name__ == "PanicException"
 
 
 def _check_template(inner: Any, path: str | Path) -> None:
@@ -640,7 +647,7 @@ def _one_line_errors(path: str | Path, count: int) -> Iterator[None]:
     except Exception as error:  # the library raises plain Exception, e.g. for a word model without an unknown token
         raise InputError(f"The tokenizer cannot encode one of {count} texts: {first_line(error)}.") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # pyo3's exception for a panic in Rust code
+        if not _is_panic(error):
             raise
         raise BundleCorruptError(
             f"The tokenizer '{path}' is damaged: the tokenizers library fails with it ({first_line(error)}). "
