@@ -429,7 +429,7 @@ def test_a_failed_build_takes_nothing_from_the_bundle_at_its_path(exported: Expo
         ({"precisions": ()}, "precisions are"),
         ({"precisions": (FLOAT32, INT8)}, "precision qint8_mixed_float32 needs calibration data"),
         ({"batch_sizes": (4, 4)}, "batch sizes are"),
-        ({"batch_sizes": (0,)}, r"batch sizes is \(0,\); expected"),
+        ({"batch_sizes": (0,)}, r"batch sizes\[0\] is 0; expected 1 or more"),
         ({"repetitions": 0}, "repetitions is 0"),
         ({"duration_ms": -1}, "duration ms is -1; expected 0 or more"),
     ],
