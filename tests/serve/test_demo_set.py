@@ -33,6 +33,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 IMAGES = 320
 THREADS = 12
+ROUNDING = 5e-6
+"""Of a score: batches of other sizes round a similarity by up to some 1e-7, the logit scale of 100 makes 1e-5 of it, and a score
+changes by at most a quarter of that. A score of another image differs by far more."""
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_all_scores_are_those_of_offline_while_the_card_is_killed(
     for row, wanted in enumerate(offline(bundle, files, names)):
         scores = dict(found)[row]
         assert scores.keys() == wanted.keys()
-        np.testing.assert_allclose([scores[name] for name in names], [wanted[name] for name in names], atol=1e-6)
+        np.testing.assert_allclose([scores[name] for name in names], [wanted[name] for name in names], atol=ROUNDING)
 
 
 def test_equal_batches_give_equal_bits(
