@@ -29,26 +29,10 @@ from conftest import REPOSITORY
 DOCS = REPOSITORY / "docs"
 NEEDS = ("card", "cluster", "container", "files", "network", "package")
 MARKS = ("starts with", "needs", "exit", "output")
-TRANSLATIONS = {
-    REPOSITORY / "README.zh-CN.md": REPOSITORY / "README.md",
-    DOCS / "zh" / "tutorial.md": DOCS / "tutorial.md",
-    DOCS / "zh" / "howto" / "mlu-host.md": DOCS / "howto" / "mlu-host.md",
-    DOCS / "zh" / "howto" / "choose-a-mode.md": DOCS / "howto" / "choose-a-mode.md",
-    DOCS / "zh" / "howto" / "calibrate.md": DOCS / "howto" / "calibrate.md",
-    DOCS / "zh" / "howto" / "many-cards.md": DOCS / "howto" / "many-cards.md",
-    DOCS / "zh" / "howto" / "own-onnx.md": DOCS / "howto" / "own-onnx.md",
-    DOCS / "zh" / "howto" / "python.md": DOCS / "howto" / "python.md",
-    DOCS / "zh" / "howto" / "serve.md": DOCS / "howto" / "serve.md",
-    DOCS / "zh" / "howto" / "static-or-dynamic.md": DOCS / "howto" / "static-or-dynamic.md",
-    DOCS / "zh" / "howto" / "workers.md": DOCS / "howto" / "workers.md",
-    DOCS / "zh" / "concepts" / "emulation.md": DOCS / "concepts" / "emulation.md",
-    DOCS / "zh" / "concepts" / "modes.md": DOCS / "concepts" / "modes.md",
-    DOCS / "zh" / "concepts" / "preprocessing.md": DOCS / "concepts" / "preprocessing.md",
-    DOCS / "zh" / "concepts" / "two-towers.md": DOCS / "concepts" / "two-towers.md",
-    DOCS / "zh" / "inputs.md": DOCS / "inputs.md",
-    DOCS / "zh" / "mirrors.md": DOCS / "mirrors.md",
-    DOCS / "zh" / "migration.md": DOCS / "migration.md",
-    DOCS / "zh" / "faq.md": DOCS / "faq.md",
+TRANSLATIONS = {REPOSITORY / "README.zh-CN.md": REPOSITORY / "README.md"} | {
+    page: DOCS / page.relative_to(DOCS / "zh")
+    for page in sorted((DOCS / "zh").rglob("*.md"))
+    if page.name not in ("index.md", "glossary.md")  # these are Chinese pages of their own
 }
 """Chinese pages, and the English ones whose commands they repeat."""
 _FENCE = re.compile(

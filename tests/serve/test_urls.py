@@ -13,6 +13,7 @@ import pytest
 import clipmlu
 from http_client import call_app, png
 from image_server import ImageServer, content, redirect, serving
+from name_servers import Resolver, record_connections
 
 SECRET = png(5)
 INSIDE = {"inside.test": "10.1.2.3", "loop.test": "127.0.0.1", "link.test": "169.254.169.254", "six.test": "fd00::1"}
@@ -34,39 +35,17 @@ def server() -> Iterator[ImageServer]:
 
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Names of the tests, with the addresses of each question in turn; no question leaves the machine."""
-    names = {
-        **{name: [ip] for name, ip in INSIDE.items()},
-        "rebinding.test": ["8.8.8.8", "127.0.0.1"],
-        "images.test": ["8.8.8.8"],
-    }
-    real = socket.getaddrinfo
-
-    def resolve(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
-        name = (host.decode() if isinstance(host, bytes) else host).rstrip(".")  # as name servers do
-        ips = names.get(name)
-        if ips is not None:
-            name = ips.pop(0) if len(ips) > 1 else ips[0]
-        elif name.endswith(".test"):
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return real(name, port, *arguments, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    return names
+    """Names of the tests, with the addresses of each question in turn."""
+    resolver = Resolver(monkeypatch)
+    resolver.answers |= {name: [ip] for name, ip in INSIDE.items()}
+    resolver.answers |= {"rebinding.test": ["8.8.8.8", "127.0.0.1"], "images.test": ["8.8.8.8"]}
+    return resolver.answers
 
 
 @pytest.fixture
-def connected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def connected(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Addresses to which sockets connect; 8.8.8.8 stands for the server on loopback."""
-    seen: list[Any] = []
-
-    class Recorded(socket.socket):
-        def connect(self, address: Any) -> None:
-            seen.append(address)
-            super().connect(("127.0.0.1", address[1]))
-
-    monkeypatch.setattr(socket, "socket", Recorded)
-    return seen
+    return record_connections(monkeypatch)
 
 
 def ask(app: Any, url: str) -> tuple[int, str]:

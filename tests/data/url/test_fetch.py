@@ -26,6 +26,7 @@ from clipmlu.data.url.found import FoundUrl
 from clipmlu.data.url.options import UrlOptions
 from clipmlu.errors import InputError, OptionError
 from image_server import ImageServer, content, redirect, serving
+from name_servers import Resolver, record_connections
 
 BODY = bytes(range(256)) * 40
 LOCAL = UrlOptions(allow_private=True, timeout_s=20)
@@ -327,29 +328,6 @@ def test_redirect_without_a_target_or_to_another_scheme(server: ImageServer) -> 
     assert "secret" not in fails(server.url("/c"), "it redirects to 'http://***@127.0.0.1/': the URL holds a user name")
 
 
-class Resolver:
-    """The system's resolver, with names of its own; stands for the name servers of an attacker.
-
-    Attributes:
-        answers: maps a name to the addresses of each question in turn, the last one for ever.
-        asked: the names that were asked for.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.answers: dict[str, list[str]] = {}
-        self.asked: list[str] = []
-        self._real = socket.getaddrinfo
-        monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
-
-    def _getaddrinfo(self, host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
-        name = host.decode() if isinstance(host, bytes) else host
-        self.asked.append(name)
-        if name not in self.answers:
-            return self._real(host, port, *arguments, **options)
-        left = self.answers[name]
-        return self._real(left.pop(0) if len(left) > 1 else left[0], port, *arguments, **options)
-
-
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     return Resolver(monkeypatch)
@@ -357,16 +335,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
 
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Addresses to which sockets connect; public ones lead to loopback, since no test may leave the machine."""
-    seen: list[tuple[Any, ...]] = []
-
-    class Recorded(socket.socket):
-        def connect(self, address: Any) -> None:
-            seen.append(address)
-            super().connect(("127.0.0.1", address[1]))
-
-    monkeypatch.setattr(socket, "socket", Recorded)
-    return seen
+    return record_connections(monkeypatch)
 
 
 PUBLIC = UrlOptions(timeout_s=20)
